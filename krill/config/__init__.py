@@ -1,0 +1,1 @@
+"""The configuration: one schema, where it is read from, what identifies it."""

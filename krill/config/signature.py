@@ -1,0 +1,34 @@
+"""Identity is content: the signature of what determines an output."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def signature(*parts: Any) -> str:
+    """Hex SHA-256 of `parts` (models, JSON values); folders carry its first 8 digits.
+
+    A model counts by its validated values less those that its class names in `MACHINE`: where a thing is
+    made and how often it reports does not change what is made.
+    """
+    canonical = json.dumps([_plain(part) for part in parts], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        machine = getattr(value, "MACHINE", frozenset())
+        return {
+            key: _plain(getattr(value, key))
+            for key in type(value).model_fields
+            if key not in machine
+        }
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
