@@ -1,0 +1,31 @@
+"""From the optimizer's section of the configuration to an optimizer of the model's parameters."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from krill.config.schema import AdamW, Muon
+from krill.errors import UsageError
+from krill.optim import muon
+from krill.optim.groups import parameter_groups
+
+
+def build_optimizer(model: PreTrainedModel, config: AdamW | Muon) -> torch.optim.Optimizer:
+    """`torch.optim.AdamW` for adamw, `krill.optim.muon.Muon` for the muon presets, on the same groups.
+
+    Raises:
+        UsageError: a parameter to train is not fp32 (Muon steps at a rate of 2e-4 leave nine of ten
+            bf16 weights as they were), or `parameter_groups` has nothing to give.
+    """
+    for name, p in model.named_parameters():
+        if p.requires_grad and p.dtype != torch.float32:
+            raise UsageError(
+                f"the parameter {name} is {str(p.dtype).removeprefix('torch.')}, in which small updates "
+                "vanish; krill trains fp32 weights. Build or load the model with dtype=float32 and set "
+                "hardware.precision=bf16: the forward pass is then computed in bf16"
+            )
+    groups = parameter_groups(model, config)
+    if isinstance(config, Muon):
+        return muon.Muon(groups)
+    return torch.optim.AdamW(groups, foreach=True)

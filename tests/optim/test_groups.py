@@ -1,0 +1,179 @@
+"""Which parameter goes where, and which optimizer a configuration builds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaModel, Qwen3Config
+
+from krill.config import schema
+from krill.errors import KrillError
+from krill.optim.build import build_optimizer
+from krill.optim.groups import describe, parameter_groups
+from krill.optim.muon import Muon
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+ADAMW = schema.AdamW(name="adamw", lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, max_grad_norm=1.0)
+MUON = schema.Muon(
+    **{**ADAMW.model_dump(), "name": "muon_keller", "eps": 1e-10},
+    scale="spectral",
+    muon_lr=5e-3,
+    muon_weight_decay=0.02,
+    momentum=0.9,
+    nesterov=True,
+    ns_steps=5,
+    ns_coefficients="polar_express",
+)
+MODELS = {
+    "llama_tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "llama_untied": LlamaConfig(**SIZES, tie_word_embeddings=False),
+    "llama_biased": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "qwen3": Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=False),
+    "gpt2": GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4),
+}
+
+
+def _model(name: str) -> nn.Module:
+    return AutoModelForCausalLM.from_config(MODELS[name], dtype=torch.float32)
+
+
+def _names(model: nn.Module, config: schema.AdamW | schema.Muon) -> dict[str, set[str]]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        group["name"]: {names[id(p)] for p in group["params"]} for group in parameter_groups(model, config)
+    }
+
+
+@pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_is_in_exactly_one_group(name, config):
+    model = _model(name)
+    held = [id(p) for group in parameter_groups(model, config) for p in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_muon_takes_the_hidden_matrices_and_nothing_else(name):
+    model = _model(name)
+    outside = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    for group in parameter_groups(model, MUON):
+        assert (group["kind"] == "muon") == (group["name"] == "matrices")
+        for p in group["params"]:
+            if group["kind"] == "muon":
+                assert p.ndim == 2
+                assert id(p) not in outside
+            assert (p.ndim == 1) == (group["name"] == "vectors")
+
+
+def test_a_tied_head_is_an_embedding_and_a_head_of_its_own_is_not():
+    assert _names(_model("llama_tied"), MUON)["embeddings"] == {"model.embed_tokens.weight"}
+    assert "head" not in _names(_model("llama_tied"), MUON)
+    assert _names(_model("llama_untied"), MUON)["embeddings"] == {"model.embed_tokens.weight"}
+    assert _names(_model("llama_untied"), MUON)["head"] == {"lm_head.weight"}
+
+
+def test_embeddings_are_known_by_the_model_not_by_their_names():
+    assert _names(_model("gpt2"), MUON)["embeddings"] == {"transformer.wte.weight", "transformer.wpe.weight"}
+
+
+def test_a_model_without_a_head_has_no_head_group():
+    assert set(_names(LlamaModel(LlamaConfig(**SIZES)), MUON)) == {"embeddings", "vectors", "matrices"}
+
+
+def test_biases_and_norms_are_vectors_and_do_not_decay():
+    model = _model("llama_biased")
+    groups = {group["name"]: group for group in parameter_groups(model, MUON)}
+    assert len(groups["vectors"]["params"]) == sum(p.ndim == 1 for p in model.parameters()) == 5 + 2 * 7
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {
+        "embeddings": 0.1,
+        "head": 0.1,
+        "vectors": 0.0,
+        "matrices": 0.02,
+    }
+    assert {name: group["lr"] for name, group in groups.items()} == {
+        "embeddings": 1e-3,
+        "head": 1e-3,
+        "vectors": 1e-3,
+        "matrices": 5e-3,
+    }
+
+
+def test_a_tensor_of_three_dimensions_stays_with_adamw():
+    model = _model("llama_tied")
+    model.experts = nn.Parameter(torch.zeros(2, 8, 8))
+    groups = {group["name"]: group for group in parameter_groups(model, MUON)}
+    assert groups["tensors"]["kind"] == "adamw"
+    assert groups["tensors"]["weight_decay"] == 0.1
+    assert groups["tensors"]["params"][0] is model.experts
+
+
+def test_frozen_parameters_are_left_out():
+    model = _model("llama_untied")
+    model.get_input_embeddings().requires_grad_(False)
+    assert "embeddings" not in _names(model, MUON)
+
+
+def test_the_table_of_groups():
+    model = _model("llama_untied")
+    table = {row.name: tuple(row) for row in describe(parameter_groups(model, MUON))}
+    assert table["embeddings"] == ("embeddings", 1, 96 * 32, 1e-3, 0.1)
+    assert table["matrices"][:3] == ("matrices", 14, 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48))
+    assert next(iter(table)) == "embeddings"  # the Trainer logs group 0: it must run at lr, not at muon_lr
+    assert sum(row[2] for row in table.values()) == model.num_parameters()
+
+
+def test_the_configuration_reaches_the_optimizer():
+    optimizer = build_optimizer(_model("qwen3"), MUON)
+    assert isinstance(optimizer, Muon)
+    matrices = next(group for group in optimizer.param_groups if group["name"] == "matrices")
+    for key in ("momentum", "nesterov", "scale", "ns_steps", "ns_coefficients"):
+        assert matrices[key] == getattr(MUON, key)
+    embeddings = optimizer.param_groups[0]
+    assert (embeddings["lr"], embeddings["betas"], embeddings["eps"]) == (1e-3, (0.9, 0.95), 1e-10)
+
+    optimizer = build_optimizer(_model("qwen3"), ADAMW)
+    assert type(optimizer) is torch.optim.AdamW
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
+
+
+@pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+@pytest.mark.parametrize("name", ["llama_tied", "qwen3", "gpt2"])
+def test_a_model_trains(name, config):
+    torch.manual_seed(0)
+    model = _model(name)
+    model.eval()  # GPT-2 drops out in training mode
+    optimizer = build_optimizer(model, config)
+    ids = torch.randint(0, 96, (4, 16))
+    losses = []
+    for _ in range(10):
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+def test_half_precision_weights_are_refused(config):
+    model = _model("llama_tied").bfloat16()
+    with pytest.raises(KrillError, match=r"model\.embed_tokens\.weight is bfloat16.*hardware\.precision"):
+        build_optimizer(model, config)
+
+
+def test_nothing_to_train_is_an_error():
+    model = _model("llama_tied").requires_grad_(False)
+    with pytest.raises(KrillError, match="no parameter to train"):
+        parameter_groups(model, ADAMW)
+    model.get_input_embeddings().requires_grad_(True)
+    with pytest.raises(KrillError, match=r"optimizer=muon_keller.*no hidden matrix"):
+        parameter_groups(model, MUON)

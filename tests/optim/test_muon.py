@@ -1,0 +1,284 @@
+"""Muon against short copies of its two references, and what an optimizer owes to those who call it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from krill.optim import muon
+from krill.optim.muon import Muon
+
+SHAPES = [(64, 64), (32, 64), (64, 32), (128, 48)]
+RATES = [2e-2 * (1 - 0.04 * step) for step in range(20)]
+DECAY = 0.1
+
+
+def _newton_schulz(g: Tensor) -> Tensor:
+    """Keller Jordan's zeropower_via_newtonschulz5 in fp32."""
+    x = g.mT if g.size(0) > g.size(1) else g
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.mT if g.size(0) > g.size(1) else x
+
+
+def _keller_step(p: Tensor, g: Tensor, buf: Tensor, lr: float, nesterov: bool) -> None:
+    """Average momentum, spectral scale."""
+    buf.lerp_(g, 1 - 0.95)
+    o = _newton_schulz(g.lerp(buf, 0.95) if nesterov else buf)
+    p.mul_(1 - lr * DECAY).add_(o * max(1, p.size(0) / p.size(1)) ** 0.5, alpha=-lr)
+
+
+def _moonlight_step(p: Tensor, g: Tensor, buf: Tensor, lr: float, nesterov: bool) -> None:
+    """Sum momentum, root-mean-square scale."""
+    buf.mul_(0.95).add_(g)
+    o = _newton_schulz(g + 0.95 * buf if nesterov else buf)
+    p.mul_(1 - lr * DECAY).add_(o, alpha=-lr * 0.2 * math.sqrt(max(p.shape)))
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _parameters(shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    random = _generator()
+    return [torch.nn.Parameter(torch.randn(*shape, generator=random) * 0.02) for shape in shapes]
+
+
+def _both_kinds() -> tuple[Muon, list[Tensor]]:
+    params = _parameters([*SHAPES, (50, 16), (16,)])
+    groups = [
+        {"params": params[:4], "kind": "muon", "lr": 2e-2, "weight_decay": 0.01},
+        {"params": params[4:], "kind": "adamw", "lr": 3e-3},
+    ]
+    return Muon(groups), params
+
+
+def _fill(params: list[Tensor], step: int, size: float = 1e-2) -> None:
+    random = _generator(100 + step)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=random) * size
+
+
+def _run(optimizer: Muon, params: list[Tensor], steps: range, size: float = 1e-2) -> None:
+    for step in steps:
+        for group in optimizer.param_groups:
+            group["lr"] = RATES[step]
+        _fill(params, step, size)
+        optimizer.step()
+
+
+def _update_error(now: list[Tensor], wanted: list[Tensor], start: list[Tensor]) -> float:
+    """Largest relative Frobenius error of the cumulative update."""
+    return max(
+        float(((a - b).norm() / (b - c).norm()).detach()) for a, b, c in zip(now, wanted, start, strict=True)
+    )
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize(("scale", "reference"), [("spectral", _keller_step), ("rms", _moonlight_step)])
+def test_each_scale_equals_its_reference(scale, reference, nesterov):
+    params = _parameters(SHAPES)
+    start = [p.detach().clone() for p in params]
+    wanted = [p.detach().clone() for p in params]
+    buffers = [torch.zeros_like(p) for p in wanted]
+    group = {"params": params, "kind": "muon", "lr": 1.0, "weight_decay": DECAY, "momentum": 0.95}
+    optimizer = Muon([{**group, "scale": scale, "nesterov": nesterov, "ns_dtype": torch.float32}])
+    for step in range(20):
+        _run(optimizer, params, range(step, step + 1), size=1.0)  # the reference's 1e-7 is then nothing
+        for p, q, buf in zip(params, wanted, buffers, strict=True):
+            reference(q, p.grad, buf, RATES[step], nesterov)
+        if step == 0:
+            assert _update_error(params, wanted, start) <= 1e-5
+    assert _update_error(params, wanted, start) <= 1e-4
+
+
+def test_the_sizes_of_an_update():
+    assert muon.update_scale("rms", 48, 100) == muon.update_scale("rms", 100, 48) == pytest.approx(2.0)
+    assert muon.update_scale("spectral", 400, 100) == pytest.approx(2.0)
+    assert muon.update_scale("spectral", 100, 400) == 1.0
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-6])
+@pytest.mark.parametrize("eps", [1e-8, 1e-10])
+def test_the_adamw_groups_are_torchs_adamw(eps, size):
+    params, wanted = _parameters([(50, 16), (16,), (3, 4, 5)]), _parameters([(50, 16), (16,), (3, 4, 5)])
+    options = {"lr": 1.0, "betas": (0.9, 0.95), "eps": eps, "weight_decay": 0.1}
+    _run(Muon([{"params": params, "kind": "adamw", **options}]), params, range(20), size)
+    _run(torch.optim.AdamW(wanted, foreach=False, **options), wanted, range(20), size)
+    for p, q in zip(params, wanted, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=2e-7)
+
+
+def test_resuming_is_bitwise_the_same():
+    straight, wanted = _both_kinds()
+    _run(straight, wanted, range(10))
+
+    first, params = _both_kinds()
+    _run(first, params, range(5))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second, resumed = _both_kinds()
+    with torch.no_grad():
+        for p, q in zip(resumed, params, strict=True):
+            p.copy_(q)
+    second.load_state_dict(state_dict=torch.load(file, weights_only=True))
+    _run(second, resumed, range(5, 10))
+    assert all(torch.equal(p, q) for p, q in zip(resumed, wanted, strict=True))
+
+
+def test_state_is_fp32_tensors_by_their_usual_names_also_after_loading_bf16():
+    optimizer, params = _both_kinds()
+    _run(optimizer, params, range(1))
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        state.update({key: value.bfloat16() for key, value in state.items() if key != "step"})
+    optimizer.load_state_dict(saved)
+    assert all(value.dtype == torch.float32 for state in optimizer.state.values() for value in state.values())
+    assert set(optimizer.state[params[0]]) == {"momentum_buffer"}
+    assert set(optimizer.state[params[4]]) == {"exp_avg", "exp_avg_sq", "step"}
+
+
+def test_the_role_stands_in_the_group_so_that_parameters_can_be_replaced():
+    optimizer, params = _both_kinds()
+    _run(optimizer, params, range(1))
+    twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = twins[:4], twins[4:]
+    _run(optimizer, twins, range(1, 2))
+    assert all(not torch.equal(p, q) for p, q in zip(params, twins, strict=True))
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_gradients_are_not_changed_and_the_momentum_is_the_plain_average(nesterov):
+    optimizer, params = _both_kinds()
+    optimizer.param_groups[0]["nesterov"] = nesterov
+    _fill(params, 0)
+    before = [p.grad.clone() for p in params]
+    optimizer.step()
+    assert all(torch.equal(p.grad, g) for p, g in zip(params, before, strict=True))
+    for p, g in zip(params[:4], before[:4], strict=True):
+        torch.testing.assert_close(optimizer.state[p]["momentum_buffer"], 0.05 * g, rtol=1e-6, atol=0)
+
+
+def test_a_zero_gradient_only_decays():
+    optimizer, params = _both_kinds()
+    start = [p.detach().clone() for p in params]
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, q, group in zip(params, start, [0, 0, 0, 0, 1, 1], strict=True):
+        options = optimizer.param_groups[group]
+        torch.testing.assert_close(p.detach(), q * (1 - options["lr"] * options["weight_decay"]))
+
+
+def test_a_parameter_without_gradient_is_not_touched():
+    optimizer, params = _both_kinds()
+    _fill(params, 0)
+    params[1].grad = params[4].grad = None
+    start = [p.detach().clone() for p in params]
+    optimizer.step()
+    unchanged = [torch.equal(p, q) for p, q in zip(params, start, strict=True)]
+    assert unchanged == [False, True, False, False, True, False]
+    assert params[1] not in optimizer.state
+    assert params[4] not in optimizer.state
+
+
+def test_the_size_of_the_gradient_does_not_matter_to_the_matrices():
+    results = []
+    for size in (1e-2, 1e-11):
+        optimizer, params = _both_kinds()
+        start = [p.detach().clone() for p in params[:4]]
+        _run(optimizer, params, range(3), size)
+        results.append(params[:4])
+    assert _update_error(results[1], results[0], start) <= 1e-5
+
+
+@pytest.mark.parametrize("elements", [1, 2 * 32 * 64, 1 << 24])
+def test_batches_give_what_matrices_give_one_by_one(monkeypatch, elements):
+    shapes = [(32, 64), (64, 32), (48, 48), (32, 64), (48, 48), (64, 32), (32, 64)]
+    start, wanted = _parameters(shapes), _parameters(shapes)
+    singles = Muon([{"params": [p], "kind": "muon", "lr": 1.0, "scale": "spectral"} for p in wanted])
+    _run(singles, wanted, range(5))
+
+    monkeypatch.setattr(muon, "BATCH_ELEMENTS", elements)
+    params = _parameters(shapes)
+    _run(Muon([{"params": params, "kind": "muon", "lr": 1.0, "scale": "spectral"}]), params, range(5))
+    assert _update_error(params, wanted, start) <= 1e-5
+
+
+def test_bf16_iterations_stay_close():
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        params = _parameters(SHAPES)
+        _run(Muon([{"params": params, "kind": "muon", "lr": 1.0, "ns_dtype": dtype}]), params, range(5))
+        results.append(params)
+    assert 1e-4 < _update_error(results[1], results[0], _parameters(SHAPES)) <= 6e-2
+
+
+def test_the_closure_comes_by_place_or_by_name():
+    optimizer, params = _both_kinds()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = sum(p.square().sum() for p in params)
+        loss.backward()
+        return loss
+
+    first = optimizer.step(closure)
+    assert optimizer.step(closure=closure) < first
+
+
+def test_it_can_be_copied_and_pickled():
+    optimizer, params = _both_kinds()
+    _run(optimizer, params, range(1))
+    for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert [group["kind"] for group in twin.param_groups] == ["muon", "adamw"]
+        _run(twin, [p for group in twin.param_groups for p in group["params"]], range(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "message"),
+    [
+        ({"lr": 1e-3}, ValueError, "kind"),
+        ({"kind": "muon"}, ValueError, "lr"),
+        ({"kind": "muon", "lr": 1e-3, "momentums": 0.9}, ValueError, "momentums"),
+        ({"kind": "adamw", "lr": 1e-3, "momentum": 0.9}, ValueError, "momentum"),
+        ({"kind": "muon", "lr": 1e-3, "scale": "adjusted"}, ValueError, "rms or spectral"),
+        ({"kind": "muon", "lr": 1e-3, "ns_coefficients": "x"}, ValueError, "keller or polar_express"),
+    ],
+)
+def test_a_wrong_group_is_refused_and_not_kept(group, error, message):
+    optimizer, _ = _both_kinds()
+    with pytest.raises(error, match=message):
+        optimizer.add_param_group({"params": _parameters([(4, 4)]), **group})
+    assert len(optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("parameter", "error", "message"),
+    [
+        (torch.zeros(4), ValueError, "2-D"),
+        (torch.zeros(2, 4, 4), ValueError, "2-D"),
+        (torch.zeros(4, 4, dtype=torch.bfloat16), TypeError, "fp32"),
+        (torch.zeros(4, 4, dtype=torch.complex64), TypeError, "fp32"),
+    ],
+)
+def test_a_parameter_that_muon_cannot_train_is_refused(parameter, error, message):
+    with pytest.raises(error, match=message):
+        Muon([{"params": [torch.nn.Parameter(parameter)], "kind": "muon", "lr": 1e-3}])
+
+
+def test_sparse_gradients_are_refused():
+    embedding = torch.nn.Embedding(10, 4, sparse=True)
+    optimizer = Muon([{"params": embedding.parameters(), "kind": "adamw", "lr": 1e-3}])
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match="dense"):
+        optimizer.step()

@@ -1,0 +1,99 @@
+"""Newton–Schulz: singular values near 1, the right singular vectors, any size and shape of input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from krill.optim.newton_schulz import orthogonalize
+
+SHAPES = [(3, 64, 64), (2, 32, 64), (2, 64, 32), (1, 128, 48)]
+
+
+def _gaussian(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def _polar(g_BMN: Tensor) -> Tensor:
+    u, _, vh = torch.linalg.svd(g_BMN.double(), full_matrices=False)
+    return u @ vh
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("coefficients", "distance"), [("keller", 0.25), ("polar_express", 0.2)])
+def test_singular_values_end_near_one(shape, coefficients, distance):
+    g_BMN = _gaussian(*shape)
+    o_BMN = orthogonalize(g_BMN, coefficients=coefficients)
+    assert o_BMN.shape == g_BMN.shape
+    assert o_BMN.dtype == torch.float32
+    values = torch.linalg.svdvals(o_BMN)
+    # a square gaussian has values near 0 that five steps do not lift: a share, not all
+    assert ((values > 0.6) & (values < 1.3)).float().mean() > 0.9
+    assert values.max() < 1.3
+    assert _relative(o_BMN, _polar(g_BMN)) < distance
+
+
+@pytest.mark.parametrize("coefficients", ["keller", "polar_express"])
+@pytest.mark.parametrize("steps", [1, 3, 5, 8, 20])
+def test_any_number_of_steps_stays_bounded(coefficients, steps):
+    g_BMN = _gaussian(1, 48, 96)
+    o_BMN = orthogonalize(g_BMN, steps, coefficients)
+    assert torch.linalg.svdvals(o_BMN).max() < 2
+    if steps >= 5:
+        assert _relative(o_BMN, _polar(g_BMN)) < 0.3
+
+
+def test_polar_express_is_closer_than_keller_at_equal_steps():
+    g_BMN = _gaussian(2, 96, 240)
+    exact = _polar(g_BMN)
+    keller, polar = (_relative(orthogonalize(g_BMN, 5, name), exact) for name in ("keller", "polar_express"))
+    assert polar < keller
+
+
+@pytest.mark.parametrize("coefficients", ["keller", "polar_express"])
+def test_transposing_the_input_transposes_the_result(coefficients):
+    g_BMN = _gaussian(2, 96, 40)
+    assert torch.equal(
+        orthogonalize(g_BMN.mT, coefficients=coefficients), orthogonalize(g_BMN, coefficients=coefficients).mT
+    )
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-12, 1e-6, 1e6, 1e36])
+def test_the_size_of_the_input_does_not_matter(size):
+    g_BMN = _gaussian(2, 32, 64)
+    assert _relative(orthogonalize(g_BMN * size), orthogonalize(g_BMN)) < 1e-5
+
+
+def test_zero_stays_zero_beside_a_matrix_that_is_not():
+    g_BMN = _gaussian(2, 32, 64)
+    g_BMN[0] = 0
+    o_BMN = orthogonalize(g_BMN)
+    assert torch.equal(o_BMN[0], torch.zeros(32, 64))
+    assert torch.linalg.svdvals(o_BMN[1]).max() > 0.5
+
+
+def test_the_input_is_not_changed_and_its_dtype_returns():
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        g_BMN = _gaussian(2, 64, 32).to(dtype)
+        before = g_BMN.clone()
+        assert orthogonalize(g_BMN).dtype == dtype
+        assert torch.equal(g_BMN, before)
+
+
+def test_arithmetic_is_fp32_on_the_cpu_unless_bf16_is_asked_for():
+    g_BMN = _gaussian(1, 64, 128)
+    exact = orthogonalize(g_BMN.double(), dtype=torch.float64)
+    assert _relative(orthogonalize(g_BMN), exact) < 5e-5
+    assert 1e-4 < _relative(orthogonalize(g_BMN, dtype=torch.bfloat16), exact) < 6e-2
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="B × M × N"):
+        orthogonalize(torch.eye(4))
+    with pytest.raises(ValueError, match="keller or polar_express"):
+        orthogonalize(torch.eye(4)[None], coefficients="newton")
