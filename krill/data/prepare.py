@@ -1,0 +1,220 @@
+"""From a source to a token store, in one pass and constant memory (but for 16-byte hashes of documents).
+
+    source → clean → min_chars → exact duplicates → encode → min_tokens → split → store
+
+What is dropped is counted per rule. The same text, rules and tokenizer give the same bytes, and the same
+folder: outputs/data/<name>-<first 8 digits of the signature>, made once and reused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from krill.atomic import make_once
+from krill.config.schema import Files, Hub, PythonDocs, TrainConfig
+from krill.config.signature import signature
+from krill.data import store
+from krill.data.cleaning import clean
+from krill.data.dedup import Duplicates, digest_of, split_of
+from krill.data.encoding import Encoder, token_dtype
+from krill.data.sources import Source, check, open_source
+from krill.errors import KrillError, UsageError
+
+if TYPE_CHECKING:
+    from krill.tokenizer import TokenizerFolder
+
+log = logging.getLogger("krill")
+
+VERSION = 1
+"""Part of every signature: raised when the rules in this room change what they make."""
+
+
+_RULES = {"min_chars", "min_tokens", "validation_fraction"}
+
+
+class Usable(NamedTuple):
+    """A cleaned document that is long enough and no duplicate."""
+
+    text: str
+    source: int
+    """Index of its source."""
+    digest: bytes
+    """16 bytes; decides its split."""
+
+
+class Dropped:
+    """Documents and UTF-8 bytes that each rule dropped."""
+
+    def __init__(self) -> None:
+        self.rules: defaultdict[str, dict[str, int]] = defaultdict(
+            lambda: {"documents": 0, "bytes": 0, "tokens": 0}
+        )
+
+    def add(self, rule: str, text: str, tokens: int = 0) -> None:
+        """Count one document; `tokens` where it was encoded before it was dropped."""
+        counts = self.rules[rule]
+        counts["documents"] += 1
+        counts["bytes"] += len(text.encode())
+        counts["tokens"] += tokens
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents that were dropped after encoding."""
+        return sum(counts["tokens"] for counts in self.rules.values())
+
+
+def usable_documents(source: Source, data: PythonDocs | Files | Hub, dropped: Dropped) -> Iterator[Usable]:
+    """Yield what may be trained on: cleaned, at least min_chars long, each text once (its first copy)."""
+    indices = {name: index for index, name in enumerate(source.names)}
+    duplicates = Duplicates()
+    for document in source.documents():
+        text = clean(document.text)
+        if len(text) < max(1, data.min_chars):
+            dropped.add("min_chars" if text else "empty", text)
+            continue
+        digest = digest_of(text)
+        if duplicates.saw(digest):
+            dropped.add("duplicate", text)
+            continue
+        yield Usable(text, indices[document.source], digest)
+
+
+def store_signature(data: PythonDocs | Files | Hub, tokenizer_signature: str, fingerprint: Any) -> str:
+    """Signature of a token store: the rules, the content of the source, the tokenizer."""
+    return signature("store", VERSION, store.VERSION, data_signature(data, fingerprint), tokenizer_signature)
+
+
+def data_signature(data: PythonDocs | Files | Hub, fingerprint: Any) -> str:
+    """Signature of the text: rules and content. Where files lie does not count."""
+    return signature("data", VERSION, data.model_dump(include=_RULES), fingerprint)
+
+
+def store_folder(config: TrainConfig, outputs: Path) -> Path:
+    """Where `obtain_store` puts or finds the tokens; makes nothing."""
+    from krill.tokenizer import tokenizer_signature
+
+    text = open_source(config.data).fingerprint()
+    return _folder(config, store_signature(config.data, tokenizer_signature(config), text), outputs)
+
+
+def obtain_store(config: TrainConfig, tokenizer: TokenizerFolder, outputs: Path) -> tuple[Path, bool]:
+    """The folder of the tokens of config.data, and whether they were made now.
+
+    Raises UsageError for input that cannot be used, KrillError where the folder holds something else.
+    """
+    source = open_source(config.data)
+    identity = store_signature(config.data, tokenizer.signature, source.fingerprint())
+    folder = _folder(config, identity, outputs)
+
+    def make(partial: Path) -> None:
+        prepare(config.data, tokenizer, partial, source)
+
+    made = make_once(folder, make)
+    if store.Store.open(folder).signature != identity:
+        raise KrillError(
+            f"{folder} holds other tokens than its name says; remove it and give the command again"
+        )
+    log.info("tokens: %s %s", "made" if made else "reused", folder)
+    return folder, made
+
+
+def _folder(config: TrainConfig, identity: str, outputs: Path) -> Path:
+    return outputs / "data" / f"{config.data.name}-{identity[:8]}"
+
+
+def prepare(
+    data: PythonDocs | Files | Hub,
+    tokenizer: TokenizerFolder,
+    folder: Path,
+    source: Source | None = None,
+    shard_tokens: int = store.SHARD_TOKENS,
+) -> dict[str, Any]:
+    """Write the token store of `data` into the empty `folder` and return its manifest.
+
+    Raises UsageError for input that cannot be used, or that leaves no document to train on.
+    """
+    began = time.monotonic()
+    check(data)
+    source = source or open_source(data)
+    if len(source.names) > store.MAX_SOURCES:
+        raise UsageError(
+            f"{len(source.names)} sources, the store tells {store.MAX_SOURCES} apart; name folders, not files"
+        )
+    fingerprint = source.fingerprint()
+    dropped = Dropped()
+    writer = store.StoreWriter(folder, token_dtype(tokenizer.vocab_size), source.names, shard_tokens)
+    read = _write(usable_documents(source, data, dropped), data, Encoder(tokenizer), writer, dropped)
+    _demand_documents(read, dropped, source, data)
+    manifest = writer.finish(
+        signature=store_signature(data, tokenizer.signature, fingerprint),
+        data={"signature": data_signature(data, fingerprint), **data.model_dump(include=_RULES)},
+        tokenizer={
+            key: getattr(tokenizer, key) for key in ("signature", "vocab_size", "bos_id", "eos_id", "pad_id")
+        },
+        dropped=dict(sorted(dropped.rules.items())),
+        skipped=dict(sorted(source.skipped.items())),
+    )
+    stored = sum(split["tokens"] for split in manifest["splits"].values())
+    assert read["tokens"] == stored + dropped.tokens, f"tokens lost: {read}, stored {stored}, {dropped.rules}"
+    _report(manifest, time.monotonic() - began)
+    return manifest
+
+
+def _write(
+    documents: Iterator[Usable],
+    data: PythonDocs | Files | Hub,
+    encoder: Encoder,
+    writer: store.StoreWriter,
+    dropped: Dropped,
+) -> Counter[str]:
+    """Encode and store; returns the tokens that were read, and the documents of each split."""
+    read: Counter[str] = Counter()
+    documents, ahead = itertools.tee(documents)
+    encoded = encoder.documents(document.text for document in ahead)
+    for (text, source, digest), tokens in zip(documents, encoded, strict=True):
+        read["tokens"] += len(tokens)
+        if len(tokens) - 2 < max(1, data.min_tokens):
+            dropped.add("min_tokens", text, len(tokens))
+            continue
+        split = split_of(digest, data.validation_fraction)
+        read[split] += 1
+        writer.write(split, tokens, source, len(encoder.normalized(text).encode()))
+    return read
+
+
+def _demand_documents(
+    read: Counter[str], dropped: Dropped, source: Source, data: PythonDocs | Files | Hub
+) -> None:
+    """Raise UsageError, with what became of every document, if there is none to train on."""
+    if read["train"]:
+        return
+    fates = [f"{rule} {counts['documents']:,}" for rule, counts in sorted(dropped.rules.items())]
+    fates += [f"{reason} {count:,}" for reason, count in sorted(source.skipped.items())]
+    if read["validation"]:
+        fates.append(f"held out for validation {read['validation']:,}")
+    raise UsageError(
+        f"data {data.name}: no document is left to train on ({'; '.join(fates) or 'the source has none'}). "
+        f"Lower data.min_chars={data.min_chars}, data.min_tokens={data.min_tokens} or "
+        f"data.validation_fraction={data.validation_fraction:g}, or give other data"
+    )
+
+
+def _report(manifest: dict[str, Any], seconds: float) -> None:
+    splits = manifest["splits"]
+    documents, tokens, text_bytes = (
+        sum(split[key] for split in splits.values()) for key in ("documents", "tokens", "text_bytes")
+    )
+    fates = [f"{rule} {counts['documents']:,}" for rule, counts in manifest["dropped"].items()]
+    fates += [f"{reason} {count:,} records" for reason, count in manifest["skipped"].items()]
+    log.info(
+        "tokens: %s documents kept (%s for validation), dropped: %s; %s tokens from %.1f MB of text, "
+        "%.2f bytes a token, %.1f s",
+        f"{documents:,}", f"{splits['validation']['documents']:,}", ", ".join(fates) or "none", f"{tokens:,}",
+        text_bytes / 1e6, text_bytes / (tokens - 2 * documents), seconds,
+    )  # fmt: skip

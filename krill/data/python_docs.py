@@ -1,0 +1,159 @@
+"""The built-in source: English text that every CPython carries, about 2.4 MB, read without a network.
+
+Two parts: the topics of Python's own help (`pydoc_data.topics`, chapters of the language reference) and the
+docstrings of the standard library. Docstrings are read from the source files with `ast`: no module is
+imported, for imports have side effects. Modules written in C have no source file and are left out, except
+`builtins`, which is always there to be asked.
+
+The text belongs to Python and is under the PSF licence.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import inspect
+import platform
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import xxhash
+
+from krill.errors import UsageError
+
+PIECE_CHARACTERS = 4000
+"""Documents hold about so many characters: chapters and modules are cut between docstrings or paragraphs."""
+
+_TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
+_NO_TEXT = (
+    "this Python carries no documentation: the sources of its standard library are missing, as in stripped "
+    "or zipped installations. Train on your own text: data=files data.paths=[text.jsonl]"
+)
+
+
+def documents() -> Iterator[str]:
+    """Yield the documents, always in the same order; raises UsageError if this Python has none."""
+    found = _documents()
+    if not found:
+        raise UsageError(_NO_TEXT)
+    yield from found
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Hex xxh3_128 of Python's version and of every file that is read (0.1 s: nothing is parsed)."""
+    digest = xxhash.xxh3_128(f"{platform.python_implementation()} {platform.python_version()}".encode())
+    for name, path in _modules():
+        content = path.read_bytes()
+        digest.update(f"\n{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def check() -> None:
+    """Raise UsageError if this Python carries no documentation."""
+    if not _modules():
+        raise UsageError(_NO_TEXT)
+
+
+@functools.cache
+def _documents() -> tuple[str, ...]:
+    """All documents; kept, because the tokenizer and the store both read them and parsing takes seconds."""
+    texts = list(_topics())
+    texts += _pieces(_builtin_blocks())
+    for name, path in _modules():
+        texts += _pieces(_module_blocks(name, path))
+    return tuple(texts)
+
+
+def _topics() -> Iterator[str]:
+    """Yield the topics of Python's help, long ones cut between paragraphs."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return
+    for name in sorted(topics):
+        yield from _pieces([topics[name]])
+
+
+def _modules() -> list[tuple[str, Path]]:
+    """(dotted name, source file) of the standard library's Python modules without their tests, sorted."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for name in sys.stdlib_module_names:
+        single, package = root / f"{name}.py", root / name
+        for path in [single] if single.is_file() else package.rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            if not _TEST_FOLDERS.intersection(parts[:-1]):
+                found.append((".".join(parts).removesuffix(".__init__"), path))
+    return sorted(found)
+
+
+def _module_blocks(name: str, path: Path) -> Iterator[str]:
+    """Yield heading and docstring of a module, its classes and functions, in source order."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    if docstring := ast.get_docstring(tree):
+        yield f"module {name}\n\n{docstring}"
+    yield from _nested_blocks(tree, f"{name}.")
+
+
+def _nested_blocks(parent: ast.AST, prefix: str) -> Iterator[str]:
+    for node in ast.iter_child_nodes(parent):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            if docstring := ast.get_docstring(node):
+                yield f"{_heading(node, prefix)}\n\n{docstring}"
+            yield from _nested_blocks(node, f"{prefix}{node.name}.")
+        elif not isinstance(node, ast.expr):
+            yield from _nested_blocks(node, prefix)
+
+
+def _heading(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, prefix: str) -> str:
+    if isinstance(node, ast.ClassDef):
+        bases = ", ".join(ast.unparse(base) for base in node.bases)
+        return f"class {prefix}{node.name}({bases})" if bases else f"class {prefix}{node.name}"
+    return f"def {prefix}{node.name}({ast.unparse(node.args)})"
+
+
+def _builtin_blocks() -> Iterator[str]:
+    """Yield name and docstring of Python's built-in types, their public methods, and functions."""
+    for name, value in sorted(vars(builtins).items()):
+        if getattr(value, "__module__", None) != "builtins" or not (
+            inspect.isclass(value) or inspect.isbuiltin(value)
+        ):
+            continue
+        if docstring := inspect.getdoc(value):
+            yield f"{name}\n\n{docstring}"
+        for method, member in sorted(vars(value).items()) if inspect.isclass(value) else ():
+            docstring = inspect.getdoc(member) if inspect.ismethoddescriptor(member) else None
+            if docstring and not method.startswith("_"):
+                yield f"{name}.{method}\n\n{docstring}"
+
+
+def _pieces(blocks: Iterable[str]) -> Iterator[str]:
+    """Join blocks to documents of at most PIECE_CHARACTERS; a longer block is cut between paragraphs."""
+    piece = ""
+    for part in _parts(blocks):
+        if piece and len(piece) + 2 + len(part) > PIECE_CHARACTERS:
+            yield piece
+            piece = part
+        else:
+            piece = f"{piece}\n\n{part}" if piece else part
+    if piece:
+        yield piece
+
+
+def _parts(blocks: Iterable[str]) -> Iterator[str]:
+    for block in blocks:
+        if len(block) <= PIECE_CHARACTERS:
+            yield block
+        else:
+            yield from (paragraph for paragraph in block.split("\n\n") if paragraph.strip())

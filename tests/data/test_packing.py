@@ -1,0 +1,152 @@
+"""Rows lose nothing, mix nothing, and predict each token from its own document."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krill.data.packing import IGNORED, Row, Rows, pack, windows
+
+
+class Stream:
+    """Documents in memory; token number t has id t."""
+
+    pad_id = 10**9
+
+    def __init__(self, lengths: list[int] | np.ndarray):
+        self.ends = np.cumsum(lengths).astype(np.uint64)
+        self.document = np.repeat(np.arange(len(lengths)), lengths)
+        self._tokens = np.arange(len(self.document))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self._tokens[start:stop]
+
+
+lengths_of_documents = st.lists(st.integers(2, 60), max_size=60)
+lengths_of_rows = st.integers(2, 40)
+
+
+def all_rows(rows: Rows) -> list[Row]:
+    return [rows.row(index) for index in range(len(rows))]
+
+
+def assert_well_formed(row: Row, stream: Stream, sequence_len: int) -> None:
+    assert row.lengths.sum() == sequence_len
+    assert all(len(part) == sequence_len for part in row[:3])
+    assert all(part.dtype == np.int64 for part in row)
+    start = 0
+    for length in row.lengths.tolist():
+        segment = slice(start, start + length)
+        ids, labels = row.input_ids[segment], row.labels[segment]
+        np.testing.assert_array_equal(row.position_ids[segment], np.arange(length))
+        assert labels[0] == IGNORED
+        if ids[0] == stream.pad_id:
+            assert segment.stop == sequence_len, "padding is not last"
+            assert (ids == stream.pad_id).all()
+            assert (labels == IGNORED).all()
+        else:
+            np.testing.assert_array_equal(np.diff(ids), 1)
+            np.testing.assert_array_equal(labels[1:], ids[1:])
+            assert len(set(stream.document[ids])) == 1, "a segment mixes documents"
+        start += length
+
+
+@pytest.mark.parametrize("strategy", ["wrapped", "best_fit"])
+@given(lengths=lengths_of_documents, sequence_len=lengths_of_rows)
+def test_every_token_is_in_exactly_one_row(strategy: str, lengths: list[int], sequence_len: int) -> None:
+    stream = Stream(lengths)
+    rows = pack(stream, sequence_len, strategy)
+    seen: Counter[int] = Counter()
+    for row in all_rows(rows):
+        assert_well_formed(row, stream, sequence_len)
+        seen.update(row.input_ids[row.input_ids != stream.pad_id].tolist())
+    assert seen == Counter(range(sum(lengths)))
+    assert rows.tokens == sum(lengths)
+
+
+@given(lengths=lengths_of_documents, sequence_len=lengths_of_rows)
+def test_wrapped_rows_are_full_and_in_order(lengths: list[int], sequence_len: int) -> None:
+    rows = all_rows(pack(Stream(lengths), sequence_len, "wrapped"))
+    assert len(rows) == -(-sum(lengths) // sequence_len)
+    ids = np.concatenate([row.input_ids for row in rows]) if rows else np.zeros(0)
+    np.testing.assert_array_equal(ids[: sum(lengths)], np.arange(sum(lengths)))
+
+
+@given(lengths=lengths_of_documents, sequence_len=lengths_of_rows)
+def test_best_fit_cuts_only_documents_longer_than_a_row(lengths: list[int], sequence_len: int) -> None:
+    stream = Stream(lengths)
+    rows = pack(stream, sequence_len, "best_fit")
+    pieces = Counter(stream.document[rows.starts].tolist())
+    assert pieces == {index: -(-length // sequence_len) for index, length in enumerate(lengths)}
+
+
+@given(lengths=lengths_of_documents, sequence_len=lengths_of_rows)
+def test_windows_predict_each_token_but_bos_exactly_once(lengths: list[int], sequence_len: int) -> None:
+    stream = Stream(lengths)
+    rows = windows(stream, sequence_len)
+    predicted: Counter[int] = Counter()
+    for row in all_rows(rows):
+        assert_well_formed(row, stream, sequence_len)
+        predicted.update(row.labels[row.labels != IGNORED].tolist())
+    bos = {0, *stream.ends.tolist()}
+    assert predicted == Counter(set(range(sum(lengths))) - bos)
+    assert rows.targets == sum(lengths) - len(lengths)
+
+
+def test_an_empty_split_has_no_rows() -> None:
+    for rows in (pack(Stream([]), 8, "wrapped"), pack(Stream([]), 8, "best_fit"), windows(Stream([]), 8)):
+        assert len(rows) == 0
+        assert rows.tokens == 0
+        with pytest.raises(IndexError):
+            rows.row(0)
+
+
+def test_an_empty_row_is_padding_only() -> None:
+    row = pack(Stream([5]), 8, "wrapped").empty()
+    assert row.input_ids.tolist() == [Stream.pad_id] * 8
+    assert (row.labels == IGNORED).all()
+    assert row.lengths.tolist() == [8]
+
+
+def test_best_fit_by_hand() -> None:
+    """The example in trl's documentation of bfd_split."""
+    rows = pack(Stream([5, 2, 3, 1]), 4, "best_fit")
+    ids = [row.input_ids[row.input_ids != Stream.pad_id].tolist() for row in all_rows(rows)]
+    assert ids == [[0, 1, 2, 3], [7, 8, 9, 4], [5, 6, 10]]
+
+
+def test_a_million_documents_take_seconds() -> None:
+    lengths = np.maximum(2, np.random.default_rng(0).lognormal(5.4, 1.2, 1_000_000).astype(int))
+    stream = Stream([2])
+    stream.ends = np.cumsum(lengths).astype(np.uint64)
+    began = time.process_time()
+    rows = pack(stream, 1024, "best_fit")
+    assert time.process_time() - began < 10
+    assert rows.tokens > 0.999 * len(rows) * 1024
+
+
+@pytest.mark.slow
+def test_best_fit_equals_trl_row_for_row() -> None:
+    pytest.importorskip("trl")
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    random = np.random.default_rng(0)
+    for sequence_len in (1, 2, 7, 8, 33, 128, 1000):
+        for scale in (1.0, 3.0, 5.0):
+            lengths = np.maximum(1, random.lognormal(scale, 1.2, 400).astype(int))
+            stream = Stream(lengths)
+            documents = np.split(np.arange(lengths.sum()), np.cumsum(lengths)[:-1])
+            dataset = Dataset.from_dict({"input_ids": documents})
+            theirs = pack_dataset(dataset, sequence_len, "bfd_split", map_kwargs={"batch_size": None})
+            ours = pack(stream, sequence_len, "best_fit")
+            assert len(ours) == len(theirs)
+            for row, expected in zip(all_rows(ours), theirs, strict=True):
+                filled = row.input_ids != stream.pad_id
+                assert row.input_ids[filled].tolist() == expected["input_ids"]
+                assert row.lengths[: len(expected["seq_lengths"])].tolist() == expected["seq_lengths"]

@@ -1,0 +1,227 @@
+"""From text to a store: the same input gives the same bytes, and everything dropped is counted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, normalizers, pre_tokenizers
+
+from krill.config.schema import Files, Tokenizer, TrainConfig
+from krill.data import prepare as preparation
+from krill.data.prepare import obtain_store, prepare, store_folder
+from krill.data.store import Split, Store
+from krill.errors import KrillError, UsageError
+from krill.tokenizer import TokenizerFolder, load_tokenizer
+
+TEXTS = [f"문서 number {index}: " + "word " * (index % 7 + 1) for index in range(200)]
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> TokenizerFolder:
+    """One token a byte; bos 0, eos 1, pad 2."""
+    return save_bytes(tmp_path / "bytes")
+
+
+def save_bytes(folder: Path, normalizer: normalizers.Normalizer | None = None) -> TokenizerFolder:
+    folder.mkdir()
+    names = ["<|bos|>", "<|eos|>", "<|pad|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Backend(models.BPE({name: index for index, name in enumerate(names)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.add_special_tokens(names[:3])
+    backend.save(str(folder / "tokenizer.json"))
+    roles = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles))
+    return load_tokenizer(folder)
+
+
+def json_lines(path: Path, texts: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def files(*paths: Path, **rules: Any) -> Files:
+    defaults = {"min_chars": 0, "min_tokens": 0, "validation_fraction": 0.2, "text_column": "text"}
+    return Files(name="글", source="files", paths=[str(path) for path in paths], **{**defaults, **rules})
+
+
+def prepared(folder: Path, data: Files, tokenizer: TokenizerFolder, **options: Any) -> Store:
+    folder.mkdir()
+    prepare(data, tokenizer, folder, **options)
+    return Store.open(folder)
+
+
+def texts_of(split: Split, tokenizer: TokenizerFolder) -> Iterator[str]:
+    alphabet = {character: byte for byte, character in _byte_characters().items()}
+    start = 0
+    for end in split.ends.tolist():
+        ids = split.read(start, end).tolist()
+        assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
+        characters = [tokenizer.backend.id_to_token(token) for token in ids[1:-1]]
+        yield bytes(alphabet[character] for character in characters).decode()
+        start = end
+
+
+def _byte_characters() -> dict[int, str]:
+    """The byte-level alphabet: printable bytes stand for themselves, the others for U+0100 and on."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in kept]
+    return {byte: chr(byte) for byte in kept} | {
+        byte: chr(0x100 + index) for index, byte in enumerate(others)
+    }
+
+
+def test_every_document_comes_back_in_one_split(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    store = prepared(tmp_path / "store", files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
+    train, validation = (list(texts_of(split, tokenizer)) for split in (store.train, store.validation))
+    assert sorted(train + validation) == sorted(text.strip() for text in TEXTS)
+    assert 20 < len(validation) < 60
+    assert store.train.text_bytes == sum(len(text.encode()) for text in train)
+    assert store.train.tokens == store.train.text_bytes + 2 * len(train)
+    store.verify()
+
+
+def test_twice_gives_the_same_bytes(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    data = files(json_lines(tmp_path / "a.jsonl", TEXTS))
+    first, second = (prepared(tmp_path / name, data, tokenizer, shard_tokens=1000).folder for name in "xy")
+    names = sorted(path.name for path in first.iterdir())
+    assert len(names) > 10
+    assert names == sorted(path.name for path in second.iterdir())
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def test_order_of_documents_does_not_change_the_split(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    held = []
+    for name, texts in (("a", TEXTS), ("b", TEXTS[::-1]), ("c", TEXTS[50:] + ["more text"] * 3 + TEXTS[:50])):
+        store = prepared(tmp_path / name, files(json_lines(tmp_path / f"{name}.jsonl", texts)), tokenizer)
+        held.append(set(texts_of(store.validation, tokenizer)) - {"more text"})
+    assert held[0] == held[1] == held[2]
+
+
+def test_duplicates_are_dropped_across_files_and_counted(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    paths = [
+        json_lines(tmp_path / "a.jsonl", ["하나", "둘"]),
+        json_lines(tmp_path / "b.jsonl", [" 하나\r\n", "셋", "둘"]),
+    ]
+    store = prepared(tmp_path / "store", files(*paths, validation_fraction=0.0), tokenizer)
+    assert list(texts_of(store.train, tokenizer)) == ["하나", "둘", "셋"]
+    assert store.train.sources.tolist() == [0, 0, 1]
+    assert store.sources == ["a.jsonl", "b.jsonl"]
+    assert store.manifest["dropped"] == {"duplicate": {"documents": 2, "bytes": 9, "tokens": 0}}
+
+
+def test_every_rule_is_counted(
+    tmp_path: Path, tokenizer: TokenizerFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "krill")
+    path = json_lines(tmp_path / "a.jsonl", ["", "\x00 ", "short", "가나다라마바", "long enough to stay"])
+    with open(path, "a") as file:
+        file.write("{cut\n")
+    data = files(path, min_chars=6, min_tokens=19, validation_fraction=0.0)
+    manifest = prepared(tmp_path / "store", data, tokenizer).manifest
+    assert manifest["dropped"] == {
+        "empty": {"documents": 2, "bytes": 0, "tokens": 0},
+        "min_chars": {"documents": 1, "bytes": 5, "tokens": 0},
+        "min_tokens": {"documents": 1, "bytes": 18, "tokens": 20},
+    }
+    assert manifest["skipped"] == {"invalid JSON": 1}
+    assert "1 documents kept" in caplog.text
+    assert "dropped: empty 2, min_chars 1, min_tokens 1, invalid JSON 1 records; 21 tokens" in caplog.text
+
+
+def test_no_usable_document_is_an_error_that_counts(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    path = json_lines(tmp_path / "a.jsonl", ["short", "short", "longer"])
+    with pytest.raises(UsageError, match=r"min_chars 2; min_tokens 1\).*data\.min_chars=6"):
+        prepared(tmp_path / "store", files(path, min_chars=6, min_tokens=50), tokenizer)
+    assert not (tmp_path / "store/manifest.json").exists()
+
+
+def test_text_cannot_end_a_document(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    texts = ["a<|eos|>b<|bos|><|pad|>", "<|eos|>"]
+    store = prepared(
+        tmp_path / "store", files(json_lines(tmp_path / "a.jsonl", texts), validation_fraction=0.0), tokenizer
+    )
+    assert list(texts_of(store.train, tokenizer)) == texts
+    assert np.isin(store.train.read(0, store.train.tokens), [0, 1, 2]).sum() == 4
+
+
+def test_bytes_are_those_of_the_normalized_text(tmp_path: Path) -> None:
+    tokenizer = save_bytes(tmp_path / "nfc", normalizers.NFC())
+    path = json_lines(tmp_path / "a.jsonl", ["\u1112\u1161\u11ab" * 10])  # 한, three code points each
+    train = prepared(tmp_path / "store", files(path, validation_fraction=0.0), tokenizer).train
+    assert train.text_bytes == 30
+    assert train.tokens == 32
+
+
+# --- made once ---------------------------------------------------------------------------------------------
+
+
+def config(data: Files, tokenizer: TokenizerFolder) -> TrainConfig:
+    ready = Tokenizer.model_construct(name="bytes", path=str(tokenizer.folder))
+    return TrainConfig.model_construct(data=data, tokenizer=ready)
+
+
+def test_a_store_is_made_once_and_found_again(
+    tmp_path: Path, tokenizer: TokenizerFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "krill")
+    outputs = tmp_path / "outputs"
+    setting = config(files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
+    expected = store_folder(setting, outputs)
+    assert not outputs.exists()
+    folder, made = obtain_store(setting, tokenizer, outputs)
+    assert (folder, made) == (expected, True)
+    assert folder.parent == outputs / "data"
+    assert folder.name == f"글-{Store.open(folder).signature[:8]}"
+    assert obtain_store(setting, tokenizer, outputs) == (folder, False)
+    assert f"tokens: made {folder}" in caplog.text
+    assert f"tokens: reused {folder}" in caplog.text
+
+
+def test_the_folder_follows_content_and_rules_not_place(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    def folder(path: Path, texts: list[str], **rules: Any) -> Path:
+        return store_folder(config(files(json_lines(path, texts), **rules), tokenizer), tmp_path)
+
+    first = folder(tmp_path / "a.jsonl", TEXTS)
+    assert folder(tmp_path / "moved/a.jsonl", TEXTS) == first
+    others = {
+        folder(tmp_path / "b/a.jsonl", TEXTS[1:]),
+        folder(tmp_path / "c/a.jsonl", TEXTS, min_chars=5),
+        folder(tmp_path / "d/a.jsonl", TEXTS, min_tokens=5),
+        folder(tmp_path / "e/a.jsonl", TEXTS, validation_fraction=0.1),
+    }
+    assert len(others - {first}) == 4
+
+
+def test_a_failure_leaves_nothing_behind(
+    tmp_path: Path, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = config(files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_report", fail)
+        with pytest.raises(KeyboardInterrupt):
+            obtain_store(setting, tokenizer, tmp_path / "outputs")
+    assert not [path for path in (tmp_path / "outputs/data").iterdir() if not path.name.endswith(".lock")]
+    assert obtain_store(setting, tokenizer, tmp_path / "outputs")[1]
+
+
+def test_a_folder_that_holds_other_tokens_is_refused(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    first = config(files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
+    second = config(files(json_lines(tmp_path / "b.jsonl", TEXTS[1:])), tokenizer)
+    folder, _ = obtain_store(first, tokenizer, tmp_path)
+    folder.rename(store_folder(second, tmp_path))
+    with pytest.raises(KrillError, match="holds other tokens than its name says"):
+        obtain_store(second, tokenizer, tmp_path)

@@ -1,0 +1,159 @@
+"""What is written is read back, across shards; what has changed is an error that names the file."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from krill.data.store import Store, StoreWriter
+from krill.errors import KrillError, UsageError
+
+TOKENIZER = {"signature": "t", "vocab_size": 1000, "bos_id": 0, "eos_id": 1, "pad_id": 2}
+LENGTHS = [5, 3, 40, 2, 8, 8, 1, 9]
+
+
+def documents(dtype: str) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.integers(0, np.iinfo(dtype).max, length, dtype=dtype) for length in LENGTHS]
+
+
+def write(folder: Path, dtype: str = "uint16", shard_tokens: int = 16) -> Store:
+    folder.mkdir()
+    writer = StoreWriter(folder, np.dtype(dtype), ["하나", "two"], shard_tokens)
+    for index, tokens in enumerate(documents(dtype)):
+        writer.write("train", tokens, source=index % 2, text_bytes=10)
+    writer.finish(signature="s", tokenizer=TOKENIZER)
+    return Store.open(folder)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_every_slice_comes_back_across_shards(tmp_path: Path, dtype: str) -> None:
+    store = write(tmp_path / "store", dtype)
+    expected = np.concatenate(documents(dtype))
+    train = store.train
+    assert [shard.tokens for shard in train.shards] == [8, 40, 10, 9, 9]
+    assert train.tokens == len(expected) == sum(LENGTHS)
+    for start in range(train.tokens + 1):
+        for stop in range(start, train.tokens + 1):
+            part = train.read(start, stop)
+            assert part.dtype == np.dtype(dtype)
+            np.testing.assert_array_equal(part, expected[start:stop])
+    np.testing.assert_array_equal(train.ends, np.cumsum(LENGTHS))
+    assert train.ends.dtype == np.uint64
+    assert train.sources.tolist() == [0, 1] * 4
+    store.verify()
+
+
+def test_the_manifest_counts_by_source(tmp_path: Path) -> None:
+    train = write(tmp_path / "store").manifest["splits"]["train"]
+    assert train["by_source"] == {
+        "하나": {"documents": 4, "tokens": 54, "text_bytes": 40},
+        "two": {"documents": 4, "tokens": 22, "text_bytes": 40},
+    }
+    assert (train["documents"], train["tokens"], train["text_bytes"]) == (8, 76, 80)
+
+
+def test_a_split_without_documents(tmp_path: Path) -> None:
+    validation = write(tmp_path / "store").validation
+    assert (validation.documents, validation.tokens, len(validation.ends)) == (0, 0, 0)
+    assert len(validation.sources) == len(validation.read(0, 0)) == 0
+
+
+def test_reading_outside_is_an_error(tmp_path: Path) -> None:
+    train = write(tmp_path / "store").train
+    for start, stop in ((-1, 2), (0, 77), (5, 4)):
+        with pytest.raises(IndexError, match="has 76"):
+            train.read(start, stop)
+
+
+def test_pickles_without_its_tokens(tmp_path: Path) -> None:
+    store = write(tmp_path / "store", shard_tokens=2**20)
+    expected = store.train.read(0, 76).tolist()
+    assert store.train.ends.size
+    for copy in (pickle.loads(pickle.dumps(store)).train, pickle.loads(pickle.dumps(store.train))):
+        assert copy.read(0, 76).tolist() == expected
+        assert "_maps" not in pickle.loads(pickle.dumps(copy)).__dict__
+
+
+def test_tokens_cannot_be_changed_through_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        write(tmp_path / "store").train.read(0, 3)[0] = 1
+
+
+def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a").folder, write(tmp_path / "b").folder
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def cut(folder: Path) -> None:
+    path = folder / "train-00001.tokens"
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def lose(folder: Path) -> None:
+    (folder / "train-00001.ends").unlink()
+
+
+def garble(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+
+
+def another_format(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+
+
+def foreign(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (cut, KrillError, r"train-00001\.tokens holds 78 bytes, its manifest says 80\. Remove"),
+        (lose, KrillError, r"train-00001\.ends is missing\. Remove"),
+        (garble, KrillError, r"manifest\.json is not a manifest"),
+        (foreign, KrillError, r"manifest\.json is not a manifest"),
+        (another_format, UsageError, r"is of format krill-tokens 99, this krill reads krill-tokens 1"),
+    ],
+)
+def test_damage_is_found_on_opening(
+    tmp_path: Path, damage: Callable[[Path], None], error: type[Exception], message: str
+) -> None:
+    folder = write(tmp_path / "store").folder
+    damage(folder)
+    with pytest.raises(error, match=message):
+        Store.open(folder)
+
+
+def test_a_folder_without_a_store(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="krill-preprocess"):
+        Store.open(tmp_path)
+
+
+def test_verify_names_the_file_that_changed(tmp_path: Path) -> None:
+    store = write(tmp_path / "store")
+    path = store.folder / "train-00002.tokens"
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(KrillError, match=r"train-00002\.tokens has changed"):
+        Store.open(store.folder).verify()
+
+
+def test_a_store_without_a_manifest_was_not_finished(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path, np.dtype("uint16"), ["a"])
+    writer.write("train", np.arange(5, dtype=np.uint16), 0, 5)
+    facts: dict[str, Any] = {"signature": "s", "tokenizer": TOKENIZER}
+    with pytest.raises(UsageError):
+        Store.open(tmp_path)
+    writer.finish(**facts)
+    assert Store.open(tmp_path).train.tokens == 5
