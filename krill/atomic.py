@@ -31,13 +31,14 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> bool:
     """Make `folder` by calling `make` on a hidden folder beside it, then rename; False: it was there.
 
     Processes that want the same folder wait for the one that makes it (a file lock, which the kernel
-    gives up when its holder dies). What a killed maker left behind is removed first.
+    gives up when its holder dies). What a killed maker left behind is removed first. An empty folder counts as
+    none.
     """
-    if folder.is_dir():
+    if folder.is_dir() and any(folder.iterdir()):
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir():
+        if folder.is_dir() and any(folder.iterdir()):
             return False
         partial = folder.with_name(f".{folder.name}.partial")
         if partial.exists():

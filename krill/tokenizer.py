@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from krill.atomic import make_once, write_json
 from krill.config.schema import Tokenizer, TrainConfig
 from krill.config.signature import signature
 from krill.data.dedup import split_of
-from krill.data.prepare import Dropped, usable_documents
+from krill.data.documents import Dropped, usable_documents
 from krill.data.sources import open_source
 from krill.data.store import file_digest
 from krill.errors import KrillError, UsageError
@@ -73,6 +74,23 @@ class TokenizerFolder:
         """The tokenizer itself; encodes special tokens in the text as special tokens, and adds bos."""
         return tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+        return self.backend.decode(ids, skip_special_tokens=True)
+
+    def copy_to(self, folder: Path) -> None:
+        """Put the tokenizer's files beside a model, adding bos by itself even where the original did not.
+
+        So that every tool that loads the model sees what training saw: bos, then text.
+        """
+        for name in _FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if backend.encode("a").ids[:1] != [self.bos_id]:
+            backend.post_processor = _bos_in_front(backend.id_to_token(self.bos_id), self.bos_id)
+            backend.save(str(folder / "tokenizer.json"))
+
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in self.__dataclass_fields__}
 
@@ -80,15 +98,18 @@ class TokenizerFolder:
 # --- what the commands call --------------------------------------------------------------------------------
 
 
-def obtain_tokenizer(config: TrainConfig, outputs: Path) -> TokenizerFolder:
+def obtain_tokenizer(config: TrainConfig, outputs: Path, place: Path | None = None) -> TokenizerFolder:
     """The tokenizer of `config`: the ready one of tokenizer.path, or one trained once and reused.
 
-    Raises UsageError for a path or text that cannot be used, KrillError if the text yields too few entries.
+    `place`: the folder that was asked for instead of the one below `outputs`. Raises UsageError for a path or
+    text that cannot be used, KrillError if the text yields too few entries.
     """
-    folder = tokenizer_folder(config, outputs)
     if config.tokenizer.path is not None:
+        if place is not None:
+            raise UsageError("tokenizer.path names a ready tokenizer: there is nothing to train into output=")
         log.info("tokenizer: %s", config.tokenizer.path)
-        return load_tokenizer(folder)
+        return load_tokenizer(tokenizer_folder(config, outputs))
+    folder = place or tokenizer_folder(config, outputs)
     identity = tokenizer_signature(config)
 
     def make(partial: Path) -> None:
@@ -98,9 +119,7 @@ def obtain_tokenizer(config: TrainConfig, outputs: Path) -> TokenizerFolder:
     made = make_once(folder, make)
     tokenizer = load_tokenizer(folder)
     if tokenizer.signature != identity:
-        raise KrillError(
-            f"{folder} holds another tokenizer than its name says; remove it and give the command again"
-        )
+        raise UsageError(f"{folder} holds another tokenizer; remove it, or name another folder with output=")
     log.info("tokenizer: %s %s", "made" if made else "reused", folder)
     return tokenizer
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+
+from krill.config.location import outputs_root
 
 
 def unless(given: Any, otherwise: Any) -> Any:
@@ -31,5 +34,10 @@ def spectral_decay(weight_decay: float, hidden_size: int) -> float:
     return weight_decay / (0.2 * math.sqrt(hidden_size))
 
 
-for _resolver in (unless, inverse_sqrt, spectral_lr, spectral_decay):
+def sweep_folder(output: str | None, name: str) -> str:
+    """Where a sweep's points live: `output` when given, else outputs/sweeps/<name>."""
+    return str(Path(output).absolute() if output else outputs_root() / "sweeps" / name)
+
+
+for _resolver in (unless, inverse_sqrt, spectral_lr, spectral_decay, sweep_folder):
     OmegaConf.register_new_resolver(f"krill.{_resolver.__name__}", _resolver, replace=True)

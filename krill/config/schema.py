@@ -3,8 +3,8 @@
 YAML in `conf/` composes; these models validate. The sentence under a field is its documentation
 everywhere: `--help`, error messages and the reference page take it from here.
 
-A class names in `MACHINE` those of its fields that do not determine what a command makes (where it runs,
-how often it reports): `krill.config.signature` leaves them out of the identity.
+A class names in `UNSIGNED` those of its fields that do not determine what a command makes (where it runs,
+how often it reports) or that count in another way: `krill.config.signature` leaves them out of the identity.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
-    MACHINE: ClassVar[frozenset[str]] = frozenset()
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset()
 
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -59,7 +59,7 @@ class _Data(Section):
     """Documents with fewer tokens (boundary tokens not counted) are dropped and counted."""
     validation_fraction: Fraction
     """Share of documents, chosen by a hash of their text, that is held out for validation."""
-    MACHINE: ClassVar[frozenset[str]] = frozenset({"name"})
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name"})
 
 
 class PythonDocs(_Data):
@@ -133,12 +133,14 @@ class Tokenizer(Section):
     """Further special tokens, reserved for later use (chat, tools)."""
     sample_bytes: PositiveInt
     """At most so many bytes of the training text are read to train the tokenizer."""
-    MACHINE: ClassVar[frozenset[str]] = frozenset({"name"})
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name"})
 
     @model_validator(mode="after")
     def _roles_differ(self) -> Tokenizer:
         if self.pad_token in (self.bos_token, self.eos_token):
-            raise ValueError("pad_token must differ from bos_token and eos_token: a padded eos is never learned")
+            raise ValueError(
+                "pad_token must differ from bos_token and eos_token: a padded eos is never learned"
+            )
         return self
 
 
@@ -174,7 +176,7 @@ class Model(Section):
     """Input and output embedding are one matrix."""
     initializer_range: PositiveFloat
     """Standard deviation of the initial weights."""
-    MACHINE: ClassVar[frozenset[str]] = frozenset({"name"})
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name"})
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Model:
@@ -291,7 +293,7 @@ class Hardware(Section):
     """Processes that load rows; 0: the training process itself."""
     threads: PositiveInt | None
     """CPU threads of torch; null: torch's own choice."""
-    MACHINE: ClassVar[frozenset[str]] = frozenset({"name", "workers", "threads", "attention"})
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name", "workers", "threads", "attention"})
 
 
 class Batch(Section):
@@ -377,7 +379,7 @@ class TrainConfig(Section):
     hardware: Hardware
     batch: Batch
     hub: HubTarget
-    MACHINE: ClassVar[frozenset[str]] = frozenset(
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset(
         {
             "name",
             "resume",
@@ -390,6 +392,8 @@ class TrainConfig(Section):
             "keep_checkpoints",
             "sample_prompt",
             "hub",
+            "data",  # these two count by their content
+            "tokenizer",
         }
     )
 
@@ -401,6 +405,14 @@ class TrainConfig(Section):
         return value
 
     @model_validator(mode="after")
+    def _keys_agree(self) -> TrainConfig:
+        if self.optimizer.lr != self.lr:
+            raise ValueError(f"optimizer.lr follows lr; write lr={self.optimizer.lr:g}")
+        if self.model.max_position_embeddings < self.sequence_len:
+            raise ValueError("model.max_position_embeddings is less than sequence_len; leave it to follow")
+        return self
+
+    @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("exactly one of steps and epochs must be set; write steps=400 or epochs=1")
@@ -409,6 +421,8 @@ class TrainConfig(Section):
 
 class InferConfig(Section):
     """Text from a trained model."""
+
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name", "output", "device", "dry_run"})
 
     name: Name
     """Names the sweep's folder when several settings are tried with -m."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 def signature(*parts: Any) -> str:
     """Hex SHA-256 of `parts` (models, JSON values); folders carry its first 8 digits.
 
-    A model counts by its validated values less those that its class names in `MACHINE`: where a thing is
+    A model counts by its validated values less those that its class names in `UNSIGNED`: where a thing is
     made and how often it reports does not change what is made.
     """
     canonical = json.dumps([_plain(part) for part in parts], sort_keys=True, ensure_ascii=False)
@@ -21,12 +21,8 @@ def signature(*parts: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        machine = getattr(value, "MACHINE", frozenset())
-        return {
-            key: _plain(getattr(value, key))
-            for key in type(value).model_fields
-            if key not in machine
-        }
+        machine = getattr(value, "UNSIGNED", frozenset())
+        return {key: _plain(getattr(value, key)) for key in type(value).model_fields if key not in machine}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

@@ -11,78 +11,23 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from krill.atomic import make_once
 from krill.config.schema import Files, Hub, PythonDocs, TrainConfig
 from krill.config.signature import signature
 from krill.data import store
-from krill.data.cleaning import clean
-from krill.data.dedup import Duplicates, digest_of, split_of
+from krill.data.dedup import split_of
+from krill.data.documents import RULES, VERSION, Dropped, Usable, data_signature, usable_documents
 from krill.data.encoding import Encoder, token_dtype
 from krill.data.sources import Source, check, open_source
-from krill.errors import KrillError, UsageError
-
-if TYPE_CHECKING:
-    from krill.tokenizer import TokenizerFolder
+from krill.errors import UsageError
+from krill.tokenizer import TokenizerFolder, tokenizer_signature
 
 log = logging.getLogger("krill")
-
-VERSION = 1
-"""Part of every signature: raised when the rules in this room change what they make."""
-
-
-_RULES = {"min_chars", "min_tokens", "validation_fraction"}
-
-
-class Usable(NamedTuple):
-    """A cleaned document that is long enough and no duplicate."""
-
-    text: str
-    source: int
-    """Index of its source."""
-    digest: bytes
-    """16 bytes; decides its split."""
-
-
-class Dropped:
-    """Documents and UTF-8 bytes that each rule dropped."""
-
-    def __init__(self) -> None:
-        self.rules: defaultdict[str, dict[str, int]] = defaultdict(
-            lambda: {"documents": 0, "bytes": 0, "tokens": 0}
-        )
-
-    def add(self, rule: str, text: str, tokens: int = 0) -> None:
-        """Count one document; `tokens` where it was encoded before it was dropped."""
-        counts = self.rules[rule]
-        counts["documents"] += 1
-        counts["bytes"] += len(text.encode())
-        counts["tokens"] += tokens
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all documents that were dropped after encoding."""
-        return sum(counts["tokens"] for counts in self.rules.values())
-
-
-def usable_documents(source: Source, data: PythonDocs | Files | Hub, dropped: Dropped) -> Iterator[Usable]:
-    """Yield what may be trained on: cleaned, at least min_chars long, each text once (its first copy)."""
-    indices = {name: index for index, name in enumerate(source.names)}
-    duplicates = Duplicates()
-    for document in source.documents():
-        text = clean(document.text)
-        if len(text) < max(1, data.min_chars):
-            dropped.add("min_chars" if text else "empty", text)
-            continue
-        digest = digest_of(text)
-        if duplicates.saw(digest):
-            dropped.add("duplicate", text)
-            continue
-        yield Usable(text, indices[document.source], digest)
 
 
 def store_signature(data: PythonDocs | Files | Hub, tokenizer_signature: str, fingerprint: Any) -> str:
@@ -90,36 +35,30 @@ def store_signature(data: PythonDocs | Files | Hub, tokenizer_signature: str, fi
     return signature("store", VERSION, store.VERSION, data_signature(data, fingerprint), tokenizer_signature)
 
 
-def data_signature(data: PythonDocs | Files | Hub, fingerprint: Any) -> str:
-    """Signature of the text: rules and content. Where files lie does not count."""
-    return signature("data", VERSION, data.model_dump(include=_RULES), fingerprint)
-
-
 def store_folder(config: TrainConfig, outputs: Path) -> Path:
     """Where `obtain_store` puts or finds the tokens; makes nothing."""
-    from krill.tokenizer import tokenizer_signature
-
     text = open_source(config.data).fingerprint()
     return _folder(config, store_signature(config.data, tokenizer_signature(config), text), outputs)
 
 
-def obtain_store(config: TrainConfig, tokenizer: TokenizerFolder, outputs: Path) -> tuple[Path, bool]:
+def obtain_store(
+    config: TrainConfig, tokenizer: TokenizerFolder, outputs: Path, place: Path | None = None
+) -> tuple[Path, bool]:
     """The folder of the tokens of config.data, and whether they were made now.
 
-    Raises UsageError for input that cannot be used, KrillError where the folder holds something else.
+    `place`: the folder that was asked for instead of the one below `outputs`. Raises UsageError for input that
+    cannot be used or a place that holds something else.
     """
     source = open_source(config.data)
     identity = store_signature(config.data, tokenizer.signature, source.fingerprint())
-    folder = _folder(config, identity, outputs)
+    folder = place or _folder(config, identity, outputs)
 
     def make(partial: Path) -> None:
         prepare(config.data, tokenizer, partial, source)
 
     made = make_once(folder, make)
     if store.Store.open(folder).signature != identity:
-        raise KrillError(
-            f"{folder} holds other tokens than its name says; remove it and give the command again"
-        )
+        raise UsageError(f"{folder} holds other tokens; remove it, or name another folder with output=")
     log.info("tokens: %s %s", "made" if made else "reused", folder)
     return folder, made
 
@@ -153,7 +92,7 @@ def prepare(
     _demand_documents(read, dropped, source, data)
     manifest = writer.finish(
         signature=store_signature(data, tokenizer.signature, fingerprint),
-        data={"signature": data_signature(data, fingerprint), **data.model_dump(include=_RULES)},
+        data={"signature": data_signature(data, fingerprint), **data.model_dump(include=RULES)},
         tokenizer={
             key: getattr(tokenizer, key) for key in ("signature", "vocab_size", "bos_id", "eos_id", "pad_id")
         },

@@ -342,7 +342,7 @@ def _digest(path: Path) -> str:
 
 
 @functools.cache
-def _digest_of(path: Path, size: int, modified: int) -> str:  # noqa: ARG001
+def _digest_of(path: Path, size: int, modified: int) -> str:
     return file_digest(path)
 
 

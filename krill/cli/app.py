@@ -1,0 +1,209 @@
+"""What all commands share: argv → Hydra → the command's function → exit code.
+
+    main("train", point, argv)      point(composed) is what Hydra calls for each point of a sweep, or once
+
+Nothing here imports torch; a command imports its stage when it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from krill import atomic, errors
+from krill.config import location
+from krill.errors import KrillError, Stopped, UsageError
+
+Config = TypeVar("Config")
+Point = Callable[[Any], Any]
+Before = Callable[[Any, Sequence[Path]], None]
+log = logging.getLogger("krill")
+
+
+def main(
+    command: str,
+    point: Point,
+    argv: Sequence[str] | None = None,
+    bare: str | None = None,
+    before: Before | None = None,
+) -> int:
+    """Run one command and return its exit code.
+
+    `bare`: the key that a word without "=" stands for. `before`: called with the sorted command line (and the
+    person's configuration folders) before Hydra sees it.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    listen()
+    try:
+        if {"--help", "-h"} & set(words):
+            return _help(command, words)
+        if "--version" in words:
+            from krill import __version__
+
+            print(f"krill {__version__}")
+            return errors.DONE
+        return _through_hydra(command, point, words, bare, before)
+    except KrillError as error:
+        return fail(command, error)
+    except KeyboardInterrupt:
+        print(f"krill-{command}: interrupted", file=sys.stderr)
+        return errors.INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print(f"krill-{command}: failed; the traceback above says where", file=sys.stderr)
+        return errors.FAILED
+
+
+def fail(command: str, error: KrillError) -> int:
+    """Print each line of the error, return its exit code."""
+    for line in str(error).splitlines():
+        print(f"krill-{command}: error: {line}", file=sys.stderr)
+    return error.exit_code
+
+
+def listen() -> None:
+    """krill's messages go to standard error, as they are."""
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    log.setLevel(logging.INFO)
+
+
+def _help(command: str, words: list[str]) -> int:
+    from krill.cli import help
+
+    given = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
+    print(help.text(command, [*location.user_dirs(given), location.CONF_DIR]))
+    return errors.DONE
+
+
+def _through_hydra(
+    command: str, point: Point, words: list[str], bare: str | None, before: Before | None
+) -> int:
+    from krill.cli import argv, compose, sweep
+
+    typed = argv.sort(words, bare)
+    folders = location.user_dirs(typed.config_dirs)
+    if before is not None:
+        before(typed, folders)
+    overrides = compose.rewritten(command, typed)
+    for used, hidden in location.shadowed([*folders, location.CONF_DIR]):
+        log.warning("conf: %s is used; it hides %s", used, hidden)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        compose.run(command, point, [*typed.flags, *overrides], folders)
+    except KrillError:
+        if not sweep.started():
+            raise
+    except Exception as error:
+        if compose.is_usage(error):
+            raise UsageError("\n".join(compose.problems(command, overrides, folders, error))) from error
+        if not sweep.started():
+            raise
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+    return sweep.finish() if sweep.started() else errors.DONE
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a command: once, or for one point of a sweep."""
+
+    composed: Any
+    hydra: Any
+    sweep: Path | None
+    """The sweep's folder; None outside a sweep."""
+
+    @property
+    def overrides(self) -> list[str]:
+        """What was typed, for this point."""
+        return list(self.hydra.overrides.task)
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Group → chosen option."""
+        return dict(self.hydra.runtime.choices)
+
+    def place(self, output: str | None, identity: str) -> Path | None:
+        """The folder that was asked for: the sweep's point, else output=; None: krill chooses."""
+        if self.sweep is not None:
+            return self.sweep / identity[:8]
+        return Path(output).absolute() if output else None
+
+    def make(self, command: str, config: Any, work: Callable[[Any, Path | None], Path]) -> None:
+        """Call `work`(config, place) for the folder of its result; a sweep's point records it in its own."""
+        from krill.cli import places
+        from krill.runs.record import Record, claim
+
+        if self.sweep is None:
+            self.end(work(config, self.place(config.output, "")))
+            return
+        identity = places.identity(command, config)
+        claimed = claim(identity, self.sweep, self.place(None, identity))
+        if claimed.state == "finished":
+            log.info("finished already, nothing to do: %s", shown(claimed.folder))
+            return
+        record = Record(claimed.folder)
+        with claimed, record.running(config, identity, self.overrides):
+            self.keep(claimed.folder)
+            record.update(result=str(work(config, claimed.folder)))
+
+    def keep(self, folder: Path) -> None:
+        """Write what Hydra composed to `folder`/.hydra: from= repeats the run from there."""
+        from omegaconf import OmegaConf
+
+        (folder / ".hydra").mkdir(exist_ok=True)
+        for name, content in (
+            ("config", self.composed),
+            ("hydra", {"hydra": self.hydra}),
+            ("overrides", self.overrides),
+        ):
+            text = OmegaConf.to_yaml(OmegaConf.create(content))
+            atomic.write_text(folder / ".hydra" / f"{name}.yaml", text)
+
+    def end(self, folder: Path) -> None:
+        """The last line of standard output: where the result is. A sweep prints its own folder instead."""
+        if self.sweep is None:
+            print(shown(folder))
+
+
+@contextmanager
+def called(composed: Any, schema: type[Config]) -> Iterator[tuple[Call, Config]]:
+    """What Hydra calls for, typed: the call and its configuration. Also where a point's failure is told."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from krill.config.validation import validated
+
+    listen()
+    hydra = HydraConfig.get()
+    call = Call(composed, hydra, Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None)
+    try:
+        yield call, validated(schema, composed)
+    except Stopped as stop:
+        if call.sweep is None:
+            raise
+        log.error("%s", stop)  # Hydra must not go on to the next point
+        raise SystemExit(stop.exit_code) from stop
+    except Exception as error:
+        if call.sweep is not None:
+            log.error("failed: %s: %s", " ".join(call.overrides), error)
+        raise
+
+
+def shown(folder: Path) -> Path:
+    """`folder` as short as it can be typed from here."""
+    try:
+        return folder.relative_to(Path.cwd())
+    except ValueError:
+        return folder

@@ -1,0 +1,178 @@
+"""What a person types, as Hydra wants it: flags first, values quoted where Hydra's grammar needs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import OverrideParseException
+
+from krill.errors import UsageError
+
+LITERAL = ("prompt", "sample_prompt")
+"""Keys whose value is the text as typed, whatever stands in it."""
+
+EXCLUSIVE = (("steps", "epochs"), ("batch.tokens", "batch.gradient_accumulation_steps"))
+"""Pairs of which setting one clears the other."""
+
+_SWITCHES = {"--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--shell-completion", "-sc"}
+_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
+_INFO = {"--info", "-i"}
+_KEY = re.compile(r"^(?P<sign>~|\+\+|\+)?(?P<key>[^=\s]+)=(?P<value>.*)$", re.DOTALL)
+
+
+@dataclass
+class Typed:
+    """One command line, sorted."""
+
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    config_dirs: list[str] = field(default_factory=list)
+
+    @property
+    def multirun(self) -> bool:
+        return "-m" in self.flags or "--multirun" in self.flags
+
+    def value(self, key: str) -> str | None:
+        """The last value typed for `key`, as typed."""
+        return next((_value(text) for text in reversed(self.overrides) if _key(text) == key), None)
+
+    def without(self, key: str) -> list[str]:
+        """The overrides but those of `key`."""
+        return [text for text in self.overrides if _key(text) != key]
+
+
+def sort(argv: Sequence[str], bare: str | None = None) -> Typed:
+    """Flags and overrides apart, wherever they stand; a bare word is the value of key `bare`, if given.
+
+    Raises UsageError that lists every word that is neither.
+    """
+    typed, wrong = Typed(), []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        flag, glued, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            typed.config_dirs.append(value if glued else _following(word, words))
+        elif flag in _WITH_VALUE:
+            typed.flags += [word] if glued else [word, _following(word, words)]
+        elif word in _SWITCHES:
+            typed.flags.append(word)
+        elif flag in _INFO:
+            typed.flags.append(word)
+            if not glued and words and "=" not in words[0] and not words[0].startswith("-"):
+                typed.flags.append(words.pop(0))
+        elif word.startswith("-"):
+            wrong.append(_as_assignment(word, words))
+        elif _KEY.match(word) or word.startswith("~"):
+            typed.overrides.append(word)
+        elif bare is not None:
+            typed.overrides.append(f"{bare}={word}")
+            bare = None
+        else:
+            wrong.append(f"'{word}' is not key=value")
+    if wrong:
+        raise UsageError("\n".join(wrong))
+    return typed
+
+
+def clear_exclusive(overrides: Sequence[str]) -> list[str]:
+    """`overrides` with key=null added for the other key of each exclusive pair of which one is set."""
+    values = {_key(text): _value(text) for text in overrides}
+    added = [
+        f"{other}=null"
+        for pair in EXCLUSIVE
+        for one, other in (pair, pair[::-1])
+        if values.get(one, "null") != "null" and other not in values
+    ]
+    return [*overrides, *added]
+
+
+def quoted(override: str) -> str:
+    """`override` with its value quoted where Hydra could not read it as typed."""
+    match = _KEY.match(override)
+    if match is None:
+        return override
+    key, value = match["key"], match["value"]
+    head = override[: len(override) - len(value)]
+    if key in LITERAL:
+        return head + _literal(value)
+    return override if _parses(f"k={value}") else head + _quoted_value(value)
+
+
+def _quoted_value(value: str) -> str:
+    """Quote only the parts of a list, mapping, sweep or function call that Hydra cannot read."""
+    if _parses(f"k={value}"):
+        return value
+    call = re.match(r"^(choice|range|interval|glob|sort|shuffle|tag|extend_list)\((.*)\)$", value, re.DOTALL)
+    if call:
+        return f"{call[1]}({','.join(map(_quoted_value, _split(call[2])))})"
+    if value.startswith("[") and value.endswith("]"):
+        return f"[{','.join(map(_quoted_value, _split(value[1:-1])))}]"
+    if value.startswith("{") and value.endswith("}"):
+        pairs = (pair.partition(":") for pair in _split(value[1:-1]))
+        return "{" + ",".join(f"{name.strip()}:{_quoted_value(item)}" for name, _, item in pairs) + "}"
+    parts = _split(value)
+    if len(parts) > 1:
+        return ",".join(map(_quoted_value, parts))
+    return QuotedString(text=value.strip(), quote=Quote.single).with_quotes()
+
+
+def _literal(text: str) -> str:
+    """`text` such that neither Hydra's grammar nor OmegaConf's interpolation changes a character of it."""
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return QuotedString(text=escaped, quote=Quote.single).with_quotes()
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside brackets and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for index, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote and text[index - 1] != "\\" else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "[{(":
+            depth += 1
+        elif letter in "]})":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            parts.append(text[start:index])
+            start = index + 1
+    if quote:  # an apostrophe, not a quotation
+        return text.split(",")
+    return [*parts, text[start:]]
+
+
+def _parses(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except OverrideParseException:
+        return False
+    return True
+
+
+def _key(override: str) -> str:
+    match = _KEY.match(override)
+    return match["key"] if match else override.lstrip("~+")
+
+
+def _value(override: str) -> str:
+    match = _KEY.match(override)
+    return match["value"] if match else ""
+
+
+def _following(flag: str, words: list[str]) -> str:
+    if not words:
+        raise UsageError(f"{flag} needs a value after it")
+    return words.pop(0)
+
+
+def _as_assignment(word: str, words: list[str]) -> str:
+    name, glued, value = word.lstrip("-").partition("=")
+    if not glued and words and not words[0].startswith("-") and "=" not in words[0]:
+        value = words.pop(0)
+    return f"krill takes key=value, not {word}: write {name.replace('-', '_')}={value or '…'}"

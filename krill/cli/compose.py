@@ -1,0 +1,171 @@
+"""Composition through Hydra: the person's folders first, and every mistake found at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
+from krill.cli.argv import Typed, clear_exclusive, quoted
+from krill.config.location import CONF_DIR, options
+from krill.config.schema import InferConfig, Section, TrainConfig
+from krill.config.validation import closest, flat_keys, unknown_key, validated
+from krill.errors import UsageError
+
+SCHEMA: dict[str, type[Section]] = {
+    "train": TrainConfig,
+    "preprocess": TrainConfig,
+    "tokenizer": TrainConfig,
+    "infer": InferConfig,
+}
+
+NOT_REPEATED = ("output", "resume", "dry_run", "from")
+"""Keys of an earlier run that from= does not take over: they are about that run, not about what it made."""
+
+
+class _UserFolders(SearchPathPlugin):
+    """Puts the person's folders before krill's own."""
+
+    folders: Sequence[Path] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in reversed(self.folders):
+            search_path.prepend("user", f"file://{folder}", SearchPathQuery(provider=None, path=None))
+
+
+_UserFolders.__module__ = "hydra_plugins.krill"  # Hydra takes plugins from that package only
+
+
+def look_in(folders: Sequence[Path]) -> None:
+    """Let compositions find configurations in `folders`, the first one first."""
+    _UserFolders.folders = list(folders)
+    Plugins.instance().register(_UserFolders)
+
+
+def run(command: str, point: Any, arguments: Sequence[str], folders: Sequence[Path]) -> None:
+    """Hand over to Hydra, which calls `point` once or for each point of a sweep."""
+    look_in(folders)
+    sys.argv = [f"krill-{command}", *arguments]
+    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(point)()
+
+
+def composed(command: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
+    """The configuration of `command`, composed without running it."""
+    look_in(folders)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return compose(command, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def rewritten(command: str, typed: Typed) -> list[str]:
+    """What was typed, as Hydra reads it: from= replaced by that run's overrides, exclusive keys cleared."""
+    earlier = typed.value("from")
+    typed.overrides = typed.without("from")
+    overrides = [*map(quoted, typed.overrides)]
+    if earlier is not None:
+        if command == "infer":
+            raise UsageError(f"from= is for training; write model={earlier}")
+        overrides = [*_repeated(Path(earlier), typed), *overrides]
+    return clear_exclusive(overrides) if SCHEMA[command] is TrainConfig else overrides
+
+
+def _repeated(folder: Path, typed: Typed) -> list[str]:
+    """The overrides that made the run in `folder`, but those about its place and those typed anew."""
+    file = folder / ".hydra" / "overrides.yaml"
+    if not file.is_file():
+        raise UsageError(f"from={folder}: no run of krill there ({file} is missing)")
+    parsed = OverridesParser.create().parse_overrides(list(OmegaConf.load(file)))
+    cleared = {"steps": "epochs", "epochs": "steps", "batch.tokens": "batch.gradient_accumulation_steps"}
+    dropped = {*NOT_REPEATED, *(other for key, other in cleared.items() if typed.value(key))}
+    return [item.input_line or "" for item in parsed if item.key_or_group not in dropped]
+
+
+def is_usage(error: BaseException) -> bool:
+    """Whether Hydra or OmegaConf refused the command line."""
+    return isinstance(error, (HydraException, OmegaConfBaseException))
+
+
+def problems(
+    command: str, overrides: Sequence[str], folders: Sequence[Path], error: BaseException
+) -> list[str]:
+    """A sentence for every mistake in `overrides`: found by composing without the ones that are wrong."""
+    sweep = "-m" in sys.argv or "--multirun" in sys.argv
+    sentences, parsed = [], []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except OverrideParseException:
+            sentences.append(f"cannot read {text}; put the value in quotes: {text.partition('=')[0]}='…'")
+    groups = {item.key_or_group: item for item in parsed if _is_group(item.key_or_group, folders)}
+    good = []
+    for group, item in groups.items():
+        wrong = [_unknown_option(group, name, folders) for name in _values(item)]
+        sentences += [sentence for sentence in wrong if sentence]
+        if not any(wrong):
+            good.append(f"{group}={_values(item)[0]}")
+    known = list(flat_keys(OmegaConf.to_container(composed(command, good, folders))))
+    for item in parsed:
+        key, several = item.key_or_group, item.is_sweep_override()
+        if several and not sweep:
+            sentences.append(
+                f"{item.input_line}: several values; add -m to sweep, or write {key}=[…] for a list"
+            )
+        elif key in groups or key.startswith("hydra"):
+            continue
+        elif key not in known and not item.is_add():
+            sentences.append(unknown_key(key, [*known, *_groups(folders)]))
+        else:
+            good.append(f"{'++' if item.is_add() else ''}{key}={_raw_values(item)[0]}")
+    try:
+        validated(SCHEMA[command], composed(command, good, folders))
+    except UsageError as wrong_values:
+        sentences += str(wrong_values).splitlines()
+    except (HydraException, OmegaConfBaseException) as other:
+        sentences.append(str(other).splitlines()[0])
+    return list(dict.fromkeys(sentences)) or [str(error).strip().splitlines()[0]]
+
+
+def _is_group(key: str, folders: Sequence[Path]) -> bool:
+    return key in _groups(folders)
+
+
+def _groups(folders: Sequence[Path]) -> list[str]:
+    return [
+        entry.name for folder in (*folders, CONF_DIR) for entry in sorted(folder.iterdir()) if entry.is_dir()
+    ]
+
+
+def _unknown_option(group: str, name: str, folders: Sequence[Path]) -> str | None:
+    known = options(group, [*folders, CONF_DIR])
+    if name in known or name == "null" or "," in name:
+        return None
+    near = closest(name, known)
+    meant = f" Did you mean {group}={near}?" if near else ""
+    return f"unknown option '{name}' for {group}.{meant} There are: {', '.join(known)}"
+
+
+def _values(item: Override) -> list[str]:
+    return [text.strip("'") for text in _raw_values(item)]
+
+
+def _raw_values(item: Override) -> list[str]:
+    if item.is_sweep_override():
+        return list(item.sweep_string_iterator())
+    return [item.get_value_element_as_str()]

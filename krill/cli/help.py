@@ -1,0 +1,101 @@
+"""--help: the groups, their options, the keys most used, examples. Standard library only, so it is instant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from krill.config import location
+
+EXAMPLES: dict[str, list[str]] = {
+    "train": [
+        "krill-train",
+        "krill-train model=tiny_ko optimizer=muon_keller",
+        "krill-train data=files data.paths=[a.parquet,b.jsonl] steps=1000",
+        "krill-train -m lr=1e-3,3e-3",
+        "krill-train from=outputs/runs/… lr=1e-3",
+    ],
+    "preprocess": [
+        "krill-preprocess",
+        "krill-preprocess data=files data.paths=[a.parquet,b.jsonl] tokenizer=bpe_32k",
+        "krill-preprocess data=tiny_ko dry_run=true",
+    ],
+    "tokenizer": [
+        "krill-tokenizer tokenizer.vocab_size=8192",
+        "krill-tokenizer data=files data.paths=[a.txt] tokenizer=bpe_32k output=my_tokenizer",
+    ],
+    "infer": [
+        'krill-infer outputs/runs/… prompt="Once upon a time"',
+        "krill-infer outputs/runs/…",
+        'krill-infer -m model=outputs/runs/… temperature=0.2,0.8 prompt="Once upon a time"',
+    ],
+}
+
+KEYS: dict[str, list[tuple[str, str]]] = {
+    "train": [
+        ("steps=N or epochs=N", "how long; setting one clears the other"),
+        ("lr=X", "learning rate on the AdamW scale, for every optimizer"),
+        ("sequence_len=N", "tokens per row"),
+        ("batch.micro_batch_size=N", "rows per device and forward pass"),
+        ("device=auto|cpu|cuda", "where the model is computed"),
+        ("resume=auto|false|FOLDER", "auto continues an unfinished run of the same configuration"),
+        ("output=FOLDER", "the result goes there"),
+        ("dry_run=true", "write nothing, print what would be done"),
+    ],
+    "preprocess": [
+        ("data.paths=[…]", "files, folders or globs, with data=files"),
+        ("data.text_column=text", "the column that holds the text"),
+        ("data.min_chars=N", "shorter documents are dropped"),
+        ("output=FOLDER", "the result goes there"),
+        ("dry_run=true", "write nothing, print what would be done"),
+    ],
+    "tokenizer": [
+        ("tokenizer.vocab_size=N", "entries in all, met exactly"),
+        ("tokenizer.normalizer=none|nfc", "Unicode normalization"),
+        ("output=FOLDER", "the result goes there"),
+        ("dry_run=true", "write nothing, print what would be done"),
+    ],
+    "infer": [
+        ("model=FOLDER", "a run, a model folder, a glob, or a Hub id; the first bare word is it too"),
+        ("prompt=TEXT", "the text to continue, taken literally; without it a prompt is asked for"),
+        ("max_new_tokens=128", "length of the answer"),
+        ("temperature=0.6", "0: always the most likely token"),
+        ("experiment=NAME", "the newest finished run of that experiment"),
+        ("output=FOLDER", "answers.jsonl is written there"),
+    ],
+}
+
+_GROUPS = {
+    "preprocess": ["data", "tokenizer", "experiment"],
+    "tokenizer": ["data", "tokenizer", "experiment"],
+}
+
+_FLAGS = [
+    ("-m", "sweep: every combination of comma-separated values, each in its own folder"),
+    ("--cfg job [--resolve]", "print the whole configuration as YAML"),
+    ("--config-dir DIR", "your own configurations; ./conf and $KRILL_CONF are read too"),
+    ("-sc install=bash", 'completion: eval "$(krill-… -sc install=bash)"'),
+]
+
+
+def text(command: str, folders: Sequence[Path]) -> str:
+    """The help of one command; `folders`: where options come from, strongest first."""
+    primary = next(path for folder in folders if (path := folder / f"{command}.yaml").is_file())
+    lines = [f"krill-{command}: {location.description(primary)}", "", f"usage: krill-{command} [key=value …]"]
+    groups = location.group_names() if command == "train" else _GROUPS.get(command, [])
+    for group in groups:
+        lines += ["", f"{group}="]
+        lines += _table((name, location.description(file)) for name, file in _options(group, folders))
+    lines += ["", "keys", *_table(KEYS[command]), "", "flags", *_table(_FLAGS), "", "examples"]
+    lines += [f"  {line}" for line in EXAMPLES[command]]
+    return "\n".join(lines)
+
+
+def _options(group: str, folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    return sorted(location.options(group, folders).items())
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
+    pairs = list(rows)
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"  {name:<{width}}  {sentence}".rstrip() for name, sentence in pairs]

@@ -1,0 +1,102 @@
+"""krill-infer: continue a text with a trained model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from krill import atomic
+from krill.cli import app
+from krill.cli.argv import Typed
+from krill.config.location import outputs_root
+from krill.config.schema import InferConfig, TrainConfig
+from krill.errors import UsageError
+
+
+def main() -> int:
+    """Entry point of krill-infer."""
+    return app.main("infer", point, bare="model", before=_model_of_experiment)
+
+
+def point(composed: Any) -> None:
+    """One setting: what Hydra calls, once or for each point of a sweep."""
+    with app.called(composed, InferConfig) as (call, config):
+        if config.dry_run:
+            from krill.inference.load import locate
+
+            print(f"model       {locate(config.model)[0]}")
+        elif call.sweep:
+            call.make("infer", config, _answer_into)
+        else:
+            _answer_into(config, Path(config.output) if config.output else None)
+
+
+def _answer_into(config: InferConfig, place: Path | None) -> Path:
+    """Answer; what was said also goes to `place`/answers.jsonl."""
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+    answers = infer(config)
+    if place is not None:
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        atomic.write_text(place / "answers.jsonl", lines)
+    return place or Path.cwd()
+
+
+def infer(config: InferConfig) -> list[dict[str, str]]:
+    """Answer config.prompt, or each line of the standard input; the answers are streamed to standard output."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from krill.inference.chat import converse
+    from krill.inference.generate import Sampling, generate
+    from krill.inference.load import load
+    from krill.training.plan import device_name
+
+    transformers_logging.set_verbosity_error()
+    model, tokenizer = load(config.model, torch.device(device_name(config.device)))
+    sampling = Sampling(
+        config.max_new_tokens, config.temperature, config.top_p, config.repetition_penalty, config.seed
+    )
+    answers: list[dict[str, str]] = []
+
+    def answer(prompt: str) -> None:
+        text = generate(model, tokenizer, prompt, sampling, _write)
+        print(flush=True)
+        answers.append({"prompt": prompt, "answer": text})
+
+    if config.prompt is None:
+        converse(answer)
+    else:
+        answer(config.prompt)
+    return answers
+
+
+def _write(piece: str) -> None:
+    print(piece, end="", flush=True, file=sys.stdout)
+
+
+def _model_of_experiment(typed: Typed, folders: Sequence[Path]) -> None:
+    """experiment=NAME stands for its newest finished run here, else for its model on the Hub."""
+    name = typed.value("experiment")
+    if name is None:
+        return
+    from krill.cli import compose
+    from krill.config.validation import validated
+    from krill.runs.record import read_status
+
+    try:
+        config = validated(TrainConfig, compose.composed("train", [f"experiment={name}"], folders))
+    except Exception as error:
+        if not compose.is_usage(error):
+            raise
+        wrong = compose.problems("train", [f"experiment={name}"], folders, error)
+        raise UsageError("\n".join(wrong)) from error
+    typed.overrides = typed.without("experiment")
+    runs = sorted((outputs_root() / "runs" / config.name).glob("*"), reverse=True)
+    done = [run for run in runs if (read_status(run) or {}).get("state") == "finished"]
+    if not done and config.hub.id is None:
+        raise UsageError(f"experiment={name}: no finished run yet; make one: krill-train experiment={name}")
+    typed.overrides.append(f"model={done[0] if done else config.hub.id}")

@@ -1,0 +1,29 @@
+"""Where a command puts its result: folders are named by the signature of what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from krill.config.schema import Section, TrainConfig
+from krill.config.signature import signature
+
+
+def identity(command: str, config: Section) -> str:
+    """Signature of what `command` makes of `config`; text counts by its content, wherever it lies."""
+    if not isinstance(config, TrainConfig):
+        return signature(command, 1, config)
+    from krill.data.prepare import store_signature
+    from krill.data.sources import check, open_source
+    from krill.tokenizer import tokenizer_signature
+
+    check(config.data)
+    tokenizer = tokenizer_signature(config)
+    if command == "tokenizer":
+        return tokenizer
+    tokens = store_signature(config.data, tokenizer, open_source(config.data).fingerprint())
+    return signature(command, 1, config, tokens) if command == "train" else tokens
+
+
+def point(command: str, sweep: Path, config: Section) -> Path:
+    """The folder of a sweep's point; the same point of a wider grid has the same folder."""
+    return sweep / identity(command, config)[:8]

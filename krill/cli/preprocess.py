@@ -1,0 +1,40 @@
+"""krill-preprocess: raw text to the token store that training reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from krill.cli import app
+from krill.config.location import outputs_root
+from krill.config.schema import TrainConfig
+
+
+def main() -> int:
+    """Entry point of krill-preprocess."""
+    return app.main("preprocess", point)
+
+
+def point(composed: Any) -> None:
+    """One preparation: what Hydra calls, once or for each point of a sweep."""
+    with app.called(composed, TrainConfig) as (call, config):
+        if config.dry_run:
+            from krill.data.prepare import store_folder
+            from krill.data.sources import check
+
+            check(config.data)
+            folder = store_folder(config, outputs_root())
+            print(f"tokens      {'reuse' if folder.is_dir() else 'prepare'} {folder}")
+        else:
+            call.make(
+                "preprocess", config, lambda config, place: preprocess(config, None if call.sweep else place)
+            )
+
+
+def preprocess(config: TrainConfig, place: Path | None) -> Path:
+    """The folder of the tokens, made now or found; `place`: output=, else they go below outputs/."""
+    from krill.data.prepare import obtain_store
+    from krill.tokenizer import obtain_tokenizer
+
+    tokenizer = obtain_tokenizer(config, outputs_root())
+    return obtain_store(config, tokenizer, outputs_root(), place)[0]

@@ -1,0 +1,38 @@
+"""krill-tokenizer: train the tokenizer on the text of the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from krill.cli import app
+from krill.config.location import outputs_root
+from krill.config.schema import TrainConfig
+
+
+def main() -> int:
+    """Entry point of krill-tokenizer."""
+    return app.main("tokenizer", point)
+
+
+def point(composed: Any) -> None:
+    """One tokenizer: what Hydra calls, once or for each point of a sweep."""
+    with app.called(composed, TrainConfig) as (call, config):
+        if config.dry_run:
+            from krill.data.sources import check
+            from krill.tokenizer import tokenizer_folder
+
+            check(config.data)
+            folder = tokenizer_folder(config, outputs_root())
+            print(f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}")
+        else:
+            call.make(
+                "tokenizer", config, lambda config, place: tokenizer(config, None if call.sweep else place)
+            )
+
+
+def tokenizer(config: TrainConfig, place: Path | None) -> Path:
+    """The folder of the tokenizer, trained now or found; `place`: where it was asked for."""
+    from krill.tokenizer import obtain_tokenizer
+
+    return obtain_tokenizer(config, outputs_root(), place).folder

@@ -1,0 +1,89 @@
+"""krill-train: make the tokenizer and the tokens where they are missing, then train."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from krill.cli import app, places
+from krill.config.location import CONF_DIR, options, outputs_root
+from krill.config.schema import TrainConfig
+
+log = logging.getLogger("krill")
+
+
+def main() -> int:
+    """Entry point of krill-train."""
+    return app.main("train", point)
+
+
+def point(composed: Any) -> float | None:
+    """One run: what Hydra calls, once or for each point of a sweep. Returns the validation loss."""
+    with app.called(composed, TrainConfig) as (call, config):
+        if config.dry_run:
+            from krill.training.plan import plan
+
+            print("\n".join([*plan(config, outputs_root()), *_differences(config, call)]))
+            return None
+        return train(config, call)
+
+
+def train(config: TrainConfig, call: app.Call) -> float | None:
+    """Tokenizer, tokens, model: each is made once and reused by its content."""
+    from krill.data.prepare import obtain_store
+    from krill.runs.record import Record, claim
+    from krill.tokenizer import obtain_tokenizer
+    from krill.training.plan import device_name, shape
+
+    device_name(config.device)
+    shape(config.batch, config.sequence_len)
+    identity = places.identity("train", config)
+    root = outputs_root()
+    tokenizer = obtain_tokenizer(config, root)
+    store, _ = obtain_store(config, tokenizer, root)
+
+    claimed = claim(identity, root / "runs" / config.name, call.place(config.output, identity), config.resume)
+    record = Record(claimed.folder)
+    if claimed.state == "finished":
+        log.info("finished already, nothing to do: %s", app.shown(claimed.folder))
+    else:
+        if claimed.state == "continued":
+            log.info("resume: going on in %s", app.shown(claimed.folder))
+        for line in _differences(config, call):
+            log.info(line)
+        with claimed, record.running(config, identity, call.overrides):
+            from krill.training.run import run
+
+            call.keep(claimed.folder)
+            run(config, claimed.folder, store=store, tokenizer=tokenizer.folder)
+    call.end(claimed.folder)
+    return record.status.get("metrics", {}).get("eval_loss")
+
+
+def _differences(config: TrainConfig, call: app.Call) -> list[str]:
+    """What differs from the experiment that the model is named after, unless that is what runs."""
+    name = config.model.name
+    if name not in options("experiment", [CONF_DIR]) or call.choices.get("experiment") == name:
+        return []
+    from krill.cli.compose import composed
+    from krill.config.validation import validated
+
+    theirs = flat(validated(TrainConfig, composed("train", [f"experiment={name}"])))
+    ours = flat(config)
+    keys = ("name", "data.name", "tokenizer.name", "tokenizer.vocab_size", "optimizer.name", "lr",
+            "optimizer.weight_decay", "scheduler.min_ratio", "sequence_len", "packing", "steps", "epochs",
+            "batch.micro_batch_size")  # fmt: skip
+    parts = [f"{key}={ours[key]} ({theirs[key]})" for key in keys if ours[key] != theirs[key]]
+    return [f"differs     from experiment={name}: {', '.join(parts)}"] if parts else []
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Dotted key → value, of every key below one section."""
+    found: dict[str, Any] = {}
+    for key, value in config.model_dump().items():
+        found |= (
+            {f"{key}.{name}": item for name, item in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
+    return found

@@ -1,0 +1,32 @@
+"""The prompt on a terminal, or one prompt a line from a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+END = ("quit", "exit")
+
+
+def prompts() -> Iterator[str]:
+    """What the person types, until quit, exit or the end of the input; empty lines are passed over."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        print("type a text to continue; quit or exit ends", file=sys.stderr)
+    while True:
+        if terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() in END:
+            return
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+def converse(answer: Callable[[str], None]) -> None:
+    """Answer each prompt; Ctrl-C at the prompt ends, as the end of the input does."""
+    try:
+        for prompt in prompts():
+            answer(prompt)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)

@@ -1,0 +1,106 @@
+"""Text from a model: one continuation, streamed or whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from krill.data.encoding import Encoder
+from krill.errors import UsageError
+from krill.tokenizer import TokenizerFolder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.6
+    """0: always the most likely token."""
+    top_p: float = 0.95
+    repetition_penalty: float = 1.5
+    seed: int = 0
+
+
+class _Stream(BaseStreamer):
+    """Hands text on as soon as it is whole: bytes of a character that is not finished wait."""
+
+    def __init__(self, decode: Callable[[list[int]], str], write: Callable[[str], None]):
+        self.decode, self.write = decode, write
+        self.ids: list[int] = []
+        self.written = ""
+        self.prompt = True
+
+    def put(self, value: Any) -> None:
+        if self.prompt:  # generate() hands over the prompt first
+            self.prompt = False
+            return
+        self.ids += value.flatten().tolist()
+        text = self.decode(self.ids)
+        if not text.endswith("\ufffd"):
+            self._write(text)
+
+    def end(self) -> None:
+        self._write(self.decode(self.ids))
+
+    def _write(self, text: str) -> None:
+        self.write(text[len(self.written) :])
+        self.written = text
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: TokenizerFolder,
+    prompt: str,
+    sampling: Sampling,
+    write: Callable[[str], None] | None = None,
+) -> str:
+    """The model's continuation of bos + `prompt`, without the prompt; `write` gets it piece by piece.
+
+    The prompt is text: special tokens written out in it count as the characters they are. Raises UsageError
+    for a prompt that fills the model's context.
+    """
+    ids = next(Encoder(tokenizer).documents([prompt])).tolist()[:-1]
+    inputs = torch.tensor([ids], device=model.device)
+    room = model.config.max_position_embeddings - len(ids)
+    if room < 1:
+        raise UsageError(
+            f"the prompt has {len(ids)} tokens, the model reads {model.config.max_position_embeddings}; shorten it"
+        )
+    stream = _Stream(tokenizer.decode, write) if write else None
+    torch.manual_seed(sampling.seed)
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        choice = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+        }
+    was_training = model.training
+    model.eval()
+    out = model.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        max_new_tokens=min(sampling.max_new_tokens, room),
+        repetition_penalty=sampling.repetition_penalty,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+        use_cache=True,
+        streamer=stream,
+        **choice,
+    )
+    model.train(was_training)
+    return tokenizer.decode(out[0, len(ids) :].tolist())
+
+
+def sample(model: PreTrainedModel, tokenizer: TokenizerFolder, prompt: str, seed: int) -> str:
+    """A short text to look at when a training ends, the prompt included."""
+    sampling = Sampling(max_new_tokens=80, temperature=0.8, repetition_penalty=1.1, seed=seed)
+    return prompt + generate(model, tokenizer, prompt, sampling)

@@ -1,0 +1,78 @@
+"""From what a person names to a model and its tokenizer: a run, a folder, a glob, a Hub id."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from krill.errors import KrillError, UsageError
+from krill.runs.record import read_status
+from krill.tokenizer import TokenizerFolder, load_tokenizer
+from krill.training.checkpoints import found
+
+
+def load(name: str, device: torch.device) -> tuple[PreTrainedModel, TokenizerFolder]:
+    """The model on `device`, ready to generate, and its tokenizer.
+
+    Raises UsageError where `name` is no model.
+    """
+    folder, tokenizer = locate(name)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype="auto")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"model={name}: transformers cannot load {folder} ({_first_line(error)})") from error
+    return model.to(device).eval(), load_tokenizer(tokenizer)
+
+
+def locate(name: str) -> tuple[Path, Path]:
+    """Folders of the weights and of the tokenizer. A run that is not finished gives its newest checkpoint."""
+    path = Path(name).expanduser()
+    if not path.exists() and glob.has_magic(name):
+        matches = [Path(match) for match in glob.glob(str(path)) if Path(match).is_dir()]
+        if not matches:
+            raise UsageError(f"model={name}: no folder matches")
+        path = max(matches, key=lambda match: match.stat().st_mtime)
+    if not path.exists():
+        return _from_hub(name)
+    if (path / "config.json").is_file():
+        return path, path if (path / "tokenizer.json").is_file() else _tokenizer_of(path)
+    if (path / "model" / "config.json").is_file():
+        return path / "model", path / "model"
+    checkpoints = found(path / "checkpoints")
+    if checkpoints:
+        return checkpoints[-1], _tokenizer_of(path)
+    raise UsageError(f"model={name}: no model there; it is a run's folder (outputs/runs/…) or a model's")
+
+
+def _tokenizer_of(path: Path) -> Path:
+    """The tokenizer of the run that `path` is, or is a checkpoint of."""
+    for folder in (path, *path.resolve().parents[:2]):
+        status = read_status(folder)
+        if status and "tokenizer" in status:
+            return Path(status["tokenizer"]["folder"])
+    raise UsageError(f"{path}: no tokenizer.json beside the model")
+
+
+def _from_hub(name: str) -> tuple[Path, Path]:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UsageError(f"model={name}: no such folder, and no Hub id (user/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UsageError(f"model={name}: neither a folder here nor a model on the Hub") from error
+    except Exception as error:
+        raise KrillError(
+            f"model={name}: no folder here, and the Hub cannot be reached ({type(error).__name__})"
+        ) from error
+    return folder, folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

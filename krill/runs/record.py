@@ -1,0 +1,286 @@
+"""What a run writes about itself: its claim on a folder, status.json, config.yaml, metrics.jsonl, log.txt.
+
+    outputs/runs/<name>/<time>-<sig8>/      a run
+    outputs/sweeps/<name>/<sig8>/           a sweep's point
+
+A folder belongs to the process that holds the lock in it; the kernel gives the lock up when that process dies,
+so that an unfinished run whose writer is gone can be told from one that lives.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from filelock import FileLock, Timeout
+
+from krill import atomic, errors
+from krill.config.schema import Section
+from krill.errors import KrillError, Stopped, UsageError
+
+State = Literal["running", "finished", "failed", "stopped"]
+log = logging.getLogger("krill")
+
+
+@dataclass
+class Claim:
+    """A run folder that this process may write, until it ends."""
+
+    folder: Path
+    lock: FileLock | None
+    state: Literal["new", "continued", "finished"]
+    """finished: the folder holds the finished result already; nothing is to be done (and no lock is held)."""
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+
+def claim(signature: str, runs: Path, place: Path | None = None, resume: bool | str = "auto") -> Claim:
+    """The folder for a run: a new one below `runs`, or the one where this very run goes on.
+
+    `place`: the folder that was asked for (output=, a sweep's point), which then is the one. Raises UsageError
+    when it belongs to another run or to a living process, or when there is nothing to resume.
+    """
+    if place is not None:
+        return _adopt(place, signature, resume)
+    if resume == "remote":
+        raise UsageError(
+            "resume=remote: checkpoints are not on the Hub, only finished models are (hub.push=true); "
+            "write resume=auto"
+        )
+    if isinstance(resume, str) and resume not in ("auto", "local"):
+        return _continue_named(Path(resume), signature)
+    if resume is not False:
+        for folder in sorted(runs.glob("*"), reverse=True):
+            status = read_status(folder)
+            if status and status["signature"] == signature and status["state"] != "finished":
+                lock = _lock(folder)
+                if lock:
+                    return Claim(folder, lock, "continued")
+    if resume in ("local", True):
+        raise UsageError(f"resume={resume}: no unfinished run of this configuration in {runs}")
+    return _new(runs, signature)
+
+
+def _new(runs: Path, signature: str) -> Claim:
+    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{signature[:8]}"
+    for attempt in range(1, 1000):
+        folder = runs / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return Claim(folder, _lock(folder), "new")
+    raise UsageError(f"{runs}: a thousand runs began in one second")
+
+
+def _adopt(folder: Path, signature: str, resume: bool | str) -> Claim:
+    """The folder that was named: empty, or holding this very run."""
+    status = read_status(folder)
+    if status is None:
+        if folder.exists() and (not folder.is_dir() or any(_visible(folder))):
+            raise UsageError(f"output={folder} is not empty and holds no run of krill; name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        return Claim(folder, _lock_or_refuse(folder), "new")
+    if status["signature"] != signature:
+        raise UsageError(f"output={folder} holds a run of another configuration; name another folder")
+    if status["state"] == "finished":
+        return Claim(folder, None, "finished")
+    if resume is False:
+        raise UsageError(f"output={folder} holds an unfinished run and resume=false; name another folder")
+    return Claim(folder, _lock_or_refuse(folder), "continued")
+
+
+def _continue_named(folder: Path, signature: str) -> Claim:
+    status = read_status(folder)
+    if status is None:
+        raise UsageError(f"resume={folder}: no run of krill there (status.json is missing)")
+    if status["signature"] != signature:
+        raise UsageError(
+            f"resume={folder}: that run has another configuration; to begin a new run from its settings "
+            f"write from={folder}"
+        )
+    if status["state"] == "finished":
+        return Claim(folder, None, "finished")
+    return Claim(folder.absolute(), _lock_or_refuse(folder), "continued")
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _lock(folder: Path) -> FileLock | None:
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    return lock
+
+
+def _lock_or_refuse(folder: Path) -> FileLock:
+    lock = _lock(folder)
+    if lock is None:
+        status = read_status(folder) or {}
+        raise UsageError(
+            f"{folder} is being written by process {status.get('pid', '?')} on {status.get('host', '?')}"
+        )
+    return lock
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """status.json of a run folder, or None where there is none."""
+    try:
+        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+class Record:
+    """Writes a run folder's files. Only the main process of a run has one."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.status: dict[str, Any] = read_status(folder) or {}
+
+    @contextmanager
+    def running(self, config: Section, signature: str, overrides: list[str]) -> Iterator[None]:
+        """Say what runs, then how it ended, whatever happens in between; messages also go to log.txt."""
+        self._begin(config, signature, overrides)
+        with self._logged():
+            try:
+                yield
+            except (Stopped, KeyboardInterrupt) as stop:
+                self._end("stopped", getattr(stop, "exit_code", errors.INTERRUPTED))
+                raise
+            except KrillError as error:
+                self._end("failed", error.exit_code, error=str(error))
+                log.debug("failed", exc_info=True)
+                raise
+            except BaseException as error:
+                self._end("failed", errors.FAILED, error=f"{type(error).__name__}: {error}")
+                log.debug("failed", exc_info=True)
+                raise
+            self._end("finished", errors.DONE)
+
+    def _begin(self, config: Section, signature: str, overrides: list[str]) -> None:
+        started = self.status.get("start", now())
+        self.status |= {
+            "state": "running",
+            "exit": None,
+            "name": getattr(config, "name", ""),
+            "signature": signature,
+            "overrides": overrides,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "starts": self.status.get("starts", 0) + 1,
+            "start": started,
+            "end": None,
+            "versions": versions(),
+            "git": git_state(),
+        }
+        self.status.pop("error", None)
+        text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+        atomic.write_text(self.folder / "config.yaml", text)
+        self.update()
+
+    def _end(self, state: State, exit_code: int, **values: Any) -> None:
+        self.update(state=state, exit=exit_code, end=now(), **values)
+
+    def update(self, **values: Any) -> None:
+        """Change entries of status.json."""
+        self.status |= values
+        atomic.write_json(self.folder / "status.json", self.status)
+
+    def metric(self, values: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(values, allow_nan=True) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines after `step`: the run goes on from there and writes them again."""
+        kept = [line for line in read_metrics(self.folder) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        atomic.write_text(self.folder / "metrics.jsonl", text)
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """krill's messages also go to log.txt, with the time."""
+        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setLevel(logging.DEBUG)
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that was cut off by a kill is left out."""
+    try:
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def seconds(status: dict[str, Any]) -> float | None:
+    """Wall time between start and end of a run, or until now."""
+    if not status.get("start"):
+        return None
+    start = datetime.fromisoformat(status["start"]).timestamp()
+    end = datetime.fromisoformat(status["end"]).timestamp() if status.get("end") else time.time()
+    return end - start
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that determine a run."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for package in ("krill", "torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of krill's checkout and whether it was changed since; None for an installed package."""
+    source = Path(__file__).resolve().parents[2]
+    if not (source / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,37 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from krill.runs.record import read_metrics
+
+
+def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> Path:
+    """Draw training and validation loss over steps to `folder`/loss.png, the reference points as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_metrics(folder)
+    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    for value, label in ((uniform, "uniform guess"), (unigram, "token frequencies alone")):
+        if value is not None:
+            axes.axhline(value, linestyle="--", linewidth=1, color="grey")
+            axes.annotate(
+                label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            )
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    path = folder / "loss.png"
+    figure.savefig(path)
+    pyplot.close(figure)
+    return path

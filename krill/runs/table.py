@@ -1,0 +1,95 @@
+"""Runs side by side: a row each, best first."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from krill import atomic
+from krill.runs.record import read_status, seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run."""
+
+    folder: str
+    overrides: str
+    state: str
+    eval_loss: float | None
+    eval_bits_per_byte: float | None
+    loss: float | None
+    seconds: float | None
+    error: str
+
+
+def rows(folders: Sequence[Path]) -> list[Row]:
+    """A row per run folder, the lowest validation loss first, runs without one last."""
+    return sorted(map(_row, folders), key=lambda row: (_rank(row.eval_loss), _rank(row.loss)))
+
+
+def _rank(value: float | None) -> float:
+    return math.inf if value is None or math.isnan(value) else value
+
+
+def _row(folder: Path) -> Row:
+    status = read_status(folder) or {}
+    metrics = status.get("metrics", {})
+    return Row(
+        folder=str(folder),
+        overrides=" ".join(status.get("overrides", [])),
+        state=status.get("state", "not started"),
+        eval_loss=metrics.get("eval_loss"),
+        eval_bits_per_byte=metrics.get("eval_bits_per_byte"),
+        loss=metrics.get("loss"),
+        seconds=seconds(status),
+        error=status.get("error", ""),
+    )
+
+
+def write(table: Sequence[Row], folder: Path) -> Path:
+    """Write `folder`/table.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    names = [field.name for field in fields(Row)]
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in table)
+    path = folder / "table.csv"
+    atomic.write_text(path, text.getvalue())
+    return path
+
+
+def show(table: Sequence[Row]) -> None:
+    """Print the table to standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
+    screen = Table()
+    for name in ("#", "overrides", "val. loss", "bits/byte", "train loss", "seconds", "state", "folder"):
+        screen.add_column(name, overflow="fold")
+    for index, row in enumerate(table, 1):
+        screen.add_row(
+            str(index),
+            row.overrides,
+            _figure(row.eval_loss),
+            _figure(row.eval_bits_per_byte),
+            _figure(row.loss),
+            _figure(row.seconds, 0),
+            row.state,
+            Path(row.folder).name,
+        )
+    console = Console(stderr=True)
+    console.print(screen)
+    for row in table:
+        if row.error:
+            console.print(
+                f"{Path(row.folder).name}: {row.error}  ({row.folder}/log.txt)", highlight=False, markup=False
+            )
+
+
+def _figure(value: float | None, places: int = 4) -> str:
+    return "" if value is None else f"{value:.{places}f}"

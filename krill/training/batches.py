@@ -1,0 +1,111 @@
+"""Rows of the store as batches, in an order that is a pure function of (seed, epoch, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from krill.data.order import row_at
+from krill.data.packing import Row, Rows
+from krill.training import attention
+
+EMPTY = -1
+"""The row that holds padding only: it fills the last step, so that no token is served twice."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How rows are spread over steps, forward passes and ranks."""
+
+    micro_batch_size: int
+    accumulation: int
+    ranks: int = 1
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.micro_batch_size * self.accumulation * self.ranks
+
+
+class RowDataset(Dataset[Row]):
+    """Rows of one split, by number."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows.empty() if index == EMPTY else self.rows.row(index)
+
+
+class Positions(Sampler[list[int]]):
+    """Batches of row numbers for one rank, from the current step to the last.
+
+    The row at global position p of step s, forward pass a, rank r, place j is p = ((s·A + a)·R + r)·M + j:
+    the split into A, R and M does not change which rows a step sees, nor their order.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        seed: int,
+        steps: int,
+        shape: Shape,
+        last: int | None,
+        current_step: Callable[[], int],
+        rank: int = 0,
+    ):
+        """`last`: positions from there on are empty rows; None: the order goes on for ever."""
+        self.rows, self.seed, self.steps, self.shape = rows, seed, steps, shape
+        self.last, self.current_step, self.rank = last, current_step, rank
+
+    def __len__(self) -> int:
+        return self.steps * self.shape.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.shape.micro_batch_size
+        for batch in range(self.current_step() * self.shape.accumulation, len(self)):
+            first = (batch * self.shape.ranks + self.rank) * size
+            yield [self.at(position) for position in range(first, first + size)]
+
+    def at(self, position: int) -> int:
+        """The row served at a position of the whole run."""
+        if self.last is not None and position >= self.last:
+            return EMPTY
+        epoch, place = divmod(position, self.rows)
+        return row_at(self.seed, epoch, place, self.rows)
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Rows → what the model takes: int64 tensors (B, T) and the documents' lengths for the backend."""
+
+    backend: str
+    device: torch.device
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        lengths = [int(length) for row in rows for length in row.lengths]
+        return {
+            "input_ids": torch.from_numpy(np.stack([row.input_ids for row in rows])),
+            "position_ids": torch.from_numpy(np.stack([row.position_ids for row in rows])),
+            "labels": torch.from_numpy(np.stack([row.labels for row in rows])),
+            **attention.boundaries(self.backend, lengths, self.device),
+        }
+
+
+def loader(rows: Rows, batches: Sampler[list[int]], collate: Collate, workers: int) -> DataLoader[Row]:
+    """A DataLoader over `batches`; workers keep the order."""
+    return DataLoader(
+        RowDataset(rows),
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=collate.device.type == "cuda",
+        persistent_workers=False,
+    )

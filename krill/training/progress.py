@@ -1,0 +1,120 @@
+"""What a person sees while a model trains: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from krill.runs.record import Record
+
+log = logging.getLogger("krill")
+PLAIN_SECONDS = 15.0
+
+
+class Meter(TrainerCallback):
+    """Writes each logged step to metrics.jsonl and shows it."""
+
+    def __init__(self, record: Record, tokens_per_step: int, rows_per_step: int, rows: int):
+        self.record, self.tokens_per_step = record, tokens_per_step
+        self.rows_per_step, self.rows = rows_per_step, rows
+        self.loss = self.rate = float("nan")
+        self.shown = 0.0
+        self.bar: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.since, self.since_step = time.perf_counter(), state.global_step
+        self.shown = time.monotonic()
+        if sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, figures="")
+            self.bar.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        step = state.global_step
+        at = {
+            "step": step,
+            "epoch": round(step * self.rows_per_step / self.rows, 6),
+            "tokens": step * self.tokens_per_step,
+        }
+        if "loss" in logs:
+            self.loss, self.rate = logs["loss"], self._rate(step)
+            figures = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
+            self.record.metric(at | figures | {"tokens_per_second": round(self.rate, 1)})
+            self._show(state)
+        elif "eval_loss" in logs:
+            figures = {key: logs[key] for key in ("eval_loss", "eval_bits_per_byte")}
+            self.record.metric(at | figures)
+            self._say(
+                f"step {step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f} nats/token  "
+                f"{logs['eval_bits_per_byte']:.4f} bits/byte"
+            )
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.since, self.since_step = time.perf_counter(), state.global_step  # validation is no training time
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def _rate(self, step: int) -> float:
+        """Tokens per second since the last logged step."""
+        now = time.perf_counter()
+        rate = (step - self.since_step) * self.tokens_per_step / max(now - self.since, 1e-9)
+        self.since, self.since_step = now, step
+        return rate
+
+    def _show(self, state: TrainerState) -> None:
+        figures = f"loss {self.loss:.3f}  {self.rate:,.0f} tokens/s"
+        if self.bar:
+            self.bar.update(self.task, figures=figures)
+        elif time.monotonic() - self.shown > PLAIN_SECONDS:
+            self.shown = time.monotonic()
+            remaining = (state.max_steps - state.global_step) * self.tokens_per_step / max(self.rate, 1e-9)
+            left = timedelta(seconds=round(remaining))
+            log.info("step %d/%d  %s  %s left", state.global_step, state.max_steps, figures, left)
+
+    def _say(self, line: str) -> None:
+        if self.bar:
+            self.bar.console.print(line, highlight=False)
+            log.debug(line)
+        else:
+            log.info(line)

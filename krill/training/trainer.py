@@ -1,0 +1,100 @@
+"""The Trainer of krill: transformers' loop, with krill's data order, optimizer, validation and checkpoints.
+
+Each method that is overridden is one seam:
+    get_train_dataloader    rows by (seed, epoch, position); resume is the step number
+    create_optimizer, create_scheduler
+    evaluate                per token over all validation rows, bits per byte
+    _save_checkpoint        written aside, then renamed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from krill.config.schema import TrainConfig
+from krill.optim.build import build_optimizer
+from krill.optim.schedules import build_scheduler
+from krill.training import checkpoints
+from krill.training.metrics import Validation, validate
+
+
+@dataclass(frozen=True)
+class Held:
+    """The validation rows, and the bytes of the text in them."""
+
+    batches: Callable[[], Any]
+    text_bytes: int
+    eos_id: int
+
+
+class KrillTrainer(Trainer):
+    """transformers.Trainer on a token store."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: PreTrainedModel,
+        arguments: TrainingArguments,
+        train_loader: Callable[[Callable[[], int]], DataLoader[Any]],
+        held: Held | None,
+        held_rows: Any,
+        callbacks: list[Any],
+    ):
+        """Make it; nothing runs yet.
+
+        `train_loader`: given a function that tells the current step, the batches from there to the end.
+        `held_rows`: what Trainer demands as evaluation data set; `held` is what is evaluated.
+        """
+        self.config, self.train_loader, self.held = config, train_loader, held
+        self.aside: Path | None = None
+        super().__init__(model=model, args=arguments, eval_dataset=held_rows, callbacks=callbacks)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return self.train_loader(lambda: self.state.global_step)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model, self.config.optimizer)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_scheduler(
+                self.config.scheduler, optimizer or self.optimizer, num_training_steps
+            )
+        return self.lr_scheduler
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validation loss (nats per token) and bits per byte over all validation rows."""
+        if self.held is None:
+            return {}
+        batches = (self._prepare_inputs(batch) for batch in self.held.batches())
+        found: Validation = validate(self.model, batches, self.held.eos_id)
+        metrics = {
+            "eval_loss": found.loss(),
+            "eval_bits_per_byte": found.bits_per_byte(self.held.text_bytes),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Trainer's own count leaves out attention and head, and walks the model at every micro step."""
+        return 0
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.aside or self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        with checkpoints.aside(folder) as self.aside:
+            super()._save_checkpoint(model, trial)
+        self.aside = None
+        checkpoints.rotate(folder, self.config.keep_checkpoints)
