@@ -88,7 +88,9 @@ class TokenizerFolder:
                 shutil.copyfile(self.folder / name, folder / name)
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         if backend.encode("a").ids[:1] != [self.bos_id]:
-            backend.post_processor = _bos_in_front(backend.id_to_token(self.bos_id), self.bos_id)
+            bos = backend.id_to_token(self.bos_id)
+            assert bos is not None
+            backend.post_processor = _bos_in_front(bos, self.bos_id)
             backend.save(str(folder / "tokenizer.json"))
 
     def __getstate__(self) -> dict[str, Any]:

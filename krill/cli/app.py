@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from krill import atomic, errors
 from krill.config import location
 from krill.errors import KrillError, Stopped, UsageError
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Config = TypeVar("Config", bound="BaseModel")
 Point = Callable[[Any], Any]
 Before = Callable[[Any, Sequence[Path]], None]
 log = logging.getLogger("krill")

@@ -56,6 +56,7 @@ def infer(config: InferConfig) -> list[dict[str, str]]:
     from krill.training.plan import device_name
 
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     model, tokenizer = load(config.model, torch.device(device_name(config.device)))
     sampling = Sampling(
         config.max_new_tokens, config.temperature, config.top_p, config.repetition_penalty, config.seed

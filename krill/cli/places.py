@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from krill.config import own_code
 from krill.config.schema import Section, TrainConfig
 from krill.config.signature import signature
 
@@ -21,7 +22,13 @@ def identity(command: str, config: Section) -> str:
     if command == "tokenizer":
         return tokenizer
     tokens = store_signature(config.data, tokenizer, open_source(config.data).fingerprint())
-    return signature(command, 1, config, tokens) if command == "train" else tokens
+    return signature(command, 1, config, tokens, _own_code(config)) if command == "train" else tokens
+
+
+def _own_code(config: TrainConfig) -> list[str]:
+    """What the person's own model and optimizer are, where they are their own."""
+    sections = (config.model, config.optimizer)
+    return [own_code.digest(section.build) for section in sections if hasattr(section, "build")]
 
 
 def point(command: str, sweep: Path, config: Section) -> Path:

@@ -9,7 +9,7 @@ how often it reports) or that count in another way: `krill.config.signature` lea
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -100,7 +100,18 @@ class Hub(_Data):
     """The data sets, concatenated in this order."""
 
 
-Data = Annotated[PythonDocs | Files | Hub, Field(discriminator="source")]
+class CustomData(_Data):
+    """A person's own source: a function that yields texts."""
+
+    source: Literal["custom"]
+    """Where the text comes from."""
+    read: str
+    """file.py:function or package.module:function; called with the options, yields str."""
+    options: dict[str, Any]
+    """Keyword arguments of the function. Change one (a version, say) when the text behind it changes."""
+
+
+Data = Annotated[PythonDocs | Files | Hub | CustomData, Field(discriminator="source")]
 
 
 # --- tokenizer ---------------------------------------------------------------------------------------------
@@ -147,11 +158,29 @@ class Tokenizer(Section):
 # --- model -------------------------------------------------------------------------------------------------
 
 
-class Model(Section):
-    """The architecture, under the family's own names. The vocabulary follows the tokenizer."""
-
+class _Model(Section):
     name: Name
     """What the model is called in the header and the records."""
+    max_position_embeddings: PositiveInt
+    """Longest sequence the configuration states; follows sequence_len."""
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name"})
+
+
+class CustomModel(_Model):
+    """A person's own architecture: a function that builds a transformers model."""
+
+    family: Literal["custom"]
+    """Architecture that is built."""
+    build: str
+    """file.py:function or package.module:function; called with vocab_size, max_position_embeddings,
+    bos_token_id, eos_token_id, pad_token_id and the options, returns a PreTrainedModel with fp32 weights."""
+    options: dict[str, Any]
+    """Further keyword arguments of the function."""
+
+
+class Transformer(_Model):
+    """The architecture, under the family's own names. The vocabulary follows the tokenizer."""
+
     family: Literal["llama", "qwen3"]
     """Architecture of transformers that is built."""
     hidden_size: PositiveInt
@@ -166,8 +195,6 @@ class Model(Section):
     """Key and value heads; must divide the query heads."""
     head_dim: PositiveInt | None
     """Width of a head; null: hidden_size / num_attention_heads."""
-    max_position_embeddings: PositiveInt
-    """Longest sequence the configuration states; follows sequence_len."""
     rope_theta: PositiveFloat
     """Base of the rotary position embedding."""
     rms_norm_eps: PositiveFloat
@@ -176,10 +203,9 @@ class Model(Section):
     """Input and output embedding are one matrix."""
     initializer_range: PositiveFloat
     """Standard deviation of the initial weights."""
-    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name"})
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> Model:
+    def _heads_fit(self) -> Transformer:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads={self.num_key_value_heads} does not divide "
@@ -191,6 +217,9 @@ class Model(Section):
                 "set head_dim"
             )
         return self
+
+
+Model = Annotated[Transformer | CustomModel, Field(discriminator="family")]
 
 
 # --- optimizer and scheduler -------------------------------------------------------------------------------
@@ -237,7 +266,19 @@ class Muon(_Optimizer):
     """Coefficients of the Newton–Schulz iteration."""
 
 
-Optimizer = Annotated[AdamW | Muon, Field(discriminator="name")]
+class CustomOptimizer(_Optimizer):
+    """A person's own optimizer."""
+
+    name: Literal["custom"]
+    """The optimizer."""
+    build: str
+    """file.py:function or package.module:function; called with the model and the keys of this section,
+    returns a torch.optim.Optimizer."""
+    options: dict[str, Any]
+    """Further keyword arguments of the function."""
+
+
+Optimizer = Annotated[AdamW | Muon | CustomOptimizer, Field(discriminator="name")]
 
 
 class _Scheduler(Section):

@@ -21,8 +21,8 @@ def signature(*parts: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        machine = getattr(value, "UNSIGNED", frozenset())
-        return {key: _plain(getattr(value, key)) for key in type(value).model_fields if key not in machine}
+        unsigned: frozenset[str] = getattr(value, "UNSIGNED", frozenset())
+        return {key: _plain(getattr(value, key)) for key in type(value).model_fields if key not in unsigned}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

@@ -78,7 +78,7 @@ def _sentences(error: ValidationError, known: list[str]) -> Iterable[str]:
 
 def _without_tags(location: tuple[int | str, ...]) -> list[int | str]:
     """Pydantic puts the discriminator's value behind the name of the section it chose."""
-    tagged = {"data", "optimizer", "scheduler"}
+    tagged = {"model", "data", "optimizer", "scheduler"}
     return [
         part
         for index, part in enumerate(location)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from krill.config.schema import Files, Hub, PythonDocs
+from krill.config.schema import Data
 from krill.config.signature import signature
 from krill.data.cleaning import clean
 from krill.data.dedup import Duplicates, digest_of
@@ -55,7 +55,7 @@ class Dropped:
         return sum(counts["tokens"] for counts in self.rules.values())
 
 
-def usable_documents(source: Source, data: PythonDocs | Files | Hub, dropped: Dropped) -> Iterator[Usable]:
+def usable_documents(source: Source, data: Data, dropped: Dropped) -> Iterator[Usable]:
     """Yield what may be trained on: cleaned, at least min_chars long, each text once (its first copy)."""
     indices = {name: index for index, name in enumerate(source.names)}
     duplicates = Duplicates()
@@ -71,6 +71,6 @@ def usable_documents(source: Source, data: PythonDocs | Files | Hub, dropped: Dr
         yield Usable(text, indices[document.source], digest)
 
 
-def data_signature(data: PythonDocs | Files | Hub, fingerprint: Any) -> str:
+def data_signature(data: Data, fingerprint: Any) -> str:
     """Signature of the text: rules and content. Where files lie does not count."""
     return signature("data", VERSION, data.model_dump(include=RULES), fingerprint)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from krill.atomic import make_once
-from krill.config.schema import Files, Hub, PythonDocs, TrainConfig
+from krill.config.schema import Data, TrainConfig
 from krill.config.signature import signature
 from krill.data import store
 from krill.data.dedup import split_of
@@ -30,7 +30,7 @@ from krill.tokenizer import TokenizerFolder, tokenizer_signature
 log = logging.getLogger("krill")
 
 
-def store_signature(data: PythonDocs | Files | Hub, tokenizer_signature: str, fingerprint: Any) -> str:
+def store_signature(data: Data, tokenizer_signature: str, fingerprint: Any) -> str:
     """Signature of a token store: the rules, the content of the source, the tokenizer."""
     return signature("store", VERSION, store.VERSION, data_signature(data, fingerprint), tokenizer_signature)
 
@@ -68,7 +68,7 @@ def _folder(config: TrainConfig, identity: str, outputs: Path) -> Path:
 
 
 def prepare(
-    data: PythonDocs | Files | Hub,
+    data: Data,
     tokenizer: TokenizerFolder,
     folder: Path,
     source: Source | None = None,
@@ -107,7 +107,7 @@ def prepare(
 
 def _write(
     documents: Iterator[Usable],
-    data: PythonDocs | Files | Hub,
+    data: Data,
     encoder: Encoder,
     writer: store.StoreWriter,
     dropped: Dropped,
@@ -127,9 +127,7 @@ def _write(
     return read
 
 
-def _demand_documents(
-    read: Counter[str], dropped: Dropped, source: Source, data: PythonDocs | Files | Hub
-) -> None:
+def _demand_documents(read: Counter[str], dropped: Dropped, source: Source, data: Data) -> None:
     """Raise UsageError, with what became of every document, if there is none to train on."""
     if read["train"]:
         return

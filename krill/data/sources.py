@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from krill.config.schema import Files, Hub, HubDataset, PythonDocs
+from krill.config import own_code
+from krill.config.schema import CustomData, Data, Files, Hub, HubDataset, PythonDocs
 from krill.data import python_docs
 from krill.data.store import file_digest
 from krill.errors import KrillError, UsageError
@@ -82,14 +83,20 @@ class Source(ABC):
         return None
 
 
-def open_source(config: PythonDocs | Files | Hub) -> Source:
+def open_source(config: Data) -> Source:
     """The source that `config` describes. Raises UsageError as `check` does."""
-    if isinstance(config, PythonDocs):
-        return PythonDocsSource()
-    return FileSource(config) if isinstance(config, Files) else HubSource(config)
+    match config:
+        case PythonDocs():
+            return PythonDocsSource()
+        case Files():
+            return FileSource(config)
+        case Hub():
+            return HubSource(config)
+        case CustomData():
+            return CustomSource(config)
 
 
-def check(config: PythonDocs | Files | Hub) -> None:
+def check(config: Data) -> None:
     """Raise one UsageError naming every file that is missing, empty or of a kind that krill does not read.
 
     Reads no more than the ends of files. Data sets of the Hub are not looked up.
@@ -98,6 +105,8 @@ def check(config: PythonDocs | Files | Hub) -> None:
         python_docs.check()
     elif isinstance(config, Files):
         _files(config)
+    elif isinstance(config, CustomData):
+        own_code.load(config.read)
 
 
 # --- the built-in text -------------------------------------------------------------------------------------
@@ -116,6 +125,28 @@ class PythonDocsSource(Source):
     def documents(self) -> Iterator[Document]:
         for text in python_docs.documents():
             yield Document(text, self.names[0])
+
+
+# --- a person's own ----------------------------------------------------------------------------------------
+
+
+class CustomSource(Source):
+    """Texts that a person's own function yields."""
+
+    def __init__(self, config: CustomData) -> None:
+        super().__init__([config.name])
+        self._config = config
+
+    def fingerprint(self) -> Any:
+        """The code and its options: what they read is the person's to name there."""
+        return {"code": own_code.digest(self._config.read), "options": self._config.options}
+
+    def documents(self) -> Iterator[Document]:
+        for index, text in enumerate(own_code.load(self._config.read)(**self._config.options)):
+            if isinstance(text, str):
+                yield Document(text, self.names[0])
+            else:
+                self.skip(f"{self._config.read}, item {index}", f"is not text but {type(text).__name__}")
 
 
 # --- files -------------------------------------------------------------------------------------------------

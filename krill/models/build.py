@@ -14,7 +14,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from krill.config.schema import Model
+from krill.config import own_code
+from krill.config.schema import CustomModel, Model, Transformer
 
 FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -22,35 +23,36 @@ FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
 }
 
 
-def architecture(config: Model, vocab_size: int, bos_id: int, eos_id: int, pad_id: int) -> Any:
-    """The transformers configuration; the vocabulary is the tokenizer's."""
+def build(
+    config: Model, vocab_size: int, bos_id: int, eos_id: int, pad_id: int, attention: str = "sdpa"
+) -> PreTrainedModel:
+    """A model with random weights from torch's generator; the vocabulary is the tokenizer's.
+
+    `attention`: the backend of transformers' attention interface.
+    """
+    ids = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
+    if isinstance(config, CustomModel):
+        longest = config.max_position_embeddings
+        model = own_code.load(config.build)(
+            vocab_size=vocab_size, max_position_embeddings=longest, **ids, **config.options
+        )
+    else:
+        numbers, make = FAMILIES[config.family]
+        model = make(numbers(vocab_size=vocab_size, **ids, **_numbers(config)))
+    model.set_attn_implementation(attention)
+    model.generation_config = GenerationConfig(**ids)
+    return model
+
+
+def _numbers(config: Transformer) -> dict[str, Any]:
+    """The keys of the architecture. rope_theta set after construction would be ignored by transformers 5."""
     numbers = config.model_dump(exclude={"name", "family", "rope_theta"})
     numbers["head_dim"] = config.head_dim or config.hidden_size // config.num_attention_heads
-    return FAMILIES[config.family][0](
-        **numbers,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        vocab_size=vocab_size,
-        bos_token_id=bos_id,
-        eos_token_id=eos_id,
-        pad_token_id=pad_id,
-    )
-
-
-def build(config: Model, architecture: Any, attention: str, seed: int) -> PreTrainedModel:
-    """A model with random fp32 weights, the same for the same seed; `attention` is its backend."""
-    torch.manual_seed(seed)
-    model = FAMILIES[config.family][1](architecture)
-    model.set_attn_implementation(attention)
-    model.generation_config = GenerationConfig(
-        bos_token_id=architecture.bos_token_id,
-        eos_token_id=architecture.eos_token_id,
-        pad_token_id=architecture.pad_token_id,
-    )
-    return model
+    return numbers | {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
 
 
 def count_parameters(config: Model, vocab_size: int) -> int:
     """Parameters of the model, tied ones once, without allocating any."""
     with torch.device("meta"):
-        model = FAMILIES[config.family][1](architecture(config, vocab_size, 0, 1, 2))
+        model = build(config, vocab_size, bos_id=0, eos_id=1, pad_id=2)
     return sum(parameter.numel() for parameter in model.parameters())

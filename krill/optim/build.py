@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from krill.config.schema import AdamW, Muon
+from krill.config import own_code
+from krill.config.schema import CustomOptimizer, Muon, Optimizer
 from krill.errors import UsageError
 from krill.optim import muon
 from krill.optim.groups import parameter_groups
 
 
-def build_optimizer(model: PreTrainedModel, config: AdamW | Muon) -> torch.optim.Optimizer:
-    """`torch.optim.AdamW` for adamw, `krill.optim.muon.Muon` for the muon presets, on the same groups.
+def build_optimizer(model: PreTrainedModel, config: Optimizer) -> torch.optim.Optimizer:
+    """`torch.optim.AdamW` for adamw, `krill.optim.muon.Muon` for the muon presets, on the same groups; custom: the
+    person's own function.
 
     Raises:
         UsageError: a parameter to train is not fp32 (Muon steps at a rate of 2e-4 leave nine of ten
@@ -25,6 +27,9 @@ def build_optimizer(model: PreTrainedModel, config: AdamW | Muon) -> torch.optim
                 "vanish; krill trains fp32 weights. Build or load the model with dtype=float32 and set "
                 "hardware.precision=bf16: the forward pass is then computed in bf16"
             )
+    if isinstance(config, CustomOptimizer):
+        keys = config.model_dump(exclude={"name", "build", "options", "max_grad_norm"})
+        return own_code.load(config.build)(model, **keys, **config.options)
     groups = parameter_groups(model, config)
     if isinstance(config, Muon):
         return muon.Muon(groups)

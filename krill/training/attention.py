@@ -11,13 +11,15 @@ Shapes: B rows, H heads, T tokens of a row, D width of a head.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+
+from krill.errors import UsageError
 
 
 def varlen(
@@ -54,16 +56,19 @@ def varlen(
     B, H, T, D = query_BHTD.shape
     q, k, v = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query_BHTD, key_BHTD, value_BHTD))
     if cu_seq_lens_q is not None:
+        assert max_length_q is not None
         from torch.nn.attention.varlen import varlen_attn
 
-        out = varlen_attn(
+        out = cast(Tensor, varlen_attn(
             q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
             scale=scaling, window_size=(-1, 0), enable_gqa=True,
-        )  # fmt: skip
+        ))  # fmt: skip
     else:
         assert document_lengths is not None
-        documents = zip(*(x.split(document_lengths) for x in (q, k, v)), strict=True)
-        out = torch.cat([_one_document(*document, scaling=scaling) for document in documents])
+        documents = zip(
+            q.split(document_lengths), k.split(document_lengths), v.split(document_lengths), strict=True
+        )
+        out = torch.cat([_one_document(q_THD, k_THD, v_THD, scaling) for q_THD, k_THD, v_THD in documents])
     return out.view(B, T, H, D), None
 
 
@@ -83,9 +88,21 @@ def boundaries(backend: str, lengths: list[int], device: torch.device) -> dict[s
     return {"cu_seq_lens_q": ends, "max_length_q": max(lengths)}
 
 
-def choose(asked: str) -> str:
-    """The backend for hardware.attention."""
-    return "varlen" if asked == "auto" else asked
+def choose(asked: str, device: str, precision: str) -> str:
+    """The backend for hardware.attention.
+
+    auto: varlen, but sdpa for fp32 on CUDA, which Flash Attention does not compute; asking for varlen there is a
+    UsageError.
+    """
+    impossible = device == "cuda" and precision == "fp32"
+    if asked == "varlen" and impossible:
+        raise UsageError(
+            "hardware.attention=varlen is Flash Attention on CUDA, which has no fp32; write "
+            "hardware.precision=bf16 or hardware.attention=sdpa"
+        )
+    if asked == "auto":
+        return "sdpa" if impossible else "varlen"
+    return asked
 
 
 AttentionInterface.register("varlen", varlen)

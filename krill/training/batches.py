@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ class Collate:
         }
 
 
-def loader(rows: Rows, batches: Sampler[list[int]], collate: Collate, workers: int) -> DataLoader[Row]:
+def loader(rows: Rows, batches: Iterable[list[int]], collate: Collate, workers: int) -> DataLoader[Row]:
     """A DataLoader over `batches`; workers keep the order."""
     return DataLoader(
         RowDataset(rows),

@@ -20,11 +20,11 @@ from transformers import PrinterCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from krill import atomic
-from krill.config.schema import TrainConfig
+from krill.config.schema import CustomOptimizer, Optimizer, TrainConfig
 from krill.data.packing import Rows, pack, windows
 from krill.data.store import Store
 from krill.errors import KrillError, UsageError
-from krill.models.build import architecture, build
+from krill.models.build import build
 from krill.optim.groups import describe, parameter_groups
 from krill.runs.record import Record, read_metrics
 from krill.tokenizer import TokenizerFolder, load_tokenizer
@@ -67,12 +67,13 @@ def run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict
     run after saving.
     """
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     record = Record(folder)
     setting = settle(config, folder, store, tokenizer)
     checkpoint = next(reversed(checkpoints.found(folder / "checkpoints")), None)
     record.cut_metrics(checkpoints.step(checkpoint) if checkpoint else 0)
 
-    model = build(config.model, _architecture(setting), setting.backend, config.seed)
+    model = _model(setting)
     points = _reference(setting)
     _header(setting, model, checkpoint)
     record.update(
@@ -111,27 +112,30 @@ def settle(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> S
     validation = opened.split("validation")
     if validation.tokens == 0:
         log.warning("no document fell into the validation split: raise data.validation_fraction to get one")
-    rows_of = shape(config.batch, config.sequence_len)
+    batch = shape(config.batch, config.sequence_len)
+    arithmetic = precision(config.hardware.precision, device)
     return Setting(
         config=config,
         folder=folder,
         store=opened,
         tokenizer=load_tokenizer(tokenizer),
         device=torch.device(device),
-        precision=precision(config.hardware.precision, device),
-        backend=attention.choose(config.hardware.attention),
-        shape=rows_of,
-        length=length(config, len(rows), rows_of.rows_per_step),
+        precision=arithmetic,
+        backend=attention.choose(config.hardware.attention, device, arithmetic),
+        shape=batch,
+        length=length(config, len(rows), batch.rows_per_step),
         rows=rows,
         held=windows(validation, config.sequence_len) if validation.tokens else None,
     )
 
 
-def _architecture(setting: Setting) -> Any:
+def _model(setting: Setting) -> Any:
     tokenizer = setting.tokenizer
-    return architecture(
-        setting.config.model, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
-    )
+    torch.manual_seed(setting.config.seed)
+    return build(
+        setting.config.model, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id,
+        setting.backend,
+    )  # fmt: skip
 
 
 def _reference(setting: Setting) -> Reference | None:
@@ -147,11 +151,7 @@ def _trainer(setting: Setting, model: Any, record: Record) -> tuple[KrillTrainer
     order = partial(
         Positions, len(setting.rows), config.seed, setting.length.steps, setting.shape, setting.length.last
     )
-    held = setting.held and Held(
-        batches=lambda: loader(setting.held, _in_order(setting), collate, 0),
-        text_bytes=setting.store.split("validation").text_bytes,
-        eos_id=setting.tokenizer.eos_id,
-    )
+    held = _held(setting, collate)
     stop = StopOnSignal()
     trainer = KrillTrainer(
         config,
@@ -159,7 +159,6 @@ def _trainer(setting: Setting, model: Any, record: Record) -> tuple[KrillTrainer
         _arguments(setting),
         train_loader=lambda step: loader(setting.rows, order(step), collate, config.hardware.workers),
         held=held,
-        held_rows=RowDataset(setting.held) if setting.held is not None else None,
         callbacks=[
             stop,
             Meter(record, setting.tokens_per_step, setting.shape.rows_per_step, len(setting.rows)),
@@ -169,10 +168,19 @@ def _trainer(setting: Setting, model: Any, record: Record) -> tuple[KrillTrainer
     return trainer, stop
 
 
-def _in_order(setting: Setting) -> Any:
-    assert setting.held is not None
+def _held(setting: Setting, collate: Collate) -> Held | None:
+    """The validation rows in their order, as the trainer evaluates them."""
+    rows = setting.held
+    if rows is None:
+        return None
     size = setting.config.batch.micro_batch_size
-    return [list(range(i, min(i + size, len(setting.held)))) for i in range(0, len(setting.held), size)]
+    batches = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
+    return Held(
+        dataset=RowDataset(rows),
+        batches=lambda: loader(rows, batches, collate, workers=0),
+        text_bytes=setting.store.validation.text_bytes,
+        eos_id=setting.tokenizer.eos_id,
+    )
 
 
 def _arguments(setting: Setting) -> TrainingArguments:
@@ -210,10 +218,6 @@ def _header(setting: Setting, model: Any, checkpoint: Path | None) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     held = setting.store.split("validation")
     epochs = setting.length.steps * setting.shape.rows_per_step / len(setting.rows)
-    groups = ", ".join(
-        f"{group.name} {group.parameters:,} at {group.lr:g}"
-        for group in describe(parameter_groups(model, config.optimizer))
-    )
     log.info("name        %s", config.name)
     log.info("folder      %s", setting.folder)
     log.info(
@@ -228,8 +232,16 @@ def _header(setting: Setting, model: Any, checkpoint: Path | None) -> None:
         "steps       %d of %s tokens: %.2f epochs%s", setting.length.steps, f"{setting.tokens_per_step:,}", epochs,
         f"; going on from step {checkpoints.step(checkpoint)}" if checkpoint else "",
     )  # fmt: skip
-    log.info("optimizer   %s: %s", config.optimizer.name, groups)
+    log.info("optimizer   %s", _optimizer_line(model, config.optimizer))
     log.info("device      %s, %s, attention %s", setting.device.type, setting.precision, setting.backend)
+
+
+def _optimizer_line(model: Any, config: Optimizer) -> str:
+    if isinstance(config, CustomOptimizer):
+        return f"{config.build} at {config.lr:g}"
+    groups = describe(parameter_groups(model, config))
+    parts = (f"{group.name} {group.parameters:,} at {group.lr:g}" for group in groups)
+    return f"{config.name}: {', '.join(parts)}"
 
 
 def _final_metrics(trainer: KrillTrainer, setting: Setting, points: Reference | None) -> dict[str, Any]:

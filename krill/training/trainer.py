@@ -22,6 +22,7 @@ from krill.config.schema import TrainConfig
 from krill.optim.build import build_optimizer
 from krill.optim.schedules import build_scheduler
 from krill.training import checkpoints
+from krill.training.batches import RowDataset
 from krill.training.metrics import Validation, validate
 
 
@@ -29,6 +30,7 @@ from krill.training.metrics import Validation, validate
 class Held:
     """The validation rows, and the bytes of the text in them."""
 
+    dataset: RowDataset
     batches: Callable[[], Any]
     text_bytes: int
     eos_id: int
@@ -44,17 +46,18 @@ class KrillTrainer(Trainer):
         arguments: TrainingArguments,
         train_loader: Callable[[Callable[[], int]], DataLoader[Any]],
         held: Held | None,
-        held_rows: Any,
         callbacks: list[Any],
     ):
         """Make it; nothing runs yet.
 
         `train_loader`: given a function that tells the current step, the batches from there to the end.
-        `held_rows`: what Trainer demands as evaluation data set; `held` is what is evaluated.
         """
         self.config, self.train_loader, self.held = config, train_loader, held
+        self.optimizer: Any
+        self.lr_scheduler: Any
+        self.control: Any
         self.aside: Path | None = None
-        super().__init__(model=model, args=arguments, eval_dataset=held_rows, callbacks=callbacks)
+        super().__init__(model=model, args=arguments, eval_dataset=held and held.dataset, callbacks=callbacks)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self.train_loader(lambda: self.state.global_step)

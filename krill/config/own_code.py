@@ -1,0 +1,57 @@
+"""A person's own code, named in a YAML: `build: my_file.py:function` or `build: package.module:function`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from krill.errors import UsageError
+
+
+def load(reference: str) -> Callable[..., Any]:
+    """The function that `reference` names. Raises UsageError where it is not there."""
+    place, _, name = reference.partition(":")
+    module = _from_file(Path(place)) if place.endswith(".py") else _from_path(place, reference)
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        raise UsageError(f"{reference}: {place} has no function '{name}'") from error
+
+
+def digest(reference: str) -> str:
+    """Hex SHA-256 of the source file: code that makes a result is part of its identity."""
+    source = load(reference).__code__.co_filename
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()
+
+
+def _from_file(file: Path) -> ModuleType:
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file (seen from {Path.cwd()})")
+    name = f"krill_own_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _from_path(place: str, reference: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{reference}: no module '{place}'; write file.py:function or package.module:function"
+        ) from error
