@@ -1,8 +1,12 @@
 """krill: pretrain language models from scratch."""
 
-from importlib.metadata import PackageNotFoundError, version
 
-try:
-    __version__ = version("krill")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0+unknown"
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module 'krill' has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("krill")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "0+unknown"

@@ -11,13 +11,12 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from krill import atomic, errors
+from krill import errors
 from krill.config import location
 from krill.errors import KrillError, Stopped, UsageError
 
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Config = TypeVar("Config", bound="BaseModel")
+_failures: list[Exception] = []
+"""What ended the point of a single run: kept from Hydra, which would add a line of its own."""
+
 Point = Callable[[Any], Any]
 Before = Callable[[Any, Sequence[Path]], None]
 log = logging.getLogger("krill")
@@ -105,6 +107,8 @@ def _through_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         compose.run(command, point, [*typed.flags, *overrides], folders)
+    except sweep.Invalid as invalid:
+        raise UsageError(str(invalid)) from invalid
     except KrillError:
         if not sweep.started():
             raise
@@ -115,6 +119,8 @@ def _through_hydra(
             raise
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
+    if _failures:
+        raise _failures.pop()
     return sweep.finish() if sweep.started() else errors.DONE
 
 
@@ -165,6 +171,8 @@ class Call:
         """Write what Hydra composed to `folder`/.hydra: from= repeats the run from there."""
         from omegaconf import OmegaConf
 
+        from krill import atomic
+
         (folder / ".hydra").mkdir(exist_ok=True)
         for name, content in (
             ("config", self.composed),
@@ -180,9 +188,8 @@ class Call:
             print(shown(folder))
 
 
-@contextmanager
-def called(composed: Any, schema: type[Config]) -> Iterator[tuple[Call, Config]]:
-    """What Hydra calls for, typed: the call and its configuration. Also where a point's failure is told."""
+def answer(composed: Any, schema: type[Config], work: Callable[[Config, Call], Any]) -> Any:
+    """Validate what Hydra composed and do `work`(config, call); a failure is told where it belongs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -192,15 +199,14 @@ def called(composed: Any, schema: type[Config]) -> Iterator[tuple[Call, Config]]
     hydra = HydraConfig.get()
     call = Call(composed, hydra, Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None)
     try:
-        yield call, validated(schema, composed)
-    except Stopped as stop:
-        if call.sweep is None:
-            raise
-        log.error("%s", stop)  # Hydra must not go on to the next point
-        raise SystemExit(stop.exit_code) from stop
+        return work(validated(schema, composed), call)
     except Exception as error:
-        if call.sweep is not None:
-            log.error("failed: %s: %s", " ".join(call.overrides), error)
+        if call.sweep is None:
+            _failures.append(error)
+            return None
+        log.error("failed: %s: %s", " ".join(call.overrides), error)
+        if isinstance(error, Stopped):
+            raise SystemExit(error.exit_code) from error  # Hydra must not go on to the next point
         raise
 
 

@@ -73,7 +73,7 @@ def sort(argv: Sequence[str], bare: str | None = None) -> Typed:
             typed.overrides.append(f"{bare}={word}")
             bare = None
         else:
-            wrong.append(f"'{word}' is not key=value")
+            wrong.append(f"'{word}' is not key=value; options are chosen as in model=tiny_ko")
     if wrong:
         raise UsageError("\n".join(wrong))
     return typed
@@ -89,6 +89,11 @@ def clear_exclusive(overrides: Sequence[str]) -> list[str]:
         if values.get(one, "null") != "null" and other not in values
     ]
     return [*overrides, *added]
+
+
+def typed_as(override: str, key: str, other: str) -> str:
+    """`override` under the key `other`, if it is one of `key`."""
+    return f"{other}={_value(override)}" if _key(override) == key else override
 
 
 def quoted(override: str) -> str:

@@ -6,32 +6,38 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from krill import atomic
 from krill.cli import app
-from krill.cli.argv import Typed
 from krill.config.location import outputs_root
-from krill.config.schema import InferConfig, TrainConfig
 from krill.errors import UsageError
+
+if TYPE_CHECKING:
+    from krill.cli.argv import Typed
+    from krill.config.schema import InferConfig
 
 
 def main() -> int:
     """Entry point of krill-infer."""
-    return app.main("infer", point, bare="model", before=_model_of_experiment)
+    return app.main("infer", point, bare="model", before=_models)
 
 
 def point(composed: Any) -> None:
     """One setting: what Hydra calls, once or for each point of a sweep."""
-    with app.called(composed, InferConfig) as (call, config):
-        if config.dry_run:
-            from krill.inference.load import locate
+    from krill.config.schema import InferConfig
 
-            print(f"model       {locate(config.model)[0]}")
-        elif call.sweep:
-            call.make("infer", config, _answer_into)
-        else:
-            _answer_into(config, Path(config.output) if config.output else None)
+    app.answer(composed, InferConfig, _place_and_answer)
+
+
+def _place_and_answer(config: InferConfig, call: app.Call) -> None:
+    if config.dry_run:
+        from krill.inference.load import locate
+
+        print(f"model       {locate(config.model.path)[0]}")
+    elif call.sweep:
+        call.make("infer", config, _answer_into)
+    else:
+        _answer_into(config, Path(config.output) if config.output else None)
 
 
 def _answer_into(config: InferConfig, place: Path | None) -> Path:
@@ -40,6 +46,8 @@ def _answer_into(config: InferConfig, place: Path | None) -> Path:
         place.mkdir(parents=True, exist_ok=True)
     answers = infer(config)
     if place is not None:
+        from krill import atomic
+
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         atomic.write_text(place / "answers.jsonl", lines)
     return place or Path.cwd()
@@ -57,7 +65,7 @@ def infer(config: InferConfig) -> list[dict[str, str]]:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    model, tokenizer = load(config.model, torch.device(device_name(config.device)))
+    model, tokenizer = load(config.model.path, torch.device(device_name(config.device)))
     sampling = Sampling(
         config.max_new_tokens, config.temperature, config.top_p, config.repetition_penalty, config.seed
     )
@@ -79,12 +87,19 @@ def _write(piece: str) -> None:
     print(piece, end="", flush=True, file=sys.stdout)
 
 
-def _model_of_experiment(typed: Typed, folders: Sequence[Path]) -> None:
-    """experiment=NAME stands for its newest finished run here, else for its model on the Hub."""
+def _models(typed: Typed, folders: Sequence[Path]) -> None:
+    """model=X is model.path=X: a trained model, never an option of the group that training has of that name.
+
+    experiment=NAME stands for its newest finished run here, else for its model on the Hub.
+    """
+    from krill.cli.argv import typed_as
+
+    typed.overrides = [typed_as(text, "model", "model.path") for text in typed.overrides]
     name = typed.value("experiment")
     if name is None:
         return
     from krill.cli import compose
+    from krill.config.schema import TrainConfig
     from krill.config.validation import validated
     from krill.runs.record import read_status
 
@@ -100,4 +115,4 @@ def _model_of_experiment(typed: Typed, folders: Sequence[Path]) -> None:
     done = [run for run in runs if (read_status(run) or {}).get("state") == "finished"]
     if not done and config.hub.id is None:
         raise UsageError(f"experiment={name}: no finished run yet; make one: krill-train experiment={name}")
-    typed.overrides.append(f"model={done[0] if done else config.hub.id}")
+    typed.overrides.append(f"model.path={done[0] if done else config.hub.id}")

@@ -36,26 +36,34 @@ def started() -> bool:
     return bool(_current)
 
 
+class Invalid(BaseException):
+    """What is wrong with a sweep's points. Not an Exception: Hydra makes those of a callback mere warnings."""
+
+
 class Points(Callback):
     """Hydra calls this before a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Compose and validate every point; UsageError tells all that is wrong in any of them."""
+        """Compose and validate every point; Invalid tells all that is wrong in any of them."""
         from krill.cli import places
 
         command = config.hydra.job.config_name
         folder = Path(config.hydra.sweep.dir)
-        wrong: dict[str, None] = {}
+        wrong: dict[str, list[str]] = {}
         points = []
-        for overrides in _points(config):
+        for overrides in (every := _points(config)):
             try:
                 points.append(places.point(command, folder, _validated(command, config, overrides)))
             except UsageError as error:
-                wrong |= dict.fromkeys(f"{' '.join(overrides)}: {line}" for line in str(error).splitlines())
+                wrong.setdefault(str(error), []).append(" ".join(overrides))
         if wrong:
-            raise UsageError("\n".join(wrong))
+            raise Invalid("\n".join(_where(fault, found, len(every)) for fault, found in wrong.items()))
         log.info("sweep: %d points in %s", len(points), folder)
         _current.append(_Sweep(folder, points))
+
+
+def _where(fault: str, points: list[str], every: int) -> str:
+    return fault if len(points) == every else f"{fault}  (in: {'; '.join(points)})"
 
 
 def _points(config: DictConfig) -> list[list[str]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.config.location import outputs_root
-from krill.config.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from krill.config.schema import TrainConfig
 
 
 def main() -> int:
@@ -17,18 +19,21 @@ def main() -> int:
 
 def point(composed: Any) -> None:
     """One tokenizer: what Hydra calls, once or for each point of a sweep."""
-    with app.called(composed, TrainConfig) as (call, config):
-        if config.dry_run:
-            from krill.data.sources import check
-            from krill.tokenizer import tokenizer_folder
+    from krill.config.schema import TrainConfig
 
-            check(config.data)
-            folder = tokenizer_folder(config, outputs_root())
-            print(f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}")
-        else:
-            call.make(
-                "tokenizer", config, lambda config, place: tokenizer(config, None if call.sweep else place)
-            )
+    app.answer(composed, TrainConfig, _place_and_make)
+
+
+def _place_and_make(config: TrainConfig, call: app.Call) -> None:
+    if config.dry_run:
+        from krill.data.sources import check
+        from krill.tokenizer import tokenizer_folder
+
+        check(config.data)
+        folder = tokenizer_folder(config, outputs_root())
+        print(f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}")
+    else:
+        call.make("tokenizer", config, lambda config, place: tokenizer(config, None if call.sweep else place))
 
 
 def tokenizer(config: TrainConfig, place: Path | None) -> Path:

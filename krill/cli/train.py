@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from krill.cli import app, places
+from krill.cli import app
 from krill.config.location import CONF_DIR, options, outputs_root
-from krill.config.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from krill.config.schema import TrainConfig
 
 log = logging.getLogger("krill")
 
@@ -19,17 +21,19 @@ def main() -> int:
 
 def point(composed: Any) -> float | None:
     """One run: what Hydra calls, once or for each point of a sweep. Returns the validation loss."""
-    with app.called(composed, TrainConfig) as (call, config):
-        if config.dry_run:
-            from krill.training.plan import plan
+    from krill.config.schema import TrainConfig
 
-            print("\n".join([*plan(config, outputs_root()), *_differences(config, call)]))
-            return None
-        return train(config, call)
+    return app.answer(composed, TrainConfig, train)
 
 
 def train(config: TrainConfig, call: app.Call) -> float | None:
     """Tokenizer, tokens, model: each is made once and reused by its content."""
+    if config.dry_run:
+        from krill.training.plan import plan
+
+        print("\n".join([*plan(config, outputs_root()), *_differences(config, call)]))
+        return None
+    from krill.cli import places
     from krill.data.prepare import obtain_store
     from krill.runs.record import Record, claim
     from krill.tokenizer import obtain_tokenizer
@@ -66,6 +70,7 @@ def _differences(config: TrainConfig, call: app.Call) -> list[str]:
     if name not in options("experiment", [CONF_DIR]) or call.choices.get("experiment") == name:
         return []
     from krill.cli.compose import composed
+    from krill.config.schema import TrainConfig
     from krill.config.validation import validated
 
     theirs = flat(validated(TrainConfig, composed("train", [f"experiment={name}"])))

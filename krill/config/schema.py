@@ -460,6 +460,13 @@ class TrainConfig(Section):
         return self
 
 
+class ModelPlace(Section):
+    """Where a trained model is."""
+
+    path: str
+    """Folder of a run or model, a glob, or a Hub id; model=X is short for it."""
+
+
 class InferConfig(Section):
     """Text from a trained model."""
 
@@ -467,8 +474,7 @@ class InferConfig(Section):
 
     name: Name
     """Names the sweep's folder when several settings are tried with -m."""
-    model: str
-    """Folder of a run or model, a glob, or a Hub id."""
+    model: ModelPlace
     prompt: str | None
     """The text to continue; null: a prompt is asked for, line by line."""
     max_new_tokens: PositiveInt

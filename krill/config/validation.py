@@ -19,7 +19,7 @@ def validated(schema: type[Config], composed: DictConfig) -> Config:
     """The typed configuration, or UsageError that lists all that is missing or wrong."""
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
-        raise UsageError("\n".join(f"{key} is not set; write {key}=…" for key in missing))
+        raise UsageError("\n".join(map(_not_set, missing)))
     try:
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
@@ -60,12 +60,18 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def _sentences(error: ValidationError, known: list[str]) -> Iterable[str]:
+    told = set()
     for item in error.errors(include_url=False):
+        if item["type"].endswith(("_parsing", "_type")):  # keys that follow another repeat its fault
+            fault = (item["type"], str(item["input"]))
+            if fault in told:
+                continue
+            told.add(fault)
         key = ".".join(str(part) for part in _without_tags(item["loc"]))
         if item["type"] == "extra_forbidden":
             yield unknown_key(key, known)
         elif item["type"] == "missing":
-            yield f"{key} is not set; write {key}=…"
+            yield _not_set(key)
         elif item["type"].startswith("union_tag"):
             context = item.get("ctx", {})
             yield f"{key}: {context.get('tag', 'nothing')!r} is none of {context.get('expected_tags', '')}"
@@ -74,6 +80,10 @@ def _sentences(error: ValidationError, known: list[str]) -> Iterable[str]:
             yield f"{key}: {message}" if key else message
         else:
             yield f"{key}={_shown(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _not_set(key: str) -> str:
+    return f"{key} is not set; write {key.removesuffix('.path') if key == 'model.path' else key}=…"
 
 
 def _without_tags(location: tuple[int | str, ...]) -> list[int | str]:
