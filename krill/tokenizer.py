@@ -25,13 +25,9 @@ import tokenizers
 import xxhash
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from krill.atomic import make_once, write_json
-from krill.config.schema import Tokenizer, TrainConfig
-from krill.config.signature import signature
-from krill.data.dedup import split_of
-from krill.data.documents import Dropped, usable_documents
-from krill.data.sources import open_source
-from krill.data.store import file_digest
+from krill.atomic import write_json
+from krill.config.schema import Tokenizer
+from krill.config.signature import file_digest, signature
 from krill.errors import KrillError, UsageError
 
 log = logging.getLogger("krill")
@@ -100,55 +96,10 @@ class TokenizerFolder:
 # --- what the commands call --------------------------------------------------------------------------------
 
 
-def obtain_tokenizer(config: TrainConfig, outputs: Path, place: Path | None = None) -> TokenizerFolder:
-    """The tokenizer of `config`: the ready one of tokenizer.path, or one trained once and reused.
-
-    `place`: the folder that was asked for instead of the one below `outputs`. Raises UsageError for a path or
-    text that cannot be used, KrillError if the text yields too few entries.
-    """
-    if config.tokenizer.path is not None:
-        if place is not None:
-            raise UsageError("tokenizer.path names a ready tokenizer: there is nothing to train into output=")
-        log.info("tokenizer: %s", config.tokenizer.path)
-        return load_tokenizer(tokenizer_folder(config, outputs))
-    folder = place or tokenizer_folder(config, outputs)
-    identity = tokenizer_signature(config)
-
-    def make(partial: Path) -> None:
-        record = train_tokenizer(config.tokenizer, _training_texts(config), partial)
-        write_json(partial / "record.json", {"signature": identity, **record})
-
-    made = make_once(folder, make)
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.signature != identity:
-        raise UsageError(f"{folder} holds another tokenizer; remove it, or name another folder with output=")
-    log.info("tokenizer: %s %s", "made" if made else "reused", folder)
-    return tokenizer
-
-
-def tokenizer_folder(config: TrainConfig, outputs: Path) -> Path:
-    """Where `obtain_tokenizer` puts or finds it; trains nothing (a Hub id is fetched to the Hub's cache)."""
-    if config.tokenizer.path is not None:
-        return _ready_folder(config.tokenizer.path)
-    return outputs / "tokenizers" / f"{config.tokenizer.name}-{tokenizer_signature(config)[:8]}"
-
-
-def tokenizer_signature(config: TrainConfig) -> str:
-    """Signature of the tokenizer, known before it is made: recipe and text, or a ready one's content.
-
-    data.min_tokens does not count: it drops documents after the tokenizer is there.
-    """
-    if config.tokenizer.path is not None:
-        return tokenizer_identity(config.tokenizer)
-    text = open_source(config.data).fingerprint()
-    rules = config.data.model_dump(include={"min_chars", "validation_fraction"})
-    return signature("tokenizer", tokenizer_identity(config.tokenizer), rules, text)
-
-
 def tokenizer_identity(config: Tokenizer) -> str:
     """Signature of the recipe without its text, or of the ready tokenizer's content."""
     if config.path is not None:
-        return load_tokenizer(_ready_folder(config.path)).signature
+        return load_tokenizer(ready_folder(config.path)).signature
     return signature("recipe", VERSION, tokenizers.__version__, config)
 
 
@@ -237,14 +188,6 @@ def train_tokenizer(config: Tokenizer, texts: Iterator[str], folder: Path) -> di
     }
 
 
-def _training_texts(config: TrainConfig) -> Iterator[str]:
-    """The documents of the training split."""
-    source = open_source(config.data)
-    for text, _, digest in usable_documents(source, config.data, Dropped()):
-        if split_of(digest, config.data.validation_fraction) == "train":
-            yield text
-
-
 class _Sample:
     """Documents up to a number of UTF-8 bytes (the last one may pass it), hashed and counted as they pass."""
 
@@ -324,7 +267,7 @@ def _save(tokenizer: tokenizers.Tokenizer, config: Tokenizer, specials: list[str
 # --- ready tokenizers --------------------------------------------------------------------------------------
 
 
-def _ready_folder(path: str) -> Path:
+def ready_folder(path: str) -> Path:
     """The local folder `path`, or the cached files of the Hub's repository of that name."""
     local = Path(path).expanduser()
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:

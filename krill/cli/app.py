@@ -7,6 +7,7 @@ Nothing here imports torch; a command imports its stage when it runs.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Config = TypeVar("Config", bound="BaseModel")
+_PLACE_TROUBLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
+}  # fmt: skip
+"""Errors of the file system that a traceback does not make clearer: full, read-only, forbidden, in the way."""
+
 _failures: list[Exception] = []
 """What ended the point of a single run: kept from Hydra, which would add a line of its own."""
 
@@ -54,13 +60,23 @@ def main(
 
             print(f"krill {__version__}")
             return errors.DONE
-        return _through_hydra(command, point, words, bare, before)
+        code = _through_hydra(command, point, words, bare, before)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as in krill-train --help | head: nobody reads the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.FAILED
     except KrillError as error:
         return fail(command, error)
     except KeyboardInterrupt:
         print(f"krill-{command}: interrupted", file=sys.stderr)
         return errors.INTERRUPTED
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _PLACE_TROUBLE:
+            place = f"{error.filename}: " if error.filename else ""
+            return fail(
+                command, KrillError(f"{place}{error.strerror}; mend that, or choose another place: output=")
+            )
         traceback.print_exc()
         print(f"krill-{command}: failed; the traceback above says where", file=sys.stderr)
         return errors.FAILED
@@ -87,7 +103,7 @@ def _help(command: str, words: list[str]) -> int:
     from krill.cli import help
 
     given = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
-    print(help.text(command, [*location.user_dirs(given), location.CONF_DIR]))
+    print(help.text(command, [*location.user_dirs(given), location.CONF_DIR]), flush=True)
     return errors.DONE
 
 
@@ -98,30 +114,40 @@ def _through_hydra(
 
     typed = argv.sort(words, bare)
     folders = location.user_dirs(typed.config_dirs)
+    if typed.multirun and typed.shown:
+        raise UsageError(
+            "-m runs every point, --cfg and --info print one configuration: leave one of them out"
+        )
+    launcher = typed.value("hydra/launcher")
+    if launcher not in (None, "basic") and not typed.multirun and not typed.shown:
+        raise UsageError("hydra/launcher= starts the points of a sweep: add -m")
     if before is not None:
         before(typed, folders)
     overrides = compose.rewritten(command, typed)
     for used, hidden in location.shadowed([*folders, location.CONF_DIR]):
         log.warning("conf: %s is used; it hides %s", used, hidden)
 
+    error: Exception | None = None
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         compose.run(command, point, [*typed.flags, *overrides], folders)
-    except sweep.Invalid as invalid:
-        raise UsageError(str(invalid)) from invalid
-    except KrillError:
-        if not sweep.started():
-            raise
-    except Exception as error:
-        if compose.is_usage(error):
-            raise UsageError("\n".join(compose.problems(command, overrides, folders, error))) from error
-        if not sweep.started():
-            raise
+    except sweep.Refused as refused:
+        error = refused.error
+    except Exception as raised:
+        error = raised
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
-    if _failures:
-        raise _failures.pop()
-    return sweep.finish() if sweep.started() else errors.DONE
+    if typed.completes:
+        return errors.DONE  # a word that is not finished yet is no error
+    if sweep.started():
+        return sweep.finish(failed=error is not None)
+    if error is not None and compose.is_usage(error):
+        raise UsageError("\n".join(compose.problems(command, overrides, folders, error))) from error
+    if error is None and _failures:
+        error = _failures.pop()
+    if error is not None:
+        raise error
+    return errors.DONE
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,9 @@ class Call:
     @property
     def overrides(self) -> list[str]:
         """What was typed, for this point."""
-        return list(self.hydra.overrides.task)
+        from krill.cli.compose import as_typed
+
+        return as_typed(self.hydra.overrides.task)
 
     @property
     def choices(self) -> dict[str, str]:

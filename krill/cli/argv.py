@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 
 from krill.errors import UsageError
 
 LITERAL = ("prompt", "sample_prompt")
 """Keys whose value is the text as typed, whatever stands in it."""
+
+TEXT = ("name", "output", "data.name", "data.text_column", "model.name", "model.path", "tokenizer.name",
+        "tokenizer.path", "hub.id")  # fmt: skip
+"""Keys whose value is text where it looks like a number or a truth value as well: name=1e3."""
 
 EXCLUSIVE = (("steps", "epochs"), ("batch.tokens", "batch.gradient_accumulation_steps"))
 """Pairs of which setting one clears the other."""
@@ -36,9 +40,24 @@ class Typed:
     def multirun(self) -> bool:
         return "-m" in self.flags or "--multirun" in self.flags
 
+    @property
+    def completes(self) -> bool:
+        """Whether the shell asks how a word may go on."""
+        return bool({"-sc", "--shell-completion"}.intersection(self.flags))
+
+    @property
+    def shown(self) -> bool:
+        """Whether the configuration is only printed."""
+        flags = {flag.partition("=")[0] for flag in self.flags}
+        return bool(flags & {"--cfg", "-c", "--info", "-i", "--hydra-help"}) or self.completes
+
     def value(self, key: str) -> str | None:
         """The last value typed for `key`, as typed."""
         return next((_value(text) for text in reversed(self.overrides) if _key(text) == key), None)
+
+    def keys(self) -> set[str]:
+        """Every key that was typed."""
+        return {_key(text) for text in self.overrides}
 
     def without(self, key: str) -> list[str]:
         """The overrides but those of `key`."""
@@ -105,6 +124,8 @@ def quoted(override: str) -> str:
     head = override[: len(override) - len(value)]
     if key in LITERAL:
         return head + _literal(value)
+    if key in TEXT:
+        return head + ",".join(map(_text, _split(value)))
     return override if _parses(f"k={value}") else head + _quoted_value(value)
 
 
@@ -126,9 +147,23 @@ def _quoted_value(value: str) -> str:
     return QuotedString(text=value.strip(), quote=Quote.single).with_quotes()
 
 
+def _text(value: str) -> str:
+    """`value` such that Hydra reads text, or null, or a function such as choice()."""
+    if not _parses(f"k={value}"):
+        return _quoted_value(value)
+    read = OverridesParser.create().parse_override(f"k={value}").value()
+    return (
+        QuotedString(value.strip(), Quote.single).with_quotes()
+        if isinstance(read, (bool, int, float))
+        else value
+    )
+
+
 def _literal(text: str) -> str:
     """`text` such that neither Hydra's grammar nor OmegaConf's interpolation changes a character of it."""
     escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    if text == "???":  # to OmegaConf the mark of a missing value
+        escaped = "${oc.decode:\"'???'\"}"
     return QuotedString(text=escaped, quote=Quote.single).with_quotes()
 
 
@@ -155,7 +190,7 @@ def _split(text: str) -> list[str]:
 def _parses(override: str) -> bool:
     try:
         OverridesParser.create().parse_override(override)
-    except OverrideParseException:
+    except HydraException:
         return False
     return True
 

@@ -9,24 +9,27 @@ from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
-from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
-from krill.cli.argv import Typed, clear_exclusive, quoted
+from krill.cli.argv import EXCLUSIVE, Typed, clear_exclusive, quoted
 from krill.config.location import CONF_DIR, options
-from krill.config.schema import InferConfig, Section, TrainConfig
+from krill.config.schema import InferConfig, TrainConfig
 from krill.config.validation import closest, flat_keys, unknown_key, validated
 from krill.errors import UsageError
 
-SCHEMA: dict[str, type[Section]] = {
+SCHEMA: dict[str, type[TrainConfig] | type[InferConfig]] = {
     "train": TrainConfig,
     "preprocess": TrainConfig,
     "tokenizer": TrainConfig,
@@ -43,8 +46,16 @@ class _UserFolders(SearchPathPlugin):
     folders: Sequence[Path] = ()
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for folder in reversed(self.folders):
-            search_path.prepend("user", f"file://{folder}", SearchPathQuery(provider=None, path=None))
+        for folder in self.folders:
+            search_path.prepend("user", f"file://{folder}", anchor="main")
+
+
+class _Options(FileConfigSource):
+    """Lists the options of a group without its parts, whose names begin with _: in completion, in glob(*)."""
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        names = super().list(config_path, results_filter)
+        return [name for name in names if not name.startswith("_")]
 
 
 _UserFolders.__module__ = "hydra_plugins.krill"  # Hydra takes plugins from that package only
@@ -54,6 +65,7 @@ def look_in(folders: Sequence[Path]) -> None:
     """Let compositions find configurations in `folders`, the first one first."""
     _UserFolders.folders = list(folders)
     Plugins.instance().register(_UserFolders)
+    SourcesRegistry.instance().types["file"] = _Options
 
 
 def run(command: str, point: Any, arguments: Sequence[str], folders: Sequence[Path]) -> None:
@@ -78,7 +90,8 @@ def rewritten(command: str, typed: Typed) -> list[str]:
     """What was typed, as Hydra reads it: from= replaced by that run's overrides, exclusive keys cleared."""
     earlier = typed.value("from")
     typed.overrides = typed.without("from")
-    overrides = [*map(quoted, typed.overrides)]
+    none = typed.value("experiment") == "null"
+    overrides = [*map(quoted, typed.without("experiment") if none else typed.overrides)]
     if earlier is not None:
         if command == "infer":
             raise UsageError(f"from= is for training; write model={earlier}")
@@ -86,20 +99,37 @@ def rewritten(command: str, typed: Typed) -> list[str]:
     return clear_exclusive(overrides) if SCHEMA[command] is TrainConfig else overrides
 
 
+def as_typed(overrides: Any) -> list[str]:
+    """A list of OmegaConf's as it was written: iterating over it would resolve each ${…}."""
+    written = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(written, list)
+    return written
+
+
 def _repeated(folder: Path, typed: Typed) -> list[str]:
-    """The overrides that made the run in `folder`, but those about its place and those typed anew."""
+    """The overrides that made the run in `folder`, but those about its place and those typed anew; a group that is
+    chosen anew takes its earlier details with it."""
     file = folder / ".hydra" / "overrides.yaml"
     if not file.is_file():
         raise UsageError(f"from={folder}: no run of krill there ({file} is missing)")
-    parsed = OverridesParser.create().parse_overrides(list(OmegaConf.load(file)))
-    cleared = {"steps": "epochs", "epochs": "steps", "batch.tokens": "batch.gradient_accumulation_steps"}
-    dropped = {*NOT_REPEATED, *(other for key, other in cleared.items() if typed.value(key))}
-    return [item.input_line or "" for item in parsed if item.key_or_group not in dropped]
+    parsed = OverridesParser.create().parse_overrides(as_typed(OmegaConf.load(file)))
+    anew = typed.keys()
+    cleared = {key for pair in EXCLUSIVE if anew.intersection(pair) for key in pair}
+    dropped = {*NOT_REPEATED, *anew, *cleared}
+    return [
+        item.input_line or ""
+        for item in parsed
+        if not dropped & {item.key_or_group, item.key_or_group.partition(".")[0]}
+    ]
 
 
 def is_usage(error: BaseException) -> bool:
     """Whether Hydra or OmegaConf refused the command line."""
-    return isinstance(error, (HydraException, OmegaConfBaseException))
+    return isinstance(error, (HydraException, OmegaConfBaseException)) or _is_null_group(error)
+
+
+def _is_null_group(error: BaseException) -> bool:
+    return isinstance(error, ValueError) and str(error).startswith("Config group override must be")
 
 
 def problems(
@@ -111,11 +141,14 @@ def problems(
     for text in overrides:
         try:
             parsed.append(OverridesParser.create().parse_override(text))
-        except OverrideParseException:
+        except HydraException:
             sentences.append(f"cannot read {text}; put the value in quotes: {text.partition('=')[0]}='…'")
+    parsed = [item for item in parsed if not isinstance(item.value(), (Glob, IntervalSweep))]
     groups = {item.key_or_group: item for item in parsed if _is_group(item.key_or_group, folders)}
     good = []
     for group, item in groups.items():
+        if item.is_add():
+            sentences.append(f"{item.input_line}: write it without +")
         wrong = [_unknown_option(group, name, folders) for name in _values(item)]
         sentences += [sentence for sentence in wrong if sentence]
         if not any(wrong):
@@ -130,7 +163,7 @@ def problems(
         elif key in groups or key.startswith("hydra"):
             continue
         elif key not in known and not item.is_add():
-            sentences.append(unknown_key(key, [*known, *_groups(folders)]))
+            sentences.append(_unknown_key(command, key, known, folders))
         else:
             good.append(f"{'++' if item.is_add() else ''}{key}={_raw_values(item)[0]}")
     try:
@@ -139,7 +172,33 @@ def problems(
         sentences += str(wrong_values).splitlines()
     except (HydraException, OmegaConfBaseException) as other:
         sentences.append(str(other).splitlines()[0])
-    return list(dict.fromkeys(sentences)) or [str(error).strip().splitlines()[0]]
+    return list(dict.fromkeys(sentences)) or [_refused(error)]
+
+
+def _refused(error: BaseException) -> str:
+    """What Hydra said, on one line."""
+    sentence = str(error).strip().splitlines()[0]
+    if isinstance(error, MissingConfigException) and error.options:
+        sentence += f". There are: {', '.join(error.options)}"
+    return sentence
+
+
+def _unknown_key(command: str, key: str, known: Sequence[str], folders: Sequence[Path]) -> str:
+    """The sentence for a key that this configuration has not, but perhaps another option of its group."""
+    group = key.partition(".")[0]
+    others = options(group, [*folders, CONF_DIR]) if group in known and "." in key else {}
+    keys = {name: _keys_of(command, group, name, folders) for name in others}
+    having = [f"{group}={name}" for name in keys if key in keys[name]]
+    if having:
+        return f"no such key '{key}' here; it belongs to {' or '.join(having)}"
+    return unknown_key(key, [*known, *_groups(folders), *(key for option in keys.values() for key in option)])
+
+
+def _keys_of(command: str, group: str, option: str, folders: Sequence[Path]) -> list[str]:
+    try:
+        return list(flat_keys(OmegaConf.to_container(composed(command, [f"{group}={option}"], folders))))
+    except (HydraException, OmegaConfBaseException):  # a person's option that does not compose is not meant
+        return []
 
 
 def _is_group(key: str, folders: Sequence[Path]) -> bool:
@@ -154,7 +213,7 @@ def _groups(folders: Sequence[Path]) -> list[str]:
 
 def _unknown_option(group: str, name: str, folders: Sequence[Path]) -> str | None:
     known = options(group, [*folders, CONF_DIR])
-    if name in known or name == "null" or "," in name:
+    if name in known or "," in name:
         return None
     near = closest(name, known)
     meant = f" Did you mean {group}={near}?" if near else ""

@@ -13,9 +13,9 @@ def identity(command: str, config: Section) -> str:
     """Signature of what `command` makes of `config`; text counts by its content, wherever it lies."""
     if not isinstance(config, TrainConfig):
         return signature(command, 1, config)
+    from krill.data.obtain import tokenizer_signature
     from krill.data.prepare import store_signature
     from krill.data.sources import check, open_source
-    from krill.tokenizer import tokenizer_signature
 
     check(config.data)
     tokenizer = tokenizer_signature(config)

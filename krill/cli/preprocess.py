@@ -26,7 +26,7 @@ def point(composed: Any) -> None:
 
 def _place_and_make(config: TrainConfig, call: app.Call) -> None:
     if config.dry_run:
-        from krill.data.prepare import store_folder
+        from krill.data.obtain import store_folder
         from krill.data.sources import check
 
         check(config.data)
@@ -40,8 +40,7 @@ def _place_and_make(config: TrainConfig, call: app.Call) -> None:
 
 def preprocess(config: TrainConfig, place: Path | None) -> Path:
     """The folder of the tokens, made now or found; `place`: output=, else they go below outputs/."""
-    from krill.data.prepare import obtain_store
-    from krill.tokenizer import obtain_tokenizer
+    from krill.data.obtain import obtain_store, obtain_tokenizer
 
     tokenizer = obtain_tokenizer(config, outputs_root())
     return obtain_store(config, tokenizer, outputs_root(), place)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from krill import errors
-from krill.cli.compose import SCHEMA
-from krill.config.schema import Section
+from krill.cli.compose import SCHEMA, as_typed
+from krill.config.schema import InferConfig, TrainConfig
 from krill.config.validation import validated
 from krill.errors import UsageError
 
@@ -26,6 +27,7 @@ log = logging.getLogger("krill")
 class _Sweep:
     folder: Path
     points: list[Path]
+    dry_run: bool
 
 
 _current: list[_Sweep] = []
@@ -36,30 +38,44 @@ def started() -> bool:
     return bool(_current)
 
 
-class Invalid(BaseException):
-    """What is wrong with a sweep's points. Not an Exception: Hydra makes those of a callback mere warnings."""
+class Refused(BaseException):
+    """Carries why a sweep does not start. Not an Exception: Hydra makes those of a callback mere warnings."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
 
 
 class Points(Callback):
     """Hydra calls this before a sweep."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Compose and validate every point; Invalid tells all that is wrong in any of them."""
-        from krill.cli import places
+        """Compose and validate every point; Refused tells all that is wrong in any of them."""
+        try:
+            _current.append(_begun(config))
+        except Exception as error:
+            raise Refused(error) from error
 
-        command = config.hydra.job.config_name
-        folder = Path(config.hydra.sweep.dir)
-        wrong: dict[str, list[str]] = {}
-        points = []
-        for overrides in (every := _points(config)):
-            try:
-                points.append(places.point(command, folder, _validated(command, config, overrides)))
-            except UsageError as error:
-                wrong.setdefault(str(error), []).append(" ".join(overrides))
-        if wrong:
-            raise Invalid("\n".join(_where(fault, found, len(every)) for fault, found in wrong.items()))
-        log.info("sweep: %d points in %s", len(points), folder)
-        _current.append(_Sweep(folder, points))
+
+def _begun(config: DictConfig) -> _Sweep:
+    from krill.cli import places
+
+    command = config.hydra.job.config_name
+    folder = Path(config.hydra.sweep.dir)
+    wrong: dict[str, list[str]] = {}
+    points = []
+    for overrides in (every := _points(config)):
+        try:
+            point = _validated(command, config, overrides)
+            points.append(places.point(command, folder, point))
+        except UsageError as error:
+            for line in str(error).splitlines():
+                wrong.setdefault(line, []).append(" ".join(overrides))
+    if wrong:
+        raise UsageError("\n".join(_where(fault, found, len(every)) for fault, found in wrong.items()))
+    dry_run = bool(config.dry_run)  # as where Hydra was told to put the sweep, whatever single points say
+    log.info("sweep: %d points%s", len(points), "" if dry_run else f" in {folder}")
+    return _Sweep(folder, points, dry_run)
 
 
 def _where(fault: str, points: list[str], every: int) -> str:
@@ -67,11 +83,12 @@ def _where(fault: str, points: list[str], every: int) -> str:
 
 
 def _points(config: DictConfig) -> list[list[str]]:
-    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides(as_typed(config.hydra.overrides.task))
     return [list(point) for batch in BasicSweeper.split_arguments(overrides, None) for point in batch]
 
 
-def _validated(command: str, config: DictConfig, overrides: list[str]) -> Section:
+def _validated(command: str, config: DictConfig, overrides: list[str]) -> TrainConfig | InferConfig:
     loader = GlobalHydra.instance().config_loader()
     composed = loader.load_sweep_config(config, overrides)
     with open_dict(composed):
@@ -79,11 +96,17 @@ def _validated(command: str, config: DictConfig, overrides: list[str]) -> Sectio
     return validated(SCHEMA[command], OmegaConf.create(composed))
 
 
-def finish() -> int:
-    """Print the table, write it, print the sweep's folder; 3 when a point failed."""
+def finish(failed: bool) -> int:
+    """Print the table, write it, print the sweep's folder; 3 when a point failed.
+
+    `failed`: whether Hydra told of a failure; a dry run leaves no other trace of it.
+    """
     from krill.runs import table
 
     sweep = _current.pop()
+    if sweep.dry_run:
+        shutil.rmtree(sweep.folder, ignore_errors=True)
+        return errors.SWEEP_FAILED if failed else errors.DONE
     rows = table.rows(sweep.points)
     table.write(rows, sweep.folder)
     table.show(rows)

@@ -26,8 +26,8 @@ def point(composed: Any) -> None:
 
 def _place_and_make(config: TrainConfig, call: app.Call) -> None:
     if config.dry_run:
+        from krill.data.obtain import tokenizer_folder
         from krill.data.sources import check
-        from krill.tokenizer import tokenizer_folder
 
         check(config.data)
         folder = tokenizer_folder(config, outputs_root())
@@ -38,6 +38,6 @@ def _place_and_make(config: TrainConfig, call: app.Call) -> None:
 
 def tokenizer(config: TrainConfig, place: Path | None) -> Path:
     """The folder of the tokenizer, trained now or found; `place`: where it was asked for."""
-    from krill.tokenizer import obtain_tokenizer
+    from krill.data.obtain import obtain_tokenizer
 
     return obtain_tokenizer(config, outputs_root(), place).folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
@@ -27,25 +28,27 @@ def point(composed: Any) -> float | None:
 
 
 def train(config: TrainConfig, call: app.Call) -> float | None:
-    """Tokenizer, tokens, model: each is made once and reused by its content."""
+    """Prepare, then train in a folder of its own; the same run that was stopped goes on in its folder."""
     if config.dry_run:
         from krill.training.plan import plan
 
         print("\n".join([*plan(config, outputs_root()), *_differences(config, call)]))
         return None
+    from krill.data.sources import check
+
+    check(config.data)  # what is wrong there is told before torch is loaded
+
     from krill.cli import places
-    from krill.data.prepare import obtain_store
     from krill.runs.record import Record, claim
-    from krill.tokenizer import obtain_tokenizer
     from krill.training.plan import device_name, shape
 
     device_name(config.device)
     shape(config.batch, config.sequence_len)
     identity = places.identity("train", config)
     root = outputs_root()
-    tokenizer = obtain_tokenizer(config, root)
-    store, _ = obtain_store(config, tokenizer, root)
-
+    # A new run gets no folder before its input has proved good; a sweep's point records that it did not.
+    begins = not call.sweep and (config.output is not None or config.resume in ("auto", False))
+    prepared = prepare(config, root) if begins else None
     claimed = claim(identity, root / "runs" / config.name, call.place(config.output, identity), config.resume)
     record = Record(claimed.folder)
     if claimed.state == "finished":
@@ -53,15 +56,24 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
     else:
         if claimed.state == "continued":
             log.info("resume: going on in %s", app.shown(claimed.folder))
-        for line in _differences(config, call):
-            log.info(line)
         with claimed, record.running(config, identity, call.overrides):
             from krill.training.run import run
 
             call.keep(claimed.folder)
-            run(config, claimed.folder, store=store, tokenizer=tokenizer.folder)
+            tokenizer, store = prepared or prepare(config, root)
+            for line in _differences(config, call):
+                log.info(line)
+            run(config, claimed.folder, store=store, tokenizer=tokenizer)
     call.end(claimed.folder)
     return record.status.get("metrics", {}).get("eval_loss")
+
+
+def prepare(config: TrainConfig, root: Path) -> tuple[Path, Path]:
+    """The folders of the tokenizer and of the tokens: each is made once and reused by its content."""
+    from krill.data.obtain import obtain_store, obtain_tokenizer
+
+    tokenizer = obtain_tokenizer(config, root)
+    return tokenizer.folder, obtain_store(config, tokenizer, root)[0]
 
 
 def _differences(config: TrainConfig, call: app.Call) -> list[str]:
@@ -78,7 +90,7 @@ def _differences(config: TrainConfig, call: app.Call) -> list[str]:
     keys = ("name", "data.name", "tokenizer.name", "tokenizer.vocab_size", "optimizer.name", "lr",
             "optimizer.weight_decay", "scheduler.min_ratio", "sequence_len", "packing", "steps", "epochs",
             "batch.micro_batch_size")  # fmt: skip
-    parts = [f"{key}={ours[key]} ({theirs[key]})" for key in keys if ours[key] != theirs[key]]
+    parts = [f"{key}={ours.get(key)} ({theirs.get(key)})" for key in keys if ours.get(key) != theirs.get(key)]
     return [f"differs     from experiment={name}: {', '.join(parts)}"] if parts else []
 
 

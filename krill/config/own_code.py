@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from krill.errors import UsageError
 
 def load(reference: str) -> Callable[..., Any]:
     """The function that `reference` names. Raises UsageError where it is not there."""
-    place, _, name = reference.partition(":")
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise UsageError(f"{reference}: write file.py:function or package.module:function")
     module = _from_file(Path(place)) if place.endswith(".py") else _from_path(place, reference)
     try:
         return getattr(module, name)
@@ -26,7 +29,11 @@ def load(reference: str) -> Callable[..., Any]:
 
 def digest(reference: str) -> str:
     """Hex SHA-256 of the source file: code that makes a result is part of its identity."""
-    source = load(reference).__code__.co_filename
+    source = inspect.getsourcefile(inspect.unwrap(load(reference)))
+    if source is None:
+        raise UsageError(
+            f"{reference}: has no source file in Python; name a function of your own that calls it"
+        )
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()
 
 
@@ -52,6 +59,8 @@ def _from_path(place: str, reference: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
+        if error.name is not None and error.name != place and not place.startswith(f"{error.name}."):
+            raise  # it is there, and imports what is not
         raise UsageError(
             f"{reference}: no module '{place}'; write file.py:function or package.module:function"
         ) from error

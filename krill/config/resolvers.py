@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,13 @@ def spectral_decay(weight_decay: float, hidden_size: int) -> float:
     return weight_decay / (0.2 * math.sqrt(hidden_size))
 
 
-def sweep_folder(output: str | None, name: str) -> str:
-    """Where a sweep's points live: `output` when given, else outputs/sweeps/<name>."""
+def sweep_folder(output: str | None, name: str, dry_run: bool = False) -> str:
+    """Where a sweep's points live: `output` when given, else outputs/sweeps/<name>.
+
+    Hydra writes there before krill can say no: in a dry run it is a folder that the sweep's end takes away.
+    """
+    if dry_run:
+        return str(Path(tempfile.gettempdir()) / f"krill-dry-run-{os.getpid()}")
     return str(Path(output).absolute() if output else outputs_root() / "sweeps" / name)
 
 

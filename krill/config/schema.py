@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -40,7 +41,19 @@ class Section(BaseModel):
 
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^/\\\x00-\x1f]+$")]
+
+
+def _names_a_folder(value: str) -> str:
+    if not value or value[0] in ".~" or any(letter in "/\\" or letter < " " for letter in value):
+        raise ValueError(
+            f"{value!r} names no folder: no / or \\ in it, no . or ~ in front; another place is output="
+        )
+    if len(value.encode()) > 200:
+        raise ValueError(f"is {len(value.encode())} bytes long; a name has at most 200")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_names_a_folder)]
 
 
 def _as_list(value: object) -> object:
@@ -395,7 +408,8 @@ class TrainConfig(Section):
     packing: Literal["wrapped", "best_fit"]
     """How documents fill rows: wrapped cuts wherever a row ends, best_fit only documents longer than a row."""
     resume: bool | str
-    """auto, local, remote, true, false, or the folder of a run or checkpoint."""
+    """auto: go on with the newest unfinished run of this configuration, else begin; local, true: go on or fail;
+    false: always begin; or the folder of an unfinished run."""
     output: str | None
     """Folder of the result; null: a new one below outputs/."""
     device: Literal["auto", "cpu", "cuda"]
@@ -451,6 +465,12 @@ class TrainConfig(Section):
             raise ValueError(f"optimizer.lr follows lr; write lr={self.optimizer.lr:g}")
         if self.model.max_position_embeddings < self.sequence_len:
             raise ValueError("model.max_position_embeddings is less than sequence_len; leave it to follow")
+        rows, rest = divmod(self.batch.tokens or self.sequence_len, self.sequence_len)
+        if rest:
+            near = " or ".join(str(count * self.sequence_len) for count in (rows, rows + 1) if count)
+            raise ValueError(
+                f"batch.tokens={self.batch.tokens} is no multiple of sequence_len={self.sequence_len}; write {near}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from krill.errors import UsageError
@@ -17,18 +17,27 @@ Config = TypeVar("Config", bound=BaseModel)
 
 def validated(schema: type[Config], composed: DictConfig) -> Config:
     """The typed configuration, or UsageError that lists all that is missing or wrong."""
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise UsageError("\n".join(map(_not_set, missing)))
+    missing: list[str] = []
     try:
+        missing = sorted(OmegaConf.missing_keys(composed))
         values = OmegaConf.to_container(composed, resolve=True)
+    except InterpolationToMissingValueError as error:
+        raise UsageError("\n".join(map(_not_set, missing))) from error
+    except InterpolationKeyError as error:
+        followed = _first_line(error).partition("'")[2].partition("'")[0]
+        raise UsageError(
+            f"{error.full_key} follows {followed}, which is not set; write one of them"
+        ) from error
     except OmegaConfBaseException as error:
         raise UsageError(_first_line(error)) from error
+    wrong = [*map(_not_set, missing)]
     try:
-        return schema.model_validate(values)
+        config = schema.model_validate(values)
     except ValidationError as error:
-        known = list(flat_keys(values))
-        raise UsageError("\n".join(_sentences(error, known))) from error
+        wrong += _sentences(error, list(flat_keys(values)), missing)
+    if wrong:
+        raise UsageError("\n".join(wrong))
+    return config
 
 
 def flat_keys(values: Any, prefix: str = "") -> Iterable[str]:
@@ -59,15 +68,17 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return f"no such key '{key}'." + (f" Did you mean {near}?" if near else " All keys: --cfg job")
 
 
-def _sentences(error: ValidationError, known: list[str]) -> Iterable[str]:
+def _sentences(error: ValidationError, known: list[str], missing: list[str]) -> Iterable[str]:
     told = set()
     for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in _without_tags(item["loc"]))
+        if key in missing:
+            continue
         if item["type"].endswith(("_parsing", "_type")):  # keys that follow another repeat its fault
             fault = (item["type"], str(item["input"]))
             if fault in told:
                 continue
             told.add(fault)
-        key = ".".join(str(part) for part in _without_tags(item["loc"]))
         if item["type"] == "extra_forbidden":
             yield unknown_key(key, known)
         elif item["type"] == "missing":

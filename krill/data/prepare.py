@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from krill.atomic import make_once
-from krill.config.schema import Data, TrainConfig
+from krill.config.schema import Data
 from krill.config.signature import signature
 from krill.data import store
 from krill.data.dedup import split_of
@@ -25,7 +24,7 @@ from krill.data.documents import RULES, VERSION, Dropped, Usable, data_signature
 from krill.data.encoding import Encoder, token_dtype
 from krill.data.sources import Source, check, open_source
 from krill.errors import UsageError
-from krill.tokenizer import TokenizerFolder, tokenizer_signature
+from krill.tokenizer import TokenizerFolder
 
 log = logging.getLogger("krill")
 
@@ -33,38 +32,6 @@ log = logging.getLogger("krill")
 def store_signature(data: Data, tokenizer_signature: str, fingerprint: Any) -> str:
     """Signature of a token store: the rules, the content of the source, the tokenizer."""
     return signature("store", VERSION, store.VERSION, data_signature(data, fingerprint), tokenizer_signature)
-
-
-def store_folder(config: TrainConfig, outputs: Path) -> Path:
-    """Where `obtain_store` puts or finds the tokens; makes nothing."""
-    text = open_source(config.data).fingerprint()
-    return _folder(config, store_signature(config.data, tokenizer_signature(config), text), outputs)
-
-
-def obtain_store(
-    config: TrainConfig, tokenizer: TokenizerFolder, outputs: Path, place: Path | None = None
-) -> tuple[Path, bool]:
-    """The folder of the tokens of config.data, and whether they were made now.
-
-    `place`: the folder that was asked for instead of the one below `outputs`. Raises UsageError for input that
-    cannot be used or a place that holds something else.
-    """
-    source = open_source(config.data)
-    identity = store_signature(config.data, tokenizer.signature, source.fingerprint())
-    folder = place or _folder(config, identity, outputs)
-
-    def make(partial: Path) -> None:
-        prepare(config.data, tokenizer, partial, source)
-
-    made = make_once(folder, make)
-    if store.Store.open(folder).signature != identity:
-        raise UsageError(f"{folder} holds other tokens; remove it, or name another folder with output=")
-    log.info("tokens: %s %s", "made" if made else "reused", folder)
-    return folder, made
-
-
-def _folder(config: TrainConfig, identity: str, outputs: Path) -> Path:
-    return outputs / "data" / f"{config.data.name}-{identity[:8]}"
 
 
 def prepare(

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 from krill.config import own_code
 from krill.config.schema import CustomData, Data, Files, Hub, HubDataset, PythonDocs
+from krill.config.signature import file_digest
 from krill.data import python_docs
-from krill.data.store import file_digest
 from krill.errors import KrillError, UsageError
 
 log = logging.getLogger("krill")

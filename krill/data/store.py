@@ -26,6 +26,7 @@ import numpy as np
 import xxhash
 
 from krill.atomic import write_json
+from krill.config.signature import file_digest
 from krill.errors import KrillError, UsageError
 
 FORMAT = "krill-tokens"
@@ -290,15 +291,6 @@ class Split:
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in self.__dataclass_fields__}
-
-
-def file_digest(path: Path) -> str:
-    """Hex xxh3_128 of a file's bytes."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _kinds(dtype: np.dtype[Any]) -> tuple[tuple[str, np.dtype[Any]], ...]:

@@ -73,7 +73,14 @@ def generate(
         raise UsageError(
             f"the prompt has {len(ids)} tokens, the model reads {model.config.max_position_embeddings}; shorten it"
         )
-    stream = _Stream(tokenizer.decode, write) if write else None
+    before = len(tokenizer.decode(ids))
+
+    def decode(
+        new: list[int],
+    ) -> str:  # with what stands before: some decoders drop the space that begins a text
+        return tokenizer.decode(ids + new)[before:]
+
+    stream = _Stream(decode, write) if write else None
     torch.manual_seed(sampling.seed)
     choice: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
@@ -97,7 +104,7 @@ def generate(
         **choice,
     )
     model.train(was_training)
-    return tokenizer.decode(out[0, len(ids) :].tolist())
+    return decode(out[0, len(ids) :].tolist())
 
 
 def sample(model: PreTrainedModel, tokenizer: TokenizerFolder, prompt: str, seed: int) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from krill.errors import KrillError, UsageError
+from krill.runs.checkpoints import found
 from krill.runs.record import read_status
 from krill.tokenizer import TokenizerFolder, load_tokenizer
-from krill.training.checkpoints import found
 
 
 def load(name: str, device: torch.device) -> tuple[PreTrainedModel, TokenizerFolder]:
@@ -21,10 +22,16 @@ def load(name: str, device: torch.device) -> tuple[PreTrainedModel, TokenizerFol
     Raises UsageError where `name` is no model.
     """
     folder, tokenizer = locate(name)
+    model: Any
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype="auto")
-    except (OSError, ValueError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="sdpa", dtype="auto", output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"model={name}: transformers cannot load {folder} ({_first_line(error)})") from error
+    if info["missing_keys"]:  # transformers would leave them random
+        missing = sorted(info["missing_keys"])
+        raise UsageError(f"model={name}: {folder} lacks {len(missing)} weights, the first is {missing[0]}")
     return model.to(device).eval(), load_tokenizer(tokenizer)
 
 

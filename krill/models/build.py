@@ -28,7 +28,8 @@ def build(
 ) -> PreTrainedModel:
     """A model with random weights from torch's generator; the vocabulary is the tokenizer's.
 
-    `attention`: the backend of transformers' attention interface.
+    `attention`: the backend of transformers' attention interface. The cache is off: with one, transformers does
+    not look for documents in position_ids, and rows would leak.
     """
     ids = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
     if isinstance(config, CustomModel):
@@ -40,6 +41,7 @@ def build(
         numbers, make = FAMILIES[config.family]
         model = make(numbers(vocab_size=vocab_size, **ids, **_numbers(config)))
     model.set_attn_implementation(attention)
+    model.config.use_cache = False
     model.generation_config = GenerationConfig(**ids)
     return model
 

@@ -70,11 +70,12 @@ def claim(signature: str, runs: Path, place: Path | None = None, resume: bool | 
         return _continue_named(Path(resume), signature)
     if resume is not False:
         for folder in sorted(runs.glob("*"), reverse=True):
-            status = read_status(folder)
-            if status and status["signature"] == signature and status["state"] != "finished":
+            if _unfinished(folder, signature):
                 lock = _lock(folder)
-                if lock:
+                if lock and _unfinished(folder, signature):  # its writer may have finished in between
                     return Claim(folder, lock, "continued")
+                if lock:
+                    lock.release()
     if resume in ("local", True):
         raise UsageError(f"resume={resume}: no unfinished run of this configuration in {runs}")
     return _new(runs, signature)
@@ -106,7 +107,7 @@ def _adopt(folder: Path, signature: str, resume: bool | str) -> Claim:
         return Claim(folder, None, "finished")
     if resume is False:
         raise UsageError(f"output={folder} holds an unfinished run and resume=false; name another folder")
-    return Claim(folder, _lock_or_refuse(folder), "continued")
+    return _continued(folder)
 
 
 def _continue_named(folder: Path, signature: str) -> Claim:
@@ -120,7 +121,20 @@ def _continue_named(folder: Path, signature: str) -> Claim:
         )
     if status["state"] == "finished":
         return Claim(folder, None, "finished")
-    return Claim(folder.absolute(), _lock_or_refuse(folder), "continued")
+    return _continued(folder.absolute())
+
+
+def _continued(folder: Path) -> Claim:
+    lock = _lock_or_refuse(folder)
+    if (read_status(folder) or {}).get("state") == "finished":  # by the process that held it until now
+        lock.release()
+        return Claim(folder, None, "finished")
+    return Claim(folder, lock, "continued")
+
+
+def _unfinished(folder: Path, signature: str) -> bool:
+    status = read_status(folder)
+    return status is not None and status["signature"] == signature and status["state"] != "finished"
 
 
 def _visible(folder: Path) -> Iterator[Path]:
@@ -147,11 +161,20 @@ def _lock_or_refuse(folder: Path) -> FileLock:
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """status.json of a run folder, or None where there is none."""
+    """status.json of a run folder, or None where there is none, or none of krill's."""
     try:
-        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return status if isinstance(status, dict) and {"signature", "state"} <= status.keys() else None
+
+
+def shown(folder: Path) -> Path:
+    """`folder` as short as it can be typed from here."""
+    try:
+        return folder.relative_to(Path.cwd())
+    except ValueError:
+        return folder
 
 
 class Record:
@@ -182,33 +205,32 @@ class Record:
             self._end("finished", errors.DONE)
 
     def _begin(self, config: Section, signature: str, overrides: list[str]) -> None:
-        started = self.status.get("start", now())
-        self.status |= {
-            "state": "running",
-            "exit": None,
-            "name": getattr(config, "name", ""),
-            "signature": signature,
-            "overrides": overrides,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-            "starts": self.status.get("starts", 0) + 1,
-            "start": started,
-            "end": None,
-            "versions": versions(),
-            "git": git_state(),
-        }
-        self.status.pop("error", None)
+        # status.json comes first: a folder with other files only would be taken for something else's.
+        self.update(
+            state="running",
+            exit=None,
+            name=getattr(config, "name", ""),
+            signature=signature,
+            overrides=overrides,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+            starts=self.status.get("starts", 0) + 1,
+            start=self.status.get("start", now()),
+            end=None,
+            error=None,
+            versions=versions(),
+            git=git_state(),
+        )
         text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
         atomic.write_text(self.folder / "config.yaml", text)
-        self.update()
 
     def _end(self, state: State, exit_code: int, **values: Any) -> None:
         self.update(state=state, exit=exit_code, end=now(), **values)
 
     def update(self, **values: Any) -> None:
-        """Change entries of status.json."""
-        self.status |= values
+        """Change entries of status.json; what another record of this run wrote there stays."""
+        self.status = (read_status(self.folder) or self.status) | values
         atomic.write_json(self.folder / "status.json", self.status)
 
     def metric(self, values: dict[str, Any]) -> None:
@@ -224,16 +246,22 @@ class Record:
 
     @contextmanager
     def _logged(self) -> Iterator[None]:
-        """krill's messages also go to log.txt, with the time."""
+        """krill's messages also go to log.txt, with the time, and the details there alone."""
         handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handler.setLevel(logging.DEBUG)
+        level, screen = log.level, [(other, other.level) for other in log.handlers]
+        for other, _ in screen:
+            other.setLevel(max(other.level, logging.INFO))
+        log.setLevel(logging.DEBUG)
         log.addHandler(handler)
         try:
             yield
         finally:
             log.removeHandler(handler)
             handler.close()
+            log.setLevel(level)
+            for other, before in screen:
+                other.setLevel(before)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> P
     axes.legend()
     figure.tight_layout()
     path = folder / "loss.png"
-    figure.savefig(path)
+    partial = folder / ".loss.png.partial"
+    figure.savefig(partial, format="png")
     pyplot.close(figure)
+    partial.replace(path)
     return path

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from krill import atomic
@@ -18,7 +18,7 @@ class Row:
     """One run."""
 
     folder: str
-    overrides: str
+    overrides: tuple[str, ...]
     state: str
     eval_loss: float | None
     eval_bits_per_byte: float | None
@@ -41,13 +41,13 @@ def _row(folder: Path) -> Row:
     metrics = status.get("metrics", {})
     return Row(
         folder=str(folder),
-        overrides=" ".join(status.get("overrides", [])),
+        overrides=tuple(status.get("overrides", [])),
         state=status.get("state", "not started"),
         eval_loss=metrics.get("eval_loss"),
         eval_bits_per_byte=metrics.get("eval_bits_per_byte"),
         loss=metrics.get("loss"),
         seconds=seconds(status),
-        error=status.get("error", ""),
+        error=status.get("error") or "",
     )
 
 
@@ -57,7 +57,9 @@ def write(table: Sequence[Row], folder: Path) -> Path:
     writer = csv.writer(text)
     names = [field.name for field in fields(Row)]
     writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in table)
+    for row in table:
+        values = asdict(row) | {"overrides": " ".join(row.overrides)}
+        writer.writerow(values.values())
     path = folder / "table.csv"
     atomic.write_text(path, text.getvalue())
     return path
@@ -66,21 +68,23 @@ def write(table: Sequence[Row], folder: Path) -> Path:
 def show(table: Sequence[Row]) -> None:
     """Print the table to standard error."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
+    everywhere = set.intersection(*(set(row.overrides) for row in table)) if len(table) > 1 else set()
     screen = Table()
     for name in ("#", "overrides", "val. loss", "bits/byte", "train loss", "seconds", "state", "folder"):
         screen.add_column(name, overflow="fold")
     for index, row in enumerate(table, 1):
         screen.add_row(
             str(index),
-            row.overrides,
+            escape(" ".join(text for text in row.overrides if text not in everywhere)),
             _figure(row.eval_loss),
             _figure(row.eval_bits_per_byte),
             _figure(row.loss),
             _figure(row.seconds, 0),
             row.state,
-            Path(row.folder).name,
+            escape(Path(row.folder).name),
         )
     console = Console(stderr=True)
     console.print(screen)

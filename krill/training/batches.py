@@ -13,22 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from krill.data.order import row_at
 from krill.data.packing import Row, Rows
 from krill.training import attention
+from krill.training.plan import Shape
 
 EMPTY = -1
 """The row that holds padding only: it fills the last step, so that no token is served twice."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How rows are spread over steps, forward passes and ranks."""
-
-    micro_batch_size: int
-    accumulation: int
-    ranks: int = 1
-
-    @property
-    def rows_per_step(self) -> int:
-        return self.micro_batch_size * self.accumulation * self.ranks
 
 
 class RowDataset(Dataset[Row]):

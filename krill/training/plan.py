@@ -8,7 +8,19 @@ from pathlib import Path
 
 from krill.config.schema import Batch, TrainConfig
 from krill.errors import UsageError
-from krill.training.batches import Shape
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How rows are spread over steps, forward passes and ranks."""
+
+    micro_batch_size: int
+    accumulation: int
+    ranks: int = 1
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.micro_batch_size * self.accumulation * self.ranks
 
 
 def shape(batch: Batch, sequence_len: int, ranks: int = 1) -> Shape:
@@ -70,11 +82,10 @@ def precision(asked: str, device: str) -> str:
 
 def plan(config: TrainConfig, root: Path) -> list[str]:
     """What `krill-train` would do, a line each; nothing is written (dry_run=true)."""
-    from krill.data.prepare import store_folder
+    from krill.data.obtain import store_folder, tokenizer_folder
     from krill.data.sources import check
     from krill.data.store import Store
     from krill.models.build import count_parameters
-    from krill.tokenizer import tokenizer_folder
 
     check(config.data)
     tokenizer = tokenizer_folder(config, root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from datetime import timedelta
@@ -12,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from krill.errors import KrillError
 from krill.runs.record import Record
+from krill.training.setting import Setting
 
 log = logging.getLogger("krill")
 PLAIN_SECONDS = 15.0
@@ -21,9 +24,9 @@ PLAIN_SECONDS = 15.0
 class Meter(TrainerCallback):
     """Writes each logged step to metrics.jsonl and shows it."""
 
-    def __init__(self, record: Record, tokens_per_step: int, rows_per_step: int, rows: int):
-        self.record, self.tokens_per_step = record, tokens_per_step
-        self.rows_per_step, self.rows = rows_per_step, rows
+    def __init__(self, record: Record, setting: Setting):
+        self.record, self.setting = record, setting
+        self.tokens_per_step = setting.tokens_per_step
         self.loss = self.rate = float("nan")
         self.shown = 0.0
         self.bar: Progress | None = None
@@ -48,6 +51,8 @@ class Meter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if state.global_step in (1, state.max_steps):
+            control.should_log = True
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
 
@@ -63,17 +68,19 @@ class Meter(TrainerCallback):
         step = state.global_step
         at = {
             "step": step,
-            "epoch": round(step * self.rows_per_step / self.rows, 6),
+            "epoch": round(self.setting.epochs_at(step), 6),
             "tokens": step * self.tokens_per_step,
         }
         if "loss" in logs:
             self.loss, self.rate = logs["loss"], self._rate(step)
             figures = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
             self.record.metric(at | figures | {"tokens_per_second": round(self.rate, 1)})
+            self._demand_finite("loss", self.loss, step)
             self._show(state)
         elif "eval_loss" in logs:
             figures = {key: logs[key] for key in ("eval_loss", "eval_bits_per_byte")}
             self.record.metric(at | figures)
+            self._demand_finite("validation loss", logs["eval_loss"], step)
             self._say(
                 f"step {step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f} nats/token  "
                 f"{logs['eval_bits_per_byte']:.4f} bits/byte"
@@ -94,6 +101,13 @@ class Meter(TrainerCallback):
         if self.bar:
             self.bar.stop()
             self.bar = None
+
+    def _demand_finite(self, name: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise KrillError(
+                f"the {name} is {value} at step {step}: the training has diverged, and more steps do not mend it; "
+                f"lower lr={self.setting.config.lr:g}, or raise scheduler.warmup"
+            )
 
     def _rate(self, step: int) -> float:
         """Tokens per second since the last logged step."""

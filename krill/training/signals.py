@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, USR1, USR2: save at the next step, then stop."""
+"""SIGINT, SIGTERM, USR1, USR2: while training, save at the next step, then stop; before and after, stop at once."""
 
 from __future__ import annotations
 
@@ -20,32 +20,42 @@ EXIT = {
 
 
 class StopOnSignal(TrainerCallback):
-    """Only notes the signal when it comes; the loop saves and stops where it can.
+    """A context in which signals stop the run; a callback that stops the training where it can be saved.
 
-    A second SIGINT interrupts at once: what was saved before stays.
+    While training a signal is only noted; the loop saves and stops at the end of the step, but a second SIGINT
+    interrupts at once: what was saved before stays.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.previous: dict[signal.Signals, Any] = {}
+        self.training = False
+
+    def __enter__(self) -> StopOnSignal:
+        for number in EXIT:
+            self.previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous.clear()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        for number in EXIT:
-            self.previous[number] = signal.signal(number, self._note)
+        self.training = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.training = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if self.received:
             control.should_save = control.should_training_stop = True
-
-    def restore(self) -> None:
-        """Give the signals back."""
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous.clear()
 
     def check(self, step: int, steps: int) -> None:
         """Raise Stopped when a signal ended the training before its last step."""
@@ -57,7 +67,9 @@ class StopOnSignal(TrainerCallback):
             )
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT and number == signal.SIGINT:
-            self.restore()
+        received = signal.Signals(number)
+        if number == signal.SIGINT and (not self.training or self.received == signal.SIGINT):
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        if not self.training:
+            raise Stopped(f"stopped by {received.name}; the same command goes on", EXIT[received])
+        self.received = received

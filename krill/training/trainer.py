@@ -5,10 +5,13 @@ Each method that is overridden is one seam:
     create_optimizer, create_scheduler
     evaluate                per token over all validation rows, bits per byte
     _save_checkpoint        written aside, then renamed
+    _init_training_state, _run_epoch
+                            save_every and the like as they are now; the loss since the last line of metrics
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +21,16 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from krill import atomic
 from krill.config.schema import TrainConfig
 from krill.optim.build import build_optimizer
 from krill.optim.schedules import build_scheduler
-from krill.training import checkpoints
+from krill.runs import checkpoints
 from krill.training.batches import RowDataset
 from krill.training.metrics import Validation, validate
+
+PENDING = "pending_loss.json"
+"""In a checkpoint: the losses since the last line of metrics, so that the next line is their mean too."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,18 @@ class KrillTrainer(Trainer):
         """Trainer's own count leaves out attention and head, and walks the model at every micro step."""
         return 0
 
+    def _init_training_state(self, max_steps: int, *rest: Any) -> tuple[int, int]:
+        place: tuple[int, int] = super()._init_training_state(max_steps, *rest)
+        self.state.compute_steps(self.args, max_steps)  # else those of the checkpoint would stay
+        return place
+
+    def _run_epoch(self, *, resume_from_checkpoint: str | None, **rest: Any) -> None:
+        if resume_from_checkpoint:
+            pending = json.loads((Path(resume_from_checkpoint) / PENDING).read_text(encoding="utf-8"))
+            self._tr_loss += pending["sum"]
+            self._globalstep_last_logged = pending["since"]
+        super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **rest)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.aside or self.args.output_dir)
 
@@ -99,5 +118,7 @@ class KrillTrainer(Trainer):
         folder = Path(self.args.output_dir)
         with checkpoints.aside(folder) as self.aside:
             super()._save_checkpoint(model, trial)
+            pending = {"sum": float(self._tr_loss), "since": self._globalstep_last_logged}
+            atomic.write_json(self.aside / f"checkpoint-{self.state.global_step}" / PENDING, pending)
         self.aside = None
         checkpoints.rotate(folder, self.config.keep_checkpoints)

@@ -1,0 +1,100 @@
+"""What is left when a run ends: its figures, the model, a sample, a plot, and what the person is told."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+from krill import atomic
+from krill.config.schema import TrainConfig
+from krill.errors import KrillError
+from krill.runs.record import read_metrics, shown
+from krill.training.metrics import Reference
+from krill.training.setting import Setting
+from krill.training.trainer import KrillTrainer
+
+log = logging.getLogger("krill")
+
+
+def final_metrics(trainer: KrillTrainer, setting: Setting, points: Reference | None) -> dict[str, Any]:
+    """The figures of the last step, validated now if they were not; the best, and the reference points."""
+    lines = read_metrics(setting.folder)
+    if points is not None and not any(
+        line["step"] == trainer.state.global_step and "eval_loss" in line for line in lines
+    ):
+        trainer.evaluate()
+        lines = read_metrics(setting.folder)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    metrics: dict[str, Any] = {"step": trainer.state.global_step, "loss": losses[-1] if losses else None}
+    held = [line for line in lines if "eval_loss" in line]
+    if held and points is not None:
+        metrics |= {key: held[-1][key] for key in ("eval_loss", "eval_bits_per_byte")}
+        metrics["best_eval_loss"] = min(line["eval_loss"] for line in held)
+        metrics |= {"uniform": points.uniform, "unigram": points.unigram}
+    return metrics
+
+
+def keep(model: Any, setting: Setting) -> None:
+    """Write model/: weights, configuration and tokenizer, whole or not at all."""
+    from krill.inference.generate import sample
+
+    final, partial_folder = setting.folder / "model", setting.folder / ".model.partial"
+    for folder in (final, partial_folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+    model.set_attn_implementation("sdpa")
+    model.config.use_cache = True
+    model.save_pretrained(partial_folder)
+    setting.tokenizer.copy_to(partial_folder)
+    partial_folder.rename(final)
+    text = sample(model, setting.tokenizer, setting.config.sample_prompt or "", seed=setting.config.seed)
+    atomic.write_text(setting.folder / "sample.txt", text + "\n")
+    if setting.config.hub.push:
+        _push(final, setting.config)
+
+
+def _push(folder: Path, config: TrainConfig) -> None:
+    """Upload model/ to hub.id, private unless asked otherwise."""
+    from huggingface_hub import HfApi
+
+    assert config.hub.id is not None
+    api = HfApi()
+    try:
+        api.create_repo(config.hub.id, private=config.hub.private, exist_ok=True)
+        url = api.upload_folder(
+            repo_id=config.hub.id, folder_path=folder, commit_message=f"krill: {config.name}"
+        )
+    except Exception as error:  # the Hub's client raises errors of several libraries
+        raise KrillError(
+            f"hub.push: the upload to {config.hub.id} failed ({type(error).__name__}: {error}). The model is in "
+            f"{shown(folder)}; give the same command again to try once more"
+        ) from error
+    log.info("hub: %s", url)
+
+
+def tell(setting: Setting, metrics: dict[str, Any], points: Reference | None) -> None:
+    """The end of the run on the screen: what was reached, beside what knows nothing; a sample; what to type."""
+    from krill.runs.report import plot_losses
+
+    plot = plot_losses(setting.folder, points.uniform if points else None, points.unigram if points else None)
+    if points is not None:
+        learned = points.unigram - metrics["eval_loss"]
+        log.info(
+            "validation  %.3f nats per token, %.3f bits per byte",
+            metrics["eval_loss"], metrics["eval_bits_per_byte"],
+        )  # fmt: skip
+        log.info(
+            "compare     uniform guess %.3f, token frequencies alone %.3f: the model is %.3f %s",
+            points.uniform, points.unigram, abs(learned), "below" if learned >= 0 else "above",
+        )  # fmt: skip
+    text = (setting.folder / "sample.txt").read_text(encoding="utf-8").strip()
+    log.info(
+        "sample      %s", "".join(sign if sign.isprintable() or sign in "\n\t" else "\ufffd" for sign in text)
+    )
+    folder = shlex.quote(str(shown(setting.folder)))
+    log.info("plot        %s", shown(plot))
+    log.info("next        krill-infer %s", folder)
+    log.info("            krill-train from=%s steps=%d", folder, 2 * setting.length.steps)
