@@ -1,0 +1,66 @@
+"""dry_run=true prints what would be done and writes nothing; a header names what differs from the experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from console import empty, run
+
+
+def plan(folder: Path, *words: str) -> dict[str, str]:
+    """What krill-train would do: first word of a line → the rest of it."""
+    done = run(folder, "krill-train", *words, "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert empty(folder)
+    return {
+        name: rest.strip() for name, _, rest in (line.partition(" ") for line in done.stdout.splitlines())
+    }
+
+
+def test_a_model_of_an_experiment_names_what_differs_from_it(tmp_path: Path):
+    lines = plan(tmp_path, "model=tiny_ko", "optimizer=muon_keller")
+    assert lines["name"] == "tiny_ko"
+    assert lines["model"].startswith("tiny_ko: ")
+    assert "python_docs" in lines["tokens"]
+    assert "bpe_4k" in lines["tokenizer"]
+    assert "rows of 8192" in lines["batch"]
+    differs = lines["differs"]
+    assert differs.startswith("from experiment=tiny_ko: ")
+    for part in (
+        "data.name=python_docs (tiny_ko)",
+        "tokenizer.vocab_size=4096 (32000)",
+        "optimizer.name=muon_keller (muon_moonlight)",
+        "lr=0.003 (0.001)",
+        "epochs=None (1.0)",
+    ):
+        assert part in differs
+
+
+def test_what_an_option_has_not_differs_too(tmp_path: Path):
+    assert (
+        "scheduler.min_ratio=None (0.0)" in plan(tmp_path, "model=tiny_ko", "scheduler=constant")["differs"]
+    )
+
+
+def test_an_experiment_differs_from_nothing(tmp_path: Path):
+    assert "differs" not in plan(tmp_path, "model=llama_nano")
+
+
+def test_every_point_of_a_sweep_is_printed(tmp_path: Path):
+    """glob(*) takes the options of a group and not the parts they are made of."""
+    done = run(tmp_path, "krill-train", "-m", "optimizer=glob(*)", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    names = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("optimizer")]
+    assert names == ["adamw,", "muon_keller,", "muon_moonlight,", "muon_pto,"]
+    assert empty(tmp_path)
+
+
+def test_preprocess_and_tokenizer_say_what_they_would_make(tmp_path: Path):
+    for command, line in (
+        ("krill-preprocess", "tokens      prepare "),
+        ("krill-tokenizer", "tokenizer   train "),
+    ):
+        done = run(tmp_path, command, "dry_run=true")
+        assert done.stdout.startswith(line + str(tmp_path / "outputs")), done.stderr
+        assert len(done.stdout.splitlines()) == 1
+        assert empty(tmp_path)

@@ -1,0 +1,89 @@
+"""--help: every option with its sentence, every key that it names exists; --cfg job prints YAML that comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from console import empty, run
+
+from krill import __version__
+from krill.cli import help
+from krill.cli.argv import clear_exclusive, quoted
+from krill.cli.compose import SCHEMA, composed
+from krill.config.location import CONF_DIR, description, group_names, options
+from krill.config.schema import TrainConfig
+from krill.config.validation import validated
+
+
+def test_the_help_of_train_describes_every_option():
+    text = help.text("train", [CONF_DIR])
+    for group in group_names():
+        for name, file in options(group, [CONF_DIR]).items():
+            assert any(line.split() == [name, *description(file).split()] for line in text.splitlines()), (
+                f"{group}={name}"
+            )
+
+
+def test_every_file_begins_with_what_it_is():
+    for file in CONF_DIR.rglob("*.yaml"):
+        assert description(file), file
+
+
+@pytest.mark.parametrize("command", SCHEMA)
+def test_every_command_has_a_help(command: str):
+    text = help.text(command, [CONF_DIR])
+    assert text.startswith(f"krill-{command}: {description(CONF_DIR / f'{command}.yaml')}")
+    assert "…" not in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("command", SCHEMA)
+def test_the_keys_of_the_help_exist(command: str):
+    known = yaml.safe_dump(SCHEMA[command].model_json_schema())
+    for sentence, _ in help.KEYS[command]:
+        for part in sentence.split(" or "):
+            key = part.partition("=")[0]
+            assert all(name in known for name in key.split(".")) or key == "experiment", key
+
+
+@pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer"])
+def test_the_examples_of_the_help_compose(command: str):
+    for line in help.EXAMPLES[command]:
+        words = [word for word in line.split()[1:] if word != "-m" and not word.startswith("from=")]
+        values = [quoted(word.replace("1e-3,3e-3", "1e-3")) for word in words]
+        assert composed(command, values)
+
+
+def test_help_is_printed_by_the_script_also_for_a_persons_own_options(tmp_path: Path):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("# @package _global_\n# 내 모델\nmodel: {}\n")
+    done = run(tmp_path, "krill-train", "lr=1", "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert any(line.split() == ["mine", "내", "모델"] for line in done.stdout.splitlines())
+
+
+def test_version(tmp_path: Path):
+    assert run(tmp_path, "krill-train", "--version").stdout == f"krill {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("model=tiny_ko", "name=한국어", "epochs=2"), ("experiment=qwen_micro_1k",)]
+)
+def test_cfg_job_prints_nothing_but_yaml_that_validates_again(tmp_path: Path, words: tuple[str, ...]):
+    done = run(tmp_path, "krill-train", *words, "--cfg", "job", "--resolve")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    values = yaml.safe_load(done.stdout)
+    assert set(values) == set(TrainConfig.model_fields)
+    again = TrainConfig.model_validate(values)
+    assert again == validated(TrainConfig, composed("train", [*clear_exclusive([*map(quoted, words)])]))
+    assert empty(tmp_path)
+
+
+@pytest.mark.parametrize("command", SCHEMA)
+def test_cfg_job_of_every_command(tmp_path: Path, command: str):
+    done = run(tmp_path, f"krill-{command}", "--cfg", "job")
+    assert done.returncode == 0
+    assert set(yaml.safe_load(done.stdout)) == set(SCHEMA[command].model_fields)

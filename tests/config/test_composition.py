@@ -1,0 +1,265 @@
+"""Every option composes and validates with every command; who wins where a value is set twice; the original's
+numbers, literally."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from krill.cli.argv import clear_exclusive
+from krill.cli.compose import composed
+from krill.config.location import CONF_DIR, group_names, options
+from krill.config.schema import Cosine, Hub, InferConfig, Muon, TrainConfig, Transformer
+from krill.config.validation import validated
+
+OPTIONS = [(group, name) for group in group_names() for name in options(group, [CONF_DIR])]
+NEEDED = {"files": ["data.paths=[a.txt]"], "pretrained": ["tokenizer.path=folder"]}
+PASSES = "gradient_accumulation_steps"
+OWN_LR = {"adamw": 1e-3, "muon_keller": 3e-3, "muon_moonlight": 3e-3, "muon_pto": 3e-3}
+
+
+@cache
+def config(*words: str, command: str = "train") -> TrainConfig:
+    return validated(TrainConfig, composed(command, clear_exclusive(words)))
+
+
+# --- everything composes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_composes_with_every_command(group: str, name: str):
+    words = [f"{group}={name}", *NEEDED.get(name, [])]
+    train = config(*words)
+    assert config(*words, command="preprocess") == train
+    assert config(*words, command="tokenizer") == train
+    section = getattr(train, group, None)
+    if group != "experiment":
+        assert section is not None
+        assert section.name == name.removesuffix("_to_zero")
+
+
+def test_infer_composes():
+    assert validated(InferConfig, composed("infer", ["model.path=x"])).model.path == "x"
+
+
+@pytest.mark.parametrize("launcher", ["basic", "submitit_local", "submitit_slurm"])
+def test_every_launcher_composes(launcher: str):
+    assert config(f"hydra/launcher={launcher}") == config()
+
+
+@pytest.mark.parametrize("optimizer", OWN_LR)
+def test_optimizers_and_models_go_together(optimizer: str):
+    for words in (["model=tiny_ko"], ["model=qwen3_pico"], ["experiment=qwen_micro_1k"]):
+        assert config(*words, f"optimizer={optimizer}").optimizer.name == optimizer
+
+
+def test_the_default_needs_no_network_and_no_gpu():
+    default = config()
+    assert default.data.source == "python_docs"
+    assert default.model.name == "llama_nano"
+    assert default.tokenizer.path is None
+    assert default.device == "auto"
+    assert default.hub.push is False
+    assert default.resume == "auto"
+    assert default.epochs is None
+    assert default.steps is not None
+
+
+# --- who wins ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OWN_LR)
+def test_an_optimizer_has_its_own_default_lr(optimizer: str):
+    assert config(f"optimizer={optimizer}").lr == OWN_LR[optimizer]
+
+
+@pytest.mark.parametrize("optimizer", OWN_LR)
+def test_an_experiment_beats_the_optimizers_default_also_when_it_is_swapped(optimizer: str):
+    assert config("experiment=tiny_ko", f"optimizer={optimizer}").lr == 1e-3
+    assert config(f"optimizer={optimizer}", "experiment=tiny_ko").lr == 1e-3
+
+
+@pytest.mark.parametrize("optimizer", OWN_LR)
+def test_the_command_line_beats_both_and_drives_the_whole_optimizer(optimizer: str):
+    for words in ([], ["experiment=tiny_ko"]):
+        one, two = (config(*words, f"optimizer={optimizer}", f"lr={lr}") for lr in (1e-2, 2e-2))
+        assert (one.lr, one.optimizer.lr) == (1e-2, 1e-2)
+        if isinstance(one.optimizer, Muon):
+            assert isinstance(two.optimizer, Muon)
+            assert two.optimizer.muon_lr == pytest.approx(2 * one.optimizer.muon_lr)
+            assert two.optimizer.muon_weight_decay == one.optimizer.muon_weight_decay
+
+
+def test_a_sweep_over_optimizers_keeps_each_ones_default():
+    overrides = OverridesParser.create().parse_overrides(["optimizer=adamw,muon_keller", "seed=1"])
+    points = BasicSweeper.split_arguments(overrides, None)[0]
+    assert [config(*point).lr for point in points] == [1e-3, 3e-3]
+
+
+def test_a_group_chosen_by_hand_beats_the_experiments():
+    chosen = config("experiment=tiny_ko", "data=python_docs", "scheduler=constant")
+    assert chosen.data.name == "python_docs"
+    assert chosen.model.name == "tiny_ko"
+
+
+@pytest.mark.parametrize("experiment", [None, "tiny_ko"])
+def test_steps_and_epochs_clear_each_other(experiment: str | None):
+    words = [f"experiment={experiment}"] if experiment else []
+    assert (config(*words, "steps=5").steps, config(*words, "steps=5").epochs) == (5, None)
+    assert (config(*words, "epochs=2").steps, config(*words, "epochs=2").epochs) == (None, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("set_there", "typed", "left"),
+    [
+        ("steps: 7", "epochs=2", {"steps": None, "epochs": 2}),
+        ("epochs: 7", "steps=2", {"steps": 2, "epochs": None}),
+        ("batch: {tokens: 1024}", f"batch.{PASSES}=2", {"tokens": None, PASSES: 2}),
+        (f"batch: {{{PASSES}: 2}}", "batch.tokens=1024", {"tokens": 1024, PASSES: None}),
+    ],
+)
+def test_what_is_typed_clears_the_other_key_of_an_experiment(
+    tmp_path: Path, set_there: str, typed: str, left: dict[str, int | None]
+):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{set_there}\n")
+    words = clear_exclusive(["experiment=mine", typed])
+    ours = validated(TrainConfig, composed("train", words, [tmp_path]))
+    found = ours.model_dump() | ours.batch.model_dump()
+    assert {key: found[key] for key in left} == left
+
+
+def test_the_model_follows_the_sequence_length():
+    assert config("model=tiny_ko").model.max_position_embeddings == 8192
+    assert config("model=tiny_ko", "sequence_len=256").model.max_position_embeddings == 256
+
+
+# --- the scales of Muon ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "factor"), [("muon_moonlight", 1.0), ("muon_keller", 5.5426), ("muon_pto", 5.5426)]
+)
+def test_the_rate_of_the_matrices_at_width_768(optimizer: str, factor: float):
+    muon = config("model=tiny_ko", f"optimizer={optimizer}", "lr=1e-3").optimizer
+    assert isinstance(muon, Muon)
+    assert muon.muon_lr == pytest.approx(1e-3 * factor, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["muon_moonlight", "muon_keller", "muon_pto"])
+def test_rate_times_decay_is_that_of_adamw(optimizer: str):
+    muon = config(f"optimizer={optimizer}", "lr=2e-3", "optimizer.weight_decay=0.1").optimizer
+    assert isinstance(muon, Muon)
+    assert muon.muon_lr * muon.muon_weight_decay == pytest.approx(2e-3 * 0.1)
+
+
+def test_the_presets_say_what_they_are():
+    keys = ("scale", "weight_decay", "momentum", "nesterov", "ns_steps", "betas", "eps", "max_grad_norm")
+    found = {
+        name: tuple(getattr(config(f"optimizer={name}").optimizer, key) for key in keys)
+        for name in OWN_LR
+        if name != "adamw"
+    }
+    assert found == {
+        "muon_moonlight": ("rms", 0.1, 0.95, True, 5, (0.9, 0.95), 1e-8, 1.0),
+        "muon_keller": ("spectral", 0.1, 0.95, True, 5, (0.9, 0.95), 1e-10, 1.0),
+        "muon_pto": ("spectral", 0.0, 0.95, True, 5, (0.9, 0.95), 1e-10, 1.0),
+    }
+
+
+# --- the original's numbers --------------------------------------------------------------------------------
+
+SIZES = {"pico": (16, 2, 64, 4, 4), "micro": (256, 12, 1024, 4, 2), "small": (768, 27, 1920, 12, 4)}
+INIT = {"pico": 0.02, "micro": 1 / math.sqrt(256), "small": 1 / math.sqrt(768)}
+
+
+def shape(model: Any) -> tuple[int, ...]:
+    assert isinstance(model, Transformer)
+    heads = (model.num_attention_heads, model.num_key_value_heads)
+    return (model.hidden_size, model.num_hidden_layers, model.intermediate_size, *heads)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_originals_models(family: str, size: str):
+    model = config(f"model={family}_{size}").model
+    assert isinstance(model, Transformer)
+    assert model.family == family
+    assert shape(model) == SIZES[size]
+    assert model.tie_word_embeddings
+    assert model.rope_theta == 10_000
+    assert model.head_dim == (128 if family == "qwen3" else None)
+    assert model.initializer_range == pytest.approx(INIT[size] if family == "llama" else 0.02)
+
+
+def test_the_originals_tiny_ko():
+    ours = config("experiment=tiny_ko")
+    assert isinstance(ours.model, Transformer)
+    assert ours.model.family == "llama"
+    assert shape(ours.model) == (768, 27, 1920, 12, 4)
+    assert ours.model.rope_theta == 1_000_000
+    assert ours.model.tie_word_embeddings
+    assert ours.model.initializer_range == pytest.approx(1 / math.sqrt(768))
+    assert isinstance(ours.data, Hub)
+    assert [(data.path, data.split, data.text_column) for data in ours.data.datasets] == [
+        ("HAERAE-HUB/KOREAN-WEBTEXT", "train[:10000]", "text"),
+        ("HAERAE-HUB/KOREAN-SyntheticText-1.5B", "train[:10000]", "text"),
+        ("minpeter/fineweb-2-edu-korean", "train[:10000]", "text"),
+        ("heegyu/korean-petitions", "train", "content"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "sequence_len", "model", "optimizer", "micro_batch", "resume"),
+    [
+        ("llama_pico_1k", 1024, "llama_pico", "muon_moonlight", 2048, "auto"),
+        ("qwen_pico_1k", 1024, "qwen3_pico", "muon_moonlight", 2048, "auto"),
+        ("qwen_micro_1k", 1024, "qwen3_micro", "muon_pto", 32, False),
+        ("tiny_ko", 8192, "tiny_ko", "muon_moonlight", 16, "auto"),
+    ],
+)
+def test_the_originals_example_files(
+    name: str, sequence_len: int, model: str, optimizer: str, micro_batch: int, resume: bool | str
+):
+    ours = config(f"experiment={name}")
+    assert ours.name == name
+    assert ours.sequence_len == sequence_len
+    assert ours.model.name == model
+    assert ours.optimizer.name == optimizer
+    assert ours.batch.micro_batch_size == micro_batch
+    assert ours.batch.gradient_accumulation_steps in (None, 1)
+    assert ours.resume == resume
+    assert (ours.epochs, ours.steps) == (1, None)
+    assert (ours.lr, ours.optimizer.weight_decay) == (1e-3, 0.01)
+    assert ours.data.min_tokens == 150
+    assert ours.data.min_chars == 100
+    assert ours.data.validation_fraction == 0.001
+    assert ours.tokenizer.vocab_size == 32_000
+    assert ours.packing == "wrapped"
+    assert isinstance(ours.scheduler, Cosine)
+    assert (ours.scheduler.warmup, ours.scheduler.min_ratio) == (0.05, 0.0)
+    if name != "tiny_ko":
+        assert isinstance(ours.data, Hub)
+        (data,) = ours.data.datasets
+        assert (data.path, data.split, data.text_column) == ("pretraining/tiny-korean-100k", "train", "text")
+
+
+def test_no_number_reads_as_text():
+    """YAML 1.1 takes 1e-3 for text; krill's files write 1.0e-03."""
+    for file in CONF_DIR.rglob("*.yaml"):
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        texts = [value for value in flat(values) if isinstance(value, str)]
+        assert not [text for text in texts if text.replace(".", "").replace("e-", "").isdigit()], file
+
+
+def flat(values: Any) -> list[Any]:
+    if isinstance(values, dict):
+        return [leaf for value in values.values() for leaf in flat(value)]
+    return [leaf for value in values for leaf in flat(value)] if isinstance(values, list) else [values]

@@ -1,0 +1,102 @@
+"""Where configurations come from and results go to: the strongest folder first, krill's own last."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from krill.config.location import (
+    CONF_DIR,
+    description,
+    group_names,
+    options,
+    outputs_root,
+    shadowed,
+    user_dirs,
+)
+from krill.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("KRILL_CONF", "KRILL_OUTPUTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_krills_own_are_found():
+    assert (CONF_DIR / "train.yaml").is_file()
+    expected = ["data", "experiment", "hardware", "model", "optimizer", "scheduler", "tokenizer"]
+    assert group_names() == expected
+
+
+def test_outputs(here: Path, monkeypatch: pytest.MonkeyPatch):
+    assert outputs_root() == here / "outputs"
+    monkeypatch.setenv("KRILL_OUTPUTS", "elsewhere")
+    assert outputs_root() == here / "elsewhere"
+    monkeypatch.setenv("KRILL_OUTPUTS", "")
+    assert outputs_root() == here / "outputs"
+
+
+def test_the_order_of_a_persons_folders(here: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("a", "b", "c", "conf/model"):
+        (here / name).mkdir(parents=True)
+    monkeypatch.setenv("KRILL_CONF", os.pathsep.join(["b", "c", "a"]))
+    assert user_dirs(["a"]) == [here / name for name in ("a", "b", "c", "conf")]
+
+
+def test_conf_counts_only_with_one_of_krills_groups(here: Path):
+    assert user_dirs([]) == []
+    (here / "conf" / "server").mkdir(parents=True)
+    assert user_dirs([]) == []
+    (here / "conf" / "optimizer").mkdir()
+    assert user_dirs([]) == [here / "conf"]
+
+
+def test_krills_own_folder_is_nobodys(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(CONF_DIR.parent)
+    assert user_dirs([str(CONF_DIR)]) == []
+    assert shadowed([*user_dirs([]), CONF_DIR]) == []
+
+
+def test_a_folder_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UsageError, match="no such folder of configurations: none"):
+        user_dirs(["none"])
+    monkeypatch.setenv("KRILL_CONF", "nowhere")
+    with pytest.raises(UsageError, match="nowhere"):
+        user_dirs([])
+
+
+def test_the_first_folder_that_has_a_name_wins(here: Path):
+    first, second = here / "first", here / "second"
+    for folder in (first, second):
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "both.yaml").touch()
+        (folder / "model" / f"{folder.name}.yaml").touch()
+        (folder / "model" / "_part.yaml").touch()
+    found = options("model", [first, second])
+    assert found == {
+        "both": first / "model" / "both.yaml",
+        "first": first / "model" / "first.yaml",
+        "second": second / "model" / "second.yaml",
+    }
+    hidden = dict(shadowed([first, second]))
+    assert hidden[first / "model" / "both.yaml"] == second / "model" / "both.yaml"
+    assert first / "model" / "first.yaml" not in hidden
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("# 한 문장\nx: 1\n", "한 문장"),
+        ("# @package _global_\n# What it is\nx: 1\n", "What it is"),
+        ("x: 1\n# late\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_file_says_what_it_is(here: Path, text: str, sentence: str):
+    (here / "file.yaml").write_text(text, encoding="utf-8")
+    assert description(here / "file.yaml") == sentence

@@ -1,0 +1,117 @@
+"""The signature changes with what determines the result, and with nothing else; it is the same in every process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache
+from typing import Any, ClassVar
+
+import pytest
+
+from krill.cli.compose import composed
+from krill.config.schema import Section, TrainConfig
+from krill.config.signature import signature
+from krill.config.validation import validated
+
+
+class Sample(Section):
+    width: int
+    name: str
+    parts: list[int]
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name"})
+
+
+SAMPLE = Sample(width=3, name="가", parts=[1, 2])
+EXPECTED = "c5609dd64ff727443f839ab4bb07e9d256a55ff656f8495865c16e233292ccd1"
+"""Folders on a person's disk carry it: a change makes everything that was made before be made again."""
+
+
+@cache
+def config(*words: str) -> TrainConfig:
+    return validated(TrainConfig, composed("train", words))
+
+
+def test_a_known_value():
+    assert signature("sample", 1, SAMPLE, ["한글"]) == EXPECTED
+
+
+def test_another_process_says_the_same():
+    program = (
+        "from krill.config.schema import InferConfig, ModelPlace\n"
+        "from krill.config.signature import signature\n"
+        "print(signature({'b': 1, 'a': ['한글', None, 0.1]}, ModelPlace(path='x')))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
+    assert len(said.pop().strip()) == 64
+
+
+def test_parts_and_their_order_count():
+    assert signature("a", "b") != signature("b", "a")
+    assert signature("a", 1) != signature("a", "1")
+    assert signature(["a"], ["b"]) != signature(["a", "b"])
+    assert signature({"a": 1, "b": 2}) == signature({"b": 2, "a": 1})
+
+
+def test_a_model_counts_by_its_signed_fields():
+    assert signature(SAMPLE) == signature(SAMPLE.model_copy(update={"name": "other"}))
+    assert signature(SAMPLE) != signature(SAMPLE.model_copy(update={"width": 4}))
+    assert signature(SAMPLE) != signature(SAMPLE.model_copy(update={"parts": [2, 1]}))
+
+
+UNSIGNED = [
+    "name=other", "resume=false", "output=somewhere", "device=cpu", "dry_run=true", "log_every=1", "eval_every=7",
+    "save_every=7", "keep_checkpoints=9", "sample_prompt=x", "hub.id=user/name", "model.name=other",
+    "tokenizer.name=other", "tokenizer.vocab_size=999", "data.name=other", "data.min_chars=7", "hardware=cpu",
+    "hardware.workers=3", "hardware.threads=2", "hardware.attention=sdpa",
+]  # fmt: skip
+"""What does not change the run's own part; data and tokenizer count by their content, which the caller adds."""
+
+SIGNED = [
+    "seed=1", "lr=1e-2", "steps=7", "sequence_len=128", "packing=wrapped", "model=llama_pico",
+    "model.num_hidden_layers=3", "model.hidden_size=96", "model.rope_theta=1", "model.tie_word_embeddings=false",
+    "optimizer=adamw", "optimizer=muon_keller", "optimizer.weight_decay=0", "optimizer.eps=1e-5",
+    "optimizer.momentum=0.9", "optimizer.nesterov=false", "optimizer.ns_steps=6", "optimizer.max_grad_norm=0",
+    "optimizer.betas=[0.9,0.99]", "scheduler=wsd", "scheduler.warmup=0.2", "scheduler.min_ratio=0",
+    "batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
+    "hardware.precision=bf16",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", UNSIGNED)
+def test_where_and_how_often_do_not_count(word: str):
+    other = config(word)
+    assert other != config()
+    assert signature("train", other) == signature("train", config())
+
+
+@pytest.mark.parametrize("word", SIGNED)
+def test_what_determines_the_model_counts(word: str):
+    assert signature("train", config(word)) != signature("train", config())
+
+
+def test_every_field_is_on_one_of_the_lists():
+    """A new field must be decided upon: does it change what is made?"""
+    named = {word.partition("=")[0].partition(".")[0] for word in (*UNSIGNED, *SIGNED)} | {"epochs"}
+    assert named == set(TrainConfig.model_fields)
+
+
+def test_a_reader_sees_no_difference_between_spellings():
+    assert signature(config("lr=1e-3")) == signature(config("lr=0.001"))
+    assert signature(config("epochs=1", "steps=null")) == signature(config("epochs=1.0", "steps=null"))
+
+
+def test_values_that_are_not_json_are_refused():
+    value: Any = object()
+    with pytest.raises(TypeError):
+        signature(value)

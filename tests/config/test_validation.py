@@ -1,0 +1,84 @@
+"""Every mistake is told in one go, in the words of the command line, with the name that was meant."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from krill.config.schema import InferConfig, TrainConfig
+from krill.config.validation import closest, unknown_key, validated
+from krill.errors import UsageError
+
+WHOLE = {
+    "name": "infer",
+    "model": {"path": "x"},
+    "prompt": None,
+    "max_new_tokens": 8,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "repetition_penalty": 1.0,
+    "seed": 0,
+    "device": "cpu",
+    "output": None,
+    "dry_run": False,
+}
+KNOWN = ["lr", "seed", "model", "model.hidden_size", "data.paths", "optimizer", "optimizer.weight_decay"]
+
+
+def told(**changes: object) -> list[str]:
+    with pytest.raises(UsageError) as refused:
+        validated(InferConfig, OmegaConf.create(WHOLE | changes))
+    return str(refused.value).splitlines()
+
+
+def test_what_is_right_is_taken():
+    config = validated(InferConfig, OmegaConf.create(WHOLE | {"name": 3, "top_p": "${temperature}"}))
+    assert (config.name, config.top_p, config.model.path) == ("3", 0.5, "x")
+
+
+def test_everything_that_is_wrong_is_told_missing_values_too():
+    lines = told(model={"path": "???"}, top_p=2, seed=-1, promt="a")
+    assert lines == [
+        "model.path is not set; write model=…",
+        "top_p=2: input should be less than or equal to 1",
+        "seed=-1: input should be greater than or equal to 0",
+        "no such key 'promt'. Did you mean prompt?",
+    ]
+
+
+def test_what_follows_a_missing_value_is_not_told_as_well():
+    assert told(model={"path": "???"}, output="${model.path}") == ["model.path is not set; write model=…"]
+
+
+def test_a_key_that_is_gone():
+    (line,) = told(output="${place}")
+    assert line == "output follows place, which is not set; write one of them"
+
+
+def test_a_missing_section_of_a_union_is_told():
+    with pytest.raises(UsageError, match=r"lr is not set; write lr=…"):
+        validated(TrainConfig, OmegaConf.create({"model": {"family": "gpt"}}))
+    with pytest.raises(UsageError, match=r"model: 'gpt' is none of 'llama', 'qwen3', 'custom'"):
+        validated(TrainConfig, OmegaConf.create({"model": {"family": "gpt"}}))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lrr", "lr"),
+        ("sede", "seed"),
+        ("model.hiden_size", "model.hidden_size"),
+        ("hidden_size", "model.hidden_size"),
+        ("hiden_size", "model.hidden_size"),
+        ("weight_decay", "optimizer.weight_decay"),
+        ("data.path", "data.paths"),
+        ("xyzzy", None),
+    ],
+)
+def test_the_name_that_was_meant(typed: str, meant: str | None):
+    assert closest(typed, KNOWN) == meant
+
+
+def test_the_sentence_for_an_unknown_key():
+    assert unknown_key("lrr", KNOWN) == "no such key 'lrr'. Did you mean lr?"
+    assert unknown_key("xyzzy", KNOWN) == "no such key 'xyzzy'. All keys: --cfg job"

@@ -1,0 +1,63 @@
+"""A tokenizer of bytes and an untrained model of 64 tokens' context."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.decoders import ByteLevel
+from tokenizers.processors import TemplateProcessing
+
+from krill.config.schema import Transformer
+from krill.models.build import build
+from krill.tokenizer import TokenizerFolder, load_tokenizer
+
+SPECIALS = ["<|bos|>", "<|eos|>", "<|pad|>"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
+    """One token a byte, so that a Hangul syllable is three; bos 0, eos 1, pad 2."""
+    folder = tmp_path_factory.mktemp("bytes")
+    names = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = ByteLevel()
+    backend.add_special_tokens(SPECIALS)
+    backend.post_processor = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
+    backend.save(str(folder / "tokenizer.json"))
+    roles = dict(zip(("bos_token", "eos_token", "pad_token"), SPECIALS, strict=True))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **roles})
+    )
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: TokenizerFolder) -> Any:
+    """Random weights, large enough that one token is clearly the most likely."""
+    torch.manual_seed(3)
+    config = Transformer(
+        name="tiny", family="llama", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64, rope_theta=1e4,
+        rms_norm_eps=1e-6, tie_word_embeddings=False, initializer_range=0.3,
+    )  # fmt: skip
+    return build(config, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+
+
+@pytest.fixture(scope="session")
+def model_folder(model: Any, tokenizer: TokenizerFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As a finished run leaves it."""
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    tokenizer.copy_to(folder)
+    return folder

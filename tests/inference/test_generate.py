@@ -1,0 +1,195 @@
+"""Text from a model: the same for the same seed, whole or streamed, from exactly the prompt that was given."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from krill.data.encoding import Encoder
+from krill.errors import UsageError
+from krill.inference.generate import Sampling, generate, sample
+from krill.tokenizer import TokenizerFolder, load_tokenizer
+
+GREEDY = Sampling(max_new_tokens=16, temperature=0, repetition_penalty=1.0)
+WARM = Sampling(max_new_tokens=16, temperature=1.0, top_p=1.0, repetition_penalty=1.0)
+
+
+class Scripted(torch.nn.Module):
+    """Says the tokens that it was given, whatever the prompt; remembers what it was asked."""
+
+    training = False
+    device = torch.device("cpu")
+    config = SimpleNamespace(max_position_embeddings=64)
+
+    def __init__(self, ids: list[int]):
+        super().__init__()
+        self.ids = ids
+
+    def generate(self, inputs: torch.Tensor, streamer: Any = None, **asked: Any) -> torch.Tensor:
+        self.prompt, self.asked = inputs[0].tolist(), asked
+        if streamer:
+            streamer.put(inputs)
+            for token in self.ids:
+                streamer.put(torch.tensor([token]))
+            streamer.end()
+        return torch.cat([inputs, torch.tensor([self.ids])], dim=1)
+
+
+def said(tokenizer: TokenizerFolder, text: str) -> list[int]:
+    return next(Encoder(tokenizer).documents([text])).tolist()[1:]
+
+
+# --- choosing ----------------------------------------------------------------------------------------------
+
+
+def test_temperature_0_is_the_most_likely_token_each_time(model: Any, tokenizer: TokenizerFolder) -> None:
+    answers = {generate(model, tokenizer, "ab", dataclasses.replace(GREEDY, seed=seed)) for seed in (0, 1)}
+    ids = [tokenizer.bos_id, *said(tokenizer, "ab")[:-1]]
+    before = len(ids)
+    with torch.no_grad():
+        while len(ids) < before + 16 and ids[-1] != tokenizer.eos_id:
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    assert answers == {tokenizer.decode(ids[before:])}
+    assert len(next(iter(answers))) > 3
+
+
+def test_the_same_seed_says_the_same_and_another_something_else(
+    model: Any, tokenizer: TokenizerFolder
+) -> None:
+    one, again = (generate(model, tokenizer, "ab", WARM) for _ in range(2))
+    other = generate(model, tokenizer, "ab", dataclasses.replace(WARM, seed=1))
+    assert one == again
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.1}, {"top_p": 0.01}], ids=lambda change: next(iter(change))
+)
+def test_each_knob_of_drawing_has_an_effect(
+    model: Any, tokenizer: TokenizerFolder, change: dict[str, float]
+) -> None:
+    plain, turned = (
+        [generate(model, tokenizer, "ab", dataclasses.replace(sampling, seed=seed)) for seed in range(2)]
+        for sampling in (WARM, dataclasses.replace(WARM, **change))
+    )
+    assert plain[0] != plain[1]
+    assert turned != plain
+
+
+def test_a_penalty_keeps_it_from_repeating(model: Any, tokenizer: TokenizerFolder) -> None:
+    def distinct(penalty: float) -> int:
+        sampling = Sampling(max_new_tokens=40, temperature=0, repetition_penalty=penalty)
+        scripted = generate(model, tokenizer, "ab", sampling)
+        return len(set(scripted.encode()))
+
+    assert distinct(10.0) > distinct(1.0)
+
+
+def test_at_most_so_many_tokens_and_never_beyond_the_context(model: Any, tokenizer: TokenizerFolder) -> None:
+    def tokens(prompt: str, most: int) -> int:
+        scripted = Scripted([])
+        generate(scripted, tokenizer, prompt, Sampling(max_new_tokens=most))  # type: ignore[arg-type]
+        return scripted.asked["max_new_tokens"]
+
+    assert tokens("ab", 10) == 10
+    assert tokens("x" * 60, 10) == 3  # bos, 60 and 3 are the context of 64
+
+
+def test_training_mode_is_given_back(model: Any, tokenizer: TokenizerFolder) -> None:
+    model.train()
+    generate(model, tokenizer, "ab", GREEDY)
+    assert model.training
+    model.eval()
+    generate(model, tokenizer, "ab", GREEDY)
+    assert not model.training
+
+
+# --- the prompt --------------------------------------------------------------------------------------------
+
+
+def test_the_prompt_begins_a_document(tokenizer: TokenizerFolder) -> None:
+    scripted = Scripted([1])
+    generate(scripted, tokenizer, "ab", GREEDY)  # type: ignore[arg-type]
+    assert scripted.prompt == [tokenizer.bos_id, *said(tokenizer, "ab")[:-1]]
+    generate(scripted, tokenizer, "", GREEDY)  # type: ignore[arg-type]
+    assert scripted.prompt == [tokenizer.bos_id]
+
+
+@pytest.mark.parametrize("prompt", ["<|eos|>", "a<|bos|>b<|pad|>"])
+def test_a_literal_special_token_is_text(tokenizer: TokenizerFolder, prompt: str) -> None:
+    scripted = Scripted([1])
+    generate(scripted, tokenizer, prompt, GREEDY)  # type: ignore[arg-type]
+    assert len(scripted.prompt) == 1 + len(prompt)  # a token a byte
+    assert not {0, 1, 2} & set(scripted.prompt[1:])
+    assert tokenizer.decode(scripted.prompt) == prompt
+
+
+def test_a_prompt_that_fills_the_context_is_refused(model: Any, tokenizer: TokenizerFolder) -> None:
+    assert generate(model, tokenizer, "x" * 62, GREEDY) is not None
+    with pytest.raises(UsageError, match="the prompt has 64 tokens, the model reads 64; shorten it"):
+        generate(model, tokenizer, "x" * 63, GREEDY)
+
+
+# --- streaming ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["옛날 옛적에 호랑이가", "a가b나", "no Hangul", "😀", ""])
+def test_pieces_are_whole_characters_and_make_the_answer(tokenizer: TokenizerFolder, text: str) -> None:
+    pieces: list[str] = []
+    answer = generate(Scripted(said(tokenizer, text)), tokenizer, "ab", GREEDY, pieces.append)  # type: ignore[arg-type]
+    assert answer == text
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert [piece for piece in pieces if piece] == list(text)  # each as soon as its last byte is there
+
+
+def test_a_character_that_never_ends_is_shown_as_such(tokenizer: TokenizerFolder) -> None:
+    pieces: list[str] = []
+    ids = [*said(tokenizer, "b")[:-1], *said(tokenizer, "가")[:2]]
+    answer = generate(Scripted(ids), tokenizer, "a", GREEDY, pieces.append)  # type: ignore[arg-type]
+    assert "".join(pieces) == answer
+    assert answer.startswith("b\ufffd")
+
+
+def test_a_real_models_stream_makes_the_answer(model: Any, tokenizer: TokenizerFolder) -> None:
+    for seed in range(3):
+        pieces: list[str] = []
+        sampling = dataclasses.replace(WARM, seed=seed)
+        answer = generate(model, tokenizer, "가나", sampling, pieces.append)
+        assert "".join(pieces) == answer == generate(model, tokenizer, "가나", sampling)
+
+
+def test_the_space_before_the_first_word_is_kept(tmp_path: Path) -> None:
+    """Decoders of the SentencePiece kind drop the space that begins a text; an answer begins none."""
+    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2, "▁the": 3, "▁fox": 4, "▁runs": 5}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"})
+    )
+    pieces: list[str] = []
+    answer = generate(
+        Scripted([4, 5]),
+        load_tokenizer(tmp_path),
+        "the",
+        GREEDY,
+        pieces.append,  # type: ignore[arg-type]
+    )
+    assert answer == "".join(pieces) == " fox runs"
+
+
+def test_a_sample_holds_its_prompt(model: Any, tokenizer: TokenizerFolder) -> None:
+    one, again = (sample(model, tokenizer, "가나", seed=5) for _ in range(2))
+    assert one == again
+    assert one.startswith("가나")
+    assert one != sample(model, tokenizer, "가나", seed=6)

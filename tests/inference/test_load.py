@@ -1,0 +1,153 @@
+"""From what a person names to a model: a run, a model, a checkpoint, a glob, a Hub id; or a clear error."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from krill.errors import KrillError, UsageError
+from krill.inference.load import load, locate
+from krill.tokenizer import TokenizerFolder
+
+
+@pytest.fixture
+def finished(tmp_path: Path, model_folder: Path) -> Path:
+    run = tmp_path / "finished"
+    shutil.copytree(model_folder, run / "model")
+    return run
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path, model_folder: Path, tokenizer: TokenizerFolder) -> Path:
+    """A run with two checkpoints, which hold no tokenizer."""
+    run = tmp_path / "unfinished"
+    for step in (9, 10):
+        checkpoint = run / "checkpoints" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(model_folder / name, checkpoint)
+    status = {"state": "running", "signature": "a", "tokenizer": {"folder": str(tokenizer.folder)}}
+    (run / "status.json").write_text(json.dumps(status))
+    return run
+
+
+def test_a_models_folder(model_folder: Path) -> None:
+    assert locate(str(model_folder)) == (model_folder, model_folder)
+
+
+def test_a_finished_runs_folder(finished: Path, unfinished: Path) -> None:
+    assert locate(str(finished)) == (finished / "model", finished / "model")
+    shutil.copytree(unfinished / "checkpoints", finished / "checkpoints")
+    assert locate(str(finished))[0] == finished / "model"
+
+
+def test_an_unfinished_run_gives_its_newest_checkpoint(unfinished: Path, tokenizer: TokenizerFolder) -> None:
+    assert locate(str(unfinished)) == (unfinished / "checkpoints" / "checkpoint-10", tokenizer.folder)
+
+
+def test_a_checkpoint_by_name(
+    unfinished: Path, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = unfinished / "checkpoints" / "checkpoint-9"
+    assert locate(str(checkpoint)) == (checkpoint, tokenizer.folder)
+    monkeypatch.chdir(checkpoint.parent)
+    assert locate("checkpoint-9") == (Path("checkpoint-9"), tokenizer.folder)
+
+
+def test_a_glob_gives_the_newest(finished: Path, unfinished: Path) -> None:
+    pattern = str(finished.parent / "*finished")
+    os.utime(unfinished, (2e9, 2e9))
+    assert locate(pattern)[0] == unfinished / "checkpoints" / "checkpoint-10"
+    os.utime(finished, (2.1e9, 2.1e9))
+    assert locate(pattern)[0] == finished / "model"
+
+
+def test_a_folder_whose_name_looks_like_a_glob_is_meant_itself(finished: Path) -> None:
+    odd = finished.rename(finished.with_name("[odd]"))
+    assert locate(str(odd))[0] == odd / "model"
+
+
+def test_home_is_understood(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(finished.parent))
+    assert locate("~/finished")[0] == finished / "model"
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for name, message in (
+        ("empty", "no model there"),
+        ("file", "no model there"),
+        ("none/*", "no folder matches"),
+        ("a/b/c", "no such folder, and no Hub id"),
+        ("none", "no such folder, and no Hub id"),
+        ("./none/x", "no such folder, and no Hub id"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            locate(name if name in ("a/b/c", "none", "./none/x") else str(tmp_path / name))
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, model_folder: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "x" / "y" / "m")
+    (tmp_path / "x" / "y" / "m" / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match=r"no tokenizer\.json"):
+        locate(str(tmp_path / "x" / "y" / "m"))
+
+
+def test_broken_weights_are_told_in_one_sentence(tmp_path: Path, model_folder: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="transformers cannot load") as refused:
+        load(str(tmp_path / "m"), torch.device("cpu"))
+    assert "\n" not in str(refused.value)
+
+
+def test_cut_off_weights_are_told_in_one_sentence(tmp_path: Path, model_folder: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(UsageError, match="transformers cannot load"):
+        load(str(tmp_path / "m"), torch.device("cpu"))
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, model_folder: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UsageError, match=r"lacks 1 weights, the first is model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
+        load(str(tmp_path / "m"), torch.device("cpu"))
+
+
+def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        KrillError, match="model=me/mine: no folder here, and the Hub cannot be reached"
+    ) as refused:
+        locate("me/mine")
+    assert refused.value.exit_code == 1
+
+
+def test_a_hub_id_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="neither a folder here nor a model on the Hub"):
+        locate("not ok/at all!")
+
+
+def test_loaded_it_is_ready_to_generate(model_folder: Path, model: Any, tokenizer: TokenizerFolder) -> None:
+    loaded, its = load(str(model_folder), torch.device("cpu"))
+    assert not loaded.training
+    assert its.vocab_size == tokenizer.vocab_size
+    ids = torch.tensor([[0, 70, 71]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits)

@@ -1,0 +1,205 @@
+"""What a run says about itself is true, whatever ends it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from krill.config.schema import Section
+from krill.errors import KrillError, Stopped, UsageError
+from krill.runs.record import Record, claim, git_state, read_metrics, read_status, seconds, shown, versions
+
+SIGNATURE = "c" * 64
+log = logging.getLogger("krill")
+
+
+class Small(Section):
+    name: str = "작은"
+    lr: float = 0.5
+
+
+@pytest.fixture(autouse=True)
+def level() -> Iterator[None]:
+    """As the commands set it."""
+    before = log.level
+    log.setLevel(logging.INFO)
+    yield
+    log.setLevel(before)
+
+
+def ended(folder: Path, error: BaseException | None = None) -> dict[str, Any]:
+    """status.json of a run that `error` ended."""
+
+    def run() -> None:
+        with Record(folder).running(Small(), SIGNATURE, ["lr=0.5"]):
+            status = read_status(folder)
+            assert status is not None
+            assert (status["state"], status["exit"], status["end"]) == ("running", None, None)
+            if error is not None:
+                raise error
+
+    if error is None:
+        run()
+    else:
+        with pytest.raises(type(error)) as raised:
+            run()
+        assert raised.value is error
+    status = read_status(folder)
+    assert status is not None
+    return status
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code", "told"),
+    [
+        (None, "finished", 0, None),
+        (Stopped("stopped by SIGTERM", 75), "stopped", 75, None),
+        (KeyboardInterrupt(), "stopped", 130, None),
+        (KrillError("no\nsuch luck"), "failed", 1, "no\nsuch luck"),
+        (UsageError("wrong"), "failed", 2, "wrong"),
+        (ValueError("bad"), "failed", 1, "ValueError: bad"),
+        (SystemExit(3), "failed", 1, "SystemExit: 3"),
+    ],
+    ids=["finished", "stopped", "interrupted", "task", "usage", "bug", "exit"],
+)
+def test_the_state_is_true(
+    tmp_path: Path, error: BaseException | None, state: str, code: int, told: str | None
+) -> None:
+    status = ended(tmp_path, error)
+    assert (status["state"], status["exit"], status["error"]) == (state, code, told)
+    assert (status["name"], status["signature"], status["overrides"]) == ("작은", SIGNATURE, ["lr=0.5"])
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == {
+        "name": "작은",
+        "lr": 0.5,
+    }
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KrillError("no")])
+def test_a_failure_leaves_its_traceback_in_the_log_only(
+    tmp_path: Path, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = logging.StreamHandler()
+    log.addHandler(screen)
+    try:
+        ended(tmp_path, error)
+    finally:
+        log.removeHandler(screen)
+    text = (tmp_path / "log.txt").read_text()
+    assert "Traceback" in text
+    assert "in run" in text
+    assert capsys.readouterr().err == ""
+    assert log.level == logging.INFO
+
+
+def test_messages_and_details_go_to_the_log_of_each_start(tmp_path: Path) -> None:
+    for word in ("one", "하나"):
+        with Record(tmp_path).running(Small(), SIGNATURE, []):
+            log.info("%s for all", word)
+            log.debug("%s for the log", word)
+    log.info("after")
+    lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.split(maxsplit=3)[3] for line in lines] == [
+        "one for all", "one for the log", "하나 for all", "하나 for the log",
+    ]  # fmt: skip
+
+
+def test_a_second_start_counts_and_forgets_the_failure(tmp_path: Path) -> None:
+    first = ended(tmp_path, ValueError("bad"))
+    Record(tmp_path).update(start="2020-01-01T00:00:00+00:00", data={"signature": "d"})
+    second = ended(tmp_path)
+    assert (first["starts"], second["starts"]) == (1, 2)
+    assert (second["state"], second["error"]) == ("finished", None)
+    assert second["start"] == "2020-01-01T00:00:00+00:00"
+    assert second["data"] == {"signature": "d"}
+
+
+def test_two_records_of_a_run_keep_what_the_other_wrote(tmp_path: Path) -> None:
+    outer, inner = Record(tmp_path), Record(tmp_path)
+    with outer.running(Small(), SIGNATURE, []):
+        inner.update(metrics={"eval_loss": 2.0})
+    assert (read_status(tmp_path) or {})["metrics"] == {"eval_loss": 2.0}
+    assert (read_status(tmp_path) or {})["state"] == "finished"
+
+
+def test_killed_before_the_configuration_was_written_the_folder_is_still_the_runs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("krill.runs.record.yaml.safe_dump", killed)
+        with pytest.raises(KeyboardInterrupt), Record(tmp_path).running(Small(), SIGNATURE, []):
+            pass
+    with claim(SIGNATURE, tmp_path, tmp_path) as claimed:
+        assert claimed.state == "continued"
+
+
+# --- metrics.jsonl -----------------------------------------------------------------------------------------
+
+
+def test_metrics_are_lines(tmp_path: Path) -> None:
+    record = Record(tmp_path)
+    assert read_metrics(tmp_path) == []
+    for step in (1, 2):
+        record.metric({"step": step, "loss": 1.5})
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.5}, {"step": 2, "loss": 1.5}]
+
+
+@pytest.mark.parametrize("rest", ['{"step": 3, "lo', "{", '{"step": 3}'])
+def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path, rest: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n' + rest)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_lines_after_the_checkpoint_are_dropped_and_the_cut_one_too(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1}\n{"step": 2}\n{"step": 2, "e": 1}\n{"step": 3}\n{"st'
+    )
+    record = Record(tmp_path)
+    record.cut_metrics(2)
+    record.metric({"step": 3, "again": True})
+    assert read_metrics(tmp_path) == [
+        {"step": 1},
+        {"step": 2},
+        {"step": 2, "e": 1},
+        {"step": 3, "again": True},
+    ]
+
+
+# --- figures of the status ---------------------------------------------------------------------------------
+
+
+def test_seconds_of_a_run() -> None:
+    start = "2030-01-01T00:00:00+00:00"
+    assert seconds({"start": start, "end": "2030-01-01T00:01:30+00:00"}) == 90
+    assert seconds({}) is None
+    assert (seconds({"start": "2020-01-01T00:00:00+00:00", "end": None}) or 0) > 1e8  # still running
+
+
+def test_versions_and_commit() -> None:
+    assert {"python", "platform", "krill", "torch", "transformers"} <= versions().keys()
+    state = git_state()
+    if state is not None:  # a checkout
+        assert len(state["commit"]) == 40
+        assert isinstance(state["dirty"], bool)
+
+
+def test_folders_are_shown_as_short_as_they_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shown(tmp_path / "runs" / "a") == Path("runs/a")
+    assert shown(tmp_path.parent / "b") == tmp_path.parent / "b"
+
+
+def test_status_is_json_that_others_read(tmp_path: Path) -> None:
+    ended(tmp_path)
+    json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
+    assert read_status(tmp_path / "none") is None

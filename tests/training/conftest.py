@@ -1,0 +1,197 @@
+"""A small text, prepared once, and runs of a tiny model on it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from krill.cli import app
+from krill.cli.argv import quoted
+from krill.cli.compose import composed
+from krill.cli.train import point
+from krill.config.schema import TrainConfig
+from krill.config.validation import validated
+from krill.data.obtain import obtain_store, obtain_tokenizer
+from krill.data.packing import Rows, pack
+from krill.runs.record import read_metrics, read_status
+from krill.tokenizer import TokenizerFolder
+from krill.training.run import run
+
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "and",
+    "then",
+    "강아지가",
+    "여우를",
+    "따라",
+    "뛰어간다",
+    "again",
+    "while",
+    "고양이는",
+    "잔다",
+]
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 short documents, English and Korean, of very different lengths."""
+    chance = random.Random(0)
+    documents = [" ".join(chance.choices(WORDS, k=chance.randint(2, 20))) + f" {n}" for n in range(60)]
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return path
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tokenizer and tokens are made once for all tests."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="session")
+def overrides(texts: Path) -> list[str]:
+    """What every run of these tests is typed with."""
+    return [
+        "model=llama_pico", "sequence_len=64", "batch.micro_batch_size=2", "data=files", f"data.paths=[{texts}]",
+        "data.min_chars=0", "data.validation_fraction=0.2", "tokenizer.vocab_size=320", "hardware.threads=1",
+        "device=cpu", "log_every=1", "eval_every=100", "save_every=2", "steps=4",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def configure(overrides: list[str]) -> Callable[..., TrainConfig]:
+    """configure("lr=1"): the validated configuration of a run."""
+
+    def make(*more: str) -> TrainConfig:
+        typed = [*overrides, *more]
+        if any(text.startswith("epochs=") for text in more):
+            typed += ["steps=null"]
+        return validated(TrainConfig, composed("train", [quoted(text) for text in typed]))
+
+    return make
+
+
+@dataclass(frozen=True)
+class Prepared:
+    store: Path
+    tokenizer: TokenizerFolder
+
+
+@pytest.fixture(scope="session")
+def prepared(configure: Callable[..., TrainConfig], outputs: Path) -> Prepared:
+    """Tokenizer and tokens of the text."""
+    config = configure()
+    tokenizer = obtain_tokenizer(config, outputs)
+    return Prepared(obtain_store(config, tokenizer, outputs)[0], tokenizer)
+
+
+@pytest.fixture
+def train(prepared: Prepared, tmp_path: Path) -> Callable[[TrainConfig, str], Path]:
+    """train(config, "a"): run() in the folder a; returns the folder."""
+
+    def work(config: TrainConfig, name: str = "run") -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        run(config, folder, store=prepared.store, tokenizer=prepared.tokenizer.folder)
+        return folder
+
+    return work
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The command krill-train in this process, all runs below one folder."""
+
+    outputs: Path
+    overrides: list[str]
+    patch: pytest.MonkeyPatch
+
+    def __call__(self, *more: str) -> int:
+        self.patch.setattr(sys, "argv", ["krill-train"])
+        return app.main("train", point, [*self.overrides, *more])
+
+    def runs(self, name: str = "llama_pico") -> list[Path]:
+        return sorted((self.outputs / "runs" / name).glob("*"))
+
+    def states(self, name: str = "llama_pico") -> list[str]:
+        return [(read_status(run) or {}).get("state", "none") for run in self.runs(name)]
+
+
+@pytest.fixture
+def krill_train(
+    prepared: Prepared, outputs: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Commands:
+    """krill-train with the tests' text: krill_train("lr=1") returns the exit code. Runs start from none."""
+    for kind in ("tokenizers", "data"):
+        (tmp_path / kind).symlink_to(outputs / kind)
+    monkeypatch.setenv("KRILL_OUTPUTS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return Commands(tmp_path, overrides, monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Leave krill's logger as it was: the commands put a handler on it."""
+    log = logging.getLogger("krill")
+    before = log.level, log.propagate, list(log.handlers)
+    yield
+    log.level, log.propagate, log.handlers = before
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def losses() -> Callable[[Path], list[float]]:
+    """The training losses of a run, and its validation losses behind them."""
+
+    def read(folder: Path) -> list[float]:
+        lines = read_metrics(folder)
+        return [line[key] for key in ("loss", "eval_loss") for line in lines if key in line]
+
+    return read
+
+
+class Stream:
+    """Documents of random ids in memory: bos 0, eos 1, pad 2."""
+
+    pad_id = 2
+
+    def __init__(self, lengths: Sequence[int], vocab_size: int = 50):
+        chance = np.random.default_rng(0)
+        documents = [np.array([0, *chance.integers(3, vocab_size, length - 2), 1]) for length in lengths]
+        self.ends = np.cumsum([len(document) for document in documents]).astype(np.uint64)
+        self._tokens = np.concatenate(documents)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self._tokens[start:stop]
+
+
+@pytest.fixture
+def rows() -> Callable[..., Rows]:
+    """rows([9, 20], 64): documents of those lengths, packed."""
+
+    def make(lengths: Sequence[int], sequence_len: int, strategy: Any = "best_fit") -> Rows:
+        return pack(Stream(lengths), sequence_len, strategy)
+
+    return make

@@ -1,0 +1,115 @@
+"""The order of rows: each once an epoch, the same for any split of a step, from any step on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from krill.data.packing import IGNORED, Rows
+from krill.training.batches import EMPTY, Collate, Positions, RowDataset, loader
+from krill.training.plan import Shape
+
+ROWS = 37
+SPLITS = [
+    Shape(12, 1),
+    Shape(4, 3),
+    Shape(1, 12),
+    Shape(3, 2, ranks=2),
+    Shape(2, 2, ranks=3),
+    Shape(1, 1, 12),
+]
+
+
+def flat(parts: list[list[int]]) -> list[int]:
+    return list(chain.from_iterable(parts))
+
+
+def served(
+    shape: Shape, steps: int, last: int | None = None, start: int = 0, seed: int = 5
+) -> list[list[int]]:
+    """The rows of each step from `start` on, all ranks together."""
+    ranks = [list(Positions(ROWS, seed, steps, shape, last, lambda: start, r)) for r in range(shape.ranks)]
+    assert {len(rank) for rank in ranks} == {(steps - start) * shape.accumulation}
+    passes = [[row for rank in ranks for row in rank[p]] for p in range(len(ranks[0]))]
+    size = shape.accumulation
+    return [flat(passes[first : first + size]) for first in range(0, len(passes), size)]
+
+
+@pytest.mark.parametrize("shape", [*SPLITS, Shape(5, 1), Shape(2, 1, 4)], ids=str)
+def test_every_row_is_served_once_an_epoch_whatever_the_split(shape: Shape) -> None:
+    epochs = 3
+    steps = -(-epochs * ROWS // shape.rows_per_step)
+    order = flat(served(shape, steps))
+    for epoch in range(epochs):
+        assert Counter(order[epoch * ROWS : (epoch + 1) * ROWS]) == Counter(range(ROWS))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    first, second, _ = served(Shape(ROWS, 1), 3)
+    assert first != second
+    assert [first] != served(Shape(ROWS, 1), 1, seed=6)
+    assert first != sorted(first)
+
+
+@pytest.mark.parametrize("shape", SPLITS[1:], ids=str)
+def test_the_split_changes_no_step(shape: Shape) -> None:
+    assert served(shape, 7) == served(SPLITS[0], 7)
+
+
+@pytest.mark.parametrize("shape", [*SPLITS, Shape(5, 1), Shape(2, 1, 4)], ids=str)
+def test_a_ragged_end_serves_every_row_once_and_then_empty_rows(shape: Shape) -> None:
+    steps = -(-ROWS // shape.rows_per_step)
+    counted = Counter(flat(served(shape, steps, last=ROWS)))
+    empty = counted.pop(EMPTY, 0)
+    assert counted == Counter(range(ROWS))
+    assert empty == steps * shape.rows_per_step - ROWS
+
+
+@pytest.mark.parametrize("shape", [SPLITS[0], SPLITS[3]], ids=str)
+def test_from_any_step_the_same_sequence_goes_on(shape: Shape) -> None:
+    steps, last = 9, 100  # the third epoch has begun, and ends in empty rows
+    whole = served(shape, steps, last)
+    for start in range(steps + 1):
+        assert served(shape, steps, last, start) == whole[start:]
+
+
+def test_the_current_step_is_asked_when_reading_begins() -> None:
+    step = {"now": 0}
+    order = Positions(ROWS, 0, 4, Shape(2, 1), None, lambda: step["now"])
+    step["now"] = 3
+    assert len(list(order)) == 1
+    assert len(order) == 4
+
+
+def test_the_empty_row_has_nothing_to_learn(rows: Callable[..., Rows]) -> None:
+    row = RowDataset(rows([30, 20], 64))[EMPTY]
+    assert (row.input_ids == 2).all()
+    assert (row.labels == IGNORED).all()
+    assert row.lengths.tolist() == [64]
+
+
+def test_a_batch_holds_rows_and_the_lengths_of_their_documents(rows: Callable[..., Rows]) -> None:
+    made = rows([30, 20, 40], 64)
+    chosen = [made.row(1), made.row(0)]
+    batch = Collate("varlen", torch.device("cpu"))(chosen)
+    for key in ("input_ids", "position_ids", "labels"):
+        assert batch[key].dtype == torch.int64
+        np.testing.assert_array_equal(batch[key], np.stack([getattr(row, key) for row in chosen]))
+    assert batch["document_lengths"] == [*chosen[0].lengths, *chosen[1].lengths]
+
+
+def test_workers_keep_the_order(rows: Callable[..., Rows]) -> None:
+    made = rows([30, 20, 40, 64, 50, 11, 70], 64)
+    order = Positions(len(made), 3, 6, Shape(2, 1), len(made), lambda: 0)
+
+    def read(workers: int) -> list[Any]:
+        batches = loader(made, order, Collate("varlen", torch.device("cpu")), workers)
+        return [batch["input_ids"].tolist() for batch in batches]
+
+    assert read(2) == read(0)

@@ -1,0 +1,116 @@
+"""Each figure of a validation against a known answer: loss, bits per byte, the reference points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from krill.config.schema import TrainConfig
+from krill.data.packing import IGNORED, Rows, windows
+from krill.data.store import Store
+from krill.models.build import build
+from krill.training.batches import Collate, loader
+from krill.training.metrics import Validation, bits_per_byte, reference, validate
+from krill.training.setting import reference_points, settle
+
+COLLATE = Collate("varlen", torch.device("cpu"))
+
+
+def scored(model: torch.nn.Module, rows: Rows, size: int, eos_id: int = 1) -> Validation:
+    batches = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
+    return validate(model, loader(rows, batches, COLLATE, 0), eos_id)
+
+
+@pytest.fixture
+def model(configure: Callable[..., TrainConfig]) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build(configure("model.initializer_range=0.5").model, 50, 0, 1, 2, "varlen")
+
+
+class Uniform(torch.nn.Module):
+    """Knows nothing: all logits are equal."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.full((*input_ids.shape, self.vocab_size), 3.5))
+
+
+def test_the_batch_size_does_not_matter(model: torch.nn.Module, rows: Callable[..., Rows]) -> None:
+    made = rows([20, 9, 60, 64, 5, 40, 13, 4, 33], 64)
+    one, two, all_ = (scored(model, made, size) for size in (1, 2, len(made)))
+    assert one.tokens == two.tokens == all_.tokens == made.targets
+    for other in (two, all_):
+        assert other.nats == pytest.approx(one.nats, rel=1e-6)
+        assert other.text_nats == pytest.approx(one.text_nats, rel=1e-6)
+
+
+def test_the_loss_of_one_document_by_hand(model: torch.nn.Module, rows: Callable[..., Rows]) -> None:
+    made = rows([23], 64)
+    ids = torch.from_numpy(made.row(0).input_ids[:23])
+    nats = F.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none")
+    found = scored(model, made, 1)
+    assert found.tokens == 22
+    assert found.loss() == pytest.approx(nats.mean().item(), rel=1e-5)
+    assert found.text_nats == pytest.approx(nats[:-1].sum().item(), rel=1e-5)  # eos is no text
+
+
+def test_equal_logits_cost_ln_v_each(rows: Callable[..., Rows]) -> None:
+    made = rows([23, 40, 10], 64)
+    found = scored(Uniform(50), made, 2)
+    assert found.loss() == pytest.approx(math.log(50), rel=1e-6)
+    text_tokens = made.targets - 3  # one eos each
+    assert found.bits_per_byte(200) == pytest.approx(text_tokens * math.log2(50) / 200, rel=1e-6)
+
+
+def test_a_bit_per_byte_is_ln_2_nats() -> None:
+    assert bits_per_byte(10 * math.log(2), 10) == pytest.approx(1.0)
+
+
+def test_the_model_is_left_as_it_was(model: torch.nn.Module, rows: Callable[..., Rows]) -> None:
+    modes = []
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    for training in (True, False):
+        model.train(training)
+        scored(model, rows([20], 64), 1)
+        assert model.training is training
+    assert modes == [False, False]
+
+
+def test_windows_score_each_token_of_a_long_document_once(
+    model: torch.nn.Module, rows: Callable[..., Rows]
+) -> None:
+    stream = rows([150, 30], 64).stream
+    assert scored(model, windows(stream, 64), 2).tokens == 149 + 29
+
+
+def test_reference_points_of_known_counts() -> None:
+    found = reference(torch.tensor([7, 7, 3, 5]), vocab_size=8)
+    assert found.uniform == pytest.approx(math.log(8))
+    assert found.unigram == pytest.approx(1.5 * math.log(2))  # shares 1/2, 1/4, 1/4
+
+
+def test_reference_of_a_single_token_is_zero() -> None:
+    assert reference(torch.tensor([4, 4, 4]), 8).unigram == 0.0
+
+
+def test_reference_points_are_of_the_validation_targets(
+    configure: Callable[..., TrainConfig], prepared: Any, tmp_path: Any
+) -> None:
+    setting = settle(configure(), tmp_path, prepared.store, prepared.tokenizer.folder)
+    split = Store.open(prepared.store).validation
+    ids = torch.from_numpy(split.read(0, split.tokens).astype("int64"))
+    expected = reference(ids[ids != prepared.tokenizer.bos_id], 320)
+    points = reference_points(setting)
+    assert points is not None
+    assert points.unigram == pytest.approx(expected.unigram, rel=1e-12)
+    assert points.uniform == pytest.approx(math.log(320))
+    assert IGNORED not in ids

@@ -1,0 +1,114 @@
+"""The figures of metrics.jsonl against known answers, and what ends a training that has diverged."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from krill.config.schema import TrainConfig
+from krill.errors import KrillError
+from krill.runs.record import Record, read_metrics
+from krill.training import progress
+from krill.training.progress import Meter
+from krill.training.setting import settle
+
+NOTHING: Any = None
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The time in seconds, as the test sets it."""
+    now = {"s": 0.0}
+    fake = SimpleNamespace(perf_counter=lambda: now["s"], monotonic=lambda: now["s"])
+    monkeypatch.setattr(progress, "time", fake)
+    return now
+
+
+@pytest.fixture
+def meter(configure: Callable[..., TrainConfig], prepared: Any, tmp_path: Path, clock: Any) -> Meter:
+    """2 rows of 64 tokens a step, one epoch."""
+    setting = settle(configure("epochs=1"), tmp_path, prepared.store, prepared.tokenizer.folder)
+    meter = Meter(Record(tmp_path), setting)
+    meter.on_train_begin(NOTHING, at(0), NOTHING)
+    return meter
+
+
+def at(step: int) -> Any:
+    return SimpleNamespace(global_step=step, max_steps=100)
+
+
+def log(meter: Meter, step: int, **values: float) -> None:
+    if "loss" in values:
+        values = {"learning_rate": 0.1, "grad_norm": 1.0, **values}
+    meter.on_log(NOTHING, at(step), NOTHING, values)
+
+
+def test_tokens_per_second_is_of_the_steps_since_the_last_line(
+    meter: Meter, clock: dict[str, float], tmp_path: Path
+) -> None:
+    for step, seconds in ((1, 2.0), (5, 4.0), (6, 4.5)):
+        clock["s"] = seconds
+        log(meter, step, loss=3.0)
+    rates = [line["tokens_per_second"] for line in read_metrics(tmp_path)]
+    assert rates == [128 / 2, 4 * 128 / 2, 128 / 0.5]
+
+
+def test_validation_takes_no_time_from_training(
+    meter: Meter, clock: dict[str, float], tmp_path: Path
+) -> None:
+    clock["s"] = 1.0
+    log(meter, 1, loss=3.0)
+    clock["s"] = 61.0
+    log(meter, 1, eval_loss=3.0, eval_bits_per_byte=2.0)
+    meter.on_evaluate(NOTHING, at(1), NOTHING)
+    clock["s"] = 62.0
+    log(meter, 2, loss=3.0)
+    assert [line.get("tokens_per_second") for line in read_metrics(tmp_path)] == [128.0, None, 128.0]
+
+
+def test_tokens_and_epochs_of_a_step(meter: Meter, tmp_path: Path) -> None:
+    rows = len(meter.setting.rows)
+    assert rows % 2 == 1, "the last step of this text holds no empty row"
+    last = -(-rows // 2)
+    log(meter, 3, loss=3.0)
+    log(meter, last, loss=2.5)
+    third, end = read_metrics(tmp_path)
+    assert third["tokens"] == 3 * 128
+    assert third["epoch"] == pytest.approx(6 / rows, abs=1e-6)
+    assert end["epoch"] == 1.0  # empty rows are no part of an epoch
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_diverged_training_ends_with_the_line_on_record(meter: Meter, tmp_path: Path, loss: float) -> None:
+    with pytest.raises(KrillError, match=r"at step 7: the training has diverged.* lower lr=0\.003"):
+        log(meter, 7, loss=loss)
+    with pytest.raises(KrillError, match="validation loss"):
+        log(meter, 8, eval_loss=loss, eval_bits_per_byte=loss)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [7, 8]
+
+
+def test_without_a_terminal_a_line_now_and_then(
+    meter: Meter, clock: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("krill").propagate = True
+    with caplog.at_level(logging.INFO, "krill"):
+        for step in range(1, 41):
+            clock["s"] = float(step)
+            log(meter, step, loss=3.0)
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["16/100", "32/100"]
+    assert caplog.records[0].getMessage() == "step 16/100  loss 3.000  128 tokens/s  0:01:24 left"
+
+
+def test_the_first_and_the_last_step_are_logged(meter: Meter) -> None:
+    logged = []
+    for step in (1, 2, 99, 100):
+        control = SimpleNamespace(should_log=False)
+        meter.on_step_end(NOTHING, at(step), control)
+        logged.append(control.should_log)
+    assert logged == [True, False, False, True]
