@@ -1,0 +1,179 @@
+"""Write docs/reference.md from the schema and the composed defaults: python docs/make_reference.py
+
+The sentences are those beneath the fields of krill/config/schema.py. tests/e2e/test_docs.py holds the committed file
+to what this makes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel
+
+from krill.cli.compose import composed
+from krill.config import schema
+from krill.config.location import CONF_DIR, description, group_names, options
+
+PAGE = Path(__file__).with_name("reference.md")
+
+SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
+    ("model", [(schema.Transformer, "model=llama_nano"), (schema.CustomModel, None)]),
+    (
+        "data",
+        [
+            (schema.PythonDocs, "data=python_docs"),
+            (schema.Files, "data=files"),
+            (schema.Hub, "data=tiny_korean_100k"),
+            (schema.HubDataset, None),
+            (schema.CustomData, None),
+        ],
+    ),
+    ("tokenizer", [(schema.Tokenizer, "tokenizer=bpe_4k")]),
+    (
+        "optimizer",
+        [
+            (schema.Muon, "optimizer=muon_moonlight"),
+            (schema.AdamW, "optimizer=adamw"),
+            (schema.CustomOptimizer, None),
+        ],
+    ),
+    (
+        "scheduler",
+        [
+            (schema.Cosine, "scheduler=cosine"),
+            (schema.WSD, "scheduler=wsd"),
+            (schema.Constant, "scheduler=constant"),
+        ],
+    ),
+    ("hardware", [(schema.Hardware, "hardware=auto")]),
+    ("batch", [(schema.Batch, "hardware=auto")]),
+    ("hub", [(schema.HubTarget, "hardware=auto")]),
+]
+"""Section → its classes, each with the option whose values are shown as defaults."""
+
+HEAD = """# Reference
+
+Every key, made by `docs/make_reference.py` from the schema and `conf/`; do not edit it by hand. How configurations
+are composed: [configuration.md](configuration.md).
+
+A default such as `= lr` follows that key. "to be set" has no default. Where a section has several tables, the option
+that is chosen decides which one holds.
+
+## Options
+"""
+
+
+def text() -> str:
+    """The whole page."""
+    lines = [HEAD]
+    for group in group_names():
+        rows = [(f"`{name}`", description(file)) for name, file in sorted(options(group, [CONF_DIR]).items())]
+        lines += [f"### {group}=\n", *_table(("option", "what it is"), rows), ""]
+    lines += ["## krill-train, krill-preprocess, krill-tokenizer\n", _doc(schema.TrainConfig)]
+    lines += [*_keys(schema.TrainConfig, "", composed("train", []), {name for name, _ in SECTIONS}), ""]
+    for section, kinds in SECTIONS:
+        lines.append(f"### {section}\n")
+        for kind, option in kinds:
+            values = composed("train", [option])[section] if option else None
+            shown = (
+                f"{_doc(kind)[:-1]} Defaults of `{option}`:\n" if option in _options(section) else _doc(kind)
+            )
+            prefix = "data.datasets[]." if kind is schema.HubDataset else f"{section}."
+            lines += [shown, *_keys(kind, prefix, values), ""]
+    lines += ["## krill-infer\n", _doc(schema.InferConfig)]
+    infer = composed("infer", [])
+    lines += [*_keys(schema.InferConfig, "", infer, {"model"})]
+    lines += _keys(schema.ModelPlace, "model.", infer.model)[2:]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _options(section: str) -> set[str | None]:
+    return {f"{section}={name}" for name in options(section, [CONF_DIR])}
+
+
+def _doc(kind: type[BaseModel]) -> str:
+    return " ".join((kind.__doc__ or "").split()) + "\n"
+
+
+def _keys(
+    kind: type[BaseModel], prefix: str, values: DictConfig | None, without: set[str] | None = None
+) -> list[str]:
+    properties = kind.model_json_schema()["properties"]
+    rows = []
+    for key, field in kind.model_fields.items():
+        if key in (without or ()):
+            continue
+        sentence = " ".join((field.description or "").split()).replace("<", "&lt;")
+        default = _default(kind, key, values)
+        rows.append((f"`{prefix}{key}`", _type(properties[key]), default, sentence))
+    return _table(("key", "type", "default", "meaning"), rows)
+
+
+def _default(kind: type[BaseModel], key: str, values: DictConfig | None) -> str:
+    if values is None or key not in values:
+        field = kind.model_fields[key]
+        return "to be set" if field.is_required() else f"`{_yaml(field.default)}`"
+    if OmegaConf.is_missing(values, key):
+        return "to be set"
+    raw = OmegaConf.to_container(values, resolve=False)[key]
+    followed = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
+    return f"= `{followed[1]}`" if followed else f"`{_yaml(values[key])}`"
+
+
+def _yaml(value: Any) -> str:
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _type(node: dict[str, Any]) -> str:
+    """The type of a key in words, from its JSON schema."""
+    if "anyOf" in node:
+        return " or ".join(map(_type, node["anyOf"]))
+    if "const" in node:
+        return f"`{node['const']}`"
+    if "enum" in node:
+        return ", ".join(f"`{value}`" for value in node["enum"])
+    if "$ref" in node:
+        return "section"
+    if "prefixItems" in node:
+        return f"list of {len(node['prefixItems'])}: {_type(node['prefixItems'][0])}"
+    if node.get("type") == "array":
+        return f"list of {_type(node['items'])}"
+    return " ".join([_WORDS[node["type"]], *_bounds(node)])
+
+
+_WORDS = {
+    "string": "text",
+    "integer": "integer",
+    "number": "number",
+    "boolean": "true or false",
+    "object": "mapping",
+    "null": "null",
+}
+
+
+def _bounds(node: dict[str, Any]) -> Iterator[str]:
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    parts = [f"{sign} {node[key]:g}" for key, sign in signs.items() if key in node]
+    if parts:
+        yield ", ".join(parts)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    lines = [head, ("---",) * len(head), *rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(text(), encoding="utf-8")
