@@ -71,6 +71,9 @@ def sort(argv: Sequence[str], bare: str | None = None) -> Typed:
     """
     typed, wrong = Typed(), []
     words = list(argv)
+    example = (
+        "options are chosen as in model=tiny_ko" if bare is None else 'words to go on from are prompt="…"'
+    )
     while words:
         word = words.pop(0)
         flag, glued, value = word.partition("=")
@@ -92,7 +95,7 @@ def sort(argv: Sequence[str], bare: str | None = None) -> Typed:
             typed.overrides.append(f"{bare}={word}")
             bare = None
         else:
-            wrong.append(f"'{word}' is not key=value; options are chosen as in model=tiny_ko")
+            wrong.append(f"'{word}' is not key=value; {example}")
     if wrong:
         raise UsageError("\n".join(wrong))
     return typed

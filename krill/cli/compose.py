@@ -10,7 +10,6 @@ from typing import Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -50,12 +49,12 @@ class _UserFolders(SearchPathPlugin):
             search_path.prepend("user", f"file://{folder}", anchor="main")
 
 
-class _Options(FileConfigSource):
-    """Lists the options of a group without its parts, whose names begin with _: in completion, in glob(*)."""
+_every_file = FileConfigSource.list
 
-    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        names = super().list(config_path, results_filter)
-        return [name for name in names if not name.startswith("_")]
+
+def _options_only(source: FileConfigSource, config_path: str, results_filter: ObjectType | None) -> list[str]:
+    """The options of a group without its parts, whose names begin with _: in completion, in glob(*)."""
+    return [name for name in _every_file(source, config_path, results_filter) if not name.startswith("_")]
 
 
 _UserFolders.__module__ = "hydra_plugins.krill"  # Hydra takes plugins from that package only
@@ -65,7 +64,7 @@ def look_in(folders: Sequence[Path]) -> None:
     """Let compositions find configurations in `folders`, the first one first."""
     _UserFolders.folders = list(folders)
     Plugins.instance().register(_UserFolders)
-    SourcesRegistry.instance().types["file"] = _Options
+    FileConfigSource.list = _options_only  # type: ignore[assignment, method-assign]
 
 
 def run(command: str, point: Any, arguments: Sequence[str], folders: Sequence[Path]) -> None:

@@ -12,9 +12,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krill import errors
+from krill.cli.argv import quoted
 from krill.cli.compose import SCHEMA, as_typed
 from krill.config.schema import InferConfig, TrainConfig
 from krill.config.validation import validated
@@ -62,6 +63,8 @@ def _begun(config: DictConfig) -> _Sweep:
 
     command = config.hydra.job.config_name
     folder = Path(config.hydra.sweep.dir)
+    with read_write(config), open_dict(config):  # or a swept name would move single points elsewhere
+        config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={folder}"))
     wrong: dict[str, list[str]] = {}
     points = []
     for overrides in (every := _points(config)):

@@ -29,7 +29,10 @@ def load(reference: str) -> Callable[..., Any]:
 
 def digest(reference: str) -> str:
     """Hex SHA-256 of the source file: code that makes a result is part of its identity."""
-    source = inspect.getsourcefile(inspect.unwrap(load(reference)))
+    function = inspect.unwrap(load(reference))
+    source = (
+        inspect.getsourcefile(function) if inspect.isfunction(function) or inspect.isclass(function) else None
+    )
     if source is None:
         raise UsageError(
             f"{reference}: has no source file in Python; name a function of your own that calls it"

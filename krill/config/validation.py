@@ -17,9 +17,8 @@ Config = TypeVar("Config", bound=BaseModel)
 
 def validated(schema: type[Config], composed: DictConfig) -> Config:
     """The typed configuration, or UsageError that lists all that is missing or wrong."""
-    missing: list[str] = []
+    missing = _missing(OmegaConf.to_container(composed, resolve=False))
     try:
-        missing = sorted(OmegaConf.missing_keys(composed))
         values = OmegaConf.to_container(composed, resolve=True)
     except InterpolationToMissingValueError as error:
         raise UsageError("\n".join(map(_not_set, missing))) from error
@@ -38,6 +37,17 @@ def validated(schema: type[Config], composed: DictConfig) -> Config:
     if wrong:
         raise UsageError("\n".join(wrong))
     return config
+
+
+def _missing(values: Any, prefix: str = "") -> list[str]:
+    """Keys of mappings whose value is ???, without resolving what follows them."""
+    if not isinstance(values, Mapping):
+        return [prefix] if values == "???" else []
+    return [
+        name
+        for key, value in values.items()
+        for name in _missing(value, f"{prefix}.{key}" if prefix else key)
+    ]
 
 
 def flat_keys(values: Any, prefix: str = "") -> Iterable[str]:

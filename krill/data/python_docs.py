@@ -1,4 +1,4 @@
-"""The built-in source: English text that every CPython carries, about 2.4 MB, read without a network.
+"""The built-in source: English text that every CPython carries, about 2.8 MB, read without a network.
 
 Two parts: the topics of Python's own help (`pydoc_data.topics`, chapters of the language reference) and the
 docstrings of the standard library. Docstrings are read from the source files with `ast`: no module is

@@ -152,7 +152,7 @@ def test_every_wrong_word_is_told():
 
 def test_the_first_bare_word_is_the_model_only_if_the_command_says_so():
     assert sort(["outputs/모델", "prompt=가"], bare="model").overrides == ["model=outputs/모델", "prompt=가"]
-    with pytest.raises(UsageError, match="second"):
+    with pytest.raises(UsageError, match="'second' is not key=value; words to go on from are prompt="):
         sort(["first", "second"], bare="model")
 
 

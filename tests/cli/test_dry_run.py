@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from console import empty, run
 
-
-def plan(folder: Path, *words: str) -> dict[str, str]:
-    """What krill-train would do: first word of a line → the rest of it."""
-    done = run(folder, "krill-train", *words, "dry_run=true")
-    assert done.returncode == 0, done.stderr
-    assert empty(folder)
-    return {
-        name: rest.strip() for name, _, rest in (line.partition(" ") for line in done.stdout.splitlines())
-    }
+from krill.cli import app, train
 
 
-def test_a_model_of_an_experiment_names_what_differs_from_it(tmp_path: Path):
-    lines = plan(tmp_path, "model=tiny_ko", "optimizer=muon_keller")
+Plan = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Plan:
+    """plan("lr=1", …): what krill-train would do, the first word of a line → the rest of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+    def told(*words: str) -> dict[str, str]:
+        assert app.main("train", train.point, [*words, "dry_run=true"]) == 0
+        assert empty(tmp_path)
+        lines = capsys.readouterr().out.splitlines()
+        return {name: rest.strip() for name, _, rest in (line.partition(" ") for line in lines)}
+
+    return told
+
+
+def test_a_model_of_an_experiment_names_what_differs_from_it(plan: Plan):
+    lines = plan("model=tiny_ko", "optimizer=muon_keller")
     assert lines["name"] == "tiny_ko"
     assert lines["model"].startswith("tiny_ko: ")
     assert "python_docs" in lines["tokens"]
@@ -36,16 +49,15 @@ def test_a_model_of_an_experiment_names_what_differs_from_it(tmp_path: Path):
         assert part in differs
 
 
-def test_what_an_option_has_not_differs_too(tmp_path: Path):
-    assert (
-        "scheduler.min_ratio=None (0.0)" in plan(tmp_path, "model=tiny_ko", "scheduler=constant")["differs"]
-    )
+def test_what_an_option_has_not_differs_too(plan: Plan):
+    assert "scheduler.min_ratio=None (0.0)" in plan("model=tiny_ko", "scheduler=constant")["differs"]
 
 
-def test_an_experiment_differs_from_nothing(tmp_path: Path):
-    assert "differs" not in plan(tmp_path, "model=llama_nano")
+def test_a_model_that_is_no_experiment_differs_from_nothing(plan: Plan):
+    assert "differs" not in plan("model=llama_nano")
 
 
+@pytest.mark.slow
 def test_every_point_of_a_sweep_is_printed(tmp_path: Path):
     """glob(*) takes the options of a group and not the parts they are made of."""
     done = run(tmp_path, "krill-train", "-m", "optimizer=glob(*)", "dry_run=true")

@@ -1,12 +1,19 @@
-"""A model, an optimizer and a data source of one's own: one Python file and one YAML each, in a folder of one's own."""
+"""A model, an optimizer and a data source of one's own: one Python file and one YAML each, in one's own folder."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
-from console import Done, complaints, empty, run
+import yaml
+from console import Done, complaints, run
+
+from krill.cli import app, places, train
+from krill.cli.compose import composed
+from krill.config.schema import TrainConfig
+from krill.config.validation import validated
 
 FILES = {
     "my_model.py": '''
@@ -14,7 +21,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 
 def build(vocab_size, max_position_embeddings, width, **ids):
-    return GPT2LMHeadModel(GPT2Config(vocab_size, max_position_embeddings, width, n_layer=1, n_head=2, **ids))
+    sizes = {"n_positions": max_position_embeddings, "n_embd": width, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **sizes, **ids))
 ''',
     "conf/model/mine.yaml": """# @package _global_
 # A small GPT-2
@@ -61,7 +69,7 @@ validation_fraction: 0.1
 """,
 }  # fmt: skip
 CHOICE = ("model=mine", "optimizer=mine", "data=mine")
-SMALL = (*CHOICE, "tokenizer.vocab_size=400", "batch.micro_batch_size=2", "steps=2", "device=cpu")
+SMALL = (*CHOICE, "tokenizer.vocab_size=350", "batch.micro_batch_size=2", "steps=2", "device=cpu")
 
 
 @pytest.fixture
@@ -87,14 +95,18 @@ def test_they_train_and_their_code_is_part_of_what_the_run_is(place: Path):
     first = trained(run(place, "krill-train", *SMALL), place)
     assert status(first)["state"] == "finished"
     config = json.loads((first / "model" / "config.json").read_text())
-    assert (config["architectures"], config["n_embd"], config["vocab_size"]) == (["GPT2LMHeadModel"], 16, 400)
-    stores = list((place / "outputs" / "data").iterdir())
-    assert [store.name.partition("-")[0] for store in stores] == ["mine"]
+    assert (config["architectures"], config["n_embd"], config["vocab_size"]) == (["GPT2LMHeadModel"], 16, 350)
+    stores = list((place / "outputs" / "data").glob("mine-*"))
+    assert len(stores) == 1
+
+    shown = run(place, "krill-train", f"from={first}", "steps=9", "--cfg", "job")
+    again = yaml.safe_load(shown.stdout)
+    assert (again["steps"], again["model"]["name"], again["batch"]["micro_batch_size"]) == (9, "mine", 2)
 
     (place / "my_optimizer.py").write_text(FILES["my_optimizer.py"] + "# changed\n")
     second = trained(run(place, "krill-train", *SMALL), place)
     assert status(second)["signature"] != status(first)["signature"]
-    assert list((place / "outputs" / "data").iterdir()) == stores
+    assert list((place / "outputs" / "data").glob("mine-*")) == stores
 
 
 @pytest.mark.parametrize("name", ["my_model.py", "my_optimizer.py", "my_data.py"])
@@ -108,13 +120,6 @@ def test_each_file_changes_the_signature(place: Path, monkeypatch: pytest.Monkey
 
 def signature(place: Path) -> str:
     """The identity of the run, as a new process would compute it."""
-    import sys
-
-    from krill.cli import places
-    from krill.cli.compose import composed
-    from krill.config.schema import TrainConfig
-    from krill.config.validation import validated
-
     for module in [name for name in sys.modules if name.startswith("krill_own_")]:
         del sys.modules[module]
     return places.identity("train", validated(TrainConfig, composed("train", CHOICE, [place / "conf"])))
@@ -131,8 +136,14 @@ def signature(place: Path) -> str:
         ("data.read=no_such_module:read", "no module 'no_such_module'"),
     ],
 )
-def test_what_is_not_there_is_an_error_of_usage(place: Path, word: str, told: str):
-    (line,) = complaints(run(place, "krill-train", *SMALL, word))
+def test_what_is_not_there_is_an_error_of_usage(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, told: str
+):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert app.main("train", train.point, [*SMALL, word]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("krill-train: error: ")
     assert told in line
     assert not (place / "outputs").exists()
 
@@ -140,12 +151,15 @@ def test_what_is_not_there_is_an_error_of_usage(place: Path, word: str, told: st
 def test_a_preset_that_needs_a_width_says_so(place: Path):
     told = complaints(run(place, "krill-train", "model=mine", "optimizer=muon_keller"))
     assert told == ["optimizer.muon_lr follows model.hidden_size, which is not set; write one of them"]
-    assert not empty(place)
 
 
-def test_options_reach_the_function(place: Path):
-    done = run(place, "krill-train", *SMALL, "model.options.width=32", "dry_run=true")
-    narrow = run(place, "krill-train", *SMALL, "dry_run=true")
-    assert done.returncode == narrow.returncode == 0, done.stderr
-    parameters = [int(out.stdout.split("mine: ")[1].split()[0].replace(",", "")) for out in (narrow, done)]
+def test_options_reach_the_function(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    parameters = []
+    for width in ("16", "32"):
+        assert app.main("train", train.point, [*SMALL, f"model.options.width={width}", "dry_run=true"]) == 0
+        parameters.append(int(capsys.readouterr().out.split("mine: ")[1].split()[0].replace(",", "")))
     assert parameters[1] > 1.9 * parameters[0]

@@ -1,4 +1,4 @@
-"""A person's own function: found by file or by module, known by the content of its file, missed with a clear error."""
+"""A person's own function: found by file or module, known by its file's content, missed with a clear error."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ def valid(*words: str) -> TrainConfig:
     return validated(TrainConfig, composed("train", [*words, *needed]))
 
 
+@pytest.mark.slow
 def test_every_key_of_the_yaml_is_a_field_and_every_field_a_key():
     for section, keys in used():
         assert keys == set(section.model_fields), section.__name__

@@ -81,3 +81,11 @@ def test_a_launcher_without_a_sweep_is_refused(krill: Command, tmp_path: Path):
     done = krill("train", "hydra/launcher=submitit_slurm", code=2)
     assert "-m" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_points_of_a_swept_model_stay_in_one_sweep(krill: Command, corpus: str, tmp_path: Path):
+    words = ("data=files", corpus, *SMALL)
+    done = krill("train", "-m", *words, "model=llama_pico,qwen3_pico")
+    sweep = Path(done.stdout.splitlines()[-1])
+    assert {row["state"] for row in rows(sweep)} == {"finished"}
+    assert {Path(row["folder"]).parent for row in rows(sweep)} == {sweep}
