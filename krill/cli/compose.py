@@ -10,6 +10,7 @@ from typing import Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -64,7 +65,8 @@ def look_in(folders: Sequence[Path]) -> None:
     """Let compositions find configurations in `folders`, the first one first."""
     _UserFolders.folders = list(folders)
     Plugins.instance().register(_UserFolders)
-    FileConfigSource.list = _options_only  # type: ignore[assignment, method-assign]
+    # The class that is registered: Hydra loads its plugins anew, so it is not the one imported here.
+    SourcesRegistry.instance().types["file"].list = _options_only  # type: ignore[assignment, method-assign]
 
 
 def run(command: str, point: Any, arguments: Sequence[str], folders: Sequence[Path]) -> None:

@@ -135,8 +135,6 @@ def _arguments(setting: Setting) -> TrainingArguments:
         disable_tqdm=True,
         include_num_input_tokens_seen="no",
         average_tokens_across_devices=True,
-        dataloader_num_workers=config.hardware.workers,
-        dataloader_pin_memory=False,
     )
     arguments._n_gpu = min(
         1, arguments.n_gpu

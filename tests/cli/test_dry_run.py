@@ -11,7 +11,6 @@ from console import empty, run
 
 from krill.cli import app, train
 
-
 Plan = Callable[..., dict[str, str]]
 
 

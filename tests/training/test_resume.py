@@ -96,7 +96,7 @@ def undisturbed(krill_train: Any) -> Any:
 @pytest.mark.parametrize(
     ("step", "when", "words"),
     [
-        (5, "between", ("optimizer=adamw", "steps=8", "log_every=3", "save_every=4", "eval_every=4")),
+        (7, "between", ("optimizer=adamw", "steps=8", "save_every=4", "eval_every=5")),
         (5, "saving", ("optimizer=muon_moonlight", "steps=8", "log_every=3", "save_every=4", "eval_every=4")),
         (21, "between", ("optimizer=muon_keller", "epochs=2", "steps=null", "save_every=5", "log_every=7")),
     ],

@@ -19,6 +19,8 @@ from krill.config.schema import TrainConfig
 from krill.data.packing import pack, windows
 from krill.data.store import Store
 from krill.errors import UsageError
+from krill.models.build import build
+from krill.optim.schedules import factor
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
 from krill.training.batches import Positions
@@ -131,12 +133,12 @@ def test_without_validation_text_it_trains_and_says_so(
 def test_the_trained_loss_is_of_documents_alone(
     backend: str, train: Train, configure: Configure, prepared: Any, losses: Losses
 ) -> None:
-    config = configure(LARGE, f"hardware.attention={backend}", "batch.micro_batch_size=8", "steps=1")
+    config = configure(
+        LARGE, f"hardware.attention={backend}", "batch.micro_batch_size=8", "steps=1", "seed=3"
+    )
     folder = train(config, backend)
 
     torch.manual_seed(config.seed)
-    from krill.models.build import build
-
     model = build(
         config.model, 320, *(getattr(prepared.tokenizer, f"{role}_id") for role in ("bos", "eos", "pad"))
     )
@@ -160,7 +162,7 @@ def test_the_trained_loss_is_of_documents_alone(
     assert abs(leaking - nats) / tokens > 1e-3  # else the line above shows nothing
 
 
-def plain_gradient_descent(config: TrainConfig, file: Path) -> TrainConfig:
+def plain_gradient_descent(config: TrainConfig, file: Path, max_grad_norm: float = 0.0) -> TrainConfig:
     """`config` with an optimizer that, unlike Adam, does not undo a wrong scale of the gradient."""
     file.write_text(
         "import torch\n\ndef sgd(model, lr, **_):\n    return torch.optim.SGD(model.parameters(), lr)\n"
@@ -168,7 +170,7 @@ def plain_gradient_descent(config: TrainConfig, file: Path) -> TrainConfig:
     values = config.model_dump()
     values["optimizer"] = {
         key: values["optimizer"][key] for key in ("lr", "weight_decay", "betas", "eps")
-    } | {"name": "custom", "build": f"{file}:sgd", "options": {}, "max_grad_norm": 0.0}
+    } | {"name": "custom", "build": f"{file}:sgd", "options": {}, "max_grad_norm": max_grad_norm}
     return TrainConfig.model_validate(values)
 
 
@@ -205,7 +207,9 @@ def test_same_seed_same_losses_to_the_bit_another_seed_others(
 
 def test_seeing_less_often_changes_nothing(train: Train, configure: Configure, losses: Losses) -> None:
     often = train(configure("eval_every=1", "save_every=1"), "often")
-    seldom = train(configure("eval_every=100", "save_every=100", "log_every=2"), "seldom")
+    seldom = train(
+        configure("eval_every=100", "save_every=100", "log_every=2", "hardware.workers=1"), "seldom"
+    )
     assert losses(often)[-1] == losses(seldom)[-1]
     steps = {line["step"]: line["loss"] for line in read_metrics(often) if "loss" in line}
     lines = [line for line in read_metrics(seldom) if "loss" in line]
@@ -215,10 +219,39 @@ def test_seeing_less_often_changes_nothing(train: Train, configure: Configure, l
     )  # the mean since the line before
 
 
-def test_precision_and_model_at_the_end(train: Train, configure: Configure) -> None:
-    folder = train(configure("hardware.precision=bf16", "steps=2"))
+def test_in_bf16_the_weights_stay_fp32(train: Train, configure: Configure, losses: Losses) -> None:
+    plain, folder = (
+        train(configure(f"hardware.precision={name}", LARGE, "steps=2"), name) for name in ("fp32", "bf16")
+    )
     weights = load_file(folder / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert losses(folder) != pytest.approx(losses(plain), rel=1e-5)
+    assert losses(folder) == pytest.approx(losses(plain), rel=0.02)
+
+
+def test_the_rate_follows_the_schedule_of_this_run(train: Train, configure: Configure) -> None:
+    config = configure("steps=6", "scheduler.warmup=0.4")
+    rates = [line["lr"] for line in read_metrics(train(config)) if "lr" in line]
+    assert rates == pytest.approx([config.lr * factor(config.scheduler, step, 6) for step in range(6)])
+    assert rates[0] < rates[1] > rates[-1]
+
+
+@pytest.mark.parametrize("norm", [0.01, 0.0])
+def test_gradients_are_clipped_to_the_norm(
+    train: Train, configure: Configure, tmp_path: Path, norm: float
+) -> None:
+    config = plain_gradient_descent(
+        configure(LARGE, "steps=2", "save_every=1", "scheduler=constant", "scheduler.warmup=0", "lr=1"),
+        tmp_path / "sgd.py",
+        max_grad_norm=norm,
+    )
+    folder = train(config)
+    before, after = (
+        load_file(place / "model.safetensors") for place in checkpoints.found(folder / "checkpoints")
+    )
+    moved = torch.cat([(after[name] - before[name]).flatten() for name in before]).norm().item()
+    assert (moved == pytest.approx(0.01, rel=1e-2)) is bool(norm)
+    assert moved > 0
 
 
 def test_one_epoch_counts_as_one(train: Train, configure: Configure) -> None:
@@ -238,6 +271,7 @@ def test_a_diverged_run_fails_with_the_remedy_and_a_true_status(
     assert status is not None
     assert status["state"] == "failed"
     assert status["exit"] == 1
+    assert status["error"].startswith("the loss is")  # NaN is not averaged away
     assert "diverged" in status["error"]
     assert "lower lr=1e+30" in capsys.readouterr().err
     assert not (folder / "model").exists()
