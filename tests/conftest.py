@@ -1,6 +1,20 @@
-"""For every test: no network, and one thread a process, since tests run side by side on few cores."""
+"""For every test: no network, one thread a process (tests run side by side on few cores), a logger as it was."""
 
+import logging
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _krill_logger() -> Iterator[None]:
+    """A command run in this process listens to krill's logger: its handler must not outlive the test."""
+    log = logging.getLogger("krill")
+    handlers, propagate, level = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)

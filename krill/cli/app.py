@@ -180,7 +180,7 @@ class Call:
     def make(self, command: str, config: Any, work: Callable[[Any, Path | None], Path]) -> None:
         """Call `work`(config, place) for the folder of its result; a sweep's point records it in its own."""
         from krill.cli import places
-        from krill.runs.record import Record, claim
+        from krill.runs.record import Record, claim, shown
 
         if self.sweep is None:
             self.end(work(config, self.place(config.output, "")))
@@ -213,6 +213,8 @@ class Call:
     def end(self, folder: Path) -> None:
         """The last line of standard output: where the result is. A sweep prints its own folder instead."""
         if self.sweep is None:
+            from krill.runs.record import shown
+
             print(shown(folder))
 
 
@@ -236,11 +238,3 @@ def answer(composed: Any, schema: type[Config], work: Callable[[Config, Call], A
         if isinstance(error, Stopped):
             raise SystemExit(error.exit_code) from error  # Hydra must not go on to the next point
         raise
-
-
-def shown(folder: Path) -> Path:
-    """`folder` as short as it can be typed from here."""
-    try:
-        return folder.relative_to(Path.cwd())
-    except ValueError:
-        return folder

@@ -39,7 +39,7 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
     check(config.data)  # what is wrong there is told before torch is loaded
 
     from krill.cli import places
-    from krill.runs.record import Record, claim
+    from krill.runs.record import Record, claim, shown
     from krill.training.plan import device_name, shape
 
     device_name(config.device)
@@ -52,10 +52,10 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
     claimed = claim(identity, root / "runs" / config.name, call.place(config.output, identity), config.resume)
     record = Record(claimed.folder)
     if claimed.state == "finished":
-        log.info("finished already, nothing to do: %s", app.shown(claimed.folder))
+        log.info("finished already, nothing to do: %s", shown(claimed.folder))
     else:
         if claimed.state == "continued":
-            log.info("resume: going on in %s", app.shown(claimed.folder))
+            log.info("resume: going on in %s", shown(claimed.folder))
         with claimed, record.running(config, identity, call.overrides):
             from krill.training.run import run
 
