@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
+from krill.errors import UsageError
+
 END = ("quit", "exit")
 
 
@@ -24,9 +26,12 @@ def prompts() -> Iterator[str]:
 
 
 def converse(answer: Callable[[str], None]) -> None:
-    """Answer each prompt; Ctrl-C at the prompt ends, as the end of the input does."""
+    """Answer each prompt; Ctrl-C ends, as the end of the input does. A prompt that is too long costs itself only."""
     try:
         for prompt in prompts():
-            answer(prompt)
+            try:
+                answer(prompt)
+            except UsageError as error:
+                print(error, file=sys.stderr)
     except KeyboardInterrupt:
         print(file=sys.stderr)

@@ -83,3 +83,20 @@ def test_an_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(UsageError, match="too long"):
         converse(answer)
+
+
+def test_a_prompt_that_is_refused_does_not_end_the_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("too long\nshort\n"))
+    answered = []
+
+    def answer(prompt: str) -> None:
+        if prompt == "too long":
+            raise UsageError("shorten it")
+        answered.append(prompt)
+
+    converse(answer)
+
+    assert answered == ["short"]
+    assert "shorten it" in capsys.readouterr().err
