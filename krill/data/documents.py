@@ -15,7 +15,7 @@ from krill.config.schema import Data
 from krill.config.signature import signature
 from krill.data.cleaning import clean
 from krill.data.dedup import Duplicates, digest_of
-from krill.data.sources import Source
+from krill.data.source import Source
 
 VERSION = 1
 """Part of every signature: raised when the rules in this room change what they make."""

@@ -22,7 +22,8 @@ from krill.data import store
 from krill.data.dedup import split_of
 from krill.data.documents import RULES, VERSION, Dropped, Usable, data_signature, usable_documents
 from krill.data.encoding import Encoder, token_dtype
-from krill.data.sources import Source, check, open_source
+from krill.data.source import Source
+from krill.data.sources import check, open_source
 from krill.errors import UsageError
 from krill.tokenizer import TokenizerFolder
 

@@ -26,12 +26,17 @@ def prompts() -> Iterator[str]:
 
 
 def converse(answer: Callable[[str], None]) -> None:
-    """Answer each prompt; Ctrl-C ends, as the end of the input does. A prompt that is too long costs itself only."""
+    """Answer each prompt; Ctrl-C ends, as the end of the input does.
+
+    At a terminal a prompt that is refused (too long, say) costs itself only; from a pipe it is an error.
+    """
     try:
         for prompt in prompts():
             try:
                 answer(prompt)
             except UsageError as error:
+                if not sys.stdin.isatty():
+                    raise
                 print(error, file=sys.stderr)
     except KeyboardInterrupt:
         print(file=sys.stderr)

@@ -14,7 +14,8 @@ import pyarrow.parquet
 import pytest
 
 from krill.config.schema import Files, Hub, HubDataset
-from krill.data.sources import Source, check, open_source
+from krill.data.source import Source
+from krill.data.sources import check, open_source
 from krill.errors import KrillError, UsageError
 
 GOOD = [{"text": f"document {index}"} for index in range(3)]

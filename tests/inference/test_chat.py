@@ -88,7 +88,7 @@ def test_an_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_prompt_that_is_refused_does_not_end_the_conversation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("too long\nshort\n"))
+    monkeypatch.setattr("sys.stdin", Terminal("too long\nshort\n"))
     answered = []
 
     def answer(prompt: str) -> None:
