@@ -86,8 +86,9 @@ def text() -> str:
             lines += [shown, *_keys(kind, prefix, values), ""]
     lines += ["## krill-infer\n", _doc(schema.InferConfig)]
     infer = composed("infer", [])
-    lines += [*_keys(schema.InferConfig, "", infer, {"model"})]
+    lines += [*_keys(schema.InferConfig, "", infer, {"model", "tokenizer"})]
     lines += _keys(schema.ModelPlace, "model.", infer.model)[2:]
+    lines += _keys(schema.TokenizerPlace, "tokenizer.", infer.tokenizer)[2:]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
+from krill.config import location
 from krill.config.location import outputs_root
 from krill.errors import UsageError
 
@@ -65,7 +66,9 @@ def infer(config: InferConfig) -> list[dict[str, str]]:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    model, tokenizer = load(config.model.path, torch.device(device_name(config.device)))
+    model, tokenizer = load(
+        config.model.path, torch.device(device_name(config.device)), config.tokenizer.path
+    )
     sampling = Sampling(
         config.max_new_tokens, config.temperature, config.top_p, config.repetition_penalty, config.seed
     )
@@ -87,14 +90,33 @@ def _write(piece: str) -> None:
     print(piece, end="", flush=True, file=sys.stdout)
 
 
+def _made(option: str, folders: Sequence[Path]) -> Path:
+    """The folder of the tokenizer that an option of training makes."""
+    from krill.cli import compose
+    from krill.config.schema import TrainConfig
+    from krill.config.validation import validated
+    from krill.data.obtain import tokenizer_folder
+
+    config = validated(TrainConfig, compose.composed("train", [f"tokenizer={option}"], folders))
+    folder = tokenizer_folder(config, outputs_root())
+    if not folder.is_dir():
+        raise UsageError(f"tokenizer={option}: not made yet; make it: krill-tokenizer tokenizer={option}")
+    return folder
+
+
 def _models(typed: Typed, folders: Sequence[Path]) -> None:
     """model=X is model.path=X: a trained model, never an option of the group that training has of that name.
 
+    tokenizer=X is tokenizer.path=X, where X may be an option: the tokenizer that it makes of the built-in text.
     experiment=NAME stands for its newest finished run here, else for its model on the Hub.
     """
     from krill.cli.argv import typed_as
 
     typed.overrides = [typed_as(text, "model", "model.path") for text in typed.overrides]
+    option = typed.value("tokenizer")
+    if option in location.options("tokenizer", [*folders, location.CONF_DIR]):
+        typed.overrides = [*typed.without("tokenizer"), f"tokenizer.path={_made(option, folders)}"]
+    typed.overrides = [typed_as(text, "tokenizer", "tokenizer.path") for text in typed.overrides]
     name = typed.value("experiment")
     if name is None:
         return

@@ -487,6 +487,13 @@ class ModelPlace(Section):
     """Folder of a run or model, a glob, or a Hub id; model=X is short for it."""
 
 
+class TokenizerPlace(Section):
+    """Where the model's tokenizer is."""
+
+    path: str | None
+    """Folder or Hub id; null: the one beside the model. tokenizer=X is short for it, or an option's tokenizer."""
+
+
 class InferConfig(Section):
     """Text from a trained model."""
 
@@ -495,6 +502,7 @@ class InferConfig(Section):
     name: Name
     """Names the sweep's folder when several settings are tried with -m."""
     model: ModelPlace
+    tokenizer: TokenizerPlace
     prompt: str | None
     """The text to continue; null: a prompt is asked for, line by line."""
     max_new_tokens: PositiveInt

@@ -13,15 +13,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from krill.errors import KrillError, UsageError
 from krill.runs.checkpoints import found
 from krill.runs.record import read_status
-from krill.tokenizer import TokenizerFolder, load_tokenizer
+from krill.tokenizer import TokenizerFolder, load_tokenizer, ready_folder
 
 
-def load(name: str, device: torch.device) -> tuple[PreTrainedModel, TokenizerFolder]:
-    """The model on `device`, ready to generate, and its tokenizer.
+def load(
+    name: str, device: torch.device, tokenizer: str | None = None
+) -> tuple[PreTrainedModel, TokenizerFolder]:
+    """The model on `device`, ready to generate, and its tokenizer (`tokenizer`: another one than that beside it).
 
-    Raises UsageError where `name` is no model.
+    Raises UsageError where `name` is no model, or where the tokenizer has more entries than the model.
     """
-    folder, tokenizer = locate(name)
+    folder, beside = locate(name)
+    place = ready_folder(tokenizer) if tokenizer is not None else beside
+    if place is None:
+        raise UsageError(f"{folder}: no tokenizer.json beside the model; name one: tokenizer=…")
     model: Any
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -32,11 +37,16 @@ def load(name: str, device: torch.device) -> tuple[PreTrainedModel, TokenizerFol
     if info["missing_keys"]:  # transformers would leave them random
         missing = sorted(info["missing_keys"])
         raise UsageError(f"model={name}: {folder} lacks {len(missing)} weights, the first is {missing[0]}")
-    return model.to(device).eval(), load_tokenizer(tokenizer)
+    chosen = load_tokenizer(place)
+    if chosen.vocab_size > model.config.vocab_size:
+        raise UsageError(
+            f"{chosen.folder}: the tokenizer has {chosen.vocab_size} entries, the model {model.config.vocab_size}"
+        )
+    return model.to(device).eval(), chosen
 
 
-def locate(name: str) -> tuple[Path, Path]:
-    """Folders of the weights and of the tokenizer. A run that is not finished gives its newest checkpoint."""
+def locate(name: str) -> tuple[Path, Path | None]:
+    """Folders of the weights and of the tokenizer (None: not there); of an unfinished run its newest checkpoint."""
     path = Path(name).expanduser()
     if not path.exists() and glob.has_magic(name):
         matches = [Path(match) for match in glob.glob(str(path)) if Path(match).is_dir()]
@@ -55,13 +65,13 @@ def locate(name: str) -> tuple[Path, Path]:
     raise UsageError(f"model={name}: no model there; it is a run's folder (outputs/runs/…) or a model's")
 
 
-def _tokenizer_of(path: Path) -> Path:
+def _tokenizer_of(path: Path) -> Path | None:
     """The tokenizer of the run that `path` is, or is a checkpoint of."""
     for folder in (path, *path.resolve().parents[:2]):
         status = read_status(folder)
         if status and "tokenizer" in status:
             return Path(status["tokenizer"]["folder"])
-    raise UsageError(f"{path}: no tokenizer.json beside the model")
+    return None
 
 
 def _from_hub(name: str) -> tuple[Path, Path]:

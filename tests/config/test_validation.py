@@ -12,6 +12,7 @@ from krill.errors import UsageError
 WHOLE = {
     "name": "infer",
     "model": {"path": "x"},
+    "tokenizer": {"path": None},
     "prompt": None,
     "max_new_tokens": 8,
     "temperature": 0.5,

@@ -123,3 +123,15 @@ def test_the_tiny_ko_model_trains_on_the_default_data(krill: Command, tmp_path: 
     assert config["vocab_size"] == 4096
     assert config["num_hidden_layers"] == 27
     shutil.rmtree(tmp_path / done.stdout.strip())
+
+
+def test_infer_takes_a_tokenizer_by_folder_or_option(krill: Command, corpus: str, tmp_path: Path):
+    words = ("data=files", corpus, "tokenizer.vocab_size=600")
+    run = krill("train", "data=files", corpus, *SMALL, "output=run").stdout.strip()
+    tokenizer = krill("tokenizer", *words, "output=토크나이저").stdout.strip()
+    krill("infer", run, f"tokenizer={tokenizer}", "prompt=a", "max_new_tokens=2")
+    missing = krill("infer", run, "tokenizer=bpe_32k", "prompt=a", code=2)
+    assert "krill-tokenizer tokenizer=bpe_32k" in missing.stderr
+    krill("tokenizer")
+    larger = krill("infer", run, "tokenizer=bpe_4k", "prompt=a", code=2)
+    assert "4096 entries, the model 600" in larger.stderr

@@ -99,7 +99,7 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, model_folder: Pa
     shutil.copytree(model_folder, tmp_path / "x" / "y" / "m")
     (tmp_path / "x" / "y" / "m" / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=r"no tokenizer\.json"):
-        locate(str(tmp_path / "x" / "y" / "m"))
+        load(str(tmp_path / "x" / "y" / "m"), torch.device("cpu"))
 
 
 def test_broken_weights_are_told_in_one_sentence(tmp_path: Path, model_folder: Path) -> None:
@@ -151,3 +151,14 @@ def test_loaded_it_is_ready_to_generate(model_folder: Path, model: Any, tokenize
     ids = torch.tensor([[0, 70, 71]])
     with torch.no_grad():
         torch.testing.assert_close(loaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
+def test_another_tokenizer_can_be_named(
+    model_folder: Path, tokenizer: TokenizerFolder, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(model_folder, bare)
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match=r"no tokenizer\.json beside the model; name one: tokenizer="):
+        load(str(bare), torch.device("cpu"))
+    assert load(str(bare), torch.device("cpu"), str(tokenizer.folder))[1].folder == tokenizer.folder
