@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
@@ -32,6 +32,7 @@ SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
             (schema.CustomData, None),
         ],
     ),
+    ("data.filters[]", [(rule, None) for rule in get_args(get_args(schema.Filter)[0])]),
     ("tokenizer", [(schema.Tokenizer, "tokenizer=bpe_4k")]),
     (
         "optimizer",
@@ -84,6 +85,9 @@ def text() -> str:
             )
             prefix = "data.datasets[]." if kind is schema.HubDataset else f"{section}."
             lines += [shown, *_keys(kind, prefix, values), ""]
+    lines += ["## krill-inspect\n", f"{_doc(schema.InspectConfig)[:-1]} Its keys beside those above:\n"]
+    inspect, above = composed("inspect", []), set(schema.TrainConfig.model_fields)
+    lines += [*_keys(schema.InspectConfig, "", inspect, above), ""]
     lines += ["## krill-infer\n", _doc(schema.InferConfig)]
     infer = composed("infer", [])
     lines += [*_keys(schema.InferConfig, "", infer, {"model", "tokenizer"})]
@@ -117,7 +121,9 @@ def _keys(
 def _default(kind: type[BaseModel], key: str, values: DictConfig | None) -> str:
     if values is None or key not in values:
         field = kind.model_fields[key]
-        return "to be set" if field.is_required() else f"`{_yaml(field.default)}`"
+        return (
+            "to be set" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
+        )
     if OmegaConf.is_missing(values, key):
         return "to be set"
     raw = OmegaConf.to_container(values, resolve=False)[key]
@@ -145,7 +151,7 @@ def _type(node: dict[str, Any]) -> str:
         return f"`{node['const']}`"
     if "enum" in node:
         return ", ".join(f"`{value}`" for value in node["enum"])
-    if "$ref" in node:
+    if "$ref" in node or "oneOf" in node:
         return "section"
     if "prefixItems" in node:
         return f"list of {len(node['prefixItems'])}: {_type(node['prefixItems'][0])}"

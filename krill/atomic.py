@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from krill.errors import UsageError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) so that a reader sees the old file or the new one, never a part."""
@@ -27,27 +29,39 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def make_once(folder: Path, make: Callable[[Path], None]) -> bool:
+def make_once(folder: Path, make: Callable[[Path], None], resumes: bool = False) -> bool:
     """Make `folder` by calling `make` on a hidden folder beside it, then rename; False: it was there.
 
     Processes that want the same folder wait for the one that makes it (a file lock, which the kernel
-    gives up when its holder dies). What a killed maker left behind is removed first. An empty folder counts as
-    none.
+    gives up when its holder dies). What a killed maker left behind is removed first, unless `make` resumes:
+    then it finds it there, and what it has made stays after a failure, too (but for a UsageError: with other
+    input it would be of no use). An empty folder counts as none.
     """
-    if folder.is_dir() and any(folder.iterdir()):
+    if is_made(folder):
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if folder.is_dir() and any(folder.iterdir()):
+        if is_made(folder):
             return False
-        partial = folder.with_name(f".{folder.name}.partial")
-        if partial.exists():
+        partial = unfinished(folder)
+        if partial.exists() and not resumes:
             shutil.rmtree(partial)
-        partial.mkdir()
+        partial.mkdir(exist_ok=True)
         try:
             make(partial)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+        except BaseException as error:
+            if not resumes or isinstance(error, UsageError):
+                shutil.rmtree(partial, ignore_errors=True)
             raise
         os.replace(partial, folder)
     return True
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a folder is there and not empty."""
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def unfinished(folder: Path) -> Path:
+    """Where `folder` is while it is made."""
+    return folder.with_name(f".{folder.name}.partial")

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from krill.config.location import CONF_DIR
 from krill.config.schema import PythonDocs, Tokenizer, TrainConfig
 from krill.data import python_docs
 from krill.data.encoding import Encoder
@@ -57,8 +59,17 @@ def train(folder: Path, texts: list[str] = TEXTS, **keys: Any) -> TokenizerFolde
 
 
 def docs(**rules: Any) -> PythonDocs:
-    defaults = {"min_chars": 40, "min_tokens": 0, "validation_fraction": 0.03}
-    return PythonDocs(name="docs", source="python_docs", **{**defaults, **rules})
+    file = yaml.safe_load((CONF_DIR / "data/_rules.yaml").read_text(encoding="utf-8"))
+    return PythonDocs(
+        **{
+            **file,
+            "name": "docs",
+            "source": "python_docs",
+            "min_chars": 40,
+            "validation_fraction": 0.03,
+            **rules,
+        }
+    )
 
 
 def config(tokenizer: Tokenizer, data: PythonDocs | None = None) -> TrainConfig:
@@ -285,7 +296,7 @@ def test_ready_tokenizers_that_cannot_be_used(tmp_path: Path, tokenizer: Tokeniz
 def test_needs_no_torch_and_no_transformers() -> None:
     program = (
         "import sys, krill.tokenizer, krill.data.prepare, krill.data.packing, krill.data.order;"
-        "print({'torch', 'transformers', 'datasets', 'pyarrow', 'trl', 'huggingface_hub'} & {*sys.modules})"
+        "print({'torch', 'transformers', 'datasets', 'trl', 'huggingface_hub'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

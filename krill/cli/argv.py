@@ -16,7 +16,7 @@ LITERAL = ("prompt", "sample_prompt")
 """Keys whose value is the text as typed, whatever stands in it."""
 
 TEXT = ("name", "output", "data.name", "data.text_column", "model.name", "model.path", "tokenizer.name",
-        "tokenizer.path", "hub.id")  # fmt: skip
+        "tokenizer.path", "hub.id", "store", "plot")  # fmt: skip
 """Keys whose value is text where it looks like a number or a truth value as well: name=1e3."""
 
 EXCLUSIVE = (("steps", "epochs"), ("batch.tokens", "batch.gradient_accumulation_steps"))
@@ -59,9 +59,9 @@ class Typed:
         """Every key that was typed."""
         return {_key(text) for text in self.overrides}
 
-    def without(self, key: str) -> list[str]:
-        """The overrides but those of `key`."""
-        return [text for text in self.overrides if _key(text) != key]
+    def without(self, *keys: str) -> list[str]:
+        """The overrides but those of `keys`."""
+        return [text for text in self.overrides if _key(text) not in keys]
 
 
 def sort(argv: Sequence[str], bare: str | None = None) -> Typed:
@@ -71,9 +71,11 @@ def sort(argv: Sequence[str], bare: str | None = None) -> Typed:
     """
     typed, wrong = Typed(), []
     words = list(argv)
-    example = (
-        "options are chosen as in model=tiny_ko" if bare is None else 'words to go on from are prompt="…"'
-    )
+    example = {
+        None: "options are chosen as in model=tiny_ko",
+        "model": 'words to go on from are prompt="…"',
+        "data": "one word names the tokens, options are chosen as in tokenizer=bpe_32k",
+    }[bare]
     while words:
         word = words.pop(0)
         flag, glued, value = word.partition("=")

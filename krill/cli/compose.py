@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
 from krill.cli.argv import EXCLUSIVE, Typed, clear_exclusive, quoted
 from krill.config.location import CONF_DIR, options
-from krill.config.schema import InferConfig, TrainConfig
+from krill.config.schema import InferConfig, InspectConfig, TrainConfig
 from krill.config.validation import closest, flat_keys, unknown_key, validated
 from krill.errors import UsageError
 
@@ -33,8 +33,12 @@ SCHEMA: dict[str, type[TrainConfig] | type[InferConfig]] = {
     "train": TrainConfig,
     "preprocess": TrainConfig,
     "tokenizer": TrainConfig,
+    "inspect": InspectConfig,
     "infer": InferConfig,
 }
+
+OPTIONAL = ("filters", "experiment")
+"""Groups of which none need be chosen; null, which Hydra does not take on the command line, is just that."""
 
 NOT_REPEATED = ("output", "resume", "dry_run", "from")
 """Keys of an earlier run that from= does not take over: they are about that run, not about what it made."""
@@ -91,13 +95,13 @@ def rewritten(command: str, typed: Typed) -> list[str]:
     """What was typed, as Hydra reads it: from= replaced by that run's overrides, exclusive keys cleared."""
     earlier = typed.value("from")
     typed.overrides = typed.without("from")
-    none = typed.value("experiment") == "null"
-    overrides = [*map(quoted, typed.without("experiment") if none else typed.overrides)]
+    none = [group for group in OPTIONAL if typed.value(group) == "null"]
+    overrides = [*map(quoted, typed.without(*none))]
     if earlier is not None:
         if command == "infer":
             raise UsageError(f"from= is for training; write model={earlier}")
         overrides = [*_repeated(Path(earlier), typed), *overrides]
-    return clear_exclusive(overrides) if SCHEMA[command] is TrainConfig else overrides
+    return clear_exclusive(overrides) if issubclass(SCHEMA[command], TrainConfig) else overrides
 
 
 def as_typed(overrides: Any) -> list[str]:

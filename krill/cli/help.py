@@ -18,11 +18,17 @@ EXAMPLES: dict[str, list[str]] = {
     "preprocess": [
         "krill-preprocess",
         "krill-preprocess data=files data.paths=[a.parquet,b.jsonl] tokenizer=bpe_32k",
-        "krill-preprocess data=tiny_ko dry_run=true",
+        "krill-preprocess data=tiny_ko filters=web dry_run=true",
     ],
     "tokenizer": [
         "krill-tokenizer tokenizer.vocab_size=8192",
         "krill-tokenizer data=files data.paths=[a.txt] tokenizer=bpe_32k output=my_tokenizer",
+    ],
+    "inspect": [
+        "krill-inspect",
+        "krill-inspect outputs/data/…",
+        "krill-inspect data=files data.paths=[a.parquet,b.jsonl] tokenizer=bpe_32k sequence_lens=[512,2048]",
+        "krill-inspect format=json",
     ],
     "infer": [
         'krill-infer outputs/runs/… prompt="Once upon a time"',
@@ -55,6 +61,16 @@ KEYS: dict[str, list[tuple[str, str]]] = {
         ("output=FOLDER", "the result goes there"),
         ("dry_run=true", "write nothing, print what would be done"),
     ],
+    "inspect": [
+        ("data=FOLDER", "a token store, in place of an option; the first bare word is it too"),
+        ("tokenizer=FOLDER", "its tokenizer, where it is not found by itself"),
+        ("rows=N or row=K", "so many rows, chosen by seed, or a certain one; full=true shows them whole"),
+        ("sequence_len=N", "tokens per row; sequence_lens=[…] compares further lengths"),
+        ("packing=best_fit|wrapped", "how documents fill rows"),
+        ("format=text|json", "json: every figure, for scripts"),
+        ("plot=FILE.png", "lengths and sources as a picture"),
+        ("verify=true", "hash every file of the store"),
+    ],
     "infer": [
         ("model=FOLDER", "a run, a model folder, a glob, or a Hub id; the first bare word is it too"),
         ("prompt=TEXT", "the text to continue, taken literally; without it a prompt is asked for"),
@@ -66,8 +82,9 @@ KEYS: dict[str, list[tuple[str, str]]] = {
 }
 
 _GROUPS = {
-    "preprocess": ["data", "tokenizer", "experiment"],
-    "tokenizer": ["data", "tokenizer", "experiment"],
+    "preprocess": ["data", "filters", "tokenizer", "experiment"],
+    "tokenizer": ["data", "filters", "tokenizer", "experiment"],
+    "inspect": ["data", "filters", "tokenizer", "experiment"],
 }
 
 _FLAGS = [

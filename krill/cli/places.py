@@ -13,16 +13,17 @@ def identity(command: str, config: Section) -> str:
     """Signature of what `command` makes of `config`; text counts by its content, wherever it lies."""
     if not isinstance(config, TrainConfig):
         return signature(command, 1, config)
-    from krill.data.obtain import tokenizer_signature
-    from krill.data.prepare import store_signature
-    from krill.data.sources import check, open_source
+    from krill.data.obtain import tokenizer_signature, tokens_signature
+    from krill.data.sources import check
 
     check(config.data)
-    tokenizer = tokenizer_signature(config)
     if command == "tokenizer":
-        return tokenizer
-    tokens = store_signature(config.data, tokenizer, open_source(config.data).fingerprint())
-    return signature(command, 1, config, tokens, _own_code(config)) if command == "train" else tokens
+        return tokenizer_signature(config)
+    tokens = tokens_signature(config)
+    if command == "train":
+        return signature(command, 1, config, tokens, _own_code(config))
+    shard = config.data.shard
+    return tokens if shard is None else signature(command, 1, tokens, config.data.shards, shard)
 
 
 def _own_code(config: TrainConfig) -> list[str]:

@@ -26,12 +26,7 @@ def point(composed: Any) -> None:
 
 def _place_and_make(config: TrainConfig, call: app.Call) -> None:
     if config.dry_run:
-        from krill.data.obtain import store_folder
-        from krill.data.sources import check
-
-        check(config.data)
-        folder = store_folder(config, outputs_root())
-        print(f"tokens      {'reuse' if folder.is_dir() else 'prepare'} {folder}")
+        print("\n".join(trial(config)))
     else:
         call.make(
             "preprocess", config, lambda config, place: preprocess(config, None if call.sweep else place)
@@ -39,8 +34,26 @@ def _place_and_make(config: TrainConfig, call: app.Call) -> None:
 
 
 def preprocess(config: TrainConfig, place: Path | None) -> Path:
-    """The folder of the tokens, made now or found; `place`: output=, else they go below outputs/."""
-    from krill.data.obtain import obtain_store, obtain_tokenizer
+    """The folder of the tokens, made now or found; `place`: output=, else they go below outputs/.
 
-    tokenizer = obtain_tokenizer(config, outputs_root())
-    return obtain_store(config, tokenizer, outputs_root(), place)[0]
+    With data.shard only that share of the work is done, and the folder is where the tokens will be.
+    """
+    from krill.data.obtain import obtain_shard, obtain_store, obtain_tokenizer
+    from krill.signals import stopping
+
+    with stopping():
+        tokenizer = obtain_tokenizer(config, outputs_root())
+        if config.data.shard is not None:
+            return obtain_shard(config, tokenizer, outputs_root(), place)
+        return obtain_store(config, tokenizer, outputs_root(), place)[0]
+
+
+def trial(config: TrainConfig) -> list[str]:
+    """What would be done, and what each rule drops of a sample; writes nothing."""
+    from krill.data.obtain import store_folder
+    from krill.data.sources import check
+    from krill.data.trial import sample_table
+
+    check(config.data)
+    folder = store_folder(config, outputs_root())
+    return [f"tokens      {'reuse' if folder.is_dir() else 'prepare'} {folder}", *sample_table(config.data)]

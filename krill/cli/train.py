@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.config.location import CONF_DIR, options, outputs_root
+from krill.errors import UsageError
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -36,6 +37,10 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
         return None
     from krill.data.sources import check
 
+    if config.data.shard is not None:
+        raise UsageError(
+            "data.shard= is one of the jobs of krill-preprocess; training reads all: leave it out"
+        )
     check(config.data)  # what is wrong there is told before torch is loaded
 
     from krill.cli import places
@@ -71,9 +76,11 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
 def prepare(config: TrainConfig, root: Path) -> tuple[Path, Path]:
     """The folders of the tokenizer and of the tokens: each is made once and reused by its content."""
     from krill.data.obtain import obtain_store, obtain_tokenizer
+    from krill.signals import stopping
 
-    tokenizer = obtain_tokenizer(config, root)
-    return tokenizer.folder, obtain_store(config, tokenizer, root)[0]
+    with stopping():
+        tokenizer = obtain_tokenizer(config, root)
+        return tokenizer.folder, obtain_store(config, tokenizer, root)[0]
 
 
 def _differences(config: TrainConfig, call: app.Call) -> list[str]:

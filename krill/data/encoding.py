@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from krill.data.engines import Checked, Engine, Fast, Reference
 from krill.errors import UsageError
 
 if TYPE_CHECKING:
     from krill.tokenizer import TokenizerFolder
-
-BATCH_CHARACTERS = 4_000_000
-"""Documents are encoded in batches of about so many characters: enough work for every thread, flat memory."""
 
 _UNICODE_FORMS = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
 
@@ -29,52 +27,92 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
 
+class Encoded(NamedTuple):
+    """Some documents, one after the other."""
+
+    tokens: np.ndarray
+    """uint16 or uint32 (tokens,), each document's bos first, its eos last."""
+    lengths: np.ndarray
+    """Tokens of each document, bos and eos counted; int64 (documents,)."""
+
+    def select(self, keep: np.ndarray) -> Encoded:
+        """The documents where `keep`, bool (documents,)."""
+        return self if keep.all() else Encoded(self.tokens[np.repeat(keep, self.lengths)], self.lengths[keep])
+
+
 class Encoder:
     """Encodes cleaned text with a tokenizer; boundaries come from here, never from the text."""
 
-    def __init__(self, tokenizer: TokenizerFolder) -> None:
+    def __init__(
+        self, tokenizer: TokenizerFolder, engine: Literal["hf", "fast"] = "hf", parallel: bool = True
+    ) -> None:
         self.dtype = token_dtype(tokenizer.vocab_size)
-        self._bos = np.array([tokenizer.bos_id], self.dtype)
-        self._eos = np.array([tokenizer.eos_id], self.dtype)
+        self._bos, self._eos = tokenizer.bos_id, tokenizer.eos_id
         self._folder = tokenizer.folder
-        self._control = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
-        self._backend, self._literals = _text_only(tokenizer.backend, self._control)
-        normalizer = self._backend.normalizer
+        self._control = np.unique([tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id])
+        self.backend, self._literals = _text_only(tokenizer.backend, set(self._control.tolist()))
+        self._reference = Reference(self.backend)
+        self._engine: Engine = self._reference
+        if engine == "fast":
+            self._engine = Checked(Fast(self.backend, parallel), self._reference)
+        normalizer = self.backend.normalizer
         self._normalizer = normalizer if type(normalizer).__name__ in _UNICODE_FORMS else None
 
-    def normalized(self, text: str) -> str:
-        """`text` as its tokens spell it: after the tokenizer's Unicode normalization, if it has one.
+    def text_bytes(self, text: str, content: bytes) -> int:
+        """UTF-8 bytes of `text` (its UTF-8 is `content`) as its tokens spell it.
 
-        The text whose UTF-8 bytes the token store counts. Normalizers that mark word borders (Metaspace and
-        the like) are not applied: they change the spelling of spaces, not the text.
+        That is after the tokenizer's Unicode normalization, if it has one. Normalizers that mark word borders
+        (Metaspace and the like) are not applied: they change the spelling of spaces, not the text.
         """
-        return text if self._normalizer is None else self._normalizer.normalize_str(text)
+        return len(content if self._normalizer is None else self._normalizer.normalize_str(text).encode())
+
+    def encode(self, texts: list[str]) -> Encoded:
+        """The tokens of some documents.
+
+        Raises UsageError if the tokenizer cannot but make a control token of some text, Differs if the fast
+        engine is not to be trusted.
+        """
+        ids, lengths = self._engine.ids(texts)
+        control = np.flatnonzero(np.logical_or.reduce([ids == token for token in self._control]))
+        if len(control):
+            affected = np.unique(np.searchsorted(np.cumsum(lengths), control, "right"))
+            ids, lengths = self._without_control(texts, ids, lengths, affected)
+        return self._with_boundaries(ids, lengths)
 
     def documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yield per text its ids, bos first, eos last; uint16 or uint32 (n + 2,).
+        """Yield per text its ids, bos first, eos last; uint16 or uint32 (n + 2,)."""
+        for text in texts:
+            yield self.encode([text]).tokens
 
-        `texts` is read one batch ahead. Raises UsageError if the tokenizer cannot but make a control token
-        of some text.
-        """
-        for batch in _batches(texts):
-            for text, encoding in zip(
-                batch, self._backend.encode_batch_fast(batch, add_special_tokens=False), strict=True
-            ):
-                ids = encoding.ids
-                if not self._control.isdisjoint(ids):
-                    ids = self._spelled_out(text)
-                yield np.concatenate((self._bos, np.array(ids, self.dtype), self._eos))
+    def _with_boundaries(self, ids: np.ndarray, lengths: np.ndarray) -> Encoded:
+        """bos before and eos after each document."""
+        whole = lengths + 2
+        ends = np.cumsum(whole)
+        tokens = np.empty(int(whole.sum()), self.dtype)
+        inner = np.ones(len(tokens), bool)
+        inner[ends - whole] = inner[ends - 1] = False
+        tokens[inner] = ids
+        tokens[ends - whole], tokens[ends - 1] = self._bos, self._eos
+        return Encoded(tokens, whole)
 
-    def _spelled_out(self, text: str) -> list[int]:
-        """Ids of `text`, the literal control tokens in it cut after their first character.
+    def _without_control(
+        self, texts: list[str], ids: np.ndarray, lengths: np.ndarray, affected: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ids with the `affected` documents spelled out."""
+        parts = np.split(ids, np.cumsum(lengths)[:-1])
+        for index in affected.tolist():
+            parts[index] = self._spelled_out(texts[index])
+        return np.concatenate(parts), np.array([len(part) for part in parts], np.int64)
+
+    def _spelled_out(self, text: str) -> np.ndarray:
+        """Ids of `text`, the literal control tokens in it cut after their first character; uint32.
 
         For models whose own vocabulary holds the literal (Unigram, WordLevel), which no flag keeps from it.
         """
         for literal in self._literals:
             text = text.replace(literal, f"{literal[0]}\0{literal[1:]}")
-        parts = self._backend.encode_batch_fast(text.split("\0"), add_special_tokens=False)
-        ids = [token for part in parts for token in part.ids]
-        if not self._control.isdisjoint(ids):
+        ids, _ = self._reference.ids(text.split("\0"))
+        if np.isin(ids, self._control).any():
             raise UsageError(
                 f"{self._folder}: this tokenizer turns ordinary text into its bos, eos or pad token "
                 f"(in a document that begins {text[:40]!r}); use a byte-level tokenizer, or one whose "
@@ -97,16 +135,3 @@ def _text_only(backend: Tokenizer, control: set[int]) -> tuple[Tokenizer, list[s
     copy.no_truncation()
     literals = sorted(filter(None, map(copy.id_to_token, control)), key=len, reverse=True)
     return copy, [literal for literal in literals if len(literal) > 1]
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

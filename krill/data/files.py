@@ -1,249 +1,188 @@
 """Documents from files of this machine.
 
-.jsonl  one JSON object a line                   .parquet  a string column
-.json   the same, or one array of objects        .txt      one document: the whole file
-        (an array is read into memory)
+.jsonl  one JSON object a line                   .parquet    a string column
+.json   the same, or one array of objects        .csv .tsv   the first row names the columns
+.txt    one document: the whole file             each but .parquet also with .gz or .zst
+
+A part is a run of slices: byte ranges of JSON lines, which begin and end with lines; row groups of Parquet;
+everything else as whole files.
 """
 
 from __future__ import annotations
 
-import functools
-import glob
-import json
-import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from krill.config.schema import Files
-from krill.config.signature import file_digest
-from krill.data.source import Document, Source, distinct, no_column
-from krill.errors import KrillError, UsageError
+from krill.data.arrow_text import parquet_texts, row_groups, rows_before
+from krill.data.csv_records import csv_texts
+from krill.data.digests import content_digests
+from krill.data.formats import BOM, Unreadable, blocks, kind_of, line_start, newlines
+from krill.data.json_records import is_array, json_texts
+from krill.data.paths import found
+from krill.data.source import Document, Part, Skipped, Source, distinct, part_bytes
+from krill.errors import KrillError
 
-log = logging.getLogger("krill")
+NUMBERED_BYTES = 2**30
+"""Lines are counted from the beginning of a file to so far; behind it from the beginning of their part."""
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
-PARQUET_ROWS = 1000
-"""Rows that are read at once."""
+
+class Slice(NamedTuple):
+    """What is read of one file."""
+
+    file: int
+    """Index among the files of its entry."""
+    start: int
+    """First byte of JSON lines, first row group of Parquet; 0: the whole file."""
+    end: int | None
+    """Behind the last; None: the whole file."""
+    size: int
+    """Bytes; of Parquet those of the text column before compression."""
 
 
 class FileSource(Source):
     """Files of this machine. Each entry of `data.paths` is one source, named by its last part."""
 
     def __init__(self, config: Files) -> None:
-        self._column = config.text_column
-        self._files = found(config)
-        super().__init__(distinct([Path(entry).name or entry for entry in config.paths], config.paths))
+        self._entries = found(config)
+        paths = [entry.path for entry in self._entries]
+        names = distinct([Path(path).name or path for path in paths], paths)
+        super().__init__(names, [entry.weight for entry in self._entries])
+        self._counted: dict[Path, tuple[int, int]] = {}
+        """File → (byte, lines before it), the last that was asked for."""
 
     def fingerprint(self) -> Any:
-        """The column, and per entry its name and the xxh3_128 of each file: a copy is the same data."""
-        entries = [
-            {"name": name, "files": [f"{_suffix(path)} {content_digest(path)}" for path in files]}
-            for name, files in zip(self.names, self._files, strict=True)
+        """Per entry its name, settings and the xxh3_128 of each file: a copy is the same data."""
+        digests = iter(content_digests([path for entry in self._entries for path in entry.files]))
+        return [
+            {
+                "name": name,
+                "text_column": entry.column,
+                "weight": entry.weight,
+                "limit": entry.limit,
+                "files": [f"{kind_of(path)[0]} {next(digests)}" for path in entry.files],
+            }
+            for name, entry in zip(self.names, self._entries, strict=True)
         ]
-        return {"text_column": self._column, "entries": entries}
 
-    def documents(self) -> Iterator[Document]:
-        self.skipped.clear()
-        for name, files in zip(self.names, self._files, strict=True):
-            for path in files:
-                for text in self._texts(path):
-                    yield Document(text, name)
+    def parts(self) -> list[Part]:
+        goal = part_bytes(sum(_size(path, entry.column) for entry in self._entries for path in entry.files))
+        parts: list[Part] = []
+        for source, entry in enumerate(self._entries):
+            slices = (
+                part
+                for file, path in enumerate(entry.files)
+                for part in _slices(file, path, entry.column, goal)
+            )
+            # Whether a limit is reached is known only where the documents are read in order.
+            parts += _grouped(source, slices, goal if entry.limit is None else None)
+        return parts
 
-    def _texts(self, path: Path) -> Iterator[str]:
-        if _suffix(path) == ".txt":
-            yield from self._whole(path)
-        elif _suffix(path) == ".parquet":
-            yield from self._parquet(path)
+    def read(self, part: Part, skipped: Skipped) -> Iterator[Document]:
+        return islice(self._documents(part, skipped), self._entries[part.source].limit)
+
+    def spell(self, part: Part, place: tuple[int, int]) -> str:
+        index, number = place
+        file, start, end = part.span[index]
+        path = self._entries[part.source].files[file]
+        if kind_of(path)[0] == ".parquet":
+            return f"{path}: row {rows_before(path, start) + number}"
+        if start > NUMBERED_BYTES:
+            return f"{path}: line {number} after byte {start}"
+        if end is None and is_array(path):
+            return f"{path}: record {number}"
+        number += self._lines_before(path, start) if start else 0
+        return f"{path}:{number}" if number else str(path)
+
+    def _documents(self, part: Part, skipped: Skipped) -> Iterator[Document]:
+        entry = self._entries[part.source]
+        for index, (file, start, end) in enumerate(part.span):
+            path, number = entry.files[file], 0
+            try:
+                for number, text in _texts(path, entry.column, start, end):
+                    if isinstance(text, str):
+                        yield Document(text, (index, number))
+                    else:
+                        skipped.add(text.reason, partial(self.spell, part, (index, number)))
+            except OSError as error:
+                last = str(path)
+                with suppress(OSError):
+                    last = self.spell(part, (index, number))
+                raise KrillError(
+                    f"{last}: what follows cannot be read ({error}). Write the file anew"
+                ) from error
+
+    def _lines_before(self, path: Path, byte: int) -> int:
+        at, count = self._counted.get(path, (0, 0))
+        if at > byte:
+            at, count = 0, 0
+        count += newlines(path, at, byte)
+        self._counted[path] = byte, count
+        return count
+
+
+def _size(path: Path, column: str) -> int:
+    """Bytes that a file counts for."""
+    if kind_of(path)[0] == ".parquet":
+        return sum(size for _, size in row_groups(path, column))
+    return path.stat().st_size
+
+
+def _slices(file: int, path: Path, column: str, goal: int) -> Iterator[Slice]:
+    """The least parts of a file, in order, where they can be told about `goal` bytes long."""
+    kind, compression = kind_of(path)
+    if kind == ".parquet":
+        for group, (rows, size) in enumerate(row_groups(path, column)):
+            if rows:
+                yield Slice(file, group, group + 1, size)
+    elif compression or kind not in (".jsonl", ".json") or is_array(path):
+        yield Slice(file, 0, None, path.stat().st_size)
+    else:
+        start, size = 0, path.stat().st_size
+        while start < size:
+            end = line_start(path, min(start + goal, size))
+            yield Slice(file, start, end, end - start)
+            start = end
+
+
+def _grouped(source: int, slices: Iterable[Slice], goal: int | None) -> Iterator[Part]:
+    """Parts of at least `goal` bytes (but the last); None: a single part."""
+    span: list[list[int | None]] = []
+    size = 0
+    for file, start, end, more in slices:
+        if span and span[-1][0] == file:
+            span[-1][2] = end  # goes on where the last one ended
         else:
-            yield from self._json(path)
-
-    def _whole(self, path: Path) -> Iterator[str]:
-        content = path.read_bytes()
-        try:
-            yield content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            self.skip(f"{path}:{line}", "invalid UTF-8")
-
-    def _json(self, path: Path) -> Iterator[str]:
-        skipped = self.skipped.total()
-        records, found = 0, False
-        columns: dict[str, None] = {}
-        for line, record in self._array(path) if _is_array(path) else self._lines(path):
-            records += 1
-            if isinstance(record, dict) and not found:
-                columns |= dict.fromkeys(record)
-                found = self._column in record
-            text = self.text(record, self._column, f"{path}:{line}")
-            if text is not None:
-                yield text
-        if columns and not found:
-            raise UsageError(no_column(str(path), self._column, list(columns)))
-        if not records and self.skipped.total() == skipped:
-            raise UsageError(f"{path}: holds no record; write it anew, or leave it out of data.paths")
-
-    def _lines(self, path: Path) -> Iterator[tuple[int, Any]]:
-        """(line number, record) of JSON lines; blank lines are nothing."""
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if not content.strip():
-                    continue
-                try:
-                    yield number, json.loads(content.decode())
-                except UnicodeDecodeError:
-                    self.skip(f"{path}:{number}", "invalid UTF-8")
-                except (ValueError, RecursionError):
-                    self.skip(f"{path}:{number}", "invalid JSON")
-
-    def _array(self, path: Path) -> Iterator[tuple[str, Any]]:
-        """("record n", record) of a file that is one JSON array."""
-        try:
-            records = json.loads(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: invalid UTF-8 at byte {error.start}") from error
-        except json.JSONDecodeError as error:
-            raise UsageError(
-                f"{path}:{error.lineno}: invalid JSON ({error.msg}); an array is read as a whole. "
-                "Mend it, or write one object a line (.jsonl), where a bad line costs that line only"
-            ) from error
-        for number, record in enumerate(records, 1):
-            yield f"record {number}", record
-
-    def _parquet(self, path: Path) -> Iterator[str]:
-        import pyarrow as pa
-
-        row = 0
-        try:
-            for batch in _parquet_file(path).iter_batches(PARQUET_ROWS, columns=[self._column]):
-                for value in batch.column(0).cast(pa.large_binary()).to_pylist():
-                    row += 1
-                    try:
-                        text = self.text(
-                            {self._column: value and value.decode()}, self._column, f"{path}: row {row}"
-                        )
-                    except UnicodeDecodeError:
-                        self.skip(f"{path}: row {row}", "invalid UTF-8")
-                        continue
-                    if text is not None:
-                        yield text
-        except (pa.ArrowException, OSError) as error:
-            raise KrillError(
-                f"{path}: cannot be read after row {row}: {error}. Write the file anew"
-            ) from error
+            span.append([file, start, end])
+        size += more
+        if goal is not None and size >= goal:
+            yield Part(source, span, size)
+            span, size = [], 0
+    if span:
+        yield Part(source, span, size)
 
 
-def found(config: Files) -> list[list[Path]]:
-    """The files of each entry of `data.paths`; raises one UsageError that names every problem."""
-    problems: list[str] = []
-    found = [_expanded(entry, problems) for entry in config.paths]
-    for path in dict.fromkeys(path for files in found for path in files):
-        problem = _problem(path, config.text_column)
-        if problem:
-            problems.append(problem)
-    if problems:
-        raise UsageError("\n".join(["data.paths cannot be used:", *(f"  {problem}" for problem in problems)]))
-    return found
+def _texts(path: Path, column: str, start: int, end: int | None) -> Iterator[tuple[int, str | Unreadable]]:
+    """Yield (line, row or record of the slice; text)."""
+    match kind_of(path)[0]:
+        case ".parquet":
+            assert end is not None
+            return parquet_texts(path, column, start, end)
+        case ".csv" | ".tsv":
+            return csv_texts(path, column)
+        case ".txt":
+            return _whole(path)
+        case _:
+            return json_texts(path, column, start, end)
 
 
-def _expanded(entry: str, problems: list[str]) -> list[Path]:
-    """The files of one entry, a file, a folder or a glob; sorted."""
-    path = Path(entry).expanduser()
-    if path.is_dir():
-        return _inside(path, problems)
-    if path.exists():
-        return [path]
-    if not glob.has_magic(entry):
-        problems.append(f"{entry}: no such file or folder (seen from {Path.cwd()})")
-        return []
-    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-    if not matches:
-        problems.append(f"{entry}: matches no file (seen from {Path.cwd()})")
-    files: list[Path] = []
-    for match in matches:
-        if not match.is_dir():
-            files.append(match)
-        elif "**" not in entry:
-            files += _inside(match, problems)
-    return files
-
-
-def _inside(folder: Path, problems: list[str]) -> list[Path]:
-    """The files below a folder that krill reads, hidden ones left out; sorted."""
-    everything = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    files = [path for path in everything if _suffix(path) in SUFFIXES]
-    if not files:
-        problems.append(f"{folder}: holds no file that krill reads ({' '.join(SUFFIXES)})")
-    elif len(files) < len(everything):
-        log.warning(
-            "%s: %d files of other kinds are not read (krill reads %s)",
-            folder, len(everything) - len(files), " ".join(SUFFIXES),
-        )  # fmt: skip
-    return files
-
-
-def _problem(path: Path, column: str) -> str | None:
-    """Why a file cannot be used; None if it looks well."""
-    if _suffix(path) not in SUFFIXES:
-        kind = f"is a {path.suffix} file" if path.suffix else "has no suffix"
-        return f"{path}: {kind}; krill reads {' '.join(SUFFIXES)}: convert it, or leave it out of data.paths"
-    if not os.access(path, os.R_OK):
-        return f"{path}: may not be read; give yourself the right to (chmod u+r)"
-    if path.stat().st_size == 0:
-        return f"{path}: is empty; write it anew, or leave it out of data.paths"
-    return _parquet_problem(path, column) if _suffix(path) == ".parquet" else None
-
-
-def _parquet_problem(path: Path, column: str) -> str | None:
-    import pyarrow as pa
-
+def _whole(path: Path) -> Iterator[tuple[int, str | Unreadable]]:
+    content = b"".join(blocks(path)).removeprefix(BOM)
     try:
-        file = _parquet_file(path)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        return f"{path}: is no whole Parquet file ({reason}); write it anew, or leave it out of data.paths"
-    if file.metadata.num_rows == 0:
-        return f"{path}: holds no row; leave it out of data.paths"
-    if column not in file.schema_arrow.names:
-        return no_column(str(path), column, file.schema_arrow.names)
-    kind = file.schema_arrow.field(column).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        return f"{path}: column {column} holds {kind}, not text; choose another with data.text_column="
-    return None
-
-
-def _parquet_file(path: Path) -> Any:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.ParquetFile(path)
-
-
-def _suffix(path: Path) -> str:
-    return path.suffix.lower()
-
-
-def _is_array(path: Path) -> bool:
-    """A .json file whose first character opens an array."""
-    if _suffix(path) != ".json":
-        return False
-    with open(path, "rb") as file:
-        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-
-
-def content_digest(path: Path) -> str:
-    """xxh3_128 of a file; within a process a file that has not changed is not read again."""
-    status = path.stat()
-    return _digest_of(path.absolute(), status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _digest_of(path: Path, size: int, modified: int) -> str:
-    return file_digest(path)
+        yield 0, content.decode()
+    except UnicodeDecodeError as error:
+        yield content.count(b"\n", 0, error.start) + 1, Unreadable("invalid UTF-8")

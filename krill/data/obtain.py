@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from krill.atomic import make_once, write_json
+from krill.atomic import is_made, make_once, unfinished, write_json
 from krill.config.schema import TrainConfig
 from krill.config.signature import signature
-from krill.data.dedup import split_of
-from krill.data.documents import Dropped, usable_documents
-from krill.data.prepare import prepare, store_signature
+from krill.data.dedup import Duplicates, split_of
+from krill.data.documents import Dropped, Rules, text_rules, usable_documents
+from krill.data.packing import pack
+from krill.data.prepare import prepare, prepare_shard, store_signature
+from krill.data.source import Skipped
 from krill.data.sources import open_source
 from krill.data.store import Store
 from krill.errors import UsageError
@@ -59,27 +62,33 @@ def tokenizer_folder(config: TrainConfig, outputs: Path) -> Path:
 def tokenizer_signature(config: TrainConfig) -> str:
     """Signature of the tokenizer, known before it is made: recipe and text, or a ready one's content.
 
-    data.min_tokens does not count: it drops documents after the tokenizer is there.
+    Rules that drop documents after the tokenizer is there (tokens, near duplicates) do not count.
     """
     if config.tokenizer.path is not None:
         return tokenizer_identity(config.tokenizer)
     text = open_source(config.data).fingerprint()
-    rules = config.data.model_dump(include={"min_chars", "validation_fraction"})
-    return signature("tokenizer", tokenizer_identity(config.tokenizer), rules, text)
+    return signature("tokenizer", tokenizer_identity(config.tokenizer), text_rules(config.data), text)
 
 
 def _training_texts(config: TrainConfig) -> Iterator[str]:
     """The documents of the training split."""
-    source = open_source(config.data)
-    for text, _, digest in usable_documents(source, config.data, Dropped()):
-        if split_of(digest, config.data.validation_fraction) == "train":
-            yield text
+    source, rules, duplicates = open_source(config.data), Rules(config.data), Duplicates()
+    for part in source.parts():
+        found = source.read(part, Skipped())
+        for document in usable_documents(found, rules, duplicates, Dropped(), partial(source.spell, part)):
+            if split_of(document.digest, config.data.validation_fraction) == "train":
+                yield document.text
+
+
+def tokens_signature(config: TrainConfig) -> str:
+    """Signature of the tokens, known before they or their tokenizer are made."""
+    text = open_source(config.data).fingerprint()
+    return store_signature(config.data, tokenizer_signature(config), text)
 
 
 def store_folder(config: TrainConfig, outputs: Path) -> Path:
     """Where `obtain_store` puts or finds the tokens; makes nothing."""
-    text = open_source(config.data).fingerprint()
-    return _folder(config, store_signature(config.data, tokenizer_signature(config), text), outputs)
+    return _folder(config, tokens_signature(config), outputs)
 
 
 def obtain_store(
@@ -87,21 +96,48 @@ def obtain_store(
 ) -> tuple[Path, bool]:
     """The folder of the tokens of config.data, and whether they were made now.
 
-    `place`: the folder that was asked for instead of the one below `outputs`. Raises UsageError for input that
-    cannot be used or a place that holds something else.
+    `place`: the folder that was asked for instead of the one below `outputs`. With data.shards the shards are
+    merged. Raises UsageError for input that cannot be used, a shard that is missing, or a place that holds
+    something else.
     """
     source = open_source(config.data)
     identity = store_signature(config.data, tokenizer.signature, source.fingerprint())
     folder = place or _folder(config, identity, outputs)
 
-    def make(partial: Path) -> None:
-        prepare(config.data, tokenizer, partial, source)
+    def make(folder: Path) -> None:
+        prepare(config.data, tokenizer, folder, source)
 
-    made = make_once(folder, make)
-    if Store.open(folder).signature != identity:
+    made = make_once(folder, make, resumes=True)
+    store = Store.open(folder)
+    if store.signature != identity:
         raise UsageError(f"{folder} holds other tokens; remove it, or name another folder with output=")
     log.info("tokens: %s %s", "made" if made else "reused", folder)
+    if made:
+        _report_rows(store, config)
     return folder, made
+
+
+def obtain_shard(
+    config: TrainConfig, tokenizer: TokenizerFolder, outputs: Path, place: Path | None = None
+) -> Path:
+    """Make what data.shard stands for, where `obtain_store` finds it; returns the folder of the tokens to be."""
+    source = open_source(config.data)
+    identity = store_signature(config.data, tokenizer.signature, source.fingerprint())
+    folder = place or _folder(config, identity, outputs)
+    if is_made(folder):
+        log.info("tokens: reused %s", folder)
+    else:
+        prepare_shard(config.data, tokenizer, unfinished(folder), source)
+    return folder
+
+
+def _report_rows(store: Store, config: TrainConfig) -> None:
+    """How the documents fill rows of the chosen length."""
+    rows = pack(store.train, config.sequence_len, config.packing)
+    log.info(
+        "rows: %s of %d tokens (packing=%s): %.2f %% padding, %.1f %% of the documents cut, no token lost",
+        f"{len(rows):,}", config.sequence_len, config.packing, 100 * rows.padding, 100 * rows.cut,
+    )  # fmt: skip
 
 
 def _folder(config: TrainConfig, identity: str, outputs: Path) -> Path:

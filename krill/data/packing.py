@@ -75,6 +75,18 @@ class Rows:
         return int(self.lengths.sum())
 
     @property
+    def padding(self) -> float:
+        """Share of the rows' places that hold no token."""
+        return 1 - self.tokens / (len(self) * self.sequence_len) if len(self) else 0.0
+
+    @property
+    def cut(self) -> float:
+        """Share of the documents that are in more than one piece."""
+        owners = np.searchsorted(self.stream.ends.astype(np.int64), self.starts, "right")
+        pieces = np.unique(owners, return_counts=True)[1]
+        return float((pieces > 1).mean()) if len(pieces) else 0.0
+
+    @property
     def targets(self) -> int:
         """Tokens that are predicted: all but the first of each segment."""
         return self.tokens - len(self.lengths)

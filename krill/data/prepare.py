@@ -1,33 +1,45 @@
-"""From a source to a token store, in one pass and constant memory (but for 16-byte hashes of documents).
+"""From a source to a token store.
 
-    source → clean → min_chars → exact duplicates → encode → min_tokens → split → store
+    source → parts, each made by itself (krill.data.parts) → merged (krill.data.merge) → leak check → manifest
 
-What is dropped is counted per rule. The same text, rules and tokenizer give the same bytes, and the same
-folder: outputs/data/<name>-<first 8 digits of the signature>, made once and reused.
+The same text, rules and tokenizer give the same bytes, with any number of workers, shards and interruptions: a
+part that was made is found again, whoever made it. Tokens read = tokens stored + tokens counted as dropped.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
+import platform
+import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from krill.atomic import write_json
 from krill.config.schema import Data
 from krill.config.signature import signature
-from krill.data import store
-from krill.data.dedup import split_of
-from krill.data.documents import RULES, VERSION, Dropped, Usable, data_signature, usable_documents
+from krill.data import engines, leaks, near, store
+from krill.data.documents import VERSION, Rules, data_rules, data_signature
 from krill.data.encoding import Encoder, token_dtype
-from krill.data.source import Source
+from krill.data.engines import Differs
+from krill.data.merge import Plan, plan, write_planned_shard
+from krill.data.parts import Job, make_part
+from krill.data.progress import Meter, report
+from krill.data.source import Part, Skipped, Source
 from krill.data.sources import check, open_source
+from krill.data.workers import Crew, cores
 from krill.errors import UsageError
 from krill.tokenizer import TokenizerFolder
 
 log = logging.getLogger("krill")
+
+WORKER_BYTES = {"hf": 2**24, "fast": 2**27}
+"""Another process is started for so much input: it takes a second to start."""
+
+SAMPLE_PARTS, SAMPLE_CHARACTERS = 8, 20_000
+"""The engines are compared on so many parts, so many characters of each."""
 
 
 def store_signature(data: Data, tokenizer_signature: str, fingerprint: Any) -> str:
@@ -42,84 +54,197 @@ def prepare(
     source: Source | None = None,
     shard_tokens: int = store.SHARD_TOKENS,
 ) -> dict[str, Any]:
-    """Write the token store of `data` into the empty `folder` and return its manifest.
+    """Write the token store of `data` into `folder` and return its manifest; goes on where it was killed.
 
-    Raises UsageError for input that cannot be used, or that leaves no document to train on.
+    With data.shards the parts must be there, made by `prepare_shard`. Raises UsageError for input that cannot
+    be used, a shard that is missing, or rules that leave no document to train on.
     """
     began = time.monotonic()
+    job, parts = _job(data, tokenizer, folder, source)
+    if not (folder / "manifest.json").is_file():
+        missing = _missing(job, range(len(parts)))
+        if data.shards > 1:
+            _demand_shards(data, parts, missing)
+        meter = Meter(parts, missing)
+        crew = _make(job, parts, missing, meter)
+        _merge(job, parts, crew, shard_tokens)
+        _record(folder, crew, meter, time.monotonic() - began)
+    shutil.rmtree(job.folder, ignore_errors=True)
+    found = store.Store.open(folder).manifest
+    report(found, time.monotonic() - began)
+    return found
+
+
+def prepare_shard(data: Data, tokenizer: TokenizerFolder, folder: Path, source: Source | None = None) -> Path:
+    """Make the parts of data.shard into `folder`, where `prepare` finds them; returns where they are."""
+    assert data.shard is not None
+    job, parts = _job(data, tokenizer, folder, source)
+    mine = shard_parts(parts, data.shards)[data.shard]
+    missing = _missing(job, mine)
+    log.info(
+        "shard %d of %d: %d of %d parts, %d of them made before",
+        data.shard, data.shards, len(mine), len(parts), len(mine) - len(missing),
+    )  # fmt: skip
+    _make(job, parts, missing, Meter(parts, missing))
+    return job.folder
+
+
+def shard_parts(parts: Sequence[Part], shards: int) -> list[list[int]]:
+    """Which parts each shard makes: consecutive ones of about the same size together."""
+    total = max(1, sum(part.size for part in parts))
+    chosen: list[list[int]] = [[] for _ in range(shards)]
+    passed = 0
+    for index, part in enumerate(parts):
+        chosen[min(shards - 1, (2 * passed + part.size) * shards // (2 * total))].append(index)
+        passed += part.size
+    return chosen
+
+
+def sample(job: Job, parts: Sequence[Part]) -> list[str]:
+    """Cleaned texts from the beginnings of some parts, evenly chosen."""
+    rules = Rules(job.data)
+    texts: list[str] = []
+    for part in parts[:: -(-len(parts) // SAMPLE_PARTS)]:
+        characters = 0
+        for document in job.source.read(part, Skipped()):
+            texts.append(rules.judge(document.text)[0][: SAMPLE_CHARACTERS - characters])
+            characters += len(texts[-1])
+            if characters >= SAMPLE_CHARACTERS:
+                break
+    return texts
+
+
+def _job(
+    data: Data, tokenizer: TokenizerFolder, folder: Path, source: Source | None
+) -> tuple[Job, list[Part]]:
     check(data)
+    near.check(data.near)
     source = source or open_source(data)
     if len(source.names) > store.MAX_SOURCES:
         raise UsageError(
             f"{len(source.names)} sources, the store tells {store.MAX_SOURCES} apart; name folders, not files"
         )
-    fingerprint = source.fingerprint()
-    dropped = Dropped()
-    writer = store.StoreWriter(folder, token_dtype(tokenizer.vocab_size), source.names, shard_tokens)
-    read = _write(usable_documents(source, data, dropped), data, Encoder(tokenizer), writer, dropped)
-    _demand_documents(read, dropped, source, data)
-    manifest = writer.finish(
-        signature=store_signature(data, tokenizer.signature, fingerprint),
-        data={"signature": data_signature(data, fingerprint), **data.model_dump(include=RULES)},
+    identity = store_signature(data, tokenizer.signature, source.fingerprint())
+    job = Job(source, data, tokenizer, folder / "parts", identity)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    return job, source.parts()
+
+
+def _missing(job: Job, indices: Sequence[int]) -> list[int]:
+    return [index for index in indices if job.made(index) is None]
+
+
+def _demand_shards(data: Data, parts: Sequence[Part], missing: Sequence[int]) -> None:
+    """Raise UsageError naming the shards of which parts are missing."""
+    absent = set(missing)
+    shards = [
+        number for number, mine in enumerate(shard_parts(parts, data.shards)) if not absent.isdisjoint(mine)
+    ]
+    if shards:
+        raise UsageError(
+            f"data.shards={data.shards}: not prepared yet: shard {', '.join(map(str, shards))}. Make them: "
+            f"krill-preprocess -m data.shards={data.shards} data.shard={','.join(map(str, shards))}"
+        )
+
+
+def _make(job: Job, parts: Sequence[Part], missing: Sequence[int], meter: Meter) -> Crew:
+    """Make the missing parts; returns the crew, which can do more."""
+    todo = [parts[index] for index in missing]
+    size = sum(part.size for part in todo)
+    engine = job.engine
+    if missing:
+        engine = engines.chosen(
+            job.data.engine, Encoder(job.tokenizer).backend, lambda: sample(job, todo), size
+        )
+    fitting = max(1, min(cores(), len(missing), size // WORKER_BYTES[engine]))
+    workers = job.data.workers or fitting
+    crew = Crew(workers, max(1, cores() // workers), meter.advance)
+    job = replace(job, engine=engine, threads=crew.threads)
+    try:
+        with meter:
+            for (index, _), _ in crew.do(_make_one, job, ((index, parts[index]) for index in missing)):
+                meter.finished(index)
+    except Differs as error:
+        if job.data.engine == "fast":
+            raise UsageError(f"data.engine=fast: {error}; let Hugging Face encode: data.engine=hf") from error
+        log.warning("engine: %s; all is encoded again by Hugging Face tokenizers", error)
+        shutil.rmtree(job.folder)
+        job.folder.mkdir()
+        plain = replace(job, data=job.data.model_copy(update={"engine": "hf"}))
+        return _make(plain, parts, _missing(job, range(len(parts))), meter)
+    return crew
+
+
+def _make_one(job: Job, item: tuple[int, Part], advance: Any) -> None:
+    make_part(job, *item, advance)
+
+
+def _merge(job: Job, parts: Sequence[Part], crew: Crew, shard_tokens: int) -> None:
+    found = plan(job, parts, shard_tokens)
+    found.skipped.warn()
+    _demand_documents(found, job.data)
+    shards = [shard for split in found.shards.values() for shard in split]
+    crew.workers = min(crew.workers, max(1, len(shards)))
+    records = {shard.name: record for shard, record in crew.do(write_planned_shard, job, shards)}
+    splits = {
+        name: {**counts, "shards": [records[shard.name] for shard in found.shards[name]]}
+        for name, counts in found.splits.items()
+    }
+    manifest = _manifest(job, found, splits)
+    folder = job.folder.parent
+    written = store.Store(folder, manifest)
+    store.write_manifest(folder, {**manifest, "leaks": leaks.leaks(written.train, written.validation)})
+
+
+def _manifest(job: Job, found: Plan, splits: dict[str, Any]) -> dict[str, Any]:
+    stored = sum(split["tokens"] for split in splits.values()) - found.repeated["tokens"]
+    assert found.read["tokens"] == stored + found.dropped.tokens, (
+        f"tokens lost: read {found.read}, stored {stored}, dropped {found.dropped.rules}"
+    )
+    tokenizer = job.tokenizer
+    return store.manifest_of(
+        token_dtype(tokenizer.vocab_size),
+        job.source.names,
+        splits,
+        signature=job.identity,
+        data=data_rules(job.data),
         tokenizer={
             key: getattr(tokenizer, key) for key in ("signature", "vocab_size", "bos_id", "eos_id", "pad_id")
         },
-        dropped=dict(sorted(dropped.rules.items())),
-        skipped=dict(sorted(source.skipped.items())),
+        read=found.read,
+        repeated=found.repeated,
+        dropped=dict(sorted(found.dropped.rules.items())),
+        skipped=dict(sorted(found.skipped.reasons.items())),
     )
-    stored = sum(split["tokens"] for split in manifest["splits"].values())
-    assert read["tokens"] == stored + dropped.tokens, f"tokens lost: {read}, stored {stored}, {dropped.rules}"
-    _report(manifest, time.monotonic() - began)
-    return manifest
 
 
-def _write(
-    documents: Iterator[Usable],
-    data: Data,
-    encoder: Encoder,
-    writer: store.StoreWriter,
-    dropped: Dropped,
-) -> Counter[str]:
-    """Encode and store; returns the tokens that were read, and the documents of each split."""
-    read: Counter[str] = Counter()
-    documents, ahead = itertools.tee(documents)
-    encoded = encoder.documents(document.text for document in ahead)
-    for (text, source, digest), tokens in zip(documents, encoded, strict=True):
-        read["tokens"] += len(tokens)
-        if len(tokens) - 2 < max(1, data.min_tokens):
-            dropped.add("min_tokens", text, len(tokens))
-            continue
-        split = split_of(digest, data.validation_fraction)
-        read[split] += 1
-        writer.write(split, tokens, source, len(encoder.normalized(text).encode()))
-    return read
-
-
-def _demand_documents(read: Counter[str], dropped: Dropped, source: Source, data: Data) -> None:
+def _demand_documents(found: Plan, data: Data) -> None:
     """Raise UsageError, with what became of every document, if there is none to train on."""
-    if read["train"]:
+    if found.splits["train"]["documents"]:
         return
-    fates = [f"{rule} {counts['documents']:,}" for rule, counts in sorted(dropped.rules.items())]
-    fates += [f"{reason} {count:,}" for reason, count in sorted(source.skipped.items())]
-    if read["validation"]:
-        fates.append(f"held out for validation {read['validation']:,}")
+    fates = [f"{rule} {counts['documents']:,}" for rule, counts in sorted(found.dropped.rules.items())]
+    fates += [f"{reason} {counts['records']:,}" for reason, counts in sorted(found.skipped.reasons.items())]
+    if held := found.splits["validation"]["documents"]:
+        fates.append(f"held out for validation {held:,}")
     raise UsageError(
         f"data {data.name}: no document is left to train on ({'; '.join(fates) or 'the source has none'}). "
         f"Lower data.min_chars={data.min_chars}, data.min_tokens={data.min_tokens} or "
-        f"data.validation_fraction={data.validation_fraction:g}, or give other data"
+        f"data.validation_fraction={data.validation_fraction:g}, loosen data.filters, or give other data"
     )
 
 
-def _report(manifest: dict[str, Any], seconds: float) -> None:
-    splits = manifest["splits"]
-    documents, tokens, text_bytes = (
-        sum(split[key] for split in splits.values()) for key in ("documents", "tokens", "text_bytes")
+def _record(folder: Path, crew: Crew, meter: Meter, seconds: float) -> None:
+    """How the store was made: no part of what it is."""
+    write_json(
+        folder / "record.json",
+        {
+            "seconds": round(seconds, 3),
+            "documents": meter.documents,
+            "text_bytes": meter.text_bytes,
+            "peak_memory_bytes": crew.peak_memory(),
+            "workers": crew.workers,
+            "threads": crew.threads,
+            "host": platform.node(),
+            "cores": cores(),
+        },
     )
-    fates = [f"{rule} {counts['documents']:,}" for rule, counts in manifest["dropped"].items()]
-    fates += [f"{reason} {count:,} records" for reason, count in manifest["skipped"].items()]
-    log.info(
-        "tokens: %s documents kept (%s for validation), dropped: %s; %s tokens from %.1f MB of text, "
-        "%.2f bytes a token, %.1f s",
-        f"{documents:,}", f"{splits['validation']['documents']:,}", ", ".join(fates) or "none", f"{tokens:,}",
-        text_bytes / 1e6, text_bytes / (tokens - 2 * documents), seconds,
-    )  # fmt: skip

@@ -1,67 +1,103 @@
-"""What a source of text is: documents in a fixed order, a fingerprint, and what could not be read.
+"""What a source of text is: documents in a fixed order, cut into parts that are read independently.
 
 Every source streams: memory does not grow with the corpus. A record that cannot be read (a cut line, invalid
-UTF-8, no text) costs that record only: it is skipped, counted by reason in `skipped`, and the first few are
-named in a warning, file and line. What concerns a whole file (missing, empty, no column) is a UsageError.
+UTF-8, no text) costs that record only: it is skipped and counted by reason, and the first few places are kept.
+What concerns a whole file (missing, empty, no column) is a UsageError.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 log = logging.getLogger("krill")
 
-WARNINGS = 3
-"""So many skipped records are named per reason; all are counted."""
+EXAMPLES = 3
+"""So many places are kept per reason; all are counted."""
 
 
 class Document(NamedTuple):
     """One text as it was found."""
 
     text: str
-    source: str
-    """One of the source's `names`."""
+    place: tuple[int, int]
+    """Which file of the part, which record in it: `Source.spell` makes words of it, where they are wanted."""
+
+
+class Part(NamedTuple):
+    """A slice of a source that is read on its own: by another process, on another machine, after a kill."""
+
+    source: int
+    """Index in the source's `names`."""
+    span: Any
+    """What `Source.read` needs; JSON values that do not depend on where the data lie."""
+    size: int
+    """Bytes of input (rows, where bytes are not known): shares out the work and measures progress."""
+
+
+class Skipped:
+    """Records that gave no document, counted by reason."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, dict[str, Any]] = {}
+        """Reason → {"records": count, "places": the first few}; JSON."""
+
+    def add(self, reason: str, place: Callable[[], str]) -> None:
+        """Count a record; `place` is called if it is among the first few."""
+        found = self.reasons.setdefault(reason, {"records": 0, "places": []})
+        found["records"] += 1
+        if len(found["places"]) < EXAMPLES:
+            found["places"].append(place())
+
+    def merge(self, reasons: dict[str, dict[str, Any]]) -> None:
+        """Add what a later part counted."""
+        for reason, more in reasons.items():
+            found = self.reasons.setdefault(reason, {"records": 0, "places": []})
+            found["records"] += more["records"]
+            found["places"] = (found["places"] + more["places"])[:EXAMPLES]
+
+    def warn(self) -> None:
+        """Tell the first places of each reason, and how many there are."""
+        for reason, found in sorted(self.reasons.items()):
+            more = found["records"] - len(found["places"])
+            places = ", ".join(found["places"]) + (f" and {more:,} more" if more else "")
+            log.warning("skipped, %s: %s", reason, places)
 
 
 class Source(ABC):
-    """Documents in a fixed order. `skipped` counts, by reason, the records that gave none."""
+    """Documents in a fixed order. Pickles: parts are read by other processes."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], weights: list[float] | None = None) -> None:
         self.names = names
         """What the documents' sources are called; no two alike."""
-        self.skipped: Counter[str] = Counter()
+        self.weights = weights or [1.0] * len(names)
+        """How often the training documents of each come in an epoch."""
 
     @abstractmethod
     def fingerprint(self) -> Any:
-        """JSON value that changes when the text does."""
+        """JSON value that changes when the text, or what is read of it, does."""
 
     @abstractmethod
-    def documents(self) -> Iterator[Document]:
-        """Yield the documents; each call begins anew. Raises UsageError for a file that gives none."""
+    def parts(self) -> list[Part]:
+        """The parts, in order: a function of the content alone, never of workers or shards.
 
-    def skip(self, place: str, reason: str) -> None:
-        """Count a record that cannot be read."""
-        self.skipped[reason] += 1
-        if self.skipped[reason] <= WARNINGS:
-            log.warning("%s: %s; skipped", place, reason)
-        elif self.skipped[reason] == WARNINGS + 1:
-            log.warning("%s: further records are counted, not named", reason)
+        Together they give each document once. Raises UsageError for a file that gives none.
+        """
 
-    def text(self, record: Any, column: str, place: str) -> str | None:
-        """The text of a record; None, counted, if it has none."""
-        if not isinstance(record, dict):
-            self.skip(place, "not a JSON object")
-        elif record.get(column) is None:
-            self.skip(place, f"{column!r} is null" if column in record else f"no {column!r}")
-        elif not isinstance(record[column], str):
-            self.skip(place, f"{column!r} is not text but {type(record[column]).__name__}")
-        else:
-            return record[column]
-        return None
+    @abstractmethod
+    def read(self, part: Part, skipped: Skipped) -> Iterator[Document]:
+        """Yield the documents of a part; raises UsageError for a file that cannot be used."""
+
+    @abstractmethod
+    def spell(self, part: Part, place: tuple[int, int]) -> str:
+        """A document's place in words, such as a.jsonl:12."""
+
+
+def part_bytes(total: int) -> int:
+    """How much input a part holds: a thousandth of `total` bytes, but 4 to 256 MiB."""
+    return min(max(total // 1000, 4 * 2**20), 256 * 2**20)
 
 
 def no_column(where: str, column: str, columns: list[str], key: str = "data.text_column") -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 from krill.config import own_code
 from krill.config.schema import CustomData, Data, Files, Hub, PythonDocs
-from krill.data import files, python_docs
+from krill.data import paths, python_docs
 from krill.data.files import FileSource
 from krill.data.hub import HubSource
-from krill.data.source import Document, Source
+from krill.data.source import Document, Part, Skipped, Source
 
 
 def open_source(config: Data) -> Source:
@@ -29,18 +30,18 @@ def open_source(config: Data) -> Source:
 def check(config: Data) -> None:
     """Raise one UsageError naming every file that is missing, empty or of a kind that krill does not read.
 
-    Reads no more than the ends of files. Data sets of the Hub are not looked up.
+    Reads no more than both ends of files. Data sets of the Hub are not looked up.
     """
     if isinstance(config, PythonDocs):
         python_docs.check()
     elif isinstance(config, Files):
-        files.found(config)
+        paths.found(config)
     elif isinstance(config, CustomData):
         own_code.load(config.read)
 
 
 class PythonDocsSource(Source):
-    """The documentation inside CPython; see `krill.data.python_docs`."""
+    """The documentation inside CPython; see `krill.data.python_docs`. One part."""
 
     def __init__(self) -> None:
         super().__init__(["python_docs"])
@@ -49,13 +50,19 @@ class PythonDocsSource(Source):
     def fingerprint(self) -> Any:
         return {"python_docs": python_docs.fingerprint()}
 
-    def documents(self) -> Iterator[Document]:
-        for text in python_docs.documents():
-            yield Document(text, self.names[0])
+    def parts(self) -> list[Part]:
+        return [Part(0, None, sum(len(text.encode()) for text in python_docs.documents()))]
+
+    def read(self, part: Part, skipped: Skipped) -> Iterator[Document]:
+        for number, text in enumerate(python_docs.documents(), 1):
+            yield Document(text, (0, number))
+
+    def spell(self, part: Part, place: tuple[int, int]) -> str:
+        return f"python_docs: document {place[1]}"
 
 
 class CustomSource(Source):
-    """Texts that a person's own function yields."""
+    """Texts that a person's own function yields. One part: nothing is known of it but its order."""
 
     def __init__(self, config: CustomData) -> None:
         super().__init__([config.name])
@@ -65,9 +72,16 @@ class CustomSource(Source):
         """The code and its options: what they read is the person's to name there."""
         return {"code": own_code.digest(self._config.read), "options": self._config.options}
 
-    def documents(self) -> Iterator[Document]:
-        for index, text in enumerate(own_code.load(self._config.read)(**self._config.options)):
+    def parts(self) -> list[Part]:
+        return [Part(0, None, 1)]
+
+    def read(self, part: Part, skipped: Skipped) -> Iterator[Document]:
+        for number, text in enumerate(own_code.load(self._config.read)(**self._config.options), 1):
             if isinstance(text, str):
-                yield Document(text, self.names[0])
+                yield Document(text, (0, number))
             else:
-                self.skip(f"{self._config.read}, item {index}", f"is not text but {type(text).__name__}")
+                reason = f"is not text but {type(text).__name__}"
+                skipped.add(reason, functools.partial(self.spell, part, (0, number)))
+
+    def spell(self, part: Part, place: tuple[int, int]) -> str:
+        return f"{self._config.read}: item {place[1]}"

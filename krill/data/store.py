@@ -8,7 +8,8 @@ A folder per data set and tokenizer. Per split (train, validation) shards of who
     manifest.json         what is in it, and an xxh3_128 of every file; written last
 
 The rows of a run are made from it at load time, so sequence length and packing change without tokenizing
-again, and opening costs milliseconds. Where a manifest is, the store is complete: it is written last.
+again, and opening costs milliseconds. Where a manifest is, the store is complete: it is written last. How it
+was made (when, where, in which time and memory) is in record.json beside it, which is no part of the store.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -39,114 +40,66 @@ _END_DTYPE, _SOURCE_DTYPE = np.dtype("<u8"), np.dtype("<u2")
 MAX_SOURCES = 2**16
 
 
-class StoreWriter:
-    """Writes a store, document by document, in constant memory. The same documents give the same bytes."""
+def write_shard(
+    folder: Path,
+    name: str,
+    dtype: np.dtype[Any],
+    tokens: Iterable[np.ndarray],
+    lengths: np.ndarray,
+    sources: np.ndarray,
+) -> dict[str, Any]:
+    """Write the files of a shard and return its record for the manifest; on disk when it returns.
 
-    def __init__(
-        self, folder: Path, dtype: np.dtype[Any], sources: list[str], shard_tokens: int = SHARD_TOKENS
-    ) -> None:
-        self._folder, self._dtype, self._sources = folder, dtype, sources
-        self._splits = {
-            name: _SplitWriter(folder, name, dtype, len(sources), shard_tokens) for name in SPLITS
-        }
-
-    def write(self, split: str, tokens: np.ndarray, source: int, text_bytes: int) -> None:
-        """Append a document: its tokens with bos and eos (n,), its source's index, its text's UTF-8 bytes."""
-        self._splits[split].write(tokens, source, text_bytes)
-
-    def finish(self, **facts: Any) -> dict[str, Any]:
-        """Close the shards, then write and return the manifest; `facts` (JSON values) become part of it.
-
-        `Store` needs facts["tokenizer"] with signature, vocab_size, bos_id, eos_id and pad_id.
-        """
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "dtype": self._dtype.name,
-            **facts,
-            "sources": self._sources,
-            "splits": {name: split.finish(self._sources) for name, split in self._splits.items()},
-        }
-        _sync_folder(self._folder)
-        write_json(self._folder / "manifest.json", manifest)
-        return manifest
+    tokens: the documents' ids, in pieces of any size. lengths, sources: of each document, (documents,).
+    """
+    columns: dict[str, Iterable[np.ndarray]] = {
+        "tokens": tokens, "ends": [np.cumsum(lengths)], "sources": [sources]
+    }  # fmt: skip
+    hashes = {
+        kind: _write(
+            _shard_file(folder, name, kind), (np.asarray(piece, kind_dtype) for piece in columns[kind])
+        )
+        for kind, kind_dtype in _kinds(dtype)
+    }
+    return {"name": name, "documents": len(lengths), "tokens": int(lengths.sum()), "xxh3_128": hashes}
 
 
-class _SplitWriter:
-    def __init__(
-        self, folder: Path, name: str, dtype: np.dtype[Any], sources: int, shard_tokens: int
-    ) -> None:
-        self._folder, self._name, self._dtype, self._limit = folder, name, dtype, shard_tokens
-        # Columns: documents, tokens, text bytes.
-        self._counts = np.zeros((sources, 3), np.int64)
-        self._shards: list[dict[str, Any]] = []
-        self._shard: _ShardWriter | None = None
-
-    def write(self, tokens: np.ndarray, source: int, text_bytes: int) -> None:
-        if self._shard is not None and self._shard.tokens + len(tokens) > self._limit:
-            self._close()
-        if self._shard is None:
-            self._shard = _ShardWriter(self._folder / f"{self._name}-{len(self._shards):05d}", self._dtype)
-        self._shard.write(tokens, source)
-        self._counts[source] += (1, len(tokens), text_bytes)
-
-    def finish(self, sources: list[str]) -> dict[str, Any]:
-        if self._shard is not None:
-            self._close()
-        by_source = {name: _counts(row) for name, row in zip(sources, self._counts, strict=True)}
-        return {**_counts(self._counts.sum(axis=0)), "by_source": by_source, "shards": self._shards}
-
-    def _close(self) -> None:
-        assert self._shard is not None
-        self._shards.append(self._shard.close())
-        self._shard = None
+def _write(path: Path, pieces: Iterable[np.ndarray]) -> str:
+    """Write a file, hashed while it is written; returns the hash."""
+    digest = xxhash.xxh3_128()
+    with open(path, "wb") as file:
+        for piece in pieces:
+            content = np.ascontiguousarray(piece).view(np.uint8).data
+            digest.update(content)
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
-class _ShardWriter:
-    def __init__(self, stem: Path, dtype: np.dtype[Any]) -> None:
-        self.tokens = self.documents = 0
-        self._stem = stem
-        self._files = [
-            _HashedFile(_shard_file(stem.parent, stem.name, kind), kind_dtype)
-            for kind, kind_dtype in _kinds(dtype)
-        ]
-
-    def write(self, tokens: np.ndarray, source: int) -> None:
-        self.tokens += len(tokens)
-        self.documents += 1
-        ids, ends, sources = self._files
-        ids.write(tokens)
-        ends.write([self.tokens])
-        sources.write([source])
-
-    def close(self) -> dict[str, Any]:
-        return {
-            "name": self._stem.name,
-            "documents": self.documents,
-            "tokens": self.tokens,
-            "xxh3_128": {file.kind: file.close() for file in self._files},
-        }
+def has_shard(folder: Path, dtype: np.dtype[Any], record: dict[str, Any]) -> bool:
+    """Whether the files of a shard are there and as long as its record says."""
+    return all(
+        path.is_file() and path.stat().st_size == size for path, size, _ in _files(folder, dtype, record)
+    )
 
 
-class _HashedFile:
-    """A file of numbers that is hashed while it is written, and on disk when it is closed."""
+def manifest_of(
+    dtype: np.dtype[Any], sources: list[str], splits: dict[str, Any], **facts: Any
+) -> dict[str, Any]:
+    """The manifest of a store; `facts` (JSON values) become part of it.
 
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self.kind = path.suffix[1:]
-        self._dtype = dtype
-        self._file: IO[bytes] = open(path, "wb", buffering=2**20)  # noqa: SIM115
-        self._digest = xxhash.xxh3_128()
+    `splits` holds per split its documents, tokens, text_bytes, by_source and shards. `Store` needs
+    facts["signature"], and facts["tokenizer"] with signature, vocab_size, bos_id, eos_id and pad_id.
+    """
+    head = {"format": FORMAT, "version": VERSION, "dtype": dtype.name}
+    return {**head, **facts, "sources": sources, "splits": splits}
 
-    def write(self, values: np.ndarray | list[int]) -> None:
-        content = np.asarray(values, self._dtype).tobytes()
-        self._digest.update(content)
-        self._file.write(content)
 
-    def close(self) -> str:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return self._digest.hexdigest()
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, which makes the folder a store: all else is on disk before."""
+    _sync_folder(folder)
+    write_json(folder / "manifest.json", manifest)
 
 
 class Store:
@@ -206,14 +159,8 @@ class Store:
 
     def _files(self) -> list[tuple[Path, int, str]]:
         """(path, size in bytes, hash) of every file that the manifest names."""
-        found = []
-        for split in self.manifest["splits"].values():
-            for shard in split["shards"]:
-                for kind, dtype in _kinds(self.dtype):
-                    items = shard["tokens"] if kind == "tokens" else shard["documents"]
-                    path = _shard_file(self.folder, shard["name"], kind)
-                    found.append((path, items * dtype.itemsize, shard["xxh3_128"][kind]))
-        return found
+        shards = [shard for split in self.manifest["splits"].values() for shard in split["shards"]]
+        return [file for shard in shards for file in _files(self.folder, self.dtype, shard)]
 
     def __reduce__(self) -> tuple[Callable[[Path], Store], tuple[Path]]:
         return Store.open, (self.folder,)
@@ -298,12 +245,19 @@ def _kinds(dtype: np.dtype[Any]) -> tuple[tuple[str, np.dtype[Any]], ...]:
     return (("tokens", dtype), ("ends", _END_DTYPE), ("sources", _SOURCE_DTYPE))
 
 
+def _files(folder: Path, dtype: np.dtype[Any], shard: dict[str, Any]) -> list[tuple[Path, int, str]]:
+    """(path, size in bytes, hash) of the files of a shard."""
+    found = []
+    for kind, kind_dtype in _kinds(dtype):
+        items = shard["tokens"] if kind == "tokens" else shard["documents"]
+        found.append(
+            (_shard_file(folder, shard["name"], kind), items * kind_dtype.itemsize, shard["xxh3_128"][kind])
+        )
+    return found
+
+
 def _shard_file(folder: Path, shard: str, kind: str) -> Path:
     return folder / f"{shard}.{kind}"
-
-
-def _counts(row: np.ndarray) -> dict[str, int]:
-    return dict(zip(("documents", "tokens", "text_bytes"), row.tolist(), strict=True))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

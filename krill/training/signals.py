@@ -8,15 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from krill import errors
 from krill.errors import Stopped
-
-EXIT = {
-    signal.SIGINT: errors.INTERRUPTED,
-    signal.SIGTERM: errors.REQUEUE,
-    signal.SIGUSR1: errors.REQUEUE,
-    signal.SIGUSR2: errors.REQUEUE,
-}
+from krill.signals import EXIT
 
 
 class StopOnSignal(TrainerCallback):

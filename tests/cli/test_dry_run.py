@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,11 +68,33 @@ def test_every_point_of_a_sweep_is_printed(tmp_path: Path):
 
 
 def test_preprocess_and_tokenizer_say_what_they_would_make(tmp_path: Path):
-    for command, line in (
-        ("krill-preprocess", "tokens      prepare "),
-        ("krill-tokenizer", "tokenizer   train "),
+    for command, line, lines in (
+        ("krill-preprocess", "tokens      prepare ", 5),
+        ("krill-tokenizer", "tokenizer   train ", 1),
     ):
         done = run(tmp_path, command, "dry_run=true")
         assert done.stdout.startswith(line + str(tmp_path / "outputs")), done.stderr
-        assert len(done.stdout.splitlines()) == 1
+        assert len(done.stdout.splitlines()) == lines
         assert empty(tmp_path)
+
+
+def test_a_trial_shows_what_each_rule_would_drop(tmp_path: Path):
+    texts = [
+        "short",
+        "buy now " * 200,
+        "A sentence that says something and is long enough to be kept by its length.",
+    ]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in [*texts, texts[2]])
+    )
+    done = run(
+        tmp_path, "krill-preprocess", "dry_run=true", "data=files", "data.paths=[a.jsonl]", "data.min_chars=20",
+        "data.filters=[{name: length, max_chars: 1000}]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    head, *table = done.stdout.splitlines()[1:]
+    assert head == "sample      4 documents of 1 of 1 parts: 1 kept"
+    rows = {line[2:30].strip(): line[30:].split(maxsplit=3) for line in table[1:]}
+    assert rows["min_chars"] == ["1", "25.00%", "0.00", "a.jsonl:1 'short'"]
+    assert rows["length: too long"][:2] == rows["duplicate"][:2] == ["1", "25.00%"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]

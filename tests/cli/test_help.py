@@ -47,10 +47,10 @@ def test_the_keys_of_the_help_exist(command: str):
             assert all(name in known for name in key.split(".")) or key == "experiment", key
 
 
-@pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer"])
+@pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer", "inspect"])
 def test_the_examples_of_the_help_compose(command: str):
     for line in help.EXAMPLES[command]:
-        words = [word for word in line.split()[1:] if word != "-m" and not word.startswith("from=")]
+        words = [word for word in line.split()[1:] if "=" in word and not word.startswith("from=")]
         values = [quoted(word.replace("1e-3,3e-3", "1e-3")) for word in words]
         assert composed(command, values)
 

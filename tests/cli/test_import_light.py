@@ -33,7 +33,7 @@ def loaded(cwd: Path, command: str, *words: str, **environment: str) -> set[str]
     return set(last.split())
 
 
-@pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer", "infer"])
+@pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer", "inspect", "infer"])
 def test_help_loads_neither_torch_nor_hydra(tmp_path: Path, command: str):
     assert not loaded(tmp_path, command, "--help").intersection((*HEAVY, "hydra", "pydantic", "omegaconf"))
 

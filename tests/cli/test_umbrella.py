@@ -25,6 +25,7 @@ def test_the_help_names_every_command(tmp_path: Path):
         ("train-tokenizer", "tokenizer"),
         ("inference", "infer"),
         ("preprocess", "preprocess"),
+        ("inspect-dataset", "inspect"),
     ],
 )
 def test_a_name_stands_for_its_command(tmp_path: Path, name: str, command: str):

@@ -13,14 +13,15 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from krill.cli.argv import clear_exclusive
-from krill.cli.compose import composed
+from krill.cli.argv import Typed, clear_exclusive
+from krill.cli.compose import composed, rewritten
 from krill.config.location import CONF_DIR, group_names, options
 from krill.config.schema import Cosine, Hub, InferConfig, Muon, TrainConfig, Transformer
 from krill.config.validation import validated
 
 OPTIONS = [(group, name) for group in group_names() for name in options(group, [CONF_DIR])]
 NEEDED = {"files": ["data.paths=[a.txt]"], "pretrained": ["tokenizer.path=folder"]}
+RULES = {"none": [], "web": ["language", "symbols", "links", "words", "lines", "repetition"]}
 PASSES = "gradient_accumulation_steps"
 OWN_LR = {"adamw": 1e-3, "muon_keller": 3e-3, "muon_moonlight": 3e-3, "muon_pto": 3e-3}
 
@@ -40,9 +41,30 @@ def test_every_option_composes_with_every_command(group: str, name: str):
     assert config(*words, command="preprocess") == train
     assert config(*words, command="tokenizer") == train
     section = getattr(train, group, None)
-    if group != "experiment":
+    if group == "filters":
+        assert [rule.name for rule in train.data.filters] == RULES[name]
+    elif group != "experiment":
         assert section is not None
         assert section.name == name.removesuffix("_to_zero")
+
+
+def test_filters_are_chosen_apart_from_the_data(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    own = "defaults: [_rules, _self_]\nname: mine\nsource: python_docs\nfilters: [{name: length, max_chars: 9}]\n"
+    (tmp_path / "data" / "mine.yaml").write_text(own)
+    rules = {}
+    for words in ([], ["filters=web"], ["filters=none"], ["data.filters=[]"]):
+        found = validated(TrainConfig, composed("train", ["data=mine", *words], [tmp_path]))
+        rules[" ".join(words)] = [rule.name for rule in found.data.filters]
+    assert rules == {"": ["length"], "filters=web": RULES["web"], "filters=none": [], "data.filters=[]": []}
+    assert (
+        config("data=tiny_ko", "filters=web").data.min_tokens == config("data=tiny_ko").data.min_tokens == 150
+    )
+
+
+@pytest.mark.parametrize("group", ["filters", "experiment"])
+def test_null_chooses_nothing(group: str):
+    assert rewritten("train", Typed(overrides=[f"{group}=null", "seed=1"])) == ["seed=1"]
 
 
 def test_infer_composes():

@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_krills_own_are_found():
     assert (CONF_DIR / "train.yaml").is_file()
-    expected = ["data", "experiment", "hardware", "model", "optimizer", "scheduler", "tokenizer"]
+    expected = ["data", "experiment", "filters", "hardware", "model", "optimizer", "scheduler", "tokenizer"]
     assert group_names() == expected
 
 

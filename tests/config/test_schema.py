@@ -20,7 +20,7 @@ from krill.errors import UsageError
 SECTIONS = [
     value for value in vars(schema).values() if isinstance(value, type) and issubclass(value, schema.Section)
 ]
-PERSONS_OWN = {schema.CustomModel, schema.CustomData, schema.CustomOptimizer}
+PERSONS_OWN = {schema.CustomModel, schema.CustomData, schema.CustomOptimizer, schema.OwnFilter, schema.Length}
 """Sections that no option of krill uses: a person writes their YAML."""
 
 
@@ -41,6 +41,10 @@ def used() -> Iterator[tuple[type[BaseModel], set[str]]]:
             yield type(getattr(valid(f"{group}={name}"), group)), set(section)
     for key in ("batch", "hub"):
         yield type(getattr(valid(), key)), set(values()[key])
+    yield type(valid().data.near), set(values()["data"]["near"])
+    rules = valid("filters=web").data.filters
+    for rule, written in zip(rules, values("filters=web")["data"]["filters"], strict=True):
+        yield type(rule), set(written)
 
 
 @cache
@@ -62,9 +66,15 @@ def test_infers_keys_are_its_fields():
     assert set(found) == set(schema.InferConfig.model_fields)
 
 
+def test_inspects_keys_are_its_fields():
+    found = OmegaConf.to_container(composed("inspect", []))
+    assert isinstance(found, dict)
+    assert set(found) == set(schema.InspectConfig.model_fields)
+
+
 def test_every_section_is_filled_by_some_option():
-    filled = {section for section, _ in used()} | {schema.InferConfig, schema.HubDataset}
-    filled |= {schema.ModelPlace, schema.TokenizerPlace}
+    filled = {section for section, _ in used()} | {schema.InferConfig, schema.HubDataset, schema.FilePath}
+    filled |= {schema.ModelPlace, schema.TokenizerPlace, schema.InspectConfig}
     concrete = {section for section in SECTIONS if not section.__name__.startswith("_")} - {schema.Section}
     assert concrete - PERSONS_OWN == filled
 
@@ -74,6 +84,13 @@ def test_every_choice_of_a_union_is_named_by_an_option():
         members = set(get_args(get_args(union)[0])) - PERSONS_OWN
         made = {type(getattr(valid(f"{group}={name}"), group)) for name in options(group, [CONF_DIR])}
         assert made == members
+    rules = set(get_args(get_args(schema.Filter)[0])) - PERSONS_OWN
+    assert {type(rule) for rule in valid("filters=web").data.filters} == rules
+
+
+def test_a_rule_without_thresholds_is_that_of_filters_web():
+    for rule in valid("filters=web").data.filters:
+        assert type(rule)(name=rule.name) == rule
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from krill.data import encoding
 from krill.data.encoding import Encoder, token_dtype
 from krill.errors import UsageError
 from krill.tokenizer import TokenizerFolder, load_tokenizer
@@ -66,12 +65,16 @@ def test_a_tokenizer_that_cannot_but_write_eos_is_refused(tmp_path: Path) -> Non
         list(Encoder(save(tmp_path, tokenizer, eos_token="</s>")).documents(["known", "unknown"]))
 
 
-def test_batches_keep_order_and_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 10)
-    tokenizer = byte_level(tmp_path, special=True)
-    texts = ["", "a" * 50, "b", "c" * 9, "dd"]
-    found = [tokens[1:-1].tolist() for tokens in Encoder(tokenizer).documents(texts)]
-    assert [tokenizer.backend.decode(ids) for ids in found] == texts
+def test_many_texts_are_encoded_as_each_alone(tmp_path: Path) -> None:
+    encoder = Encoder(byte_level(tmp_path, special=True))
+    texts = ["", "a" * 50, INJECTED, "b", "</s>", ""]
+    tokens, lengths = encoder.encode(texts)
+    alone = list(encoder.documents(texts))
+    assert lengths.tolist() == [len(ids) for ids in alone]
+    np.testing.assert_array_equal(tokens, np.concatenate(alone))
+    kept = encoder.encode(texts).select(np.array([True, False, True, False, False, True]))
+    np.testing.assert_array_equal(kept.tokens, np.concatenate([alone[0], alone[2], alone[5]]))
+    assert len(encoder.encode([]).tokens) == 0
 
 
 def test_truncation_and_padding_of_a_ready_tokenizer_are_off(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reading import RULES
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from krill.config.schema import Files, Tokenizer, TrainConfig
 from krill.data import prepare as preparation
@@ -35,6 +36,7 @@ def save_bytes(folder: Path, normalizer: normalizers.Normalizer | None = None) -
     names = ["<|bos|>", "<|eos|>", "<|pad|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Backend(models.BPE({name: index for index, name in enumerate(names)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     if normalizer is not None:
         backend.normalizer = normalizer
     backend.add_special_tokens(names[:3])
@@ -50,15 +52,25 @@ def json_lines(path: Path, texts: list[str]) -> Path:
     return path
 
 
+DEFAULTS: dict[str, Any] = RULES | {
+    "name": "글", "source": "files", "text_column": "text", "min_chars": 0, "validation_fraction": 0.2,
+    "engine": "hf", "workers": 1,
+}  # fmt: skip
+
+
 def files(*paths: Path, **rules: Any) -> Files:
-    defaults = {"min_chars": 0, "min_tokens": 0, "validation_fraction": 0.2, "text_column": "text"}
-    return Files(name="글", source="files", paths=[str(path) for path in paths], **{**defaults, **rules})
+    return Files(**{**DEFAULTS, "paths": [str(path) for path in paths], **rules})
 
 
 def prepared(folder: Path, data: Files, tokenizer: TokenizerFolder, **options: Any) -> Store:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     prepare(data, tokenizer, folder, **options)
     return Store.open(folder)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What the store is: all but how it was made."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "record.json"}
 
 
 def texts_of(split: Split, tokenizer: TokenizerFolder) -> Iterator[str]:
@@ -94,10 +106,8 @@ def test_every_document_comes_back_in_one_split(tmp_path: Path, tokenizer: Token
 def test_twice_gives_the_same_bytes(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
     data = files(json_lines(tmp_path / "a.jsonl", TEXTS))
     first, second = (prepared(tmp_path / name, data, tokenizer, shard_tokens=1000).folder for name in "xy")
-    names = sorted(path.name for path in first.iterdir())
-    assert len(names) > 10
-    assert names == sorted(path.name for path in second.iterdir())
-    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+    assert len(content(first)) > 10
+    assert content(first) == content(second)
 
 
 def test_order_of_documents_does_not_change_the_split(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
@@ -117,7 +127,17 @@ def test_duplicates_are_dropped_across_files_and_counted(tmp_path: Path, tokeniz
     assert list(texts_of(store.train, tokenizer)) == ["하나", "둘", "셋"]
     assert store.train.sources.tolist() == [0, 0, 1]
     assert store.sources == ["a.jsonl", "b.jsonl"]
-    assert store.manifest["dropped"] == {"duplicate": {"documents": 2, "bytes": 9, "tokens": 0}}
+    assert store.manifest["dropped"] == {
+        "duplicate": {
+            "documents": 2,
+            "bytes": 9,
+            "tokens": 13,  # they were encoded: the first copies are in another part
+            "examples": [
+                {"place": f"{paths[1]}:1", "text": "하나"},
+                {"place": f"{paths[1]}:3", "text": "둘"},
+            ],
+        }
+    }
 
 
 def test_every_rule_is_counted(
@@ -129,14 +149,16 @@ def test_every_rule_is_counted(
         file.write("{cut\n")
     data = files(path, min_chars=6, min_tokens=19, validation_fraction=0.0)
     manifest = prepared(tmp_path / "store", data, tokenizer).manifest
-    assert manifest["dropped"] == {
-        "empty": {"documents": 2, "bytes": 0, "tokens": 0},
-        "min_chars": {"documents": 1, "bytes": 5, "tokens": 0},
-        "min_tokens": {"documents": 1, "bytes": 18, "tokens": 20},
+    dropped = {
+        rule: [found[key] for key in ("documents", "bytes", "tokens")]
+        for rule, found in manifest["dropped"].items()
     }
-    assert manifest["skipped"] == {"invalid JSON": 1}
+    assert dropped == {"empty": [2, 0, 0], "min_chars": [1, 5, 0], "min_tokens": [1, 18, 20]}
+    assert manifest["dropped"]["min_tokens"]["examples"] == [{"place": f"{path}:4", "text": "가나다라마바"}]
+    assert manifest["skipped"] == {"invalid JSON": {"records": 1, "places": [f"{path}:6"]}}
+    assert manifest["read"] == {"documents": 5, "tokens": 41}
     assert "1 documents kept" in caplog.text
-    assert "dropped: empty 2, min_chars 1, min_tokens 1, invalid JSON 1 records; 21 tokens" in caplog.text
+    assert "min_tokens                              1  20.00%" in caplog.text
 
 
 def test_no_usable_document_is_an_error_that_counts(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
@@ -168,7 +190,7 @@ def test_bytes_are_those_of_the_normalized_text(tmp_path: Path) -> None:
 
 def config(data: Files, tokenizer: TokenizerFolder) -> TrainConfig:
     ready = Tokenizer.model_construct(name="bytes", path=str(tokenizer.folder))
-    return TrainConfig.model_construct(data=data, tokenizer=ready)
+    return TrainConfig.model_construct(data=data, tokenizer=ready, sequence_len=64, packing="best_fit")
 
 
 def test_a_store_is_made_once_and_found_again(
@@ -203,7 +225,7 @@ def test_the_folder_follows_content_and_rules_not_place(tmp_path: Path, tokenize
     assert len(others - {first}) == 4
 
 
-def test_a_failure_leaves_nothing_behind(
+def test_an_interrupted_preparation_shows_nothing_and_goes_on(
     tmp_path: Path, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = config(files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
@@ -212,11 +234,21 @@ def test_a_failure_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "_report", fail)
+        patch.setattr(preparation, "_merge", fail)
         with pytest.raises(KeyboardInterrupt):
             obtain_store(setting, tokenizer, tmp_path / "outputs")
+    assert not [path for path in (tmp_path / "outputs/data").iterdir() if not path.name.startswith(".")]
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "make_part", fail)  # the part is there
+        assert obtain_store(setting, tokenizer, tmp_path / "outputs")[1]
+    assert not [path for path in (tmp_path / "outputs/data").iterdir() if path.name.endswith(".partial")]
+
+
+def test_input_that_is_of_no_use_leaves_nothing_behind(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    setting = config(files(json_lines(tmp_path / "a.jsonl", TEXTS), min_chars=10**6), tokenizer)
+    with pytest.raises(UsageError, match="no document is left"):
+        obtain_store(setting, tokenizer, tmp_path / "outputs")
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if not path.name.endswith(".lock")]
-    assert obtain_store(setting, tokenizer, tmp_path / "outputs")[1]
 
 
 def test_a_folder_that_holds_other_tokens_is_refused(tmp_path: Path, tokenizer: TokenizerFolder) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krill.data.store import Store, StoreWriter
+from krill.data.store import Store, manifest_of, write_manifest, write_shard
 from krill.errors import KrillError, UsageError
 
 TOKENIZER = {"signature": "t", "vocab_size": 1000, "bos_id": 0, "eos_id": 1, "pad_id": 2}
@@ -23,12 +23,21 @@ def documents(dtype: str) -> list[np.ndarray]:
     return [random.integers(0, np.iinfo(dtype).max, length, dtype=dtype) for length in LENGTHS]
 
 
-def write(folder: Path, dtype: str = "uint16", shard_tokens: int = 16) -> Store:
-    folder.mkdir()
-    writer = StoreWriter(folder, np.dtype(dtype), ["하나", "two"], shard_tokens)
-    for index, tokens in enumerate(documents(dtype)):
-        writer.write("train", tokens, source=index % 2, text_bytes=10)
-    writer.finish(signature="s", tokenizer=TOKENIZER)
+def write(folder: Path, dtype: str = "uint16", shards: tuple[int, ...] = (2, 1, 2, 2, 1)) -> Store:
+    """A store with so many documents in each shard, of two sources that take turns."""
+    folder.mkdir(exist_ok=True)
+    records, first = [], 0
+    for number, count in enumerate(shards):
+        tokens = documents(dtype)[first : first + count]
+        sources = np.arange(first, first + count) % 2
+        lengths = np.array([len(document) for document in tokens])
+        records.append(write_shard(folder, f"train-{number:05d}", np.dtype(dtype), tokens, lengths, sources))
+        first += count
+    counts = {"documents": first, "tokens": sum(LENGTHS[:first]), "text_bytes": 10 * first}
+    nothing = {"documents": 0, "tokens": 0, "text_bytes": 0}
+    splits = {"train": {**counts, "shards": records}, "validation": {**nothing, "shards": []}}
+    facts: dict[str, Any] = {"signature": "s", "tokenizer": TOKENIZER}
+    write_manifest(folder, manifest_of(np.dtype(dtype), ["하나", "two"], splits, **facts))
     return Store.open(folder)
 
 
@@ -50,15 +59,6 @@ def test_every_slice_comes_back_across_shards(tmp_path: Path, dtype: str) -> Non
     store.verify()
 
 
-def test_the_manifest_counts_by_source(tmp_path: Path) -> None:
-    train = write(tmp_path / "store").manifest["splits"]["train"]
-    assert train["by_source"] == {
-        "하나": {"documents": 4, "tokens": 54, "text_bytes": 40},
-        "two": {"documents": 4, "tokens": 22, "text_bytes": 40},
-    }
-    assert (train["documents"], train["tokens"], train["text_bytes"]) == (8, 76, 80)
-
-
 def test_a_split_without_documents(tmp_path: Path) -> None:
     validation = write(tmp_path / "store").validation
     assert (validation.documents, validation.tokens, len(validation.ends)) == (0, 0, 0)
@@ -73,7 +73,7 @@ def test_reading_outside_is_an_error(tmp_path: Path) -> None:
 
 
 def test_pickles_without_its_tokens(tmp_path: Path) -> None:
-    store = write(tmp_path / "store", shard_tokens=2**20)
+    store = write(tmp_path / "store", shards=(8,))
     expected = store.train.read(0, 76).tolist()
     assert store.train.ends.size
     for copy in (pickle.loads(pickle.dumps(store)).train, pickle.loads(pickle.dumps(store.train))):
@@ -147,13 +147,3 @@ def test_verify_names_the_file_that_changed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(KrillError, match=r"train-00002\.tokens has changed"):
         Store.open(store.folder).verify()
-
-
-def test_a_store_without_a_manifest_was_not_finished(tmp_path: Path) -> None:
-    writer = StoreWriter(tmp_path, np.dtype("uint16"), ["a"])
-    writer.write("train", np.arange(5, dtype=np.uint16), 0, 5)
-    facts: dict[str, Any] = {"signature": "s", "tokenizer": TOKENIZER}
-    with pytest.raises(UsageError):
-        Store.open(tmp_path)
-    writer.finish(**facts)
-    assert Store.open(tmp_path).train.tokens == 5

@@ -23,6 +23,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from krill.cli.umbrella import COMMANDS
+
 HOUSE = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 DOCUMENTS = [*(HOUSE / name for name in PAGES), *sorted((HOUSE / "docs").glob("*.md"))]
@@ -114,10 +116,10 @@ def place(tmp_path: Path) -> Path:
     with open(here / "letters.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("date", "body"), *((str(day), text) for day, text in enumerate(texts))])
     (tmp_path / "bin").mkdir()
-    for command in ("krill", "kr", "krill-train", "krill-preprocess", "krill-tokenizer", "krill-infer"):
-        real = Path(sys.executable).with_name(command)
-        shim = tmp_path / "bin" / command
-        shim.write_text(SHIM.format(python=sys.executable, command=command, real=str(real)), encoding="utf-8")
+    for name in ("krill", "kr", *(f"krill-{command}" for command in COMMANDS)):
+        real = Path(sys.executable).with_name(name)
+        shim = tmp_path / "bin" / name
+        shim.write_text(SHIM.format(python=sys.executable, command=name, real=str(real)), encoding="utf-8")
         shim.chmod(0o755)
     return here
 

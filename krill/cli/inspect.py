@@ -1,0 +1,211 @@
+"""krill-inspect: what is in a token store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from krill.cli import app
+from krill.config import location
+from krill.config.location import outputs_root
+from krill.errors import KrillError, UsageError
+
+if TYPE_CHECKING:
+    from krill.cli.argv import Typed
+    from krill.config.schema import InspectConfig
+    from krill.data.pieces import Speller
+    from krill.data.store import Store
+    from krill.tokenizer import TokenizerFolder
+
+log = logging.getLogger("krill")
+
+
+def main() -> int:
+    """Entry point of krill-inspect."""
+    return app.main("inspect", point, bare="data", before=_folders)
+
+
+def point(composed: Any) -> None:
+    """One store: what Hydra calls."""
+    from krill.config.schema import InspectConfig
+
+    app.answer(composed, InspectConfig, inspect)
+
+
+def inspect(config: InspectConfig, call: app.Call) -> None:
+    """Print what is in the tokens of `config`; makes nothing but the plot."""
+    folder = _folder(config)
+    if config.dry_run:
+        print(f"tokens      {'read' if folder.is_dir() else 'missing'} {folder}")
+        return
+    if config.store is None and not folder.is_dir():
+        again = shlex.join(["krill-preprocess", *_words_of_preprocess(call.overrides)])
+        raise UsageError(f"{folder}: these tokens are not prepared yet; make them: {again}")
+
+    from krill.data import inspection
+    from krill.data.pieces import Speller
+    from krill.data.store import Store
+
+    store = Store.open(folder)
+    if config.verify:
+        store.verify()
+    asked = any(word.startswith(("tokenizer=", "tokenizer.")) for word in call.overrides)
+    tokenizer = _tokenizer(config, store, asked)
+    speller = None if tokenizer is None else Speller(tokenizer)
+    figures = inspection.figures(store, config, speller)
+    if config.plot is not None:
+        _plot(figures, Path(config.plot))
+    if config.format == "json":
+        print(json.dumps(figures, ensure_ascii=False, indent=2, allow_nan=False))
+    else:
+        _show(config, store, speller, figures)
+
+
+def _show(config: InspectConfig, store: Store, speller: Speller | None, figures: dict[str, Any]) -> None:
+    """Print the figures, then rows."""
+    from krill.data import inspection_report
+    from krill.data.colours import View, coloured, console
+    from krill.data.packing import pack
+
+    screen = console()
+    view = View(config.ids, screen.width, None if config.full else max(8, screen.height - 4))
+    shown = []
+    if config.rows or config.row is not None:
+        if speller is None:
+            raise UsageError(
+                f"{store.folder}: the tokenizer of these tokens (signature {store.tokenizer_signature[:8]}) is not "
+                f"below {outputs_root() / 'tokenizers'}; name its folder: tokenizer=FOLDER, or show no rows: rows=0"
+            )
+        rows = pack(store.train, config.sequence_len, config.packing)
+        chosen = _chosen(config, len(rows))
+        shown = [coloured(rows, index, store.train, store.sources, speller, view) for index in chosen]
+    print(inspection_report.text(figures))
+    for row in shown:
+        screen.print()
+        screen.print(row, end="")
+
+
+def _chosen(config: InspectConfig, rows: int) -> list[int]:
+    """Which of so many rows are shown."""
+    if config.row is None:
+        import numpy as np
+
+        random = np.random.default_rng(config.seed)
+        return sorted(random.choice(rows, min(config.rows, rows), replace=False).tolist())
+    if config.row >= rows:
+        there = f"they count from 0 to {rows - 1:,}" if rows else "there is none"
+        raise UsageError(
+            f"row={config.row}: no such row with sequence_len={config.sequence_len} and packing={config.packing}; "
+            f"{there}"
+        )
+    return [config.row]
+
+
+def _plot(figures: dict[str, Any], path: Path) -> None:
+    from krill.data import inspection_report
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        inspection_report.plot(figures, path)
+    except OSError as error:
+        raise KrillError(f"plot={path}: {error.strerror}; name another file") from error
+    log.info("plot: %s", path)
+
+
+# --- which store, which tokenizer --------------------------------------------------------------------------
+
+
+def _folder(config: InspectConfig) -> Path:
+    """The folder of the tokens that are meant."""
+    if config.store is not None:
+        return Path(config.store).expanduser()
+    from krill.data.obtain import store_folder
+    from krill.data.sources import check
+
+    check(config.data)
+    return store_folder(config, outputs_root())
+
+
+def _tokenizer(config: InspectConfig, store: Store, asked: bool) -> TokenizerFolder | None:
+    """The tokenizer that made the tokens; None if it is not found.
+
+    `asked`: whether one was named; UsageError if that is another.
+    """
+    from krill.tokenizer import load_tokenizer
+
+    candidates = sorted(record.parent for record in outputs_root().glob("tokenizers/*/record.json"))
+    if asked or config.store is None:
+        from krill.data.obtain import tokenizer_folder
+
+        folder = tokenizer_folder(config, outputs_root())
+        if asked and not (folder.is_dir() and load_tokenizer(folder).signature == store.tokenizer_signature):
+            raise UsageError(
+                f"tokenizer {folder}: is not the one that made the tokens in {store.folder} (signature "
+                f"{store.tokenizer_signature[:8]}); leave tokenizer= out, or name the folder of that one"
+            )
+        candidates = [folder, *candidates]
+    for folder in candidates:
+        if folder.is_dir() and _says(folder) in (None, store.tokenizer_signature):
+            tokenizer = load_tokenizer(folder)
+            if tokenizer.signature == store.tokenizer_signature:
+                return tokenizer
+    return None
+
+
+def _says(folder: Path) -> str | None:
+    """The signature in a tokenizer's record, which is read faster than the tokenizer."""
+    try:
+        return json.loads((folder / "record.json").read_text(encoding="utf-8"))["signature"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _words_of_preprocess(overrides: Sequence[str]) -> list[str]:
+    """What was typed, less the keys that only krill-inspect has."""
+    from krill.config.schema import InspectConfig, TrainConfig
+
+    own = InspectConfig.model_fields.keys() - TrainConfig.model_fields.keys()
+    return [word for word in overrides if word.lstrip("+~").partition("=")[0] not in own]
+
+
+def _folders(typed: Typed, folders: Sequence[Path]) -> None:
+    """data=FOLDER is store=FOLDER, tokenizer=FOLDER is tokenizer.path=FOLDER, unless they name an option.
+
+    output=FOLDER, where krill-preprocess was told to put the tokens, is store=FOLDER too.
+    """
+    if typed.multirun:
+        raise UsageError(
+            "krill-inspect has no -m: it prints, and makes no folders. Several row lengths side by side: "
+            "sequence_lens=[512,1024]"
+        )
+    typed.overrides = [_meant(word, folders) for word in typed.overrides]
+    stores = [word for word in typed.overrides if word.startswith("store=")]
+    if len(stores) > 1:
+        raise UsageError(f"{' and '.join(stores)}: one store at a time; leave one of them out")
+
+
+def _meant(word: str, folders: Sequence[Path]) -> str:
+    """One override, with a folder under the key that takes folders."""
+    key, _, value = word.partition("=")
+    if key == "output" and value != "null":
+        return f"store={value}"
+    if key not in ("data", "tokenizer"):
+        return word
+    known = location.options(key, [*folders, location.CONF_DIR])
+    if value in known or "," in value or value == "null":
+        return word
+    if key == "tokenizer":
+        return f"tokenizer.path={value}" if "/" in value or Path(value).is_dir() else word
+    if Path(value).expanduser().is_dir():
+        return f"store={value}"
+    from krill.config.validation import closest
+
+    near = closest(value, known)
+    meant = f" Did you mean data={near}?" if near else ""
+    raise UsageError(
+        f"data={value}: neither an option nor a folder (seen from {Path.cwd()}).{meant} There are: {', '.join(known)}"
+    )

@@ -1,0 +1,121 @@
+"""Leaks: how much of the validation text stands in the training text, too.
+
+A validation token is leaked if it lies in an n-gram of tokens that also occurs in the training split, as in the
+contamination analyses of GPT-3 (Brown et al. 2020, appendix C: 13-grams) and Llama 2 (Touvron et al. 2023, appendix
+A.6, where each token counts). Exact and near duplicates are gone before; what is left are quotations, licences,
+templates. An n-gram lies within the text of one document; bos and eos belong to none.
+
+N-grams are compared by 64-bit hashes: of 10^10 training tokens against 10^7 validation tokens, the chance that one
+is called leaked that is not is half a per cent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from krill.data.shingles import distinct
+from krill.data.store import Split
+
+NGRAM = 13
+
+_CHUNK = 2**16
+"""Tokens that are hashed at a time: the arrays stay in the processor's cache."""
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_LARGEST_TABLE = 27
+"""Binary logarithm of the bytes of the largest prefilter."""
+
+
+def leaks(train: Split, validation: Split, ngram: int = NGRAM) -> dict[str, Any]:
+    """Count the validation tokens that lie in an n-gram of `ngram` tokens that is in the training split, too.
+
+    Returns ngram, validation_tokens (bos and eos not counted), leaked_tokens, documents, and leaked_documents
+    (at least half of whose tokens are leaked). A document of fewer than `ngram` tokens has no n-gram and so no
+    leak. Memory: about 100 bytes per validation token, whatever the size of the training split.
+    """
+    starts, hashes = _ngrams(validation, ngram)
+    shared = _shared(distinct(hashes), train, ngram)
+    _, same = _find(shared, hashes)
+    leaked = _covered(starts[same], validation.tokens, ngram)
+    ends = validation.ends.astype(np.int64)
+    begins = np.append(0, ends)[:-1]
+    documents = np.add.reduceat(leaked, begins, dtype=np.int64) if len(begins) else begins
+    lengths = ends - begins - 2
+    return {
+        "ngram": ngram,
+        "validation_tokens": int(lengths.sum()),
+        "leaked_tokens": int(documents.sum()),
+        "documents": validation.documents,
+        "leaked_documents": int(np.count_nonzero((documents > 0) & (2 * documents >= lengths))),
+    }
+
+
+def _ngrams(split: Split, ngram: int) -> tuple[np.ndarray, np.ndarray]:
+    """All n-grams of the split: where each begins, int64 (n,), and its hash, uint64 (n,)."""
+    starts, hashes = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
+    for first, chunk in _hashed(split, ngram):
+        inside = _inside(split, first + np.arange(len(chunk)), ngram)
+        starts.append(first + np.flatnonzero(inside))
+        hashes.append(chunk[inside])
+    return np.concatenate(starts), np.concatenate(hashes)
+
+
+def _shared(hashes: np.ndarray, train: Split, ngram: int) -> np.ndarray:
+    """Those of `hashes` (uint64, rising, distinct) that an n-gram of the training split has."""
+    found = np.zeros(len(hashes), bool)
+    if not len(hashes):
+        return hashes
+    # One byte per possible top of a hash answers most n-grams; only the others are searched for.
+    bits = min(_LARGEST_TABLE, max(8, len(hashes).bit_length() + 5))
+    shift = np.uint64(64 - bits)
+    table = np.zeros(2**bits, bool)
+    table[hashes >> shift] = True
+    for first, chunk in _hashed(train, ngram):
+        maybe = np.flatnonzero(table[chunk >> shift])
+        place, same = _find(hashes, chunk[maybe])
+        inside = _inside(train, first + maybe[same], ngram)
+        found[place[same][inside]] = True
+    return hashes[found]
+
+
+def _find(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each `wanted` would stand in the rising `values`, int64 (n,), and whether it does, bool (n,)."""
+    place = np.searchsorted(values, wanted)
+    same = np.zeros(len(wanted), bool)
+    there = place < len(values)
+    same[there] = values[place[there]] == wanted[there]
+    return place, same
+
+
+def _hashed(split: Split, ngram: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first, hashes uint64 (n,)): hashes[i] is that of the tokens from first + i on, across documents too.
+
+    Differences of a running polynomial (Karp & Rabin 1987), so the cost does not depend on `ngram`.
+    """
+    size = _CHUNK + ngram
+    powers = np.cumprod(np.full(size + 1, _BASE), dtype=np.uint64)
+    for first in range(0, split.tokens - ngram + 1, _CHUNK):
+        tokens = split.read(first, min(first + _CHUNK + ngram - 1, split.tokens))
+        count = len(tokens) - ngram + 1
+        running = np.zeros(len(tokens) + 1, np.uint64)
+        np.cumsum(tokens * powers[: len(tokens)], out=running[1:])
+        # Moved to one place, whatever their own: equal n-grams get equal hashes.
+        yield first, (running[ngram:] - running[:-ngram]) * powers[size : size - count : -1]
+
+
+def _inside(split: Split, starts: np.ndarray, ngram: int) -> np.ndarray:
+    """Whether the n-grams that begin at `starts` int64 (n,) lie in the text of one document; bool (n,)."""
+    ends = split.ends
+    document = np.searchsorted(ends, starts.astype(np.uint64), side="right")
+    begins = np.where(document > 0, ends[document - 1], 0).astype(np.int64)
+    return (starts > begins) & (starts + ngram < ends[document].astype(np.int64))
+
+
+def _covered(starts: np.ndarray, tokens: int, ngram: int) -> np.ndarray:
+    """Whether each of `tokens` tokens lies in an n-gram that begins at one of `starts`; bool (tokens,)."""
+    change = np.zeros(tokens + 1, np.int32)
+    change[starts] += 1
+    change[starts + ngram] -= 1
+    return np.cumsum(change[:-1]) > 0

@@ -1,0 +1,252 @@
+"""The parts of a source to one token store: what depends on more than one part is decided here, then written.
+
+    exact duplicates of all parts → near duplicates → split → weights → order → shards
+
+Deciding takes about 60 bytes of memory a document and looks at no token (but of near duplicates); each shard
+of the store is then copied together from the parts, by any worker, and found again by a merge that was killed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from krill.atomic import write_json
+from krill.data import near, store
+from krill.data.dedup import first_copies, held_out
+from krill.data.documents import Dropped
+from krill.data.encoding import token_dtype
+from krill.data.parts import Job, PartFile
+from krill.data.source import Part, Skipped
+
+COPIED_TOKENS = 2**22
+"""So many tokens are copied at once."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What is known of every document of every part, in order; arrays (documents,)."""
+
+    part: np.ndarray
+    """Index of its part."""
+    start: np.ndarray
+    """Where its tokens begin in the part's."""
+    length: np.ndarray
+    text_bytes: np.ndarray
+    digest: np.ndarray
+    """(documents, 2), see `dedup.words`."""
+    source: np.ndarray
+
+
+class ShardPlan(NamedTuple):
+    """One shard of the store: which documents it holds, in order."""
+
+    name: str
+    part: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    source: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the store will hold."""
+
+    splits: dict[str, dict[str, Any]]
+    """Per split documents, tokens, text_bytes, by_source: what the manifest says."""
+    shards: dict[str, list[ShardPlan]]
+    read: dict[str, int]
+    """Documents and tokens that were read."""
+    repeated: dict[str, int]
+    """Documents and tokens that are there again, for their source's weight."""
+    dropped: Dropped
+    skipped: Skipped
+
+
+def plan(job: Job, parts: Sequence[Part], shard_tokens: int) -> Plan:
+    """Decide what becomes of every document; all parts must have been made."""
+    made = [PartFile(job.folder, index, token_dtype(job.tokenizer.vocab_size)) for index in range(len(parts))]
+    documents = _documents(made, parts)
+    dropped, skipped = Dropped(), Skipped()
+    read = {"documents": 0, "tokens": 0}
+    for part in made:
+        dropped.merge(part.record["dropped"])
+        skipped.merge(part.record["skipped"])
+        for key in read:
+            read[key] += part.record["read"].get(key, 0)
+    kept = first_copies(documents.digest)
+    texts = _Texts(job, parts, made, documents)
+    texts.count(dropped, "duplicate", np.flatnonzero(~kept))
+    if job.data.near.threshold is not None:
+        _drop_near_copies(job, made, kept, texts, dropped)
+    validation = held_out(documents.digest, job.data.validation_fraction)
+    passes = _passes(documents, np.array(job.source.weights), kept & ~validation)
+    texts.count(dropped, "weight", np.flatnonzero(kept & ~validation & (passes == 0)))
+    order = {
+        "train": np.concatenate(
+            [np.flatnonzero(passes > turn) for turn in range(max(1, passes.max(initial=0)))]
+        ),
+        "validation": np.flatnonzero(kept & validation),
+    }
+    again = order["train"][np.count_nonzero(passes) :]
+    return Plan(
+        splits={name: _counts(documents, index, job.source.names) for name, index in order.items()},
+        shards={name: list(_cut(name, documents, index, shard_tokens)) for name, index in order.items()},
+        read=read,
+        repeated={"documents": len(again), "tokens": int(documents.length[again].sum())},
+        dropped=dropped,
+        skipped=skipped,
+    )
+
+
+def write_planned_shard(job: Job, shard: ShardPlan, advance: Callable[[int, int], None]) -> dict[str, Any]:
+    """Write a shard of the store beside the folder of the parts; returns its record.
+
+    A finished one is found again: its record is among the parts.
+    """
+    folder, dtype = job.folder.parent, token_dtype(job.tokenizer.vocab_size)
+    done = job.folder / f"{shard.name}.json"
+    if done.is_file():
+        found = json.loads(done.read_text(encoding="utf-8"))
+        if found["identity"] == job.identity and store.has_shard(folder, dtype, found["record"]):
+            return found["record"]
+    tokens = _copied(job.folder, dtype, shard)
+    record = store.write_shard(folder, shard.name, dtype, tokens, shard.length, shard.source)
+    write_json(done, {"identity": job.identity, "record": record})
+    return record
+
+
+def _documents(made: Sequence[PartFile], parts: Sequence[Part]) -> Documents:
+    lengths = [part.column("lengths") for part in made]
+    counts = [len(part) for part in lengths]
+    sources = np.array([part.source for part in parts], np.uint16)
+    return Documents(
+        part=np.repeat(np.arange(len(made), dtype=np.int32), counts),
+        start=np.concatenate([np.zeros(0, np.int64), *(np.cumsum(part) - part for part in lengths)]),
+        length=np.concatenate([np.zeros(0, np.int64), *lengths]),
+        text_bytes=np.concatenate([np.zeros(0, np.int64), *(part.column("text_bytes") for part in made)]),
+        digest=np.concatenate([np.zeros((0, 2), ">u8"), *(part.column("digests") for part in made)]).astype(
+            np.uint64
+        ),
+        source=np.repeat(sources, counts),
+    )
+
+
+def _drop_near_copies(
+    job: Job, made: Sequence[PartFile], kept: np.ndarray, texts: _Texts, dropped: Dropped
+) -> None:
+    """Clear `kept` where a document is a near copy of an earlier one that is kept."""
+    candidates = np.flatnonzero(kept)
+
+    def band(number: int) -> np.ndarray:
+        return np.concatenate([part.column("keys")[:, number] for part in made])[candidates]
+
+    copies = near.near_copies(
+        len(candidates), band, lambda index: texts.of(candidates[np.asarray(index, np.int64)]), job.data.near
+    )
+    copy = candidates[copies >= 0]
+    kept[copy] = False
+    texts.count(dropped, "near duplicate", copy)
+
+
+class _Texts:
+    """The texts of stored documents, decoded from their tokens."""
+
+    def __init__(
+        self, job: Job, parts: Sequence[Part], made: Sequence[PartFile], documents: Documents
+    ) -> None:
+        self._job, self._parts, self._made, self._documents = job, parts, made, documents
+
+    def of(self, index: np.ndarray) -> list[str]:
+        """The texts of some documents."""
+        ids = []
+        for document in index.tolist():
+            start, length = int(self._documents.start[document]), int(self._documents.length[document])
+            tokens = self._made[self._documents.part[document]].tokens
+            ids.append(tokens[start + 1 : start + length - 1].tolist())
+        return self._job.tokenizer.backend.decode_batch(ids, skip_special_tokens=False)
+
+    def count(self, dropped: Dropped, rule: str, index: np.ndarray) -> None:
+        """Count documents that are dropped, the first few as examples."""
+        if not len(index):
+            return
+        size, tokens = (
+            int(values[index].sum()) for values in (self._documents.text_bytes, self._documents.length)
+        )
+        dropped.add(rule, size, tokens, documents=len(index))
+        for document in index.tolist():
+            if not dropped.wants_example(rule):
+                return
+            dropped.show(rule, *self._example(document))
+
+    def _example(self, document: int) -> tuple[str, str]:
+        part = int(self._documents.part[document])
+        first = int(np.searchsorted(self._documents.part, part))
+        place = self._made[part].column("places")[document - first]
+        (text,) = self.of(np.array([document]))
+        return self._job.source.spell(self._parts[part], (int(place[0]), int(place[1]))), text
+
+
+def _passes(documents: Documents, weights: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """How often each document comes in an epoch; int (documents,).
+
+    A weight's fraction is a share of the documents, chosen by the digest's second word: the first chose the
+    split.
+    """
+    whole = np.floor(weights).astype(np.int64)
+    share = (weights - whole)[documents.source]
+    chance = (documents.digest[:, 1] >> np.uint64(11)).astype(np.float64) / 2**53
+    return np.where(train, whole[documents.source] + (chance < share), 0)
+
+
+def _counts(documents: Documents, index: np.ndarray, names: list[str]) -> dict[str, Any]:
+    source = documents.source[index]
+    columns = {
+        "documents": np.ones(len(index), np.int64),
+        "tokens": documents.length[index],
+        "text_bytes": documents.text_bytes[index],
+    }
+    sums = {key: np.zeros(len(names), np.int64) for key in columns}
+    for key, values in columns.items():
+        np.add.at(sums[key], source, values)
+    by_source = {name: {key: int(sums[key][place]) for key in sums} for place, name in enumerate(names)}
+    return {**{key: int(values.sum()) for key, values in columns.items()}, "by_source": by_source}
+
+
+def _cut(split: str, documents: Documents, index: np.ndarray, limit: int) -> Iterator[ShardPlan]:
+    """The shards of a split: one takes no further document that would lift it above `limit` tokens."""
+    ends = np.cumsum(documents.length[index])
+    first = number = 0
+    while first < len(index):
+        filled = ends[first - 1] if first else 0
+        last = max(int(np.searchsorted(ends, filled + limit, "right")), first + 1)
+        chosen = index[first:last]
+        yield ShardPlan(
+            f"{split}-{number:05d}",
+            documents.part[chosen],
+            documents.start[chosen],
+            documents.length[chosen],
+            documents.source[chosen],
+        )
+        first, number = last, number + 1
+
+
+def _copied(folder: Path, dtype: np.dtype[Any], shard: ShardPlan) -> Iterator[np.ndarray]:
+    """The tokens of a shard's documents; runs that lie together in a part are copied together."""
+    ends = shard.start + shard.length
+    breaks = np.flatnonzero((shard.part[1:] != shard.part[:-1]) | (shard.start[1:] != ends[:-1])) + 1
+    firsts = np.concatenate(([0], breaks))
+    lasts = np.concatenate((breaks, [len(shard.part)])) - 1
+    opened: PartFile | None = None
+    for part, start, end in zip(
+        shard.part[firsts].tolist(), shard.start[firsts].tolist(), ends[lasts].tolist(), strict=True
+    ):
+        if opened is None or opened.index != part:
+            opened = PartFile(folder, part, dtype)
+        for begin in range(start, end, COPIED_TOKENS):
+            yield opened.tokens[begin : min(begin + COPIED_TOKENS, end)]

@@ -1,0 +1,239 @@
+"""One part of a source, from text to tokens: what a worker does, what a killed preparation finds again.
+
+    read → clean → filter → exact duplicates within the part → encode → min_tokens, max_tokens
+
+All of it depends on the part alone, so parts are made in any order, by any number of workers and machines. What
+depends on other parts (duplicates across them, the split, the order) is done when they are merged. Two files:
+
+    00012.tokens    ids of the documents that are left, each with bos and eos
+    00012.npz       per document its length, digest, bytes and place; what was dropped; written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from krill.config.schema import Data
+from krill.data import near
+from krill.data.dedup import Duplicates, words
+from krill.data.documents import Dropped, Rules, Usable, usable_documents
+from krill.data.encoding import Encoded, Encoder, token_dtype
+from krill.data.source import Part, Skipped, Source
+from krill.tokenizer import TokenizerFolder
+
+BATCH_CHARACTERS = {"hf": 250_000, "fast": 1_000_000}
+"""Documents are encoded in batches of about so many characters per thread: enough work, flat memory (Hugging Face
+tokenizers keep about 100 bytes a token until a batch is done)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every part of a preparation has in common; pickles."""
+
+    source: Source
+    data: Data
+    tokenizer: TokenizerFolder
+    folder: Path
+    """Where the parts go."""
+    identity: str
+    """Signature of the store that they are for."""
+    engine: Literal["hf", "fast"] = "hf"
+    threads: int = 1
+    """Threads that encode a part."""
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Made once per process: reading a tokenizer takes longer than encoding a part."""
+        return Encoder(self.tokenizer, self.engine, parallel=self.threads > 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: self.__dict__[key] for key in self.__dataclass_fields__}
+
+    def made(self, index: int) -> PartFile | None:
+        """Part `index`, if it has been made for this store."""
+        part = PartFile(self.folder, index, token_dtype(self.tokenizer.vocab_size))
+        return part if part.identity == self.identity else None
+
+
+class PartFile:
+    """A part that has been made."""
+
+    def __init__(self, folder: Path, index: int, dtype: np.dtype[Any]) -> None:
+        self._folder, self.index, self._dtype = folder, index, dtype
+
+    @property
+    def identity(self) -> str | None:
+        """The store that it was made for; None if it is not there, not whole."""
+        try:
+            record = self.record
+            size = _path(self._folder, self.index, "tokens").stat().st_size
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return record["identity"] if size == record["tokens"] * self._dtype.itemsize else None
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """identity, documents, tokens (stored), read, dropped, skipped."""
+        return json.loads(self.column("record").tobytes())
+
+    def column(self, name: str) -> np.ndarray:
+        """lengths, text_bytes (documents,); digests (documents, 2); places (documents, 2); keys."""
+        with np.load(_path(self._folder, self.index, "npz"), allow_pickle=False) as columns:
+            return columns[name]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """The stored ids, a memory map; uint16 or uint32 (tokens,)."""
+        path = _path(self._folder, self.index, "tokens")
+        return np.memmap(path, self._dtype, mode="r") if self.record["tokens"] else np.zeros(0, self._dtype)
+
+
+@dataclass
+class _Columns:
+    """What is kept of each document of a part beside its tokens."""
+
+    lengths: list[np.ndarray] = field(default_factory=list)
+    text_bytes: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
+    keys: list[np.ndarray] = field(default_factory=list)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        found = {
+            "lengths": np.concatenate([np.zeros(0, np.int64), *self.lengths]),
+            "text_bytes": np.array(self.text_bytes, np.int64),
+            "digests": words(b"".join(self.digests)),
+            "places": np.array(self.places, np.int64).reshape(-1, 2),
+        }
+        return found | ({"keys": np.concatenate(self.keys)} if self.keys else {})
+
+
+def make_part(job: Job, index: int, part: Part, advance: Callable[[int, int], None]) -> None:
+    """Make a part; `advance`(documents, bytes of text) is called now and then.
+
+    Raises UsageError for input that cannot be used, `engines.Differs` if the fast engine errs.
+    """
+    partial = _path(job.folder, index, f"tokens.{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            columns, record = _Maker(job, part, advance).write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, _path(job.folder, index, "tokens"))
+        partial = _path(job.folder, index, f"npz.{os.getpid()}")
+        with open(partial, "wb") as file:
+            content = np.frombuffer(json.dumps({"identity": job.identity, **record}).encode(), np.uint8)
+            np.savez(file, record=content, **columns.arrays())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, _path(job.folder, index, "npz"))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _Maker:
+    """Writes the tokens of one part and counts."""
+
+    def __init__(self, job: Job, part: Part, advance: Callable[[int, int], None]) -> None:
+        self._job, self._part, self._advance = job, part, advance
+        self._encoder = job.encoder
+        self._signer = near.Signer(job.data.near) if job.data.near.threshold is not None else None
+        self._dropped, self._skipped, self._read = Dropped(), Skipped(), Counter[str]()
+        self._columns = _Columns()
+        if self._signer is not None:
+            self._columns.keys.append(self._signer.keys([]))
+
+    def write(self, file: IO[bytes]) -> tuple[_Columns, dict[str, Any]]:
+        """Write the tokens to `file`; returns the columns and the record."""
+        limit = BATCH_CHARACTERS[self._job.engine] * self._job.threads
+        waiting: tuple[list[Usable], Future[Encoded]] | None = None
+        # A batch is encoded by a thread of Rust while Python reads and cleans the next one.
+        with ThreadPoolExecutor(1) as thread:
+            for batch in _batches(self._documents(), limit):
+                encoded = thread.submit(self._encoder.encode, [document.text for document in batch])
+                if waiting is not None:
+                    self._write_batch(*waiting, file)
+                waiting = batch, encoded
+            if waiting is not None:
+                self._write_batch(*waiting, file)
+        record = {
+            "documents": len(self._columns.text_bytes),
+            "tokens": sum(int(lengths.sum()) for lengths in self._columns.lengths),
+            "read": dict(self._read),
+            "dropped": self._dropped.rules,
+            "skipped": self._skipped.reasons,
+        }
+        return self._columns, record
+
+    def _documents(self) -> Iterator[Usable]:
+        source, part = self._job.source, self._part
+        return usable_documents(
+            self._counted(),
+            Rules(self._job.data),
+            Duplicates(),
+            self._dropped,
+            lambda place: source.spell(part, place),
+        )
+
+    def _counted(self) -> Iterator[Any]:
+        for document in self._job.source.read(self._part, self._skipped):
+            self._read["documents"] += 1
+            yield document
+
+    def _write_batch(self, batch: list[Usable], encoding: Future[Encoded], file: IO[bytes]) -> None:
+        encoded = encoding.result()
+        self._read["tokens"] += len(encoded.tokens)
+        keep = self._long_enough(batch, encoded.lengths)
+        kept = encoded.select(keep)
+        file.write(kept.tokens.data)
+        documents = [document for document, stays in zip(batch, keep.tolist(), strict=True) if stays]
+        columns = self._columns
+        columns.lengths.append(kept.lengths)
+        columns.text_bytes += [self._encoder.text_bytes(item.text, item.content) for item in documents]
+        columns.digests += [document.digest for document in documents]
+        columns.places += [document.place for document in documents]
+        if self._signer is not None:
+            columns.keys.append(self._signer.keys([document.text for document in documents]))
+        self._advance(len(batch), sum(len(document.content) for document in batch))
+
+    def _long_enough(self, batch: list[Usable], lengths: np.ndarray) -> np.ndarray:
+        """Where a document has neither too few nor too many tokens; bool (documents,)."""
+        data = self._job.data
+        short = lengths - 2 < max(1, data.min_tokens)
+        long = lengths - 2 > data.max_tokens if data.max_tokens is not None else np.zeros(len(batch), bool)
+        for rule, where in (("min_tokens", short), ("max_tokens", long)):
+            for index in np.flatnonzero(where).tolist():
+                document = batch[index]
+                self._dropped.add(rule, len(document.content), int(lengths[index]))
+                if self._dropped.wants_example(rule):
+                    place = self._job.source.spell(self._part, document.place)
+                    self._dropped.show(rule, place, document.text)
+        return ~(short | long)
+
+
+def _batches(documents: Iterator[Usable], limit: int) -> Iterator[list[Usable]]:
+    batch: list[Usable] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= limit:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _path(folder: Path, index: int, kind: str) -> Path:
+    return folder / f"{index:05d}.{kind}"

@@ -1,0 +1,124 @@
+"""Token ids as a person reads them: words, other signs, special tokens, and what is no character by itself.
+
+One character can be several tokens: most Hangul syllables of a byte-level BPE with a small vocabulary are. None
+of them can be decoded alone, so such tokens are joined until whole characters come out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from krill.tokenizer import TokenizerFolder
+
+Kind = Literal["special", "word", "other", "undecodable"]
+
+_WORD = re.compile(r"\w")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Piece(NamedTuple):
+    """Tokens that are shown as one."""
+
+    kind: Kind
+    text: str
+    """Of a special token its name; of what is undecodable its bytes as \\xe3."""
+    ids: tuple[int, ...]
+
+
+class Speller:
+    """Spells the ids of one tokenizer."""
+
+    def __init__(self, tokenizer: TokenizerFolder) -> None:
+        self._backend = tokenizer.backend
+        self._added = {
+            token: added.content for token, added in self._backend.get_added_tokens_decoder().items()
+        }
+        roles = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
+        flagged = {
+            token for token, added in self._backend.get_added_tokens_decoder().items() if added.special
+        }
+        self._special = roles | flagged
+        decoder = str(self._backend.decoder)
+        self._byte_level = "ByteLevel" in decoder
+        self._marks_spaces = "▁" in decoder
+
+    def pieces(self, ids: Sequence[int]) -> list[Piece]:
+        """The pieces of a stretch of ONE document, in order; together they hold every id once.
+
+        A run of tokens without a letter or digit is one piece, and so is a run that decodes to nothing.
+        """
+        contents = [None if token in self._special else self._bytes(token) for token in ids]
+        found: list[Piece] = []
+        start = 0
+        while start < len(ids):
+            stop, kind, text = self._next(ids, contents, start)
+            piece = Piece(kind, text, tuple(ids[start:stop]))
+            if found and kind == found[-1].kind and kind in ("other", "undecodable"):
+                found[-1] = Piece(kind, found[-1].text + text, found[-1].ids + piece.ids)
+            else:
+                found.append(piece)
+            start = stop
+        return found
+
+    def spelled(self, token: int) -> str:
+        """One token by itself, on one line."""
+        (piece,) = self.pieces([token])
+        return visible(piece.text)
+
+    def _next(self, ids: Sequence[int], contents: list[bytes | None], start: int) -> tuple[int, Kind, str]:
+        """Where the piece that begins at `start` ends, what it is, and its text."""
+        first = contents[start]
+        if first is None:
+            return start + 1, "special", self._name(ids[start])
+        content = b""
+        for stop in range(start, len(ids)):
+            more = contents[stop]
+            if more is None:
+                break
+            content += more
+            try:
+                text = content.decode()
+            except UnicodeDecodeError as error:
+                if error.reason != "unexpected end of data":
+                    break
+            else:
+                return stop + 1, "word" if _WORD.search(text) else "other", text
+        return start + 1, "undecodable", first.decode(errors="backslashreplace")
+
+    def _bytes(self, token: int) -> bytes:
+        """The bytes of the text that `token` stands for."""
+        entry = self._added.get(token)
+        if entry is not None:
+            return entry.encode()
+        entry = self._backend.id_to_token(token) or ""
+        if self._byte_level and _BYTES.keys() >= set(entry):
+            return bytes(_BYTES[letter] for letter in entry)
+        if byte := _BYTE_TOKEN.fullmatch(entry):
+            return bytes([int(byte[1], 16)])
+        return (entry.replace("▁", " ") if self._marks_spaces else entry).encode()
+
+    def _name(self, token: int) -> str:
+        """<|eos|> → eos."""
+        content = self._added.get(token) or self._backend.id_to_token(token) or str(token)
+        return content.strip("<|>[]") or content
+
+
+def visible(text: str) -> str:
+    """`text` on one line and harmless to a terminal: what cannot be printed is escaped, a line's end is ↵."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text.replace("\n", "↵")
+    )
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The letter by which byte-level BPE (Radford et al. 2019, GPT-2) writes each byte, → the byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()

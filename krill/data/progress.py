@@ -1,0 +1,116 @@
+"""What a person sees of a preparation: a bar or a line now and then while it works, a table at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from krill.data.source import Part
+
+log = logging.getLogger("krill")
+PLAIN_SECONDS = 15.0
+
+
+class Meter:
+    """Counts what the workers have done, and shows it while it is entered."""
+
+    def __init__(self, parts: Sequence[Part], missing: Sequence[int]) -> None:
+        self.documents = self.text_bytes = 0
+        self._parts = parts
+        self._size, self._done = sum(parts[index].size for index in missing), 0
+        self._bar: Progress | None = None
+        self._began = self._shown = time.monotonic()
+
+    def __enter__(self) -> Meter:
+        if sys.stderr.isatty():
+            columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[figures]}"))
+            self._bar = Progress(
+                TextColumn("tokens"),
+                *columns,
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=max(1, self._size), figures="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def advance(self, documents: int, text_bytes: int) -> None:
+        """So many documents, so much text more has been encoded."""
+        self.documents += documents
+        self.text_bytes += text_bytes
+        if self._bar:
+            self._bar.update(self._task, figures=self._figures())
+        elif time.monotonic() - self._shown > PLAIN_SECONDS:
+            self._shown = time.monotonic()
+            log.info("tokens: %s%s", self._figures(), self._left())
+
+    def finished(self, index: int) -> None:
+        """A part is done."""
+        self._done += self._parts[index].size
+        if self._bar:
+            self._bar.update(self._task, completed=self._done)
+
+    def _figures(self) -> str:
+        seconds = max(1e-9, time.monotonic() - self._began)
+        return (
+            f"{self.documents:,} documents  {self.documents / seconds:,.0f} documents/s  "
+            f"{self.text_bytes / seconds / 1e6:.1f} MB/s"
+        )
+
+    def _left(self) -> str:
+        if not self._done:
+            return ""
+        seconds = (time.monotonic() - self._began) * (self._size / self._done - 1)
+        return f"  {self._done / self._size:.0%}  {timedelta(seconds=round(seconds))} left"
+
+
+def report(manifest: dict[str, Any], seconds: float) -> None:
+    """Tell what was kept, and in a table what each rule dropped, with an example."""
+    splits = manifest["splits"]
+    documents, tokens, text_bytes = (
+        sum(split[key] for split in splits.values()) for key in ("documents", "tokens", "text_bytes")
+    )
+    log.info(
+        "tokens: %s documents kept (%s for validation), %s tokens from %.1f MB of text, %.2f bytes a token, %.1f s",
+        f"{documents:,}", f"{splits['validation']['documents']:,}", f"{tokens:,}", text_bytes / 1e6,
+        text_bytes / max(1, tokens - 2 * documents), seconds,
+    )  # fmt: skip
+    for line in dropped_table(manifest["dropped"], manifest["read"]["documents"]):
+        log.info("%s", line)
+    for reason, found in manifest["skipped"].items():
+        log.info("  %-28s %12s records without a document", reason, f"{found['records']:,}")
+    found = manifest["leaks"]
+    if found["leaked_documents"]:
+        log.warning(
+            "leak check: %d of %d validation documents are at least half in the training text (%d-grams of tokens); "
+            "near duplicates are dropped with data.near.threshold=0.8",
+            found["leaked_documents"], found["documents"], found["ngram"],
+        )  # fmt: skip
+
+
+def dropped_table(dropped: dict[str, dict[str, Any]], read: int) -> list[str]:
+    """A line per rule: documents and bytes that it dropped, their share of the `read` documents, an example."""
+    if not dropped:
+        return []
+    lines = [f"  {'dropped by':<28} {'documents':>12} {'share':>7} {'MB':>9}  example"]
+    for rule, counts in sorted(dropped.items(), key=lambda item: -item[1]["documents"]):
+        example = counts["examples"][0] if counts["examples"] else {"place": "", "text": ""}
+        share = counts["documents"] / max(1, read)
+        shown = f"{example['place']} {example['text'][:40]!r}" if example["text"] else example["place"]
+        lines.append(
+            f"  {rule:<28} {counts['documents']:>12,} {share:>7.2%} {counts['bytes'] / 1e6:>9.2f}  {shown}"
+        )
+    return lines

@@ -1,0 +1,128 @@
+"""The fast engine gives the reference's ids, or is not used; nothing is silently different."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import normalizers
+
+from krill.config.schema import Tokenizer
+from krill.data import engines
+from krill.data.encoding import Encoder
+from krill.data.engines import Checked, Differs, Fast, Reference, chosen, compare
+from krill.errors import UsageError
+from krill.tokenizer import TokenizerFolder, load_tokenizer, train_tokenizer
+
+CORPUS = [
+    f"문서 {n}: ㅋㅋㅋ 안녕하세요 don't stop {n * 977}  x² \n\n\tdef f(x):\n    return x\n" for n in range(60)
+]
+
+
+def trained(folder: Path, **changes: Any) -> TokenizerFolder:
+    folder.mkdir()
+    recipe = {
+        "name": "t", "path": None, "vocab_size": 330, "min_frequency": 2, "max_token_length": None,
+        "normalizer": "none", "pattern": "gpt4", "bos_token": "<|bos|>", "eos_token": "<|eos|>",
+        "pad_token": "<|pad|>", "special_tokens": ["<think>"], "sample_bytes": 10**6,
+    }  # fmt: skip
+    train_tokenizer(Tokenizer(**recipe | changes), iter(CORPUS), folder)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
+    return trained(tmp_path_factory.mktemp("engine") / "t")
+
+
+@pytest.mark.parametrize("changes", [{"pattern": "gpt4"}, {"pattern": "gpt2"}, {"normalizer": "nfc"}])
+def test_every_recipe_of_krill_can_be_encoded_fast(tmp_path: Path, changes: dict[str, str]) -> None:
+    backend = Encoder(trained(tmp_path / "t", **changes)).backend
+    compare(
+        Fast(backend, parallel=False), Reference(backend), [*CORPUS, "<|eos|><think>", "", "e\u0301 \ufb01"]
+    )
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["<|eos|>", "<think>a"])
+    )
+)
+def test_any_text_has_the_same_tokens(tokenizer: TokenizerFolder, texts: list[str]) -> None:
+    fast, reference = (Encoder(tokenizer, engine, parallel=False).encode(texts) for engine in ("fast", "hf"))
+    np.testing.assert_array_equal(fast.tokens, reference.tokens)
+    np.testing.assert_array_equal(fast.lengths, reference.lengths)
+
+
+class Wrong:
+    """An engine with another id for one text."""
+
+    def __init__(self, right: Reference) -> None:
+        self._right = right
+
+    def ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, lengths = self._right.ids(texts)
+        if "poison" in "".join(texts):
+            ids = ids.copy()
+            ids[-1] += 1
+        return ids, lengths
+
+
+def test_a_difference_is_found_and_named(tokenizer: TokenizerFolder) -> None:
+    reference = Reference(Encoder(tokenizer).backend)
+    compare(Wrong(reference), reference, CORPUS)
+    with pytest.raises(Differs, match="begins 'poison 독'"):
+        compare(Wrong(reference), reference, [*CORPUS, "poison 독"])
+    with pytest.raises(Differs):
+        Checked(Wrong(reference), reference).ids(["poison"])
+
+
+def test_auto_takes_what_is_right(
+    tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "krill")
+    backend = Encoder(tokenizer).backend
+    assert chosen("hf", backend, lambda: CORPUS, 10**9) == "hf"
+    assert (
+        chosen("auto", backend, lambda: CORPUS, 10) == chosen("fast", backend, lambda: CORPUS, 10) == "fast"
+    )
+    monkeypatch.setattr(engines, "Fast", lambda backend, parallel: Wrong(Reference(backend)))
+    assert chosen("auto", backend, lambda: ["poison"], 10**9) == "hf"
+    assert "Hugging Face tokenizers (gigatoken gives other ids" in caplog.text
+    with pytest.raises(UsageError, match=r"data\.engine=hf"):
+        chosen("fast", backend, lambda: ["poison"], 10)
+
+
+def test_without_gigatoken(
+    tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "krill")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    backend = Encoder(tokenizer).backend
+    assert chosen("auto", backend, lambda: CORPUS, 10**9) == "hf"
+    assert "pip install 'krill[fast]'" in caplog.text
+    with pytest.raises(UsageError, match=r"pip install 'krill\[fast\]'"):
+        chosen("fast", backend, lambda: CORPUS, 10)
+
+
+def test_a_tokenizer_that_gigatoken_does_not_know_is_left_to_the_reference(
+    tokenizer: TokenizerFolder,
+) -> None:
+    backend = Encoder(tokenizer).backend
+    backend.normalizer = normalizers.NFKC()
+    assert chosen("auto", backend, lambda: CORPUS, 10) == "hf"
+    with pytest.raises(UsageError, match="NFKC"):
+        chosen("fast", backend, lambda: CORPUS, 10)
+
+
+def test_the_reference_is_the_tokenizer(tokenizer: TokenizerFolder) -> None:
+    ids, lengths = Reference(tokenizer.backend).ids(CORPUS)
+    expected = [tokenizer.backend.encode(text, add_special_tokens=False).ids for text in CORPUS]
+    assert [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] == expected

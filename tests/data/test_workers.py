@@ -1,0 +1,122 @@
+"""Work is done once wherever it is done; nobody waits for the dead, and the dead leave nobody behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from krill.data.workers import Advance, Crew, cores
+from krill.errors import KrillError, UsageError
+
+
+def double(common: int, item: int, advance: Advance) -> int:
+    advance(1, item)
+    return common + 2 * item
+
+
+def refuse(common: None, item: int, advance: Advance) -> None:
+    raise UsageError(f"item {item} is of no use")
+
+
+def die(common: None, item: int, advance: Advance) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def endless(folder: Path, item: int, advance: Advance) -> None:
+    (folder / f"{item}.pid").write_text(str(os.getpid()))
+    while True:
+        advance(1, 1)
+        time.sleep(0.01)
+
+
+def threads(common: None, item: int, advance: Advance) -> str:
+    return f"{os.environ['RAYON_NUM_THREADS']} {os.environ['TOKENIZERS_PARALLELISM']}"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_item_is_done_once_and_counted(workers: int) -> None:
+    counts: Counter[str] = Counter()
+
+    def tick(documents: int, text_bytes: int) -> None:
+        counts.update(documents=documents, text_bytes=text_bytes)
+
+    crew = Crew(workers, 1, tick)
+    assert sorted(crew.do(double, 100, range(20))) == [(item, 100 + 2 * item) for item in range(20)]
+    assert counts == {"documents": 20, "text_bytes": sum(range(20))}
+    assert crew.peak_memory() > 10_000_000
+
+
+def test_what_the_work_raises_arrives() -> None:
+    with pytest.raises(UsageError, match="item 0 is of no use"):
+        list(Crew(2, 1, lambda *_: None).do(refuse, None, [0]))
+
+
+def test_a_worker_that_is_killed_is_an_error_and_no_wait() -> None:
+    with pytest.raises(KrillError, match=r"data\.workers=1"):
+        list(Crew(2, 1, lambda *_: None).do(die, None, [0, 1]))
+
+
+def test_workers_know_their_threads() -> None:
+    ((_, found),) = Crew(2, 3, lambda *_: None).do(threads, None, [0])
+    assert found == "3 true"
+
+
+def test_a_parent_that_stops_dismisses_its_workers(tmp_path: Path) -> None:
+    def stop(documents: int, text_bytes: int) -> None:
+        if documents:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Crew(2, 1, stop).do(endless, tmp_path, [0, 1]))
+    assert_gone(tmp_path)
+
+
+def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from test_workers import endless\n"
+        "from krill.data.workers import Crew\n"
+        "if __name__ == '__main__':\n"
+        "    list(Crew(2, 1, lambda *_: None).do(endless, Path(sys.argv[2]), [0, 1]))\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, str(script), str(Path(__file__).parent), str(tmp_path)])
+    try:
+        until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert_gone(tmp_path)
+
+
+def assert_gone(folder: Path) -> None:
+    for file in folder.glob("*.pid"):
+        until(lambda file=file: not alive(int(file.read_text())))
+
+
+def alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def until(condition: object) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_cores_are_those_that_are_left() -> None:
+    assert 1 <= cores() <= (os.cpu_count() or 1)
