@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ from krill.errors import UsageError
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -39,6 +44,8 @@ def make_once(folder: Path, make: Callable[[Path], None], resumes: bool = False)
     """
     if is_made(folder):
         return False
+    if folder.exists() and not folder.is_dir():  # told now, not when all is made
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if is_made(folder):
@@ -48,13 +55,25 @@ def make_once(folder: Path, make: Callable[[Path], None], resumes: bool = False)
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
         try:
-            make(partial)
+            with naming(partial):
+                make(partial)
         except BaseException as error:
             if not resumes or isinstance(error, UsageError):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         os.replace(partial, folder)
     return True
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """That no space is left says `folder`: a write does not know its file's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+            error.filename = str(folder)
+        raise
 
 
 def is_made(folder: Path) -> bool:

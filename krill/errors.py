@@ -17,8 +17,11 @@ class UsageError(KrillError):
     exit_code = USAGE
 
 
-class Stopped(KrillError):
-    """A signal ended the run after its state was saved; the same command goes on."""
+class Stopped(BaseException):
+    """A signal ended the run after its state was saved; the same command goes on.
+
+    No Exception, as KeyboardInterrupt is none: whoever catches any error and goes on must not go on.
+    """
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

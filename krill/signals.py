@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from krill import errors
 from krill.errors import Stopped
@@ -21,14 +22,20 @@ EXIT = {
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """A signal raises Stopped: for work of which every finished piece is on disk already."""
+    """A signal raises Stopped: for work of which every finished piece is on disk already.
+
+    Behind it further ones are ignored: schedulers repeat them, and the exit code must stay what it is.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [number for number in EXIT if number != signal.SIGINT]
-    previous = {number: signal.signal(number, _stop) for number in numbers}
+    previous: dict[signal.Signals, Any] = {number: signal.signal(number, _stop) for number in numbers}
     try:
         yield
+    except Stopped:
+        previous = dict.fromkeys(numbers, signal.SIG_IGN)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -42,7 +42,7 @@ PATTERNS = {
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
-"""How text is cut before merging: the published patterns of GPT-2 and of GPT-4 (cl100k_base, as Llama 3 spells it)."""
+"""How text is cut before merging: the published patterns of GPT-2 and of GPT-4 (as Llama 3 spells it)."""
 
 MODEL_MAX_LENGTH = 2**20
 """Longer texts make transformers warn; the model's own limit is in its configuration."""
@@ -250,7 +250,7 @@ def _bos_in_front(token: str, token_id: int) -> processors.PostProcessor:
 
 def _save(tokenizer: tokenizers.Tokenizer, config: Tokenizer, specials: list[str], folder: Path) -> None:
     """tokenizer.json, and tokenizer_config.json with what transformers needs beside it."""
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     roles = {"bos_token": config.bos_token, "eos_token": config.eos_token, "pad_token": config.pad_token}
     write_json(
         folder / "tokenizer_config.json",

@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,15 +21,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from krill import errors
 from krill.config import location
 from krill.errors import KrillError, Stopped, UsageError
+from krill.signals import stopping
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Config = TypeVar("Config", bound="BaseModel")
 _PLACE_TROUBLE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
 }  # fmt: skip
 """Errors of the file system that a traceback does not make clearer: full, read-only, forbidden, in the way."""
+
+GO_ON = frozenset({"train", "preprocess", "tokenizer"})
+"""Commands that go on, given again, where a signal ended them."""
 
 _failures: list[Exception] = []
 """What ended the point of a single run: kept from Hydra, which would add a line of its own."""
@@ -60,16 +65,18 @@ def main(
 
             print(f"krill {__version__}")
             return errors.DONE
-        code = _through_hydra(command, point, words, bare, before)
+        with stopping() if command in GO_ON else nullcontext():
+            code = _through_hydra(command, point, words, bare, before)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # as in krill-train --help | head: nobody reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return errors.FAILED
-    except KrillError as error:
+    except (KrillError, Stopped) as error:
         return fail(command, error)
     except KeyboardInterrupt:
-        print(f"krill-{command}: interrupted", file=sys.stderr)
+        again = "; the same command goes on" if command in GO_ON else ""
+        print(f"krill-{command}: interrupted{again}", file=sys.stderr)
         return errors.INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _PLACE_TROUBLE:
@@ -82,7 +89,7 @@ def main(
         return errors.FAILED
 
 
-def fail(command: str, error: KrillError) -> int:
+def fail(command: str, error: KrillError | Stopped) -> int:
     """Print each line of the error, return its exit code."""
     for line in str(error).splitlines():
         print(f"krill-{command}: error: {line}", file=sys.stderr)
@@ -187,10 +194,11 @@ class Call:
             return
         identity = places.identity(command, config)
         claimed = claim(identity, self.sweep, self.place(None, identity))
-        if claimed.state == "finished":
+        record = Record(claimed.folder)
+        # Its result may have been removed since; a shard's is not there before all are merged.
+        if claimed.state == "finished" and Path(record.status["result"]).exists():
             log.info("finished already, nothing to do: %s", shown(claimed.folder))
             return
-        record = Record(claimed.folder)
         with claimed, record.running(config, identity, self.overrides):
             self.keep(claimed.folder)
             record.update(result=str(work(config, claimed.folder)))
@@ -235,6 +243,9 @@ def answer(composed: Any, schema: type[Config], work: Callable[[Config, Call], A
             _failures.append(error)
             return None
         log.error("failed: %s: %s", " ".join(call.overrides), error)
-        if isinstance(error, Stopped):
-            raise SystemExit(error.exit_code) from error  # Hydra must not go on to the next point
         raise
+    except Stopped as stop:
+        if call.sweep is None:
+            raise
+        log.error("%s: %s", " ".join(call.overrides), stop)
+        raise SystemExit(stop.exit_code) from stop  # what a launcher's job ends with, too

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ class Encoder:
         self._bos, self._eos = tokenizer.bos_id, tokenizer.eos_id
         self._folder = tokenizer.folder
         self._control = np.unique([tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id])
-        self.backend, self._literals = _text_only(tokenizer.backend, set(self._control.tolist()))
+        self.backend, self._literals = _text_only(tokenizer)
         self._reference = Reference(self.backend)
         self._engine: Engine = self._reference
         if engine == "fast":
@@ -121,12 +122,14 @@ class Encoder:
         return ids
 
 
-def _text_only(backend: Tokenizer, control: set[int]) -> tuple[Tokenizer, list[str]]:
-    """A copy of `backend` that reads special tokens as text, and the literals of the `control` ids.
+@lru_cache(maxsize=1)
+def _text_only(tokenizer: TokenizerFolder) -> tuple[Tokenizer, list[str]]:
+    """A copy of the tokenizer that reads special tokens as text, and the literals of its control tokens.
 
     `encode_special_tokens` covers the tokens flagged special; some tokenizers do not flag theirs.
     """
-    content = json.loads(backend.to_str())
+    control = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
+    content = json.loads(tokenizer.backend.to_str())
     for token in content["added_tokens"]:
         token["special"] = token["special"] or token["id"] in control
     copy = Tokenizer.from_str(json.dumps(content))

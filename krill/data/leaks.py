@@ -12,17 +12,21 @@ is called leaked that is not is half a per cent.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from krill.data.shingles import distinct
 from krill.data.store import Split
+from krill.data.workers import cores
 
 NGRAM = 13
 
 _CHUNK = 2**16
 """Tokens that are hashed at a time: the arrays stay in the processor's cache."""
+_STRETCH = 2**20
+"""Tokens that a thread takes at a time."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _LARGEST_TABLE = 27
 """Binary logarithm of the bytes of the largest prefilter."""
@@ -55,7 +59,7 @@ def leaks(train: Split, validation: Split, ngram: int = NGRAM) -> dict[str, Any]
 def _ngrams(split: Split, ngram: int) -> tuple[np.ndarray, np.ndarray]:
     """All n-grams of the split: where each begins, int64 (n,), and its hash, uint64 (n,)."""
     starts, hashes = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
-    for first, chunk in _hashed(split, ngram):
+    for first, chunk in _hashed(split, ngram, range(split.tokens)):
         inside = _inside(split, first + np.arange(len(chunk)), ngram)
         starts.append(first + np.flatnonzero(inside))
         hashes.append(chunk[inside])
@@ -72,11 +76,16 @@ def _shared(hashes: np.ndarray, train: Split, ngram: int) -> np.ndarray:
     shift = np.uint64(64 - bits)
     table = np.zeros(2**bits, bool)
     table[hashes >> shift] = True
-    for first, chunk in _hashed(train, ngram):
-        maybe = np.flatnonzero(table[chunk >> shift])
-        place, same = _find(hashes, chunk[maybe])
-        inside = _inside(train, first + maybe[same], ngram)
-        found[place[same][inside]] = True
+
+    def look(stretch: range) -> None:
+        for first, chunk in _hashed(train, ngram, stretch):
+            maybe = np.flatnonzero(table[chunk >> shift])
+            place, same = _find(hashes, chunk[maybe])
+            inside = _inside(train, first + maybe[same], ngram)
+            found[place[same][inside]] = True
+
+    with ThreadPoolExecutor(cores()) as threads:
+        list(threads.map(look, _stretches(train, ngram)))
     return hashes[found]
 
 
@@ -89,15 +98,24 @@ def _find(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return place, same
 
 
-def _hashed(split: Split, ngram: int) -> Iterator[tuple[int, np.ndarray]]:
+def _stretches(split: Split, ngram: int) -> list[range]:
+    """The beginnings of the split's n-grams, in pieces for the threads."""
+    return [
+        range(first, min(first + _STRETCH, split.tokens))
+        for first in range(0, split.tokens - ngram + 1, _STRETCH)
+    ]
+
+
+def _hashed(split: Split, ngram: int, beginnings: range) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first, hashes uint64 (n,)): hashes[i] is that of the tokens from first + i on, across documents too.
 
     Differences of a running polynomial (Karp & Rabin 1987), so the cost does not depend on `ngram`.
     """
     size = _CHUNK + ngram
     powers = np.cumprod(np.full(size + 1, _BASE), dtype=np.uint64)
-    for first in range(0, split.tokens - ngram + 1, _CHUNK):
-        tokens = split.read(first, min(first + _CHUNK + ngram - 1, split.tokens))
+    stop = min(beginnings.stop, split.tokens - ngram + 1)
+    for first in range(beginnings.start, stop, _CHUNK):
+        tokens = split.copy(first, min(first + _CHUNK, stop) + ngram - 1)
         count = len(tokens) - ngram + 1
         running = np.zeros(len(tokens) + 1, np.uint64)
         np.cumsum(tokens * powers[: len(tokens)], out=running[1:])

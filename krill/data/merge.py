@@ -167,8 +167,8 @@ class _Texts:
         ids = []
         for document in index.tolist():
             start, length = int(self._documents.start[document]), int(self._documents.length[document])
-            tokens = self._made[self._documents.part[document]].tokens
-            ids.append(tokens[start + 1 : start + length - 1].tolist())
+            part = self._made[self._documents.part[document]]
+            ids.append(part.tokens(start + 1, start + length - 1).tolist())
         return self._job.tokenizer.backend.decode_batch(ids, skip_special_tokens=False)
 
     def count(self, dropped: Dropped, rule: str, index: np.ndarray) -> None:
@@ -242,11 +242,9 @@ def _copied(folder: Path, dtype: np.dtype[Any], shard: ShardPlan) -> Iterator[np
     breaks = np.flatnonzero((shard.part[1:] != shard.part[:-1]) | (shard.start[1:] != ends[:-1])) + 1
     firsts = np.concatenate(([0], breaks))
     lasts = np.concatenate((breaks, [len(shard.part)])) - 1
-    opened: PartFile | None = None
     for part, start, end in zip(
         shard.part[firsts].tolist(), shard.start[firsts].tolist(), ends[lasts].tolist(), strict=True
     ):
-        if opened is None or opened.index != part:
-            opened = PartFile(folder, part, dtype)
+        file = PartFile(folder, part, dtype)
         for begin in range(start, end, COPIED_TOKENS):
-            yield opened.tokens[begin : min(begin + COPIED_TOKENS, end)]
+            yield file.tokens(begin, min(begin + COPIED_TOKENS, end))

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from krill.atomic import is_made, make_once, unfinished, write_json
+from krill.atomic import is_made, make_once, naming, unfinished, write_json
 from krill.config.schema import TrainConfig
 from krill.config.signature import signature
 from krill.data.dedup import Duplicates, split_of
 from krill.data.documents import Dropped, Rules, text_rules, usable_documents
 from krill.data.packing import pack
-from krill.data.prepare import prepare, prepare_shard, store_signature
+from krill.data.prepare import prepare, prepare_shard, store_signature, text_changed
 from krill.data.source import Skipped
 from krill.data.sources import open_source
 from krill.data.store import Store
@@ -42,6 +42,8 @@ def obtain_tokenizer(config: TrainConfig, outputs: Path, place: Path | None = No
 
     def make(partial: Path) -> None:
         record = train_tokenizer(config.tokenizer, _training_texts(config), partial)
+        if tokenizer_signature(config) != identity:
+            raise text_changed(config.data)
         write_json(partial / "record.json", {"signature": identity, **record})
 
     made = make_once(folder, make)
@@ -105,12 +107,17 @@ def obtain_store(
     folder = place or _folder(config, identity, outputs)
 
     def make(folder: Path) -> None:
-        prepare(config.data, tokenizer, folder, source)
+        if prepare(config.data, tokenizer, folder, source)["signature"] != identity:
+            raise text_changed(config.data)
 
     made = make_once(folder, make, resumes=True)
+    if not made and not (folder / "manifest.json").is_file():
+        raise UsageError(f"{folder} is not empty and holds no tokens; name another folder with output=")
     store = Store.open(folder)
     if store.signature != identity:
         raise UsageError(f"{folder} holds other tokens; remove it, or name another folder with output=")
+    if made:
+        store.tidy()  # a shard's job that was late could write there until now
     log.info("tokens: %s %s", "made" if made else "reused", folder)
     if made:
         _report_rows(store, config)
@@ -124,10 +131,16 @@ def obtain_shard(
     source = open_source(config.data)
     identity = store_signature(config.data, tokenizer.signature, source.fingerprint())
     folder = place or _folder(config, identity, outputs)
-    if is_made(folder):
-        log.info("tokens: reused %s", folder)
-    else:
-        prepare_shard(config.data, tokenizer, unfinished(folder), source)
+    if not is_made(folder):
+        try:
+            with naming(unfinished(folder)):
+                prepare_shard(config.data, tokenizer, unfinished(folder), source)
+        except FileNotFoundError:
+            if not is_made(folder):
+                raise  # else another job has made all of it meanwhile, and the parts are gone
+        else:
+            return folder
+    log.info("tokens: reused %s", folder)
     return folder
 
 

@@ -55,7 +55,7 @@ class Job:
     @cached_property
     def encoder(self) -> Encoder:
         """Made once per process: reading a tokenizer takes longer than encoding a part."""
-        return Encoder(self.tokenizer, self.engine, parallel=self.threads > 1)
+        return Encoder(self.tokenizer, self.engine, parallel=self.threads > 2)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in self.__dataclass_fields__}
@@ -64,6 +64,10 @@ class Job:
         """Part `index`, if it has been made for this store."""
         part = PartFile(self.folder, index, token_dtype(self.tokenizer.vocab_size))
         return part if part.identity == self.identity else None
+
+    def forget(self, index: int) -> None:
+        """Have part `index` made again."""
+        _path(self.folder, index, "npz").unlink(missing_ok=True)
 
 
 class PartFile:
@@ -92,11 +96,10 @@ class PartFile:
         with np.load(_path(self._folder, self.index, "npz"), allow_pickle=False) as columns:
             return columns[name]
 
-    @cached_property
-    def tokens(self) -> np.ndarray:
-        """The stored ids, a memory map; uint16 or uint32 (tokens,)."""
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """The stored ids [start, stop); uint16 or uint32 (stop - start,)."""
         path = _path(self._folder, self.index, "tokens")
-        return np.memmap(path, self._dtype, mode="r") if self.record["tokens"] else np.zeros(0, self._dtype)
+        return np.fromfile(path, self._dtype, stop - start, offset=start * self._dtype.itemsize)
 
 
 @dataclass
@@ -134,7 +137,7 @@ def make_part(job: Job, index: int, part: Part, advance: Callable[[int, int], No
         partial = _path(job.folder, index, f"npz.{os.getpid()}")
         with open(partial, "wb") as file:
             content = np.frombuffer(json.dumps({"identity": job.identity, **record}).encode(), np.uint8)
-            np.savez(file, record=content, **columns.arrays())
+            np.savez(file, allow_pickle=False, record=content, **columns.arrays())
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, _path(job.folder, index, "npz"))

@@ -8,9 +8,9 @@ part that was made is found again, whoever made it. Tokens read = tokens stored 
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ from krill.data.progress import Meter, report
 from krill.data.source import Part, Skipped, Source
 from krill.data.sources import check, open_source
 from krill.data.workers import Crew, cores
-from krill.errors import UsageError
+from krill.errors import KrillError, UsageError
 from krill.tokenizer import TokenizerFolder
 
 log = logging.getLogger("krill")
@@ -57,22 +57,23 @@ def prepare(
     """Write the token store of `data` into `folder` and return its manifest; goes on where it was killed.
 
     With data.shards the parts must be there, made by `prepare_shard`. Raises UsageError for input that cannot
-    be used, a shard that is missing, or rules that leave no document to train on.
+    be used or changes meanwhile, or rules that leave no document to train on, KrillError for a missing shard.
     """
     began = time.monotonic()
     job, parts = _job(data, tokenizer, folder, source)
-    if not (folder / "manifest.json").is_file():
-        missing = _missing(job, range(len(parts)))
+    if not _complete(folder, job.identity):
+        every = range(len(parts))
+        missing = _missing(job, every)
         if data.shards > 1:
             _demand_shards(data, parts, missing)
         meter = Meter(parts, missing)
-        crew = _make(job, parts, missing, meter)
+        crew = _make(job, parts, every, meter)
         _merge(job, parts, crew, shard_tokens)
         _record(folder, crew, meter, time.monotonic() - began)
-    shutil.rmtree(job.folder, ignore_errors=True)
-    found = store.Store.open(folder).manifest
-    report(found, time.monotonic() - began)
-    return found
+    made = store.Store.open(folder)
+    made.tidy()
+    report(made.manifest, time.monotonic() - began)
+    return made.manifest
 
 
 def prepare_shard(data: Data, tokenizer: TokenizerFolder, folder: Path, source: Source | None = None) -> Path:
@@ -85,7 +86,7 @@ def prepare_shard(data: Data, tokenizer: TokenizerFolder, folder: Path, source: 
         "shard %d of %d: %d of %d parts, %d of them made before",
         data.shard, data.shards, len(mine), len(parts), len(mine) - len(missing),
     )  # fmt: skip
-    _make(job, parts, missing, Meter(parts, missing))
+    _make(job, parts, mine, Meter(parts, missing))
     return job.folder
 
 
@@ -124,10 +125,21 @@ def _job(
         raise UsageError(
             f"{len(source.names)} sources, the store tells {store.MAX_SOURCES} apart; name folders, not files"
         )
-    identity = store_signature(data, tokenizer.signature, source.fingerprint())
-    job = Job(source, data, tokenizer, folder / "parts", identity)
+    job = Job(source, data, tokenizer, folder / "parts", _identity(data, tokenizer, source))
     job.folder.mkdir(parents=True, exist_ok=True)
     return job, source.parts()
+
+
+def _identity(data: Data, tokenizer: TokenizerFolder, source: Source) -> str:
+    return store_signature(data, tokenizer.signature, source.fingerprint())
+
+
+def _complete(folder: Path, identity: str) -> bool:
+    """Whether all is done but the last: a store with its manifest was killed before it got its name."""
+    manifest = folder / "manifest.json"
+    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["signature"] != identity:
+        manifest.unlink()  # output= was begun with another configuration
+    return manifest.is_file()
 
 
 def _missing(job: Job, indices: Sequence[int]) -> list[int]:
@@ -135,20 +147,22 @@ def _missing(job: Job, indices: Sequence[int]) -> list[int]:
 
 
 def _demand_shards(data: Data, parts: Sequence[Part], missing: Sequence[int]) -> None:
-    """Raise UsageError naming the shards of which parts are missing."""
+    """Raise KrillError naming the shards of which parts are missing. No UsageError: what is made must stay."""
     absent = set(missing)
     shards = [
         number for number, mine in enumerate(shard_parts(parts, data.shards)) if not absent.isdisjoint(mine)
     ]
     if shards:
-        raise UsageError(
+        raise KrillError(
             f"data.shards={data.shards}: not prepared yet: shard {', '.join(map(str, shards))}. Make them: "
-            f"krill-preprocess -m data.shards={data.shards} data.shard={','.join(map(str, shards))}"
+            f"krill-preprocess -m data.shards={data.shards} data.shard={','.join(map(str, shards))} "
+            "and the rest as here"
         )
 
 
-def _make(job: Job, parts: Sequence[Part], missing: Sequence[int], meter: Meter) -> Crew:
-    """Make the missing parts; returns the crew, which can do more."""
+def _make(job: Job, parts: Sequence[Part], mine: Sequence[int], meter: Meter) -> Crew:
+    """Make those of `mine` that are missing; returns the crew, which can do more."""
+    missing = _missing(job, mine)
     todo = [parts[index] for index in missing]
     size = sum(part.size for part in todo)
     engine = job.engine
@@ -165,14 +179,30 @@ def _make(job: Job, parts: Sequence[Part], missing: Sequence[int], meter: Meter)
             for (index, _), _ in crew.do(_make_one, job, ((index, parts[index]) for index in missing)):
                 meter.finished(index)
     except Differs as error:
+        _forget(job, mine)
         if job.data.engine == "fast":
             raise UsageError(f"data.engine=fast: {error}; let Hugging Face encode: data.engine=hf") from error
         log.warning("engine: %s; all is encoded again by Hugging Face tokenizers", error)
-        shutil.rmtree(job.folder)
-        job.folder.mkdir()
         plain = replace(job, data=job.data.model_copy(update={"engine": "hf"}))
-        return _make(plain, parts, _missing(job, range(len(parts))), meter)
+        return _make(plain, parts, mine, meter)
+    if missing and _identity(job.data, job.tokenizer, job.source) != job.identity:
+        _forget(job, missing)
+        raise text_changed(job.data)
     return crew
+
+
+def text_changed(data: Data) -> UsageError:
+    """What was made is not of the text that its signature names."""
+    return UsageError(
+        f"data {data.name}: its text, or code of yours that reads it, changed meanwhile; nothing made of it is kept. "
+        "Give the same command again when nobody writes to it"
+    )
+
+
+def _forget(job: Job, indices: Sequence[int]) -> None:
+    """Have parts made again."""
+    for index in indices:
+        job.forget(index)
 
 
 def _make_one(job: Job, item: tuple[int, Part], advance: Any) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -151,6 +152,17 @@ class Store:
             shards=shards,
         )
 
+    def tidy(self) -> None:
+        """Remove from the folder what is no part of the store: parts, what a killed writer left."""
+        kept = {"manifest.json", "record.json", *(path.name for path, _, _ in self._files())}
+        for path in self.folder.iterdir():
+            if path.name in kept:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
     def verify(self) -> None:
         """Hash every file (about 1 GB/s from disk); raises KrillError naming the first that has changed."""
         for path, _, expected in self._files():
@@ -176,6 +188,11 @@ class _Shard:
     def read(self, kind: str, dtype: np.dtype[Any]) -> np.ndarray:
         """A memory map of one of the shard's files."""
         return np.memmap(_shard_file(self.folder, self.name, kind), dtype, mode="r")
+
+    def copy(self, kind: str, dtype: np.dtype[Any], first: int, last: int) -> np.ndarray:
+        """The numbers [first, last) of one of the shard's files."""
+        path = _shard_file(self.folder, self.name, kind)
+        return np.fromfile(path, dtype, last - first, offset=first * dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -213,18 +230,34 @@ class Split:
 
         Raises IndexError outside [0, tokens].
         """
+        parts = [self._maps[shard][first:last] for shard, first, last in self._segments(start, stop)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.zeros(0, self.dtype)
+
+    def copy(self, start: int, stop: int) -> np.ndarray:
+        """As `read`, from the files instead of the maps: for a pass over everything.
+
+        Pages of a map that were touched count as the process's memory until the system wants them.
+        """
+        parts = [
+            self.shards[shard].copy("tokens", self.dtype, first, last)
+            for shard, first, last in self._segments(start, stop)
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, self.dtype)
+
+    def _segments(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """(index of the shard, first, last) of the pieces of [start, stop)."""
         if not 0 <= start <= stop <= self.tokens:
             raise IndexError(f"tokens [{start}, {stop}) of {self.name}, which has {self.tokens}")
-        parts = []
+        found = []
         shard = bisect_right(self._starts, start) - 1
         while start < stop:
             first = self._starts[shard]
             last = min(stop, first + self.shards[shard].tokens)
-            parts.append(self._maps[shard][start - first : last - first])
+            found.append((shard, start - first, last - first))
             start, shard = last, shard + 1
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.zeros(0, self.dtype)
+        return found
 
     @cached_property
     def _starts(self) -> list[int]:

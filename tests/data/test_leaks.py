@@ -42,7 +42,7 @@ class InMemory:
     def tokens(self) -> int:
         return len(self.stream)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
+    def copy(self, start: int, stop: int) -> np.ndarray:
         assert 0 <= start <= stop <= self.tokens
         return self.stream[start:stop]
 

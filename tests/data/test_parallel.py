@@ -21,7 +21,7 @@ from krill.data import files as file_sources
 from krill.data.prepare import prepare, prepare_shard, shard_parts
 from krill.data.source import Part
 from krill.data.store import Store
-from krill.errors import UsageError
+from krill.errors import KrillError
 from krill.tokenizer import TokenizerFolder
 
 WORDS = [
@@ -105,7 +105,7 @@ def test_shards_are_merged_to_the_store_of_one_process(tmp_path: Path, tokenizer
 
     for number in (2, 0):
         prepare_shard(shard(number), tokenizer, folder)
-    with pytest.raises(UsageError, match=r"not prepared yet: shard 1, 3\. .*data\.shards=4 data\.shard=1,3"):
+    with pytest.raises(KrillError, match=r"not prepared yet: shard 1, 3\. .*data\.shards=4 data\.shard=1,3"):
         prepare(shard(None), tokenizer, folder)
     for number in (3, 1):
         prepare_shard(shard(number), tokenizer, folder)

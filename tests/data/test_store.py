@@ -53,6 +53,7 @@ def test_every_slice_comes_back_across_shards(tmp_path: Path, dtype: str) -> Non
             part = train.read(start, stop)
             assert part.dtype == np.dtype(dtype)
             np.testing.assert_array_equal(part, expected[start:stop])
+            np.testing.assert_array_equal(train.copy(start, stop), part)
     np.testing.assert_array_equal(train.ends, np.cumsum(LENGTHS))
     assert train.ends.dtype == np.uint64
     assert train.sources.tolist() == [0, 1] * 4
