@@ -40,4 +40,4 @@ def tokenizer(config: TrainConfig, place: Path | None) -> Path:
     """The folder of the tokenizer, trained now or found; `place`: where it was asked for."""
     from krill.data.obtain import obtain_tokenizer
 
-    return obtain_tokenizer(config, outputs_root(), place).folder
+    return obtain_tokenizer(config, outputs_root(), place, warn=True).folder

@@ -144,7 +144,7 @@ def _drop_near_copies(
     candidates = np.flatnonzero(kept)
 
     def band(number: int) -> np.ndarray:
-        return np.concatenate([part.column("keys")[:, number] for part in made])[candidates]
+        return np.concatenate([part.column(f"band{number}") for part in made])[candidates]
 
     copies = near.near_copies(
         len(candidates), band, lambda index: texts.of(candidates[np.asarray(index, np.int64)]), job.data.near

@@ -26,10 +26,13 @@ from krill.tokenizer import TokenizerFolder, load_tokenizer, ready_folder, token
 log = logging.getLogger("krill")
 
 
-def obtain_tokenizer(config: TrainConfig, outputs: Path, place: Path | None = None) -> TokenizerFolder:
+def obtain_tokenizer(
+    config: TrainConfig, outputs: Path, place: Path | None = None, warn: bool = False
+) -> TokenizerFolder:
     """The tokenizer of `config`: the ready one of tokenizer.path, or one trained once and reused.
 
-    `place`: the folder that was asked for instead of the one below `outputs`. Raises UsageError for a path or
+    `place`: the folder that was asked for instead of the one below `outputs`. `warn`: tell which records were
+    skipped, as `obtain_store` does. Raises UsageError for a path or
     text that cannot be used, KrillError if the text yields too few entries.
     """
     if config.tokenizer.path is not None:
@@ -41,7 +44,10 @@ def obtain_tokenizer(config: TrainConfig, outputs: Path, place: Path | None = No
     identity = tokenizer_signature(config)
 
     def make(partial: Path) -> None:
-        record = train_tokenizer(config.tokenizer, _training_texts(config), partial)
+        skipped = Skipped()
+        record = train_tokenizer(config.tokenizer, _training_texts(config, skipped), partial)
+        if warn:
+            skipped.warn()
         if tokenizer_signature(config) != identity:
             raise text_changed(config.data)
         write_json(partial / "record.json", {"signature": identity, **record})
@@ -72,11 +78,11 @@ def tokenizer_signature(config: TrainConfig) -> str:
     return signature("tokenizer", tokenizer_identity(config.tokenizer), text_rules(config.data), text)
 
 
-def _training_texts(config: TrainConfig) -> Iterator[str]:
+def _training_texts(config: TrainConfig, skipped: Skipped) -> Iterator[str]:
     """The documents of the training split."""
     source, rules, duplicates = open_source(config.data), Rules(config.data), Duplicates()
     for part in source.parts():
-        found = source.read(part, Skipped())
+        found = source.read(part, skipped)
         for document in usable_documents(found, rules, duplicates, Dropped(), partial(source.spell, part)):
             if split_of(document.digest, config.data.validation_fraction) == "train":
                 yield document.text

@@ -15,7 +15,7 @@ import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,7 +92,7 @@ class PartFile:
         return json.loads(self.column("record").tobytes())
 
     def column(self, name: str) -> np.ndarray:
-        """lengths, text_bytes (documents,); digests (documents, 2); places (documents, 2); keys."""
+        """lengths, text_bytes, band0 … (documents,); digests, places (documents, 2)."""
         with np.load(_path(self._folder, self.index, "npz"), allow_pickle=False) as columns:
             return columns[name]
 
@@ -119,7 +119,8 @@ class _Columns:
             "digests": words(b"".join(self.digests)),
             "places": np.array(self.places, np.int64).reshape(-1, 2),
         }
-        return found | ({"keys": np.concatenate(self.keys)} if self.keys else {})
+        bands: Iterable[np.ndarray] = np.concatenate(self.keys).T if self.keys else ()
+        return found | {f"band{number}": keys for number, keys in enumerate(bands)}
 
 
 def make_part(job: Job, index: int, part: Part, advance: Callable[[int, int], None]) -> None:

@@ -153,10 +153,14 @@ def _demand_shards(data: Data, parts: Sequence[Part], missing: Sequence[int]) ->
         number for number, mine in enumerate(shard_parts(parts, data.shards)) if not absent.isdisjoint(mine)
     ]
     if shards:
+        every = len(shards) == data.shards
+        named = "any shard" if every else f"shard {', '.join(map(str, shards))}"
+        wanted = (
+            f"'data.shard=range(0,{data.shards})'" if every else f"data.shard={','.join(map(str, shards))}"
+        )
         raise KrillError(
-            f"data.shards={data.shards}: not prepared yet: shard {', '.join(map(str, shards))}. Make them: "
-            f"krill-preprocess -m data.shards={data.shards} data.shard={','.join(map(str, shards))} "
-            "and the rest as here"
+            f"data.shards={data.shards}: not prepared yet: {named}. Make them: "
+            f"krill-preprocess -m data.shards={data.shards} {wanted} and the rest as here"
         )
 
 
