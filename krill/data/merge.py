@@ -149,9 +149,9 @@ def _drop_near_copies(
     copies = near.near_copies(
         len(candidates), band, lambda index: texts.of(candidates[np.asarray(index, np.int64)]), job.data.near
     )
-    copy = candidates[copies >= 0]
+    copy, first = candidates[copies >= 0], candidates[copies[copies >= 0]]
     kept[copy] = False
-    texts.count(dropped, "near duplicate", copy)
+    texts.count(dropped, "near duplicate", copy, first)
 
 
 class _Texts:
@@ -171,25 +171,27 @@ class _Texts:
             ids.append(part.tokens(start + 1, start + length - 1).tolist())
         return self._job.tokenizer.backend.decode_batch(ids, skip_special_tokens=False)
 
-    def count(self, dropped: Dropped, rule: str, index: np.ndarray) -> None:
-        """Count documents that are dropped, the first few as examples."""
+    def count(self, dropped: Dropped, rule: str, index: np.ndarray, like: np.ndarray | None = None) -> None:
+        """Count documents that are dropped, the first few as examples; `like`: those that they are copies of."""
         if not len(index):
             return
         size, tokens = (
             int(values[index].sum()) for values in (self._documents.text_bytes, self._documents.length)
         )
         dropped.add(rule, size, tokens, documents=len(index))
-        for document in index.tolist():
+        for number, document in enumerate(index.tolist()):
             if not dropped.wants_example(rule):
                 return
-            dropped.show(rule, *self._example(document))
+            place = self._place(document)
+            if like is not None:
+                place += f" (like {self._place(int(like[number]))})"
+            dropped.show(rule, place, *self.of(index[number : number + 1]))
 
-    def _example(self, document: int) -> tuple[str, str]:
+    def _place(self, document: int) -> str:
         part = int(self._documents.part[document])
         first = int(np.searchsorted(self._documents.part, part))
-        place = self._made[part].column("places")[document - first]
-        (text,) = self.of(np.array([document]))
-        return self._job.source.spell(self._parts[part], (int(place[0]), int(place[1]))), text
+        file, number = self._made[part].column("places")[document - first].tolist()
+        return self._job.source.spell(self._parts[part], (file, number))
 
 
 def _passes(documents: Documents, weights: np.ndarray, train: np.ndarray) -> np.ndarray:

@@ -35,8 +35,9 @@ from krill.tokenizer import TokenizerFolder
 
 log = logging.getLogger("krill")
 
-WORKER_BYTES = {"hf": 2**24, "fast": 2**27}
-"""Another process is started for so much input: it takes a second to start."""
+LIGHT_BYTES, HEAVY_BYTES = 2**27, 2**23
+"""Another process is started for so much input: it takes a second to start. Heavy is what a process does on one core
+(filters, near duplicates, ftfy) or slowly (Hugging Face tokenizers)."""
 
 SAMPLE_PARTS, SAMPLE_CHARACTERS = 8, 20_000
 """The engines are compared on so many parts, so many characters of each."""
@@ -174,7 +175,8 @@ def _make(job: Job, parts: Sequence[Part], mine: Sequence[int], meter: Meter) ->
         engine = engines.chosen(
             job.data.engine, Encoder(job.tokenizer).backend, lambda: sample(job, todo), size
         )
-    fitting = max(1, min(cores(), len(missing), size // WORKER_BYTES[engine]))
+    heavy = engine == "hf" or job.data.filters or job.data.ftfy or job.data.near.threshold is not None
+    fitting = max(1, min(cores(), len(missing), size // (HEAVY_BYTES if heavy else LIGHT_BYTES)))
     workers = job.data.workers or fitting
     crew = Crew(workers, max(1, cores() // workers), meter.advance)
     job = replace(job, engine=engine, threads=crew.threads)

@@ -94,10 +94,10 @@ def report(manifest: dict[str, Any], seconds: float) -> None:
         log.info("  %-28s %12s records without a document", reason, f"{found['records']:,}")
     found = manifest["leaks"]
     if found["leaked_documents"]:
+        advice = "" if manifest["data"]["near"] else "; data.near.threshold=0.8 drops near duplicates"
         log.warning(
-            "leak check: %d of %d validation documents are at least half in the training text (%d-grams of tokens); "
-            "near duplicates are dropped with data.near.threshold=0.8",
-            found["leaked_documents"], found["documents"], found["ngram"],
+            "leak check: %d of %d validation documents are at least half in the training text (%d-grams of tokens)%s",
+            found["leaked_documents"], found["documents"], found["ngram"], advice,
         )  # fmt: skip
 
 
