@@ -58,6 +58,20 @@ def assert_well_formed(row: Row, stream: Stream, sequence_len: int) -> None:
 
 @pytest.mark.parametrize("strategy", ["wrapped", "best_fit"])
 @given(lengths=lengths_of_documents, sequence_len=lengths_of_rows)
+def test_padding_and_cut_documents_are_counted(strategy: str, lengths: list[int], sequence_len: int) -> None:
+    stream = Stream(lengths)
+    rows = pack(stream, sequence_len, strategy)
+    found = [row.input_ids[row.input_ids != stream.pad_id] for row in all_rows(rows)]
+    places = len(rows) * sequence_len
+    assert rows.padding == (1 - sum(map(len, found)) / places if places else 0)
+    holders = Counter(document for ids in found for document in set(stream.document[ids].tolist()))
+    longer = sum(length > sequence_len for length in lengths)
+    cut = longer if strategy == "best_fit" else sum(rows_of > 1 for rows_of in holders.values())
+    assert rows.cut == (cut / len(lengths) if lengths else 0)
+
+
+@pytest.mark.parametrize("strategy", ["wrapped", "best_fit"])
+@given(lengths=lengths_of_documents, sequence_len=lengths_of_rows)
 def test_every_token_is_in_exactly_one_row(strategy: str, lengths: list[int], sequence_len: int) -> None:
     stream = Stream(lengths)
     rows = pack(stream, sequence_len, strategy)
