@@ -11,13 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_prepare import content, files, json_lines, prepared, save_bytes
 
 from krill.config.schema import Files
+from krill.data import encoding
 from krill.data import files as file_sources
+from krill.data.engines import Reference
 from krill.data.prepare import prepare, prepare_shard, shard_parts
 from krill.data.source import Part
 from krill.data.store import Store
@@ -211,3 +214,30 @@ def test_weights_repeat_and_thin_training_documents(tmp_path: Path, tokenizer: T
     )
     assert store.manifest["repeated"]["documents"] == 100 - held["twice.jsonl"]
     assert json.loads((store.folder / "record.json").read_text())["peak_memory_bytes"] > 10**7
+
+
+class Errs:
+    """A fast engine that is wrong where the sample did not look."""
+
+    def __init__(self, backend: Any, parallel: bool) -> None:
+        self._right = Reference(backend)
+
+    def ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, lengths = self._right.ids(texts)
+        return ids ^ np.uint32(1), lengths
+
+
+def test_an_engine_that_errs_later_is_not_used(
+    tmp_path: Path,
+    tokenizer: TokenizerFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    paths = corpus(tmp_path)
+    expected = content(prepared(tmp_path / "hf", files(*paths, **RULES), tokenizer).folder)
+    monkeypatch.setattr(encoding, "Fast", Errs)
+    store = prepared(tmp_path / "auto", files(*paths, **RULES, engine="auto"), tokenizer)
+    assert content(store.folder) == expected
+    assert "all is encoded again by Hugging Face tokenizers" in caplog.text
+    with pytest.raises(UsageError, match=r"gigatoken gives other ids .*data\.engine=hf"):
+        prepared(tmp_path / "fast", files(*paths, **RULES, engine="fast"), tokenizer)
