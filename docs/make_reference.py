@@ -20,6 +20,8 @@ from krill.config.location import CONF_DIR, description, group_names, options
 
 PAGE = Path(__file__).with_name("reference.md")
 
+FILTERS: tuple[type[BaseModel], ...] = get_args(get_args(schema.Filter)[0])
+
 SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
     ("model", [(schema.Transformer, "model=llama_nano"), (schema.CustomModel, None)]),
     (
@@ -27,12 +29,13 @@ SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
         [
             (schema.PythonDocs, "data=python_docs"),
             (schema.Files, "data=files"),
+            (schema.FilePath, None),
             (schema.Hub, "data=tiny_korean_100k"),
             (schema.HubDataset, None),
             (schema.CustomData, None),
         ],
     ),
-    ("data.filters[]", [(rule, None) for rule in get_args(get_args(schema.Filter)[0])]),
+    ("data.filters[]", [(rule, None) for rule in FILTERS]),
     ("tokenizer", [(schema.Tokenizer, "tokenizer=bpe_4k")]),
     (
         "optimizer",
@@ -56,6 +59,12 @@ SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
 ]
 """Section → its classes, each with the option whose values are shown as defaults."""
 
+PREFIXES = {schema.FilePath: "data.paths[].", schema.HubDataset: "data.datasets[]."}
+"""Classes that are no section of their own, but entries of a list in one."""
+
+RULES = OmegaConf.load(CONF_DIR / "data" / "_rules.yaml")
+"""What every source shares."""
+
 HEAD = """# Reference
 
 Every key, made by `docs/make_reference.py` from the schema and `conf/`; do not edit it by hand. How configurations
@@ -78,13 +87,17 @@ def text() -> str:
     lines += [*_keys(schema.TrainConfig, "", composed("train", []), {name for name, _ in SECTIONS}), ""]
     for section, kinds in SECTIONS:
         lines.append(f"### {section}\n")
+        if section == "data":
+            lines += _shared_by_sources()
         for kind, option in kinds:
             values = composed("train", [option])[section] if option else None
             shown = (
                 f"{_doc(kind)[:-1]} Defaults of `{option}`:\n" if option in _options(section) else _doc(kind)
             )
-            prefix = "data.datasets[]." if kind is schema.HubDataset else f"{section}."
-            lines += [shown, *_keys(kind, prefix, values), ""]
+            if section == "data.filters[]":
+                shown = f"`name: {_name(kind)}` {shown[0].lower()}{shown[1:]}"
+            prefix = PREFIXES.get(kind, f"{section}.")
+            lines += [shown, *_keys(kind, prefix, values, _said_before(kind, values)), ""]
     lines += ["## krill-inspect\n", f"{_doc(schema.InspectConfig)[:-1]} Its keys beside those above:\n"]
     inspect, above = composed("inspect", []), set(schema.TrainConfig.model_fields)
     lines += [*_keys(schema.InspectConfig, "", inspect, above), ""]
@@ -94,6 +107,27 @@ def text() -> str:
     lines += _keys(schema.ModelPlace, "model.", infer.model)[2:]
     lines += _keys(schema.TokenizerPlace, "tokenizer.", infer.tokenizer)[2:]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _shared_by_sources() -> list[str]:
+    """The keys that every source has, those of data.near among them."""
+    return [
+        "Every source has these keys; what an option of `data=` sets otherwise stands in its own table.\n",
+        *_keys(schema._Data, "data.", RULES, {"name", "near"}),
+        *_keys(schema.Near, "data.near.", RULES.near)[2:],
+        "",
+    ]
+
+
+def _said_before(kind: type[BaseModel], values: DictConfig | None) -> set[str]:
+    """Keys whose row would say again what that of all sources, or the line above the table, says."""
+    if issubclass(kind, schema._Data):
+        return {str(key) for key, value in RULES.items() if values is None or values[key] == value}
+    return {"name"} if kind in FILTERS else set()
+
+
+def _name(kind: type[BaseModel]) -> str:
+    return get_args(kind.model_fields["name"].annotation)[0]
 
 
 def _options(section: str) -> set[str | None]:
@@ -156,7 +190,7 @@ def _type(node: dict[str, Any]) -> str:
     if "prefixItems" in node:
         return f"list of {len(node['prefixItems'])}: {_type(node['prefixItems'][0])}"
     if node.get("type") == "array":
-        return f"list of {_type(node['items'])}"
+        return f"list of {_type(node['items'])}".replace("section", "sections")
     return " ".join([_WORDS[node["type"]], *_bounds(node)])
 
 

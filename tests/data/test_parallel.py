@@ -24,7 +24,7 @@ from krill.data.engines import Reference
 from krill.data.prepare import prepare, prepare_shard, shard_parts
 from krill.data.source import Part
 from krill.data.store import Store
-from krill.errors import KrillError
+from krill.errors import KrillError, UsageError
 from krill.tokenizer import TokenizerFolder
 
 WORDS = [
