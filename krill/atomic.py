@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from krill.errors import UsageError
+
+log = logging.getLogger("krill")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,7 +50,7 @@ def make_once(folder: Path, make: Callable[[Path], None], resumes: bool = False)
     if folder.exists() and not folder.is_dir():  # told now, not when all is made
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with _held(FileLock(folder.with_name(f".{folder.name}.lock")), folder):
         if is_made(folder):
             return False
         partial = unfinished(folder)
@@ -74,6 +77,15 @@ def naming(folder: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
             error.filename = str(folder)
         raise
+
+
+def _held(lock: FileLock, folder: Path) -> AbstractContextManager[Any]:
+    """The lock, acquired until the context ends; says so where it has to be waited for."""
+    try:
+        return lock.acquire(blocking=False)
+    except Timeout:
+        log.info("waiting for another process that makes %s", folder)
+        return lock.acquire()
 
 
 def is_made(folder: Path) -> bool:

@@ -1,9 +1,10 @@
-"""SIGTERM, USR1, USR2: stop in an orderly way, so that the same command goes on. SIGINT interrupts, as always."""
+"""SIGINT, SIGTERM, USR1, USR2: stop in an orderly way, so that the same command goes on."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,23 +19,25 @@ EXIT = {
     signal.SIGUSR1: errors.REQUEUE,
     signal.SIGUSR2: errors.REQUEUE,
 }
+PATIENCE = 10.0
+"""Seconds in which a signal that is repeated is ignored: schedulers and people repeat them, and what winds up must
+not be interrupted (a worker would wait for a lock for ever)."""
+
+_stopped = float("-inf")
 
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """A signal raises Stopped: for work of which every finished piece is on disk already.
-
-    Behind it further ones are ignored: schedulers repeat them, and the exit code must stay what it is.
-    """
+    """A signal raises Stopped: for work of which every finished piece is on disk already."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [number for number in EXIT if number != signal.SIGINT]
-    previous: dict[signal.Signals, Any] = {number: signal.signal(number, _stop) for number in numbers}
+    previous: dict[signal.Signals, Any] = {number: signal.signal(number, _stop) for number in EXIT}
     try:
         yield
     except Stopped:
-        previous = dict.fromkeys(numbers, signal.SIG_IGN)
+        # The process ends, and its exit code must stay; only who waits at a keyboard may still lose patience.
+        previous = dict.fromkeys(previous, signal.SIG_IGN) | {signal.SIGINT: _stop}
         raise
     finally:
         for number, handler in previous.items():
@@ -42,5 +45,9 @@ def stopping() -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    global _stopped
+    if time.monotonic() - _stopped < PATIENCE:
+        return
+    _stopped = time.monotonic()
     received = signal.Signals(number)
     raise Stopped(f"stopped by {received.name}; what is done stays, the same command goes on", EXIT[received])

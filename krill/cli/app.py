@@ -75,8 +75,7 @@ def main(
     except (KrillError, Stopped) as error:
         return fail(command, error)
     except KeyboardInterrupt:
-        again = "; the same command goes on" if command in GO_ON else ""
-        print(f"krill-{command}: interrupted{again}", file=sys.stderr)
+        print(f"krill-{command}: interrupted", file=sys.stderr)
         return errors.INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _PLACE_TROUBLE:
