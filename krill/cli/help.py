@@ -18,7 +18,8 @@ EXAMPLES: dict[str, list[str]] = {
     "preprocess": [
         "krill-preprocess",
         "krill-preprocess data=files data.paths=[a.parquet,b.jsonl] tokenizer=bpe_32k",
-        "krill-preprocess data=tiny_ko filters=web dry_run=true",
+        "krill-preprocess data=files data.paths=[text/] filters=web dry_run=true",
+        "krill-preprocess -m data=files data.paths=[text/] data.shards=64 'data.shard=range(0,64)' name=shards",
     ],
     "tokenizer": [
         "krill-tokenizer tokenizer.vocab_size=8192",
@@ -52,6 +53,17 @@ KEYS: dict[str, list[tuple[str, str]]] = {
         ("data.paths=[…]", "files, folders or globs, with data=files"),
         ("data.text_column=text", "the column that holds the text"),
         ("data.min_chars=N", "shorter documents are dropped"),
+        ("data.near.threshold=0.8", "near duplicates are dropped (pip install 'krill[dedup]')"),
+        ("data.pii=mask", "e-mail addresses, phone and resident numbers become placeholders"),
+        (
+            "data.engine=auto|hf|fast",
+            "fast is gigatoken (pip install 'krill[fast]'); the tokens are the same",
+        ),
+        ("data.workers=N", "processes; without it as many as the input is worth"),
+        (
+            "data.shards=N data.shard=K",
+            "one of N jobs that share the work; without data.shard they are merged",
+        ),
         ("output=FOLDER", "the result goes there"),
         ("dry_run=true", "write nothing, print what would be done"),
     ],
@@ -103,7 +115,8 @@ def text(command: str, folders: Sequence[Path]) -> str:
     for group in groups:
         lines += ["", f"{group}="]
         lines += _table((name, location.description(file)) for name, file in _options(group, folders))
-    lines += ["", "keys", *_table(KEYS[command]), "", "flags", *_table(_FLAGS), "", "examples"]
+    flags = [(flag, sentence) for flag, sentence in _FLAGS if (command, flag) != ("inspect", "-m")]
+    lines += ["", "keys", *_table(KEYS[command]), "", "flags", *_table(flags), "", "examples"]
     lines += [f"  {line}" for line in EXAMPLES[command]]
     return "\n".join(lines)
 

@@ -39,13 +39,11 @@ def preprocess(config: TrainConfig, place: Path | None) -> Path:
     With data.shard only that share of the work is done, and the folder is where the tokens will be.
     """
     from krill.data.obtain import obtain_shard, obtain_store, obtain_tokenizer
-    from krill.signals import stopping
 
-    with stopping():
-        tokenizer = obtain_tokenizer(config, outputs_root())
-        if config.data.shard is not None:
-            return obtain_shard(config, tokenizer, outputs_root(), place)
-        return obtain_store(config, tokenizer, outputs_root(), place)[0]
+    tokenizer = obtain_tokenizer(config, outputs_root())
+    if config.data.shard is not None:
+        return obtain_shard(config, tokenizer, outputs_root(), place)
+    return obtain_store(config, tokenizer, outputs_root(), place)[0]
 
 
 def trial(config: TrainConfig) -> list[str]:
@@ -55,5 +53,5 @@ def trial(config: TrainConfig) -> list[str]:
     from krill.data.trial import sample_table
 
     check(config.data)
-    folder = store_folder(config, outputs_root())
+    folder = Path(config.output).absolute() if config.output else store_folder(config, outputs_root())
     return [f"tokens      {'reuse' if folder.is_dir() else 'prepare'} {folder}", *sample_table(config.data)]

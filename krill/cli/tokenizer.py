@@ -30,7 +30,7 @@ def _place_and_make(config: TrainConfig, call: app.Call) -> None:
         from krill.data.sources import check
 
         check(config.data)
-        folder = tokenizer_folder(config, outputs_root())
+        folder = Path(config.output).absolute() if config.output else tokenizer_folder(config, outputs_root())
         print(f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}")
     else:
         call.make("tokenizer", config, lambda config, place: tokenizer(config, None if call.sweep else place))

@@ -30,6 +30,10 @@ def point(composed: Any) -> float | None:
 
 def train(config: TrainConfig, call: app.Call) -> float | None:
     """Prepare, then train in a folder of its own; the same run that was stopped goes on in its folder."""
+    if config.data.shard is not None:
+        raise UsageError(
+            "data.shard= is one of the jobs of krill-preprocess; training reads all: leave it out"
+        )
     if config.dry_run:
         from krill.training.plan import plan
 
@@ -37,10 +41,6 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
         return None
     from krill.data.sources import check
 
-    if config.data.shard is not None:
-        raise UsageError(
-            "data.shard= is one of the jobs of krill-preprocess; training reads all: leave it out"
-        )
     check(config.data)  # what is wrong there is told before torch is loaded
 
     from krill.cli import places
@@ -76,11 +76,9 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
 def prepare(config: TrainConfig, root: Path) -> tuple[Path, Path]:
     """The folders of the tokenizer and of the tokens: each is made once and reused by its content."""
     from krill.data.obtain import obtain_store, obtain_tokenizer
-    from krill.signals import stopping
 
-    with stopping():
-        tokenizer = obtain_tokenizer(config, root)
-        return tokenizer.folder, obtain_store(config, tokenizer, root)[0]
+    tokenizer = obtain_tokenizer(config, root)
+    return tokenizer.folder, obtain_store(config, tokenizer, root)[0]
 
 
 def _differences(config: TrainConfig, call: app.Call) -> list[str]:

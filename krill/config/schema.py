@@ -219,7 +219,7 @@ class _Data(Section):
     """What encodes: Hugging Face tokenizers, or gigatoken (the fast extra). auto: fast where it is installed
     and gives the same ids on the run's own text. The tokens are the same."""
     workers: PositiveInt | None
-    """Processes that prepare; null: one per core."""
+    """Processes that prepare; null: as many as the input is worth, at most one per core."""
     shards: PositiveInt
     """Jobs that share the preparation, each with its data.shard; without data.shard the shards are merged."""
     shard: NonNegativeInt | None

@@ -5,6 +5,8 @@ contamination analyses of GPT-3 (Brown et al. 2020, appendix C: 13-grams) and Ll
 A.6, where each token counts). Exact and near duplicates are gone before; what is left are quotations, licences,
 templates. An n-gram lies within the text of one document; bos and eos belong to none.
 
+Of a large validation split every k-th document is looked at, so memory does not grow with it.
+
 N-grams are compared by 64-bit hashes: of 10^10 training tokens against 10^7 validation tokens, the chance that one
 is called leaked that is not is half a per cent.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,8 @@ from krill.data.store import Split
 from krill.data.workers import cores
 
 NGRAM = 13
+LOOKED_AT = 2**21
+"""Of more validation tokens about so many are looked at."""
 
 _CHUNK = 2**16
 """Tokens that are hashed at a time: the arrays stay in the processor's cache."""
@@ -36,14 +41,16 @@ def leaks(train: Split, validation: Split, ngram: int = NGRAM) -> dict[str, Any]
     """Count the validation tokens that lie in an n-gram of `ngram` tokens that is in the training split, too.
 
     Returns ngram, validation_tokens (bos and eos not counted), leaked_tokens, documents, and leaked_documents
-    (at least half of whose tokens are leaked). A document of fewer than `ngram` tokens has no n-gram and so no
-    leak. Memory: about 100 bytes per validation token, whatever the size of the training split.
+    (at least half of whose tokens are leaked), all of the documents that were looked at. A document of fewer than
+    `ngram` tokens has no n-gram and so no leak. Memory: 90 bytes per validation token that is looked at, at most
+    about 200 MB.
     """
-    starts, hashes = _ngrams(validation, ngram)
+    sample = _thinned(validation)
+    starts, hashes = _ngrams(sample, ngram)
     shared = _shared(distinct(hashes), train, ngram)
     _, same = _find(shared, hashes)
-    leaked = _covered(starts[same], validation.tokens, ngram)
-    ends = validation.ends.astype(np.int64)
+    leaked = _covered(starts[same], sample.tokens, ngram)
+    ends = sample.ends.astype(np.int64)
     begins = np.append(0, ends)[:-1]
     documents = np.add.reduceat(leaked, begins, dtype=np.int64) if len(begins) else begins
     lengths = ends - begins - 2
@@ -51,12 +58,43 @@ def leaks(train: Split, validation: Split, ngram: int = NGRAM) -> dict[str, Any]
         "ngram": ngram,
         "validation_tokens": int(lengths.sum()),
         "leaked_tokens": int(documents.sum()),
-        "documents": validation.documents,
+        "documents": sample.documents,
         "leaked_documents": int(np.count_nonzero((documents > 0) & (2 * documents >= lengths))),
     }
 
 
-def _ngrams(split: Split, ngram: int) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Thinned:
+    """Some documents of a split, in memory."""
+
+    stream: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def documents(self) -> int:
+        return len(self.ends)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.stream)
+
+    def copy(self, start: int, stop: int) -> np.ndarray:
+        return self.stream[start:stop]
+
+
+def _thinned(split: Split) -> Split | _Thinned:
+    """Every k-th document, so that about LOOKED_AT tokens remain."""
+    every = split.tokens // LOOKED_AT + 1
+    if every == 1:
+        return split
+    ends = split.ends.astype(np.int64)
+    chosen = np.arange(0, len(ends), every)
+    begins = np.append(0, ends)[chosen]
+    documents = [split.copy(*span) for span in zip(begins.tolist(), ends[chosen].tolist(), strict=True)]
+    return _Thinned(np.concatenate(documents), np.cumsum(ends[chosen] - begins).astype(np.uint64))
+
+
+def _ngrams(split: Split | _Thinned, ngram: int) -> tuple[np.ndarray, np.ndarray]:
     """All n-grams of the split: where each begins, int64 (n,), and its hash, uint64 (n,)."""
     starts, hashes = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
     for first, chunk in _hashed(split, ngram, range(split.tokens)):
@@ -106,7 +144,7 @@ def _stretches(split: Split, ngram: int) -> list[range]:
     ]
 
 
-def _hashed(split: Split, ngram: int, beginnings: range) -> Iterator[tuple[int, np.ndarray]]:
+def _hashed(split: Split | _Thinned, ngram: int, beginnings: range) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first, hashes uint64 (n,)): hashes[i] is that of the tokens from first + i on, across documents too.
 
     Differences of a running polynomial (Karp & Rabin 1987), so the cost does not depend on `ngram`.
@@ -123,7 +161,7 @@ def _hashed(split: Split, ngram: int, beginnings: range) -> Iterator[tuple[int, 
         yield first, (running[ngram:] - running[:-ngram]) * powers[size : size - count : -1]
 
 
-def _inside(split: Split, starts: np.ndarray, ngram: int) -> np.ndarray:
+def _inside(split: Split | _Thinned, starts: np.ndarray, ngram: int) -> np.ndarray:
     """Whether the n-grams that begin at `starts` int64 (n,) lie in the text of one document; bool (n,)."""
     ends = split.ends
     document = np.searchsorted(ends, starts.astype(np.uint64), side="right")

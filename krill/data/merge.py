@@ -2,7 +2,7 @@
 
     exact duplicates of all parts → near duplicates → split → weights → order → shards
 
-Deciding takes about 60 bytes of memory a document and looks at no token (but of near duplicates); each shard
+Deciding takes about 90 bytes of memory a document and looks at no token (but of near duplicates); each shard
 of the store is then copied together from the parts, by any worker, and found again by a merge that was killed.
 """
 

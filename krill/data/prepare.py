@@ -220,7 +220,8 @@ def _merge(job: Job, parts: Sequence[Part], crew: Crew, shard_tokens: int) -> No
     found.skipped.warn()
     _demand_documents(found, job.data)
     shards = [shard for split in found.shards.values() for shard in split]
-    crew.workers = min(crew.workers, max(1, len(shards)))
+    large = len(shards) > len(store.SPLITS)
+    crew.workers = min(job.data.workers or cores(), len(shards)) if large else 1
     records = {shard.name: record for shard, record in crew.do(write_planned_shard, job, shards)}
     splits = {
         name: {**counts, "shards": [records[shard.name] for shard in found.shards[name]]}

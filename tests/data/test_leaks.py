@@ -116,3 +116,18 @@ def test_nothing_to_compare(train: list[list[int]], validation: list[list[int]])
     found = count(train, validation, 13)
     assert found["leaked_tokens"] == found["leaked_documents"] == 0
     assert found["documents"] == len(validation)
+
+
+def test_of_a_large_split_every_kth_document_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOKED_AT", 40)
+    texts = [[10 * number + place for place in range(8)] for number in range(12)]
+    found = count(
+        texts[:6], texts, 3
+    )  # 120 tokens: every fourth document, and the first two of the three leak
+    assert found == {
+        "ngram": 3,
+        "validation_tokens": 24,
+        "leaked_tokens": 16,
+        "documents": 3,
+        "leaked_documents": 2,
+    }
