@@ -7,6 +7,7 @@ from pathlib import Path
 from krill.config import own_code
 from krill.config.schema import Section, TrainConfig
 from krill.config.signature import signature
+from krill.errors import UsageError
 
 
 def identity(command: str, config: Section) -> str:
@@ -16,6 +17,10 @@ def identity(command: str, config: Section) -> str:
     from krill.data.obtain import tokenizer_signature, tokens_signature
     from krill.data.sources import check
 
+    if command == "train" and config.data.shard is not None:
+        raise UsageError(
+            "data.shard= is one of the jobs of krill-preprocess; training reads all: leave it out"
+        )
     check(config.data)
     if command == "tokenizer":
         return tokenizer_signature(config)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.config.location import CONF_DIR, options, outputs_root
-from krill.errors import UsageError
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -30,10 +29,6 @@ def point(composed: Any) -> float | None:
 
 def train(config: TrainConfig, call: app.Call) -> float | None:
     """Prepare, then train in a folder of its own; the same run that was stopped goes on in its folder."""
-    if config.data.shard is not None:
-        raise UsageError(
-            "data.shard= is one of the jobs of krill-preprocess; training reads all: leave it out"
-        )
     if config.dry_run:
         from krill.training.plan import plan
 

@@ -67,7 +67,8 @@ class Job:
 
     def forget(self, index: int) -> None:
         """Have part `index` made again."""
-        _path(self.folder, index, "npz").unlink(missing_ok=True)
+        for kind in ("npz", "tokens"):
+            _path(self.folder, index, kind).unlink(missing_ok=True)
 
 
 class PartFile:

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +32,8 @@ Work = Callable[[Any, Item, Advance], Result]
 
 TICK = 0.5
 """Seconds between two looks at the counts."""
+GRACE = 3.0
+"""Seconds that a dismissed worker has to end by itself."""
 
 
 def cores() -> int:
@@ -116,13 +119,17 @@ def _enlist(work: Any, common: Any, threads: int, counts: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group: the parent decides
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=_follow_parent, args=[counts], daemon=True).start()
 
 
-def _follow_parent() -> None:
+def _follow_parent(counts: Any) -> None:
+    """End this process with its parent, and soon after it was dismissed: an item may take minutes."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait_for([parent.sentinel])
+    while not wait_for([parent.sentinel], TICK):
+        if counts.get_obj()[2]:  # without the lock, which another worker may hold
+            time.sleep(GRACE)
+            break
     os._exit(1)
 
 
