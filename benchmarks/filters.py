@@ -210,9 +210,9 @@ def main() -> None:
     from krill.cli.compose import composed
     from krill.config.schema import TrainConfig
     from krill.config.validation import validated
-    from krill.data.cleaning import cleaner
-    from krill.data.filters import Filters
-    from krill.data.pii import mask
+    from krill.text.cleaning import cleaner
+    from krill.text.filters import Filters
+    from krill.text.pii import mask
 
     if len(sys.argv) != 2:
         sys.exit(f"usage: python {sys.argv[0]} FOLDER")

@@ -1,8 +1,8 @@
 """Question: what does a preparation lose when it is killed?
 
 krill-preprocess with two workers is started and ended by SIGKILL at a random moment of the seconds that it needs when
-it is let alone, every fourth time of its merge; then the same command is given again, and so on. When a run was quicker
-than its kill, its store is compared and removed, and the next one begins anew. For each engine:
+it is let alone, every fourth time of its merge; then the same command is given again, and so on. When a run was
+quicker than its kill, its store is compared and removed, and the next one begins anew. For each engine:
 
     killed in    how often while it started, while it made parts, while it merged them
     remade       parts that were finished before a kill and were made again after it       must be 0

@@ -34,8 +34,8 @@ import pyarrow.parquet
 import rensa
 
 from krill.config.schema import Near
-from krill.data.near import Signer, near_copies, similarity
-from krill.data.shingles import distinct, shingles
+from krill.text.near import Signer, near_copies, similarity
+from krill.text.shingles import distinct, shingles
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = [

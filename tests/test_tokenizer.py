@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from krill.config.location import CONF_DIR
 from krill.config.schema import PythonDocs, Tokenizer, TrainConfig
-from krill.data import python_docs
 from krill.data.encoding import Encoder
 from krill.data.obtain import obtain_tokenizer, tokenizer_folder, tokenizer_signature
 from krill.errors import KrillError, UsageError
+from krill.sources import python_docs
 from krill.tokenizer import (
     TokenizerFolder,
     load_tokenizer,

@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -65,7 +65,7 @@ def main(
 
             print(f"krill {__version__}")
             return errors.DONE
-        with stopping() if command in GO_ON else nullcontext():
+        with _stopping(command):
             code = _through_hydra(command, point, words, bare, before)
         sys.stdout.flush()
         return code
@@ -86,6 +86,10 @@ def main(
         traceback.print_exc()
         print(f"krill-{command}: failed; the traceback above says where", file=sys.stderr)
         return errors.FAILED
+
+
+def _stopping(command: str) -> AbstractContextManager[None]:
+    return stopping() if command in GO_ON else nullcontext()
 
 
 def fail(command: str, error: KrillError | Stopped) -> int:
@@ -236,7 +240,8 @@ def answer(composed: Any, schema: type[Config], work: Callable[[Config, Call], A
     hydra = HydraConfig.get()
     call = Call(composed, hydra, Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None)
     try:
-        return work(validated(schema, composed), call)
+        with _stopping(hydra.job.config_name):  # again: a launcher's job does not come through main
+            return work(validated(schema, composed), call)
     except Exception as error:
         if call.sweep is None:
             _failures.append(error)

@@ -17,8 +17,8 @@ from krill.errors import KrillError, UsageError
 if TYPE_CHECKING:
     from krill.cli.argv import Typed
     from krill.config.schema import InspectConfig
-    from krill.data.pieces import Speller
     from krill.data.store import Store
+    from krill.inspection.pieces import Speller
     from krill.tokenizer import TokenizerFolder
 
 log = logging.getLogger("krill")
@@ -46,9 +46,9 @@ def inspect(config: InspectConfig, call: app.Call) -> None:
         again = shlex.join(["krill-preprocess", *_words_of_preprocess(call.overrides)])
         raise UsageError(f"{folder}: these tokens are not prepared yet; make them: {again}")
 
-    from krill.data import inspection
-    from krill.data.pieces import Speller
     from krill.data.store import Store
+    from krill.inspection import figures as inspection
+    from krill.inspection.pieces import Speller
 
     store = Store.open(folder)
     if config.verify:
@@ -67,9 +67,9 @@ def inspect(config: InspectConfig, call: app.Call) -> None:
 
 def _show(config: InspectConfig, store: Store, speller: Speller | None, figures: dict[str, Any]) -> None:
     """Print the figures, then rows."""
-    from krill.data import inspection_report
-    from krill.data.colours import View, coloured, console
     from krill.data.packing import pack
+    from krill.inspection import report as inspection_report
+    from krill.inspection.colours import View, coloured, console
 
     screen = console()
     view = View(config.ids, screen.width, None if config.full else max(8, screen.height - 4))
@@ -106,7 +106,7 @@ def _chosen(config: InspectConfig, rows: int) -> list[int]:
 
 
 def _plot(figures: dict[str, Any], path: Path) -> None:
-    from krill.data import inspection_report
+    from krill.inspection import report as inspection_report
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def _folder(config: InspectConfig) -> Path:
     if config.store is not None:
         return Path(config.store).expanduser()
     from krill.data.obtain import store_folder
-    from krill.data.sources import check
+    from krill.sources.registry import check
 
     check(config.data)
     return store_folder(config, outputs_root())

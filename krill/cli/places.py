@@ -15,7 +15,7 @@ def identity(command: str, config: Section) -> str:
     if not isinstance(config, TrainConfig):
         return signature(command, 1, config)
     from krill.data.obtain import tokenizer_signature, tokens_signature
-    from krill.data.sources import check
+    from krill.sources.registry import check
 
     if command == "train" and config.data.shard is not None:
         raise UsageError(

@@ -49,8 +49,8 @@ def preprocess(config: TrainConfig, place: Path | None) -> Path:
 def trial(config: TrainConfig) -> list[str]:
     """What would be done, and what each rule drops of a sample; writes nothing."""
     from krill.data.obtain import store_folder
-    from krill.data.sources import check
     from krill.data.trial import sample_table
+    from krill.sources.registry import check
 
     check(config.data)
     folder = Path(config.output).absolute() if config.output else store_folder(config, outputs_root())

@@ -27,7 +27,7 @@ def point(composed: Any) -> None:
 def _place_and_make(config: TrainConfig, call: app.Call) -> None:
     if config.dry_run:
         from krill.data.obtain import tokenizer_folder
-        from krill.data.sources import check
+        from krill.sources.registry import check
 
         check(config.data)
         folder = Path(config.output).absolute() if config.output else tokenizer_folder(config, outputs_root())

@@ -34,7 +34,7 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
 
         print("\n".join([*plan(config, outputs_root()), *_differences(config, call)]))
         return None
-    from krill.data.sources import check
+    from krill.sources.registry import check
 
     check(config.data)  # what is wrong there is told before torch is loaded
 

@@ -1,1 +1,1 @@
-"""From raw text to rows of tokens."""
+"""From documents to rows of tokens: encoded, stored once, packed when a run starts."""

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from krill.data.shingles import distinct
 from krill.data.store import Split
 from krill.data.workers import cores
+from krill.text.shingles import distinct
 
 NGRAM = 13
 LOOKED_AT = 2**21

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from krill.atomic import write_json
-from krill.data import near, store
-from krill.data.dedup import first_copies, held_out
-from krill.data.documents import Dropped
+from krill.data import store
 from krill.data.encoding import token_dtype
 from krill.data.parts import Job, PartFile
-from krill.data.source import Part, Skipped
+from krill.sources.source import Part, Skipped
+from krill.text import near
+from krill.text.dedup import first_copies, held_out
+from krill.text.documents import Dropped
 
 COPIED_TOKENS = 2**22
 """So many tokens are copied at once."""

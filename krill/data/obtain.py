@@ -13,14 +13,14 @@ from pathlib import Path
 from krill.atomic import is_made, make_once, naming, unfinished, write_json
 from krill.config.schema import TrainConfig
 from krill.config.signature import signature
-from krill.data.dedup import Duplicates, split_of
-from krill.data.documents import Dropped, Rules, text_rules, usable_documents
 from krill.data.packing import pack
 from krill.data.prepare import prepare, prepare_shard, store_signature, text_changed
-from krill.data.source import Skipped
-from krill.data.sources import open_source
 from krill.data.store import Store
 from krill.errors import UsageError
+from krill.sources.registry import open_source
+from krill.sources.source import Skipped
+from krill.text.dedup import Duplicates, split_of
+from krill.text.documents import Dropped, Rules, text_rules, usable_documents
 from krill.tokenizer import TokenizerFolder, load_tokenizer, ready_folder, tokenizer_identity, train_tokenizer
 
 log = logging.getLogger("krill")

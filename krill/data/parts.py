@@ -25,11 +25,11 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from krill.config.schema import Data
-from krill.data import near
-from krill.data.dedup import Duplicates, words
-from krill.data.documents import Dropped, Rules, Usable, usable_documents
 from krill.data.encoding import Encoded, Encoder, token_dtype
-from krill.data.source import Part, Skipped, Source
+from krill.sources.source import Part, Skipped, Source
+from krill.text import near
+from krill.text.dedup import Duplicates, words
+from krill.text.documents import Dropped, Rules, Usable, usable_documents
 from krill.tokenizer import TokenizerFolder
 
 BATCH_CHARACTERS = {"hf": 250_000, "fast": 1_000_000}

@@ -20,17 +20,18 @@ from typing import Any
 from krill.atomic import write_json
 from krill.config.schema import Data
 from krill.config.signature import signature
-from krill.data import engines, leaks, near, store
-from krill.data.documents import VERSION, Rules, data_rules, data_signature
+from krill.data import engines, leaks, store
 from krill.data.encoding import Encoder, token_dtype
 from krill.data.engines import Differs
 from krill.data.merge import Plan, plan, write_planned_shard
 from krill.data.parts import Job, make_part
 from krill.data.progress import Meter, report
-from krill.data.source import Part, Skipped, Source
-from krill.data.sources import check, open_source
 from krill.data.workers import Crew, cores
 from krill.errors import KrillError, UsageError
+from krill.sources.registry import check, open_source
+from krill.sources.source import Part, Skipped, Source
+from krill.text import near
+from krill.text.documents import VERSION, Rules, data_rules, data_signature
 from krill.tokenizer import TokenizerFolder
 
 log = logging.getLogger("krill")

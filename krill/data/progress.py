@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from krill.data.source import Part
+from krill.sources.source import Part
 
 log = logging.getLogger("krill")
 PLAIN_SECONDS = 15.0

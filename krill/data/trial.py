@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from krill.config.schema import Data
-from krill.data.dedup import Duplicates
-from krill.data.documents import Dropped, Rules, usable_documents
 from krill.data.progress import dropped_table
-from krill.data.source import Document, Part, Skipped, Source
-from krill.data.sources import open_source
+from krill.sources.registry import open_source
+from krill.sources.source import Document, Part, Skipped, Source
+from krill.text.dedup import Duplicates
+from krill.text.documents import Dropped, Rules, usable_documents
 
 DOCUMENTS = 2000
 """So many documents are tried."""

@@ -83,9 +83,9 @@ def precision(asked: str, device: str) -> str:
 def plan(config: TrainConfig, root: Path) -> list[str]:
     """What `krill-train` would do, a line each; nothing is written (dry_run=true)."""
     from krill.data.obtain import store_folder, tokenizer_folder
-    from krill.data.sources import check
     from krill.data.store import Store
     from krill.models.build import count_parameters
+    from krill.sources.registry import check
 
     check(config.data)
     tokenizer = tokenizer_folder(config, root)

@@ -19,12 +19,12 @@ from test_prepare import content, files, json_lines, prepared, save_bytes
 
 from krill.config.schema import Files
 from krill.data import encoding
-from krill.data import files as file_sources
 from krill.data.engines import Reference
 from krill.data.prepare import prepare, prepare_shard, shard_parts
-from krill.data.source import Part
 from krill.data.store import Store
 from krill.errors import KrillError, UsageError
+from krill.sources import files as file_sources
+from krill.sources.source import Part
 from krill.tokenizer import TokenizerFolder
 
 WORDS = [
@@ -138,7 +138,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from krill.config.schema import Files
-from krill.data import files, parts
+from krill.data import parts
+from krill.sources import files
 from krill.data.prepare import prepare
 from krill.tokenizer import load_tokenizer
 

@@ -12,10 +12,10 @@ from stores import make_tokenizer
 
 from krill.config.location import CONF_DIR
 from krill.config.schema import Files
-from krill.data import files
 from krill.data.packing import pack
 from krill.data.prepare import prepare, prepare_shard
 from krill.data.store import Store
+from krill.sources import files
 from krill.training.batches import Collate, Positions, loader
 from krill.training.plan import Shape
 

@@ -1,0 +1,1 @@
+"""What is in a token store, for a person to look at."""

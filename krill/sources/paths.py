@@ -1,0 +1,136 @@
+"""The files that `data.paths` names, and what is wrong with them: everything at once, before any work."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from krill.config.schema import FilePath, Files
+from krill.errors import UsageError
+from krill.sources.formats import READ, begins, kind_of
+
+log = logging.getLogger("krill")
+
+_BEGINNINGS = {
+    "gzip": (b"\x1f\x8b",),
+    "zstd": (b"\x28\xb5\x2f\xfd", *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))),
+}
+"""How compressed files begin (RFC 1952; RFC 8878, the frames that are skipped as well)."""
+_OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE"}
+"""Byte order mark → name of the encoding."""
+
+
+class Entry(NamedTuple):
+    """One entry of `data.paths`."""
+
+    path: str
+    """As it was given."""
+    files: list[Path]
+    """Sorted."""
+    column: str
+    weight: float
+    limit: int | None
+
+
+def found(config: Files) -> list[Entry]:
+    """The entries of `data.paths` and their files; raises one UsageError that names every problem."""
+    problems: list[str] = []
+    entries: list[Entry] = []
+    for given in config.paths:
+        entry = FilePath(path=given) if isinstance(given, str) else given
+        files = _expanded(entry.path, problems)
+        column = entry.text_column or config.text_column
+        entries.append(Entry(entry.path, files, column, entry.weight, entry.limit))
+    for path, column in dict.fromkeys((path, entry.column) for entry in entries for path in entry.files):
+        if (problem := _problem(path, column)) and problem not in problems:
+            problems.append(problem)
+    if problems:
+        raise UsageError("\n".join(["data.paths cannot be used:", *(f"  {problem}" for problem in problems)]))
+    return entries
+
+
+def _expanded(entry: str, problems: list[str]) -> list[Path]:
+    """The files of one entry, a file, a folder or a glob; sorted."""
+    path = Path(entry).expanduser()
+    if path.is_dir():
+        return _inside(path, problems)
+    if path.exists():
+        return [path]
+    if not glob.has_magic(entry):
+        problems.append(f"{entry}: no such file or folder (seen from {Path.cwd()})")
+        return []
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    if not matches:
+        problems.append(f"{entry}: matches no file (seen from {Path.cwd()})")
+    files: list[Path] = []
+    for match in matches:
+        if not match.is_dir():
+            files.append(match)
+        elif "**" not in entry:
+            files += _inside(match, problems)
+    return files
+
+
+def _inside(folder: Path, problems: list[str]) -> list[Path]:
+    """The files below a folder that krill reads, hidden ones left out; sorted."""
+    everything = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    files = [path for path in everything if kind_of(path)[0]]
+    if not files:
+        problems.append(f"{folder}: holds no file that krill reads ({READ})")
+    elif len(files) < len(everything):
+        log.warning(
+            "%s: %d files of other kinds are not read (krill reads %s)",
+            folder, len(everything) - len(files), READ,
+        )  # fmt: skip
+    return files
+
+
+def _problem(path: Path, column: str) -> str | None:
+    """Why a file cannot be used; None if it looks well. Reads its ends only."""
+    kind, compression = kind_of(path)
+    if not kind:
+        what = f"is a {''.join(path.suffixes[-2:]) if compression else path.suffix} file"
+        return (
+            f"{path}: {what if path.suffix else 'has no suffix'}; krill reads {READ}: "
+            "convert it, or leave it out of data.paths"
+        )
+    if not os.access(path, os.R_OK):
+        return f"{path}: may not be read; give yourself the right to (chmod u+r)"
+    if path.stat().st_size == 0:
+        return f"{path}: is empty; write it anew, or leave it out of data.paths"
+    if kind == ".parquet":
+        from krill.sources.arrow_text import parquet_problem
+
+        return parquet_problem(path, column)
+    return (compression and _compression_problem(path, compression)) or _text_problem(path, kind, column)
+
+
+def _compression_problem(path: Path, compression: str) -> str | None:
+    with open(path, "rb") as file:
+        if file.read(4).startswith(_BEGINNINGS[compression]):
+            return None
+    kind = path.name.removesuffix(path.suffix)
+    return f"{path}: is not compressed with {compression}, as its name says; call it {kind}, or write it anew"
+
+
+def _text_problem(path: Path, kind: str, column: str) -> str | None:
+    try:
+        beginning = begins(path)
+    except OSError as error:
+        return f"{path}: cannot be read ({error}); write it anew, or leave it out of data.paths"
+    if not beginning:
+        return f"{path}: is empty; write it anew, or leave it out of data.paths"
+    if encoding := _OTHER_ENCODINGS.get(beginning[:2]):
+        return f"{path}: is {encoding}, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 OLD{kind} > NEW{kind}"
+    if kind in (".csv", ".tsv"):
+        from krill.sources.csv_records import csv_problem
+
+        return csv_problem(path, column)
+    return None

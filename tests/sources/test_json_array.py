@@ -1,0 +1,69 @@
+"""One JSON array is read element by element, wherever the blocks end that it is read in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reading import written
+
+from krill.errors import UsageError
+from krill.sources import formats, json_array
+from krill.sources.formats import Unreadable
+from krill.sources.json_array import array_records
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "BLOCK", 5)
+    monkeypatch.setattr(json_array, "BLOCK", 1)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(VALUES, max_size=8), ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
+def test_elements_are_what_json_reads(
+    tmp_path: Path, small_blocks: None, values: list[Any], ascii_only: bool, indent: int | None
+) -> None:
+    content = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "replace")
+    path = written(tmp_path / "a.json", b"\xef\xbb\xbf " + content + b"\n")
+    assert list(array_records(path)) == list(enumerate(json.loads(content), 1))
+
+
+BROKEN = {
+    "an element": (b'[\n{"text": "a"},\n{"text": }\n]', "a.json:3: invalid JSON"),
+    "no comma": (b'[\n{"text": "a"}\n\n{"text": "b"}\n]', "a.json:4: invalid JSON"),
+    "cut in a text": (b'[\n{"text": "a"},\n{"text": "b', "a.json:3: invalid JSON"),
+    "cut behind an element": (b'[\n{"text": "a"}', "a.json:2: invalid JSON"),
+    "cut behind a comma": (b'[\n{"text": "a"},\n', "a.json:3: invalid JSON"),
+    "more behind it": (b'[\n{"text": "a"}]\n\n{"text": "b"}', "a.json:4: invalid JSON .text after the array"),
+    "nested too deeply": (b'[{"text": "a"},\n' + b"[" * 100_000, "a.json:2: invalid JSON .nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("block", [7, 2**20])
+def test_a_broken_array_names_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, block: int
+) -> None:
+    monkeypatch.setattr(formats, "BLOCK", block)
+    content, message = BROKEN[case]
+    read: list[tuple[int, Any]] = []
+    with pytest.raises(UsageError, match=message):
+        read.extend(array_records(written(tmp_path / "a.json", content)))
+    assert read[:1] == [(1, {"text": "a"})]
+
+
+def test_invalid_utf8_costs_its_element(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", b'[{"text": "a"}, {"text": "\xff"}, {"text": "\\udcff"}]')
+    records = [record for _, record in array_records(path)]
+    assert records == [{"text": "a"}, Unreadable("invalid UTF-8"), {"text": "\udcff"}]

@@ -1,0 +1,60 @@
+"""The built-in text: enough of it, always the same, without importing what it describes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from krill.errors import UsageError
+from krill.sources import python_docs
+
+
+@pytest.fixture
+def stripped_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(python_docs.sysconfig, "get_path", lambda _: str(tmp_path))
+
+
+def test_there_is_enough_of_it_in_pieces_of_even_size() -> None:
+    texts = list(python_docs.documents())
+    assert 1_500_000 < sum(len(text.encode()) for text in texts) < 8_000_000
+    assert len(texts) > 500
+    assert max(map(len, texts)) < 10_000
+    assert sum(len(text) for text in texts) / len(texts) > 1500
+
+
+def test_holds_the_reference_the_library_and_the_builtins() -> None:
+    text = "\n".join(python_docs.documents())
+    assert 'The "assert" statement' in text
+    assert "def json.dumps(obj, *, skipkeys=False" in text
+    assert "class argparse.ArgumentParser(" in text
+    assert "str.casefold" in text
+
+
+def test_is_the_same_in_every_process_and_imports_nothing_it_describes() -> None:
+    program = (
+        "import sys, xxhash; from krill.sources import python_docs as docs; "
+        "text = '\\0'.join(docs.documents()); "
+        "print(docs.fingerprint(), xxhash.xxh3_128_hexdigest(text.encode()));"
+        "print({'this', 'antigravity', 'idlelib'} & {*sys.modules})"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(runs) == 1
+    assert runs.pop().endswith("set()\n")
+
+
+@pytest.mark.usefixtures("stripped_python")
+def test_a_python_without_its_sources_says_what_to_do() -> None:
+    with pytest.raises(UsageError, match="data=files"):
+        python_docs.check()

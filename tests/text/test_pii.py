@@ -1,0 +1,141 @@
+"""Personal data is masked, what merely looks like it is not, and masking twice is masking once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krill.text.pii import mask
+
+PHONE, RESIDENT, CARD, EMAIL = "010-0000-0000", "000000-0000000", "0000-0000-0000-0000", "email@example.com"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("010-1234-5678", PHONE),
+        ("01012345678", PHONE),
+        ("010.1234.5678", PHONE),
+        ("010 1234 5678", PHONE),
+        ("010-12345678", PHONE),
+        ("011-123-4567", PHONE),
+        ("02-123-4567", PHONE),
+        ("02.1234.5678", PHONE),
+        ("02)123-4567", PHONE),
+        ("(031) 123-4567", PHONE),
+        ("031-123-4567", PHONE),
+        ("070-1234-5678", PHONE),
+        ("+82 10 1234 5678", PHONE),
+        ("+82-10-1234-5678", PHONE),
+        ("+82 (0)2-123-4567", PHONE),
+        ("900101-1234567", RESIDENT),
+        ("051231-4000000", RESIDENT),
+        ("880230-5123456", RESIDENT),
+        ("4111-1111-1111-1111", CARD),
+        ("4111 1111 1111 1111", CARD),
+        ("kim.lee+news@mail.naver.com", EMAIL),
+        ("a@b.co.kr", EMAIL),
+        ("211.234.110.55", "192.0.2.1"),
+        ("2001:4860:4860::8888", "2001:db8::1"),
+        ("2606:2800:220:1:248:1893:25c8:1946", "2001:db8::1"),
+    ],
+)
+def test_finds(text: str, masked: str) -> None:
+    for before, after in (
+        ("", ""),
+        ("연락처는 ", "입니다."),
+        ("문의:", ", "),
+        ("<", ">"),
+        ("전화번호", "로"),
+    ):
+        assert mask(f"{before}{text}{after}") == f"{before}{masked}{after}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-01-15",
+        "2024.01.15",
+        "2024-01-15 10:30:00",
+        "1,234,567원",
+        "3.11.7",
+        "v1.2.3.4",
+        "1.2.3.4",
+        "120.0.6099.129",
+        "10.11.12.13 is section 10.11.12.13.14",
+        "127.0.0.1:8080",
+        "0.0.0.0/0",
+        "192.168.100.101",
+        "ISBN 978-89-01-12345-6",
+        "ISBN 0-306-40615-2",
+        "0x01012345678",
+        "deadbeef01012345678",
+        "01012345678901234",
+        "01010101010",
+        "3.14159265358979",
+        "1700000000000",
+        "9001011234567",
+        "900101-9234567",
+        "901301-1234567",
+        "900132-1234567",
+        "12900101-1234567",
+        "1588-1234",
+        "110-123-456789",
+        "4111-1111-1111-1112",
+        "1234-5678-9012",
+        "user@example.com",
+        "git@github.com:user/name.git",
+        "@functools.wraps",
+        "y = w@x.sum(axis=0)",
+        "react@18.2.0",
+        "std::fmt::Display, a::b",
+        "12:34:56",
+        "2001:db8::2",
+        "fe80::1",
+        "   120   010   1234",
+    ],
+)
+def test_leaves_alone(text: str) -> None:
+    assert mask(text) == text
+    assert mask(f"여기 {text} 있다") == f"여기 {text} 있다"
+
+
+def test_every_occurrence_in_a_text() -> None:
+    text = "김: 010-1111-2222, 이: 010-3333-4444 (lee@naver.com / lee2@naver.com), 2024-01-15"
+    assert mask(text) == f"김: {PHONE}, 이: {PHONE} ({EMAIL} / {EMAIL}), 2024-01-15"
+
+
+WHOLE = [
+    "010-1234-5678",
+    "01012345678",
+    "02)123-4567",
+    "(031) 123-4567",
+    "+82 10 1234 5678",
+    "900101-1234567",
+]
+WHOLE += ["4111-1111-1111-1111", "a@b.com", "211.234.110.55", "2001:4860:4860::8888"]
+PIECES = st.sampled_from([*WHOLE, *".-:@()+07가x\n "])
+
+
+@given(st.lists(PIECES | st.text(max_size=3), max_size=12).map("".join))
+def test_masking_twice_is_masking_once(text: str) -> None:
+    once = mask(text)
+    assert mask(once) == once
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=40))
+def test_text_without_a_digit_or_an_at_sign_stays(text: str) -> None:
+    text = "".join(letter for letter in text if letter not in "0123456789@")
+    assert mask(text) == text
+
+
+def test_random_numbers_of_each_kind_are_found() -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        mobile = f"010-{draw.randrange(1000, 10000)}-{draw.randrange(10000):04d}"
+        date = f"{draw.randrange(100):02d}{draw.randrange(1, 13):02d}{draw.randrange(1, 32):02d}"
+        resident = f"{date}-{draw.randrange(1, 9)}{draw.randrange(10**6):06d}"
+        assert mask(f"{mobile}, {resident}") == f"{PHONE}, {RESIDENT}"
