@@ -11,7 +11,7 @@ quicker than its kill, its store is compared and removed, and the next one begin
 
 Prints a table and writes results/interruptions.json.
 
-    python benchmarks/interruptions.py ko.jsonl en.jsonl          (5 minutes for 61 MB on two cores)
+    python benchmarks/interruptions.py ko.jsonl en.jsonl          (8 minutes for 61 MB on two cores)
 
 The files should be JSON lines of 20 MB and more: a part holds at least 4 MiB of their lines.
 """

@@ -10,7 +10,7 @@ On the same text, with the same tokenizer and threads, alternating, the median o
 
 Each is a process of its own, cold; krill's start (imports, workers, comparing the engines) is measured by the same
 command on one document and taken off. Prints a table, checks that all stores are the same to the byte, and writes
-results/preparation.json.
+results/preparation_<megabytes>mb.json.
 
     python benchmarks/preparation.py ko.parquet en.parquet          (10 minutes for 59 MB on two cores)
 
@@ -204,7 +204,7 @@ def main() -> None:
         "start_seconds": {way: round(statistics.median(values), 3) for way, values in start.items()},
         "ratios": ratios,
     }  # fmt: skip
-    path = Path(__file__).parent / "results" / "preparation.json"
+    path = Path(__file__).parent / "results" / f"preparation_{round(megabytes)}mb.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="disk full"):
         atomic.write_text(path, "new")
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_json_is_readable_and_strict(tmp_path: Path) -> None:
@@ -95,3 +97,15 @@ def test_of_several_processes_one_makes_it_and_the_others_wait(tmp_path: Path) -
         made = pool.map(_make, [tmp_path / "x"] * 3, chunksize=1)
     assert sorted(made) == [False, False, True]
     assert (tmp_path / "x" / "a").read_text() == "whole"
+
+
+def test_a_full_disk_names_the_folder_and_a_file_in_the_way_is_told_first(tmp_path: Path) -> None:
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as failed:
+        atomic.make_once(tmp_path / "x", full, resumes=True)
+    assert failed.value.filename == str(tmp_path / ".x.partial")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(NotADirectoryError):
+        atomic.make_once(tmp_path / "file", refuse)

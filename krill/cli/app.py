@@ -88,7 +88,7 @@ def main(
         return errors.FAILED
 
 
-def _stopping(command: str) -> AbstractContextManager[None]:
+def _stopping(command: str | None) -> AbstractContextManager[None]:
     return stopping() if command in GO_ON else nullcontext()
 
 
@@ -235,12 +235,14 @@ def answer(composed: Any, schema: type[Config], work: Callable[[Config, Call], A
     from hydra.types import RunMode
 
     from krill.config.validation import validated
+    from krill.sources.digests import none_kept
 
     listen()
     hydra = HydraConfig.get()
     call = Call(composed, hydra, Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None)
     try:
-        with _stopping(hydra.job.config_name):  # again: a launcher's job does not come through main
+        # Again: a launcher's job does not come through main.
+        with _stopping(hydra.job.config_name), none_kept() if composed.dry_run else nullcontext():
             return work(validated(schema, composed), call)
     except Exception as error:
         if call.sweep is None:

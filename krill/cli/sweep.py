@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class Points(Callback):
 
 def _begun(config: DictConfig) -> _Sweep:
     from krill.cli import places
+    from krill.sources.digests import none_kept
 
     command = config.hydra.job.config_name
     folder = Path(config.hydra.sweep.dir)
@@ -67,16 +69,17 @@ def _begun(config: DictConfig) -> _Sweep:
         config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={folder}"))
     wrong: dict[str, list[str]] = {}
     points = []
+    dry_run = bool(config.dry_run)  # as where Hydra was told to put the sweep, whatever single points say
     for overrides in (every := _points(config)):
         try:
             point = _validated(command, config, overrides)
-            points.append(places.point(command, folder, point))
+            with none_kept() if dry_run else nullcontext():
+                points.append(places.point(command, folder, point))
         except UsageError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(" ".join(overrides))
     if wrong:
         raise UsageError("\n".join(_where(fault, found, len(every)) for fault, found in wrong.items()))
-    dry_run = bool(config.dry_run)  # as where Hydra was told to put the sweep, whatever single points say
     log.info("sweep: %d points%s", len(points), "" if dry_run else f" in {folder}")
     return _Sweep(folder, points, dry_run)
 

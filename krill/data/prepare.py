@@ -36,7 +36,7 @@ from krill.tokenizer import TokenizerFolder
 
 log = logging.getLogger("krill")
 
-LIGHT_BYTES, HEAVY_BYTES = 2**27, 2**23
+LIGHT_BYTES, HEAVY_BYTES = 2**29, 2**23
 """Another process is started for so much input: it takes a second to start. Heavy is what a process does on one core
 (filters, near duplicates, ftfy) or slowly (Hugging Face tokenizers)."""
 

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,20 @@ QUIET_NS = 2 * 10**9
 """Nanoseconds without a change before a hash is kept: longer than the tick of any file system's clock."""
 THREADS = 8
 """xxhash lets other threads run: two hash twice as fast, from a network's disk more."""
+
+
+_keeps = True
+
+
+@contextlib.contextmanager
+def none_kept() -> Iterator[None]:
+    """Meanwhile hashes are used but not kept: a dry run writes nothing."""
+    global _keeps
+    before, _keeps = _keeps, False
+    try:
+        yield
+    finally:
+        _keeps = before
 
 
 def content_digests(paths: list[Path]) -> list[str]:
@@ -51,7 +66,7 @@ def content_digest(path: Path) -> str:
         return kept["xxh3_128"]
     digest = file_digest(path)
     left_alone = status.st_ctime_ns < began - QUIET_NS and _state(os.stat(path)) == state
-    if left_alone and outputs_root().is_dir():  # a dry run makes no folder
+    if _keeps and left_alone and outputs_root().is_dir():
         with contextlib.suppress(OSError):  # a folder that is read only keeps no hashes
             place.parent.mkdir(parents=True, exist_ok=True)
             write_json(place, {"path": str(path.absolute()), "state": state, "xxh3_128": digest})

@@ -54,6 +54,18 @@ def test_any_change_is_seen(tmp_path: Path) -> None:
     assert content_digest(path) == file_digest(path)
 
 
+@pytest.mark.usefixtures("settled")
+def test_a_dry_run_keeps_none(tmp_path: Path, hashed: list[Path]) -> None:
+    path = tmp_path / "a"
+    path.write_text("one")
+    with digests.none_kept():
+        assert content_digest(path) == content_digest(path)
+    assert hashed == [path, path]
+    assert not list((tmp_path / "outputs").iterdir())
+    content_digest(path)
+    assert list((tmp_path / "outputs").iterdir())
+
+
 def test_a_file_that_has_just_changed_is_not_kept(tmp_path: Path, hashed: list[Path]) -> None:
     path = tmp_path / "a"
     path.write_text("one")
