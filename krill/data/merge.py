@@ -9,7 +9,7 @@ of the store is then copied together from the parts, by any worker, and found ag
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,11 +105,19 @@ def plan(job: Job, parts: Sequence[Part], shard_tokens: int) -> Plan:
     )
 
 
-def write_planned_shard(job: Job, shard: ShardPlan, advance: Callable[[int, int], None]) -> dict[str, Any]:
-    """Write a shard of the store beside the folder of the parts; returns its record.
+def write_shards(
+    job: Job, shards: Iterable[ShardPlan], advance: Callable[[int, int], None]
+) -> Iterator[tuple[ShardPlan, dict[str, Any]]]:
+    """Write shards of the store beside the folder of the parts; yields each with its record.
 
     A finished one is found again: its record is among the parts.
     """
+    for shard in shards:
+        yield shard, _written(job, shard)
+        advance(0, 0)
+
+
+def _written(job: Job, shard: ShardPlan) -> dict[str, Any]:
     folder, dtype = job.folder.parent, token_dtype(job.tokenizer.vocab_size)
     done = job.folder / f"{shard.name}.json"
     if done.is_file():

@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +33,11 @@ from krill.text.dedup import Duplicates, words
 from krill.text.documents import Dropped, Rules, Usable, usable_documents
 from krill.tokenizer import TokenizerFolder
 
-BATCH_CHARACTERS = {"hf": 250_000, "fast": 1_000_000}
+BATCH_CHARACTERS = {"hf": 250_000, "fast": 500_000}
 """Documents are encoded in batches of about so many characters per thread: enough work, flat memory (Hugging Face
 tokenizers keep about 100 bytes a token until a batch is done)."""
+AHEAD = 3
+"""Batches that are read ahead of the one that is encoded."""
 
 
 @dataclass(frozen=True)
@@ -124,64 +127,68 @@ class _Columns:
         return found | {f"band{number}": keys for number, keys in enumerate(bands)}
 
 
-def make_part(job: Job, index: int, part: Part, advance: Callable[[int, int], None]) -> None:
-    """Make a part; `advance`(documents, bytes of text) is called now and then.
+def make_parts(
+    job: Job, items: Iterable[tuple[int, Part]], advance: Callable[[int, int], None]
+) -> Iterator[tuple[tuple[int, Part], None]]:
+    """Make parts, (index, part) each, and yield each as it is done, in order.
 
-    Raises UsageError for input that cannot be used, `engines.Differs` if the fast engine errs.
+    A thread of Rust encodes while Python reads and cleans what comes next, beyond the end of a part as well.
+    `advance`(documents, bytes of text) is called now and then. Raises UsageError for input that cannot be used,
+    `engines.Differs` if the fast engine errs.
     """
-    partial = _path(job.folder, index, f"tokens.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            columns, record = _Maker(job, part, advance).write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, _path(job.folder, index, "tokens"))
-        partial = _path(job.folder, index, f"npz.{os.getpid()}")
-        with open(partial, "wb") as file:
-            content = np.frombuffer(json.dumps({"identity": job.identity, **record}).encode(), np.uint8)
-            np.savez(file, allow_pickle=False, record=content, **columns.arrays())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, _path(job.folder, index, "npz"))
-    finally:
-        partial.unlink(missing_ok=True)
+    waiting: deque[tuple[_Maker, list[Usable], Future[Encoded] | None]] = deque()
+    opened: deque[_Maker] = deque()
+    limit = BATCH_CHARACTERS[job.engine] * job.threads
+
+    def settle(most: int) -> Iterator[tuple[tuple[int, Part], None]]:
+        while len(waiting) > most:
+            maker, batch, encoding = waiting.popleft()
+            if encoding is not None:
+                maker.write(batch, encoding.result())
+            else:
+                maker.finish()
+                opened.popleft()
+                yield maker.item, None
+
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            for item in items:
+                maker = _Maker(job, item, advance)
+                opened.append(maker)
+                for batch in _batches(maker.documents(), limit):
+                    texts = [document.text for document in batch]
+                    waiting.append((maker, batch, thread.submit(job.encoder.encode, texts)))
+                    yield from settle(AHEAD)
+                waiting.append((maker, [], None))
+            yield from settle(0)
+        finally:
+            for maker in opened:
+                maker.discard()
 
 
 class _Maker:
-    """Writes the tokens of one part and counts."""
+    """Writes the tokens of one part and counts; what is not finished leaves nothing."""
 
-    def __init__(self, job: Job, part: Part, advance: Callable[[int, int], None]) -> None:
-        self._job, self._part, self._advance = job, part, advance
-        self._encoder = job.encoder
+    def __init__(self, job: Job, item: tuple[int, Part], advance: Callable[[int, int], None]) -> None:
+        self.item = item
+        self._job, self._advance = job, advance
+        self._index, self._part = item
         self._signer = near.Signer(job.data.near) if job.data.near.threshold is not None else None
         self._dropped, self._skipped, self._read = Dropped(), Skipped(), Counter[str]()
         self._columns = _Columns()
         if self._signer is not None:
             self._columns.keys.append(self._signer.keys([]))
+        self._file: IO[bytes] = open(self._partial("tokens"), "wb")  # noqa: SIM115 (closed by finish or discard)
 
-    def write(self, file: IO[bytes]) -> tuple[_Columns, dict[str, Any]]:
-        """Write the tokens to `file`; returns the columns and the record."""
-        limit = BATCH_CHARACTERS[self._job.engine] * self._job.threads
-        waiting: tuple[list[Usable], Future[Encoded]] | None = None
-        # A batch is encoded by a thread of Rust while Python reads and cleans the next one.
-        with ThreadPoolExecutor(1) as thread:
-            for batch in _batches(self._documents(), limit):
-                encoded = thread.submit(self._encoder.encode, [document.text for document in batch])
-                if waiting is not None:
-                    self._write_batch(*waiting, file)
-                waiting = batch, encoded
-            if waiting is not None:
-                self._write_batch(*waiting, file)
-        record = {
-            "documents": len(self._columns.text_bytes),
-            "tokens": sum(int(lengths.sum()) for lengths in self._columns.lengths),
-            "read": dict(self._read),
-            "dropped": self._dropped.rules,
-            "skipped": self._skipped.reasons,
-        }
-        return self._columns, record
+    def discard(self) -> None:
+        """Leave nothing of a part that cannot be finished."""
+        with suppress(OSError):  # a full disk again
+            self._file.close()
+        for kind in ("tokens", "npz"):
+            self._partial(kind).unlink(missing_ok=True)
 
-    def _documents(self) -> Iterator[Usable]:
+    def documents(self) -> Iterator[Usable]:
+        """The documents of the part that are kept by the rules, each text once."""
         source, part = self._job.source, self._part
         return usable_documents(
             self._counted(),
@@ -191,21 +198,46 @@ class _Maker:
             lambda place: source.spell(part, place),
         )
 
+    def finish(self) -> None:
+        """Give the part its name."""
+        record = {
+            "identity": self._job.identity,
+            "documents": len(self._columns.text_bytes),
+            "tokens": sum(int(lengths.sum()) for lengths in self._columns.lengths),
+            "read": dict(self._read),
+            "dropped": self._dropped.rules,
+            "skipped": self._skipped.reasons,
+        }
+        self._keep(self._file, "tokens")
+        with open(self._partial("npz"), "wb") as file:
+            content = np.frombuffer(json.dumps(record).encode(), np.uint8)
+            np.savez(file, allow_pickle=False, record=content, **self._columns.arrays())
+            self._keep(file, "npz")
+
+    def _partial(self, kind: str) -> Path:
+        return _path(self._job.folder, self._index, f"{kind}.{os.getpid()}")
+
+    def _keep(self, file: IO[bytes], kind: str) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        os.replace(self._partial(kind), _path(self._job.folder, self._index, kind))
+
     def _counted(self) -> Iterator[Any]:
         for document in self._job.source.read(self._part, self._skipped):
             self._read["documents"] += 1
             yield document
 
-    def _write_batch(self, batch: list[Usable], encoding: Future[Encoded], file: IO[bytes]) -> None:
-        encoded = encoding.result()
+    def write(self, batch: list[Usable], encoded: Encoded) -> None:
+        """Store those of a batch that have neither too few nor too many tokens."""
         self._read["tokens"] += len(encoded.tokens)
         keep = self._long_enough(batch, encoded.lengths)
         kept = encoded.select(keep)
-        file.write(kept.tokens.data)
+        self._file.write(kept.tokens.data)
         documents = [document for document, stays in zip(batch, keep.tolist(), strict=True) if stays]
         columns = self._columns
         columns.lengths.append(kept.lengths)
-        columns.text_bytes += [self._encoder.text_bytes(item.text, item.content) for item in documents]
+        columns.text_bytes += [self._job.encoder.text_bytes(item.text, item.content) for item in documents]
         columns.digests += [document.digest for document in documents]
         columns.places += [document.place for document in documents]
         if self._signer is not None:

@@ -23,8 +23,8 @@ from krill.config.signature import signature
 from krill.data import engines, leaks, store
 from krill.data.encoding import Encoder, token_dtype
 from krill.data.engines import Differs
-from krill.data.merge import Plan, plan, write_planned_shard
-from krill.data.parts import Job, make_part
+from krill.data.merge import Plan, plan, write_shards
+from krill.data.parts import Job, make_parts
 from krill.data.progress import Meter, report
 from krill.data.workers import Crew, cores
 from krill.errors import KrillError, UsageError
@@ -169,13 +169,11 @@ def _demand_shards(data: Data, parts: Sequence[Part], missing: Sequence[int]) ->
 def _make(job: Job, parts: Sequence[Part], mine: Sequence[int], meter: Meter) -> Crew:
     """Make those of `mine` that are missing; returns the crew, which can do more."""
     missing = _missing(job, mine)
+    if not missing:
+        return Crew(1, cores(), meter.advance)
     todo = [parts[index] for index in missing]
     size = sum(part.size for part in todo)
-    engine = job.engine
-    if missing:
-        engine = engines.chosen(
-            job.data.engine, Encoder(job.tokenizer).backend, lambda: sample(job, todo), size
-        )
+    engine = engines.chosen(job.data.engine, Encoder(job.tokenizer).backend, lambda: sample(job, todo), size)
     heavy = engine == "hf" or job.data.filters or job.data.ftfy or job.data.near.threshold is not None
     fitting = max(1, min(cores(), len(missing), size // (HEAVY_BYTES if heavy else LIGHT_BYTES)))
     workers = job.data.workers or fitting
@@ -183,7 +181,7 @@ def _make(job: Job, parts: Sequence[Part], mine: Sequence[int], meter: Meter) ->
     job = replace(job, engine=engine, threads=crew.threads)
     try:
         with meter:
-            for (index, _), _ in crew.do(_make_one, job, ((index, parts[index]) for index in missing)):
+            for (index, _), _ in crew.do(make_parts, job, ((index, parts[index]) for index in missing)):
                 meter.finished(index)
     except Differs as error:
         _forget(job, mine)
@@ -192,7 +190,7 @@ def _make(job: Job, parts: Sequence[Part], mine: Sequence[int], meter: Meter) ->
         log.warning("engine: %s; all is encoded again by Hugging Face tokenizers", error)
         plain = replace(job, data=job.data.model_copy(update={"engine": "hf"}))
         return _make(plain, parts, mine, meter)
-    if missing and _identity(job.data, job.tokenizer, job.source) != job.identity:
+    if _identity(job.data, job.tokenizer, job.source) != job.identity:
         _forget(job, missing)
         raise text_changed(job.data)
     return crew
@@ -212,10 +210,6 @@ def _forget(job: Job, indices: Sequence[int]) -> None:
         job.forget(index)
 
 
-def _make_one(job: Job, item: tuple[int, Part], advance: Any) -> None:
-    make_part(job, *item, advance)
-
-
 def _merge(job: Job, parts: Sequence[Part], crew: Crew, shard_tokens: int) -> None:
     found = plan(job, parts, shard_tokens)
     found.skipped.warn()
@@ -223,7 +217,7 @@ def _merge(job: Job, parts: Sequence[Part], crew: Crew, shard_tokens: int) -> No
     shards = [shard for split in found.shards.values() for shard in split]
     large = len(shards) > len(store.SPLITS)
     crew.workers = min(job.data.workers or cores(), len(shards)) if large else 1
-    records = {shard.name: record for shard, record in crew.do(write_planned_shard, job, shards)}
+    records = {shard.name: record for shard, record in crew.do(write_shards, job, shards)}
     splits = {
         name: {**counts, "shards": [records[shard.name] for shard in found.shards[name]]}
         for name, counts in found.splits.items()

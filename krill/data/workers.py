@@ -27,8 +27,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Advance = Callable[[int, int], None]
 """Called by the work with documents and bytes of text that were done since the last call."""
-Work = Callable[[Any, Item, Advance], Result]
-"""Called with what all items have in common, the item and `Advance`."""
+Work = Callable[[Any, Iterable[Item], Advance], Iterator[tuple[Item, Result]]]
+"""Called with what all items have in common, items and `Advance`; yields each item with its result."""
 
 TICK = 0.5
 """Seconds between two looks at the counts."""
@@ -57,8 +57,7 @@ class Crew:
         Raises what the work raises, KrillError if a worker was killed.
         """
         if self.workers == 1:
-            for item in items:
-                yield item, work(common, item, self._tick)
+            yield from work(common, items, self._tick)
             return
         yield from self._spread(work, common, iter(items))
 
@@ -144,7 +143,7 @@ def _serve(item: Any) -> tuple[int, int, Any]:
                 raise _Dismissed
 
     advance(0, 0)
-    result = work(common, item, advance)
+    ((_, result),) = work(common, [item], advance)
     return os.getpid(), _resident_peak(), result
 
 

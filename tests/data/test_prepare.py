@@ -239,7 +239,7 @@ def test_an_interrupted_preparation_shows_nothing_and_goes_on(
             obtain_store(setting, tokenizer, tmp_path / "outputs")
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if not path.name.startswith(".")]
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "make_part", fail)  # the part is there
+        patch.setattr(preparation, "make_parts", fail)  # the part is there
         assert obtain_store(setting, tokenizer, tmp_path / "outputs")[1]
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if path.name.endswith(".partial")]
 

@@ -8,36 +8,47 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from krill.data.workers import Advance, Crew, cores
 from krill.errors import KrillError, UsageError
 
-
-def double(common: int, item: int, advance: Advance) -> int:
-    advance(1, item)
-    return common + 2 * item
+Done = Iterator[tuple[int, Any]]
 
 
-def refuse(common: None, item: int, advance: Advance) -> None:
-    raise UsageError(f"item {item} is of no use")
+def double(common: int, items: Iterable[int], advance: Advance) -> Done:
+    for item in items:
+        advance(1, item)
+        yield item, common + 2 * item
 
 
-def die(common: None, item: int, advance: Advance) -> None:
+def refuse(common: None, items: Iterable[int], advance: Advance) -> Done:
+    for item in items:
+        raise UsageError(f"item {item} is of no use")
+    yield from ()
+
+
+def die(common: None, items: Iterable[int], advance: Advance) -> Done:
     os.kill(os.getpid(), signal.SIGKILL)
+    yield from ()
 
 
-def endless(folder: Path, item: int, advance: Advance) -> None:
-    (folder / f"{item}.pid").write_text(str(os.getpid()))
-    while True:
-        advance(1, 1)
-        time.sleep(0.01)
+def endless(folder: Path, items: Iterable[int], advance: Advance) -> Done:
+    for item in items:
+        (folder / f"{item}.pid").write_text(str(os.getpid()))
+        while True:
+            advance(1, 1)
+            time.sleep(0.01)
+    yield from ()
 
 
-def threads(common: None, item: int, advance: Advance) -> str:
-    return f"{os.environ['RAYON_NUM_THREADS']} {os.environ['TOKENIZERS_PARALLELISM']}"
+def threads(common: None, items: Iterable[int], advance: Advance) -> Done:
+    for item in items:
+        yield item, f"{os.environ['RAYON_NUM_THREADS']} {os.environ['TOKENIZERS_PARALLELISM']}"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
