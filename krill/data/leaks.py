@@ -28,8 +28,8 @@ NGRAM = 13
 LOOKED_AT = 2**18
 """Of more validation tokens about so many are looked at."""
 
-_CHUNK = 2**16
-"""Tokens that are hashed at a time: the arrays stay in the processor's cache."""
+_CHUNK = 2**18
+"""Tokens that are hashed at a time: fewer, and the threads wait for Python."""
 _STRETCH = 2**20
 """Tokens that a thread takes at a time."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)

@@ -70,8 +70,9 @@ def prepare(
             _demand_shards(data, parts, missing)
         meter = Meter(parts, missing)
         crew = _make(job, parts, every, meter)
+        made_by = {"workers": crew.workers, "threads": crew.threads}
         _merge(job, parts, crew, shard_tokens)
-        _record(folder, crew, meter, time.monotonic() - began)
+        _record(folder, crew, meter, time.monotonic() - began, made_by)
     made = store.Store.open(folder)
     made.tidy()
     report(made.manifest, time.monotonic() - began)
@@ -265,7 +266,7 @@ def _demand_documents(found: Plan, data: Data) -> None:
     )
 
 
-def _record(folder: Path, crew: Crew, meter: Meter, seconds: float) -> None:
+def _record(folder: Path, crew: Crew, meter: Meter, seconds: float, made_by: dict[str, int]) -> None:
     """How the store was made: no part of what it is."""
     write_json(
         folder / "record.json",
@@ -274,8 +275,7 @@ def _record(folder: Path, crew: Crew, meter: Meter, seconds: float) -> None:
             "documents": meter.documents,
             "text_bytes": meter.text_bytes,
             "peak_memory_bytes": crew.peak_memory(),
-            "workers": crew.workers,
-            "threads": crew.threads,
+            **made_by,
             "host": platform.node(),
             "cores": cores(),
         },
