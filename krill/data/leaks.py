@@ -48,8 +48,7 @@ def leaks(train: Split, validation: Split, ngram: int = NGRAM) -> dict[str, Any]
     sample = _thinned(validation)
     starts, hashes = _ngrams(sample, ngram)
     shared = _shared(distinct(hashes), train, ngram)
-    _, same = _find(shared, hashes)
-    leaked = _covered(starts[same], sample.tokens, ngram)
+    leaked = _covered(starts[_among(shared, hashes)], sample.tokens, ngram)
     ends = sample.ends.astype(np.int64)
     begins = np.append(0, ends)[:-1]
     documents = np.add.reduceat(leaked, begins, dtype=np.int64) if len(begins) else begins
@@ -133,13 +132,9 @@ def _shared(hashes: np.ndarray, train: Split, ngram: int) -> np.ndarray:
     return hashes[found]
 
 
-def _find(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each `wanted` would stand in the rising `values`, int64 (n,), and whether it does, bool (n,)."""
-    place = np.searchsorted(values, wanted)
-    same = np.zeros(len(wanted), bool)
-    there = place < len(values)
-    same[there] = values[place[there]] == wanted[there]
-    return place, same
+def _among(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Whether each `wanted` is one of the rising `values`; bool (n,)."""
+    return np.searchsorted(values, wanted, "right") > np.searchsorted(values, wanted, "left")
 
 
 def _stretches(split: Split, ngram: int) -> list[range]:

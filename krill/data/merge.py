@@ -11,14 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from krill.atomic import write_json
 from krill.data import store
-from krill.data.encoding import token_dtype
 from krill.data.parts import Job, PartFile
 from krill.sources.source import Part, Skipped
 from krill.text import near
@@ -71,7 +69,7 @@ class Plan:
 
 def plan(job: Job, parts: Sequence[Part], shard_tokens: int) -> Plan:
     """Decide what becomes of every document; all parts must have been made."""
-    made = [PartFile(job.folder, index, token_dtype(job.tokenizer.vocab_size)) for index in range(len(parts))]
+    made = [job.part(index) for index in range(len(parts))]
     documents = _documents(made, parts)
     dropped, skipped = Dropped(), Skipped()
     read = {"documents": 0, "tokens": 0}
@@ -114,18 +112,16 @@ def write_shards(
     """
     for shard in shards:
         yield shard, _written(job, shard)
-        advance(0, 0)
 
 
 def _written(job: Job, shard: ShardPlan) -> dict[str, Any]:
-    folder, dtype = job.folder.parent, token_dtype(job.tokenizer.vocab_size)
+    folder = job.folder.parent
     done = job.folder / f"{shard.name}.json"
     if done.is_file():
         found = json.loads(done.read_text(encoding="utf-8"))
-        if found["identity"] == job.identity and store.has_shard(folder, dtype, found["record"]):
+        if found["identity"] == job.identity and store.has_shard(folder, job.dtype, found["record"]):
             return found["record"]
-    tokens = _copied(job.folder, dtype, shard)
-    record = store.write_shard(folder, shard.name, dtype, tokens, shard.length, shard.source)
+    record = store.write_shard(folder, shard.name, job.dtype, _copied(job, shard), shard.length, shard.source)
     write_json(done, {"identity": job.identity, "record": record})
     return record
 
@@ -247,7 +243,7 @@ def _cut(split: str, documents: Documents, index: np.ndarray, limit: int) -> Ite
         first, number = last, number + 1
 
 
-def _copied(folder: Path, dtype: np.dtype[Any], shard: ShardPlan) -> Iterator[np.ndarray]:
+def _copied(job: Job, shard: ShardPlan) -> Iterator[np.ndarray]:
     """The tokens of a shard's documents; runs that lie together in a part are copied together."""
     ends = shard.start + shard.length
     breaks = np.flatnonzero((shard.part[1:] != shard.part[:-1]) | (shard.start[1:] != ends[:-1])) + 1
@@ -256,6 +252,6 @@ def _copied(folder: Path, dtype: np.dtype[Any], shard: ShardPlan) -> Iterator[np
     for part, start, end in zip(
         shard.part[firsts].tolist(), shard.start[firsts].tolist(), ends[lasts].tolist(), strict=True
     ):
-        file = PartFile(folder, part, dtype)
+        file = job.part(part)
         for begin in range(start, end, COPIED_TOKENS):
             yield file.tokens(begin, min(begin + COPIED_TOKENS, end))

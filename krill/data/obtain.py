@@ -18,7 +18,7 @@ from krill.data.prepare import prepare, prepare_shard, store_signature, text_cha
 from krill.data.store import Store
 from krill.errors import UsageError
 from krill.sources.registry import open_source
-from krill.sources.source import Skipped
+from krill.sources.source import Skipped, Source
 from krill.text.dedup import Duplicates, split_of
 from krill.text.documents import Dropped, Rules, text_rules, usable_documents
 from krill.tokenizer import TokenizerFolder, load_tokenizer, ready_folder, tokenizer_identity, train_tokenizer
@@ -108,9 +108,7 @@ def obtain_store(
     merged. Raises UsageError for input that cannot be used, a shard that is missing, or a place that holds
     something else.
     """
-    source = open_source(config.data)
-    identity = store_signature(config.data, tokenizer.signature, source.fingerprint())
-    folder = place or _folder(config, identity, outputs)
+    source, identity, folder = _meant(config, tokenizer, outputs, place)
 
     def make(folder: Path) -> None:
         if prepare(config.data, tokenizer, folder, source)["signature"] != identity:
@@ -134,9 +132,7 @@ def obtain_shard(
     config: TrainConfig, tokenizer: TokenizerFolder, outputs: Path, place: Path | None = None
 ) -> Path:
     """Make what data.shard stands for, where `obtain_store` finds it; returns the folder of the tokens to be."""
-    source = open_source(config.data)
-    identity = store_signature(config.data, tokenizer.signature, source.fingerprint())
-    folder = place or _folder(config, identity, outputs)
+    source, _, folder = _meant(config, tokenizer, outputs, place)
     if not is_made(folder):
         try:
             with naming(unfinished(folder)):
@@ -148,6 +144,15 @@ def obtain_shard(
             return folder
     log.info("tokens: reused %s", folder)
     return folder
+
+
+def _meant(
+    config: TrainConfig, tokenizer: TokenizerFolder, outputs: Path, place: Path | None
+) -> tuple[Source, str, Path]:
+    """The source of the tokens, their signature, and the folder that they belong in."""
+    source = open_source(config.data)
+    identity = store_signature(config.data, tokenizer.signature, source.fingerprint())
+    return source, identity, place or _folder(config, identity, outputs)
 
 
 def _report_rows(store: Store, config: TrainConfig) -> None:

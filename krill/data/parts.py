@@ -63,10 +63,23 @@ class Job:
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in self.__dataclass_fields__}
 
-    def made(self, index: int) -> PartFile | None:
-        """Part `index`, if it has been made for this store."""
-        part = PartFile(self.folder, index, token_dtype(self.tokenizer.vocab_size))
-        return part if part.identity == self.identity else None
+    @cached_property
+    def rules(self) -> Rules:
+        """Made once per process: a filter may load a model."""
+        return Rules(self.data)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the token ids."""
+        return token_dtype(self.tokenizer.vocab_size)
+
+    def part(self, index: int) -> PartFile:
+        """Part `index`, which may not have been made."""
+        return PartFile(self.folder, index, self.dtype)
+
+    def has(self, index: int) -> bool:
+        """Whether part `index` has been made for this store."""
+        return self.part(index).identity == self.identity
 
     def forget(self, index: int) -> None:
         """Have part `index` made again."""
@@ -192,7 +205,7 @@ class _Maker:
         source, part = self._job.source, self._part
         return usable_documents(
             self._counted(),
-            Rules(self._job.data),
+            self._job.rules,
             Duplicates(),
             self._dropped,
             lambda place: source.spell(part, place),

@@ -21,7 +21,7 @@ from krill.atomic import write_json
 from krill.config.schema import Data
 from krill.config.signature import signature
 from krill.data import engines, leaks, store
-from krill.data.encoding import Encoder, token_dtype
+from krill.data.encoding import Encoder
 from krill.data.engines import Differs
 from krill.data.merge import Plan, plan, write_shards
 from krill.data.parts import Job, make_parts
@@ -29,9 +29,9 @@ from krill.data.progress import Meter, report
 from krill.data.workers import Crew, cores
 from krill.errors import KrillError, UsageError
 from krill.sources.registry import check, open_source
-from krill.sources.source import Part, Skipped, Source
+from krill.sources.source import Part, Skipped, Source, evenly
 from krill.text import near
-from krill.text.documents import VERSION, Rules, data_rules, data_signature
+from krill.text.documents import VERSION, data_rules, data_signature
 from krill.tokenizer import TokenizerFolder
 
 log = logging.getLogger("krill")
@@ -106,12 +106,11 @@ def shard_parts(parts: Sequence[Part], shards: int) -> list[list[int]]:
 
 def sample(job: Job, parts: Sequence[Part]) -> list[str]:
     """Cleaned texts from the beginnings of some parts, evenly chosen."""
-    rules = Rules(job.data)
     texts: list[str] = []
-    for part in parts[:: -(-len(parts) // SAMPLE_PARTS)]:
+    for part in evenly(parts, SAMPLE_PARTS):
         characters = 0
         for document in job.source.read(part, Skipped()):
-            texts.append(rules.judge(document.text)[0][: SAMPLE_CHARACTERS - characters])
+            texts.append(job.rules.judge(document.text)[0][: SAMPLE_CHARACTERS - characters])
             characters += len(texts[-1])
             if characters >= SAMPLE_CHARACTERS:
                 break
@@ -146,7 +145,7 @@ def _complete(folder: Path, identity: str) -> bool:
 
 
 def _missing(job: Job, indices: Sequence[int]) -> list[int]:
-    return [index for index in indices if job.made(index) is None]
+    return [index for index in indices if not job.has(index)]
 
 
 def _demand_shards(data: Data, parts: Sequence[Part], missing: Sequence[int]) -> None:
@@ -236,7 +235,7 @@ def _manifest(job: Job, found: Plan, splits: dict[str, Any]) -> dict[str, Any]:
     )
     tokenizer = job.tokenizer
     return store.manifest_of(
-        token_dtype(tokenizer.vocab_size),
+        job.dtype,
         job.source.names,
         splits,
         signature=job.identity,

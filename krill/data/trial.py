@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 
 from krill.config.schema import Data
 from krill.data.progress import dropped_table
 from krill.sources.registry import open_source
-from krill.sources.source import Document, Part, Skipped, Source
+from krill.sources.source import Skipped, evenly
 from krill.text.dedup import Duplicates
 from krill.text.documents import Dropped, Rules, usable_documents
 
@@ -24,11 +25,11 @@ def sample_table(data: Data) -> list[str]:
     """
     source = open_source(data)
     parts = source.parts()
-    chosen = parts[:: -(-len(parts) // PARTS)] if parts else []
+    chosen = evenly(parts, PARTS)
     dropped, skipped, rules, duplicates = Dropped(), Skipped(), Rules(data), Duplicates()
     kept = tried = 0
     for part in chosen:
-        documents = _first(source, part, skipped, -(-DOCUMENTS // len(chosen)))
+        documents = list(islice(source.read(part, skipped), -(-DOCUMENTS // len(chosen))))
         tried += len(documents)
         found = usable_documents(documents, rules, duplicates, dropped, partial(source.spell, part))
         kept += sum(1 for _ in found)
@@ -36,7 +37,3 @@ def sample_table(data: Data) -> list[str]:
     lines += dropped_table(dropped.rules, tried)
     lines += [f"  {reason}: {counts['records']:,} records" for reason, counts in skipped.reasons.items()]
     return lines
-
-
-def _first(source: Source, part: Part, skipped: Skipped, count: int) -> list[Document]:
-    return [document for _, document in zip(range(count), source.read(part, skipped), strict=False)]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from krill.errors import KrillError
+from krill.signals import EXIT
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -116,7 +117,7 @@ def _enlist(work: Any, common: Any, threads: int, counts: Any) -> None:
     # Rust's thread pools read these when they are first used, which is later.
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in EXIT:
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group: the parent decides
     threading.Thread(target=_follow_parent, args=[counts], daemon=True).start()
 

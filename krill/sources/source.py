@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 log = logging.getLogger("krill")
@@ -98,6 +98,11 @@ class Source(ABC):
 def part_bytes(total: int) -> int:
     """How much input a part holds: a thousandth of `total` bytes, but 4 to 256 MiB."""
     return min(max(total // 1000, 4 * 2**20), 256 * 2**20)
+
+
+def evenly(parts: Sequence[Part], count: int) -> Sequence[Part]:
+    """At most `count` of the parts, evenly chosen, the first among them."""
+    return parts[:: max(1, -(-len(parts) // count))]
 
 
 def no_column(where: str, column: str, columns: list[str], key: str = "data.text_column") -> str:
