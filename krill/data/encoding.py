@@ -44,9 +44,7 @@ class Encoded(NamedTuple):
 class Encoder:
     """Encodes cleaned text with a tokenizer; boundaries come from here, never from the text."""
 
-    def __init__(
-        self, tokenizer: TokenizerFolder, engine: Literal["hf", "fast"] = "hf", parallel: bool = True
-    ) -> None:
+    def __init__(self, tokenizer: TokenizerFolder, engine: Literal["hf", "fast"] = "hf") -> None:
         self.dtype = token_dtype(tokenizer.vocab_size)
         self._bos, self._eos = tokenizer.bos_id, tokenizer.eos_id
         self._folder = tokenizer.folder
@@ -55,7 +53,7 @@ class Encoder:
         self._reference = Reference(self.backend)
         self._engine: Engine = self._reference
         if engine == "fast":
-            self._engine = Checked(Fast(self.backend, parallel), self._reference)
+            self._engine = Checked(Fast(self.backend), self._reference)
         normalizer = self.backend.normalizer
         self._normalizer = normalizer if type(normalizer).__name__ in _UNICODE_FORMS else None
 

@@ -33,9 +33,9 @@ from krill.text.dedup import Duplicates, words
 from krill.text.documents import Dropped, Rules, Usable, usable_documents
 from krill.tokenizer import TokenizerFolder
 
-BATCH_CHARACTERS = {"hf": 250_000, "fast": 500_000}
-"""Documents are encoded in batches of about so many characters per thread: enough work, flat memory (Hugging Face
-tokenizers keep about 100 bytes a token until a batch is done)."""
+BATCH_CHARACTERS = {"hf": 250_000, "fast": 2_000_000}
+"""Documents are encoded in batches of about so many characters, with Hugging Face tokenizers per thread: enough work,
+flat memory (they keep about 100 bytes a token until a batch is done). gigatoken uses one thread."""
 AHEAD = 3
 """Batches that are read ahead of the one that is encoded."""
 
@@ -58,7 +58,7 @@ class Job:
     @cached_property
     def encoder(self) -> Encoder:
         """Made once per process: reading a tokenizer takes longer than encoding a part."""
-        return Encoder(self.tokenizer, self.engine, parallel=self.threads > 2)
+        return Encoder(self.tokenizer, self.engine)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in self.__dataclass_fields__}
@@ -151,7 +151,7 @@ def make_parts(
     """
     waiting: deque[tuple[_Maker, list[Usable], Future[Encoded] | None]] = deque()
     opened: deque[_Maker] = deque()
-    limit = BATCH_CHARACTERS[job.engine] * job.threads
+    limit = BATCH_CHARACTERS[job.engine] * (job.threads if job.engine == "hf" else 1)
 
     def settle(most: int) -> Iterator[tuple[tuple[int, Part], None]]:
         while len(waiting) > most:

@@ -231,9 +231,7 @@ class Split:
         Raises IndexError outside [0, tokens].
         """
         parts = [self._maps[shard][first:last] for shard, first, last in self._segments(start, stop)]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.zeros(0, self.dtype)
+        return _joined(parts, self.dtype)
 
     def copy(self, start: int, stop: int) -> np.ndarray:
         """As `read`, from the files instead of the maps: for a pass over everything.
@@ -244,7 +242,7 @@ class Split:
             self.shards[shard].copy("tokens", self.dtype, first, last)
             for shard, first, last in self._segments(start, stop)
         ]
-        return np.concatenate(parts) if parts else np.zeros(0, self.dtype)
+        return _joined(parts, self.dtype)
 
     def _segments(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """(index of the shard, first, last) of the pieces of [start, stop)."""
@@ -271,6 +269,13 @@ class Split:
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in self.__dataclass_fields__}
+
+
+def _joined(parts: list[np.ndarray], dtype: np.dtype[Any]) -> np.ndarray:
+    """The pieces one after the other; one alone is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
 def _kinds(dtype: np.dtype[Any]) -> tuple[tuple[str, np.dtype[Any]], ...]:

@@ -6,6 +6,7 @@ the work with an error instead of a wait without end; a parent that is killed ta
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
@@ -103,6 +105,9 @@ class Crew:
         self._tick(documents, text_bytes)
 
 
+_M_MMAP_THRESHOLD = -3
+"""From glibc's malloc.h."""
+
 _serves: tuple[Any, Any, Any]
 """In a worker: the work, what its items have in common, the shared counts."""
 
@@ -120,6 +125,13 @@ def _enlist(work: Any, common: Any, threads: int, counts: Any) -> None:
     for number in EXIT:
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group: the parent decides
     threading.Thread(target=_follow_parent, args=[counts], daemon=True).start()
+    _give_memory_back()
+
+
+def _give_memory_back() -> None:
+    """Have glibc give back what a large batch used: left alone, it raises this threshold and keeps ever more."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**23)
 
 
 def _follow_parent(counts: Any) -> None:

@@ -44,9 +44,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
 @pytest.mark.parametrize("changes", [{"pattern": "gpt4"}, {"pattern": "gpt2"}, {"normalizer": "nfc"}])
 def test_every_recipe_of_krill_can_be_encoded_fast(tmp_path: Path, changes: dict[str, str]) -> None:
     backend = Encoder(trained(tmp_path / "t", **changes)).backend
-    compare(
-        Fast(backend, parallel=False), Reference(backend), [*CORPUS, "<|eos|><think>", "", "e\u0301 \ufb01"]
-    )
+    compare(Fast(backend), Reference(backend), [*CORPUS, "<|eos|><think>", "", "e\u0301 \ufb01"])
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -56,7 +54,7 @@ def test_every_recipe_of_krill_can_be_encoded_fast(tmp_path: Path, changes: dict
     )
 )
 def test_any_text_has_the_same_tokens(tokenizer: TokenizerFolder, texts: list[str]) -> None:
-    fast, reference = (Encoder(tokenizer, engine, parallel=False).encode(texts) for engine in ("fast", "hf"))
+    fast, reference = (Encoder(tokenizer, engine).encode(texts) for engine in ("fast", "hf"))
     np.testing.assert_array_equal(fast.tokens, reference.tokens)
     np.testing.assert_array_equal(fast.lengths, reference.lengths)
 
@@ -93,7 +91,7 @@ def test_auto_takes_what_is_right(
     assert (
         chosen("auto", backend, lambda: CORPUS, 10) == chosen("fast", backend, lambda: CORPUS, 10) == "fast"
     )
-    monkeypatch.setattr(engines, "Fast", lambda backend, parallel: Wrong(Reference(backend)))
+    monkeypatch.setattr(engines, "Fast", lambda backend: Wrong(Reference(backend)))
     assert chosen("auto", backend, lambda: ["poison"], 10**9) == "hf"
     assert "Hugging Face tokenizers (gigatoken gives other ids" in caplog.text
     with pytest.raises(UsageError, match=r"data\.engine=hf"):

@@ -16,7 +16,7 @@ from krill.data.leaks import leaks
 from krill.data.store import Split
 
 BOS, EOS = 0, 1
-TEXTS = st.lists(st.lists(st.integers(2, 4), min_size=1, max_size=30), max_size=6)
+TEXTS = st.lists(st.lists(st.integers(2, 3), min_size=1, max_size=30), max_size=6)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,11 @@ class InMemory:
     """Documents as a split gives them."""
 
     texts: list[list[int]]
-    dtype: str = "<u2"
+    kind: str = "<u2"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.kind)
 
     @cached_property
     def stream(self) -> np.ndarray:
@@ -74,24 +78,27 @@ def plainly(train: list[list[int]], validation: list[list[int]], ngram: int) -> 
     }
 
 
-@given(TEXTS, TEXTS, st.integers(1, 8), st.sampled_from(["<u2", "<u4"]))
+@given(TEXTS, TEXTS, st.integers(1, 13), st.sampled_from(["<u2", "<u4"]))
 def test_equals_the_plain_way(
     train: list[list[int]], validation: list[list[int]], ngram: int, dtype: str
 ) -> None:
     assert count(train, validation, ngram, dtype) == plainly(train, validation, ngram)
 
 
-def test_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """N-grams over a chunk's border are found, none is found twice."""
+@pytest.mark.parametrize("ngram", [4, 9, 13])
+def test_across_stretches(ngram: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """N-grams over a stretch's border are found, wherever they lie."""
     random = np.random.default_rng(0)
     train, validation = (
-        [random.integers(2, 6, random.integers(1, 60)).tolist() for _ in range(40)] for _ in range(2)
+        [random.integers(2, 3 + 12 // ngram, random.integers(1, 60)).tolist() for _ in range(40)]
+        for _ in range(2)
     )
-    expected = plainly(train, validation, 4)
+    validation += [text[start % 9 : start % 9 + 15] or [2] for start, text in enumerate(train[:30])]
+    expected = plainly(train, validation, ngram)
     assert 0 < expected["leaked_tokens"] < expected["validation_tokens"]
-    for chunk in (1, 5, 64):
-        monkeypatch.setattr(module, "_CHUNK", chunk)
-        assert count(train, validation, 4) == expected
+    for stretch in (1, 5, 64):
+        monkeypatch.setattr(module, "_STRETCH", stretch)
+        assert count(train, validation, ngram) == expected
 
 
 def test_a_quotation_is_counted_a_shorter_one_is_not() -> None:

@@ -220,7 +220,7 @@ def test_weights_repeat_and_thin_training_documents(tmp_path: Path, tokenizer: T
 class Errs:
     """A fast engine that is wrong where the sample did not look."""
 
-    def __init__(self, backend: Any, parallel: bool) -> None:
+    def __init__(self, backend: Any) -> None:
         self._right = Reference(backend)
 
     def ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
