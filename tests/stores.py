@@ -11,7 +11,8 @@ import numpy as np
 from krill.atomic import write_json
 from krill.config.schema import Tokenizer
 from krill.data.store import SPLITS, Store, manifest_of, write_manifest, write_shard
-from krill.tokenizer import TokenizerFolder, load_tokenizer, train_tokenizer
+from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.tokenizer.train import train_tokenizer
 
 ENGLISH = "Natural language is learned from text, and text is made of words that come again. "
 KOREAN = "한국어 문장은 조사와 어미가 자주 되풀이된다. 그래서 토큰도 되풀이된다 ㅋㅋㅋ. "
@@ -26,10 +27,11 @@ def make_tokenizer(folder: Path, signature: str = "t" * 64, **keys: Any) -> Toke
         "name": "test", "path": None, "vocab_size": 330, "min_frequency": 2, "max_token_length": 30,
         "normalizer": "none", "pattern": "gpt4", "bos_token": "<|bos|>", "eos_token": "<|eos|>",
         "pad_token": "<|pad|>", "special_tokens": ["<think>"], "sample_bytes": 10**6,
+        "base": None, "multiple_of": 1, "trainer": "hf", "chat_template": None, "push_to": None, "private": True,
     }  # fmt: skip
     folder.mkdir(parents=True)
-    texts = iter([ENGLISH, KOREAN] * 20)
-    record = train_tokenizer(Tokenizer.model_validate({**recipe, **keys}), texts, folder)
+    texts = [ENGLISH, KOREAN] * 20
+    record = train_tokenizer(Tokenizer.model_validate({**recipe, **keys}), lambda: iter(texts), folder)
     write_json(folder / "record.json", {"signature": signature, **record})
     return load_tokenizer(folder)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from krill.config.schema import InspectConfig
     from krill.data.store import Store
     from krill.inspection.pieces import Speller
-    from krill.tokenizer import TokenizerFolder
+    from krill.tokenizer.folder import TokenizerFolder
 
 log = logging.getLogger("krill")
 
@@ -135,7 +135,7 @@ def _tokenizer(config: InspectConfig, store: Store, asked: bool) -> TokenizerFol
 
     `asked`: whether one was named; UsageError if that is another.
     """
-    from krill.tokenizer import load_tokenizer
+    from krill.tokenizer.folder import load_tokenizer
 
     candidates = sorted(record.parent for record in outputs_root().glob("tokenizers/*/record.json"))
     if asked or config.store is None:

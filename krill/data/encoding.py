@@ -18,7 +18,7 @@ from krill.data.engines import Checked, Engine, Fast, Reference
 from krill.errors import UsageError
 
 if TYPE_CHECKING:
-    from krill.tokenizer import TokenizerFolder
+    from krill.tokenizer.folder import TokenizerFolder
 
 _UNICODE_FORMS = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
 

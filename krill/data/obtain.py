@@ -6,8 +6,6 @@ outputs/tokenizers/<name>-<sig8>/    outputs/data/<name>-<sig8>/
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from krill.atomic import is_made, make_once, naming, unfinished, write_json
@@ -19,9 +17,10 @@ from krill.data.store import Store
 from krill.errors import UsageError
 from krill.sources.registry import open_source
 from krill.sources.source import Skipped, Source
-from krill.text.dedup import Duplicates, split_of
-from krill.text.documents import Dropped, Rules, text_rules, usable_documents
-from krill.tokenizer import TokenizerFolder, load_tokenizer, ready_folder, tokenizer_identity, train_tokenizer
+from krill.text.documents import text_rules
+from krill.text.sample import Sample
+from krill.tokenizer.folder import TokenizerFolder, load_tokenizer, ready_folder
+from krill.tokenizer.train import tokenizer_identity, train_tokenizer
 
 log = logging.getLogger("krill")
 
@@ -45,7 +44,9 @@ def obtain_tokenizer(
 
     def make(partial: Path) -> None:
         skipped = Skipped()
-        record = train_tokenizer(config.tokenizer, _training_texts(config, skipped), partial)
+        source = open_source(config.data)
+        sample = Sample(source, config.data, "train", config.tokenizer.sample_bytes, skipped)
+        record = train_tokenizer(config.tokenizer, sample.texts, partial)
         if warn:
             skipped.warn()
         if tokenizer_signature(config) != identity:
@@ -76,16 +77,6 @@ def tokenizer_signature(config: TrainConfig) -> str:
         return tokenizer_identity(config.tokenizer)
     text = open_source(config.data).fingerprint()
     return signature("tokenizer", tokenizer_identity(config.tokenizer), text_rules(config.data), text)
-
-
-def _training_texts(config: TrainConfig, skipped: Skipped) -> Iterator[str]:
-    """The documents of the training split."""
-    source, rules, duplicates = open_source(config.data), Rules(config.data), Duplicates()
-    for part in source.parts():
-        found = source.read(part, skipped)
-        for document in usable_documents(found, rules, duplicates, Dropped(), partial(source.spell, part)):
-            if split_of(document.digest, config.data.validation_fraction) == "train":
-                yield document.text
 
 
 def tokens_signature(config: TrainConfig) -> str:

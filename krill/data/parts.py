@@ -31,7 +31,7 @@ from krill.sources.source import Part, Skipped, Source
 from krill.text import near
 from krill.text.dedup import Duplicates, words
 from krill.text.documents import Dropped, Rules, Usable, usable_documents
-from krill.tokenizer import TokenizerFolder
+from krill.tokenizer.folder import TokenizerFolder
 
 BATCH_CHARACTERS = {"hf": 250_000, "fast": 2_000_000}
 """Documents are encoded in batches of about so many characters, with Hugging Face tokenizers per thread: enough work,

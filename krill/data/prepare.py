@@ -32,7 +32,7 @@ from krill.sources.registry import check, open_source
 from krill.sources.source import Part, Skipped, Source, evenly
 from krill.text import near
 from krill.text.documents import VERSION, data_rules, data_signature
-from krill.tokenizer import TokenizerFolder
+from krill.tokenizer.folder import TokenizerFolder
 
 log = logging.getLogger("krill")
 

@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from krill.data.encoding import Encoder
 from krill.errors import UsageError
-from krill.tokenizer import TokenizerFolder
+from krill.tokenizer.folder import TokenizerFolder
 
 
 @dataclass(frozen=True)

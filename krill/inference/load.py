@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from krill.errors import KrillError, UsageError
 from krill.runs.checkpoints import found
 from krill.runs.record import read_status
-from krill.tokenizer import TokenizerFolder, load_tokenizer, ready_folder
+from krill.tokenizer.folder import TokenizerFolder, load_tokenizer, ready_folder
 
 
 def load(

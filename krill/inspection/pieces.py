@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from krill.tokenizer import TokenizerFolder
+from krill.tokenizer.folder import TokenizerFolder
+from krill.tokenizer.recipe import byte_letters
 
 Kind = Literal["special", "word", "other", "undecodable"]
 
@@ -113,12 +114,4 @@ def visible(text: str) -> str:
     )
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The letter by which byte-level BPE (Radford et al. 2019, GPT-2) writes each byte, → the byte."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
+_BYTES = {letter: byte for byte, letter in enumerate(byte_letters())}

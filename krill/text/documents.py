@@ -80,16 +80,21 @@ class Rules:
     """What is done to a text and what it must pass, made ready once."""
 
     def __init__(self, data: Data) -> None:
-        self._clean = cleaning.cleaner(data)
+        self.clean = cleaning.cleaner(data)
+        """What is done to every text."""
         self._min_chars = max(1, data.min_chars)
         self._filters = filters.Filters(data.filters)
 
     def judge(self, text: str) -> tuple[str, str | None]:
         """The cleaned text, and the rule that drops it, if one does."""
-        text = self._clean(text)
+        text = self.clean(text)
+        return text, self.dropped_by(text)
+
+    def dropped_by(self, text: str) -> str | None:
+        """The rule that drops a cleaned text, if one does."""
         if len(text) < self._min_chars:
-            return text, "min_chars" if text else "empty"
-        return text, self._filters.dropped_by(text)
+            return "min_chars" if text else "empty"
+        return self._filters.dropped_by(text)
 
 
 def usable_documents(

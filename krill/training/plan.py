@@ -117,6 +117,6 @@ def plan(config: TrainConfig, root: Path) -> list[str]:
 
 
 def _vocab_size(config: TrainConfig, folder: Path) -> int:
-    from krill.tokenizer import load_tokenizer
+    from krill.tokenizer.folder import load_tokenizer
 
     return load_tokenizer(folder).vocab_size if folder.is_dir() else config.tokenizer.vocab_size

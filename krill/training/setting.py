@@ -14,7 +14,7 @@ from krill.data.encoding import Encoder
 from krill.data.packing import IGNORED, Rows, pack, windows
 from krill.data.store import Store
 from krill.errors import UsageError
-from krill.tokenizer import TokenizerFolder, load_tokenizer
+from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
 from krill.training import attention
 from krill.training.metrics import Reference, reference
 from krill.training.plan import Length, Shape, device_name, length, precision, shape

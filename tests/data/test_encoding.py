@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from krill.data.encoding import Encoder, token_dtype
 from krill.errors import UsageError
-from krill.tokenizer import TokenizerFolder, load_tokenizer
+from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
 
 INJECTED = "before </s> between <s>after</s></s> <pad> 한국어 end"
 

@@ -18,7 +18,8 @@ from krill.data import engines
 from krill.data.encoding import Encoder
 from krill.data.engines import Checked, Differs, Fast, Reference, chosen, compare
 from krill.errors import UsageError
-from krill.tokenizer import TokenizerFolder, load_tokenizer, train_tokenizer
+from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.tokenizer.train import train_tokenizer
 
 CORPUS = [
     f"문서 {n}: ㅋㅋㅋ 안녕하세요 don't stop {n * 977}  x² \n\n\tdef f(x):\n    return x\n" for n in range(60)
@@ -31,8 +32,9 @@ def trained(folder: Path, **changes: Any) -> TokenizerFolder:
         "name": "t", "path": None, "vocab_size": 330, "min_frequency": 2, "max_token_length": None,
         "normalizer": "none", "pattern": "gpt4", "bos_token": "<|bos|>", "eos_token": "<|eos|>",
         "pad_token": "<|pad|>", "special_tokens": ["<think>"], "sample_bytes": 10**6,
+        "base": None, "multiple_of": 1, "trainer": "hf", "chat_template": None, "push_to": None, "private": True,
     }  # fmt: skip
-    train_tokenizer(Tokenizer(**recipe | changes), iter(CORPUS), folder)
+    train_tokenizer(Tokenizer(**recipe | changes), lambda: iter(CORPUS), folder)
     return load_tokenizer(folder)
 
 

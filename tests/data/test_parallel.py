@@ -25,7 +25,7 @@ from krill.data.store import Store
 from krill.errors import KrillError, UsageError
 from krill.sources import files as file_sources
 from krill.sources.source import Part
-from krill.tokenizer import TokenizerFolder
+from krill.tokenizer.folder import TokenizerFolder
 
 WORDS = [
     "가을",
@@ -141,7 +141,7 @@ from krill.config.schema import Files
 from krill.data import parts
 from krill.sources import files
 from krill.data.prepare import prepare
-from krill.tokenizer import load_tokenizer
+from krill.tokenizer.folder import load_tokenizer
 
 files.part_bytes = lambda total: 4000
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from krill.data.obtain import obtain_store, store_folder
 from krill.data.prepare import prepare
 from krill.data.store import Split, Store
 from krill.errors import KrillError, UsageError
-from krill.tokenizer import TokenizerFolder, load_tokenizer
+from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
 
 TEXTS = [f"문서 number {index}: " + "word " * (index % 7 + 1) for index in range(200)]
 

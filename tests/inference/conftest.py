@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 from krill.config.schema import Transformer
 from krill.models.build import build
-from krill.tokenizer import TokenizerFolder, load_tokenizer
+from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
 
 SPECIALS = ["<|bos|>", "<|eos|>", "<|pad|>"]
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from krill.data.encoding import Encoder
 from krill.errors import UsageError
 from krill.inference.generate import Sampling, generate, sample
-from krill.tokenizer import TokenizerFolder, load_tokenizer
+from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
 
 GREEDY = Sampling(max_new_tokens=16, temperature=0, repetition_penalty=1.0)
 WARM = Sampling(max_new_tokens=16, temperature=1.0, top_p=1.0, repetition_penalty=1.0)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from krill.errors import KrillError, UsageError
 from krill.inference.load import load, locate
-from krill.tokenizer import TokenizerFolder
+from krill.tokenizer.folder import TokenizerFolder
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from krill.inspection import figures as inspection
 from krill.inspection import report as inspection_report
 from krill.inspection.colours import View, coloured
 from krill.inspection.pieces import Speller, visible
-from krill.tokenizer import TokenizerFolder
+from krill.tokenizer.folder import TokenizerFolder
 
 DOCUMENTS = [("책", KOREAN * 3), ("web", ENGLISH), ("책", KOREAN), ("web", "ab"), ("web", ENGLISH * 9)]
 

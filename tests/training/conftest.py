@@ -24,7 +24,7 @@ from krill.config.validation import validated
 from krill.data.obtain import obtain_store, obtain_tokenizer
 from krill.data.packing import Rows, pack
 from krill.runs.record import read_metrics, read_status
-from krill.tokenizer import TokenizerFolder
+from krill.tokenizer.folder import TokenizerFolder
 from krill.training.run import run
 
 WORDS = [
