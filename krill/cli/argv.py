@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from krill.errors import UsageError
 
-LITERAL = ("prompt", "sample_prompt")
+LITERAL = ("prompt", "sample_prompt", "text")
 """Keys whose value is the text as typed, whatever stands in it."""
 
 TEXT = ("name", "output", "data.name", "data.text_column", "model.name", "model.path", "tokenizer.name",

@@ -30,6 +30,8 @@ EXAMPLES: dict[str, list[str]] = {
         "krill-inspect outputs/data/…",
         "krill-inspect data=files data.paths=[a.parquet,b.jsonl] tokenizer=bpe_32k sequence_lens=[512,2048]",
         "krill-inspect format=json",
+        "krill-inspect tokenizers=[bpe_4k,my_tokenizer,gpt2]",
+        'krill-inspect tokenizer=bpe_4k text="안녕하세요 hello"',
     ],
     "infer": [
         'krill-infer outputs/runs/… prompt="Once upon a time"',
@@ -76,11 +78,13 @@ KEYS: dict[str, list[tuple[str, str]]] = {
     "inspect": [
         ("data=FOLDER", "a token store, in place of an option; the first bare word is it too"),
         ("tokenizer=FOLDER", "its tokenizer, where it is not found by itself"),
+        ("tokenizers=[…]", "options, folders or Hub ids, judged side by side on held-out text"),
+        ("text=TEXT", "a text by the tokens of tokenizer=, taken literally"),
         ("rows=N or row=K", "so many rows, chosen by seed, or a certain one; full=true shows them whole"),
         ("sequence_len=N", "tokens per row; sequence_lens=[…] compares further lengths"),
         ("packing=best_fit|wrapped", "how documents fill rows"),
         ("format=text|json", "json: every figure, for scripts"),
-        ("plot=FILE.png", "lengths and sources as a picture"),
+        ("plot=FILE.png", "lengths and sources, or the tokenizers' figures, as a picture"),
         ("verify=true", "hash every file of the store"),
     ],
     "infer": [

@@ -1,11 +1,11 @@
-"""krill-inspect: what is in a token store."""
+"""krill-inspect: what is in a token store, and how tokenizers do."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,24 +30,31 @@ def main() -> int:
 
 
 def point(composed: Any) -> None:
-    """One store: what Hydra calls."""
+    """One store, or some tokenizers: what Hydra calls."""
     from krill.config.schema import InspectConfig
 
     app.answer(composed, InspectConfig, inspect)
 
 
 def inspect(config: InspectConfig, call: app.Call) -> None:
-    """Print what is in the tokens of `config`; makes nothing but the plot."""
+    """Print what is in the tokens of `config`, or how its tokenizers do; makes nothing but the plot."""
+    if config.tokenizers or config.text is not None:
+        from krill.cli import inspect_tokenizers
+
+        show = inspect_tokenizers.judge if config.tokenizers else inspect_tokenizers.colour
+        show(config, call)
+        return
     folder = _folder(config)
     if config.dry_run:
         print(f"tokens      {'read' if folder.is_dir() else 'missing'} {folder}")
         return
     if config.store is None and not folder.is_dir():
-        again = shlex.join(["krill-preprocess", *_words_of_preprocess(call.overrides)])
+        again = shlex.join(["krill-preprocess", *words_of_preparation(call.overrides)])
         raise UsageError(f"{folder}: these tokens are not prepared yet; make them: {again}")
 
     from krill.data.store import Store
     from krill.inspection import figures as inspection
+    from krill.inspection import report as inspection_report
     from krill.inspection.pieces import Speller
 
     store = Store.open(folder)
@@ -58,7 +65,7 @@ def inspect(config: InspectConfig, call: app.Call) -> None:
     speller = None if tokenizer is None else Speller(tokenizer)
     figures = inspection.figures(store, config, speller)
     if config.plot is not None:
-        _plot(figures, Path(config.plot))
+        draw(inspection_report.plot, figures, Path(config.plot))
     if config.format == "json":
         print(json.dumps(figures, ensure_ascii=False, indent=2, allow_nan=False))
     else:
@@ -105,12 +112,11 @@ def _chosen(config: InspectConfig, rows: int) -> list[int]:
     return [config.row]
 
 
-def _plot(figures: dict[str, Any], path: Path) -> None:
-    from krill.inspection import report as inspection_report
-
+def draw(plot: Callable[[dict[str, Any], Path], None], figures: dict[str, Any], path: Path) -> None:
+    """Draw the figures to `path` and say so."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        inspection_report.plot(figures, path)
+        plot(figures, path)
     except OSError as error:
         raise KrillError(f"plot={path}: {error.strerror}; name another file") from error
     log.info("plot: %s", path)
@@ -164,7 +170,7 @@ def _says(folder: Path) -> str | None:
         return None
 
 
-def _words_of_preprocess(overrides: Sequence[str]) -> list[str]:
+def words_of_preparation(overrides: Sequence[str]) -> list[str]:
     """What was typed, less the keys that only krill-inspect has."""
     from krill.config.schema import InspectConfig, TrainConfig
 
@@ -182,14 +188,34 @@ def _folders(typed: Typed, folders: Sequence[Path]) -> None:
             "krill-inspect has no -m: it prints, and makes no folders. Several row lengths side by side: "
             "sequence_lens=[512,1024]"
         )
-    typed.overrides = [_meant(word, folders) for word in typed.overrides]
+    colours = typed.value("text") is not None
+    typed.overrides = [_meant(word, folders, colours) for word in typed.overrides]
+    _demand_one_subject(typed)
+
+
+def _demand_one_subject(typed: Typed) -> None:
+    """Raise UsageError where several stores, or tokens and tokenizers, are asked for at once."""
     stores = [word for word in typed.overrides if word.startswith("store=")]
     if len(stores) > 1:
         raise UsageError(f"{' and '.join(stores)}: one store at a time; leave one of them out")
+    keys = typed.keys()
+    subjects = [f"{key}=" for key in ("store", "tokenizers", "text") if key in keys]
+    if len(subjects) > 1:
+        raise UsageError(
+            f"{' and '.join(subjects)}: one at a time. store= (data=FOLDER, output=) shows tokens, tokenizers= "
+            "judges tokenizers on the held-out text of the data, text= shows a text by its tokens"
+        )
+    if "tokenizers" in keys and keys & {"tokenizer", "tokenizer.path"}:
+        raise UsageError("tokenizers= names every tokenizer itself; leave tokenizer= out")
 
 
-def _meant(word: str, folders: Sequence[Path]) -> str:
-    """One override, with a folder under the key that takes folders."""
+def _meant(word: str, folders: Sequence[Path], colours: bool) -> str:
+    """One override, with a folder under the key that takes folders.
+
+    `colours`: a text is shown, so tokenizer= may be of the Hub, too, unless it is almost an option.
+    """
+    from krill.config.validation import closest
+
     key, _, value = word.partition("=")
     if key == "output" and value != "null":
         return f"store={value}"
@@ -199,11 +225,10 @@ def _meant(word: str, folders: Sequence[Path]) -> str:
     if value in known or "," in value or value == "null":
         return word
     if key == "tokenizer":
-        return f"tokenizer.path={value}" if "/" in value or Path(value).is_dir() else word
+        elsewhere = "/" in value or Path(value).is_dir() or (colours and closest(value, known) is None)
+        return f"tokenizer.path={value}" if elsewhere else word
     if Path(value).expanduser().is_dir():
         return f"store={value}"
-    from krill.config.validation import closest
-
     near = closest(value, known)
     meant = f" Did you mean data={near}?" if near else ""
     raise UsageError(

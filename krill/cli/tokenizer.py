@@ -32,12 +32,19 @@ def _place_and_make(config: TrainConfig, call: app.Call) -> None:
         check(config.data)
         folder = Path(config.output).absolute() if config.output else tokenizer_folder(config, outputs_root())
         print(f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}")
+        if config.tokenizer.push_to is not None:
+            print(f"upload      {config.tokenizer.push_to}, {'private' if config.tokenizer.private else 'public'}")
     else:
         call.make("tokenizer", config, lambda config, place: tokenizer(config, None if call.sweep else place))
 
 
 def tokenizer(config: TrainConfig, place: Path | None) -> Path:
-    """The folder of the tokenizer, trained now or found; `place`: where it was asked for."""
+    """The folder of the tokenizer, trained now or found, and uploaded if asked; `place`: where it was asked for."""
     from krill.data.obtain import obtain_tokenizer
 
-    return obtain_tokenizer(config, outputs_root(), place, warn=True).folder
+    found = obtain_tokenizer(config, outputs_root(), place, warn=True)
+    if config.tokenizer.push_to is not None:
+        from krill.tokenizer.hub import push
+
+        push(found, config.tokenizer.push_to, config.tokenizer.private)
+    return found.folder

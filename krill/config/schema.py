@@ -725,11 +725,19 @@ def _is_png(value: str) -> str:
 
 
 class InspectConfig(TrainConfig):
-    """What is in a token store: that of the data and the tokenizer that are chosen, or of a folder."""
+    """What is in a token store: that of the data and the tokenizer that are chosen, or of a folder. Or how tokenizers
+    do: several side by side on held-out text, or one on a text."""
 
     store: str | None
     """Folder of a token store; data=FOLDER and the first bare word are short for it. null: the tokens of the data
     and the tokenizer that are chosen."""
+    tokenizers: Annotated[list[str], BeforeValidator(_as_list)]
+    """These are judged side by side on held-out text of the data, instead of a store: options of tokenizer=, folders,
+    Hub ids."""
+    judge_bytes: PositiveInt
+    """At most so many bytes of held-out text judge them, drawn evenly from all of it."""
+    text: str | None
+    """This text, taken literally, is shown by the tokens of tokenizer=, instead of a store; null: none."""
     rows: NonNegativeInt
     """So many training rows are shown, chosen by seed; 0: none."""
     row: NonNegativeInt | None
@@ -747,6 +755,7 @@ class InspectConfig(TrainConfig):
     format: Literal["text", "json"]
     """text: to read; json: every figure and no rows, for scripts."""
     plot: Annotated[str, AfterValidator(_is_png)] | None
-    """PNG file for the lengths of documents and the shares of sources; null: none is drawn."""
+    """PNG file for the lengths of documents and the shares of sources, with tokenizers for their figures; null: none
+    is drawn."""
     verify: bool
     """Hash every file and compare it with the manifest."""

@@ -1,4 +1,4 @@
-"""Rows of tokens for a terminal, coloured by token, and readable without colours too.
+"""Rows of tokens, or a text, for a terminal, coloured by token, and readable without colours too.
 
     special     yellow       ⟨eos⟩              word    blue, two shades in turn, so that borders are seen
     undecodable red          ⟨\\xec\\x95⟩         other   magenta
@@ -9,6 +9,7 @@ Ids stand in brackets behind what they spell. A line tells where each document b
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,15 @@ def coloured(rows: Rows, index: int, split: Split, sources: list[str], speller: 
         page.line(f"… {filled - shown:,} more of {filled:,} tokens; all of them: full=true", "dim")
     elif padding:
         page.line(f"⟨padding⟩ × {padding:,}", "dim")
+    return page.text
+
+
+def coloured_pieces(pieces: Iterable[Piece], ids: bool) -> Text:
+    """A text by its tokens, whole."""
+    page = _Page(View(ids, 1, None))
+    for piece in pieces:
+        page.piece(piece)
+    page.end_line()
     return page.text
 
 

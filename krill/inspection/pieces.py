@@ -50,7 +50,7 @@ class Speller:
 
         A run of tokens without a letter or digit is one piece, and so is a run that decodes to nothing.
         """
-        contents = [None if token in self._special else self._bytes(token) for token in ids]
+        contents = [*map(self.content, ids)]
         found: list[Piece] = []
         start = 0
         while start < len(ids):
@@ -67,6 +67,10 @@ class Speller:
         """One token by itself, on one line."""
         (piece,) = self.pieces([token])
         return visible(piece.text)
+
+    def content(self, token: int) -> bytes | None:
+        """The bytes of text that one token stands for, none where the id has no entry; None: it is special."""
+        return None if token in self._special else self._bytes(token)
 
     def _next(self, ids: Sequence[int], contents: list[bytes | None], start: int) -> tuple[int, Kind, str]:
         """Where the piece that begins at `start` ends, what it is, and its text."""

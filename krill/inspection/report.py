@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len, set_cell_size
-
-from krill.inspection.pieces import visible
-
-SOURCES = 20
-"""So many sources are shown, the largest first; JSON has all."""
+from krill.inspection.cells import EXCERPT, SOURCES, cut, decimal, percent, table, whole
+from krill.inspection.picture import picture
 
 BAR = 40
 """Columns of the longest bar."""
-
-EXCERPT = 60
-"""Columns of an example."""
-
-FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic")
-"""Tried in turn for each letter of a source's name; those that are not installed are left out."""
 
 
 def text(figures: dict[str, Any]) -> str:
@@ -40,40 +30,22 @@ def text(figures: dict[str, Any]) -> str:
 
 def plot(figures: dict[str, Any], path: Path) -> None:
     """Draw the lengths of documents and the share of each source to `path`, a PNG file."""
-    import warnings
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import font_manager, pyplot
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = {"font.family": [name for name in FONTS if name in installed]}
-    with pyplot.rc_context(fonts), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # no such font here: boxes are drawn
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), dpi=120)
+    with picture(path) as (left, right):
         bins = figures["lengths"]["bins"]
         left.bar([_range(found) for found in bins], [found["documents"] for found in bins], width=0.9)
         left.tick_params(axis="x", rotation=45)
-        left.set_axisbelow(True)
         left.set_xlabel("tokens of a document, training split")
         left.set_ylabel("documents")
         left.grid(axis="y", alpha=0.3)
         sources = _ranked(figures["counts"]["sources"])
         right.barh(
-            [_cut(name, 30) for name, _ in sources[:SOURCES]],
+            [cut(name, 30) for name, _ in sources[:SOURCES]],
             [100 * (found["share"] or 0) for _, found in sources[:SOURCES]],
         )
         right.invert_yaxis()
-        right.set_axisbelow(True)
         more = f" ({SOURCES} of {len(sources):,} sources)" if len(sources) > SOURCES else ""
         right.set_xlabel(f"share of tokens, %{more}")
         right.grid(axis="x", alpha=0.3)
-        figure.tight_layout()
-        partial = path.with_name(f".{path.name}.partial")
-        figure.savefig(partial, format="png")
-        pyplot.close(figure)
-    partial.replace(path)
 
 
 # --- blocks ------------------------------------------------------------------------------------------------
@@ -93,13 +65,13 @@ def _head(figures: dict[str, Any]) -> Iterator[str]:
 
 def _splits(counts: dict[str, Any]) -> Iterator[str]:
     rows = [_counts(name, found) for name, found in counts["splits"].items()]
-    yield from _table(("split", *_COUNTS), [*rows, _counts("total", counts["total"])])
+    yield from table(("split", *_COUNTS), [*rows, _counts("total", counts["total"])])
 
 
 def _sources(counts: dict[str, Any]) -> Iterator[str]:
     ranked = _ranked(counts["sources"])
-    rows = [_counts(_cut(name, EXCERPT), found) for name, found in ranked[:SOURCES]]
-    yield from _table(("source", *_COUNTS), rows)
+    rows = [_counts(cut(name, EXCERPT), found) for name, found in ranked[:SOURCES]]
+    yield from table(("source", *_COUNTS), rows)
     if len(ranked) > SOURCES:
         yield f"… {len(ranked) - SOURCES:,} more sources; all of them: format=json"
 
@@ -108,16 +80,16 @@ def _losses(losses: dict[str, Any]) -> Iterator[str]:
     if losses["dropped"]:
         head = ("dropped", "documents", "bytes", "tokens", "for example")
         rows = [
-            (rule, *(_whole(found.get(key)) for key in ("documents", "bytes", "tokens")), _example(found))
+            (rule, *(whole(found.get(key)) for key in ("documents", "bytes", "tokens")), _example(found))
             for rule, found in losses["dropped"].items()
         ]
-        yield from _table(head, rows, left=(0, 4))
+        yield from table(head, rows, left=(0, 4))
     if losses["skipped"]:
         rows = [
-            (reason, _whole(found.get("records")), _cut(", ".join(found.get("places", [])), EXCERPT))
+            (reason, whole(found.get("records")), cut(", ".join(found.get("places", [])), EXCERPT))
             for reason, found in losses["skipped"].items()
         ]
-        yield from _table(("skipped", "records", "first places"), rows, left=(0, 2))
+        yield from table(("skipped", "records", "first places"), rows, left=(0, 2))
     if (repeated := losses["repeated"] or {}).get("documents"):
         yield (
             f"repeated    {repeated['documents']:,} documents ({repeated.get('tokens', 0):,} tokens) "
@@ -135,7 +107,7 @@ def _leaks(leaks: Any) -> Iterator[str]:
     share = leaks["leaked_tokens"] / max(1, leaks.get("validation_tokens", 0))
     yield (
         f"leaks       {leaks['leaked_tokens']:,} of {leaks.get('validation_tokens', 0):,} validation tokens "
-        f"({_percent(share)}) and {leaks.get('leaked_documents', 0):,} of {leaks.get('documents', 0):,} documents "
+        f"({percent(share)}) and {leaks.get('leaked_documents', 0):,} of {leaks.get('documents', 0):,} documents "
         f"are in the training text too, by runs of {leaks.get('ngram', '?')} tokens"
     )
 
@@ -151,21 +123,21 @@ def _lengths(lengths: dict[str, Any]) -> Iterator[str]:
     most = max(found["documents"] for found in lengths["bins"])
     documents = sum(found["documents"] for found in lengths["bins"])
     rows = [
-        (_range(found), _whole(found["documents"]), _percent(found["documents"] / documents),
+        (_range(found), whole(found["documents"]), percent(found["documents"] / documents),
          "█" * -(-BAR * found["documents"] // most))
         for found in lengths["bins"]
     ]  # fmt: skip
-    yield from _table(("tokens", "documents", "share", ""), rows, left=(3,))
+    yield from table(("tokens", "documents", "share", ""), rows, left=(3,))
 
 
 def _filling(filled: list[dict[str, Any]]) -> Iterator[str]:
     head = ("sequence_len", "packing", "rows", "padding", "documents cut", "share")
     rows = [
-        (_whole(found["sequence_len"]), found["packing"], _whole(found["rows"]), _percent(found["padding"]),
-         _whole(found["documents_cut"]), _percent(found["documents_cut_share"]))
+        (whole(found["sequence_len"]), found["packing"], whole(found["rows"]), percent(found["padding"]),
+         whole(found["documents_cut"]), percent(found["documents_cut_share"]))
         for found in filled
     ]  # fmt: skip
-    yield from _table(head, rows, left=(1,))
+    yield from table(head, rows, left=(1,))
 
 
 def _vocabulary(found: dict[str, Any]) -> Iterator[str]:
@@ -175,11 +147,11 @@ def _vocabulary(found: dict[str, Any]) -> Iterator[str]:
         f"training tokens, {found['never']:,} never{'; the most frequent:' if found['most_frequent'] else ''}"
     )
     rows = [
-        (str(token["id"]), _whole(token["count"]), _percent(token["share"]), _quoted(token["text"]))
+        (str(token["id"]), whole(token["count"]), percent(token["share"]), _quoted(token["text"]))
         for token in found["most_frequent"]
     ]
     if rows:
-        yield from _table(("id", "count", "share", "text"), rows, left=(3,))
+        yield from table(("id", "count", "share", "text"), rows, left=(3,))
 
 
 # --- cells -------------------------------------------------------------------------------------------------
@@ -188,10 +160,9 @@ _COUNTS = ("documents", "tokens", "share", "text bytes", "bytes/token")
 
 
 def _counts(name: str, found: dict[str, Any]) -> tuple[str, ...]:
-    per_token = found["bytes_per_token"]
     return (
-        name, _whole(found["documents"]), _whole(found["tokens"]), _percent(found["share"]),
-        _whole(found["text_bytes"]), "" if per_token is None else f"{per_token:.2f}",
+        name, whole(found["documents"]), whole(found["tokens"]), percent(found["share"]),
+        whole(found["text_bytes"]), decimal(found["bytes_per_token"]),
     )  # fmt: skip
 
 
@@ -205,38 +176,12 @@ def _example(found: dict[str, Any]) -> str:
     examples = found.get("examples") or [""]
     first = examples[0]
     words = f"{first.get('place', '')}: {first.get('text', '')}" if isinstance(first, dict) else str(first)
-    return _cut(words, EXCERPT)
+    return cut(words, EXCERPT)
 
 
 def _range(found: dict[str, int]) -> str:
     return f"{found['from']:,}" if found["from"] == found["to"] else f"{found['from']:,}–{found['to']:,}"
 
 
-def _whole(number: int | None) -> str:
-    return "" if number is None else f"{number:,}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f} %"
-
-
 def _quoted(words: str | None) -> str:
     return "" if words is None else f'"{words}"'
-
-
-def _cut(words: str, columns: int) -> str:
-    words = visible(words)
-    return words if cell_len(words) <= columns else f"{set_cell_size(words, columns - 1).rstrip()}…"
-
-
-def _table(
-    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], left: tuple[int, ...] = (0,)
-) -> Iterator[str]:
-    """Lines of cells two spaces apart, those of the columns `left` from the left, the others from the right."""
-    widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = []
-        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            space = " " * (width - cell_len(cell))
-            cells.append(cell + space if index in left else space + cell)
-        yield "  ".join(cells).rstrip()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -19,8 +19,8 @@ from tokenizers import models, pre_tokenizers, trainers
 from krill.config.schema import Tokenizer
 from krill.errors import UsageError
 from krill.tokenizer import recipe
-from krill.tokenizer.folder import FILES, load_tokenizer, ready_folder
-from krill.tokenizer.ranks import batches
+from krill.tokenizer.feed import batches, pieces
+from krill.tokenizer.folder import FILES, TokenizerFolder, load_tokenizer, ready_folder
 
 _FIRST_LETTER = 0x10000
 """Token 0 as a letter: from here on no code point is a space or a surrogate."""
@@ -29,67 +29,107 @@ _FIRST_LETTER = 0x10000
 def extended(config: Tokenizer, texts: Iterable[str], folder: Path) -> int:
     """Save config.base with config.special_tokens and new merges in `folder`; returns how many entries there are.
 
-    Fewer than config.vocab_size where the text yields no more. Raises UsageError for a base that is no
-    byte-level BPE, or that leaves no room.
+    Fewer than config.vocab_size where the text yields no more; `texts` is not read where there is room for none.
+    Raises UsageError for a base that is no byte-level BPE or leaves no room, and for special tokens as
+    `recipe.demand_special` does.
     """
     assert config.base is not None
     place = ready_folder(config.base, "tokenizer.base")
     base = load_tokenizer(place)
     content = json.loads(base.backend.to_str())
     _demand_byte_level(content, place)
-    known = base.backend.get_vocab(with_added_tokens=True)
-    specials = [token for token in config.special_tokens if token not in known]
-    for token in specials:
-        recipe.demand_special(token)
-    wanted = recipe.size_of(config) - base.vocab_size - len(specials)
-    if wanted < 0:
-        raise UsageError(
-            f"tokenizer.vocab_size={recipe.size_of(config)}: {place} has {base.vocab_size} entries, and "
-            f"{len(specials)} special tokens are new; set tokenizer.vocab_size={base.vocab_size + len(specials)} or "
-            "more"
-        )
-    merges = _learned(base.backend, base.vocab_size, texts, wanted, config.min_frequency)
-    vocabulary = content["model"]["vocab"]
+    added = {token["content"]: token["id"] for token in content["added_tokens"]}
+    asked = [token for token in dict.fromkeys(config.special_tokens) if token not in added]
+    for token in asked:
+        recipe.demand_special(token, base.backend.pre_tokenizer)
+    if config.chat_template is not None:
+        recipe.chat_template(config.chat_template, [*added, *asked])
+    model = content["model"]
+    vocabulary: dict[str, int] = model["vocab"]
     # In the vocabulary, too: an added token that is not gets its id from the vocabulary's size.
-    vocabulary.update({token: known[token] for token in known if token not in vocabulary})
-    size = base.vocab_size
-    for left, right in merges:
-        if left + right not in vocabulary:
-            if size == base.vocab_size + wanted:
-                break
-            vocabulary[left + right] = size
-            size += 1
-        content["model"]["merges"].append([left, right])
-    for token in specials:
-        vocabulary[token] = size
-        size += 1
+    vocabulary.update(added)
+    new = [token for token in asked if token not in vocabulary]
+    room = recipe.size_of(config) - base.vocab_size - len(new)
+    if room < 0:
+        raise UsageError(
+            f"tokenizer.vocab_size={recipe.size_of(config)}: {place} has {base.vocab_size} entries, and {len(new)} "
+            f"special tokens are new; set tokenizer.vocab_size={base.vocab_size + len(new)} or more"
+        )
+    merges = _learned(base, _Allowed(vocabulary, set(added), config.max_token_length), texts, room, config)
+    model["merges"] += merges
+    entries = dict.fromkeys(entry for entry in map("".join, merges) if entry not in vocabulary)
+    vocabulary.update({entry: base.vocab_size + index for index, entry in enumerate([*entries, *new])})
     made = tokenizers.Tokenizer.from_str(json.dumps(content))
-    made.add_special_tokens(recipe.added(specials))
-    _save(made, config, place, specials, folder)
-    return size
+    made.add_special_tokens(recipe.added(asked))
+    _save(made, config, place, asked, folder)
+    return base.vocab_size + len(entries) + len(new)
+
+
+class _Allowed(NamedTuple):
+    """What a merge may make."""
+
+    vocabulary: Mapping[str, int]
+    reserved: set[str]
+    """Added tokens: no merge may spell one, or text would become it."""
+    longest: int | None
+    """Bytes."""
+
+    def among(self, merges: list[tuple[str, str]], room: int) -> tuple[list[tuple[str, str]], int]:
+        """The allowed merges, as far as they make `room` new entries, and how many they make."""
+        made: set[str] = set()
+        allowed: list[tuple[str, str]] = []
+        for left, right in merges:
+            entry = left + right
+            if self._forbidden(entry) or not all(
+                part in made or (part in self.vocabulary and part not in self.reserved)
+                for part in (left, right)
+            ):
+                continue
+            if entry not in self.vocabulary and entry not in made:
+                if len(made) == room:
+                    break
+                made.add(entry)
+            allowed.append((left, right))
+        return allowed, len(made)
+
+    def _forbidden(self, entry: str) -> bool:
+        return entry in self.reserved or (self.longest is not None and len(entry) > self.longest)
 
 
 def _learned(
-    backend: tokenizers.Tokenizer, size: int, texts: Iterable[str], wanted: int, min_frequency: int
+    base: TokenizerFolder, allowed: _Allowed, texts: Iterable[str], room: int, config: Tokenizer
 ) -> list[tuple[str, str]]:
-    """New merges in order, as the tokens that they join are spelled; a few more than wanted."""
-    if not wanted:
-        return []
+    """New merges in order, as the tokens that they join are spelled: for `room` entries, or all there are."""
+    surplus = room // 10 + 64  # some are not allowed, and two ways to spell an entry make one
+    while room:
+        found, more = _trained(base, texts, room + surplus, config.min_frequency)
+        merges, made = allowed.among(found, room)
+        if made == room or not more:
+            return merges
+        surplus *= 8
+    return []
+
+
+def _trained(
+    base: TokenizerFolder, texts: Iterable[str], wanted: int, min_frequency: int
+) -> tuple[list[tuple[str, str]], bool]:
+    """`wanted` merges, or all there are, and whether there may be more."""
     learner = tokenizers.Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    size = base.vocab_size + wanted
     trainer = trainers.BpeTrainer(
-        vocab_size=size + wanted + wanted // 10 + 64,  # two ways to spell an entry make one
+        vocab_size=size,
         min_frequency=min_frequency,
-        initial_alphabet=[chr(_FIRST_LETTER + token) for token in range(size)],
+        initial_alphabet=[chr(_FIRST_LETTER + token) for token in range(base.vocab_size)],
         show_progress=False,
     )
-    learner.train_from_iterator(_letters(backend, texts), trainer)
+    learner.train_from_iterator(_letters(base.backend, texts), trainer)
 
     def spelled(letters: str) -> str:
-        return "".join(backend.id_to_token(ord(letter) - _FIRST_LETTER) or "" for letter in letters)
+        return "".join(base.backend.id_to_token(ord(letter) - _FIRST_LETTER) or "" for letter in letters)
 
     found: list[list[str]] = json.loads(learner.to_str())["model"]["merges"]
-    return [(spelled(left), spelled(right)) for left, right in found]
+    return [(spelled(left), spelled(right)) for left, right in found], learner.get_vocab_size() == size
 
 
 def _letters(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> Iterator[str]:
@@ -98,7 +138,7 @@ def _letters(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> Iterator[st
     cutter.encode_special_tokens = True
     cutter.no_truncation()
     cutter.no_padding()
-    for batch in batches(texts):
+    for batch in batches(pieces(texts)):
         for encoding in cutter.encode_batch(batch, add_special_tokens=False):
             letters = np.array(encoding.ids, "<u4") + _FIRST_LETTER
             words = np.array(encoding.word_ids, np.int64)
@@ -107,10 +147,12 @@ def _letters(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> Iterator[st
 
 
 def _demand_byte_level(content: dict[str, Any], place: Path) -> None:
-    model = content["model"]
-    if model["type"] != "BPE" or "ByteLevel" not in json.dumps(content["decoder"]):
+    kind = content["model"]["type"]
+    byte_level = all("ByteLevel" in json.dumps(content[part]) for part in ("pre_tokenizer", "decoder"))
+    if kind != "BPE" or not byte_level:
+        kind = "BPE of characters" if kind == "BPE" else kind
         raise UsageError(
-            f"tokenizer.base={place}: is no byte-level BPE ({model['type']}), so no merges can be added to it; train "
+            f"tokenizer.base={place}: is no byte-level BPE (but {kind}), so no merges can be added to it; train "
             "one: tokenizer=bpe_32k"
         )
 

@@ -19,7 +19,7 @@ from krill.config.schema import Tokenizer
 from krill.errors import UsageError
 from krill.tokenizer.folder import bos_in_front
 
-VERSION = 3
+VERSION = 4
 """Part of every signature: raised when the recipe, or the choice of text for it, changes what is made."""
 
 _WORD_STARTS, _WORD_ENDS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -96,11 +96,7 @@ def check(config: Tokenizer) -> None:
     specials = special_tokens(config)
     splitter = untrained(config).pre_tokenizer
     for token in specials:
-        demand_special(token)
-        if len(splitter.pre_tokenize_str(token)) == 1:
-            raise UsageError(
-                f"tokenizer: special token {token!r} is an ordinary word or sign; write <|{token}|>"
-            )
+        demand_special(token, splitter)
     least = len(specials) + 256
     if size_of(config) < least:
         raise UsageError(
@@ -111,10 +107,12 @@ def check(config: Tokenizer) -> None:
         chat_template(config.chat_template, specials)
 
 
-def demand_special(token: str) -> None:
-    """Raise UsageError for a special token that is empty or holds white space."""
+def demand_special(token: str, splitter: pre_tokenizers.PreTokenizer) -> None:
+    """Raise UsageError for a special token that merging could make of text, which `splitter` cuts before."""
     if not token or token != "".join(token.split()):
         raise UsageError(f"tokenizer: special token {token!r} is empty or holds white space; write <|name|>")
+    if len(splitter.pre_tokenize_str(token)) == 1:
+        raise UsageError(f"tokenizer: special token {token!r} is an ordinary word or sign; write <|{token}|>")
 
 
 def chat_template(name: str, specials: list[str]) -> str:

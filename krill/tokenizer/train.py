@@ -6,7 +6,6 @@ built-in 2.8 MB of text take about a second, 32000 on 50 MB a quarter of a minut
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +19,10 @@ from tokenizers import trainers
 from krill.config.schema import Tokenizer
 from krill.config.signature import file_digest, signature
 from krill.errors import KrillError, UsageError
-from krill.tokenizer import recipe
+from krill.tokenizer import ranks, recipe
 from krill.tokenizer.extend import extended
+from krill.tokenizer.feed import pieces
 from krill.tokenizer.folder import load_tokenizer, ready_folder
-from krill.tokenizer.ranks import trained_by_rustbpe
 
 log = logging.getLogger("krill")
 
@@ -48,11 +47,11 @@ def train_tokenizer(config: Tokenizer, texts: Callable[[], Iterator[str]], folde
         size = extended(config, sample, folder)
     else:
         recipe.check(config)
-        trained = trained_by_rustbpe(config, sample) if config.trainer == "rustbpe" else None
+        trained = ranks.trained_by_rustbpe(config, sample) if config.trainer == "rustbpe" else None
         trained = trained or _trained(config, sample)
         size = trained.get_vocab_size(with_added_tokens=True)
         recipe.save(trained, config, folder)
-    if not sample.documents:
+    if sample.asked and not sample.documents:
         raise UsageError(
             "no document is left to train the tokenizer on; lower data.min_chars, or give other data"
         )
@@ -87,7 +86,7 @@ def _trained(config: Tokenizer, texts: Iterable[str]) -> tokenizers.Tokenizer:
         initial_alphabet=recipe.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(iter(texts), trainer)
+    tokenizer.train_from_iterator(pieces(texts), trainer)
     return tokenizer
 
 
@@ -95,13 +94,7 @@ def _versions(config: Tokenizer) -> dict[str, str]:
     """Of what decides which entries are learned."""
     found = {"tokenizers": tokenizers.__version__}
     if config.trainer == "rustbpe" and config.base is None:
-        try:
-            found["rustbpe"] = importlib.metadata.version("rustbpe")
-        except importlib.metadata.PackageNotFoundError as error:
-            raise UsageError(
-                "tokenizer.trainer=rustbpe needs rustbpe: pip install 'krill[fast]', or let Hugging Face "
-                "tokenizers train: tokenizer.trainer=hf"
-            ) from error
+        found["rustbpe"] = ranks.version()
     return found
 
 
@@ -112,8 +105,11 @@ class _Counted:
         self._texts = texts
         self._digests: set[bytes] = set()
         self.bytes = 0
+        self.asked = False
+        """Whether anything was to be learned of them."""
 
     def __iter__(self) -> Iterator[str]:
+        self.asked = True
         for text in self._texts():
             content = text.encode()
             digest = xxhash.xxh3_128_digest(content)

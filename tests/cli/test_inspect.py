@@ -1,8 +1,10 @@
-"""krill-inspect shows a store by folder or by what would make it, reads and never makes; mistakes name the fix."""
+"""krill-inspect shows a store by folder or by what would make it, judges tokenizers, colours a text; it reads and
+never makes, and mistakes name the fix."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from stores import ENGLISH, KOREAN, make_tokenizer, write_store
 from test_import_light import HEAVY, loaded
 
 from krill.cli import inspect
+from krill.cli import tokenizer as krill_tokenizer
 
 DOCUMENTS = [("책", KOREAN), ("web", ENGLISH), ("web", "ㅋㅋㅋ 뷁"), ("책", KOREAN * 9)]
 SHORT = "sequence_len=64"
@@ -173,6 +176,21 @@ def test_the_plot_goes_where_it_is_asked_for(told: Inspect, here: Path):
         ("tokens plot=lengths.jpg", "write plot=lengths.jpg.png"),
         ("tokens rowz=1", "no such key 'rowz'. Did you mean row?"),
         ("data=files data.paths=[nothere.jsonl]", "nothere.jsonl: no such file or folder"),
+        ("tokenizers=[bpe_33k]", "neither an option nor a folder"),
+        ("tokenizers=[bpe_33k]", "Did you mean bpe_32k? Options there are: "),
+        ("tokenizers=[./nothere]", "tokenizers=./nothere: no such folder (seen from "),
+        ("tokenizers=[tokens]", "tokens: no tokenizer.json there"),
+        ("tokenizers=bpe_4k,bpe_32k", "write tokenizers=[…] for a list"),
+        ("tokenizers=[bpe_4k] tokenizer=bpe_32k", "leave tokenizer= out"),
+        ("tokenizers=[bpe_4k] data=tokens", "store= and tokenizers=: one at a time"),
+        ("tokenizers=[bpe_4k] text=a", "tokenizers= and text=: one at a time"),
+        ("tokenizers=[bpe_4k] data.validation_fraction=0", "no document is held out"),
+        ("tokenizers=[bpe_4k] judge_bytes=0", "judge_bytes=0: input should be greater than 0"),
+        ("text=a tokenizer=bpe_33k", "Did you mean tokenizer=bpe_32k?"),
+        ("text=a tokenizer=./nothere", "tokenizer.path=./nothere: no such folder"),
+        ("text=a tokenizer=bpe_32k", "not made yet; make it: krill-tokenizer tokenizer=bpe_32k"),
+        ("text=a plot=a.png", "plot= draws a store or tokenizers=, not text="),
+        ("text=\udcff tokenizer=outputs/tokenizers/test-tttttttt", "text=: is no UTF-8 (character 1)"),
     ],
 )
 def test_a_mistake_names_the_fix(told: Inspect, words: str, why: str):
@@ -200,7 +218,131 @@ def test_tokens_that_are_not_made_yet_name_the_command_that_makes_them(told: Ins
     assert not (here / "outputs" / "data").exists()
 
 
+# --- tokenizers --------------------------------------------------------------------------------------------
+
+MINE = "outputs/tokenizers/test-tttttttt"
+DATA = ("data=files", "data.paths=[a b.jsonl]", "data.validation_fraction=0.5")
+
+
+@pytest.fixture
+def data(here: Path) -> Path:
+    """The file that DATA names: 40 documents, half of them Korean."""
+    lines = [
+        json.dumps({"text": f"{number}: {(KOREAN, ENGLISH)[number % 2] * 3}"}, ensure_ascii=False)
+        for number in range(40)
+    ]
+    (here / "a b.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return here
+
+
+def made(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Run krill-tokenizer."""
+    monkeypatch.setattr(sys, "argv", ["krill-tokenizer", *words])
+    assert krill_tokenizer.main() == 0
+
+
+def test_tokenizers_are_judged_on_what_is_held_out(
+    told: Inspect, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    words = (*DATA, "tokenizer.vocab_size=330")
+    for option in ("bpe_4k", "qwen_like"):
+        made(
+            monkeypatch,
+            *words,
+            f"tokenizer={option}",
+            "tokenizer.special_tokens=[]",
+            "tokenizer.chat_template=null",
+        )
+    capsys.readouterr()
+    words = (*words, "tokenizer.special_tokens=[]", "tokenizer.chat_template=null")
+    words = (*words, f"tokenizers=[bpe_4k,{MINE},qwen_like]")
+    code, out, err = told(*words, "format=json", "plot=그림/tokenizers.png")
+    assert code == 0, err
+    figures = json.loads(out)
+    labels = [one["label"] for one in figures["tokenizers"]]
+    assert labels == ["bpe_4k", MINE, "qwen_like"]
+    assert figures["data"] == "files"
+    assert 0 < figures["documents"] < 40
+    for one in figures["tokenizers"]:
+        assert one["all"]["documents"] == figures["documents"]
+        assert set(one["languages"]) == {"ko", "en"}
+        assert one["round_trip"]["failures"] == 0
+    assert (data / "그림" / "tokenizers.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = told(*words, "judge_bytes=500")
+    assert (code, err) == (0, "")
+    assert out.count(f"\n{MINE} ") == 4
+    _, out, _ = told(*words, "dry_run=true")
+    assert [line.split()[:2] for line in out.splitlines()] == [["tokenizer", "read"]] * 3
+
+
+def test_tokenizers_that_are_not_made_yet_name_the_commands_that_make_them(told: Inspect, data: Path):
+    why = refused(told(*DATA, "tokenizers=[bpe_4k,bpe_32k]", "judge_bytes=99", "plot=a.png")).splitlines()
+    assert len(why) == 2
+    for line, option in zip(why, ("bpe_4k", "bpe_32k"), strict=True):
+        command = shlex.split(line.partition("make it: ")[2])
+        assert command == [
+            "krill-tokenizer",
+            DATA[0],
+            DATA[1],
+            DATA[2],
+            f"tokenizer={option}",
+        ]
+    assert not (data / "outputs" / "tokenizers" / "bpe_4k").exists()
+
+
+def test_an_option_of_ones_own_may_be_judged(told: Inspect, data: Path, monkeypatch: pytest.MonkeyPatch):
+    (data / "mine" / "tokenizer").mkdir(parents=True)
+    option = f"defaults: [bpe_4k, _self_]\nname: theirs\npath: {data / MINE}\n"
+    (data / "mine" / "tokenizer" / "theirs.yaml").write_text(option, encoding="utf-8")
+    monkeypatch.setenv("KRILL_CONF", str(data / "mine"))
+    code, out, err = told(*DATA, "tokenizers=theirs", "format=json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["tokenizers"][0]["folder"] == str(data / MINE)
+
+
+def test_data_of_which_nothing_is_held_out_is_refused(told: Inspect, data: Path):
+    words = (*DATA[:2], "data.validation_fraction=1e-9", f"tokenizers=[{MINE}]")
+    assert "data.validation_fraction=1e-09: of this data no document is held out" in refused(told(*words))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "안녕하세요 hello",
+        "a,b [c] {d: e} 'f' \"g\" $HOME ${lr} \\",
+        "<|eos|> is text",
+        "null",
+        "",
+        "key=value",
+        "첫 줄\n둘째 줄\t👍🏽",
+        "data=nothere",
+    ],
+)
+def test_a_text_is_shown_by_its_tokens_as_typed(told: Inspect, text: str):
+    words = (f"tokenizer={MINE}", f"text={text}")
+    code, out, err = told(*words, "format=json")
+    assert (code, err) == (0, "")
+    shown = json.loads(out)
+    assert shown["text"] == "".join(piece["text"] for piece in shown["pieces"]) == text
+    assert [token for piece in shown["pieces"] for token in piece["ids"]] == shown["ids"]
+    assert not {0, 1, 2, 3}.intersection(shown["ids"])
+    assert (shown["bytes"], shown["tokens"]) == (len(text.encode()), len(shown["ids"]))
+    _, out, _ = told(*words, "ids=false")
+    assert out.split("\n\n", 1)[1].replace("↵", "") == (text.replace("\t", "\\t") + "\n" if text else "")
+
+
+def test_a_text_is_coloured(told: Inspect, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    _, out, _ = told(f"tokenizer={MINE}", "text=한국어 문장은 <|eos|>")
+    assert "\x1b[94m" in out
+    assert "\x1b[34m" in out
+    assert "⟨" not in out
+
+
 def test_nothing_heavy_is_loaded(here: Path):
+    for words in ([f"tokenizer={MINE}", "text=a"], ["tokenizers=[bpe_33k]"]):
+        assert not loaded(here, "inspect", *words).intersection((*HEAVY, "matplotlib"))
     for words in (["--help"], ["tokens", SHORT], ["nothere"]):
         assert not loaded(here, "inspect", *words).intersection((*HEAVY, "matplotlib", "pyarrow"))
 

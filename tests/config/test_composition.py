@@ -20,7 +20,8 @@ from krill.config.schema import Cosine, Hub, InferConfig, Muon, TrainConfig, Tra
 from krill.config.validation import validated
 
 OPTIONS = [(group, name) for group in group_names() for name in options(group, [CONF_DIR])]
-NEEDED = {"files": ["data.paths=[a.txt]"], "pretrained": ["tokenizer.path=folder"]}
+NEEDED = {"files": ["data.paths=[a.txt]"], "pretrained": ["tokenizer.path=folder"],
+          "extended": ["tokenizer.base=folder", "tokenizer.vocab_size=1000"]}  # fmt: skip
 RULES = {"none": [], "web": ["language", "symbols", "links", "words", "lines", "repetition"]}
 PASSES = "gradient_accumulation_steps"
 OWN_LR = {"adamw": 1e-3, "muon_keller": 3e-3, "muon_moonlight": 3e-3, "muon_pto": 3e-3}

@@ -51,6 +51,7 @@ def used() -> Iterator[tuple[type[BaseModel], set[str]]]:
 def valid(*words: str) -> TrainConfig:
     needed = ["data.paths=[x]"] if "data=files" in words else []
     needed += ["tokenizer.path=x"] if "tokenizer=pretrained" in words else []
+    needed += ["tokenizer.base=x", "tokenizer.vocab_size=1000"] if "tokenizer=extended" in words else []
     return validated(TrainConfig, composed("train", [*words, *needed]))
 
 

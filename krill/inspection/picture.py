@@ -1,0 +1,38 @@
+"""A picture of two plots side by side, written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic")
+"""Tried in turn for each letter of a name; those that are not installed are left out."""
+
+
+@contextmanager
+def picture(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The left and the right plot (matplotlib axes), to draw on; at the end they are in `path`, a PNG file."""
+    import warnings
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import font_manager, pyplot
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = {"font.family": [name for name in FONTS if name in installed]}
+    with pyplot.rc_context(fonts), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # no such font here: boxes are drawn
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), dpi=120)
+        try:
+            yield left, right
+            for axes in (left, right):
+                axes.set_axisbelow(True)
+            figure.tight_layout()
+            partial = path.with_name(f".{path.name}.partial")
+            figure.savefig(partial, format="png")
+        finally:
+            pyplot.close(figure)
+    partial.replace(path)

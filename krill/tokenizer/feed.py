@@ -1,0 +1,42 @@
+"""How text is fed to what learns merges: no word without end, so much at once as is worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+RUN = 1000
+"""Characters. Trainers take quadratic time over a word, and rustbpe's patterns overflow on longer white space."""
+
+BATCH = 1_000_000
+"""Characters that are encoded at once."""
+
+
+def pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, cut within runs of about `RUN` characters that are all white space or hold none of it.
+
+    Such a run is no text that anyone wrote: a letter a million times, encoded data. What is cut is at most twice as
+    long. All other texts pass as they are.
+    """
+    for text in texts:
+        start = 0
+        for place in range(0, len(text) - RUN, RUN):
+            block = text[place : place + RUN]
+            words = block.split(maxsplit=1)
+            if not words or len(words[0]) == RUN:
+                yield text[start : place + RUN]
+                start = place + RUN
+        yield text[start:]
+
+
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts, about `BATCH` characters at a time."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

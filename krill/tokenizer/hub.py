@@ -1,0 +1,35 @@
+"""Uploading a tokenizer to the Hugging Face Hub, which happens only when it is asked for."""
+
+from __future__ import annotations
+
+import logging
+
+from krill.errors import KrillError
+from krill.tokenizer.folder import FILES, TokenizerFolder
+
+log = logging.getLogger("krill")
+
+
+def push(tokenizer: TokenizerFolder, repository: str, private: bool) -> None:
+    """Upload the tokenizer's files to `repository`, which is made if it is not there, `private` or not.
+
+    A repository that is there keeps its visibility. Raises KrillError where the Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repository,
+            folder_path=tokenizer.folder,
+            allow_patterns=list(FILES),
+            commit_message=f"Tokenizer with {tokenizer.vocab_size} entries, signature {tokenizer.signature[:8]}",
+        )
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise KrillError(
+            f"tokenizer.push_to={repository}: not uploaded ({type(error).__name__}: {reason}). The tokenizer is in "
+            f"{tokenizer.folder}; log in (hf auth login, or HF_TOKEN) and give the same command again"
+        ) from error
+    log.info("tokenizer: uploaded to %s", repository)
