@@ -33,7 +33,9 @@ def _place_and_make(config: TrainConfig, call: app.Call) -> None:
         folder = Path(config.output).absolute() if config.output else tokenizer_folder(config, outputs_root())
         print(f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}")
         if config.tokenizer.push_to is not None:
-            print(f"upload      {config.tokenizer.push_to}, {'private' if config.tokenizer.private else 'public'}")
+            print(
+                f"upload      {config.tokenizer.push_to}, {'private' if config.tokenizer.private else 'public'}"
+            )
     else:
         call.make("tokenizer", config, lambda config, place: tokenizer(config, None if call.sweep else place))
 

@@ -26,12 +26,27 @@ _FIRST_LETTER = 0x10000
 """Token 0 as a letter: from here on no code point is a space or a surrogate."""
 
 
-def extended(config: Tokenizer, texts: Iterable[str], folder: Path) -> int:
-    """Save config.base with config.special_tokens and new merges in `folder`; returns how many entries there are.
+class Plan(NamedTuple):
+    """What is to become of a base."""
 
-    Fewer than config.vocab_size where the text yields no more; `texts` is not read where there is room for none.
-    Raises UsageError for a base that is no byte-level BPE or leaves no room, and for special tokens as
-    `recipe.demand_special` does.
+    base: TokenizerFolder
+    content: dict[str, Any]
+    """Its tokenizer.json, the added tokens in the vocabulary as well."""
+    added: list[str]
+    """Its added tokens."""
+    asked: list[str]
+    """Those to add."""
+    new: list[str]
+    """Those of them that get a new id: some bases have reserved entries."""
+    room: int
+    """Entries left for merges."""
+
+
+def planned(config: Tokenizer) -> Plan:
+    """What config.base is to become.
+
+    Raises UsageError for a base that is no byte-level BPE or leaves no room, for special tokens as
+    `recipe.demand_special` does, and for a chat template that lacks some.
     """
     assert config.base is not None
     place = ready_folder(config.base, "tokenizer.base")
@@ -44,32 +59,43 @@ def extended(config: Tokenizer, texts: Iterable[str], folder: Path) -> int:
         recipe.demand_special(token, base.backend.pre_tokenizer)
     if config.chat_template is not None:
         recipe.chat_template(config.chat_template, [*added, *asked])
-    model = content["model"]
-    vocabulary: dict[str, int] = model["vocab"]
-    # In the vocabulary, too: an added token that is not gets its id from the vocabulary's size.
-    vocabulary.update(added)
-    new = [token for token in asked if token not in vocabulary]
+    # An added token that is not in the vocabulary gets its id from the vocabulary's size.
+    content["model"]["vocab"].update(added)
+    new = [token for token in asked if token not in content["model"]["vocab"]]
     room = recipe.size_of(config) - base.vocab_size - len(new)
     if room < 0:
         raise UsageError(
             f"tokenizer.vocab_size={recipe.size_of(config)}: {place} has {base.vocab_size} entries, and {len(new)} "
             f"special tokens are new; set tokenizer.vocab_size={base.vocab_size + len(new)} or more"
         )
-    merges = _learned(base, _Allowed(vocabulary, set(added), config.max_token_length), texts, room, config)
+    return Plan(base, content, [*added], asked, new, room)
+
+
+def extended(config: Tokenizer, texts: Iterable[str], folder: Path) -> int:
+    """Save config.base with config.special_tokens and new merges in `folder`; returns how many entries there are.
+
+    Fewer than config.vocab_size where the text yields no more; `texts` is not read where there is room for none.
+    Raises UsageError as `planned` does.
+    """
+    plan = planned(config)
+    model, size = plan.content["model"], plan.base.vocab_size
+    vocabulary: dict[str, int] = model["vocab"]
+    allowed = _Allowed(vocabulary, frozenset(plan.added), config.max_token_length)
+    merges = _learned(plan, allowed, texts, config.min_frequency)
     model["merges"] += merges
     entries = dict.fromkeys(entry for entry in map("".join, merges) if entry not in vocabulary)
-    vocabulary.update({entry: base.vocab_size + index for index, entry in enumerate([*entries, *new])})
-    made = tokenizers.Tokenizer.from_str(json.dumps(content))
-    made.add_special_tokens(recipe.added(asked))
-    _save(made, config, place, asked, folder)
-    return base.vocab_size + len(entries) + len(new)
+    vocabulary.update({entry: size + index for index, entry in enumerate([*entries, *plan.new])})
+    made = tokenizers.Tokenizer.from_str(json.dumps(plan.content))
+    made.add_special_tokens(recipe.added(plan.asked))
+    _save(made, config, plan, folder)
+    return size + len(entries) + len(plan.new)
 
 
 class _Allowed(NamedTuple):
     """What a merge may make."""
 
     vocabulary: Mapping[str, int]
-    reserved: set[str]
+    reserved: frozenset[str]
     """Added tokens: no merge may spell one, or text would become it."""
     longest: int | None
     """Bytes."""
@@ -97,14 +123,14 @@ class _Allowed(NamedTuple):
 
 
 def _learned(
-    base: TokenizerFolder, allowed: _Allowed, texts: Iterable[str], room: int, config: Tokenizer
+    plan: Plan, allowed: _Allowed, texts: Iterable[str], min_frequency: int
 ) -> list[tuple[str, str]]:
-    """New merges in order, as the tokens that they join are spelled: for `room` entries, or all there are."""
-    surplus = room // 10 + 64  # some are not allowed, and two ways to spell an entry make one
-    while room:
-        found, more = _trained(base, texts, room + surplus, config.min_frequency)
-        merges, made = allowed.among(found, room)
-        if made == room or not more:
+    """New merges in order, as the tokens that they join are spelled: for all the room, or all there are."""
+    surplus = plan.room // 10 + 64  # some are not allowed, and two ways to spell an entry make one
+    while plan.room:
+        found, more = _trained(plan.base, texts, plan.room + surplus, min_frequency)
+        merges, made = allowed.among(found, plan.room)
+        if made == plan.room or not more:
             return merges
         surplus *= 8
     return []
@@ -157,15 +183,16 @@ def _demand_byte_level(content: dict[str, Any], place: Path) -> None:
         )
 
 
-def _save(made: tokenizers.Tokenizer, config: Tokenizer, place: Path, new: list[str], folder: Path) -> None:
+def _save(made: tokenizers.Tokenizer, config: Tokenizer, plan: Plan, folder: Path) -> None:
+    place = plan.base.folder
     for name in FILES:
         if (place / name).is_file() and name != "record.json":
             shutil.copyfile(place / name, folder / name)
     (folder / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if new:
-        settings["extra_special_tokens"] = [*_extra(settings), *new]
+    if plan.asked:
+        settings["extra_special_tokens"] = [*_extra(settings), *plan.asked]
     specials = [token.content for token in made.get_added_tokens_decoder().values()]
     recipe.save_settings(settings, config.chat_template, specials, folder)
 

@@ -20,7 +20,7 @@ from krill.config.schema import Tokenizer
 from krill.config.signature import file_digest, signature
 from krill.errors import KrillError, UsageError
 from krill.tokenizer import ranks, recipe
-from krill.tokenizer.extend import extended
+from krill.tokenizer.extend import extended, planned
 from krill.tokenizer.feed import pieces
 from krill.tokenizer.folder import load_tokenizer, ready_folder
 
@@ -28,10 +28,17 @@ log = logging.getLogger("krill")
 
 
 def tokenizer_identity(config: Tokenizer) -> str:
-    """Signature of the recipe without its text, or of the ready tokenizer's content."""
+    """Signature of the recipe without its text, or of the ready tokenizer's content.
+
+    Raises UsageError for a recipe that cannot be followed whatever the text, which is then not read.
+    """
     if config.path is not None:
         return load_tokenizer(ready_folder(config.path)).signature
-    base = config.base and load_tokenizer(ready_folder(config.base, "tokenizer.base")).signature
+    base = None
+    if config.base is not None:
+        base = planned(config).base.signature
+    else:
+        recipe.check(config)
     return signature("recipe", recipe.VERSION, _versions(config), base, config)
 
 
@@ -59,8 +66,7 @@ def train_tokenizer(config: Tokenizer, texts: Callable[[], Iterator[str]], folde
         raise KrillError(
             f"tokenizer.vocab_size={recipe.size_of(config)}: the text yields only {size} entries "
             f"({sample.documents:,} documents, {sample.bytes:,} bytes, tokenizer.min_frequency="
-            f"{config.min_frequency}); set tokenizer.vocab_size={size // config.multiple_of * config.multiple_of} "
-            "or less, or give more text"
+            f"{config.min_frequency}); {_advice(size, config.multiple_of)}give more text"
         )
     log.info(
         "tokenizer: %d entries from %s documents, %.1f MB, %.1f s",
@@ -73,6 +79,13 @@ def train_tokenizer(config: Tokenizer, texts: Callable[[], Iterator[str]], folde
         "recipe": config.model_dump(exclude={"path", "name", "push_to", "private"}),
         "versions": {**_versions(config), "recipe": recipe.VERSION},
     }
+
+
+def _advice(size: int, multiple: int) -> str:
+    """What to type where the text yields `size` entries; the least that the schema allows are 300."""
+    if size // multiple * multiple >= 300:
+        return f"set tokenizer.vocab_size={size // multiple * multiple} or less, or "
+    return f"set tokenizer.vocab_size={size} tokenizer.multiple_of=1, or " if size >= 300 else ""
 
 
 def _trained(config: Tokenizer, texts: Iterable[str]) -> tokenizers.Tokenizer:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +15,22 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from recipes import TEXTS, code_points, english, given_back, korean, option, recipe, train, trained
 
 from krill.config.location import CONF_DIR
 from krill.config.schema import PythonDocs, Tokenizer, TrainConfig
+from krill.data import engines
 from krill.data.encoding import Encoder
 from krill.data.obtain import obtain_tokenizer, tokenizer_folder, tokenizer_signature
 from krill.errors import KrillError, UsageError
 from krill.sources import python_docs
+from krill.text.cleaning import clean
 from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
-from krill.tokenizer.train import train_tokenizer
 
 SPECIALS = ["<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<think>"]
-TEXTS = [
-    "Natural language is learned from text, and text is made of words that come again and again. ",
-    "한국어 문장은 조사와 어미가 자주 되풀이된다. 그래서 한국어 토큰도 자주 되풀이된다 ㅋㅋㅋ. ",
-    "<|eos|> is written <|eos|> in this text, so are <think> and </think>, 1234567 times. ",
-] * 20
-
-
-def recipe(**keys: Any) -> Tokenizer:
-    defaults = {
-        "name": "test",
-        "path": None,
-        "vocab_size": 330,
-        "min_frequency": 2,
-        "max_token_length": 30,
-        "normalizer": "none",
-        "pattern": "gpt4",
-        "bos_token": "<|bos|>",
-        "eos_token": "<|eos|>",
-        "pad_token": "<|pad|>",
-        "special_tokens": ["<|im_start|>", "<think>"],
-        "sample_bytes": 10**6,
-        "base": None,
-        "multiple_of": 1,
-        "trainer": "hf",
-        "chat_template": None,
-        "push_to": None,
-        "private": True,
-    }
-    return Tokenizer.model_validate({**defaults, **keys})
-
-
-def train(folder: Path, texts: list[str] = TEXTS, **keys: Any) -> TokenizerFolder:
-    folder.mkdir()
-    train_tokenizer(recipe(**keys), lambda: iter(texts), folder)
-    return load_tokenizer(folder)
+PATTERNS = ["gpt2", "gpt4", "gpt4o", "qwen2"]
+TRAINERS = ["hf", "rustbpe"]
+OPTIONS = ["bpe_4k", "bpe_32k", "bpe_64k", "gpt4o_like", "llama3_like", "qwen_like"]
 
 
 def docs(**rules: Any) -> PythonDocs:
@@ -100,7 +72,7 @@ def test_sizes_and_ids(tokenizer: TokenizerFolder) -> None:
     assert set(tokenizer.backend.get_vocab().values()) == set(range(330))
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_merges_are_learned_for_every_script(tmp_path: Path, pattern: str) -> None:
     encoder = Encoder(train(tmp_path / "t", pattern=pattern, vocab_size=400))
     for text in TEXTS[:3]:
@@ -191,6 +163,195 @@ def test_one_token_may_begin_and_end(tmp_path: Path) -> None:
     tokenizer = train(tmp_path / "t", bos_token="<|eos|>")
     assert tokenizer.bos_id == tokenizer.eos_id == 0
     assert tokenizer.backend.encode("a").ids[0] == 0
+
+
+@pytest.fixture(scope="module", params=[(pattern, trainer) for pattern in PATTERNS for trainer in TRAINERS])
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
+    """Every pattern with every trainer."""
+    pattern, trainer = request.param
+    if trainer == "rustbpe":
+        pytest.importorskip("rustbpe")
+    place = tmp_path_factory.mktemp("variant") / "t"
+    texts = [*korean()[:40], *english()[:20]]
+    return train(place, texts, pattern=pattern, trainer=trainer, vocab_size=700, multiple_of=64)
+
+
+def test_size_of_every_variant_is_exact(variant: TokenizerFolder) -> None:
+    assert variant.vocab_size == 704
+    assert variant.backend.get_vocab_size() == len({*variant.backend.get_vocab().values()}) == 704
+    assert [variant.backend.id_to_token(index) for index in range(5)] == SPECIALS
+
+
+def test_every_entry_but_specials_can_be_reached(variant: TokenizerFolder) -> None:
+    """No entry is made by a merge that never applies: each stands for itself when it is cut of its bytes."""
+    model = json.loads(variant.backend.to_str())["model"]
+    assert {left + right for left, right in model["merges"]} | {*model["vocab"]} == {*model["vocab"]}
+    bare = variant.backend.model
+    reached = [entry for entry in model["vocab"] if [t.value for t in bare.tokenize(entry)] == [entry]]
+    assert len(reached) >= 704 - len(SPECIALS)
+
+
+@given(st.text())
+def test_every_variant_gives_any_text_back(variant: TokenizerFolder, text: str) -> None:
+    assert given_back(variant, text) == text
+
+
+@given(st.binary())
+def test_every_variant_gives_repaired_bytes_back(variant: TokenizerFolder, content: bytes) -> None:
+    text = clean(content.decode("utf-8", "surrogateescape"))
+    assert given_back(variant, text) == text
+
+
+@given(st.lists(st.sampled_from([*SPECIALS, "<|", "|>", " ", "eos", "\n", "가"])).map("".join))
+def test_no_variant_makes_a_special_token_of_text(variant: TokenizerFolder, text: str) -> None:
+    (tokens,) = Encoder(variant).documents([text])
+    assert not {*range(len(SPECIALS))} & {*tokens[1:-1].tolist()}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "trainer"), [*((pattern, "hf") for pattern in PATTERNS), ("gpt4", "rustbpe")]
+)
+def test_every_code_point_comes_back(tmp_path: Path, pattern: str, trainer: str) -> None:
+    if trainer == "rustbpe":
+        pytest.importorskip("rustbpe")
+    tokenizer = train(tmp_path / "t", pattern=pattern, trainer=trainer)
+    for text in code_points():
+        assert given_back(tokenizer, text) == text
+
+
+def is_old(letter: str) -> bool:
+    """Whether Unicode 3.2 has it: marks that one side does not know yet keep their places there."""
+    return unicodedata.ucd_3_2_0.category(letter) != "Cn"
+
+
+@pytest.fixture(scope="module")
+def nfc(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
+    return train(tmp_path_factory.mktemp("nfc") / "t", normalizer="nfc")
+
+
+def test_nfc_gives_the_nfc_of_every_code_point_back(nfc: TokenizerFolder) -> None:
+    for text in code_points():
+        apart = ".".join(text)
+        assert given_back(nfc, apart) == unicodedata.normalize("NFC", apart)
+
+
+@given(st.text(st.characters(categories=["L", "M"]).filter(is_old)))
+def test_nfc_gives_the_nfc_of_any_text_back(nfc: TokenizerFolder, text: str) -> None:
+    assert given_back(nfc, text) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_order_of_documents_changes_nothing(tmp_path: Path, trainer: str) -> None:
+    if trainer == "rustbpe":
+        pytest.importorskip("rustbpe")
+    texts = [*korean()[:60], *english()[:30]]
+    made = [
+        train(tmp_path / name, ordered, trainer=trainer, vocab_size=1000)
+        for name, ordered in (("a", texts), ("b", texts[::-1]), ("c", sorted(texts)))
+    ]
+    assert len({(each.folder / "tokenizer.json").read_bytes() for each in made}) == 1
+
+
+_TRAIN = """
+import sys
+from pathlib import Path
+from recipes import english, korean, train
+train(Path(sys.argv[1]), [*korean()[:60], *english()[:30]], trainer=sys.argv[2], vocab_size=1000)
+"""
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_threads_change_nothing(tmp_path: Path, trainer: str) -> None:
+    if trainer == "rustbpe":
+        pytest.importorskip("rustbpe")
+    made = set()
+    for threads in ("1", "4"):
+        folder = tmp_path / threads
+        environment = os.environ | {
+            "RAYON_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "true",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        }
+        subprocess.run([sys.executable, "-c", _TRAIN, folder, trainer], env=environment, check=True)
+        made.add((folder / "tokenizer.json").read_bytes())
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "multiple", "entries"), [(700, 1, 700), (700, 64, 704), (704, 64, 704), (641, 128, 768)]
+)
+def test_size_is_rounded_up(tmp_path: Path, size: int, multiple: int, entries: int) -> None:
+    tokenizer = train(tmp_path / "t", korean()[:40], vocab_size=size, multiple_of=multiple)
+    assert tokenizer.vocab_size == tokenizer.backend.get_vocab_size() == entries
+
+
+@pytest.mark.parametrize(
+    ("texts", "keys", "advice"),
+    [
+        (
+            TEXTS,
+            {"vocab_size": 600, "multiple_of": 64},
+            r"set tokenizer\.vocab_size=384 or less, or give more text",
+        ),
+        (
+            TEXTS,
+            {"vocab_size": 600, "multiple_of": 512},
+            r"set tokenizer\.vocab_size=\d+ tokenizer\.multiple_of=1, or",
+        ),
+        (["too short to learn from"], {}, r"min_frequency=2\); give more text"),
+    ],
+)
+def test_too_little_text_says_what_to_type(
+    tmp_path: Path, texts: list[str], keys: dict[str, Any], advice: str
+) -> None:
+    with pytest.raises(KrillError, match=advice):
+        train(tmp_path / "t", texts, **keys)
+
+
+# --- the options -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def chosen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
+    """Every option of conf/tokenizer that trains, small."""
+    place = tmp_path_factory.mktemp("option") / "t"
+    return trained(place, option(request.param, vocab_size=600), [*korean()[:40], *english()[:20]])
+
+
+@pytest.mark.parametrize("engine", ["hf", "fast"])
+def test_no_option_makes_a_special_token_of_text(chosen: TokenizerFolder, engine: Any) -> None:
+    if engine == "fast":
+        pytest.importorskip("gigatoken")
+    special = {index: token.content for index, token in chosen.backend.get_added_tokens_decoder().items()}
+    assert len(special) >= 8
+    texts = [*special.values(), "".join(special.values()), " a".join(special.values()), *korean()[:2]]
+    for tokens, text in zip(Encoder(chosen, engine).documents(texts), texts, strict=True):
+        assert not {*special} & {*tokens[1:-1].tolist()}
+        assert chosen.backend.decode(tokens[1:-1].tolist(), skip_special_tokens=False) == text
+
+
+def test_the_fast_engine_knows_every_option(chosen: TokenizerFolder) -> None:
+    pytest.importorskip("gigatoken")
+    texts = [
+        *korean()[:20],
+        *english()[:20],
+        "  \n\n\t x  1234567 don't DON'T ㅋㅋ \u1112\u1161\u11ab e\u0301",
+    ]
+    assert engines.chosen("fast", Encoder(chosen).backend, lambda: texts, 10**9) == "fast"
+
+
+@pytest.mark.parametrize("kind", [" ", "\n", "a", "가", "한국어로", "!"])
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_run_without_end_neither_stops_nor_breaks_training(tmp_path: Path, kind: str, trainer: str) -> None:
+    """Hugging Face's trainer takes quadratic time over a word, rustbpe's regular expressions overflow."""
+    if trainer == "rustbpe":
+        pytest.importorskip("rustbpe")
+    run = kind * (300_000 // len(kind))
+    tokenizer = train(
+        tmp_path / "t", [run, run + "x", *TEXTS, *english()[:5]], trainer=trainer, vocab_size=400
+    )
+    assert tokenizer.vocab_size == 400
+    assert given_back(tokenizer, run[:5000]) == run[:5000]
 
 
 # --- what Hugging Face sees --------------------------------------------------------------------------------
