@@ -40,8 +40,10 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
 
     from krill.cli import places
     from krill.runs.record import Record, claim, shown
+    from krill.training.launcher import check_launcher
     from krill.training.plan import device_name, shape
 
+    check_launcher()
     device_name(config.device)
     shape(config.batch, config.sequence_len)
     identity = places.identity("train", config)

@@ -458,6 +458,10 @@ class Muon(_Optimizer):
 
     name: Literal["muon_moonlight", "muon_keller", "muon_pto"]
     """The optimizer: one core, three conventions."""
+    backend: Literal["krill", "upstream"]
+    """krill, or the published package that the name stands for (muon_pto: pytorch_optimizer 4.1), to reproduce it."""
+    eps_before_correction: bool
+    """AdamW adds eps before the bias correction of the second moment, as Moonlight's script does, not after."""
     scale: Literal["rms", "spectral"]
     """Size of the orthogonal update of an r × c matrix: rms 0.2·√max(r, c), spectral √max(1, r/c)."""
     muon_lr: PositiveFloat
@@ -468,10 +472,28 @@ class Muon(_Optimizer):
     """Decay rate of the momentum."""
     nesterov: bool
     """Look ahead along the momentum."""
+    cautious: bool
+    """Decay a weight of a matrix only where its update has the same sign (Chen et al. 2025)."""
+    normuon: bool
+    """Move all neurons of a matrix about equally far, by a second moment for each row (Li et al. 2025)."""
     ns_steps: Annotated[int, Field(ge=1, le=20)]
     """Newton–Schulz iterations."""
     ns_coefficients: Literal["keller", "polar_express"]
     """Coefficients of the Newton–Schulz iteration."""
+    ns_dtype: Literal["auto", "bf16", "fp32"]
+    """Arithmetic of the Newton–Schulz iteration. auto: bf16 on CUDA devices, else fp32."""
+    adamw_modules: list[str]
+    """Modules whose matrices AdamW trains all the same: last words or patterns of their names, router, *.mlp.*."""
+
+    @model_validator(mode="after")
+    def _polar_express_needs_its_steps(self) -> Muon:
+        if self.ns_coefficients == "polar_express" and self.ns_steps < 5:
+            raise ValueError(
+                f"optimizer.ns_coefficients=polar_express takes at least 5 steps, before which singular values "
+                f"are not near 1; write optimizer.ns_steps=5 (it is {self.ns_steps}), or "
+                f"optimizer.ns_coefficients=keller"
+            )
+        return self
 
 
 class CustomOptimizer(_Optimizer):

@@ -10,17 +10,23 @@ from krill.config.schema import CustomOptimizer, Muon, Optimizer
 from krill.errors import UsageError
 from krill.optim import muon
 from krill.optim.groups import parameter_groups
+from krill.optim.upstream import build_upstream
 
 
 def build_optimizer(model: PreTrainedModel, config: Optimizer) -> torch.optim.Optimizer:
-    """`torch.optim.AdamW` for adamw, `krill.optim.muon.Muon` for the muon presets, on the same groups; custom: the
-    person's own function.
+    """`torch.optim.AdamW` for adamw, `krill.optim.muon.Muon` (or the published package, where `backend` asks for it)
+    for the muon presets, on the same groups; custom: the person's own function.
 
     Raises:
-        UsageError: a parameter to train is not fp32 (Muon steps at a rate of 2e-4 leave nine of ten
-            bf16 weights as they were), or `parameter_groups` has nothing to give.
+        UsageError: FSDP 1 wraps a parameter, a parameter to train is not fp32 (Muon steps at a rate of 2e-4
+            leave nine of ten bf16 weights as they were), or `parameter_groups` or `build_upstream` refuses.
     """
     for name, p in model.named_parameters():
+        if "_flat_param" in name or "_fsdp_wrapped_module" in name:
+            raise UsageError(
+                f"the parameter {name} lies in FSDP 1, which flattens matrices to vectors; shard with FSDP 2: "
+                "accelerate launch --use_fsdp --fsdp_version=2"
+            )
         if p.requires_grad and p.dtype != torch.float32:
             raise UsageError(
                 f"the parameter {name} is {str(p.dtype).removeprefix('torch.')}, in which small updates "
@@ -32,5 +38,5 @@ def build_optimizer(model: PreTrainedModel, config: Optimizer) -> torch.optim.Op
         return own_code.load(config.build)(model, **keys, **config.options)
     groups = parameter_groups(model, config)
     if isinstance(config, Muon):
-        return muon.Muon(groups)
+        return build_upstream(groups, config) if config.backend == "upstream" else muon.Muon(groups)
     return torch.optim.AdamW(groups, foreach=True)

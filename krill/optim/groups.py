@@ -8,7 +8,8 @@ matrices; embeddings, head, vectors and tensors of more than two dimensions stay
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -16,9 +17,11 @@ from transformers import PreTrainedModel
 
 from krill.config.schema import AdamW, Muon
 from krill.errors import UsageError
+from krill.optim.fused import layout_of
+from krill.optim.layout import Layout
 
 # Embeddings first: the Trainer logs the rate of group 0, which is then `lr` and never the derived `muon_lr`.
-NAMES = ("embeddings", "head", "vectors", "tensors", "matrices")
+NAMES = ("embeddings", "head", "vectors", "tensors", "adamw_matrices", "matrices")
 
 
 class GroupSummary(NamedTuple):
@@ -31,28 +34,58 @@ class GroupSummary(NamedTuple):
     weight_decay: float
 
 
+class Place(NamedTuple):
+    """Where one parameter went."""
+
+    name: str
+    shape: tuple[int, ...]
+    group: str
+    kind: str
+    """adamw or muon."""
+    projections: list[tuple[int, int]] | None
+    """(out, in) of each matrix that Muon orthogonalizes by itself; None with AdamW."""
+
+
+class _Held(NamedTuple):
+    """A parameter and what holds it."""
+
+    name: str
+    """Of the module, in full."""
+    module: nn.Module
+    parameter: nn.Parameter
+
+
 def parameter_groups(model: PreTrainedModel, config: AdamW | Muon) -> list[dict[str, Any]]:
     """The groups of `model` for `torch.optim.AdamW` or `krill.optim.muon.Muon`.
 
     Every parameter with `requires_grad` is in exactly one group, a tied embedding in `embeddings`.
 
     Returns:
-        At most five groups, empty ones left out: `embeddings`, `head`, `vectors` (fewer than two dimensions),
-        `tensors` (more than two), `matrices`. Each has `name`, `kind` (adamw or muon), `params`, `lr`,
-        `weight_decay` and the other options of its kind.
+        Groups in this order, empty ones left out: `embeddings`, `head`, `vectors` (fewer than two dimensions),
+        `tensors` (more than two), `adamw_matrices` (what `adamw_modules` names), `matrices`. Under Muon,
+        matrices that lie otherwise have groups of their own after these: one called after the module for each
+        kind of fused projection (`qkv_proj`), and `conv1d`. Each has `name`, `kind` (adamw or muon), `params`,
+        `lr`, `weight_decay` and the other options of its kind.
 
     Raises:
-        UsageError: nothing to train, or Muon was asked for and the model has no hidden matrix.
+        UsageError: nothing to train; Muon was asked for and the model has no hidden matrix, a fused one that is
+            not known, or none that an entry of `adamw_modules` names.
     """
-    members = _members(model)
+    members, hidden = _members(model)
+    layouts: dict[str, Layout] = {}
+    if isinstance(config, Muon):
+        members["adamw_matrices"], hidden = _excluded(hidden, config.adamw_modules)
+        layouts = _by_layout(members, hidden, model.config)
+    else:
+        members["matrices"] = [matrix.parameter for matrix in hidden]
     trainable = sum(p.requires_grad for p in model.parameters())
     assert sum(map(len, members.values())) == trainable, "a parameter is in no group, or in two"
     if not trainable:
         raise UsageError("the model has no parameter to train: requires_grad is false for all of them")
-    if isinstance(config, Muon) and not members["matrices"]:
+    if isinstance(config, Muon) and not hidden:
         raise UsageError(f"optimizer={config.name}: the model has no hidden matrix; use optimizer=adamw")
     return [
-        {"name": name, **_options(name, config), "params": params}
+        {"name": name, **_options(name, config, layouts.get(name)), "params": params}
         for name, params in members.items()
         if params
     ]
@@ -72,33 +105,88 @@ def describe(groups: Iterable[dict[str, Any]]) -> list[GroupSummary]:
     ]
 
 
-def _members(model: PreTrainedModel) -> dict[str, list[nn.Parameter]]:
+def places(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[Place]:
+    """Where each parameter of `model` went, in the order of the groups, for the run's optimizer.json."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = []
+    for group in groups:
+        layout = Layout(*(group[key] for key in Layout._fields)) if group["kind"] == "muon" else None
+        for p in group["params"]:
+            projections = layout.shapes(*p.shape) if layout else None
+            found.append(Place(names[id(p)], tuple(p.shape), group["name"], group["kind"], projections))
+    return found
+
+
+def _members(model: PreTrainedModel) -> tuple[dict[str, list[nn.Parameter]], list[_Held]]:
+    """The trainable parameters by group, hidden matrices apart."""
     embeddings = _ids(module for module in model.modules() if isinstance(module, nn.Embedding))
     embeddings |= _ids([model.get_input_embeddings()])
     head = _ids([model.get_output_embeddings()])
 
     members: dict[str, list[nn.Parameter]] = {name: [] for name in NAMES}
-    for p in model.parameters():
-        if not p.requires_grad:
-            continue
+    hidden = []
+    for matrix in _parameters(model):
+        p = matrix.parameter
         if p.ndim < 2:
-            name = "vectors"
+            members["vectors"].append(p)
         elif id(p) in embeddings:
-            name = "embeddings"
+            members["embeddings"].append(p)
         elif id(p) in head:
-            name = "head"
+            members["head"].append(p)
+        elif p.ndim > 2:
+            members["tensors"].append(p)
         else:
-            name = "matrices" if p.ndim == 2 else "tensors"
-        members[name].append(p)
-    return members
+            hidden.append(matrix)
+    return members, hidden
+
+
+def _parameters(model: nn.Module) -> Iterator[_Held]:
+    """Every trainable parameter once, with the module that holds it."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for word, p in module.named_parameters(prefix=path, recurse=False):
+            if p.requires_grad and id(p) not in seen:
+                seen.add(id(p))
+                yield _Held(word.removesuffix(".weight"), module, p)
+
+
+def _excluded(hidden: list[_Held], patterns: list[str]) -> tuple[list[nn.Parameter], list[_Held]]:
+    """The matrices that `patterns` name, for AdamW, and the others."""
+    for pattern in patterns:
+        if not any(_matches(matrix.name, pattern) for matrix in hidden):
+            words = sorted({matrix.name.rpartition(".")[2] for matrix in hidden})
+            raise UsageError(
+                f"optimizer.adamw_modules: no module with a hidden matrix is called {pattern!r}; there are: "
+                f"{', '.join(words)}"
+            )
+    named = [any(_matches(matrix.name, pattern) for pattern in patterns) for matrix in hidden]
+    return (
+        [matrix.parameter for matrix, out in zip(hidden, named, strict=True) if out],
+        [matrix for matrix, out in zip(hidden, named, strict=True) if not out],
+    )
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def _by_layout(members: dict[str, list[nn.Parameter]], hidden: list[_Held], config: Any) -> dict[str, Layout]:
+    """Put the matrices into a group for each layout; the layout of each of these groups."""
+    layouts: dict[str, Layout] = {}
+    for name, module, p in hidden:
+        layout = layout_of(name, module, (p.shape[0], p.shape[1]), config)
+        group = name.rpartition(".")[2] if layout.parts else "conv1d" if layout.transposed else "matrices"
+        layouts[group] = layout
+        members.setdefault(group, []).append(p)
+    return layouts
 
 
 def _ids(modules: Iterable[nn.Module | None]) -> set[int]:
     return {id(p) for module in modules if module is not None for p in module.parameters()}
 
 
-def _options(name: str, config: AdamW | Muon) -> dict[str, Any]:
-    if isinstance(config, Muon) and name == "matrices":
+def _options(name: str, config: AdamW | Muon, layout: Layout | None) -> dict[str, Any]:
+    if isinstance(config, Muon) and layout is not None:
         return {
             "kind": "muon",
             "lr": config.muon_lr,
@@ -108,6 +196,10 @@ def _options(name: str, config: AdamW | Muon) -> dict[str, Any]:
             "scale": config.scale,
             "ns_steps": config.ns_steps,
             "ns_coefficients": config.ns_coefficients,
+            "ns_dtype": config.ns_dtype,
+            "cautious": config.cautious,
+            "normuon": config.normuon,
+            **layout._asdict(),
         }
     return {
         "kind": "adamw",
@@ -115,4 +207,5 @@ def _options(name: str, config: AdamW | Muon) -> dict[str, Any]:
         "weight_decay": 0.0 if name == "vectors" else config.weight_decay,
         "betas": config.betas,
         "eps": config.eps,
+        **({"eps_before_correction": config.eps_before_correction} if isinstance(config, Muon) else {}),
     }

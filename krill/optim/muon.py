@@ -9,7 +9,7 @@ core serves both.
 The role of a parameter stands in its group (`kind`), never in the state: accelerate replaces the parameters
 of an optimizer without telling its state. State is fp32 tensors only. Gradients are read, never written.
 
-Shapes: B matrices that are orthogonalized together, M rows, N columns, M <= N.
+Shapes: B matrices that are orthogonalized together, R rows, C columns.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.optim.adamw import adamw
 
-from krill.optim.newton_schulz import orthogonalize, polynomials
+from krill.optim import normuon
+from krill.optim.distributed import orthogonalized
+from krill.optim.layout import Layout
+from krill.optim.newton_schulz import arithmetic, orthogonalize, polynomials
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "muon": {
@@ -33,13 +39,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "scale": "rms",
         "ns_steps": 5,
         "ns_coefficients": "keller",
-        "ns_dtype": None,
+        "ns_dtype": "auto",
+        "cautious": False,
+        "normuon": False,
+        **Layout()._asdict(),
     },
-    "adamw": {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8},
+    "adamw": {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "eps_before_correction": False},
 }
 COMMON = {"params", "kind", "lr", "name", "param_names", "initial_lr"}
 
-BATCH_ELEMENTS = 1 << 24  # 64 MiB in fp32; the iteration holds up to five copies of its batch
+BATCH_ELEMENTS = 1 << 26
+"""256 MiB in fp32; a step holds up to four copies of a batch, of which two in ns_dtype."""
 
 
 def update_scale(scale: str, rows: int, columns: int) -> float:
@@ -62,26 +72,39 @@ class Muon(torch.optim.Optimizer):
     """Groups of `kind: muon` (2-D parameters) and groups of `kind: adamw` (any shape).
 
     Weight decay is decoupled, with the group's own rate: p ← p·(1 − lr·weight_decay) before the update. A
-    parameter without a gradient is not touched. The AdamW groups are torch's AdamW to the bit, for every
-    preset: ε is added after the bias correction of the second moment. (Moonlight's script adds it before;
-    with ε = 1e-8 that is a difference in the first steps of parameters with tiny gradients.)
+    parameter without a gradient is not touched. The AdamW groups are torch's AdamW to the bit.
+
+    Parameters may be plain or DTensors (FSDP2); with several processes, `krill.optim.distributed` shares the
+    orthogonalization out over them.
 
     Args:
         params: Groups. Each has `params`, `kind` and `lr`, and may have `name` and the options of its kind
-            (`DEFAULTS`): for muon `weight_decay`, `momentum`, `nesterov`, `scale` (rms or spectral),
-            `ns_steps`, `ns_coefficients` (keller or polar_express) and `ns_dtype` (None: as `orthogonalize`
-            chooses); for adamw `weight_decay`, `betas`, `eps`.
+            (`DEFAULTS`). For adamw `weight_decay`, `betas`, `eps`, `eps_before_correction` (add ε before the bias
+            correction of the second moment, as Moonlight's script does, and not after, as torch). For muon:
+            `weight_decay`, `momentum`, `nesterov`;
+            `scale`: rms or spectral;
+            `ns_steps`, `ns_coefficients` (keller or polar_express), `ns_dtype` (auto, bf16 or fp32: `arithmetic`);
+            `cautious`: decay a weight only where the update has its sign or is zero (Chen et al. 2025, "Cautious
+            Weight Decay");
+            `normuon`: move all neurons about equally far (Li et al. 2025, `krill.optim.normuon`);
+            `transposed`, `blocks`, `parts`: how projections lie in its parameters (`krill.optim.layout.Layout`).
+        process_group: Processes that share the work on plain parameters; None: all.
 
-    State, per parameter: `momentum_buffer`, or `exp_avg`, `exp_avg_sq` and `step` (0-D, on the CPU).
+    State, per parameter: `momentum_buffer`, with normuon also `second_momentum`; or `exp_avg`, `exp_avg_sq` and
+    `step` (0-D, on the CPU).
 
     Raises:
         ValueError: a group without kind or lr or with an unknown option or value; a parameter of kind muon
-            that is not 2-D.
+            that is not 2-D or does not have its group's layout.
         TypeError: a parameter that is not fp32 (complex and half precision are not trained).
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]]):
+    def __init__(self, params: Iterable[dict[str, Any]], process_group: ProcessGroup | None = None):
+        self.process_group = process_group
         super().__init__(params, {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"process_group": None}  # belongs to this process
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its missing options get the defaults of its kind. Raises as the class says."""
@@ -125,30 +148,37 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_muon(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        momentum = group["momentum"]
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
-
+        momentum, decay, layout = group["momentum"], group["lr"] * group["weight_decay"], _layout(group)
+        buffers = self._state_of(params, "momentum_buffer", torch.zeros_like)
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for batch in _same_shape(params):
+        if not group["cautious"]:
+            torch._foreach_mul_(params, 1 - decay)
+
+        for batch in self._batches(params):
+            moved = [params[i] for i in batch]
             directions = [buffers[i] for i in batch]
             if group["nesterov"]:
                 directions = list(torch._foreach_lerp([grads[i] for i in batch], directions, momentum))
-            o_BMN = orthogonalize(
-                torch.stack([_wide(d) for d in directions]),
-                group["ns_steps"],
-                group["ns_coefficients"],
-                group["ns_dtype"],
-            )
-            wide = [_wide(params[i]) for i in batch]
-            updates = list(o_BMN.unbind())
-            torch._foreach_mul_(
-                updates, [-group["lr"] * update_scale(group["scale"], *params[i].shape) for i in batch]
-            )
-            torch._foreach_add_(wide, updates)
+            sent_as = arithmetic(directions[0].device, group["ns_dtype"])
+            updates = orthogonalized(directions, partial(_updates, group), self.process_group, sent_as)
+            if group["normuon"]:
+                start = partial(normuon.new_moment, layout=layout)
+                updates = normuon.normalized(updates, self._state_of(moved, "second_momentum", start), layout)
+            if group["cautious"]:
+                _decay_where_aligned(moved, updates, decay)
+            torch._foreach_add_(moved, updates, alpha=-group["lr"])
+
+    def _batches(self, params: list[Tensor]) -> Iterable[list[int]]:
+        """One process: one shape and bounded memory at a time. Several: all at once, for an even share of work."""
+        if dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
+            return [list(range(len(params)))]
+        return _same_shape(params)
+
+    def _state_of(self, params: list[Tensor], name: str, start: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        for p in params:
+            if name not in self.state[p]:
+                self.state[p][name] = start(p)
+        return [self.state[p][name] for p in params]
 
     def _step_adamw(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         for p in params:
@@ -156,24 +186,37 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32)
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-        states = [self.state[p] for p in params]
-        beta1, beta2 = group["betas"]
-        adamw(
-            params,
-            grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            foreach=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        for eps, indices in _by_eps(group, [self.state[p]["step"] for p in params]):
+            states = [self.state[params[i]] for i in indices]
+            adamw(
+                [params[i] for i in indices],
+                [grads[i] for i in indices],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                foreach=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=eps,
+                maximize=False,
+            )
+
+
+def _by_eps(group: dict[str, Any], steps: list[Tensor]) -> Iterable[tuple[float, list[int]]]:
+    """Which ε torch's AdamW takes for which parameters.
+
+    Moonlight's order is torch's with ε / √(1 − β₂ᵗ) for ε, where t counts the steps of the parameter.
+    """
+    if not group["eps_before_correction"]:
+        return [(group["eps"], list(range(len(steps))))]
+    found: dict[float, list[int]] = defaultdict(list)
+    for i, step in enumerate(steps):
+        found[group["eps"] / math.sqrt(1 - group["betas"][1] ** (step.item() + 1))].append(i)
+    return found.items()
 
 
 def _check(group: dict[str, Any]) -> None:
@@ -184,21 +227,61 @@ def _check(group: dict[str, Any]) -> None:
         for p in group["params"]:
             if p.ndim != 2:
                 raise ValueError(f"kind muon takes 2-D parameters, got the shape {tuple(p.shape)}; use adamw")
+            _layout(group).shapes(*p.shape)
         update_scale(group["scale"], 1, 1)
         polynomials(group["ns_coefficients"], group["ns_steps"])
+        if group["ns_dtype"] not in (
+            "auto",
+            "bf16",
+            "fp32",
+        ):  # a name: checkpoints of FSDP2 hold no torch.dtype
+            raise ValueError(f"ns_dtype={group['ns_dtype']!r} is unknown; use auto, bf16 or fp32")
 
 
-def _wide(matrix: Tensor) -> Tensor:
-    """A view with no more rows than columns."""
-    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+def _layout(group: dict[str, Any]) -> Layout:
+    return Layout(group["transposed"], group["blocks"], tuple(group["parts"]))
+
+
+def _updates(group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
+    """The scaled orthogonal updates of whole plain matrices that have the layout of their group."""
+    layout = _layout(group)
+    updates = list(matrices)
+    for batch in _same_shape(matrices):
+        d_BRC = torch.stack([matrices[i] for i in batch])
+        # One projection needs no transposition: orthogonalize takes wide and tall matrices alike.
+        projections = layout.split(d_BRC) if layout.parts else [d_BRC]
+        found = [
+            orthogonalize(
+                projection,
+                group["ns_steps"],
+                group["ns_coefficients"],
+                arithmetic(d_BRC.device, group["ns_dtype"]),
+                update_scale(group["scale"], *shape),
+            )
+            for projection, shape in zip(projections, layout.shapes(*d_BRC.shape[1:]), strict=True)
+        ]
+        u_BRC = layout.join(found) if layout.parts else found[0]
+        for i, update in zip(batch, u_BRC.unbind(), strict=True):
+            updates[i] = update
+    return updates
+
+
+def _decay_where_aligned(params: list[Tensor], updates: list[Tensor], decay: float) -> None:
+    """p ← p − decay·p where update·p ≥ 0, that is where the update, which is subtracted, shrinks p or is zero."""
+    decayed = torch._foreach_mul(updates, params)
+    torch._foreach_sign_(decayed)
+    torch._foreach_add_(decayed, 1.0)
+    torch._foreach_clamp_max_(decayed, 1.0)  # −1, 0, 1 have become 0, 1, 1
+    torch._foreach_mul_(decayed, params)
+    torch._foreach_add_(params, decayed, alpha=-decay)
 
 
 def _same_shape(matrices: list[Tensor]) -> Iterator[list[int]]:
-    """Indices of each batch: one device, one shape up to transposition, bounded memory."""
-    by_shape: dict[tuple[torch.device, int, int], list[int]] = defaultdict(list)
+    """Indices of each batch: one device, one shape, bounded memory."""
+    by_shape: dict[tuple[torch.device, torch.Size], list[int]] = defaultdict(list)
     for i, matrix in enumerate(matrices):
-        by_shape[matrix.device, min(matrix.shape), max(matrix.shape)].append(i)
-    for (_, rows, columns), indices in by_shape.items():
-        size = max(1, BATCH_ELEMENTS // (rows * columns))
+        by_shape[matrix.device, matrix.shape].append(i)
+    for (_, shape), indices in by_shape.items():
+        size = max(1, BATCH_ELEMENTS // max(1, shape.numel()))
         for start in range(0, len(indices), size):
             yield indices[start : start + size]

@@ -5,7 +5,7 @@ matrix products alone, no decomposition. `keller`: one quintic for every step, f
 An optimizer for hidden layers in neural networks"; the values end between 0.7 and 1.2. `polar_express`: a
 quintic of its own for each of five steps, from Amsel et al. 2025, "The Polar Express"; closer at equal cost.
 
-Shapes: B matrices, M rows, N columns (M <= N inside the iteration).
+Shapes: B matrices, M rows, N columns; K the smaller of the two.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
 )
 POLAR_EXPRESS_SAFETY = 1.02  # the five polynomials were fitted for singular values of at most 1 / 1.02
 
-TINY = 1e-30  # guards the division of a zero matrix; no gradient is small enough to feel it
+SMALLEST_NORM = 1e-15  # from here on the squares of the entries are exact enough in fp32
 
 
 def polynomials(coefficients: str, steps: int) -> list[Triple]:
@@ -34,54 +34,84 @@ def polynomials(coefficients: str, steps: int) -> list[Triple]:
     Polar Express beyond its five steps repeats the last, as its authors do.
 
     Raises:
-        ValueError: `coefficients` is neither keller nor polar_express.
+        ValueError: `coefficients` is neither keller nor polar_express, or Polar Express has less than its five
+            steps: only the fifth brings the values to 1, before they lie around 2.
     """
     if coefficients == "keller":
         return [KELLER] * steps
     if coefficients == "polar_express":
+        if steps < len(POLAR_EXPRESS):
+            raise ValueError(
+                f"ns_coefficients=polar_express takes at least 5 steps, got ns_steps={steps}, after which singular "
+                f"values are not near 1; use ns_steps=5, or ns_coefficients=keller"
+            )
         return [POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)] for step in range(steps)]
     raise ValueError(f"coefficients={coefficients!r} is unknown; use keller or polar_express")
 
 
-def orthogonalize(
-    g_BMN: Tensor, steps: int = 5, coefficients: str = "keller", dtype: torch.dtype | None = None
-) -> Tensor:
-    """The nearest orthogonal matrices, approximately: U·Vᵀ of each matrix U·S·Vᵀ.
+def arithmetic(device: torch.device, name: str = "auto") -> torch.dtype:
+    """What the iterations compute in on `device` when `name` is asked for: auto, bf16 or fp32.
 
-    The size of a matrix does not matter, from 1e-36 to 1e36: the norm is taken in fp32, after a division by
-    the largest entry, so that its squares neither vanish nor overflow. A zero matrix stays zero.
+    auto: bf16 on CUDA, where every device has it and the authors use it; fp32 everywhere else, also on a CPU with
+    bf16 instructions (where bf16 would halve the time), because the result would then depend on which CPU a run
+    landed or resumed on.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+@torch.no_grad()
+def orthogonalize(
+    g_BMN: Tensor,
+    steps: int = 5,
+    coefficients: str = "keller",
+    dtype: torch.dtype | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """The nearest orthogonal matrices, approximately: scale · U·Vᵀ of each matrix U·S·Vᵀ.
+
+    The size of a matrix does not matter, from a Frobenius norm of 1e-15 to 1e18; below, the result becomes
+    smaller with the matrix, and a zero matrix stays zero.
 
     Args:
         g_BMN: B matrices of any floating dtype; not changed.
-        steps: Iterations. Polar Express is centred on 1 only from its fifth step on (before, below 2).
+        steps: Iterations, at least 1; of Polar Express at least 5.
         coefficients: `keller` or `polar_express`.
-        dtype: Arithmetic of the iterations. None: bf16 on CUDA, where every device has it and the authors
-            use it; fp32 everywhere else, also on a CPU with bf16 instructions (where bf16 would halve the
-            time), because the result would then depend on which CPU a run landed or resumed on.
+        dtype: Arithmetic of the iterations; None: as `arithmetic` says. In bf16 the values of the result are
+            numbers of bf16, whatever its dtype.
+        scale: Multiplied in with the last iteration, so that it costs no operation and no rounding.
 
     Returns:
-        B × M × N in the dtype of `g_BMN`.
+        B × M × N, contiguous, in the dtype of `g_BMN`.
 
     Raises:
-        ValueError: `g_BMN` has not three dimensions, or `coefficients` is unknown.
+        ValueError: `g_BMN` has not three dimensions, or `polynomials` refuses steps and coefficients.
     """
     if g_BMN.ndim != 3:
         raise ValueError(f"orthogonalize takes B × M × N, got the shape {tuple(g_BMN.shape)}")
-    if dtype is None:
-        dtype = torch.bfloat16 if g_BMN.is_cuda else torch.float32
     schedule = polynomials(coefficients, steps)
-
-    tall = g_BMN.shape[1] > g_BMN.shape[2]
-    x_BMN = g_BMN.mT if tall else g_BMN  # the Gram matrix below is then the smaller of the two
-    x_BMN = x_BMN.to(torch.promote_types(g_BMN.dtype, torch.float32))
-    x_BMN = x_BMN / x_BMN.abs().amax(dim=(1, 2), keepdim=True).clamp(min=TINY)
-    norm_B11 = torch.linalg.vector_norm(x_BMN, dim=(1, 2), keepdim=True).clamp(min=TINY)
+    accurate = torch.float32 if g_BMN.dtype.itemsize < 4 else g_BMN.dtype
+    norm_B11 = torch.linalg.vector_norm(g_BMN, dim=(1, 2), keepdim=True, dtype=accurate)
+    norm_B11 = norm_B11.clamp_min_(SMALLEST_NORM)
     if coefficients == "polar_express":
-        norm_B11 = norm_B11 * POLAR_EXPRESS_SAFETY
-    x_BMN = (x_BMN / norm_B11).to(dtype)
+        norm_B11 *= POLAR_EXPRESS_SAFETY
+    x_BMN = torch.empty(g_BMN.shape, dtype=dtype or arithmetic(g_BMN.device), device=g_BMN.device)
+    torch.div(g_BMN, norm_B11, out=x_BMN)
+    return _iterated(x_BMN, schedule, scale).to(g_BMN.dtype)
 
-    for a, b, c in schedule:
-        gram_BMM = x_BMN @ x_BMN.mT
-        poly_BMM = torch.baddbmm(gram_BMM, gram_BMM, gram_BMM, beta=b, alpha=c)
-        x_BMN = torch.baddbmm(x_BMN, poly_BMM, x_BMN, beta=a)
-    return (x_BMN.mT if tall else x_BMN).to(g_BMN.dtype)
+
+def _iterated(x_BMN: Tensor, schedule: list[Triple], scale: float) -> Tensor:
+    """x of a spectral norm of at most 1, after the iterations; x itself is overwritten."""
+    size, rows, columns = x_BMN.shape
+    tall = rows > columns  # x·xᵀ and xᵀ·x give the same: the smaller one is taken, and x stays contiguous
+    gram_BKK = x_BMN.new_empty(size, min(rows, columns), min(rows, columns))
+    poly_BKK, y_BMN = torch.empty_like(gram_BKK), torch.empty_like(x_BMN)
+    (x, xT), (y, yT) = (x_BMN, x_BMN.mT), (y_BMN, y_BMN.mT)
+    for step, (a, b, c) in enumerate(schedule, start=1):
+        s = scale if step == len(schedule) else 1.0
+        torch.bmm(*((xT, x) if tall else (x, xT)), out=gram_BKK)
+        torch.baddbmm(gram_BKK, gram_BKK, gram_BKK, beta=b, alpha=c, out=poly_BKK)
+        torch.baddbmm(x, *((x, poly_BKK) if tall else (poly_BKK, x)), beta=s * a, alpha=s, out=y)
+        (x, xT), (y, yT) = (y, yT), (x, xT)
+    return x

@@ -86,8 +86,10 @@ def plan(config: TrainConfig, root: Path) -> list[str]:
     from krill.data.store import Store
     from krill.models.build import count_parameters
     from krill.sources.registry import check
+    from krill.training.launcher import check_launcher
 
     check(config.data)
+    check_launcher()
     tokenizer = tokenizer_folder(config, root)
     store = store_folder(config, root)
     batch = shape(config.batch, config.sequence_len)

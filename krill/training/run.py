@@ -2,7 +2,7 @@
 
 checkpoints/    where it goes on when it was stopped
 model/          the result, loads with AutoModelForCausalLM.from_pretrained, tokenizer beside it
-metrics.jsonl   loss.png  sample.txt
+metrics.jsonl   optimizer.json  loss.png  sample.txt
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from krill import atomic
 from krill.config.schema import CustomOptimizer, Optimizer, TrainConfig
 from krill.models.build import build
-from krill.optim.groups import describe, parameter_groups
+from krill.optim.groups import describe, parameter_groups, places
 from krill.runs import checkpoints
 from krill.runs.record import Record, shown
 from krill.training.batches import Collate, Positions, RowDataset, loader
@@ -48,6 +49,7 @@ def run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict
         model = _model(setting)
         points = reference_points(setting)
         _header(setting, model, checkpoint)
+        _keep_groups(setting, model)
         record.update(
             data={"folder": str(store), "signature": setting.store.signature},
             tokenizer={"folder": str(tokenizer), "signature": setting.tokenizer.signature},
@@ -172,3 +174,17 @@ def _optimizer_line(model: Any, config: Optimizer) -> str:
     groups = describe(parameter_groups(model, config))
     parts = (f"{group.name} {group.parameters:,} at {group.lr:g}" for group in groups)
     return f"{config.name}: {', '.join(parts)}"
+
+
+def _keep_groups(setting: Setting, model: Any) -> None:
+    """optimizer.json: which parameter is in which group, and the matrices that Muon sees in it."""
+    config = setting.config.optimizer
+    if isinstance(config, CustomOptimizer):
+        return
+    groups = parameter_groups(model, config)
+    table = {
+        "optimizer": config.name,
+        "groups": [group._asdict() for group in describe(groups)],
+        "parameters": [place._asdict() for place in places(model, groups)],
+    }
+    atomic.write_json(setting.folder / "optimizer.json", table)

@@ -16,6 +16,7 @@ from krill.data.store import Store
 from krill.errors import UsageError
 from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
 from krill.training import attention
+from krill.training.launcher import check_launcher
 from krill.training.metrics import Reference, reference
 from krill.training.plan import Length, Shape, device_name, length, precision, shape
 
@@ -50,6 +51,7 @@ class Setting:
 
 def settle(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> Setting:
     """Read the store and settle device, rows and length of the run."""
+    check_launcher()
     if config.hardware.threads:
         torch.set_num_threads(config.hardware.threads)
     device = device_name(config.device)

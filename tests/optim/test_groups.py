@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from optimizer_sections import adamw, muon
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, LlamaModel, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaModel,
+    Phi3Config,
+    Qwen3Config,
+)
 
 from krill.config import schema
 from krill.errors import KrillError
 from krill.optim.build import build_optimizer
-from krill.optim.groups import describe, parameter_groups
+from krill.optim.groups import describe, parameter_groups, places
 from krill.optim.muon import Muon
 
 SIZES = {
@@ -21,24 +30,23 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-ADAMW = schema.AdamW(name="adamw", lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, max_grad_norm=1.0)
-MUON = schema.Muon(
-    **{**ADAMW.model_dump(), "name": "muon_keller", "eps": 1e-10},
-    scale="spectral",
-    muon_lr=5e-3,
-    muon_weight_decay=0.02,
-    momentum=0.9,
-    nesterov=True,
-    ns_steps=5,
-    ns_coefficients="polar_express",
-)
+ADAMW = adamw()
+MUON = muon("muon_keller", eps=1e-10, momentum=0.9, ns_coefficients="polar_express")
 MODELS = {
     "llama_tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama_untied": LlamaConfig(**SIZES, tie_word_embeddings=False),
     "llama_biased": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "qwen3": Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=False),
     "gpt2": GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4),
+    "neox": GPTNeoXConfig(**SIZES),
+    "phi3": Phi3Config(**SIZES, pad_token_id=0),
 }
+OWN_GROUPS = {
+    "gpt2": {"c_attn": 2, "conv1d": 6},
+    "neox": {"matrices": 6, "query_key_value": 2},
+    "phi3": {"matrices": 4, "qkv_proj": 2, "gate_up_proj": 2},
+}
+"""Tensors in each group of Muon's, where they are not all in `matrices`."""
 
 
 def _model(name: str) -> nn.Module:
@@ -65,13 +73,45 @@ def test_every_parameter_is_in_exactly_one_group(name, config):
 def test_muon_takes_the_hidden_matrices_and_nothing_else(name):
     model = _model(name)
     outside = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    of_muon = {}
     for group in parameter_groups(model, MUON):
-        assert (group["kind"] == "muon") == (group["name"] == "matrices")
         for p in group["params"]:
             if group["kind"] == "muon":
                 assert p.ndim == 2
                 assert id(p) not in outside
             assert (p.ndim == 1) == (group["name"] == "vectors")
+        if group["kind"] == "muon":
+            of_muon[group["name"]] = len(group["params"])
+    assert of_muon == OWN_GROUPS.get(name, {"matrices": 14})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_table_tells_where_each_parameter_went_and_what_muon_sees_in_it(name):
+    model = _model(name)
+    table = {place.name: place for place in places(model, parameter_groups(model, MUON))}
+    assert table.keys() == dict(model.named_parameters()).keys()
+    for place in table.values():
+        assert place.shape == tuple(model.get_parameter(place.name).shape)
+        if place.projections is None:
+            assert place.kind == "adamw"
+        else:
+            assert (
+                sum(rows * columns for rows, columns in place.projections) == place.shape[0] * place.shape[1]
+            )
+    seen = [place.projections for place in table.values() if place.projections and len(place.projections) > 1]
+    assert seen == {
+        "gpt2": [[(32, 32)] * 3] * 2,
+        "neox": [[(32, 32)] * 3] * 2,
+        "phi3": [[(32, 32), (16, 32), (16, 32)]] * 2 + [[(48, 32)] * 2] * 2,
+    }.get(name, [])
+
+
+def test_the_weights_of_conv1d_lie_the_other_way():
+    """(in, out): spectral scale depends on which is which."""
+    model = _model("gpt2")
+    table = {place.name: place for place in places(model, parameter_groups(model, MUON))}
+    inner = table["transformer.h.0.mlp.c_fc.weight"]
+    assert (inner.shape, inner.projections) == ((32, 128), [(128, 32)])
 
 
 def test_a_tied_head_is_an_embedding_and_a_head_of_its_own_is_not():
@@ -135,8 +175,13 @@ def test_the_configuration_reaches_the_optimizer():
     optimizer = build_optimizer(_model("qwen3"), MUON)
     assert isinstance(optimizer, Muon)
     matrices = next(group for group in optimizer.param_groups if group["name"] == "matrices")
-    for key in ("momentum", "nesterov", "scale", "ns_steps", "ns_coefficients"):
+    keys = ("momentum", "nesterov", "scale", "ns_steps", "ns_coefficients", "cautious", "normuon")
+    for key in keys:
         assert matrices[key] == getattr(MUON, key)
+    assert matrices["ns_dtype"] == "auto"
+    other = muon("muon_keller", ns_dtype="bf16", cautious=True, normuon=True)
+    matrices = build_optimizer(_model("qwen3"), other).param_groups[-1]
+    assert [matrices[key] for key in ("ns_dtype", "cautious", "normuon")] == ["bf16", True, True]
     embeddings = optimizer.param_groups[0]
     assert (embeddings["lr"], embeddings["betas"], embeddings["eps"]) == (1e-3, (0.9, 0.95), 1e-10)
 
@@ -146,7 +191,7 @@ def test_the_configuration_reaches_the_optimizer():
 
 
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
-@pytest.mark.parametrize("name", ["llama_tied", "qwen3", "gpt2"])
+@pytest.mark.parametrize("name", ["llama_tied", "qwen3", "gpt2", "neox", "phi3"])
 def test_a_model_trains(name, config):
     torch.manual_seed(0)
     model = _model(name)
@@ -177,3 +222,31 @@ def test_nothing_to_train_is_an_error():
     model.get_input_embeddings().requires_grad_(True)
     with pytest.raises(KrillError, match=r"optimizer=muon_keller.*no hidden matrix"):
         parameter_groups(model, MUON)
+
+
+def test_modules_can_be_left_to_adamw():
+    model = _model("llama_tied")
+    named = _names(model, muon("muon_keller", adamw_modules=["down_proj", "model.layers.1.self_attn.*"]))
+    assert named["adamw_matrices"] == {
+        "model.layers.0.mlp.down_proj.weight",
+        "model.layers.1.mlp.down_proj.weight",
+        *(f"model.layers.1.self_attn.{word}_proj.weight" for word in "qkvo"),
+    }
+    assert len(named["matrices"]) == 14 - 6
+
+
+def test_a_module_that_is_not_there_is_an_error():
+    with pytest.raises(
+        KrillError, match=r"optimizer\.adamw_modules.*'router'.*there are: down_proj, gate_proj"
+    ):
+        parameter_groups(_model("llama_tied"), muon("muon_keller", adamw_modules=["router"]))
+
+
+def test_the_upstream_package_is_built_where_it_is_asked_for():
+    package = pytest.importorskip("pytorch_optimizer")
+    assert type(build_optimizer(_model("qwen3"), muon("muon_pto", backend="upstream"))) is package.Muon
+
+
+def test_polar_express_with_too_few_steps_is_refused_in_the_configuration():
+    with pytest.raises(ValueError, match=r"write optimizer\.ns_steps=5"):
+        muon("muon_keller", ns_coefficients="polar_express", ns_steps=4)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 import pickle
+from typing import Any
 
+import muon_references as references
 import pytest
 import torch
 from torch import Tensor
@@ -19,30 +20,6 @@ RATES = [2e-2 * (1 - 0.04 * step) for step in range(20)]
 DECAY = 0.1
 
 
-def _newton_schulz(g: Tensor) -> Tensor:
-    """Keller Jordan's zeropower_via_newtonschulz5 in fp32."""
-    x = g.mT if g.size(0) > g.size(1) else g
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x.mT if g.size(0) > g.size(1) else x
-
-
-def _keller_step(p: Tensor, g: Tensor, buf: Tensor, lr: float, nesterov: bool) -> None:
-    """Average momentum, spectral scale."""
-    buf.lerp_(g, 1 - 0.95)
-    o = _newton_schulz(g.lerp(buf, 0.95) if nesterov else buf)
-    p.mul_(1 - lr * DECAY).add_(o * max(1, p.size(0) / p.size(1)) ** 0.5, alpha=-lr)
-
-
-def _moonlight_step(p: Tensor, g: Tensor, buf: Tensor, lr: float, nesterov: bool) -> None:
-    """Sum momentum, root-mean-square scale."""
-    buf.mul_(0.95).add_(g)
-    o = _newton_schulz(g + 0.95 * buf if nesterov else buf)
-    p.mul_(1 - lr * DECAY).add_(o, alpha=-lr * 0.2 * math.sqrt(max(p.shape)))
-
-
 def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -52,10 +29,10 @@ def _parameters(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     return [torch.nn.Parameter(torch.randn(*shape, generator=random) * 0.02) for shape in shapes]
 
 
-def _both_kinds() -> tuple[Muon, list[Tensor]]:
+def _both_kinds(**options: Any) -> tuple[Muon, list[Tensor]]:
     params = _parameters([*SHAPES, (50, 16), (16,)])
     groups = [
-        {"params": params[:4], "kind": "muon", "lr": 2e-2, "weight_decay": 0.01},
+        {"params": params[:4], "kind": "muon", "lr": 2e-2, "weight_decay": 0.01, **options},
         {"params": params[4:], "kind": "adamw", "lr": 3e-3},
     ]
     return Muon(groups), params
@@ -83,21 +60,48 @@ def _update_error(now: list[Tensor], wanted: list[Tensor], start: list[Tensor]) 
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-@pytest.mark.parametrize(("scale", "reference"), [("spectral", _keller_step), ("rms", _moonlight_step)])
+@pytest.mark.parametrize(
+    ("scale", "reference"), [("spectral", references.keller), ("rms", references.moonlight)]
+)
 def test_each_scale_equals_its_reference(scale, reference, nesterov):
     params = _parameters(SHAPES)
     start = [p.detach().clone() for p in params]
     wanted = [p.detach().clone() for p in params]
-    buffers = [torch.zeros_like(p) for p in wanted]
+    states: list[dict] = [{} for _ in wanted]
     group = {"params": params, "kind": "muon", "lr": 1.0, "weight_decay": DECAY, "momentum": 0.95}
-    optimizer = Muon([{**group, "scale": scale, "nesterov": nesterov, "ns_dtype": torch.float32}])
+    optimizer = Muon([{**group, "scale": scale, "nesterov": nesterov, "ns_dtype": "fp32"}])
     for step in range(20):
         _run(optimizer, params, range(step, step + 1), size=1.0)  # the reference's 1e-7 is then nothing
-        for p, q, buf in zip(params, wanted, buffers, strict=True):
-            reference(q, p.grad, buf, RATES[step], nesterov)
+        for p, q, state in zip(params, wanted, states, strict=True):
+            reference(q, p.grad, state, RATES[step], DECAY, nesterov)
         if step == 0:
             assert _update_error(params, wanted, start) <= 1e-5
     assert _update_error(params, wanted, start) <= 1e-4
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+@pytest.mark.parametrize(
+    ("reference", "eps", "before"),
+    [(references.keller_adam, 1e-10, False), (references.moonlight_adam, 1e-8, True)],
+)
+def test_the_adamw_groups_equal_the_aux_adam_of_the_references(reference, eps, before, size):
+    params = _parameters([(50, 16), (16,)])
+    wanted = [p.detach().clone() for p in params]
+    states: list[dict] = [{} for _ in wanted]
+    group = {"params": params, "kind": "adamw", "lr": 1.0, "weight_decay": DECAY}
+    optimizer = Muon([{**group, "betas": references.BETAS, "eps": eps, "eps_before_correction": before}])
+    for step in range(20):
+        for each in optimizer.param_groups:
+            each["lr"] = 1e-3 * RATES[step] / RATES[0]
+        _fill(params, step, size)
+        if step in (1, 4):
+            params[1].grad = None  # its own count of steps
+        optimizer.step()
+        for p, q, state in zip(params, wanted, states, strict=True):
+            if p.grad is not None:
+                reference(q, p.grad, state, 1e-3 * RATES[step] / RATES[0], DECAY, eps)
+    for p, q in zip(params, wanted, strict=True):
+        torch.testing.assert_close(p.detach(), q, rtol=0, atol=2e-7)
 
 
 def test_the_sizes_of_an_update():
@@ -117,16 +121,25 @@ def test_the_adamw_groups_are_torchs_adamw(eps, size):
         torch.testing.assert_close(p, q, rtol=0, atol=2e-7)
 
 
-def test_resuming_is_bitwise_the_same():
-    straight, wanted = _both_kinds()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ns_dtype": "bf16"},
+        {"cautious": True, "normuon": True, "nesterov": False, "ns_coefficients": "polar_express"},
+    ],
+    ids=["defaults", "bf16", "options"],
+)
+def test_resuming_is_bitwise_the_same(options):
+    straight, wanted = _both_kinds(**options)
     _run(straight, wanted, range(10))
 
-    first, params = _both_kinds()
+    first, params = _both_kinds(**options)
     _run(first, params, range(5))
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
-    second, resumed = _both_kinds()
+    second, resumed = _both_kinds(**options)
     with torch.no_grad():
         for p, q in zip(resumed, params, strict=True):
             p.copy_(q)
@@ -136,14 +149,15 @@ def test_resuming_is_bitwise_the_same():
 
 
 def test_state_is_fp32_tensors_by_their_usual_names_also_after_loading_bf16():
-    optimizer, params = _both_kinds()
+    optimizer, params = _both_kinds(normuon=True)
     _run(optimizer, params, range(1))
     saved = optimizer.state_dict()
     for state in saved["state"].values():
         state.update({key: value.bfloat16() for key, value in state.items() if key != "step"})
     optimizer.load_state_dict(saved)
     assert all(value.dtype == torch.float32 for state in optimizer.state.values() for value in state.values())
-    assert set(optimizer.state[params[0]]) == {"momentum_buffer"}
+    assert set(optimizer.state[params[0]]) == {"momentum_buffer", "second_momentum"}
+    assert optimizer.state[params[1]]["second_momentum"].shape == (32, 1)
     assert set(optimizer.state[params[4]]) == {"exp_avg", "exp_avg_sq", "step"}
 
 
@@ -168,8 +182,9 @@ def test_gradients_are_not_changed_and_the_momentum_is_the_plain_average(nestero
         torch.testing.assert_close(optimizer.state[p]["momentum_buffer"], 0.05 * g, rtol=1e-6, atol=0)
 
 
-def test_a_zero_gradient_only_decays():
-    optimizer, params = _both_kinds()
+@pytest.mark.parametrize("options", [{}, {"cautious": True, "normuon": True}], ids=["defaults", "options"])
+def test_a_zero_gradient_only_decays(options):
+    optimizer, params = _both_kinds(**options)
     start = [p.detach().clone() for p in params]
     for p in params:
         p.grad = torch.zeros_like(p)
@@ -214,9 +229,22 @@ def test_batches_give_what_matrices_give_one_by_one(monkeypatch, elements):
     assert _update_error(params, wanted, start) <= 1e-5
 
 
+def test_cautious_decays_where_the_update_has_the_sign_of_the_weight():
+    """Chen et al. 2025: p ← p − lr·(u + λ·p·[u·p ≥ 0]), with the p of before."""
+    plain, updated = _both_kinds(weight_decay=0.0)
+    cautious, params = _both_kinds(weight_decay=0.5, cautious=True)
+    start = [p.detach().clone() for p in params]
+    _run(plain, updated, range(1))
+    _run(cautious, params, range(1))
+    for p, u, q in zip(params[:4], updated[:4], start[:4], strict=True):
+        aligned = (q - u.detach()) * q >= 0
+        assert 0.2 < aligned.float().mean() < 0.8
+        torch.testing.assert_close(p.detach(), u.detach() - RATES[0] * 0.5 * q * aligned)
+
+
 def test_bf16_iterations_stay_close():
     results = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in ("fp32", "bf16"):
         params = _parameters(SHAPES)
         _run(Muon([{"params": params, "kind": "muon", "lr": 1.0, "ns_dtype": dtype}]), params, range(5))
         results.append(params)
@@ -253,6 +281,16 @@ def test_it_can_be_copied_and_pickled():
         ({"kind": "adamw", "lr": 1e-3, "momentum": 0.9}, ValueError, "momentum"),
         ({"kind": "muon", "lr": 1e-3, "scale": "adjusted"}, ValueError, "rms or spectral"),
         ({"kind": "muon", "lr": 1e-3, "ns_coefficients": "x"}, ValueError, "keller or polar_express"),
+        (
+            {"kind": "muon", "lr": 1e-3, "ns_coefficients": "polar_express", "ns_steps": 4},
+            ValueError,
+            "use ns_steps=5",
+        ),
+        (
+            {"kind": "muon", "lr": 1e-3, "blocks": 2, "parts": (1, 2)},
+            ValueError,
+            "2 × 1 \\+ 2 rows are not the 4",
+        ),
     ],
 )
 def test_a_wrong_group_is_refused_and_not_kept(group, error, message):

@@ -41,7 +41,7 @@ def test_a_run_writes_the_folder_of_the_design(krill_train: Any, capsys: pytest.
     (folder,) = krill_train.runs()
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", ".hydra", "status.json", "metrics.jsonl", "log.txt", "checkpoints", "model", "loss.png",
-        "sample.txt", ".lock",
+        "sample.txt", "optimizer.json", ".lock",
     }  # fmt: skip
     assert {path.name for path in (folder / ".hydra").iterdir()} == {
         "config.yaml", "hydra.yaml", "overrides.yaml",

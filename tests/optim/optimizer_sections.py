@@ -1,0 +1,32 @@
+"""Optimizer sections as conf/ would give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from krill.config import schema
+
+ADAMW = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "max_grad_norm": 1.0}
+MUON = ADAMW | {
+    "backend": "krill",
+    "eps_before_correction": False,
+    "scale": "spectral",
+    "muon_lr": 5e-3,
+    "muon_weight_decay": 0.02,
+    "momentum": 0.95,
+    "nesterov": True,
+    "cautious": False,
+    "normuon": False,
+    "ns_steps": 5,
+    "ns_coefficients": "keller",
+    "ns_dtype": "auto",
+    "adamw_modules": [],
+}
+
+
+def adamw(**keys: Any) -> schema.AdamW:
+    return schema.AdamW(**(ADAMW | {"name": "adamw"} | keys))
+
+
+def muon(name: str, **keys: Any) -> schema.Muon:
+    return schema.Muon(**(MUON | {"name": name} | keys))

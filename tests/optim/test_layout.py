@@ -1,0 +1,72 @@
+"""Several projections in one weight: cut and put together again, and trained as if each had a weight of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from krill.optim.layout import Layout
+from krill.optim.muon import Muon
+
+LAYOUTS = {
+    "one below another": Layout(parts=(8, 4, 4)),
+    "head by head": Layout(blocks=4, parts=(2, 2, 2)),
+    "groups": Layout(blocks=2, parts=(6, 2, 2)),
+    "transposed": Layout(transposed=True, parts=(12, 12)),
+    "transposed, head by head": Layout(transposed=True, blocks=2, parts=(3, 5)),
+    "transposed, whole": Layout(transposed=True),
+    "whole": Layout(),
+}
+INPUTS = 10
+
+
+def _weight(layout: Layout, seed: int = 0) -> Tensor:
+    outputs = layout.blocks * sum(layout.parts) if layout.parts else 16
+    shape = (INPUTS, outputs) if layout.transposed else (outputs, INPUTS)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_joining_undoes_splitting(name):
+    layout = LAYOUTS[name]
+    w_BRC = torch.stack([_weight(layout, 0), _weight(layout, 1)])
+    projections = layout.split(w_BRC)
+    assert [(p.shape[1], p.shape[2]) for p in projections] == layout.shapes(*w_BRC.shape[1:])
+    assert torch.equal(layout.join(projections), w_BRC)
+
+
+def test_where_the_rows_go():
+    w_BRC = torch.arange(12.0).view(1, 12, 1)
+    assert [p.flatten().tolist() for p in Layout(blocks=2, parts=(3, 2, 1)).split(w_BRC)] == [
+        [0, 1, 2, 6, 7, 8], [3, 4, 9, 10], [5, 11],
+    ]  # fmt: skip
+    assert [p.flatten().tolist() for p in Layout(parts=(8, 4)).split(w_BRC)] == [
+        list(range(8)), [8, 9, 10, 11],
+    ]  # fmt: skip
+
+
+def test_parts_that_are_not_the_weight_are_refused():
+    with pytest.raises(ValueError, match=r"2 × 3 \+ 4 rows are not the 16 of the weight"):
+        Layout(blocks=2, parts=(3, 4)).shapes(16, 10)
+
+
+@pytest.mark.parametrize("options", [{}, {"normuon": True, "cautious": True}], ids=["plain", "options"])
+@pytest.mark.parametrize("scale", ["rms", "spectral"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_fused_weight_trains_as_its_projections_would_alone(name, scale, options):
+    layout = LAYOUTS[name]
+    fused = nn.Parameter(_weight(layout))
+    alone = [nn.Parameter(p[0].clone()) for p in layout.split(fused.detach()[None])]
+    group = {"kind": "muon", "lr": 0.1, "scale": scale, **options}
+    optimizers = [
+        Muon([{"params": [fused], **group, **layout._asdict()}]),
+        Muon([{"params": alone, **group}]),
+    ]
+    for step in range(3):
+        fused.grad = _weight(layout, 10 + step)
+        for p, grad in zip(alone, layout.split(fused.grad[None]), strict=True):
+            p.grad = grad[0].clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(fused.detach(), layout.join([p.detach()[None] for p in alone])[0])
