@@ -104,6 +104,12 @@ def rewritten(command: str, typed: Typed) -> list[str]:
     return clear_exclusive(overrides) if issubclass(SCHEMA[command], TrainConfig) else overrides
 
 
+def without_inspection(overrides: Sequence[str]) -> list[str]:
+    """What was typed to krill-inspect, less the keys that no other command has."""
+    own = InspectConfig.model_fields.keys() - TrainConfig.model_fields.keys()
+    return [word for word in overrides if word.lstrip("+~").partition("=")[0] not in own]
+
+
 def as_typed(overrides: Any) -> list[str]:
     """A list of OmegaConf's as it was written: iterating over it would resolve each ${…}."""
     written = OmegaConf.to_container(overrides, resolve=False)

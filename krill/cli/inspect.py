@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.config import location
 from krill.config.location import outputs_root
-from krill.errors import KrillError, UsageError
+from krill.errors import UsageError
 
 if TYPE_CHECKING:
     from krill.cli.argv import Typed
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from krill.data.store import Store
     from krill.inspection.pieces import Speller
     from krill.tokenizer.folder import TokenizerFolder
-
-log = logging.getLogger("krill")
 
 
 def main() -> int:
@@ -49,7 +46,9 @@ def inspect(config: InspectConfig, call: app.Call) -> None:
         print(f"tokens      {'read' if folder.is_dir() else 'missing'} {folder}")
         return
     if config.store is None and not folder.is_dir():
-        again = shlex.join(["krill-preprocess", *words_of_preparation(call.overrides)])
+        from krill.cli import compose
+
+        again = shlex.join(["krill-preprocess", *compose.without_inspection(call.overrides)])
         raise UsageError(f"{folder}: these tokens are not prepared yet; make them: {again}")
 
     from krill.data.store import Store
@@ -65,7 +64,7 @@ def inspect(config: InspectConfig, call: app.Call) -> None:
     speller = None if tokenizer is None else Speller(tokenizer)
     figures = inspection.figures(store, config, speller)
     if config.plot is not None:
-        draw(inspection_report.plot, figures, Path(config.plot))
+        inspection_report.plot(figures, Path(config.plot))
     if config.format == "json":
         print(json.dumps(figures, ensure_ascii=False, indent=2, allow_nan=False))
     else:
@@ -110,16 +109,6 @@ def _chosen(config: InspectConfig, rows: int) -> list[int]:
             f"{there}"
         )
     return [config.row]
-
-
-def draw(plot: Callable[[dict[str, Any], Path], None], figures: dict[str, Any], path: Path) -> None:
-    """Draw the figures to `path` and say so."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plot(figures, path)
-    except OSError as error:
-        raise KrillError(f"plot={path}: {error.strerror}; name another file") from error
-    log.info("plot: %s", path)
 
 
 # --- which store, which tokenizer --------------------------------------------------------------------------
@@ -168,14 +157,6 @@ def _says(folder: Path) -> str | None:
         return json.loads((folder / "record.json").read_text(encoding="utf-8"))["signature"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def words_of_preparation(overrides: Sequence[str]) -> list[str]:
-    """What was typed, less the keys that only krill-inspect has."""
-    from krill.config.schema import InspectConfig, TrainConfig
-
-    own = InspectConfig.model_fields.keys() - TrainConfig.model_fields.keys()
-    return [word for word in overrides if word.lstrip("+~").partition("=")[0] not in own]
 
 
 def _folders(typed: Typed, folders: Sequence[Path]) -> None:

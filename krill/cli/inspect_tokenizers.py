@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import compose
-from krill.cli.inspect import draw, words_of_preparation
 from krill.config.location import CONF_DIR, options, outputs_root
 from krill.config.schema import TrainConfig
 from krill.config.validation import closest, validated
@@ -37,7 +36,7 @@ def judge(config: InspectConfig, call: Call) -> None:
     from krill.inspection import side_by_side
 
     if config.plot is not None:
-        draw(side_by_side.plot, figures, Path(config.plot))
+        side_by_side.plot(figures, Path(config.plot))
     if config.format == "json":
         print(json.dumps(figures, ensure_ascii=False, indent=2, allow_nan=False))
     else:
@@ -62,7 +61,7 @@ def colour(config: InspectConfig, call: Call) -> None:
         _tell([folder])
         return
     if not folder.is_dir():
-        raise UsageError(_not_made(folder, words_of_preparation(call.overrides)))
+        raise UsageError(_not_made(folder, compose.without_inspection(call.overrides)))
 
     from krill.data.encoding import Encoder
     from krill.inspection.colours import coloured_pieces, console
@@ -172,7 +171,7 @@ def _words(option: str, call: Call) -> list[str]:
     """What was typed, as krill-tokenizer takes it for that option."""
     others = [
         word
-        for word in words_of_preparation(call.overrides)
+        for word in compose.without_inspection(call.overrides)
         if word.partition("=")[0] not in ("tokenizer", "tokenizer.path")
     ]
     return [*others, f"tokenizer={option}"]

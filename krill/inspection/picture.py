@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from krill.errors import KrillError
+
+log = logging.getLogger("krill")
 
 FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic")
 """Tried in turn for each letter of a name; those that are not installed are left out."""
@@ -13,7 +18,10 @@ FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "Noto Sans KR", "NanumGothic", "Malg
 
 @contextmanager
 def picture(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The left and the right plot (matplotlib axes), to draw on; at the end they are in `path`, a PNG file."""
+    """The left and the right plot (matplotlib axes), to draw on; at the end they are in `path`, a PNG file.
+
+    Raises KrillError where that cannot be written.
+    """
     import warnings
 
     import matplotlib
@@ -31,8 +39,17 @@ def picture(path: Path) -> Iterator[tuple[Any, Any]]:
             for axes in (left, right):
                 axes.set_axisbelow(True)
             figure.tight_layout()
-            partial = path.with_name(f".{path.name}.partial")
-            figure.savefig(partial, format="png")
+            _save(figure, path)
         finally:
             pyplot.close(figure)
-    partial.replace(path)
+    log.info("plot: %s", path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(partial, format="png")
+        partial.replace(path)
+    except OSError as error:
+        raise KrillError(f"plot={path}: {error.strerror}; name another file") from error

@@ -20,7 +20,7 @@ from krill.text.dedup import SplitName, digest_of, split_of
 from krill.text.documents import Rules
 
 READ_AT_MOST = 10
-"""Of sources of more than so many times the sample, an even choice of parts is read."""
+"""Where a split is more than so many times the sample, an even choice of parts is read."""
 
 
 class Drawn(NamedTuple):
@@ -60,7 +60,9 @@ class Sample:
         self._threshold = _Key(float("inf"), 0)
         """No larger key is in the sample."""
         held, bound = 0, limit + limit // 4
-        for part, read in _chosen(source.parts(), limit):
+        fraction = data.validation_fraction
+        share = fraction if split == "validation" else 1 - fraction
+        for part, read in _chosen(source.parts(), int(READ_AT_MOST * limit / max(share, 1e-6))):
             for key, drawn in self._candidates(part, read, skipped):
                 known = self._drawn.get(key.digest)
                 if known is None:
@@ -110,12 +112,12 @@ class Sample:
         return ends[count - 1] if count else 0
 
 
-def _chosen(parts: list[Part], limit: int) -> Iterator[tuple[Part, float]]:
-    """The parts to read, of every source some, and how much of their source they are."""
+def _chosen(parts: list[Part], enough: int) -> Iterator[tuple[Part, float]]:
+    """The parts to read, of every source some, `enough` bytes in all; and how much of their source they are."""
     total = max(1, sum(part.size for part in parts))
     for source in sorted({part.source for part in parts}):
         own = [part for part in parts if part.source == source]
-        some = evenly(own, max(1, len(own) * READ_AT_MOST * limit // total))
+        some = evenly(own, max(1, len(own) * enough // total))
         read = sum(part.size for part in some) / max(1, sum(part.size for part in own))
         for part in some:
             yield part, read or 1.0
