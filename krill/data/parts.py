@@ -29,6 +29,7 @@ from krill.config.schema import Data
 from krill.data.encoding import Encoded, Encoder, token_dtype
 from krill.sources.source import Part, Skipped, Source
 from krill.text import near
+from krill.text.batches import batches
 from krill.text.dedup import Duplicates, words
 from krill.text.documents import Dropped, Rules, Usable, usable_documents
 from krill.tokenizer.folder import TokenizerFolder
@@ -168,7 +169,7 @@ def make_parts(
             for item in items:
                 maker = _Maker(job, item, advance)
                 opened.append(maker)
-                for batch in _batches(maker.documents(), limit):
+                for batch in batches(maker.documents(), limit, lambda document: len(document.text)):
                     texts = [document.text for document in batch]
                     waiting.append((maker, batch, thread.submit(job.encoder.encode, texts)))
                     yield from settle(AHEAD)
@@ -270,19 +271,6 @@ class _Maker:
                     place = self._job.source.spell(self._part, document.place)
                     self._dropped.show(rule, place, document.text)
         return ~(short | long)
-
-
-def _batches(documents: Iterator[Usable], limit: int) -> Iterator[list[Usable]]:
-    batch: list[Usable] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= limit:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _path(folder: Path, index: int, kind: str) -> Path:

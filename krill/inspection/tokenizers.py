@@ -21,9 +21,10 @@ from krill.data.encoding import Encoder
 from krill.data.engines import Fast, Reference, compare
 from krill.data.workers import cores
 from krill.inspection.pieces import Speller
+from krill.text.batches import batches
 from krill.text.measures import Text
 from krill.text.sample import Drawn
-from krill.tokenizer.feed import batches
+from krill.tokenizer.feed import BATCH
 from krill.tokenizer.folder import TokenizerFolder
 
 LANGUAGES = ("ko", "en", "other")
@@ -110,7 +111,7 @@ def _batches(sample: Iterable[Drawn]) -> Iterator[_Batch]:
             sources.append(drawn.source)
             yield drawn.text
 
-    for batch in batches(texts()):
+    for batch in batches(texts(), BATCH, len):
         counts = [(1, len(text.encode()), len(text.split())) for text in batch]
         languages = [LANGUAGES.index(language_of(text)) for text in batch]
         yield _Batch(batch, np.array(sources), np.array(languages), np.array(counts, np.int64))

@@ -26,6 +26,7 @@ import numpy as np
 from krill.config.schema import Near
 from krill.errors import UsageError
 from krill.text import shingles as shingling
+from krill.text.batches import batches
 from krill.text.shingles import distinct, mixed, shingles
 
 log = logging.getLogger("krill")
@@ -71,8 +72,8 @@ class Signer:
 
     def keys(self, texts: list[str]) -> np.ndarray:
         """One key per text and band; uint64 (len(texts), bands)."""
-        batches = [self._keys(batch) for batch in _batches(texts)]
-        return np.concatenate([np.zeros((0, self._near.bands), np.uint64), *batches])
+        keys = [self._keys(batch) for batch in batches(texts, _BATCH_CHARACTERS, len, _BATCH_DOCUMENTS)]
+        return np.concatenate([np.zeros((0, self._near.bands), np.uint64), *keys])
 
     def _keys(self, texts: list[str]) -> np.ndarray:
         bands, rows = self._near.bands, self._near.rows
@@ -249,20 +250,6 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
     both.sort(kind="stable")
     shared = int(np.count_nonzero(both[1:] == both[:-1]))
     return shared / (len(both) - shared)
-
-
-def _batches(texts: list[str]) -> Iterator[list[str]]:
-    """Neighbouring texts, few enough that shingles and signatures fit the memory."""
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _minhash() -> Any:

@@ -18,8 +18,9 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from krill.config.schema import Tokenizer
 from krill.errors import UsageError
+from krill.text.batches import batches
 from krill.tokenizer import recipe
-from krill.tokenizer.feed import batches, pieces
+from krill.tokenizer.feed import BATCH, pieces
 from krill.tokenizer.folder import FILES, TokenizerFolder, load_tokenizer, ready_folder
 
 _FIRST_LETTER = 0x10000
@@ -164,7 +165,7 @@ def _letters(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> Iterator[st
     cutter.encode_special_tokens = True
     cutter.no_truncation()
     cutter.no_padding()
-    for batch in batches(pieces(texts)):
+    for batch in batches(pieces(texts), BATCH, len):
         for encoding in cutter.encode_batch(batch, add_special_tokens=False):
             letters = np.array(encoding.ids, "<u4") + _FIRST_LETTER
             words = np.array(encoding.word_ids, np.int64)

@@ -26,17 +26,3 @@ def pieces(texts: Iterable[str]) -> Iterator[str]:
                 yield text[start : place + RUN]
                 start = place + RUN
         yield text[start:]
-
-
-def batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts, about `BATCH` characters at a time."""
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

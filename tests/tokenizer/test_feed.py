@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipes import TEXTS, english, korean
 
-from krill.tokenizer.feed import BATCH, RUN, batches, pieces
+from krill.text.batches import batches
+from krill.tokenizer.feed import BATCH, RUN, pieces
 
 
 def test_ordinary_texts_pass_as_they_are() -> None:
@@ -36,7 +37,7 @@ def test_a_long_run_is_cut(letter: str) -> None:
 
 def test_batches_hold_about_as_much_as_is_encoded_at_once() -> None:
     texts = ["x" * (BATCH // 3), "y"] * 10
-    found = list(batches(texts))
+    found = list(batches(texts, BATCH, len))
     assert [text for batch in found for text in batch] == texts
     assert all(BATCH <= sum(map(len, batch)) < 2 * BATCH for batch in found[:-1])
-    assert list(batches([])) == []
+    assert list(batches([], BATCH, len)) == []
