@@ -120,5 +120,6 @@ def plan(config: TrainConfig, root: Path) -> list[str]:
 
 def _vocab_size(config: TrainConfig, folder: Path) -> int:
     from krill.tokenizer.folder import load_tokenizer
+    from krill.tokenizer.recipe import size_of
 
-    return load_tokenizer(folder).vocab_size if folder.is_dir() else config.tokenizer.vocab_size
+    return load_tokenizer(folder).vocab_size if folder.is_dir() else size_of(config.tokenizer)

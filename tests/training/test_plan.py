@@ -96,6 +96,14 @@ def test_a_plan_before_anything_is_there_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_counts_the_entries_that_are_rounded_up(
+    configure: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    words = ("tokenizer.vocab_size=1000", "tokenizer.multiple_of=128")
+    found = figures(plan(configure(*words), tmp_path / "outputs"))
+    assert found["model"].endswith("vocabulary 1024")
+
+
 def test_a_plan_names_what_would_be_reused(
     configure: Callable[..., TrainConfig], prepared: Any, outputs: Path
 ) -> None:
