@@ -99,6 +99,10 @@ class Muon(torch.optim.Optimizer):
         TypeError: a parameter that is not fp32 (complex and half precision are not trained).
     """
 
+    observer: Callable[[dict[str, Any], list[Tensor]], None] | None = None
+    """Is shown each group of kind muon with the updates of some of its parameters, as they are before the learning
+    rate and weight decay; in one step each parameter comes once."""
+
     def __init__(self, params: Iterable[dict[str, Any]], process_group: ProcessGroup | None = None):
         self.process_group = process_group
         super().__init__(params, {})
@@ -164,6 +168,8 @@ class Muon(torch.optim.Optimizer):
             if group["normuon"]:
                 start = partial(normuon.new_moment, layout=layout)
                 updates = normuon.normalized(updates, self._state_of(moved, "second_momentum", start), layout)
+            if self.observer:
+                self.observer(group, updates)
             if group["cautious"]:
                 _decay_where_aligned(moved, updates, decay)
             torch._foreach_add_(moved, updates, alpha=-group["lr"])

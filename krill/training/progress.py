@@ -21,6 +21,11 @@ log = logging.getLogger("krill")
 PLAIN_SECONDS = 15.0
 
 
+def is_logged(step: int, state: TrainerState) -> bool:
+    """Whether a step gets a line of metrics: the first, the last, and each log_every-th."""
+    return step in (1, state.max_steps) or step % state.logging_steps == 0
+
+
 class Meter(TrainerCallback):
     """Writes each logged step to metrics.jsonl and shows it."""
 
@@ -51,8 +56,7 @@ class Meter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.global_step in (1, state.max_steps):
-            control.should_log = True
+        control.should_log |= is_logged(state.global_step, state)
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
 
@@ -74,7 +78,9 @@ class Meter(TrainerCallback):
         if "loss" in logs:
             self.loss, self.rate = logs["loss"], self._rate(step)
             figures = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
-            self.record.metric(at | figures | {"tokens_per_second": round(self.rate, 1)})
+            figures["tokens_per_second"] = round(self.rate, 1)
+            groups = {key: value for key, value in logs.items() if "/" in key}
+            self.record.metric(at | figures | groups)
             self._demand_finite("loss", self.loss, step)
             self._show(state)
         elif "eval_loss" in logs:

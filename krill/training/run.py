@@ -8,6 +8,7 @@ metrics.jsonl   optimizer.json  loss.png  sample.txt
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _arguments(setting: Setting) -> TrainingArguments:
         max_steps=setting.length.steps,
         per_device_train_batch_size=setting.shape.micro_batch_size,
         gradient_accumulation_steps=setting.shape.accumulation,
-        max_grad_norm=config.optimizer.max_grad_norm,
+        max_grad_norm=config.optimizer.max_grad_norm or math.inf,  # inf: only measured
         bf16=setting.precision == "bf16",
         use_cpu=setting.device.type == "cpu",
         seed=config.seed,

@@ -3,6 +3,7 @@
 Each method that is overridden is one seam:
     get_train_dataloader    rows by (seed, epoch, position); resume is the step number
     create_optimizer, create_scheduler
+    _clip_grad_norm, log    what the optimizer does to each group, in the steps that are logged
     evaluate                per token over all validation rows, bits per byte
     _save_checkpoint        written aside, then renamed
     _init_training_state, _run_epoch
@@ -27,7 +28,9 @@ from krill.optim.build import build_optimizer
 from krill.optim.schedules import build_scheduler
 from krill.runs import checkpoints
 from krill.training.batches import RowDataset
+from krill.training.dynamics import Dynamics
 from krill.training.metrics import Validation, validate
+from krill.training.progress import is_logged
 
 PENDING = "pending_loss.json"
 """In a checkpoint: the losses since the last line of metrics, so that the next line is their mean too."""
@@ -64,6 +67,7 @@ class KrillTrainer(Trainer):
         self.lr_scheduler: Any
         self.control: Any
         self.aside: Path | None = None
+        self.dynamics: Dynamics | None = None
         super().__init__(model=model, args=arguments, eval_dataset=held and held.dataset, callbacks=callbacks)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -80,6 +84,17 @@ class KrillTrainer(Trainer):
                 self.config.scheduler, optimizer or self.optimizer, num_training_steps
             )
         return self.lr_scheduler
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if is_logged(self.state.global_step + 1, self.state):
+            self.dynamics = Dynamics(getattr(self.optimizer, "optimizer", self.optimizer))
+        return super()._clip_grad_norm(model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.dynamics and "loss" in logs:
+            logs |= self.dynamics.figures()
+            self.dynamics = None
+        super().log(logs, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation loss (nats per token) and bits per byte over all validation rows."""

@@ -40,7 +40,7 @@ def meter(configure: Callable[..., TrainConfig], prepared: Any, tmp_path: Path, 
 
 
 def at(step: int) -> Any:
-    return SimpleNamespace(global_step=step, max_steps=100)
+    return SimpleNamespace(global_step=step, max_steps=100, logging_steps=30)
 
 
 def log(meter: Meter, step: int, **values: float) -> None:
@@ -105,10 +105,10 @@ def test_without_a_terminal_a_line_now_and_then(
     assert caplog.records[0].getMessage() == "step 16/100  loss 3.000  128 tokens/s  0:01:24 left"
 
 
-def test_the_first_and_the_last_step_are_logged(meter: Meter) -> None:
+def test_the_first_the_last_and_each_log_everyth_step_are_logged(meter: Meter) -> None:
     logged = []
-    for step in (1, 2, 99, 100):
+    for step in (1, 2, 60, 99, 100):
         control = SimpleNamespace(should_log=False)
         meter.on_step_end(NOTHING, at(step), control)
         logged.append(control.should_log)
-    assert logged == [True, False, False, True]
+    assert logged == [True, False, True, False, True]

@@ -1,0 +1,86 @@
+"""How the optimizer moves the model in the steps that are logged: rate, gradient and update of each group.
+
+    lr/<group>          learning rate of the step
+    grad_norm/<group>   norm of the group's gradients before clipping; grad_norm/muon and grad_norm/adamw: of a kind
+    update_rms/<group>  root mean square of the update before learning rate and weight decay: about 0.2 for Muon at
+                        scale: rms and, once its moments have settled, 0.2 to 0.4 for AdamW (Liu et al. 2025)
+
+A group's update is what Muon shows, or is computed from AdamW's state; of other optimizers there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+from krill.optim.muon import Muon
+
+
+class Dynamics:
+    """One step: made before its gradients are clipped, read after it. Only reading waits for the device."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer = optimizer
+        self.groups = {group.get("name", str(i)): group for i, group in enumerate(optimizer.param_groups)}
+        self.rates = {name: float(group["lr"]) for name, group in self.groups.items()}
+        self.gradients: dict[str, Tensor] = {}
+        self.updates: dict[str, list[Tensor]] = defaultdict(list)
+        kinds: dict[str, list[Tensor]] = defaultdict(list)
+        for name, group in self.groups.items():
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if gradients:
+                self.gradients[name] = _norm(gradients)
+                kinds[group.get("kind", name)].append(self.gradients[name])
+        self.gradients |= {kind: _together(norms) for kind, norms in kinds.items()}
+        if isinstance(optimizer, Muon):
+            optimizer.observer = self._observe
+
+    def figures(self) -> dict[str, float]:
+        """The figures that this module's head lists. To be called before the next step changes AdamW's state."""
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.observer = None
+        found = {f"grad_norm/{name}": norm for name, norm in self.gradients.items()}
+        for name, group in self.groups.items():
+            norms = self.updates.get(name) or _adamw_updates(self.optimizer, group)
+            if norms:
+                elements = sum(p.numel() for p in group["params"])
+                found[f"update_rms/{name}"] = _together(norms) / math.sqrt(elements)
+        values = torch.stack(list(found.values())).tolist() if found else []
+        return {f"lr/{name}": rate for name, rate in self.rates.items()} | dict(
+            zip(found, values, strict=True)
+        )
+
+    def _observe(self, group: dict[str, Any], updates: list[Tensor]) -> None:
+        self.updates[group["name"]].append(_norm(updates))
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Of all elements together, 0-D; of DTensors that of the whole, on every rank."""
+    norm = get_total_norm(tensors)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _together(norms: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _adamw_updates(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[Tensor]:
+    """Norms of the last update of each parameter, from the moments that it left; one at a time, to spare memory."""
+    norms = []
+    for p in group["params"]:
+        state = optimizer.state.get(p, {})
+        if {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
+            step, (beta1, beta2), eps = float(state["step"]), group["betas"], group["eps"]
+            correction = math.sqrt(1 - beta2**step)
+            if group.get("eps_before_correction"):
+                eps = eps / correction
+            root = state["exp_avg_sq"].sqrt().div_(correction).add_(eps)
+            norms.append(_norm([state["exp_avg"].div(root).div_(1 - beta1**step)]))
+    return norms
