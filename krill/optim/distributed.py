@@ -57,10 +57,7 @@ def orthogonalized(
     Returns:
         Updates in the order of the directions, each with the shape, dtype and placements of its direction.
     """
-    plain: list[int] = []
-    meshes: dict[tuple[DeviceMesh, tuple[Placement, ...]], list[int]] = defaultdict(list)
-    for i, d in enumerate(directions):
-        (meshes[d.device_mesh, d.placements] if isinstance(d, DTensor) else plain).append(i)
+    plain, meshes = _by_placement(directions)
     updates = list(directions)
     if plain:
         found = _replicated([directions[i] for i in plain], compute, group, dtype)
@@ -69,6 +66,64 @@ def orthogonalized(
         found = _of_mesh([cast(DTensor, directions[i]) for i in indices], *layout, compute, dtype)
         _put(updates, indices, found)
     return updates
+
+
+def row_norms(matrices: list[Tensor], dim: int) -> list[Tensor]:
+    """The Euclidean norm along `dim` of each matrix, whole and plain on every rank; `dim` stays, with length 1.
+
+    DTensors that are sharded over one mesh share one all-reduce; those that lie otherwise cost one gather each.
+    """
+    plain, meshes = _by_placement(matrices)
+    norms = list(matrices)
+    _put(norms, plain, [_norms(matrices[i], dim) for i in plain])
+    for (mesh, placements), indices in meshes.items():
+        members = [cast(DTensor, matrices[i]) for i in indices]
+        if sharding := _sharding(placements):
+            _put(norms, indices, _sharded_row_norms(members, dim, mesh, *sharding))
+        else:
+            _put(norms, indices, [cast(DTensor, _norms(matrix, dim)).full_tensor() for matrix in members])
+    return norms
+
+
+def _sharded_row_norms(
+    matrices: list[DTensor], dim: int, mesh: DeviceMesh, axis: int, cut: int
+) -> list[Tensor]:
+    """Each rank puts the squares of its shard where they belong among zeros; the sum over ranks is whole."""
+    group = mesh.get_group(axis)
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    shapes = [(1, m.shape[1]) if dim == 0 else (m.shape[0], 1) for m in matrices]
+    sizes = [math.prod(shape) for shape in shapes]
+    squares = matrices[0].to_local().new_zeros(sum(sizes))
+    norms = [part.view(shape) for part, shape in zip(squares.split(sizes), shapes, strict=True)]
+    for matrix, whole in zip(matrices, norms, strict=True):
+        mine = whole if cut == dim else whole.narrow(cut, *_shard(matrix.shape[cut], rank, ranks))
+        torch.square(_norms(matrix.to_local(), dim), out=mine)
+    dist.all_reduce(squares, group=group)
+    squares.sqrt_()
+    return norms
+
+
+def _norms(matrix: Tensor, dim: int) -> Tensor:
+    return torch.linalg.vector_norm(matrix, dim=dim, keepdim=True)
+
+
+def _by_placement(
+    matrices: list[Tensor],
+) -> tuple[list[int], dict[tuple[DeviceMesh, tuple[Placement, ...]], list[int]]]:
+    """Indices of the plain tensors, and of the DTensors that lie alike."""
+    plain: list[int] = []
+    meshes: dict[tuple[DeviceMesh, tuple[Placement, ...]], list[int]] = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        (meshes[matrix.device_mesh, matrix.placements] if isinstance(matrix, DTensor) else plain).append(i)
+    return plain, meshes
+
+
+def _sharding(placements: tuple[Placement, ...]) -> tuple[int, int] | None:
+    """(mesh axis, dimension) where exactly one axis cuts, and plainly, the others holding replicas; else None."""
+    axes = [axis for axis, placement in enumerate(placements) if not isinstance(placement, Replicate)]
+    if len(axes) == 1 and type(shard := placements[axes[0]]) is Shard:
+        return axes[0], shard.dim
+    return None
 
 
 def _put(into: list[Tensor], indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
@@ -105,12 +160,12 @@ def _of_mesh(
     dtype: torch.dtype | None,
 ) -> list[Tensor]:
     """DTensors that lie alike. Replicas (HSDP) each do the whole work of their shards."""
-    sharded = [axis for axis, placement in enumerate(placements) if not isinstance(placement, Replicate)]
     shards = [direction.to_local() for direction in directions]
-    if len(sharded) == 1 and type(shard := placements[sharded[0]]) is Shard:
+    if sharding := _sharding(placements):
+        axis, dim = sharding
         shapes = tuple((d.shape[0], d.shape[1]) for d in directions)
-        updates = _sharded(shards, shapes, shard.dim, compute, mesh.get_group(sharded[0]), dtype)
-    elif not sharded and mesh.ndim == 1:
+        updates = _sharded(shards, shapes, dim, compute, mesh.get_group(axis), dtype)
+    elif mesh.ndim == 1 and isinstance(placements[0], Replicate):
         updates = _replicated(shards, compute, mesh.get_group(), dtype)
     else:
         return [_whole(direction, compute) for direction in directions]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from krill.optim.distributed import row_norms
 from krill.optim.layout import Layout
 
 BETA2 = 0.95
@@ -39,10 +40,10 @@ def normalized(updates: list[Tensor], moments: list[Tensor], layout: Layout) -> 
         layout: Of all of them.
 
     Returns:
-        New tensors of the kind and shape of the updates. DTensors cost one small all-gather each.
+        New tensors of the kind and shape of the updates.
     """
     inputs = 0 if layout.transposed else 1
-    norms = [_whole(torch.linalg.vector_norm(u, dim=inputs, keepdim=True)) for u in updates]
+    norms = row_norms(updates, inputs)
     squares = torch._foreach_mul(norms, norms)
     torch._foreach_mul_(squares, [1 / u.shape[inputs] for u in updates])
     torch._foreach_lerp_(moments, squares, 1 - BETA2)
@@ -67,10 +68,6 @@ def _keep_norm(n_BRC: Tensor, f_BRC: Tensor, layout: Layout) -> Tensor:
         after = torch.linalg.vector_norm(n_BO1 * f_BO1, dim=(1, 2), keepdim=True)
         kept.append(f_BO1 * (before / after.clamp_min(TINY)))
     return layout.join(kept)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _alike(factor: Tensor, update: Tensor) -> Tensor:

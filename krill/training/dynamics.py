@@ -58,7 +58,8 @@ class Dynamics:
         )
 
     def _observe(self, group: dict[str, Any], updates: list[Tensor]) -> None:
-        self.updates[group["name"]].append(_norm(updates))
+        name = next(name for name, known in self.groups.items() if known is group)
+        self.updates[name].append(_norm(updates))
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 
+from krill.optim.distributed import row_norms
 from krill.optim.muon import Muon
+from krill.training.dynamics import Dynamics
 
 
 class Model(nn.Module):
@@ -57,7 +61,16 @@ def _train(model: nn.Module, optimizer: Muon, rank: int = 0, ranks: int = 1) -> 
         optimizer.step()
 
 
-def _trained(how: str) -> dict[str, Tensor]:
+def _more_steps(optimizer: Muon) -> tuple[dict[str, float], int]:
+    """Two more on the same gradients: how many collectives the first takes, the figures of the second."""
+    with CommDebugMode() as collectives:
+        optimizer.step()
+    seen = Dynamics(optimizer)
+    optimizer.step()
+    return seen.figures(), collectives.get_total_counts()
+
+
+def _trained(how: str) -> dict[str, Any]:
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     model = Model()
     if how == "fsdp2":
@@ -67,15 +80,39 @@ def _trained(how: str) -> dict[str, Tensor]:
     _train(wrapped, optimizer, rank, ranks)
     # As accelerate saves it: an option that is neither number nor text fails here.
     get_optimizer_state_dict(model, optimizer, options=StateDictOptions(cpu_offload=True))
-    return whole(dict(model.named_parameters()))
+    params = whole(dict(model.named_parameters()))
+    figures, collectives = _more_steps(optimizer)
+    return {"params": params, "figures": figures, "collectives": collectives}
+
+
+def _norms_of(lengths: list[tuple[int, int]], dim: int) -> int:
+    """Norms of DTensors that are cut along rows, along columns and not at all; how many collectives they took."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    matrices = [torch.randn(shape, generator=torch.Generator().manual_seed(7)) for shape in lengths]
+    wanted = [torch.linalg.vector_norm(matrix, dim=dim, keepdim=True) for matrix in matrices]
+    with CommDebugMode() as collectives:
+        for placement in (Shard(0), Shard(1), Replicate()):
+            cut = [distribute_tensor(matrix, mesh, [placement], src_data_rank=None) for matrix in matrices]
+            torch.testing.assert_close(row_norms([*cut], dim), wanted)
+    return collectives.get_total_counts()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_norms_of_rows_are_whole_wherever_the_matrices_are_cut(dim: int, tmp_path: Path) -> None:
+    assert on_ranks(2, _norms_of, [(81, 5), (1, 6), (4, 4)], dim, folder=tmp_path) == [2, 2]
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_two_ranks_do_what_one_process_does(how: str, tmp_path: Path) -> None:
     model = Model()
     start = whole(dict(model.named_parameters()))
-    _train(model, _optimizer(model))
+    optimizer = _optimizer(model)
+    _train(model, optimizer)
     wanted = whole(dict(model.named_parameters()))
+    figures, _ = _more_steps(optimizer)
     first, second = on_ranks(2, _trained, how, folder=tmp_path)
-    assert error(first, wanted, start) <= 1e-4
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert error(first["params"], wanted, start) <= 1e-4
+    assert all(torch.equal(first["params"][name], second["params"][name]) for name in wanted)
+    assert first["figures"] == second["figures"] == pytest.approx(figures, rel=1e-3)
+    # Three groups: of one, of three and of one matrix that share no shape, and with FSDP2 an all-reduce for each.
+    assert first["collectives"] == {"ddp": 5, "fsdp2": 2 * 5 + 3}[how]
