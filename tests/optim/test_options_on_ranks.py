@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_distributed import error, on_ranks, whole
+from test_distributed import error, on_ranks, restore, same, save, whole
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -53,8 +53,13 @@ def _optimizer(model: Any) -> Muon:
     )
 
 
-def _train(model: nn.Module, optimizer: Muon, rank: int = 0, ranks: int = 1) -> None:
-    for step in range(4):
+STEPS = 4
+
+
+def _train(
+    model: nn.Module, optimizer: Muon, rank: int = 0, ranks: int = 1, steps: range = range(STEPS)
+) -> None:
+    for step in steps:
         x = torch.randn(6, 5, 24, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         model(x[rank::ranks]).backward()
@@ -116,3 +121,31 @@ def test_two_ranks_do_what_one_process_does(how: str, tmp_path: Path) -> None:
     assert first["figures"] == second["figures"] == pytest.approx(figures, rel=1e-3)
     # Three groups: of one, of three and of one matrix that share no shape, and with FSDP2 an all-reduce for each.
     assert first["collectives"] == {"ddp": 5, "fsdp2": 2 * 5 + 3}[how]
+
+
+def _saved(folder: Path) -> dict[str, Tensor]:
+    model = Model()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = _optimizer(model)
+    _train(model, optimizer, torch.distributed.get_rank(), 2, range(2))
+    save(folder, model, optimizer)
+    return _moments(model, optimizer)
+
+
+def _moments(model: nn.Module, optimizer: Muon) -> dict[str, Tensor]:
+    return {name: optimizer.state[p]["second_momentum"] for name, p in model.named_parameters()}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_what_two_ranks_saved_goes_on_in_one(tmp_path: Path) -> None:
+    model = Model()
+    start = whole(dict(model.named_parameters()))
+    _train(model, _optimizer(model))
+    wanted = whole(dict(model.named_parameters()))
+    saved = on_ranks(2, _saved, tmp_path / "saved", folder=tmp_path)
+
+    model = Model()
+    restore(tmp_path / "saved", model, optimizer := _optimizer(model))
+    assert all(same(_moments(model, optimizer), of_rank) for of_rank in saved)
+    _train(model, optimizer, steps=range(2, STEPS))
+    assert error(whole(dict(model.named_parameters())), wanted, start) <= 1e-4
