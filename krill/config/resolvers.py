@@ -23,17 +23,33 @@ def inverse_sqrt(width: int) -> float:
     return 1.0 / math.sqrt(width)
 
 
-def spectral_lr(lr: float, hidden_size: int) -> float:
-    """The rate at which a spectral-scale update moves a hidden matrix as a rms-scale one does at `lr`.
+def muon_lr(scale: str, lr: Any, hidden_size: Any) -> Any:
+    """The rate of Muon's matrices that moves one of hidden size as an update of AdamW's size does at `lr`.
 
-    rms: 0.2·√max(r, c); spectral: √max(1, r/c) = 1 for a square matrix.
+    At scale rms an update, 0.2·√max(r, c) times an orthogonal matrix, has that size: `lr` itself. At scale spectral
+    it is √max(1, r/c) = 1 times an orthogonal matrix where the matrix is square. What is no number is left to the
+    schema, which says so.
     """
-    return lr * 0.2 * math.sqrt(hidden_size)
+    return lr * _spectral_over_rms(scale, hidden_size) if _is_number(lr) else lr
 
 
-def spectral_decay(weight_decay: float, hidden_size: int) -> float:
+def muon_decay(scale: str, weight_decay: Any, hidden_size: Any) -> Any:
     """The decay that keeps rate × decay what it is on the AdamW scale."""
-    return weight_decay / (0.2 * math.sqrt(hidden_size))
+    return weight_decay / _spectral_over_rms(scale, hidden_size) if _is_number(weight_decay) else weight_decay
+
+
+def _spectral_over_rms(scale: str, hidden_size: Any) -> float:
+    if hidden_size is None and scale == "spectral":
+        raise ValueError(
+            "the model has no hidden_size to derive it from at optimizer.scale=spectral; set optimizer.muon_lr and "
+            "optimizer.muon_weight_decay, or write optimizer=muon_moonlight"
+        )
+    known = _is_number(hidden_size) and hidden_size > 0
+    return 0.2 * math.sqrt(hidden_size) if scale == "spectral" and known else 1.0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def sweep_folder(output: str | None, name: str, dry_run: bool = False) -> str:
@@ -46,5 +62,5 @@ def sweep_folder(output: str | None, name: str, dry_run: bool = False) -> str:
     return str(Path(output).absolute() if output else outputs_root() / "sweeps" / name)
 
 
-for _resolver in (unless, inverse_sqrt, spectral_lr, spectral_decay, sweep_folder):
+for _resolver in (unless, inverse_sqrt, muon_lr, muon_decay, sweep_folder):
     OmegaConf.register_new_resolver(f"krill.{_resolver.__name__}", _resolver, replace=True)

@@ -28,7 +28,8 @@ def validated(schema: type[Config], composed: DictConfig) -> Config:
             f"{error.full_key} follows {followed}, which is not set; write one of them"
         ) from error
     except OmegaConfBaseException as error:
-        raise UsageError(_first_line(error)) from error
+        of_resolver = _first_line(error).partition(" raised while resolving interpolation: ")[2]
+        raise UsageError(f"{error.full_key}: {of_resolver}" if of_resolver else _first_line(error)) from error
     wrong = [*map(_not_set, missing)]
     try:
         config = schema.model_validate(values)

@@ -24,7 +24,7 @@ NO_PACKAGE = {
     ),
     "muon_moonlight": (
         "Moonlight published a script, no package. The same rule is optimizer=muon_pto optimizer.backend=upstream "
-        "optimizer.scale=rms 'optimizer.muon_lr=${lr}' 'optimizer.muon_weight_decay=${optimizer.weight_decay}'"
+        "optimizer.scale=rms optimizer.weight_decay=0.1"
     ),
 }
 

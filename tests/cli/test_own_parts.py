@@ -150,7 +150,10 @@ def test_what_is_not_there_is_an_error_of_usage(
 
 def test_a_preset_that_needs_a_width_says_so(place: Path):
     told = complaints(run(place, "krill-train", "model=mine", "optimizer=muon_keller"))
-    assert told == ["optimizer.muon_lr follows model.hidden_size, which is not set; write one of them"]
+    assert told == [
+        "optimizer.muon_lr: the model has no hidden_size to derive it from at optimizer.scale=spectral; set "
+        "optimizer.muon_lr and optimizer.muon_weight_decay, or write optimizer=muon_moonlight"
+    ]
 
 
 def test_options_reach_the_function(

@@ -18,6 +18,7 @@ from krill.cli.compose import composed, rewritten
 from krill.config.location import CONF_DIR, group_names, options
 from krill.config.schema import Cosine, Hub, InferConfig, Muon, TrainConfig, Transformer
 from krill.config.validation import validated
+from krill.errors import UsageError
 
 OPTIONS = [(group, name) for group in group_names() for name in options(group, [CONF_DIR])]
 NEEDED = {"files": ["data.paths=[a.txt]"], "pretrained": ["tokenizer.path=folder"],
@@ -174,6 +175,24 @@ def test_the_rate_of_the_matrices_at_width_768(optimizer: str, factor: float):
     muon = config("model=tiny_ko", f"optimizer={optimizer}", "lr=1e-3").optimizer
     assert isinstance(muon, Muon)
     assert muon.muon_lr == pytest.approx(1e-3 * factor, rel=1e-4)
+
+
+def test_the_rate_follows_the_scale_whatever_the_preset():
+    for optimizer in ("muon_moonlight", "muon_keller"):
+        rms, spectral = (config(f"optimizer={optimizer}", f"optimizer.scale={scale}", "model=tiny_ko", "lr=1e-3")
+                         .optimizer for scale in ("rms", "spectral"))  # fmt: skip
+        assert (rms.muon_lr, rms.muon_weight_decay) == (1e-3, 0.1)
+        assert spectral.muon_lr == pytest.approx(5.5426e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "word", ["lr=abc", "model.hidden_size=wide", "model.hidden_size=-4", "optimizer.scale=big"]
+)
+@pytest.mark.parametrize("optimizer", ["muon_moonlight", "muon_keller"])
+def test_what_is_no_number_is_named(word: str, optimizer: str):
+    with pytest.raises(UsageError, match=word.partition("=")[0]) as told:
+        config(f"optimizer={optimizer}", word)
+    assert "interpolation" not in str(told.value)
 
 
 @pytest.mark.parametrize("optimizer", ["muon_moonlight", "muon_keller", "muon_pto"])

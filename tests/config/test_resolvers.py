@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from krill.config.resolvers import inverse_sqrt, spectral_decay, spectral_lr, sweep_folder, unless
+from krill.config.resolvers import inverse_sqrt, muon_decay, muon_lr, sweep_folder, unless
 
 
 def test_numbers():
     assert inverse_sqrt(256) == 1 / 16
-    assert spectral_lr(1.0, 768) == pytest.approx(5.5426, abs=1e-4)
-    assert spectral_lr(3e-3, 256) * spectral_decay(0.1, 256) == pytest.approx(3e-3 * 0.1)
+    assert muon_lr("rms", 0.3, None) == 0.3
+    assert muon_lr("spectral", 1.0, 768) == pytest.approx(5.5426, abs=1e-4)
+    assert muon_lr("spectral", 3e-3, 256) * muon_decay("spectral", 0.1, 256) == pytest.approx(3e-3 * 0.1)
     assert unless(None, 3) == 3
     assert unless(2, 3) is None
 
 
 def test_yaml_reaches_them():
-    assert OmegaConf.create({"x": "${krill.spectral_lr:0.5,100}"}).x == pytest.approx(1.0)
+    assert OmegaConf.create({"x": "${krill.muon_lr:spectral,0.5,100}"}).x == pytest.approx(1.0)
 
 
 def test_a_sweeps_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
