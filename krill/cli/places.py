@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from krill.config import own_code
 from krill.config.schema import Section, TrainConfig
@@ -26,7 +27,7 @@ def identity(command: str, config: Section) -> str:
         return tokenizer_signature(config)
     tokens = tokens_signature(config)
     if command == "train":
-        return signature(command, 1, config, tokens, _own_code(config))
+        return signature(command, 1, config, tokens, _own_code(config), *_branch(config))
     shard = config.data.shard
     return tokens if shard is None else signature(command, 1, tokens, config.data.shards, shard)
 
@@ -35,6 +36,15 @@ def _own_code(config: TrainConfig) -> list[str]:
     """What the person's own model and optimizer are, where they are their own."""
     sections = (config.model, config.optimizer)
     return [own_code.digest(section.build) for section in sections if hasattr(section, "build")]
+
+
+def _branch(config: TrainConfig) -> list[Any]:
+    """What a run that branches off another goes on from."""
+    if config.branch is None:
+        return []
+    from krill.training.branch import branch_of
+
+    return branch_of(config.branch).identity
 
 
 def point(command: str, sweep: Path, config: Section) -> Path:

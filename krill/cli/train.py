@@ -46,6 +46,11 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
     check_launcher()
     device_name(config.device)
     shape(config.batch, config.sequence_len)
+    if config.branch is not None:
+        from krill.training.branch import branch_of
+        from krill.training.branch import check as check_branch
+
+        check_branch(branch_of(config.branch), config)
     identity = places.identity("train", config)
     root = outputs_root()
     # A new run gets no folder before its input has proved good; a sweep's point records that it did not.

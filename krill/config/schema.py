@@ -627,6 +627,8 @@ class TrainConfig(Section):
     resume: bool | str
     """auto: go on with the newest unfinished run of this configuration, else begin; local, true: go on or fail;
     false: always begin; or the folder of an unfinished run."""
+    branch: str | None
+    """Run, or checkpoint of a run, to branch off: go on from there with another length, schedule or text."""
     output: str | None
     """Folder of the result; null: a new one below outputs/."""
     device: Literal["auto", "cpu", "cuda"]
@@ -664,8 +666,9 @@ class TrainConfig(Section):
             "keep_checkpoints",
             "sample_prompt",
             "hub",
-            "data",  # these two count by their content
+            "data",  # these three count by their content
             "tokenizer",
+            "branch",
         }
     )
 
@@ -694,6 +697,8 @@ class TrainConfig(Section):
     def _one_length(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("exactly one of steps and epochs must be set; write steps=400 or epochs=1")
+        if self.branch is not None and self.steps is None:
+            raise ValueError("branch= needs steps=, those of the whole run, not epochs=")
         return self
 
 

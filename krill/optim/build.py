@@ -39,4 +39,5 @@ def build_optimizer(model: PreTrainedModel, config: Optimizer) -> torch.optim.Op
     groups = parameter_groups(model, config)
     if isinstance(config, Muon):
         return build_upstream(groups, config) if config.backend == "upstream" else muon.Muon(groups)
-    return torch.optim.AdamW(groups, foreach=True)
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    return torch.optim.AdamW(groups, fused=fused)

@@ -34,18 +34,30 @@ def factor(config: Constant | Cosine | WSD, step: int, total_steps: int) -> floa
     """
     if total_steps < 1:
         raise ValueError(f"a schedule needs at least one step, got total_steps={total_steps}")
-    warmup = max(1, round(config.warmup * total_steps))
+    warmup, decay = plateau(config, total_steps)
     if step < warmup:
         return (step + 1) / warmup
     if isinstance(config, Constant):
         return 1.0
+    progress = _progress(step, decay, total_steps)
     if isinstance(config, Cosine):
-        progress = _progress(step, warmup, total_steps)
         return config.min_ratio + (1 - config.min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
-    decay = max(1, round(config.decay * total_steps))
-    progress = _progress(step, max(warmup, total_steps - decay), total_steps)
     shape = 1 - math.sqrt(progress) if config.decay_shape == "sqrt" else 1 - progress
     return config.min_ratio + (1 - config.min_ratio) * shape
+
+
+def plateau(config: Constant | Cosine | WSD, total_steps: int) -> tuple[int, int]:
+    """After how many steps the warm-up is over, and after how many the rate begins to fall.
+
+    What was trained for a number of steps between the two, both included, can go on under another schedule as if it
+    had been trained under that one.
+    """
+    warmup = max(1, round(config.warmup * total_steps))
+    if isinstance(config, Constant):
+        return warmup, max(warmup, total_steps)
+    if isinstance(config, Cosine):
+        return warmup, warmup
+    return warmup, max(warmup, total_steps - max(1, round(config.decay * total_steps)))
 
 
 def build_scheduler(config: Constant | Cosine | WSD, optimizer: Optimizer, total_steps: int) -> LambdaLR:
@@ -54,6 +66,17 @@ def build_scheduler(config: Constant | Cosine | WSD, optimizer: Optimizer, total
     Its `state_dict` holds numbers only: the schedule itself always comes from the configuration.
     """
     return LambdaLR(optimizer, partial(factor, config, total_steps=total_steps))
+
+
+def set_rates(scheduler: LambdaLR, optimizer: Optimizer) -> None:
+    """Give each group the rate of the step that `scheduler` has come to.
+
+    A checkpoint brings the rates that its own schedule had planned for that step.
+    """
+    shares = (share(scheduler.last_epoch) for share in scheduler.lr_lambdas)
+    scheduler._last_lr = [base * share for base, share in zip(scheduler.base_lrs, shares, strict=True)]
+    for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
 
 
 def _progress(step: int, start: int, end: int) -> float:

@@ -49,7 +49,8 @@ def _sync(folder: Path) -> None:
                 os.fsync(handle.fileno())
 
 
-def rotate(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep`."""
+def rotate(folder: Path, keep: int, spared: int | None = None) -> None:
+    """Delete all but the newest `keep`, and that of the step `spared`."""
     for checkpoint in found(folder)[:-keep]:
-        shutil.rmtree(checkpoint)
+        if step(checkpoint) != spared:
+            shutil.rmtree(checkpoint)

@@ -238,9 +238,9 @@ class Record:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=True) + "\n")
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines after `step`: the run goes on from there and writes them again."""
-        kept = [line for line in read_metrics(self.folder) if line["step"] <= step]
+    def cut_metrics(self, step: int, begun_in: Path) -> None:
+        """Begin with the lines up to `step` of the run in `begun_in`, this one or another: it goes on from there."""
+        kept = [line for line in read_metrics(begun_in) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         atomic.write_text(self.folder / "metrics.jsonl", text)
 

@@ -113,6 +113,13 @@ def plan(config: TrainConfig, root: Path) -> list[str]:
         lines.append(f"steps       about {steps:,} for {config.epochs:g} epochs")
     else:
         lines.append(f"steps       what {config.epochs:g} epochs are, known when the tokens are prepared")
+    if config.branch is not None:
+        from krill.training.branch import branch_of
+        from krill.training.branch import check as check_branch
+
+        branch = branch_of(config.branch)
+        check_branch(branch, config)
+        lines.append(f"branch      goes on from step {branch.step} of {branch.run}")
     place = Path(config.output) if config.output else root / "runs" / config.name
     lines.append(f"folder      {place}")
     return lines

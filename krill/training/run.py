@@ -24,6 +24,7 @@ from krill.optim.groups import describe, parameter_groups, places
 from krill.runs import checkpoints
 from krill.runs.record import Record, shown
 from krill.training.batches import Collate, Positions, RowDataset, loader
+from krill.training.branch import branch_of
 from krill.training.outcome import final_metrics, keep, tell
 from krill.training.progress import Meter
 from krill.training.setting import Setting, reference_points, settle
@@ -44,8 +45,11 @@ def run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict
     with StopOnSignal() as stop:
         record = Record(folder)
         setting = settle(config, folder, store, tokenizer)
-        checkpoint = next(reversed(checkpoints.found(folder / "checkpoints")), None)
-        record.cut_metrics(checkpoints.step(checkpoint) if checkpoint else 0)
+        branch = branch_of(config.branch) if config.branch else None
+        own = next(reversed(checkpoints.found(folder / "checkpoints")), None)
+        checkpoint = own or (branch.checkpoint if branch else None)
+        begun_in = branch.run if branch and not own else folder
+        record.cut_metrics(checkpoints.step(checkpoint) if checkpoint else 0, begun_in)
 
         model = _model(setting)
         points = reference_points(setting)
@@ -54,6 +58,7 @@ def run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict
         record.update(
             data={"folder": str(store), "signature": setting.store.signature},
             tokenizer={"folder": str(tokenizer), "signature": setting.tokenizer.signature},
+            branch=branch and {"run": str(branch.run), "step": branch.step},
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             steps=setting.length.steps,
         )
@@ -163,10 +168,16 @@ def _header(setting: Setting, model: Any, checkpoint: Path | None) -> None:
     log.info(
         "steps       %d of %s tokens: %.2f epochs%s", setting.length.steps, f"{setting.tokens_per_step:,}",
         setting.epochs_at(setting.length.steps),
-        f"; going on from step {checkpoints.step(checkpoint)}" if checkpoint else "",
+        _going_on(setting, checkpoint) if checkpoint else "",
     )  # fmt: skip
     log.info("optimizer   %s", _optimizer_line(model, config.optimizer))
     log.info("device      %s, %s, attention %s", setting.device.type, setting.precision, setting.backend)
+
+
+def _going_on(setting: Setting, checkpoint: Path) -> str:
+    run = checkpoint.parents[1]
+    whose = "" if run == setting.folder else f" of {shown(run)}"
+    return f"; going on from step {checkpoints.step(checkpoint)}{whose}"
 
 
 def _optimizer_line(model: Any, config: Optimizer) -> str:

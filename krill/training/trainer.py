@@ -23,11 +23,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from krill import atomic
-from krill.config.schema import TrainConfig
+from krill.config.schema import WSD, TrainConfig
 from krill.optim.build import build_optimizer
-from krill.optim.schedules import build_scheduler
+from krill.optim.schedules import build_scheduler, plateau, set_rates
 from krill.runs import checkpoints
 from krill.training.batches import RowDataset
+from krill.training.branch import SaveAt
 from krill.training.dynamics import Dynamics
 from krill.training.metrics import Validation, validate
 from krill.training.progress import is_logged
@@ -68,7 +69,14 @@ class KrillTrainer(Trainer):
         self.control: Any
         self.aside: Path | None = None
         self.dynamics: Dynamics | None = None
-        super().__init__(model=model, args=arguments, eval_dataset=held and held.dataset, callbacks=callbacks)
+        scheduler, steps = config.scheduler, arguments.max_steps
+        self.stable = plateau(scheduler, steps)[1] if isinstance(scheduler, WSD) else None
+        super().__init__(
+            model=model,
+            args=arguments,
+            eval_dataset=held and held.dataset,
+            callbacks=[*callbacks, SaveAt(self.stable)],
+        )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self.train_loader(lambda: self.state.global_step)
@@ -114,6 +122,11 @@ class KrillTrainer(Trainer):
         """Trainer's own count leaves out attention and head, and walks the model at every micro step."""
         return 0
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            set_rates(self.lr_scheduler, self.optimizer)
+
     def _init_training_state(self, max_steps: int, *rest: Any) -> tuple[int, int]:
         place: tuple[int, int] = super()._init_training_state(max_steps, *rest)
         self.state.compute_steps(self.args, max_steps)  # else those of the checkpoint would stay
@@ -136,4 +149,4 @@ class KrillTrainer(Trainer):
             pending = {"sum": float(self._tr_loss), "since": self._globalstep_last_logged}
             atomic.write_json(self.aside / f"checkpoint-{self.state.global_step}" / PENDING, pending)
         self.aside = None
-        checkpoints.rotate(folder, self.config.keep_checkpoints)
+        checkpoints.rotate(folder, self.config.keep_checkpoints, spared=self.stable)

@@ -163,7 +163,7 @@ def test_lines_after_the_checkpoint_are_dropped_and_the_cut_one_too(tmp_path: Pa
         '{"step": 1}\n{"step": 2}\n{"step": 2, "e": 1}\n{"step": 3}\n{"st'
     )
     record = Record(tmp_path)
-    record.cut_metrics(2)
+    record.cut_metrics(2, record.folder)
     record.metric({"step": 3, "again": True})
     assert read_metrics(tmp_path) == [
         {"step": 1},
