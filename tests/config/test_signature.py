@@ -70,10 +70,10 @@ def test_a_model_counts_by_its_signed_fields():
 
 
 UNSIGNED = [
-    "name=other", "branch=some/run", "resume=false", "output=somewhere", "device=cpu", "dry_run=true", "log_every=1", "eval_every=7",
+    "name=other", "resume=false", "output=somewhere", "device=cpu", "dry_run=true", "log_every=1", "eval_every=7",
     "save_every=7", "keep_checkpoints=9", "sample_prompt=x", "hub.id=user/name", "model.name=other",
     "tokenizer.name=other", "tokenizer.vocab_size=999", "data.name=other", "data.min_chars=7", "hardware=cpu",
-    "hardware.workers=3", "hardware.threads=2", "hardware.attention=sdpa",
+    "hardware.workers=3", "hardware.threads=2", "hardware.attention=sdpa", "branch=some/run",
 ]  # fmt: skip
 """What does not change the run's own part; data and tokenizer count by their content, which the caller adds."""
 

@@ -1,0 +1,163 @@
+"""Question: what does an optimizer step cost for a whole model, and what share of a training step is that?
+
+For each model, built once, these optimizers step on the same gradients, one after the other (their states together do
+not fit a device), median of several rounds:
+
+    adamw             krill's optimizer=adamw (fused)
+    muon_*            krill's presets, and options of muon_moonlight
+    torch             torch.optim.Muon on the hidden matrices, fused AdamW on the rest
+    upstream          pytorch_optimizer 4.1, by optimizer=muon_pto optimizer.backend=upstream
+
+`share` is that step over itself and the forward and backward passes of 262,144 tokens, which are timed in rows of
+2048 (bf16 autocast on CUDA). Prints a table and writes results/muon_step.json; with another --result, that file.
+
+    python benchmarks/muon_step.py                                  (needs a CUDA device with 48 GB; 10 minutes)
+    python benchmarks/muon_step.py --models llama_nano --device cpu --rounds 3 --tokens 4096 --result /tmp/a.json
+
+Must hold on CUDA: every muon_* is the fastest Muon, and < 5 % of the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from krill.cli.compose import composed
+from krill.config.schema import Muon, TrainConfig
+from krill.config.validation import validated
+from krill.models.build import build
+from krill.optim.build import build_optimizer
+from krill.optim.groups import parameter_groups
+
+VOCABULARY, ROW = 32_000, 2048
+MODELS = {
+    "tiny_ko": ("model=tiny_ko",),
+    "llama_1b": (
+        "model=tiny_ko", "model.hidden_size=2048", "model.intermediate_size=5632", "model.num_hidden_layers=22",
+        "model.num_attention_heads=32", "model.num_key_value_heads=8", "model.tie_word_embeddings=false",
+    ),
+    "llama_nano": ("model=llama_nano",),
+}  # fmt: skip
+WAYS = {
+    "adamw": ("optimizer=adamw",),
+    "muon_moonlight": ("optimizer=muon_moonlight",),
+    "muon_keller": ("optimizer=muon_keller",),
+    "muon_pto": ("optimizer=muon_pto",),
+    "polar_express": ("optimizer=muon_moonlight", "optimizer.ns_coefficients=polar_express"),
+    "cautious": ("optimizer=muon_moonlight", "optimizer.cautious=true"),
+    "normuon": ("optimizer=muon_moonlight", "optimizer.normuon=true"),
+    "upstream": ("optimizer=muon_pto", "optimizer.backend=upstream"),
+}
+
+
+class TorchMuon:
+    """torch.optim.Muon for the hidden matrices and AdamW for the rest."""
+
+    def __init__(self, model: PreTrainedModel, config: TrainConfig):
+        assert isinstance(config.optimizer, Muon)
+        groups = parameter_groups(model, config.optimizer)
+        matrices = [p for group in groups if group["kind"] == "muon" for p in group["params"]]
+        rest = [p for group in groups if group["kind"] == "adamw" for p in group["params"]]
+        self.both = (
+            torch.optim.Muon(matrices, lr=1e-3, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=1e-3, fused=True),
+        )
+
+    def step(self) -> None:
+        for optimizer in self.both:
+            optimizer.step()
+
+
+def configured(*words: str) -> TrainConfig:
+    return validated(TrainConfig, composed("train", list(words)))
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """What `work` takes until the device is done with it."""
+    _wait(device)
+    began = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measured(words: tuple[str, ...], device: str, rounds: int, tokens: int) -> dict[str, Any]:
+    """Parameters, seconds of the passes, and of each optimizer's step."""
+    configs = {name: configured(*words, f"sequence_len={ROW}", *way) for name, way in WAYS.items()}
+    torch.manual_seed(0)
+    model = build(configs["adamw"].model, VOCABULARY, bos_id=0, eos_id=1, pad_id=2).to(device)
+    ids = torch.randint(VOCABULARY, (1, ROW), device=device)
+
+    def passes() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+
+    passes()
+    of_passes = statistics.median(seconds(passes, device) for _ in range(rounds)) * tokens / ROW
+    steps = {
+        name: step_seconds(build_optimizer(model, config.optimizer), device, rounds)
+        for name, config in configs.items()
+    }
+    steps["torch"] = step_seconds(TorchMuon(model, configs["muon_moonlight"]), device, rounds)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "passes_ms": round(1000 * of_passes, 2),
+        "step_ms": {name: round(1000 * value, 3) for name, value in steps.items()},
+        "share": {name: round(value / (value + of_passes), 4) for name, value in steps.items()},
+    }
+
+
+def step_seconds(optimizer: Any, device: str, rounds: int) -> float:
+    optimizer.step()
+    return statistics.median(seconds(optimizer.step, device) for _ in range(rounds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", nargs="+", default=["tiny_ko", "llama_1b"], choices=MODELS)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=262_144, help="of a training step")
+    parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "muon_step.json")
+    asked = parser.parse_args()
+    found = {name: measured(MODELS[name], asked.device, asked.rounds, asked.tokens) for name in asked.models}
+    for name, figures in found.items():
+        print(f"{name}: {figures['parameters']:,} parameters, passes {figures['passes_ms']:,} ms")
+        for way, value in figures["step_ms"].items():
+            print(f"    {way:<16} {value:>10.3f} ms   {100 * figures['share'][way]:6.2f} % of the step")
+    cuda = asked.device == "cuda"
+    result = {
+        "question": "milliseconds of one optimizer step, and its share of a training step",
+        "date": date.today().isoformat(),
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": torch.cuda.get_device_name() if cuda else "cpu",
+            "cores": os.cpu_count(),
+        },
+        "versions": {name: version(name) for name in ("krill", "torch", "transformers", "pytorch_optimizer")},
+        "tokens_per_step": asked.tokens,
+        "models": found,
+    }
+    asked.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
