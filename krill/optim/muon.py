@@ -192,37 +192,42 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32)
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-        for eps, indices in _by_eps(group, [self.state[p]["step"] for p in params]):
+        steps = [self.state[p]["step"] for p in params]
+        torch._foreach_add_(steps, 1.0)
+        for count, indices in _alike(steps).items():
             states = [self.state[params[i]] for i in indices]
+            # The kernel wants them on its device and moves them on itself; ours stay where no one waits for them.
+            on_device = torch.full((len(indices),), count - 1.0, device=params[0].device)
             adamw(
                 [params[i] for i in indices],
                 [grads[i] for i in indices],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
-                [state["step"] for state in states],
-                foreach=True,
+                list(on_device.unbind()),
+                fused=True,
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
                 lr=group["lr"],
                 weight_decay=group["weight_decay"],
-                eps=eps,
+                eps=_epsilon(group, count),
                 maximize=False,
             )
 
 
-def _by_eps(group: dict[str, Any], steps: list[Tensor]) -> Iterable[tuple[float, list[int]]]:
-    """Which ε torch's AdamW takes for which parameters.
-
-    Moonlight's order is torch's with ε / √(1 − β₂ᵗ) for ε, where t counts the steps of the parameter.
-    """
-    if not group["eps_before_correction"]:
-        return [(group["eps"], list(range(len(steps))))]
+def _alike(steps: list[Tensor]) -> dict[float, list[int]]:
+    """Indices of the parameters that have made as many steps: one kernel takes them."""
     found: dict[float, list[int]] = defaultdict(list)
     for i, step in enumerate(steps):
-        found[group["eps"] / math.sqrt(1 - group["betas"][1] ** (step.item() + 1))].append(i)
-    return found.items()
+        found[step.item()].append(i)
+    return found
+
+
+def _epsilon(group: dict[str, Any], step: float) -> float:
+    """What torch's AdamW must take for ε: Moonlight's order is torch's with ε / √(1 − β₂ᵗ)."""
+    eps: float = group["eps"]
+    return eps / math.sqrt(1 - group["betas"][1] ** step) if group["eps_before_correction"] else eps
 
 
 def _check(group: dict[str, Any]) -> None:
