@@ -15,8 +15,8 @@ from krill.errors import UsageError
 LITERAL = ("prompt", "sample_prompt", "text")
 """Keys whose value is the text as typed, whatever stands in it."""
 
-TEXT = ("name", "output", "data.name", "data.text_column", "model.name", "model.path", "tokenizer.name",
-        "tokenizer.path", "hub.id", "store", "plot")  # fmt: skip
+TEXT = ("name", "output", "data.name", "data.text_column", "model.name", "model.path", "model.from",
+        "tokenizer.name", "tokenizer.path", "hub.id", "store", "plot")  # fmt: skip
 """Keys whose value is text where it looks like a number or a truth value as well: name=1e3."""
 
 EXCLUSIVE = (("steps", "epochs"), ("batch.tokens", "batch.gradient_accumulation_steps"))

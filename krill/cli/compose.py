@@ -201,7 +201,8 @@ def _unknown_key(command: str, key: str, known: Sequence[str], folders: Sequence
     keys = {name: _keys_of(command, group, name, folders) for name in others}
     having = [f"{group}={name}" for name in keys if key in keys[name]]
     if having:
-        return f"no such key '{key}' here; it belongs to {' or '.join(having)}"
+        some = having if len(having) <= 3 else [*having[:2], f"{len(having) - 2} others"]
+        return f"no such key '{key}' here; it belongs to {' or '.join(some)}"
     return unknown_key(key, [*known, *_groups(folders), *(key for option in keys.values() for key in option)])
 
 

@@ -29,9 +29,7 @@ def load(
         raise UsageError(f"{folder}: no tokenizer.json beside the model; name one: tokenizer=…")
     model: Any
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="sdpa", dtype="auto", output_loading_info=True
-        )
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"model={name}: transformers cannot load {folder} ({_first_line(error)})") from error
     if info["missing_keys"]:  # transformers would leave them random

@@ -15,7 +15,9 @@ from transformers import (
 )
 
 from krill.config import own_code
-from krill.config.schema import CustomModel, Model, Transformer
+from krill.config.schema import AutoModel, CustomModel, Model, Pretrained, Transformer
+from krill.models.architecture import build_architecture
+from krill.models.pretrained import load_weights, without_weights
 
 FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -26,24 +28,33 @@ FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
 def build(
     config: Model, vocab_size: int, bos_id: int, eos_id: int, pad_id: int, attention: str = "sdpa"
 ) -> PreTrainedModel:
-    """A model with random weights from torch's generator; the vocabulary is the tokenizer's.
+    """A model with random weights from torch's generator, or those of model.from; the vocabulary is the tokenizer's.
 
     `attention`: the backend of transformers' attention interface. The cache is off: with one, transformers does
     not look for documents in position_ids, and rows would leak.
     """
     ids = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
-    if isinstance(config, CustomModel):
-        longest = config.max_position_embeddings
-        model = own_code.load(config.build)(
-            vocab_size=vocab_size, max_position_embeddings=longest, **ids, **config.options
-        )
+    if isinstance(config, Pretrained):
+        model = load_weights(config, vocab_size)
+        for key, value in ids.items():
+            setattr(model.config, key, value)
     else:
-        numbers, make = FAMILIES[config.family]
-        model = make(numbers(vocab_size=vocab_size, **ids, **_numbers(config)))
+        model = _random(config, vocab_size, ids)
     model.set_attn_implementation(attention)
     model.config.use_cache = False
     model.generation_config = GenerationConfig(**ids)
     return model
+
+
+def _random(config: Transformer | AutoModel | CustomModel, vocab_size: int, ids: dict[str, int]) -> Any:
+    if isinstance(config, AutoModel):
+        return build_architecture(config, vocab_size, ids)
+    if isinstance(config, CustomModel):
+        longest = config.max_position_embeddings
+        make = own_code.load(config.build)
+        return make(vocab_size=vocab_size, max_position_embeddings=longest, **ids, **config.options)
+    numbers, make = FAMILIES[config.family]
+    return make(numbers(vocab_size=vocab_size, **ids, **_numbers(config)))
 
 
 def _numbers(config: Transformer) -> dict[str, Any]:
@@ -53,8 +64,14 @@ def _numbers(config: Transformer) -> dict[str, Any]:
     return numbers | {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
 
 
+def skeleton(config: Model, vocab_size: int) -> PreTrainedModel:
+    """The model on the meta device: shapes, and no weights. Of model.from it has that model's own vocabulary."""
+    with torch.device("meta"):
+        if isinstance(config, Pretrained):
+            return without_weights(config)
+        return build(config, vocab_size, bos_id=0, eos_id=1, pad_id=2, attention="eager")
+
+
 def count_parameters(config: Model, vocab_size: int) -> int:
     """Parameters of the model, tied ones once, without allocating any."""
-    with torch.device("meta"):
-        model = build(config, vocab_size, bos_id=0, eos_id=1, pad_id=2)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in skeleton(config, vocab_size).parameters())

@@ -1,0 +1,146 @@
+"""Documents of a row are apart in architectures other than Llama and Qwen3 too, or the architecture is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import krill.training.attention  # noqa: F401  (registers varlen)
+from krill.config.schema import AutoModel
+from krill.errors import UsageError
+from krill.models.build import build
+from krill.models.isolation import isolating
+
+LENGTHS = [24, 9, 31]
+WIDTH = sum(LENGTHS)
+FEW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {**FEW, "initializer_range": 0.2}
+GATED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
+WINDOWED = {**GATED, "sliding_window": 8}
+NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {**SIZES, **NO_DROPOUT}),
+    "gpt_neox": ("gpt_neox", {**SIZES, "intermediate_size": 48}),
+    "opt": ("opt", {**FEW, "init_std": 0.2, "word_embed_proj_dim": 32, "ffn_dim": 48, "dropout": 0.0}),
+    "olmo2": ("olmo2", GATED),
+    "qwen2": ("qwen2", GATED),
+    "qwen2 with windows": ("qwen2", {**WINDOWED, "use_sliding_window": True, "max_window_layers": 1}),
+    "qwen3_moe": ("qwen3_moe", {**GATED, "num_experts": 4, "num_experts_per_tok": 2,
+                                "moe_intermediate_size": 16}),
+    "gemma2": ("gemma2", {**WINDOWED, "head_dim": 8, "attn_logit_softcapping": 2.0}),
+    "gemma2 without cap": ("gemma2", {**WINDOWED, "head_dim": 8, "attn_logit_softcapping": None}),
+    "mistral": ("mistral", WINDOWED),
+    "phi3": ("phi3", {**GATED, "original_max_position_embeddings": WIDTH}),
+    "phi3 with windows": ("phi3", {**WINDOWED, "original_max_position_embeddings": WIDTH}),
+}  # fmt: skip
+
+CAN: dict[str, set[str]] = {name: {"varlen", "sdpa", "eager"} for name in ARCHITECTURES} | {
+    "opt": {"varlen"},  # transformers gives its mask no position ids
+    "gemma2": {"eager"},
+    "gemma2 without cap": {"eager"},
+    **{name: {"sdpa", "eager"} for name in ("qwen2 with windows", "mistral", "phi3 with windows")},
+}
+"""The backends that compute each architecture as it is."""
+
+
+def auto(model_type: str, **keys: Any) -> AutoModel:
+    return AutoModel(
+        name="any", family="auto", model_type=model_type, max_position_embeddings=WIDTH, config=keys
+    )
+
+
+def built(name: str, backend: str) -> Any:
+    model_type, keys = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    return build(auto(model_type, **keys), 50, bos_id=0, eos_id=1, pad_id=2, attention=backend)
+
+
+def logits(name: str, backend: str, ids: torch.Tensor, **boundaries: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = built(name, backend).train()(input_ids=ids, **boundaries).logits
+    return found
+
+
+def row() -> torch.Tensor:
+    chance = torch.Generator().manual_seed(1)
+    return torch.randint(3, 50, (1, WIDTH), generator=chance)
+
+
+def leak(name: str, backend: str, **boundaries: Any) -> float:
+    """Largest difference between the logits of documents in a row and those of each alone, computed eagerly."""
+    ids = row()
+    together = logits(name, backend, ids, **boundaries)[0].split(LENGTHS)
+    alone = [logits(name, "eager", document)[0] for document in ids.split(LENGTHS, dim=1)]
+    return max((one - other).abs().max().item() for one, other in zip(together, alone, strict=True))
+
+
+def boundaries(backend: str) -> dict[str, Any]:
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    return {"position_ids": positions} | ({"document_lengths": LENGTHS} if backend == "varlen" else {})
+
+
+@pytest.mark.parametrize("backend", ["varlen", "sdpa", "eager"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_documents_are_as_if_alone_or_the_backend_is_refused(name: str, backend: str) -> None:
+    model_type, keys = ARCHITECTURES[name]
+    if backend in CAN[name]:
+        assert isolating(auto(model_type, **keys), backend, backend, WIDTH) == (backend, None)
+        assert leak(name, backend, **boundaries(backend)) <= 1e-5
+    else:
+        with pytest.raises(UsageError, match=r"Write hardware\.attention=auto"):
+            isolating(auto(model_type, **keys), backend, backend, WIDTH)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_without_boundaries_the_test_above_would_fail(name: str) -> None:
+    assert leak(name, "eager") > 1e-2
+
+
+@pytest.mark.parametrize("name", ["mistral", "phi3 with windows", "qwen2 with windows"])
+def test_what_is_refused_would_compute_something_else(name: str) -> None:
+    assert leak(name, "varlen", **boundaries("varlen")) > 1e-2
+
+
+def test_opt_would_leak_where_it_is_refused() -> None:
+    assert leak("opt", "sdpa", **boundaries("sdpa")) > 1e-2
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_auto_takes_one_that_can(name: str) -> None:
+    model_type, keys = ARCHITECTURES[name]
+    taken, why = isolating(auto(model_type, **keys), "auto", "varlen", WIDTH)
+    assert (why is None) is (taken == "varlen")
+    assert taken == next(backend for backend in ("varlen", "sdpa", "eager") if backend in CAN[name])
+
+
+def test_a_window_as_long_as_the_row_is_none() -> None:
+    assert isolating(auto("mistral", **GATED, sliding_window=WIDTH), "varlen", "varlen", WIDTH) == (
+        "varlen",
+        None,
+    )
+
+
+def test_dropout_of_scores_is_not_left_out_silently() -> None:
+    dropping = auto("gpt2", **SIZES)
+    assert isolating(dropping, "auto", "varlen", WIDTH)[0] == "sdpa"
+    with pytest.raises(UsageError, match=r"varlen: has no dropout.*hardware\.attention=auto"):
+        isolating(dropping, "varlen", "varlen", WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "why"),
+    [
+        ("bloom", "AttentionInterface"),
+        ("gptj", "AttentionInterface"),
+        ("mamba", "its state runs on"),
+        ("qwen3_next", "its state runs on"),
+        ("bert", "sees those after it"),
+        ("gpt_oss", "attention sinks"),
+    ],
+)
+def test_what_cannot_isolate_is_refused(model_type: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        isolating(auto(model_type), "auto", "varlen", WIDTH)

@@ -1,0 +1,208 @@
+"""What a model is said to cost is what it costs: parameters, FLOPs by torch's own counter, bytes of a real step."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from krill.cli.compose import composed
+from krill.config.schema import AutoModel, Model, TrainConfig, Transformer
+from krill.config.validation import validated
+from krill.models.build import build, skeleton
+from krill.models.cost import mean_attended, parameters, state_bytes, training_flops, training_memory
+from krill.optim.build import build_optimizer
+from krill.optim.groups import parameter_groups
+
+ROWS, TOKENS, VOCABULARY = 2, 24, 90
+
+
+def gated(family: str, **changes: Any) -> Transformer:
+    values: dict[str, Any] = {
+        "name": "small", "family": family, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": None, "max_position_embeddings": 64,
+        "rope_theta": 1e4, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "initializer_range": 0.02,
+    }  # fmt: skip
+    return Transformer.model_validate(values | changes)
+
+
+def auto(model_type: str, **keys: Any) -> AutoModel:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    return AutoModel(
+        name="any", family="auto", model_type=model_type, max_position_embeddings=64, config=sizes | keys
+    )
+
+
+MODELS: dict[str, Model] = {
+    "llama": gated("llama"),
+    "llama untied": gated("llama", tie_word_embeddings=False),
+    "llama, every head its own": gated("llama", num_key_value_heads=4),
+    "qwen3": gated("qwen3", head_dim=24),
+    "qwen3 untied": gated("qwen3", tie_word_embeddings=False),
+    "gpt2": auto("gpt2", attn_pdrop=0.0),
+    "gpt_neox": auto("gpt_neox", intermediate_size=48),
+    "mistral": auto("mistral", intermediate_size=48, num_key_value_heads=2, sliding_window=8),
+}
+
+
+def built(config: Model, attention: str = "eager") -> Any:
+    torch.manual_seed(0)
+    return build(config, VOCABULARY, 0, 1, 2, attention)
+
+
+def one_pass(model: Any) -> None:
+    ids = torch.randint(3, VOCABULARY, (ROWS, TOKENS))
+    model(input_ids=ids, labels=ids).loss.backward()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_those_of_the_built_model(name: str) -> None:
+    model = built(MODELS[name])
+    counted = parameters(skeleton(MODELS[name], VOCABULARY))
+    assert counted == parameters(model)
+    assert (
+        counted.total == model.num_parameters() == len(torch.cat([p.flatten() for p in model.parameters()]))
+    )
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    positions = 64 * 32 if name == "gpt2" else 0
+    assert counted.embeddings == VOCABULARY * 32 + positions
+    vectors = sum(p.numel() for p in model.parameters() if p.ndim < 2)
+    lookups = 0 if tied else VOCABULARY * 32  # a tied embedding is looked up and multiplied with
+    assert counted.multiplied == counted.total - vectors - positions - lookups
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_flops_are_those_that_torch_counts(name: str) -> None:
+    """Eager attention computes all pairs, T for each token, those that a window masks as well."""
+    with FlopCounterMode(display=False) as counter:
+        one_pass(built(MODELS[name]))
+    ours = training_flops(skeleton(MODELS[name], VOCABULARY), TOKENS, attended=TOKENS)
+    masked = 3 * 12 * 32 * (TOKENS - 8) if name == "mistral" else 0
+    assert counter.get_total_flops() == ROWS * TOKENS * (ours + masked)
+
+
+def test_flops_by_the_formula() -> None:
+    weights = parameters(skeleton(MODELS["qwen3"], VOCABULARY)).multiplied
+    attention = 12 * 3 * 4 * 24  # layers, heads, head_dim
+    model = skeleton(MODELS["qwen3"], VOCABULARY)
+    assert training_flops(model, TOKENS) == 6 * weights + attention * (TOKENS + 1) / 2
+    assert training_flops(model, TOKENS, attended=5) == 6 * weights + attention * 5
+
+
+def test_a_token_of_experts_meets_those_it_is_sent_to() -> None:
+    keys = {"intermediate_size": 48, "moe_intermediate_size": 16, "num_key_value_heads": 2}
+    one, two = (
+        parameters(skeleton(auto("qwen3_moe", num_experts=4, num_experts_per_tok=n, **keys), VOCABULARY))
+        for n in (1, 2)
+    )
+    assert one.total == two.total
+    assert two.multiplied - one.multiplied == 3 * 3 * 32 * 16  # layers, matrices of an expert
+
+
+@pytest.mark.parametrize(
+    ("lengths", "window", "expected"),
+    [([4], None, 2.5), ([4, 2], None, 13 / 6), ([4], 2, 7 / 4), ([1, 1, 1], None, 1.0), ([3], 9, 2.0)],
+)
+def test_tokens_attended_to(lengths: list[int], window: int | None, expected: float) -> None:
+    by_hand = [min(place + 1, window or place + 1) for length in lengths for place in range(length)]
+    assert mean_attended(lengths, window) == sum(by_hand) / len(by_hand) == pytest.approx(expected)
+
+
+def section(*words: str) -> Any:
+    return validated(TrainConfig, composed("train", words)).optimizer
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("optimizer=adamw",), ("optimizer=muon_moonlight",), ("optimizer=muon_keller", "optimizer.normuon=true")],
+    ids=["adamw", "muon", "normuon"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["llama", "llama untied", "gpt2"])
+def test_fixed_memory_is_that_of_a_real_step(name: str, words: tuple[str, ...]) -> None:
+    config = section(*words)
+    model = built(MODELS[name])
+    optimizer = build_optimizer(model, config)
+    one_pass(model)
+    optimizer.step()
+    shape = skeleton(MODELS[name], VOCABULARY)
+    memory = training_memory(shape, parameter_groups(shape, config), ROWS, TOKENS)
+    assert memory.weights == sum(p.nbytes for p in model.parameters())
+    assert memory.gradients == sum(p.grad.nbytes for p in model.parameters())
+    kept = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert memory.optimizer == sum(tensor.nbytes for tensor in kept)
+    assert memory.optimizer == sum(map(state_bytes, parameter_groups(model, config)))
+    assert memory.total == memory.fixed + memory.activations + memory.logits
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt_neox"])
+def test_activations_are_those_that_autograd_keeps(name: str) -> None:
+    """Against a real fp32 pass; its Flash Attention on the CPU keeps what that on CUDA keeps."""
+    model = built(MODELS[name], "sdpa").train()
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, int] = {}
+    held = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model(input_ids=torch.randint(3, VOCABULARY, (ROWS, TOKENS)))
+    del out
+    shape = skeleton(MODELS[name], VOCABULARY)
+    memory = training_memory(shape, [], ROWS, TOKENS)
+    assert memory.activations == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+def test_logits_in_chunks_take_as_much_less() -> None:
+    def logits(chunk: int | None) -> int:
+        return training_memory(
+            skeleton(MODELS["llama"], VOCABULARY), [], ROWS, TOKENS, logits_at_once=chunk
+        ).logits
+
+    assert logits(None) == ROWS * TOKENS * VOCABULARY * 16
+    assert logits(TOKENS) == logits(None) / ROWS
+
+
+def test_bf16_keeps_less_but_a_copy_of_the_weights() -> None:
+    memories = {
+        precision: training_memory(
+            skeleton(MODELS["llama"], VOCABULARY), [], rows=64, sequence_len=64, precision=precision
+        )
+        for precision in ("fp32", "bf16")
+    }
+    assert 0.45 < memories["bf16"].activations / memories["fp32"].activations < 0.8
+    assert memories["bf16"].fixed == memories["fp32"].fixed
+
+
+PUBLISHED = {
+    "llama_125m": (49_152, 134_515_008),  # SmolLM2 135M
+    "llama_350m": (49_152, 361_821_120),  # SmolLM2 360M
+    "llama_1b": (128_256, 1_235_814_400),  # Llama 3.2 1B
+    "llama_3b": (128_256, 3_212_749_824),  # Llama 3.2 3B
+    "qwen3_0.6b": (151_936, 596_049_920),
+    "qwen3_1.7b": (151_936, 1_720_574_976),
+    "qwen3_4b": (151_936, 4_022_468_096),
+}
+"""Vocabulary and parameters of the published model."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_number_of_parameters(name: str) -> None:
+    vocabulary, expected = PUBLISHED[name]
+    model = validated(TrainConfig, composed("train", [f"model={name}"])).model
+    assert parameters(skeleton(model, vocabulary)).total == expected
+
+
+def test_counting_leaves_the_configuration_as_it_was() -> None:
+    model = skeleton(MODELS["llama"], VOCABULARY)
+    before = copy.deepcopy(model.config.to_dict())
+    training_flops(model, TOKENS)
+    assert model.config.to_dict() | {"dtype": None} == before | {"dtype": None}
+    assert model.config._attn_implementation == "eager"
