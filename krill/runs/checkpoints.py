@@ -1,22 +1,39 @@
-"""Checkpoints appear whole or not at all, and the oldest go.
+"""Checkpoints appear whole or not at all, prove what they hold before a run goes on from them, and the oldest go.
 
 checkpoints/checkpoint-100/     weights, optimizer, schedule, RNG, trainer state
+    manifest.json               the step, bytes and xxh3_128 of each file, and a signature of all that; written last
+checkpoints/.partial/           one that is being saved, or deleted
 """
 
 from __future__ import annotations
 
+import errno
+import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from krill import atomic
+from krill.config.signature import file_digest, signature
+from krill.errors import KrillError
+from krill.runs.record import shown
 
 PARTIAL = ".partial"
+MANIFEST = "manifest.json"
+FORMAT = 1
+_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+log = logging.getLogger("krill")
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints of a run's checkpoints/ folder, oldest first."""
-    return sorted(folder.glob("checkpoint-*"), key=step)
+    """The checkpoints of a run's checkpoints/ folder by their names, oldest first."""
+    return sorted((path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name)), key=step)
 
 
 def step(checkpoint: Path) -> int:
@@ -24,33 +41,178 @@ def step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+# --- saving ------------------------------------------------------------------------------------------------
+
+
 @contextmanager
 def aside(folder: Path) -> Iterator[Path]:
-    """A hidden folder to save into; what stands in it when the block ends gets its final name."""
+    """A hidden folder to save into; what stands in it when the block ends gets its manifest and its final name.
+
+    What a failed save has written is removed. Raises KrillError where there was no room for it.
+    """
     partial = folder / PARTIAL
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    yield partial
-    for checkpoint in partial.iterdir():
-        _sync(checkpoint)
-        final = folder / checkpoint.name
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(checkpoint, final)
-    partial.rmdir()
+    clear(folder)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for checkpoint in list(partial.iterdir()):
+            seal(checkpoint)
+            _sync(checkpoint)
+            _put(checkpoint, folder / checkpoint.name)
+    except BaseException as error:
+        free = shutil.disk_usage(folder).free if folder.exists() else 0
+        clear(folder)
+        if not _is_no_room(error):
+            raise
+        raise KrillError(
+            f"{shown(folder)}: no room for another checkpoint ({free / 1e6:,.1f} MB were free): {error}. Its half is "
+            "removed, what was saved before stays; make room there (keep_checkpoints= and keep_best= say how many "
+            "are kept), then the same command goes on"
+        ) from error
+    clear(folder)
 
 
-def _sync(folder: Path) -> None:
-    """Bring every file of `folder` to the disk, so that a power cut cannot leave an empty one behind."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+def clear(folder: Path) -> None:
+    """Remove what a save, or a deletion, that was cut off has left."""
+    if (folder / PARTIAL).exists():
+        shutil.rmtree(folder / PARTIAL)
 
 
-def rotate(folder: Path, keep: int, spared: int | None = None) -> None:
-    """Delete all but the newest `keep`, and that of the step `spared`."""
-    for checkpoint in found(folder)[:-keep]:
-        if step(checkpoint) != spared:
-            shutil.rmtree(checkpoint)
+def seal(checkpoint: Path) -> None:
+    """Write the manifest of a checkpoint whose files are all there. They are read back: mostly from memory."""
+    files = {
+        file.relative_to(checkpoint).as_posix(): {"bytes": file.stat().st_size, "xxh3_128": file_digest(file)}
+        for file in sorted(checkpoint.rglob("*"))
+        if file.is_file()
+    }
+    manifest = {"format": FORMAT, "step": step(checkpoint), "files": files}
+    atomic.write_json(checkpoint / MANIFEST, manifest | {"signature": signature(manifest)})
+
+
+def _sync(checkpoint: Path) -> None:
+    """Bring every file and folder to the disk, so that a power cut cannot leave an empty one behind."""
+    for path in (*checkpoint.rglob("*"), checkpoint):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _put(checkpoint: Path, final: Path) -> None:
+    """Rename it; one of the same step steps aside first, so that neither is ever there by half."""
+    if final.exists():
+        os.replace(final, checkpoint.with_name(f"old-{final.name}"))
+    os.replace(checkpoint, final)
+
+
+def _is_no_room(error: BaseException) -> bool:
+    """Whether a write failed because the disk, the quota or the file's size is at its limit.
+
+    safetensors tells the number in its message only, and torch.save tells none: the writer of its archive
+    (inline_container) says that a position is not the expected one.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    text = str(error)
+    return any(f"(os error {number})" in text for number in _NO_ROOM) or "inline_container" in text
+
+
+# --- going on ----------------------------------------------------------------------------------------------
+
+
+def newest(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint that verifies, and those that were passed over: each is told, and stays.
+
+    Raises KrillError when something looks like a checkpoint and nothing verifies: to begin anew unasked would
+    throw the work away (verl #7952).
+    """
+    if (folder / PARTIAL).exists():
+        log.info("checkpoint  a save that was cut off is removed: %s", shown(folder / PARTIAL))
+        clear(folder)
+    named = found(folder)
+    others = [path for path in folder.glob("checkpoint-*") if path not in named]
+    broken: list[Path] = []
+    for checkpoint in (*reversed(named), *others):
+        wrong = faults(checkpoint)
+        if not wrong:
+            return checkpoint, broken
+        for line in wrong:
+            log.warning("checkpoint  passed over: %s", line)
+        broken.append(checkpoint)
+    if broken:
+        raise KrillError(
+            f"{shown(folder)}: none of the checkpoints there verifies, so there is nothing to go on from; put a copy "
+            "of one back, or write resume=false to begin anew in a new folder (and another output=, if you named one)"
+        )
+    return None, broken
+
+
+def faults(checkpoint: Path, contents: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, a line for each file; none: it is whole and unchanged.
+
+    `contents`: hash the files as well, which reads them all; without, only their sizes are compared.
+    """
+    manifest = _manifest(checkpoint)
+    if isinstance(manifest, str):
+        return [f"{shown(checkpoint / MANIFEST)} {manifest}"]
+    name = f"checkpoint-{manifest['step']}"
+    if checkpoint.name != name:
+        return [
+            f"{shown(checkpoint)} was saved at step {manifest['step']}; rename it {name} to go on from it"
+        ]
+    wrong = ((file, _fault(checkpoint / file, entry, contents)) for file, entry in manifest["files"].items())
+    return [f"{shown(checkpoint / file)} {what}" for file, what in wrong if what]
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any] | str:
+    """What the manifest says, or what is wrong with it."""
+    try:
+        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())
+        sealed = manifest.pop("signature")
+    except FileNotFoundError:
+        return "is missing: the checkpoint was not saved to its end"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return "is damaged"
+    if sealed != signature(manifest):
+        return "was changed since it was saved"
+    if manifest["format"] != FORMAT:
+        return f"has format {manifest['format']}, this version of krill reads format {FORMAT}"
+    return manifest
+
+
+def _fault(file: Path, entry: dict[str, Any], contents: bool) -> str | None:
+    try:
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            return f"has {size} bytes, {entry['bytes']} were saved"
+        if contents and file_digest(file) != entry["xxh3_128"]:
+            return "was changed since it was saved (another xxh3_128)"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
+
+
+# --- keeping -----------------------------------------------------------------------------------------------
+
+
+def sound(folder: Path, broken: Collection[Path] = ()) -> list[Path]:
+    """The checkpoints whose files are all there in their sizes, less those known to be `broken`; oldest first."""
+    return [path for path in found(folder) if path not in broken and not faults(path, contents=False)]
+
+
+def rotate(folder: Path, keep: int, spared: Collection[int] = (), broken: Collection[Path] = ()) -> None:
+    """Delete the sound ones, but for the newest `keep` and those of the steps `spared`.
+
+    To be called after a save, which has hashed the newest. A broken one neither counts nor goes.
+    """
+    for checkpoint in sound(folder, broken)[:-keep]:
+        if step(checkpoint) not in spared:
+            partial = folder / PARTIAL
+            partial.mkdir(exist_ok=True)
+            os.replace(checkpoint, partial / checkpoint.name)  # a deletion that is cut off leaves no half
+            clear(folder)

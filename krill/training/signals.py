@@ -1,15 +1,25 @@
-"""SIGINT, SIGTERM, USR1, USR2: while training, save at the next step, then stop; before and after, stop at once."""
+"""SIGINT, SIGTERM, USR1, USR2: while training, save at the next step, then stop; before and after, stop at once.
+
+A validation between two steps is left at its next batch, and done when the run goes on.
+"""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from krill.errors import Stopped
 from krill.signals import EXIT
+
+T = TypeVar("T")
+
+
+class Cut(Exception):
+    """A signal came in a validation."""
 
 
 class StopOnSignal(TrainerCallback):
@@ -50,9 +60,16 @@ class StopOnSignal(TrainerCallback):
         if self.received:
             control.should_save = control.should_training_stop = True
 
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """`batches`, until a signal comes while training: then raises Cut."""
+        for batch in batches:
+            if self.received:
+                raise Cut
+            yield batch
+
     def check(self, step: int, steps: int) -> None:
-        """Raise Stopped when a signal ended the training before its last step."""
-        if self.received and step < steps:
+        """Raise Stopped when a signal came while training, in its last step or the validation after it, too."""
+        if self.received:
             raise Stopped(
                 f"stopped by {self.received.name} at step {step} of {steps}; the state is saved, "
                 "the same command goes on",

@@ -1,49 +1,76 @@
-"""Checkpoints appear whole or not at all, are told apart by step, and the oldest go."""
+"""Checkpoints appear whole or not at all, say what is wrong with them, and the oldest go."""
 
 from __future__ import annotations
 
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from krill.config.signature import signature
+from krill.errors import KrillError
 from krill.runs import checkpoints
 
 
-def save(folder: Path, step: int, text: str = "weights") -> None:
+def save(folder: Path, step: int, text: str = "weights") -> Path:
     with checkpoints.aside(folder) as partial:
-        (partial / f"checkpoint-{step}").mkdir()
-        (partial / f"checkpoint-{step}" / "model").write_text(text)
+        checkpoint = partial / f"checkpoint-{step}"
+        (checkpoint / "shards").mkdir(parents=True)
+        (checkpoint / "model").write_text(text)
+        (checkpoint / "shards" / "0").write_bytes(bytes(range(256)))
+    return folder / f"checkpoint-{step}"
+
+
+def save_and_fail(folder: Path, error: Exception) -> None:
+    with checkpoints.aside(folder) as partial:
+        (partial / "checkpoint-10").mkdir()
+        (partial / "checkpoint-10" / "model").write_text("half")
+        raise error
+
+
+def steps(folder: Path) -> list[int]:
+    return [checkpoints.step(path) for path in checkpoints.found(folder)]
+
+
+def flip(file: Path, place: int = 0) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+# --- saving ------------------------------------------------------------------------------------------------
 
 
 def test_they_are_ordered_by_step_not_by_name(tmp_path: Path) -> None:
     for step in (100, 9, 10):
         save(tmp_path, step)
-    assert [checkpoints.step(path) for path in checkpoints.found(tmp_path)] == [9, 10, 100]
+    assert steps(tmp_path) == [9, 10, 100]
 
 
 def test_no_folder_holds_none(tmp_path: Path) -> None:
     assert checkpoints.found(tmp_path / "none") == []
+    assert checkpoints.newest(tmp_path / "none") == (None, [])
 
 
 def test_nothing_is_seen_until_it_is_whole(tmp_path: Path) -> None:
     with checkpoints.aside(tmp_path) as partial:
         (partial / "checkpoint-5").mkdir()
         assert checkpoints.found(tmp_path) == []
-    assert checkpoints.found(tmp_path) == [tmp_path / "checkpoint-5"]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
-def test_a_save_that_failed_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
+def test_a_save_that_failed_leaves_nothing_behind(tmp_path: Path) -> None:
     save(tmp_path, 5)
-
-    def cut() -> None:
-        with checkpoints.aside(tmp_path) as partial:
-            (partial / "checkpoint-10").mkdir()
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        cut()
-    assert checkpoints.found(tmp_path) == [tmp_path / "checkpoint-5"]
+    with pytest.raises(OSError, match="the disk is gone"):
+        save_and_fail(tmp_path, OSError(errno.EIO, "the disk is gone"))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
 def test_what_a_cut_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
@@ -54,16 +81,197 @@ def test_what_a_cut_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-15"]
 
 
+def test_what_a_cut_save_left_is_removed_when_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / checkpoints.PARTIAL / "checkpoint-10").mkdir(parents=True)
+    with caplog.at_level(logging.INFO):
+        assert checkpoints.newest(tmp_path) == (None, [])
+    assert "a save that was cut off is removed" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_same_step_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
     save(tmp_path, 5, "old")
-    save(tmp_path, 5, "new")
-    assert (tmp_path / "checkpoint-5" / "model").read_text() == "new"
+    checkpoint = save(tmp_path, 5, "new")
+    assert (checkpoint / "model").read_text() == "new"
+    assert checkpoints.faults(checkpoint) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    ],
+    ids=["a file", "a quota", "safetensors", "torch.save"],
+)
+def test_a_full_disk_is_told_as_one(error: Exception, tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    with pytest.raises(KrillError, match=r"no room for another .*the same command goes on") as told:
+        save_and_fail(tmp_path, error)
+    assert told.value.exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+def test_without_room_for_the_manifest_it_does_not_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("krill.atomic.write_json", full)
+    with pytest.raises(KrillError, match="no room for another checkpoint"):
+        save(tmp_path, 5)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- going on ----------------------------------------------------------------------------------------------
+
+Damage = Callable[[Path], object]
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "truncated": (lambda c: os.truncate(c / "model", 3), "checkpoint-10/model has 3 bytes, 7 were saved"),
+    "missing": (lambda c: (c / "model").unlink(), "checkpoint-10/model is missing"),
+    "flipped": (lambda c: flip(c / "shards" / "0", 99), "checkpoint-10/shards/0 was changed since"),
+    "no manifest": (lambda c: (c / "manifest.json").unlink(), "checkpoint-10/manifest.json is missing"),
+    "half a manifest": (lambda c: os.truncate(c / "manifest.json", 40), "manifest.json is damaged"),
+    "no file": (lambda c: (shutil.rmtree(c), c.write_text("")), "checkpoint-10/manifest.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_what_is_wrong_is_named_and_the_one_before_is_taken(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage, told = DAMAGES[kind]
+    good, bad = save(tmp_path, 5), save(tmp_path, 10)
+    assert checkpoints.newest(tmp_path) == (bad, [])
+    damage(bad)
+    (fault,) = checkpoints.faults(bad)
+    caplog.clear()
+    assert checkpoints.newest(tmp_path) == (good, [bad])
+    assert caplog.messages == [f"checkpoint  passed over: {fault}"]
+    assert told in fault
+    assert bad.exists()
+
+
+def test_every_broken_file_is_named(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 5)
+    (checkpoint / "model").unlink()
+    flip(checkpoint / "shards" / "0")
+    assert len(checkpoints.faults(checkpoint)) == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    place=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+    file=st.sampled_from(("model", "shards/0", "manifest.json")),
+)
+def test_one_flipped_bit_is_found_anywhere(
+    place: float, bit: int, file: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    checkpoint = save(tmp_path_factory.mktemp("run"), 5)
+    content = bytearray((checkpoint / file).read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    (checkpoint / file).write_bytes(content)
+    assert checkpoints.faults(checkpoint)
+
+
+def test_a_copy_under_the_name_of_another_step_is_passed_over(tmp_path: Path) -> None:
+    good = save(tmp_path, 20)
+    copy = tmp_path / "checkpoint-30"
+    shutil.copytree(good, copy)
+    assert checkpoints.newest(tmp_path) == (good, [copy])
+    (fault,) = checkpoints.faults(copy)
+    assert fault.endswith("checkpoint-30 was saved at step 20; rename it checkpoint-20 to go on from it")
+
+
+@pytest.mark.parametrize("name", ["checkpoint-best", "checkpoint-20 (copy)", "checkpoint-020"])
+def test_a_name_without_a_step_is_no_checkpoint_but_stops_a_run_that_has_no_other(
+    name: str, tmp_path: Path
+) -> None:
+    save(tmp_path, 20).rename(tmp_path / name)
+    assert checkpoints.found(tmp_path) == []
+    with pytest.raises(KrillError, match="none of the checkpoints there verifies"):
+        checkpoints.newest(tmp_path)
+    good = save(tmp_path, 10)
+    assert checkpoints.newest(tmp_path) == (good, [])
+
+
+def test_where_none_verifies_nothing_begins_anew_unasked(tmp_path: Path) -> None:
+    for step in (5, 10):
+        flip(save(tmp_path, step) / "model")
+    with pytest.raises(KrillError, match="resume=false to begin anew in a new folder"):
+        checkpoints.newest(tmp_path)
+    assert steps(tmp_path) == [5, 10]
+
+
+def test_a_manifest_of_another_format_is_not_read(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 5)
+    manifest = json.loads((checkpoint / "manifest.json").read_text()) | {"format": 99}
+    del manifest["signature"]
+    manifest["signature"] = signature(manifest)
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    (fault,) = checkpoints.faults(checkpoint)
+    assert "has format 99" in fault
+
+
+# --- keeping -----------------------------------------------------------------------------------------------
 
 
 def test_the_oldest_go(tmp_path: Path) -> None:
     for step in (8, 9, 10, 11):
         save(tmp_path, step)
     checkpoints.rotate(tmp_path, keep=2)
-    assert [checkpoints.step(path) for path in checkpoints.found(tmp_path)] == [10, 11]
+    assert steps(tmp_path) == [10, 11]
     checkpoints.rotate(tmp_path, keep=5)
-    assert len(checkpoints.found(tmp_path)) == 2
+    assert steps(tmp_path) == [10, 11]
+
+
+def test_the_spared_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    checkpoints.rotate(tmp_path, keep=1, spared={2, 99})
+    assert steps(tmp_path) == [2, 4]
+
+
+@pytest.mark.parametrize("kind", ["truncated", "missing", "no manifest", "half a manifest"])
+def test_a_broken_one_neither_counts_nor_goes(kind: str, tmp_path: Path) -> None:
+    for step in (8, 9, 10):
+        save(tmp_path, step)
+    DAMAGES[kind][0](tmp_path / "checkpoint-10")
+    checkpoints.rotate(tmp_path, keep=2)
+    assert steps(tmp_path) == [8, 9, 10]
+    save(tmp_path, 11)
+    checkpoints.rotate(tmp_path, keep=2)
+    assert steps(tmp_path) == [9, 10, 11]
+
+
+def test_one_that_is_known_to_be_broken_neither_counts_nor_goes(tmp_path: Path) -> None:
+    for step in (8, 9, 10):
+        save(tmp_path, step)
+    flip(tmp_path / "checkpoint-9" / "model")
+    checkpoints.rotate(tmp_path, keep=1, broken=[tmp_path / "checkpoint-9"])
+    assert steps(tmp_path) == [9, 10]
+
+
+def test_a_deletion_that_is_cut_off_leaves_no_half_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (8, 9):
+        save(tmp_path, step)
+
+    def cut(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.rotate(tmp_path, keep=1)
+    assert steps(tmp_path) == [9]
+    assert checkpoints.newest(tmp_path) == (tmp_path / "checkpoint-9", [])
+    assert not (tmp_path / checkpoints.PARTIAL).exists()

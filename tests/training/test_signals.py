@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerControl
 
 from krill.errors import Stopped
-from krill.training.signals import EXIT, StopOnSignal
+from krill.training.signals import EXIT, Cut, StopOnSignal
 
 NOTHING: Any = None
 CODES = {"SIGINT": 130, "SIGTERM": 75, "SIGUSR1": 75, "SIGUSR2": 75}
@@ -41,11 +41,22 @@ def test_while_training_the_state_is_saved_before_it_stops(number: signal.Signal
         assert stopped.value.exit_code == CODES[number.name]
 
 
-def test_a_signal_in_the_last_step_is_no_stop() -> None:
+def test_a_signal_in_the_last_step_is_obeyed_too() -> None:
     with StopOnSignal() as stop:
         stop.on_train_begin(NOTHING, NOTHING, NOTHING)
         send(signal.SIGTERM)
-        stop.check(9, 9)
+        with pytest.raises(Stopped, match="SIGTERM at step 9 of 9"):
+            stop.check(9, 9)
+
+
+def test_what_is_watched_ends_at_the_next_batch() -> None:
+    with StopOnSignal() as stop:
+        stop.on_train_begin(NOTHING, NOTHING, NOTHING)
+        batches = stop.watch([1, 2, 3])
+        assert next(batches) == 1
+        send(signal.SIGTERM)
+        with pytest.raises(Cut):
+            next(batches)
 
 
 def test_a_second_interrupt_does_not_wait() -> None:

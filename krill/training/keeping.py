@@ -1,0 +1,59 @@
+"""Which checkpoints stay: the newest, the best by validation loss, the last one before the decay of wsd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from krill.config.schema import TrainConfig
+from krill.runs import checkpoints
+from krill.runs.record import Record, read_metrics
+
+
+class Keeping(TrainerCallback):
+    """Rotates after each save, and writes the best checkpoint that is kept into status.json.
+
+    `spared`: a step whose checkpoint stays in any case; `broken`: checkpoints that did not verify when the run
+    went on. A checkpoint is judged by the validation of its own step, before or after it was saved.
+    """
+
+    def __init__(self, record: Record, config: TrainConfig, spared: int | None, broken: list[Path]):
+        self.record, self.config, self.spared, self.broken = record, config, spared, broken
+        self.folder = record.folder / "checkpoints"
+        lines = read_metrics(record.folder)
+        self.losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        self.losses[state.global_step] = (metrics or {})["eval_loss"]
+        self._best()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        saved = self.folder / f"checkpoint-{state.global_step}"
+        self.broken = [path for path in self.broken if path != saved]
+        spared = {step for step in (self.spared, self._best()) if step is not None}
+        checkpoints.rotate(self.folder, self.config.keep_checkpoints, spared, self.broken)
+
+    def _best(self) -> int | None:
+        """The step of the lowest validation loss among the checkpoints; of equal ones the first."""
+        if not self.config.keep_best:
+            return None
+        judged: list[dict[str, Any]] = [
+            {"step": step, "eval_loss": self.losses[step], "checkpoint": f"{self.folder.name}/{path.name}"}
+            for path in checkpoints.sound(self.folder, self.broken)
+            if (step := checkpoints.step(path)) in self.losses
+        ]
+        best = min(judged, key=lambda entry: entry["eval_loss"], default={})
+        if best != self.record.status.get("best", {}):
+            self.record.update(best=best)
+        return best.get("step")
