@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from krill.cli.compose import composed
 from krill.config import schema
@@ -23,7 +24,15 @@ PAGE = Path(__file__).with_name("reference.md")
 FILTERS: tuple[type[BaseModel], ...] = get_args(get_args(schema.Filter)[0])
 
 SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
-    ("model", [(schema.Transformer, "model=llama_nano"), (schema.CustomModel, None)]),
+    (
+        "model",
+        [
+            (schema.Transformer, "model=llama_nano"),
+            (schema.AutoModel, "model=auto"),
+            (schema.Pretrained, "model=pretrained"),
+            (schema.CustomModel, None),
+        ],
+    ),
     (
         "data",
         [
@@ -143,18 +152,18 @@ def _keys(
 ) -> list[str]:
     properties = kind.model_json_schema()["properties"]
     rows = []
-    for key, field in kind.model_fields.items():
+    for name, field in kind.model_fields.items():
+        key = field.alias or name
         if key in (without or ()):
             continue
         sentence = " ".join((field.description or "").split()).replace("<", "&lt;")
-        default = _default(kind, key, values)
+        default = _default(field, key, values)
         rows.append((f"`{prefix}{key}`", _type(properties[key]), default, sentence))
     return _table(("key", "type", "default", "meaning"), rows)
 
 
-def _default(kind: type[BaseModel], key: str, values: DictConfig | None) -> str:
+def _default(field: FieldInfo, key: str, values: DictConfig | None) -> str:
     if values is None or key not in values:
-        field = kind.model_fields[key]
         return (
             "to be set" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from krill.config import own_code
-from krill.config.schema import Section, TrainConfig
+from krill.config.schema import Pretrained, Section, TrainConfig
 from krill.config.signature import signature
 from krill.errors import UsageError
 
@@ -27,15 +27,21 @@ def identity(command: str, config: Section) -> str:
         return tokenizer_signature(config)
     tokens = tokens_signature(config)
     if command == "train":
-        return signature(command, 1, config, tokens, _own_code(config), *_branch(config))
+        judged = [config.eval_every] if config.stop.target_loss or config.stop.patience else []
+        return signature(command, 1, config, tokens, _own_code(config), *_branch(config), *judged)
     shard = config.data.shard
     return tokens if shard is None else signature(command, 1, tokens, config.data.shards, shard)
 
 
 def _own_code(config: TrainConfig) -> list[str]:
-    """What the person's own model and optimizer are, where they are their own."""
+    """What the person's own model and optimizer are, where they are their own; the weights of model.from."""
     sections = (config.model, config.optimizer)
-    return [own_code.digest(section.build) for section in sections if hasattr(section, "build")]
+    code = [own_code.digest(section.build) for section in sections if hasattr(section, "build")]
+    if not isinstance(config.model, Pretrained):
+        return code
+    from krill.models.pretrained import digest
+
+    return [*code, *digest(config.model.from_)]
 
 
 def _branch(config: TrainConfig) -> list[Any]:

@@ -30,7 +30,7 @@ def point(composed: Any) -> float | None:
 def train(config: TrainConfig, call: app.Call) -> float | None:
     """Prepare, then train in a folder of its own; the same run that was stopped goes on in its folder."""
     if config.dry_run:
-        from krill.training.plan import plan
+        from krill.training.dry_run import plan
 
         print("\n".join([*plan(config, outputs_root()), *_differences(config, call)]))
         return None
@@ -40,17 +40,9 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
 
     from krill.cli import places
     from krill.runs.record import Record, claim, shown
-    from krill.training.launcher import check_launcher
-    from krill.training.plan import device_name, shape
+    from krill.training.beforehand import check_beforehand
 
-    check_launcher()
-    device_name(config.device)
-    shape(config.batch, config.sequence_len)
-    if config.branch is not None:
-        from krill.training.branch import branch_of
-        from krill.training.branch import check as check_branch
-
-        check_branch(branch_of(config.branch), config)
+    check_beforehand(config)
     identity = places.identity("train", config)
     root = outputs_root()
     # A new run gets no folder before its input has proved good; a sweep's point records that it did not.

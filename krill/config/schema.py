@@ -427,7 +427,31 @@ class Transformer(_Model):
         return self
 
 
-Model = Annotated[Transformer | CustomModel, Field(discriminator="family")]
+class AutoModel(_Model):
+    """Any architecture of transformers that isolates documents, under its configuration class's own keys."""
+
+    family: Literal["auto"]
+    """Architecture that is built."""
+    model_type: str
+    """The architecture's name in transformers: gpt2, gpt_neox, qwen2, gemma2, mistral, phi3, …"""
+    config: dict[str, Any]
+    """Keys of its configuration class, what is left out keeps that class's default: +model.config.n_layer=6."""
+
+
+class Pretrained(_Model):
+    """Architecture and weights of a trained model, to go on training on other text."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+    family: Literal["pretrained"]
+    """Architecture that is built: that of the weights."""
+    from_: str = Field(alias="from")
+    """Folder of a run, a checkpoint or a model, or Hub id: weights (made fp32) and configuration come from there."""
+    max_position_embeddings: PositiveInt
+    """Longest sequence that the weights must be able to read; follows sequence_len."""
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name", "from_"})  # the weights count by their content
+
+
+Model = Annotated[Transformer | AutoModel | Pretrained | CustomModel, Field(discriminator="family")]
 
 
 # --- optimizer and scheduler -------------------------------------------------------------------------------
@@ -560,11 +584,23 @@ class Hardware(Section):
     """Arithmetic of the forward pass; weights stay fp32. auto: bf16 on CUDA devices that have it, else fp32."""
     attention: Literal["auto", "varlen", "sdpa", "eager"]
     """Attention backend; each isolates documents. auto: varlen."""
+    loss: Literal["auto", "chunked", "full", "liger"]
+    """How the loss is computed: chunked never holds the logits of all tokens, liger is its like on CUDA.
+    auto: liger where it is installed on CUDA, else chunked, and full for a model that needs it."""
+    liger: Literal["auto"] | bool
+    """Liger's norms, rotary embeddings and MLPs. auto: where it is installed on CUDA and knows the model."""
+    compile: bool
+    """Compile forward and backward pass with torch.compile; only with a CUDA device."""
+    gradient_checkpointing: bool
+    """Compute activations again in the backward pass instead of keeping them: less memory, up to a third slower."""
     workers: NonNegativeInt
     """Processes that load rows; 0: the training process itself."""
     threads: PositiveInt | None
     """CPU threads of torch; null: torch's own choice."""
-    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name", "workers", "threads", "attention"})
+    # How, not what: rounding apart, none of these changes the result (gradient_checkpointing not even that).
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset(
+        {"name", "workers", "threads", "attention", "loss", "liger", "compile", "gradient_checkpointing"}
+    )
 
 
 class Batch(Section):
@@ -585,6 +621,15 @@ class Batch(Section):
                 "set one to null: batch.tokens=null or batch.gradient_accumulation_steps=null"
             )
         return self
+
+
+class Stop(Section):
+    """What ends a training before its last step; looked at after each validation (eval_every)."""
+
+    target_loss: PositiveFloat | None
+    """End when the validation loss, nats per token, is this or less; null: never."""
+    patience: PositiveInt | None
+    """End when so many validations in a row were not below the lowest before them; null: never."""
 
 
 class HubTarget(Section):
@@ -637,14 +682,20 @@ class TrainConfig(Section):
     """Write nothing, print what the command would do."""
     log_every: PositiveInt
     """Steps between two lines of metrics."""
+    trackers: list[Literal["tensorboard", "trackio", "wandb"]]
+    """Where the metrics go beside metrics.jsonl; each needs the extra of its name."""
     eval_every: PositiveInt
     """Steps between two validations."""
     save_every: PositiveInt
     """Steps between two checkpoints."""
     keep_checkpoints: PositiveInt
     """Checkpoints that are kept, newest first."""
+    keep_best: bool
+    """Keep the checkpoint of the lowest validation loss as well, of those saved at a step with a validation."""
+    sample_every: PositiveInt | None
+    """Steps between two samples of what the model writes, in samples.jsonl; null: only of the finished model."""
     sample_prompt: str | None
-    """The finished model continues this text once; null: it begins a document of its own."""
+    """What samples continue; null: a document of their own."""
     model: Model
     data: Data
     tokenizer: Tokenizer
@@ -652,6 +703,7 @@ class TrainConfig(Section):
     scheduler: Scheduler
     hardware: Hardware
     batch: Batch
+    stop: Stop
     hub: HubTarget
     UNSIGNED: ClassVar[frozenset[str]] = frozenset(
         {
@@ -661,9 +713,12 @@ class TrainConfig(Section):
             "device",
             "dry_run",
             "log_every",
+            "trackers",
             "eval_every",
             "save_every",
             "keep_checkpoints",
+            "keep_best",
+            "sample_every",
             "sample_prompt",
             "hub",
             "data",  # these three count by their content

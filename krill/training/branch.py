@@ -18,12 +18,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from krill.config.schema import TrainConfig
 from krill.config.signature import signature
 from krill.data.obtain import tokenizer_signature
-from krill.errors import UsageError
+from krill.errors import KrillError, UsageError
 from krill.optim.schedules import plateau
 from krill.runs import checkpoints
 from krill.runs.record import read_status, shown
 
-MAY_DIFFER = {"steps", "epochs", "scheduler", "branch"}
+MAY_DIFFER = {"steps", "epochs", "scheduler", "branch", "stop"}
 """Of the keys that determine a result; the text counts by its content and may differ as well, the tokenizer not."""
 
 
@@ -44,6 +44,17 @@ class Branch:
     def identity(self) -> list[Any]:
         """What of it determines a result: what it was trained with, and how long."""
         return [self.status["signature"], self.step]
+
+    def verified(self) -> Path:
+        """The checkpoint. Raises KrillError if it is not what was saved."""
+        wrong = checkpoints.faults(self.checkpoint)
+        if wrong:
+            raise KrillError(
+                "\n".join(wrong)
+                + f"\nbranch: {shown(self.checkpoint)} does not verify; name another one of that run, "
+                "branch=<run>/checkpoints/checkpoint-<step>"
+            )
+        return self.checkpoint
 
 
 def branch_of(place: str) -> Branch:

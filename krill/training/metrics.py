@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from krill.training.loss import Loss
 
 
 @dataclass
@@ -35,27 +36,26 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
 
 
 @torch.no_grad()
-def validate(model: torch.nn.Module, batches: Iterable[dict[str, Any]], eos_id: int) -> Validation:
-    """Score every labelled token of `batches` (already on the model's device), summed in float64."""
+def validate(
+    model: torch.nn.Module, batches: Iterable[dict[str, Any]], eos_id: int, loss: Loss | None = None
+) -> Validation:
+    """Score every labelled token of `batches` (already on the model's device), summed in float64.
+
+    `loss`: how a token's nats are computed; None: from full logits.
+    """
+    loss = loss or Loss()
     training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)
     for batch in batches:
         labels = batch["labels"][:, 1:]
         inputs = {key: value for key, value in batch.items() if key != "labels"}
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
         scored = labels != -100
-        nats = _nats(logits[scored], labels[scored]).double()
+        nats = loss.nats(model, inputs, batch["labels"])[:, :-1][scored].double()
         text = labels[scored] != eos_id
         sums += torch.stack((nats.sum(), scored.sum().double(), nats[text].sum())).cpu()
     model.train(training)
     return Validation(float(sums[0]), int(sums[1]), float(sums[2]))
-
-
-def _nats(logits_NV: Tensor, labels_N: Tensor, chunk: int = 2048) -> Tensor:
-    """Cross entropy of each token in fp32, a chunk of tokens at a time so that memory stays small."""
-    parts = zip(logits_NV.split(chunk), labels_N.split(chunk), strict=True)
-    return torch.cat([F.cross_entropy(logits.float(), labels, reduction="none") for logits, labels in parts])
 
 
 @dataclass(frozen=True)

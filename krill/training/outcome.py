@@ -12,8 +12,10 @@ from krill import atomic
 from krill.config.schema import TrainConfig
 from krill.errors import KrillError
 from krill.runs.record import read_metrics, shown
+from krill.training.card import model_card
 from krill.training.metrics import Reference
 from krill.training.setting import Setting
+from krill.training.stopping import ended
 from krill.training.trainer import KrillTrainer
 
 log = logging.getLogger("krill")
@@ -29,6 +31,8 @@ def final_metrics(trainer: KrillTrainer, setting: Setting, points: Reference | N
         lines = read_metrics(setting.folder)
     losses = [line["loss"] for line in lines if "loss" in line]
     metrics: dict[str, Any] = {"step": trainer.state.global_step, "loss": losses[-1] if losses else None}
+    if why := ended(setting.config.stop, setting.folder, trainer.state.global_step):
+        metrics["stopped_by"] = why
     held = [line for line in lines if "eval_loss" in line]
     if held and points is not None:
         metrics |= {key: held[-1][key] for key in ("eval_loss", "eval_bits_per_byte")}
@@ -37,18 +41,20 @@ def final_metrics(trainer: KrillTrainer, setting: Setting, points: Reference | N
     return metrics
 
 
-def keep(model: Any, setting: Setting) -> None:
-    """Write model/: weights, configuration and tokenizer, whole or not at all."""
+def keep(model: Any, setting: Setting, metrics: dict[str, Any], points: Reference | None) -> None:
+    """Write model/: weights, configuration, tokenizer and model card, whole or not at all."""
     from krill.inference.generate import sample
 
     final, partial_folder = setting.folder / "model", setting.folder / ".model.partial"
     for folder in (final, partial_folder):
         if folder.exists():
             shutil.rmtree(folder)
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     model.config.use_cache = True
     model.save_pretrained(partial_folder)
     setting.tokenizer.copy_to(partial_folder)
+    card = model_card(setting, metrics, points, sum(p.numel() for p in model.parameters()))
+    atomic.write_text(partial_folder / "README.md", card)
     partial_folder.rename(final)
     text = sample(model, setting.tokenizer, setting.config.sample_prompt or "", seed=setting.config.seed)
     atomic.write_text(setting.folder / "sample.txt", text + "\n")

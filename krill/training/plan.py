@@ -1,10 +1,9 @@
-"""What a run amounts to before it begins: batch, steps, device, and the lines that say so."""
+"""What a run amounts to before it begins: batch, steps, device."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from krill.config.schema import Batch, TrainConfig
 from krill.errors import UsageError
@@ -78,55 +77,3 @@ def precision(asked: str, device: str) -> str:
     if asked == "auto":
         return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return asked
-
-
-def plan(config: TrainConfig, root: Path) -> list[str]:
-    """What `krill-train` would do, a line each; nothing is written (dry_run=true)."""
-    from krill.data.obtain import store_folder, tokenizer_folder
-    from krill.data.store import Store
-    from krill.models.build import count_parameters
-    from krill.sources.registry import check
-    from krill.training.launcher import check_launcher
-
-    check(config.data)
-    check_launcher()
-    tokenizer = tokenizer_folder(config, root)
-    store = store_folder(config, root)
-    batch = shape(config.batch, config.sequence_len)
-    tokens_per_step = batch.rows_per_step * config.sequence_len
-    vocab_size = _vocab_size(config, tokenizer)
-    parameters = count_parameters(config.model, vocab_size)
-    lines = [
-        f"name        {config.name}",
-        f"model       {config.model.name}: {parameters:,} parameters, vocabulary {vocab_size}",
-        f"tokenizer   {'reuse' if tokenizer.is_dir() else 'train'} {tokenizer}",
-        f"tokens      {'reuse' if store.is_dir() else 'prepare'} {store}",
-        f"batch       {batch.rows_per_step} rows of {config.sequence_len} = {tokens_per_step:,} tokens a step",
-        f"device      {device_name(config.device)}",
-        f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
-    ]
-    if config.steps is not None:
-        lines.append(f"steps       {config.steps:,}: {config.steps * tokens_per_step:,} tokens")
-    elif store.is_dir():
-        rows = math.ceil(Store.open(store).split("train").tokens / config.sequence_len)
-        steps = length(config, rows, batch.rows_per_step).steps
-        lines.append(f"steps       about {steps:,} for {config.epochs:g} epochs")
-    else:
-        lines.append(f"steps       what {config.epochs:g} epochs are, known when the tokens are prepared")
-    if config.branch is not None:
-        from krill.training.branch import branch_of
-        from krill.training.branch import check as check_branch
-
-        branch = branch_of(config.branch)
-        check_branch(branch, config)
-        lines.append(f"branch      goes on from step {branch.step} of {branch.run}")
-    place = Path(config.output) if config.output else root / "runs" / config.name
-    lines.append(f"folder      {place}")
-    return lines
-
-
-def _vocab_size(config: TrainConfig, folder: Path) -> int:
-    from krill.tokenizer.folder import load_tokenizer
-    from krill.tokenizer.recipe import size_of
-
-    return load_tokenizer(folder).vocab_size if folder.is_dir() else size_of(config.tokenizer)

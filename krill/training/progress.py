@@ -19,6 +19,7 @@ from krill.training.setting import Setting
 
 log = logging.getLogger("krill")
 PLAIN_SECONDS = 15.0
+PACE = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
 
 
 def is_logged(step: int, state: TrainerState) -> bool:
@@ -32,14 +33,12 @@ class Meter(TrainerCallback):
     def __init__(self, record: Record, setting: Setting):
         self.record, self.setting = record, setting
         self.tokens_per_step = setting.tokens_per_step
-        self.loss = self.rate = float("nan")
         self.shown = 0.0
         self.bar: Progress | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.since, self.since_step = time.perf_counter(), state.global_step
         self.shown = time.monotonic()
         if sys.stderr.isatty():
             self.bar = Progress(
@@ -76,13 +75,11 @@ class Meter(TrainerCallback):
             "tokens": step * self.tokens_per_step,
         }
         if "loss" in logs:
-            self.loss, self.rate = logs["loss"], self._rate(step)
             figures = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
-            figures["tokens_per_second"] = round(self.rate, 1)
-            groups = {key: value for key, value in logs.items() if "/" in key}
-            self.record.metric(at | figures | groups)
-            self._demand_finite("loss", self.loss, step)
-            self._show(state)
+            others = {key: value for key, value in logs.items() if key in PACE or "/" in key}
+            self.record.metric(at | figures | others)
+            self._demand_finite("loss", logs["loss"], step)
+            self._show(state, logs)
         elif "eval_loss" in logs:
             figures = {key: logs[key] for key in ("eval_loss", "eval_bits_per_byte")}
             self.record.metric(at | figures)
@@ -91,11 +88,6 @@ class Meter(TrainerCallback):
                 f"step {step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f} nats/token  "
                 f"{logs['eval_bits_per_byte']:.4f} bits/byte"
             )
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.since, self.since_step = time.perf_counter(), state.global_step  # validation is no training time
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -115,21 +107,15 @@ class Meter(TrainerCallback):
                 f"lower lr={self.setting.config.lr:g}, or raise scheduler.warmup"
             )
 
-    def _rate(self, step: int) -> float:
-        """Tokens per second since the last logged step."""
-        now = time.perf_counter()
-        rate = (step - self.since_step) * self.tokens_per_step / max(now - self.since, 1e-9)
-        self.since, self.since_step = now, step
-        return rate
-
-    def _show(self, state: TrainerState) -> None:
-        figures = f"loss {self.loss:.3f}  {self.rate:,.0f} tokens/s"
+    def _show(self, state: TrainerState, logs: dict[str, float]) -> None:
+        figures = f"loss {logs['loss']:.3f}  {logs['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in logs:
+            figures += f"  {100 * logs['mfu']:.0f} % MFU"
         if self.bar:
             self.bar.update(self.task, figures=figures)
         elif time.monotonic() - self.shown > PLAIN_SECONDS:
             self.shown = time.monotonic()
-            remaining = (state.max_steps - state.global_step) * self.tokens_per_step / max(self.rate, 1e-9)
-            left = timedelta(seconds=round(remaining))
+            left = timedelta(seconds=round(logs["seconds_left"]))
             log.info("step %d/%d  %s  %s left", state.global_step, state.max_steps, figures, left)
 
     def _say(self, line: str) -> None:

@@ -14,6 +14,7 @@ from krill.data.encoding import Encoder
 from krill.data.packing import IGNORED, Rows, pack, windows
 from krill.data.store import Store
 from krill.errors import UsageError
+from krill.models.isolation import isolating
 from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
 from krill.training import attention
 from krill.training.launcher import check_launcher
@@ -66,6 +67,9 @@ def settle(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> S
     batch = shape(config.batch, config.sequence_len)
     ready = load_tokenizer(tokenizer)
     _check_sample(config, ready)
+    able, why = backend(config)
+    if why:
+        log.info("attention: %s, since varlen %s", able, why)
     arithmetic = precision(config.hardware.precision, device)
     return Setting(
         config=config,
@@ -74,12 +78,22 @@ def settle(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> S
         tokenizer=ready,
         device=torch.device(device),
         precision=arithmetic,
-        backend=attention.choose(config.hardware.attention, device, arithmetic),
+        backend=able,
         shape=batch,
         length=length(config, len(rows), batch.rows_per_step),
         rows=rows,
         held=windows(validation, config.sequence_len) if validation.tokens else None,
     )
+
+
+def backend(config: TrainConfig) -> tuple[str, str | None]:
+    """The attention backend that computes the model here, documents apart, and why it is not the usual one.
+
+    Raises UsageError where there is none.
+    """
+    device, asked = device_name(config.device), config.hardware.attention
+    chosen = attention.choose(asked, device, precision(config.hardware.precision, device))
+    return isolating(config.model, asked, chosen, config.sequence_len)
 
 
 def _check_sample(config: TrainConfig, tokenizer: TokenizerFolder) -> None:

@@ -3,9 +3,11 @@
 Each method that is overridden is one seam:
     get_train_dataloader    rows by (seed, epoch, position); resume is the step number
     create_optimizer, create_scheduler
-    _clip_grad_norm, log    what the optimizer does to each group, in the steps that are logged
+    compute_loss            without full logits; the compiled model, where asked for
+    get_batch_samples       how long the loop waited for rows, and how many tokens they hold
+    _clip_grad_norm, log    what the optimizer does to each group, and the pace, in the steps that are logged
     evaluate                per token over all validation rows, bits per byte
-    _save_checkpoint        written aside, then renamed
+    _save_checkpoint        written aside, hashed, then renamed; a validation that a signal cut is owed
     _init_training_state, _run_epoch
                             save_every and the like as they are now; the loss since the last line of metrics
 """
@@ -13,6 +15,7 @@ Each method that is overridden is one seam:
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +30,19 @@ from krill.config.schema import WSD, TrainConfig
 from krill.optim.build import build_optimizer
 from krill.optim.schedules import build_scheduler, plateau, set_rates
 from krill.runs import checkpoints
+from krill.runs.record import read_metrics
 from krill.training.batches import RowDataset
 from krill.training.branch import SaveAt
 from krill.training.dynamics import Dynamics
+from krill.training.loss import Loss
 from krill.training.metrics import Validation, validate
+from krill.training.pace import Pace
 from krill.training.progress import is_logged
+from krill.training.signals import Cut
 
 PENDING = "pending_loss.json"
-"""In a checkpoint: the losses since the last line of metrics, so that the next line is their mean too."""
+"""In a checkpoint: the losses since the last line of metrics, so that the next line is their mean too, and whether
+the validation of its step is still to be done."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,9 @@ class KrillTrainer(Trainer):
         arguments: TrainingArguments,
         train_loader: Callable[[Callable[[], int]], DataLoader[Any]],
         held: Held | None,
+        pace: Pace,
+        loss: Loss,
+        pad_id: int,
         callbacks: list[Any],
     ):
         """Make it; nothing runs yet.
@@ -64,10 +75,13 @@ class KrillTrainer(Trainer):
         `train_loader`: given a function that tells the current step, the batches from there to the end.
         """
         self.config, self.train_loader, self.held = config, train_loader, held
+        self.pace, self.loss, self.pad_id = pace, loss, pad_id
+        self.compiled: Any = None
         self.optimizer: Any
         self.lr_scheduler: Any
         self.control: Any
         self.aside: Path | None = None
+        self.owed = False
         self.dynamics: Dynamics | None = None
         scheduler, steps = config.scheduler, arguments.max_steps
         self.stable = plateau(scheduler, steps)[1] if isinstance(scheduler, WSD) else None
@@ -93,23 +107,49 @@ class KrillTrainer(Trainer):
             )
         return self.lr_scheduler
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
+        # Compiled is this pass only, so that names in checkpoints stay plain, and validation and generation eager.
+        if self.config.hardware.compile:
+            model = self.compiled = self.compiled or torch.compile(model)
+        with self.loss.training():
+            return super().compute_loss(model, inputs, *rest, **named)
+
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        began = time.perf_counter()
+        batches, items = super().get_batch_samples(*arguments)
+        waited = time.perf_counter() - began
+        tokens = sum(int(batch["input_ids"].ne(self.pad_id).sum()) for batch in batches)
+        self.pace.served(self.state.global_step, tokens, waited)
+        return batches, items
+
     def _clip_grad_norm(self, model: Any) -> Any:
         if is_logged(self.state.global_step + 1, self.state):
             self.dynamics = Dynamics(getattr(self.optimizer, "optimizer", self.optimizer))
         return super()._clip_grad_norm(model)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.pace.figures(self.state.global_step, self.state.max_steps)
         if self.dynamics and "loss" in logs:
             logs |= self.dynamics.figures()
             self.dynamics = None
         super().log(logs, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation loss (nats per token) and bits per byte over all validation rows."""
+        """Validation loss (nats per token) and bits per byte over all validation rows.
+
+        A signal cuts it: then the state is saved without, and the run that goes on begins with it.
+        """
         if self.held is None:
             return {}
+        self.owed = False
         batches = (self._prepare_inputs(batch) for batch in self.held.batches())
-        found: Validation = validate(self.model, batches, self.held.eos_id)
+        try:
+            with self.pace.paused():
+                found: Validation = validate(self.model, batches, self.held.eos_id, self.loss)
+        except Cut:
+            self.owed = self.control.should_save = self.control.should_training_stop = True
+            return {}
         metrics = {
             "eval_loss": found.loss(),
             "eval_bits_per_byte": found.bits_per_byte(self.held.text_bytes),
@@ -133,11 +173,22 @@ class KrillTrainer(Trainer):
         return place
 
     def _run_epoch(self, *, resume_from_checkpoint: str | None, **rest: Any) -> None:
+        if self.control.should_training_stop:  # it had ended by its validation loss
+            return
         if resume_from_checkpoint:
             pending = json.loads((Path(resume_from_checkpoint) / PENDING).read_text(encoding="utf-8"))
             self._tr_loss += pending["sum"]
             self._globalstep_last_logged = pending["since"]
+            if pending["validation"] and not self._is_judged():
+                self.evaluate()
+            if self.control.should_training_stop:  # cut again, as the checkpoint says already; or low enough
+                return
         super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **rest)
+
+    def _is_judged(self) -> bool:
+        """Whether the validation of this step is in the metrics: by a run that went on from here, and was killed."""
+        lines = read_metrics(Path(self.args.output_dir).parent)
+        return any("eval_loss" in line and line["step"] == self.state.global_step for line in lines)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.aside or self.args.output_dir)
@@ -146,7 +197,10 @@ class KrillTrainer(Trainer):
         folder = Path(self.args.output_dir)
         with checkpoints.aside(folder) as self.aside:
             super()._save_checkpoint(model, trial)
-            pending = {"sum": float(self._tr_loss), "since": self._globalstep_last_logged}
+            pending = {
+                "sum": float(self._tr_loss),
+                "since": self._globalstep_last_logged,
+                "validation": self.owed,
+            }
             atomic.write_json(self.aside / f"checkpoint-{self.state.global_step}" / PENDING, pending)
         self.aside = None
-        checkpoints.rotate(folder, self.config.keep_checkpoints, spared=self.stable)

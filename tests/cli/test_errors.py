@@ -14,7 +14,7 @@ from krill.cli import app, train
 CASES = {
     "optimizer=muon_kellr": "Did you mean optimizer=muon_keller? There are: adamw, muon_keller",
     "experiment=tiny_kko": "Did you mean experiment=tiny_ko?",
-    "model=null": "unknown option 'null' for model. There are: llama_micro",
+    "model=null": "unknown option 'null' for model. There are: auto, llama_125m",
     "lrr=1e-3": "no such key 'lrr'. Did you mean lr?",
     "+lrr=1e-3": "no such key 'lrr'. Did you mean lr?",
     "+experiment=tiny_ko": "write it without +",

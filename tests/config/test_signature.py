@@ -71,9 +71,12 @@ def test_a_model_counts_by_its_signed_fields():
 
 UNSIGNED = [
     "name=other", "resume=false", "output=somewhere", "device=cpu", "dry_run=true", "log_every=1", "eval_every=7",
-    "save_every=7", "keep_checkpoints=9", "sample_prompt=x", "hub.id=user/name", "model.name=other",
+    "save_every=7", "keep_checkpoints=9", "keep_best=false", "sample_prompt=x", "hub.id=user/name",
+    "model.name=other",
     "tokenizer.name=other", "tokenizer.vocab_size=999", "data.name=other", "data.min_chars=7", "hardware=cpu",
-    "hardware.workers=3", "hardware.threads=2", "hardware.attention=sdpa", "branch=some/run",
+    "hardware.workers=3", "hardware.threads=2", "hardware.attention=sdpa", "hardware.loss=full",
+    "hardware.liger=false", "hardware.compile=true", "hardware.gradient_checkpointing=true",
+    "branch=some/run", "trackers=[wandb]", "sample_every=5",
 ]  # fmt: skip
 """What does not change the run's own part; data and tokenizer count by their content, which the caller adds."""
 
@@ -84,7 +87,7 @@ SIGNED = [
     "optimizer.momentum=0.9", "optimizer.nesterov=false", "optimizer.ns_steps=6", "optimizer.max_grad_norm=0",
     "optimizer.betas=[0.9,0.99]", "scheduler=wsd", "scheduler.warmup=0.2", "scheduler.min_ratio=0",
     "batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
-    "hardware.precision=bf16",
+    "hardware.precision=bf16", "stop.patience=3",
 ]  # fmt: skip
 
 

@@ -59,7 +59,9 @@ def test_a_key_that_is_gone():
 def test_a_missing_section_of_a_union_is_told():
     with pytest.raises(UsageError, match=r"lr is not set; write lr=…"):
         validated(TrainConfig, OmegaConf.create({"model": {"family": "gpt"}}))
-    with pytest.raises(UsageError, match=r"model: 'gpt' is none of 'llama', 'qwen3', 'custom'"):
+    with pytest.raises(
+        UsageError, match=r"model: 'gpt' is none of 'llama', 'qwen3', 'auto', 'pretrained', 'custom'"
+    ):
         validated(TrainConfig, OmegaConf.create({"model": {"family": "gpt"}}))
 
 

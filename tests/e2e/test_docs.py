@@ -54,6 +54,7 @@ if command == "krill-infer":
 elif not {{"--help", "--cfg", "-sc"}} & set(words):
     model = keys.get("model", "")
     mine = model and os.path.exists("conf/" + model.replace("=", "/") + ".yaml")
+    mine = mine or model in ("model=auto", "model=pretrained")
     small = {{key: value for key, value in SMALL.items() if not (mine and key.startswith("model."))}}
     words = [re.sub(r"^(steps|epochs)=.*", lambda key: {{"steps": "steps=4", "epochs": "epochs=0.01"}}[key[1]], word)
              for word in words]

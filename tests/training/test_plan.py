@@ -11,7 +11,8 @@ import torch
 
 from krill.config.schema import Batch, TrainConfig
 from krill.errors import UsageError
-from krill.training.plan import Length, Shape, device_name, length, plan, precision, shape
+from krill.training.dry_run import plan
+from krill.training.plan import Length, Shape, device_name, length, precision, shape
 
 
 def batch(micro: int = 8, accumulation: int | None = None, tokens: int | None = None) -> Batch:

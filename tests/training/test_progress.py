@@ -25,7 +25,7 @@ NOTHING: Any = None
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """The time in seconds, as the test sets it."""
     now = {"s": 0.0}
-    fake = SimpleNamespace(perf_counter=lambda: now["s"], monotonic=lambda: now["s"])
+    fake = SimpleNamespace(monotonic=lambda: now["s"])
     monkeypatch.setattr(progress, "time", fake)
     return now
 
@@ -45,31 +45,9 @@ def at(step: int) -> Any:
 
 def log(meter: Meter, step: int, **values: float) -> None:
     if "loss" in values:
-        values = {"learning_rate": 0.1, "grad_norm": 1.0, **values}
+        pace = {"tokens_per_second": 128.0, "seconds_left": 100.0 - step}
+        values = {"learning_rate": 0.1, "grad_norm": 1.0, **pace, **values}
     meter.on_log(NOTHING, at(step), NOTHING, values)
-
-
-def test_tokens_per_second_is_of_the_steps_since_the_last_line(
-    meter: Meter, clock: dict[str, float], tmp_path: Path
-) -> None:
-    for step, seconds in ((1, 2.0), (5, 4.0), (6, 4.5)):
-        clock["s"] = seconds
-        log(meter, step, loss=3.0)
-    rates = [line["tokens_per_second"] for line in read_metrics(tmp_path)]
-    assert rates == [128 / 2, 4 * 128 / 2, 128 / 0.5]
-
-
-def test_validation_takes_no_time_from_training(
-    meter: Meter, clock: dict[str, float], tmp_path: Path
-) -> None:
-    clock["s"] = 1.0
-    log(meter, 1, loss=3.0)
-    clock["s"] = 61.0
-    log(meter, 1, eval_loss=3.0, eval_bits_per_byte=2.0)
-    meter.on_evaluate(NOTHING, at(1), NOTHING)
-    clock["s"] = 62.0
-    log(meter, 2, loss=3.0)
-    assert [line.get("tokens_per_second") for line in read_metrics(tmp_path)] == [128.0, None, 128.0]
 
 
 def test_tokens_and_epochs_of_a_step(meter: Meter, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
-from krill.training.progress import Meter
+from krill.training.progress import PACE, Meter
 
 KILLED = """
 import os, signal, sys
@@ -66,10 +66,7 @@ def signalled(krill_train: Any, number: int, step: int, *words: str) -> int:
 
 def figures(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what a clock says."""
-    return [
-        {key: value for key, value in line.items() if key != "tokens_per_second"}
-        for line in read_metrics(folder)
-    ]
+    return [{key: value for key, value in line.items() if key not in PACE} for line in read_metrics(folder)]
 
 
 def assert_same_end(folder: Path, undisturbed: Path) -> None:

@@ -1,0 +1,107 @@
+"""The model card, README.md beside the weights: what was trained, on what, how, and what came out, from the record.
+
+It may be published, so it names files and no folders of this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePath
+from typing import Any
+
+from krill.config.schema import CustomModel, CustomOptimizer
+from krill.runs.record import git_state, read_metrics, versions
+from krill.training.metrics import Reference
+from krill.training.setting import Setting
+
+CURVE_LINES = 12
+
+HEAD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- krill
+---
+"""
+
+
+def model_card(setting: Setting, metrics: dict[str, Any], points: Reference | None, parameters: int) -> str:
+    """Markdown with the Hub's YAML head. `metrics` as the run ends with, `parameters` those of the model."""
+    parts = [
+        f"# {setting.config.name}",
+        "A language model, pretrained from scratch with krill.",
+        _table("Model", _model(setting, parameters)),
+        _data(setting),
+        _table("Training", _training(setting, metrics)),
+        _results(setting, metrics, points),
+        "## Use\n\n```python\nfrom transformers import pipeline\n\n"
+        'generate = pipeline("text-generation", "<this folder or repository>")\n```',
+    ]
+    return HEAD + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _model(setting: Setting, parameters: int) -> dict[str, Any]:
+    model = setting.config.model
+    told: dict[str, Any] = {"family": model.family, "parameters": f"{parameters:,}"}
+    if not isinstance(model, CustomModel):
+        told |= model.model_dump(by_alias=True, exclude={"name", "family"}, exclude_none=True)
+    return told | {"vocabulary": setting.tokenizer.vocab_size}
+
+
+def _data(setting: Setting) -> str:
+    splits = setting.store.manifest["splits"]
+    rows = [
+        (PurePath(source).name, counts["documents"], counts["tokens"], counts["text_bytes"])
+        for source, counts in splits["train"]["by_source"].items()
+    ]
+    lines = [f"| {name} | {documents:,} | {tokens:,} | {size:,} |" for name, documents, tokens, size in rows]
+    head = "## Data\n\n| source | documents | tokens | bytes |\n|---|---|---|---|"
+    held = f"{splits['validation']['tokens']:,} tokens are held out for validation."
+    return "\n".join([head, *lines, "", f"{held} Signature of the tokens: `{setting.store.signature[:16]}`."])
+
+
+def _training(setting: Setting, metrics: dict[str, Any]) -> dict[str, Any]:
+    config, optimizer, step = setting.config, setting.config.optimizer, metrics["step"]
+    told = {
+        "steps": f"{step:,} of {setting.tokens_per_step:,} tokens: {setting.epochs_at(step):.2f} epochs",
+        "sequence length": config.sequence_len,
+        "packing": f"{config.packing}, attention within documents",
+        "optimizer": "custom" if isinstance(optimizer, CustomOptimizer) else optimizer.name,
+        "learning rate": f"{config.lr:g}, {config.scheduler.name}",
+        "weight decay": optimizer.weight_decay,
+        "precision": f"{setting.precision}, fp32 weights",
+        "device": setting.device.type,
+        "seed": config.seed,
+    }
+    if why := metrics.get("stopped_by"):
+        told["ended"] = why
+    told["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
+    git = git_state()
+    return told | ({"commit": git["commit"] + (" (changed)" if git["dirty"] else "")} if git else {})
+
+
+def _results(setting: Setting, metrics: dict[str, Any], points: Reference | None) -> str:
+    if points is None:
+        return ""
+    curve = [line for line in read_metrics(setting.folder) if "eval_loss" in line]
+    lines = [
+        f"| {line['step']:,} | {line['tokens']:,} | {line['eval_loss']:.4f} | {line['eval_bits_per_byte']:.4f} |"
+        for line in _thinned(curve)
+    ]
+    return "\n".join([
+        "## Results", "",
+        f"Validation loss {metrics['eval_loss']:.4f} nats per token, {metrics['eval_bits_per_byte']:.4f} bits per "
+        f"byte. A uniform guess has {points.uniform:.4f} nats, token frequencies alone {points.unigram:.4f}.", "",
+        "| step | tokens | validation loss | bits per byte |", "|---|---|---|---|", *lines,
+    ])  # fmt: skip
+
+
+def _thinned(curve: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """At most CURVE_LINES, evenly, the last one included."""
+    every = -(-len(curve) // CURVE_LINES)
+    return curve[::-1][:: every or 1][::-1]
+
+
+def _table(title: str, values: dict[str, Any]) -> str:
+    lines = [f"| {name} | {value} |" for name, value in values.items()]
+    return "\n".join([f"## {title}", "", "| | |", "|---|---|", *lines])

@@ -1,0 +1,59 @@
+"""What `krill-train` would do, a line each (dry_run=true)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from krill.config.schema import TrainConfig
+from krill.training.beforehand import check_beforehand
+from krill.training.plan import device_name, length, shape
+
+
+def plan(config: TrainConfig, root: Path) -> list[str]:
+    """What `krill-train` would do, a line each; nothing is written (dry_run=true)."""
+    from krill.data.obtain import store_folder, tokenizer_folder
+    from krill.data.store import Store
+    from krill.models.build import count_parameters
+    from krill.sources.registry import check
+
+    check(config.data)
+    check_beforehand(config)
+    tokenizer = tokenizer_folder(config, root)
+    store = store_folder(config, root)
+    batch = shape(config.batch, config.sequence_len)
+    tokens_per_step = batch.rows_per_step * config.sequence_len
+    vocab_size = _vocab_size(config, tokenizer)
+    parameters = count_parameters(config.model, vocab_size)
+    lines = [
+        f"name        {config.name}",
+        f"model       {config.model.name}: {parameters:,} parameters, vocabulary {vocab_size}",
+        f"tokenizer   {'reuse' if tokenizer.is_dir() else 'train'} {tokenizer}",
+        f"tokens      {'reuse' if store.is_dir() else 'prepare'} {store}",
+        f"batch       {batch.rows_per_step} rows of {config.sequence_len} = {tokens_per_step:,} tokens a step",
+        f"device      {device_name(config.device)}",
+        f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
+    ]
+    if config.steps is not None:
+        lines.append(f"steps       {config.steps:,}: {config.steps * tokens_per_step:,} tokens")
+    elif store.is_dir():
+        rows = math.ceil(Store.open(store).split("train").tokens / config.sequence_len)
+        steps = length(config, rows, batch.rows_per_step).steps
+        lines.append(f"steps       about {steps:,} for {config.epochs:g} epochs")
+    else:
+        lines.append(f"steps       what {config.epochs:g} epochs are, known when the tokens are prepared")
+    if config.branch is not None:
+        from krill.training.branch import branch_of
+
+        branch = branch_of(config.branch)
+        lines.append(f"branch      goes on from step {branch.step} of {branch.run}")
+    place = Path(config.output) if config.output else root / "runs" / config.name
+    lines.append(f"folder      {place}")
+    return lines
+
+
+def _vocab_size(config: TrainConfig, folder: Path) -> int:
+    from krill.tokenizer.folder import load_tokenizer
+    from krill.tokenizer.recipe import size_of
+
+    return load_tokenizer(folder).vocab_size if folder.is_dir() else size_of(config.tokenizer)

@@ -1,0 +1,56 @@
+"""What the model writes while it trains: a line of samples.jsonl every `sample_every` steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from krill import atomic
+from krill.inference.generate import sample
+from krill.training.pace import Pace
+from krill.training.setting import Setting
+
+log = logging.getLogger("krill")
+
+
+class Samples(TrainerCallback):
+    """Continues `sample_prompt`; neither the random state nor the pace of the training notices."""
+
+    def __init__(self, setting: Setting, pace: Pace):
+        self.setting, self.pace = setting, pace
+        self.every = setting.config.sample_every
+        self.file = setting.folder / "samples.jsonl"
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.file.exists():  # the run goes on from a step before its last sample, perhaps
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [
+                line
+                for line in lines
+                if line.endswith("\n") and json.loads(line)["step"] <= state.global_step
+            ]
+            atomic.write_text(self.file, "".join(kept))
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **_: Any,
+    ) -> None:
+        if self.every is None or state.global_step % self.every:
+            return
+        config = self.setting.config
+        prompt, device = config.sample_prompt or "", self.setting.device
+        with self.pace.paused(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            text = sample(model, self.setting.tokenizer, prompt, seed=config.seed)
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, "text": text}, ensure_ascii=False) + "\n")
+        log.info("step %d/%d  sample: %s", state.global_step, state.max_steps, " ".join(text.split())[:100])

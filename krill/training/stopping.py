@@ -1,0 +1,59 @@
+"""Ends a run before its last step by its validation loss: the target is reached, or it has stopped falling."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from krill.config.schema import Stop
+from krill.runs.record import read_metrics
+
+log = logging.getLogger("krill")
+
+
+def reason(stop: Stop, losses: list[float]) -> str | None:
+    """Why a run whose validations gave `losses`, in their order, is to end after the last of them; None: it is not.
+
+    A function of what stands in metrics.jsonl, so that a run that goes on decides as one that was never stopped.
+    """
+    if not losses:
+        return None
+    if stop.target_loss is not None and losses[-1] <= stop.target_loss:
+        return f"validation loss {losses[-1]:.4f} has reached stop.target_loss={stop.target_loss:g}"
+    best = losses.index(min(losses))
+    if stop.patience is not None and len(losses) - 1 - best >= stop.patience:
+        count, lowest = stop.patience, losses[best]
+        return f"the last {count} validations were not below {lowest:.4f} (stop.patience={count})"
+    return None
+
+
+def ended(stop: Stop, folder: Path, step: int) -> str | None:
+    """`reason` at `step` of the run in `folder`; None where that step was not validated."""
+    lines = [line for line in read_metrics(folder) if "eval_loss" in line and line["step"] <= step]
+    if not lines or lines[-1]["step"] != step:
+        return None
+    return reason(stop, [line["eval_loss"] for line in lines])
+
+
+class StopByLoss(TrainerCallback):
+    """Looks at each validation; ends the training with a checkpoint."""
+
+    def __init__(self, stop: Stop, folder: Path):
+        self.stop, self.folder = stop, folder
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if ended(self.stop, self.folder, state.global_step):  # by the process that saved this checkpoint
+            control.should_training_stop = True
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        why = ended(self.stop, self.folder, state.global_step)
+        if why and state.global_step < state.max_steps:
+            log.info("stop at step %d of %d: %s", state.global_step, state.max_steps, why)
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,53 @@
+"""The model card says what the record says, and nothing of this machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from krill.runs.record import read_metrics, read_status
+
+
+@pytest.fixture
+def card(krill_train: Any) -> tuple[str, Path]:
+    assert krill_train("steps=30", "eval_every=1", "save_every=100", "name=한국어") == 0
+    (run,) = krill_train.runs("한국어")
+    return (run / "model" / "README.md").read_text(encoding="utf-8"), run
+
+
+def test_it_says_what_the_record_says(card: tuple[str, Path]) -> None:
+    text, run = card
+    status = read_status(run) or {}
+    assert text.startswith("---\n")
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head == {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["krill"]}
+    assert "# 한국어\n" in text
+    assert f"| parameters | {status['parameters']:,} |" in text
+    assert "| steps | 30 of 128 tokens:" in text
+    assert "| optimizer | muon_moonlight |" in text
+    assert f"Validation loss {status['metrics']['eval_loss']:.4f}" in text
+    assert status["data"]["signature"][:16] in text
+
+
+def test_its_curve_is_thinned_and_ends_with_the_last_step(card: tuple[str, Path]) -> None:
+    text, run = card
+    steps = [int(step) for step in re.findall(r"^\| (\d+) \| [\d,]+ \| \d\.\d+ \|", text, re.MULTILINE)]
+    assert len(steps) <= 12
+    assert steps[-1] == 30 == read_metrics(run)[-1]["step"]
+    assert steps == sorted(steps)
+
+
+def test_no_folder_of_this_machine_is_in_it(card: tuple[str, Path], texts: Path) -> None:
+    text, run = card
+    assert texts.name in text
+    assert str(texts.parent) not in text
+    assert str(run.parents[2]) not in text
+
+
+def test_without_validation_text(krill_train: Any) -> None:
+    assert krill_train("data.validation_fraction=0") == 0
+    assert "## Results" not in (krill_train.runs()[0] / "model" / "README.md").read_text(encoding="utf-8")
