@@ -40,6 +40,9 @@ SCHEMA: dict[str, type[TrainConfig] | type[InferConfig]] = {
 OPTIONAL = ("filters", "experiment")
 """Groups of which none need be chosen; null, which Hydra does not take on the command line, is just that."""
 
+FREE = "model.config."
+"""What stands below is checked against the architecture's own keys, when the model is built."""
+
 NOT_REPEATED = ("output", "resume", "dry_run", "from")
 """Keys of an earlier run that from= does not take over: they are about that run, not about what it made."""
 
@@ -96,12 +99,17 @@ def rewritten(command: str, typed: Typed) -> list[str]:
     earlier = typed.value("from")
     typed.overrides = typed.without("from")
     none = [group for group in OPTIONAL if typed.value(group) == "null"]
-    overrides = [*map(quoted, typed.without(*none))]
+    overrides = [_added(quoted(word)) for word in typed.without(*none)]
     if earlier is not None:
         if command == "infer":
             raise UsageError(f"from= is for training; write model={earlier}")
         overrides = [*_repeated(Path(earlier), typed), *overrides]
     return clear_exclusive(overrides) if issubclass(SCHEMA[command], TrainConfig) else overrides
+
+
+def _added(override: str) -> str:
+    """An override as Hydra takes it for keys that no YAML lists: those of a free mapping."""
+    return f"++{override}" if override.startswith(FREE) else override
 
 
 def without_inspection(overrides: Sequence[str]) -> list[str]:

@@ -435,7 +435,7 @@ class AutoModel(_Model):
     model_type: str
     """The architecture's name in transformers: gpt2, gpt_neox, qwen2, gemma2, mistral, phi3, …"""
     config: dict[str, Any]
-    """Keys of its configuration class, what is left out keeps that class's default: +model.config.n_layer=6."""
+    """Keys of its configuration class, what is left out keeps that class's default: model.config.n_layer=6."""
 
 
 class Pretrained(_Model):
@@ -682,7 +682,7 @@ class TrainConfig(Section):
     """Write nothing, print what the command would do."""
     log_every: PositiveInt
     """Steps between two lines of metrics."""
-    trackers: list[Literal["tensorboard", "trackio", "wandb"]]
+    trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeValidator(_as_list)]
     """Where the metrics go beside metrics.jsonl; each needs the extra of its name."""
     eval_every: PositiveInt
     """Steps between two validations."""

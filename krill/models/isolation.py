@@ -65,7 +65,7 @@ def _attention(model: PreTrainedModel, config: Model) -> Attention:
         raise UsageError(refusal.format(f"{len(attention.calls)} of its {layers} layers attend"))
     if not all(call.causal for call in attention.calls):
         raise UsageError(
-            f"{what}: a token sees those after it; write +model.config.is_decoder=true where it has that"
+            f"{what}: a token sees those after it; write model.config.is_decoder=true where it has that"
         )
     return attention
 

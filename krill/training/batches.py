@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from krill.data.order import row_at
 from krill.data.packing import Row, Rows
+from krill.data.store import Split
 from krill.training import attention
 from krill.training.plan import Shape
 
@@ -85,6 +86,21 @@ class Collate:
             "labels": torch.from_numpy(np.stack([row.labels for row in rows])),
             **attention.boundaries(self.backend, lengths, self.device),
         }
+
+
+def segment_sources(rows: Rows, split: Split) -> np.ndarray:
+    """The source of each segment of `rows`, which were cut from `split`; uint16 (segments,)."""
+    return split.sources[np.searchsorted(split.ends, rows.starts.astype(np.uint64), side="right")]
+
+
+def token_sources(rows: Rows, of_segment: np.ndarray, indices: list[int]) -> torch.Tensor:
+    """The source of each token of the rows `indices`; int64 (B, T), 0 at padding."""
+    found = np.zeros((len(indices), rows.sequence_len), dtype=np.int64)
+    for place, row in enumerate(indices):
+        segments = slice(rows.offsets[row], rows.offsets[row + 1])
+        tokens = np.repeat(of_segment[segments], rows.lengths[segments])
+        found[place, : len(tokens)] = tokens
+    return torch.from_numpy(found)
 
 
 def loader(rows: Rows, batches: Iterable[list[int]], collate: Collate, workers: int) -> DataLoader[Row]:

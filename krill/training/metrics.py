@@ -37,25 +37,48 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
 
 @torch.no_grad()
 def validate(
-    model: torch.nn.Module, batches: Iterable[dict[str, Any]], eos_id: int, loss: Loss | None = None
-) -> Validation:
-    """Score every labelled token of `batches` (already on the model's device), summed in float64.
+    model: torch.nn.Module,
+    batches: Iterable[dict[str, Any]],
+    eos_id: int,
+    loss: Loss | None = None,
+    sources: int = 1,
+) -> list[Validation]:
+    """Score every labelled token of `batches` (already on the model's device), summed in float64 for each source.
 
-    `loss`: how a token's nats are computed; None: from full logits.
+    Args:
+        batches: What the model takes, and with several sources that of each token: `sources`, int64 (B, T).
+        loss: How a token's nats are computed; None: from full logits.
+        sources: How many there are.
     """
     loss = loss or Loss()
     training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(3, sources, dtype=torch.float64)
     for batch in batches:
+        inputs = {key: value for key, value in batch.items() if key not in ("labels", "sources")}
         labels = batch["labels"][:, 1:]
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
         scored = labels != -100
-        nats = loss.nats(model, inputs, batch["labels"])[:, :-1][scored].double()
-        text = labels[scored] != eos_id
-        sums += torch.stack((nats.sum(), scored.sum().double(), nats[text].sum())).cpu()
+        nats = loss.nats(model, inputs, batch["labels"])[:, :-1][scored].double().cpu()
+        of = (
+            batch["sources"][:, 1:][scored].cpu()
+            if sources > 1
+            else torch.zeros(len(nats), dtype=torch.int64)
+        )
+        text = (labels[scored] != eos_id).cpu()
+        for total, weights in zip(sums, (nats, torch.ones_like(nats), nats * text), strict=True):
+            total += torch.bincount(of, weights, sources)
     model.train(training)
-    return Validation(float(sums[0]), int(sums[1]), float(sums[2]))
+    return [Validation(nats, int(tokens), text) for nats, tokens, text in sums.T.tolist()]
+
+
+def together(validations: Iterable[Validation]) -> Validation:
+    """Of all the rows of several."""
+    total = Validation()
+    for one in validations:
+        total.nats += one.nats
+        total.tokens += one.tokens
+        total.text_nats += one.text_nats
+    return total
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class Meter(TrainerCallback):
             self._demand_finite("loss", logs["loss"], step)
             self._show(state, logs)
         elif "eval_loss" in logs:
-            figures = {key: logs[key] for key in ("eval_loss", "eval_bits_per_byte")}
+            figures = {key: value for key, value in logs.items() if key.startswith("eval_")}
             self.record.metric(at | figures)
             self._demand_finite("validation loss", logs["eval_loss"], step)
             self._say(

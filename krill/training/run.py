@@ -8,6 +8,7 @@ metrics.jsonl   optimizer.json  loss.png  sample.txt
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from krill.config.schema import TrainConfig
 from krill.models.build import build
 from krill.runs import checkpoints
 from krill.runs.record import Record
-from krill.training.batches import Collate, Positions, RowDataset, loader
+from krill.training.batches import Collate, Positions, RowDataset, loader, segment_sources, token_sources
 from krill.training.branch import branch_of
 from krill.training.header import keep_groups, tell_beginning
 from krill.training.keeping import Keeping
@@ -121,10 +122,17 @@ def _held(setting: Setting, collate: Collate, stop: StopOnSignal) -> Held | None
         return None
     size = setting.config.batch.micro_batch_size
     batches = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
+    by_source = setting.store.manifest["splits"]["validation"]["by_source"]
+    of_segment = segment_sources(rows, setting.store.validation)
+
+    def of_source() -> Iterator[dict[str, Any]]:
+        for batch, indices in zip(loader(rows, batches, collate, workers=0), batches, strict=True):
+            yield batch | {"sources": token_sources(rows, of_segment, indices)}
+
     return Held(
         dataset=RowDataset(rows),
-        batches=lambda: stop.watch(loader(rows, batches, collate, workers=0)),
-        text_bytes=setting.store.validation.text_bytes,
+        batches=lambda: stop.watch(of_source()),
+        text_bytes={name: by_source.get(name, {}).get("text_bytes", 0) for name in setting.store.sources},
         eos_id=setting.tokenizer.eos_id,
     )
 

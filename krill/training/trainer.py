@@ -35,7 +35,7 @@ from krill.training.batches import RowDataset
 from krill.training.branch import SaveAt
 from krill.training.dynamics import Dynamics
 from krill.training.loss import Loss
-from krill.training.metrics import Validation, validate
+from krill.training.metrics import Validation, together, validate
 from krill.training.pace import Pace
 from krill.training.progress import is_logged
 from krill.training.signals import Cut
@@ -51,7 +51,8 @@ class Held:
 
     dataset: RowDataset
     batches: Callable[[], Any]
-    text_bytes: int
+    text_bytes: dict[str, int]
+    """Of each source."""
     eos_id: int
 
 
@@ -146,14 +147,11 @@ class KrillTrainer(Trainer):
         batches = (self._prepare_inputs(batch) for batch in self.held.batches())
         try:
             with self.pace.paused():
-                found: Validation = validate(self.model, batches, self.held.eos_id, self.loss)
+                found = validate(self.model, batches, self.held.eos_id, self.loss, len(self.held.text_bytes))
         except Cut:
             self.owed = self.control.should_save = self.control.should_training_stop = True
             return {}
-        metrics = {
-            "eval_loss": found.loss(),
-            "eval_bits_per_byte": found.bits_per_byte(self.held.text_bytes),
-        }
+        metrics = _evaluated(found, self.held.text_bytes)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -204,3 +202,17 @@ class KrillTrainer(Trainer):
             }
             atomic.write_json(self.aside / f"checkpoint-{self.state.global_step}" / PENDING, pending)
         self.aside = None
+
+
+def _evaluated(found: list[Validation], text_bytes: dict[str, int]) -> dict[str, float]:
+    """The figures of a validation; of several sources those of each as well, by its name."""
+    whole = together(found)
+    metrics = {
+        "eval_loss": whole.loss(),
+        "eval_bits_per_byte": whole.bits_per_byte(sum(text_bytes.values())),
+    }
+    for one, (source, size) in zip(found, text_bytes.items(), strict=True):
+        if one.tokens < whole.tokens and one.tokens and size:
+            metrics[f"eval_loss/{source}"] = one.loss()
+            metrics[f"eval_bits_per_byte/{source}"] = one.bits_per_byte(size)
+    return metrics

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
 
 from krill.config.schema import TrainConfig
 from krill.data.packing import IGNORED, Rows, windows
 from krill.data.store import Store
 from krill.models.build import build
+from krill.runs.record import read_metrics, read_status
 from krill.training.batches import Collate, loader
-from krill.training.metrics import Validation, bits_per_byte, reference, validate
+from krill.training.metrics import Validation, bits_per_byte, reference, together, validate
 from krill.training.setting import reference_points, settle
 
 COLLATE = Collate("varlen", torch.device("cpu"))
@@ -24,7 +28,7 @@ COLLATE = Collate("varlen", torch.device("cpu"))
 
 def scored(model: torch.nn.Module, rows: Rows, size: int, eos_id: int = 1) -> Validation:
     batches = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
-    return validate(model, loader(rows, batches, COLLATE, 0), eos_id)
+    return together(validate(model, loader(rows, batches, COLLATE, 0), eos_id))
 
 
 @pytest.fixture
@@ -114,3 +118,48 @@ def test_reference_points_are_of_the_validation_targets(
     assert points.unigram == pytest.approx(expected.unigram, rel=1e-12)
     assert points.uniform == pytest.approx(math.log(320))
     assert IGNORED not in ids
+
+
+def test_each_source_has_its_own_figures(krill_train: Any, tmp_path: Path, texts: Path) -> None:
+    """Of two files, against a run of the same model on the validation text of one of them."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        "".join(json.dumps({"text": f"0123456789 {n * 7919} 9876543210"}) + "\n" for n in range(60))
+    )
+    words = ["steps=2", f"data.paths=[{texts},{other}]", "sequence_len=32", "batch.micro_batch_size=3"]
+    assert krill_train(*words) == 0
+    (run,) = krill_train.runs()
+    line = [line for line in read_metrics(run) if "eval_loss" in line][-1]
+    assert line["eval_loss/texts.jsonl"] != pytest.approx(line["eval_loss/other.jsonl"], rel=1e-3)
+
+    store = Store.open(Path((read_status(run) or {})["data"]["folder"]))
+    held = windows(store.validation, 32)
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    nats, tokens, size = (
+        0.0,
+        0,
+        store.manifest["splits"]["validation"]["by_source"]["other.jsonl"]["text_bytes"],
+    )
+    text_nats = 0.0
+    for start, length in zip(held.starts.tolist(), held.lengths.tolist(), strict=True):
+        document = int((store.validation.ends <= start).sum())
+        if store.sources[store.validation.sources[document]] != "other.jsonl":
+            continue
+        piece = torch.from_numpy(store.validation.read(start, start + length).astype("int64"))
+        with torch.no_grad():
+            of_token = F.cross_entropy(
+                model(input_ids=piece[None]).logits[0, :-1], piece[1:], reduction="none"
+            )
+        nats += float(of_token.sum())
+        text_nats += float(of_token[piece[1:] != store.eos_id].sum())
+        tokens += length - 1
+    assert tokens
+    assert line["eval_loss/other.jsonl"] == pytest.approx(nats / tokens, rel=1e-5)
+    assert line["eval_bits_per_byte/other.jsonl"] == pytest.approx(bits_per_byte(text_nats, size), rel=1e-5)
+
+
+def test_one_source_has_no_figures_of_its_own(krill_train: Any) -> None:
+    assert krill_train("steps=2") == 0
+    assert not [
+        key for line in read_metrics(krill_train.runs()[0]) for key in line if key.startswith("eval_loss/")
+    ]

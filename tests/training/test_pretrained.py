@@ -157,7 +157,7 @@ def test_another_architecture_trains_from_text_to_model(
 ) -> None:
     sizes = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2"]
     more = ["num_key_value_heads=1", "head_dim=8", "intermediate_size=24"] if model_type == "gemma2" else []
-    words = [f"+model.config.{word}" for word in (*sizes, *more)]
+    words = [f"model.config.{word}" for word in (*sizes, *more)]
     assert krill_train("model=auto", f"model.model_type={model_type}", *words, "sequence_len=64") == 0
     assert f"attention {backend}" in capsys.readouterr().err
     (run,) = krill_train.runs(model_type)
