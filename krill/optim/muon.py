@@ -194,7 +194,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
         steps = [self.state[p]["step"] for p in params]
         torch._foreach_add_(steps, 1.0)
-        for count, indices in _alike(steps).items():
+        for count, indices in _by_count(steps).items():
             states = [self.state[params[i]] for i in indices]
             # The kernel wants them on its device and moves them on itself; ours stay where no one waits for them.
             on_device = torch.full((len(indices),), count - 1.0, device=params[0].device)
@@ -216,7 +216,7 @@ class Muon(torch.optim.Optimizer):
             )
 
 
-def _alike(steps: list[Tensor]) -> dict[float, list[int]]:
+def _by_count(steps: list[Tensor]) -> dict[float, list[int]]:
     """Indices of the parameters that have made as many steps: one kernel takes them."""
     found: dict[float, list[int]] = defaultdict(list)
     for i, step in enumerate(steps):

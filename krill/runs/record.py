@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -240,9 +240,8 @@ class Record:
 
     def cut_metrics(self, step: int, begun_in: Path) -> None:
         """Begin with the lines up to `step` of the run in `begun_in`, this one or another: it goes on from there."""
-        kept = [line for line in read_metrics(begun_in) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        atomic.write_text(self.folder / "metrics.jsonl", text)
+        kept = (line for line in read_metrics(begun_in) if line["step"] <= step)
+        write_lines(self.folder / "metrics.jsonl", kept)
 
     @contextmanager
     def _logged(self) -> Iterator[None]:
@@ -266,11 +265,26 @@ class Record:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last line that was cut off by a kill is left out."""
+    return read_lines(folder / "metrics.jsonl")
+
+
+def read_validations(folder: Path) -> list[dict[str, Any]]:
+    """Those lines of metrics.jsonl that a validation wrote."""
+    return [line for line in read_metrics(folder) if "eval_loss" in line]
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines, none where there is no file; a last one that a kill cut off is left out."""
     try:
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Replace a file of JSON lines."""
+    atomic.write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def now() -> str:

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from krill.config.schema import CustomModel, CustomOptimizer
-from krill.runs.record import git_state, read_metrics, versions
+from krill.runs.record import git_state, read_validations, versions
 from krill.training.metrics import Reference
 from krill.training.setting import Setting
 
@@ -83,7 +83,7 @@ def _training(setting: Setting, metrics: dict[str, Any]) -> dict[str, Any]:
 def _results(setting: Setting, metrics: dict[str, Any], points: Reference | None) -> str:
     if points is None:
         return ""
-    curve = [line for line in read_metrics(setting.folder) if "eval_loss" in line]
+    curve = read_validations(setting.folder)
     lines = [
         f"| {line['step']:,} | {line['tokens']:,} | {line['eval_loss']:.4f} | {line['eval_bits_per_byte']:.4f} |"
         for line in _thinned(curve)

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.config.schema import TrainConfig
 from krill.runs import checkpoints
-from krill.runs.record import Record, read_metrics
+from krill.runs.record import Record, read_validations
 
 
 class Keeping(TrainerCallback):
@@ -22,8 +22,7 @@ class Keeping(TrainerCallback):
     def __init__(self, record: Record, config: TrainConfig, spared: int | None, broken: list[Path]):
         self.record, self.config, self.spared, self.broken = record, config, spared, broken
         self.folder = record.folder / "checkpoints"
-        lines = read_metrics(record.folder)
-        self.losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+        self.losses = {line["step"]: line["eval_loss"] for line in read_validations(record.folder)}
 
     def on_evaluate(
         self,

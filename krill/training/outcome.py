@@ -11,7 +11,7 @@ from typing import Any
 from krill import atomic
 from krill.config.schema import TrainConfig
 from krill.errors import KrillError
-from krill.runs.record import read_metrics, shown
+from krill.runs.record import read_metrics, read_validations, shown
 from krill.training.card import model_card
 from krill.training.metrics import Reference
 from krill.training.setting import Setting
@@ -23,17 +23,13 @@ log = logging.getLogger("krill")
 
 def final_metrics(trainer: KrillTrainer, setting: Setting, points: Reference | None) -> dict[str, Any]:
     """The figures of the last step, validated now if they were not; the best, and the reference points."""
-    lines = read_metrics(setting.folder)
-    if points is not None and not any(
-        line["step"] == trainer.state.global_step and "eval_loss" in line for line in lines
-    ):
+    if points is not None and not trainer.is_judged():
         trainer.evaluate()
-        lines = read_metrics(setting.folder)
-    losses = [line["loss"] for line in lines if "loss" in line]
+    losses = [line["loss"] for line in read_metrics(setting.folder) if "loss" in line]
     metrics: dict[str, Any] = {"step": trainer.state.global_step, "loss": losses[-1] if losses else None}
     if why := ended(setting.config.stop, setting.folder, trainer.state.global_step):
         metrics["stopped_by"] = why
-    held = [line for line in lines if "eval_loss" in line]
+    held = read_validations(setting.folder)
     if held and points is not None:
         metrics |= {key: held[-1][key] for key in ("eval_loss", "eval_bits_per_byte")}
         metrics["best_eval_loss"] = min(line["eval_loss"] for line in held)

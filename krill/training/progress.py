@@ -19,7 +19,8 @@ from krill.training.setting import Setting
 
 log = logging.getLogger("krill")
 PLAIN_SECONDS = 15.0
-PACE = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
+TRAINERS = ("loss", "learning_rate", "grad_norm", "epoch")
+"""What transformers logs of a step; the rest is krill's, by the names that the metrics have."""
 
 
 def is_logged(step: int, state: TrainerState) -> bool:
@@ -76,7 +77,7 @@ class Meter(TrainerCallback):
         }
         if "loss" in logs:
             figures = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
-            others = {key: value for key, value in logs.items() if key in PACE or "/" in key}
+            others = {key: value for key, value in logs.items() if key not in TRAINERS}
             self.record.metric(at | figures | others)
             self._demand_finite("loss", logs["loss"], step)
             self._show(state, logs)

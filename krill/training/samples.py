@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from krill import atomic
 from krill.inference.generate import sample
+from krill.runs.record import read_lines, write_lines
 from krill.training.pace import Pace
 from krill.training.setting import Setting
 
@@ -29,13 +29,8 @@ class Samples(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if self.file.exists():  # the run goes on from a step before its last sample, perhaps
-            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [
-                line
-                for line in lines
-                if line.endswith("\n") and json.loads(line)["step"] <= state.global_step
-            ]
-            atomic.write_text(self.file, "".join(kept))
+            kept = [line for line in read_lines(self.file) if line["step"] <= state.global_step]
+            write_lines(self.file, kept)
 
     def on_step_end(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from krill.config.schema import Stop
-from krill.runs.record import read_metrics
+from krill.runs.record import read_validations
 
 log = logging.getLogger("krill")
 
@@ -32,7 +32,7 @@ def reason(stop: Stop, losses: list[float]) -> str | None:
 
 def ended(stop: Stop, folder: Path, step: int) -> str | None:
     """`reason` at `step` of the run in `folder`; None where that step was not validated."""
-    lines = [line for line in read_metrics(folder) if "eval_loss" in line and line["step"] <= step]
+    lines = [line for line in read_validations(folder) if line["step"] <= step]
     if not lines or lines[-1]["step"] != step:
         return None
     return reason(stop, [line["eval_loss"] for line in lines])

@@ -30,7 +30,7 @@ from krill.config.schema import WSD, TrainConfig
 from krill.optim.build import build_optimizer
 from krill.optim.schedules import build_scheduler, plateau, set_rates
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics
+from krill.runs.record import read_validations
 from krill.training.batches import RowDataset
 from krill.training.branch import SaveAt
 from krill.training.dynamics import Dynamics
@@ -177,16 +177,16 @@ class KrillTrainer(Trainer):
             pending = json.loads((Path(resume_from_checkpoint) / PENDING).read_text(encoding="utf-8"))
             self._tr_loss += pending["sum"]
             self._globalstep_last_logged = pending["since"]
-            if pending["validation"] and not self._is_judged():
+            if pending["validation"] and not self.is_judged():
                 self.evaluate()
             if self.control.should_training_stop:  # cut again, as the checkpoint says already; or low enough
                 return
         super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **rest)
 
-    def _is_judged(self) -> bool:
-        """Whether the validation of this step is in the metrics: by a run that went on from here, and was killed."""
-        lines = read_metrics(Path(self.args.output_dir).parent)
-        return any("eval_loss" in line and line["step"] == self.state.global_step for line in lines)
+    def is_judged(self) -> bool:
+        """Whether the validation of this step is in the metrics, perhaps by a process that was killed since."""
+        lines = read_validations(Path(self.args.output_dir).parent)
+        return any(line["step"] == self.state.global_step for line in lines)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.aside or self.args.output_dir)

@@ -6,9 +6,6 @@ distribution alone (in bf16 the order of additions costs some 5e-2; in fp32 abou
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import on_ranks
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -133,32 +130,6 @@ def wanted() -> dict[str, Tensor]:
     model = Model()
     train(model, optimizer_of(model), range(STEPS))
     return whole(dict(model.named_parameters()))
-
-
-def on_ranks(ranks: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
-    """What `work(*arguments)` returns on each of `ranks` processes, joined in a process group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (ranks, port, work, arguments, folder), nprocs=ranks)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
-
-
-def _rank(rank: int, ranks: int, port: int, work: Callable[..., Any], arguments: Any, folder: Path) -> None:
-    torch.set_num_threads(1)
-    place = {
-        "CUDA_VISIBLE_DEVICES": "",  # FSDP2 would shard over the devices of a machine that has some
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": ranks,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ |= {name: str(value) for name, value in place.items()}
-    dist.init_process_group("gloo")
-    torch.save(work(*arguments), folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def cost(optimizer: Any) -> dict[str, Any]:

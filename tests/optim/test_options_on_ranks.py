@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_distributed import error, on_ranks, restore, same, save, whole
+from ranks import on_ranks
+from test_distributed import error, restore, same, save, whole
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh

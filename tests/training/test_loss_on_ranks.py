@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import socket
-from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_ranks
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -21,7 +18,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from krill.training.loss import HeadLoss
 
 RANKS, TARGETS = 2, 4 * 19
-WAIT = timedelta(seconds=120)
 
 
 def llama(tied: bool) -> LlamaForCausalLM:
@@ -46,27 +42,9 @@ def sharded(model: Any, tied: bool) -> nn.Module:
     return fully_shard(model)
 
 
-def joined(rank: int, port: int, way: str, tied: bool) -> None:
-    """One rank. Its model is gone before the process group is: else the process may abort at its end."""
-    place = {
-        "CUDA_VISIBLE_DEVICES": "",  # FSDP2 would shard over the devices of a machine that has some
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": RANKS,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ |= {name: str(value) for name, value in place.items()}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=WAIT)
-    compare(rank, way, tied)
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def compare(rank: int, way: str, tied: bool) -> None:
+def compare(way: str, tied: bool) -> None:
     """Fails where the gradients of this rank are not those of the whole batch."""
+    rank = dist.get_rank()
     ids = torch.randint(50, (4, 20), generator=torch.Generator().manual_seed(1))
     alone, model = llama(tied), llama(tied)
     alone(input_ids=ids, labels=ids, num_items_in_batch=TARGETS).loss.backward()
@@ -90,8 +68,5 @@ def compare(rank: int, way: str, tied: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("way", ["ddp", "fsdp2"])
-def test_ranks_have_the_gradients_of_one_process(way: str, tied: bool) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(joined, (port, way, tied), nprocs=RANKS)
+def test_ranks_have_the_gradients_of_one_process(way: str, tied: bool, tmp_path: Path) -> None:
+    on_ranks(RANKS, compare, way, tied, folder=tmp_path)
