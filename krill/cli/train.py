@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
-from krill.config.location import CONF_DIR, options, outputs_root
+from krill.cli.differences import from_experiment, since_last_start
+from krill.config.location import outputs_root
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -32,39 +33,71 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
     if config.dry_run:
         from krill.training.dry_run import plan
 
-        print("\n".join([*plan(config, outputs_root()), *_differences(config, call)]))
+        print("\n".join([*plan(config, outputs_root()), *from_experiment(config, call.choices)]))
         return None
     from krill.sources.registry import check
 
     check(config.data)  # what is wrong there is told before torch is loaded
 
-    from krill.cli import places
-    from krill.runs.record import Record, claim, shown
+    from krill.training import ranks
     from krill.training.beforehand import check_beforehand
+    from krill.training.plan import device_name
 
     check_beforehand(config)
-    identity = places.identity("train", config)
-    root = outputs_root()
-    # A new run gets no folder before its input has proved good; a sweep's point records that it did not.
-    begins = not call.sweep and (config.output is not None or config.resume in ("auto", False))
-    prepared = prepare(config, root) if begins else None
-    claimed = claim(identity, root / "runs" / config.name, call.place(config.output, identity), config.resume)
-    record = Record(claimed.folder)
-    if claimed.state == "finished":
-        log.info("finished already, nothing to do: %s", shown(claimed.folder))
-    else:
-        if claimed.state == "continued":
-            log.info("resume: going on in %s", shown(claimed.folder))
-        with claimed, record.running(config, identity, call.overrides):
-            from krill.training.run import run
+    with ranks.joined(device_name(config.device)):
+        if ranks.is_first():
+            return _lead(config, call)
+        if places := ranks.heard():
+            _run(config, *places)
+        return None
 
-            call.keep(claimed.folder)
-            tokenizer, store = prepared or prepare(config, root)
-            for line in _differences(config, call):
-                log.info(line)
-            run(config, claimed.folder, store=store, tokenizer=tokenizer)
-    call.end(claimed.folder)
+
+def _lead(config: TrainConfig, call: app.Call) -> float | None:
+    """What one process does for all ranks: claim the folder, prepare, record; then train, with the others."""
+    from krill.cli import places
+    from krill.runs.record import Record, claim, shown
+    from krill.training import ranks
+
+    with ranks.telling() as tell:
+        identity = places.identity("train", config)
+        root = outputs_root()
+        # A new run gets no folder before its input has proved good; a sweep's point records that it did not.
+        begins = not call.sweep and (config.output is not None or config.resume in ("auto", False))
+        prepared = prepare(config, root) if begins else None
+        claimed = claim(
+            identity, root / "runs" / config.name, call.place(config.output, identity), config.resume,
+            config.resume_changed,
+        )  # fmt: skip
+        record = Record(claimed.folder)
+        if claimed.state == "finished":
+            log.info("finished already, nothing to do: %s", shown(claimed.folder))
+        else:
+            if claimed.state == "continued":
+                log.info("resume: going on in %s", shown(claimed.folder))
+                for line in since_last_start(config, claimed.folder):
+                    log.info(line)
+            with claimed, record.running(config, identity, call.overrides):
+                call.keep(claimed.folder)
+                tokenizer, store = prepared or prepare(config, root)
+                for line in from_experiment(config, call.choices):
+                    log.info(line)
+                _run(config, *tell((claimed.folder, store, tokenizer)))
+        call.end(claimed.folder)
     return record.status.get("metrics", {}).get("eval_loss")
+
+
+def _run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> None:
+    """Train here, or on the ranks that are to be started."""
+    from krill.training import ranks
+
+    if config.hardware.processes > ranks.count():
+        from krill.launch.local import run_on_ranks
+
+        run_on_ranks(config, folder, store, tokenizer)
+    else:
+        from krill.training.run import run
+
+        run(config, folder, store=store, tokenizer=tokenizer)
 
 
 def prepare(config: TrainConfig, root: Path) -> tuple[Path, Path]:
@@ -73,33 +106,3 @@ def prepare(config: TrainConfig, root: Path) -> tuple[Path, Path]:
 
     tokenizer = obtain_tokenizer(config, root)
     return tokenizer.folder, obtain_store(config, tokenizer, root)[0]
-
-
-def _differences(config: TrainConfig, call: app.Call) -> list[str]:
-    """What differs from the experiment that the model is named after, unless that is what runs."""
-    name = config.model.name
-    if name not in options("experiment", [CONF_DIR]) or call.choices.get("experiment") == name:
-        return []
-    from krill.cli.compose import composed
-    from krill.config.schema import TrainConfig
-    from krill.config.validation import validated
-
-    theirs = flat(validated(TrainConfig, composed("train", [f"experiment={name}"])))
-    ours = flat(config)
-    keys = ("name", "data.name", "tokenizer.name", "tokenizer.vocab_size", "optimizer.name", "lr",
-            "optimizer.weight_decay", "scheduler.min_ratio", "sequence_len", "packing", "steps", "epochs",
-            "batch.micro_batch_size")  # fmt: skip
-    parts = [f"{key}={ours.get(key)} ({theirs.get(key)})" for key in keys if ours.get(key) != theirs.get(key)]
-    return [f"differs     from experiment={name}: {', '.join(parts)}"] if parts else []
-
-
-def flat(config: TrainConfig) -> dict[str, Any]:
-    """Dotted key → value, of every key below one section."""
-    found: dict[str, Any] = {}
-    for key, value in config.model_dump().items():
-        found |= (
-            {f"{key}.{name}": item for name, item in value.items()}
-            if isinstance(value, dict)
-            else {key: value}
-        )
-    return found

@@ -593,13 +593,25 @@ class Hardware(Section):
     """Compile forward and backward pass with torch.compile; only with a CUDA device."""
     gradient_checkpointing: bool
     """Compute activations again in the backward pass instead of keeping them: less memory, up to a third slower."""
+    processes: PositiveInt
+    """Ranks: processes on this machine that train together, each on a device of its own (or a share of the CPU)."""
     workers: NonNegativeInt
-    """Processes that load rows; 0: the training process itself."""
+    """Processes that load rows, of each rank; 0: the training process itself."""
     threads: PositiveInt | None
-    """CPU threads of torch; null: torch's own choice."""
+    """CPU threads of torch, of each rank; null: torch's own choice."""
     # How, not what: rounding apart, none of these changes the result (gradient_checkpointing not even that).
     UNSIGNED: ClassVar[frozenset[str]] = frozenset(
-        {"name", "workers", "threads", "attention", "loss", "liger", "compile", "gradient_checkpointing"}
+        {
+            "name",
+            "processes",
+            "workers",
+            "threads",
+            "attention",
+            "loss",
+            "liger",
+            "compile",
+            "gradient_checkpointing",
+        }
     )
 
 
@@ -607,7 +619,7 @@ class Batch(Section):
     """What one optimizer step sees."""
 
     micro_batch_size: PositiveInt
-    """Rows per device and forward pass."""
+    """Rows per rank and forward pass."""
     gradient_accumulation_steps: PositiveInt | None
     """Forward passes per optimizer step; null: 1, or what batch.tokens asks for."""
     tokens: PositiveInt | None
@@ -672,6 +684,8 @@ class TrainConfig(Section):
     resume: bool | str
     """auto: go on with the newest unfinished run of this configuration, else begin; local, true: go on or fail;
     false: always begin; or the folder of an unfinished run."""
+    resume_changed: bool
+    """Go on in the folder that resume= names although what determines the result has changed; what is listed."""
     branch: str | None
     """Run, or checkpoint of a run, to branch off: go on from there with another length, schedule or text."""
     output: str | None
@@ -709,6 +723,7 @@ class TrainConfig(Section):
         {
             "name",
             "resume",
+            "resume_changed",
             "output",
             "device",
             "dry_run",
@@ -724,6 +739,7 @@ class TrainConfig(Section):
             "data",  # these three count by their content
             "tokenizer",
             "branch",
+            "batch",  # counts by the rows of a step
         }
     )
 

@@ -53,12 +53,17 @@ class Claim:
             self.lock.release()
 
 
-def claim(signature: str, runs: Path, place: Path | None = None, resume: bool | str = "auto") -> Claim:
+def claim(
+    signature: str, runs: Path, place: Path | None = None, resume: bool | str = "auto", changed: bool = False
+) -> Claim:
     """The folder for a run: a new one below `runs`, or the one where this very run goes on.
 
-    `place`: the folder that was asked for (output=, a sweep's point), which then is the one. Raises UsageError
+    `place`: the folder that was asked for (output=, a sweep's point), which then is the one. `changed`: the run
+    in the folder that `resume` names may have had another signature until now. Raises UsageError
     when it belongs to another run or to a living process, or when there is nothing to resume.
     """
+    if changed and (not isinstance(resume, str) or resume in ("auto", "local", "remote")):
+        raise UsageError("resume_changed=true needs the folder of the run that is to go on: resume=<folder>")
     if place is not None:
         return _adopt(place, signature, resume)
     if resume == "remote":
@@ -67,7 +72,7 @@ def claim(signature: str, runs: Path, place: Path | None = None, resume: bool | 
             "write resume=auto"
         )
     if isinstance(resume, str) and resume not in ("auto", "local"):
-        return _continue_named(Path(resume), signature)
+        return _continue_named(Path(resume), signature, changed)
     if resume is not False:
         for folder in sorted(runs.glob("*"), reverse=True):
             if _unfinished(folder, signature):
@@ -110,14 +115,14 @@ def _adopt(folder: Path, signature: str, resume: bool | str) -> Claim:
     return _continued(folder)
 
 
-def _continue_named(folder: Path, signature: str) -> Claim:
+def _continue_named(folder: Path, signature: str, changed: bool) -> Claim:
     status = read_status(folder)
     if status is None:
         raise UsageError(f"resume={folder}: no run of krill there (status.json is missing)")
-    if status["signature"] != signature:
+    if status["signature"] != signature and not changed:
         raise UsageError(
             f"resume={folder}: that run has another configuration; to begin a new run from its settings "
-            f"write from={folder}"
+            f"write from={folder}, to go on in it with this one resume_changed=true"
         )
     if status["state"] == "finished":
         return Claim(folder, None, "finished")
@@ -178,17 +183,17 @@ def shown(folder: Path) -> Path:
 
 
 class Record:
-    """Writes a run folder's files. Only the main process of a run has one."""
+    """Writes a run folder's files; of several processes that train together one writes."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, writes: bool = True):
+        self.folder, self.writes = folder, writes
         self.status: dict[str, Any] = read_status(folder) or {}
 
     @contextmanager
     def running(self, config: Section, signature: str, overrides: list[str]) -> Iterator[None]:
         """Say what runs, then how it ended, whatever happens in between; messages also go to log.txt."""
         self._begin(config, signature, overrides)
-        with self._logged():
+        with self.logged():
             try:
                 yield
             except (Stopped, KeyboardInterrupt) as stop:
@@ -231,22 +236,25 @@ class Record:
     def update(self, **values: Any) -> None:
         """Change entries of status.json; what another record of this run wrote there stays."""
         self.status = (read_status(self.folder) or self.status) | values
-        atomic.write_json(self.folder / "status.json", self.status)
+        if self.writes:
+            atomic.write_json(self.folder / "status.json", self.status)
 
     def metric(self, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(values, allow_nan=True) + "\n")
+        if self.writes:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(values, allow_nan=True) + "\n")
 
     def cut_metrics(self, step: int, begun_in: Path) -> None:
         """Begin with the lines up to `step` of the run in `begun_in`, this one or another: it goes on from there."""
-        kept = (line for line in read_metrics(begun_in) if line["step"] <= step)
-        write_lines(self.folder / "metrics.jsonl", kept)
+        if self.writes:
+            kept = (line for line in read_metrics(begun_in) if line["step"] <= step)
+            write_lines(self.folder / "metrics.jsonl", kept)
 
     @contextmanager
-    def _logged(self) -> Iterator[None]:
-        """krill's messages also go to log.txt, with the time, and the details there alone."""
-        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+    def logged(self, name: str = "log.txt") -> Iterator[None]:
+        """krill's messages also go to a file of the folder, with the time, and the details there alone."""
+        handler = logging.FileHandler(self.folder / name, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         level, screen = log.level, [(other, other.level) for other in log.handlers]
         for other, _ in screen:

@@ -38,6 +38,8 @@ def tell_beginning(setting: Setting, model: Any, checkpoint: Path | None, kernel
     )  # fmt: skip
     log.info("optimizer   %s", _optimizer_line(model, config.optimizer))
     how = [setting.device.type, setting.precision, f"attention {setting.backend}", *kernels]
+    if setting.shape.ranks > 1:
+        how.insert(1, f"{setting.shape.ranks} ranks")
     log.info("device      %s", ", ".join(how))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from krill.training import ranks
 from krill.training.loss import Loss
 
 
@@ -43,7 +44,8 @@ def validate(
     loss: Loss | None = None,
     sources: int = 1,
 ) -> list[Validation]:
-    """Score every labelled token of `batches` (already on the model's device), summed in float64 for each source.
+    """Score every labelled token of `batches` (already on the model's device), summed in float64 for each source and
+    over all ranks.
 
     Args:
         batches: What the model takes, and with several sources that of each token: `sources`, int64 (B, T).
@@ -68,7 +70,7 @@ def validate(
         for total, weights in zip(sums, (nats, torch.ones_like(nats), nats * text), strict=True):
             total += torch.bincount(of, weights, sources)
     model.train(training)
-    return [Validation(nats, int(tokens), text) for nats, tokens, text in sums.T.tolist()]
+    return [Validation(nats, int(tokens), text) for nats, tokens, text in ranks.summed(sums).T.tolist()]
 
 
 def together(validations: Iterable[Validation]) -> Validation:

@@ -22,9 +22,7 @@ log = logging.getLogger("krill")
 
 
 def final_metrics(trainer: KrillTrainer, setting: Setting, points: Reference | None) -> dict[str, Any]:
-    """The figures of the last step, validated now if they were not; the best, and the reference points."""
-    if points is not None and not trainer.is_judged():
-        trainer.evaluate()
+    """The figures of the last step, the best, and the reference points."""
     losses = [line["loss"] for line in read_metrics(setting.folder) if "loss" in line]
     metrics: dict[str, Any] = {"step": trainer.state.global_step, "loss": losses[-1] if losses else None}
     if why := ended(setting.config.stop, setting.folder, trainer.state.global_step):

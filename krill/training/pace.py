@@ -1,11 +1,11 @@
 """How fast a run goes, between two lines of metrics.
 
-tokens_per_second   tokens of the rows, padding not counted, over the time without validation
+tokens_per_second   tokens of the rows of all ranks, padding not counted, over the time without validation
 mfu                 model FLOPs utilization: the FLOPs that the model needs for these tokens, forward and backward,
                     over what the device could do in that time (Chowdhery et al. 2022, "PaLM", appendix B);
                     recomputation of activations does not count
 data_wait           share of the time in which the loop waited for the next rows
-memory_gb           peak so far, 10⁹ bytes: of the CUDA allocator, on the CPU of the process
+memory_gb           peak so far, 10⁹ bytes: of the CUDA allocator, on the CPU of the process; the largest of all ranks
 seconds_left        at this pace
 """
 
@@ -23,6 +23,7 @@ import torch
 from krill.config.schema import CustomModel
 from krill.models.build import skeleton
 from krill.models.cost import mean_attended, training_flops
+from krill.training import ranks
 from krill.training.peak import peak_flops
 from krill.training.setting import Setting
 
@@ -61,14 +62,16 @@ class Pace:
         """The figures since the last call, as this module's head lists them."""
         self._stop()
         seconds, steps = max(self.elapsed, 1e-9), max(step - self.last_step, 1)
+        tokens = int(ranks.summed(torch.tensor(self.tokens)))
         found = {
-            "tokens_per_second": round(self.tokens / seconds, 1),
+            "tokens_per_second": round(tokens / seconds, 1),
             "data_wait": round(self.waited / seconds, 4),
-            "memory_gb": round(peak_memory(self.device) / 1e9, 3),
+            "memory_gb": round(ranks.largest(peak_memory(self.device)) / 1e9, 3),
             "seconds_left": round((max_steps - step) * seconds / steps, 1),
         }
         if self.flops_per_token and self.peak:
-            found["mfu"] = round(self.tokens * self.flops_per_token / seconds / self.peak, 4)
+            each = tokens / ranks.count()
+            found["mfu"] = round(each * self.flops_per_token / seconds / self.peak, 4)
         self.last_step, self.tokens, self.waited, self.elapsed = step, 0, 0.0, 0.0
         return found
 

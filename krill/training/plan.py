@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from krill.config.schema import Batch, TrainConfig
@@ -20,6 +22,16 @@ class Shape:
     @property
     def rows_per_step(self) -> int:
         return self.micro_batch_size * self.accumulation * self.ranks
+
+
+def announced(environ: Mapping[str, str] = os.environ) -> int:
+    """How many ranks whoever started this process (torchrun, accelerate launch, krill) has announced."""
+    return int(environ.get("WORLD_SIZE") or 1)
+
+
+def ranks_of(config: TrainConfig) -> int:
+    """How many processes train together: those that were started, else those that krill is to start."""
+    return announced() if announced() > 1 else config.hardware.processes
 
 
 def shape(batch: Batch, sequence_len: int, ranks: int = 1) -> Shape:

@@ -21,14 +21,25 @@ from krill.config.schema import TrainConfig
 from krill.models.build import build
 from krill.runs import checkpoints
 from krill.runs.record import Record
-from krill.training.batches import Collate, Positions, RowDataset, loader, segment_sources, token_sources
+from krill.training import ranks
+from krill.training.batches import (
+    EMPTY,
+    Collate,
+    Positions,
+    RowDataset,
+    loader,
+    segment_sources,
+    token_sources,
+)
 from krill.training.branch import branch_of
 from krill.training.header import keep_groups, tell_beginning
 from krill.training.keeping import Keeping
 from krill.training.kernels import apply_kernels
 from krill.training.loss import Loss, loss_of
+from krill.training.metrics import Reference
 from krill.training.outcome import final_metrics, keep, tell
 from krill.training.pace import pace_of
+from krill.training.plan import device_name
 from krill.training.progress import Meter
 from krill.training.samples import Samples
 from krill.training.setting import Setting, reference_points, settle
@@ -41,16 +52,18 @@ from krill.training.trainer import Held, KrillTrainer
 def run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict[str, Any]:
     """Train in `folder` (continuing from its newest checkpoint) and return the final metrics.
 
+    Called on every rank that the environment announces; the first writes the folder, which all of them see.
+
     Raises UsageError when the data give no row or the device is not there, KrillError when there are checkpoints
     and none verifies, Stopped when a signal ended the run after saving.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with StopOnSignal() as stop:
-        record = Record(folder)
+    with ranks.joined(device_name(config.device)), StopOnSignal() as stop:
+        record = Record(folder, writes=ranks.is_first())
         setting = settle(config, folder, store, tokenizer)
         branch = branch_of(config.branch) if config.branch else None
-        own, broken = checkpoints.newest(folder / "checkpoints")
+        own, broken = ranks.from_first(lambda: checkpoints.newest(folder / "checkpoints"))
         checkpoint = own or (branch.verified() if branch else None)
         begun_in = branch.run if branch and not own else folder
         record.cut_metrics(checkpoints.step(checkpoint) if checkpoint else 0, begun_in)
@@ -59,28 +72,39 @@ def run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict
         loss = loss_of(model, config.hardware.loss, setting.device.type)
         kernels = apply_kernels(model, config.hardware, setting.device.type)
         points = reference_points(setting)
-        tell_beginning(setting, model, checkpoint, [f"loss {loss.name}", *kernels])
-        keep_groups(setting, model)
+        if ranks.is_first():
+            tell_beginning(setting, model, checkpoint, [f"loss {loss.name}", *kernels])
+            keep_groups(setting, model)
         record.update(
             data={"folder": str(store), "signature": setting.store.signature},
             tokenizer={"folder": str(tokenizer), "signature": setting.tokenizer.signature},
             branch=branch and {"run": str(branch.run), "step": branch.step},
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             steps=setting.length.steps,
+            rows_per_step=setting.shape.rows_per_step,
         )
         meter = Meter(record, setting)
         trainer = _trainer(setting, model, loss, stop, meter)
-        trainer.add_callback(Keeping(record, config, trainer.stable, broken))
+        if ranks.is_first():
+            trainer.add_callback(Keeping(record, config, trainer.stable, broken))
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             meter.close()
         stop.check(trainer.state.global_step, setting.length.steps)  # from here on a signal stops it at once
 
-        metrics = final_metrics(trainer, setting, points)
-        record.update(metrics=metrics)
-        keep(trainer.model, setting, metrics, points)
-        tell(setting, metrics, points)
+        if points is not None and not trainer.is_judged():
+            trainer.evaluate()
+        return ranks.from_first(lambda: _concluded(trainer, setting, points, record))
+
+
+def _concluded(
+    trainer: KrillTrainer, setting: Setting, points: Reference | None, record: Record
+) -> dict[str, Any]:
+    metrics = final_metrics(trainer, setting, points)
+    record.update(metrics=metrics)
+    keep(trainer.model, setting, metrics, points)
+    tell(setting, metrics, points)
     return metrics
 
 
@@ -104,7 +128,9 @@ def _trainer(setting: Setting, model: Any, loss: Loss, stop: StopOnSignal, meter
         config,
         model,
         _arguments(setting),
-        train_loader=lambda step: loader(setting.rows, order(step), collate, config.hardware.workers),
+        train_loader=lambda step: loader(
+            setting.rows, order(step, ranks.rank()), collate, config.hardware.workers
+        ),
         held=_held(setting, collate, stop),
         pace=pace,
         loss=loss,
@@ -112,16 +138,22 @@ def _trainer(setting: Setting, model: Any, loss: Loss, stop: StopOnSignal, meter
         callbacks=[stop, meter, StopByLoss(config.stop, setting.folder), Samples(setting, pace)],
     )
     trainer.remove_callback(PrinterCallback)
+    torch.manual_seed(config.seed + ranks.rank())  # the weights were the same on all, what is dropped is not
     return trainer
 
 
 def _held(setting: Setting, collate: Collate, stop: StopOnSignal) -> Held | None:
-    """The validation rows in their order, as the trainer evaluates them until a signal comes."""
+    """The validation rows in their order, as the trainer evaluates them until a signal comes.
+
+    Ranks take batches in turn, and have as many: sharded weights are gathered by all of them for each.
+    """
     rows = setting.held
     if rows is None:
         return None
     size = setting.config.batch.micro_batch_size
-    batches = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
+    parts = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
+    parts += [[EMPTY]] * (-len(parts) % ranks.count())
+    batches = parts[ranks.rank() :: ranks.count()]
     by_source = setting.store.manifest["splits"]["validation"]["by_source"]
     of_segment = segment_sources(rows, setting.store.validation)
 
@@ -161,6 +193,7 @@ def _arguments(setting: Setting) -> TrainingArguments:
         disable_tqdm=True,
         include_num_input_tokens_seen="no",
         average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
     )
     arguments._n_gpu = min(
         1, arguments.n_gpu

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.inference.generate import sample
 from krill.runs.record import read_lines, write_lines
+from krill.training import ranks
 from krill.training.pace import Pace
 from krill.training.setting import Setting
 
@@ -28,7 +29,9 @@ class Samples(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.file.exists():  # the run goes on from a step before its last sample, perhaps
+        if (
+            self.file.exists() and ranks.is_first()
+        ):  # the run goes on from a step before its last sample, perhaps
             kept = [line for line in read_lines(self.file) if line["step"] <= state.global_step]
             write_lines(self.file, kept)
 
@@ -46,6 +49,7 @@ class Samples(TrainerCallback):
         prompt, device = config.sample_prompt or "", self.setting.device
         with self.pace.paused(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             text = sample(model, self.setting.tokenizer, prompt, seed=config.seed)
-        with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, "text": text}, ensure_ascii=False) + "\n")
+        if ranks.is_first():
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, "text": text}, ensure_ascii=False) + "\n")
         log.info("step %d/%d  sample: %s", state.global_step, state.max_steps, " ".join(text.split())[:100])

@@ -16,7 +16,7 @@ from krill.data.store import Store
 from krill.errors import UsageError
 from krill.models.isolation import isolating
 from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
-from krill.training import attention
+from krill.training import attention, ranks
 from krill.training.launcher import check_launcher
 from krill.training.metrics import Reference, reference
 from krill.training.plan import Length, Shape, device_name, length, precision, shape
@@ -64,7 +64,7 @@ def settle(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> S
     validation = opened.split("validation")
     if validation.tokens == 0:
         log.warning("no document fell into the validation split: raise data.validation_fraction to get one")
-    batch = shape(config.batch, config.sequence_len)
+    batch = shape(config.batch, config.sequence_len, ranks.count())
     ready = load_tokenizer(tokenizer)
     _check_sample(config, ready)
     able, why = backend(config)

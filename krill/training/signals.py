@@ -1,6 +1,7 @@
 """SIGINT, SIGTERM, USR1, USR2: while training, save at the next step, then stop; before and after, stop at once.
 
-A validation between two steps is left at its next batch, and done when the run goes on.
+A validation between two steps is left at its next batch, and done when the run goes on. What one rank receives ends
+all of them, at the same step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.errors import Stopped
 from krill.signals import EXIT
+from krill.training import ranks
 
 T = TypeVar("T")
 
@@ -57,24 +59,29 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.received:
+        if self.came():
             control.should_save = control.should_training_stop = True
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """`batches`, until a signal comes while training: then raises Cut."""
         for batch in batches:
-            if self.received:
+            if self.came():
                 raise Cut
             yield batch
 
     def check(self, step: int, steps: int) -> None:
         """Raise Stopped when a signal came while training, in its last step or the validation after it, too."""
-        if self.received:
+        if came := self.came():
             raise Stopped(
-                f"stopped by {self.received.name} at step {step} of {steps}; the state is saved, "
+                f"stopped by {came.name} at step {step} of {steps}; the state is saved, "
                 "the same command goes on",
-                EXIT[self.received],
+                EXIT[came],
             )
+
+    def came(self) -> signal.Signals | None:
+        """The signal that this rank or another has received."""
+        number = ranks.largest(self.received or 0)
+        return signal.Signals(number) if number else None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         received = signal.Signals(number)

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.config.schema import Stop
 from krill.runs.record import read_validations
+from krill.training import ranks
 
 log = logging.getLogger("krill")
 
@@ -47,13 +48,16 @@ class StopByLoss(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if ended(self.stop, self.folder, state.global_step):  # by the process that saved this checkpoint
+        if self._ended(state):  # by the process that saved this checkpoint
             control.should_training_stop = True
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        why = ended(self.stop, self.folder, state.global_step)
+        why = self._ended(state)
         if why and state.global_step < state.max_steps:
             log.info("stop at step %d of %d: %s", state.global_step, state.max_steps, why)
             control.should_save = control.should_training_stop = True
+
+    def _ended(self, state: TrainerState) -> str | None:
+        return ranks.from_first(lambda: ended(self.stop, self.folder, state.global_step))

@@ -29,8 +29,8 @@ from krill import atomic
 from krill.config.schema import WSD, TrainConfig
 from krill.optim.build import build_optimizer
 from krill.optim.schedules import build_scheduler, plateau, set_rates
-from krill.runs import checkpoints
 from krill.runs.record import read_validations
+from krill.training import ranks
 from krill.training.batches import RowDataset
 from krill.training.branch import SaveAt
 from krill.training.dynamics import Dynamics
@@ -38,11 +38,12 @@ from krill.training.loss import Loss
 from krill.training.metrics import Validation, together, validate
 from krill.training.pace import Pace
 from krill.training.progress import is_logged
+from krill.training.saving import aside
 from krill.training.signals import Cut
 
 PENDING = "pending_loss.json"
-"""In a checkpoint: the losses since the last line of metrics, so that the next line is their mean too, and whether
-the validation of its step is still to be done."""
+"""In a checkpoint: each rank's losses since the last line of metrics, so that the next line is their mean too, and
+whether the validation of its step is still to be done."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Held:
 
     dataset: RowDataset
     batches: Callable[[], Any]
+    """Those of this rank; each has as many batches."""
     text_bytes: dict[str, int]
     """Of each source."""
     eos_id: int
@@ -175,7 +177,9 @@ class KrillTrainer(Trainer):
             return
         if resume_from_checkpoint:
             pending = json.loads((Path(resume_from_checkpoint) / PENDING).read_text(encoding="utf-8"))
-            self._tr_loss += pending["sum"]
+            sums = pending["sums"]
+            same = len(sums) == ranks.count()
+            self._tr_loss += sums[ranks.rank()] if same else sum(sums) / len(sums)
             self._globalstep_last_logged = pending["since"]
             if pending["validation"] and not self.is_judged():
                 self.evaluate()
@@ -185,22 +189,22 @@ class KrillTrainer(Trainer):
 
     def is_judged(self) -> bool:
         """Whether the validation of this step is in the metrics, perhaps by a process that was killed since."""
-        lines = read_validations(Path(self.args.output_dir).parent)
+        lines = ranks.from_first(lambda: read_validations(Path(self.args.output_dir).parent))
         return any(line["step"] == self.state.global_step for line in lines)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.aside or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        with checkpoints.aside(folder) as self.aside:
+        pending = {
+            "sums": ranks.gathered(float(self._tr_loss)),
+            "since": self._globalstep_last_logged,
+            "validation": self.owed,
+        }
+        with aside(Path(self.args.output_dir)) as self.aside:
             super()._save_checkpoint(model, trial)
-            pending = {
-                "sum": float(self._tr_loss),
-                "since": self._globalstep_last_logged,
-                "validation": self.owed,
-            }
-            atomic.write_json(self.aside / f"checkpoint-{self.state.global_step}" / PENDING, pending)
+            if ranks.is_first():
+                atomic.write_json(self.aside / f"checkpoint-{self.state.global_step}" / PENDING, pending)
         self.aside = None
 
 

@@ -76,9 +76,11 @@ UNSIGNED = [
     "tokenizer.name=other", "tokenizer.vocab_size=999", "data.name=other", "data.min_chars=7", "hardware=cpu",
     "hardware.workers=3", "hardware.threads=2", "hardware.attention=sdpa", "hardware.loss=full",
     "hardware.liger=false", "hardware.compile=true", "hardware.gradient_checkpointing=true",
-    "branch=some/run", "trackers=[wandb]", "sample_every=5",
+    "branch=some/run", "trackers=[wandb]", "sample_every=5", "hardware.processes=2", "resume_changed=true",
+    "batch.micro_batch_size=4",
+    "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
 ]  # fmt: skip
-"""What does not change the run's own part; data and tokenizer count by their content, which the caller adds."""
+"""What does not change the run's own part; the caller adds what data and tokenizer hold and the rows of a step."""
 
 SIGNED = [
     "seed=1", "lr=1e-2", "steps=7", "sequence_len=128", "packing=wrapped", "model=llama_pico",
@@ -86,7 +88,6 @@ SIGNED = [
     "optimizer=adamw", "optimizer=muon_keller", "optimizer.weight_decay=0", "optimizer.eps=1e-5",
     "optimizer.momentum=0.9", "optimizer.nesterov=false", "optimizer.ns_steps=6", "optimizer.max_grad_norm=0",
     "optimizer.betas=[0.9,0.99]", "scheduler=wsd", "scheduler.warmup=0.2", "scheduler.min_ratio=0",
-    "batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
     "hardware.precision=bf16", "stop.patience=3",
 ]  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Starting the processes that train together."""

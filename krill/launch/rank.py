@@ -1,0 +1,59 @@
+"""One rank of a run: `python -m krill.launch.rank FOLDER STORE TOKENIZER`, started by `krill.launch.local`."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import yaml
+
+from krill.config.schema import TrainConfig
+from krill.errors import DONE, FAILED, INTERRUPTED, KrillError, Stopped
+from krill.launch.reports import log_name, report
+from krill.runs.record import Record
+from krill.signals import stopping
+
+log = logging.getLogger("krill")
+PR_SET_PDEATHSIG = 1
+
+
+def main(folder: Path, store: Path, tokenizer: Path) -> int:
+    """Train as the rank that the environment says; report what goes wrong. Returns the exit code."""
+    rank = int(os.environ["RANK"])
+    if rank == 0:
+        speaking = logging.StreamHandler()
+        speaking.setFormatter(logging.Formatter("%(message)s"))
+        speaking.setLevel(logging.INFO)
+        log.addHandler(speaking)
+    log.propagate = False
+    with Record(folder).logged(log_name(rank)), stopping():
+        try:
+            end_with_parent()
+            from krill.training.run import run
+
+            config = TrainConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
+            run(config, folder, store=store, tokenizer=tokenizer)
+        except (KrillError, Stopped) as error:
+            report(folder, rank, str(error))
+            return error.exit_code
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except Exception as error:
+            log.error("failed", exc_info=True)
+            report(folder, rank, f"{type(error).__name__}: {error}")
+            return FAILED
+    return DONE
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent has gone, killed perhaps: nobody would end it then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))
