@@ -595,6 +595,8 @@ class Hardware(Section):
     """Compute activations again in the backward pass instead of keeping them: less memory, up to a third slower."""
     processes: PositiveInt
     """Ranks: processes on this machine that train together, each on a device of its own (or a share of the CPU)."""
+    sharding: Literal["none", "fsdp2"]
+    """none: every rank holds all of the model (DDP); fsdp2: a share of weights, gradients and optimizer state."""
     workers: NonNegativeInt
     """Processes that load rows, of each rank; 0: the training process itself."""
     threads: PositiveInt | None
@@ -604,6 +606,7 @@ class Hardware(Section):
         {
             "name",
             "processes",
+            "sharding",
             "workers",
             "threads",
             "attention",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from krill import atomic
-from krill.config.schema import CustomOptimizer, Optimizer
+from krill.config.schema import CustomOptimizer, Optimizer, TrainConfig
 from krill.optim.groups import describe, parameter_groups, places
 from krill.runs import checkpoints
 from krill.runs.record import shown
@@ -39,8 +39,12 @@ def tell_beginning(setting: Setting, model: Any, checkpoint: Path | None, kernel
     log.info("optimizer   %s", _optimizer_line(model, config.optimizer))
     how = [setting.device.type, setting.precision, f"attention {setting.backend}", *kernels]
     if setting.shape.ranks > 1:
-        how.insert(1, f"{setting.shape.ranks} ranks")
+        how.insert(1, f"{setting.shape.ranks} ranks{_shared(config)}")
     log.info("device      %s", ", ".join(how))
+
+
+def _shared(config: TrainConfig) -> str:
+    return " (fsdp2)" if config.hardware.sharding == "fsdp2" else ""
 
 
 def _going_on(setting: Setting, checkpoint: Path) -> str:

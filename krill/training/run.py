@@ -43,6 +43,7 @@ from krill.training.plan import device_name
 from krill.training.progress import Meter
 from krill.training.samples import Samples
 from krill.training.setting import Setting, reference_points, settle
+from krill.training.sharding import check_checkpoint, sharding_arguments, whole_weights
 from krill.training.signals import StopOnSignal
 from krill.training.stopping import StopByLoss
 from krill.training.trackers import tracker_arguments
@@ -65,6 +66,8 @@ def run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict
         branch = branch_of(config.branch) if config.branch else None
         own, broken = ranks.from_first(lambda: checkpoints.newest(folder / "checkpoints"))
         checkpoint = own or (branch.verified() if branch else None)
+        if checkpoint:
+            check_checkpoint(checkpoint, config.hardware.sharding, ranks.count())
         begun_in = branch.run if branch and not own else folder
         record.cut_metrics(checkpoints.step(checkpoint) if checkpoint else 0, begun_in)
 
@@ -95,15 +98,24 @@ def run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict
 
         if points is not None and not trainer.is_judged():
             trainer.evaluate()
-        return ranks.from_first(lambda: _concluded(trainer, setting, points, record))
+        weights = whole_weights(trainer.model) if trainer.is_fsdp_enabled else None
+        return ranks.from_first(lambda: _concluded(trainer, setting, points, record, weights))
 
 
 def _concluded(
-    trainer: KrillTrainer, setting: Setting, points: Reference | None, record: Record
+    trainer: KrillTrainer,
+    setting: Setting,
+    points: Reference | None,
+    record: Record,
+    weights: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    model = trainer.model
+    if weights is not None:
+        model = _model(setting)
+        model.load_state_dict(weights)
     metrics = final_metrics(trainer, setting, points)
     record.update(metrics=metrics)
-    keep(trainer.model, setting, metrics, points)
+    keep(model, setting, metrics, points)
     tell(setting, metrics, points)
     return metrics
 
@@ -194,6 +206,7 @@ def _arguments(setting: Setting) -> TrainingArguments:
         include_num_input_tokens_seen="no",
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
+        **sharding_arguments(config.hardware.sharding, ranks.count()),
     )
     arguments._n_gpu = min(
         1, arguments.n_gpu

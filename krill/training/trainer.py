@@ -1,6 +1,8 @@
 """The Trainer of krill: transformers' loop, with krill's data order, optimizer, validation and checkpoints.
 
 Each method that is overridden is one seam:
+    create_accelerator_and_postprocess
+                            FSDP2 on the CPU as well
     get_train_dataloader    rows by (seed, epoch, position); resume is the step number
     create_optimizer, create_scheduler
     compute_loss            without full logits; the compiled model, where asked for
@@ -39,6 +41,7 @@ from krill.training.metrics import Validation, together, validate
 from krill.training.pace import Pace
 from krill.training.progress import is_logged
 from krill.training.saving import aside
+from krill.training.sharding import shard_on_cpu
 from krill.training.signals import Cut
 
 PENDING = "pending_loss.json"
@@ -94,6 +97,10 @@ class KrillTrainer(Trainer):
             eval_dataset=held and held.dataset,
             callbacks=[*callbacks, SaveAt(self.stable)],
         )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self.train_loader(lambda: self.state.global_step)
