@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -111,6 +110,32 @@ def test_stopped_with_two_ranks_it_ends_with_the_same_bytes(krill_train: Any) ->
     assert (read_status(stopped) or {})["starts"] == 2
 
 
+def test_sharded_it_has_the_same_losses_and_goes_on_with_the_same_bytes(
+    krill_train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("steps=8", "eval_every=4", "save_every=3")
+    whole, sharded, stopped = (krill_train.outputs / name for name in ("whole", "sharded", "stopped"))
+    assert krill_train(*words, "batch.micro_batch_size=8", "output=whole") == 0
+    words = (*words, *TWO, "hardware.sharding=fsdp2")
+    assert krill_train(*words, "output=sharded") == 0
+    found = {key: value for key, value in losses(sharded).items() if key[1] != "grad_norm"}
+    expected = losses(whole)
+    assert found == pytest.approx({key: expected[key] for key in found}, rel=1e-5)
+    assert not (checkpoints.found(sharded / "checkpoints")[-1] / "model.safetensors").exists()
+
+    process = started(krill_train, *words, "output=stopped")
+    wait_for_step(stopped, 4, process)
+    process.terminate()
+    assert process.wait(60) == 75
+    capsys.readouterr()
+    assert krill_train(*words, "hardware.sharding=none", "output=stopped") == 2
+    assert "is sharded: go on with hardware.sharding=fsdp2" in capsys.readouterr().err
+    assert krill_train(*words, "output=stopped") == 0
+    for name in ("model/model.safetensors", "sample.txt"):
+        assert (stopped / name).read_bytes() == (sharded / name).read_bytes()
+    assert losses(stopped) == losses(sharded)
+
+
 def test_a_run_goes_on_with_another_number_of_ranks(
     krill_train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +165,17 @@ def build(model, lr, rank, **options):
         raise ValueError("no optimizer today")
     return torch.optim.AdamW(model.parameters(), lr=lr)
 """
+OPTION = """# @package _global_
+# Fails on one rank
+defaults:
+  - _adamw@optimizer
+  - _self_
+lr: 1.0e-03
+optimizer:
+  name: custom
+  build: faulty.py:build
+  options: {rank: 0}
+"""
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -147,11 +183,10 @@ def test_a_rank_that_dies_is_named_with_its_error(
     rank: int, krill_train: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
-    words = (
-        "optimizer=adamw", "optimizer.name=custom", f"optimizer.build={tmp_path}/faulty.py:build",
-        f"+optimizer.options.rank={rank}",
-    )  # fmt: skip
-    code = krill_train(*TWO, *words, "output=faulty")
+    (tmp_path / "conf" / "optimizer").mkdir(parents=True)
+    (tmp_path / "conf" / "optimizer" / "faulty.yaml").write_text(OPTION)
+    words = ("--config-dir=conf", "optimizer=faulty", f"optimizer.options.rank={rank}", "output=faulty")
+    code = krill_train(*TWO, *words)
     told = capsys.readouterr().err
     assert code == 1, told
     assert "ValueError: no optimizer today" in told
@@ -186,7 +221,6 @@ def test_torchrun_starts_ranks_of_one_run(krill_train: Any, tmp_path: Path) -> N
     assert again.returncode == 0, again.stderr
     assert "finished already" in again.stderr
     refused = subprocess.run(
-        [*command, *krill_train.overrides, *words, "seed=1"], capture_output=True, text=True, timeout=200,
-        env=os.environ,
-    )  # fmt: skip
+        [*command, *krill_train.overrides, *words, "seed=1"], capture_output=True, text=True, timeout=200
+    )
     assert refused.stderr.count("holds a run of another configuration") == 1
