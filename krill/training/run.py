@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from krill.config.schema import TrainConfig
@@ -32,6 +31,7 @@ from krill.training.batches import (
     token_sources,
 )
 from krill.training.branch import branch_of
+from krill.training.fitting import fitting
 from krill.training.header import keep_groups, tell_beginning
 from krill.training.keeping import Keeping
 from krill.training.kernels import apply_kernels
@@ -56,11 +56,20 @@ def run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict
     Called on every rank that the environment announces; the first writes the folder, which all of them see.
 
     Raises UsageError when the data give no row or the device is not there, KrillError when there are checkpoints
-    and none verifies, Stopped when a signal ended the run after saving.
+    and none verifies or memory is too small, Stopped when a signal ended the run after saving.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    with ranks.joined(device_name(config.device)), StopOnSignal() as stop:
+    stop = StopOnSignal()
+    with ranks.joined(device_name(config.device)):
+        return fitting(lambda fitted: _attempt(fitted, folder, store, tokenizer, stop), config, folder)
+
+
+def _attempt(
+    config: TrainConfig, folder: Path, store: Path, tokenizer: Path, stop: StopOnSignal
+) -> dict[str, Any]:
+    """The run as far as memory goes; `stop` remembers a signal of the attempt before."""
+    with stop:
         record = Record(folder, writes=ranks.is_first())
         setting = settle(config, folder, store, tokenizer)
         branch = branch_of(config.branch) if config.branch else None
@@ -122,7 +131,7 @@ def _concluded(
 
 def _model(setting: Setting) -> Any:
     tokenizer = setting.tokenizer
-    torch.manual_seed(setting.config.seed)
+    set_seed(setting.config.seed)  # of random and numpy as well: a model of one's own may draw from them
     return build(
         setting.config.model, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id,
         setting.backend,
