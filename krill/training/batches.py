@@ -104,12 +104,17 @@ def token_sources(rows: Rows, of_segment: np.ndarray, indices: list[int]) -> tor
 
 
 def loader(rows: Rows, batches: Iterable[list[int]], collate: Collate, workers: int) -> DataLoader[Row]:
-    """A DataLoader over `batches`; workers keep the order."""
+    """A DataLoader over `batches`; workers keep the order.
+
+    It draws the seeds of its workers when it begins: from a generator of its own, so that how often a run validates
+    or goes on does not move the random state that dropout reads.
+    """
     return DataLoader(
         RowDataset(rows),
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
+        generator=torch.Generator(),
         pin_memory=collate.device.type == "cuda",
         persistent_workers=False,
     )
