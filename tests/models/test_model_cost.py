@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from krill.cli.compose import composed
@@ -16,6 +19,9 @@ from krill.models.build import build, skeleton
 from krill.models.cost import mean_attended, parameters, state_bytes, training_flops, training_memory
 from krill.optim.build import build_optimizer
 from krill.optim.groups import parameter_groups
+from krill.training.cross_entropy import CHUNK
+from krill.training.kernels import apply_kernels
+from krill.training.loss import loss_of
 
 ROWS, TOKENS, VOCABULARY = 2, 24, 90
 
@@ -160,14 +166,50 @@ def test_activations_are_those_that_autograd_keeps(name: str) -> None:
     assert memory.activations == pytest.approx(sum(kept.values()), rel=0.1)
 
 
-def test_logits_in_chunks_take_as_much_less() -> None:
-    def logits(chunk: int | None) -> int:
-        return training_memory(
-            skeleton(MODELS["llama"], VOCABULARY), [], ROWS, TOKENS, logits_at_once=chunk
-        ).logits
+def test_logits_by_the_formula() -> None:
+    def logits(chunk: int | None, precision: str = "fp32") -> int:
+        shape = skeleton(MODELS["llama"], VOCABULARY)
+        return training_memory(shape, [], ROWS, TOKENS, precision, logits_at_once=chunk).logits
 
-    assert logits(None) == ROWS * TOKENS * VOCABULARY * 16
-    assert logits(TOKENS) == logits(None) / ROWS
+    assert logits(None) == ROWS * TOKENS * VOCABULARY * 12
+    assert logits(None, "bf16") == ROWS * TOKENS * VOCABULARY * 14
+    assert logits(TOKENS) == TOKENS * VOCABULARY * 8 + (VOCABULARY + ROWS * TOKENS) * 32 * 4
+    assert logits(10**6) == logits(ROWS * TOKENS)  # no chunk is larger than the batch
+
+
+def peak_of(work: Callable[[], None]) -> int:
+    """Bytes that torch's allocator gave out at most, beyond what there was before `work`."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    found: Any = profiler.profiler
+    events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(sizes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vocabulary", [320, 4096])
+@pytest.mark.parametrize("loss", ["full", "chunked"])
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_peak_of_a_real_step_is_as_estimated(vocabulary: int, loss: str, recomputed: bool) -> None:
+    """On the CPU, in fp32, where weights, gradients and optimizer are there already."""
+    rows, tokens = 4, 256
+    config = validated(TrainConfig, composed("train", [f"hardware.gradient_checkpointing={recomputed}"]))
+    model = build(config.model, vocabulary, 0, 1, 2, "sdpa").train()
+    how = loss_of(model, loss, "cpu")
+    apply_kernels(model, config.hardware, "cpu")
+    ids = torch.randint(3, vocabulary, (rows, tokens))
+
+    def step() -> None:
+        with how.training():
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    step()
+    memory = training_memory(
+        skeleton(config.model, vocabulary), [], rows, tokens,
+        logits_at_once=CHUNK["cpu"] if loss == "chunked" else None, recomputed=recomputed,
+    )  # fmt: skip
+    assert memory.activations + memory.logits == pytest.approx(peak_of(step), rel=0.15)
 
 
 def test_bf16_keeps_less_but_a_copy_of_the_weights() -> None:
