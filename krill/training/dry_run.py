@@ -16,6 +16,7 @@ def plan(config: TrainConfig, root: Path) -> list[str]:
     from krill.data.store import Store
     from krill.models.build import count_parameters
     from krill.sources.registry import check
+    from krill.training import forecast
 
     check(config.data)
     check_beforehand(config)
@@ -34,14 +35,18 @@ def plan(config: TrainConfig, root: Path) -> list[str]:
         f"device      {device_name(config.device)}",
         f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
     ]
-    if config.steps is not None:
-        lines.append(f"steps       {config.steps:,}: {config.steps * tokens_per_step:,} tokens")
-    elif store.is_dir():
-        rows = math.ceil(Store.open(store).split("train").tokens / config.sequence_len)
+    train = Store.open(store).split("train") if store.is_dir() else None
+    steps = config.steps
+    if steps is not None:
+        lines.append(f"steps       {steps:,}: {steps * tokens_per_step:,} tokens")
+    elif train is not None:
+        rows = math.ceil(train.tokens / config.sequence_len)
         steps = length(config, rows, batch.rows_per_step).steps
         lines.append(f"steps       about {steps:,} for {config.epochs:g} epochs")
     else:
         lines.append(f"steps       what {config.epochs:g} epochs are, known when the tokens are prepared")
+    attended = forecast.attended_in(train.ends, config.sequence_len) if train and train.tokens else None
+    lines += forecast.lines(config, vocab_size, steps, attended)
     if config.branch is not None:
         from krill.training.branch import branch_of
 

@@ -49,7 +49,9 @@ def fitting(attempt: Callable[[TrainConfig], T], config: TrainConfig, folder: Pa
             if not is_out_of_memory(error):
                 raise
             if size == 1:
-                raise KrillError(_nothing_fits(config)) from error
+                raise KrillError(
+                    f"out of memory with one row of {config.sequence_len} tokens at a time; write {remedies(config)}"
+                ) from error
             said = str(error).partition("\n")[0]
         # Here, where the error and with it the frames of the attempt are gone, its memory can be given back.
         release()
@@ -89,12 +91,13 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def _nothing_fits(config: TrainConfig) -> str:
+def remedies(config: TrainConfig) -> str:
+    """What to write where not even one row fits."""
     hardware = config.hardware
     ways = [
         *([] if hardware.gradient_checkpointing else ["hardware.gradient_checkpointing=true"]),
         *(["hardware.loss=chunked"] if hardware.loss == "full" else []),
         f"sequence_len={config.sequence_len // 2}",
-        "a smaller model=",
+        "or a smaller model=",
     ]
-    return f"out of memory with one row of {config.sequence_len} tokens at a time; write {', or '.join(ways)}"
+    return ", ".join(ways)

@@ -1,4 +1,4 @@
-"""What a run says of itself when it begins: six lines on the screen, and which parameter is in which group."""
+"""What a run says of itself when it begins: a few lines on the screen, and which parameter is in which group."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from krill import atomic
-from krill.config.schema import CustomOptimizer, Optimizer, TrainConfig
+from krill.config.schema import CustomModel, CustomOptimizer, Optimizer, TrainConfig
 from krill.optim.groups import describe, parameter_groups, places
 from krill.runs import checkpoints
 from krill.runs.record import shown
+from krill.training import memory
 from krill.training.setting import Setting
 
 log = logging.getLogger("krill")
 
 
 def tell_beginning(setting: Setting, model: Any, checkpoint: Path | None, kernels: list[str]) -> None:
-    """Six lines that tell what is about to run."""
+    """A few lines that tell what is about to run."""
     config, train = setting.config, setting.store.split("train")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     held = setting.store.split("validation")
@@ -41,6 +42,8 @@ def tell_beginning(setting: Setting, model: Any, checkpoint: Path | None, kernel
     if setting.shape.ranks > 1:
         how.insert(1, f"{setting.shape.ranks} ranks{_shared(config)}")
     log.info("device      %s", ", ".join(how))
+    if not isinstance(config.model, CustomModel):
+        log.info("memory      %s", memory.short(config, setting.tokenizer.vocab_size))
 
 
 def _shared(config: TrainConfig) -> str:
