@@ -9,7 +9,7 @@ from krill.config import own_code
 from krill.config.schema import Pretrained, Section, TrainConfig
 from krill.config.signature import signature
 from krill.errors import UsageError
-from krill.training.plan import ranks_of, shape
+from krill.training.plan import shape_of
 
 
 def identity(command: str, config: Section) -> str:
@@ -29,7 +29,7 @@ def identity(command: str, config: Section) -> str:
     tokens = tokens_signature(config)
     if command == "train":
         judged = [config.eval_every] if config.stop.target_loss or config.stop.patience else []
-        rows = shape(config.batch, config.sequence_len, ranks_of(config)).rows_per_step
+        rows = shape_of(config).rows_per_step
         return signature(command, 2, config, rows, tokens, _own_code(config), *_branch(config), *judged)
     shard = config.data.shard
     return tokens if shard is None else signature(command, 1, tokens, config.data.shards, shard)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from krill.config.schema import TrainConfig, Transformer
 from krill.training.kernels import check_kernels
 from krill.training.launcher import check_launcher
-from krill.training.plan import device_name, ranks_of, shape
+from krill.training.plan import device_name, shape_of
 from krill.training.trackers import check_trackers
 
 
@@ -14,7 +14,7 @@ def check_beforehand(config: TrainConfig) -> None:
     check_launcher()
     check_trackers(config)
     check_kernels(config.hardware, device_name(config.device))
-    shape(config.batch, config.sequence_len, ranks_of(config))
+    shape_of(config)
     _check_model(config)
     if config.branch is not None:
         from krill.training.branch import branch_of, check

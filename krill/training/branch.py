@@ -22,7 +22,7 @@ from krill.errors import KrillError, UsageError
 from krill.optim.schedules import plateau
 from krill.runs import checkpoints
 from krill.runs.record import read_status, shown
-from krill.training.plan import ranks_of, shape
+from krill.training.plan import shape_of
 
 MAY_DIFFER = {"steps", "epochs", "scheduler", "branch", "stop"}
 """Of the keys that determine a result; the text counts by its content and may differ as well, the tokenizer not."""
@@ -105,7 +105,7 @@ def check(branch: Branch, config: TrainConfig) -> None:
         if key not in TrainConfig.UNSIGNED | MAY_DIFFER
         and signature(getattr(config, key)) != signature(getattr(theirs, key))
     ]
-    rows = shape(config.batch, config.sequence_len, ranks_of(config)).rows_per_step
+    rows = shape_of(config).rows_per_step
     if rows != branch.status["rows_per_step"]:
         other.append(f"the rows of a step ({rows}, {branch.status['rows_per_step']} there)")
     if other:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from krill.config.schema import TrainConfig
 from krill.training.beforehand import check_beforehand
-from krill.training.plan import device_name, length, ranks_of, shape
+from krill.training.plan import device_name, length, shape_of
 
 
 def plan(config: TrainConfig, root: Path) -> list[str]:
@@ -22,7 +22,7 @@ def plan(config: TrainConfig, root: Path) -> list[str]:
     check_beforehand(config)
     tokenizer = tokenizer_folder(config, root)
     store = store_folder(config, root)
-    batch = shape(config.batch, config.sequence_len, ranks_of(config))
+    batch = shape_of(config)
     tokens_per_step = batch.rows_per_step * config.sequence_len
     vocab_size = _vocab_size(config, tokenizer)
     parameters = count_parameters(config.model, vocab_size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +17,7 @@ import torch
 from krill.config.schema import Batch, TrainConfig
 from krill.errors import KrillError
 from krill.runs.record import Record, read_status
+from krill.training import ranks
 from krill.training.plan import Shape, shape
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def fitting(attempt: Callable[[TrainConfig], T], config: TrainConfig, folder: Pa
 
     Raises KrillError where one row at a time does not fit, and whatever else `attempt` raises.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks.count() > 1:
         return attempt(config)
     asked = shape(config.batch, config.sequence_len)
     size = min(asked.micro_batch_size, (read_status(folder) or {}).get(KEY, asked.micro_batch_size))
@@ -74,7 +74,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def next_smaller(size: int, asked: Shape) -> int:
     """The largest number of rows up to half of `size` that divides a step."""
-    return max(rows for rows in range(1, size // 2 + 1) if asked.rows_per_step % rows == 0)
+    return max(rows for rows in range(1, size // 2 + 1) if asked.rows_of_rank % rows == 0)
 
 
 def with_rows(config: TrainConfig, size: int) -> TrainConfig:

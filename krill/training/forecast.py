@@ -13,7 +13,7 @@ from krill.models.cost import training_flops
 from krill.training import memory
 from krill.training.memory import in_bytes, memory_of
 from krill.training.peak import peak_flops
-from krill.training.plan import device_name, precision, shape
+from krill.training.plan import device_name, precision, ranks_of, shape_of
 
 SHARE = 0.4
 """Of the device's peak that a run is assumed to use: PaLM reports 0.46 (Chowdhery et al. 2022), the built-in run
@@ -44,10 +44,10 @@ def _computation(config: TrainConfig, vocab_size: int, steps: int, attended: flo
         precision(config.hardware.precision, device),
         config.hardware.threads or torch.get_num_threads(),
     )
-    tokens = steps * shape(config.batch, config.sequence_len).rows_per_step * config.sequence_len
+    tokens = steps * shape_of(config).rows_per_step * config.sequence_len
     flops = training_flops(skeleton(config.model, vocab_size), config.sequence_len, attended)
     most = "" if attended is not None else ", at most: short documents take less"
-    time = _duration(tokens * flops / (SHARE * peak))
+    time = _duration(tokens * flops / (SHARE * peak * ranks_of(config)))
     return [
         f"cost        {tokens * flops:.3g} FLOP: {tokens:,} tokens of {flops:.3g}{most}",
         f"time        about {time} at {100 * SHARE:.0f} % of {peak / 1e12:.3g} TFLOP/s, validations not counted",

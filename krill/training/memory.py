@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,17 +15,17 @@ from krill.optim.groups import parameter_groups
 from krill.training.cross_entropy import CHUNK
 from krill.training.fitting import next_smaller, remedies
 from krill.training.kernels import choose_loss
-from krill.training.plan import device_name, precision, shape
+from krill.training.plan import device_name, precision, ranks_of, shape_of
 
 
 def memory_of(config: TrainConfig, vocab_size: int, rows: int) -> Memory:
-    """Bytes of a training step with micro batches of `rows` rows.
+    """Bytes of a training step with micro batches of `rows` rows, on each rank.
 
     The state of an optimizer of a person's own is not in it; Liger's loss is taken to have krill's chunks.
     """
     device = device_name(config.device)
     model = skeleton(config.model, vocab_size)
-    return training_memory(
+    whole = training_memory(
         model,
         [] if isinstance(config.optimizer, CustomOptimizer) else parameter_groups(model, config.optimizer),
         rows,
@@ -33,6 +34,12 @@ def memory_of(config: TrainConfig, vocab_size: int, rows: int) -> Memory:
         None if choose_loss(config.hardware.loss, device) == "full" else CHUNK[device],
         config.hardware.gradient_checkpointing,
     )
+    if config.hardware.sharding == "none":
+        return whole
+    share = {
+        part: -(-getattr(whole, part) // ranks_of(config)) for part in ("weights", "gradients", "optimizer")
+    }
+    return replace(whole, **share)
 
 
 def device_memory(device: str) -> int:
@@ -48,7 +55,7 @@ def device_memory(device: str) -> int:
 
 def lines(config: TrainConfig, vocab_size: int) -> list[str]:
     """What a step needs of what is there; and a warning that says what to write where that is too little."""
-    batch, there = shape(config.batch, config.sequence_len), device_memory(device_name(config.device))
+    batch, there = shape_of(config), device_memory(device_name(config.device))
     needed = memory_of(config, vocab_size, batch.micro_batch_size)
     parts = (
         f"{part} {in_bytes(getattr(needed, part))}"
@@ -60,7 +67,7 @@ def lines(config: TrainConfig, vocab_size: int) -> list[str]:
 
 def short(config: TrainConfig, vocab_size: int) -> str:
     """What a step needs of what is there, in a few words."""
-    needed = memory_of(config, vocab_size, shape(config.batch, config.sequence_len).micro_batch_size)
+    needed = memory_of(config, vocab_size, shape_of(config).micro_batch_size)
     return _share(needed, device_memory(device_name(config.device)))
 
 
@@ -69,12 +76,12 @@ def _share(needed: Memory, there: int) -> str:
 
 
 def _advice(config: TrainConfig, vocab_size: int, there: int) -> str:
-    batch = shape(config.batch, config.sequence_len)
+    batch = shape_of(config)
     size = batch.micro_batch_size
     while size > 1:
         size = next_smaller(size, batch)
         if memory_of(config, vocab_size, size).total <= there:
-            passes = f" batch.gradient_accumulation_steps={batch.rows_per_step // size}"
+            passes = f" batch.gradient_accumulation_steps={batch.rows_of_rank // size}"
             words = f"batch.micro_batch_size={size}{'' if config.batch.tokens else passes}"
             return f"that is too much; write {words}, which is the same batch"
     return f"that is too much even for one row at a time; write {remedies(config)}"

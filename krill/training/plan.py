@@ -20,8 +20,13 @@ class Shape:
     ranks: int = 1
 
     @property
+    def rows_of_rank(self) -> int:
+        """Of one step."""
+        return self.micro_batch_size * self.accumulation
+
+    @property
     def rows_per_step(self) -> int:
-        return self.micro_batch_size * self.accumulation * self.ranks
+        return self.rows_of_rank * self.ranks
 
 
 def announced(environ: Mapping[str, str] = os.environ) -> int:
@@ -51,6 +56,11 @@ def shape(batch: Batch, sequence_len: int, ranks: int = 1) -> Shape:
         )
     micro = max(size for size in range(1, min(rows, batch.micro_batch_size) + 1) if rows % size == 0)
     return Shape(micro, rows // micro, ranks)
+
+
+def shape_of(config: TrainConfig) -> Shape:
+    """`shape` of the ranks that will train."""
+    return shape(config.batch, config.sequence_len, ranks_of(config))
 
 
 @dataclass(frozen=True)

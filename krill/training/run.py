@@ -159,7 +159,7 @@ def _trainer(setting: Setting, model: Any, loss: Loss, stop: StopOnSignal, meter
         callbacks=[stop, meter, StopByLoss(config.stop, setting.folder), Samples(setting, pace)],
     )
     trainer.remove_callback(PrinterCallback)
-    torch.manual_seed(config.seed + ranks.rank())  # the weights were the same on all, what is dropped is not
+    set_seed(config.seed + ranks.rank())  # the weights were the same on all, what is dropped is not
     return trainer
 
 
