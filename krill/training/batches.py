@@ -14,6 +14,7 @@ from krill.data.order import row_at
 from krill.data.packing import Row, Rows
 from krill.data.store import Split
 from krill.training import attention
+from krill.training.orphans import end_with_parent
 from krill.training.plan import Shape
 
 EMPTY = -1
@@ -115,6 +116,7 @@ def loader(rows: Rows, batches: Iterable[list[int]], collate: Collate, workers: 
         collate_fn=collate,
         num_workers=workers,
         generator=torch.Generator(),
+        worker_init_fn=end_with_parent,
         pin_memory=collate.device.type == "cuda",
         persistent_workers=False,
     )
