@@ -53,11 +53,11 @@ PHASES = ("steps", "start", "steps", "save")
 WORDS = [
     "the", "quick", "fox", "jumps", "over", "a", "lazy", "dog", "강아지가", "여우를", "따라", "뛰어간다", "잔다",
 ]  # fmt: skip
-STEPS, SAVE_EVERY = 240, 4
+SAVE_EVERY = 4
 TEXT = ["data=files", "data.min_chars=0", "data.validation_fraction=0.1", "tokenizer.vocab_size=320"]
 TRAINING = [
     "model=llama_pico", "sequence_len=64", "batch.micro_batch_size=2", "hardware.threads=1", "device=cpu",
-    "log_every=1", "eval_every=60", f"save_every={SAVE_EVERY}", f"steps={STEPS}",
+    "log_every=1", "eval_every=30", f"save_every={SAVE_EVERY}",
 ]  # fmt: skip
 
 
@@ -170,21 +170,17 @@ class Seconds:
 class Run:
     """One command, given again and again until its run has finished."""
 
-    def __init__(self, variant: Variant, folder: Path, forked: bool):
-        self.variant, self.folder, self.forked = variant, folder, forked and not variant.launcher
+    def __init__(self, variant: Variant, folder: Path, steps: int, forked: bool):
+        self.variant, self.folder, self.steps = variant, folder, steps
+        self.forked = forked and not variant.launcher
         self.log = folder.with_suffix(".log")
 
     def start(self) -> Process:
         self.before = self._metrics()
         self.saved = max(map(checkpoints.step, checkpoints.found(self.folder / "checkpoints")), default=0)
-        command = [
-            str(SCRIPTS / "krill-train"),
-            *TEXT,
-            *TRAINING,
-            *self.variant.words,
-            f"output={self.folder}",
-        ]
-        return Process([*self.variant.launcher, *command], self.log, self.forked)
+        words = [*TEXT, *TRAINING, *self.variant.words, f"steps={self.steps}", f"output={self.folder}"]
+        command = [*self.variant.launcher, str(SCRIPTS / "krill-train"), *words]
+        return Process(command, self.log, self.forked)
 
     def finished(self) -> bool:
         return (read_status(self.folder) or {}).get("state") == "finished"
@@ -213,7 +209,7 @@ class Run:
             time.sleep(0.001)
         self._demand(process.code == 0, process)
         steps = time.monotonic() - first
-        return Seconds(first - began, steps, steps * saving / max(looks, 1) / (STEPS / SAVE_EVERY))
+        return Seconds(first - began, steps, steps * saving / max(looks, 1) / (self.steps / SAVE_EVERY))
 
     def kill(self, phase: str, delay: float) -> tuple[str, int] | None:
         """Run it and end it `delay` seconds into a phase: where it was hit, and its orphans; None: it was quicker."""
@@ -240,7 +236,7 @@ class Run:
             return "start"
         if self.saving():
             return "save"
-        return "end" if self._last_step() == STEPS else "steps"
+        return "end" if self._last_step() == self.steps else "steps"
 
     def _demand(self, good: bool, process: Process) -> None:
         if not good:
@@ -257,13 +253,13 @@ class Run:
         )
 
 
-def measured(name: str, root: Path, kills: int, forked: bool) -> dict[str, Any]:
+def measured(name: str, root: Path, kills: int, steps: int, forked: bool) -> dict[str, Any]:
     """The figures of a variant, as this script's head lists them."""
     variant, choose = VARIANTS[name], random.Random(name)
-    whole = Run(variant, root / f"{name}-whole", forked)
+    whole = Run(variant, root / f"{name}-whole", steps, forked)
     seconds, expected = whole.finish(), whole.result()
 
-    run = Run(variant, root / f"{name}-killed", forked)
+    run = Run(variant, root / f"{name}-killed", steps, forked)
     killed_in: Counter[str] = Counter()
     runs, orphans, same = 1, 0, True
     while killed_in.total() < kills:
@@ -295,6 +291,7 @@ def prepare(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20, help="per variant")
+    parser.add_argument("--steps", type=int, default=240, help="of a run")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT")
     parser.add_argument(
         "--forked", action="store_true", help="fork this process instead of running the command"
@@ -306,6 +303,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("krill", "torch", "transformers")},
+        "steps": asked.steps,
         "forked": asked.forked,
         "variants": {},
     }
@@ -315,7 +313,7 @@ def main() -> None:
         if asked.forked:
             import_module("krill.training.run")
         for name in asked.variants:
-            found = measured(name, Path(place), asked.kills, asked.forked)
+            found = measured(name, Path(place), asked.kills, asked.steps, asked.forked)
             print(f"{name:<16}", *(f"{key} {value}" for key, value in found.items()), sep="   ", flush=True)
             result["variants"][name] = found
             asked.result.write_text(json.dumps(result, indent=2) + "\n")

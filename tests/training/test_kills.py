@@ -1,0 +1,37 @@
+"""A training that is killed again and again, wherever that hits it, ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "kills", "steps"),
+    [
+        ("muon_moonlight", 20, 160),
+        ("adamw", 3, 40),
+        ("muon_keller", 3, 40),
+        ("muon_pto", 3, 40),
+        ("workers", 3, 40),
+        ("sigterm", 3, 40),
+    ],
+)
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(
+    variant: str, kills: int, steps: int, tmp_path: Path
+) -> None:
+    result = tmp_path / "kills.json"
+    words = ["--forked", f"--kills={kills}", f"--steps={steps}", "--variants", variant, f"--result={result}"]
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(result.read_text())["variants"][variant]
+    assert found["same"]
+    assert found["orphans"] == 0
+    assert sum(found["killed_in"].values()) == kills
