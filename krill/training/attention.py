@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from krill.errors import UsageError
 
@@ -106,4 +105,3 @@ def choose(asked: str, device: str, precision: str) -> str:
 
 
 AttentionInterface.register("varlen", varlen)
-AttentionMaskInterface.register("varlen", lambda *_, **__: None)

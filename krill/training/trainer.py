@@ -7,6 +7,7 @@ Each method that is overridden is one seam:
     create_optimizer, create_scheduler
     compute_loss            without full logits; the compiled model, where asked for
     get_batch_samples       how long the loop waited for rows, and how many tokens they hold
+    _prepare_input          to the device, and no wait until that is done
     _clip_grad_norm, log    what the optimizer does to each group, and the pace, in the steps that are logged
     evaluate                per token over all validation rows, bits per byte
     _save_checkpoint        written aside, hashed, then renamed; a validation that a signal cut is owed
@@ -124,13 +125,22 @@ class KrillTrainer(Trainer):
         with self.loss.training():
             return super().compute_loss(model, inputs, *rest, **named)
 
-    def get_batch_samples(self, *arguments: Any) -> Any:
+    def get_batch_samples(self, batches_left: Any, count: int, device: torch.device) -> Any:
         began = time.perf_counter()
-        batches, items = super().get_batch_samples(*arguments)
+        alone = self.args.world_size == 1  # else the count is gathered, which is done on the device
+        batches, items = super().get_batch_samples(
+            batches_left, count, torch.device("cpu") if alone else device
+        )
         waited = time.perf_counter() - began
         tokens = sum(int(batch["input_ids"].ne(self.pad_id).sum()) for batch in batches)
         self.pace.served(self.state.global_step, tokens, waited)
-        return batches, items
+        return batches, self._prepare_input(items)
+
+    def _prepare_input(self, data: Any) -> Any:
+        # Trainer's own copy waits until the device has done all that it still had to do.
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         if is_logged(self.state.global_step + 1, self.state):
