@@ -1,0 +1,72 @@
+"""A run goes on at its millionth step with as little work as at its second."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krill.data.packing import Rows
+from krill.training import batches
+from krill.training.progress import Meter
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "resume_time.py"
+LATE = 1_000_000
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """stop_after(3): runs end at step 3."""
+    plain = Meter.on_step_end
+
+    def work(step: int) -> None:
+        def on_step_end(self: Meter, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            plain(self, args, state, control, **rest)
+            control.should_training_stop |= state.global_step == step
+
+        monkeypatch.setattr(Meter, "on_step_end", on_step_end)
+
+    return work
+
+
+def test_the_first_new_step_reads_as_many_rows_late_as_early(
+    train: Callable[..., Path], configure: Callable[..., Any], stop_after: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    spec = importlib.util.spec_from_file_location("resume_time", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr("krill.training.run.final_metrics", lambda *_: {})  # no validation: it reads rows too
+    for name in ("keep", "tell"):
+        monkeypatch.setattr(f"krill.training.run.{name}", lambda *_: None)
+    monkeypatch.setattr("krill.training.run.reference_points", lambda *_: None)
+
+    config = configure(f"steps={LATE + 5}", "save_every=2")
+    stop_after(2)
+    early = train(config, "early")
+    shutil.copytree(early, early.with_name("late"))
+    script.move(early.with_name("late"), LATE)
+
+    calls: Counter[str] = Counter()
+    for owner, name in ((batches, "row_at"), (Rows, "row")):
+        plain = getattr(owner, name)
+
+        def counted(*arguments: Any, plain: Any = plain, name: str = name) -> Any:
+            calls[name] += 1
+            return plain(*arguments)
+
+        monkeypatch.setattr(owner, name, counted)
+    found = []
+    for folder, step in (("early", 2), ("late", LATE)):
+        calls.clear()
+        stop_after(step + 1)
+        train(config, folder)
+        found.append(dict(calls))
+    assert found[0] == found[1] == {"row_at": 2, "row": 2}
