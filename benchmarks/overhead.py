@@ -1,0 +1,167 @@
+"""Question: how much longer does a step of krill-train take than one of a loop written by hand?
+
+For each optimizer one real run trains, and after every ten of its steps (as many as between two lines of metrics) a
+plain PyTorch loop does ten of its own: a copy of the model, the same rows from the same loader, the same loss,
+attention, clipping, optimizer and schedule. A ratio is that of a block of krill's to the mean of the plain blocks
+before and after it, so that what slows the machine slows both.
+
+    step_ms     median of each
+    ratio       median of the pairs, with its quartiles         must be ≤ 1.03 where a step takes 100 ms and more
+    data_wait   share of krill's time in which it waited for rows, median         must be < 0.01
+
+Prints a table and writes results/overhead.json; with another --result, that file.
+
+    python benchmarks/overhead.py                               (4 minutes on one core)
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from transformers import TrainerCallback
+
+from krill.cli.compose import composed
+from krill.cli.train import prepare
+from krill.config.schema import TrainConfig
+from krill.config.validation import validated
+from krill.data.packing import IGNORED
+from krill.optim.build import build_optimizer
+from krill.optim.schedules import build_scheduler
+from krill.runs.record import read_metrics
+from krill.training import run as training
+from krill.training.loss import loss_of
+from krill.training.trainer import KrillTrainer
+
+OPTIMIZERS = ("adamw", "muon_moonlight")
+BLOCK = 10
+
+
+def plain_steps(trainer: KrillTrainer) -> Iterator[None]:
+    """The loop written by hand, a step at a time."""
+    config, steps = trainer.config, trainer.args.max_steps
+    model = copy.deepcopy(trainer.model).train()
+    loss_without_logits = loss_of(model, config.hardware.loss, "cpu")
+    optimizer = build_optimizer(model, config.optimizer)
+    schedule = build_scheduler(config.scheduler, optimizer, steps)
+    for step, batch in enumerate(trainer.train_loader(lambda: 0), 1):
+        predicted = batch["labels"][:, 1:].ne(IGNORED).sum()
+        with loss_without_logits.training():
+            loss = model(**batch, num_items_in_batch=predicted).loss
+        loss.backward()
+        clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % BLOCK == 0:
+            loss.item()
+        yield
+
+
+class Alternate(TrainerCallback):
+    """Times blocks of the run that it is a part of, and plain ones between them."""
+
+    def __init__(self, trainer: KrillTrainer):
+        self.trainer, self.steps = trainer, plain_steps(trainer)
+        self.krill: list[float] = []
+        self.plain: list[float] = []
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._plain_block()  # what the first steps do once is not counted
+        self._plain_block()
+        self.plain = self.plain[1:]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % BLOCK == 0:
+            self.krill.append(time.perf_counter() - self.began)
+            with self.trainer.pace.paused():
+                self._plain_block()
+
+    def _plain_block(self) -> None:
+        began = time.perf_counter()
+        for _ in range(BLOCK):
+            next(self.steps, None)
+        self.began = time.perf_counter()
+        self.plain.append(self.began - began)
+
+    def ratios(self) -> list[float]:
+        """Of each block of krill's but the first."""
+        around = zip(self.krill, self.plain, self.plain[1:], strict=False)
+        return [2 * block / (before + after) for block, before, after in around][1:]
+
+
+def measured(optimizer: str, asked: argparse.Namespace, root: Path) -> dict[str, Any]:
+    words = [
+        f"model={asked.model}", f"optimizer={optimizer}", f"sequence_len={asked.sequence_len}", "device=cpu",
+        f"batch.micro_batch_size={asked.rows}", f"steps={(asked.pairs + 1) * BLOCK}", f"log_every={BLOCK}",
+        "hardware.threads=1", "eval_every=1000000", "save_every=1000000",
+    ]  # fmt: skip
+    config = validated(TrainConfig, composed("train", words))
+    tokenizer, store = prepare(config, root)
+    folder = root / optimizer
+    folder.mkdir()
+    watched: list[Alternate] = []
+
+    class Watched(KrillTrainer):
+        def train(self, **rest: Any) -> Any:
+            watched.append(Alternate(self))
+            self.add_callback(watched[0])
+            return super().train(**rest)
+
+    vars(training)["KrillTrainer"] = Watched
+    training.run(config, folder, store=store, tokenizer=tokenizer)
+    (seen,) = watched
+    ratios = seen.ratios()
+    waits = [line["data_wait"] for line in read_metrics(folder) if "data_wait" in line]
+    return {
+        "step_ms": {
+            "krill": round(1000 * statistics.median(seen.krill[1:]) / BLOCK, 1),
+            "plain": round(1000 * statistics.median(seen.plain[1:]) / BLOCK, 1),
+        },
+        "pairs": len(ratios),
+        "ratio": round(statistics.median(ratios), 4),
+        "quartiles": [round(value, 4) for value in statistics.quantiles(ratios, n=4)[::2]],
+        "data_wait": statistics.median(waits),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="llama_nano")
+    parser.add_argument("--sequence-len", type=int, default=512)
+    parser.add_argument("--rows", type=int, default=2, help="of a step")
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
+    parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        found = {name: measured(name, asked, Path(place)) for name in asked.optimizers}
+    for name, figures in found.items():
+        print(f"{name:<16}", *(f"{key} {value}" for key, value in figures.items()), sep="   ")
+    result = {
+        "question": "how much longer a step of krill-train takes than one of a plain PyTorch loop",
+        "date": date.today().isoformat(),
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "threads": 1},
+        "versions": {name: version(name) for name in ("krill", "torch", "transformers", "accelerate")},
+        "setting": {"model": asked.model, "sequence_len": asked.sequence_len, "rows": asked.rows},
+        "optimizers": found,
+    }
+    asked.result.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
