@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -16,9 +14,9 @@ from krill.errors import DONE, FAILED, INTERRUPTED, KrillError, Stopped
 from krill.launch.reports import log_name, report
 from krill.runs.record import Record
 from krill.signals import stopping
+from krill.training.orphans import end_with_parent
 
 log = logging.getLogger("krill")
-PR_SET_PDEATHSIG = 1
 
 
 def main(folder: Path, store: Path, tokenizer: Path) -> int:
@@ -47,12 +45,6 @@ def main(folder: Path, store: Path, tokenizer: Path) -> int:
             report(folder, rank, f"{type(error).__name__}: {error}")
             return FAILED
     return DONE
-
-
-def end_with_parent() -> None:
-    """Have the kernel end this process when its parent has gone, killed perhaps: nobody would end it then."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

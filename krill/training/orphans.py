@@ -1,24 +1,19 @@
-"""A worker that serves rows ends with the training that it serves, however that ends.
+"""What a training has started ends with it, however it ends: a rank, a worker that serves rows.
 
-torch's own look for their parent every five seconds only: after a kill -9 the same command, given again at once,
-would find them still there, with their memory and the files that they hold open.
+After a kill -9 the same command, given again at once, would find them still there, with their memory and the files
+that they hold open; torch's workers look for their parent every five seconds only, ranks never.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-from multiprocessing.connection import wait
+import ctypes
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(worker: int = 0) -> None:
-    """Have this process end as soon as its parent is gone; what DataLoader calls in each of its workers."""
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    """Have the kernel (Linux) end this process when its parent has gone; DataLoader calls it in each worker."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
