@@ -582,8 +582,8 @@ class Hardware(Section):
     """What the setting is called."""
     precision: Literal["auto", "fp32", "bf16"]
     """Arithmetic of the forward pass; weights stay fp32. auto: bf16 on CUDA devices that have it, else fp32."""
-    attention: Literal["auto", "varlen", "sdpa", "eager"]
-    """Attention backend; each isolates documents. auto: varlen."""
+    attention: Literal["auto", "varlen", "sdpa", "flex", "flash_attention_2", "flash_attention_3", "eager"]
+    """Attention backend; each isolates documents. auto: the fastest that computes the model here, mostly varlen."""
     loss: Literal["auto", "chunked", "full", "liger"]
     """How the loss is computed: chunked never holds the logits of all tokens, liger is its like on CUDA.
     auto: liger where it is installed on CUDA, else chunked, and full for a model that needs it."""

@@ -19,8 +19,20 @@ from krill.models.build import skeleton
 KINDS = {"full_attention", "sliding_attention"}
 """Kinds of layers that a boundary and a window describe; the others are known to their masks only."""
 
+CAPS: dict[str, set[str]] = {
+    "varlen": set(),
+    "flash_attention_2": {"softcapping"},
+    "flash_attention_3": {"softcapping"},
+}
+"""Backends that are told the lengths of documents, and what each can do to scores."""
 
-def isolating(config: Model, asked: str, chosen: str, sequence_len: int) -> tuple[str, str | None]:
+WIDEST = 256
+"""Of a head, in Flash Attention."""
+
+NO_DROPOUT = "has no dropout; set the attention's dropout to 0 to use it"
+
+
+def isolating(config: Model, asked: str, chosen: str, device: str) -> tuple[str, str | None]:
     """The backend for `config`: `chosen`, or with `asked` = auto another one that can, and why it is another.
 
     Raises:
@@ -32,7 +44,7 @@ def isolating(config: Model, asked: str, chosen: str, sequence_len: int) -> tupl
     model = skeleton(config, vocab_size=64).to(torch.bfloat16)  # some kernels are for bf16 only
     attention = _attention(model, config)
     candidates = (chosen, "sdpa", "eager") if asked == "auto" else (chosen,)
-    objections = {backend: objection(backend, model, attention, sequence_len) for backend in candidates}
+    objections = {backend: objection(backend, model, attention, device) for backend in candidates}
     able = [backend for backend, wrong in objections.items() if wrong is None]
     if not able:
         told = "; ".join(f"{backend}: {wrong}" for backend, wrong in objections.items())
@@ -70,30 +82,50 @@ def _attention(model: PreTrainedModel, config: Model) -> Attention:
     return attention
 
 
-def objection(backend: str, model: PreTrainedModel, attention: Attention, sequence_len: int) -> str | None:
+def objection(backend: str, model: PreTrainedModel, attention: Attention, device: str) -> str | None:
     """Why `backend` would compute something else than the architecture, or leak; None: it does neither."""
-    features = sorted({name for call in attention.calls for name in call.features})
-    windows = [call.window for call in attention.calls if call.window is not None]
-    if backend == "varlen":
-        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-        if features:
-            return f"has no {', '.join(features)}"
-        if not all(call.told for call in attention.calls):
-            return "the documents' boundaries do not reach every layer"
-        if windows and min(windows) < sequence_len:
-            return f"has no sliding window ({min(windows)} tokens of {sequence_len})"
-        if any(call.dropout for call in attention.calls):
-            return "has no dropout; set the attention's dropout to 0 to use it"
-        if kinds - KINDS:
-            return f"has no {', '.join(sorted(kinds - KINDS))}"
-        if any(call.key_width != call.value_width for call in attention.calls):
-            return "wants keys as wide as values"
-        return None
+    if backend in CAPS:
+        return _of_lengths(backend, model, attention, device)
+    features = {name for call in attention.calls for name in call.features}
     if not attention.masked:
         return "position_ids do not reach its mask, documents would see each other"
     if backend == "sdpa" and (features or not model._supports_sdpa):
-        return f"has no {', '.join(features) or 'such attention in transformers'}"
+        return f"has no {_listed(features) or 'such attention in transformers'}"
+    if backend == "flex":
+        lacking = features - {"softcapping", "position bias"}
+        if lacking or not model._supports_flex_attn:
+            return f"has no {_listed(lacking) or 'such attention in transformers'}"
+        if any(call.dropout for call in attention.calls):
+            return NO_DROPOUT
     return None
+
+
+def _of_lengths(backend: str, model: PreTrainedModel, attention: Attention, device: str) -> str | None:
+    """The objection to a backend that is told the lengths of documents and sees no mask."""
+    calls = attention.calls
+    lacking = {name for call in calls for name in call.features} - CAPS[backend]
+    if lacking:
+        return f"has no {_listed(lacking)}"
+    if not all(call.told for call in calls):
+        return "the documents' boundaries do not reach every layer"
+    kinds = list(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if set(kinds) - KINDS:
+        return f"has no {_listed(set(kinds) - KINDS)}"
+    if kinds.count("sliding_attention") > sum(call.window is not None for call in calls):
+        return "the sliding window does not reach every layer"
+    drops = backend == "flash_attention_2" or (backend == "varlen" and device == "cpu")
+    if any(call.dropout for call in calls) and not drops:
+        return NO_DROPOUT
+    if any(call.key_width != call.value_width for call in calls):
+        return "wants keys as wide as values"
+    widest = max(call.key_width for call in calls)
+    if device == "cuda" and widest > WIDEST:
+        return f"has heads of {WIDEST} at most ({widest})"
+    return None
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _type(model: PreTrainedModel) -> str:

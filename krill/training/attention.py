@@ -1,34 +1,63 @@
 """Attention within documents: a row holds several, none of them sees another.
 
-`varlen` is an attention function of krill's own, registered with transformers. On CUDA it is
-`torch.nn.attention.varlen.varlen_attn` (Flash Attention inside torch), on the CPU one causal SDPA per document:
-exact, and faster than attending across documents (1.4 to 3.7 times faster than a block mask). The other
-backends build a block mask from position ids, which transformers does when it gets no attention mask and no
-cache.
+Functions of krill's own, registered with transformers:
 
-Shapes: B rows, H heads, T tokens of a row, D width of a head.
+    varlen      one kernel for documents of any lengths: Flash Attention inside torch on CUDA; on the CPU one causal
+                SDPA per document: exact, and faster than attending across documents (`benchmarks/attention.py`)
+    flash_attention_2, flash_attention_3
+                the same by the packages flash-attn and FlashAttention 3, which know more features and GPUs. Not by
+                transformers' functions of that name: those look for their kernels on the Hub, refuse a model that is
+                still on the CPU, and tell documents apart in a batch of one row only
+    flex        transformers' flex attention
+
+flex, sdpa and eager get a mask from position ids; transformers makes it when it gets no attention mask and no cache.
+
+Shapes: B rows, H heads, T tokens of a row, S of them with keys (more than T where a cache holds the rest), D width of
+a head, N tokens of all rows.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, flex_attention_mask
 
-from krill.errors import UsageError
+from krill.training import attention_kernels
+from krill.training.attention_kernels import Documents, causal, same_dtype
+
+IMPLEMENTATIONS = {"flash_attention_2": "varlen_2", "flash_attention_3": "varlen_3"}
+"""What backends are called in transformers where it is not their own name: it takes "flash" for its own."""
+
+
+def implementation(backend: str) -> str:
+    """The name by which a model is built with `backend`."""
+    return IMPLEMENTATIONS.get(backend, backend)
+
+
+def boundaries(backend: str, lengths: list[int], device: torch.device) -> dict[str, Any]:
+    """The keyword arguments that tell `backend` where documents end."""
+    if backend in ("flex", "sdpa", "eager"):
+        return {}  # position_ids say it
+    if device.type != "cuda":
+        return {"document_lengths": lengths}
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return {"cu_seq_lens_q": ends, "max_length_q": max(lengths)}
 
 
 def varlen(
     module: torch.nn.Module,
     query_BHTD: Tensor,
-    key_BHTD: Tensor,
-    value_BHTD: Tensor,
+    key_BHSD: Tensor,
+    value_BHSD: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     document_lengths: list[int] | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
@@ -37,71 +66,94 @@ def varlen(
     """Causal attention within each document; plain causal attention where no documents are given (generation).
 
     Args:
-        query_BHTD, key_BHTD, value_BHTD: queries and (fewer heads with grouped queries) keys and values.
+        query_BHTD, key_BHSD, value_BHSD: queries and (fewer heads with grouped queries) keys and values.
         attention_mask: not used: documents are told by their lengths.
+        dropout: share of the weights that is dropped; CPU.
+        sliding_window: tokens that one sees, itself included; None: all before it.
         document_lengths: tokens of each document (and padding), rows one after the other; sum is B·T. CPU.
         cu_seq_lens_q: int32, their running sum from 0, on the device; with max_length_q. CUDA.
 
     Returns:
         The output, (B, T, H, D), and None for the attention weights.
     """
-    if document_lengths is None and cu_seq_lens_q is None:
-        causal = query_BHTD.shape[2] > 1
-        out = F.scaled_dot_product_attention(
-            query_BHTD, key_BHTD, value_BHTD, is_causal=causal, scale=scaling, enable_gqa=True
-        )
-        return out.transpose(1, 2).contiguous(), None
-
-    B, H, T, D = query_BHTD.shape
-    q, k, v = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query_BHTD, key_BHTD, value_BHTD))
     if cu_seq_lens_q is not None:
         assert max_length_q is not None
-        from torch.nn.attention.varlen import varlen_attn
-
-        out = cast(Tensor, varlen_attn(
-            q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-            scale=scaling, window_size=(-1, 0), enable_gqa=True,
-        ))  # fmt: skip
-    else:
-        assert document_lengths is not None
-        documents = zip(
-            q.split(document_lengths), k.split(document_lengths), v.split(document_lengths), strict=True
-        )
-        out = torch.cat([_one_document(q_THD, k_THD, v_THD, scaling) for q_THD, k_THD, v_THD in documents])
-    return out.view(B, T, H, D), None
+        documents = Documents.of(cu_seq_lens_q, max_length_q)
+        kernel = attention_kernels.torch_varlen
+        return _flat(kernel, query_BHTD, key_BHSD, value_BHSD, documents, scaling, sliding_window), None
+    if document_lengths is None:
+        out = causal(query_BHTD, key_BHSD, value_BHSD, scaling, sliding_window, dropout)
+        return out.transpose(1, 2).contiguous(), None
+    out = attention_kernels.one_by_one(
+        query_BHTD, key_BHSD, value_BHSD, document_lengths, scaling, sliding_window, dropout
+    )
+    return out, None
 
 
-def _one_document(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, scaling: float | None) -> Tensor:
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THD, k_THD, v_THD))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
-    return out.squeeze(0).transpose(0, 1)
+def _by(kernel: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    """The attention function that computes by a `kernel` of flash-attn."""
+
+    def attend(
+        module: torch.nn.Module,
+        query_BHTD: Tensor,
+        key_BHSD: Tensor,
+        value_BHSD: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        max_length_q: int | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        if cu_seq_lens_q is None:
+            documents = Documents.rows(query_BHTD, key_BHSD)
+        else:
+            assert max_length_q is not None
+            documents = Documents.of(cu_seq_lens_q, max_length_q)
+        more = {"dropout": dropout, "softcap": softcap}
+        return _flat(
+            kernel, query_BHTD, key_BHSD, value_BHSD, documents, scaling, sliding_window, **more
+        ), None
+
+    return attend
 
 
-def boundaries(backend: str, lengths: list[int], device: torch.device) -> dict[str, Any]:
-    """The keyword arguments that tell `backend` where documents end."""
-    if backend != "varlen":
-        return {}  # position_ids say it
-    if device.type != "cuda":
-        return {"document_lengths": lengths}
-    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return {"cu_seq_lens_q": ends, "max_length_q": max(lengths)}
+def _flat(
+    kernel: Callable[..., Tensor],
+    query_BHTD: Tensor,
+    key_BHSD: Tensor,
+    value_BHSD: Tensor,
+    documents: Documents,
+    scaling: float | None,
+    window: int | None,
+    **more: Any,
+) -> Tensor:
+    """What a kernel for documents one after the other, (N, H, D), makes of rows; (B, T, H, D)."""
+    B, H, T, D = query_BHTD.shape
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query_BHTD, key_BHSD, value_BHSD))
+    scale = D**-0.5 if scaling is None else scaling
+    return attention_kernels.padded(kernel, q, k, v, documents, scale, window, **more).view(B, T, H, D)
 
 
-def choose(asked: str, device: str, precision: str) -> str:
-    """The backend for hardware.attention.
-
-    auto: varlen, but sdpa for fp32 on CUDA, which Flash Attention does not compute; asking for varlen there is a
-    UsageError.
-    """
-    impossible = device == "cuda" and precision == "fp32"
-    if asked == "varlen" and impossible:
-        raise UsageError(
-            "hardware.attention=varlen is Flash Attention on CUDA, which has no fp32; write "
-            "hardware.precision=bf16 or hardware.attention=sdpa"
-        )
-    if asked == "auto":
-        return "sdpa" if impossible else "varlen"
-    return asked
+def flex(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' flex attention, under autocast as well."""
+    found: tuple[Tensor, Tensor | None] = flex_attention_forward(
+        module, *same_dtype(query, key, value), attention_mask, **more
+    )
+    return found
 
 
-AttentionInterface.register("varlen", varlen)
+REGISTERED: dict[str, Callable[..., Any]] = {
+    "varlen": varlen,
+    "varlen_2": _by(attention_kernels.flash_attention_2),
+    "varlen_3": _by(attention_kernels.flash_attention_3),
+    "flex": flex,
+}
+for _name, _function in REGISTERED.items():
+    AttentionInterface.register(_name, _function)
+# The others have no mask registered: transformers then looks for none, which would make the host wait for the device.
+AttentionMaskInterface.register("flex", flex_attention_mask)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from krill.config.schema import TrainConfig, Transformer
+from krill.training.backends import choose
 from krill.training.kernels import check_kernels
 from krill.training.launcher import check_launcher
-from krill.training.plan import device_name, shape_of
+from krill.training.plan import device_name, precision, shape_of
 from krill.training.trackers import check_trackers
 
 
@@ -13,7 +14,9 @@ def check_beforehand(config: TrainConfig) -> None:
     """Raise UsageError for all that can be known to be wrong before anything is made."""
     check_launcher()
     check_trackers(config)
-    check_kernels(config.hardware, device_name(config.device))
+    device = device_name(config.device)
+    check_kernels(config.hardware, device)
+    choose(config.hardware.attention, device, precision(config.hardware.precision, device))
     shape_of(config)
     _check_model(config)
     if config.branch is not None:

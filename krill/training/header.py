@@ -38,7 +38,8 @@ def tell_beginning(setting: Setting, model: Any, checkpoint: Path | None, kernel
         _going_on(setting, checkpoint) if checkpoint else "",
     )  # fmt: skip
     log.info("optimizer   %s", _optimizer_line(model, config.optimizer))
-    how = [setting.device.type, setting.precision, f"attention {setting.backend}", *kernels]
+    why = f" (auto: {setting.why})" if setting.why else ""
+    how = [setting.device.type, setting.precision, f"attention {setting.backend}{why}", *kernels]
     if setting.shape.ranks > 1:
         how.insert(1, f"{setting.shape.ranks} ranks{_shared(config)}")
     log.info("device      %s", ", ".join(how))

@@ -21,6 +21,7 @@ from krill.models.build import build
 from krill.runs import checkpoints
 from krill.runs.record import Record
 from krill.training import ranks
+from krill.training.attention import implementation
 from krill.training.batches import (
     EMPTY,
     Collate,
@@ -134,7 +135,7 @@ def _model(setting: Setting) -> Any:
     set_seed(setting.config.seed)  # of random and numpy as well: a model of one's own may draw from them
     return build(
         setting.config.model, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id,
-        setting.backend,
+        implementation(setting.backend),
     )  # fmt: skip
 
 

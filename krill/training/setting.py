@@ -16,7 +16,8 @@ from krill.data.store import Store
 from krill.errors import UsageError
 from krill.models.isolation import isolating
 from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
-from krill.training import attention, ranks
+from krill.training import ranks
+from krill.training.backends import choose
 from krill.training.launcher import check_launcher
 from krill.training.metrics import Reference, reference
 from krill.training.plan import Length, Shape, device_name, length, precision, shape
@@ -35,6 +36,8 @@ class Setting:
     device: torch.device
     precision: str
     backend: str
+    why: str | None
+    """Why `backend` is that one, where hardware.attention left it open."""
     shape: Shape
     length: Length
     rows: Rows
@@ -68,8 +71,6 @@ def settle(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> S
     ready = load_tokenizer(tokenizer)
     _check_sample(config, ready)
     able, why = backend(config)
-    if why:
-        log.info("attention: %s, since varlen %s", able, why)
     arithmetic = precision(config.hardware.precision, device)
     return Setting(
         config=config,
@@ -79,6 +80,7 @@ def settle(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> S
         device=torch.device(device),
         precision=arithmetic,
         backend=able,
+        why=why,
         shape=batch,
         length=length(config, len(rows), batch.rows_per_step),
         rows=rows,
@@ -87,13 +89,14 @@ def settle(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> S
 
 
 def backend(config: TrainConfig) -> tuple[str, str | None]:
-    """The attention backend that computes the model here, documents apart, and why it is not the usual one.
+    """The attention backend that computes the model here, documents apart; with hardware.attention=auto also why.
 
     Raises UsageError where there is none.
     """
     device, asked = device_name(config.device), config.hardware.attention
-    chosen = attention.choose(asked, device, precision(config.hardware.precision, device))
-    return isolating(config.model, asked, chosen, config.sequence_len)
+    chosen, why = choose(asked, device, precision(config.hardware.precision, device))
+    able, wrong = isolating(config.model, asked, chosen, device)
+    return able, f"{chosen} {wrong}" if wrong else why
 
 
 def _check_sample(config: TrainConfig, tokenizer: TokenizerFolder) -> None:

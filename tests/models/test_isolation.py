@@ -32,7 +32,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
                                 "moe_intermediate_size": 16}),
     "gemma2": ("gemma2", {**WINDOWED, "head_dim": 8, "attn_logit_softcapping": 2.0}),
     "gemma2 without cap": ("gemma2", {**WINDOWED, "head_dim": 8, "attn_logit_softcapping": None}),
+    "gemma3": ("gemma3_text", {**WINDOWED, "head_dim": 8, "num_hidden_layers": 6}),
     "mistral": ("mistral", WINDOWED),
+    "qwen3 with windows": ("qwen3", {**WINDOWED, "head_dim": 8, "use_sliding_window": True,
+                                     "max_window_layers": 1}),
     "phi3": ("phi3", {**GATED, "original_max_position_embeddings": WIDTH}),
     "phi3 with windows": ("phi3", {**WINDOWED, "original_max_position_embeddings": WIDTH}),
 }  # fmt: skip
@@ -40,8 +43,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 CAN: dict[str, set[str]] = {name: {"varlen", "sdpa", "eager"} for name in ARCHITECTURES} | {
     "opt": {"varlen"},  # transformers gives its mask no position ids
     "gemma2": {"eager"},
-    "gemma2 without cap": {"eager"},
-    **{name: {"sdpa", "eager"} for name in ("qwen2 with windows", "mistral", "phi3 with windows")},
+    "gemma2 without cap": {"varlen", "eager"},
 }
 """The backends that compute each architecture as it is."""
 
@@ -87,11 +89,11 @@ def boundaries(backend: str) -> dict[str, Any]:
 def test_documents_are_as_if_alone_or_the_backend_is_refused(name: str, backend: str) -> None:
     model_type, keys = ARCHITECTURES[name]
     if backend in CAN[name]:
-        assert isolating(auto(model_type, **keys), backend, backend, WIDTH) == (backend, None)
+        assert isolating(auto(model_type, **keys), backend, backend, "cpu") == (backend, None)
         assert leak(name, backend, **boundaries(backend)) <= 1e-5
     else:
         with pytest.raises(UsageError, match=r"Write hardware\.attention=auto"):
-            isolating(auto(model_type, **keys), backend, backend, WIDTH)
+            isolating(auto(model_type, **keys), backend, backend, "cpu")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -99,9 +101,8 @@ def test_without_boundaries_the_test_above_would_fail(name: str) -> None:
     assert leak(name, "eager") > 1e-2
 
 
-@pytest.mark.parametrize("name", ["mistral", "phi3 with windows", "qwen2 with windows"])
-def test_what_is_refused_would_compute_something_else(name: str) -> None:
-    assert leak(name, "varlen", **boundaries("varlen")) > 1e-2
+def test_a_cap_that_varlen_has_not_would_be_left_out() -> None:
+    assert leak("gemma2", "varlen", **boundaries("varlen")) > 1e-2
 
 
 def test_opt_would_leak_where_it_is_refused() -> None:
@@ -111,23 +112,43 @@ def test_opt_would_leak_where_it_is_refused() -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_auto_takes_one_that_can(name: str) -> None:
     model_type, keys = ARCHITECTURES[name]
-    taken, why = isolating(auto(model_type, **keys), "auto", "varlen", WIDTH)
+    taken, why = isolating(auto(model_type, **keys), "auto", "varlen", "cpu")
     assert (why is None) is (taken == "varlen")
     assert taken == next(backend for backend in ("varlen", "sdpa", "eager") if backend in CAN[name])
 
 
-def test_a_window_as_long_as_the_row_is_none() -> None:
-    assert isolating(auto("mistral", **GATED, sliding_window=WIDTH), "varlen", "varlen", WIDTH) == (
-        "varlen",
-        None,
-    )
-
-
 def test_dropout_of_scores_is_not_left_out_silently() -> None:
     dropping = auto("gpt2", **SIZES)
-    assert isolating(dropping, "auto", "varlen", WIDTH)[0] == "sdpa"
+    assert isolating(dropping, "auto", "varlen", "cpu") == ("varlen", None)
+    assert isolating(dropping, "auto", "varlen", "cuda")[0] == "sdpa"
     with pytest.raises(UsageError, match=r"varlen: has no dropout.*hardware\.attention=auto"):
-        isolating(dropping, "varlen", "varlen", WIDTH)
+        isolating(dropping, "varlen", "varlen", "cuda")
+
+
+FLASH = ("flash_attention_2", "flash_attention_3")
+WANTS: dict[str, tuple[AutoModel, dict[str, str | None]]] = {
+    "plain": (auto("qwen2", **GATED), {"flex": None, **dict.fromkeys(FLASH)}),
+    "windows": (auto("mistral", **WINDOWED), {"flex": None, **dict.fromkeys(FLASH)}),
+    "cap": (auto("gemma2", **ARCHITECTURES["gemma2"][1]), {"flex": None, **dict.fromkeys(FLASH)}),
+    "dropout": (auto("gpt2", **SIZES), {"flex": "dropout", FLASH[0]: None, FLASH[1]: "dropout"}),
+    "wide heads": (
+        auto("qwen2", **{**GATED, "head_dim": 264}),
+        {"flex": None, **dict.fromkeys(FLASH, "256")},
+    ),
+    "no mask": (auto("opt", **ARCHITECTURES["opt"][1]), {"flex": "position_ids", **dict.fromkeys(FLASH)}),
+}
+"""What an architecture wants, and which backends of CUDA object, by what."""
+
+
+@pytest.mark.parametrize("name", WANTS)
+def test_backends_of_cuda_object_to_what_they_lack(name: str) -> None:
+    model, objections = WANTS[name]
+    for backend, objection in objections.items():
+        if objection is None:
+            assert isolating(model, backend, backend, "cuda") == (backend, None)
+        else:
+            with pytest.raises(UsageError, match=objection):
+                isolating(model, backend, backend, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -143,4 +164,4 @@ def test_dropout_of_scores_is_not_left_out_silently() -> None:
 )
 def test_what_cannot_isolate_is_refused(model_type: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
-        isolating(auto(model_type), "auto", "varlen", WIDTH)
+        isolating(auto(model_type), "auto", "varlen", "cpu")
