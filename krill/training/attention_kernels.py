@@ -125,12 +125,11 @@ def one_by_one(
 ) -> Tensor:
     """Attention of each document by itself, (B, T, H, D); for the CPU."""
     B, H, T, D = query_BHTD.shape
-    q, k, v = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query_BHTD, key_BHTD, value_BHTD))
-    documents = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+    flat = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query_BHTD, key_BHTD, value_BHTD))
     outs = []
-    for document in documents:
-        one = causal(*(x.transpose(0, 1).unsqueeze(0) for x in document), scale, window, dropout)
-        outs.append(one.squeeze(0).transpose(0, 1))
+    for document in zip(*(x.split(lengths) for x in flat), strict=True):
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in document)
+        outs.append(causal(q, k, v, scale, window, dropout).squeeze(0).transpose(0, 1))
     return torch.cat(outs).view(B, T, H, D)
 
 
@@ -147,7 +146,7 @@ def causal(
     A window is computed in blocks of queries, each with the keys that it reaches: T · window pairs, not T².
     """
     T, S = query_BHTD.shape[2], key_BHSD.shape[2]
-    known = {"scale": scale, "enable_gqa": True, "dropout_p": dropout}
+    known: dict[str, Any] = {"scale": scale, "enable_gqa": True, "dropout_p": dropout}
     if window is None or window >= S or T == 1:
         k, v = (x if window is None else x[:, :, -window:] for x in (key_BHSD, value_BHSD))
         return F.scaled_dot_product_attention(query_BHTD, k, v, is_causal=T > 1, **known)

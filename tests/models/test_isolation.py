@@ -130,9 +130,12 @@ WANTS: dict[str, tuple[AutoModel, dict[str, str | None]]] = {
     "plain": (auto("qwen2", **GATED), {"flex": None, **dict.fromkeys(FLASH)}),
     "windows": (auto("mistral", **WINDOWED), {"flex": None, **dict.fromkeys(FLASH)}),
     "cap": (auto("gemma2", **ARCHITECTURES["gemma2"][1]), {"flex": None, **dict.fromkeys(FLASH)}),
-    "dropout": (auto("gpt2", **SIZES), {"flex": "dropout", FLASH[0]: None, FLASH[1]: "dropout"}),
+    "dropout": (
+        auto("qwen2", **GATED, attention_dropout=0.1),
+        {"flex": "dropout", FLASH[0]: None, FLASH[1]: "dropout"},
+    ),
     "wide heads": (
-        auto("qwen2", **{**GATED, "head_dim": 264}),
+        auto("qwen3", **{**GATED, "head_dim": 264}),
         {"flex": None, **dict.fromkeys(FLASH, "256")},
     ),
     "no mask": (auto("opt", **ARCHITECTURES["opt"][1]), {"flex": "position_ids", **dict.fromkeys(FLASH)}),
