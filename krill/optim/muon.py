@@ -7,7 +7,8 @@ Moonlight's plain sum differs from it by a constant factor, which the orthogonal
 core serves both.
 
 The role of a parameter stands in its group (`kind`), never in the state: accelerate replaces the parameters
-of an optimizer without telling its state. State is fp32 tensors only. Gradients are read, never written.
+of an optimizer without telling its state. State is fp32 tensors only. Gradients are read, never written, but in a
+step that is masked out (`krill.optim.masking`).
 
 Shapes: B matrices that are orthogonalized together, R rows, C columns.
 """
@@ -29,6 +30,7 @@ from torch.optim.adamw import adamw
 from krill.optim import normuon
 from krill.optim.distributed import orthogonalized
 from krill.optim.layout import Layout
+from krill.optim.masking import Mask, sent
 from krill.optim.newton_schulz import arithmetic, orthogonalize, polynomials
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -103,12 +105,25 @@ class Muon(torch.optim.Optimizer):
     """Is shown each group of kind muon with the updates of some of its parameters, as they are before the learning
     rate and weight decay; in one step each parameter comes once."""
 
+    found_inf: Tensor | None = None
+    """0-D fp32 on the parameters' device. 1: `step` leaves parameters and state as they are, to the bit, and overwrites
+    the gradients of muon groups. 0 or None: it makes its update."""
+
+    _counted: tuple[Callable[[], bool], list[Tensor]] | None = None
+    """Whether the last step was masked out, on its way to the host, and the counts that it has raised."""
+
     def __init__(self, params: Iterable[dict[str, Any]], process_group: ProcessGroup | None = None):
         self.process_group = process_group
         super().__init__(params, {})
 
     def __getstate__(self) -> dict[str, Any]:
+        self._settle()
         return super().__getstate__() | {"process_group": None}  # belongs to this process
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's."""
+        self._settle()
+        return super().state_dict()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its missing options get the defaults of its kind. Raises as the class says."""
@@ -141,6 +156,8 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._settle()
+        mask = Mask(self.found_inf)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             grads = [p.grad for p in params]
@@ -148,15 +165,34 @@ class Muon(torch.optim.Optimizer):
                 raise RuntimeError("Muon takes dense gradients only; build the embedding with sparse=False")
             if params:
                 update = self._step_muon if group["kind"] == "muon" else self._step_adamw
-                update(group, params, grads)
+                update(group, params, grads, mask)
+        if mask.found_inf is not None:
+            self._counted = sent(mask.found_inf), self._counts()
         return loss
 
-    def _step_muon(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+    def _settle(self) -> None:
+        """Take the counts of the last step back if it was masked out. AdamW's arithmetic needs them on the host, which
+        learns it one step late, while the device has the next one's work already: it never idles for it."""
+        if self._counted is not None:
+            was_masked, counts = self._counted
+            self._counted = None
+            if counts and was_masked():
+                torch._foreach_sub_(counts, 1.0)
+
+    def _counts(self) -> list[Tensor]:
+        """`step` of each parameter that AdamW has moved in this step."""
+        adamw_groups = [group for group in self.param_groups if group["kind"] == "adamw"]
+        return [self.state[p]["step"] for g in adamw_groups for p in g["params"] if p.grad is not None]
+
+    def _step_muon(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], mask: Mask
+    ) -> None:
         momentum, decay, layout = group["momentum"], group["lr"] * group["weight_decay"], _layout(group)
         buffers = self._state_of(params, "momentum_buffer", torch.zeros_like)
+        mask.replace(grads, by=buffers)  # so that momentum and direction stay what they are, and finite
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         if not group["cautious"]:
-            torch._foreach_mul_(params, 1 - decay)
+            torch._foreach_mul_(params, mask.factor(1 - decay))
 
         for batch in self._batches(params):
             moved = [params[i] for i in batch]
@@ -167,11 +203,13 @@ class Muon(torch.optim.Optimizer):
             updates = orthogonalized(directions, partial(_updates, group), self.process_group, sent_as)
             if group["normuon"]:
                 start = partial(normuon.new_moment, layout=layout)
-                updates = normuon.normalized(updates, self._state_of(moved, "second_momentum", start), layout)
+                moments = self._state_of(moved, "second_momentum", start)
+                updates = normuon.normalized(updates, moments, layout, mask)
             if self.observer:
                 self.observer(group, updates)
+            mask.erase(updates)
             if group["cautious"]:
-                _decay_where_aligned(moved, updates, decay)
+                _decay_where_aligned(moved, updates, decay, mask)
             torch._foreach_add_(moved, updates, alpha=-group["lr"])
 
     def _batches(self, params: list[Tensor]) -> Iterable[list[int]]:
@@ -186,7 +224,9 @@ class Muon(torch.optim.Optimizer):
                 self.state[p][name] = start(p)
         return [self.state[p][name] for p in params]
 
-    def _step_adamw(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+    def _step_adamw(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], mask: Mask
+    ) -> None:
         for p in params:
             if not self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32)
@@ -213,6 +253,7 @@ class Muon(torch.optim.Optimizer):
                 weight_decay=group["weight_decay"],
                 eps=_epsilon(group, count),
                 maximize=False,
+                found_inf=mask.found_inf,
             )
 
 
@@ -277,13 +318,14 @@ def _updates(group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
     return updates
 
 
-def _decay_where_aligned(params: list[Tensor], updates: list[Tensor], decay: float) -> None:
+def _decay_where_aligned(params: list[Tensor], updates: list[Tensor], decay: float, mask: Mask) -> None:
     """p ← p − decay·p where update·p ≥ 0, that is where the update, which is subtracted, shrinks p or is zero."""
     decayed = torch._foreach_mul(updates, params)
     torch._foreach_sign_(decayed)
     torch._foreach_add_(decayed, 1.0)
     torch._foreach_clamp_max_(decayed, 1.0)  # −1, 0, 1 have become 0, 1, 1
     torch._foreach_mul_(decayed, params)
+    mask.erase(decayed)
     torch._foreach_add_(params, decayed, alpha=-decay)
 
 

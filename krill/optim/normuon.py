@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from krill.optim.distributed import row_norms
 from krill.optim.layout import Layout
+from krill.optim.masking import EVERY_STEP, Mask
 
 BETA2 = 0.95
 EPSILON = 1e-10
@@ -31,13 +32,16 @@ def new_moment(parameter: Tensor, layout: Layout) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32, device=parameter.device)
 
 
-def normalized(updates: list[Tensor], moments: list[Tensor], layout: Layout) -> list[Tensor]:
+def normalized(
+    updates: list[Tensor], moments: list[Tensor], layout: Layout, mask: Mask = EVERY_STEP
+) -> list[Tensor]:
     """Updates with neurons of about equal length; each projection in a matrix keeps its Frobenius norm.
 
     Args:
         updates: Orthogonal updates, plain or DTensors. A row of zeros stays zero.
         moments: Of each update, as `new_moment` makes it; moved on in place.
         layout: Of all of them.
+        mask: Keeps the moments in a bad step.
 
     Returns:
         New tensors of the kind and shape of the updates.
@@ -46,6 +50,7 @@ def normalized(updates: list[Tensor], moments: list[Tensor], layout: Layout) -> 
     norms = row_norms(updates, inputs)
     squares = torch._foreach_mul(norms, norms)
     torch._foreach_mul_(squares, [1 / u.shape[inputs] for u in updates])
+    mask.replace(squares, by=moments)
     torch._foreach_lerp_(moments, squares, 1 - BETA2)
 
     same: dict[torch.Size, list[int]] = defaultdict(list)
