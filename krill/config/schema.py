@@ -647,6 +647,20 @@ class Stop(Section):
     """End when so many validations in a row were not below the lowest before them; null: never."""
 
 
+class Guard(Section):
+    """Steps that are left out: their update is masked, and the run goes on without it."""
+
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"max_skips"})
+
+    nan: Literal["skip", "stop"]
+    """A step whose loss or gradient norm is not finite; stop: the run ends, too."""
+    spike: PositiveFloat | None
+    """Leave out a step whose loss or gradient norm is more than so many standard deviations above the mean of the
+    last 128 good steps; null: none."""
+    max_skips: PositiveInt
+    """End the run after so many bad steps in a row."""
+
+
 class HubTarget(Section):
     """Where the result goes on the Hugging Face Hub, if it is to go there at all."""
 
@@ -721,6 +735,7 @@ class TrainConfig(Section):
     hardware: Hardware
     batch: Batch
     stop: Stop
+    guard: Guard
     hub: HubTarget
     UNSIGNED: ClassVar[frozenset[str]] = frozenset(
         {

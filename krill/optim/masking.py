@@ -1,10 +1,10 @@
 """A step whose update is masked out on the device: weights and state keep their bits, and the host does not wait.
 
-torch's convention for it is the attribute `found_inf` of an optimizer, a 0-D fp32 tensor on the parameters' device: 1
-in a step that is to be left out, else 0 (torch.amp.GradScaler sets it, fused kernels read it and return at once). In a
-good step that costs no pass over the parameters: such a kernel, given the flag the other way round, does its work in
-bad steps only. `torch.where` would read and write every gradient and update of every step: 1.4 % of a step of Muon with
-matrices of 256 × 256 on a CPU, against 0.1 %.
+torch's convention for it is the attribute `found_inf` of an optimizer, a 0-D fp32 tensor on the device of the
+parameters: 1 in a step that is to be left out, else 0 (torch.amp.GradScaler sets it, fused kernels read it and return
+at once). In a good step that costs no pass over the parameters: such a kernel, given the flag the other way round,
+does its work in bad steps only. `torch.where` would read and write every gradient and update of every step: 1.4 % of
+a step of Muon with matrices of 256 × 256 on a CPU, against 0.1 %.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _contiguous(tensors: list[Tensor]) -> bool:
 
 
 def sent(flag: Tensor) -> Callable[[], bool]:
-    """Send a 0-D flag to the host. What is returned waits for it, but for nothing that the device is given later."""
+    """Send a 0-D flag to the host; what is returned reads it, and waits for no later work of the device."""
     host = torch.empty((), dtype=flag.dtype, pin_memory=flag.is_cuda)
     host.copy_(flag, non_blocking=True)
     there = torch.cuda.Event() if flag.is_cuda else None
@@ -84,12 +84,12 @@ def sent(flag: Tensor) -> Callable[[], bool]:
 
 
 def masks(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer reads `found_inf` itself: krill's Muon, and those of torch that are made with fused=True."""
+    """Whether the optimizer reads `found_inf` itself: krill's Muon, and those of torch with fused=True."""
     return hasattr(type(optimizer), "found_inf") or getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def skip_when(is_bad: Callable[[], bool], optimizer: torch.optim.Optimizer) -> None:
-    """Let the steps of an optimizer that cannot mask them be left out; to ask costs one wait for the device a step."""
+    """Leave out the bad steps of an optimizer that cannot mask them: its `step` is not called then."""
     plain = optimizer.step
 
     def step(self: torch.optim.Optimizer, *arguments: Any, **named: Any) -> Any:

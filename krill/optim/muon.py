@@ -106,8 +106,8 @@ class Muon(torch.optim.Optimizer):
     rate and weight decay; in one step each parameter comes once."""
 
     found_inf: Tensor | None = None
-    """0-D fp32 on the parameters' device. 1: `step` leaves parameters and state as they are, to the bit, and overwrites
-    the gradients of muon groups. 0 or None: it makes its update."""
+    """0-D fp32 on the parameters' device. 1: `step` leaves parameters and state as they are, to the bit, and
+    overwrites the gradients of muon groups. 0 or None: it makes its update."""
 
     _counted: tuple[Callable[[], bool], list[Tensor]] | None = None
     """Whether the last step was masked out, on its way to the host, and the counts that it has raised."""
@@ -171,8 +171,8 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _settle(self) -> None:
-        """Take the counts of the last step back if it was masked out. AdamW's arithmetic needs them on the host, which
-        learns it one step late, while the device has the next one's work already: it never idles for it."""
+        """Take the counts of the last step back if it was masked out. The host needs them (`_epsilon`) and learns it
+        one step late, when the device has the next one's work already and does not idle."""
         if self._counted is not None:
             was_masked, counts = self._counted
             self._counted = None

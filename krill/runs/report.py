@@ -17,7 +17,7 @@ def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> P
     lines = read_metrics(folder)
     figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        points = [(line["step"], line[key]) for line in lines if key in line]
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     for value, label in ((uniform, "uniform guess"), (unigram, "token frequencies alone")):

@@ -71,6 +71,12 @@ class Positions(Sampler[list[int]]):
         epoch, place = divmod(position, self.rows)
         return row_at(self.seed, epoch, place, self.rows)
 
+    def of_step(self, step: int) -> list[int]:
+        """The rows that all ranks together see in a step, which count from 1; without the empty ones."""
+        size = self.shape.rows_per_step
+        served = (self.at(position) for position in range((step - 1) * size, step * size))
+        return [row for row in served if row != EMPTY]
+
 
 @dataclass(frozen=True)
 class Collate:
@@ -89,9 +95,14 @@ class Collate:
         }
 
 
+def segment_documents(rows: Rows, segments: slice = slice(None)) -> np.ndarray:
+    """The number of the document, in its split, that each of some segments of `rows` is from; int64 (segments,)."""
+    return np.searchsorted(rows.stream.ends, rows.starts[segments].astype(np.uint64), side="right")
+
+
 def segment_sources(rows: Rows, split: Split) -> np.ndarray:
     """The source of each segment of `rows`, which were cut from `split`; uint16 (segments,)."""
-    return split.sources[np.searchsorted(split.ends, rows.starts.astype(np.uint64), side="right")]
+    return split.sources[segment_documents(rows)]
 
 
 def token_sources(rows: Rows, of_segment: np.ndarray, indices: list[int]) -> torch.Tensor:

@@ -23,7 +23,7 @@ log = logging.getLogger("krill")
 
 def final_metrics(trainer: KrillTrainer, setting: Setting, points: Reference | None) -> dict[str, Any]:
     """The figures of the last step, the best, and the reference points."""
-    losses = [line["loss"] for line in read_metrics(setting.folder) if "loss" in line]
+    losses = [line["loss"] for line in read_metrics(setting.folder) if line.get("loss") is not None]
     metrics: dict[str, Any] = {"step": trainer.state.global_step, "loss": losses[-1] if losses else None}
     if why := ended(setting.config.stop, setting.folder, trainer.state.global_step):
         metrics["stopped_by"] = why

@@ -78,13 +78,12 @@ class Meter(TrainerCallback):
         if "loss" in logs:
             figures = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
             others = {key: value for key, value in logs.items() if key not in TRAINERS}
-            self.record.metric(at | figures | others)
-            self._demand_finite("loss", logs["loss"], step)
+            self.record.metric(at | _finite(figures | others))
             self._show(state, logs)
         elif "eval_loss" in logs:
             figures = {key: value for key, value in logs.items() if key.startswith("eval_")}
             self.record.metric(at | figures)
-            self._demand_finite("validation loss", logs["eval_loss"], step)
+            self._demand_finite(logs["eval_loss"], step)
             self._say(
                 f"step {step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f} nats/token  "
                 f"{logs['eval_bits_per_byte']:.4f} bits/byte"
@@ -101,11 +100,11 @@ class Meter(TrainerCallback):
             self.bar.stop()
             self.bar = None
 
-    def _demand_finite(self, name: str, value: float, step: int) -> None:
-        if not math.isfinite(value):
+    def _demand_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
             raise KrillError(
-                f"the {name} is {value} at step {step}: the training has diverged, and more steps do not mend it; "
-                f"lower lr={self.setting.config.lr:g}, or raise scheduler.warmup"
+                f"the validation loss is {loss} at step {step}: the training has diverged, and more steps do not "
+                f"mend it; lower lr={self.setting.config.lr:g}, or raise scheduler.warmup"
             )
 
     def _show(self, state: TrainerState, logs: dict[str, float]) -> None:
@@ -125,3 +124,10 @@ class Meter(TrainerCallback):
             log.debug(line)
         else:
             log.info(line)
+
+
+def _finite(figures: dict[str, float | None]) -> dict[str, float | None]:
+    """None for what is not: in a line of bad steps only, no good step has a loss."""
+    return {
+        key: value if value is not None and math.isfinite(value) else None for key, value in figures.items()
+    }

@@ -2,7 +2,7 @@
 
 checkpoints/    where it goes on when it was stopped
 model/          the result, loads with AutoModelForCausalLM.from_pretrained, tokenizer beside it
-metrics.jsonl   optimizer.json  loss.png  sample.txt
+metrics.jsonl   optimizer.json  skipped.jsonl  loss.png  sample.txt
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from krill.training.samples import Samples
 from krill.training.setting import Setting, reference_points, settle
 from krill.training.sharding import check_checkpoint, sharding_arguments, whole_weights
 from krill.training.signals import StopOnSignal
+from krill.training.skipped import Skipped
 from krill.training.stopping import StopByLoss
 from krill.training.trackers import tracker_arguments
 from krill.training.trainer import Held, KrillTrainer
@@ -157,6 +158,7 @@ def _trainer(setting: Setting, model: Any, loss: Loss, stop: StopOnSignal, meter
         pace=pace,
         loss=loss,
         pad_id=setting.tokenizer.pad_id,
+        skipped=Skipped(setting, order(lambda: 0).of_step),
         callbacks=[stop, meter, StopByLoss(config.stop, setting.folder), Samples(setting, pace)],
     )
     trainer.remove_callback(PrinterCallback)

@@ -8,16 +8,20 @@ Each method that is overridden is one seam:
     compute_loss            without full logits; the compiled model, where asked for
     get_batch_samples       how long the loop waited for rows, and how many tokens they hold
     _prepare_input          to the device, and no wait until that is done
-    _clip_grad_norm, log    what the optimizer does to each group, and the pace, in the steps that are logged
+    training_step           its loss, for the guard
+    _clip_grad_norm, log    what the optimizer does to each group, and the pace, in the steps that are logged; bad
+                            steps are masked out, and told of in the line behind them
     evaluate                per token over all validation rows, bits per byte
     _save_checkpoint        written aside, hashed, then renamed; a validation that a signal cut is owed
     _init_training_state, _run_epoch
-                            save_every and the like as they are now; the loss since the last line of metrics
+                            save_every and the like as they are now; the loss since the last line of metrics, and
+                            what the guard knows
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,12 +35,14 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from krill import atomic
 from krill.config.schema import WSD, TrainConfig
 from krill.optim.build import build_optimizer
+from krill.optim.masking import masks, skip_when
 from krill.optim.schedules import build_scheduler, plateau, set_rates
 from krill.runs.record import read_validations
 from krill.training import ranks
 from krill.training.batches import RowDataset
 from krill.training.branch import SaveAt
 from krill.training.dynamics import Dynamics
+from krill.training.guard import StepGuard
 from krill.training.loss import Loss
 from krill.training.metrics import Validation, together, validate
 from krill.training.pace import Pace
@@ -44,10 +50,13 @@ from krill.training.progress import is_logged
 from krill.training.saving import aside
 from krill.training.sharding import shard_on_cpu
 from krill.training.signals import Cut
+from krill.training.skipped import Skipped
 
 PENDING = "pending_loss.json"
 """In a checkpoint: each rank's losses since the last line of metrics, so that the next line is their mean too, and
 whether the validation of its step is still to be done."""
+GUARD = "guard.pt"
+"""In a checkpoint: what the guard knows of the steps before."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class KrillTrainer(Trainer):
         pace: Pace,
         loss: Loss,
         pad_id: int,
+        skipped: Skipped,
         callbacks: list[Any],
     ):
         """Make it; nothing runs yet.
@@ -82,7 +92,7 @@ class KrillTrainer(Trainer):
         `train_loader`: given a function that tells the current step, the batches from there to the end.
         """
         self.config, self.train_loader, self.held = config, train_loader, held
-        self.pace, self.loss, self.pad_id = pace, loss, pad_id
+        self.pace, self.loss, self.pad_id, self.skipped = pace, loss, pad_id, skipped
         self.compiled: Any = None
         self.optimizer: Any
         self.lr_scheduler: Any
@@ -98,6 +108,7 @@ class KrillTrainer(Trainer):
             eval_dataset=held and held.dataset,
             callbacks=[*callbacks, SaveAt(self.stable)],
         )
+        self.guard = StepGuard(config.guard, self.args.device)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -109,6 +120,8 @@ class KrillTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = build_optimizer(self.model, self.config.optimizer)
+            if not masks(self.optimizer):
+                skip_when(lambda: bool(self.guard.is_bad), self.optimizer)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -134,6 +147,7 @@ class KrillTrainer(Trainer):
         waited = time.perf_counter() - began
         tokens = sum(int(batch["input_ids"].ne(self.pad_id).sum()) for batch in batches)
         self.pace.served(self.state.global_step, tokens, waited)
+        self.loss_before = self._tr_loss.clone()
         return batches, self._prepare_input(items)
 
     def _prepare_input(self, data: Any) -> Any:
@@ -142,18 +156,36 @@ class KrillTrainer(Trainer):
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
 
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*arguments, **named)
+        self.guard.add(loss)
+        return loss
+
     def _clip_grad_norm(self, model: Any) -> Any:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         if is_logged(self.state.global_step + 1, self.state):
-            self.dynamics = Dynamics(getattr(self.optimizer, "optimizer", self.optimizer))
-        return super()._clip_grad_norm(model)
+            self.dynamics = Dynamics(optimizer)
+        norm = super()._clip_grad_norm(model)
+        is_bad = self.guard.judge(norm)
+        if masks(optimizer):
+            optimizer.found_inf = is_bad
+        self._tr_loss.copy_(torch.where(is_bad > 0, self.loss_before, self._tr_loss))
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        bad, steps = self.guard.read(self.state.global_step) if "loss" in logs else ([], 0)
+        if bad:
+            good = steps - len(bad)
+            logs |= {"loss": logs["loss"] * steps / good if good else math.nan, "skipped": len(bad)}
         if "loss" in logs:
             logs |= self.pace.figures(self.state.global_step, self.state.max_steps)
         if self.dynamics and "loss" in logs:
             logs |= self.dynamics.figures()
             self.dynamics = None
         super().log(logs, start_time)
+        if ranks.is_first():
+            self.skipped.tell(bad)
+        self.guard.demand_health(bad, f"lower lr={self.config.lr:g}, or raise scheduler.warmup")
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation loss (nats per token) and bits per byte over all validation rows.
@@ -193,6 +225,8 @@ class KrillTrainer(Trainer):
         if self.control.should_training_stop:  # it had ended by its validation loss
             return
         if resume_from_checkpoint:
+            guard = torch.load(Path(resume_from_checkpoint) / GUARD, self.args.device, weights_only=True)
+            self.guard.load_state_dict(guard)
             pending = json.loads((Path(resume_from_checkpoint) / PENDING).read_text(encoding="utf-8"))
             sums = pending["sums"]
             same = len(sums) == ranks.count()
@@ -202,6 +236,8 @@ class KrillTrainer(Trainer):
                 self.evaluate()
             if self.control.should_training_stop:  # cut again, as the checkpoint says already; or low enough
                 return
+        if ranks.is_first():
+            self.skipped.cut(self._globalstep_last_logged)
         super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **rest)
 
     def is_judged(self) -> bool:
@@ -221,7 +257,9 @@ class KrillTrainer(Trainer):
         with aside(Path(self.args.output_dir)) as self.aside:
             super()._save_checkpoint(model, trial)
             if ranks.is_first():
-                atomic.write_json(self.aside / f"checkpoint-{self.state.global_step}" / PENDING, pending)
+                checkpoint = self.aside / f"checkpoint-{self.state.global_step}"
+                atomic.write_json(checkpoint / PENDING, pending)
+                torch.save(self.guard.state_dict(), checkpoint / GUARD)
         self.aside = None
 
 

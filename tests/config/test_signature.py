@@ -78,6 +78,7 @@ UNSIGNED = [
     "hardware.liger=false", "hardware.compile=true", "hardware.gradient_checkpointing=true",
     "branch=some/run", "trackers=[wandb]", "sample_every=5", "hardware.processes=2", "hardware.sharding=fsdp2",
     "resume_changed=true", "batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
+    "guard.max_skips=3",
 ]  # fmt: skip
 """What does not change the run's own part; the caller adds what data and tokenizer hold and the rows of a step."""
 
@@ -87,7 +88,7 @@ SIGNED = [
     "optimizer=adamw", "optimizer=muon_keller", "optimizer.weight_decay=0", "optimizer.eps=1e-5",
     "optimizer.momentum=0.9", "optimizer.nesterov=false", "optimizer.ns_steps=6", "optimizer.max_grad_norm=0",
     "optimizer.betas=[0.9,0.99]", "scheduler=wsd", "scheduler.warmup=0.2", "scheduler.min_ratio=0",
-    "hardware.precision=bf16", "stop.patience=3",
+    "hardware.precision=bf16", "stop.patience=3", "guard.nan=stop", "guard.spike=6",
 ]  # fmt: skip
 
 

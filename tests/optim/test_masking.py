@@ -1,4 +1,4 @@
-"""A step that is masked out leaves weights and state as they were, to the bit, and the next ones as if it were none."""
+"""A step that is masked out leaves weights and state as they were, to the bit, and the next are as without it."""
 
 from __future__ import annotations
 

@@ -64,11 +64,16 @@ def test_tokens_and_epochs_of_a_step(meter: Meter, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_diverged_training_ends_with_the_line_on_record(meter: Meter, tmp_path: Path, loss: float) -> None:
-    with pytest.raises(KrillError, match=r"at step 7: the training has diverged.* lower lr=0\.003"):
-        log(meter, 7, loss=loss)
-    with pytest.raises(KrillError, match="validation loss"):
+    message = r"validation loss is \w+ at step 8: the training has diverged.* lower lr=0\.003"
+    with pytest.raises(KrillError, match=message):
         log(meter, 8, eval_loss=loss, eval_bits_per_byte=loss)
-    assert [line["step"] for line in read_metrics(tmp_path)] == [7, 8]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [8]
+
+
+def test_a_line_of_bad_steps_has_no_loss(meter: Meter, tmp_path: Path) -> None:
+    log(meter, 7, loss=math.nan, grad_norm=math.inf, skipped=1)
+    (line,) = read_metrics(tmp_path)
+    assert (line["loss"], line["grad_norm"], line["skipped"], line["lr"]) == (None, None, 1, 0.1)
 
 
 def test_without_a_terminal_a_line_now_and_then(

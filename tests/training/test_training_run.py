@@ -265,7 +265,7 @@ def test_one_epoch_counts_as_one(train: Train, configure: Configure) -> None:
 def test_a_diverged_run_fails_with_the_remedy_and_a_true_status(
     krill_train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert krill_train("optimizer=adamw", "lr=1e30") == 1
+    assert krill_train("optimizer=adamw", "lr=1e30", "guard.max_skips=2") == 1
     (folder,) = krill_train.runs()
     status = read_status(folder)
     assert status is not None

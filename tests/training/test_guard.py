@@ -1,0 +1,338 @@
+"""Bad steps are left out on the device, and told of with their rows and documents; a diverged training ends."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_masking import MAKERS, Reads, fill, parameters
+from test_resume import assert_same_end, signalled
+from torch import Tensor
+
+from krill.config.schema import Guard
+from krill.data.packing import pack
+from krill.data.store import Store
+from krill.errors import KrillError
+from krill.optim.masking import skip_when
+from krill.runs import checkpoints
+from krill.runs.record import read_lines, read_metrics, read_status
+from krill.training.guard import ENOUGH, WINDOW, StepGuard
+from krill.training.trainer import KrillTrainer
+
+NAN, INF = math.nan, math.inf
+CPU = torch.device("cpu")
+
+
+# --- the rule ----------------------------------------------------------------------------------------------
+
+
+def guard_of(spike: float | None = None, nan: str = "skip", max_skips: int = 10) -> StepGuard:
+    return StepGuard(Guard.model_validate({"nan": nan, "spike": spike, "max_skips": max_skips}), CPU)
+
+
+def judged(guard: StepGuard, *losses: float, norm: float = 1.0) -> list[bool]:
+    verdicts = []
+    for loss in losses:
+        guard.add(torch.tensor(loss / 2))
+        guard.add(torch.tensor(loss / 2))
+        verdicts.append(bool(guard.judge(torch.tensor(norm))))
+    return verdicts
+
+
+def wave(count: int) -> list[float]:
+    """Losses with mean 3 and deviations of 0.1."""
+    return [3 + 0.1 * (-1) ** i for i in range(count)]
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_what_is_not_finite_is_bad(bad: float) -> None:
+    assert judged(guard_of(), 3.0, bad, 3.0) == [False, True, False]
+    assert judged(guard_of(), 3.0, norm=bad) == [True]
+
+
+def test_without_a_rule_no_spike_is_bad() -> None:
+    assert not any(judged(guard_of(), *wave(2 * WINDOW), 1e30))
+
+
+def test_a_spike_is_bad_once_there_is_enough_before_it() -> None:
+    guard = guard_of(spike=6)
+    assert not any(judged(guard, *wave(ENOUGH - 1), 99.0))
+    assert not any(judged(guard, *wave(WINDOW)))  # 99 has left the window
+    assert judged(guard, 3.55, 3.75) == [False, True]
+    assert judged(guard, 3.0, norm=1.1) == [True]  # all norms before were 1
+    bad, steps = guard.read(2 * ENOUGH + WINDOW)
+    assert steps == ENOUGH + WINDOW + 3
+    assert [step.reason.partition(",")[0] for step in bad] == [
+        "the loss is 3.7500",
+        "the gradient norm is 1.1000",
+    ]
+
+
+def test_the_window_is_that_of_the_last_good_steps() -> None:
+    guard = guard_of(spike=3)
+    losses = torch.randn(3 * WINDOW, generator=torch.Generator().manual_seed(0)) * 0.1 + 3
+    good: list[float] = []
+    for loss in (value + 2 * (i % 50 == 49) for i, value in enumerate(losses.tolist())):
+        window = torch.tensor(good[-WINDOW:])
+        limit = float(window.mean() + 3 * window.std()) if len(good) >= ENOUGH else INF
+        assert abs(loss - limit) > 1e-4, "too near to tell"
+        assert judged(guard, loss) == [loss > limit]
+        good += [loss] if loss <= limit else []
+    assert len(good) < len(losses)
+
+
+def test_it_goes_on_where_it_was_saved() -> None:
+    losses = [*wave(ENOUGH), 9.0, *wave(3), NAN, NAN, *wave(5), NAN]
+    whole, first, second = (guard_of(spike=6) for _ in range(3))
+    judged(whole, *losses[: ENOUGH + 5])
+    whole.read(ENOUGH + 5)
+    judged(whole, *losses[ENOUGH + 5 :])
+    judged(first, *losses[: ENOUGH + 5])
+    first.read(ENOUGH + 5)
+    judged(first, *losses[ENOUGH + 5 : ENOUGH + 7])
+    second.load_state_dict(first.state_dict())
+    judged(second, *losses[ENOUGH + 7 :])
+    assert torch.equal(second.values, whole.values)
+    assert str(second.read(len(losses))) == str(whole.read(len(losses)))
+    assert second.in_a_row == 1
+
+
+@pytest.mark.parametrize(
+    ("rules", "losses", "ends_at"),
+    [
+        ({"max_skips": 3}, [3.0, NAN, NAN, 3.0, NAN, NAN, 3.0], None),
+        ({"max_skips": 3}, [3.0, NAN, NAN, NAN, 3.0], 4),
+        ({"nan": "stop"}, [3.0, NAN, 3.0], 2),
+        ({"nan": "stop", "spike": 6}, [*wave(ENOUGH), 9.0, 3.0], None),
+    ],
+)
+def test_when_the_run_is_to_end(rules: dict[str, Any], losses: list[float], ends_at: int | None) -> None:
+    for together in (1, 2, len(losses)):  # however often it is read
+        assert _end(guard_of(**rules), losses, together) == ends_at
+
+
+def _end(guard: StepGuard, losses: list[float], together: int) -> int | None:
+    """The step that ended a run of such losses, read after so many steps each; None: none."""
+    for first in range(0, len(losses), together):
+        judged(guard, *losses[first : first + together])
+        bad, steps = guard.read(min(first + together, len(losses)))
+        assert steps == len(losses[first : first + together])
+        try:
+            guard.demand_health(bad, "lower lr=1")
+        except KrillError as error:
+            told = re.search(r"at step (\d+).*: the training has diverged.*; lower lr=1", str(error))
+            return int(told[1]) if told else -1
+    return None
+
+
+@pytest.mark.parametrize("name", ["rms", "normuon", "adamw"])
+def test_between_readings_the_host_reads_nothing_of_it(name: str) -> None:
+    guard, params = guard_of(spike=6), parameters()
+    optimizer = MAKERS[name](params)
+    with Reads() as reads:
+        for step in range(4):
+            fill(params, step, NAN if step == 2 else None)
+            guard.add(torch.tensor(3.0))
+            optimizer.found_inf = guard.judge(torch.nn.utils.clip_grad_norm_(params, 1.0))  # type: ignore[attr-defined]
+            optimizer.step()
+        counts = {state["step"].data_ptr() for state in optimizer.state.values() if "step" in state}
+        assert {tensor.data_ptr() for tensor in reads.tensors} <= counts
+        bad, _ = guard.read(4)
+    assert [step.step for step in bad] == [3]
+
+
+# --- runs --------------------------------------------------------------------------------------------------
+
+BAD = {3, 4}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("muon_keller", "muon_pto")]
+OPTIMIZERS = ["adamw", "muon_moonlight", *SLOW]
+SIX = ("steps=6", "save_every=1", "keep_checkpoints=9", "batch.gradient_accumulation_steps=2")
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """spoil({3}): the loss of the second pass of step 3, and its gradients, are NaN."""
+    plain = KrillTrainer.compute_loss
+
+    def work(steps: Collection[int], factor: float = NAN) -> None:
+        def compute_loss(self: KrillTrainer, *arguments: Any, **named: Any) -> Tensor:
+            loss: Tensor = plain(self, *arguments, **named)
+            is_last = self.accelerator.sync_gradients
+            return loss * factor if self.state.global_step + 1 in steps and is_last else loss
+
+        monkeypatch.setattr(KrillTrainer, "compute_loss", compute_loss)
+
+    return work
+
+
+@pytest.fixture
+def leave_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Collection[int]], None]:
+    """leave_out({3}): the optimizer is not called in step 3; none: it always is."""
+    plain = KrillTrainer.create_optimizer
+
+    def work(steps: Collection[int]) -> None:
+        def create_optimizer(self: KrillTrainer, model: Any = None) -> torch.optim.Optimizer:
+            optimizer = plain(self, model)
+            skip_when(lambda: self.state.global_step + 1 in steps, optimizer)
+            return optimizer
+
+        monkeypatch.setattr(KrillTrainer, "create_optimizer", create_optimizer if steps else plain)
+
+    return work
+
+
+def saved(run: Path, step: int) -> dict[str, Tensor]:
+    """Weights and state of the optimizer in a checkpoint."""
+    folder = run / "checkpoints" / f"checkpoint-{step}"
+    state = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
+    tensors = {f"{number}/{name}": value for number, of in state.items() for name, value in of.items()}
+    return load_file(folder / "model.safetensors") | tensors
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_bad_step_is_as_none(krill_train: Any, spoil: Any, leave_out: Any, optimizer: str) -> None:
+    words = (*SIX, f"optimizer={optimizer}")
+    leave_out(BAD)
+    assert krill_train(*words) == 0
+    (reference,) = krill_train.runs()
+    leave_out([])
+    spoil(BAD)
+    assert krill_train(*words) == 0
+    run = krill_train.runs()[-1]
+    for step in BAD:
+        assert_equal(saved(run, step), saved(run, 2))
+    assert not torch.equal(saved(run, 5)["model.norm.weight"], saved(run, 2)["model.norm.weight"])
+    for step in range(1, 7):
+        assert_equal(saved(run, step), saved(reference, step))
+    assert (run / "model/model.safetensors").read_bytes() == (
+        reference / "model/model.safetensors"
+    ).read_bytes()
+
+
+def test_an_optimizer_that_masks_nothing_is_not_called(
+    krill_train: Any, spoil: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(model: Any, _: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+
+    monkeypatch.setattr("krill.training.trainer.build_optimizer", build)
+    spoil(BAD)
+    assert krill_train(*SIX, "optimizer=adamw") == 0
+    (run,) = krill_train.runs()
+    for step in BAD:
+        assert_equal(saved(run, step), saved(run, 2))
+    assert not torch.equal(saved(run, 5)["model.norm.weight"], saved(run, 2)["model.norm.weight"])
+
+
+def test_the_line_is_the_mean_of_the_good_steps(krill_train: Any, spoil: Any) -> None:
+    assert krill_train(*SIX, "lr=1e-12") == 0
+    spoil(BAD)
+    assert krill_train(*SIX, "lr=1e-12", "resume=false") == 0
+    assert krill_train(*SIX, "lr=1e-12", "log_every=5", "resume=false") == 0
+    plain, each, fifth = map(read_metrics, krill_train.runs())
+    losses = {line["step"]: line["loss"] for line in plain if "loss" in line}
+    found = {line["step"]: (line["loss"], line.get("skipped")) for line in each if "loss" in line}
+    assert [found[step] for step in (3, 4)] == [(None, 1), (None, 1)]
+    assert found[5] == (pytest.approx(losses[5]), None)
+    line = next(line for line in fifth if line["step"] == 5)
+    assert line["skipped"] == 2
+    assert line["loss"] == pytest.approx((losses[2] + losses[5]) / 2, abs=1e-5)
+
+
+def test_the_report_names_step_rows_and_documents(
+    krill_train: Any, spoil: Any, prepared: Any, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen: dict[int, list[list[int]]] = {}
+    spoil({3})
+    plain = KrillTrainer.compute_loss
+
+    def compute_loss(
+        self: KrillTrainer, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any
+    ) -> Tensor:
+        seen.setdefault(self.state.global_step + 1, []).extend(inputs["input_ids"].tolist())
+        return plain(self, model, inputs, *rest, **named)
+
+    monkeypatch.setattr(KrillTrainer, "compute_loss", compute_loss)
+    assert krill_train(*SIX, "log_every=5") == 0
+    (run,) = krill_train.runs()
+    (line,) = read_lines(run / "skipped.jsonl")
+    assert (line["step"], line["reason"]) == (3, "the loss is nan")
+
+    train = Store.open(prepared.store).split("train")
+    rows = pack(train, 64, "best_fit")
+    assert [rows.row(row).input_ids.tolist() for row in line["rows"]] == seen[3]
+    starts = [0, *train.ends.tolist()]
+    documents = [train.read(starts[n], starts[n + 1]).tolist() for n in line["documents"]]
+    told = " ".join(" ".join(map(str, document)) for document in documents)
+    held = {token for row in seen[3] for token in row} - {train.pad_id}
+    assert held == set(map(int, told.split())) - {train.pad_id}
+    assert sum(map(len, documents)) >= sum(int((rows.row(row).labels != -100).sum()) for row in line["rows"])
+
+    said = capsys.readouterr().err
+    assert "step 3 left out: the loss is nan" in said
+    assert f"sequence_len=64 packing=best_fit row={line['rows'][0]}" in said
+
+
+@pytest.mark.parametrize("optimizer", ["muon_moonlight", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_stopped_behind_a_bad_step_it_ends_the_same(krill_train: Any, spoil: Any, optimizer: str) -> None:
+    words = (f"optimizer={optimizer}", "steps=8", "log_every=5", "save_every=100", "guard.spike=6")
+    spoil(BAD)
+    assert krill_train(*words) == 0
+    (whole,) = krill_train.runs()
+    for step in (3, 5):
+        assert signalled(krill_train, signal.SIGTERM, step, *words) == 75
+        run = krill_train.runs()[-1]
+        with open(run / "skipped.jsonl", "a") as file:
+            file.write('{"step": 7, "reason": "of a process that was killed"}\n{"step": 8, "re')
+        assert krill_train(*words) == 0
+        assert run == krill_train.runs()[-1]
+        assert_same_end(run, whole)
+        assert str(read_lines(run / "skipped.jsonl")) == str(read_lines(whole / "skipped.jsonl"))
+    assert [line["step"] for line in read_lines(whole / "skipped.jsonl")] == [3, 4]
+
+
+def test_diverged_for_good_it_ends_and_keeps_the_last_good_weights(
+    krill_train: Any, spoil: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(range(3, 100))
+    assert krill_train("steps=30", "save_every=2", "log_every=4", "guard.max_skips=5") == 1
+    (run,) = krill_train.runs()
+    error = (read_status(run) or {})["error"]
+    assert error.startswith("the loss is nan at step 7, bad step 5 in a row: the training has diverged")
+    assert "lower lr=0.003" in capsys.readouterr().err
+    assert read_metrics(run)[-1]["step"] == 8
+    assert [line["step"] for line in read_lines(run / "skipped.jsonl")] == [3, 4, 5, 6, 7, 8]
+    weights = load_file(checkpoints.found(run / "checkpoints")[-1] / "model.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+
+
+def test_asked_to_stop_it_ends_by_the_first_bad_step(krill_train: Any, spoil: Any) -> None:
+    spoil({3})
+    assert krill_train(*SIX, "guard.nan=stop") == 1
+    (run,) = krill_train.runs()
+    assert "at step 3: the training has diverged" in (read_status(run) or {})["error"]
+
+
+def test_a_spike_is_left_out(krill_train: Any, spoil: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("krill.training.guard.ENOUGH", 4)
+    spoil({6}, factor=50.0)
+    assert krill_train("steps=7", "save_every=1", "keep_checkpoints=9", "guard.spike=20") == 0
+    (run,) = krill_train.runs()
+    assert_equal(saved(run, 6), saved(run, 5))
+    (line,) = read_lines(run / "skipped.jsonl")
+    assert line["step"] == 6
+    assert "above" in line["reason"]
