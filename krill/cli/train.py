@@ -56,13 +56,15 @@ def _lead(config: TrainConfig, call: app.Call) -> float | None:
     """What one process does for all ranks: claim the folder, prepare, record; then train, with the others."""
     from krill.cli import places
     from krill.runs.record import Record, claim, shown
+    from krill.runs.remote import catch_up, look
     from krill.training import ranks
 
     with ranks.telling() as tell:
         identity = places.identity("train", config)
         root = outputs_root()
         # A new run gets no folder before its input has proved good; a sweep's point records that it did not.
-        begins = not call.sweep and (config.output is not None or config.resume in ("auto", False))
+        begins = not call.sweep and (config.output is not None or config.resume in ("auto", "remote", False))
+        remote = look(config, identity)
         prepared = prepare(config, root) if begins else None
         claimed = claim(
             identity, root / "runs" / config.name, call.place(config.output, identity), config.resume,
@@ -81,6 +83,7 @@ def _lead(config: TrainConfig, call: app.Call) -> float | None:
                 tokenizer, store = prepared or prepare(config, root)
                 for line in from_experiment(config, call.choices):
                     log.info(line)
+                catch_up(remote, claimed.folder)
                 _run(config, *tell((claimed.folder, store, tokenizer)))
         call.end(claimed.folder)
     return record.status.get("metrics", {}).get("eval_loss")

@@ -668,13 +668,16 @@ class HubTarget(Section):
     """Repository on the Hub, user/name."""
     push: bool
     """Upload the final model; only ever when asked."""
+    checkpoints: bool
+    """Upload the newest checkpoint after each save, to go on from it on another machine; only ever when asked."""
     private: bool
     """The repository is made private."""
 
     @model_validator(mode="after")
-    def _push_needs_id(self) -> HubTarget:
-        if self.push and self.id is None:
-            raise ValueError("hub.push=true needs a repository: hub.id=user/name")
+    def _upload_needs_id(self) -> HubTarget:
+        for key in ("push", "checkpoints"):
+            if getattr(self, key) and self.id is None:
+                raise ValueError(f"hub.{key}=true needs a repository: hub.id=user/name")
         return self
 
 
@@ -699,8 +702,9 @@ class TrainConfig(Section):
     packing: Literal["wrapped", "best_fit"]
     """How documents fill rows: wrapped cuts wherever a row ends, best_fit only documents longer than a row."""
     resume: bool | str
-    """auto: go on with the newest unfinished run of this configuration, else begin; local, true: go on or fail;
-    false: always begin; or the folder of an unfinished run."""
+    """auto: go on with the newest unfinished run of this configuration, else begin (with hub.checkpoints from the Hub
+    where that is newer); local, true: go on or fail; remote: go on from hub.id or fail; false: always begin; or the
+    folder of an unfinished run."""
     resume_changed: bool
     """Go on in the folder that resume= names although what determines the result has changed; what is listed."""
     branch: str | None
@@ -723,6 +727,8 @@ class TrainConfig(Section):
     """Checkpoints that are kept, newest first."""
     keep_best: bool
     """Keep the checkpoint of the lowest validation loss as well, of those saved at a step with a validation."""
+    export_dtype: Literal["fp32", "bf16"]
+    """Numbers of the finished model in model/; those of training and checkpoints are fp32 always."""
     sample_every: PositiveInt | None
     """Steps between two samples of what the model writes, in samples.jsonl; null: only of the finished model."""
     sample_prompt: str | None
@@ -767,6 +773,12 @@ class TrainConfig(Section):
         if isinstance(value, str) and not value:
             raise ValueError("resume is empty; write resume=auto, local, remote, true, false or a folder")
         return value
+
+    @model_validator(mode="after")
+    def _remote_needs_id(self) -> TrainConfig:
+        if self.resume == "remote" and self.hub.id is None:
+            raise ValueError("resume=remote needs a repository: hub.id=user/name")
+        return self
 
     @model_validator(mode="after")
     def _keys_agree(self) -> TrainConfig:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from krill.errors import KrillError, UsageError
 from krill.runs.checkpoints import found
 from krill.runs.record import read_status
+from krill.runs.remote import PLACE
 from krill.tokenizer.folder import TokenizerFolder, load_tokenizer, ready_folder
 
 
@@ -79,7 +80,8 @@ def _from_hub(name: str) -> tuple[Path, Path]:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=f"{PLACE}/*"))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UsageError(f"model={name}: neither a folder here nor a model on the Hub") from error
     except Exception as error:

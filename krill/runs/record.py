@@ -66,16 +66,11 @@ def claim(
         raise UsageError("resume_changed=true needs the folder of the run that is to go on: resume=<folder>")
     if place is not None:
         return _adopt(place, signature, resume)
-    if resume == "remote":
-        raise UsageError(
-            "resume=remote: checkpoints are not on the Hub, only finished models are (hub.push=true); "
-            "write resume=auto"
-        )
-    if isinstance(resume, str) and resume not in ("auto", "local"):
+    if isinstance(resume, str) and resume not in ("auto", "local", "remote"):
         return _continue_named(Path(resume), signature, changed)
     if resume is not False:
         for folder in sorted(runs.glob("*"), reverse=True):
-            if _unfinished(folder, signature):
+            if _unfinished(folder, signature, from_hub=resume == "remote"):
                 lock = _lock(folder)
                 if lock and _unfinished(folder, signature):  # its writer may have finished in between
                     return Claim(folder, lock, "continued")
@@ -137,9 +132,12 @@ def _continued(folder: Path) -> Claim:
     return Claim(folder, lock, "continued")
 
 
-def _unfinished(folder: Path, signature: str) -> bool:
+def _unfinished(folder: Path, signature: str, from_hub: bool = False) -> bool:
+    """`from_hub`: and the run went on there from a checkpoint on the Hub (krill.runs.remote)."""
     status = read_status(folder)
-    return status is not None and status["signature"] == signature and status["state"] != "finished"
+    if status is None or (from_hub and "remote" not in status):
+        return False
+    return status["signature"] == signature and status["state"] != "finished"
 
 
 def _visible(folder: Path) -> Iterator[Path]:

@@ -24,7 +24,7 @@ from krill.runs import checkpoints
 from krill.runs.record import read_status, shown
 from krill.training.plan import shape_of
 
-MAY_DIFFER = {"steps", "epochs", "scheduler", "branch", "stop"}
+MAY_DIFFER = {"steps", "epochs", "scheduler", "branch", "stop", "export_dtype"}
 """Of the keys that determine a result; the text counts by its content and may differ as well, the tokenizer not."""
 
 

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
+import yaml
+
 from krill.config.schema import CustomModel, CustomOptimizer
-from krill.runs.record import git_state, read_validations, versions
+from krill.runs.record import git_state, read_metrics, read_validations, versions
 from krill.training.metrics import Reference
 from krill.training.setting import Setting
 
@@ -34,6 +36,8 @@ def model_card(setting: Setting, metrics: dict[str, Any], points: Reference | No
         _data(setting),
         _table("Training", _training(setting, metrics)),
         _results(setting, metrics, points),
+        _curve(setting),
+        _configuration(setting),
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
         'generate = pipeline("text-generation", "<this folder or repository>")\n```',
     ]
@@ -44,7 +48,9 @@ def _model(setting: Setting, parameters: int) -> dict[str, Any]:
     model = setting.config.model
     told: dict[str, Any] = {"family": model.family, "parameters": f"{parameters:,}"}
     if not isinstance(model, CustomModel):
-        told |= model.model_dump(by_alias=True, exclude={"name", "family"}, exclude_none=True)
+        told |= _without_folders(
+            model.model_dump(by_alias=True, exclude={"name", "family"}, exclude_none=True)
+        )
     return told | {"vocabulary": setting.tokenizer.vocab_size}
 
 
@@ -69,7 +75,7 @@ def _training(setting: Setting, metrics: dict[str, Any]) -> dict[str, Any]:
         "optimizer": "custom" if isinstance(optimizer, CustomOptimizer) else optimizer.name,
         "learning rate": f"{config.lr:g}, {config.scheduler.name}",
         "weight decay": optimizer.weight_decay,
-        "precision": f"{setting.precision}, fp32 weights",
+        "precision": f"{setting.precision}, fp32 weights; those here are {config.export_dtype}",
         "device": setting.device.type,
         "seed": config.seed,
     }
@@ -83,23 +89,58 @@ def _training(setting: Setting, metrics: dict[str, Any]) -> dict[str, Any]:
 def _results(setting: Setting, metrics: dict[str, Any], points: Reference | None) -> str:
     if points is None:
         return ""
-    curve = read_validations(setting.folder)
-    lines = [
-        f"| {line['step']:,} | {line['tokens']:,} | {line['eval_loss']:.4f} | {line['eval_bits_per_byte']:.4f} |"
-        for line in _thinned(curve)
-    ]
+    lines = ["", "| source | validation loss | bits per byte |", "|---|---|---|"]
+    last = read_validations(setting.folder)[-1]
+    for source in setting.store.sources:
+        if f"eval_loss/{source}" in last:
+            loss, bits = last[f"eval_loss/{source}"], last[f"eval_bits_per_byte/{source}"]
+            lines.append(f"| {PurePath(source).name} | {loss:.4f} | {bits:.4f} |")
     return "\n".join([
         "## Results", "",
         f"Validation loss {metrics['eval_loss']:.4f} nats per token, {metrics['eval_bits_per_byte']:.4f} bits per "
-        f"byte. A uniform guess has {points.uniform:.4f} nats, token frequencies alone {points.unigram:.4f}.", "",
-        "| step | tokens | validation loss | bits per byte |", "|---|---|---|---|", *lines,
+        f"byte. A uniform guess has {points.uniform:.4f} nats, token frequencies alone {points.unigram:.4f}.",
+        *(lines if len(lines) > 3 else []),
     ])  # fmt: skip
 
 
-def _thinned(curve: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+def _curve(setting: Setting) -> str:
+    """The losses on the way: of the steps that were validated, or of logged ones where none was."""
+    held = {line["step"]: line for line in read_validations(setting.folder)}
+    trained = {line["step"]: line for line in read_metrics(setting.folder) if "loss" in line}
+    lines = [
+        f"| {step:,} | {line['tokens']:,} | {_figure(trained, step, 'loss')} | {_figure(held, step, 'eval_loss')} "
+        f"| {_figure(held, step, 'eval_bits_per_byte')} |"
+        for step, line in _thinned(sorted((held or trained).items()))
+    ]
+    head = "| step | tokens | training loss | validation loss | bits per byte |\n|---|---|---|---|---|"
+    return "\n".join(["## Curve", "", head, *lines])
+
+
+def _figure(lines: dict[int, dict[str, Any]], step: int, key: str) -> str:
+    return f"{lines[step][key]:.4f}" if step in lines else ""
+
+
+def _thinned(curve: list[Any]) -> Iterable[Any]:
     """At most CURVE_LINES, evenly, the last one included."""
     every = -(-len(curve) // CURVE_LINES)
     return curve[::-1][:: every or 1][::-1]
+
+
+def _configuration(setting: Setting) -> str:
+    """What determines the result, as YAML; not the text, which is told above, nor where and how it ran."""
+    values = setting.config.model_dump(mode="json", by_alias=True, exclude=set(setting.config.UNSIGNED))
+    text = yaml.safe_dump(_without_folders(values), allow_unicode=True, sort_keys=False)
+    return f"<details><summary>Configuration</summary>\n\n```yaml\n{text}```\n\n</details>"
+
+
+def _without_folders(value: Any) -> Any:
+    """The same, with the last part only of paths on this machine."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    is_path = isinstance(value, str) and value.startswith(("/", "./", "../", "~"))
+    return PurePath(value).name if is_path else value
 
 
 def _table(title: str, values: dict[str, Any]) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import shlex
 import shutil
-from pathlib import Path
 from typing import Any
 
 from krill import atomic
-from krill.config.schema import TrainConfig
-from krill.errors import KrillError
 from krill.runs.record import read_metrics, read_validations, shown
 from krill.training.card import model_card
+from krill.training.export import export
 from krill.training.metrics import Reference
 from krill.training.setting import Setting
 from krill.training.stopping import ended
@@ -45,34 +43,13 @@ def keep(model: Any, setting: Setting, metrics: dict[str, Any], points: Referenc
             shutil.rmtree(folder)
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     model.config.use_cache = True
-    model.save_pretrained(partial_folder)
+    export(model, partial_folder, setting.config.export_dtype)
     setting.tokenizer.copy_to(partial_folder)
     card = model_card(setting, metrics, points, sum(p.numel() for p in model.parameters()))
     atomic.write_text(partial_folder / "README.md", card)
     partial_folder.rename(final)
     text = sample(model, setting.tokenizer, setting.config.sample_prompt or "", seed=setting.config.seed)
     atomic.write_text(setting.folder / "sample.txt", text + "\n")
-    if setting.config.hub.push:
-        _push(final, setting.config)
-
-
-def _push(folder: Path, config: TrainConfig) -> None:
-    """Upload model/ to hub.id, private unless asked otherwise."""
-    from huggingface_hub import HfApi
-
-    assert config.hub.id is not None
-    api = HfApi()
-    try:
-        api.create_repo(config.hub.id, private=config.hub.private, exist_ok=True)
-        url = api.upload_folder(
-            repo_id=config.hub.id, folder_path=folder, commit_message=f"krill: {config.name}"
-        )
-    except Exception as error:  # the Hub's client raises errors of several libraries
-        raise KrillError(
-            f"hub.push: the upload to {config.hub.id} failed ({type(error).__name__}: {error}). The model is in "
-            f"{shown(folder)}; give the same command again to try once more"
-        ) from error
-    log.info("hub: %s", url)
 
 
 def tell(setting: Setting, metrics: dict[str, Any], points: Reference | None) -> None:

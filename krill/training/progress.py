@@ -94,6 +94,12 @@ class Meter(TrainerCallback):
     ) -> None:
         self.close()
 
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Take the bar off the screen."""
         if self.bar:

@@ -50,6 +50,7 @@ from krill.training.skipped import Skipped
 from krill.training.stopping import StopByLoss
 from krill.training.trackers import tracker_arguments
 from krill.training.trainer import Held, KrillTrainer
+from krill.training.uploads import Uploads
 
 
 def run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict[str, Any]:
@@ -85,7 +86,6 @@ def _attempt(
         model = _model(setting)
         loss = loss_of(model, config.hardware.loss, setting.device.type)
         kernels = apply_kernels(model, config.hardware, setting.device.type)
-        points = reference_points(setting)
         if ranks.is_first():
             tell_beginning(setting, model, checkpoint, [f"loss {loss.name}", *kernels])
             keep_groups(setting, model)
@@ -97,38 +97,37 @@ def _attempt(
             steps=setting.length.steps,
             rows_per_step=setting.shape.rows_per_step,
         )
-        meter = Meter(record, setting)
+        meter, uploads = Meter(record, setting), Uploads(record, config.hub)
         trainer = _trainer(setting, model, loss, stop, meter)
+        trainer.add_callback(uploads)  # before the one that deletes what is not to be kept
         if ranks.is_first():
             trainer.add_callback(Keeping(record, config, trainer.stable, broken))
-        try:
+        with uploads, meter:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:
-            meter.close()
         stop.check(trainer.state.global_step, setting.length.steps)  # from here on a signal stops it at once
-
-        if points is not None and not trainer.is_judged():
-            trainer.evaluate()
-        weights = whole_weights(trainer.model) if trainer.is_fsdp_enabled else None
-        return ranks.from_first(lambda: _concluded(trainer, setting, points, record, weights))
+        return _concluded(trainer, setting, record, uploads)
 
 
-def _concluded(
-    trainer: KrillTrainer,
-    setting: Setting,
-    points: Reference | None,
-    record: Record,
-    weights: dict[str, Any] | None,
-) -> dict[str, Any]:
-    model = trainer.model
-    if weights is not None:
-        model = _model(setting)
-        model.load_state_dict(weights)
-    metrics = final_metrics(trainer, setting, points)
-    record.update(metrics=metrics)
-    keep(model, setting, metrics, points)
-    tell(setting, metrics, points)
-    return metrics
+def _concluded(trainer: KrillTrainer, setting: Setting, record: Record, uploads: Uploads) -> dict[str, Any]:
+    """What is left to do when the training is over; the figures of the run."""
+    points = reference_points(setting)
+    if points is not None and not trainer.is_judged():
+        trainer.evaluate()
+    weights = whole_weights(trainer.model) if trainer.is_fsdp_enabled else None
+
+    def conclude() -> dict[str, Any]:
+        model = trainer.model
+        if weights is not None:
+            model = _model(setting)
+            model.load_state_dict(weights)
+        metrics = final_metrics(trainer, setting, points)
+        record.update(metrics=metrics)
+        keep(model, setting, metrics, points)
+        uploads.finish()
+        tell(setting, metrics, points)
+        return metrics
+
+    return ranks.from_first(conclude)
 
 
 def _model(setting: Setting) -> Any:

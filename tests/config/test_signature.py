@@ -88,7 +88,7 @@ SIGNED = [
     "optimizer=adamw", "optimizer=muon_keller", "optimizer.weight_decay=0", "optimizer.eps=1e-5",
     "optimizer.momentum=0.9", "optimizer.nesterov=false", "optimizer.ns_steps=6", "optimizer.max_grad_norm=0",
     "optimizer.betas=[0.9,0.99]", "scheduler=wsd", "scheduler.warmup=0.2", "scheduler.min_ratio=0",
-    "hardware.precision=bf16", "stop.patience=3", "guard.nan=stop", "guard.spike=6",
+    "hardware.precision=bf16", "stop.patience=3", "guard.nan=stop", "guard.spike=6", "export_dtype=bf16",
 ]  # fmt: skip
 
 

@@ -48,6 +48,32 @@ def test_no_folder_of_this_machine_is_in_it(card: tuple[str, Path], texts: Path)
     assert str(run.parents[2]) not in text
 
 
-def test_without_validation_text(krill_train: Any) -> None:
+def test_its_configuration_is_what_determines_the_result(card: tuple[str, Path]) -> None:
+    text, run = card
+    told = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    whole = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert {"lr", "steps", "model", "optimizer", "scheduler", "batch", "seed"} <= told.keys()
+    assert told == {key: whole[key] for key in told}
+    assert not {"data", "output", "hub", "log_every"} & told.keys()
+
+
+def test_without_validation_text_it_has_the_training_loss(krill_train: Any) -> None:
     assert krill_train("data.validation_fraction=0") == 0
-    assert "## Results" not in (krill_train.runs()[0] / "model" / "README.md").read_text(encoding="utf-8")
+    (run,) = krill_train.runs()
+    text = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert "## Results" not in text
+    assert [
+        f"| {line['step']} | {line['tokens']} | {line['loss']:.4f} |  |  |" for line in read_metrics(run)
+    ] == [
+        line for line in text.split("## Curve")[1].splitlines() if line.startswith("| ") and line[2].isdigit()
+    ]
+
+
+def test_of_several_sources_it_has_the_results_of_each(krill_train: Any, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").write_text(texts.read_text().replace("fox", "cat").replace("the", "no"))
+    assert krill_train(f"data.paths=[{texts},{tmp_path / 'other.jsonl'}]", "tokenizer.vocab_size=330") == 0
+    (run,) = krill_train.runs()
+    last = read_metrics(run)[-1]
+    text = (run / "model" / "README.md").read_text(encoding="utf-8")
+    for source in (texts, tmp_path / "other.jsonl"):
+        assert f"| {source.name} | {last[f'eval_loss/{source}']:.4f} |" in text
