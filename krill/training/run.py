@@ -37,7 +37,6 @@ from krill.training.header import keep_groups, tell_beginning
 from krill.training.keeping import Keeping
 from krill.training.kernels import apply_kernels
 from krill.training.loss import Loss, loss_of
-from krill.training.metrics import Reference
 from krill.training.outcome import final_metrics, keep, tell
 from krill.training.pace import pace_of
 from krill.training.plan import device_name

@@ -19,7 +19,7 @@ from krill.runs.record import read_status
 from krill.training.signals import StopOnSignal
 
 ID = "hub.id=me/mine"
-RUN = (ID, "hub.checkpoints=true", "steps=4", "save_every=2", "eval_every=2", "sample_every=2")
+RUN = (ID, "hub.checkpoints=true", "steps=5", "save_every=2", "eval_every=2", "sample_every=2")
 DOWN = "GET /api/models/me/mine$"
 """What is asked first by a run that may go on from the Hub, and by nothing else."""
 
@@ -88,9 +88,9 @@ def test_the_last_checkpoint_then_the_model_come_last(krill_train: Any, hub: Hub
     assert krill_train(*RUN, "hub.push=true") == 0
     (run,) = krill_train.runs()
     *_, before, last = there(hub).messages
-    assert (before, last) == ("krill: checkpoint of step 4", f"krill: {run.name}")
+    assert (before, last) == ("krill: checkpoint of step 5", f"krill: {run.name}")
     files = there(hub).files
-    checkpoint = run / "checkpoints/checkpoint-4"
+    checkpoint = run / "checkpoints/checkpoint-5"
     names = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
     record = {"run/config.yaml", "run/status.json", "run/metrics.jsonl", "run/samples.jsonl"}
     assert {f"last-checkpoint/{name}" for name in names | record} == {
@@ -117,7 +117,7 @@ def test_what_a_slow_upload_leaves_out_is_never_the_last(
     hub.held.clear()
     assert krill_train(*RUN, "save_every=1", "keep_checkpoints=1", "keep_best=false", "resume=false") == 0
     steps = [message for message in there(hub).messages if "checkpoint" in message]
-    assert steps == ["krill: checkpoint of step 1", "krill: checkpoint of step 4"]
+    assert steps == ["krill: checkpoint of step 1", "krill: checkpoint of step 5"]
 
 
 @pytest.mark.parametrize("how", [500, "drop"])
@@ -127,7 +127,7 @@ def test_a_failed_upload_is_told_and_the_next_one_is_tried(
     with hub.fails("POST /api/repos/create", how, times=1):
         assert krill_train(*RUN, "hub.push=true", "resume=false") == 0
     assert "checkpoint of step 2 not uploaded: " in capsys.readouterr().err
-    assert step_there(hub) == 4
+    assert step_there(hub) == 5
     assert "model.safetensors" in there(hub).files
 
 
@@ -144,7 +144,7 @@ def test_where_it_fails_to_the_end_nothing_is_lost_and_the_same_command_tries_ag
     monkeypatch.setattr("krill.training.trainer.KrillTrainer.training_step", None)
     assert krill_train(*RUN, "hub.push=true") == 0
     assert krill_train.states() == ["finished"]
-    assert step_there(hub) == 4
+    assert step_there(hub) == 5
     (run,) = krill_train.runs()
     assert_same_end(run, whole)
 
@@ -164,12 +164,11 @@ def test_it_goes_on_elsewhere_to_the_same_bytes(
     words: tuple[str, ...], krill_train: Any, whole: Path, hub: HubServer,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    capsys.readouterr()
     assert krill_train(*RUN, *words) == 0
-    told = capsys.readouterr().err
+    run = krill_train.outputs / "mine" if "output=mine" in words else krill_train.runs()[0]
+    told = (run / "log.txt").read_text()
     assert "resume: step 2 from me/mine" in told
     assert "going on from step 2" in told
-    run = krill_train.outputs / "mine" if "output=mine" in words else krill_train.runs()[0]
     assert_same_end(run, whole)
     assert (run / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
     assert (read_status(run) or {})["remote"] == {"id": "me/mine", "step": 2}
@@ -179,24 +178,23 @@ def test_it_goes_on_elsewhere_to_the_same_bytes(
 
 @pytest.mark.usefixtures("stopped")
 def test_auto_takes_the_newer_of_both(
-    krill_train: Any, whole: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], krill_train: Any, whole: Path, hub: HubServer
 ) -> None:
-    assert signalled(krill_train, signal.SIGTERM, 3, *RUN) == 75  # here, from the Hub's step 2
+    assert signalled(krill_train, signal.SIGTERM, 4, *RUN) == 75  # here, from the Hub's step 2
     move_away(krill_train, "third")
     (krill_train.outputs / "elsewhere").rename(krill_train.outputs / "runs")  # where it had stopped at step 2
-    capsys.readouterr()
     assert krill_train(*RUN) == 0
-    assert "resume: step 3 from me/mine" in capsys.readouterr().err
     (run,) = krill_train.runs()
+    assert "resume: step 4 from me/mine" in (run / "log.txt").read_text()
     assert_same_end(run, whole)
 
 
 def test_auto_goes_on_here_where_the_hub_is_older_or_away(
-    krill_train: Any, whole: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], krill_train: Any, whole: Path, hub: HubServer
 ) -> None:
     assert signalled(krill_train, signal.SIGTERM, 2, *RUN) == 75
     with hub.fails("commit", 401):
-        assert signalled(krill_train, signal.SIGTERM, 3, *RUN) == 75
+        assert signalled(krill_train, signal.SIGTERM, 4, *RUN) == 75
     assert step_there(hub) == 2
     with hub.fails(DOWN, "drop"):
         assert krill_train(*RUN) == 0
@@ -211,7 +209,7 @@ def test_a_remote_run_that_is_stopped_goes_on_in_its_folder(
     krill_train: Any, whole: Path, hub: HubServer
 ) -> None:
     words = (*(word for word in RUN if word != "hub.checkpoints=true"), "resume=remote")
-    assert signalled(krill_train, signal.SIGTERM, 3, *words) == 75
+    assert signalled(krill_train, signal.SIGTERM, 4, *words) == 75
     assert step_there(hub) == 2
     hub.requests.clear()
     assert krill_train(*words) == 0
@@ -271,7 +269,7 @@ def test_the_checkpoint_of_another_configuration_is_neither_taken_nor_replaced(
     assert there(hub).head == before
     assert not (krill_train.outputs / "runs").exists()
     assert krill_train(*RUN, "seed=1", "resume=false") == 0
-    assert step_there(hub) == 4
+    assert step_there(hub) == 5
 
 
 def test_a_finished_run_is_left_alone(
