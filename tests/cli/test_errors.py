@@ -39,6 +39,8 @@ CASES = {
     "name=a/b": "another place is output=",
     "name=..": "another place is output=",
     "hub.push=true": "hub.id=user/name",
+    "hub.checkpoints=true": "hub.id=user/name",
+    "resume=remote": "resume=remote needs a repository: hub.id=user/name",
     "data=files": "data.paths is not set; write data.paths=…",
     "tokenizer=pretrained": "tokenizer.path is not set; write tokenizer.path=…",
     "data=files data.paths=[말뭉치/없다.txt]": "말뭉치/없다.txt: no such file or folder",

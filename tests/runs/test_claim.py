@@ -139,9 +139,12 @@ def test_resume_local_and_true_demand_one(tmp_path: Path, resume: Any) -> None:
     assert done(claim(MINE, runs, resume=resume))[1] == "continued"
 
 
-def test_resume_remote_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="only finished models are"):
-        claim(MINE, tmp_path, resume="remote")
+def test_resume_remote_goes_on_only_where_a_run_came_from_the_hub(tmp_path: Path) -> None:
+    past(tmp_path / "1", remote={"id": "me/mine", "step": 3})
+    past(tmp_path / "2")
+    assert done(claim(MINE, tmp_path, resume="remote")) == (tmp_path / "1", "continued")
+    past(tmp_path / "1", "finished", remote={"id": "me/mine", "step": 3})
+    assert done(claim(MINE, tmp_path, resume="remote"))[1] == "new"
 
 
 def test_resume_by_folder(tmp_path: Path) -> None:
