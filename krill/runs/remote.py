@@ -98,7 +98,7 @@ def _commit(api: Any, hub: HubTarget, files: dict[str, Any], message: str) -> st
 
     disable_progress_bars()  # they would cross that of the training
     api.create_repo(hub.id, private=hub.private, exist_ok=True)
-    changes = [CommitOperationAdd(path, source) for path, source in files.items()]
+    changes: list[Any] = [CommitOperationAdd(path, source) for path, source in files.items()]
     if f"{PLACE}/{checkpoints.MANIFEST}" in files:
         old = (path for path in api.list_repo_files(hub.id) if path.startswith(f"{PLACE}/"))
         changes += [CommitOperationDelete(path) for path in old if path not in files]

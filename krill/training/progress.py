@@ -70,7 +70,7 @@ class Meter(TrainerCallback):
     ) -> None:
         logs = logs or {}
         step = state.global_step
-        at = {
+        at: dict[str, float | None] = {
             "step": step,
             "epoch": round(self.setting.epochs_at(step), 6),
             "tokens": step * self.tokens_per_step,

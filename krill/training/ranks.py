@@ -108,7 +108,7 @@ def from_first(work: Callable[[], T]) -> T:
         found, stopped, code = _broadcast(None)
         if code is not None:
             raise Stopped("", code) if stopped else _silent(code)
-        return found  # type: ignore[no-any-return]
+        return found
     try:
         found = work()
     except BaseException as error:
@@ -129,7 +129,7 @@ def telling() -> Iterator[Callable[[T], T]]:
     def tell(value: T) -> T:
         nonlocal told
         told = True
-        return _broadcast(value) if count() > 1 else value  # type: ignore[no-any-return]
+        return _broadcast(value) if count() > 1 else value
 
     try:
         yield tell
