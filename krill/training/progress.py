@@ -70,7 +70,7 @@ class Meter(TrainerCallback):
     ) -> None:
         logs = logs or {}
         step = state.global_step
-        at: dict[str, float | None] = {
+        at: dict[str, Any] = {
             "step": step,
             "epoch": round(self.setting.epochs_at(step), 6),
             "tokens": step * self.tokens_per_step,
@@ -82,7 +82,7 @@ class Meter(TrainerCallback):
             self._show(state, logs)
         elif "eval_loss" in logs:
             figures = {key: value for key, value in logs.items() if key.startswith("eval_")}
-            self.record.metric({**at, **figures})
+            self.record.metric(at | figures)
             self._demand_finite(logs["eval_loss"], step)
             self._say(
                 f"step {step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f} nats/token  "
