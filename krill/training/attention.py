@@ -8,9 +8,9 @@ Functions of krill's own, registered with transformers:
                 the same by the packages flash-attn and FlashAttention 3, which know more features and GPUs. Not by
                 transformers' functions of that name: those look for their kernels on the Hub, refuse a model that is
                 still on the CPU, and tell documents apart in a batch of one row only
-    flex        transformers' flex attention
 
-flex, sdpa and eager get a mask from position ids; transformers makes it when it gets no attention mask and no cache.
+flex, sdpa and eager are transformers' own, with a mask that it makes of position ids when it gets no attention mask and
+no cache.
 
 Shapes: B rows, H heads, T tokens of a row, S of them with keys (more than T where a cache holds the rest), D width of
 a head, N tokens of all rows.
@@ -24,13 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
-from transformers.integrations.flex_attention import flex_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, flex_attention_mask
+from transformers.masking_utils import AttentionMaskInterface
 
 from krill.training import attention_kernels
-from krill.training.attention_kernels import Documents, causal, same_dtype
+from krill.training.attention_kernels import Documents, causal
 
-IMPLEMENTATIONS = {"flash_attention_2": "varlen_2", "flash_attention_3": "varlen_3"}
+IMPLEMENTATIONS = {
+    "flex": "flex_attention",
+    "flash_attention_2": "varlen_2",
+    "flash_attention_3": "varlen_3",
+}
 """What backends are called in transformers where it is not their own name: it takes "flash" for its own."""
 
 
@@ -137,16 +140,6 @@ def _flat(
     return attention_kernels.padded(kernel, q, k, v, documents, scale, window, **more).view(B, T, H, D)
 
 
-def flex(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any
-) -> tuple[Tensor, Tensor | None]:
-    """transformers' flex attention, under autocast as well."""
-    found: tuple[Tensor, Tensor | None] = flex_attention_forward(
-        module, *same_dtype(query, key, value), attention_mask, **more
-    )
-    return found
-
-
 REGISTERED: dict[str, Callable[..., Any]] = {
     "varlen": varlen,
     "varlen_2": _by(attention_kernels.flash_attention_2),
@@ -155,5 +148,4 @@ REGISTERED: dict[str, Callable[..., Any]] = {
 }
 for _name, _function in REGISTERED.items():
     AttentionInterface.register(_name, _function)
-# The others have no mask registered: transformers then looks for none, which would make the host wait for the device.
-AttentionMaskInterface.register("flex", flex_attention_mask)
+# No masks are registered: transformers then looks for none, which would make the host wait for the device.

@@ -219,12 +219,6 @@ def test_flash_attention_gets_one_dtype_under_autocast(
     assert len(kernels.calls) == LAYERS
 
 
-def test_flex_gets_one_dtype_under_autocast(rows: Callable[..., Rows], interpreted: None) -> None:
-    net, _, inputs = case("flex", rows, 3)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.isfinite(net(**inputs).loss)
-
-
 @pytest.mark.parametrize("backend", ["varlen", "flash_attention_2", "flash_attention_3"])
 def test_it_generates_what_sdpa_generates(backend: str) -> None:
     prompt = torch.tensor([[0, 5, 9, 33]])
