@@ -6,11 +6,11 @@ Functions of krill's own, registered with transformers:
                 SDPA per document: exact, and faster than attending across documents (`benchmarks/attention.py`)
     flash_attention_2, flash_attention_3
                 the same by the packages flash-attn and FlashAttention 3, which know more features and GPUs. Not by
-                transformers' functions of that name: those look for their kernels on the Hub, refuse a model that is
-                still on the CPU, and tell documents apart in a batch of one row only
+                transformers' functions of that name: those look for a missing package on the Hub, and refuse a
+                model that is still on the CPU
 
-flex, sdpa and eager are transformers' own, with a mask that it makes of position ids when it gets no attention mask and
-no cache.
+flex, sdpa and eager are transformers' own, with a mask that it makes of position ids when it gets no attention mask
+and no cache.
 
 Shapes: B rows, H heads, T tokens of a row, S of them with keys (more than T where a cache holds the rest), D width of
 a head, N tokens of all rows.
