@@ -13,7 +13,7 @@ one begins anew.
 
 Prints a table and writes results/kills.json; with another --result, that file.
 
-    python benchmarks/kills.py                                     (15 minutes on two cores)
+    python benchmarks/kills.py                       (half an hour on two cores; with --forked half of that)
     python benchmarks/kills.py --forked --kills 3 --variants adamw workers --result /tmp/kills.json
 
 A start is the command krill-train; with --forked a copy of this process, which has loaded krill already: seconds

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from krill.training import attention_kernels
 from krill.training.attention_kernels import Documents, causal
@@ -144,7 +143,6 @@ REGISTERED: dict[str, Callable[..., Any]] = {
     "varlen": varlen,
     "varlen_2": _by(attention_kernels.flash_attention_2),
     "varlen_3": _by(attention_kernels.flash_attention_3),
-    "flex": flex,
 }
 for _name, _function in REGISTERED.items():
     AttentionInterface.register(_name, _function)
