@@ -266,7 +266,7 @@ def main() -> None:
         return
     if asked.tiny:
         asked.models, asked.lengths, asked.rounds, asked.steps, asked.tokens = ["llama_pico"], [64], 1, 2, 256
-    asked.words = asked.words or ["tokenizer=bpe_32k"]
+    asked.words = asked.words or ["tokenizer=bpe_32k", "tokenizer.min_frequency=1"]
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several devices plain Trainer would take all
     cuda = asked.device == "cuda"
     result: dict[str, Any] = {
