@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ def plain_steps(trainer: KrillTrainer) -> Iterator[None]:
     loss_without_logits = loss_of(model, config.hardware.loss, "cpu")
     optimizer = build_optimizer(model, config.optimizer)
     schedule = build_scheduler(config.scheduler, optimizer, steps)
-    for step, batch in enumerate(trainer.train_loader(lambda: 0), 1):
+    batches = (
+        batch for _ in count() for batch in trainer.train_loader(lambda: 0)
+    )  # it makes more steps than krill
+    for step, batch in enumerate(batches, 1):
         predicted = batch["labels"][:, 1:].ne(IGNORED).sum()
         with loss_without_logits.training():
             loss = model(**batch, num_items_in_batch=predicted).loss
@@ -93,13 +97,13 @@ class Alternate(TrainerCallback):
     def _plain_block(self) -> None:
         began = time.perf_counter()
         for _ in range(BLOCK):
-            next(self.steps, None)
+            next(self.steps)
         self.began = time.perf_counter()
         self.plain.append(self.began - began)
 
     def ratios(self) -> list[float]:
         """Of each block of krill's but the first."""
-        around = zip(self.krill, self.plain, self.plain[1:], strict=False)
+        around = zip(self.krill, self.plain[:-1], self.plain[1:], strict=True)
         return [2 * block / (before + after) for block, before, after in around][1:]
 
 
