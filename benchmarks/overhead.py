@@ -58,9 +58,8 @@ def plain_steps(trainer: KrillTrainer) -> Iterator[None]:
     loss_without_logits = loss_of(model, config.hardware.loss, "cpu")
     optimizer = build_optimizer(model, config.optimizer)
     schedule = build_scheduler(config.scheduler, optimizer, steps)
-    batches = (
-        batch for _ in count() for batch in trainer.train_loader(lambda: 0)
-    )  # it makes more steps than krill
+    # Two blocks more than krill makes, which is as long as the loader.
+    batches = (batch for _ in count() for batch in trainer.train_loader(lambda: 0))
     for step, batch in enumerate(batches, 1):
         predicted = batch["labels"][:, 1:].ne(IGNORED).sum()
         with loss_without_logits.training():
