@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from host_reads import Reads
 from ranks import on_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from krill.optim.masking import Mask, masks, skip_when
 from krill.optim.muon import Muon
@@ -107,19 +107,6 @@ def test_a_copy_of_the_optimizer_knows_of_the_masked_step() -> None:
         optimizer.step()
     twin = copy.deepcopy(optimizer)
     assert [float(state["step"]) for state in twin.state.values() if "step" in state] == [1.0, 1.0]
-
-
-class Reads(TorchDispatchMode):
-    """Remembers which tensors the host has read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: list[Tensor] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self.tensors.append(args[0])
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", MAKERS)
