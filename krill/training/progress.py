@@ -76,9 +76,9 @@ class Meter(TrainerCallback):
             "tokens": step * self.tokens_per_step,
         }
         if "loss" in logs:
-            figures = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
             others = {key: value for key, value in logs.items() if key not in TRAINERS}
-            self.record.metric(at | _finite(figures | others))
+            figures = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
+            self.record.metric(at | _finite({**figures, **others}))
             self._show(state, logs)
         elif "eval_loss" in logs:
             figures = {key: value for key, value in logs.items() if key.startswith("eval_")}
