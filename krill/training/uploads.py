@@ -54,8 +54,8 @@ class Uploads(TrainerCallback):
 
     def settle(self) -> None:
         """Wait until the newest checkpoint is uploaded; try once more where that has failed."""
-        saved = checkpoints.sound(self.run / "checkpoints")
-        if not self.wanted or not saved:
+        saved = checkpoints.sound(self.run / "checkpoints") if self.wanted else []
+        if not saved:
             return
         step = checkpoints.step(saved[-1])
         if any(thread.is_alive() for thread in self.threads):
