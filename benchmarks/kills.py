@@ -66,8 +66,6 @@ class Variant:
     """One way to run the training, and what ends it."""
 
     words: tuple[str, ...] = ()
-    launcher: tuple[str, ...] = ()
-    """What starts the command, as several processes; they are all killed."""
     number: signal.Signals = signal.SIGKILL
 
 
@@ -78,7 +76,7 @@ VARIANTS = {
     "muon_pto": Variant(("optimizer=muon_pto",)),
     "workers": Variant(("hardware.workers=2",)),
     "sigterm": Variant(number=signal.SIGTERM),
-    "ranks": Variant(launcher=(str(SCRIPTS / "torchrun"), "--standalone", "--nproc-per-node", "2")),
+    "ranks": Variant(("hardware.processes=2",)),
 }
 
 
@@ -171,16 +169,14 @@ class Run:
     """One command, given again and again until its run has finished."""
 
     def __init__(self, variant: Variant, folder: Path, steps: int, forked: bool):
-        self.variant, self.folder, self.steps = variant, folder, steps
-        self.forked = forked and not variant.launcher
+        self.variant, self.folder, self.steps, self.forked = variant, folder, steps, forked
         self.log = folder.with_suffix(".log")
 
     def start(self) -> Process:
         self.before = self._metrics()
         self.saved = max(map(checkpoints.step, checkpoints.found(self.folder / "checkpoints")), default=0)
         words = [*TEXT, *TRAINING, *self.variant.words, f"steps={self.steps}", f"output={self.folder}"]
-        command = [*self.variant.launcher, str(SCRIPTS / "krill-train"), *words]
-        return Process(command, self.log, self.forked)
+        return Process([str(SCRIPTS / "krill-train"), *words], self.log, self.forked)
 
     def finished(self) -> bool:
         return (read_status(self.folder) or {}).get("state") == "finished"
@@ -224,8 +220,7 @@ class Run:
             self._demand(process.code == 0, process)
             return None
         processes = process.tree()
-        for one in processes if self.variant.launcher else processes[:1]:
-            os.kill(one, self.variant.number)
+        os.kill(process.id, self.variant.number)
         hit = self._phase()
         process.wait()
         self._demand(process.code in (-self.variant.number, REQUEUE, 0), process)

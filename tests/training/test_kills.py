@@ -22,6 +22,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
         ("muon_pto", 3, 40),
         ("workers", 3, 40),
         ("sigterm", 3, 40),
+        ("ranks", 3, 40),
     ],
 )
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
