@@ -94,7 +94,7 @@ def _results(setting: Setting, metrics: dict[str, Any], points: Reference | None
     for source in setting.store.sources:
         if f"eval_loss/{source}" in last:
             loss, bits = last[f"eval_loss/{source}"], last[f"eval_bits_per_byte/{source}"]
-            lines.append(f"| {PurePath(source).name} | {loss:.4f} | {bits:.4f} |")
+            lines.append(f"| {source} | {loss:.4f} | {bits:.4f} |")
     return "\n".join([
         "## Results", "",
         f"Validation loss {metrics['eval_loss']:.4f} nats per token, {metrics['eval_bits_per_byte']:.4f} bits per "

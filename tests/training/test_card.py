@@ -76,4 +76,4 @@ def test_of_several_sources_it_has_the_results_of_each(krill_train: Any, texts: 
     last = read_metrics(run)[-1]
     text = (run / "model" / "README.md").read_text(encoding="utf-8")
     for source in (texts, tmp_path / "other.jsonl"):
-        assert f"| {source.name} | {last[f'eval_loss/{source}']:.4f} |" in text
+        assert f"| {source.name} | {last[f'eval_loss/{source.name}']:.4f} |" in text
