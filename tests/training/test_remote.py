@@ -177,9 +177,7 @@ def test_it_goes_on_elsewhere_to_the_same_bytes(
 
 
 @pytest.mark.usefixtures("stopped")
-def test_auto_takes_the_newer_of_both(
-    capsys: pytest.CaptureFixture[str], krill_train: Any, whole: Path, hub: HubServer
-) -> None:
+def test_auto_takes_the_newer_of_both(krill_train: Any, whole: Path, hub: HubServer) -> None:
     assert signalled(krill_train, signal.SIGTERM, 4, *RUN) == 75  # here, from the Hub's step 2
     move_away(krill_train, "third")
     (krill_train.outputs / "elsewhere").rename(krill_train.outputs / "runs")  # where it had stopped at step 2
@@ -190,7 +188,7 @@ def test_auto_takes_the_newer_of_both(
 
 
 def test_auto_goes_on_here_where_the_hub_is_older_or_away(
-    capsys: pytest.CaptureFixture[str], krill_train: Any, whole: Path, hub: HubServer
+    krill_train: Any, whole: Path, hub: HubServer
 ) -> None:
     assert signalled(krill_train, signal.SIGTERM, 2, *RUN) == 75
     with hub.fails("commit", 401):
@@ -198,10 +196,17 @@ def test_auto_goes_on_here_where_the_hub_is_older_or_away(
     assert step_there(hub) == 2
     with hub.fails(DOWN, "drop"):
         assert krill_train(*RUN) == 0
-    assert "me/mine cannot be read" in capsys.readouterr().err
     (run,) = krill_train.runs()
     assert_same_end(run, whole)
     assert not hub.asked("GET .*optimizer.pt")
+
+
+def test_auto_tells_that_the_hub_is_away(
+    krill_train: Any, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hub.fails(DOWN, "drop"):
+        assert krill_train(*RUN, "steps=1") == 0
+    assert "me/mine cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("stopped")
