@@ -727,6 +727,8 @@ class TrainConfig(Section):
     """Checkpoints that are kept, newest first."""
     keep_best: bool
     """Keep the checkpoint of the lowest validation loss as well, of those saved at a step with a validation."""
+    save_in_background: bool
+    """Write checkpoints while the training goes on, from a copy of weights and optimizer state in host memory."""
     export_dtype: Literal["fp32", "bf16"]
     """Numbers of the finished model in model/; those of training and checkpoints are fp32 always."""
     sample_every: PositiveInt | None
@@ -757,6 +759,7 @@ class TrainConfig(Section):
             "save_every",
             "keep_checkpoints",
             "keep_best",
+            "save_in_background",
             "sample_every",
             "sample_prompt",
             "hub",
@@ -791,6 +794,15 @@ class TrainConfig(Section):
             near = " or ".join(str(count * self.sequence_len) for count in (rows, rows + 1) if count)
             raise ValueError(
                 f"batch.tokens={self.batch.tokens} is no multiple of sequence_len={self.sequence_len}; write {near}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_are_saved_at_once(self) -> TrainConfig:
+        if self.save_in_background and self.hardware.sharding == "fsdp2":
+            raise ValueError(
+                "save_in_background: a sharded checkpoint is written by all ranks together; write "
+                "save_in_background=false or hardware.sharding=none"
             )
         return self
 

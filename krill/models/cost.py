@@ -94,11 +94,13 @@ class Memory:
     """What the forward pass keeps for the backward pass, up to the logits; an estimate."""
     logits: int
     """What head and loss need at a time; an estimate."""
+    saving: int = 0
+    """The copy of weights and optimizer state that is written in the background."""
 
     @property
     def fixed(self) -> int:
         """What does not depend on the micro batch: exact."""
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.gradients + self.optimizer + self.saving
 
     @property
     def total(self) -> int:

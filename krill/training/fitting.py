@@ -97,6 +97,7 @@ def remedies(config: TrainConfig) -> str:
     ways = [
         *([] if hardware.gradient_checkpointing else ["hardware.gradient_checkpointing=true"]),
         *(["hardware.loss=chunked"] if hardware.loss == "full" else []),
+        *(["save_in_background=false"] if config.save_in_background else []),
         f"sequence_len={config.sequence_len // 2}",
         "or a smaller model=",
     ]

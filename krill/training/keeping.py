@@ -35,10 +35,9 @@ class Keeping(TrainerCallback):
         self.losses[state.global_step] = (metrics or {})["eval_loss"]
         self._best()
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        saved = self.folder / f"checkpoint-{state.global_step}"
+    def saved(self, step: int) -> None:
+        """To be called when the checkpoint of a step is in its place."""
+        saved = self.folder / f"checkpoint-{step}"
         self.broken = [path for path in self.broken if path != saved]
         spared = {step for step in (self.spared, self._best()) if step is not None}
         checkpoints.rotate(self.folder, self.config.keep_checkpoints, spared, self.broken)

@@ -21,6 +21,7 @@ from krill.training.plan import device_name, precision, ranks_of, shape_of
 def memory_of(config: TrainConfig, vocab_size: int, rows: int) -> Memory:
     """Bytes of a training step with micro batches of `rows` rows, on each rank.
 
+    With save_in_background the copy that is written counts where the device is the CPU, in whose memory it lies.
     The state of an optimizer of a person's own is not in it; Liger's loss is taken to have krill's chunks.
     """
     device = device_name(config.device)
@@ -34,6 +35,8 @@ def memory_of(config: TrainConfig, vocab_size: int, rows: int) -> Memory:
         None if choose_loss(config.hardware.loss, device) == "full" else CHUNK[device],
         config.hardware.gradient_checkpointing,
     )
+    if config.save_in_background and device == "cpu":
+        whole = replace(whole, saving=whole.weights + whole.optimizer)
     if config.hardware.sharding == "none":
         return whole
     share = {
@@ -59,7 +62,8 @@ def lines(config: TrainConfig, vocab_size: int) -> list[str]:
     needed = memory_of(config, vocab_size, batch.micro_batch_size)
     parts = (
         f"{part} {in_bytes(getattr(needed, part))}"
-        for part in ("weights", "gradients", "optimizer", "activations", "logits")
+        for part in ("weights", "gradients", "optimizer", "activations", "logits", "saving")
+        if part != "saving" or needed.saving
     )
     said = f"memory      {_share(needed, there)}: {', '.join(parts)}"
     return [said] if needed.total <= there else [said, f"warning     {_advice(config, vocab_size, there)}"]

@@ -98,10 +98,11 @@ def _attempt(
         )
         meter, uploads = Meter(record, setting), Uploads(record, config.hub)
         trainer = _trainer(setting, model, loss, stop, meter)
-        trainer.add_callback(uploads)  # before the one that deletes what is not to be kept
         if ranks.is_first():
-            trainer.add_callback(Keeping(record, config, trainer.stable, broken))
-        with uploads, meter:
+            keeping = Keeping(record, config, trainer.stable, broken)
+            trainer.add_callback(keeping)
+            trainer.after_save = [uploads.saved, keeping.saved]  # the latter deletes what is not to be kept
+        with uploads, trainer.background, meter:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stop.check(trainer.state.global_step, setting.length.steps)  # from here on a signal stops it at once
         return _concluded(trainer, setting, record, uploads)

@@ -13,6 +13,8 @@ Each method that is overridden is one seam:
                             steps are masked out, and told of in the line behind them
     evaluate                per token over all validation rows, bits per byte
     _save_checkpoint        written aside, hashed, then renamed; a validation that a signal cut is owed
+    _save, _save_optimizer_and_scheduler
+                            by a thread, where asked for
     _init_training_state, _run_epoch
                             save_every and the like as they are now; the loss since the last line of metrics, and
                             what the guard knows
@@ -25,12 +27,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from krill import atomic
 from krill.config.schema import WSD, TrainConfig
@@ -39,6 +43,7 @@ from krill.optim.masking import masks, skip_when
 from krill.optim.schedules import build_scheduler, plateau, set_rates
 from krill.runs.record import read_validations
 from krill.training import ranks
+from krill.training.background import Background, in_host_memory
 from krill.training.batches import RowDataset
 from krill.training.branch import SaveAt
 from krill.training.dynamics import Dynamics
@@ -99,6 +104,9 @@ class KrillTrainer(Trainer):
         self.control: Any
         self.aside: Path | None = None
         self.owed = False
+        self.after_save: list[Callable[[int], None]] = []
+        """Called in their order with the step of a checkpoint that is in its place."""
+        self.background = Background(self.saved)
         self.dynamics: Dynamics | None = None
         scheduler, steps = config.scheduler, arguments.max_steps
         self.stable = plateau(scheduler, steps)[1] if isinstance(scheduler, WSD) else None
@@ -106,7 +114,7 @@ class KrillTrainer(Trainer):
             model=model,
             args=arguments,
             eval_dataset=held and held.dataset,
-            callbacks=[*callbacks, SaveAt(self.stable)],
+            callbacks=[*callbacks, SaveAt(self.stable), self.background],
         )
         self.guard = StepGuard(config.guard, self.args.device)
 
@@ -239,6 +247,7 @@ class KrillTrainer(Trainer):
         if ranks.is_first():
             self.skipped.cut(self._globalstep_last_logged)
         super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **rest)
+        self.background.settle()
 
     def is_judged(self) -> bool:
         """Whether the validation of this step is in the metrics, perhaps by a process that was killed since."""
@@ -254,13 +263,38 @@ class KrillTrainer(Trainer):
             "since": self._globalstep_last_logged,
             "validation": self.owed,
         }
-        with aside(Path(self.args.output_dir)) as self.aside:
+        self.background.settle()
+        step, in_background = self.state.global_step, self.config.save_in_background
+        later = partial(self.background.start, step) if in_background else None
+        with aside(Path(self.args.output_dir), later) as self.aside:
             super()._save_checkpoint(model, trial)
             if ranks.is_first():
-                checkpoint = self.aside / f"checkpoint-{self.state.global_step}"
+                checkpoint = self.aside / f"checkpoint-{step}"
                 atomic.write_json(checkpoint / PENDING, pending)
                 torch.save(self.guard.state_dict(), checkpoint / GUARD)
         self.aside = None
+        if not in_background:
+            self.saved(step)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.config.save_in_background and self.args.should_save:
+            weights = in_host_memory(self.model.state_dict())
+            self.background.add(super()._save, output_dir, weights)
+        else:
+            super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not (self.config.save_in_background and self.args.should_save):
+            return super()._save_optimizer_and_scheduler(output_dir)
+        folder = Path(output_dir)
+        folder.mkdir(exist_ok=True)
+        self.background.add(torch.save, in_host_memory(self.optimizer.state_dict()), folder / OPTIMIZER_NAME)
+        torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+
+    def saved(self, step: int) -> None:
+        """Tell those who wait for it that the checkpoint of a step is in its place."""
+        for tell in self.after_save:
+            tell(step)
 
 
 def _evaluated(found: list[Validation], text_bytes: dict[str, int]) -> dict[str, float]:

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from threading import Lock, Thread
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from krill.config.schema import HubTarget
 from krill.errors import KrillError
 from krill.runs import checkpoints
@@ -20,7 +18,7 @@ STAGED = ".upload"
 log = logging.getLogger("krill")
 
 
-class Uploads(TrainerCallback):
+class Uploads:
     """Uploads each checkpoint in the background, but for those that a newer one overtakes while they wait.
 
     What fails is told, and tried again with the next one. A context around the training: where it is left, the newest
@@ -39,11 +37,10 @@ class Uploads(TrainerCallback):
         if record.writes:
             shutil.rmtree(self.run / STAGED, ignore_errors=True)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def saved(self, step: int) -> None:
+        """To be called when the checkpoint of a step is in its place."""
         if self.wanted:
-            self._start(state.global_step)
+            self._start(step)
 
     def __enter__(self) -> Uploads:
         return self
