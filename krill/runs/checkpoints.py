@@ -110,12 +110,14 @@ def _is_no_room(error: BaseException) -> bool:
     """Whether a write failed because the disk, the quota or the file's size is at its limit.
 
     safetensors tells the number in its message only, and torch.save tells none: the writer of its archive
-    (inline_container) says that a position is not the expected one.
+    (inline_container) says that a position is not the expected one, and in the last bytes of it only that a stream is
+    bad.
     """
     if isinstance(error, OSError):
         return error.errno in _NO_ROOM
     text = str(error)
-    return any(f"(os error {number})" in text for number in _NO_ROOM) or "inline_container" in text
+    signs = (*(f"(os error {number})" for number in _NO_ROOM), "inline_container", "iostream error")
+    return any(sign in text for sign in signs)
 
 
 # --- going on ----------------------------------------------------------------------------------------------

@@ -17,15 +17,15 @@ PROJECT = "krill"
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Raise UsageError when a tracker that was asked for is not installed, or would look for a checkpoint too soon."""
+    """Raise UsageError when a tracker is not installed, or would look for a checkpoint that is not there yet."""
     for name in config.trackers:
         if find_spec(name) is None:
             raise UsageError(f"trackers: {name} is not installed: pip install 'krill[{name}]'")
     takes_checkpoints = "wandb" in config.trackers and os.environ.get("WANDB_LOG_MODEL") == "checkpoint"
     if takes_checkpoints and config.save_in_background:
         raise UsageError(
-            "trackers: with WANDB_LOG_MODEL=checkpoint wandb takes each checkpoint as soon as its save returns; write "
-            "save_in_background=false, or WANDB_LOG_MODEL=end"
+            "trackers: with WANDB_LOG_MODEL=checkpoint wandb takes each checkpoint when its save returns, and does "
+            "not wait for one in the background; write save_in_background=false, or WANDB_LOG_MODEL=end"
         )
 
 

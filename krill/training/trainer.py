@@ -284,12 +284,14 @@ class KrillTrainer(Trainer):
             super()._save(output_dir, state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not (self.config.save_in_background and self.args.should_save):
-            return super()._save_optimizer_and_scheduler(output_dir)
-        folder = Path(output_dir)
-        folder.mkdir(exist_ok=True)
-        self.background.add(torch.save, in_host_memory(self.optimizer.state_dict()), folder / OPTIMIZER_NAME)
-        torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+        if self.config.save_in_background and self.args.should_save:
+            folder = Path(output_dir)
+            folder.mkdir(exist_ok=True)
+            state = in_host_memory(self.optimizer.state_dict())
+            self.background.add(torch.save, state, folder / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def saved(self, step: int) -> None:
         """Tell those who wait for it that the checkpoint of a step is in its place."""
