@@ -128,7 +128,9 @@ def _thinned(curve: list[Any]) -> Iterable[Any]:
 
 def _configuration(setting: Setting) -> str:
     """What determines the result, as YAML; the text is told above."""
-    values = setting.config.model_dump(mode="json", by_alias=True, exclude=setting.config.UNSIGNED - {"batch"})
+    values = setting.config.model_dump(
+        mode="json", by_alias=True, exclude=setting.config.UNSIGNED - {"batch"}
+    )
     text = yaml.safe_dump(_without_folders(values), allow_unicode=True, sort_keys=False)
     return f"<details><summary>Configuration</summary>\n\n```yaml\n{text}```\n\n</details>"
 

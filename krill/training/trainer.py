@@ -15,6 +15,8 @@ Each method that is overridden is one seam:
     _save_checkpoint        written aside, hashed, then renamed; a validation that a signal cut is owed
     _save, _save_optimizer_and_scheduler
                             by a thread, where asked for
+    _load_optimizer_and_scheduler
+                            the state of a checkpoint under the options of the configuration
     _init_training_state, _run_epoch
                             save_every and the like as they are now; the loss since the last line of metrics, and
                             what the guard knows
@@ -220,8 +222,14 @@ class KrillTrainer(Trainer):
         return 0
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        groups, peaks = self.optimizer.param_groups, self.lr_scheduler.base_lrs
+        options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
+            # It brings what its own configuration had set: rates, decay, momentum.
+            for group, asked in zip(self.optimizer.param_groups, options, strict=True):
+                group.update(asked)
+            self.lr_scheduler.base_lrs = peaks
             set_rates(self.lr_scheduler, self.optimizer)
 
     def _init_training_state(self, max_steps: int, *rest: Any) -> tuple[int, int]:
