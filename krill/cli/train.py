@@ -93,7 +93,7 @@ def _run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> Non
     """Train here, or on the ranks that are to be started."""
     from krill.training import ranks
 
-    if config.hardware.processes > ranks.count():
+    if ranks.count() == 1 and config.hardware.processes > 1:
         from krill.launch.local import run_on_ranks
 
         run_on_ranks(config, folder, store, tokenizer)

@@ -55,3 +55,21 @@ def test_parameters_that_fsdp_1_wrapped_are_refused(configure: Any, name: str, o
     model = nn.ModuleDict({name: nn.Linear(4, 4)})
     with pytest.raises(UsageError, match=f"{name}.*fsdp_version=2"):
         build_optimizer(model, configure(f"optimizer={optimizer}").optimizer)
+
+
+def test_ranks_that_were_started_are_not_started_again(
+    krill_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert krill_train("hardware.processes=4") == 2
+    assert "2 ranks were started (WORLD_SIZE): leave hardware.processes out" in capsys.readouterr().err
+
+
+def test_each_rank_needs_a_device(
+    krill_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    assert krill_train("hardware.processes=2", "device=cuda") == 2
+    assert "this machine has 1 CUDA devices" in capsys.readouterr().err
