@@ -29,17 +29,16 @@ BACKGROUND = "save_in_background=true"
 
 
 class Gate:
-    """The thread stops before it seals a checkpoint, until the gate is open."""
+    """The thread writes nothing until the gate is open."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
-        self.open, plain = threading.Event(), checkpoints.seal
+        self.open, plain = threading.Event(), background._write
 
-        def seal(checkpoint: Path) -> None:
-            if threading.current_thread() is not threading.main_thread():
-                assert self.open.wait(60), "nothing has opened the gate"
-            plain(checkpoint)
+        def write(*arguments: Any) -> None:
+            assert self.open.wait(60), "nothing has opened the gate"
+            plain(*arguments)
 
-        patch.setattr(checkpoints, "seal", seal)
+        patch.setattr(background, "_write", write)
 
 
 @pytest.fixture
@@ -128,14 +127,20 @@ def test_the_training_goes_on_and_the_next_save_waits(
         if step == 6:  # its save waits for that of step 3
             gate.open.set()
 
-    at_step(monkeypatch, look)
-    assert krill_train("steps=7", "save_every=3", BACKGROUND) == 0
+    words = ("steps=7", "save_every=3")
+    with monkeypatch.context() as patch:
+        at_step(patch, look)
+        assert krill_train(*words, BACKGROUND) == 0
     assert seen[4] == seen[5] == seen[6] == []
     assert seen[7][0] == 3
     (run,) = krill_train.runs()
     assert steps(run) == [3, 6, 7]
     assert [checkpoints.faults(path) for path in checkpoints.found(run / "checkpoints")] == [[], [], []]
     assert not (run / "checkpoints" / checkpoints.PARTIAL).exists()
+    assert krill_train(*words, "output=once") == 0
+    for file in ("model.safetensors", "optimizer.pt"):
+        once = krill_train.outputs / "once" / "checkpoints" / "checkpoint-3" / file
+        assert (run / "checkpoints" / "checkpoint-3" / file).read_bytes() == once.read_bytes()
 
 
 def test_what_waits_for_a_checkpoint_is_called_when_it_is_there_in_order_by_the_main_thread(
@@ -155,8 +160,23 @@ def test_what_waits_for_a_checkpoint_is_called_when_it_is_there_in_order_by_the_
 
         monkeypatch.setattr(kind, "saved", saved)
 
+    started: list[Background] = []
+    plain_start = Background.start
+
+    def start(self: Background, *arguments: Any) -> None:
+        plain_start(self, *arguments)
+        started.append(self)
+
+    def look(step: int) -> None:
+        if step == 3:
+            started[0].written.result()
+        if step == 4:
+            assert told == [("Uploads", 2), ("Keeping", 2)], "not by the next step, but by the next save"
+
     watched(Uploads)
     watched(Keeping)
+    monkeypatch.setattr(Background, "start", start)
+    at_step(monkeypatch, look)
     assert krill_train("steps=5", "save_every=2", BACKGROUND) == 0
     assert told == [(name, step) for step in (2, 4, 5) for name in ("Uploads", "Keeping")]
 
