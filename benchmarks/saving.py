@@ -13,7 +13,7 @@ Prints a table and writes results/saving.json; with another --result, that file.
 
     python benchmarks/saving.py          (3 minutes on two cores, one of them for the steps)
 
-Must hold: the background's wait is ≤ 0.25 of that of a save at once, and its cost is not higher.
+Must hold: the background's wait is ≤ 0.5 of that of a save at once, and its cost is not higher.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from krill.training import run as training
 from krill.training.trainer import KrillTrainer
 
 KINDS = ("nothing", "once", "background")
-LIMIT = 0.25
+LIMIT = 0.5
 watched: list[Blocks] = []
 
 
@@ -143,7 +143,7 @@ def figures(blocks: Blocks) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=10, help="of a block")
+    parser.add_argument("--steps", type=int, default=8, help="of a block")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--folder", type=Path, help="where checkpoints are written; default: the temporary one"
