@@ -40,7 +40,7 @@ def used() -> Iterator[tuple[type[BaseModel], set[str]]]:
         for name in options(group, [CONF_DIR]):
             section = values(f"{group}={name}")[group]
             yield type(getattr(valid(f"{group}={name}"), group)), set(section)
-    for key in ("batch", "stop", "hub"):
+    for key in ("batch", "stop", "guard", "hub"):
         yield type(getattr(valid(), key)), set(values()[key])
     yield type(valid().data.near), set(values()["data"]["near"])
     rules = valid("filters=web").data.filters
@@ -124,8 +124,8 @@ def test_what_says_the_same_thing_twice_is_refused():
     with pytest.raises(ValidationError, match="set one to null"):
         Batch(micro_batch_size=1, gradient_accumulation_steps=2, tokens=256)
     with pytest.raises(ValidationError, match=r"hub\.id=user/name"):
-        HubTarget(id=None, push=True, private=True)
-    assert HubTarget(id="user/name", push=True, private=True).push
+        HubTarget(id=None, push=True, checkpoints=False, private=True)
+    assert HubTarget(id="user/name", push=True, checkpoints=False, private=True).push
 
 
 def test_pad_is_a_token_of_its_own():
