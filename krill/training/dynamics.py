@@ -78,8 +78,8 @@ def _adamw_updates(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> l
     for p in group["params"]:
         state = optimizer.state.get(p, {})
         if {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
-            step, (beta1, beta2), eps = float(state["step"]), group["betas"], group["eps"]
-            correction = math.sqrt(1 - beta2**step)
+            step, (beta1, beta2), eps = state["step"].double(), group["betas"], group["eps"]
+            correction = (1 - beta2**step).sqrt()
             if group.get("eps_before_correction"):
                 eps = eps / correction
             root = state["exp_avg_sq"].sqrt().div_(correction).add_(eps)

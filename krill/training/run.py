@@ -34,6 +34,7 @@ from krill.training.batches import (
 from krill.training.branch import branch_of
 from krill.training.fitting import fitting
 from krill.training.header import keep_groups, tell_beginning
+from krill.training.intact import Intact
 from krill.training.keeping import Keeping
 from krill.training.kernels import apply_kernels
 from krill.training.loss import Loss, loss_of
@@ -101,6 +102,7 @@ def _attempt(
         if ranks.is_first():
             keeping = Keeping(record, config, trainer.stable, broken)
             trainer.add_callback(keeping)
+            trainer.add_callback(Intact(setting.store))
             trainer.after_save = [uploads.saved, keeping.saved]  # the latter deletes what is not to be kept
         with uploads, trainer.background, meter:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -69,6 +69,11 @@ def settle(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> S
         log.warning("no document fell into the validation split: raise data.validation_fraction to get one")
     batch = shape(config.batch, config.sequence_len, ranks.count())
     ready = load_tokenizer(tokenizer)
+    if ready.signature != opened.tokenizer_signature:
+        raise UsageError(
+            f"{store} was made with another tokenizer than {tokenizer}: their ids mean other text. Remove the folder "
+            "of the tokens, and the same command makes them anew"
+        )
     _check_sample(config, ready)
     able, why = backend(config)
     arithmetic = precision(config.hardware.precision, device)

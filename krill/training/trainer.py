@@ -241,8 +241,8 @@ class KrillTrainer(Trainer):
         if self.control.should_training_stop:  # it had ended by its validation loss
             return
         if resume_from_checkpoint:
-            guard = torch.load(Path(resume_from_checkpoint) / GUARD, self.args.device, weights_only=True)
-            self.guard.load_state_dict(guard)
+            guard = torch.load(Path(resume_from_checkpoint) / GUARD, "cpu", weights_only=True)
+            self.guard.load_state_dict(guard)  # to its own device
             pending = json.loads((Path(resume_from_checkpoint) / PENDING).read_text(encoding="utf-8"))
             sums = pending["sums"]
             same = len(sums) == ranks.count()
