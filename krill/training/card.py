@@ -49,7 +49,7 @@ def _model(setting: Setting, parameters: int) -> dict[str, Any]:
     told: dict[str, Any] = {"family": model.family, "parameters": f"{parameters:,}"}
     if not isinstance(model, CustomModel):
         told |= _without_folders(
-            model.model_dump(by_alias=True, exclude={"name", "family"}, exclude_none=True)
+            model.model_dump(by_alias=True, exclude=set(setting.config.UNSIGNED) - {"batch"})
         )
     return told | {"vocabulary": setting.tokenizer.vocab_size}
 
@@ -129,7 +129,7 @@ def _thinned(curve: list[Any]) -> Iterable[Any]:
 def _configuration(setting: Setting) -> str:
     """What determines the result, as YAML; the text is told above."""
     values = setting.config.model_dump(
-        mode="json", by_alias=True, exclude=setting.config.UNSIGNED - {"batch"}
+        mode="json", by_alias=True, exclude=set(setting.config.UNSIGNED) - {"batch"}
     )
     text = yaml.safe_dump(_without_folders(values), allow_unicode=True, sort_keys=False)
     return f"<details><summary>Configuration</summary>\n\n```yaml\n{text}```\n\n</details>"
