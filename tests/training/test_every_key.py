@@ -54,6 +54,10 @@ def the_disk(config: TrainConfig, place: Place) -> Any:
     return [line for line in plan(config, place.outputs) if line.startswith("disk")]
 
 
+def the_memory(config: TrainConfig, place: Place) -> Any:
+    return [line for line in plan(config, place.outputs) if line.startswith("memory")]
+
+
 def the_rows(config: TrainConfig, place: Place) -> Any:
     """The ids of the first micro batches, and how many there are."""
     loader = _trainer(config, place).get_train_dataloader()
@@ -135,6 +139,7 @@ SEEN: dict[str, tuple[Look, tuple[str, ...], str]] = {
     "batch.micro_batch_size": (the_rows, (), "batch.micro_batch_size=1"),
     "batch.gradient_accumulation_steps": (the_rows, (), "batch.gradient_accumulation_steps=3"),
     "batch.tokens": (the_rows, (), "batch.tokens=64"),
+    "save_in_background": (the_memory, (), "save_in_background=true"),
     "stop.target_loss": (the_end, (), "stop.target_loss=3.5"),
     "stop.patience": (the_end, (), "stop.patience=1"),
     "scheduler.name": (the_rates, (), "scheduler=wsd"),
@@ -150,6 +155,8 @@ SEEN: dict[str, tuple[Look, tuple[str, ...], str]] = {
     "hardware.liger": (the_kernels, (), "hardware.liger=true"),
     "hardware.compile": (the_kernels, (), "hardware.compile=true"),
     "hardware.gradient_checkpointing": (the_kernels, (), "hardware.gradient_checkpointing=true"),
+    "hardware.processes": (the_plan, (), "hardware.processes=2"),
+    "hardware.sharding": (the_memory, ("hardware.processes=2",), "hardware.sharding=fsdp2"),
     "hardware.workers": (the_workers, (), "hardware.workers=1"),
     "optimizer.name": (the_optimizer, MUON, "optimizer=adamw"),
     "optimizer.lr": (the_groups, (), "lr=1e-4"),
@@ -173,14 +180,22 @@ SEEN: dict[str, tuple[Look, tuple[str, ...], str]] = {
 }
 """Key → what to look at, what is typed for it to matter, and the word that must change what is seen."""
 
-HUB = "training/test_training_run.py::test_the_model_goes_to_a_private_repository"
+HUB = "training/test_remote.py::test_the_model_goes_to_a_private_repository"
+GUARD = "training/test_guard.py::"
 TESTED = {
     "resume": "training/test_resume.py::test_resume_false_begins_anew",
+    "resume_changed": "training/test_resume_changed.py::"
+    "test_what_determines_the_result_is_refused_unless_it_is_allowed",
     "dry_run": "training/test_plan.py::test_dry_run_of_the_command_writes_nothing",
     "sample_every": "training/test_samples.py::test_they_are_written_and_change_nothing",
     "hub.id": f"{HUB}_unless_asked_otherwise",
     "hub.push": f"{HUB}_unless_asked_otherwise",
     "hub.private": f"{HUB}_unless_asked_otherwise",
+    "hub.checkpoints": "training/test_remote.py::test_it_goes_on_elsewhere_to_the_same_bytes",
+    "export_dtype": "training/test_export.py::test_bf16_where_asked_for_and_only_in_the_model",
+    "guard.nan": f"{GUARD}test_asked_to_stop_it_ends_by_the_first_bad_step",
+    "guard.spike": f"{GUARD}test_a_spike_is_left_out",
+    "guard.max_skips": f"{GUARD}test_diverged_for_good_it_ends_and_keeps_the_last_good_weights",
     "optimizer.build": "cli/test_own_parts.py::test_they_train_and_their_code_is_part_of_what_the_run_is",
     "optimizer.options": "cli/test_own_parts.py::test_they_train_and_their_code_is_part_of_what_the_run_is",
 }
