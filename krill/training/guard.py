@@ -18,7 +18,6 @@ from torch.distributed.tensor import DTensor
 
 from krill.config.schema import Guard
 from krill.errors import KrillError
-from krill.training import ranks
 
 WINDOW = 128
 ENOUGH = WINDOW // 2
@@ -129,9 +128,9 @@ class StepGuard:
 
 def _of_all_ranks(values: Tensor) -> Tensor:
     """The mean over ranks; what is not finite on one rank is not on any."""
-    if ranks.count() > 1:
+    if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
-        values /= ranks.count()
+        values /= dist.get_world_size()
     return values
 
 
