@@ -19,6 +19,7 @@ a head, N tokens of all rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,8 +93,10 @@ def varlen(
     return out, None
 
 
-def _by(kernel: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
-    """The attention function that computes by a `kernel` of flash-attn."""
+def _by(module: str, drops: bool) -> Callable[..., tuple[Tensor, None]]:
+    """The attention function that computes by a `module` of flash-attn; `drops`: it takes dropout, of which
+    `krill.models.isolation` leaves none where it does not."""
+    kernel = partial(attention_kernels.flash_attn, module)
 
     def attend(
         module: torch.nn.Module,
@@ -114,7 +117,7 @@ def _by(kernel: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
         else:
             assert max_length_q is not None
             documents = Documents.of(cu_seq_lens_q, max_length_q)
-        more = {"dropout": dropout, "softcap": softcap}
+        more = {"softcap": softcap} | ({"dropout_p": dropout} if drops else {})
         return _flat(
             kernel, query_BHTD, key_BHSD, value_BHSD, documents, scaling, sliding_window, **more
         ), None
@@ -141,8 +144,8 @@ def _flat(
 
 REGISTERED: dict[str, Callable[..., Any]] = {
     "varlen": varlen,
-    "varlen_2": _by(attention_kernels.flash_attention_2),
-    "varlen_3": _by(attention_kernels.flash_attention_3),
+    "varlen_2": _by("flash_attn", drops=True),
+    "varlen_3": _by("flash_attn_interface", drops=False),
 }
 for _name, _function in REGISTERED.items():
     AttentionInterface.register(_name, _function)

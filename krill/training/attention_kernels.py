@@ -72,41 +72,24 @@ def torch_varlen(
     ))  # fmt: skip
 
 
-def flash_attention_2(
+def flash_attn(
+    module: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     documents: Documents,
     scale: float,
     window: int | None,
-    dropout: float,
     softcap: float | None,
+    **dropout: float,
 ) -> Tensor:
-    """The package flash-attn, (N, H, D)."""
-    out: Tensor = import_module("flash_attn").flash_attn_varlen_func(
+    """The varlen function of `module`, (N, H, D): flash_attn, or flash_attn_interface, which takes no dropout."""
+    out: Any = import_module(module).flash_attn_varlen_func(
         q, k, v, documents.ends_q, documents.ends_k, documents.longest_q, documents.longest_k,
-        dropout_p=dropout, softmax_scale=scale, causal=True, window_size=_left_and_right(window),
-        softcap=softcap or 0.0,
+        softmax_scale=scale, causal=True, window_size=_left_and_right(window), softcap=softcap or 0.0, **dropout,
     )  # fmt: skip
-    return out
-
-
-def flash_attention_3(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    documents: Documents,
-    scale: float,
-    window: int | None,
-    dropout: float,
-    softcap: float | None,
-) -> Tensor:
-    """The module flash_attn_interface, (N, H, D); it has no dropout, `krill.models.isolation` sees to that."""
-    out: Any = import_module("flash_attn_interface").flash_attn_varlen_func(
-        q, k, v, documents.ends_q, documents.ends_k, documents.longest_q, documents.longest_k,
-        softmax_scale=scale, causal=True, window_size=_left_and_right(window), softcap=softcap or 0.0,
-    )  # fmt: skip
-    return cast(Tensor, out[0] if isinstance(out, tuple) else out)  # its first releases return sums as well
+    # the first releases of flash_attn_interface return sums as well
+    return cast(Tensor, out[0] if isinstance(out, tuple) else out)
 
 
 def _left_and_right(window: int | None) -> tuple[int, int]:
