@@ -142,9 +142,8 @@ def training_memory(
     if recomputed:
         layers = model.config.get_text_config().num_hidden_layers
         inputs = 4 * rows * sequence_len * model.get_input_embeddings().weight.shape[1]
-        kept = (layers + 1) * inputs + max(
-            0, kept // layers - logits
-        )  # which are gone when a layer is there again
+        # the logits are gone when a layer is there again
+        kept = (layers + 1) * inputs + max(0, kept // layers - logits)
     return Memory(
         weights=4 * counted.total,
         gradients=4 * counted.total,

@@ -11,7 +11,7 @@ from krill.config.schema import WSD, CustomModel, TrainConfig
 from krill.models.build import skeleton
 from krill.models.cost import training_flops
 from krill.training import memory
-from krill.training.memory import in_bytes, memory_of
+from krill.training.memory import in_bytes, saved_bytes
 from krill.training.peak import peak_flops
 from krill.training.plan import device_name, precision, ranks_of, shape_of
 
@@ -56,13 +56,13 @@ def _computation(config: TrainConfig, vocab_size: int, steps: int, attended: flo
 
 def _disk(config: TrainConfig, vocab_size: int, steps: int | None) -> str:
     """Checkpoints that are kept and one that is being saved, and the model."""
-    cost = memory_of(config, vocab_size, rows=1)
-    one = cost.weights + cost.optimizer
+    weights, state = saved_bytes(config, vocab_size)
+    one = weights + state
     count = config.keep_checkpoints + config.keep_best + isinstance(config.scheduler, WSD) + 1
     if steps is not None:
         count = min(count, -(-steps // config.save_every))
-    size = in_bytes(count * one + cost.weights)
-    return f"disk        at most {size}: checkpoints {count} × {in_bytes(one)}, the model {in_bytes(cost.weights)}"
+    size = in_bytes(count * one + weights)
+    return f"disk        at most {size}: checkpoints {count} × {in_bytes(one)}, the model {in_bytes(weights)}"
 
 
 def attended_in(ends: np.ndarray, sequence_len: int) -> float:

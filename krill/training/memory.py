@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from krill.config.schema import CustomOptimizer, TrainConfig
 from krill.models.build import skeleton
-from krill.models.cost import Memory, training_memory
+from krill.models.cost import Memory, parameters, state_bytes, training_memory
 from krill.optim.groups import parameter_groups
 from krill.training.cross_entropy import CHUNK
 from krill.training.fitting import next_smaller, remedies
@@ -28,7 +30,7 @@ def memory_of(config: TrainConfig, vocab_size: int, rows: int) -> Memory:
     model = skeleton(config.model, vocab_size)
     whole = training_memory(
         model,
-        [] if isinstance(config.optimizer, CustomOptimizer) else parameter_groups(model, config.optimizer),
+        _groups(config, model),
         rows,
         config.sequence_len,
         precision(config.hardware.precision, device),
@@ -43,6 +45,17 @@ def memory_of(config: TrainConfig, vocab_size: int, rows: int) -> Memory:
         part: -(-getattr(whole, part) // ranks_of(config)) for part in ("weights", "gradients", "optimizer")
     }
     return replace(whole, **share)
+
+
+def saved_bytes(config: TrainConfig, vocab_size: int) -> tuple[int, int]:
+    """Bytes of the weights and of the optimizer's state in a checkpoint, those of all ranks together."""
+    model = skeleton(config.model, vocab_size)
+    return 4 * parameters(model).total, sum(map(state_bytes, _groups(config, model)))
+
+
+def _groups(config: TrainConfig, model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Of the optimizer; of a person's own none are known."""
+    return [] if isinstance(config.optimizer, CustomOptimizer) else parameter_groups(model, config.optimizer)
 
 
 def device_memory(device: str) -> int:

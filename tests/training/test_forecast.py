@@ -103,6 +103,12 @@ def test_checkpoints_on_the_disk(train: Any, configure: Configure) -> None:
     assert "checkpoints 5 ×" in costs(more, steps=None)["disk"]
 
 
+def test_shards_take_as_much_of_the_disk_as_a_whole(configure: Configure) -> None:
+    sharded = configure("hardware.processes=2", "hardware.sharding=fsdp2")
+    assert costs(sharded)["disk"] == costs(configure())["disk"]
+    assert memory_of(sharded, VOCABULARY, 1).weights == memory_of(configure(), VOCABULARY, 1).weights // 2
+
+
 @pytest.mark.parametrize(
     ("words", "passes"), [((), " batch.gradient_accumulation_steps=4"), (("batch.tokens=512",), "")]
 )
