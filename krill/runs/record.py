@@ -62,12 +62,13 @@ def claim(
     in the folder that `resume` names may have had another signature until now. Raises UsageError
     when it belongs to another run or to a living process, or when there is nothing to resume.
     """
-    if changed and (not isinstance(resume, str) or resume in ("auto", "local", "remote")):
+    named = Path(resume) if isinstance(resume, str) and resume not in ("auto", "local", "remote") else None
+    if changed and named is None:
         raise UsageError("resume_changed=true needs the folder of the run that is to go on: resume=<folder>")
     if place is not None:
         return _adopt(place, signature, resume)
-    if isinstance(resume, str) and resume not in ("auto", "local", "remote"):
-        return _continue_named(Path(resume), signature, changed)
+    if named is not None:
+        return _continue_named(named, signature, changed)
     if resume is not False:
         for folder in sorted(runs.glob("*"), reverse=True):
             if _unfinished(folder, signature, from_hub=resume == "remote"):
@@ -240,8 +241,7 @@ class Record:
     def metric(self, values: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         if self.writes:
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(values, allow_nan=True) + "\n")
+            append_line(self.folder / "metrics.jsonl", values)
 
     def cut_metrics(self, step: int, begun_in: Path) -> None:
         """Begin with the lines up to `step` of the run in `begun_in`, this one or another: it goes on from there."""
@@ -291,6 +291,18 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Replace a file of JSON lines."""
     atomic.write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def append_line(file: Path, line: dict[str, Any]) -> None:
+    """Add one to a file of JSON lines."""
+    with open(file, "a", encoding="utf-8") as open_file:
+        open_file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def cut_lines(file: Path, step: int) -> None:
+    """Leave the lines up to a step in a file of JSON lines, if it is there: the run goes on from that step."""
+    if file.exists():
+        write_lines(file, [line for line in read_lines(file) if line["step"] <= step])
 
 
 def now() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from krill.inference.generate import sample
-from krill.runs.record import read_lines, write_lines
+from krill.runs.record import append_line, cut_lines
 from krill.training import ranks
 from krill.training.pace import Pace
 from krill.training.setting import Setting
@@ -29,11 +28,8 @@ class Samples(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if (
-            self.file.exists() and ranks.is_first()
-        ):  # the run goes on from a step before its last sample, perhaps
-            kept = [line for line in read_lines(self.file) if line["step"] <= state.global_step]
-            write_lines(self.file, kept)
+        if ranks.is_first():
+            cut_lines(self.file, state.global_step)
 
     def on_step_end(
         self,
@@ -50,6 +46,5 @@ class Samples(TrainerCallback):
         with self.pace.paused(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             text = sample(model, self.setting.tokenizer, prompt, seed=config.seed)
         if ranks.is_first():
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, "text": text}, ensure_ascii=False) + "\n")
+            append_line(self.file, {"step": state.global_step, "text": text})
         log.info("step %d/%d  sample: %s", state.global_step, state.max_steps, " ".join(text.split())[:100])

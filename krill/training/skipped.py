@@ -5,7 +5,6 @@ A line of skipped.jsonl, and a warning, when the line of metrics behind it is wr
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from krill.runs.record import read_lines, shown, write_lines
+from krill.runs.record import append_line, cut_lines, shown
 from krill.training.batches import segment_documents
 from krill.training.guard import BadStep
 from krill.training.setting import Setting
@@ -33,8 +32,7 @@ class Skipped:
 
     def cut(self, step: int) -> None:
         """Leave out what was told after the line of metrics of `step`: the run goes on from there."""
-        if self.file.exists():
-            write_lines(self.file, [line for line in read_lines(self.file) if line["step"] <= step])
+        cut_lines(self.file, step)
 
     def tell(self, bad: list[BadStep]) -> None:
         """Write and say what is known of bad steps."""
@@ -45,8 +43,7 @@ class Skipped:
                 "step": step.step, "reason": step.reason, "loss": step.loss, "grad_norm": step.grad_norm,
                 "rows": rows, "documents": documents,
             }  # fmt: skip
-            with open(self.file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            append_line(self.file, line)
             log.warning(
                 "step %d left out: %s; its rows %s hold the documents %s of the training split",
                 step.step, step.reason, _some(rows), _some(documents),
