@@ -19,8 +19,8 @@ OF_AN_EXPERIMENT = (
 )  # fmt: skip
 ORDER_OF_SUMS = {
     "batch.micro_batch_size", "batch.gradient_accumulation_steps", "batch.tokens", "device", "hardware.processes",
-    "hardware.sharding",
-    "hardware.attention", "hardware.loss", "hardware.liger", "hardware.compile", "hardware.threads",
+    "hardware.sharding", "hardware.attention", "hardware.loss", "hardware.liger", "hardware.compile",
+    "hardware.threads",
 }  # fmt: skip
 """Keys that change how numbers are added up: losses stay as they were but for rounding."""
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from krill.config.schema import Guard
 from krill.errors import KrillError
 
+DIVERGED = "the training has diverged, and more steps do not mend it"
 WINDOW = 128
 ENOUGH = WINDOW // 2
 
@@ -105,8 +106,8 @@ class StepGuard:
             if step.in_a_row >= self.rules.max_skips or (self.rules.nan == "stop" and not is_finite):
                 which = f", bad step {step.in_a_row} in a row" if step.in_a_row > 1 else ""
                 raise KrillError(
-                    f"{step.reason} at step {step.step}{which}: the training has diverged, and more steps do not "
-                    f"mend it; {remedy}. No bad step has changed the weights: the checkpoints hold the last good ones"
+                    f"{step.reason} at step {step.step}{which}: {DIVERGED}; {remedy}. No bad step has changed the "
+                    "weights: the checkpoints hold the last good ones"
                 )
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,6 +125,11 @@ class StepGuard:
         self.values, self.good = state["values"].to(device), state["good"].to(device)
         self.unread = [row.to(device) for row in state["unread"]]
         self.in_a_row = state["in_a_row"]
+
+
+def advice(lr: float) -> str:
+    """What to write for a training that has diverged."""
+    return f"lower lr={lr:g}, or raise scheduler.warmup"
 
 
 def _of_all_ranks(values: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from krill.config.schema import Batch, TrainConfig
@@ -29,9 +28,9 @@ class Shape:
         return self.rows_of_rank * self.ranks
 
 
-def announced(environ: Mapping[str, str] = os.environ) -> int:
+def announced() -> int:
     """How many ranks whoever started this process (torchrun, accelerate launch, krill) has announced."""
-    return int(environ.get("WORLD_SIZE") or 1)
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def ranks_of(config: TrainConfig) -> int:

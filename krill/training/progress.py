@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.errors import KrillError
 from krill.runs.record import Record
+from krill.training.guard import DIVERGED, advice
 from krill.training.setting import Setting
 
 log = logging.getLogger("krill")
@@ -109,8 +110,7 @@ class Meter(TrainerCallback):
     def _demand_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
             raise KrillError(
-                f"the validation loss is {loss} at step {step}: the training has diverged, and more steps do not "
-                f"mend it; lower lr={self.setting.config.lr:g}, or raise scheduler.warmup"
+                f"the validation loss is {loss} at step {step}: {DIVERGED}; {advice(self.setting.config.lr)}"
             )
 
     def _show(self, state: TrainerState, logs: dict[str, float]) -> None:

@@ -36,7 +36,7 @@ def joined(device: str) -> Iterator[None]:
     `device`: cuda or cpu; of several CUDA devices a rank takes the one of its LOCAL_RANK.
     """
     global _control
-    if announced(os.environ) == 1 or _control is not None:
+    if announced() == 1 or _control is not None:
         yield
         return
     if device == "cuda":

@@ -49,7 +49,7 @@ from krill.training.background import Background, in_host_memory
 from krill.training.batches import RowDataset
 from krill.training.branch import SaveAt
 from krill.training.dynamics import Dynamics
-from krill.training.guard import StepGuard
+from krill.training.guard import StepGuard, advice
 from krill.training.loss import Loss
 from krill.training.metrics import Validation, together, validate
 from krill.training.pace import Pace
@@ -195,7 +195,7 @@ class KrillTrainer(Trainer):
         super().log(logs, start_time)
         if ranks.is_first():
             self.skipped.tell(bad)
-        self.guard.demand_health(bad, f"lower lr={self.config.lr:g}, or raise scheduler.warmup")
+        self.guard.demand_health(bad, advice(self.config.lr))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation loss (nats per token) and bits per byte over all validation rows.
@@ -222,15 +222,16 @@ class KrillTrainer(Trainer):
         return 0
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
         groups, peaks = self.optimizer.param_groups, self.lr_scheduler.base_lrs
         options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            # It brings what its own configuration had set: rates, decay, momentum.
-            for group, asked in zip(self.optimizer.param_groups, options, strict=True):
-                group.update(asked)
-            self.lr_scheduler.base_lrs = peaks
-            set_rates(self.lr_scheduler, self.optimizer)
+        # It brings what its own configuration had set: rates, decay, momentum.
+        for group, asked in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(asked)
+        self.lr_scheduler.base_lrs = peaks
+        set_rates(self.lr_scheduler, self.optimizer)
 
     def _init_training_state(self, max_steps: int, *rest: Any) -> tuple[int, int]:
         place: tuple[int, int] = super()._init_training_state(max_steps, *rest)
