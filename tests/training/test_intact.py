@@ -15,13 +15,11 @@ from krill.training import intact
 
 
 @pytest.fixture
-def tokens(krill_train: Any, outputs: Path) -> Path:
+def tokens(krill_train: Any, prepared: Any) -> Path:
     """The store of the runs, in a place of its own: it may be damaged."""
-    folder = krill_train.outputs / "data"
+    folder: Path = krill_train.outputs / "data"
     folder.unlink()
-    shutil.copytree(outputs / "data", folder)
-    (store,) = folder.glob("files-*")
-    return store
+    return Path(shutil.copytree(prepared.store, folder / prepared.store.name))
 
 
 def flip(store: Path) -> Path:
