@@ -32,7 +32,7 @@ from krill import atomic, errors
 from krill.config.schema import Section
 from krill.errors import KrillError, Stopped, UsageError
 
-State = Literal["running", "finished", "failed", "stopped"]
+State = Literal["queued", "running", "finished", "failed", "stopped"]
 log = logging.getLogger("krill")
 
 

@@ -1,0 +1,72 @@
+"""What SLURM says of jobs, asked once for all of them.
+
+A job is known by the number that people type: 17, or 17_3 for a task of an array.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Collection
+
+LIVING = frozenset(
+    {
+        "PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "SIGNALING", "STAGE_OUT",
+        "RESIZING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD",
+    }
+)  # fmt: skip
+"""States of jobs that may still do something."""
+
+UNKNOWN = "UNKNOWN"
+"""Of a job that neither the queue nor the accounting knows."""
+
+
+def here() -> bool:
+    """Whether this machine can ask SLURM."""
+    return shutil.which("squeue") is not None
+
+
+def current_job() -> str | None:
+    """The job that this process runs in."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def job_states(jobs: Collection[str]) -> dict[str, str]:
+    """Job → SLURM's state of it (RUNNING, FAILED, OUT_OF_MEMORY, …); empty where SLURM cannot be asked.
+
+    The queue is asked first, as it is right at once; the accounting, where there is one, for those that have left it.
+    """
+    if not jobs or not here():
+        return {}
+    queue = _lines("squeue", "--me", "--array", "--noheader", "--format=%i|%T")
+    if queue is None:
+        return {}
+    found = dict(line.split("|") for line in queue if "|" in line)
+    gone = sorted(set(jobs) - found.keys())
+    if gone:
+        words = (
+            "--noheader",
+            "--parsable2",
+            "--allocations",
+            f"--jobs={','.join(gone)}",
+            "--format=JobID,State",
+        )
+        told = dict(line.split("|") for line in _lines("sacct", *words) or () if "|" in line)
+        # The accounting is some seconds late: what has left the queue does nothing any more.
+        found |= {job: _ended(told.get(job)) for job in gone}
+    return {job: found[job] for job in jobs}
+
+
+def _ended(state: str | None) -> str:
+    word = (state or UNKNOWN).split()[0]  # CANCELLED by 1000
+    return UNKNOWN if word in LIVING else word
+
+
+def _lines(*words: str) -> list[str] | None:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.splitlines() if done.returncode == 0 else None

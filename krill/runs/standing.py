@@ -1,0 +1,124 @@
+"""How a run really stands: what it wrote of itself, held against its lock, its process and SLURM.
+
+A run that is killed cannot say so: its status.json says "running" for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from krill.runs import slurm
+from krill.runs.record import read_status
+
+Real = Literal["not started", "queued", "running", "finished", "failed", "stopped", "killed", "cancelled"]
+
+GOES_ON = frozenset({"queued", "running"})
+"""States of runs that somebody else is at, or will be."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run."""
+
+    state: Real
+    why: str = ""
+    """What is to be said of it: the error, or what SLURM says."""
+    job: str | None = None
+    """Its SLURM job."""
+
+
+def standings(folders: Sequence[Path]) -> dict[Path, Standing]:
+    """How the runs in `folders` stand; SLURM is asked once for all."""
+    statuses = {folder: read_status(folder) for folder in folders}
+    jobs = {folder: job_of(status) for folder, status in statuses.items() if status}
+    states = slurm.job_states({job for folder, job in jobs.items() if job and _is_open(statuses[folder])})
+    return {
+        folder: _standing(folder, status, jobs.get(folder), states) for folder, status in statuses.items()
+    }
+
+
+def standing(folder: Path) -> Standing:
+    """How the run in `folder` stands."""
+    return standings([folder])[folder]
+
+
+def job_of(status: dict[str, Any]) -> str | None:
+    """The SLURM job of a run: the one that it runs in, or waits for."""
+    if status["state"] != "queued":
+        return status.get("slurm_job_id")
+    try:
+        jobs = json.loads((Path(status["submission"]) / "jobs.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError):
+        return None
+    return jobs.get(status.get("submitted_as"))
+
+
+def _is_open(status: dict[str, Any] | None) -> bool:
+    return status is not None and status["state"] in ("queued", "running", "stopped")
+
+
+def _standing(
+    folder: Path, status: dict[str, Any] | None, job: str | None, states: dict[str, str]
+) -> Standing:
+    if status is None:
+        return Standing("not started")
+    state, error = status["state"], status.get("error") or ""
+    if not _is_open(status):
+        return Standing(state, error, job)
+    if job is None:
+        return _of_process(folder, status)
+    if job not in states:
+        return Standing(state, f"job {job}; SLURM cannot be asked from here", job)
+    of_job = states[job]
+    if of_job in slurm.LIVING:
+        return Standing("running" if of_job in ("RUNNING", "COMPLETING") else "queued", of_job.lower(), job)
+    if of_job == "CANCELLED":
+        return Standing("cancelled", f"SLURM: {of_job}", job)
+    if state == "stopped":
+        return Standing("stopped", error, job)
+    return Standing("killed" if of_job == slurm.UNKNOWN else "failed", f"SLURM: {of_job}", job)
+
+
+def _of_process(folder: Path, status: dict[str, Any]) -> Standing:
+    state, host, pid = status["state"], status.get("host"), status.get("pid")
+    if state == "stopped":
+        return Standing("stopped", status.get("error") or "")
+    if state == "queued":
+        return Standing("killed", "was never submitted")
+    if host == socket.gethostname() and not _lives(pid):
+        return Standing("killed", f"process {pid} is gone")
+    if _is_locked(folder):
+        return Standing("running")
+    if host != socket.gethostname():  # some file systems show no locks of other machines
+        return Standing("running", f"on {host}, says its status; its lock is not seen from here")
+    return Standing("killed", f"process {pid} is gone")
+
+
+def _lives(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _is_locked(folder: Path) -> bool:
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    except OSError:  # somebody else's folder
+        return False
+    lock.release()
+    return False
