@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from signal import Signals
+
 DONE, FAILED, USAGE, SWEEP_FAILED, REQUEUE, INTERRUPTED = 0, 1, 2, 3, 75, 130
 
 
@@ -23,6 +25,6 @@ class Stopped(BaseException):
     No Exception, as KeyboardInterrupt is none: whoever catches any error and goes on must not go on.
     """
 
-    def __init__(self, message: str, exit_code: int):
+    def __init__(self, message: str, exit_code: int, received: Signals | None = None):
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.received = exit_code, received

@@ -44,10 +44,17 @@ def stopping() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def died_of(code: int) -> str:
+    """How a process ended that did not end well, by the return code that subprocess gives."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     global _stopped
     if time.monotonic() - _stopped < PATIENCE:
         return
     _stopped = time.monotonic()
     received = signal.Signals(number)
-    raise Stopped(f"stopped by {received.name}; what is done stays, the same command goes on", EXIT[received])
+    raise Stopped(
+        f"stopped by {received.name}; what is done stays, the same command goes on", EXIT[received], received
+    )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from krill import errors
 from krill.config import location
@@ -57,16 +57,25 @@ def main(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     listen()
-    try:
-        if {"--help", "-h"} & set(words):
-            return _help(command, words)
-        if "--version" in words:
-            from krill import __version__
+    return told(command, lambda: _main(command, point, words, bare, before))
 
-            print(f"krill {__version__}")
-            return errors.DONE
-        with _stopping(command):
-            code = _through_hydra(command, point, words, bare, before)
+
+def _main(command: str, point: Point, words: list[str], bare: str | None, before: Before | None) -> int:
+    if {"--help", "-h"} & set(words):
+        return _help(command, words)
+    if "--version" in words:
+        from krill import __version__
+
+        print(f"krill {__version__}")
+        return errors.DONE
+    with _stopping(command):
+        return _through_hydra(command, point, words, bare, before)
+
+
+def told(command: str, work: Callable[[], int]) -> int:
+    """The exit code of `work`; what it raises is said on standard error."""
+    try:
+        code = work()
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # as in krill-train --help | head: nobody reads the rest
@@ -129,8 +138,8 @@ def _through_hydra(
             "-m runs every point, --cfg and --info print one configuration: leave one of them out"
         )
     launcher = typed.value("hydra/launcher")
-    if launcher not in (None, "basic") and not typed.multirun and not typed.shown:
-        raise UsageError("hydra/launcher= starts the points of a sweep: add -m")
+    if launcher not in (None, "basic", "submitit_slurm") and not typed.multirun and not typed.shown:
+        raise UsageError(f"hydra/launcher={launcher} starts the points of a sweep: add -m")
     if before is not None:
         before(typed, folders)
     overrides = compose.rewritten(command, typed)
@@ -141,8 +150,6 @@ def _through_hydra(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         compose.run(command, point, [*typed.flags, *overrides], folders)
-    except sweep.Refused as refused:
-        error = refused.error
     except Exception as raised:
         error = raised
     finally:
@@ -161,6 +168,19 @@ def _through_hydra(
 
 
 @dataclass(frozen=True)
+class Job:
+    """What a call that was handed to another process knows beforehand."""
+
+    config: dict[str, Any]
+    """The validated configuration, as JSON holds it."""
+    folder: Path | None
+    """Where its result belongs; None: the command finds the place."""
+    identity: str | None
+    """Signature of the result, when it was handed over."""
+    on_slurm: bool
+
+
+@dataclass(frozen=True)
 class Call:
     """One call of a command: once, or for one point of a sweep."""
 
@@ -168,6 +188,11 @@ class Call:
     hydra: Any
     sweep: Path | None
     """The sweep's folder; None outside a sweep."""
+    job: Job | None = None
+
+    @property
+    def command(self) -> str:
+        return str(self.hydra.job.config_name)
 
     @property
     def overrides(self) -> list[str]:
@@ -181,16 +206,49 @@ class Call:
         """Group → chosen option."""
         return dict(self.hydra.runtime.choices)
 
+    @property
+    def submits(self) -> bool:
+        """Whether the work is for a job of SLURM, and this process only hands it in."""
+        return (
+            self.job is None
+            and self.sweep is None
+            and self.hydra.launcher._target_.endswith(".SlurmLauncher")
+        )
+
+    def validated(self, schema: type[Config]) -> Config:
+        """The typed configuration."""
+        from krill.config.validation import validated
+        from krill.launch.size import sized
+
+        if self.job is not None:
+            return schema.model_validate(self.job.config)
+        config: Any = sized(validated(schema, self.composed))  # type: ignore[type-var]
+        if config.detach and not self.hydra.launcher._target_.endswith(".SlurmLauncher"):
+            raise UsageError(
+                "detach=true is for jobs of SLURM: add hardware=slurm_gpu or another slurm_ option"
+            )
+        return cast("Config", config)
+
     def place(self, output: str | None, identity: str) -> Path | None:
         """The folder that was asked for: the sweep's point, else output=; None: krill chooses."""
+        if self.job is not None and self.job.identity and identity and self.job.identity != identity:
+            raise UsageError("text or weights are no longer those of the submission; give the command again")
+        if self.job is not None and self.job.folder is not None:
+            return self.job.folder
         if self.sweep is not None:
             return self.sweep / identity[:8]
         return Path(output).absolute() if output else None
 
+    def resume(self, asked: bool | str) -> bool | str:
+        """resume=, but for a job that goes on in the folder that it was given."""
+        given = self.job is not None and self.job.on_slurm and self.job.folder is not None
+        return "auto" if given else asked
+
     def make(self, command: str, config: Any, work: Callable[[Any, Path | None], Path]) -> None:
         """Call `work`(config, place) for the folder of its result; a sweep's point records it in its own."""
         from krill.cli import places
-        from krill.runs.record import Record, claim, shown
+        from krill.runs.claim import claim
+        from krill.runs.record import Record, is_done, shown
 
         if self.sweep is None:
             self.end(work(config, self.place(config.output, "")))
@@ -198,8 +256,7 @@ class Call:
         identity = places.identity(command, config)
         claimed = claim(identity, self.sweep, self.place(None, identity))
         record = Record(claimed.folder)
-        # Its result may have been removed since; a shard's is not there before all are merged.
-        if claimed.state == "finished" and Path(record.status["result"]).exists():
+        if claimed.state == "finished" and is_done(claimed.folder):
             log.info("finished already, nothing to do: %s", shown(claimed.folder))
             return
         with claimed, record.running(config, identity, self.overrides):
@@ -229,29 +286,40 @@ class Call:
             print(shown(folder))
 
 
-def answer(composed: Any, schema: type[Config], work: Callable[[Config, Call], Any]) -> Any:
-    """Validate what Hydra composed and do `work`(config, call); a failure is told where it belongs."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from krill.config.validation import validated
+def answer(given: Any, schema: type[Config], work: Callable[[Config, Call], Any]) -> Any:
+    """Validate what Hydra composed, or a Call holds, and do `work`(config, call); say a failure where it belongs."""
     from krill.sources.digests import none_kept
 
     listen()
-    hydra = HydraConfig.get()
-    call = Call(composed, hydra, Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None)
+    call = given if isinstance(given, Call) else _called(given)
     try:
         # Again: a launcher's job does not come through main.
-        with _stopping(hydra.job.config_name), none_kept() if composed.dry_run else nullcontext():
-            return work(validated(schema, composed), call)
+        with _stopping(call.command), none_kept() if call.composed.dry_run else nullcontext():
+            config = call.validated(schema)
+            if call.submits:
+                from krill.cli import submit
+
+                return submit.one(cast("Any", config), call)
+            return work(config, call)
     except Exception as error:
+        if call.job is not None:
+            raise
         if call.sweep is None:
             _failures.append(error)
             return None
         log.error("failed: %s: %s", " ".join(call.overrides), error)
         raise
     except Stopped as stop:
-        if call.sweep is None:
+        if call.sweep is None or call.job is not None:
             raise
         log.error("%s: %s", " ".join(call.overrides), stop)
         raise SystemExit(stop.exit_code) from stop  # what a launcher's job ends with, too
+
+
+def _called(composed: Any) -> Call:
+    """The call that Hydra makes in this process."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    return Call(composed, hydra, Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None)

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
 from krill.cli.argv import EXCLUSIVE, Typed, clear_exclusive, quoted
-from krill.config.location import CONF_DIR, options
+from krill.config.location import CONF_DIR, group_names, options
 from krill.config.schema import InferConfig, InspectConfig, TrainConfig
 from krill.config.validation import closest, flat_keys, unknown_key, validated
 from krill.errors import UsageError
@@ -69,9 +69,12 @@ _UserFolders.__module__ = "hydra_plugins.krill"  # Hydra takes plugins from that
 
 
 def look_in(folders: Sequence[Path]) -> None:
-    """Let compositions find configurations in `folders`, the first one first."""
+    """Let compositions find configurations in `folders`, the first one first, and the launchers that they name."""
+    from krill.cli import launchers
+
     _UserFolders.folders = list(folders)
     Plugins.instance().register(_UserFolders)
+    launchers.register()
     # The class that is registered: Hydra loads its plugins anew, so it is not the one imported here.
     SourcesRegistry.instance().types["file"].list = _options_only  # type: ignore[assignment, method-assign]
 
@@ -226,9 +229,7 @@ def _is_group(key: str, folders: Sequence[Path]) -> bool:
 
 
 def _groups(folders: Sequence[Path]) -> list[str]:
-    return [
-        entry.name for folder in (*folders, CONF_DIR) for entry in sorted(folder.iterdir()) if entry.is_dir()
-    ]
+    return [name for folder in (*folders, CONF_DIR) for name in group_names(folder)]
 
 
 def _unknown_option(group: str, name: str, folders: Sequence[Path]) -> str | None:

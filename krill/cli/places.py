@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from krill.config import own_code
@@ -14,19 +13,41 @@ from krill.training.plan import shape_of
 
 def identity(command: str, config: Section) -> str:
     """Signature of what `command` makes of `config`; text counts by its content, wherever it lies."""
-    if not isinstance(config, TrainConfig):
-        return signature(command, 1, config)
+    return Identities(command)(config)
+
+
+class Identities:
+    """`identity` of many configurations: text that they share is looked at once."""
+
+    def __init__(self, command: str):
+        self.command = command
+        self._text: dict[str, str] = {}
+
+    def __call__(self, config: Section) -> str:
+        if not isinstance(config, TrainConfig):
+            return signature(self.command, 1, config)
+        if self.command == "train" and config.data.shard is not None:
+            raise UsageError(
+                "data.shard= is one of the jobs of krill-preprocess; training reads all: leave it out"
+            )
+        key = config.data.model_dump_json() + config.tokenizer.model_dump_json()
+        if key not in self._text:
+            self._text[key] = _of_text(self.command, config)
+        return _identity(self.command, config, self._text[key])
+
+
+def _of_text(command: str, config: TrainConfig) -> str:
+    """The part of the identity that the text decides: signature of the tokens, or of the tokenizer."""
     from krill.data.obtain import tokenizer_signature, tokens_signature
     from krill.sources.registry import check
 
-    if command == "train" and config.data.shard is not None:
-        raise UsageError(
-            "data.shard= is one of the jobs of krill-preprocess; training reads all: leave it out"
-        )
     check(config.data)
+    return tokenizer_signature(config) if command == "tokenizer" else tokens_signature(config)
+
+
+def _identity(command: str, config: TrainConfig, tokens: str) -> str:
     if command == "tokenizer":
-        return tokenizer_signature(config)
-    tokens = tokens_signature(config)
+        return tokens
     if command == "train":
         judged = [config.eval_every] if config.stop.target_loss or config.stop.patience else []
         rows = shape_of(config).rows_per_step
@@ -53,8 +74,3 @@ def _branch(config: TrainConfig) -> list[Any]:
     from krill.training.branch import branch_of
 
     return branch_of(config.branch).identity
-
-
-def point(command: str, sweep: Path, config: Section) -> Path:
-    """The folder of a sweep's point; the same point of a wider grid has the same folder."""
-    return sweep / identity(command, config)[:8]

@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import socket
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hydra.plugins.sweeper
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.experimental.callback import Callback
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from krill import errors
+from krill import atomic, errors
+from krill.cli.app import Call
 from krill.cli.argv import quoted
 from krill.cli.compose import SCHEMA, as_typed
-from krill.config.schema import InferConfig, TrainConfig
-from krill.config.validation import validated
+from krill.cli.jobs import Point
 from krill.errors import UsageError
 
 log = logging.getLogger("krill")
 
 
 @dataclass
-class _Sweep:
+class Sweep:
+    """The sweep that this process runs."""
+
     folder: Path
-    points: list[Path]
+    command: str
+    points: list[Point]
     dry_run: bool
+    failures: dict[Path, str] = field(default_factory=dict)
+    """Of points that could not say themselves how they ended."""
+
+    def places(self) -> list[tuple[Path, Point]]:
+        """Each point with its folder."""
+        return [(point.folder, point) for point in self.points if point.folder is not None]
 
 
-_current: list[_Sweep] = []
+_current: list[Sweep] = []
 
 
 def started() -> bool:
@@ -40,66 +54,106 @@ def started() -> bool:
     return bool(_current)
 
 
-class Refused(BaseException):
-    """Carries why a sweep does not start. Not an Exception: Hydra makes those of a callback mere warnings."""
-
-    def __init__(self, error: Exception):
-        super().__init__(str(error))
-        self.error = error
+def current() -> Sweep:
+    """The sweep of this process."""
+    return _current[-1]
 
 
-class Points(Callback):
-    """Hydra calls this before a sweep."""
+class Sweeper(hydra.plugins.sweeper.Sweeper):
+    """As Hydra's basic sweeper, but that no point starts where one is wrong, and nothing is written before."""
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Compose and validate every point; Refused tells all that is wrong in any of them."""
-        try:
-            _current.append(_begun(config))
-        except Exception as error:
-            raise Refused(error) from error
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None):
+        """`params`: what is swept without being typed, as in Hydra's; all points are one batch."""
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """What Hydra hands over."""
+        self.config: DictConfig = config
+        self.hydra_context: HydraContext = hydra_context
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Compose and validate every point, then hand all of them to the launcher.
+
+        Raises UsageError that tells all that is wrong in any of them.
+        """
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        every = parser.parse_overrides(
+            [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        )
+        points = [list(point) for point in BasicSweeper.split_arguments(every, None)[0]]
+        with (
+            read_write(self.config),
+            open_dict(self.config),
+        ):  # or a swept name would move single points elsewhere
+            folder = Path(self.config.hydra.sweep.dir)
+            self.config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={folder}"))
+        _current.append(_begun(self.hydra_context.config_loader, self.config, folder, points))
+        if not current().dry_run:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
+            _record(self.config, current(), arguments)
+        results = self.launcher.launch(points, initial_job_idx=0)
+        for result in results:
+            _ = result.return_value  # raises what a point of Hydra's own launchers raised
+        return [results]
 
 
-def _begun(config: DictConfig) -> _Sweep:
+def _begun(loader: Any, config: DictConfig, folder: Path, every: list[list[str]]) -> Sweep:
     from krill.cli import places
     from krill.sources.digests import none_kept
 
     command = config.hydra.job.config_name
-    folder = Path(config.hydra.sweep.dir)
-    with read_write(config), open_dict(config):  # or a swept name would move single points elsewhere
-        config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={folder}"))
     wrong: dict[str, list[str]] = {}
     points = []
     dry_run = bool(config.dry_run)  # as where Hydra was told to put the sweep, whatever single points say
-    for overrides in (every := _points(config)):
+    identify = places.Identities(command)
+    for overrides in every:
         try:
-            point = _validated(command, config, overrides)
+            call = _call(loader, config, folder, overrides)
+            point = call.validated(SCHEMA[command])
             with none_kept() if dry_run else nullcontext():
-                points.append(places.point(command, folder, point))
+                identity = identify(point)
+            points.append(Point(call, point, folder / identity[:8], identity))
         except UsageError as error:
             for line in str(error).splitlines():
                 wrong.setdefault(line, []).append(" ".join(overrides))
     if wrong:
         raise UsageError("\n".join(_where(fault, found, len(every)) for fault, found in wrong.items()))
     log.info("sweep: %d points%s", len(points), "" if dry_run else f" in {folder}")
-    return _Sweep(folder, points, dry_run)
+    return Sweep(folder, command, points, dry_run)
+
+
+def _call(loader: Any, config: DictConfig, folder: Path, overrides: list[str]) -> Call:
+    composed = loader.load_sweep_config(config, overrides)
+    hydra = composed.hydra
+    with open_dict(composed):
+        del composed["hydra"]
+    return Call(OmegaConf.create(composed), hydra, folder)
 
 
 def _where(fault: str, points: list[str], every: int) -> str:
     return fault if len(points) == every else f"{fault}  (in: {'; '.join(points)})"
 
 
-def _points(config: DictConfig) -> list[list[str]]:
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides(as_typed(config.hydra.overrides.task))
-    return [list(point) for batch in BasicSweeper.split_arguments(overrides, None) for point in batch]
+def _record(config: DictConfig, sweep: Sweep, typed: Sequence[str]) -> None:
+    """Write sweep.json: what krill-runs knows the sweep by, points that have not begun among it."""
+    from krill.runs.record import now
 
-
-def _validated(command: str, config: DictConfig, overrides: list[str]) -> TrainConfig | InferConfig:
-    loader = GlobalHydra.instance().config_loader()
-    composed = loader.load_sweep_config(config, overrides)
-    with open_dict(composed):
-        del composed["hydra"]
-    return validated(SCHEMA[command], OmegaConf.create(composed))
+    value = {
+        "command": sweep.command,
+        "typed": as_typed(OmegaConf.create(list(typed))),
+        "launcher": config.hydra.runtime.choices.get("hydra/launcher"),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "start": now(),
+        "points": [
+            {"folder": place.name, "overrides": point.call.overrides} for place, point in sweep.places()
+        ],
+    }
+    atomic.write_json(sweep.folder / "sweep.json", value)
 
 
 def finish(failed: bool) -> int:
@@ -113,7 +167,7 @@ def finish(failed: bool) -> int:
     if sweep.dry_run:
         shutil.rmtree(sweep.folder, ignore_errors=True)
         return errors.SWEEP_FAILED if failed else errors.DONE
-    rows = table.rows(sweep.points)
+    rows = table.rows([folder for folder, _ in sweep.places()], sweep.failures)
     table.write(rows, sweep.folder)
     table.show(rows)
     print(sweep.folder)

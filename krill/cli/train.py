@@ -55,7 +55,8 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
 def _lead(config: TrainConfig, call: app.Call) -> float | None:
     """What one process does for all ranks: claim the folder, prepare, record; then train, with the others."""
     from krill.cli import places
-    from krill.runs.record import Record, claim, shown
+    from krill.runs.claim import claim
+    from krill.runs.record import Record, shown
     from krill.runs.remote import catch_up, look
     from krill.training import ranks
 
@@ -63,12 +64,13 @@ def _lead(config: TrainConfig, call: app.Call) -> float | None:
         identity = places.identity("train", config)
         root = outputs_root()
         # A new run gets no folder before its input has proved good; a sweep's point records that it did not.
-        begins = not call.sweep and (config.output is not None or config.resume in ("auto", "remote", False))
+        given = call.sweep or (call.job and call.job.folder)
+        begins = not given and (config.output is not None or config.resume in ("auto", "remote", False))
         remote = look(config, identity)
         prepared = prepare(config, root) if begins else None
         claimed = claim(
-            identity, root / "runs" / config.name, call.place(config.output, identity), config.resume,
-            config.resume_changed,
+            identity, root / "runs" / config.name, call.place(config.output, identity), call.resume(config.resume),
+            config.resume_changed and not given,
         )  # fmt: skip
         record = Record(claimed.folder)
         if claimed.state == "finished":
@@ -92,8 +94,9 @@ def _lead(config: TrainConfig, call: app.Call) -> float | None:
 def _run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> None:
     """Train here, or on the ranks that are to be started."""
     from krill.training import ranks
+    from krill.training.plan import ranks_of
 
-    if ranks.count() == 1 and config.hardware.processes > 1:
+    if ranks.count() == 1 and ranks_of(config) > 1:
         from krill.launch.local import run_on_ranks
 
         run_on_ranks(config, folder, store, tokenizer)

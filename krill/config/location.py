@@ -16,6 +16,9 @@ CONF_DIR: Path = next(
 )
 """krill's own configurations: inside the package in a wheel, beside it in a checkout."""
 
+SITE = "_site.yaml"
+"""In hardware/: empty in krill's own configurations, there to be hidden by a person's."""
+
 
 def outputs_root() -> Path:
     """The folder of all results: $KRILL_OUTPUTS, else outputs/ of the working directory."""
@@ -42,8 +45,10 @@ def user_dirs(asked: Sequence[str]) -> list[Path]:
 
 
 def group_names(folder: Path = CONF_DIR) -> list[str]:
-    """The configuration groups of a folder: model, data, tokenizer, …"""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    """The configuration groups of a folder: model, data, tokenizer, … (hydra/ holds those of Hydra itself)"""
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name != "hydra")
 
 
 def options(group: str, folders: Sequence[Path]) -> dict[str, Path]:
@@ -63,7 +68,7 @@ def shadowed(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
     for folder in folders:
         for file in sorted(folder.rglob("*.yaml")):
             first = used.setdefault(file.relative_to(folder), file)
-            if first is not file:
+            if first is not file and file.name != SITE:
                 hidden.append((first, file))
     return hidden
 

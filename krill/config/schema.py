@@ -9,6 +9,7 @@ how often it reports) or that count in another way: `krill.config.signature` lea
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -19,6 +20,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -575,6 +577,69 @@ Scheduler = Annotated[Constant | Cosine | WSD, Field(discriminator="name")]
 # --- machine -----------------------------------------------------------------------------------------------
 
 
+def _minutes(value: object) -> object:
+    """A length of time as people and SLURM write it, in minutes."""
+    if not isinstance(value, str) or value == "auto":
+        if isinstance(value, int):  # YAML makes 43200 of 12:00:00
+            raise ValueError(f"{value} has no unit; write 90m, 12h, 2d, or '1-12:00:00' in quotes")
+        return value
+    if match := re.fullmatch(r"(\d+)\s*([mhd])", value):
+        return int(match[1]) * {"m": 1, "h": 60, "d": 1440}[match[2]]
+    if match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", value):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return (days * 24 + hours) * 60 + minutes + (seconds > 0)
+    raise ValueError(f"{value!r} is no length of time; write 90m, 12h, 2d or 1-12:00:00")
+
+
+def _as_time(minutes: int | str) -> str:
+    return minutes if isinstance(minutes, str) else f"{minutes}m"
+
+
+class Slurm(Section):
+    """The job that a command is submitted as; what is null is left to the cluster."""
+
+    nodes: PositiveInt
+    """Machines of a job. A training takes hardware.processes tasks on each, which are its ranks."""
+    gpus: NonNegativeInt
+    """GPUs of each process; 0: none is asked for."""
+    gpu_type: str | None
+    """The kind of GPU, as the cluster calls it: a100."""
+    cpus: Literal["auto"] | PositiveInt
+    """CPUs of each process. auto: a GPU's share of the node; without GPUs 8, or what a node has."""
+    memory: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None
+    """Memory of a job on each node: 64G."""
+    time: Annotated[
+        Literal["auto"] | PositiveInt, BeforeValidator(_minutes), PlainSerializer(_as_time, return_type=str)
+    ]
+    """Time limit of a job: 90m, 12h, 2d or 1-12:00:00. auto: a day, or what the partition allows. A longer training
+    is saved before and goes on by itself (requeues)."""
+    save_before: PositiveInt
+    """Seconds before the time limit at which a training saves and is put in the queue again."""
+    requeues: NonNegativeInt
+    """How often a job that met its time limit or was preempted goes on."""
+    partition: str | None
+    """Partition of the cluster."""
+    account: str | None
+    """Account that the time is charged to."""
+    qos: str | None
+    """Quality of service."""
+    constraint: str | None
+    """Features that a node must have."""
+    setup: Annotated[list[str], BeforeValidator(_as_list)]
+    """Lines of the shell before the command: modules, environment variables."""
+    options: dict[str, str | bool]
+    """Further options of sbatch: {mail-type: END}; true: one without a value."""
+
+
+class Sweep(Section):
+    """How the points of a sweep (-m) are run."""
+
+    slots: Literal["auto"] | PositiveInt
+    """Points at once. auto: here one for each GPU, or one after the other on the CPU; on SLURM as many as may run."""
+    on_failure: Literal["continue", "stop"]
+    """What a point that failed means for those that have not begun."""
+
+
 class Hardware(Section):
     """The machine a run is made for."""
 
@@ -593,14 +658,17 @@ class Hardware(Section):
     """Compile forward and backward pass with torch.compile; only with a CUDA device."""
     gradient_checkpointing: bool
     """Compute activations again in the backward pass instead of keeping them: less memory, up to a third slower."""
-    processes: PositiveInt
-    """Ranks: processes on this machine that train together, each on a device of its own (or a share of the CPU)."""
+    processes: Literal["auto"] | PositiveInt
+    """Ranks: processes of a machine that train together, each on a device of its own (or a share of the CPU).
+    auto: one for each GPU."""
     sharding: Literal["none", "fsdp2"]
     """none: every rank holds all of the model (DDP); fsdp2: a share of weights, gradients and optimizer state."""
     workers: NonNegativeInt
     """Processes that load rows, of each rank; 0: the training process itself."""
     threads: PositiveInt | None
     """CPU threads of torch, of each rank; null: torch's own choice."""
+    slurm: Slurm | None
+    """null: everything is done here; else: the command is submitted to SLURM as this job."""
     # How, not what: rounding apart, none of these changes the result (gradient_checkpointing not even that).
     UNSIGNED: ClassVar[frozenset[str]] = frozenset(
         {
@@ -609,6 +677,7 @@ class Hardware(Section):
             "sharding",
             "workers",
             "threads",
+            "slurm",
             "attention",
             "loss",
             "liger",
@@ -715,6 +784,8 @@ class TrainConfig(Section):
     """Where the model is computed."""
     dry_run: bool
     """Write nothing, print what the command would do."""
+    detach: bool
+    """Submit to SLURM and return; false: wait, and show how far it is."""
     log_every: PositiveInt
     """Steps between two lines of metrics."""
     trackers: Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeValidator(_as_list)]
@@ -745,9 +816,12 @@ class TrainConfig(Section):
     stop: Stop
     guard: Guard
     hub: HubTarget
+    sweep: Sweep
     UNSIGNED: ClassVar[frozenset[str]] = frozenset(
         {
             "name",
+            "detach",
+            "sweep",
             "resume",
             "resume_changed",
             "output",
@@ -832,7 +906,9 @@ class TokenizerPlace(Section):
 class InferConfig(Section):
     """Text from a trained model."""
 
-    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name", "output", "device", "dry_run"})
+    UNSIGNED: ClassVar[frozenset[str]] = frozenset(
+        {"name", "output", "device", "dry_run", "detach", "hardware", "sweep"}
+    )
 
     name: Name
     """Names the sweep's folder when several settings are tried with -m."""
@@ -856,6 +932,11 @@ class InferConfig(Section):
     """Folder that receives answers.jsonl; null: none is written."""
     dry_run: bool
     """Write nothing, print what the command would do."""
+    detach: bool
+    """Submit to SLURM and return; false: wait, and print the answer."""
+    hardware: Hardware
+    """Where the model answers; what is about training has no effect here."""
+    sweep: Sweep
 
 
 def _is_png(value: str) -> str:

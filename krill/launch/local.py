@@ -23,7 +23,8 @@ import torch.distributed as dist
 from krill.config.schema import TrainConfig
 from krill.errors import KrillError, Stopped
 from krill.launch.reports import first_report, log_name
-from krill.signals import EXIT
+from krill.signals import EXIT, died_of
+from krill.training.plan import ranks_of
 
 GRACE = 10.0
 """Seconds that the others have to end by themselves when one has failed."""
@@ -37,7 +38,7 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
         KrillError: a rank failed; says which, and why.
         Stopped: a signal ended them after their state was saved.
     """
-    count = config.hardware.processes
+    count = ranks_of(config)
     first_report(folder, count)  # of a parent that was killed
     # They find each other at this store: unlike a port that was free a moment ago, nobody can take it away.
     meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -52,7 +53,7 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
 
 
 def _start(words: list[str], rank: int, config: TrainConfig, port: int) -> subprocess.Popen[bytes]:
-    count = config.hardware.processes
+    count = ranks_of(config)
     place = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -118,8 +119,9 @@ def _failure(rank: int, code: int, told: tuple[int, str] | None) -> KrillError |
             f"stopped by {signal.Signals(-code).name}; the same command goes on", EXIT[signal.Signals(-code)]
         )
     if told is None:
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return KrillError(f"rank {rank} {how}; {log_name(rank)} of the run says how far it had come")
+        return KrillError(
+            f"rank {rank} {died_of(code)}; {log_name(rank)} of the run says how far it had come"
+        )
     first, error = told
     message = error if first == 0 else f"rank {first}: {error} ({log_name(first)})"
     if code in EXIT.values():

@@ -1,11 +1,4 @@
-"""What a run writes about itself: its claim on a folder, status.json, config.yaml, metrics.jsonl, log.txt.
-
-    outputs/runs/<name>/<time>-<sig8>/      a run
-    outputs/sweeps/<name>/<sig8>/           a sweep's point
-
-A folder belongs to the process that holds the lock in it; the kernel gives the lock up when that process dies,
-so that an unfinished run whose writer is gone can be told from one that lives.
-"""
+"""What a run writes about itself: status.json, config.yaml, metrics.jsonl, log.txt."""
 
 from __future__ import annotations
 
@@ -19,149 +12,20 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from filelock import FileLock, Timeout
 
 from krill import atomic, errors
 from krill.config.schema import Section
-from krill.errors import KrillError, Stopped, UsageError
+from krill.errors import KrillError, Stopped
+from krill.runs.slurm import current_job
 
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 log = logging.getLogger("krill")
-
-
-@dataclass
-class Claim:
-    """A run folder that this process may write, until it ends."""
-
-    folder: Path
-    lock: FileLock | None
-    state: Literal["new", "continued", "finished"]
-    """finished: the folder holds the finished result already; nothing is to be done (and no lock is held)."""
-
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.lock is not None:
-            self.lock.release()
-
-
-def claim(
-    signature: str, runs: Path, place: Path | None = None, resume: bool | str = "auto", changed: bool = False
-) -> Claim:
-    """The folder for a run: a new one below `runs`, or the one where this very run goes on.
-
-    `place`: the folder that was asked for (output=, a sweep's point), which then is the one. `changed`: the run
-    in the folder that `resume` names may have had another signature until now. Raises UsageError
-    when it belongs to another run or to a living process, or when there is nothing to resume.
-    """
-    named = Path(resume) if isinstance(resume, str) and resume not in ("auto", "local", "remote") else None
-    if changed and named is None:
-        raise UsageError("resume_changed=true needs the folder of the run that is to go on: resume=<folder>")
-    if place is not None:
-        return _adopt(place, signature, resume)
-    if named is not None:
-        return _continue_named(named, signature, changed)
-    if resume is not False:
-        for folder in sorted(runs.glob("*"), reverse=True):
-            if _unfinished(folder, signature, from_hub=resume == "remote"):
-                lock = _lock(folder)
-                if lock and _unfinished(folder, signature):  # its writer may have finished in between
-                    return Claim(folder, lock, "continued")
-                if lock:
-                    lock.release()
-    if resume in ("local", True):
-        raise UsageError(f"resume={resume}: no unfinished run of this configuration in {runs}")
-    return _new(runs, signature)
-
-
-def _new(runs: Path, signature: str) -> Claim:
-    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{signature[:8]}"
-    for attempt in range(1, 1000):
-        folder = runs / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return Claim(folder, _lock(folder), "new")
-    raise UsageError(f"{runs}: a thousand runs began in one second")
-
-
-def _adopt(folder: Path, signature: str, resume: bool | str) -> Claim:
-    """The folder that was named: empty, or holding this very run."""
-    status = read_status(folder)
-    if status is None:
-        if folder.exists() and (not folder.is_dir() or any(_visible(folder))):
-            raise UsageError(f"output={folder} is not empty and holds no run of krill; name another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        return Claim(folder, _lock_or_refuse(folder), "new")
-    if status["signature"] != signature:
-        raise UsageError(f"output={folder} holds a run of another configuration; name another folder")
-    if status["state"] == "finished":
-        return Claim(folder, None, "finished")
-    if resume is False:
-        raise UsageError(f"output={folder} holds an unfinished run and resume=false; name another folder")
-    return _continued(folder)
-
-
-def _continue_named(folder: Path, signature: str, changed: bool) -> Claim:
-    status = read_status(folder)
-    if status is None:
-        raise UsageError(f"resume={folder}: no run of krill there (status.json is missing)")
-    if status["signature"] != signature and not changed:
-        raise UsageError(
-            f"resume={folder}: that run has another configuration; to begin a new run from its settings "
-            f"write from={folder}, to go on in it with this one resume_changed=true"
-        )
-    if status["state"] == "finished":
-        return Claim(folder, None, "finished")
-    return _continued(folder.absolute())
-
-
-def _continued(folder: Path) -> Claim:
-    lock = _lock_or_refuse(folder)
-    if (read_status(folder) or {}).get("state") == "finished":  # by the process that held it until now
-        lock.release()
-        return Claim(folder, None, "finished")
-    return Claim(folder, lock, "continued")
-
-
-def _unfinished(folder: Path, signature: str, from_hub: bool = False) -> bool:
-    """`from_hub`: and the run went on there from a checkpoint on the Hub (krill.runs.remote)."""
-    status = read_status(folder)
-    if status is None or (from_hub and "remote" not in status):
-        return False
-    return status["signature"] == signature and status["state"] != "finished"
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-def _lock(folder: Path) -> FileLock | None:
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return None
-    return lock
-
-
-def _lock_or_refuse(folder: Path) -> FileLock:
-    lock = _lock(folder)
-    if lock is None:
-        status = read_status(folder) or {}
-        raise UsageError(
-            f"{folder} is being written by process {status.get('pid', '?')} on {status.get('host', '?')}"
-        )
-    return lock
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
@@ -171,6 +35,13 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return status if isinstance(status, dict) and {"signature", "state"} <= status.keys() else None
+
+
+def is_done(folder: Path) -> bool:
+    """Whether what belongs in `folder` is finished; a result elsewhere that it names must still be there."""
+    status = read_status(folder) or {"state": ""}
+    # A shard's result is not there before all are merged.
+    return status["state"] == "finished" and Path(status.get("result") or folder).exists()
 
 
 def shown(folder: Path) -> Path:
@@ -218,7 +89,7 @@ class Record:
             overrides=overrides,
             host=socket.gethostname(),
             pid=os.getpid(),
-            slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+            slurm_job_id=current_job(),
             starts=self.status.get("starts", 0) + 1,
             start=self.status.get("start", now()),
             end=None,
@@ -331,8 +202,14 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of krill's checkout and whether it was changed since; None for an installed package."""
+    """Commit of krill's checkout and whether it was changed since; None for an installed package.
+
+    Of a copy that a job runs: that of the checkout it was copied from (krill.launch.snapshot).
+    """
     source = Path(__file__).resolve().parents[2]
+    if (source / "git.json").is_file() and os.environ.get("KRILL_CODE") == str(source):
+        told: dict[str, Any] | None = json.loads((source / "git.json").read_text(encoding="utf-8"))
+        return told
     if not (source / ".git").exists():
         return None
 

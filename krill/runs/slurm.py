@@ -40,7 +40,7 @@ def job_states(jobs: Collection[str]) -> dict[str, str]:
     """
     if not jobs or not here():
         return {}
-    queue = _lines("squeue", "--me", "--array", "--noheader", "--format=%i|%T")
+    queue = _lines("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T")
     if queue is None:
         return {}
     found = dict(line.split("|") for line in queue if "|" in line)

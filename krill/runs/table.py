@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from krill import atomic
 from krill.runs.record import read_status, seconds
+from krill.runs.standing import Standing, standings
 
 
 @dataclass(frozen=True)
@@ -27,27 +28,32 @@ class Row:
     error: str
 
 
-def rows(folders: Sequence[Path]) -> list[Row]:
-    """A row per run folder, the lowest validation loss first, runs without one last."""
-    return sorted(map(_row, folders), key=lambda row: (_rank(row.eval_loss), _rank(row.loss)))
+def rows(folders: Sequence[Path], failures: Mapping[Path, str] | None = None) -> list[Row]:
+    """A row per run folder, the lowest validation loss first, runs without one last.
+
+    `failures`: of runs that could not say themselves how they ended.
+    """
+    stands, known = standings(folders), failures or {}
+    every = [_row(folder, stands[folder], known.get(folder)) for folder in folders]
+    return sorted(every, key=lambda row: (_rank(row.eval_loss), _rank(row.loss)))
 
 
 def _rank(value: float | None) -> float:
     return math.inf if value is None or math.isnan(value) else value
 
 
-def _row(folder: Path) -> Row:
+def _row(folder: Path, stands: Standing, failure: str | None) -> Row:
     status = read_status(folder) or {}
     metrics = status.get("metrics", {})
     return Row(
         folder=str(folder),
         overrides=tuple(status.get("overrides", [])),
-        state=status.get("state", "not started"),
+        state="failed" if failure else stands.state,
         eval_loss=metrics.get("eval_loss"),
         eval_bits_per_byte=metrics.get("eval_bits_per_byte"),
         loss=metrics.get("loss"),
         seconds=seconds(status),
-        error=status.get("error") or "",
+        error=failure or (stands.why if stands.state not in ("running", "queued") else ""),
     )
 
 

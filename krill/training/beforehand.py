@@ -32,7 +32,8 @@ def check_beforehand(config: TrainConfig) -> None:
 def _check_ranks(config: TrainConfig, device: str) -> None:
     """Raise UsageError for ranks that were started otherwise than asked for, or that have no device."""
     asked, started = config.hardware.processes, announced()
-    if started > 1 and asked not in (1, started):
+    assert asked != "auto"
+    if started > 1 and asked != 1 and not config.hardware.slurm and asked != started:
         raise UsageError(
             f"hardware.processes={asked}, but {started} ranks were started (WORLD_SIZE): leave hardware.processes out"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from dataclasses import dataclass
 
 from krill.config.schema import Batch, TrainConfig
@@ -35,7 +36,11 @@ def announced() -> int:
 
 def ranks_of(config: TrainConfig) -> int:
     """How many processes train together: those that were started, else those that krill is to start."""
-    return announced() if announced() > 1 else config.hardware.processes
+    if announced() > 1:
+        return announced()
+    processes, slurm = config.hardware.processes, config.hardware.slurm
+    assert processes != "auto"  # krill.launch.size has counted
+    return processes * (slurm.nodes if slurm else 1)
 
 
 def shape(batch: Batch, sequence_len: int, ranks: int = 1) -> Shape:
@@ -86,7 +91,7 @@ def device_name(asked: str) -> str:
 
     if asked == "cuda" and not torch.cuda.is_available():
         raise UsageError(
-            "device=cuda: no usable CUDA device on this machine; write device=auto or device=cpu"
+            f"device=cuda: no usable CUDA device on {socket.gethostname()}; write device=auto or device=cpu"
         )
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 

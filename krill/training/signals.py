@@ -76,6 +76,7 @@ class StopOnSignal(TrainerCallback):
                 f"stopped by {came.name} at step {step} of {steps}; the state is saved, "
                 "the same command goes on",
                 EXIT[came],
+                came,
             )
 
     def came(self) -> signal.Signals | None:
@@ -88,5 +89,5 @@ class StopOnSignal(TrainerCallback):
         if number == signal.SIGINT and (not self.training or self.received == signal.SIGINT):
             raise KeyboardInterrupt
         if not self.training:
-            raise Stopped(f"stopped by {received.name}; the same command goes on", EXIT[received])
+            raise Stopped(f"stopped by {received.name}; the same command goes on", EXIT[received], received)
         self.received = received

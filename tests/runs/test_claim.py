@@ -12,7 +12,8 @@ import pytest
 
 from krill.errors import UsageError
 from krill.runs import record
-from krill.runs.record import Claim, claim, read_status
+from krill.runs.claim import Claim, claim
+from krill.runs.record import read_status
 
 MINE, OTHER = "a" * 64, "b" * 64
 

@@ -13,7 +13,8 @@ import yaml
 
 from krill.config.schema import Section
 from krill.errors import KrillError, Stopped, UsageError
-from krill.runs.record import Record, claim, git_state, read_metrics, read_status, seconds, shown, versions
+from krill.runs.claim import claim
+from krill.runs.record import Record, git_state, read_metrics, read_status, seconds, shown, versions
 
 SIGNATURE = "c" * 64
 log = logging.getLogger("krill")

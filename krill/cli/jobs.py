@@ -1,0 +1,88 @@
+"""Calls handed to other processes: a file each, in the folder of their submission.
+
+<sweep>/.jobs/<n>/           0.json 1.json …, what they print, and on SLURM jobs.json and code/
+outputs/jobs/<time>-<name>/  the same for a command that is no sweep
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from krill import atomic
+from krill.cli.app import Call, Job
+from krill.config.schema import InferConfig, TrainConfig
+
+MODULE = "krill.cli.job"
+"""What runs one, given its folder and its index."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A call that is to be made, its configuration validated."""
+
+    call: Call
+    config: TrainConfig | InferConfig
+    folder: Path | None
+    """Where its result belongs; None: the command finds the place."""
+    identity: str | None
+
+    @property
+    def name(self) -> str:
+        """What a person knows it by."""
+        return " ".join(self.call.overrides) or self.config.name
+
+
+def new_folder(parent: Path, name: str = "") -> Path:
+    """A folder for a submission: numbered below a sweep, else named for time and `name`."""
+    parent.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{name}" if name else ""
+    for attempt in range(1, 100_000):
+        folder = parent / (f"{stem}-{attempt}" if name and attempt > 1 else stem or str(attempt))
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(parent)
+
+
+def write(folder: Path, points: Sequence[Point]) -> None:
+    """A file for each call."""
+    for index, point in enumerate(points):
+        call = point.call
+        hydra = {
+            "job": {"config_name": call.command},
+            "overrides": {"task": call.overrides},
+            "runtime": {"choices": call.choices},
+        }
+        value = {
+            "config": point.config.model_dump(mode="json", by_alias=True),
+            "composed": OmegaConf.to_yaml(call.composed),
+            "hydra": hydra,
+            "sweep": call.sweep and str(call.sweep),
+            "folder": point.folder and str(point.folder),
+            "identity": point.identity,
+        }
+        atomic.write_json(folder / f"{index}.json", value)
+
+
+def read(folder: Path, index: int, on_slurm: bool) -> Call:
+    """The call of one of these files."""
+    value = json.loads((folder / f"{index}.json").read_text(encoding="utf-8"))
+    composed = OmegaConf.create(value["composed"])
+    assert isinstance(composed, DictConfig)
+    place = value["folder"] and Path(value["folder"])
+    job = Job(value["config"], place, value["identity"], on_slurm)
+    return Call(composed, _typed(value["hydra"]), value["sweep"] and Path(value["sweep"]), job)
+
+
+def _typed(hydra: dict[str, Any]) -> DictConfig:
+    """Hydra's part of a configuration; what was typed may hold ${…}, which is kept as it is."""
+    return OmegaConf.create(hydra)

@@ -1,0 +1,103 @@
+"""What a SLURM cluster offers: its partitions, their nodes, the length of its arrays."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from krill.config.schema import Slurm
+from krill.errors import UsageError
+
+DAY = 24 * 60
+"""Minutes."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of a partition."""
+
+    cpus: int
+    """Of the smallest."""
+    gpus: frozenset[int]
+    """Of a node, of the asked kind: every number there is."""
+    minutes: int | None
+    """Time limit of the partition; None: it has none."""
+
+
+def check_here() -> None:
+    """Raise UsageError where jobs cannot be submitted from."""
+    if not all(map(shutil.which, ("sbatch", "sinfo", "squeue", "scontrol"))):
+        raise UsageError(
+            "no SLURM on this machine (sbatch is missing): give the command on a login node of the cluster, or "
+            "choose hardware=auto, cpu, gpu or gpus"
+        )
+
+
+def gpus_of_a_node(slurm: Slurm) -> int:
+    """GPUs of a node of the partition. Raises UsageError when it has none, or nodes have different numbers."""
+    counts = nodes_of(slurm).gpus - {0}
+    where = f"partition {slurm.partition}" if slurm.partition else "the default partition"
+    if not counts:
+        raise UsageError(
+            f"{where} has no GPUs{f' of type {slurm.gpu_type}' if slurm.gpu_type else ''}: choose another with "
+            "hardware.slurm.partition= (sinfo -o '%P %G' shows them), or hardware=slurm_cpu"
+        )
+    if len(counts) > 1:
+        raise UsageError(
+            f"{where} has nodes with {' and '.join(map(str, sorted(counts)))} GPUs: write hardware.processes=…"
+        )
+    return min(counts)
+
+
+def nodes_of(slurm: Slurm) -> Nodes:
+    """The nodes of the partition that was asked for, else of the default one."""
+    check_here()
+    lines = [line.split("|") for line in asked("sinfo", "--noheader", "--Node", "--format=%P|%G|%c|%l")]
+    mine = [line for line in lines if _is(line[0], slurm.partition)]
+    if not mine:
+        names = ", ".join(sorted({line[0].rstrip("*") for line in lines}))
+        raise UsageError(f"hardware.slurm.partition={slurm.partition}: no such partition; there are: {names}")
+    return Nodes(
+        cpus=min(int(line[2].rstrip("+")) for line in mine),
+        gpus=frozenset(_gpus(line[1], slurm.gpu_type) for line in mine),
+        minutes=_minutes(mine[0][3]),
+    )
+
+
+def longest_array() -> int:
+    """Tasks that one array may have."""
+    told = "\n".join(asked("scontrol", "show", "config"))
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.MULTILINE)
+    return int(match[1]) if match else 1001
+
+
+def asked(*words: str) -> list[str]:
+    """Lines of a SLURM command's answer. Raises UsageError that says what SLURM said."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"{words[0]}: SLURM does not answer ({error})") from error
+    if done.returncode:
+        raise UsageError(f"{words[0]}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    return done.stdout.splitlines()
+
+
+def _is(partition: str, wanted: str | None) -> bool:
+    return partition.rstrip("*") == wanted if wanted else partition.endswith("*")
+
+
+def _gpus(resources: str, kind: str | None) -> int:
+    """GPUs in a list such as gpu:a100:4(S:0-1),license:2."""
+    found = re.findall(r"gpu(?::([^:,()]+))?:(\d+)", resources)
+    return sum(int(count) for name, count in found if kind in (None, name))
+
+
+def _minutes(limit: str) -> int | None:
+    """SLURM's [days-][hours:]minutes:seconds, or infinite."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d\d)", limit)
+    if match is None:
+        return None
+    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + minutes

@@ -1,0 +1,180 @@
+"""One array of SLURM jobs: the script, and handing it in. submitit writes the one and does the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from krill import atomic
+from krill.config.schema import Hardware
+from krill.errors import UsageError
+from krill.launch.cluster import DAY, check_here, longest_array, nodes_of
+
+JOBS = "jobs.json"
+"""In the folder of a submission: index of the job → its number in SLURM."""
+
+HINTS = (
+    ("partition", "hardware.slurm.partition= (sinfo shows them)"),
+    ("qos", "hardware.slurm.qos="),
+    ("account", "hardware.slurm.account="),
+    ("node configuration", "hardware.processes=, hardware.slurm.gpus=, cpus= or memory="),
+    ("memory", "hardware.slurm.memory="),
+    ("time limit", "hardware.slurm.time="),
+    ("feature", "hardware.slurm.constraint="),
+)
+"""Word in what sbatch says → what to change."""
+
+
+def request(hardware: Hardware, launcher: Mapping[str, Any], name: str, trains: bool) -> dict[str, Any]:
+    """What is asked of SLURM, in submitit's words: hardware.slurm, but for what hydra.launcher sets."""
+    slurm, asks = hardware.slurm, dict[str, Any](job_name=name, requeue=True)
+    set_there = {_SBATCH.get(key, key): value for key, value in launcher.items() if value is not None}
+    if slurm is not None:
+        tasks = hardware.processes if trains else 1
+        assert tasks != "auto"
+        nodes = nodes_of(slurm)
+        gpus = tasks * slurm.gpus
+        limit = nodes.minutes or DAY
+        minutes = min(DAY, limit) if slurm.time == "auto" else slurm.time
+        asks |= {
+            "nodes": slurm.nodes if trains else 1,
+            "ntasks_per_node": tasks,
+            "gpus_per_node": (f"{slurm.gpu_type}:{gpus}" if slurm.gpu_type else gpus) if gpus else None,
+            "cpus_per_task": _cpus(slurm.cpus, slurm.gpus, nodes.cpus, max(nodes.gpus)),
+            "mem": slurm.memory,
+            "time": minutes,
+            "signal_delay_s": min(slurm.save_before, minutes * 20),
+            "partition": slurm.partition,
+            "account": slurm.account,
+            "qos": slurm.qos,
+            "constraint": slurm.constraint,
+            "setup": slurm.setup,
+            **slurm.options,
+        }
+    else:
+        asks |= {"time": DAY}
+    return {key: value for key, value in (asks | set_there).items() if value is not None}
+
+
+def _cpus(asked_for: str | int, gpus: int, of_node: int, gpus_of_node: int) -> int:
+    if isinstance(asked_for, int):
+        return asked_for
+    return max(1, of_node * gpus // max(gpus, gpus_of_node)) if gpus else min(8, of_node)
+
+
+_SBATCH = {
+    "name": "job_name", "tasks_per_node": "ntasks_per_node", "mem_gb": "mem", "timeout_min": "time"
+}  # fmt: skip
+"""Words of hydra-submitit-launcher → those of submitit's executor for SLURM."""
+
+
+class Submission:
+    """A folder with `count` jobs that are alike but for their index, as arrays of what the cluster allows."""
+
+    def __init__(
+        self, folder: Path, words: list[str], asks: Mapping[str, Any], count: int, slots: int | None = None
+    ):
+        """`words`: the command of a job, which finds its index in SLURM_ARRAY_TASK_ID, counted from a last word that
+        is added here. `slots`: jobs of an array that run at once, None: as many as may."""
+        check_here()
+        self.folder, self.words, self.count = folder, words, count
+        self.asks = {"array_parallelism": slots or count} | dict(asks)
+        size = longest_array()
+        self.parts = [(first, min(size, count - first)) for first in range(0, count, size)]
+
+    def scripts(self) -> list[str]:
+        """What sbatch will be given."""
+        return [
+            self._executor(tasks)._make_submission_file_text(self._command(first), "")
+            for first, tasks in self.parts
+        ]
+
+    def submit(self) -> dict[str, str]:
+        """Hand in; index → number of the job, also in jobs.json. Raises UsageError that says what to change."""
+        from submitit.core.utils import FailedJobError
+        from submitit.helpers import clean_env
+
+        jobs: dict[str, str] = {}
+        for first, tasks in self.parts:
+            try:
+                with clean_env():
+                    number = self._executor(tasks)._submit_command(self._command(first)).job_id
+            except FailedJobError as error:
+                raise UsageError(f"sbatch: {_refusal(str(error))}{_after(jobs)}") from error
+            of_part = {
+                str(first + task): f"{number}_{task}" if tasks > 1 else number for task in range(tasks)
+            }
+            jobs |= of_part
+            atomic.write_json(self.folder / JOBS, jobs)
+        return jobs
+
+    def _command(self, first: int) -> str:
+        return shlex.join([*self.words, str(first)])
+
+    def _executor(self, tasks: int) -> Any:
+        from submitit import SlurmExecutor
+
+        executor = SlurmExecutor(self.folder)
+        known = executor._valid_parameters()
+        plain = {key: value for key, value in self.asks.items() if key in known}
+        others = {key.replace("_", "-"): value for key, value in self.asks.items() if key not in known}
+        srun = [
+            "--kill-on-bad-exit=0",
+            "--wait=120",
+        ]  # ranks that are done first do not end one that still saves
+        if "cpus_per_task" in self.asks:
+            srun.append(f"--cpus-per-task={self.asks['cpus_per_task']}")  # srun does not take sbatch's
+        executor.update_parameters(
+            **plain
+            | {
+                "setup": [*_environment(self.folder), *self.asks.get("setup", [])],
+                "srun_args": srun,
+                "wckey": None,
+                "additional_parameters": others | plain.get("additional_parameters", {}),
+            }
+        )
+        if tasks > 1:
+            executor.parameters["map_count"] = tasks
+        return executor
+
+
+def _environment(folder: Path) -> list[str]:
+    """Lines that let a job see what the command line saw, whatever the cluster hands on, and the code as it was."""
+    paths = [str(folder / "code"), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    handed_on = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONSAFEPATH": "1",
+        "KRILL_CODE": str(folder / "code"),
+        "KRILL_OUTPUTS": os.environ.get("KRILL_OUTPUTS"),
+    }
+    return [f"export {key}={shlex.quote(value)}" for key, value in handed_on.items() if value]
+
+
+def command(module: str, folder: Path) -> list[str]:
+    """The words that run `module` on the jobs of a folder, by this very Python."""
+    return [sys.executable, "-u", "-m", module, str(folder)]
+
+
+def _refusal(said: str) -> str:
+    lines = [line.partition("error: ")[2] or line for line in said.splitlines() if "error" in line.lower()]
+    reason = (lines or said.strip().splitlines() or ["refused"])[-1].strip()
+    hint = next((hint for word, hint in HINTS if word in reason.lower()), None)
+    return reason + (f"; change {hint}" if hint else "")
+
+
+def _after(jobs: Mapping[str, str]) -> str:
+    return (
+        f" (submitted before: {', '.join(dict.fromkeys(job.partition('_')[0] for job in jobs.values()))})"
+        if jobs
+        else ""
+    )
+
+
+def read_jobs(folder: Path) -> dict[str, str]:
+    """jobs.json of a submission."""
+    return dict(json.loads((folder / JOBS).read_text(encoding="utf-8")))
