@@ -33,10 +33,12 @@ class Point:
     """Where its result belongs; None: the command finds the place."""
     identity: str | None
 
-    @property
-    def name(self) -> str:
-        """What a person knows it by."""
-        return " ".join(self.call.overrides) or self.config.name
+
+def names(points: Sequence[Point]) -> list[str]:
+    """What a person knows each by: what was typed for it and not for all."""
+    typed = [point.call.overrides for point in points]
+    shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
+    return [" ".join(word for word in words if word not in shared) or "as typed" for words in typed]
 
 
 def new_folder(parent: Path, name: str = "") -> Path:

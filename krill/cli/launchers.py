@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -65,6 +66,12 @@ def register() -> None:
     for plugin in (PoolLauncher, SlurmLauncher, Sweeper):
         plugin.__module__ = "hydra_plugins.krill"
         Plugins.instance().register(plugin)
+    stored = ConfigStore.instance().repo["hydra"]["launcher"]
+    for name in (
+        "submitit_local",
+        "submitit_slurm",
+    ):  # conf/hydra/launcher has others of these names
+        stored.pop(f"{name}.yaml", None)
 
 
 def unfinished(points: Sequence[Point]) -> list[Point]:
@@ -92,10 +99,11 @@ def _run(current: sweep.Sweep, points: list[Point]) -> None:
     folder = jobs.new_folder(current.folder / ".jobs")
     jobs.write(folder, points)
     apart = len(slots) > 1
+    names = jobs.names(points)
     outputs = [folder / str(index) for index in range(len(points))] if apart else None
 
     def began(index: int) -> None:
-        log.info("point %d of %d: %s", index + 1, len(points), points[index].name)
+        log.info("point %d of %d: %s", index + 1, len(points), names[index])
 
     def ended(index: int, code: int) -> bool:
         point, log_file = points[index], folder / f"{index}.log"
@@ -103,7 +111,7 @@ def _run(current: sweep.Sweep, points: list[Point]) -> None:
             _print(folder / f"{index}.out")
         if code:
             _keep_failure(current, point, died_of(code), log_file if apart else None)
-        log.info("%s: %s", point.name, died_of(code) if code else "finished")
+        log.info("%s: %s", names[index], died_of(code) if code else "finished")
         return not code or first.sweep.on_failure == "continue"
 
     commands = [[sys.executable, "-m", jobs.MODULE, str(folder), str(index)] for index in range(len(points))]

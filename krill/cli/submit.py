@@ -17,7 +17,7 @@ from krill.config.location import outputs_root
 from krill.config.schema import InferConfig, TrainConfig
 from krill.errors import FAILED, KrillError, Stopped, UsageError
 from krill.launch import snapshot
-from krill.launch.submission import Submission, command, request
+from krill.launch.submission import JOBS, Submission, command, request
 from krill.launch.waiting import Followed, watch
 from krill.training.plan import announced
 
@@ -40,9 +40,10 @@ def many(sweep: Sweep) -> None:
     left = unfinished(sweep.points)
     stands = standings([point.folder for point in left if point.folder])
     new = [point for point in left if point.folder and stands[point.folder].state not in GOES_ON]
+    names = dict(zip((point.folder for point in left), jobs.names(left), strict=True))
     for point in left:
         if point not in new and point.folder:
-            log.info("%s: in the queue already, job %s", point.name, stands[point.folder].job)
+            log.info("%s: in the queue already, job %s", names[point.folder], stands[point.folder].job)
     if new:
         folder = jobs.new_folder(sweep.folder / ".jobs")
         _hand_in(_submission(folder, new, first.sweep.slots), new)
@@ -50,7 +51,7 @@ def many(sweep: Sweep) -> None:
         _say_next(sweep.folder)
         return
     with _going_on(sweep.folder):
-        watch({point.name: point.folder for point in left if point.folder})
+        watch({folder: name for folder, name in names.items() if folder})
 
 
 def one(config: TrainConfig | InferConfig, call: Call) -> None:
@@ -136,15 +137,28 @@ def _hand_in(submission: Submission, points: Sequence[Point]) -> dict[str, str]:
         )  # fmt: skip
     try:
         numbers = submission.submit()
-    except BaseException as error:
-        for place in before:
-            Record(place).update(state="failed", error=f"was not submitted: {error}")
+    except BaseException:
+        if not (submission.folder / JOBS).exists():  # nothing was: all is as it was before
+            for place, status in before.items():
+                _restore(place, status)
         raise
     arrays = dict.fromkeys(number.partition("_")[0] for number in numbers.values())
     log.info("submitted   %d jobs: %s", len(points), ", ".join(arrays)) if len(points) > 1 else log.info(
         "submitted   job %s", *arrays
     )
     return numbers
+
+
+def _restore(folder: Path, status: dict[str, Any]) -> None:
+    from krill import atomic
+
+    if status:
+        atomic.write_json(folder / "status.json", status)
+    else:
+        (folder / "status.json").unlink()
+        with suppress(OSError):  # what else is there stays
+            (folder / ".lock").unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _own_code(config: TrainConfig | InferConfig) -> list[str]:

@@ -95,7 +95,11 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
             _record(self.config, current(), arguments)
-        results = self.launcher.launch(points, initial_job_idx=0)
+        try:
+            results = self.launcher.launch(points, initial_job_idx=0)
+        except UsageError:  # no point has begun
+            _current.pop()
+            raise
         for result in results:
             _ = result.return_value  # raises what a point of Hydra's own launchers raised
         return [results]

@@ -6,7 +6,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ class Submission:
     def __init__(
         self, folder: Path, words: list[str], asks: Mapping[str, Any], count: int, slots: int | None = None
     ):
-        """`words`: the command of a job, which finds its index in SLURM_ARRAY_TASK_ID, counted from a last word that
-        is added here. `slots`: jobs of an array that run at once, None: as many as may."""
+        """`words`: the command of a job, which gets two more: the index that its array begins with, which it adds to
+        SLURM_ARRAY_TASK_ID, and slurm. `slots`: jobs of an array that run at once, None: as many as may."""
         check_here()
         self.folder, self.words, self.count = folder, words, count
         self.asks = {"array_parallelism": slots or count} | dict(asks)
@@ -97,12 +98,11 @@ class Submission:
     def submit(self) -> dict[str, str]:
         """Hand in; index → number of the job, also in jobs.json. Raises UsageError that says what to change."""
         from submitit.core.utils import FailedJobError
-        from submitit.helpers import clean_env
 
         jobs: dict[str, str] = {}
         for first, tasks in self.parts:
             try:
-                with clean_env():
+                with _outside_of_jobs():
                     number = self._executor(tasks)._submit_command(self._command(first)).job_id
             except FailedJobError as error:
                 raise UsageError(f"sbatch: {_refusal(str(error))}{_after(jobs)}") from error
@@ -114,7 +114,7 @@ class Submission:
         return jobs
 
     def _command(self, first: int) -> str:
-        return shlex.join([*self.words, str(first)])
+        return shlex.join([*self.words, str(first), "slurm"])
 
     def _executor(self, tasks: int) -> Any:
         from submitit import SlurmExecutor
@@ -141,6 +141,17 @@ class Submission:
         if tasks > 1:
             executor.parameters["map_count"] = tasks
         return executor
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """What a job leaves in the environment would change one that is submitted from it; where SLURM is stays."""
+    from submitit.helpers import clean_env
+
+    place = {key: value for key, value in os.environ.items() if key == "SLURM_CONF"}
+    with clean_env():
+        os.environ.update(place)
+        yield
 
 
 def _environment(folder: Path) -> list[str]:

@@ -22,13 +22,13 @@ QUIET = 60.0
 """Seconds after which is said how far all are, when nothing else was."""
 
 
-def watch(runs: Mapping[str, Path]) -> None:
-    """Say when a run (name → folder) begins and ends, and how far they are, until all have ended."""
+def watch(runs: Mapping[Path, str]) -> None:
+    """Say when a run (folder → name) begins and ends, and how far they are, until all have ended."""
     began = said = time.monotonic()
     before: dict[Path, Standing] = {}
     while True:
-        now = standings(list(runs.values()))
-        for name, folder in runs.items():
+        now = standings(list(runs))
+        for folder, name in runs.items():
             if before.get(folder) is None or now[folder].state != before[folder].state:
                 log.info("%s: %s", name, _words(now[folder]))
                 said = time.monotonic()
@@ -42,7 +42,7 @@ def watch(runs: Mapping[str, Path]) -> None:
     until = time.monotonic() + LATE
     while time.monotonic() < until and any(slurm.UNKNOWN in stands.why for stands in before.values()):
         time.sleep(1.0)
-        before = standings(list(runs.values()))
+        before = standings(list(runs))
 
 
 def _words(stands: Standing) -> str:

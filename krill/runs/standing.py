@@ -61,6 +61,15 @@ def job_of(status: dict[str, Any]) -> str | None:
     return jobs.get(status.get("submitted_as"))
 
 
+def log_of(folder: Path, status: dict[str, Any]) -> Path:
+    """Where the messages of a run are: its log, else what its job printed before there was one."""
+    own, job = folder / "log.txt", job_of(status)
+    if own.exists() or "submission" not in status:
+        return own
+    name = f"{job}_0_log.err" if job else f"{status['submitted_as']}.log"
+    return Path(status["submission"]) / name
+
+
 def _is_open(status: dict[str, Any] | None) -> bool:
     return status is not None and status["state"] in ("queued", "running", "stopped")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from krill import atomic
 from krill.runs.record import read_status, seconds
-from krill.runs.standing import Standing, standings
+from krill.runs.standing import Standing, log_of, standings
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Row:
     loss: float | None
     seconds: float | None
     error: str
+    log: str
 
 
 def rows(folders: Sequence[Path], failures: Mapping[Path, str] | None = None) -> list[Row]:
@@ -54,6 +55,7 @@ def _row(folder: Path, stands: Standing, failure: str | None) -> Row:
         loss=metrics.get("loss"),
         seconds=seconds(status),
         error=failure or (stands.why if stands.state not in ("running", "queued") else ""),
+        log=str(log_of(folder, status)) if status else "",
     )
 
 
@@ -96,9 +98,8 @@ def show(table: Sequence[Row]) -> None:
     console.print(screen)
     for row in table:
         if row.error:
-            console.print(
-                f"{Path(row.folder).name}: {row.error}  ({row.folder}/log.txt)", highlight=False, markup=False
-            )
+            log = f"  ({row.log})" if row.log else ""
+            console.print(f"{Path(row.folder).name}: {row.error}{log}", highlight=False, markup=False)
 
 
 def _figure(value: float | None, places: int = 4) -> str:
