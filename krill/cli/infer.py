@@ -38,14 +38,14 @@ def _place_and_answer(config: InferConfig, call: app.Call) -> None:
     elif call.sweep:
         call.make("infer", config, _answer_into)
     else:
-        _answer_into(config, Path(config.output) if config.output else None)
+        _answer_into(config, Path(config.output) if config.output else None, asks=call.job is None)
 
 
-def _answer_into(config: InferConfig, place: Path | None) -> Path:
+def _answer_into(config: InferConfig, place: Path | None, asks: bool = False) -> Path:
     """Answer; what was said also goes to `place`/answers.jsonl."""
     if place is not None:
         place.mkdir(parents=True, exist_ok=True)
-    answers = infer(config)
+    answers = infer(config, asks)
     if place is not None:
         from krill import atomic
 
@@ -54,8 +54,11 @@ def _answer_into(config: InferConfig, place: Path | None) -> Path:
     return place or Path.cwd()
 
 
-def infer(config: InferConfig) -> list[dict[str, str]]:
-    """Answer config.prompt, or each line of the standard input; the answers are streamed to standard output."""
+def infer(config: InferConfig, asks: bool = True) -> list[dict[str, str]]:
+    """Answer config.prompt, or each line of the standard input; the answers are streamed to standard output.
+
+    Where nobody is to be asked for a prompt, the model begins a document of its own.
+    """
     import torch
     from transformers.utils import logging as transformers_logging
 
@@ -79,10 +82,10 @@ def infer(config: InferConfig) -> list[dict[str, str]]:
         print(flush=True)
         answers.append({"prompt": prompt, "answer": text})
 
-    if config.prompt is None:
+    if config.prompt is None and asks:
         converse(answer)
     else:
-        answer(config.prompt)
+        answer(config.prompt or "")
     return answers
 
 

@@ -47,11 +47,11 @@ def many(sweep: Sweep) -> None:
     if new:
         folder = jobs.new_folder(sweep.folder / ".jobs")
         _hand_in(_submission(folder, new, first.sweep.slots), new)
-    if first.detach or not left:
+    if first.detach:
         _say_next(sweep.folder)
-        return
-    with _going_on(sweep.folder):
-        watch({folder: name for folder, name in names.items() if folder})
+    elif left:
+        with _going_on(sweep.folder):
+            watch({folder: name for folder, name in names.items() if folder})
 
 
 def one(config: TrainConfig | InferConfig, call: Call) -> None:

@@ -101,9 +101,11 @@ def _run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> Non
 
         run_on_ranks(config, folder, store, tokenizer)
     else:
+        from krill.launch.reports import naming_the_first
         from krill.training.run import run
 
-        run(config, folder, store=store, tokenizer=tokenizer)
+        with naming_the_first(folder, ranks.rank(), ranks.count()):
+            run(config, folder, store=store, tokenizer=tokenizer)
 
 
 def prepare(config: TrainConfig, root: Path) -> tuple[Path, Path]:

@@ -1,12 +1,22 @@
-"""What a rank that failed tells its parent: a file of the run folder, for as long as the parent has not read it."""
+"""What a rank that failed tells the one that speaks for all: a file of the run folder, until it has been read.
+
+The others know only that a connection broke.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from krill import atomic
+from krill.errors import FAILED, KrillError
+from krill.runs.slurm import node
+
+LATE = 5.0
+"""Seconds that a file of another machine may need to be seen."""
 
 
 def log_name(rank: int) -> str:
@@ -18,6 +28,31 @@ def report(folder: Path, rank: int, error: str) -> None:
     """Leave the error of `rank`; none where it only ends because another has failed."""
     if error:
         atomic.write_json(_file(folder, rank), {"time": time.time(), "error": error})
+
+
+@contextmanager
+def naming_the_first(folder: Path, rank: int, ranks: int) -> Iterator[None]:
+    """A context for ranks that nobody started together but a scheduler: the first rank's error is that of the rank
+    that failed first."""
+    try:
+        yield
+    except Exception as error:
+        if ranks == 1:
+            raise
+        if rank > 0:
+            said = str(error) if isinstance(error, KrillError) else f"{type(error).__name__}: {error}"
+            report(folder, rank, said and f"{said} (on {node()})")
+            raise
+        if isinstance(error, KrillError) and str(error):
+            raise
+        until = time.monotonic() + LATE
+        while (told := first_report(folder, ranks)) is None and time.monotonic() < until:
+            time.sleep(0.1)
+        if told is None:
+            raise
+        failure = KrillError(f"rank {told[0]}: {told[1]}")
+        failure.exit_code = getattr(error, "exit_code", FAILED)
+        raise failure from error
 
 
 def first_report(folder: Path, ranks: int) -> tuple[int, str] | None:

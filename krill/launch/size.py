@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from typing import TypeVar
 
 from krill.config.schema import Hardware, InferConfig, TrainConfig
 from krill.errors import UsageError
 from krill.launch.devices import visible_gpus
+from krill.runs.slurm import node
 from krill.training.plan import announced
 
 Config = TypeVar("Config", TrainConfig, InferConfig)
@@ -34,7 +34,7 @@ def _count(hardware: Hardware, device: str) -> int:
     found = len(visible_gpus())
     if not found and device == "cuda":
         raise UsageError(
-            f"hardware.processes=auto: no CUDA device on {socket.gethostname()}; write hardware.processes=1, or "
+            f"hardware.processes=auto: no CUDA device on {node()}; write hardware.processes=1, or "
             "hardware=cpu"
         )
     return max(1, found)

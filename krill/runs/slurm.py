@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Collection
 
@@ -31,6 +32,11 @@ def current_job() -> str | None:
     """The job that this process runs in."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def node() -> str:
+    """The name of this machine, as SLURM calls it where it does."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def job_states(jobs: Collection[str]) -> dict[str, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from dataclasses import dataclass
 
 from krill.config.schema import Batch, TrainConfig
 from krill.errors import UsageError
+from krill.runs.slurm import node
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,7 @@ def device_name(asked: str) -> str:
     import torch
 
     if asked == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            f"device=cuda: no usable CUDA device on {socket.gethostname()}; write device=auto or device=cpu"
-        )
+        raise UsageError(f"device=cuda: no usable CUDA device on {node()}; write device=auto or device=cpu")
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
