@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from krill.config.location import CONF_DIR, options
+from krill.runs.compare import flat
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -56,12 +57,3 @@ def since_last_start(config: TrainConfig, folder: Path) -> list[str]:
             "to the bit"
         )
     return lines
-
-
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key → value, of every key below one section."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = value.items() if isinstance(value, dict) else ()
-        found |= {f"{key}.{name}": item for name, item in inner} if inner else {key: value}
-    return found

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -171,8 +172,8 @@ def finish(failed: bool) -> int:
     if sweep.dry_run:
         shutil.rmtree(sweep.folder, ignore_errors=True)
         return errors.SWEEP_FAILED if failed else errors.DONE
-    rows = table.rows([folder for folder, _ in sweep.places()], sweep.failures)
+    rows = table.best_first(table.rows([folder for folder, _ in sweep.places()], sweep.failures))
     table.write(rows, sweep.folder)
-    table.show(rows)
+    table.show(rows, sys.stderr)
     print(sweep.folder)
     return errors.SWEEP_FAILED if any(row.state != "finished" for row in rows) else errors.DONE

@@ -8,7 +8,7 @@ import sys
 from krill.config.location import CONF_DIR, description
 from krill.errors import DONE, USAGE
 
-COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer")
+COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer", "runs")
 ORIGINAL = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect", "inference": "infer"}
 
 
@@ -37,6 +37,14 @@ def main() -> int:
 
 def _help() -> str:
     lines = ["krill: pretrain language models from scratch", "", "usage: krill COMMAND [key=value …]", ""]
-    lines += [f"  {name:<12}{description(CONF_DIR / f'{name}.yaml')}" for name in COMMANDS]
+    lines += [f"  {name:<12}{_description(name)}" for name in COMMANDS]
     also = ", ".join(f"{old} = {new}" for old, new in ORIGINAL.items())
     return "\n".join([*lines, "", f"also: {also}", "each has its own help: krill train --help"])
+
+
+def _description(command: str) -> str:
+    if command == "runs":  # it has no configuration
+        from krill.cli import runs
+
+        return runs.DESCRIPTION
+    return description(CONF_DIR / f"{command}.yaml")

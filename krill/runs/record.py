@@ -27,6 +27,9 @@ from krill.runs.slurm import current_job
 State = Literal["queued", "running", "finished", "failed", "stopped"]
 log = logging.getLogger("krill")
 
+TAIL = 2**14
+"""Bytes of metrics.jsonl that are read to know how far a run is."""
+
 
 def read_status(folder: Path) -> dict[str, Any] | None:
     """status.json of a run folder, or None where there is none, or none of krill's."""
@@ -143,6 +146,23 @@ class Record:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last line that was cut off by a kill is left out."""
     return read_lines(folder / "metrics.jsonl")
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """The newest value of each metric that the end of metrics.jsonl holds; read in no time, however long it is."""
+    try:
+        with open(folder / "metrics.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return {}
+    found: dict[str, Any] = {}
+    for line in lines[:-1]:
+        try:
+            found |= json.loads(line)
+        except ValueError:  # the first one may have been cut
+            continue
+    return found
 
 
 def read_validations(folder: Path) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ CASES = {
     "from=nothere": "from=nothere: no run of krill there",
     "resume=nothere": "resume=nothere: no run of krill there",
     "--config-dir nothere": "no such folder of configurations: nothere",
-    "-m hydra/launcher=nope": "There are: basic, submitit_local, submitit_slurm",
+    "-m hydra/launcher=nope": "There are: basic, pool, submitit_local, submitit_slurm",
     "hydra/launcher=submitit_local": "add -m",
     "-m --cfg job": "leave one of them out",
 }

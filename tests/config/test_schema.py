@@ -40,7 +40,11 @@ def used() -> Iterator[tuple[type[BaseModel], set[str]]]:
         for name in options(group, [CONF_DIR]):
             section = values(f"{group}={name}")[group]
             yield type(getattr(valid(f"{group}={name}"), group)), set(section)
-    for key in ("batch", "stop", "guard", "hub"):
+    yield (
+        type(valid("hardware=slurm_gpu").hardware.slurm),
+        set(values("hardware=slurm_gpu")["hardware"]["slurm"]),
+    )
+    for key in ("batch", "stop", "guard", "hub", "sweep"):
         yield type(getattr(valid(), key)), set(values()[key])
     yield type(valid().data.near), set(values()["data"]["near"])
     rules = valid("filters=web").data.filters

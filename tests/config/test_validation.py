@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
+from krill.cli.compose import composed
 from krill.config.schema import InferConfig, TrainConfig
 from krill.config.validation import closest, unknown_key, validated
 from krill.errors import UsageError
@@ -22,6 +23,9 @@ WHOLE = {
     "device": "cpu",
     "output": None,
     "dry_run": False,
+    "detach": False,
+    "hardware": OmegaConf.to_container(composed("infer", []).hardware),
+    "sweep": {"slots": "auto", "on_failure": "continue"},
 }
 KNOWN = ["lr", "seed", "model", "model.hidden_size", "data.paths", "optimizer", "optimizer.weight_decay"]
 

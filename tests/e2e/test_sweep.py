@@ -16,7 +16,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["pool", "basic", "submitit_local"])
 def test_points_share_one_preparation_and_end_in_a_table(
     krill: Command, corpus: str, tmp_path: Path, launcher: str
 ):
@@ -78,8 +78,8 @@ def test_slurm_composes(krill: Command):
 
 
 def test_a_launcher_without_a_sweep_is_refused(krill: Command, tmp_path: Path):
-    done = krill("train", "hydra/launcher=submitit_slurm", code=2)
-    assert "-m" in done.stderr
+    done = krill("train", "hydra/launcher=submitit_local", code=2)
+    assert "add -m" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from krill.errors import UsageError
-from krill.runs import record
+from krill.runs import claim as claiming
 from krill.runs.claim import Claim, claim
 from krill.runs.record import read_status
 
@@ -46,7 +46,7 @@ def test_two_of_the_same_second_get_two_folders(tmp_path: Path, monkeypatch: pyt
         def now(cls, tz: Any = None) -> Noon:
             return cls(2030, 1, 2, 12)
 
-    monkeypatch.setattr(record, "datetime", Noon)
+    monkeypatch.setattr(claiming, "datetime", Noon)
     names = []
     claims = [claim(MINE, tmp_path) for _ in range(3)]
     names = [claimed.folder.name for claimed in claims]
@@ -108,14 +108,14 @@ def test_a_run_that_finishes_while_it_is_looked_at_is_not_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = past(tmp_path / "1", "running")
-    lock = record._lock
+    lock = claiming._lock
 
     def finished_meanwhile(place: Path) -> Any:
         if place == folder:
             past(folder, "finished")
         return lock(place)
 
-    monkeypatch.setattr(record, "_lock", finished_meanwhile)
+    monkeypatch.setattr(claiming, "_lock", finished_meanwhile)
     assert done(claim(MINE, tmp_path))[1] == "new"
     past(folder, "running")
     named = claim(MINE, tmp_path, resume=str(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,19 @@ def names(rows: list[table.Row]) -> list[str]:
 
 
 def test_the_best_first_and_those_without_a_validation_last(runs: list[Path]) -> None:
-    assert names(table.rows(runs)) == ["best", "worse", "nan", "unvalidated", "failed", "not there"]
+    assert names(table.best_first(table.rows(runs))) == [
+        "best",
+        "worse",
+        "nan",
+        "unvalidated",
+        "failed",
+        "not there",
+    ]
 
 
 def test_without_any_validation_the_training_loss_decides(tmp_path: Path) -> None:
     folders = [run(tmp_path / str(loss), [], metrics={"loss": loss}) for loss in (3.0, 1.0, 2.0)]
-    assert names(table.rows(folders)) == ["1.0", "2.0", "3.0"]
+    assert names(table.best_first(table.rows(folders))) == ["1.0", "2.0", "3.0"]
 
 
 def test_states(runs: list[Path]) -> None:
@@ -56,14 +64,15 @@ def test_states(runs: list[Path]) -> None:
 
 
 def test_the_csv_holds_every_figure_in_this_order(runs: list[Path], tmp_path: Path) -> None:
-    path = table.write(table.rows(runs), tmp_path)
+    path = table.write(table.best_first(table.rows(runs)), tmp_path)
     assert path == tmp_path / "table.csv"
     with open(path, newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [Path(line["folder"]).name for line in lines][:2] == ["best", "worse"]
-    assert lines[0] | {"folder": ""} == {
-        "folder": "", "overrides": "lr=4 steps=4", "state": "finished", "eval_loss": "2.5",
-        "eval_bits_per_byte": "1.25", "loss": "9.0", "seconds": "7.0", "error": "",
+    assert {key: value for key, value in lines[0].items() if value and key not in ("folder", "log")} == {
+        "overrides": "lr=4 steps=4", "state": "finished", "loss": "9.0", "eval_loss": "2.5",
+        "eval_bits_per_byte": "1.25", "seconds": "7.0", "start": "2030-01-01T00:00:00+00:00",
+        "end": "2030-01-01T00:00:07+00:00",
     }  # fmt: skip
     assert lines[4]["error"] == "out of memory"
     assert lines[4]["eval_loss"] == ""
@@ -73,7 +82,7 @@ def test_the_table_shows_what_differs_and_what_failed(
     runs: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    table.show(table.rows(runs[:4]))
+    table.show(table.best_first(table.rows(runs[:4])), sys.stderr)
     told = capsys.readouterr()
     assert told.out == ""
     assert "lr=4" in told.err
@@ -94,7 +103,7 @@ def test_brackets_in_what_was_typed_are_shown_as_they_are(
         run(tmp_path / "[bold]a", [text, "lr=1"], error="[/red] went wrong"),
         run(tmp_path / "b", ["lr=2"], metrics={"eval_loss": 2.0}),
     ]
-    table.show(table.rows(folders))
+    table.show(table.rows(folders), sys.stderr)
     told = capsys.readouterr().err
     assert f"{text} lr=1" in told
     assert "[bold]a: [/red] went wrong" in told
@@ -102,5 +111,5 @@ def test_brackets_in_what_was_typed_are_shown_as_they_are(
 
 def test_a_table_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    table.show(table.rows([run(tmp_path / "a", ["lr=7"])]))
+    table.show(table.rows([run(tmp_path / "a", ["lr=7"])]), sys.stderr)
     assert "lr=7" in capsys.readouterr().err
