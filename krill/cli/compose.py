@@ -40,8 +40,8 @@ SCHEMA: dict[str, type[TrainConfig] | type[InferConfig]] = {
 OPTIONAL = ("filters", "experiment")
 """Groups of which none need be chosen; null, which Hydra does not take on the command line, is just that."""
 
-FREE = "model.config."
-"""What stands below is checked against the architecture's own keys, when the model is built."""
+FREE = ("model.config.", "hardware.slurm.options")
+"""What stands below is checked elsewhere: by the architecture, when the model is built; by sbatch."""
 
 NOT_REPEATED = ("output", "resume", "dry_run", "from")
 """Keys of an earlier run that from= does not take over: they are about that run, not about what it made."""

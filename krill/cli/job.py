@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 from krill.cli import app, jobs
-from krill.errors import DONE, REQUEUE, Stopped
+from krill.errors import DONE, FAILED, REQUEUE, Stopped
 from krill.launch import task
+from krill.runs.slurm import current_job
 
 log = logging.getLogger("krill")
+
+REQUEUES = 100
+"""Of a job without hardware.slurm: hydra/launcher=submitit_slurm alone."""
 
 
 def main(folder: Path, index: int, on_slurm: bool) -> int:
@@ -28,20 +32,47 @@ def _make(call: app.Call, on_slurm: bool) -> int:
         from krill.training.orphans import end_with_parent
 
         end_with_parent()
-        point(call)
-        return DONE
-    task.announce()
     try:
         point(call)
+    except Exception as error:
+        _record_failure(call, error)
+        raise
     except Stopped as stop:
-        assert call.job is not None
-        slurm = call.job.config["hardware"]["slurm"] or {}
-        if stop.exit_code == REQUEUE and (
-            done := task.back_to_queue(stop.received, slurm.get("requeues", 100))
+        if (
+            on_slurm
+            and stop.exit_code == REQUEUE
+            and (done := task.back_to_queue(stop.received, _requeues(call)))
         ):
             log.info(done)
         raise
     return DONE
+
+
+def _requeues(call: app.Call) -> int:
+    assert call.job is not None
+    slurm = call.job.config["hardware"]["slurm"]
+    return int(slurm["requeues"]) if slurm else REQUEUES
+
+
+def _record_failure(call: app.Call, error: Exception) -> None:
+    """Say in the folder what went wrong before the run could record itself."""
+    from krill.runs.record import Record, now, read_status
+
+    assert call.job is not None
+    folder = call.job.folder
+    if folder is None or (call.job.on_slurm and os.environ.get("SLURM_PROCID", "0") != "0"):
+        return
+    status = read_status(folder)
+    if status is not None and status["state"] != "queued":
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(folder)
+    with record.logged():
+        log.debug("failed", exc_info=True)
+    record.update(
+        signature=call.job.identity, state="failed", error=str(error), end=now(),
+        exit=getattr(error, "exit_code", FAILED), overrides=call.overrides, slurm_job_id=current_job(),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

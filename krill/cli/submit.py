@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("krill")
 
+OWN_CODE = ("build", "keep", "read")
+"""Keys of the configuration that name functions of the person's own."""
+
 
 def many(sweep: Sweep) -> None:
     """Submit the points of a sweep that are neither finished nor in the queue; wait for all, unless detach=true."""
@@ -168,7 +171,7 @@ def _own_code(config: TrainConfig | InferConfig) -> list[str]:
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
-            found += [item for key, item in value.items() if key == "build" and isinstance(item, str)]
+            found += [item for key, item in value.items() if key in OWN_CODE and isinstance(item, str)]
             pending += value.values()
         elif isinstance(value, list):
             pending += value

@@ -167,6 +167,7 @@ def finish(failed: bool) -> int:
     `failed`: whether Hydra told of a failure; a dry run leaves no other trace of it.
     """
     from krill.runs import table
+    from krill.runs.standing import GOES_ON
 
     sweep = _current.pop()
     if sweep.dry_run:
@@ -176,4 +177,5 @@ def finish(failed: bool) -> int:
     table.write(rows, sweep.folder)
     table.show(rows, sys.stderr)
     print(sweep.folder)
-    return errors.SWEEP_FAILED if any(row.state != "finished" for row in rows) else errors.DONE
+    good = {"finished", *(GOES_ON if sweep.points[0].config.detach else ())}
+    return errors.SWEEP_FAILED if any(row.state not in good for row in rows) else errors.DONE

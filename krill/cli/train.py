@@ -35,9 +35,11 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
 
         print("\n".join([*plan(config, outputs_root()), *from_experiment(config, call.choices)]))
         return None
+    from krill.launch.task import announce
     from krill.sources.registry import check
 
     check(config.data)  # what is wrong there is told before torch is loaded
+    announce()
 
     from krill.training import ranks
     from krill.training.beforehand import check_beforehand

@@ -37,7 +37,7 @@ def check_here() -> None:
 
 def gpus_of_a_node(slurm: Slurm) -> int:
     """GPUs of a node of the partition. Raises UsageError when it has none, or nodes have different numbers."""
-    counts = nodes_of(slurm).gpus - {0}
+    counts = nodes_of(slurm.partition, slurm.gpu_type).gpus - {0}
     where = f"partition {slurm.partition}" if slurm.partition else "the default partition"
     if not counts:
         raise UsageError(
@@ -51,17 +51,17 @@ def gpus_of_a_node(slurm: Slurm) -> int:
     return min(counts)
 
 
-def nodes_of(slurm: Slurm) -> Nodes:
-    """The nodes of the partition that was asked for, else of the default one."""
+def nodes_of(partition: str | None, gpu_type: str | None = None) -> Nodes:
+    """The nodes of a partition; None: of the default one."""
     check_here()
     lines = [line.split("|") for line in asked("sinfo", "--noheader", "--Node", "--format=%P|%G|%c|%l")]
-    mine = [line for line in lines if _is(line[0], slurm.partition)]
+    mine = [line for line in lines if _is(line[0], partition)]
     if not mine:
         names = ", ".join(sorted({line[0].rstrip("*") for line in lines}))
-        raise UsageError(f"hardware.slurm.partition={slurm.partition}: no such partition; there are: {names}")
+        raise UsageError(f"hardware.slurm.partition={partition}: no such partition; there are: {names}")
     return Nodes(
         cpus=min(int(line[2].rstrip("+")) for line in mine),
-        gpus=frozenset(_gpus(line[1], slurm.gpu_type) for line in mine),
+        gpus=frozenset(_gpus(line[1], gpu_type) for line in mine),
         minutes=_minutes(mine[0][3]),
     )
 

@@ -35,13 +35,16 @@ def request(hardware: Hardware, launcher: Mapping[str, Any], name: str, trains: 
     """What is asked of SLURM, in submitit's words: hardware.slurm, but for what hydra.launcher sets."""
     slurm, asks = hardware.slurm, dict[str, Any](job_name=name, requeue=True)
     set_there = {_SBATCH.get(key, key): value for key, value in launcher.items() if value is not None}
-    if slurm is not None:
+    partition = set_there.get("partition", slurm.partition if slurm else None)
+    nodes = nodes_of(partition, slurm.gpu_type if slurm else None)
+    longest = min(DAY, nodes.minutes or DAY)
+    if slurm is None:
+        asks |= {"time": longest}
+    else:
         tasks = hardware.processes if trains else 1
         assert tasks != "auto"
-        nodes = nodes_of(slurm)
         gpus = tasks * slurm.gpus
-        limit = nodes.minutes or DAY
-        minutes = min(DAY, limit) if slurm.time == "auto" else slurm.time
+        minutes = longest if slurm.time == "auto" else slurm.time
         asks |= {
             "nodes": slurm.nodes if trains else 1,
             "ntasks_per_node": tasks,
@@ -50,15 +53,13 @@ def request(hardware: Hardware, launcher: Mapping[str, Any], name: str, trains: 
             "mem": slurm.memory,
             "time": minutes,
             "signal_delay_s": min(slurm.save_before, minutes * 20),
-            "partition": slurm.partition,
+            "partition": partition,
             "account": slurm.account,
             "qos": slurm.qos,
             "constraint": slurm.constraint,
             "setup": slurm.setup,
             **slurm.options,
         }
-    else:
-        asks |= {"time": DAY}
     return {key: value for key, value in (asks | set_there).items() if value is not None}
 
 

@@ -20,9 +20,8 @@ def announce() -> None:
     nodes = asked("scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"])
     of_node = tasks // len(nodes)
     local = int(os.environ["SLURM_LOCALID"])
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").count(",") + 1
-    if gpus < of_node:  # each task sees its own alone
-        local %= gpus
+    if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        local %= gpus.count(",") + 1  # where each task sees its own alone
     # As submitit does: any port that every task finds without asking.
     port = random.Random(os.environ["SLURM_JOB_ID"]).randint(20000, 60000)
     os.environ |= {

@@ -89,3 +89,67 @@ def test_points_of_a_swept_model_stay_in_one_sweep(krill: Command, corpus: str, 
     sweep = Path(done.stdout.splitlines()[-1])
     assert {row["state"] for row in rows(sweep)} == {"finished"}
     assert {Path(row["folder"]).parent for row in rows(sweep)} == {sweep}
+
+
+TROUBLE = """
+import os, signal
+from pathlib import Path
+
+def keep(text, point):
+    trouble = Path(f"trouble-{point}")
+    if trouble.exists():
+        match trouble.read_text():
+            case "raise":
+                raise ValueError("bad luck")
+            case "exit":
+                os._exit(9)
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+    return True
+"""
+
+
+def test_of_twenty_points_three_crash_and_only_they_are_done_again(
+    krill: Command, corpus: str, tmp_path: Path
+):
+    (tmp_path / "trouble.py").write_text(TROUBLE)
+    for point, how in {3: "raise", 9: "exit", 14: "kill"}.items():
+        (tmp_path / f"trouble-{point}").write_text(how)
+    rule = "data.filters=[{name:custom,keep:trouble.py:keep,options:{point:NUMBER}}]"
+    rules = ",".join(rule.partition("=")[2].replace("NUMBER", str(number)) for number in range(20))
+    words = (
+        "-m", f"data.filters={rules}", "data=files", corpus, "tokenizer.vocab_size=300", "name=twenty",
+        "sweep.slots=2", "device=cpu",
+    )  # fmt: skip
+
+    done = krill("tokenizer", *words, code=3)
+
+    found = rows(tmp_path / "outputs" / "sweeps" / "twenty")
+    failed = {
+        row["overrides"].partition("point:")[2].partition("}")[0]: row
+        for row in found
+        if row["state"] == "failed"
+    }
+    assert len(found) == 20
+    assert sum(row["state"] == "finished" for row in found) == 17
+    assert failed.keys() == {"3", "9", "14"}
+    assert "bad luck" in failed["3"]["error"]
+    assert "ended with exit code 9" in failed["9"]["error"]
+    assert "was killed by SIGKILL" in failed["14"]["error"]
+    assert "bad luck" in done.stderr
+    assert "Traceback" in (Path(failed["3"]["folder"]) / "log.txt").read_text()
+    for file in tmp_path.glob("trouble-*"):
+        file.unlink()
+
+    done = krill("tokenizer", *words)
+
+    assert done.stderr.count("finished already") == 17
+    assert "point 3 of 3" in done.stderr
+    assert {row["state"] for row in rows(tmp_path / "outputs" / "sweeps" / "twenty")} == {"finished"}
+
+
+def test_asked_to_it_stops_at_the_first_failure(krill: Command, corpus: str, tmp_path: Path):
+    words = ("data=files", corpus, "name=stops", "sweep.on_failure=stop")
+    krill("tokenizer", "-m", "tokenizer.vocab_size=65000,300,400", *words, code=3)
+    states = [row["state"] for row in rows(tmp_path / "outputs" / "sweeps" / "stops")]
+    assert sorted(states) == ["failed", "not started", "not started"]

@@ -40,7 +40,7 @@ wait_for() { # SECONDS WHAT COMMAND…
 # The process of a pid file, if it is a daemon that this folder started: pids are used again.
 daemon() {
   local pid
-  [ -s "$1" ] && pid=$(tr -dc 0-9 <"$1") && [ -r "/proc/$pid/environ" ] || return 1
+  pid=$(cat "$1" 2>/dev/null | tr -dc 0-9) && [ -n "$pid" ] && [ -r "/proc/$pid/environ" ] || return 1
   grep -qE '^(munged|slurmctld|slurmd|slurmdbd|mariadbd)$' "/proc/$pid/comm" || return 1
   tr '\0' '\n' <"/proc/$pid/environ" | grep -qxF "SLURM_CONF=$SLURM_CONF" || return 1
   echo "$pid"

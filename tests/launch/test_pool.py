@@ -1,0 +1,156 @@
+"""So many commands at once, each on devices of its own; what ends badly ends alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from krill.errors import Stopped, UsageError
+from krill.launch.devices import visible_gpus
+from krill.launch.pool import run, slots_of
+from krill.signals import stopping
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,GPU-abc")
+
+
+def test_devices_are_those_that_may_be_seen(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert visible_gpus() == ["0", "1", "2", "GPU-abc"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,-1,2")
+    assert visible_gpus() == ["1"]
+
+
+def test_a_slot_has_devices_of_its_own(gpus: None) -> None:
+    assert slots_of("auto", "auto", ranks=1) == [
+        {"CUDA_VISIBLE_DEVICES": name} for name in ("0", "1", "2", "GPU-abc")
+    ]
+    assert slots_of("auto", "cuda", ranks=2) == [
+        {"CUDA_VISIBLE_DEVICES": "0,1"},
+        {"CUDA_VISIBLE_DEVICES": "2,GPU-abc"},
+    ]
+    assert len(slots_of(1, "cuda", ranks=2)) == 1
+    with pytest.raises(UsageError, match=r"sweep.slots=5: 4 GPUs, 1 for each point: write sweep.slots=4"):
+        slots_of(5, "auto", ranks=1)
+    assert slots_of("auto", "cpu", ranks=1) == [{}]
+
+
+def test_on_the_cpu_slots_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = str(max(1, (os.cpu_count() or 1) // 2))
+    assert slots_of(2, "cpu", ranks=1) == [{"OMP_NUM_THREADS": threads}] * 2
+
+
+def python(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_every_end_is_told_and_costs_no_other(tmp_path: Path) -> None:
+    commands = [
+        python("print('가', flush=True)"),
+        python("import os; os._exit(9)"),
+        python("raise SystemExit(3)"),
+        python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
+        python("import os; print(os.environ['SLOT'])"),
+    ]
+    codes: dict[int, int] = {}
+    run(
+        commands, [{"SLOT": "a"}, {"SLOT": "b"}], [tmp_path / str(index) for index in range(5)],
+        began=lambda index: None, ended=lambda index, code: codes.update({index: code}) or True,
+    )  # fmt: skip
+    assert codes == {0: 0, 1: 9, 2: 3, 3: -9, 4: 0}
+    assert (tmp_path / "0.out").read_text() == "가\n"
+    assert (tmp_path / "4.out").read_text() in ("a\n", "b\n")
+
+
+def test_never_more_than_there_are_slots(tmp_path: Path) -> None:
+    now: set[int] = set()
+    most = 0
+
+    def began(index: int) -> None:
+        nonlocal most
+        now.add(index)
+        most = max(most, len(now))
+
+    def ended(index: int, code: int) -> bool:
+        now.remove(index)
+        return True
+
+    run([python("import time; time.sleep(0.1)")] * 7, [{}] * 3, None, began, ended)
+    assert most == 3
+
+
+def test_asked_to_stop_no_other_begins() -> None:
+    begun: list[int] = []
+    run([python("raise SystemExit(1)")] * 4, [{}], None, begun.append, lambda index, code: not code)
+    assert begun == [0]
+
+
+def test_a_signal_goes_on_to_what_runs_and_is_waited_for(tmp_path: Path) -> None:
+    waits = (
+        "import signal, sys, time\n"
+        f"def stop(*_): time.sleep(0.5); open({str(tmp_path / 'saved')!r}, 'w').close(); sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
+        "time.sleep(60)"
+    )
+
+    def when_ready() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=when_ready).start()
+    with pytest.raises(Stopped), stopping():
+        run([python(waits)], [{}], None, lambda index: None, lambda index, code: True)
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.slow
+def test_points_end_with_their_parent(tmp_path: Path) -> None:
+    """kill -9 of the command that runs a sweep leaves no process behind."""
+    words = [
+        "-m",
+        "seed=0,1",
+        "model=llama_pico",
+        "sequence_len=64",
+        "steps=100000",
+        "sweep.slots=2",
+        "device=cpu",
+    ]
+    script = Path(sys.executable).with_name("krill-train")
+    environment = os.environ | {"KRILL_OUTPUTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [script, *words], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    ) as parent:
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob("sweeps/*/*/metrics.jsonl"))) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        parent.kill()
+    until = time.monotonic() + 10
+    while _alive(str(tmp_path)):
+        assert time.monotonic() < until, "orphans"
+        time.sleep(0.1)
+
+
+def _alive(text: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes()
+        except OSError:
+            continue
+        if text.encode() in words and b"krill.cli.job" in words:
+            found.append(entry.parent.name)
+    return found
