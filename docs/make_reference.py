@@ -63,6 +63,8 @@ SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
         ],
     ),
     ("hardware", [(schema.Hardware, "hardware=auto")]),
+    ("hardware.slurm", [(schema.Slurm, "hardware=slurm_gpu")]),
+    ("sweep", [(schema.Sweep, "hardware=auto")]),
     ("batch", [(schema.Batch, "hardware=auto")]),
     ("hub", [(schema.HubTarget, "hardware=auto")]),
 ]
@@ -99,7 +101,7 @@ def text() -> str:
         if section == "data":
             lines += _shared_by_sources()
         for kind, option in kinds:
-            values = composed("train", [option])[section] if option else None
+            values = OmegaConf.select(composed("train", [option]), section) if option else None
             shown = (
                 f"{_doc(kind)[:-1]} Defaults of `{option}`:\n" if option in _options(section) else _doc(kind)
             )

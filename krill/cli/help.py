@@ -13,6 +13,7 @@ EXAMPLES: dict[str, list[str]] = {
         "krill-train model=tiny_ko optimizer=muon_keller",
         "krill-train data=files data.paths=[a.parquet,b.jsonl] steps=1000",
         "krill-train -m lr=1e-3,3e-3",
+        "krill-train -m lr=1e-3,3e-3 hardware=slurm_gpu",
         "krill-train from=outputs/runs/… lr=1e-3",
     ],
     "preprocess": [
@@ -48,6 +49,7 @@ KEYS: dict[str, list[tuple[str, str]]] = {
         ("batch.micro_batch_size=N", "rows per device and forward pass"),
         ("device=auto|cpu|cuda", "where the model is computed"),
         ("resume=auto|false|FOLDER", "auto continues an unfinished run of the same configuration"),
+        ("detach=true", "with hardware=slurm_…: submit and return"),
         ("output=FOLDER", "the result goes there"),
         ("dry_run=true", "write nothing, print what would be done"),
     ],
@@ -98,9 +100,10 @@ KEYS: dict[str, list[tuple[str, str]]] = {
 }
 
 _GROUPS = {
-    "preprocess": ["data", "filters", "tokenizer", "experiment"],
-    "tokenizer": ["data", "filters", "tokenizer", "experiment"],
-    "inspect": ["data", "filters", "tokenizer", "experiment"],
+    "preprocess": ["data", "filters", "tokenizer", "hardware", "experiment"],
+    "tokenizer": ["data", "filters", "tokenizer", "hardware", "experiment"],
+    "inspect": ["data", "filters", "tokenizer", "hardware", "experiment"],
+    "infer": ["hardware"],
 }
 
 _FLAGS = [

@@ -1,7 +1,8 @@
 """What the documents say works: each bash block runs, each named file in them is written and used, each link leads
 somewhere, the reference is what the schema says.
 
-A block runs unless an HTML comment says why not, right before it: <!-- not run: reason -->. The blocks of a document
+A block runs unless an HTML comment says why not, right before it: <!-- not run: reason -->, or that it does so on a
+cluster (tests/slurm/test_slurm_docs.py). The blocks of a document
 run one after the other in one folder. In place of the krill commands stands a shim that adds small settings where the
 example leaves a key at its default, and cuts steps, so that a block takes seconds.
 """
@@ -31,7 +32,7 @@ DOCUMENTS = [*(HOUSE / name for name in PAGES), *sorted((HOUSE / "docs").glob("*
 BLOCK = re.compile(
     r"^(?P<before>[^\n]*)\n(?:\s*\n)?```(?P<language>\w+)\n(?P<content>.*?)^```$", re.DOTALL | re.MULTILINE
 )
-NOT_RUN = re.compile(r"^<!-- not run: .+ -->$")
+NOT_RUN = re.compile(r"^<!-- (not run: .+|runs on a cluster) -->$")
 NAMED = re.compile(r"`(?P<name>[\w./]+\.(?:py|yaml))`:$")
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 SECONDS = 300
@@ -51,7 +52,7 @@ keys = {{word.lstrip("+").partition("=")[0]: word for word in words if "=" in wo
 small = {{}}
 if command == "krill-infer":
     small = {{"max_new_tokens": "8"}}
-elif not {{"--help", "--cfg", "-sc"}} & set(words):
+elif command != "krill-runs" and not {{"--help", "--cfg", "-sc"}} & set(words):
     model = keys.get("model", "")
     mine = model and os.path.exists("conf/" + model.replace("=", "/") + ".yaml")
     mine = mine or model in ("model=auto", "model=pretrained")
