@@ -8,6 +8,8 @@ from typing import Any
 import fake_slurm
 import pytest
 
+from krill.cli import compose
+from krill.cli.argv import quoted
 from krill.cli.compose import composed
 from krill.config.schema import Hardware, TrainConfig
 from krill.config.validation import validated
@@ -74,6 +76,24 @@ def test_what_the_launcher_sets_wins(asked: Path) -> None:
     assert (found["time"], found["qos"], found["job_name"]) == (5, "high", "x")
     alone = asks(launcher={"gpus_per_node": 2, "mem_gb": 3})
     assert alone == {"job_name": "name", "requeue": True, "time": 24 * 60, "gpus_per_node": 2, "mem": 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "asked_for"),
+    [
+        ("gpus", "2", {"gpus_per_node": 2}), ("cpus", "3", {"cpus_per_task": 3}), ("memory", "64G", {"mem": "64G"}),
+        ("save_before", "60", {"signal_delay_s": 60}), ("account", "lab", {"account": "lab"}),
+        ("qos", "high", {"qos": "high"}), ("constraint", "ib", {"constraint": "ib"}),
+        ("setup", "[module load x]", {"setup": ["module load x"]}), ("options", "{nice: 7}", {"nice": "7"}),
+        ("options.mail-type", "END", {"mail-type": "END"}),
+    ],
+)  # fmt: skip
+def test_what_it_asks_for_follows_its_keys(
+    asked: Path, key: str, value: str, asked_for: dict[str, Any]
+) -> None:
+    word = compose._added(quoted(f"hardware.slurm.{key}={value}"))
+    assert asked_for.items() <= asks("hardware=slurm_gpu", word).items()
+    assert not asked_for.items() <= asks("hardware=slurm_gpu").items()
 
 
 def test_the_signal_comes_before_the_end_of_a_short_job_too(asked: Path) -> None:

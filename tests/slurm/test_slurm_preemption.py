@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, Cluster, Krill, wait_for
 
-LONG = (*SMALL[:-2], "steps=600", "eval_every=600", "save_every=600", "log_every=5")
+LONG = (*SMALL[:-2], "steps=400", "eval_every=400", "save_every=400", "log_every=5")
 
 
 def weights(run: Path) -> bytes:
@@ -64,17 +64,42 @@ def _log_of_job(krill: Krill) -> str:
     return log.read_text()
 
 
+SLOW_MODEL = """
+import time
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class Model(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        if self.training and Path("slow").exists():
+            time.sleep(0.2)
+        return super().forward(*args, **kwargs)
+
+def build(vocab_size, **tokens):
+    return Model(LlamaConfig(
+        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        **tokens,
+    ))
+"""
+
+
 def test_a_time_limit_is_only_a_pause(cluster: Cluster, krill: Krill) -> None:
-    words = (*SMALL[:-2], "eval_every=100000", "save_every=100000", "log_every=50", "stop.target_loss=null")
-    steps = "steps=5000"
-    output = krill(
-        "train", "output=run", "hardware=slurm_gpu", "hardware.slurm.partition=short", steps, *words
+    """A minute, of a run that needs more."""
+    (krill.folder / "own.py").write_text(SLOW_MODEL)
+    (krill.folder / "conf" / "model").mkdir()
+    (krill.folder / "conf" / "model" / "own.yaml").write_text(
+        "# @package _global_\n# My own\nsequence_len: 64\nmodel:\n  name: own\n  family: custom\n"
+        "  build: own.py:build\n  max_position_embeddings: 64\n  options: {}\n"
     )
+    words = ("model=own", *LONG[1:], "optimizer=adamw")
+    (krill.folder / "slow").touch()
+    output = krill("train", "output=run", "hardware=slurm_gpu", "hardware.slurm.partition=short", *words)
     assert output == "run\n"
     status = krill.status("run")
     assert status["state"] == "finished"
     assert status["starts"] > 1
-    krill("train", "output=plain", "device=cpu", steps, *words)
+    (krill.folder / "slow").unlink()
+    krill("train", "output=plain", "device=cpu", *words)
     assert weights(krill.folder / "run") == weights(krill.folder / "plain")
 
 

@@ -143,9 +143,7 @@ def test_the_jobs_outlive_who_submitted_them(cluster: Cluster, krill: Krill) -> 
     assert [row["state"] for row in krill.rows(str(SWEEP))] == ["finished", "finished"]
 
 
-def test_detached_it_returns_at_once_and_the_same_command_submits_nothing_twice(
-    cluster: Cluster, krill: Krill
-) -> None:
+def test_detached_it_returns_at_once_and_submits_nothing_twice(cluster: Cluster, krill: Krill) -> None:
     words = ("-m", "lr=1e-3,3e-3", "hardware=slurm_gpu", *SMALL, "steps=300", "detach=true")
     krill("train", *words)
     assert "submitted   2 jobs" in krill.messages()

@@ -181,8 +181,26 @@ SEEN: dict[str, tuple[Look, tuple[str, ...], str]] = {
 """Key → what to look at, what is typed for it to matter, and the word that must change what is seen."""
 
 HUB = "training/test_remote.py::test_the_model_goes_to_a_private_repository"
+ASKED = "launch/test_cluster_nodes.py::"
 GUARD = "training/test_guard.py::"
 TESTED = {
+    "detach": "slurm/test_slurm_sweeps.py::test_detached_it_returns_at_once_and_submits_nothing_twice",
+    "hardware.slurm.nodes": f"{ASKED}test_a_job_asks_for_what_its_processes_need",
+    "hardware.slurm.gpus": f"{ASKED}test_what_it_asks_for_follows_its_keys",
+    "hardware.slurm.gpu_type": f"{ASKED}test_a_job_asks_for_what_its_processes_need",
+    "hardware.slurm.cpus": f"{ASKED}test_what_it_asks_for_follows_its_keys",
+    "hardware.slurm.memory": f"{ASKED}test_what_it_asks_for_follows_its_keys",
+    "hardware.slurm.time": f"{ASKED}test_a_job_asks_for_what_its_processes_need",
+    "hardware.slurm.save_before": f"{ASKED}test_what_it_asks_for_follows_its_keys",
+    "hardware.slurm.requeues": "slurm/test_slurm_preemption.py::test_it_is_not_started_again_for_ever",
+    "hardware.slurm.partition": f"{ASKED}test_processes_auto_is_every_gpu_of_a_node",
+    "hardware.slurm.account": f"{ASKED}test_what_it_asks_for_follows_its_keys",
+    "hardware.slurm.qos": f"{ASKED}test_what_it_asks_for_follows_its_keys",
+    "hardware.slurm.constraint": f"{ASKED}test_what_it_asks_for_follows_its_keys",
+    "hardware.slurm.setup": f"{ASKED}test_what_it_asks_for_follows_its_keys",
+    "hardware.slurm.options": f"{ASKED}test_what_it_asks_for_follows_its_keys",
+    "sweep.slots": "e2e/test_sweep.py::test_of_twenty_points_three_crash_and_only_they_are_done_again",
+    "sweep.on_failure": "e2e/test_sweep.py::test_asked_to_it_stops_at_the_first_failure",
     "resume": "training/test_resume.py::test_resume_false_begins_anew",
     "resume_changed": "training/test_resume_changed.py::"
     "test_what_determines_the_result_is_refused_unless_it_is_allowed",
@@ -209,7 +227,7 @@ def leaves(section: type[BaseModel] = TrainConfig, prefix: str = "") -> Iterator
         if key in ELSEWHERE:
             continue
         for option in options:
-            yield from leaves(option, f"{key}.")
+            yield from leaves(option, f"{prefix}{key}.")
         if not options:
             yield prefix + key
 
