@@ -32,6 +32,8 @@ def stopping() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _stopped
+    _stopped = float("-inf")
     previous: dict[signal.Signals, Any] = {number: signal.signal(number, _stop) for number in EXIT}
     try:
         yield
@@ -49,11 +51,16 @@ def died_of(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def winding_up() -> None:
+    """From now on, for a while, signals are repetitions of one that is obeyed already."""
     global _stopped
+    _stopped = time.monotonic()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
     if time.monotonic() - _stopped < PATIENCE:
         return
-    _stopped = time.monotonic()
+    winding_up()
     received = signal.Signals(number)
     raise Stopped(
         f"stopped by {received.name}; what is done stays, the same command goes on", EXIT[received], received

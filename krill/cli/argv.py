@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from krill.errors import UsageError
 
@@ -221,3 +223,10 @@ def _as_assignment(word: str, words: list[str]) -> str:
     if not glued and words and not words[0].startswith("-") and "=" not in words[0]:
         value = words.pop(0)
     return f"krill takes key=value, not {word}: write {name.replace('-', '_')}={value or '…'}"
+
+
+def as_typed(overrides: Any) -> list[str]:
+    """A list of OmegaConf's as it was written: iterating over it would resolve each ${…}."""
+    written = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(written, list)
+    return written

@@ -23,19 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
-from krill.cli.argv import EXCLUSIVE, Typed, clear_exclusive, quoted
+from krill.cli.argv import EXCLUSIVE, Typed, as_typed, clear_exclusive, quoted
+from krill.cli.commands import SCHEMA
 from krill.config.location import CONF_DIR, group_names, options
-from krill.config.schema import InferConfig, InspectConfig, TrainConfig
+from krill.config.schema import InspectConfig, TrainConfig
 from krill.config.validation import closest, flat_keys, unknown_key, validated
 from krill.errors import UsageError
-
-SCHEMA: dict[str, type[TrainConfig] | type[InferConfig]] = {
-    "train": TrainConfig,
-    "preprocess": TrainConfig,
-    "tokenizer": TrainConfig,
-    "inspect": InspectConfig,
-    "infer": InferConfig,
-}
 
 OPTIONAL = ("filters", "experiment")
 """Groups of which none need be chosen; null, which Hydra does not take on the command line, is just that."""
@@ -119,13 +112,6 @@ def without_inspection(overrides: Sequence[str]) -> list[str]:
     """What was typed to krill-inspect, less the keys that no other command has."""
     own = InspectConfig.model_fields.keys() - TrainConfig.model_fields.keys()
     return [word for word in overrides if word.lstrip("+~").partition("=")[0] not in own]
-
-
-def as_typed(overrides: Any) -> list[str]:
-    """A list of OmegaConf's as it was written: iterating over it would resolve each ${…}."""
-    written = OmegaConf.to_container(overrides, resolve=False)
-    assert isinstance(written, list)
-    return written
 
 
 def _repeated(folder: Path, typed: Typed) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
+from krill.cli.call import Call
 from krill.config import location
 from krill.config.location import outputs_root
 from krill.errors import UsageError
@@ -30,7 +31,7 @@ def point(composed: Any) -> None:
     app.answer(composed, InferConfig, _place_and_answer)
 
 
-def _place_and_answer(config: InferConfig, call: app.Call) -> None:
+def _place_and_answer(config: InferConfig, call: Call) -> None:
     if config.dry_run:
         from krill.inference.load import locate
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
+from krill.cli.call import Call
 from krill.config import location
 from krill.config.location import outputs_root
 from krill.errors import UsageError
@@ -33,7 +34,7 @@ def point(composed: Any) -> None:
     app.answer(composed, InspectConfig, inspect)
 
 
-def inspect(config: InspectConfig, call: app.Call) -> None:
+def inspect(config: InspectConfig, call: Call) -> None:
     """Print what is in the tokens of `config`, or how its tokenizers do; makes nothing but the plot."""
     if config.tokenizers or config.text is not None:
         from krill.cli import inspect_tokenizers

@@ -15,7 +15,7 @@ from krill.config.validation import closest, validated
 from krill.errors import KrillError, UsageError
 
 if TYPE_CHECKING:
-    from krill.cli.app import Call
+    from krill.cli.call import Call
     from krill.config.schema import InspectConfig
 
 

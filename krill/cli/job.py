@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from krill.cli import app, jobs
+from krill.cli.call import Call
 from krill.errors import DONE, FAILED, REQUEUE, Stopped
 from krill.launch import task
 from krill.runs.slurm import current_job
@@ -26,7 +27,7 @@ def main(folder: Path, index: int, on_slurm: bool) -> int:
     return app.told(call.command, lambda: _make(call, on_slurm))
 
 
-def _make(call: app.Call, on_slurm: bool) -> int:
+def _make(call: Call, on_slurm: bool) -> int:
     point = importlib.import_module(f"krill.cli.{call.command}").point
     if not on_slurm:
         from krill.training.orphans import end_with_parent
@@ -48,13 +49,13 @@ def _make(call: app.Call, on_slurm: bool) -> int:
     return DONE
 
 
-def _requeues(call: app.Call) -> int:
+def _requeues(call: Call) -> int:
     assert call.job is not None
     slurm = call.job.config["hardware"]["slurm"]
     return int(slurm["requeues"]) if slurm else REQUEUES
 
 
-def _record_failure(call: app.Call, error: Exception) -> None:
+def _record_failure(call: Call, error: Exception) -> None:
     """Say in the folder what went wrong before the run could record itself."""
     from krill.runs.record import Record, now, read_status
 

@@ -7,6 +7,7 @@ outputs/jobs/<time>-<name>/  the same for a command that is no sweep
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,8 +17,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from krill import atomic
-from krill.cli.app import Call, Job
+from krill.cli.call import Call, Job
 from krill.config.schema import InferConfig, TrainConfig
+
+log = logging.getLogger("krill")
 
 MODULE = "krill.cli.job"
 """What runs one, given its folder and its index."""
@@ -39,6 +42,20 @@ def names(points: Sequence[Point]) -> list[str]:
     typed = [point.call.overrides for point in points]
     shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
     return [" ".join(word for word in words if word not in shared) or "as typed" for words in typed]
+
+
+def unfinished(points: Sequence[Point]) -> list[Point]:
+    """Those points that are still to be made; says of the others that they are there."""
+    from krill.runs.record import is_done, shown
+
+    left = []
+    for point in points:
+        assert point.folder is not None
+        if is_done(point.folder):
+            log.info("finished already, nothing to do: %s", shown(point.folder))
+        else:
+            left.append(point)
+    return left
 
 
 def new_folder(parent: Path, name: str = "") -> Path:

@@ -41,7 +41,7 @@ class PoolLauncher(_Launcher):
         if current.dry_run:  # told here, one after the other
             for point in current.points:
                 self.point(point.call)
-        elif points := unfinished(current.points):
+        elif points := jobs.unfinished(current.points):
             _run(current, points)
         return []
 
@@ -72,20 +72,6 @@ def register() -> None:
         "submitit_slurm",
     ):  # conf/hydra/launcher has others of these names
         stored.pop(f"{name}.yaml", None)
-
-
-def unfinished(points: Sequence[Point]) -> list[Point]:
-    """Those points that are still to be made; says of the others that they are there."""
-    from krill.runs.record import is_done, shown
-
-    left = []
-    for point in points:
-        assert point.folder is not None
-        if is_done(point.folder):
-            log.info("finished already, nothing to do: %s", shown(point.folder))
-        else:
-            left.append(point)
-    return left
 
 
 def _run(current: sweep.Sweep, points: list[Point]) -> None:

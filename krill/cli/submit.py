@@ -22,7 +22,7 @@ from krill.launch.waiting import Followed, watch
 from krill.training.plan import announced
 
 if TYPE_CHECKING:
-    from krill.cli.app import Call
+    from krill.cli.call import Call
     from krill.cli.sweep import Sweep
 
 log = logging.getLogger("krill")
@@ -33,14 +33,13 @@ OWN_CODE = ("build", "keep", "read")
 
 def many(sweep: Sweep) -> None:
     """Submit the points of a sweep that are neither finished nor in the queue; wait for all, unless detach=true."""
-    from krill.cli.launchers import unfinished
     from krill.runs.standing import GOES_ON, standings
 
     first = sweep.points[0].config
     if sweep.dry_run:
         print("\n".join(_submission(Path("FOLDER"), sweep.points, first.sweep.slots).scripts()))
         return
-    left = unfinished(sweep.points)
+    left = jobs.unfinished(sweep.points)
     stands = standings([point.folder for point in left if point.folder])
     new = [point for point in left if point.folder and stands[point.folder].state not in GOES_ON]
     names = dict(zip((point.folder for point in left), jobs.names(left), strict=True))

@@ -22,9 +22,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krill import atomic, errors
-from krill.cli.app import Call
-from krill.cli.argv import quoted
-from krill.cli.compose import SCHEMA, as_typed
+from krill.cli.argv import as_typed, quoted
+from krill.cli.call import Call
+from krill.cli.commands import SCHEMA
 from krill.cli.jobs import Point
 from krill.errors import UsageError
 

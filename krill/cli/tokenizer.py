@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
+from krill.cli.call import Call
 from krill.config.location import outputs_root
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def point(composed: Any) -> None:
     app.answer(composed, TrainConfig, _place_and_make)
 
 
-def _place_and_make(config: TrainConfig, call: app.Call) -> None:
+def _place_and_make(config: TrainConfig, call: Call) -> None:
     if config.dry_run:
         from krill.data.obtain import tokenizer_folder
         from krill.sources.registry import check

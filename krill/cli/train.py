@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
+from krill.cli.call import Call
 from krill.cli.differences import from_experiment, since_last_start
 from krill.config.location import outputs_root
 
@@ -28,7 +29,7 @@ def point(composed: Any) -> float | None:
     return app.answer(composed, TrainConfig, train)
 
 
-def train(config: TrainConfig, call: app.Call) -> float | None:
+def train(config: TrainConfig, call: Call) -> float | None:
     """Prepare, then train in a folder of its own; the same run that was stopped goes on in its folder."""
     if config.dry_run:
         from krill.training.dry_run import plan
@@ -54,7 +55,7 @@ def train(config: TrainConfig, call: app.Call) -> float | None:
         return None
 
 
-def _lead(config: TrainConfig, call: app.Call) -> float | None:
+def _lead(config: TrainConfig, call: Call) -> float | None:
     """What one process does for all ranks: claim the folder, prepare, record; then train, with the others."""
     from krill.cli import places
     from krill.runs.claim import claim

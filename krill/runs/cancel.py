@@ -16,27 +16,23 @@ from krill.runs.standing import GOES_ON, standings
 
 def cancel(folder: Path) -> Iterator[tuple[str, bool]]:
     """End a run, or a sweep with all of its points; (what was done, whether it is or will be ended) of each."""
+    passed_on = False
     if is_sweep(folder):
-        yield from _parent_of(folder)
-        points = points_of(folder)
-    else:
-        points = [folder]
-    for point, stands in standings(points).items():
+        told = read_sweep(folder)
+        if told.get("host") == socket.gethostname() and _is_krill(told.get("pid")):
+            os.kill(
+                told["pid"], signal.SIGTERM
+            )  # it would begin further points; those that run it signals itself
+            passed_on = True
+            yield f"process {told['pid']}, which runs {shown(folder)}: asked to save and end", True
+    for point, stands in standings(points_of(folder) if is_sweep(folder) else [folder]).items():
         if stands.state not in GOES_ON:
             if not is_sweep(folder):
                 yield f"{shown(point)} is {stands.state}: there is nothing to end", True
         elif stands.job:
             yield _job(point, stands.job)
-        else:
+        elif not passed_on:
             yield _process(point)
-
-
-def _parent_of(sweep: Path) -> Iterator[tuple[str, bool]]:
-    """The command that runs the sweep, which would begin further points; it passes the signal on."""
-    told = read_sweep(sweep)
-    if told.get("host") == socket.gethostname() and _is_krill(told.get("pid")):
-        os.kill(told["pid"], signal.SIGTERM)
-        yield f"process {told['pid']}, which runs {shown(sweep)}: asked to save and end", True
 
 
 def _is_krill(pid: object) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from krill.errors import Stopped
-from krill.signals import EXIT
+from krill.signals import EXIT, winding_up
 from krill.training import ranks
 
 T = TypeVar("T")
@@ -72,6 +72,7 @@ class StopOnSignal(TrainerCallback):
     def check(self, step: int, steps: int) -> None:
         """Raise Stopped when a signal came while training, in its last step or the validation after it, too."""
         if came := self.came():
+            winding_up()
             raise Stopped(
                 f"stopped by {came.name} at step {step} of {steps}; the state is saved, "
                 "the same command goes on",
@@ -89,5 +90,6 @@ class StopOnSignal(TrainerCallback):
         if number == signal.SIGINT and (not self.training or self.received == signal.SIGINT):
             raise KeyboardInterrupt
         if not self.training:
+            winding_up()
             raise Stopped(f"stopped by {received.name}; the same command goes on", EXIT[received], received)
         self.received = received

@@ -11,7 +11,8 @@ from console import empty, run
 from krill import __version__
 from krill.cli import help
 from krill.cli.argv import clear_exclusive, quoted
-from krill.cli.compose import SCHEMA, composed
+from krill.cli.commands import SCHEMA
+from krill.cli.compose import composed
 from krill.config.location import CONF_DIR, description, group_names, options
 from krill.config.schema import TrainConfig
 from krill.config.validation import validated

@@ -10,7 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
-from krill.cli.compose import SCHEMA, composed
+from krill.cli.commands import SCHEMA
+from krill.cli.compose import composed
 from krill.config import schema
 from krill.config.location import CONF_DIR, options
 from krill.config.schema import Batch, HubTarget, Tokenizer, TrainConfig

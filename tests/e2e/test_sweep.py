@@ -153,3 +153,22 @@ def test_asked_to_it_stops_at_the_first_failure(krill: Command, corpus: str, tmp
     krill("tokenizer", "-m", "tokenizer.vocab_size=65000,300,400", *words, code=3)
     states = [row["state"] for row in rows(tmp_path / "outputs" / "sweeps" / "stops")]
     assert sorted(states) == ["failed", "not started", "not started"]
+
+
+@pytest.mark.parametrize(
+    "words", [("hardware=slurm_node",), ("-m", "lr=1e-3,3e-3", "hardware=slurm_gpu", "dry_run=true")]
+)
+def test_without_slurm_it_is_said_and_nothing_is_left(
+    krill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = krill("train", *words, code=2)
+    assert "no SLURM on this machine" in done.stderr
+    assert "hardware=auto" in done.stderr
+    assert not list(tmp_path.rglob("status.json"))
+
+
+def test_detach_is_for_clusters(krill: Command, tmp_path: Path):
+    done = krill("train", "detach=true", code=2)
+    assert "add hardware=slurm_gpu" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import pytest
 from transformers import TrainerControl
 
 from krill.errors import Stopped
+from krill.signals import stopping
 from krill.training.signals import EXIT, Cut, StopOnSignal
 
 NOTHING: Any = None
@@ -78,6 +79,23 @@ def test_outside_of_training_there_is_nothing_to_wait_for(begun: bool) -> None:
         assert stopped.value.exit_code == 75
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before", "while training"])
+def test_a_signal_that_is_repeated_does_not_disturb_what_winds_up(begun: bool) -> None:
+    """A scheduler sends it to every process, and a parent passes it on."""
+
+    def stopped() -> None:
+        with StopOnSignal() as stop:
+            if begun:
+                stop.on_train_begin(NOTHING, NOTHING, NOTHING)
+            send(signal.SIGTERM)
+            stop.check(3, 9)
+
+    with stopping():
+        with pytest.raises(Stopped):
+            stopped()
+        send(signal.SIGTERM)  # the run's record is being written
 
 
 def test_the_signals_are_given_back() -> None:
