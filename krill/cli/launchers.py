@@ -66,12 +66,9 @@ def register() -> None:
     for plugin in (PoolLauncher, SlurmLauncher, Sweeper):
         plugin.__module__ = "hydra_plugins.krill"
         Plugins.instance().register(plugin)
-    stored = ConfigStore.instance().repo["hydra"]["launcher"]
-    for name in (
-        "submitit_local",
-        "submitit_slurm",
-    ):  # conf/hydra/launcher has others of these names
-        stored.pop(f"{name}.yaml", None)
+    # conf/hydra/launcher has others of these names
+    for name in ("submitit_local", "submitit_slurm"):
+        ConfigStore.instance().repo["hydra"]["launcher"].pop(f"{name}.yaml", None)
 
 
 def _run(current: sweep.Sweep, points: list[Point]) -> None:

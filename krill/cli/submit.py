@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,9 @@ def many(sweep: Sweep) -> None:
     """Submit the points of a sweep that are neither finished nor in the queue; wait for all, unless detach=true."""
     from krill.runs.standing import GOES_ON, standings
 
-    first = sweep.points[0].config
     if sweep.dry_run:
-        print("\n".join(_submission(Path("FOLDER"), sweep.points, first.sweep.slots).scripts()))
+        for points in _alike(sweep.points):
+            print("\n".join(_submission(Path("FOLDER"), points).scripts()))
         return
     left = jobs.unfinished(sweep.points)
     stands = standings([point.folder for point in left if point.folder])
@@ -46,14 +47,21 @@ def many(sweep: Sweep) -> None:
     for point in left:
         if point not in new and point.folder:
             log.info("%s: in the queue already, job %s", names[point.folder], stands[point.folder].job)
-    if new:
-        folder = jobs.new_folder(sweep.folder / ".jobs")
-        _hand_in(_submission(folder, new, first.sweep.slots), new)
-    if first.detach:
+    for points in _alike(new):
+        _hand_in(_submission(jobs.new_folder(sweep.folder / ".jobs"), points), points)
+    if sweep.points[0].config.detach:
         _say_next(sweep.folder)
     elif left:
         with _going_on(sweep.folder):
             watch({folder: name for folder, name in names.items() if folder})
+
+
+def _alike(points: Sequence[Point]) -> list[list[Point]]:
+    """Points by what they ask of SLURM: jobs of one array are alike."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(json.dumps(_request(point), sort_keys=True), []).append(point)
+    return list(groups.values())
 
 
 def one(config: TrainConfig | InferConfig, call: Call) -> None:
@@ -64,7 +72,7 @@ def one(config: TrainConfig | InferConfig, call: Call) -> None:
     if announced() > 1:
         raise UsageError("ranks were started already (WORLD_SIZE): leave hardware=slurm_… out")
     if config.dry_run:
-        print("\n".join(_submission(Path("FOLDER"), [Point(call, config, None, None)], "auto").scripts()))
+        print("\n".join(_submission(Path("FOLDER"), [Point(call, config, None, None)]).scripts()))
         return
     if call.command == "train":
         assert isinstance(config, TrainConfig)
@@ -74,7 +82,7 @@ def one(config: TrainConfig | InferConfig, call: Call) -> None:
     else:
         point = Point(call, config, None, None)
     folder = jobs.new_folder(outputs_root() / "jobs", config.name)
-    numbers = _hand_in(_submission(folder, [point], "auto"), [point])
+    numbers = _hand_in(_submission(folder, [point]), [point])
     if config.detach:
         _say_next(point.folder or folder)
         return
@@ -88,7 +96,7 @@ def _with_folder(config: TrainConfig, call: Call) -> Point | None:
     """The training with the folder that it has or gets; None: it is finished there."""
     from krill.cli import places
     from krill.runs.claim import claim
-    from krill.runs.record import Record, shown
+    from krill.runs.record import shown
 
     identity = places.identity("train", config)
     claimed = claim(
@@ -99,23 +107,23 @@ def _with_folder(config: TrainConfig, call: Call) -> Point | None:
         log.info("finished already, nothing to do: %s", shown(claimed.folder))
         print(shown(claimed.folder))
         return None
-    with claimed:
-        Record(claimed.folder).update(signature=identity, state="queued")
+    with claimed:  # until here: the job will hold it
+        pass
     return Point(call, config, claimed.folder, identity)
 
 
-def _submission(folder: Path, points: Sequence[Point], slots: int | str) -> Submission:
-    call, config = points[0].call, points[0].config
-    asked = OmegaConf.to_container(call.hydra.launcher, resolve=True)
+def _submission(folder: Path, points: Sequence[Point]) -> Submission:
+    slots = points[0].config.sweep.slots
+    at_once = None if slots == "auto" else slots
+    return Submission(folder, command(jobs.MODULE, folder), _request(points[0]), len(points), at_once)
+
+
+def _request(point: Point) -> dict[str, Any]:
+    """What a point asks of SLURM."""
+    asked = OmegaConf.to_container(point.call.hydra.launcher, resolve=True)
     assert isinstance(asked, dict)
     asks = {str(key): value for key, value in asked.items() if key != "_target_"}
-    return Submission(
-        folder,
-        command(jobs.MODULE, folder),
-        request(config.hardware, asks, config.name, trains=call.command == "train"),
-        len(points),
-        None if slots == "auto" else int(slots),
-    )
+    return request(point.config.hardware, asks, point.config.name, trains=point.call.command == "train")
 
 
 def _hand_in(submission: Submission, points: Sequence[Point]) -> dict[str, str]:
@@ -145,9 +153,8 @@ def _hand_in(submission: Submission, points: Sequence[Point]) -> dict[str, str]:
                 _restore(place, status)
         raise
     arrays = dict.fromkeys(number.partition("_")[0] for number in numbers.values())
-    log.info("submitted   %d jobs: %s", len(points), ", ".join(arrays)) if len(points) > 1 else log.info(
-        "submitted   job %s", *arrays
-    )
+    what = f"{len(points)} jobs:" if len(points) > 1 else "job"
+    log.info("submitted   %s %s", what, ", ".join(arrays))
     return numbers
 
 
@@ -177,19 +184,15 @@ def _own_code(config: TrainConfig | InferConfig) -> list[str]:
     return found
 
 
-class _going_on:
+@contextmanager
+def _going_on(place: Path) -> Iterator[None]:
     """While waiting for jobs: whoever stops that is told that they go on."""
-
-    def __init__(self, place: Path):
-        self.place = place
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, (Stopped, KeyboardInterrupt)):
-            log.info("the jobs go on without this command")
-            _say_next(self.place)
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt):
+        log.info("the jobs go on without this command")
+        _say_next(place)
+        raise
 
 
 def _say_next(place: Path) -> None:

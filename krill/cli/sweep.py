@@ -71,9 +71,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         """What Hydra hands over."""
         self.config: DictConfig = config
         self.hydra_context: HydraContext = hydra_context
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        self.task_function: TaskFunction = task_function
 
     def sweep(self, arguments: list[str]) -> Any:
         """Compose and validate every point, then hand all of them to the launcher.
@@ -85,25 +83,30 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         )
         points = [list(point) for point in BasicSweeper.split_arguments(every, None)[0]]
-        with (
-            read_write(self.config),
-            open_dict(self.config),
-        ):  # or a swept name would move single points elsewhere
-            folder = Path(self.config.hydra.sweep.dir)
+        folder = Path(self.config.hydra.sweep.dir)
+        with read_write(self.config), open_dict(self.config):
+            # Or a swept name would move single points elsewhere.
             self.config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={folder}"))
-        _current.append(_begun(self.hydra_context.config_loader, self.config, folder, points))
+            _current.append(_begun(self.hydra_context.config_loader, self.config, folder, points))
+            # That of the points: hardware= may be swept, and it is what chooses one.
+            self.config.hydra.launcher = current().points[0].call.hydra.launcher
         if not current().dry_run:
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
             _record(self.config, current(), arguments)
         try:
-            results = self.launcher.launch(points, initial_job_idx=0)
+            results = self._launcher().launch(points, initial_job_idx=0)
         except UsageError:  # no point has begun
             _current.pop()
             raise
         for result in results:
             _ = result.return_value  # raises what a point of Hydra's own launchers raised
         return [results]
+
+    def _launcher(self) -> Launcher:
+        return Plugins.instance().instantiate_launcher(
+            hydra_context=self.hydra_context, task_function=self.task_function, config=self.config
+        )
 
 
 def _begun(loader: Any, config: DictConfig, folder: Path, every: list[list[str]]) -> Sweep:
@@ -127,6 +130,8 @@ def _begun(loader: Any, config: DictConfig, folder: Path, every: list[list[str]]
                 wrong.setdefault(line, []).append(" ".join(overrides))
     if wrong:
         raise UsageError("\n".join(_where(fault, found, len(every)) for fault, found in wrong.items()))
+    if len({point.call.hydra.launcher._target_ for point in points}) > 1:
+        raise UsageError("some points are for SLURM and some for this machine: give a command for each")
     log.info("sweep: %d points%s", len(points), "" if dry_run else f" in {folder}")
     return Sweep(folder, command, points, dry_run)
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 
 from krill.config.schema import Slurm
 from krill.errors import UsageError
@@ -51,6 +52,7 @@ def gpus_of_a_node(slurm: Slurm) -> int:
     return min(counts)
 
 
+@cache
 def nodes_of(partition: str | None, gpu_type: str | None = None) -> Nodes:
     """The nodes of a partition; None: of the default one."""
     check_here()
@@ -66,6 +68,7 @@ def nodes_of(partition: str | None, gpu_type: str | None = None) -> Nodes:
     )
 
 
+@cache
 def longest_array() -> int:
     """Tasks that one array may have."""
     told = "\n".join(asked("scontrol", "show", "config"))

@@ -73,6 +73,12 @@ def test_its_folder_is_not_given_twice(cluster: Cluster, krill: Krill) -> None:
     wait_for(lambda: {row["state"] for row in krill.rows("outputs/runs/llama_pico")} == {"cancelled"})
 
 
+def test_what_sbatch_refuses_leaves_no_folder(krill: Krill) -> None:
+    krill("train", "hardware=slurm_gpu", *SMALL, "hardware.slurm.qos=nonsense", code=2)
+    assert "change hardware.slurm.qos=" in krill.messages()
+    assert not list((krill.folder / "outputs").glob("runs/*/*"))
+
+
 def test_dry_run_prints_the_script(cluster: Cluster, krill: Krill) -> None:
     options = "hardware.slurm.options={mail-type: END, exclusive: true}"
     more = ("hardware.slurm.account=lab", "hardware.slurm.setup=[module load cuda]", "hardware.slurm.time=2h")

@@ -154,6 +154,18 @@ def test_detached_it_returns_at_once_and_submits_nothing_twice(cluster: Cluster,
     wait_for(lambda: {row["state"] for row in krill.rows(str(SWEEP))} == {"cancelled"})
 
 
+def test_what_is_swept_may_be_the_size_of_the_jobs(cluster: Cluster, krill: Krill) -> None:
+    words = ("-m", "hardware=slurm_cpu,slurm_gpu", "tokenizer.vocab_size=300,310", "name=sizes")
+    script = krill("tokenizer", *words, "dry_run=true")
+    assert script.count("#SBATCH --array=0-1%2") == 2
+    assert script.count("#SBATCH --gpus-per-node=1") == 1
+    krill("tokenizer", *words)
+    rows = krill.rows("outputs/sweeps/sizes")
+    assert {row["state"] for row in rows} == {"finished"}
+    krill("tokenizer", "-m", "hardware=slurm_cpu,cpu", "tokenizer.vocab_size=300,310", "name=mixed", code=2)
+    assert "some points are for SLURM and some for this machine" in krill.messages()
+
+
 def test_what_sbatch_refuses_leaves_nothing_behind(krill: Krill) -> None:
     words = ("-m", "lr=1e-3,3e-3", "hardware=slurm_gpu", *SMALL)
     krill("train", *words, "hardware.slurm.qos=nonsense", code=2)
