@@ -39,11 +39,8 @@ def _make(call: Call, on_slurm: bool) -> int:
         _record_failure(call, error)
         raise
     except Stopped as stop:
-        if (
-            on_slurm
-            and stop.exit_code == REQUEUE
-            and (done := task.back_to_queue(stop.received, _requeues(call)))
-        ):
+        goes_on = on_slurm and stop.exit_code == REQUEUE
+        if goes_on and (done := task.back_to_queue(stop.received, _requeues(call))):
             log.info(done)
         raise
     return DONE

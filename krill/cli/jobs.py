@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -99,9 +98,4 @@ def read(folder: Path, index: int, on_slurm: bool) -> Call:
     assert isinstance(composed, DictConfig)
     place = value["folder"] and Path(value["folder"])
     job = Job(value["config"], place, value["identity"], on_slurm)
-    return Call(composed, _typed(value["hydra"]), value["sweep"] and Path(value["sweep"]), job)
-
-
-def _typed(hydra: dict[str, Any]) -> DictConfig:
-    """Hydra's part of a configuration; what was typed may hold ${…}, which is kept as it is."""
-    return OmegaConf.create(hydra)
+    return Call(composed, OmegaConf.create(value["hydra"]), value["sweep"] and Path(value["sweep"]), job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -124,10 +123,8 @@ class Submission:
         known = executor._valid_parameters()
         plain = {key: value for key, value in self.asks.items() if key in known}
         others = {key.replace("_", "-"): value for key, value in self.asks.items() if key not in known}
-        srun = [
-            "--kill-on-bad-exit=0",
-            "--wait=120",
-        ]  # ranks that are done first do not end one that still saves
+        # Ranks that are done first do not end one that still saves.
+        srun = ["--kill-on-bad-exit=0", "--wait=120"]
         if "cpus_per_task" in self.asks:
             srun.append(f"--cpus-per-task={self.asks['cpus_per_task']}")  # srun does not take sbatch's
         executor.update_parameters(
@@ -180,13 +177,5 @@ def _refusal(said: str) -> str:
 
 
 def _after(jobs: Mapping[str, str]) -> str:
-    return (
-        f" (submitted before: {', '.join(dict.fromkeys(job.partition('_')[0] for job in jobs.values()))})"
-        if jobs
-        else ""
-    )
-
-
-def read_jobs(folder: Path) -> dict[str, str]:
-    """jobs.json of a submission."""
-    return dict(json.loads((folder / JOBS).read_text(encoding="utf-8")))
+    arrays = ", ".join(dict.fromkeys(job.partition("_")[0] for job in jobs.values()))
+    return f" (submitted before: {arrays})" if arrays else ""
