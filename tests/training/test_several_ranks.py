@@ -146,6 +146,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     wait_for_step(moved, 4, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
+    assert_gone(moved)
     step = checkpoints.step(checkpoints.found(moved / "checkpoints")[-1])
     assert 4 <= step < 8
 
