@@ -15,16 +15,25 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
 from krill import atomic, errors
-from krill.config.schema import Section
 from krill.errors import KrillError, Stopped
 from krill.runs.slurm import current_job
 
+if TYPE_CHECKING:  # krill-runs needs no schema, which takes longer to load than all that it does
+    from krill.config.schema import Section
+
 State = Literal["queued", "running", "finished", "failed", "stopped"]
+STATES = get_args(State)
+KINDS: dict[str, type] = {
+    "name": str, "command": str, "overrides": list, "metrics": dict, "best": dict, "start": str, "end": str,
+    "error": str, "host": str, "pid": int, "slurm_job_id": str, "submission": str, "submitted_as": str, "result": str,
+    "starts": int, "steps": int,
+}  # fmt: skip
+"""Of what kind an entry of status.json is, where it is not null."""
 log = logging.getLogger("krill")
 
 TAIL = 2**14
@@ -32,12 +41,21 @@ TAIL = 2**14
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """status.json of a run folder, or None where there is none, or none of krill's."""
+    """status.json of a run folder, or None where there is none, or none of krill's; entries of a wrong kind are left
+    out."""
     try:
         status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError):
         return None
-    return status if isinstance(status, dict) and {"signature", "state"} <= status.keys() else None
+    if not isinstance(status, dict) or not isinstance(status.get("signature"), str):
+        return None
+    if status.get("state") not in STATES:
+        return None
+    return {
+        key: value
+        for key, value in status.items()
+        if value is None or isinstance(value, KINDS.get(key, object))
+    }
 
 
 def is_done(folder: Path) -> bool:
@@ -154,13 +172,13 @@ def last_metrics(folder: Path) -> dict[str, Any]:
         with open(folder / "metrics.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
             lines = file.read().split(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return {}
     found: dict[str, Any] = {}
     for line in lines[:-1]:
         try:
             found |= json.loads(line)
-        except ValueError:  # the first one may have been cut
+        except (ValueError, TypeError):  # the first one may have been cut
             continue
     return found
 
@@ -202,11 +220,12 @@ def now() -> str:
 
 
 def seconds(status: dict[str, Any]) -> float | None:
-    """Wall time between start and end of a run, or until now."""
-    if not status.get("start"):
+    """Wall time between start and end of a run, or until now; None where that is not known."""
+    try:
+        start = datetime.fromisoformat(status["start"]).timestamp()
+        end = datetime.fromisoformat(status["end"]).timestamp() if status.get("end") else time.time()
+    except (KeyError, TypeError, ValueError):
         return None
-    start = datetime.fromisoformat(status["start"]).timestamp()
-    end = datetime.fromisoformat(status["end"]).timestamp() if status.get("end") else time.time()
     return end - start
 
 

@@ -5,15 +5,14 @@ A run that is killed cannot say so: its status.json says "running" for ever.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-from filelock import FileLock, Timeout
 
 from krill.runs import slurm
 from krill.runs.record import read_status
@@ -37,7 +36,11 @@ class Standing:
 
 def standings(folders: Sequence[Path]) -> dict[Path, Standing]:
     """How the runs in `folders` stand; SLURM is asked once for all."""
-    statuses = {folder: read_status(folder) for folder in folders}
+    return standings_of({folder: status_at(folder) for folder in folders})
+
+
+def standings_of(statuses: Mapping[Path, dict[str, Any] | None]) -> dict[Path, Standing]:
+    """`standings` of runs whose status is known already."""
     jobs = {folder: job_of(status) for folder, status in statuses.items() if status}
     states = slurm.job_states({job for folder, job in jobs.items() if job and _is_open(statuses[folder])})
     return {
@@ -50,24 +53,53 @@ def standing(folder: Path) -> Standing:
     return standings([folder])[folder]
 
 
+def status_at(folder: Path) -> dict[str, Any] | None:
+    """What is known of the run in `folder`; of a submission whose result has no folder yet: that it waits."""
+    status = read_status(folder)
+    return of_submission(folder) if status is None else status
+
+
+def of_submission(folder: Path) -> dict[str, Any] | None:
+    """A status for the one call in outputs/jobs/<…> that has no run folder, as a preparation has none."""
+    call = _read(folder / "0.json")
+    if not call or call.get("folder") or not _read(folder / "jobs.json"):
+        return None
+    try:
+        hydra = call["hydra"]
+        return {
+            "state": "queued", "signature": "", "name": str(call["config"]["name"]),
+            "command": str(hydra["job"]["config_name"]), "overrides": list(hydra["overrides"]["task"]),
+            "submission": str(folder), "submitted_as": "0",
+        }  # fmt: skip
+    except (KeyError, TypeError):
+        return None
+
+
 def job_of(status: dict[str, Any]) -> str | None:
     """The SLURM job of a run: the one that it runs in, or waits for."""
     if status["state"] != "queued":
         return status.get("slurm_job_id")
-    try:
-        jobs = json.loads((Path(status["submission"]) / "jobs.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError):
-        return None
-    return jobs.get(status.get("submitted_as"))
+    job = _read(Path(status.get("submission") or os.devnull) / "jobs.json").get(
+        status.get("submitted_as") or ""
+    )
+    return job if isinstance(job, str) else None
 
 
 def log_of(folder: Path, status: dict[str, Any]) -> Path:
     """Where the messages of a run are: its log, else what its job printed before there was one."""
     own, job = folder / "log.txt", job_of(status)
-    if own.exists() or "submission" not in status:
+    if own.exists() or not status.get("submission"):
         return own
-    name = f"{job}_0_log.err" if job else f"{status['submitted_as']}.log"
+    name = f"{job}_0_log.err" if job else f"{status.get('submitted_as')}.log"
     return Path(status["submission"]) / name
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _is_open(status: dict[str, Any] | None) -> bool:
@@ -89,6 +121,8 @@ def _standing(
     of_job = states[job]
     if of_job in slurm.LIVING:
         return Standing("running" if of_job in ("RUNNING", "COMPLETING") else "queued", of_job.lower(), job)
+    if of_job == "COMPLETED" and status.get("submission") == str(folder):  # nobody but SLURM can say so
+        return Standing("finished", "", job)
     if of_job == "CANCELLED":
         return Standing("cancelled", f"SLURM: {of_job}", job)
     if state == "stopped":
@@ -102,32 +136,46 @@ def _of_process(folder: Path, status: dict[str, Any]) -> Standing:
         return Standing("stopped", status.get("error") or "")
     if state == "queued":
         return Standing("killed", "was never submitted")
-    if host == socket.gethostname() and not _lives(pid):
+    here = host == socket.gethostname()
+    if here and not _lives(pid):
         return Standing("killed", f"process {pid} is gone")
-    if _is_locked(folder):
+    locked = _is_locked(folder)
+    if locked:
         return Standing("running")
-    if host != socket.gethostname():  # some file systems show no locks of other machines
+    if not here:  # some file systems show no locks of other machines
         return Standing("running", f"on {host}, says its status; its lock is not seen from here")
+    if locked is None:
+        return Standing("running", f"process {pid} lives; its lock cannot be read")
     return Standing("killed", f"process {pid} is gone")
 
 
 def _lives(pid: Any) -> bool:
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+    except (ProcessLookupError, OverflowError, TypeError, ValueError):
         return False
     except PermissionError:
         pass
     return True
 
 
-def _is_locked(folder: Path) -> bool:
-    lock = FileLock(folder / ".lock")
+def _is_locked(folder: Path) -> bool | None:
+    """Whether a process holds the lock of a run; None: it cannot be told.
+
+    The file is only read: looking must neither make one nor need the right to write, as runs of others are looked at.
+    """
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return True
-    except OSError:  # somebody else's folder
+        file = os.open(folder / ".lock", os.O_RDONLY)
+    except FileNotFoundError:
         return False
-    lock.release()
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(file)
     return False

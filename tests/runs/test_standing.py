@@ -75,6 +75,29 @@ def test_what_cannot_be_seen_from_here_is_said(tmp_path: Path) -> None:
     assert "elsewhere" in stands.why
 
 
+def test_looking_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", "running")
+    standing(folder)
+    assert [file.name for file in folder.iterdir()] == ["status.json"]
+
+
+def test_a_lock_that_cannot_be_read_is_no_death(tmp_path: Path) -> None:
+    """That of somebody else's run, in outputs that several people share."""
+    folder = run(tmp_path / "a", "running")
+    (folder / ".lock").symlink_to(".lock")  # refused to whomever, even to root
+    stands = standing(folder)
+    assert (stands.state, "cannot be read" in stands.why) == ("running", True)
+    assert standing(run(folder, "running", pid=2**22 + 1)).state == "killed"
+
+
+def test_a_lock_that_is_held_is_seen_without_the_right_to_write(tmp_path: Path) -> None:
+    with claim("a" * 64, tmp_path) as claimed:
+        folder = run(claimed.folder, "running")
+        (folder / ".lock").chmod(0o444)
+        assert standing(folder).state == "running"
+        assert standing(folder).why == ""
+
+
 JOBS = "7|RUNNING\n8_1|PENDING\n9|FAILED\n10|OUT_OF_MEMORY\n11|CANCELLED\n12|COMPLETED"
 
 
@@ -139,6 +162,33 @@ def test_one_that_waits_knows_its_job_by_its_submission(
 
 def test_one_whose_submission_was_killed_before_it_was_submitted(tmp_path: Path) -> None:
     assert standing(submitted(tmp_path, job=None)).state == "killed"
+
+
+@pytest.mark.parametrize("jobs", ["[]", "{", '{"1": 8}'])
+def test_a_submission_that_is_damaged_is_told_as_one_that_never_was(tmp_path: Path, jobs: str) -> None:
+    folder = submitted(tmp_path, job=None)
+    (tmp_path / "submission" / "jobs.json").write_text(jobs)
+    assert standing(folder).state == "killed"
+
+
+@pytest.mark.parametrize(
+    ("number", "state"),
+    [("7", "running"), ("8_1", "queued"), ("9", "failed"), ("11", "cancelled"), ("12", "finished")],
+)
+def test_of_a_call_without_a_run_folder_slurm_alone_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, state: str
+) -> None:
+    told_by(tmp_path, monkeypatch, JOBS)
+    call = {
+        "config": {"name": "text"}, "folder": None,
+        "hydra": {"job": {"config_name": "preprocess"}, "overrides": {"task": ["data=x"]}},
+    }  # fmt: skip
+    (tmp_path / "0.json").write_text(json.dumps(call))
+    assert standing(tmp_path).state == "not started", "it was not submitted"
+    (tmp_path / "jobs.json").write_text(json.dumps({"0": number}))
+    assert (standing(tmp_path).state, standing(tmp_path).job) == (state, number)
+    (tmp_path / "0.json").write_text(json.dumps(call | {"folder": "outputs/runs/a"}))
+    assert standing(tmp_path).state == "not started", "its run stands for it"
 
 
 def test_a_folder_that_waits_in_the_queue_is_given_to_nobody_but_its_job(
