@@ -7,11 +7,16 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from krill.runs.find import is_sweep, points_of, read_sweep
 from krill.runs.record import read_status, shown
 from krill.runs.standing import GOES_ON, standings
+
+SLACK = 60.0
+"""Seconds that a clock which is set may move the beginning of a process."""
 
 
 def cancel(folder: Path) -> Iterator[tuple[str, bool]]:
@@ -19,10 +24,9 @@ def cancel(folder: Path) -> Iterator[tuple[str, bool]]:
     passed_on = False
     if is_sweep(folder):
         told = read_sweep(folder)
-        if told.get("host") == socket.gethostname() and _is_krill(told.get("pid")):
-            os.kill(
-                told["pid"], signal.SIGTERM
-            )  # it would begin further points; those that run it signals itself
+        if told.get("host") == socket.gethostname() and _lives(told):
+            # It would begin further points; those that run it signals itself.
+            os.kill(told["pid"], signal.SIGTERM)
             passed_on = True
             yield f"process {told['pid']}, which runs {shown(folder)}: asked to save and end", True
     for point, stands in standings(points_of(folder) if is_sweep(folder) else [folder]).items():
@@ -35,16 +39,24 @@ def cancel(folder: Path) -> Iterator[tuple[str, bool]]:
             yield _process(point)
 
 
-def _is_krill(pid: object) -> bool:
-    """Whether the process of this number is one of krill's: numbers are used again."""
+def _lives(told: dict[str, Any]) -> bool:
+    """Whether the process that wrote this sweep.json still is: its number may have been given to another one, even of
+    krill, which began later."""
+    import psutil
+
     try:
-        return b"krill" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
+        process = psutil.Process(int(told["pid"]))
+        wrote = datetime.fromisoformat(told["start"]).timestamp()
+        return process.create_time() < wrote + SLACK and any("krill" in word for word in process.cmdline())
+    except (psutil.Error, KeyError, TypeError, ValueError):
         return False
 
 
 def _job(point: Path, job: str) -> tuple[str, bool]:
-    done = subprocess.run(["scancel", job], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["scancel", job], capture_output=True, text=True)
+    except FileNotFoundError:
+        return f"{shown(point)}: no scancel here; where SLURM is, type scancel {job}", False
     if done.returncode:
         return f"{shown(point)}: scancel {job}: {done.stderr.strip()}", False
     return f"{shown(point)}: job {job} cancelled", True
