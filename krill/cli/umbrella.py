@@ -44,7 +44,7 @@ def _help() -> str:
 
 def _description(command: str) -> str:
     if command == "runs":  # it has no configuration
-        from krill.cli import runs
+        from krill.cli.runs_words import DESCRIPTION
 
-        return runs.DESCRIPTION
+        return DESCRIPTION
     return description(CONF_DIR / f"{command}.yaml")

@@ -1,15 +1,47 @@
-"""Runs and sweeps by what a person calls them."""
+"""Runs and sweeps by what a person calls them; each status is read once."""
 
 from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from krill.errors import UsageError
 from krill.runs.record import read_status, shown
+from krill.runs.standing import of_submission, status_at
+
+DEPTH = 3
+"""Folders below one that is named in which runs are looked for: outputs/runs/<name>/<run>."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, or the point of a sweep."""
+
+    folder: Path
+    status: dict[str, Any] | None
+    """What it wrote of itself; None: it has not begun."""
+    sweep: Path | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    """What its sweep says of it: command, overrides."""
+
+
+@dataclass(frozen=True)
+class Several:
+    """A sweep, or any folder with runs in it."""
+
+    folder: Path
+    told: dict[str, Any]
+    """Its sweep.json; empty for what is no sweep."""
+    runs: list[Run]
+
+
+Place = Run | Several
 
 
 def is_sweep(folder: Path) -> bool:
@@ -28,66 +60,129 @@ def read_sweep(folder: Path) -> dict[str, Any]:
 
 def points_of(sweep: Path) -> list[Path]:
     """Folders of a sweep's points: those of the sweep that was given last, and what else is there."""
-    last = [sweep / point["folder"] for point in read_sweep(sweep).get("points", [])]
-    return [*last, *(folder for folder in _runs_in(sweep) if folder not in last)]
+    return [run.folder for run in _points(sweep, read_sweep(sweep))]
 
 
-def below(root: Path) -> list[Path]:
-    """Every single run and every sweep below an outputs folder, the newest first."""
-    runs = [folder for name in _folders(root / "runs") for folder in _runs_in(name)]
-    sweeps = [folder for folder in _folders(root / "sweeps") if is_sweep(folder) or _runs_in(folder)]
-    return sorted([*runs, *sweeps], key=_begun, reverse=True)
+def runs_at(folders: Sequence[Path]) -> list[Run]:
+    """The run in each of these folders, begun or not."""
+    points = cache(lambda sweep: _listed(read_sweep(sweep)) if is_sweep(sweep) else None)
+    return [_run(folder, status_at(folder), points(folder.parent)) for folder in folders]
 
 
-def runs_of(folder: Path) -> list[Path]:
-    """The runs that a folder stands for: itself, its points, or what lies in it."""
-    if read_status(folder) is not None:
-        return [folder]
-    return points_of(folder) if is_sweep(folder) else _runs_in(folder)
+def below(root: Path) -> list[Place]:
+    """Every single run and every sweep below an outputs folder, the newest first; and what was submitted that has no
+    folder of its own."""
+    runs = [run for name in _folders(root / "runs") for run in _runs_in(name)]
+    jobs = [Run(folder, status) for folder in _folders(root / "jobs") if (status := of_submission(folder))]
+    sweeps = [place for folder in _folders(root / "sweeps") if (place := at(folder))]
+    return sorted([*runs, *jobs, *sweeps], key=_begun, reverse=True)
 
 
-def named(text: str, root: Path) -> Path:
+def at(folder: Path) -> Place | None:
+    """What lies in `folder`: a run, a sweep, or runs."""
+    if (status := status_at(folder)) is not None:
+        return runs_at([folder])[0] if is_sweep(folder.parent) else Run(folder, status)
+    if is_sweep(folder):
+        told = read_sweep(folder)
+        return Several(folder, told, list(_points(folder, told)))
+    runs = list(_within(folder, DEPTH))
+    return Several(folder, {}, runs) if runs else None
+
+
+def runs_of(place: Place) -> list[Run]:
+    """The runs that a place stands for: itself, or those in it."""
+    return [place] if isinstance(place, Run) else place.runs
+
+
+def named(text: str, root: Path) -> Place:
     """The run or sweep that `text` means: its folder, a glob (the newest), or the beginning of its name or signature.
 
     Raises UsageError when there is none, or more than one.
     """
-    if _is_known(Path(text)):
-        return Path(text).absolute()
-    matches = [path for path in map(Path, glob.glob(text)) if _is_known(path)]
+    if place := at(Path(text).absolute()):
+        return place
+    matches = [place for path in glob.glob(text) if (place := at(Path(path).absolute()))]
     if matches:
-        return max(matches, key=_begun).absolute()
+        return max(matches, key=_begun)
     every = below(root)
-    every += [point for sweep in every if read_status(sweep) is None for point in points_of(sweep)]
-    fitting = [folder for folder in every if text in (folder.name, _signature(folder)[:8])]
+    every += [run for place in every if isinstance(place, Several) for run in place.runs]
+    fitting = [place for place in every if text in (place.folder.name, _signature(place)[:8])]
     fitting = fitting or [
-        folder for folder in every if folder.name.startswith(text) or _signature(folder).startswith(text)
+        place for place in every if place.folder.name.startswith(text) or _signature(place).startswith(text)
     ]
     if not fitting:
         raise UsageError(f"{text}: no run or sweep of this name; krill-runs lists all")
     if len(fitting) > 1:
         raise UsageError(
-            f"{text} may be {', '.join(str(shown(folder)) for folder in fitting)}: write more of it"
+            f"{text} may be {', '.join(str(shown(place.folder)) for place in fitting)}: write more of it"
         )
     return fitting[0]
 
 
-def _is_known(folder: Path) -> bool:
-    return read_status(folder) is not None or is_sweep(folder) or bool(_runs_in(folder))
+def _run(folder: Path, status: dict[str, Any] | None, points: dict[str, dict[str, Any]] | None) -> Run:
+    """`points`: those that the sweep in the parent folder knows; None: there is none."""
+    return Run(
+        folder, status, folder.parent if points is not None else None, (points or {}).get(folder.name, {})
+    )
 
 
-def _signature(folder: Path) -> str:
-    return str((read_status(folder) or {}).get("signature", ""))
+def _points(sweep: Path, told: dict[str, Any]) -> Iterator[Run]:
+    listed = _listed(told)
+    for name in listed:
+        yield _run(sweep / name, read_status(sweep / name), listed)
+    for folder in _folders(sweep):
+        if folder.name not in listed and (status := read_status(folder)) is not None:
+            yield Run(folder, status, sweep, {"command": told.get("command")})
 
 
-def _runs_in(folder: Path) -> list[Path]:
-    return [run for run in _folders(folder) if read_status(run) is not None]
+def _listed(sweep: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name of its folder → what sweep.json says of a point, and the sweep's command."""
+    points = sweep.get("points")
+    points = [point for point in points if isinstance(point, dict)] if isinstance(points, list) else []
+    command = {"command": sweep.get("command")}
+    return {point["folder"]: point | command for point in points if isinstance(point.get("folder"), str)}
+
+
+def _within(folder: Path, depth: int) -> Iterator[Run]:
+    for child in _folders(folder):
+        if (status := read_status(child)) is not None:
+            yield Run(child, status)
+        elif is_sweep(child):
+            yield from _points(child, read_sweep(child))
+        elif depth > 1:
+            yield from _within(child, depth - 1)
+
+
+def _runs_in(folder: Path) -> list[Run]:
+    return [Run(run, status) for run in _folders(folder) if (status := read_status(run)) is not None]
 
 
 def _folders(parent: Path) -> Sequence[Path]:
-    if not parent.is_dir():
+    try:
+        return sorted(
+            entry for entry in parent.iterdir() if not entry.name.startswith(".") and entry.is_dir()
+        )
+    except OSError:  # not there, or somebody else's
         return []
-    return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _begun(folder: Path) -> str:
-    return str((read_status(folder) or read_sweep(folder)).get("start") or "")
+def _signature(place: Place) -> str:
+    return str((place.status or {}).get("signature", "")) if isinstance(place, Run) else ""
+
+
+def _begun(place: Place) -> str:
+    """When it began, as it says; of what only waits so far: when it was written."""
+    if isinstance(place, Several):
+        start = place.told.get("start")
+        return start if isinstance(start, str) else max(map(_begun, place.runs), default="")
+    if place.status is None:
+        return ""
+    if start := place.status.get("start"):
+        return str(start)
+    for name in ("status.json", "jobs.json"):
+        try:
+            written = (place.folder / name).stat().st_mtime
+        except OSError:
+            continue
+        return datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
+    return ""

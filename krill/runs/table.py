@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from krill import atomic
-from krill.runs.record import last_metrics, read_status, seconds
-from krill.runs.standing import Standing, log_of, standings
+from krill.runs import slurm
+from krill.runs.find import Run, runs_at
+from krill.runs.record import last_metrics, seconds
+from krill.runs.standing import GOES_ON, Standing, log_of, standings_of
 
-WIDTH = 160
+WIDTH = 200
 """Columns of a table that is not printed to a terminal."""
 
 
@@ -25,8 +27,10 @@ class Row:
 
     folder: str
     name: str
-    overrides: tuple[str, ...]
+    command: str
     state: str
+    why: str
+    overrides: tuple[str, ...]
     step: int | None
     steps: int | None
     loss: float | None
@@ -41,12 +45,18 @@ class Row:
     job: str | None
     error: str
     log: str
+    sweep: str | None
 
 
 def rows(folders: Sequence[Path], failures: Mapping[Path, str] | None = None) -> list[Row]:
     """A row per run folder, in their order. `failures`: of runs that could not say themselves how they ended."""
-    stands, known = standings(folders), failures or {}
-    return [_row(folder, stands[folder], known.get(folder)) for folder in folders]
+    return rows_of(runs_at(folders), failures)
+
+
+def rows_of(runs: Sequence[Run], failures: Mapping[Path, str] | None = None) -> list[Row]:
+    """`rows` of runs that were found already."""
+    stands, known = standings_of({run.folder: run.status for run in runs}), failures or {}
+    return [_row(run, stands[run.folder], known.get(run.folder)) for run in runs]
 
 
 def best_first(table: Sequence[Row]) -> list[Row]:
@@ -58,29 +68,36 @@ def _rank(value: float | None) -> float:
     return math.inf if value is None or math.isnan(value) else value
 
 
-def _row(folder: Path, stands: Standing, failure: str | None) -> Row:
-    status = read_status(folder) or {}
-    last, final = last_metrics(folder), status.get("metrics", {})
-    best = status.get("best") or {}
+def _row(run: Run, stands: Standing, failure: str | None) -> Row:
+    status = run.status or {}
+    last, final, best = last_metrics(run.folder), status.get("metrics") or {}, status.get("best") or {}
+    overrides = status.get("overrides") or run.told.get("overrides") or []
+
+    def number(key: str, *places: Mapping[str, Any]) -> Any:
+        return next((each[key] for each in places if isinstance(each.get(key), (int, float))), None)
+
     return Row(
-        folder=str(folder),
-        name=status.get("name", ""),
-        overrides=tuple(status.get("overrides", [])),
+        folder=str(run.folder),
+        name=status.get("name") or "",
+        command=str(status.get("command") or run.told.get("command") or "train"),
         state="failed" if failure else stands.state,
-        step=final.get("step", last.get("step")),
+        why=failure or stands.why,
+        overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
+        step=number("step", final, last),
         steps=status.get("steps"),
-        loss=final.get("loss", last.get("loss")),
-        eval_loss=final.get("eval_loss", best.get("eval_loss")),
-        eval_bits_per_byte=final.get("eval_bits_per_byte"),
-        tokens_per_second=last.get("tokens_per_second"),
+        loss=number("loss", final, last),
+        eval_loss=number("eval_loss", final, best),
+        eval_bits_per_byte=number("eval_bits_per_byte", final),
+        tokens_per_second=number("tokens_per_second", last),
         seconds=seconds(status) if stands.state != "killed" else None,
         start=status.get("start"),
         end=status.get("end"),
         starts=status.get("starts"),
         host=status.get("host"),
         job=stands.job or status.get("slurm_job_id"),
-        error=failure or (stands.why if stands.state not in ("running", "queued") else ""),
-        log=str(log_of(folder, status)) if status else "",
+        error=failure or (stands.why if stands.state not in GOES_ON else ""),
+        log=str(log_of(run.folder, status)) if run.status else "",
+        sweep=None if run.sweep is None else str(run.sweep),
     )
 
 
@@ -96,12 +113,16 @@ def as_csv(table: Sequence[Row]) -> str:
 
 def as_json(table: Sequence[Row]) -> str:
     """A list of objects; what is no number (a loss that diverged) is null, as JSON has none."""
-    return json.dumps(
-        [{key: _finite(value) for key, value in asdict(row).items()} for row in table], indent=2
-    )
+    return json.dumps([plain(row) for row in table], indent=2, ensure_ascii=False)
 
 
-def _finite(value: Any) -> Any:
+def plain(row: Row) -> dict[str, Any]:
+    """A row as JSON holds it."""
+    return {key: finite(value) for key, value in asdict(row).items()}
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON holds it."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -113,7 +134,7 @@ def write(table: Sequence[Row], folder: Path) -> Path:
 
 
 def show(table: Sequence[Row], file: IO[str], whole: bool = False) -> None:
-    """Print the table, then what went wrong, a line each. `whole`: name folders by their paths."""
+    """Print the table, then what went wrong or is uncertain, a line each. `whole`: name folders by their paths."""
     from rich.console import Console
 
     console = Console(file=file, width=None if file.isatty() else WIDTH)
@@ -122,6 +143,13 @@ def show(table: Sequence[Row], file: IO[str], whole: bool = False) -> None:
         if row.error:
             log = f"  ({row.log})" if row.log else ""
             console.print(f"{Path(row.folder).name}: {row.error}{log}", highlight=False, markup=False)
+        elif row.state in GOES_ON and row.why.upper() not in slurm.LIVING | {""}:
+            console.print(f"{Path(row.folder).name}: {row.why}", highlight=False, markup=False)
+
+
+def shared(table: Sequence[Row]) -> set[str]:
+    """What was typed for every run alike."""
+    return set.intersection(*(set(row.overrides) for row in table)) if len(table) > 1 else set()
 
 
 def drawn(table: Sequence[Row], whole: bool = False) -> Any:
@@ -131,7 +159,7 @@ def drawn(table: Sequence[Row], whole: bool = False) -> Any:
 
     from krill.runs.record import shown
 
-    everywhere = set.intersection(*(set(row.overrides) for row in table)) if len(table) > 1 else set()
+    everywhere = shared(table)
     screen = Table()
     screen.add_column("#")
     screen.add_column("state", no_wrap=True)

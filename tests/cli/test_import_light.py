@@ -33,9 +33,20 @@ def loaded(cwd: Path, command: str, *words: str, **environment: str) -> set[str]
     return set(last.split())
 
 
-@pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer", "inspect", "infer"])
+@pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer", "inspect", "infer", "runs"])
 def test_help_loads_neither_torch_nor_hydra(tmp_path: Path, command: str):
     assert not loaded(tmp_path, command, "--help").intersection((*HEAVY, "hydra", "pydantic", "omegaconf"))
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["watch"], ["show", "outputs/runs/a"], ["compare", "outputs/runs/a"]]
+)
+def test_what_looks_at_runs_loads_neither_torch_nor_the_schema(tmp_path: Path, words: list[str]):
+    for name in ("1", "2"):
+        run_folder = tmp_path / "outputs/runs/a" / name
+        run_folder.mkdir(parents=True)
+        (run_folder / "status.json").write_text('{"state": "finished", "signature": "a"}')
+    assert not loaded(tmp_path, "runs", *words).intersection((*HEAVY, "hydra", "pydantic", "omegaconf"))
 
 
 def test_the_help_of_the_umbrella_loads_nothing(tmp_path: Path):

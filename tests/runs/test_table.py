@@ -70,7 +70,7 @@ def test_the_csv_holds_every_figure_in_this_order(runs: list[Path], tmp_path: Pa
         lines = list(csv.DictReader(file))
     assert [Path(line["folder"]).name for line in lines][:2] == ["best", "worse"]
     assert {key: value for key, value in lines[0].items() if value and key not in ("folder", "log")} == {
-        "overrides": "lr=4 steps=4", "state": "finished", "loss": "9.0", "eval_loss": "2.5",
+        "command": "train", "overrides": "lr=4 steps=4", "state": "finished", "loss": "9.0", "eval_loss": "2.5",
         "eval_bits_per_byte": "1.25", "seconds": "7.0", "start": "2030-01-01T00:00:00+00:00",
         "end": "2030-01-01T00:00:07+00:00",
     }  # fmt: skip

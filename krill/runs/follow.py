@@ -1,0 +1,47 @@
+"""The end of a log, and what comes after it."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from krill.runs.standing import GOES_ON, standing
+
+BLOCK = 2**16
+PAUSE = 0.5
+"""Seconds between two looks at a log that grows."""
+
+
+def end_of(file: Path, lines: int) -> tuple[bytes, int]:
+    """The last `lines` of a file, however long they are, and the place in the file where they end."""
+    with open(file, "rb") as content:
+        end = place = content.seek(0, 2)
+        found = b""
+        while place and found.count(b"\n") <= lines:
+            size = min(BLOCK, place)
+            place -= size
+            content.seek(place)
+            found = content.read(size) + found
+    pieces = found.removesuffix(b"\n").split(b"\n")
+    kept = b"\n".join(pieces[-lines:]) if lines else b""
+    return (kept + b"\n" if kept and found.endswith(b"\n") else kept), end
+
+
+def last_lines(file: Path, lines: int) -> list[str]:
+    """The last `lines` of a file as text."""
+    return end_of(file, lines)[0].decode("utf-8", errors="replace").splitlines()
+
+
+def followed(file: Path, place: int, run: Path) -> Iterator[str]:
+    """What is written to a log after `place`, as it comes, until the run has ended."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may be written in two parts
+    with open(file, "rb") as content:
+        content.seek(place)
+        while True:
+            goes_on = standing(run).state in GOES_ON  # before reading: what is written last is read, too
+            yield decoder.decode(content.read(), final=not goes_on)
+            if not goes_on:
+                return
+            time.sleep(PAUSE)
