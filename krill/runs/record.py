@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -166,8 +166,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return read_lines(folder / "metrics.jsonl")
 
 
-def last_metrics(folder: Path) -> dict[str, Any]:
-    """The newest value of each metric that the end of metrics.jsonl holds; read in no time, however long it is."""
+def last_metrics(folder: Path, keys: Collection[str]) -> dict[str, Any]:
+    """The newest value of each of these metrics that the end of metrics.jsonl holds, however long that is."""
     try:
         with open(folder / "metrics.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
@@ -175,12 +175,14 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     except OSError:
         return {}
     found: dict[str, Any] = {}
-    for line in lines[:-1]:
+    for line in reversed(lines[:-1]):
         try:
-            found |= json.loads(line)
+            found = json.loads(line) | found
         except (ValueError, TypeError):  # the first one may have been cut
             continue
-    return found
+        if found.keys() >= set(keys):
+            break
+    return {key: found[key] for key in keys if key in found}
 
 
 def read_validations(folder: Path) -> list[dict[str, Any]]:

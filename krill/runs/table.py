@@ -70,7 +70,8 @@ def _rank(value: float | None) -> float:
 
 def _row(run: Run, stands: Standing, failure: str | None) -> Row:
     status = run.status or {}
-    last, final, best = last_metrics(run.folder), status.get("metrics") or {}, status.get("best") or {}
+    last = last_metrics(run.folder, ("step", "loss", "tokens_per_second"))
+    final, best = status.get("metrics") or {}, status.get("best") or {}
     overrides = status.get("overrides") or run.told.get("overrides") or []
 
     def number(key: str, *places: Mapping[str, Any]) -> Any:

@@ -14,7 +14,17 @@ import yaml
 from krill.config.schema import Section
 from krill.errors import KrillError, Stopped, UsageError
 from krill.runs.claim import claim
-from krill.runs.record import Record, git_state, read_metrics, read_status, seconds, shown, versions
+from krill.runs.record import (
+    Record,
+    git_state,
+    last_metrics,
+    read_metrics,
+    read_status,
+    seconds,
+    shown,
+    versions,
+    write_lines,
+)
 
 SIGNATURE = "c" * 64
 log = logging.getLogger("krill")
@@ -204,3 +214,13 @@ def test_status_is_json_that_others_read(tmp_path: Path) -> None:
     ended(tmp_path)
     json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
     assert read_status(tmp_path / "none") is None
+
+
+def test_the_newest_metrics_are_those_at_the_end_of_however_many(tmp_path: Path) -> None:
+    lines = [{"step": step, "loss": 9.0 - step / 1e4, "tokens_per_second": 5.0} for step in range(20_000)]
+    write_lines(tmp_path / "metrics.jsonl", [*lines, {"step": 20_000, "eval_loss": 3.0}])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('7\n{"step": 20001, "lo')
+    found = last_metrics(tmp_path, ("step", "loss", "eval_loss", "none"))
+    assert found == {"step": 20_000, "loss": lines[-1]["loss"], "eval_loss": 3.0}
+    assert last_metrics(tmp_path / "not there", ("step",)) == {}
