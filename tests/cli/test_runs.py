@@ -27,9 +27,10 @@ from krill.runs.table import Row
 
 SCRIPT = Path(sys.executable).with_name("krill-runs")
 HOLDER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from filelock import FileLock
+signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ignored where a test before left it so
 lock = FileLock(Path(sys.argv[1]) / ".lock")
 lock.acquire()
 print("held", flush=True)
