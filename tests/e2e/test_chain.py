@@ -96,7 +96,7 @@ def test_a_run_is_repeated_with_changes(krill: Command, corpus: str, tmp_path: P
 def test_infer_answers_each_line_of_a_pipe(krill: Command, corpus: str, tmp_path: Path):
     run = krill("train", "data=files", corpus, *SMALL, "name=one").stdout.strip()
     done = krill("infer", "-m", f"model={run}", "temperature=0.2,0.8", "prompt=a, b", "max_new_tokens=4")
-    points = [path for path in Path(done.stdout.splitlines()[-1]).iterdir() if path.is_dir()]
+    points = [path for path in Path(done.stdout.splitlines()[-1]).glob("[!.]*") if path.is_dir()]
     assert len(points) == 2
     for point in points:
         assert json.loads((point / "answers.jsonl").read_text())["prompt"] == "a, b"
