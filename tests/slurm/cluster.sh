@@ -9,6 +9,7 @@
 # KRILL_SLURM_DIR     everything lives there (configuration, state, logs/)     ${TMPDIR:-/tmp}/krill-slurm
 # KRILL_SLURM_PORT    the first of the ports on 127.0.0.1                      27800
 # KRILL_SLURM_NODES, _CPUS, _GPUS, _MEMORY (MB): nodes, and what each claims   2, 16, 2, 64000
+# KRILL_SLURM_MAX_ARRAY, KRILL_SLURM_USER_SIGNAL (0, 1): as `set` has them     1001, 1
 set -euo pipefail
 
 dir=${KRILL_SLURM_DIR:-${TMPDIR:-/tmp}/krill-slurm}
@@ -17,6 +18,8 @@ nodes=${KRILL_SLURM_NODES:-2}
 cpus=${KRILL_SLURM_CPUS:-16}
 gpus=${KRILL_SLURM_GPUS:-2}
 memory=${KRILL_SLURM_MEMORY:-64000}
+max_array=${KRILL_SLURM_MAX_ARRAY:-1001}
+case ${KRILL_SLURM_USER_SIGNAL:-1} in 0 | off) user_signal=off ;; *) user_signal=on ;; esac
 me=$(id -un)
 logs=$dir/logs
 names=n1
@@ -71,11 +74,11 @@ install_packages() {
   [ -z "$mine" ] || rm -f $policy
 }
 
-write_configuration() { # MAX_ARRAY USER_SIGNAL
-  local user_signal=SlurmctldParameters=preempt_send_user_signal i
+write_configuration() {
+  local signal_option=SlurmctldParameters=preempt_send_user_signal i
   # Later versions call it otherwise.
-  grep -aqs PreemptParameters /usr/lib/*/slurm*/libslurmfull.so && user_signal=PreemptParameters=send_user_signal
-  [ "$2" = on ] || user_signal="# preemption sends SIGTERM only"
+  grep -aqs PreemptParameters /usr/lib/*/slurm*/libslurmfull.so && signal_option=PreemptParameters=send_user_signal
+  [ "$user_signal" = on ] || signal_option="#$signal_option"
   cat >"$dir/slurm.conf" <<EOF
 ClusterName=krill
 SlurmctldHost=$(hostname -s)(127.0.0.1)
@@ -108,11 +111,12 @@ MinJobAge=300
 InactiveLimit=0
 SlurmctldTimeout=30
 SlurmdTimeout=300
-MaxArraySize=$1
+MaxArraySize=$max_array
 GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-$user_signal
+# Without it a preempted job never sees the signal that it asked for: only SIGTERM, and SIGKILL after KillWait.
+$signal_option
 JobRequeue=1
 # Otherwise a job beyond the limits of its partition waits for ever.
 EnforcePartLimits=ALL
@@ -167,7 +171,8 @@ start_accounting() {
   if [ ! -d "$dir/db/data/mysql" ]; then
     mkdir -p "$dir/db"
     mariadb-install-db --no-defaults --user="$me" --datadir="$dir/db/data" --skip-test-db \
-      --auth-root-authentication-method=normal >"$logs/mariadb-install.log" 2>&1 || die "see $logs/mariadb-install.log"
+      --auth-root-authentication-method=normal >"$logs/mariadb-install.log" 2>&1 ||
+      { tail -n 20 "$logs/mariadb-install.log" >&2; die "MariaDB could not make its tables"; }
   fi
   if ! runs "$dir/db/mariadbd.pid"; then
     setsid mariadbd --no-defaults --user="$me" --datadir="$dir/db/data" --socket="$socket" --port=$((port + 30)) \
@@ -209,19 +214,24 @@ EOF
   fi
 }
 
-# Ranks of several nodes meet at a node's name.
-name_nodes() {
-  getent hosts n1 >/dev/null && return
-  echo "127.0.0.1 $(seq -f 'n%g' -s ' ' "$nodes") # krill-slurm" >>/etc/hosts 2>/dev/null ||
-    say "n1 to n$nodes do not resolve: jobs on several nodes will fail"
-}
+# Ranks of several nodes meet at a node's name. The line says whose it is: another cluster may need these names for longer.
+hosts_line="127.0.0.1 $(seq -f 'n%g' -s ' ' "$nodes") # krill-slurm $dir"
 
-forget_nodes() {
-  [ -w /etc/hosts ] && grep -q '# krill-slurm$' /etc/hosts || return 0
-  local rest
-  rest=$(grep -v '# krill-slurm$' /etc/hosts) # no sed -i: in a container the file cannot be replaced
+named() { grep -qxF "$hosts_line" /etc/hosts; }
+
+name_nodes() (
+  flock 9 # clusters that start and stop side by side would lose lines
+  named && return
+  { echo "$hosts_line" >>/etc/hosts; } 2>/dev/null || getent hosts n1 >/dev/null ||
+    say "n1 to n$nodes do not resolve: jobs on several nodes will fail"
+) 9</etc/hosts
+
+forget_nodes() (
+  flock 9
+  [ -w /etc/hosts ] && named || return 0
+  rest=$(grep -vxF "$hosts_line" /etc/hosts) || true # no sed -i: in a container the file cannot be replaced
   printf '%s\n' "$rest" >/etc/hosts
-}
+) 9</etc/hosts
 
 start_controller() {
   runs "$dir/slurmctld.pid" || slurmctld >>"$logs/slurmctld.log" 2>&1 || die "see $logs/slurmctld.log"
@@ -230,14 +240,26 @@ start_controller() {
 
 all_up() { [ "$(sinfo -h -N -o '%N %T' | sort -u | grep -cE ' (idle|mixed|allocated|completing)$')" -ge "$nodes" ]; }
 
+# A daemon whose port another cluster holds would only be missed after a long wait.
+check_ports() {
+  local pair pairs=(slurmctld:17 slurmdbd:19 db/mariadbd:30) i
+  for i in $(seq "$nodes"); do pairs+=("slurmd-n$i:$((100 + i))"); done
+  for pair in "${pairs[@]}"; do
+    ! runs "$dir/${pair%%:*}.pid" || continue
+    ! (exec 3<>"/dev/tcp/127.0.0.1/$((port + ${pair##*:}))") 2>/dev/null ||
+      die "port $((port + ${pair##*:})) is taken, by another cluster? choose others with KRILL_SLURM_PORT"
+  done
+}
+
 start() {
   umask 022
   mkdir -p "$dir/munge" "$dir/controller" "$logs"
   chmod 755 "$dir"
   chmod 711 "$dir/munge"
   install_packages
+  check_ports
   start_munge
-  runs "$dir/slurmctld.pid" || write_configuration 1001 on
+  runs "$dir/slurmctld.pid" || write_configuration
   start_accounting
   start_controller
   local i
@@ -278,19 +300,42 @@ stop() {
   say "stopped; logs are in $logs"
 }
 
+# Only that line changes: whoever sets an option need not know with which variables the cluster was started.
 set_option() { # NAME VALUE
-  local max_array user_signal=off
-  max_array=$(sed -n 's/^MaxArraySize=//p' "$dir/slurm.conf")
-  ! grep -q '^[A-Za-z]*=.*send_user_signal' "$dir/slurm.conf" || user_signal=on
-  case $1 in
-    max-array) max_array=$2 ;;
-    user-signal) user_signal=$2 ;;
+  runs "$dir/slurmctld.pid" || die "no cluster runs in $dir"
+  case $1=$2 in
+    max-array=[1-9]*) sed -i "s/^MaxArraySize=.*/MaxArraySize=$2/" "$dir/slurm.conf" ;;
+    user-signal=on) sed -i 's/^#\([A-Za-z]*=.*send_user_signal\)$/\1/' "$dir/slurm.conf" ;;
+    user-signal=off) sed -i 's/^[A-Za-z]*=.*send_user_signal$/#&/' "$dir/slurm.conf" ;;
     *) die "set max-array N, or set user-signal on|off" ;;
   esac
-  write_configuration "$max_array" "$user_signal"
-  end_daemon "$dir/slurmctld.pid" # neither changes by scontrol reconfigure
+  if [ "$1" = user-signal ]; then
+    scontrol reconfigure
+    return
+  fi
+  # slurmctld keeps the size that it saw with its first job, though scontrol shows the new one.
+  end_daemon "$dir/slurmctld.pid"
   start_controller
+  local file pid
+  for file in "$dir"/slurmd-n*.pid; do # they would only report after some seconds
+    ! pid=$(daemon "$file") || kill -HUP "$pid"
+  done
   wait_for 30 "the nodes" all_up
+}
+
+# From an empty state, and nothing stays, also when a daemon does not start or somebody interrupts.
+run() {
+  ! runs "$dir/slurmctld.pid" || die "a cluster runs in $dir; stop it, or choose another folder with KRILL_SLURM_DIR"
+  stop 2>/dev/null
+  # Job numbers begin at 1 again: an accounting that remembers them would tell of older jobs.
+  rm -rf "$dir/controller" "$dir/db" "$dir/munge" "$dir"/spool-*
+  trap stop EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  start
+  local code=0
+  "$@" || code=$?
+  exit $code
 }
 
 status() {
@@ -313,14 +358,10 @@ case ${1:-} in
   set) set_option "${2:-}" "${3:-}" ;;
   run)
     shift
-    start
-    code=0
-    "$@" || code=$?
-    stop
-    exit $code
+    run "$@"
     ;;
   *)
-    sed -n '2,12s/^# \{0,1\}//p' "$0"
+    sed -n '2,13s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac
