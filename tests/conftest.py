@@ -2,9 +2,12 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
+
+from krill.signals import EXIT
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,3 +21,12 @@ def _krill_logger() -> Iterator[None]:
     yield
     log.handlers[:], log.propagate = handlers, propagate
     log.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers() -> Iterator[None]:
+    """A command that was stopped in this process ignores signals from then on; the processes of other tests would, too."""
+    handlers = {number: signal.getsignal(number) for number in EXIT}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -82,7 +82,7 @@ def test_with_activations_computed_again(name: str, micro: int, rows: Callable[.
     plain, _, _ = case(name, rows, micro)
     hardware = Hardware(
         name="any", precision="fp32", attention="auto", loss="full", liger=False, compile=False,
-        gradient_checkpointing=True, processes=1, sharding="none", workers=0, threads=1,
+        gradient_checkpointing=True, processes=1, sharding="none", workers=0, threads=1, slurm=None,
     )  # fmt: skip
     assert apply_kernels(net, hardware, "cpu") == ["gradient checkpointing"]
     out = net.train()(**inputs)
@@ -155,7 +155,7 @@ def test_with_liger(micro: int, training: bool, rows: Callable[..., Rows]) -> No
     net, batch, inputs = case("sdpa", rows, micro)
     hardware = Hardware(
         name="any", precision="fp32", attention="sdpa", loss="liger", liger=True, compile=False,
-        gradient_checkpointing=False, processes=1, sharding="none", workers=0, threads=1,
+        gradient_checkpointing=False, processes=1, sharding="none", workers=0, threads=1, slurm=None,
     )  # fmt: skip
     net = net.to(CUDA).train(training)
     apply_kernels(net, hardware, "cuda")
