@@ -25,7 +25,7 @@ def _krill_logger() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _signal_handlers() -> Iterator[None]:
-    """A command that was stopped in this process ignores signals from then on, and so would processes of other tests."""
+    """A command that was stopped in this process ignores signals from then on; so would processes of other tests."""
     handlers = {number: signal.getsignal(number) for number in EXIT}
     yield
     for number, handler in handlers.items():
