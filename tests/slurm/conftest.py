@@ -25,12 +25,11 @@ SMALL = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In one worker, to start one cluster. (xdist 3.8 under pytest 9.2 heeds no group: each worker has its own.)"""
+    """They start a cluster, one in each worker of xdist: under pytest 9.2 its groups are not heeded."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slurm)
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 class Cluster:
@@ -86,22 +85,12 @@ class Cluster:
         return last
 
     def states(self, *jobs: str) -> list[str]:
-        """States of jobs by the accounting, which may be some seconds late."""
-        for _ in range(60):
-            lines = [self.ask("sacct", "-nPX", "-j", job, "-o", "State").split() for job in jobs]
-            found = [line[0] if line else "" for line in lines]
-            if all(found) and not {"RUNNING", "PENDING"} & set(found):
-                return found
-            time.sleep(0.5)
-        return found
+        """How jobs, or tasks of an array, have ended."""
+        return [self.wait_state(job, {"COMPLETED", "FAILED", "CANCELLED"})[job] for job in jobs]
 
     def preempt(self, seconds: float = 2, nodes: int = 2) -> str:
         """Take whole nodes from what runs in gpu and spot; the number of the job that does."""
         return self.submit(f"sleep {seconds}", "--partition=urgent", f"--nodes={nodes}", "--exclusive")
-
-    def take_nodes(self) -> None:
-        """Preempt what runs in gpu and spot, for a moment."""
-        self.preempt()
 
     def requeue(self, job: str) -> None:
         """Start a job again from its beginning, as an administrator does."""
@@ -113,17 +102,13 @@ class Cluster:
         batch = ["--batch"] if kind == "B" else []
         self.ask("scancel", *([f"--signal={name}", *batch] if name else []), job)
 
-    def idle(self) -> None:
-        """Wait until no job is left."""
-        self.wait_idle()
-
     def wait_idle(self, timeout: float = 60) -> None:
         """Wait until no job is left, and every node is free."""
         wait_for(lambda: not self.ask("squeue", "-h").strip(), timeout)
         wait_for(lambda: set(self.ask("sinfo", "-hN", "-o", "%T").split()) == {"idle"}, timeout)
 
     @contextmanager
-    def having(self, option: str, value: str, usual: str) -> Iterator[None]:
+    def _having(self, option: str, value: str, usual: str) -> Iterator[None]:
         """The cluster with another setting."""
         _script("set", option, value, env=self.env)
         try:
@@ -137,14 +122,14 @@ class Cluster:
         usual = any(
             "send_user_signal" in line for line in self._options("SlurmctldParameters", "PreemptParameters")
         )
-        with self.having("user-signal", "on" if sent else "off", "on" if usual else "off"):
+        with self._having("user-signal", "on" if sent else "off", "on" if usual else "off"):
             yield
 
     @contextmanager
     def max_array(self, size: int) -> Iterator[None]:
         """The cluster with another MaxArraySize: the highest index of a task is one less."""
         (usual,) = self._options("MaxArraySize")
-        with self.having("max-array", str(size), usual.split()[-1]):
+        with self._having("max-array", str(size), usual.split()[-1]):
             yield
 
     def _options(self, *names: str) -> list[str]:
@@ -244,6 +229,15 @@ class Krill:
         assert process.returncode == code, self.messages()
         return output
 
+    def own_model(self, code: str, options: str = "{}") -> None:
+        """The option model=own, built by the function build of own.py."""
+        (self.folder / "own.py").write_text(code)
+        (self.folder / "conf" / "model").mkdir()
+        (self.folder / "conf" / "model" / "own.yaml").write_text(
+            "# @package _global_\n# My own\nsequence_len: 64\nmodel:\n  name: own\n  family: custom\n"
+            f"  build: own.py:build\n  max_position_embeddings: 64\n  options: {options}\n"
+        )
+
     def messages(self) -> str:
         """What the commands said so far."""
         return (self.folder / "messages").read_text()
@@ -286,4 +280,4 @@ def krill(cluster: Cluster, made: Path, tmp_path: Path) -> Iterator[Krill]:
         shutil.copytree(made / name, tmp_path / "outputs" / name)
     yield Krill(tmp_path)
     cluster.ask("scancel", "--me")
-    cluster.idle()
+    cluster.wait_idle()

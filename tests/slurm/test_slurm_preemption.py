@@ -30,7 +30,7 @@ def test_preempted_twice_it_ends_with_the_same_weights(
 ) -> None:
     partition = "spot" if mode == "with grace" else "gpu"
     usual = mode != "without the user signal"
-    with nullcontext() if usual else cluster.having("user-signal", "off", "on"):
+    with nullcontext() if usual else cluster.user_signal(False):
         waiting = krill.start(
             "train", "output=run", "hardware=slurm_gpu", f"hardware.slurm.partition={partition}", *LONG
         )
@@ -39,7 +39,7 @@ def test_preempted_twice_it_ends_with_the_same_weights(
                 lambda time=time: krill.status("run").get("starts") == time and krill.lines("run") + 1
             )
             wait_for(lambda begun=begun: krill.lines("run") > begun + 5)
-            cluster.take_nodes()
+            cluster.preempt()
         assert waiting.wait(timeout=300) == 0, krill.messages()
     status = krill.status("run")
     assert (status["state"], status["starts"]) == ("finished", 3)
@@ -48,9 +48,9 @@ def test_preempted_twice_it_ends_with_the_same_weights(
     assert steps == sorted(steps), "each step was logged once"
 
     job = status["slurm_job_id"]
-    cluster.ask("scontrol", "requeue", job)  # by an administrator, after the end
+    cluster.requeue(job)  # by an administrator, after the end
     wait_for(lambda: "finished already" in _log_of_job(krill))
-    cluster.idle()
+    cluster.wait_idle()
     assert krill.status("run") == status
     assert cluster.states(job) == ["COMPLETED"]
 
@@ -85,12 +85,7 @@ def build(vocab_size, **tokens):
 
 def test_a_time_limit_is_only_a_pause(cluster: Cluster, krill: Krill) -> None:
     """A minute, of a run that needs more."""
-    (krill.folder / "own.py").write_text(SLOW_MODEL)
-    (krill.folder / "conf" / "model").mkdir()
-    (krill.folder / "conf" / "model" / "own.yaml").write_text(
-        "# @package _global_\n# My own\nsequence_len: 64\nmodel:\n  name: own\n  family: custom\n"
-        "  build: own.py:build\n  max_position_embeddings: 64\n  options: {}\n"
-    )
+    krill.own_model(SLOW_MODEL)
     words = ("model=own", *LONG[1:], "optimizer=adamw")
     (krill.folder / "slow").touch()
     output = krill("train", "output=run", "hardware=slurm_gpu", "hardware.slurm.partition=short", *words)
@@ -107,7 +102,7 @@ def test_it_is_not_started_again_for_ever(cluster: Cluster, krill: Krill) -> Non
     waiting = krill.start("train", "output=run", "hardware=slurm_gpu", "hardware.slurm.requeues=0", *LONG)
     wait_for(lambda: krill.lines("run") > 2)
     job = krill.status("run")["slurm_job_id"]
-    cluster.ask("scancel", "--signal=USR2", job)
+    cluster.cancel(job, "USR2")
     assert waiting.wait(timeout=120) == 1
     assert "has been started again 0 times (hardware.slurm.requeues)" in krill.messages()
     assert krill.status("run")["state"] == "stopped"

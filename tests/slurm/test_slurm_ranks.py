@@ -68,12 +68,7 @@ def test_under_srun_of_ones_own_the_tasks_are_the_ranks(cluster: Cluster, krill:
 
 
 def test_the_rank_that_failed_first_is_named(cluster: Cluster, krill: Krill) -> None:
-    (krill.folder / "own.py").write_text(FAILS_ON_RANK_3)
-    (krill.folder / "conf" / "model").mkdir()
-    (krill.folder / "conf" / "model" / "own.yaml").write_text(
-        "# @package _global_\n# My own\nsequence_len: 64\nmodel:\n  name: own\n  family: custom\n"
-        "  build: own.py:build\n  max_position_embeddings: 64\n  options: {}\n"
-    )
+    krill.own_model(FAILS_ON_RANK_3)
     words = (
         "model=own",
         "hardware=slurm_nodes",

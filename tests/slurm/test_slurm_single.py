@@ -38,17 +38,11 @@ def test_the_launcher_alone_submits_too(cluster: Cluster, krill: Krill) -> None:
 
 
 def test_code_that_is_edited_while_it_waits_does_not_change_it(cluster: Cluster, krill: Krill) -> None:
-    model = krill.folder / "own.py"
-    model.write_text(OWN_MODEL)
-    (krill.folder / "conf" / "model").mkdir()
-    (krill.folder / "conf" / "model" / "own.yaml").write_text(
-        "# @package _global_\n# My own\nsequence_len: 64\nmodel:\n  name: own\n  family: custom\n"
-        "  build: own.py:build\n  max_position_embeddings: 64\n  options: {}\n"
-    )
+    krill.own_model(OWN_MODEL)
     words = ("model=own", "hardware=slurm_gpu", *SMALL[1:], "optimizer=adamw", "detach=true")
     krill("train", "output=run", *words, "hardware.slurm.options.hold=true")
     assert [row["state"] for row in krill.rows("run")] == ["queued"]
-    model.write_text(OWN_MODEL.replace("16", "32"))
+    (krill.folder / "own.py").write_text(OWN_MODEL.replace("16", "32"))
     (krill.folder / "conf" / "model" / "own.yaml").write_text("nonsense")
     krill("train", "output=run", "hardware=slurm_gpu", *SMALL, code=2)
     assert "belongs to SLURM job" in krill.messages() or "another configuration" in krill.messages()
@@ -124,4 +118,4 @@ def test_who_interrupts_the_waiting_is_told_that_the_job_goes_on(
     assert "the jobs go on without this command" in krill.messages()
     job = krill.messages().split("submitted   job ")[1].split()[0]
     assert "PENDING" in cluster.ask("squeue", "-h", "-o", "%T", "-j", job)
-    cluster.ask("scancel", job)
+    cluster.cancel(job)

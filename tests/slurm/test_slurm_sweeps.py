@@ -71,12 +71,7 @@ def test_every_command_launches(cluster: Cluster, krill: Krill) -> None:
 
 
 def test_three_of_four_end_badly_and_are_done_again(cluster: Cluster, krill: Krill) -> None:
-    (krill.folder / "own.py").write_text(OWN_MODEL)
-    (krill.folder / "conf" / "model").mkdir()
-    (krill.folder / "conf" / "model" / "own.yaml").write_text(
-        "# @package _global_\n# My own\nsequence_len: 64\nmodel:\n  name: own\n  family: custom\n"
-        "  build: own.py:build\n  max_position_embeddings: 64\n  options: {hidden_size: 16}\n"
-    )
+    krill.own_model(OWN_MODEL, options="{hidden_size: 16}")
     trouble = krill.folder / "trouble"
     trouble.mkdir()
     (trouble / "16").touch()
@@ -120,7 +115,7 @@ def _points(krill: Krill, sweep: Path, count: int) -> dict[str, Path]:
 
 
 def test_more_points_than_an_array_may_have(cluster: Cluster, krill: Krill) -> None:
-    with cluster.having("max-array", "5", "1001"):
+    with cluster.max_array(5):
         words = ("-m", "tokenizer.vocab_size=range(300,312)", "hardware=slurm_cpu", "name=many")
         script = krill("tokenizer", *words, "dry_run=true")
         assert [line.partition("=")[2] for line in script.splitlines() if "--array" in line] == [
