@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,21 @@ def make_once(folder: Path, make: Callable[[Path], None], resumes: bool = False)
             raise
         os.replace(partial, folder)
     return True
+
+
+def make_first(parent: Path, names: Iterable[str]) -> Path:
+    """Make the first of these folders that is not there yet; of several processes each gets one of its own."""
+    for name in names:
+        with suppress(FileExistsError):
+            (parent / name).mkdir(parents=True)
+            return parent / name
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(parent))
+
+
+def new_named_for_time(parent: Path, name: str) -> Path:
+    """Make <time>-<name>; of the same second <time>-<name>-2 and so on."""
+    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{name}"
+    return make_first(parent, chain([stem], (f"{stem}-{attempt}" for attempt in range(2, 1000))))
 
 
 @contextmanager

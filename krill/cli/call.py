@@ -66,13 +66,14 @@ class Call:
         return dict(self.hydra.runtime.choices)
 
     @property
+    def for_slurm(self) -> bool:
+        """Whether what Hydra composed is for jobs of SLURM."""
+        return str(self.hydra.launcher._target_).endswith(".SlurmLauncher")
+
+    @property
     def submits(self) -> bool:
-        """Whether the work is for a job of SLURM, and this process only hands it in."""
-        return (
-            self.job is None
-            and self.sweep is None
-            and self.hydra.launcher._target_.endswith(".SlurmLauncher")
-        )
+        """Whether this process only hands the work in."""
+        return self.job is None and self.sweep is None and self.for_slurm
 
     def validated(self, schema: type[Config]) -> Config:
         """The typed configuration."""
@@ -82,7 +83,7 @@ class Call:
         if self.job is not None:
             return schema.model_validate(self.job.config)
         config: Any = sized(validated(schema, self.composed))  # type: ignore[type-var]
-        if config.detach and not self.hydra.launcher._target_.endswith(".SlurmLauncher"):
+        if config.detach and not self.for_slurm:
             raise UsageError(
                 "detach=true is for jobs of SLURM: add hardware=slurm_gpu or another slurm_ option"
             )

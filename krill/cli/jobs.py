@@ -10,12 +10,13 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from krill import atomic
+from krill.atomic import make_first, new_named_for_time
 from krill.cli.call import Call, Job
 from krill.config.schema import InferConfig, TrainConfig
 
@@ -38,9 +39,9 @@ class Point:
 
 def names(points: Sequence[Point]) -> list[str]:
     """What a person knows each by: what was typed for it and not for all."""
-    typed = [point.call.overrides for point in points]
-    shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
-    return [" ".join(word for word in words if word not in shared) or "as typed" for words in typed]
+    from krill.runs.table import differing
+
+    return [words or "as typed" for words in differing([point.call.overrides for point in points])]
 
 
 def unfinished(points: Sequence[Point]) -> list[Point]:
@@ -59,16 +60,7 @@ def unfinished(points: Sequence[Point]) -> list[Point]:
 
 def new_folder(parent: Path, name: str = "") -> Path:
     """A folder for a submission: numbered below a sweep, else named for time and `name`."""
-    parent.mkdir(parents=True, exist_ok=True)
-    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{name}" if name else ""
-    for attempt in range(1, 100_000):
-        folder = parent / (f"{stem}-{attempt}" if name and attempt > 1 else stem or str(attempt))
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise FileExistsError(parent)
+    return new_named_for_time(parent, name) if name else make_first(parent, map(str, count(1)))
 
 
 def write(folder: Path, points: Sequence[Point]) -> None:

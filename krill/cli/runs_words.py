@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from krill import __version__
 from krill.errors import UsageError
+from krill.runs.standing import Real
 
 Work = Callable[[argparse.Namespace], int]
+
+STATES = get_args(Real)
 
 DESCRIPTION = "List, watch, show, compare, follow and cancel runs and sweeps."
 
@@ -77,9 +80,6 @@ def parser(works: Mapping[str, Work]) -> argparse.ArgumentParser:
     tailing.add_argument("--rank", type=_number(int, 0), default=0, help="the log of another rank")
     add("cancel", "end what runs or waits; what is done is saved", "+")
     return whole
-
-
-STATES = ("not started", "queued", "running", "finished", "failed", "stopped", "killed", "cancelled")
 
 
 def _states(text: str) -> tuple[str, ...]:

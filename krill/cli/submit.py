@@ -18,8 +18,9 @@ from krill.config.location import outputs_root
 from krill.config.schema import InferConfig, TrainConfig
 from krill.errors import FAILED, KrillError, Stopped, UsageError
 from krill.launch import snapshot
-from krill.launch.submission import JOBS, Submission, command, request
+from krill.launch.submission import Submission, command, request
 from krill.launch.waiting import Followed, watch
+from krill.runs.slurm import JOBS
 from krill.training.plan import announced
 
 if TYPE_CHECKING:

@@ -14,9 +14,7 @@ from krill import atomic
 from krill.config.schema import Hardware
 from krill.errors import UsageError
 from krill.launch.cluster import DAY, check_here, longest_array, nodes_of
-
-JOBS = "jobs.json"
-"""In the folder of a submission: index of the job → its number in SLURM."""
+from krill.runs.slurm import JOBS
 
 HINTS = (
     ("partition", "hardware.slurm.partition= (sinfo shows them)"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from krill.runs import slurm
-from krill.runs.record import read_metrics, read_status
+from krill.runs.record import last_metrics, read_status
 from krill.runs.standing import GOES_ON, Standing, standings
 
 log = logging.getLogger("krill")
@@ -53,10 +53,10 @@ def _progress(now: Mapping[Path, Standing]) -> str:
     states = [stands.state for stands in now.values()]
     parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     running = next((folder for folder, stands in now.items() if stands.state == "running"), None)
-    lines = read_metrics(running)[-1:] if running else []
-    if running and lines:
+    last = last_metrics(running, ("step",)) if running else {}
+    if running and last:
         total = (read_status(running) or {}).get("steps", "?")
-        parts.append(f"{running.name} at step {lines[0]['step']} of {total}")
+        parts.append(f"{running.name} at step {last['step']} of {total}")
     return ", ".join(parts)
 
 
@@ -69,7 +69,7 @@ class Followed:
 
     def __init__(self, folder: Path, job: str):
         self.job = job
-        self.out, self.err = folder / f"{job}_0_log.out", folder / f"{job}_0_log.err"
+        self.out, self.err = slurm.printed(folder, job, "out"), slurm.printed(folder, job, "err")
         self._read = 0
 
     def until_it_ends(self) -> None:

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
+from krill.atomic import new_named_for_time
 from krill.errors import UsageError
 from krill.runs import slurm
 from krill.runs.record import read_status
-from krill.runs.standing import GOES_ON, standing
+from krill.runs.standing import GOES_ON, Standing, standing
 
 
 @dataclass
@@ -71,15 +71,11 @@ def claim(
 
 
 def _new(runs: Path, signature: str) -> Claim:
-    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{signature[:8]}"
-    for attempt in range(1, 1000):
-        folder = runs / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return Claim(folder, _lock(folder), "new")
-    raise UsageError(f"{runs}: a thousand runs began in one second")
+    try:
+        folder = new_named_for_time(runs, signature[:8])
+    except FileExistsError as error:
+        raise UsageError(f"{runs}: a thousand runs began in one second") from error
+    return Claim(folder, _lock(folder), "new")
 
 
 def _adopt(folder: Path, signature: str, resume: bool | str) -> Claim:
@@ -130,19 +126,22 @@ def _unfinished(folder: Path, signature: str, from_hub: bool = False) -> bool:
     status = read_status(folder)
     if status is None or (from_hub and "remote" not in status):
         return False
-    return status["signature"] == signature and status["state"] != "finished" and not _is_queued(folder)
+    return status["signature"] == signature and status["state"] != "finished" and not _of_a_job(folder)
 
 
-def _is_queued(folder: Path) -> bool:
-    """Whether a job of SLURM has the run or will have it; a job itself need not ask."""
-    return not slurm.current_job() and standing(folder).job is not None and standing(folder).state in GOES_ON
+def _of_a_job(folder: Path) -> Standing | None:
+    """How a run stands that a job of SLURM has or will have; None: there is none. A job itself need not ask."""
+    if slurm.current_job():
+        return None
+    stands = standing(folder)
+    return stands if stands.job and stands.state in GOES_ON else None
 
 
 def _refuse_queued(folder: Path) -> None:
-    if _is_queued(folder):
-        job = standing(folder)
+    if stands := _of_a_job(folder):
         raise UsageError(
-            f"{folder} belongs to SLURM job {job.job}, which is {job.why}; to end that: krill-runs cancel {folder}"
+            f"{folder} belongs to SLURM job {stands.job}, which is {stands.why}; to end that: "
+            f"krill-runs cancel {folder}"
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from krill.errors import UsageError
+from krill.runs import slurm
 from krill.runs.record import read_status, shown
 from krill.runs.standing import of_submission, status_at
 
@@ -179,7 +180,7 @@ def _begun(place: Place) -> str:
         return ""
     if start := place.status.get("start"):
         return str(start)
-    for name in ("status.json", "jobs.json"):
+    for name in ("status.json", slurm.JOBS):
         try:
             written = (place.folder / name).stat().st_mtime
         except OSError:

@@ -19,14 +19,13 @@ def summary(points: Sequence[Row]) -> str:
     states = ", ".join(
         f"{count} {state}" for state, count in Counter(row.state for row in points).most_common()
     )
-    best = next((row for row in table.best_first(points) if row.eval_loss is not None), None)
+    ordered = table.best_first(points)
+    best = next((row for row in ordered if row.eval_loss is not None), None)
     if best is None:
         return f"{len(points)} points: {states}"
-    everywhere = table.shared(points)
-    own = " ".join(word for word in best.overrides if word not in everywhere)
-    return f"{len(points)} points: {states}; best {best.eval_loss:.4f}, {Path(best.folder).name}" + (
-        f" ({own})" if own else ""
-    )
+    own = table.differing([row.overrides for row in ordered])[ordered.index(best)]
+    said = f"{len(points)} points: {states}; best {best.eval_loss:.4f}, {Path(best.folder).name}"
+    return said + (f" ({own})" if own else "")
 
 
 def facts(run: Run) -> dict[str, Any]:

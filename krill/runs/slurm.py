@@ -10,6 +10,8 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
 
 LIVING = frozenset(
     {
@@ -18,6 +20,9 @@ LIVING = frozenset(
     }
 )  # fmt: skip
 """States of jobs that may still do something."""
+
+JOBS = "jobs.json"
+"""In the folder of a submission: index of the job → its number in SLURM."""
 
 UNKNOWN = "UNKNOWN"
 """Of a job that neither the queue nor the accounting knows."""
@@ -32,6 +37,11 @@ def current_job() -> str | None:
     """The job that this process runs in."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def printed(submission: Path, job: str, stream: Literal["out", "err"]) -> Path:
+    """The file of what a job prints, or its first task, where submitit puts it."""
+    return submission / f"{job}_0_log.{stream}"
 
 
 def node() -> str:

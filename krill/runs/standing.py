@@ -62,7 +62,7 @@ def status_at(folder: Path) -> dict[str, Any] | None:
 def of_submission(folder: Path) -> dict[str, Any] | None:
     """A status for the one call in outputs/jobs/<…> that has no run folder, as a preparation has none."""
     call = _read(folder / "0.json")
-    if not call or call.get("folder") or not _read(folder / "jobs.json"):
+    if not call or call.get("folder") or not _read(folder / slurm.JOBS):
         return None
     try:
         hydra = call["hydra"]
@@ -79,7 +79,7 @@ def job_of(status: dict[str, Any]) -> str | None:
     """The SLURM job of a run: the one that it runs in, or waits for."""
     if status["state"] != "queued":
         return status.get("slurm_job_id")
-    job = _read(Path(status.get("submission") or os.devnull) / "jobs.json").get(
+    job = _read(Path(status.get("submission") or os.devnull) / slurm.JOBS).get(
         status.get("submitted_as") or ""
     )
     return job if isinstance(job, str) else None
@@ -90,8 +90,8 @@ def log_of(folder: Path, status: dict[str, Any]) -> Path:
     own, job = folder / "log.txt", job_of(status)
     if own.exists() or not status.get("submission"):
         return own
-    name = f"{job}_0_log.err" if job else f"{status.get('submitted_as')}.log"
-    return Path(status["submission"]) / name
+    submission = Path(status["submission"])
+    return slurm.printed(submission, job, "err") if job else submission / f"{status.get('submitted_as')}.log"
 
 
 def _read(file: Path) -> dict[str, Any]:

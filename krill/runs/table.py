@@ -148,9 +148,10 @@ def show(table: Sequence[Row], file: IO[str], whole: bool = False) -> None:
             console.print(f"{Path(row.folder).name}: {row.why}", highlight=False, markup=False)
 
 
-def shared(table: Sequence[Row]) -> set[str]:
-    """What was typed for every run alike."""
-    return set.intersection(*(set(row.overrides) for row in table)) if len(table) > 1 else set()
+def differing(typed: Sequence[Sequence[str]]) -> list[str]:
+    """Of what was typed for each run, what was not typed for all of them alike."""
+    shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
+    return [" ".join(word for word in words if word not in shared) for words in typed]
 
 
 def drawn(table: Sequence[Row], whole: bool = False) -> Any:
@@ -160,18 +161,18 @@ def drawn(table: Sequence[Row], whole: bool = False) -> Any:
 
     from krill.runs.record import shown
 
-    everywhere = shared(table)
     screen = Table()
     screen.add_column("#")
     screen.add_column("state", no_wrap=True)
     screen.add_column("overrides", overflow="ellipsis" if whole else "fold", no_wrap=whole, max_width=50)
     for name in ("step", "train loss", "val. loss", "bits/byte", "seconds", "folder"):
         screen.add_column(name, overflow="fold")
-    for index, row in enumerate(table, 1):
+    own = differing([row.overrides for row in table])
+    for index, row in enumerate(table):
         screen.add_row(
-            str(index),
+            str(index + 1),
             row.state + (f" {row.job}" if row.job and row.state in ("queued", "running") else ""),
-            escape(" ".join(text for text in row.overrides if text not in everywhere)),
+            escape(own[index]),
             "" if row.step is None else f"{row.step}/{row.steps or '?'}",
             _figure(row.loss),
             _figure(row.eval_loss),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from krill import atomic
 from krill.errors import UsageError
 from krill.runs import claim as claiming
 from krill.runs.claim import Claim, claim
@@ -46,7 +47,7 @@ def test_two_of_the_same_second_get_two_folders(tmp_path: Path, monkeypatch: pyt
         def now(cls, tz: Any = None) -> Noon:
             return cls(2030, 1, 2, 12)
 
-    monkeypatch.setattr(claiming, "datetime", Noon)
+    monkeypatch.setattr(atomic, "datetime", Noon)
     names = []
     claims = [claim(MINE, tmp_path) for _ in range(3)]
     names = [claimed.folder.name for claimed in claims]
