@@ -79,7 +79,7 @@ def print_differences(rows: Sequence[Row], differing: Mapping[str, Sequence[Any]
     screen = Table("key", *(f"#{number}" for number in range(1, len(rows) + 1)))
     for key, each in differing.items():
         screen.add_row(escape(key), *(escape(str(value)) for value in each))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else table.WIDTH).print(screen)
+    table.console_of(sys.stdout).print(screen)
 
 
 def watch(look: Callable[[], Sequence[Row]], every: float) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from functools import cache
 
 from krill.config.schema import Slurm
 from krill.errors import UsageError
+from krill.runs.slurm import asked
 
 DAY = 24 * 60
 """Minutes."""
@@ -74,17 +74,6 @@ def longest_array() -> int:
     told = "\n".join(asked("scontrol", "show", "config"))
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.MULTILINE)
     return int(match[1]) if match else 1001
-
-
-def asked(*words: str) -> list[str]:
-    """Lines of a SLURM command's answer. Raises UsageError that says what SLURM said."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"{words[0]}: SLURM does not answer ({error})") from error
-    if done.returncode:
-        raise UsageError(f"{words[0]}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    return done.stdout.splitlines()
 
 
 def _is(partition: str, wanted: str | None) -> bool:

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 
-from krill.launch.cluster import asked
+from krill.runs.slurm import asked
 
 
 def announce() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import Any
 
 from krill.errors import UsageError
 from krill.runs import slurm
-from krill.runs.record import read_status, shown
+from krill.runs.record import read_object, read_status, shown
 from krill.runs.standing import of_submission, status_at
 
 DEPTH = 3
@@ -52,11 +51,7 @@ def is_sweep(folder: Path) -> bool:
 
 def read_sweep(folder: Path) -> dict[str, Any]:
     """sweep.json of a sweep; empty where it cannot be read."""
-    try:
-        sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return sweep if isinstance(sweep, dict) else {}
+    return read_object(folder / "sweep.json")
 
 
 def points_of(sweep: Path) -> list[Path]:

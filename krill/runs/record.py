@@ -43,19 +43,23 @@ TAIL = 2**14
 def read_status(folder: Path) -> dict[str, Any] | None:
     """status.json of a run folder, or None where there is none, or none of krill's; entries of a wrong kind are left
     out."""
-    try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError):
-        return None
-    if not isinstance(status, dict) or not isinstance(status.get("signature"), str):
-        return None
-    if status.get("state") not in STATES:
+    status = read_object(folder / "status.json")
+    if not isinstance(status.get("signature"), str) or status.get("state") not in STATES:
         return None
     return {
         key: value
         for key, value in status.items()
         if value is None or isinstance(value, KINDS.get(key, object))
     }
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; empty where there is none, it cannot be read, or it holds something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def is_done(folder: Path) -> bool:

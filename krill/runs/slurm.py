@@ -10,8 +10,11 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+
+from krill.errors import UsageError
 
 LIVING = frozenset(
     {
@@ -56,23 +59,23 @@ def job_states(jobs: Collection[str]) -> dict[str, str]:
     """
     if not jobs or not here():
         return {}
-    queue = _lines("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T")
-    if queue is None:
+    try:
+        queue = asked("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T")
+    except UsageError:
         return {}
-    found = dict(line.split("|") for line in queue if "|" in line)
-    gone = sorted(set(jobs) - found.keys())
-    if gone:
-        words = (
-            "--noheader",
-            "--parsable2",
-            "--allocations",
-            f"--jobs={','.join(gone)}",
-            "--format=JobID,State",
-        )
-        told = dict(line.split("|") for line in _lines("sacct", *words) or () if "|" in line)
+    found = _by_job(queue)
+    if gone := sorted(set(jobs) - found.keys()):
+        told: dict[str, str] = {}
+        with suppress(UsageError):  # not every cluster has an accounting
+            options = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State")
+            told = _by_job(asked("sacct", *options, f"--jobs={','.join(gone)}"))
         # The accounting is some seconds late: what has left the queue does nothing any more.
         found |= {job: _ended(told.get(job)) for job in gone}
     return {job: found[job] for job in jobs}
+
+
+def _by_job(lines: list[str]) -> dict[str, str]:
+    return {job: state for job, bar, state in (line.partition("|") for line in lines) if bar}
 
 
 def _ended(state: str | None) -> str:
@@ -80,9 +83,15 @@ def _ended(state: str | None) -> str:
     return UNKNOWN if word in LIVING else word
 
 
-def _lines(*words: str) -> list[str] | None:
+def asked(*words: str) -> list[str]:
+    """Lines of a SLURM command's answer. Raises UsageError that says what SLURM said."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.splitlines() if done.returncode == 0 else None
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"{words[0]}: SLURM does not answer ({error})") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or [
+            f"ended with exit code {done.returncode}"
+        ]
+        raise UsageError(f"{words[0]}: {said[-1]}")
+    return done.stdout.splitlines()

@@ -6,7 +6,6 @@ A run that is killed cannot say so: its status.json says "running" for ever.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from krill.runs import slurm
-from krill.runs.record import read_status
+from krill.runs.record import read_object, read_status
 
 Real = Literal["not started", "queued", "running", "finished", "failed", "stopped", "killed", "cancelled"]
 
@@ -61,8 +60,8 @@ def status_at(folder: Path) -> dict[str, Any] | None:
 
 def of_submission(folder: Path) -> dict[str, Any] | None:
     """A status for the one call in outputs/jobs/<…> that has no run folder, as a preparation has none."""
-    call = _read(folder / "0.json")
-    if not call or call.get("folder") or not _read(folder / slurm.JOBS):
+    call = read_object(folder / "0.json")
+    if not call or call.get("folder") or not read_object(folder / slurm.JOBS):
         return None
     try:
         hydra = call["hydra"]
@@ -79,7 +78,7 @@ def job_of(status: dict[str, Any]) -> str | None:
     """The SLURM job of a run: the one that it runs in, or waits for."""
     if status["state"] != "queued":
         return status.get("slurm_job_id")
-    job = _read(Path(status.get("submission") or os.devnull) / slurm.JOBS).get(
+    job = read_object(Path(status.get("submission") or os.devnull) / slurm.JOBS).get(
         status.get("submitted_as") or ""
     )
     return job if isinstance(job, str) else None
@@ -92,14 +91,6 @@ def log_of(folder: Path, status: dict[str, Any]) -> Path:
         return own
     submission = Path(status["submission"])
     return slurm.printed(submission, job, "err") if job else submission / f"{status.get('submitted_as')}.log"
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _is_open(status: dict[str, Any] | None) -> bool:

@@ -136,9 +136,7 @@ def write(table: Sequence[Row], folder: Path) -> Path:
 
 def show(table: Sequence[Row], file: IO[str], whole: bool = False) -> None:
     """Print the table, then what went wrong or is uncertain, a line each. `whole`: name folders by their paths."""
-    from rich.console import Console
-
-    console = Console(file=file, width=None if file.isatty() else WIDTH)
+    console = console_of(file)
     console.print(drawn(table, whole))
     for row in table:
         if row.error:
@@ -146,6 +144,13 @@ def show(table: Sequence[Row], file: IO[str], whole: bool = False) -> None:
             console.print(f"{Path(row.folder).name}: {row.error}{log}", highlight=False, markup=False)
         elif row.state in GOES_ON and row.why.upper() not in slurm.LIVING | {""}:
             console.print(f"{Path(row.folder).name}: {row.why}", highlight=False, markup=False)
+
+
+def console_of(file: IO[str]) -> Any:
+    """rich's console; wide where there is no terminal whose width it could have."""
+    from rich.console import Console
+
+    return Console(file=file, width=None if file.isatty() else WIDTH)
 
 
 def differing(typed: Sequence[Sequence[str]]) -> list[str]:
