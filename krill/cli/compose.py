@@ -15,7 +15,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -148,10 +148,15 @@ def problems(
     sentences, parsed = [], []
     for text in overrides:
         try:
-            parsed.append(OverridesParser.create().parse_override(text))
+            item = OverridesParser.create().parse_override(text)
         except HydraException:
             sentences.append(f"cannot read {text}; put the value in quotes: {text.partition('=')[0]}='…'")
-    parsed = [item for item in parsed if not isinstance(item.value(), (Glob, IntervalSweep))]
+            continue
+        if _mixes(item.value()):
+            sentences.append(f"{text}: an interval stands alone, it cannot be one of several values")
+            continue
+        parsed.append(item)
+    parsed = [item for item in parsed if not isinstance(item.value(), Glob)]
     groups = {item.key_or_group: item for item in parsed if _is_group(item.key_or_group, folders)}
     good = []
     for group, item in groups.items():
@@ -181,6 +186,10 @@ def problems(
     except (HydraException, OmegaConfBaseException) as other:
         sentences.append(str(other).splitlines()[0])
     return list(dict.fromkeys(sentences)) or [_refused(error)]
+
+
+def _mixes(value: Any) -> bool:
+    return isinstance(value, ChoiceSweep) and any(isinstance(item, IntervalSweep) for item in value.list)
 
 
 def _refused(error: BaseException) -> str:
@@ -232,6 +241,9 @@ def _values(item: Override) -> list[str]:
 
 
 def _raw_values(item: Override) -> list[str]:
+    value = item.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start)]
     if item.is_sweep_override():
         return list(item.sweep_string_iterator())
     return [item.get_value_element_as_str()]

@@ -58,6 +58,17 @@ def unfinished(points: Sequence[Point]) -> list[Point]:
     return left
 
 
+def slots(points: Sequence[Point]) -> list[dict[str, str]]:
+    """Where points run on this machine, one at a time in each: the environment of each slot."""
+    from krill.launch import pool
+    from krill.training.plan import ranks_of
+
+    first = points[0].config
+    configs = [point.config for point in points]
+    ranks = max(ranks_of(config) if isinstance(config, TrainConfig) else 1 for config in configs)
+    return pool.slots_of(first.sweep.slots, first.device, ranks)
+
+
 def new_folder(parent: Path, name: str = "") -> Path:
     """A folder for a submission: numbered below a sweep, else named for time and `name`."""
     return new_named_for_time(parent, name) if name else make_first(parent, map(str, count(1)))

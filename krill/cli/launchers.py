@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 from krill.cli import jobs, sweep
 from krill.cli.jobs import Point
 from krill.cli.sweep import Sweeper
-from krill.config.schema import TrainConfig
 from krill.signals import died_of
 
 log = logging.getLogger("krill")
@@ -39,9 +38,9 @@ class PoolLauncher(_Launcher):
         """Run those that are not finished; how they ended is in their folders."""
         current = sweep.current()
         if current.dry_run:  # told here, one after the other
-            for point in current.points:
+            for point in current.batch:
                 self.point(point.call)
-        elif points := jobs.unfinished(current.points):
+        elif points := jobs.unfinished(current.batch):
             _run(current, points)
         return []
 
@@ -73,12 +72,8 @@ def register() -> None:
 
 def _run(current: sweep.Sweep, points: list[Point]) -> None:
     from krill.launch import pool
-    from krill.training.plan import ranks_of
 
-    first = points[0].config
-    configs = [point.config for point in points]
-    ranks = max(ranks_of(config) if isinstance(config, TrainConfig) else 1 for config in configs)
-    slots = pool.slots_of(first.sweep.slots, first.device, ranks)
+    slots = jobs.slots(points)
     folder = jobs.new_folder(current.folder / ".jobs")
     jobs.write(folder, points)
     apart = len(slots) > 1
@@ -95,7 +90,7 @@ def _run(current: sweep.Sweep, points: list[Point]) -> None:
         if code:
             _keep_failure(current, point, died_of(code), log_file if apart else None)
         log.info("%s: %s", names[index], died_of(code) if code else "finished")
-        return not code or first.sweep.on_failure == "continue"
+        return not code or points[0].config.sweep.on_failure == "continue"
 
     commands = [[sys.executable, "-m", jobs.MODULE, str(folder), str(index)] for index in range(len(points))]
     pool.run(commands, slots, outputs, began, ended)

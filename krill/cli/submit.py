@@ -38,10 +38,10 @@ def many(sweep: Sweep) -> None:
     from krill.runs.standing import GOES_ON, standings
 
     if sweep.dry_run:
-        for points in _alike(sweep.points):
+        for points in _alike(sweep.batch):
             print("\n".join(_submission(Path("FOLDER"), points).scripts()))
         return
-    left = jobs.unfinished(sweep.points)
+    left = jobs.unfinished(sweep.batch)
     stands = standings([point.folder for point in left if point.folder])
     new = [point for point in left if point.folder and stands[point.folder].state not in GOES_ON]
     names = dict(zip((point.folder for point in left), jobs.names(left), strict=True))

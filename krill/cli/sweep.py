@@ -8,25 +8,30 @@ import shutil
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra.plugins.sweeper
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
+from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krill import atomic, errors
+from krill.cli import jobs
 from krill.cli.argv import as_typed, quoted
-from krill.cli.call import Call
-from krill.cli.commands import SCHEMA
 from krill.cli.jobs import Point
+from krill.cli.points import Composer, sentences
+from krill.cli.search import Drawn, Search, search_of
 from krill.errors import UsageError
+from krill.runs import table
+from krill.runs.find import points_of, read_sweep
+from krill.runs.overview import summary
+from krill.runs.record import now
+from krill.runs.standing import GOES_ON
+from krill.runs.table import Row
 
 log = logging.getLogger("krill")
 
@@ -37,14 +42,27 @@ class Sweep:
 
     folder: Path
     command: str
-    points: list[Point]
     dry_run: bool
+    start: str
+    points: list[Point] = field(default_factory=list)
+    """All so far, each folder once."""
+    batch: list[Point] = field(default_factory=list)
+    """Those that are for the launcher now."""
     failures: dict[Path, str] = field(default_factory=dict)
     """Of points that could not say themselves how they ended."""
+    refused: bool = False
+    """Whether a search came to points that could not be started."""
 
-    def places(self) -> list[tuple[Path, Point]]:
-        """Each point with its folder."""
-        return [(point.folder, point) for point in self.points if point.folder is not None]
+    def add(self, batch: Sequence[Point]) -> None:
+        """Make these the batch; what is asked for twice is there once."""
+        known = {point.folder for point in self.points}
+        self.batch = list({point.folder: point for point in batch}.values())
+        self.points += [point for point in self.batch if point.folder not in known]
+
+    def rows(self) -> list[Row]:
+        """A row for each point so far, the best first."""
+        folders = [point.folder for point in self.points if point.folder]
+        return table.best_first(table.rows(folders, self.failures))
 
 
 _current: list[Sweep] = []
@@ -61,10 +79,11 @@ def current() -> Sweep:
 
 
 class Sweeper(hydra.plugins.sweeper.Sweeper):
-    """As Hydra's basic sweeper, but that no point starts where one is wrong, and nothing is written before."""
+    """As Hydra's basic sweeper, but that no point starts where one is wrong, that nothing is written before, and that
+    a search may choose the points."""
 
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None):
-        """`params`: what is swept without being typed, as in Hydra's; all points are one batch."""
+        """`params`: what is swept without being typed, as in Hydra's; all points of a grid are one batch."""
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -74,94 +93,144 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         self.task_function: TaskFunction = task_function
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Compose and validate every point, then hand all of them to the launcher.
+        """Compose and validate the points, hand them to the launcher; again while a search asks for more.
 
-        Raises UsageError that tells all that is wrong in any of them.
+        Raises UsageError that tells all that is wrong in any of the first.
         """
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        every = parser.parse_overrides(
-            [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        )
-        points = [list(point) for point in BasicSweeper.split_arguments(every, None)[0]]
-        folder = Path(self.config.hydra.sweep.dir)
+        loader, folder = self.hydra_context.config_loader, Path(self.config.hydra.sweep.dir)
+        words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        typed = OverridesParser.create(loader).parse_overrides(words)
+        search = search_of(self.config.sweep, self.config.seed, typed)
         with read_write(self.config), open_dict(self.config):
             # Or a swept name would move single points elsewhere.
             self.config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={folder}"))
-            _current.append(_begun(self.hydra_context.config_loader, self.config, folder, points))
+        composer = Composer(loader, self.config, folder)
+        _take_up(search, composer, folder)
+        first = _first(search, composer)
+        with read_write(self.config), open_dict(self.config):
             # That of the points: hardware= may be swept, and it is what chooses one.
-            self.config.hydra.launcher = current().points[0].call.hydra.launcher
-        if not current().dry_run:
-            folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, folder / "multirun.yaml")
-            _record(self.config, current(), arguments)
+            self.config.hydra.launcher = first[0].call.hydra.launcher
+        sweep = Sweep(folder, composer.command, composer.dry_run, now())
+        _current.append(sweep)
+        log.info("sweep: %s%s", search.said(len(first)), "" if sweep.dry_run else f" in {folder}")
+        self._save(sweep, search, arguments, first)
         try:
-            results = self._launcher().launch(points, initial_job_idx=0)
+            results = self._launch(sweep)
         except UsageError:  # no point has begun
             _current.pop()
             raise
+        tried: Sequence[Point | None] = first
+        while asked := _more(search, sweep, tried):
+            log.info("sweep: %s", summary(sweep.rows()))
+            tried, wrong = composer.points(asked)
+            if wrong:
+                _refuse(sweep, sentences(wrong, 1))
+            self._save(sweep, search, arguments, [point for point in tried if point])
+            try:
+                results += self._launch(sweep)
+            except UsageError as error:
+                _refuse(sweep, str(error))
+                break
         for result in results:
             _ = result.return_value  # raises what a point of Hydra's own launchers raised
         return [results]
 
-    def _launcher(self) -> Launcher:
-        return Plugins.instance().instantiate_launcher(
+    def _save(self, sweep: Sweep, search: Search, arguments: Sequence[str], batch: Sequence[Point]) -> None:
+        """Take the points that come next into the sweep, and write that down before any of them starts."""
+        sweep.add(batch)
+        if not sweep.dry_run:
+            sweep.folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, sweep.folder / "multirun.yaml")
+            _record(self.config, sweep, search, arguments)
+
+    def _launch(self, sweep: Sweep) -> list[JobReturn]:
+        if not sweep.batch:
+            return []
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.hydra_context, task_function=self.task_function, config=self.config
         )
+        overrides = [point.call.overrides for point in sweep.batch]
+        return list(launcher.launch(overrides, initial_job_idx=len(sweep.points) - len(sweep.batch)))
 
 
-def _begun(loader: Any, config: DictConfig, folder: Path, every: list[list[str]]) -> Sweep:
-    from krill.cli import places
-    from krill.sources.digests import none_kept
+def _take_up(search: Search, composer: Composer, folder: Path) -> None:
+    """Let a search go on from the points that it tried before: it is the same where the first has the same folder."""
+    tried = read_sweep(folder).get("tried")
+    if not isinstance(search, Drawn) or not isinstance(tried, list) or not tried:
+        return
+    [point], _ = composer.points([[*search.fixed, *tried[0]]])
+    if point and points_of(folder)[:1] == [point.folder]:
+        search.take_up(tried)
 
-    command = config.hydra.job.config_name
-    wrong: dict[str, list[str]] = {}
-    points = []
-    dry_run = bool(config.dry_run)  # as where Hydra was told to put the sweep, whatever single points say
-    identify = places.Identities(command)
-    for overrides in every:
-        try:
-            call = _call(loader, config, folder, overrides)
-            point = call.validated(SCHEMA[command])
-            with none_kept() if dry_run else nullcontext():
-                identity = identify(point)
-            points.append(Point(call, point, folder / identity[:8], identity))
-        except UsageError as error:
-            for line in str(error).splitlines():
-                wrong.setdefault(line, []).append(" ".join(overrides))
+
+def _first(search: Search, composer: Composer) -> list[Point]:
+    """The points that come first. Raises UsageError for all that is wrong in them, or at the ends of the space."""
+    asked = search.ask(1)
+    found, wrong = composer.points([*asked, *search.ends()])
     if wrong:
-        raise UsageError("\n".join(_where(fault, found, len(every)) for fault, found in wrong.items()))
+        raise UsageError(sentences(wrong, len(found)))
+    points = [point for point in found[: len(asked)] if point]
     if len({point.call.hydra.launcher._target_ for point in points}) > 1:
         raise UsageError("some points are for SLURM and some for this machine: give a command for each")
-    log.info("sweep: %d points%s", len(points), "" if dry_run else f" in {folder}")
-    return Sweep(folder, command, points, dry_run)
+    if search.learns:
+        _at_once(points[0])
+    return points
 
 
-def _call(loader: Any, config: DictConfig, folder: Path, overrides: list[str]) -> Call:
-    composed = loader.load_sweep_config(config, overrides)
-    hydra = composed.hydra
-    with open_dict(composed):
-        del composed["hydra"]
-    return Call(OmegaConf.create(composed), hydra, folder)
+def _at_once(point: Point) -> int:
+    """How many points of a search that learns run at the same time. Raises UsageError where it cannot learn."""
+    settings = point.config.sweep
+    if point.call.command != "train":
+        raise UsageError(
+            f"sweep.search={settings.search} looks for a low validation loss, which only krill-train has: "
+            "write sweep.search=random"
+        )
+    if point.config.detach:
+        raise UsageError(
+            f"detach=true leaves before there is anything for sweep.search={settings.search} to learn from: "
+            "write sweep.search=random, or leave detach=true out"
+        )
+    if point.call.for_slurm and settings.slots == "auto":
+        raise UsageError(
+            f"sweep.search={settings.search} on SLURM: say with sweep.slots=4 how many jobs run at once; the next "
+            "learn from them"
+        )
+    return len(jobs.slots([point]))
 
 
-def _where(fault: str, points: list[str], every: int) -> str:
-    return fault if len(points) == every else f"{fault}  (in: {'; '.join(points)})"
+def _more(search: Search, sweep: Sweep, tried: Sequence[Point | None]) -> list[list[str]]:
+    """What comes next, now that these have ended; nothing when that was all."""
+    if sweep.dry_run:
+        return []
+    rows = {Path(row.folder): row for row in sweep.rows()}
+    ended = [rows[point.folder] if point and point.folder else None for point in tried]
+    search.tell([row.eval_loss if row and row.state == "finished" else None for row in ended])
+    settings = sweep.points[0].config.sweep
+    if settings.on_failure == "stop" and any(row is None or row.state != "finished" for row in ended):
+        return []
+    return search.ask(_at_once(sweep.points[0]) if search.learns else 1)
 
 
-def _record(config: DictConfig, sweep: Sweep, typed: Sequence[str]) -> None:
+def _refuse(sweep: Sweep, why: str) -> None:
+    log.error("%s", why)
+    sweep.refused = True
+
+
+def _record(config: DictConfig, sweep: Sweep, search: Search, arguments: Sequence[str]) -> None:
     """Write sweep.json: what krill-runs knows the sweep by, points that have not begun among it."""
-    from krill.runs.record import now
-
     value = {
         "command": sweep.command,
-        "typed": as_typed(OmegaConf.create(list(typed))),
+        "typed": as_typed(OmegaConf.create(list(arguments))),
         "launcher": config.hydra.runtime.choices.get("hydra/launcher"),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "start": now(),
+        "start": sweep.start,
         "points": [
-            {"folder": place.name, "overrides": point.call.overrides} for place, point in sweep.places()
+            {"folder": point.folder.name, "overrides": point.call.overrides}
+            for point in sweep.points
+            if point.folder
         ],
+        "tried": search.tried,
     }
     atomic.write_json(sweep.folder / "sweep.json", value)
 
@@ -171,16 +240,14 @@ def finish(failed: bool) -> int:
 
     `failed`: whether Hydra told of a failure; a dry run leaves no other trace of it.
     """
-    from krill.runs import table
-    from krill.runs.standing import GOES_ON
-
     sweep = _current.pop()
     if sweep.dry_run:
         shutil.rmtree(sweep.folder, ignore_errors=True)
         return errors.SWEEP_FAILED if failed else errors.DONE
-    rows = table.best_first(table.rows([folder for folder, _ in sweep.places()], sweep.failures))
+    rows = sweep.rows()
     table.write(rows, sweep.folder)
     table.show(rows, sys.stderr)
     print(sweep.folder)
     good = {"finished", *(GOES_ON if sweep.points[0].config.detach else ())}
-    return errors.SWEEP_FAILED if any(row.state not in good for row in rows) else errors.DONE
+    bad = sweep.refused or any(row.state not in good for row in rows)
+    return errors.SWEEP_FAILED if bad else errors.DONE

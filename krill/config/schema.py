@@ -638,6 +638,11 @@ class Sweep(Section):
     """Points at once. auto: here one for each GPU, or one after the other on the CPU; on SLURM as many as may run."""
     on_failure: Literal["continue", "stop"]
     """What a point that failed means for those that have not begun."""
+    search: Literal["grid", "random", "tpe"]
+    """Which points: every combination, or so many drawn from the same space, at random or, with tpe, where those
+    before had a low validation loss."""
+    trials: PositiveInt | None
+    """Points of a search; a grid has none to choose."""
 
 
 class Hardware(Section):

@@ -21,6 +21,7 @@ CASES = {
     "lr=fast": "lr=fast: input should be a valid number",
     "lr=-1": "lr=-1: input should be greater than 0",
     "lr=1,2": "add -m to sweep",
+    "lr=interval(1,2)": "add -m to sweep",
     "--lr 1e-3": "write lr=1e-3",
     "model": "model=tiny_ko",
     "model.hiden_size=3": "no such key 'model.hiden_size'. Did you mean model.hidden_size?",
@@ -110,7 +111,7 @@ def test_a_value_that_others_follow_is_told_once(here: Path):
         ("batch.tokens=256,300", "write 256 or 512"),
         ("data=files lr=1,2", "data.paths is not set"),
         ("data=files data.paths=[nothere.txt] lr=1,2", "nothere.txt: no such file"),
-        ("lr=interval(1,2)", "does not support sweep type"),
+        ("lr=interval(1,2)", "an interval has no points of its own"),
     ],
 )
 def test_a_sweep_is_checked_before_its_first_point(here: Path, words: str, fix: str):

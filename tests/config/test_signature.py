@@ -78,7 +78,7 @@ UNSIGNED = [
     "hardware.liger=false", "hardware.compile=true", "hardware.gradient_checkpointing=true",
     "branch=some/run", "trackers=[wandb]", "sample_every=5", "hardware.processes=2", "hardware.sharding=fsdp2",
     "resume_changed=true", "batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
-    "guard.max_skips=3", "sweep.slots=3",
+    "guard.max_skips=3", "sweep.slots=3", "sweep.search=random",
 ]  # fmt: skip
 """What does not change the run's own part; the caller adds what data and tokenizer hold and the rows of a step."""
 

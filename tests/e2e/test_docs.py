@@ -43,6 +43,7 @@ SMALL = {{
     "steps": "4", "sequence_len": "64", "batch.micro_batch_size": "2", "eval_every": "2", "hardware.threads": "1",
     "model.hidden_size": "24", "model.intermediate_size": "32", "model.num_hidden_layers": "1",
 }}
+CUT = {{"steps": "steps=4", "epochs": "epochs=0.01", "sweep.trials": "sweep.trials=2"}}
 command, words = {command!r}, sys.argv[1:]
 program = [{real!r}]
 if command in ("krill", "kr"):
@@ -57,7 +58,7 @@ elif command != "krill-runs" and not {{"--help", "--cfg", "-sc"}} & set(words):
     mine = model and os.path.exists("conf/" + model.replace("=", "/") + ".yaml")
     mine = mine or model in ("model=auto", "model=pretrained")
     small = {{key: value for key, value in SMALL.items() if not (mine and key.startswith("model."))}}
-    words = [re.sub(r"^(steps|epochs)=.*", lambda key: {{"steps": "steps=4", "epochs": "epochs=0.01"}}[key[1]], word)
+    words = [re.sub(r"^(steps|epochs|sweep.trials)=.*", lambda key: CUT[key[1]], word)
              for word in words]
     if "experiment" in keys or "from" in keys:
         small = {{"steps": "4"}}

@@ -201,6 +201,8 @@ TESTED = {
     "hardware.slurm.options": f"{ASKED}test_what_it_asks_for_follows_its_keys",
     "sweep.slots": "e2e/test_sweep.py::test_of_twenty_points_three_crash_and_only_they_are_done_again",
     "sweep.on_failure": "e2e/test_sweep.py::test_asked_to_it_stops_at_the_first_failure",
+    "sweep.search": "e2e/test_search.py::test_a_search_goes_on_where_it_was_stopped",
+    "sweep.trials": "e2e/test_search.py::test_a_search_goes_on_where_it_was_stopped",
     "resume": "training/test_resume.py::test_resume_false_begins_anew",
     "resume_changed": "training/test_resume_changed.py::"
     "test_what_determines_the_result_is_refused_unless_it_is_allowed",

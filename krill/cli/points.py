@@ -1,0 +1,66 @@
+"""The points of a sweep: what was typed for each, composed and validated, every mistake told once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from krill.cli import places
+from krill.cli.call import Call
+from krill.cli.commands import SCHEMA
+from krill.cli.jobs import Point
+from krill.errors import UsageError
+from krill.sources.digests import none_kept
+
+Wrong = dict[str, list[str]]
+"""What is wrong → what was typed for the points in which it is."""
+
+
+class Composer:
+    """Makes the points of one sweep; text that they share is looked at once."""
+
+    def __init__(self, loader: Any, config: DictConfig, folder: Path):
+        """`loader`: Hydra's; `config`: what it composed of that which is typed for all points."""
+        self.command = str(config.hydra.job.config_name)
+        self.dry_run = bool(
+            config.dry_run
+        )  # as where Hydra was told to put the sweep, whatever single points say
+        self._loader, self._config, self._folder = loader, config, folder
+        self._identify = places.Identities(self.command)
+
+    def points(self, every: Sequence[Sequence[str]]) -> tuple[list[Point | None], Wrong]:
+        """The point of each of these lists of overrides, None where it is not valid, and what is wrong."""
+        found: list[Point | None] = []
+        wrong: Wrong = {}
+        for overrides in every:
+            try:
+                found.append(self._point(overrides))
+            except UsageError as error:
+                found.append(None)
+                for line in str(error).splitlines():
+                    wrong.setdefault(line, []).append(" ".join(overrides))
+        return found, wrong
+
+    def _point(self, overrides: Sequence[str]) -> Point:
+        composed = self._loader.load_sweep_config(self._config, list(overrides))
+        hydra = composed.hydra
+        with open_dict(composed):
+            del composed["hydra"]
+        call = Call(OmegaConf.create(composed), hydra, self._folder)
+        config = call.validated(SCHEMA[self.command])
+        with none_kept() if self.dry_run else nullcontext():
+            identity = self._identify(config)
+        return Point(call, config, self._folder / identity[:8], identity)
+
+
+def sentences(wrong: Wrong, every: int) -> str:
+    """A line for each mistake; one that is in all of `every` points names none."""
+    lines = []
+    for fault, found in wrong.items():
+        points = list(dict.fromkeys(found))
+        lines.append(fault if len(found) >= every else f"{fault}  (in: {'; '.join(points)})")
+    return "\n".join(lines)

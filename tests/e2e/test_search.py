@@ -1,0 +1,89 @@
+"""sweep.search=: points that are drawn, run as those of any sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import SMALL, Command
+
+pytestmark = pytest.mark.slow
+
+SPACE = "lr=tag(log,interval(1e-3,1e-1))"
+
+
+def tried(sweep: Path) -> list[list[str]]:
+    return json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["tried"]
+
+
+def test_a_search_goes_on_where_it_was_stopped(krill: Command, corpus: str, tmp_path: Path):
+    words = ("-m", SPACE, "data=files", corpus, *SMALL, "sweep.search=tpe", "hydra/launcher=basic")
+    whole, parts = tmp_path / "outputs" / "sweeps" / "whole", tmp_path / "outputs" / "sweeps" / "parts"
+
+    done = krill("train", *words, "sweep.trials=12", "name=whole")
+
+    assert "12 points, drawn by tpe, the first 10 now" in done.stderr
+    assert "11 points: 11 finished; best" in done.stderr
+    rows = list(csv.DictReader((whole / "table.csv").open(encoding="utf-8")))
+    assert len(rows) == 12
+    assert [row["eval_loss"] for row in rows] == sorted(row["eval_loss"] for row in rows)
+
+    shutil.copytree(whole, parts)  # as it is after a kill in the middle of the last but one point
+    shutil.rmtree(parts / rows_folder(whole, 10))
+    shutil.rmtree(parts / rows_folder(whole, 11))
+    told = json.loads((parts / "sweep.json").read_text(encoding="utf-8"))
+    told["tried"], told["points"] = told["tried"][:11], told["points"][:11]
+    (parts / "sweep.json").write_text(json.dumps(told), encoding="utf-8")
+
+    done = krill("train", *words, "sweep.trials=12", "name=parts")
+
+    assert done.stderr.count("finished already") == 10
+    assert tried(parts) == tried(whole)
+
+
+def rows_folder(sweep: Path, index: int) -> str:
+    return json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["points"][index]["folder"]
+
+
+def test_random_points_are_all_known_beforehand(krill: Command, corpus: str, tmp_path: Path):
+    words = ("-m", "tokenizer.vocab_size=int(interval(300,600))", "data=files", corpus, "name=drawn")
+
+    krill("tokenizer", *words, "sweep.search=random", "sweep.trials=3", "hydra/launcher=basic")
+    sweep = tmp_path / "outputs" / "sweeps" / "drawn"
+    three = tried(sweep)
+    krill("tokenizer", *words, "sweep.search=random", "sweep.trials=4", "hydra/launcher=basic")
+
+    assert len(three) == 3
+    assert tried(sweep)[:3] == three
+    assert len(list((tmp_path / "outputs" / "tokenizers").glob("bpe_4k-*"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("train", ["lr=interval(-1,1)", "sweep.search=tpe", "sweep.trials=5"], "lr"),
+        ("train", [SPACE, "sweep.search=tpee", "sweep.trials=5"], "sweep.search"),
+        ("train", [SPACE], "sweep.search=random sweep.trials=20"),
+        ("train", ["lrr=interval(1,2)", "sweep.search=random", "sweep.trials=2"], "Did you mean lr?"),
+        (
+            "train",
+            ["lr=interval(1,2),3", "sweep.search=random", "sweep.trials=2"],
+            "an interval stands alone",
+        ),
+        (
+            "tokenizer",
+            ["tokenizer.vocab_size=300,400", "sweep.search=tpe", "sweep.trials=5"],
+            "search=random",
+        ),
+        ("train", ["optimizer.eps=0,1e-8", "sweep.search=tpe", "sweep.trials=20"], "optimizer.eps"),
+    ],
+)
+def test_what_cannot_be_searched_is_told_before_anything_starts(
+    krill: Command, tmp_path: Path, command: str, words: list[str], said: str
+):
+    done = krill(command, "-m", *words, code=2)
+    assert said in done.stderr
+    assert not (tmp_path / "outputs").exists()
