@@ -52,7 +52,7 @@ class Search(Protocol):
         """What a person is told of it, where so many points come first."""
 
 
-def search_of(settings: Any, seed: int, typed: Sequence[Override]) -> Search:
+def search_of(settings: Any, seed: Any, typed: Sequence[Override]) -> Search:
     """The search that `settings`, the section sweep of a configuration, asks for over what was `typed`.
 
     Raises UsageError for what does not go together.
@@ -60,22 +60,24 @@ def search_of(settings: Any, seed: int, typed: Sequence[Override]) -> Search:
     for override in typed:
         if override.is_sweep_override() and override.key_or_group.partition(".")[0] == "sweep":
             raise UsageError(f"{override.input_line}: {override.key_or_group} is one for the whole sweep")
-    if settings.search == "grid":
-        return Grid(typed, settings.trials)
-    if settings.search not in SAMPLERS:
-        raise UsageError(f"sweep.search={settings.search}: there are grid, {', '.join(SAMPLERS)}")
-    if settings.trials is None:
-        raise UsageError(f"sweep.search={settings.search}: say how many points with sweep.trials=20")
+    # What is no section, or lacks a key, is told of by the validation of the points.
+    how, trials = getattr(settings, "search", "grid"), getattr(settings, "trials", None)
+    if how == "grid":
+        return Grid(typed, trials)
+    if how not in SAMPLERS:
+        raise UsageError(f"sweep.search={how}: there are grid, {', '.join(SAMPLERS)}")
+    if not isinstance(trials, int) or trials < 1:
+        raise UsageError(f"sweep.search={how}: say how many points, as with sweep.trials=20")
     if not find_spec("optuna"):
-        raise UsageError(f"sweep.search={settings.search} needs optuna: pip install 'krill[search]'")
+        raise UsageError(f"sweep.search={how} needs optuna: pip install 'krill[search]'")
     space = [Dimension(override) for override in typed if override.is_sweep_override()]
     if not space:
         raise UsageError(
-            f"sweep.search={settings.search} has no space to search: write 'lr=tag(log,interval(1e-4,1e-2))' "
+            f"sweep.search={how} has no space to search: write 'lr=tag(log,interval(1e-4,1e-2))' "
             "or lr=1e-3,3e-3"
         )
     fixed = Grid([override for override in typed if not override.is_sweep_override()], None).ask(1)[0]
-    return Drawn(settings.search, int(settings.trials), int(seed), space, fixed)
+    return Drawn(how, trials, seed if isinstance(seed, int) and seed >= 0 else 0, space, fixed)
 
 
 class Grid:

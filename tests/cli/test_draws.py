@@ -134,6 +134,7 @@ def test_the_ends_of_the_space_are_looked_at_where_points_come_later():
         ("grid", None, SPACE, "sweep.search=random sweep.trials=20"),
         ("grid", 5, ["lr=1,2"], "a grid has all combinations"),
         ("tpe", None, SPACE, "sweep.trials=20"),
+        ("random", 0, SPACE, "sweep.trials=20"),
         ("random", 5, ["lr=1"], "no space to search"),
         ("random", 5, ["lr=tag(log,interval(0,1))"], "lr=tag(log,interval(0,1)): "),
         ("random", 5, ["lr=interval(2,1)"], "lr=interval(2,1): "),

@@ -111,6 +111,8 @@ def test_a_value_that_others_follow_is_told_once(here: Path):
         ("batch.tokens=256,300", "write 256 or 512"),
         ("data=files lr=1,2", "data.paths is not set"),
         ("data=files data.paths=[nothere.txt] lr=1,2", "nothere.txt: no such file"),
+        ("sweep=null lr=1,2", "sweep"),
+        ("sweep.search=random sweep.trials=2 seed=x lr=1,2", "seed=x: input should be a valid integer"),
         ("lr=interval(1,2)", "an interval has no points of its own"),
     ],
 )
