@@ -54,10 +54,15 @@ class Sweep:
     """Whether a search came to points that could not be started."""
 
     def add(self, batch: Sequence[Point]) -> None:
-        """Make these the batch; what is asked for twice is there once."""
+        """Make these the batch; points that are to make the same thing are one point."""
+        first: dict[Path | None, Point] = {}
+        for point in batch:
+            first.setdefault(point.folder, point)
         known = {point.folder for point in self.points}
-        self.batch = list({point.folder: point for point in batch}.values())
+        self.batch = list(first.values())
         self.points += [point for point in self.batch if point.folder not in known]
+        if same := len(batch) - len(first):
+            log.info("sweep: %d of them would make what another one makes, and are left out", same)
 
     def rows(self) -> list[Row]:
         """A row for each point so far, the best first."""

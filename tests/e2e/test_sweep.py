@@ -72,6 +72,16 @@ def test_preparations_can_be_swept(krill: Command, corpus: str, tmp_path: Path):
     assert Path(done.stdout.splitlines()[-1]).is_dir()
 
 
+def test_points_that_make_the_same_thing_are_made_once(krill: Command, corpus: str, tmp_path: Path):
+    words = ("-m", "hardware=auto,cpu", "tokenizer.vocab_size=300,310", "data=files", corpus, "name=same")
+    done = krill("tokenizer", *words, "sweep.slots=2", "device=cpu")
+    assert "4 points" in done.stderr
+    assert "2 of them would make what another one makes" in done.stderr
+    found = rows(tmp_path / "outputs" / "sweeps" / "same")
+    assert [row["state"] for row in found] == ["finished", "finished"]
+    assert all("hardware=auto" in row["overrides"] for row in found)
+
+
 def test_slurm_composes(krill: Command):
     done = krill("train", "hydra/launcher=submitit_slurm", "--cfg", "hydra")
     assert "SlurmLauncher" in done.stdout

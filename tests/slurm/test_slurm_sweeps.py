@@ -149,14 +149,25 @@ def test_detached_it_returns_at_once_and_submits_nothing_twice(cluster: Cluster,
     wait_for(lambda: {row["state"] for row in krill.rows(str(SWEEP))} == {"cancelled"})
 
 
+EXPERIMENT = """# @package _global_
+defaults: [{{override /hardware: {hardware}}}]
+tokenizer: {{vocab_size: {size}}}
+"""
+
+
 def test_what_is_swept_may_be_the_size_of_the_jobs(cluster: Cluster, krill: Krill) -> None:
-    words = ("-m", "hardware=slurm_cpu,slurm_gpu", "tokenizer.vocab_size=300,310", "name=sizes")
+    experiments = krill.folder / "conf" / "experiment"
+    experiments.mkdir()
+    for name, hardware, size in (("small", "slurm_cpu", 300), ("large", "slurm_gpu", 310)):
+        (experiments / f"{name}.yaml").write_text(EXPERIMENT.format(hardware=hardware, size=size))
+    words = ("-m", "experiment=small,large", "name=sizes")
     script = krill("tokenizer", *words, "dry_run=true")
-    assert script.count("#SBATCH --array=0-1%2") == 2
+    assert script.count("#SBATCH --job-name=") == 2
     assert script.count("#SBATCH --gpus-per-node=1") == 1
     krill("tokenizer", *words)
     rows = krill.rows("outputs/sweeps/sizes")
-    assert {row["state"] for row in rows} == {"finished"}
+    assert [row["state"] for row in rows] == ["finished", "finished"]
+    assert len({row["job"] for row in rows}) == 2
     krill("tokenizer", "-m", "hardware=slurm_cpu,cpu", "tokenizer.vocab_size=300,310", "name=mixed", code=2)
     assert "some points are for SLURM and some for this machine" in krill.messages()
 
