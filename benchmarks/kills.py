@@ -98,7 +98,7 @@ class Process:
             os.dup2(written, 1)
             os.dup2(written, 2)
             if not forked:
-                os.execv(command[0], command)
+                os.execv(command[0], list(command))
             code = _trained(command[1:])
         finally:
             os._exit(code)

@@ -103,8 +103,8 @@ def recall(ids: list[str], texts: list[str], copies: np.ndarray, near: Near) -> 
         kind, _, original = name.removeprefix("dup:").partition(":")
         if name.startswith("dup:") and original in place:
             pair = (index, place[original])
-            gone = bool((copies[list(pair)] >= 0).any())
-            found[kind].append((jaccard(texts[pair[0]], texts[pair[1]], near), gone))
+            dropped = bool((copies[list(pair)] >= 0).any())
+            found[kind].append((jaccard(texts[pair[0]], texts[pair[1]], near), dropped))
     result = {}
     for kind in KINDS:
         alike, gone = (np.array(column) for column in zip(*found[kind], strict=True))

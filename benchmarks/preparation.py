@@ -126,7 +126,8 @@ def one(way: str, files: list[str], tokenizer: Path, folder: Path) -> float:
 
 def measured(way: str, files: list[str], tokenizer: Path, folder: Path) -> float:
     """Seconds of one way in a process of its own."""
-    command = [sys.executable, __file__, *files, "--way", way, "--tokenizer", tokenizer, "--folder", folder]
+    command = [sys.executable, __file__, *files, "--way", way, "--tokenizer", str(tokenizer)]
+    command += ["--folder", str(folder)]
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | quiet)
     return float(found.stdout.splitlines()[-1])

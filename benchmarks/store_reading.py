@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from krill.data.store import SHARD_TOKENS, Store, manifest_of, write_manifest, write_shard
+from krill.data.store import SHARD_TOKENS, Split, Store, manifest_of, write_manifest, write_shard
 
 ROW = 2048
 DOCUMENT = 500
@@ -92,16 +92,14 @@ def main() -> None:
         for tokens in (10**7, 10**9):
             store = written(Path(place) / str(tokens), tokens)
             train = store.train
+
+            def row_of(row: int, train: Split = train) -> np.ndarray:
+                return np.array(train.read(row * ROW, (row + 1) * ROW))
+
             size = sum(file.stat().st_size for file in store.folder.glob("*.tokens"))
             result[f"{tokens:.0e} tokens"] = {
                 "first_row_ms": round(first_row(store.folder), 3),
-                "rows_per_cpu_second": round(
-                    rows_per_second(
-                        lambda row, train=train: np.array(train.read(row * ROW, (row + 1) * ROW)),
-                        train.tokens // ROW,
-                        READS,
-                    )
-                ),
+                "rows_per_cpu_second": round(rows_per_second(row_of, train.tokens // ROW, READS)),
                 "bytes_per_token": round(size / train.tokens, 3),
             }
             print(f"{tokens:.0e} tokens", result[f"{tokens:.0e} tokens"])

@@ -20,11 +20,14 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from krill.cli import app, jobs, sweep, tokenizer, train
+from krill.cli import app, jobs, tokenizer, train
+from krill.cli.jobs import Point
+from krill.cli.points import Composer, Wrong
 
 POINTS = {"train": train.point, "tokenizer": tokenizer.point}
 
@@ -50,20 +53,20 @@ def handed_over(command: str, few: int, many: int) -> float:
 def begun(command: str, few: int, many: int) -> float:
     """Seconds that one point more takes before the first begins."""
     took = []
-    plain = sweep._begun
+    plain = Composer.points
 
-    def timed(*arguments: object) -> sweep.Sweep:
+    def timed(composer: Composer, every: Sequence[Sequence[str]]) -> tuple[list[Point | None], Wrong]:
         began = time.perf_counter()
-        made = plain(*arguments)  # type: ignore[arg-type]
+        made = plain(composer, every)
         took.append(time.perf_counter() - began)
         return made
 
-    sweep._begun = timed  # type: ignore[assignment]
+    Composer.points = timed  # type: ignore[assignment, method-assign]
     try:
         for count in (few, many):
             seconds(command, count)
     finally:
-        sweep._begun = plain
+        Composer.points = plain  # type: ignore[method-assign]
     return (took[1] - took[0]) / (many - few)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,3 +185,15 @@ def test_detach_is_for_clusters(krill: Command, tmp_path: Path):
     done = krill("train", "detach=true", code=2)
     assert "add hardware=slurm_gpu" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+COST = Path(__file__).resolve().parents[2] / "benchmarks" / "sweep_parent.py"
+
+
+def test_what_a_point_costs_the_parent_can_be_measured(tmp_path: Path):
+    result = tmp_path / "cost.json"
+    words = ("--few", "1", "--many", "6", "--rounds", "1", "--result", str(result))
+    subprocess.run([sys.executable, str(COST), *words], check=True, cwd=tmp_path)
+    found = json.loads(result.read_text(encoding="utf-8"))["seconds_per_point"]
+    assert found.keys() == {"train", "tokenizer"}
+    assert all(kinds.keys() == {"compose", "pool"} for kinds in found.values())
