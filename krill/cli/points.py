@@ -57,10 +57,9 @@ class Composer:
         return Point(call, config, self._folder / identity[:8], identity)
 
 
-def sentences(wrong: Wrong, every: int) -> str:
+def sentences(wrong: Wrong, every: int | None = None) -> str:
     """A line for each mistake; one that is in all of `every` points names none."""
-    lines = []
-    for fault, found in wrong.items():
-        points = list(dict.fromkeys(found))
-        lines.append(fault if len(found) >= every else f"{fault}  (in: {'; '.join(points)})")
-    return "\n".join(lines)
+    return "\n".join(
+        fault if len(found) == every else f"{fault}  (in: {'; '.join(found)})"
+        for fault, found in wrong.items()
+    )

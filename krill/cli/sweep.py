@@ -23,7 +23,7 @@ from krill import atomic, errors
 from krill.cli import jobs
 from krill.cli.argv import as_typed, quoted
 from krill.cli.jobs import Point
-from krill.cli.points import Composer, sentences
+from krill.cli.points import Composer, Wrong, sentences
 from krill.cli.search import Drawn, Search, search_of
 from krill.errors import UsageError
 from krill.runs import table
@@ -63,6 +63,11 @@ class Sweep:
         self.points += [point for point in self.batch if point.folder not in known]
         if same := len(batch) - len(first):
             log.info("sweep: %d of them would make what another one makes, and are left out", same)
+
+    def refuse(self, why: str) -> None:
+        """Say what cannot be started, and let that be no success."""
+        log.error("%s", why)
+        self.refused = True
 
     def rows(self) -> list[Row]:
         """A row for each point so far, the best first."""
@@ -110,45 +115,41 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             # Or a swept name would move single points elsewhere.
             self.config.hydra.overrides.hydra.append(quoted(f"hydra.sweep.dir={folder}"))
         composer = Composer(loader, self.config, folder)
-        _take_up(search, composer, folder)
-        first = _first(search, composer)
+        points, wrong = _first(search, composer, folder)
         with read_write(self.config), open_dict(self.config):
             # That of the points: hardware= may be swept, and it is what chooses one.
-            self.config.hydra.launcher = first[0].call.hydra.launcher
+            self.config.hydra.launcher = next(point.call.hydra.launcher for point in points if point)
         sweep = Sweep(folder, composer.command, composer.dry_run, now())
         _current.append(sweep)
-        log.info("sweep: %s%s", search.said(len(first)), "" if sweep.dry_run else f" in {folder}")
-        self._save(sweep, search, arguments, first)
+        log.info("sweep: %s%s", search.said(len(points)), "" if sweep.dry_run else f" in {folder}")
         try:
-            results = self._launch(sweep)
+            results = self._run(sweep, search, arguments, points, wrong)
         except UsageError:  # no point has begun
             _current.pop()
             raise
-        tried: Sequence[Point | None] = first
-        while asked := _more(search, sweep, tried):
+        while asked := _more(search, sweep, points):
             log.info("sweep: %s", summary(sweep.rows()))
-            tried, wrong = composer.points(asked)
-            if wrong:
-                _refuse(sweep, sentences(wrong, 1))
-            self._save(sweep, search, arguments, [point for point in tried if point])
+            points, wrong = composer.points(asked)
             try:
-                results += self._launch(sweep)
+                results += self._run(sweep, search, arguments, points, wrong)
             except UsageError as error:
-                _refuse(sweep, str(error))
+                sweep.refuse(str(error))
                 break
         for result in results:
             _ = result.return_value  # raises what a point of Hydra's own launchers raised
         return [results]
 
-    def _save(self, sweep: Sweep, search: Search, arguments: Sequence[str], batch: Sequence[Point]) -> None:
-        """Take the points that come next into the sweep, and write that down before any of them starts."""
-        sweep.add(batch)
+    def _run(
+        self, sweep: Sweep, search: Search, arguments: Sequence[str], points: Sequence[Point | None], wrong: Wrong
+    ) -> list[JobReturn]:  # fmt: skip
+        """Take these points into the sweep, write that down, and hand them to the launcher."""
+        if wrong:
+            sweep.refuse(sentences(wrong))
+        sweep.add([point for point in points if point])
         if not sweep.dry_run:
             sweep.folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, sweep.folder / "multirun.yaml")
             _record(self.config, sweep, search, arguments)
-
-    def _launch(self, sweep: Sweep) -> list[JobReturn]:
         if not sweep.batch:
             return []
         launcher = Plugins.instance().instantiate_launcher(
@@ -158,28 +159,35 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         return list(launcher.launch(overrides, initial_job_idx=len(sweep.points) - len(sweep.batch)))
 
 
-def _take_up(search: Search, composer: Composer, folder: Path) -> None:
+def _takes_up(search: Search, composer: Composer, folder: Path) -> bool:
     """Let a search go on from the points that it tried before: it is the same where the first has the same folder."""
     tried = read_sweep(folder).get("tried")
     if not isinstance(search, Drawn) or not isinstance(tried, list) or not tried:
-        return
+        return False
     [point], _ = composer.points([[*search.fixed, *tried[0]]])
-    if point and points_of(folder)[:1] == [point.folder]:
-        search.take_up(tried)
+    if point is None or points_of(folder)[:1] != [point.folder]:
+        return False
+    search.take_up(tried)
+    return True
 
 
-def _first(search: Search, composer: Composer) -> list[Point]:
-    """The points that come first. Raises UsageError for all that is wrong in them, or at the ends of the space."""
+def _first(search: Search, composer: Composer, folder: Path) -> tuple[list[Point | None], Wrong]:
+    """The points that come first, and what is wrong with those of an earlier search, which were left out then, too.
+
+    Raises UsageError for all that is wrong in any other, or at the ends of the space.
+    """
+    goes_on = _takes_up(search, composer, folder)
     asked = search.ask(1)
-    found, wrong = composer.points([*asked, *search.ends()])
-    if wrong:
-        raise UsageError(sentences(wrong, len(found)))
-    points = [point for point in found[: len(asked)] if point]
-    if len({point.call.hydra.launcher._target_ for point in points}) > 1:
+    points, wrong = composer.points(asked)
+    _, at_ends = composer.points(search.ends())
+    if at_ends or (wrong and not goes_on):
+        raise UsageError(sentences(at_ends | wrong, len(points)))
+    valid = [point for point in points if point]
+    if len({point.call.hydra.launcher._target_ for point in valid}) > 1:
         raise UsageError("some points are for SLURM and some for this machine: give a command for each")
     if search.learns:
-        _at_once(points[0])
-    return points
+        _at_once(valid[0])
+    return points, wrong
 
 
 def _at_once(point: Point) -> int:
@@ -203,22 +211,17 @@ def _at_once(point: Point) -> int:
     return len(jobs.slots([point]))
 
 
-def _more(search: Search, sweep: Sweep, tried: Sequence[Point | None]) -> list[list[str]]:
+def _more(search: Search, sweep: Sweep, points: Sequence[Point | None]) -> list[list[str]]:
     """What comes next, now that these have ended; nothing when that was all."""
     if sweep.dry_run:
         return []
     rows = {Path(row.folder): row for row in sweep.rows()}
-    ended = [rows[point.folder] if point and point.folder else None for point in tried]
+    ended = [rows[point.folder] if point and point.folder else None for point in points]
     search.tell([row.eval_loss if row and row.state == "finished" else None for row in ended])
     settings = sweep.points[0].config.sweep
     if settings.on_failure == "stop" and any(row is None or row.state != "finished" for row in ended):
         return []
     return search.ask(_at_once(sweep.points[0]) if search.learns else 1)
-
-
-def _refuse(sweep: Sweep, why: str) -> None:
-    log.error("%s", why)
-    sweep.refused = True
 
 
 def _record(config: DictConfig, sweep: Sweep, search: Search, arguments: Sequence[str]) -> None:

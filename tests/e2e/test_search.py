@@ -61,6 +61,35 @@ def test_random_points_are_all_known_beforehand(krill: Command, corpus: str, tmp
     assert len(list((tmp_path / "outputs" / "tokenizers").glob("bpe_4k-*"))) == 4
 
 
+def test_a_point_that_is_no_valid_one_is_left_out_of_what_goes_on(
+    krill: Command, corpus: str, tmp_path: Path
+):
+    sizes = ("model.num_attention_heads=2,3", "model.hidden_size=24,32", "model.num_key_value_heads=1")
+    words = (
+        "-m",
+        *sizes,
+        "data=files",
+        corpus,
+        *SMALL,
+        "sweep.search=random",
+        "hydra/launcher=basic",
+        "name=odd",
+    )
+    sweep = tmp_path / "outputs" / "sweeps" / "odd"
+    krill("train", *words, "sweep.trials=1", "seed=3")
+    told = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
+    told["tried"].append(
+        ["model.num_attention_heads=3", "model.hidden_size=32"]
+    )  # as tpe may have drawn it late
+    (sweep / "sweep.json").write_text(json.dumps(told), encoding="utf-8")
+
+    done = krill("train", *words, "sweep.trials=2", "seed=3", code=3)
+
+    assert "finished already" in done.stderr
+    assert "does not divide hidden_size=32" in done.stderr
+    assert "model.num_attention_heads=3 model.hidden_size=32" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "words", "said"),
     [
