@@ -54,14 +54,16 @@ class Sweep:
     """Whether a search came to points that could not be started."""
 
     def add(self, batch: Sequence[Point]) -> None:
-        """Make these the batch; points that are to make the same thing are one point."""
+        """Make these the batch. Points that are to make the same thing are one point, but for a dry run on this
+        machine, which tells what each would cost."""
         first: dict[Path | None, Point] = {}
         for point in batch:
             first.setdefault(point.folder, point)
+        costs = self.dry_run and not any(point.call.for_slurm for point in batch)
+        self.batch = list(batch if costs else first.values())
         known = {point.folder for point in self.points}
-        self.batch = list(first.values())
         self.points += [point for point in self.batch if point.folder not in known]
-        if same := len(batch) - len(first):
+        if same := len(batch) - len(self.batch):
             log.info("sweep: %d of them would make what another one makes, and are left out", same)
 
     def refuse(self, why: str) -> None:

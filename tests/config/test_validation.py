@@ -25,7 +25,7 @@ WHOLE = {
     "dry_run": False,
     "detach": False,
     "hardware": OmegaConf.to_container(composed("infer", []).hardware),
-    "sweep": {"slots": "auto", "on_failure": "continue"},
+    "sweep": {"slots": "auto", "on_failure": "continue", "search": "grid", "trials": None},
 }
 KNOWN = ["lr", "seed", "model", "model.hidden_size", "data.paths", "optimizer", "optimizer.weight_decay"]
 
