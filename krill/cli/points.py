@@ -26,9 +26,8 @@ class Composer:
     def __init__(self, loader: Any, config: DictConfig, folder: Path):
         """`loader`: Hydra's; `config`: what it composed of that which is typed for all points."""
         self.command = str(config.hydra.job.config_name)
-        self.dry_run = bool(
-            config.dry_run
-        )  # as where Hydra was told to put the sweep, whatever single points say
+        # As where Hydra was told to put the sweep, whatever single points say.
+        self.dry_run = bool(config.dry_run)
         self._loader, self._config, self._folder = loader, config, folder
         self._identify = places.Identities(self.command)
 

@@ -213,7 +213,8 @@ class Drawn:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         seed = np.random.SeedSequence([self.seed, len(self.tried)]).generate_state(1)[0]
         study = optuna.create_study(sampler=SAMPLERS[self.how](int(seed)))
-        study.add_trials([self._trial(index) for index in range(len(self.tried))])
+        if self.learns:
+            study.add_trials([self._trial(index) for index in range(len(self.tried))])
         drawn = study.ask(self._distributions).params
         return [dimension.word(drawn[dimension.key]) for dimension in self.space]
 

@@ -130,7 +130,6 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             _current.pop()
             raise
         while asked := _more(search, sweep, points):
-            log.info("sweep: %s", summary(sweep.rows()))
             points, wrong = composer.points(asked)
             try:
                 results += self._run(sweep, search, arguments, points, wrong)
@@ -217,13 +216,17 @@ def _more(search: Search, sweep: Sweep, points: Sequence[Point | None]) -> list[
     """What comes next, now that these have ended; nothing when that was all."""
     if sweep.dry_run:
         return []
-    rows = {Path(row.folder): row for row in sweep.rows()}
-    ended = [rows[point.folder] if point and point.folder else None for point in points]
+    rows = sweep.rows()
+    known = {Path(row.folder): row for row in rows}
+    ended = [known[point.folder] if point and point.folder else None for point in points]
     search.tell([row.eval_loss if row and row.state == "finished" else None for row in ended])
     settings = sweep.points[0].config.sweep
     if settings.on_failure == "stop" and any(row is None or row.state != "finished" for row in ended):
         return []
-    return search.ask(_at_once(sweep.points[0]) if search.learns else 1)
+    asked = search.ask(_at_once(sweep.points[0]) if search.learns else 1)
+    if asked:
+        log.info("sweep: %s", summary(rows))
+    return asked
 
 
 def _record(config: DictConfig, sweep: Sweep, search: Search, arguments: Sequence[str]) -> None:

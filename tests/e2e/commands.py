@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 from collections.abc import Callable
@@ -23,3 +24,9 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def status(folder: Path) -> dict[str, object]:
     """status.json of a run's folder."""
     return json.loads((folder / "status.json").read_text(encoding="utf-8"))
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The table that a sweep in `folder` ended with."""
+    with open(folder / "table.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

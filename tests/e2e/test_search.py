@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from commands import SMALL, Command
+from commands import SMALL, Command, rows
 
 pytestmark = pytest.mark.slow
 
 SPACE = "lr=tag(log,interval(1e-3,1e-1))"
 
 
+def told_of(sweep: Path) -> dict[str, Any]:
+    return json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
+
+
 def tried(sweep: Path) -> list[list[str]]:
-    return json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["tried"]
+    return told_of(sweep)["tried"]
 
 
 def test_a_search_goes_on_where_it_was_stopped(krill: Command, corpus: str, tmp_path: Path):
@@ -27,14 +31,14 @@ def test_a_search_goes_on_where_it_was_stopped(krill: Command, corpus: str, tmp_
 
     assert "12 points, drawn by tpe, the first 10 now" in done.stderr
     assert "11 points: 11 finished; best" in done.stderr
-    rows = list(csv.DictReader((whole / "table.csv").open(encoding="utf-8")))
-    assert len(rows) == 12
-    assert [row["eval_loss"] for row in rows] == sorted(row["eval_loss"] for row in rows)
+    table = rows(whole)
+    assert len(table) == 12
+    assert [row["eval_loss"] for row in table] == sorted(row["eval_loss"] for row in table)
 
     shutil.copytree(whole, parts)  # as it is after a kill in the middle of the last but one point
-    shutil.rmtree(parts / rows_folder(whole, 10))
-    shutil.rmtree(parts / rows_folder(whole, 11))
-    told = json.loads((parts / "sweep.json").read_text(encoding="utf-8"))
+    told = told_of(parts)
+    for point in told["points"][10:]:
+        shutil.rmtree(parts / point["folder"])
     told["tried"], told["points"] = told["tried"][:11], told["points"][:11]
     (parts / "sweep.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -42,10 +46,6 @@ def test_a_search_goes_on_where_it_was_stopped(krill: Command, corpus: str, tmp_
 
     assert done.stderr.count("finished already") == 10
     assert tried(parts) == tried(whole)
-
-
-def rows_folder(sweep: Path, index: int) -> str:
-    return json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["points"][index]["folder"]
 
 
 def test_random_points_are_all_known_beforehand(krill: Command, corpus: str, tmp_path: Path):
@@ -66,21 +66,13 @@ def test_a_point_that_is_no_valid_one_is_left_out_of_what_goes_on(
 ):
     sizes = ("model.num_attention_heads=2,3", "model.hidden_size=24,32", "model.num_key_value_heads=1")
     words = (
-        "-m",
-        *sizes,
-        "data=files",
-        corpus,
-        *SMALL,
-        "sweep.search=random",
-        "hydra/launcher=basic",
-        "name=odd",
-    )
+        "-m", *sizes, "data=files", corpus, *SMALL, "sweep.search=random", "hydra/launcher=basic", "name=odd",
+    )  # fmt: skip
     sweep = tmp_path / "outputs" / "sweeps" / "odd"
     krill("train", *words, "sweep.trials=1", "seed=3")
-    told = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
-    told["tried"].append(
-        ["model.num_attention_heads=3", "model.hidden_size=32"]
-    )  # as tpe may have drawn it late
+    told = told_of(sweep)
+    # as tpe may have drawn it late
+    told["tried"].append(["model.num_attention_heads=3", "model.hidden_size=32"])
     (sweep / "sweep.json").write_text(json.dumps(told), encoding="utf-8")
 
     done = krill("train", *words, "sweep.trials=2", "seed=3", code=3)

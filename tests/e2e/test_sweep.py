@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import SMALL, Command, status
+from commands import SMALL, Command, rows, status
 
 pytestmark = pytest.mark.slow
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "table.csv", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("launcher", ["pool", "basic", "submitit_local"])
