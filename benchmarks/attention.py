@@ -36,11 +36,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from krill.config.schema import Transformer
+from krill.config.schema import TransformerConfig
 from krill.data.packing import Rows, pack
-from krill.models.build import build
+from krill.models.build import build_model
 from krill.sources import python_docs
-from krill.training.batches import Collate
+from krill.training.batches import RowCollator
 
 SHAPES = {1024: 4, 2048: 2, 8192: 1}
 """Tokens of a row: rows of a step."""
@@ -62,18 +62,18 @@ class Lengths:
 
 
 def rows_of(sequence_len: int) -> Rows:
-    tokens = [2 + int(len(text.encode()) / BYTES_PER_TOKEN) for text in python_docs.documents()]
+    tokens = [2 + int(len(text.encode()) / BYTES_PER_TOKEN) for text in python_docs.read_python_docs()]
     return pack(Lengths(np.cumsum(tokens).astype(np.uint64)), sequence_len, "best_fit")
 
 
 def model_for(sequence_len: int, device: torch.device) -> Any:
     torch.manual_seed(0)
-    config = Transformer(
+    config = TransformerConfig(
         name="measured", family="llama", hidden_size=256, intermediate_size=704, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=sequence_len,
         rope_theta=1e4, rms_norm_eps=1e-6, tie_word_embeddings=False, initializer_range=0.02,
     )  # fmt: skip
-    return build(config, VOCABULARY, bos_id=0, eos_id=1, pad_id=2).to(device).train()
+    return build_model(config, VOCABULARY, bos_id=0, eos_id=1, pad_id=2).to(device).train()
 
 
 def step(model: Any, way: str, inputs: dict[str, Any], device: torch.device) -> tuple[float, float]:
@@ -93,7 +93,7 @@ def step(model: Any, way: str, inputs: dict[str, Any], device: torch.device) -> 
 
 
 def inputs_of(way: str, batch: list[Any], device: torch.device) -> dict[str, Any]:
-    inputs = Collate("varlen" if way == "varlen" else "sdpa", device)(batch)
+    inputs = RowCollator("varlen" if way == "varlen" else "sdpa", device)(batch)
     if way == "plain":
         del inputs["position_ids"]
     return {
@@ -108,7 +108,7 @@ def measure(sequence_len: int, rounds: int, device: torch.device) -> dict[str, A
     documents = []
     for turn in range(-1, rounds):  # the first warms up
         drawn = chance.choice(len(rows), SHAPES[sequence_len], replace=False)
-        batch = [rows.row(int(index)) for index in drawn]
+        batch = [rows.get_row(int(index)) for index in drawn]
         losses = {}
         for way in _order(turn):
             seconds, losses[way] = step(model, way, inputs_of(way, batch, device), device)

@@ -207,18 +207,18 @@ def rate(function: Callable[[str], Any], texts: Iterable[str]) -> dict[str, floa
 def main() -> None:
     from pyarrow import parquet
 
-    from krill.cli.compose import composed
+    from krill.cli.compose import compose_config
     from krill.config.schema import TrainConfig
-    from krill.config.validation import validated
-    from krill.text.cleaning import cleaner
+    from krill.config.validation import validate_config
+    from krill.text.cleaning import build_cleaner
     from krill.text.filters import Filters
-    from krill.text.pii import mask
+    from krill.text.pii import mask_pii
 
     if len(sys.argv) != 2:
         sys.exit(f"usage: python {sys.argv[0]} FOLDER")
     folder = Path(sys.argv[1])
-    data = validated(TrainConfig, composed("train", ["filters=web"])).data
-    dropped_by = Filters(data.filters).dropped_by
+    data = validate_config(TrainConfig, compose_config("train", ["filters=web"])).data
+    dropped_by = Filters(data.filters).find_dropping_rule
     dropped_by("warm up")
     rows = {file: parquet.read_table(folder / f"{file}.parquet").to_pylist() for file in FILES}
     long = {file: [row for row in rows[file] if len(row["text"]) > 500] for file in FILES}
@@ -233,8 +233,8 @@ def main() -> None:
             f"{name} {file}": rate(function, (row["text"] for row in found[file]))
             for name, function, found in (
                 ("filters, over 500 characters,", dropped_by, long),
-                ("cleaning", cleaner(data), rows),
-                ("masking", mask, rows),
+                ("cleaning", build_cleaner(data), rows),
+                ("masking", mask_pii, rows),
             )
             for file in ("ko", "en")
         },

@@ -127,10 +127,10 @@ class Process:
 
 def _trained(words: Sequence[str]) -> int:
     from krill.cli import app
-    from krill.cli.train import point
+    from krill.cli.train import run_task
 
     sys.argv = ["krill-train"]
-    return app.main("train", point, words)
+    return app.main("train", run_task, words)
 
 
 def left(processes: list[int]) -> int:
@@ -174,7 +174,9 @@ class Run:
 
     def start(self) -> Process:
         self.before = self._metrics()
-        self.saved = max(map(checkpoints.step, checkpoints.found(self.folder / "checkpoints")), default=0)
+        self.saved = max(
+            map(checkpoints.parse_step, checkpoints.list_checkpoints(self.folder / "checkpoints")), default=0
+        )
         words = [*TEXT, *TRAINING, *self.variant.words, f"steps={self.steps}", f"output={self.folder}"]
         return Process([str(SCRIPTS / "krill-train"), *words], self.log, self.forked)
 
@@ -182,7 +184,7 @@ class Run:
         return (read_status(self.folder) or {}).get("state") == "finished"
 
     def saving(self) -> bool:
-        return (self.folder / "checkpoints" / checkpoints.PARTIAL).exists()
+        return (self.folder / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists()
 
     def stepped(self) -> bool:
         """Whether the last process has logged a step; lines that the one before has left are cut first."""
@@ -239,7 +241,7 @@ class Run:
 
     def result(self) -> tuple[bytes, bytes, list[dict[str, Any]]]:
         """What must be the same: the weights, those of the newest checkpoint, the metrics less the clock's."""
-        newest = checkpoints.found(self.folder / "checkpoints")[-1]
+        newest = checkpoints.list_checkpoints(self.folder / "checkpoints")[-1]
         lines = read_metrics(self.folder)
         return (
             (self.folder / "model" / "model.safetensors").read_bytes(),

@@ -3,7 +3,7 @@
 4096 tokens, hidden 256, vocabulary 32,000, fp32; each way's memory in a process of its own:
 
     full        logits of all tokens, then torch's cross-entropy, as transformers' models do
-    chunked     krill.training.cross_entropy
+    chunked     krill.training.compute.cross_entropy
     torch       torch.nn.functional.linear_cross_entropy in chunks, where this torch has it
     liger       Liger's fused linear cross-entropy (CUDA)
 
@@ -36,9 +36,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from krill.training.cross_entropy import chunked_cross_entropy
-from krill.training.kernels import has_liger
-from krill.training.loss import liger_cross_entropy
+from krill.training.compute.cross_entropy import chunked_cross_entropy
+from krill.training.compute.head_loss import liger_cross_entropy
+from krill.training.compute.liger import has_liger
 
 TOKENS, HIDDEN, VOCABULARY = 4096, 256, 32_000
 LIMIT = 0.25

@@ -34,12 +34,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from krill.cli.compose import composed
-from krill.config.schema import Muon, TrainConfig
-from krill.config.validation import validated
-from krill.models.build import build
+from krill.cli.compose import compose_config
+from krill.config.schema import MuonConfig, TrainConfig
+from krill.config.validation import validate_config
+from krill.models.build import build_model
 from krill.optim.build import build_optimizer
-from krill.optim.groups import parameter_groups
+from krill.optim.groups import build_param_groups
 
 VOCABULARY, ROW = 32_000, 2048
 WAYS = {
@@ -58,8 +58,8 @@ class TorchMuon:
     """torch.optim.Muon for the hidden matrices and AdamW for the rest."""
 
     def __init__(self, model: PreTrainedModel, config: TrainConfig):
-        assert isinstance(config.optimizer, Muon)
-        groups = parameter_groups(model, config.optimizer)
+        assert isinstance(config.optimizer, MuonConfig)
+        groups = build_param_groups(model, config.optimizer)
         matrices = [p for group in groups if group["kind"] == "muon" for p in group["params"]]
         rest = [p for group in groups if group["kind"] == "adamw" for p in group["params"]]
         self.both = (
@@ -73,7 +73,7 @@ class TorchMuon:
 
 
 def configured(*words: str) -> TrainConfig:
-    return validated(TrainConfig, composed("train", list(words)))
+    return validate_config(TrainConfig, compose_config("train", list(words)))
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -94,7 +94,7 @@ def measured(preset: str, device: str, rounds: int, tokens: int) -> dict[str, An
     """Parameters, milliseconds of the passes, and of each optimizer's step."""
     configs = {name: configured(f"model={preset}", f"sequence_len={ROW}", *way) for name, way in WAYS.items()}
     torch.manual_seed(0)
-    model = build(configs["adamw"].model, VOCABULARY, bos_id=0, eos_id=1, pad_id=2).to(device)
+    model = build_model(configs["adamw"].model, VOCABULARY, bos_id=0, eos_id=1, pad_id=2).to(device)
     ids = torch.randint(VOCABULARY, (1, ROW), device=device)
 
     def passes() -> None:

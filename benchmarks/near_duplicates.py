@@ -33,15 +33,15 @@ import numpy as np
 import pyarrow.parquet
 import rensa
 
-from krill.config.schema import Near
-from krill.text.near import Signer, near_copies, similarity
-from krill.text.shingles import distinct, shingles
+from krill.config.schema import MinHashConfig
+from krill.text.minhash import MinHashSigner, find_near_duplicates, jaccard_similarity
+from krill.text.shingles import hash_shingles, sort_unique
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = [
-    Near(threshold=0.8, unit="character", size=10, bands=16, rows=8),
-    Near(threshold=0.7, unit="character", size=10, bands=16, rows=8),
-    Near(threshold=0.8, unit="word", size=5, bands=16, rows=8),
+    MinHashConfig(threshold=0.8, unit="character", size=10, bands=16, rows=8),
+    MinHashConfig(threshold=0.7, unit="character", size=10, bands=16, rows=8),
+    MinHashConfig(threshold=0.8, unit="word", size=5, bands=16, rows=8),
 ]
 KINDS = ["exact", "ws", "near01", "near05", "near10", "near20", "near30"]
 
@@ -60,18 +60,18 @@ def megabytes(texts: list[str]) -> float:
     return sum(len(text.encode()) for text in texts) / 1e6
 
 
-def jaccard(one: str, other: str, near: Near) -> float:
+def jaccard(one: str, other: str, near: MinHashConfig) -> float:
     """Similarity of two texts by their shingles, computed anew."""
-    hashes, offsets = shingles([one, other], near.unit, near.size)
-    return similarity(distinct(hashes[: offsets[1]]), distinct(hashes[offsets[1] :]))
+    hashes, offsets = hash_shingles([one, other], near.unit, near.size)
+    return jaccard_similarity(sort_unique(hashes[: offsets[1]]), sort_unique(hashes[offsets[1] :]))
 
 
-def measure(ids: list[str], texts: list[str], near: Near) -> dict[str, Any]:
+def measure(ids: list[str], texts: list[str], near: MinHashConfig) -> dict[str, Any]:
     """Speed, recall and precision of one setting on one language."""
-    signing, keys = cpu_seconds(lambda: Signer(near).keys(texts))
+    signing, keys = cpu_seconds(lambda: MinHashSigner(near).keys(texts))
     bands = np.ascontiguousarray(keys.T)
     merging, copies = cpu_seconds(
-        lambda: near_copies(
+        lambda: find_near_duplicates(
             len(texts), lambda band: bands[band], lambda some: [texts[index] for index in some], near
         )
     )
@@ -94,7 +94,9 @@ def measure(ids: list[str], texts: list[str], near: Near) -> dict[str, Any]:
     }
 
 
-def recall(ids: list[str], texts: list[str], copies: np.ndarray, near: Near) -> dict[str, dict[str, float]]:
+def recall(
+    ids: list[str], texts: list[str], copies: np.ndarray, near: MinHashConfig
+) -> dict[str, dict[str, float]]:
     """Per kind: pairs with both sides present, their similarities, the share that is similar and no pair any more."""
     assert near.threshold is not None
     place = {name: index for index, name in enumerate(ids)}
@@ -120,7 +122,7 @@ def recall(ids: list[str], texts: list[str], copies: np.ndarray, near: Near) -> 
     return result
 
 
-def in_python(texts: list[str], near: Near) -> Any:
+def in_python(texts: list[str], near: MinHashConfig) -> Any:
     """Signatures the usual way: shingles cut as strings, hashed by rensa."""
     units = [text.split() if near.unit == "word" else "".join(text.split()) for text in texts]
     cut = [
@@ -135,10 +137,10 @@ def in_python(texts: list[str], near: Near) -> Any:
     return rensa.RMinHash.digest_matrix_from_token_sets(cut, near.bands * near.rows, 1).to_rows()
 
 
-def reference(texts: list[str], near: Near) -> dict[str, float]:
+def reference(texts: list[str], near: MinHashConfig) -> dict[str, float]:
     """MB per CPU second of the keys alone, ours and the usual way, on the same text."""
     size = megabytes(texts)
-    ours, _ = cpu_seconds(lambda: Signer(near).keys(texts))
+    ours, _ = cpu_seconds(lambda: MinHashSigner(near).keys(texts))
     usual, _ = cpu_seconds(lambda: in_python(texts, near), times=1)
     return {
         "keys": round(size / ours, 1),
@@ -164,7 +166,7 @@ def scale(documents: int = 2_000_000, share: float = 0.05) -> dict[str, float]:
     band(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds, copies = cpu_seconds(
-        lambda: near_copies(
+        lambda: find_near_duplicates(
             documents, band, lambda some: [f"{original[index]:016d}" for index in some], near
         ),
         times=1,

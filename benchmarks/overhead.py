@@ -35,16 +35,16 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import TrainerCallback
 
-from krill.cli.compose import composed
-from krill.cli.train import prepare
+from krill.cli.compose import compose_config
+from krill.cli.train import prepare_inputs
 from krill.config.schema import TrainConfig
-from krill.config.validation import validated
-from krill.data.packing import IGNORED
+from krill.config.validation import validate_config
+from krill.data.packing import IGNORE_INDEX
 from krill.optim.build import build_optimizer
 from krill.optim.schedules import build_scheduler
 from krill.runs.record import read_metrics
 from krill.training import run as training
-from krill.training.loss import loss_of
+from krill.training.compute.head_loss import build_loss
 from krill.training.trainer import KrillTrainer
 
 OPTIMIZERS = ("adamw", "muon_moonlight")
@@ -55,14 +55,14 @@ def plain_steps(trainer: KrillTrainer) -> Iterator[None]:
     """The loop written by hand, a step at a time."""
     config, steps = trainer.config, trainer.args.max_steps
     model = copy.deepcopy(trainer.model).train()
-    loss_without_logits = loss_of(model, config.hardware.loss, "cpu")
+    loss_without_logits = build_loss(model, config.hardware.loss, "cpu")
     optimizer = build_optimizer(model, config.optimizer)
     schedule = build_scheduler(config.scheduler, optimizer, steps)
     # Two blocks more than krill makes, which is as long as the loader.
     batches = (batch for _ in count() for batch in trainer.train_loader(lambda: 0))
     for step, batch in enumerate(batches, 1):
-        predicted = batch["labels"][:, 1:].ne(IGNORED).sum()
-        with loss_without_logits.training():
+        predicted = batch["labels"][:, 1:].ne(IGNORE_INDEX).sum()
+        with loss_without_logits.training_context():
             loss = model(**batch, num_items_in_batch=predicted).loss
         loss.backward()
         clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
@@ -90,7 +90,7 @@ class Alternate(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % BLOCK == 0:
             self.krill.append(time.perf_counter() - self.began)
-            with self.trainer.pace.paused():
+            with self.trainer.throughput.pause():
                 self._plain_block()
 
     def _plain_block(self) -> None:
@@ -112,8 +112,8 @@ def measured(optimizer: str, asked: argparse.Namespace, root: Path) -> dict[str,
         f"batch.micro_batch_size={asked.rows}", f"steps={(asked.pairs + 1) * BLOCK}", f"log_every={BLOCK}",
         "hardware.threads=1", "eval_every=1000000", "save_every=1000000",
     ]  # fmt: skip
-    config = validated(TrainConfig, composed("train", words))
-    tokenizer, store = prepare(config, root)
+    config = validate_config(TrainConfig, compose_config("train", words))
+    tokenizer, store = prepare_inputs(config, root)
     folder = root / optimizer
     folder.mkdir()
     watched: list[Alternate] = []
@@ -125,7 +125,7 @@ def measured(optimizer: str, asked: argparse.Namespace, root: Path) -> dict[str,
             return super().train(**rest)
 
     vars(training)["KrillTrainer"] = Watched
-    training.run(config, folder, store=store, tokenizer=tokenizer)
+    training.run_training(config, folder, store=store, tokenizer=tokenizer)
     (seen,) = watched
     ratios = seen.ratios()
     waits = [line["data_wait"] for line in read_metrics(folder) if "data_wait" in line]

@@ -44,7 +44,7 @@ def move(folder: Path, step: int) -> None:
     """Have the newest checkpoint of the run in `folder` be one of `step`; the others go."""
     import torch
 
-    *others, newest = checkpoints.found(folder / "checkpoints")
+    *others, newest = checkpoints.list_checkpoints(folder / "checkpoints")
     for other in others:
         shutil.rmtree(other)
     moved = newest.with_name(f"checkpoint-{step}")
@@ -54,7 +54,7 @@ def move(folder: Path, step: int) -> None:
     schedule = torch.load(moved / "scheduler.pt", weights_only=True)
     torch.save(schedule | {"last_epoch": step, "_step_count": step + 1}, moved / "scheduler.pt")
     (moved / checkpoints.MANIFEST).unlink()
-    checkpoints.seal(moved)
+    checkpoints.write_checkpoint_manifest(moved)
 
 
 def _change(file: Path, **values: int) -> None:
@@ -76,7 +76,7 @@ def begin(folder: Path) -> None:
         time.sleep(0.01)
     process.kill()
     process.wait()
-    for later in checkpoints.found(folder / "checkpoints")[1:]:
+    for later in checkpoints.list_checkpoints(folder / "checkpoints")[1:]:
         shutil.rmtree(later)
 
 

@@ -35,10 +35,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from krill.cli.compose import composed
-from krill.cli.train import prepare
+from krill.cli.compose import compose_config
+from krill.cli.train import prepare_inputs
 from krill.config.schema import TrainConfig
-from krill.config.validation import validated
+from krill.config.validation import validate_config
 from krill.training import run as training
 from krill.training.trainer import KrillTrainer
 
@@ -62,7 +62,7 @@ class Blocks(TrainerCallback):
             return
         if self.kind:
             with self.waiting():
-                self.trainer.background.settle()
+                self.trainer.async_saver.finalize()
             self.took[self.kind].append(time.perf_counter() - self.began)
             self.waited[self.kind].append(self.wait)
         self.kind = KINDS[(number - 1) % len(KINDS)]
@@ -93,7 +93,7 @@ class Watched(KrillTrainer):
         with watched[0].waiting():
             super()._save_checkpoint(model, trial)
 
-    def saved(self, step: int) -> None:
+    def run_save_hooks(self, step: int) -> None:
         with watched[0].waiting():
             super().saved(step)
 
@@ -107,12 +107,12 @@ def run(asked: argparse.Namespace, root: Path) -> tuple[Blocks, float]:
         "eval_every=1000000", "save_every=1000000", "keep_checkpoints=1", "keep_best=false",
         "data.validation_fraction=0.001",
     ]  # fmt: skip
-    config = validated(TrainConfig, composed("train", words))
-    tokenizer, store = prepare(config, root)
+    config = validate_config(TrainConfig, compose_config("train", words))
+    tokenizer, store = prepare_inputs(config, root)
     folder = root / "run"
     folder.mkdir()
     vars(training)["KrillTrainer"] = Watched
-    training.run(config, folder, store=store, tokenizer=tokenizer)
+    training.run_training(config, folder, store=store, tokenizer=tokenizer)
     files = (folder / "checkpoints").rglob("*")
     return watched[0], sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 

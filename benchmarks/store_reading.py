@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from krill.data.store import SHARD_TOKENS, Split, Store, manifest_of, write_manifest, write_shard
+from krill.data.store import SHARD_TOKENS, Split, Store, build_manifest, write_manifest, write_shard
 
 ROW = 2048
 DOCUMENT = 500
@@ -53,7 +53,7 @@ def written(folder: Path, tokens: int) -> Store:
         "validation": {**nothing, "shards": []},
     }
     roles = {"signature": "t", "vocab_size": 32_000, "bos_id": 0, "eos_id": 1, "pad_id": 2}
-    write_manifest(folder, manifest_of(np.dtype("<u2"), ["x"], splits, signature="s", tokenizer=roles))
+    write_manifest(folder, build_manifest(np.dtype("<u2"), ["x"], splits, signature="s", tokenizer=roles))
     return Store.open(folder)
 
 

@@ -25,11 +25,12 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from krill.cli import app, jobs, tokenizer, train
-from krill.cli.jobs import Point
-from krill.cli.points import Composer, Wrong
+from krill.cli import app, tokenizer, train
+from krill.launch import job_files
+from krill.launch.job_files import ValidatedInvocation
+from krill.sweep.composer import Composer, PointErrors
 
-POINTS = {"train": train.point, "tokenizer": tokenizer.point}
+POINTS = {"train": train.run_task, "tokenizer": tokenizer.run_task}
 
 
 def seconds(command: str, count: int) -> float:
@@ -53,20 +54,22 @@ def handed_over(command: str, few: int, many: int) -> float:
 def begun(command: str, few: int, many: int) -> float:
     """Seconds that one point more takes before the first begins."""
     took = []
-    plain = Composer.points
+    plain = Composer.compose_points
 
-    def timed(composer: Composer, every: Sequence[Sequence[str]]) -> tuple[list[Point | None], Wrong]:
+    def timed(
+        composer: Composer, every: Sequence[Sequence[str]]
+    ) -> tuple[list[ValidatedInvocation | None], PointErrors]:
         began = time.perf_counter()
         made = plain(composer, every)
         took.append(time.perf_counter() - began)
         return made
 
-    Composer.points = timed  # type: ignore[assignment, method-assign]
+    Composer.compose_points = timed  # type: ignore[assignment, method-assign]
     try:
         for count in (few, many):
             seconds(command, count)
     finally:
-        Composer.points = plain  # type: ignore[method-assign]
+        Composer.compose_points = plain  # type: ignore[method-assign]
     return (took[1] - took[0]) / (many - few)
 
 
@@ -79,7 +82,7 @@ def main() -> None:
         "--result", type=Path, default=Path(__file__).parent / "results" / "sweep_parent.json"
     )
     asked = parser.parse_args()
-    jobs.MODULE = "__hello__"  # in place of a point: a module of Python that prints a line and ends
+    job_files.JOB_MODULE = "__hello__"  # in place of a point: a module of Python that prints a line and ends
     kinds = {"compose": begun, "pool": handed_over}
     found: dict[str, dict[str, float]] = {}
     for command in POINTS:

@@ -49,14 +49,14 @@ def texts(files: list[str]) -> list[str]:
 def hf_alone(files: list[str]) -> float:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from krill.tokenizer.recipe import PATTERNS
+    from krill.tokenizer.recipe import SPLIT_PATTERNS
 
     began = time.perf_counter()
     every = texts(files)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERNS["gpt4"]), "isolated"),
+            pre_tokenizers.Split(Regex(SPLIT_PATTERNS["gpt4"]), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -76,11 +76,11 @@ def hf_alone(files: list[str]) -> float:
 def rustbpe_alone(files: list[str]) -> float:
     import rustbpe
 
-    from krill.tokenizer.recipe import PATTERNS
+    from krill.tokenizer.recipe import SPLIT_PATTERNS
 
     began = time.perf_counter()
     every = texts(files)
-    rustbpe.Tokenizer().train_from_iterator(iter(every), SIZE, pattern=PATTERNS["gpt4"])
+    rustbpe.Tokenizer().train_from_iterator(iter(every), SIZE, pattern=SPLIT_PATTERNS["gpt4"])
     return time.perf_counter() - began
 
 

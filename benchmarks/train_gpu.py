@@ -45,15 +45,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from krill.cli.compose import composed
-from krill.cli.train import prepare
+from krill.cli.compose import compose_config
+from krill.cli.train import prepare_inputs
 from krill.config.schema import TrainConfig
-from krill.config.validation import validated
+from krill.config.validation import validate_config
 from krill.data.order import row_at
-from krill.models.build import build
+from krill.models.build import build_model
 from krill.training import run as training
-from krill.training.pace import pace_of, peak_memory
-from krill.training.setting import Setting, settle
+from krill.training.metrics.throughput import build_throughput_meter, get_peak_memory
+from krill.training.setup import RunSetup, build_run_setup
 from krill.training.trainer import KrillTrainer
 
 MODELS, LENGTHS = ("llama_small", "llama_350m", "llama_1b"), (2048, 8192)
@@ -92,34 +92,34 @@ class Clocked(TrainerCallback):
 class PackedRows(Dataset[dict[str, torch.Tensor]]):
     """The rows of a run in its order, without what tells the documents apart."""
 
-    def __init__(self, setting: Setting):
-        self.setting, self.size = setting, setting.length.steps * setting.shape.rows_per_step
+    def __init__(self, setting: RunSetup):
+        self.setting, self.size = setting, setting.length.steps * setting.batch_shape.rows_per_step
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        rows = self.setting.rows
-        row = rows.row(row_at(self.setting.config.seed, *divmod(position, len(rows)), len(rows)))
+        rows = self.setting.train_rows
+        row = rows.get_row(row_at(self.setting.config.seed, *divmod(position, len(rows)), len(rows)))
         return {"input_ids": torch.from_numpy(row.input_ids), "labels": torch.from_numpy(row.labels)}
 
 
-def krill(setting: Setting, clock: Clock) -> None:
+def krill(setting: RunSetup, clock: Clock) -> None:
     class Watched(KrillTrainer):
         def train(self, **rest: Any) -> Any:
             self.add_callback(Clocked(clock))
             return super().train(**rest)
 
     vars(training)["KrillTrainer"] = Watched
-    training.run(setting.config, setting.folder, setting.store.folder, setting.tokenizer.folder)
+    training.run_training(setting.config, setting.folder, setting.store.folder, setting.tokenizer.folder)
 
 
-def trainer(setting: Setting, clock: Clock) -> None:
+def trainer(setting: RunSetup, clock: Clock) -> None:
     arguments = TrainingArguments(
         output_dir=str(setting.folder),
         max_steps=setting.length.steps,
-        per_device_train_batch_size=setting.shape.micro_batch_size,
-        gradient_accumulation_steps=setting.shape.accumulation,
+        per_device_train_batch_size=setting.batch_shape.micro_batch_size,
+        gradient_accumulation_steps=setting.batch_shape.accumulation_steps,
         learning_rate=LEARNING_RATE,
         bf16=setting.precision == "bf16",
         use_cpu=setting.device.type == "cpu",
@@ -131,8 +131,8 @@ def trainer(setting: Setting, clock: Clock) -> None:
     Trainer(model, arguments, train_dataset=PackedRows(setting), callbacks=[Clocked(clock)]).train()
 
 
-def plain(setting: Setting, clock: Clock) -> None:
-    device, steps, shape = setting.device, setting.length.steps, setting.shape
+def plain(setting: RunSetup, clock: Clock) -> None:
+    device, steps, shape = setting.device, setting.length.steps, setting.batch_shape
     model = _plain_model(setting).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     compiled: Any = torch.compile(model, backend="inductor" if device.type == "cuda" else "eager")
@@ -140,10 +140,10 @@ def plain(setting: Setting, clock: Clock) -> None:
         DataLoader(PackedRows(setting), shape.micro_batch_size, pin_memory=device.type == "cuda")
     )  # fmt: skip
     for step in range(1, steps + 1):
-        for _ in range(shape.accumulation):
+        for _ in range(shape.accumulation_steps):
             batch = {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "bf16"):
-                loss = compiled(**batch).loss / shape.accumulation
+                loss = compiled(**batch).loss / shape.accumulation_steps
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -151,14 +151,14 @@ def plain(setting: Setting, clock: Clock) -> None:
         clock.ended(step, steps)
 
 
-def _plain_model(setting: Setting) -> PreTrainedModel:
+def _plain_model(setting: RunSetup) -> PreTrainedModel:
     tokenizer = setting.tokenizer
     torch.manual_seed(setting.config.seed)
     ids = tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
-    return build(setting.config.model, tokenizer.vocab_size, *ids, attention="sdpa")
+    return build_model(setting.config.model, tokenizer.vocab_size, *ids, attention="sdpa")
 
 
-Contestant = Callable[[Setting, Clock], None]
+Contestant = Callable[[RunSetup, Clock], None]
 CONTESTANTS: dict[str, tuple[Contestant, tuple[str, ...]]] = {
     "krill": (krill, ()),
     "krill_compiled": (krill, ("hardware.compile=true",)),
@@ -175,30 +175,30 @@ def configured(
         "optimizer=adamw", f"lr={LEARNING_RATE}", f"steps={WARM + asked.steps}", f"batch.micro_batch_size={micro}",
         f"batch.tokens={asked.tokens}", "log_every=1000000", "eval_every=1000000", "save_every=1000000",
     ]  # fmt: skip
-    return validated(TrainConfig, composed("train", [*words, *more, *asked.words]))
+    return validate_config(TrainConfig, compose_config("train", [*words, *more, *asked.words]))
 
 
 def compete(asked: argparse.Namespace) -> None:
     """One contestant's figures as the last line of standard output; exit code NO_ROOM: it does not fit."""
     work, more = CONTESTANTS[asked.contestant]
     config = configured(asked, asked.models[0], asked.lengths[0], asked.micro, more)
-    tokenizer, store = prepare(config, Path(os.environ["KRILL_OUTPUTS"]))
+    tokenizer, store = prepare_inputs(config, Path(os.environ["KRILL_OUTPUTS"]))
     with tempfile.TemporaryDirectory() as place:
-        setting = settle(config, Path(place), store, tokenizer)
-        clock, pace = Clock(setting.device), pace_of(setting)
+        setting = build_run_setup(config, Path(place), store, tokenizer)
+        clock, pace = Clock(setting.device), build_throughput_meter(setting)
         try:
             work(setting, clock)
         except torch.OutOfMemoryError:
             raise SystemExit(NO_ROOM) from None
-    tokens = asked.steps * setting.tokens_per_step * (1 - setting.rows.padding)
+    tokens = asked.steps * setting.tokens_per_step * (1 - setting.train_rows.padding_fraction)
     assert pace.flops_per_token is not None
-    assert pace.peak is not None
+    assert pace.peak_flops is not None
     found = {
-        "micro_batch": setting.shape.micro_batch_size,
+        "micro_batch": setting.batch_shape.micro_batch_size,
         "step_ms": round(1000 * clock.seconds / asked.steps, 2),
         "tokens_per_second": round(tokens / clock.seconds, 1),
-        "mfu": round(tokens * pace.flops_per_token / clock.seconds / pace.peak, 4),
-        "memory_gb": round(peak_memory(setting.device) / 1e9, 2),
+        "mfu": round(tokens * pace.flops_per_token / clock.seconds / pace.peak_flops, 4),
+        "memory_gb": round(get_peak_memory(setting.device) / 1e9, 2),
     }
     print(json.dumps(found))
 

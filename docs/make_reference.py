@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from krill.cli.compose import composed
+from krill.cli.compose import compose_config
 from krill.config import schema
-from krill.config.location import CONF_DIR, description, group_names, options
+from krill.config.paths import CONF_DIR, list_config_groups, list_config_options, read_config_description
 
 PAGE = Path(__file__).with_name("reference.md")
 
@@ -27,50 +27,50 @@ SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
     (
         "model",
         [
-            (schema.Transformer, "model=llama_nano"),
-            (schema.AutoModel, "model=auto"),
-            (schema.Pretrained, "model=pretrained"),
-            (schema.CustomModel, None),
+            (schema.TransformerConfig, "model=llama_nano"),
+            (schema.AutoModelConfig, "model=auto"),
+            (schema.PretrainedModelConfig, "model=pretrained"),
+            (schema.CustomModelConfig, None),
         ],
     ),
     (
         "data",
         [
-            (schema.PythonDocs, "data=python_docs"),
-            (schema.Files, "data=files"),
-            (schema.FilePath, None),
-            (schema.Hub, "data=tiny_korean_100k"),
-            (schema.HubDataset, None),
-            (schema.CustomData, None),
+            (schema.PythonDocsDataConfig, "data=python_docs"),
+            (schema.FilesDataConfig, "data=files"),
+            (schema.FileEntryConfig, None),
+            (schema.HubDataConfig, "data=tiny_korean_100k"),
+            (schema.HubDatasetConfig, None),
+            (schema.CustomDataConfig, None),
         ],
     ),
     ("data.filters[]", [(rule, None) for rule in FILTERS]),
-    ("tokenizer", [(schema.Tokenizer, "tokenizer=bpe_4k")]),
+    ("tokenizer", [(schema.TokenizerConfig, "tokenizer=bpe_4k")]),
     (
         "optimizer",
         [
-            (schema.Muon, "optimizer=muon_moonlight"),
-            (schema.AdamW, "optimizer=adamw"),
-            (schema.CustomOptimizer, None),
+            (schema.MuonConfig, "optimizer=muon_moonlight"),
+            (schema.AdamWConfig, "optimizer=adamw"),
+            (schema.CustomOptimizerConfig, None),
         ],
     ),
     (
         "scheduler",
         [
-            (schema.Cosine, "scheduler=cosine"),
-            (schema.WSD, "scheduler=wsd"),
-            (schema.Constant, "scheduler=constant"),
+            (schema.CosineSchedulerConfig, "scheduler=cosine"),
+            (schema.WSDSchedulerConfig, "scheduler=wsd"),
+            (schema.ConstantSchedulerConfig, "scheduler=constant"),
         ],
     ),
-    ("hardware", [(schema.Hardware, "hardware=auto")]),
-    ("hardware.slurm", [(schema.Slurm, "hardware=slurm_gpu")]),
-    ("sweep", [(schema.Sweep, "hardware=auto")]),
-    ("batch", [(schema.Batch, "hardware=auto")]),
-    ("hub", [(schema.HubTarget, "hardware=auto")]),
+    ("hardware", [(schema.HardwareConfig, "hardware=auto")]),
+    ("hardware.slurm", [(schema.SlurmConfig, "hardware=slurm_gpu")]),
+    ("sweep", [(schema.SweepConfig, "hardware=auto")]),
+    ("batch", [(schema.BatchConfig, "hardware=auto")]),
+    ("hub", [(schema.HubConfig, "hardware=auto")]),
 ]
 """Section → its classes, each with the option whose values are shown as defaults."""
 
-PREFIXES = {schema.FilePath: "data.paths[].", schema.HubDataset: "data.datasets[]."}
+PREFIXES = {schema.FileEntryConfig: "data.paths[].", schema.HubDatasetConfig: "data.datasets[]."}
 """Classes that are no section of their own, but entries of a list in one."""
 
 RULES = OmegaConf.load(CONF_DIR / "data" / "_rules.yaml")
@@ -91,17 +91,20 @@ that is chosen decides which one holds.
 def text() -> str:
     """The whole page."""
     lines = [HEAD]
-    for group in group_names():
-        rows = [(f"`{name}`", description(file)) for name, file in sorted(options(group, [CONF_DIR]).items())]
+    for group in list_config_groups():
+        rows = [
+            (f"`{name}`", read_config_description(file))
+            for name, file in sorted(list_config_options(group, [CONF_DIR]).items())
+        ]
         lines += [f"### {group}=\n", *_table(("option", "what it is"), rows), ""]
     lines += ["## krill-train, krill-preprocess, krill-tokenizer\n", _doc(schema.TrainConfig)]
-    lines += [*_keys(schema.TrainConfig, "", composed("train", []), {name for name, _ in SECTIONS}), ""]
+    lines += [*_keys(schema.TrainConfig, "", compose_config("train", []), {name for name, _ in SECTIONS}), ""]
     for section, kinds in SECTIONS:
         lines.append(f"### {section}\n")
         if section == "data":
             lines += _shared_by_sources()
         for kind, option in kinds:
-            values = OmegaConf.select(composed("train", [option]), section) if option else None
+            values = OmegaConf.select(compose_config("train", [option]), section) if option else None
             shown = (
                 f"{_doc(kind)[:-1]} Defaults of `{option}`:\n" if option in _options(section) else _doc(kind)
             )
@@ -110,29 +113,29 @@ def text() -> str:
             prefix = PREFIXES.get(kind, f"{section}.")
             lines += [shown, *_keys(kind, prefix, values, _said_before(kind, values)), ""]
     lines += ["## krill-inspect\n", f"{_doc(schema.InspectConfig)[:-1]} Its keys beside those above:\n"]
-    inspect, above = composed("inspect", []), set(schema.TrainConfig.model_fields)
+    inspect, above = compose_config("inspect", []), set(schema.TrainConfig.model_fields)
     lines += [*_keys(schema.InspectConfig, "", inspect, above), ""]
     lines += ["## krill-infer\n", _doc(schema.InferConfig)]
-    infer = composed("infer", [])
+    infer = compose_config("infer", [])
     lines += [*_keys(schema.InferConfig, "", infer, {"model", "tokenizer"})]
-    lines += _keys(schema.ModelPlace, "model.", infer.model)[2:]
-    lines += _keys(schema.TokenizerPlace, "tokenizer.", infer.tokenizer)[2:]
+    lines += _keys(schema.ModelPathConfig, "model.", infer.model)[2:]
+    lines += _keys(schema.TokenizerPathConfig, "tokenizer.", infer.tokenizer)[2:]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _shared_by_sources() -> list[str]:
-    """The keys that every source has, those of data.near among them."""
+    """The keys that every source has, those of data.minhash among them."""
     return [
         "Every source has these keys; what an option of `data=` sets otherwise stands in its own table.\n",
-        *_keys(schema._Data, "data.", RULES, {"name", "near"}),
-        *_keys(schema.Near, "data.near.", RULES.near)[2:],
+        *_keys(schema._BaseDataConfig, "data.", RULES, {"name", "minhash"}),
+        *_keys(schema.MinHashConfig, "data.minhash.", RULES.near)[2:],
         "",
     ]
 
 
 def _said_before(kind: type[BaseModel], values: DictConfig | None) -> set[str]:
     """Keys whose row would say again what that of all sources, or the line above the table, says."""
-    if issubclass(kind, schema._Data):
+    if issubclass(kind, schema._BaseDataConfig):
         return {str(key) for key, value in RULES.items() if values is None or values[key] == value}
     return {"name"} if kind in FILTERS else set()
 
@@ -142,7 +145,7 @@ def _name(kind: type[BaseModel]) -> str:
 
 
 def _options(section: str) -> set[str | None]:
-    return {f"{section}={name}" for name in options(section, [CONF_DIR])}
+    return {f"{section}={name}" for name in list_config_options(section, [CONF_DIR])}
 
 
 def _doc(kind: type[BaseModel]) -> str:

@@ -47,20 +47,20 @@ def make_once(folder: Path, make: Callable[[Path], None], resumes: bool = False)
     then it finds it there, and what it has made stays after a failure, too (but for a UsageError: with other
     input it would be of no use). An empty folder counts as none.
     """
-    if is_made(folder):
+    if is_nonempty_folder(folder):
         return False
     if folder.exists() and not folder.is_dir():  # told now, not when all is made
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _held(FileLock(folder.with_name(f".{folder.name}.lock")), folder):
-        if is_made(folder):
+    with _acquire_lock(FileLock(folder.with_name(f".{folder.name}.lock")), folder):
+        if is_nonempty_folder(folder):
             return False
-        partial = unfinished(folder)
+        partial = partial_folder(folder)
         if partial.exists() and not resumes:
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
         try:
-            with naming(partial):
+            with name_folder_in_errors(partial):
                 make(partial)
         except BaseException as error:
             if not resumes or isinstance(error, UsageError):
@@ -70,7 +70,7 @@ def make_once(folder: Path, make: Callable[[Path], None], resumes: bool = False)
     return True
 
 
-def make_first(parent: Path, names: Iterable[str]) -> Path:
+def create_first_free(parent: Path, names: Iterable[str]) -> Path:
     """Make the first of these folders that is not there yet; of several processes each gets one of its own."""
     for name in names:
         with suppress(FileExistsError):
@@ -79,14 +79,14 @@ def make_first(parent: Path, names: Iterable[str]) -> Path:
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(parent))
 
 
-def new_named_for_time(parent: Path, name: str) -> Path:
+def create_timestamped_folder(parent: Path, name: str) -> Path:
     """Make <time>-<name>; of the same second <time>-<name>-2 and so on."""
     stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{name}"
-    return make_first(parent, chain([stem], (f"{stem}-{attempt}" for attempt in range(2, 1000))))
+    return create_first_free(parent, chain([stem], (f"{stem}-{attempt}" for attempt in range(2, 1000))))
 
 
 @contextmanager
-def naming(folder: Path) -> Iterator[None]:
+def name_folder_in_errors(folder: Path) -> Iterator[None]:
     """That no space is left says `folder`: a write does not know its file's name."""
     try:
         yield
@@ -96,7 +96,7 @@ def naming(folder: Path) -> Iterator[None]:
         raise
 
 
-def _held(lock: FileLock, folder: Path) -> AbstractContextManager[Any]:
+def _acquire_lock(lock: FileLock, folder: Path) -> AbstractContextManager[Any]:
     """The lock, acquired until the context ends; says so where it has to be waited for."""
     try:
         return lock.acquire(blocking=False)
@@ -105,11 +105,11 @@ def _held(lock: FileLock, folder: Path) -> AbstractContextManager[Any]:
         return lock.acquire()
 
 
-def is_made(folder: Path) -> bool:
+def is_nonempty_folder(folder: Path) -> bool:
     """Whether a folder is there and not empty."""
     return folder.is_dir() and any(folder.iterdir())
 
 
-def unfinished(folder: Path) -> Path:
+def partial_folder(folder: Path) -> Path:
     """Where `folder` is while it is made."""
     return folder.with_name(f".{folder.name}.partial")

@@ -19,7 +19,7 @@ class UsageError(KrillError):
     exit_code = USAGE
 
 
-class Stopped(BaseException):
+class SignalInterrupt(BaseException):
     """A signal ended the run after its state was saved; the same command goes on.
 
     No Exception, as KeyboardInterrupt is none: whoever catches any error and goes on must not go on.
@@ -27,4 +27,4 @@ class Stopped(BaseException):
 
     def __init__(self, message: str, exit_code: int, received: Signals | None = None):
         super().__init__(message)
-        self.exit_code, self.received = exit_code, received
+        self.exit_code, self.signal = exit_code, received

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from krill.signals import EXIT
+from krill.signals import EXIT_CODES
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,7 +30,7 @@ def _krill_logger() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _signal_handlers() -> Iterator[None]:
     """A command that was stopped in this process ignores signals from then on; so would processes of other tests."""
-    handlers = {number: signal.getsignal(number) for number in EXIT}
+    handlers = {number: signal.getsignal(number) for number in EXIT_CODES}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)

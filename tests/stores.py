@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from krill.atomic import write_json
-from krill.config.schema import Tokenizer
-from krill.data.store import SPLITS, Store, manifest_of, write_manifest, write_shard
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.config.schema import TokenizerConfig
+from krill.data.store import SPLITS, Store, build_manifest, write_manifest, write_shard
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 from krill.tokenizer.train import train_tokenizer
 
 ENGLISH = "Natural language is learned from text, and text is made of words that come again. "
@@ -31,7 +31,7 @@ def make_tokenizer(folder: Path, signature: str = "t" * 64, **keys: Any) -> Toke
     }  # fmt: skip
     folder.mkdir(parents=True)
     texts = [ENGLISH, KOREAN] * 20
-    record = train_tokenizer(Tokenizer.model_validate({**recipe, **keys}), lambda: iter(texts), folder)
+    record = train_tokenizer(TokenizerConfig.model_validate({**recipe, **keys}), lambda: iter(texts), folder)
     write_json(folder / "record.json", {"signature": signature, **record})
     return load_tokenizer(folder)
 
@@ -55,7 +55,7 @@ def write_store(
         key: getattr(tokenizer, key) for key in ("signature", "vocab_size", "bos_id", "eos_id", "pad_id")
     }
     facts = {"signature": "s" * 64, "tokenizer": known, **facts}
-    write_manifest(folder, manifest_of(np.dtype(dtype), sources, splits, **facts))
+    write_manifest(folder, build_manifest(np.dtype(dtype), sources, splits, **facts))
     return Store.open(folder)
 
 

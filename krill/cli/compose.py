@@ -23,24 +23,35 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
-from krill.cli.argv import EXCLUSIVE, Typed, as_typed, clear_exclusive, quoted
-from krill.cli.commands import SCHEMA
-from krill.config.location import CONF_DIR, group_names, options
+from krill.cli.argv import (
+    EXCLUSIVE_KEYS,
+    ParsedArguments,
+    clear_exclusive_keys,
+    quote_override,
+    to_unresolved_list,
+)
+from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
 from krill.config.schema import InspectConfig, TrainConfig
-from krill.config.validation import closest, flat_keys, unknown_key, validated
+from krill.config.validation import (
+    find_closest_name,
+    format_unknown_key_error,
+    iterate_dotted_keys,
+    validate_config,
+)
 from krill.errors import UsageError
 
-OPTIONAL = ("filters", "experiment")
+OPTIONAL_GROUPS = ("filters", "experiment")
 """Groups of which none need be chosen; null, which Hydra does not take on the command line, is just that."""
 
-FREE = ("model.config.", "hardware.slurm.options")
+UNCHECKED_PREFIXES = ("model.config.", "hardware.slurm.options")
 """What stands below is checked elsewhere: by the architecture, when the model is built; by sbatch."""
 
-NOT_REPEATED = ("output", "resume", "dry_run", "from")
+NOT_INHERITED_KEYS = ("output", "resume", "dry_run", "from")
 """Keys of an earlier run that from= does not take over: they are about that run, not about what it made."""
 
 
-class _UserFolders(SearchPathPlugin):
+class _UserSearchPath(SearchPathPlugin):
     """Puts the person's folders before krill's own."""
 
     folders: Sequence[Path] = ()
@@ -50,38 +61,38 @@ class _UserFolders(SearchPathPlugin):
             search_path.prepend("user", f"file://{folder}", anchor="main")
 
 
-_every_file = FileConfigSource.list
+_list_all_files = FileConfigSource.list
 
 
-def _options_only(source: FileConfigSource, config_path: str, results_filter: ObjectType | None) -> list[str]:
+def _list_options(source: FileConfigSource, config_path: str, results_filter: ObjectType | None) -> list[str]:
     """The options of a group without its parts, whose names begin with _: in completion, in glob(*)."""
-    return [name for name in _every_file(source, config_path, results_filter) if not name.startswith("_")]
+    return [name for name in _list_all_files(source, config_path, results_filter) if not name.startswith("_")]
 
 
-_UserFolders.__module__ = "hydra_plugins.krill"  # Hydra takes plugins from that package only
+_UserSearchPath.__module__ = "hydra_plugins.krill"  # Hydra takes plugins from that package only
 
 
-def look_in(folders: Sequence[Path]) -> None:
+def set_search_path(folders: Sequence[Path]) -> None:
     """Let compositions find configurations in `folders`, the first one first, and the launchers that they name."""
-    from krill.cli import launchers
+    from krill.sweep import launchers
 
-    _UserFolders.folders = list(folders)
-    Plugins.instance().register(_UserFolders)
-    launchers.register()
+    _UserSearchPath.folders = list(folders)
+    Plugins.instance().register(_UserSearchPath)
+    launchers.register_plugins()
     # The class that is registered: Hydra loads its plugins anew, so it is not the one imported here.
-    SourcesRegistry.instance().types["file"].list = _options_only  # type: ignore[assignment, method-assign]
+    SourcesRegistry.instance().types["file"].list = _list_options  # type: ignore[assignment, method-assign]
 
 
-def run(command: str, point: Any, arguments: Sequence[str], folders: Sequence[Path]) -> None:
+def run_hydra(command: str, point: Any, arguments: Sequence[str], folders: Sequence[Path]) -> None:
     """Hand over to Hydra, which calls `point` once or for each point of a sweep."""
-    look_in(folders)
+    set_search_path(folders)
     sys.argv = [f"krill-{command}", *arguments]
     hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(point)()
 
 
-def composed(command: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
+def compose_config(command: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
     """The configuration of `command`, composed without running it."""
-    look_in(folders)
+    set_search_path(folders)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -90,40 +101,40 @@ def composed(command: str, overrides: Sequence[str], folders: Sequence[Path] = (
         GlobalHydra.instance().clear()
 
 
-def rewritten(command: str, typed: Typed) -> list[str]:
+def normalize_overrides(command: str, typed: ParsedArguments) -> list[str]:
     """What was typed, as Hydra reads it: from= replaced by that run's overrides, exclusive keys cleared."""
-    earlier = typed.value("from")
-    typed.overrides = typed.without("from")
-    none = [group for group in OPTIONAL if typed.value(group) == "null"]
-    overrides = [_added(quoted(word)) for word in typed.without(*none)]
+    earlier = typed.get_value("from")
+    typed.overrides = typed.overrides_without("from")
+    none = [group for group in OPTIONAL_GROUPS if typed.get_value(group) == "null"]
+    overrides = [_prefix_free_key(quote_override(word)) for word in typed.overrides_without(*none)]
     if earlier is not None:
         if command == "infer":
             raise UsageError(f"from= is for training; write model={earlier}")
-        overrides = [*_repeated(Path(earlier), typed), *overrides]
-    return clear_exclusive(overrides) if issubclass(SCHEMA[command], TrainConfig) else overrides
+        overrides = [*_load_overrides_of_run(Path(earlier), typed), *overrides]
+    return clear_exclusive_keys(overrides) if issubclass(COMMAND_SCHEMAS[command], TrainConfig) else overrides
 
 
-def _added(override: str) -> str:
+def _prefix_free_key(override: str) -> str:
     """An override as Hydra takes it for keys that no YAML lists: those of a free mapping."""
-    return f"++{override}" if override.startswith(FREE) else override
+    return f"++{override}" if override.startswith(UNCHECKED_PREFIXES) else override
 
 
-def without_inspection(overrides: Sequence[str]) -> list[str]:
+def drop_inspect_keys(overrides: Sequence[str]) -> list[str]:
     """What was typed to krill-inspect, less the keys that no other command has."""
     own = InspectConfig.model_fields.keys() - TrainConfig.model_fields.keys()
     return [word for word in overrides if word.lstrip("+~").partition("=")[0] not in own]
 
 
-def _repeated(folder: Path, typed: Typed) -> list[str]:
+def _load_overrides_of_run(folder: Path, typed: ParsedArguments) -> list[str]:
     """The overrides that made the run in `folder`, but those about its place and those typed anew; a group that is
     chosen anew takes its earlier details with it."""
     file = folder / ".hydra" / "overrides.yaml"
     if not file.is_file():
         raise UsageError(f"from={folder}: no run of krill there ({file} is missing)")
-    parsed = OverridesParser.create().parse_overrides(as_typed(OmegaConf.load(file)))
+    parsed = OverridesParser.create().parse_overrides(to_unresolved_list(OmegaConf.load(file)))
     anew = typed.keys()
-    cleared = {key for pair in EXCLUSIVE if anew.intersection(pair) for key in pair}
-    dropped = {*NOT_REPEATED, *anew, *cleared}
+    cleared = {key for pair in EXCLUSIVE_KEYS if anew.intersection(pair) for key in pair}
+    dropped = {*NOT_INHERITED_KEYS, *anew, *cleared}
     return [
         item.input_line or ""
         for item in parsed
@@ -131,16 +142,16 @@ def _repeated(folder: Path, typed: Typed) -> list[str]:
     ]
 
 
-def is_usage(error: BaseException) -> bool:
+def is_usage_error(error: BaseException) -> bool:
     """Whether Hydra or OmegaConf refused the command line."""
-    return isinstance(error, (HydraException, OmegaConfBaseException)) or _is_null_group(error)
+    return isinstance(error, (HydraException, OmegaConfBaseException)) or _is_null_group_error(error)
 
 
-def _is_null_group(error: BaseException) -> bool:
+def _is_null_group_error(error: BaseException) -> bool:
     return isinstance(error, ValueError) and str(error).startswith("Config group override must be")
 
 
-def problems(
+def diagnose_overrides(
     command: str, overrides: Sequence[str], folders: Sequence[Path], error: BaseException
 ) -> list[str]:
     """A sentence for every mistake in `overrides`: found by composing without the ones that are wrong."""
@@ -152,7 +163,7 @@ def problems(
         except HydraException:
             sentences.append(f"cannot read {text}; put the value in quotes: {text.partition('=')[0]}='…'")
             continue
-        if _mixes(item.value()):
+        if _has_nested_interval(item.value()):
             sentences.append(f"{text}: an interval stands alone, it cannot be one of several values")
             continue
         parsed.append(item)
@@ -162,11 +173,11 @@ def problems(
     for group, item in groups.items():
         if item.is_add():
             sentences.append(f"{item.input_line}: write it without +")
-        wrong = [_unknown_option(group, name, folders) for name in _values(item)]
+        wrong = [_describe_unknown_option(group, name, folders) for name in _get_values(item)]
         sentences += [sentence for sentence in wrong if sentence]
         if not any(wrong):
-            good.append(f"{group}={_values(item)[0]}")
-    known = list(flat_keys(OmegaConf.to_container(composed(command, good, folders))))
+            good.append(f"{group}={_get_values(item)[0]}")
+    known = list(iterate_dotted_keys(OmegaConf.to_container(compose_config(command, good, folders))))
     for item in parsed:
         key, several = item.key_or_group, item.is_sweep_override()
         if several and not sweep:
@@ -176,23 +187,23 @@ def problems(
         elif key in groups or key.startswith("hydra"):
             continue
         elif key not in known and not item.is_add():
-            sentences.append(_unknown_key(command, key, known, folders))
+            sentences.append(_describe_unknown_key(command, key, known, folders))
         else:
-            good.append(f"{'++' if item.is_add() else ''}{key}={_raw_values(item)[0]}")
+            good.append(f"{'++' if item.is_add() else ''}{key}={_get_raw_values(item)[0]}")
     try:
-        validated(SCHEMA[command], composed(command, good, folders))
+        validate_config(COMMAND_SCHEMAS[command], compose_config(command, good, folders))
     except UsageError as wrong_values:
         sentences += str(wrong_values).splitlines()
     except (HydraException, OmegaConfBaseException) as other:
         sentences.append(str(other).splitlines()[0])
-    return list(dict.fromkeys(sentences)) or [_refused(error)]
+    return list(dict.fromkeys(sentences)) or [_format_hydra_error(error)]
 
 
-def _mixes(value: Any) -> bool:
+def _has_nested_interval(value: Any) -> bool:
     return isinstance(value, ChoiceSweep) and any(isinstance(item, IntervalSweep) for item in value.list)
 
 
-def _refused(error: BaseException) -> str:
+def _format_hydra_error(error: BaseException) -> str:
     """What Hydra said, on one line."""
     sentence = str(error).strip().splitlines()[0]
     if isinstance(error, MissingConfigException) and error.options:
@@ -200,47 +211,53 @@ def _refused(error: BaseException) -> str:
     return sentence
 
 
-def _unknown_key(command: str, key: str, known: Sequence[str], folders: Sequence[Path]) -> str:
+def _describe_unknown_key(command: str, key: str, known: Sequence[str], folders: Sequence[Path]) -> str:
     """The sentence for a key that this configuration has not, but perhaps another option of its group."""
     group = key.partition(".")[0]
-    others = options(group, [*folders, CONF_DIR]) if group in known and "." in key else {}
-    keys = {name: _keys_of(command, group, name, folders) for name in others}
+    others = list_config_options(group, [*folders, CONF_DIR]) if group in known and "." in key else {}
+    keys = {name: _list_keys(command, group, name, folders) for name in others}
     having = [f"{group}={name}" for name in keys if key in keys[name]]
     if having:
         some = having if len(having) <= 3 else [*having[:2], f"{len(having) - 2} others"]
         return f"no such key '{key}' here; it belongs to {' or '.join(some)}"
-    return unknown_key(key, [*known, *_groups(folders), *(key for option in keys.values() for key in option)])
+    return format_unknown_key_error(
+        key, [*known, *_list_groups(folders), *(key for option in keys.values() for key in option)]
+    )
 
 
-def _keys_of(command: str, group: str, option: str, folders: Sequence[Path]) -> list[str]:
+def _list_keys(command: str, group: str, option: str, folders: Sequence[Path]) -> list[str]:
     try:
-        return list(flat_keys(OmegaConf.to_container(composed(command, [f"{group}={option}"], folders))))
+        return list(
+            iterate_dotted_keys(
+                OmegaConf.to_container(compose_config(command, [f"{group}={option}"], folders))
+            )
+        )
     except (HydraException, OmegaConfBaseException):  # a person's option that does not compose is not meant
         return []
 
 
 def _is_group(key: str, folders: Sequence[Path]) -> bool:
-    return key in _groups(folders)
+    return key in _list_groups(folders)
 
 
-def _groups(folders: Sequence[Path]) -> list[str]:
-    return [name for folder in (*folders, CONF_DIR) for name in group_names(folder)]
+def _list_groups(folders: Sequence[Path]) -> list[str]:
+    return [name for folder in (*folders, CONF_DIR) for name in list_config_groups(folder)]
 
 
-def _unknown_option(group: str, name: str, folders: Sequence[Path]) -> str | None:
-    known = options(group, [*folders, CONF_DIR])
+def _describe_unknown_option(group: str, name: str, folders: Sequence[Path]) -> str | None:
+    known = list_config_options(group, [*folders, CONF_DIR])
     if name in known or "," in name:
         return None
-    near = closest(name, known)
+    near = find_closest_name(name, known)
     meant = f" Did you mean {group}={near}?" if near else ""
     return f"unknown option '{name}' for {group}.{meant} There are: {', '.join(known)}"
 
 
-def _values(item: Override) -> list[str]:
-    return [text.strip("'") for text in _raw_values(item)]
+def _get_values(item: Override) -> list[str]:
+    return [text.strip("'") for text in _get_raw_values(item)]
 
 
-def _raw_values(item: Override) -> list[str]:
+def _get_raw_values(item: Override) -> list[str]:
     value = item.value()
     if isinstance(value, IntervalSweep):
         return [str(value.start)]

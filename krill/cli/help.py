@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from krill.config import location
+from krill.config import paths
 
-EXAMPLES: dict[str, list[str]] = {
+COMMAND_EXAMPLES: dict[str, list[str]] = {
     "train": [
         "krill-train",
         "krill-train model=tiny_ko optimizer=muon_keller",
@@ -20,7 +20,7 @@ EXAMPLES: dict[str, list[str]] = {
         "krill-preprocess",
         "krill-preprocess data=files data.paths=[a.parquet,b.jsonl] tokenizer=bpe_32k",
         "krill-preprocess data=files data.paths=[text/] filters=web dry_run=true",
-        "krill-preprocess -m data=files data.paths=[text/] data.shards=64 'data.shard=range(0,64)' name=shards",
+        "krill-preprocess -m data=files data.paths=[text/] data.num_tasks=64 'data.task=range(0,64)' name=shards",
     ],
     "tokenizer": [
         "krill-tokenizer tokenizer.vocab_size=8192",
@@ -41,7 +41,7 @@ EXAMPLES: dict[str, list[str]] = {
     ],
 }
 
-KEYS: dict[str, list[tuple[str, str]]] = {
+COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
     "train": [
         ("steps=N or epochs=N", "how long; setting one clears the other"),
         ("lr=X", "learning rate on the AdamW scale, for every optimizer"),
@@ -57,7 +57,7 @@ KEYS: dict[str, list[tuple[str, str]]] = {
         ("data.paths=[…]", "files, folders or globs, with data=files"),
         ("data.text_column=text", "the column that holds the text"),
         ("data.min_chars=N", "shorter documents are dropped"),
-        ("data.near.threshold=0.8", "near duplicates are dropped (pip install 'krill[dedup]')"),
+        ("data.minhash.threshold=0.8", "near duplicates are dropped (pip install 'krill[dedup]')"),
         ("data.pii=mask", "e-mail addresses, phone and resident numbers become placeholders"),
         (
             "data.engine=auto|hf|fast",
@@ -65,8 +65,8 @@ KEYS: dict[str, list[tuple[str, str]]] = {
         ),
         ("data.workers=N", "processes; without it as many as the input is worth"),
         (
-            "data.shards=N data.shard=K",
-            "one of N jobs that share the work; without data.shard they are merged",
+            "data.num_tasks=N data.task=K",
+            "one of N jobs that share the work; without data.task they are merged",
         ),
         ("output=FOLDER", "the result goes there"),
         ("dry_run=true", "write nothing, print what would be done"),
@@ -99,7 +99,7 @@ KEYS: dict[str, list[tuple[str, str]]] = {
     ],
 }
 
-_GROUPS = {
+_COMMAND_GROUPS = {
     "preprocess": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "tokenizer": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "inspect": ["data", "filters", "tokenizer", "hardware", "experiment"],
@@ -114,25 +114,40 @@ _FLAGS = [
 ]
 
 
-def text(command: str, folders: Sequence[Path]) -> str:
+def format_help(command: str, folders: Sequence[Path]) -> str:
     """The help of one command; `folders`: where options come from, strongest first."""
     primary = next(path for folder in folders if (path := folder / f"{command}.yaml").is_file())
-    lines = [f"krill-{command}: {location.description(primary)}", "", f"usage: krill-{command} [key=value …]"]
-    groups = location.group_names() if command == "train" else _GROUPS.get(command, [])
+    lines = [
+        f"krill-{command}: {paths.read_config_description(primary)}",
+        "",
+        f"usage: krill-{command} [key=value …]",
+    ]
+    groups = paths.list_config_groups() if command == "train" else _COMMAND_GROUPS.get(command, [])
     for group in groups:
         lines += ["", f"{group}="]
-        lines += _table((name, location.description(file)) for name, file in _options(group, folders))
+        lines += _format_table(
+            (name, paths.read_config_description(file)) for name, file in _list_options(group, folders)
+        )
     flags = [(flag, sentence) for flag, sentence in _FLAGS if (command, flag) != ("inspect", "-m")]
-    lines += ["", "keys", *_table(KEYS[command]), "", "flags", *_table(flags), "", "examples"]
-    lines += [f"  {line}" for line in EXAMPLES[command]]
+    lines += [
+        "",
+        "keys",
+        *_format_table(COMMAND_KEYS[command]),
+        "",
+        "flags",
+        *_format_table(flags),
+        "",
+        "examples",
+    ]
+    lines += [f"  {line}" for line in COMMAND_EXAMPLES[command]]
     return "\n".join(lines)
 
 
-def _options(group: str, folders: Sequence[Path]) -> list[tuple[str, Path]]:
-    return sorted(location.options(group, folders).items())
+def _list_options(group: str, folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    return sorted(paths.list_config_options(group, folders).items())
 
 
-def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
+def _format_table(rows: Iterable[tuple[str, str]]) -> list[str]:
     pairs = list(rows)
     width = max((len(name) for name, _ in pairs), default=0)
     return [f"  {name:<{width}}  {sentence}".rstrip() for name, sentence in pairs]

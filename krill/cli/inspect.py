@@ -9,94 +9,100 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
-from krill.cli.call import Call
-from krill.config import location
-from krill.config.location import outputs_root
+from krill.config import paths
+from krill.config.paths import get_outputs_root
 from krill.errors import UsageError
+from krill.launch.invocation import Invocation
 
 if TYPE_CHECKING:
-    from krill.cli.argv import Typed
+    from krill.cli.argv import ParsedArguments
     from krill.config.schema import InspectConfig
     from krill.data.store import Store
-    from krill.inspection.pieces import Speller
-    from krill.tokenizer.folder import TokenizerFolder
+    from krill.inspection.token_display import TokenRenderer
+    from krill.tokenizer.artifact import TokenizerFolder
 
 
 def main() -> int:
     """Entry point of krill-inspect."""
-    return app.main("inspect", point, bare="data", before=_folders)
+    return app.main("inspect", run_task, bare="data", before=_resolve_folder_arguments)
 
 
-def point(composed: Any) -> None:
+def run_task(composed: Any) -> None:
     """One store, or some tokenizers: what Hydra calls."""
     from krill.config.schema import InspectConfig
 
-    app.answer(composed, InspectConfig, inspect)
+    app.run_command(composed, InspectConfig, inspect)
 
 
-def inspect(config: InspectConfig, call: Call) -> None:
+def inspect(config: InspectConfig, call: Invocation) -> None:
     """Print what is in the tokens of `config`, or how its tokenizers do; makes nothing but the plot."""
     if config.tokenizers or config.text is not None:
         from krill.cli import inspect_tokenizers
 
-        show = inspect_tokenizers.judge if config.tokenizers else inspect_tokenizers.colour
+        show = (
+            inspect_tokenizers.print_tokenizer_comparison
+            if config.tokenizers
+            else inspect_tokenizers.print_text_tokens
+        )
         show(config, call)
         return
-    folder = _folder(config)
+    folder = _resolve_store_folder(config)
     if config.dry_run:
         print(f"tokens      {'read' if folder.is_dir() else 'missing'} {folder}")
         return
     if config.store is None and not folder.is_dir():
         from krill.cli import compose
 
-        again = shlex.join(["krill-preprocess", *compose.without_inspection(call.overrides)])
+        again = shlex.join(["krill-preprocess", *compose.drop_inspect_keys(call.overrides)])
         raise UsageError(f"{folder}: these tokens are not prepared yet; make them: {again}")
 
     from krill.data.store import Store
-    from krill.inspection import figures as inspection
-    from krill.inspection import report as inspection_report
-    from krill.inspection.pieces import Speller
+    from krill.inspection import store_report as inspection_report
+    from krill.inspection import store_stats as inspection
+    from krill.inspection.token_display import TokenRenderer
 
     store = Store.open(folder)
     if config.verify:
         store.verify()
     asked = any(word.startswith(("tokenizer=", "tokenizer.")) for word in call.overrides)
-    tokenizer = _tokenizer(config, store, asked)
-    speller = None if tokenizer is None else Speller(tokenizer)
-    figures = inspection.figures(store, config, speller)
+    tokenizer = _find_tokenizer(config, store, asked)
+    speller = None if tokenizer is None else TokenRenderer(tokenizer)
+    figures = inspection.compute_store_stats(store, config, speller)
     if config.plot is not None:
-        inspection_report.plot(figures, Path(config.plot))
+        inspection_report.plot_store(figures, Path(config.plot))
     if config.format == "json":
         print(json.dumps(figures, ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        _show(config, store, speller, figures)
+        _print_store(config, store, speller, figures)
 
 
-def _show(config: InspectConfig, store: Store, speller: Speller | None, figures: dict[str, Any]) -> None:
+def _print_store(
+    config: InspectConfig, store: Store, speller: TokenRenderer | None, figures: dict[str, Any]
+) -> None:
     """Print the figures, then rows."""
     from krill.data.packing import pack
-    from krill.inspection import report as inspection_report
-    from krill.inspection.colours import View, coloured, console
+    from krill.inspection import store_report as inspection_report
+    from krill.inspection.render_rows import RowDisplayOptions, make_stdout_console, render_row
 
-    screen = console()
-    view = View(config.ids, screen.width, None if config.full else max(8, screen.height - 4))
+    screen = make_stdout_console()
+    view = RowDisplayOptions(config.ids, screen.width, None if config.full else max(8, screen.height - 4))
     shown = []
     if config.rows or config.row is not None:
         if speller is None:
             raise UsageError(
                 f"{store.folder}: the tokenizer of these tokens (signature {store.tokenizer_signature[:8]}) is not "
-                f"below {outputs_root() / 'tokenizers'}; name its folder: tokenizer=FOLDER, or show no rows: rows=0"
+                f"below {get_outputs_root() / 'tokenizers'}; name its folder: tokenizer=FOLDER, or show no rows: rows=0"
             )
         rows = pack(store.train, config.sequence_len, config.packing)
-        chosen = _chosen(config, len(rows))
-        shown = [coloured(rows, index, store.train, store.sources, speller, view) for index in chosen]
-    print(inspection_report.text(figures))
+        chosen = _choose_rows(config, len(rows))
+        shown = [render_row(rows, index, store.train, store.sources, speller, view) for index in chosen]
+    print(inspection_report.format_store_report(figures))
     for row in shown:
         screen.print()
         screen.print(row, end="")
 
 
-def _chosen(config: InspectConfig, rows: int) -> list[int]:
+def _choose_rows(config: InspectConfig, rows: int) -> list[int]:
     """Which of so many rows are shown."""
     if config.row is None:
         import numpy as np
@@ -115,29 +121,29 @@ def _chosen(config: InspectConfig, rows: int) -> list[int]:
 # --- which store, which tokenizer --------------------------------------------------------------------------
 
 
-def _folder(config: InspectConfig) -> Path:
+def _resolve_store_folder(config: InspectConfig) -> Path:
     """The folder of the tokens that are meant."""
     if config.store is not None:
         return Path(config.store).expanduser()
-    from krill.data.obtain import store_folder
-    from krill.sources.registry import check
+    from krill.data.cache import get_store_folder
+    from krill.sources.registry import check_source
 
-    check(config.data)
-    return store_folder(config, outputs_root())
+    check_source(config.data)
+    return get_store_folder(config, get_outputs_root())
 
 
-def _tokenizer(config: InspectConfig, store: Store, asked: bool) -> TokenizerFolder | None:
+def _find_tokenizer(config: InspectConfig, store: Store, asked: bool) -> TokenizerFolder | None:
     """The tokenizer that made the tokens; None if it is not found.
 
     `asked`: whether one was named; UsageError if that is another.
     """
-    from krill.tokenizer.folder import load_tokenizer
+    from krill.tokenizer.artifact import load_tokenizer
 
-    candidates = sorted(record.parent for record in outputs_root().glob("tokenizers/*/record.json"))
+    candidates = sorted(record.parent for record in get_outputs_root().glob("tokenizers/*/record.json"))
     if asked or config.store is None:
-        from krill.data.obtain import tokenizer_folder
+        from krill.data.cache import get_tokenizer_folder
 
-        folder = tokenizer_folder(config, outputs_root())
+        folder = get_tokenizer_folder(config, get_outputs_root())
         if asked and not (folder.is_dir() and load_tokenizer(folder).signature == store.tokenizer_signature):
             raise UsageError(
                 f"tokenizer {folder}: is not the one that made the tokens in {store.folder} (signature "
@@ -145,14 +151,14 @@ def _tokenizer(config: InspectConfig, store: Store, asked: bool) -> TokenizerFol
             )
         candidates = [folder, *candidates]
     for folder in candidates:
-        if folder.is_dir() and _says(folder) in (None, store.tokenizer_signature):
+        if folder.is_dir() and _read_recorded_signature(folder) in (None, store.tokenizer_signature):
             tokenizer = load_tokenizer(folder)
             if tokenizer.signature == store.tokenizer_signature:
                 return tokenizer
     return None
 
 
-def _says(folder: Path) -> str | None:
+def _read_recorded_signature(folder: Path) -> str | None:
     """The signature in a tokenizer's record, which is read faster than the tokenizer."""
     try:
         return json.loads((folder / "record.json").read_text(encoding="utf-8"))["signature"]
@@ -160,22 +166,22 @@ def _says(folder: Path) -> str | None:
         return None
 
 
-def _folders(typed: Typed, folders: Sequence[Path]) -> None:
+def _resolve_folder_arguments(typed: ParsedArguments, folders: Sequence[Path]) -> None:
     """data=FOLDER is store=FOLDER, tokenizer=FOLDER is tokenizer.path=FOLDER, unless they name an option.
 
     output=FOLDER, where krill-preprocess was told to put the tokens, is store=FOLDER too.
     """
-    if typed.multirun:
+    if typed.is_multirun:
         raise UsageError(
             "krill-inspect has no -m: it prints, and makes no folders. Several row lengths side by side: "
             "sequence_lens=[512,1024]"
         )
-    colours = typed.value("text") is not None
-    typed.overrides = [_meant(word, folders, colours) for word in typed.overrides]
-    _demand_one_subject(typed)
+    colours = typed.get_value("text") is not None
+    typed.overrides = [_resolve_folder_override(word, folders, colours) for word in typed.overrides]
+    _require_one_subject(typed)
 
 
-def _demand_one_subject(typed: Typed) -> None:
+def _require_one_subject(typed: ParsedArguments) -> None:
     """Raise UsageError where several stores, or tokens and tokenizers, are asked for at once."""
     stores = [word for word in typed.overrides if word.startswith("store=")]
     if len(stores) > 1:
@@ -191,27 +197,29 @@ def _demand_one_subject(typed: Typed) -> None:
         raise UsageError("tokenizers= names every tokenizer itself; leave tokenizer= out")
 
 
-def _meant(word: str, folders: Sequence[Path], colours: bool) -> str:
+def _resolve_folder_override(word: str, folders: Sequence[Path], colours: bool) -> str:
     """One override, with a folder under the key that takes folders.
 
     `colours`: a text is shown, so tokenizer= may be of the Hub, too, unless it is almost an option.
     """
-    from krill.config.validation import closest
+    from krill.config.validation import find_closest_name
 
     key, _, value = word.partition("=")
     if key == "output" and value != "null":
         return f"store={value}"
     if key not in ("data", "tokenizer"):
         return word
-    known = location.options(key, [*folders, location.CONF_DIR])
+    known = paths.list_config_options(key, [*folders, paths.CONF_DIR])
     if value in known or "," in value or value == "null":
         return word
     if key == "tokenizer":
-        elsewhere = "/" in value or Path(value).is_dir() or (colours and closest(value, known) is None)
+        elsewhere = (
+            "/" in value or Path(value).is_dir() or (colours and find_closest_name(value, known) is None)
+        )
         return f"tokenizer.path={value}" if elsewhere else word
     if Path(value).expanduser().is_dir():
         return f"store={value}"
-    near = closest(value, known)
+    near = find_closest_name(value, known)
     meant = f" Did you mean data={near}?" if near else ""
     raise UsageError(
         f"data={value}: neither an option nor a folder (seen from {Path.cwd()}).{meant} There are: {', '.join(known)}"

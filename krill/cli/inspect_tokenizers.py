@@ -9,43 +9,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import compose
-from krill.config.location import CONF_DIR, options, outputs_root
+from krill.config.paths import CONF_DIR, get_outputs_root, list_config_options
 from krill.config.schema import TrainConfig
-from krill.config.validation import closest, validated
+from krill.config.validation import find_closest_name, validate_config
 from krill.errors import KrillError, UsageError
 
 if TYPE_CHECKING:
-    from krill.cli.call import Call
     from krill.config.schema import InspectConfig
+    from krill.launch.invocation import Invocation
 
 
-def judge(config: InspectConfig, call: Call) -> None:
+def print_tokenizer_comparison(config: InspectConfig, call: Invocation) -> None:
     """Print how the tokenizers do on the held-out text of the data; makes nothing but the plot."""
     if not config.data.validation_fraction:
         raise UsageError(
             "data.validation_fraction=0: no document is held out, so there is none to judge tokenizers on; set "
             "data.validation_fraction=0.01"
         )
-    folders = _folders(config, call)
+    folders = _resolve_folders(config, call)
     if config.dry_run:
-        _tell(folders.values())
+        _print_folders(folders.values())
         return
-    _demand_made(folders, call)
-    figures = _figures(config, folders)
+    _require_trained(folders, call)
+    figures = _compute_figures(config, folders)
 
-    from krill.inspection import side_by_side
+    from krill.inspection import compare_report
 
     if config.plot is not None:
-        side_by_side.plot(figures, Path(config.plot))
+        compare_report.plot_tokenizers(figures, Path(config.plot))
     if config.format == "json":
         print(json.dumps(figures, ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        print(side_by_side.text(figures))
+        print(compare_report.format_tokenizer_report(figures))
 
 
-def colour(config: InspectConfig, call: Call) -> None:
+def print_text_tokens(config: InspectConfig, call: Invocation) -> None:
     """Print config.text by the tokens of config.tokenizer. Special tokens written in it are text."""
-    from krill.data.obtain import tokenizer_folder
+    from krill.data.cache import get_tokenizer_folder
 
     assert config.text is not None
     if config.plot is not None:
@@ -56,21 +56,21 @@ def colour(config: InspectConfig, call: Call) -> None:
         raise UsageError(
             f"text=: is no UTF-8 (character {error.start + 1}); type it in another encoding"
         ) from error
-    folder = tokenizer_folder(config, outputs_root())
+    folder = get_tokenizer_folder(config, get_outputs_root())
     if config.dry_run:
-        _tell([folder])
+        _print_folders([folder])
         return
     if not folder.is_dir():
-        raise UsageError(_not_made(folder, compose.without_inspection(call.overrides)))
+        raise UsageError(_describe_missing(folder, compose.drop_inspect_keys(call.overrides)))
 
     from krill.data.encoding import Encoder
-    from krill.inspection.colours import coloured_pieces, console
-    from krill.inspection.pieces import Speller
-    from krill.tokenizer.folder import load_tokenizer
+    from krill.inspection.render_rows import make_stdout_console, render_text_tokens
+    from krill.inspection.token_display import TokenRenderer
+    from krill.tokenizer.artifact import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     ids = Encoder(tokenizer).encode([config.text]).tokens[1:-1].tolist()
-    pieces = Speller(tokenizer).pieces(ids)
+    pieces = TokenRenderer(tokenizer).render(ids)
     if config.format == "json":
         shown = {
             "tokenizer": str(folder),
@@ -83,22 +83,22 @@ def colour(config: InspectConfig, call: Call) -> None:
         return
     ratio = f", {len(content) / len(ids):.2f} bytes per token" if ids else ""
     print(f"tokenizer   {folder}\ntext        {len(content):,} bytes in {len(ids):,} tokens{ratio}\n")
-    console().print(coloured_pieces(pieces, config.ids), end="")
+    make_stdout_console().print(render_text_tokens(pieces, config.ids), end="")
 
 
-def _figures(config: InspectConfig, folders: Mapping[str, Path]) -> dict[str, Any]:
+def _compute_figures(config: InspectConfig, folders: Mapping[str, Path]) -> dict[str, Any]:
     """Figures of the tokenizers on held-out text. Raises UsageError where none is held out."""
-    from krill.inspection.tokenizers import judged
+    from krill.inspection.compare_tokenizers import evaluate_tokenizers
     from krill.sources.registry import open_source
-    from krill.sources.source import Skipped
-    from krill.text.sample import Sample
-    from krill.tokenizer.folder import load_tokenizer
+    from krill.sources.source import SkippedRecords
+    from krill.text.sample import TextSample
+    from krill.tokenizer.artifact import load_tokenizer
 
     tokenizers = {label: load_tokenizer(folder) for label, folder in folders.items()}
-    source, skipped = open_source(config.data), Skipped()
-    sample = Sample(source, config.data, "validation", config.judge_bytes, skipped)
+    source, skipped = open_source(config.data), SkippedRecords()
+    sample = TextSample(source, config.data, "validation", config.eval_bytes, skipped)
     skipped.warn()
-    figures = judged(tokenizers, sample, source.names)
+    figures = evaluate_tokenizers(tokenizers, sample, source.names)
     if not figures["documents"]:
         raise UsageError(
             f"data.validation_fraction={config.data.validation_fraction:g}: of this data no document is held out, so "
@@ -110,73 +110,77 @@ def _figures(config: InspectConfig, folders: Mapping[str, Path]) -> dict[str, An
 # --- which tokenizers --------------------------------------------------------------------------------------
 
 
-def _folders(config: InspectConfig, call: Call) -> dict[str, Path]:
+def _resolve_folders(config: InspectConfig, call: Invocation) -> dict[str, Path]:
     """Where each tokenizer of `config` is, by what it was called; one that is not made yet is not there."""
-    from krill.sources.registry import check
+    from krill.sources.registry import check_source
 
-    check(config.data)
+    check_source(config.data)
     own = [Path(source.path) for source in call.hydra.runtime.config_sources if source.provider == "user"]
-    known = options("tokenizer", [*own, CONF_DIR])
+    known = list_config_options("tokenizer", [*own, CONF_DIR])
     return {
-        name: _of_option(_words(name, call), own) if name in known else _ready(name, known)
+        name: _resolve_option(_build_arguments(name, call), own)
+        if name in known
+        else _resolve_named_folder(name, known)
         for name in config.tokenizers
     }
 
 
-def _of_option(words: Sequence[str], own: Sequence[Path]) -> Path:
+def _resolve_option(words: Sequence[str], own: Sequence[Path]) -> Path:
     """The folder of the tokenizer that krill-tokenizer makes of these words."""
-    from krill.data.obtain import tokenizer_folder
+    from krill.data.cache import get_tokenizer_folder
 
     try:
-        config = validated(TrainConfig, compose.composed("train", words, own))
+        config = validate_config(TrainConfig, compose.compose_config("train", words, own))
     except Exception as error:
-        if not compose.is_usage(error):
+        if not compose.is_usage_error(error):
             raise
-        raise UsageError("\n".join(compose.problems("train", words, own, error))) from error
-    return tokenizer_folder(config, outputs_root())
+        raise UsageError("\n".join(compose.diagnose_overrides("train", words, own, error))) from error
+    return get_tokenizer_folder(config, get_outputs_root())
 
 
-def _ready(name: str, known: Mapping[str, Path]) -> Path:
+def _resolve_named_folder(name: str, known: Mapping[str, Path]) -> Path:
     """The folder `name`, or that of the Hub; what is almost an option is taken for a slip."""
-    from krill.tokenizer.folder import ready_folder
+    from krill.tokenizer.artifact import resolve_tokenizer_folder
 
     if "/" in name or Path(name).is_dir():
-        return ready_folder(name, "tokenizers")
+        return resolve_tokenizer_folder(name, "tokenizers")
     there = f"Options there are: {', '.join(known)}"
-    if near := closest(name, known):
+    if near := find_closest_name(name, known):
         raise UsageError(
             f"tokenizers=[{name}]: neither an option nor a folder (seen from {Path.cwd()}). Did you mean {near}? "
             f"{there}; one of the Hub is owner/name"
         )
     try:
-        return ready_folder(name, "tokenizers")
+        return resolve_tokenizer_folder(name, "tokenizers")
     except KrillError as error:
         raise type(error)(f"{error}\n{there}") from error
 
 
-def _demand_made(folders: Mapping[str, Path], call: Call) -> None:
+def _require_trained(folders: Mapping[str, Path], call: Invocation) -> None:
     """Raise UsageError that names the command for every tokenizer that is not made yet."""
     missing = [
-        _not_made(folder, _words(name, call)) for name, folder in folders.items() if not folder.is_dir()
+        _describe_missing(folder, _build_arguments(name, call))
+        for name, folder in folders.items()
+        if not folder.is_dir()
     ]
     if missing:
         raise UsageError("\n".join(missing))
 
 
-def _not_made(folder: Path, words: Sequence[str]) -> str:
+def _describe_missing(folder: Path, words: Sequence[str]) -> str:
     return f"{folder}: not made yet; make it: {shlex.join(['krill-tokenizer', *words])}"
 
 
-def _words(option: str, call: Call) -> list[str]:
+def _build_arguments(option: str, call: Invocation) -> list[str]:
     """What was typed, as krill-tokenizer takes it for that option."""
     others = [
         word
-        for word in compose.without_inspection(call.overrides)
+        for word in compose.drop_inspect_keys(call.overrides)
         if word.partition("=")[0] not in ("tokenizer", "tokenizer.path")
     ]
     return [*others, f"tokenizer={option}"]
 
 
-def _tell(folders: Any) -> None:
+def _print_folders(folders: Any) -> None:
     for folder in folders:
         print(f"tokenizer   {'read' if folder.is_dir() else 'missing'} {folder}")

@@ -8,68 +8,68 @@ import os
 import sys
 from pathlib import Path
 
-from krill.cli import app, jobs
-from krill.cli.call import Call, Job
-from krill.errors import DONE, FAILED, REQUEUE, Stopped
-from krill.launch import task
-from krill.runs.slurm import current_job
+from krill.cli import app
+from krill.errors import DONE, FAILED, REQUEUE, SignalInterrupt
+from krill.launch import job_files, slurm_env
+from krill.launch.invocation import Invocation, InvocationPayload
+from krill.runs.slurm import get_current_job
 
 log = logging.getLogger("krill")
 
-REQUEUES = 100
+DEFAULT_MAX_REQUEUES = 100
 """Of a job without hardware.slurm: hydra/launcher=submitit_slurm alone."""
 
 
 def main(folder: Path, index: int, on_slurm: bool) -> int:
     """Make the call and return its exit code; on SLURM the job goes back into the queue where it is to go on."""
-    app.listen()
-    call = jobs.read(folder, index, on_slurm)
-    assert call.job is not None
-    job = call.job
-    return app.told(call.command, lambda: _make(call, job))
+    app.configure_logging()
+    call = job_files.read_job_file(folder, index, on_slurm)
+    assert call.payload is not None
+    job = call.payload
+    return app.run_and_report(call.command, lambda: _run_invocation(call, job))
 
 
-def _make(call: Call, job: Job) -> int:
-    point = importlib.import_module(f"krill.cli.{call.command}").point
-    if not job.on_slurm:
-        from krill.training.orphans import end_with_parent
+def _run_invocation(call: Invocation, job: InvocationPayload) -> int:
+    point = importlib.import_module(f"krill.cli.{call.command}").run_task
+    if not job.is_on_slurm:
+        from krill.signals import die_with_parent
 
-        end_with_parent()
+        die_with_parent()
     try:
         point(call)
     except Exception as error:
         _record_failure(call, job, error)
         raise
-    except Stopped as stop:
-        goes_on = job.on_slurm and stop.exit_code == REQUEUE
-        if goes_on and (done := task.back_to_queue(stop.received, _requeues(job))):
+    except SignalInterrupt as stop:
+        goes_on = job.is_on_slurm and stop.exit_code == REQUEUE
+        if goes_on and (done := slurm_env.requeue_job(stop.signal, _get_max_requeues(job))):
             log.info(done)
         raise
     return DONE
 
 
-def _requeues(job: Job) -> int:
+def _get_max_requeues(job: InvocationPayload) -> int:
     slurm = job.config["hardware"]["slurm"]
-    return int(slurm["requeues"]) if slurm else REQUEUES
+    return int(slurm["requeues"]) if slurm else DEFAULT_MAX_REQUEUES
 
 
-def _record_failure(call: Call, job: Job, error: Exception) -> None:
+def _record_failure(call: Invocation, job: InvocationPayload, error: Exception) -> None:
     """Say in the folder what went wrong before the run could record itself."""
     from krill.runs.record import Record, now, read_status
 
     folder = job.folder
-    if folder is None or (job.on_slurm and os.environ.get("SLURM_PROCID", "0") != "0"):
+    if folder is None or (job.is_on_slurm and os.environ.get("SLURM_PROCID", "0") != "0"):
         return
     status = read_status(folder)
     if status is not None and status["state"] != "queued":
         return
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(folder)
-    with record.logged():
+    with record.log_to_file():
         log.debug("failed", exc_info=True)
     record.update(
         signature=job.identity, state="failed", error=str(error), end=now(),
-        exit=getattr(error, "exit_code", FAILED), overrides=call.overrides, slurm_job_id=current_job(),
+        exit=getattr(error, "exit_code", FAILED), overrides=call.overrides, slurm_job_id=get_current_job(),
     )  # fmt: skip
 
 

@@ -15,176 +15,187 @@ from typing import TYPE_CHECKING
 
 from krill import errors
 from krill.cli import app
-from krill.cli.runs_words import STATES, parser
-from krill.config.location import outputs_root
+from krill.cli.runs_parser import FILTER_STATES, build_parser
+from krill.config.paths import get_outputs_root
 from krill.errors import UsageError
 
 if TYPE_CHECKING:
-    from krill.runs.find import Place
-    from krill.runs.table import Row
+    from krill.runs.find import RunOrGroup
+    from krill.runs.table import RunRow
 
 
 def main() -> int:
     """Entry point of krill-runs."""
-    app.listen()
-    return app.told("runs", lambda: _main(sys.argv[1:]))
+    app.configure_logging()
+    return app.run_and_report("runs", lambda: _run_subcommand(sys.argv[1:]))
 
 
-def _main(words: Sequence[str]) -> int:
+def _run_subcommand(words: Sequence[str]) -> int:
     works = {
         "list": _list, "show": _show, "compare": _compare, "watch": _watch, "tail": _tail, "cancel": _cancel
     }  # fmt: skip
-    arguments = parser(works).parse_args(list(words) or ["list"])
+    arguments = build_parser(works).parse_args(list(words) or ["list"])
     code: int = arguments.work(arguments)
     return code
 
 
-def _places(arguments: argparse.Namespace) -> list[Place]:
-    from krill.runs.find import named
+def _resolve_arguments(arguments: argparse.Namespace) -> list[RunOrGroup]:
+    from krill.runs.find import resolve_run
 
-    return [named(text, outputs_root().absolute()) for text in arguments.runs]
-
-
-def _all() -> list[Place]:
-    from krill.runs.find import below
-
-    return below(outputs_root().absolute())
+    return [resolve_run(text, get_outputs_root().absolute()) for text in arguments.runs]
 
 
-def _rows(places: Sequence[Place]) -> list[Row]:
+def _find_all() -> list[RunOrGroup]:
+    from krill.runs.find import runs_under
+
+    return runs_under(get_outputs_root().absolute())
+
+
+def _build_rows(places: Sequence[RunOrGroup]) -> list[RunRow]:
     """A row for each run in these places, each once."""
     from krill.runs import table
-    from krill.runs.find import runs_of
+    from krill.runs.find import expand_runs
 
-    runs = {run.folder: run for place in places for run in runs_of(place)}
-    return table.rows_of(list(runs.values()))
+    runs = {run.folder: run for place in places for run in expand_runs(place)}
+    return table.build_rows(list(runs.values()))
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from krill.runs import table
 
-    places = _places(arguments) if arguments.runs else _all()
-    every = _rows(places)
+    places = _resolve_arguments(arguments) if arguments.runs else _find_all()
+    every = _build_rows(places)
     rows = [row for row in every if row.state in arguments.state and arguments.name in (None, row.name)]
     if arguments.json:
-        print(table.as_json(rows))
+        print(table.to_json(rows))
     elif arguments.csv:
-        print(table.as_csv(rows), end="")
+        print(table.to_csv(rows), end="")
     elif not rows:
-        app.log.info("no runs%s in %s", " of this kind" if every else "", outputs_root())
-    elif arguments.runs or arguments.state != STATES:
-        table.show(rows, sys.stdout, whole=True)
+        app.log.info("no runs%s in %s", " of this kind" if every else "", get_outputs_root())
+    elif arguments.runs or arguments.state != FILTER_STATES:
+        table.print_table(rows, sys.stdout, whole=True)
     else:
-        from krill.cli import runs_screen
+        from krill.cli import runs_view
 
-        runs_screen.print_newest(places, rows)
+        runs_view.print_newest(places, rows)
     return errors.DONE
 
 
 def _show(arguments: argparse.Namespace) -> int:
     from krill.runs.find import Run
-    from krill.runs.overview import facts, sweep_facts
+    from krill.runs.summary import describe_run, describe_sweep
 
-    places = _places(arguments)
+    places = _resolve_arguments(arguments)
     if arguments.json:
-        found = [facts(place) if isinstance(place, Run) else sweep_facts(place) for place in places]
+        found = [describe_run(place) if isinstance(place, Run) else describe_sweep(place) for place in places]
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return errors.DONE
-    from krill.cli import runs_screen
+    from krill.cli import runs_view
 
     for place in places:
         if isinstance(place, Run):
-            runs_screen.print_run(place)
+            runs_view.print_run(place)
         else:
-            runs_screen.print_sweep(place)
+            runs_view.print_sweep(place)
     return errors.DONE
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     from krill.runs import table
-    from krill.runs.compare import differences
+    from krill.runs.compare import diff_configs
 
-    rows = table.best_first(_rows(_places(arguments)))
+    rows = table.sort_best_first(_build_rows(_resolve_arguments(arguments)))
     if arguments.csv:
-        print(table.as_csv(rows), end="")
+        print(table.to_csv(rows), end="")
         return errors.DONE
-    differing = differences([Path(row.folder) for row in rows])
+    differing = diff_configs([Path(row.folder) for row in rows])
     if arguments.json:
         own = {
-            key: dict(zip((row.folder for row in rows), map(table.finite, each), strict=True))
+            key: dict(zip((row.folder for row in rows), map(table.finite_or_none, each), strict=True))
             for key, each in differing.items()
         }
-        whole = {"differences": own, "runs": [table.plain(row) for row in rows]}
+        whole = {"differences": own, "runs": [table.row_to_dict(row) for row in rows]}
         print(json.dumps(whole, indent=2, ensure_ascii=False, default=str))
     else:
-        from krill.cli import runs_screen
+        from krill.cli import runs_view
 
-        runs_screen.print_differences(rows, differing)
+        runs_view.print_differences(rows, differing)
     return errors.DONE
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from krill.cli import runs_screen
-    from krill.runs.find import at
-    from krill.runs.standing import GOES_ON
+    from krill.cli import runs_view
+    from krill.runs.find import run_at
+    from krill.runs.run_state import ACTIVE_STATES
 
-    chosen = [place.folder for place in _places(arguments)]  # once: a name may come to mean another run
+    chosen = [
+        place.folder for place in _resolve_arguments(arguments)
+    ]  # once: a name may come to mean another run
     followed: set[str] = set()
 
-    def look() -> list[Row]:
-        rows = _rows([place for folder in chosen if (place := at(folder))] if chosen else _all())
-        rows = [row for row in rows if chosen or row.state in GOES_ON or row.folder in followed]
+    def look() -> list[RunRow]:
+        rows = _build_rows(
+            [place for folder in chosen if (place := run_at(folder))] if chosen else _find_all()
+        )
+        rows = [row for row in rows if chosen or row.state in ACTIVE_STATES or row.folder in followed]
         followed.update(row.folder for row in rows)
         return rows
 
-    if not runs_screen.watch(look, arguments.every):
-        app.log.info("nothing runs or waits in %s", outputs_root())
+    if not runs_view.watch_table(look, arguments.every):
+        app.log.info("nothing runs or waits in %s", get_outputs_root())
     return errors.DONE
 
 
 def _tail(arguments: argparse.Namespace) -> int:
     from krill.runs.find import Run
-    from krill.runs.follow import PAUSE, end_of, followed
-    from krill.runs.record import shown
-    from krill.runs.standing import GOES_ON, log_of, standing, status_at
+    from krill.runs.log_tail import LOG_POLL_SECONDS, follow_log, read_tail
+    from krill.runs.record import relative_path
+    from krill.runs.run_state import (
+        ACTIVE_STATES,
+        find_log_file,
+        get_run_state,
+        read_run_or_submission_status,
+    )
 
-    for place in _places(arguments):
+    for place in _resolve_arguments(arguments):
         if not isinstance(place, Run):
             raise UsageError(
-                f"{shown(place.folder)} is no single run; name one of: krill-runs list {shown(place.folder)}"
+                f"{relative_path(place.folder)} is no single run; name one of: krill-runs list {relative_path(place.folder)}"
             )
         while True:
             own = place.folder / (f"log-rank{arguments.rank}.txt" if arguments.rank else "log.txt")
-            status = status_at(place.folder)
-            file = log_of(place.folder, status) if status and not arguments.rank else own
+            status = read_run_or_submission_status(place.folder)
+            file = find_log_file(place.folder, status) if status and not arguments.rank else own
             if file.is_file():
                 break
-            if not arguments.f or standing(place.folder).state not in GOES_ON:
+            if not arguments.f or get_run_state(place.folder).state not in ACTIVE_STATES:
                 raise UsageError(
-                    f"{shown(file)} is not there; krill-runs show {shown(place.folder)} tells how the run stands"
+                    f"{relative_path(file)} is not there; krill-runs show {relative_path(place.folder)} tells how the run stands"
                 )
-            time.sleep(PAUSE)
-        end, position = end_of(file, arguments.n)
+            time.sleep(LOG_POLL_SECONDS)
+        end, position = read_tail(file, arguments.n)
         text = end.decode("utf-8", errors="replace")
         print(text, end="" if arguments.f or not text or text.endswith("\n") else "\n", flush=True)
-        for text in followed(file, position, place.folder) if arguments.f else ():
+        for text in follow_log(file, position, place.folder) if arguments.f else ():
             print(text, end="", flush=True)
     return errors.DONE
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
     from krill.runs.cancel import cancel
-    from krill.runs.find import Run, runs_of
-    from krill.runs.record import shown
+    from krill.runs.find import Run, expand_runs
+    from krill.runs.record import relative_path
 
     done = True
-    for place in _places(arguments):
+    for place in _resolve_arguments(arguments):
         # A folder of runs that is no sweep stands for all of them.
         whole = (
-            [place.folder] if isinstance(place, Run) or place.told else [run.folder for run in runs_of(place)]
+            [place.folder]
+            if isinstance(place, Run) or place.sweep_record
+            else [run.folder for run in expand_runs(place)]
         )
         said = [each for folder in whole for each in cancel(folder)]
-        for what, well in said or [(f"{shown(place.folder)}: nothing of it runs or waits", True)]:
+        for what, well in said or [(f"{relative_path(place.folder)}: nothing of it runs or waits", True)]:
             app.log.info(what)
             done &= well
     return errors.DONE if done else errors.FAILED

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
-from krill.cli.call import Call
-from krill.config.location import outputs_root
+from krill.config.paths import get_outputs_root
+from krill.launch.invocation import Invocation
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -15,39 +15,47 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Entry point of krill-tokenizer."""
-    return app.main("tokenizer", point)
+    return app.main("tokenizer", run_task)
 
 
-def point(composed: Any) -> None:
+def run_task(composed: Any) -> None:
     """One tokenizer: what Hydra calls, once or for each point of a sweep."""
     from krill.config.schema import TrainConfig
 
-    app.answer(composed, TrainConfig, _place_and_make)
+    app.run_command(composed, TrainConfig, _run_tokenizer)
 
 
-def _place_and_make(config: TrainConfig, call: Call) -> None:
+def _run_tokenizer(config: TrainConfig, call: Invocation) -> None:
     if config.dry_run:
-        from krill.data.obtain import tokenizer_folder
-        from krill.sources.registry import check
+        from krill.data.cache import get_tokenizer_folder
+        from krill.sources.registry import check_source
 
-        check(config.data)
-        folder = Path(config.output).absolute() if config.output else tokenizer_folder(config, outputs_root())
+        check_source(config.data)
+        folder = (
+            Path(config.output).absolute()
+            if config.output
+            else get_tokenizer_folder(config, get_outputs_root())
+        )
         print(f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}")
         if config.tokenizer.push_to is not None:
             print(
                 f"upload      {config.tokenizer.push_to}, {'private' if config.tokenizer.private else 'public'}"
             )
     else:
-        call.make("tokenizer", config, lambda config, place: tokenizer(config, None if call.sweep else place))
+        call.run_stage(
+            "tokenizer",
+            config,
+            lambda config, place: prepare_tokenizer(config, None if call.sweep_folder else place),
+        )
 
 
-def tokenizer(config: TrainConfig, place: Path | None) -> Path:
+def prepare_tokenizer(config: TrainConfig, place: Path | None) -> Path:
     """The folder of the tokenizer, trained now or found, and uploaded if asked; `place`: where it was asked for."""
-    from krill.data.obtain import obtain_tokenizer
+    from krill.data.cache import get_or_train_tokenizer
 
-    found = obtain_tokenizer(config, outputs_root(), place, warn=True)
+    found = get_or_train_tokenizer(config, get_outputs_root(), place, warn=True)
     if config.tokenizer.push_to is not None:
-        from krill.tokenizer.hub import push
+        from krill.tokenizer.hub import push_tokenizer_to_hub
 
-        push(found, config.tokenizer.push_to, config.tokenizer.private)
+        push_tokenizer_to_hub(found, config.tokenizer.push_to, config.tokenizer.private)
     return found.folder

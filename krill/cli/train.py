@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
-from krill.cli.call import Call
-from krill.cli.differences import from_experiment, since_last_start
-from krill.config.location import outputs_root
+from krill.cli.config_diff import diff_from_experiment, diff_from_last_start
+from krill.config.paths import get_outputs_root
+from krill.launch.invocation import Invocation
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -19,101 +19,101 @@ log = logging.getLogger("krill")
 
 def main() -> int:
     """Entry point of krill-train."""
-    return app.main("train", point)
+    return app.main("train", run_task)
 
 
-def point(composed: Any) -> float | None:
+def run_task(composed: Any) -> float | None:
     """One run: what Hydra calls, once or for each point of a sweep. Returns the validation loss."""
     from krill.config.schema import TrainConfig
 
-    return app.answer(composed, TrainConfig, train)
+    return app.run_command(composed, TrainConfig, train)
 
 
-def train(config: TrainConfig, call: Call) -> float | None:
+def train(config: TrainConfig, call: Invocation) -> float | None:
     """Prepare, then train in a folder of its own; the same run that was stopped goes on in its folder."""
     if config.dry_run:
-        from krill.training.dry_run import plan
+        from krill.training.estimate.dry_run import plan_run
 
-        print("\n".join([*plan(config, outputs_root()), *from_experiment(config, call.choices)]))
+        print("\n".join([*plan_run(config, get_outputs_root()), *diff_from_experiment(config, call.choices)]))
         return None
-    from krill.launch.task import announce
-    from krill.sources.registry import check
+    from krill.launch.slurm_env import export_torchrun_env
+    from krill.sources.registry import check_source
 
-    check(config.data)  # what is wrong there is told before torch is loaded
-    announce()
+    check_source(config.data)  # what is wrong there is told before torch is loaded
+    export_torchrun_env()
 
     from krill.training import ranks
-    from krill.training.beforehand import check_beforehand
-    from krill.training.plan import device_name
+    from krill.training.batch_shape import resolve_device
+    from krill.training.preflight import run_preflight_checks
 
-    check_beforehand(config)
-    with ranks.joined(device_name(config.device)):
-        if ranks.is_first():
-            return _lead(config, call)
-        if places := ranks.heard():
-            _run(config, *places)
+    run_preflight_checks(config)
+    with ranks.process_group(resolve_device(config.device)):
+        if ranks.is_rank0():
+            return _run_as_first_rank(config, call)
+        if places := ranks.receive_from_rank0():
+            _run_training(config, *places)
         return None
 
 
-def _lead(config: TrainConfig, call: Call) -> float | None:
+def _run_as_first_rank(config: TrainConfig, call: Invocation) -> float | None:
     """What one process does for all ranks: claim the folder, prepare, record; then train, with the others."""
-    from krill.cli import places
+    from krill.launch.identity import compute_identity
     from krill.runs.claim import claim
-    from krill.runs.record import Record, shown
-    from krill.runs.remote import catch_up, look
+    from krill.runs.hub import download_checkpoint, find_remote_checkpoint
+    from krill.runs.record import Record, relative_path
     from krill.training import ranks
 
-    with ranks.telling() as tell:
-        identity = places.identity("train", config)
-        root = outputs_root()
+    with ranks.broadcast_from_rank0() as tell:
+        identity = compute_identity("train", config)
+        root = get_outputs_root()
         # A new run gets no folder before its input has proved good; a sweep's point records that it did not.
-        given = call.sweep or (call.job and call.job.folder)
+        given = call.sweep_folder or (call.payload and call.payload.folder)
         begins = not given and (config.output is not None or config.resume in ("auto", "remote", False))
-        remote = look(config, identity)
-        prepared = prepare(config, root) if begins else None
+        remote = find_remote_checkpoint(config, identity)
+        prepared = prepare_inputs(config, root) if begins else None
         claimed = claim(
-            identity, root / "runs" / config.name, call.place(config.output, identity), call.resume(config.resume),
+            identity, root / "runs" / config.name, call.resolve_folder(config.output, identity), call.resolve_resume(config.resume),
             config.resume_changed and not given,
         )  # fmt: skip
         record = Record(claimed.folder)
         if claimed.state == "finished":
-            log.info("finished already, nothing to do: %s", shown(claimed.folder))
+            log.info("finished already, nothing to do: %s", relative_path(claimed.folder))
         else:
             if claimed.state == "continued":
-                log.info("resume: going on in %s", shown(claimed.folder))
-                for line in since_last_start(config, claimed.folder):
+                log.info("resume: going on in %s", relative_path(claimed.folder))
+                for line in diff_from_last_start(config, claimed.folder):
                     log.info(line)
-            with claimed, record.running(config, identity, call.overrides):
-                call.keep(claimed.folder)
-                tokenizer, store = prepared or prepare(config, root)
-                for line in from_experiment(config, call.choices):
+            with claimed, record.record_lifecycle(config, identity, call.overrides):
+                call.save_hydra_config(claimed.folder)
+                tokenizer, store = prepared or prepare_inputs(config, root)
+                for line in diff_from_experiment(config, call.choices):
                     log.info(line)
-                catch_up(remote, claimed.folder)
-                _run(config, *tell((claimed.folder, store, tokenizer)))
-        call.end(claimed.folder)
+                download_checkpoint(remote, claimed.folder)
+                _run_training(config, *tell((claimed.folder, store, tokenizer)))
+        call.print_result_folder(claimed.folder)
     return record.status.get("metrics", {}).get("eval_loss")
 
 
-def _run(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> None:
+def _run_training(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> None:
     """Train here, or on the ranks that are to be started."""
     from krill.training import ranks
-    from krill.training.plan import ranks_of
+    from krill.training.batch_shape import resolve_world_size
 
-    if ranks.count() == 1 and ranks_of(config) > 1:
+    if ranks.get_world_size() == 1 and resolve_world_size(config) > 1:
         from krill.launch.local import run_on_ranks
 
         run_on_ranks(config, folder, store, tokenizer)
     else:
-        from krill.launch.reports import naming_the_first
-        from krill.training.run import run
+        from krill.launch.rank_errors import record_rank_error
+        from krill.training.run import run_training
 
-        with naming_the_first(folder, ranks.rank(), ranks.count()):
-            run(config, folder, store=store, tokenizer=tokenizer)
+        with record_rank_error(folder, ranks.get_rank(), ranks.get_world_size()):
+            run_training(config, folder, store=store, tokenizer=tokenizer)
 
 
-def prepare(config: TrainConfig, root: Path) -> tuple[Path, Path]:
+def prepare_inputs(config: TrainConfig, root: Path) -> tuple[Path, Path]:
     """The folders of the tokenizer and of the tokens: each is made once and reused by its content."""
-    from krill.data.obtain import obtain_store, obtain_tokenizer
+    from krill.data.cache import get_or_prepare_store, get_or_train_tokenizer
 
-    tokenizer = obtain_tokenizer(config, root)
-    return tokenizer.folder, obtain_store(config, tokenizer, root)[0]
+    tokenizer = get_or_train_tokenizer(config, root)
+    return tokenizer.folder, get_or_prepare_store(config, tokenizer, root)[0]

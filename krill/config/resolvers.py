@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from krill.config.location import outputs_root
+from krill.config.paths import get_outputs_root
 
 
-def unless(given: Any, otherwise: Any) -> Any:
+def null_if_set(given: Any, otherwise: Any) -> Any:
     """null when `given` is set, else `otherwise`: steps has a default unless epochs is set."""
     return otherwise if given is None else None
 
@@ -30,15 +30,19 @@ def muon_lr(scale: str, lr: Any, hidden_size: Any) -> Any:
     it is √max(1, r/c) = 1 times an orthogonal matrix where the matrix is square. What is no number is left to the
     schema, which says so.
     """
-    return lr * _spectral_over_rms(scale, hidden_size) if _is_number(lr) else lr
+    return lr * _spectral_to_rms_ratio(scale, hidden_size) if _is_number(lr) else lr
 
 
 def muon_decay(scale: str, weight_decay: Any, hidden_size: Any) -> Any:
     """The decay that keeps rate × decay what it is on the AdamW scale."""
-    return weight_decay / _spectral_over_rms(scale, hidden_size) if _is_number(weight_decay) else weight_decay
+    return (
+        weight_decay / _spectral_to_rms_ratio(scale, hidden_size)
+        if _is_number(weight_decay)
+        else weight_decay
+    )
 
 
-def _spectral_over_rms(scale: str, hidden_size: Any) -> float:
+def _spectral_to_rms_ratio(scale: str, hidden_size: Any) -> float:
     if hidden_size is None and scale == "spectral":
         raise ValueError(
             "the model has no hidden_size to derive it from at optimizer.scale=spectral; set optimizer.muon_lr and "
@@ -59,8 +63,8 @@ def sweep_folder(output: str | None, name: str, dry_run: bool = False) -> str:
     """
     if dry_run:
         return str(Path(tempfile.gettempdir()) / f"krill-dry-run-{os.getpid()}")
-    return str(Path(output).absolute() if output else outputs_root() / "sweeps" / name)
+    return str(Path(output).absolute() if output else get_outputs_root() / "sweeps" / name)
 
 
-for _resolver in (unless, inverse_sqrt, muon_lr, muon_decay, sweep_folder):
+for _resolver in (null_if_set, inverse_sqrt, muon_lr, muon_decay, sweep_folder):
     OmegaConf.register_new_resolver(f"krill.{_resolver.__name__}", _resolver, replace=True)

@@ -10,29 +10,35 @@ from typing import Any
 import xxhash
 from pydantic import BaseModel
 
+from krill.config.schema.base import Section
 
-def signature(*parts: Any) -> str:
+
+def compute_signature(*parts: Any) -> str:
     """Hex SHA-256 of `parts` (models, JSON values); folders carry its first 8 digits.
 
-    A model counts by its validated values less those that its class names in `UNSIGNED`: where a thing is
+    A model counts by its validated values less those whose type is `Unsigned[...]`: where a thing is
     made and how often it reports does not change what is made.
     """
-    canonical = json.dumps([_plain(part) for part in parts], sort_keys=True, ensure_ascii=False)
+    canonical = json.dumps([_to_json_value(part) for part in parts], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        unsigned: frozenset[str] = getattr(value, "UNSIGNED", frozenset())
-        return {key: _plain(getattr(value, key)) for key in type(value).model_fields if key not in unsigned}
+        unsigned = value.unsigned_keys() if isinstance(value, Section) else frozenset()
+        return {
+            key: _to_json_value(getattr(value, key))
+            for key in type(value).model_fields
+            if key not in unsigned
+        }
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_to_json_value(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json_value(item) for key, item in value.items()}
     return value
 
 
-def file_digest(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Hex xxh3_128 of a file's bytes."""
     digest = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:

@@ -1,7 +1,7 @@
 """What turns text into ids: Hugging Face tokenizers, or gigatoken, which gives the same ids many times faster.
 
 gigatoken knows a list of split patterns and no NFKC; what it cannot do exactly as the reference does, it is not
-used for: `chosen` compares both on the run's own text before, `Checked` a piece of every batch while it works.
+used for: `select_engine` compares both on the run's own text before, `VerifiedEngine` a piece of every batch while it works.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from krill.errors import KrillError, UsageError
 
 log = logging.getLogger("krill")
 
-CHECKED_CHARACTERS = 1000
+VERIFIED_CHARACTERS = 1000
 """So much of each batch is encoded by both engines; about a thousandth of the text."""
 
 
-class Differs(KrillError):
+class EngineMismatch(KrillError):
     """The fast engine gave other ids than the reference."""
 
 
 class Engine(Protocol):
     """Encodes text as text: no bos, no eos, no control token but where the vocabulary itself spells one."""
 
-    def ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts one after the other, uint32 (tokens,), and how many each has, int64 (texts,)."""
 
 
-class Reference:
+class HuggingFaceEngine:
     """Hugging Face tokenizers; RAYON_NUM_THREADS and TOKENIZERS_PARALLELISM say on how many threads."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
 
-    def ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         found = [
             encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)
         ]
@@ -49,7 +49,7 @@ class Reference:
         return np.concatenate(parts) if parts else np.zeros(0, np.uint32), lengths
 
 
-class Fast:
+class GigatokenEngine:
     """gigatoken, on one thread. Raises Exception (its own) for a tokenizer that it does not know.
 
     On batches of a few million characters its own threads gain nothing, and two encoders on two threads no more
@@ -64,7 +64,7 @@ class Fast:
         content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
         self._backend = gigatoken.Tokenizer.from_json(json.dumps(content))
 
-    def ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if not texts:
             return np.zeros(0, np.uint32), np.zeros(0, np.int64)
         layout = self._backend.encode_batch(texts, parallel=False).layout
@@ -72,20 +72,20 @@ class Fast:
         return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
 
 
-class Checked:
+class VerifiedEngine:
     """The fast engine, compared with the reference on a piece of every batch."""
 
     def __init__(self, fast: Engine, reference: Engine) -> None:
         self._fast, self._reference = fast, reference
 
-    def ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        compare(self._fast, self._reference, [text[:CHECKED_CHARACTERS] for text in texts[:1]])
-        return self._fast.ids(texts)
+    def encode_batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        check_same_ids(self._fast, self._reference, [text[:VERIFIED_CHARACTERS] for text in texts[:1]])
+        return self._fast.encode_batch(texts)
 
 
-def compare(fast: Engine, reference: Engine, texts: list[str]) -> None:
+def check_same_ids(fast: Engine, reference: Engine, texts: list[str]) -> None:
     """Raise Differs, naming a text, unless both engines give the same ids."""
-    (found, found_lengths), (expected, lengths) = fast.ids(texts), reference.ids(texts)
+    (found, found_lengths), (expected, lengths) = fast.encode_batch(texts), reference.encode_batch(texts)
     if np.array_equal(found_lengths, lengths) and np.array_equal(found, expected):
         return
     ends, found_ends = np.cumsum(lengths), np.cumsum(found_lengths)
@@ -93,10 +93,10 @@ def compare(fast: Engine, reference: Engine, texts: list[str]) -> None:
         texts, ends, lengths, found_ends, found_lengths, strict=True
     ):
         if not np.array_equal(found[found_end - found_length : found_end], expected[end - length : end]):
-            raise Differs(f"gigatoken gives other ids in a document that begins {text[:40]!r}")
+            raise EngineMismatch(f"gigatoken gives other ids in a document that begins {text[:40]!r}")
 
 
-def chosen(
+def select_engine(
     wanted: Literal["auto", "hf", "fast"], backend: Tokenizer, texts: Callable[[], list[str]], size: int
 ) -> Literal["hf", "fast"]:
     """The engine to use for `size` bytes of input; `texts` gives the sample that both must agree on.
@@ -108,7 +108,7 @@ def chosen(
     try:
         if importlib.util.find_spec("gigatoken") is None:
             raise KrillError("gigatoken is not installed: pip install 'krill[fast]'")
-        compare(Fast(backend), Reference(backend), texts())
+        check_same_ids(GigatokenEngine(backend), HuggingFaceEngine(backend), texts())
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         if wanted == "fast":

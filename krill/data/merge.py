@@ -17,18 +17,18 @@ import numpy as np
 
 from krill.atomic import write_json
 from krill.data import store
-from krill.data.parts import Job, PartFile
-from krill.sources.source import Part, Skipped
-from krill.text import near
-from krill.text.dedup import first_copies, held_out
-from krill.text.documents import Dropped
+from krill.data.part_writer import PartFile, PreparationContext
+from krill.sources.source import Part, SkippedRecords
+from krill.text import minhash
+from krill.text.dedup import find_first_copies, is_validation
+from krill.text.documents import DropStats
 
-COPIED_TOKENS = 2**22
+COPY_CHUNK_TOKENS = 2**22
 """So many tokens are copied at once."""
 
 
 @dataclass(frozen=True)
-class Documents:
+class DocumentTable:
     """What is known of every document of every part, in order; arrays (documents,)."""
 
     part: np.ndarray
@@ -42,7 +42,7 @@ class Documents:
     source: np.ndarray
 
 
-class ShardPlan(NamedTuple):
+class ShardLayout(NamedTuple):
     """One shard of the store: which documents it holds, in order."""
 
     name: str
@@ -53,39 +53,39 @@ class ShardPlan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class StoreLayout:
     """What the store will hold."""
 
     splits: dict[str, dict[str, Any]]
     """Per split documents, tokens, text_bytes, by_source: what the manifest says."""
-    shards: dict[str, list[ShardPlan]]
-    read: dict[str, int]
+    shards: dict[str, list[ShardLayout]]
+    read_counts: dict[str, int]
     """Documents and tokens that were read."""
-    repeated: dict[str, int]
+    repeated_counts: dict[str, int]
     """Documents and tokens that are there again, for their source's weight."""
-    dropped: Dropped
-    skipped: Skipped
+    dropped: DropStats
+    skipped: SkippedRecords
 
 
-def plan(job: Job, parts: Sequence[Part], shard_tokens: int) -> Plan:
+def compute_store_layout(job: PreparationContext, parts: Sequence[Part], shard_tokens: int) -> StoreLayout:
     """Decide what becomes of every document; all parts must have been made."""
-    made = [job.part(index) for index in range(len(parts))]
-    documents = _documents(made, parts)
-    dropped, skipped = Dropped(), Skipped()
+    made = [job.get_part_file(index) for index in range(len(parts))]
+    documents = _build_document_table(made, parts)
+    dropped, skipped = DropStats(), SkippedRecords()
     read = {"documents": 0, "tokens": 0}
     for part in made:
         dropped.merge(part.record["dropped"])
         skipped.merge(part.record["skipped"])
         for key in read:
             read[key] += part.record["read"].get(key, 0)
-    kept = first_copies(documents.digest)
-    texts = _Texts(job, parts, made, documents)
-    texts.count(dropped, "duplicate", np.flatnonzero(~kept))
-    if job.data.near.threshold is not None:
-        _drop_near_copies(job, made, kept, texts, dropped)
-    validation = held_out(documents.digest, job.data.validation_fraction)
-    passes = _passes(documents, np.array(job.source.weights), kept & ~validation)
-    texts.count(dropped, "weight", np.flatnonzero(kept & ~validation & (passes == 0)))
+    kept = find_first_copies(documents.digest)
+    texts = _StoredTexts(job, parts, made, documents)
+    texts.count_dropped(dropped, "duplicate", np.flatnonzero(~kept))
+    if job.data.minhash.threshold is not None:
+        _drop_near_duplicates(job, made, kept, texts, dropped)
+    validation = is_validation(documents.digest, job.data.validation_fraction)
+    passes = _compute_repeats(documents, np.array(job.source.weights), kept & ~validation)
+    texts.count_dropped(dropped, "weight", np.flatnonzero(kept & ~validation & (passes == 0)))
     order = {
         "train": np.concatenate(
             [np.flatnonzero(passes > turn) for turn in range(max(1, passes.max(initial=0)))]
@@ -93,90 +93,110 @@ def plan(job: Job, parts: Sequence[Part], shard_tokens: int) -> Plan:
         "validation": np.flatnonzero(kept & validation),
     }
     again = order["train"][np.count_nonzero(passes) :]
-    return Plan(
-        splits={name: _counts(documents, index, job.source.names) for name, index in order.items()},
-        shards={name: list(_cut(name, documents, index, shard_tokens)) for name, index in order.items()},
-        read=read,
-        repeated={"documents": len(again), "tokens": int(documents.length[again].sum())},
+    return StoreLayout(
+        splits={name: _count_split(documents, index, job.source.names) for name, index in order.items()},
+        shards={
+            name: list(_split_into_shards(name, documents, index, shard_tokens))
+            for name, index in order.items()
+        },
+        read_counts=read,
+        repeated_counts={"documents": len(again), "tokens": int(documents.length[again].sum())},
         dropped=dropped,
         skipped=skipped,
     )
 
 
 def write_shards(
-    job: Job, shards: Iterable[ShardPlan], advance: Callable[[int, int], None]
-) -> Iterator[tuple[ShardPlan, dict[str, Any]]]:
+    job: PreparationContext, shards: Iterable[ShardLayout], advance: Callable[[int, int], None]
+) -> Iterator[tuple[ShardLayout, dict[str, Any]]]:
     """Write shards of the store beside the folder of the parts; yields each with its record.
 
     A finished one is found again: its record is among the parts.
     """
     for shard in shards:
-        yield shard, _written(job, shard)
+        yield shard, _write_or_reuse_shard(job, shard)
 
 
-def _written(job: Job, shard: ShardPlan) -> dict[str, Any]:
+def _write_or_reuse_shard(job: PreparationContext, shard: ShardLayout) -> dict[str, Any]:
     folder = job.folder.parent
     done = job.folder / f"{shard.name}.json"
     if done.is_file():
         found = json.loads(done.read_text(encoding="utf-8"))
-        if found["identity"] == job.identity and store.has_shard(folder, job.dtype, found["record"]):
+        if found["identity"] == job.store_signature and store.has_shard(folder, job.dtype, found["record"]):
             return found["record"]
-    record = store.write_shard(folder, shard.name, job.dtype, _copied(job, shard), shard.length, shard.source)
-    write_json(done, {"identity": job.identity, "record": record})
+    record = store.write_shard(
+        folder, shard.name, job.dtype, _copy_tokens(job, shard), shard.length, shard.source
+    )
+    write_json(done, {"identity": job.store_signature, "record": record})
     return record
 
 
-def _documents(made: Sequence[PartFile], parts: Sequence[Part]) -> Documents:
-    lengths = [part.column("lengths") for part in made]
+def _build_document_table(made: Sequence[PartFile], parts: Sequence[Part]) -> DocumentTable:
+    lengths = [part.read_column("lengths") for part in made]
     counts = [len(part) for part in lengths]
     sources = np.array([part.source for part in parts], np.uint16)
-    return Documents(
+    return DocumentTable(
         part=np.repeat(np.arange(len(made), dtype=np.int32), counts),
         start=np.concatenate([np.zeros(0, np.int64), *(np.cumsum(part) - part for part in lengths)]),
         length=np.concatenate([np.zeros(0, np.int64), *lengths]),
-        text_bytes=np.concatenate([np.zeros(0, np.int64), *(part.column("text_bytes") for part in made)]),
-        digest=np.concatenate([np.zeros((0, 2), ">u8"), *(part.column("digests") for part in made)]).astype(
-            np.uint64
+        text_bytes=np.concatenate(
+            [np.zeros(0, np.int64), *(part.read_column("text_bytes") for part in made)]
         ),
+        digest=np.concatenate(
+            [np.zeros((0, 2), ">u8"), *(part.read_column("digests") for part in made)]
+        ).astype(np.uint64),
         source=np.repeat(sources, counts),
     )
 
 
-def _drop_near_copies(
-    job: Job, made: Sequence[PartFile], kept: np.ndarray, texts: _Texts, dropped: Dropped
+def _drop_near_duplicates(
+    job: PreparationContext,
+    made: Sequence[PartFile],
+    kept: np.ndarray,
+    texts: _StoredTexts,
+    dropped: DropStats,
 ) -> None:
     """Clear `kept` where a document is a near copy of an earlier one that is kept."""
     candidates = np.flatnonzero(kept)
 
     def band(number: int) -> np.ndarray:
-        return np.concatenate([part.column(f"band{number}") for part in made])[candidates]
+        return np.concatenate([part.read_column(f"band{number}") for part in made])[candidates]
 
-    copies = near.near_copies(
-        len(candidates), band, lambda index: texts.of(candidates[np.asarray(index, np.int64)]), job.data.near
+    copies = minhash.find_near_duplicates(
+        len(candidates),
+        band,
+        lambda index: texts.decode(candidates[np.asarray(index, np.int64)]),
+        job.data.minhash,
     )
     copy, first = candidates[copies >= 0], candidates[copies[copies >= 0]]
     kept[copy] = False
-    texts.count(dropped, "near duplicate", copy, first)
+    texts.count_dropped(dropped, "near duplicate", copy, first)
 
 
-class _Texts:
+class _StoredTexts:
     """The texts of stored documents, decoded from their tokens."""
 
     def __init__(
-        self, job: Job, parts: Sequence[Part], made: Sequence[PartFile], documents: Documents
+        self,
+        job: PreparationContext,
+        parts: Sequence[Part],
+        made: Sequence[PartFile],
+        documents: DocumentTable,
     ) -> None:
-        self._job, self._parts, self._made, self._documents = job, parts, made, documents
+        self._context, self._parts, self._part_files, self._documents = job, parts, made, documents
 
-    def of(self, index: np.ndarray) -> list[str]:
+    def decode(self, index: np.ndarray) -> list[str]:
         """The texts of some documents."""
         ids = []
         for document in index.tolist():
             start, length = int(self._documents.start[document]), int(self._documents.length[document])
-            part = self._made[self._documents.part[document]]
+            part = self._part_files[self._documents.part[document]]
             ids.append(part.tokens(start + 1, start + length - 1).tolist())
-        return self._job.tokenizer.backend.decode_batch(ids, skip_special_tokens=False)
+        return self._context.tokenizer.backend.decode_batch(ids, skip_special_tokens=False)
 
-    def count(self, dropped: Dropped, rule: str, index: np.ndarray, like: np.ndarray | None = None) -> None:
+    def count_dropped(
+        self, dropped: DropStats, rule: str, index: np.ndarray, like: np.ndarray | None = None
+    ) -> None:
         """Count documents that are dropped, the first few as examples; `like`: those that they are copies of."""
         if not len(index):
             return
@@ -185,21 +205,21 @@ class _Texts:
         )
         dropped.add(rule, size, tokens, documents=len(index))
         for number, document in enumerate(index.tolist()):
-            if not dropped.wants_example(rule):
+            if not dropped.should_add_example(rule):
                 return
-            place = self._place(document)
+            place = self._describe_location(document)
             if like is not None:
-                place += f" (like {self._place(int(like[number]))})"
-            dropped.show(rule, place, *self.of(index[number : number + 1]))
+                place += f" (like {self._describe_location(int(like[number]))})"
+            dropped.add_example(rule, place, *self.decode(index[number : number + 1]))
 
-    def _place(self, document: int) -> str:
+    def _describe_location(self, document: int) -> str:
         part = int(self._documents.part[document])
         first = int(np.searchsorted(self._documents.part, part))
-        file, number = self._made[part].column("places")[document - first].tolist()
-        return self._job.source.spell(self._parts[part], (file, number))
+        file, number = self._part_files[part].read_column("places")[document - first].tolist()
+        return self._context.source.describe_location(self._parts[part], (file, number))
 
 
-def _passes(documents: Documents, weights: np.ndarray, train: np.ndarray) -> np.ndarray:
+def _compute_repeats(documents: DocumentTable, weights: np.ndarray, train: np.ndarray) -> np.ndarray:
     """How often each document comes in an epoch; int (documents,).
 
     A weight's fraction is a share of the documents, chosen by the digest's second word: the first chose the
@@ -211,7 +231,7 @@ def _passes(documents: Documents, weights: np.ndarray, train: np.ndarray) -> np.
     return np.where(train, whole[documents.source] + (chance < share), 0)
 
 
-def _counts(documents: Documents, index: np.ndarray, names: list[str]) -> dict[str, Any]:
+def _count_split(documents: DocumentTable, index: np.ndarray, names: list[str]) -> dict[str, Any]:
     source = documents.source[index]
     columns = {
         "documents": np.ones(len(index), np.int64),
@@ -225,7 +245,9 @@ def _counts(documents: Documents, index: np.ndarray, names: list[str]) -> dict[s
     return {**{key: int(values.sum()) for key, values in columns.items()}, "by_source": by_source}
 
 
-def _cut(split: str, documents: Documents, index: np.ndarray, limit: int) -> Iterator[ShardPlan]:
+def _split_into_shards(
+    split: str, documents: DocumentTable, index: np.ndarray, limit: int
+) -> Iterator[ShardLayout]:
     """The shards of a split: one takes no further document that would lift it above `limit` tokens."""
     ends = np.cumsum(documents.length[index])
     first = number = 0
@@ -233,7 +255,7 @@ def _cut(split: str, documents: Documents, index: np.ndarray, limit: int) -> Ite
         filled = ends[first - 1] if first else 0
         last = max(int(np.searchsorted(ends, filled + limit, "right")), first + 1)
         chosen = index[first:last]
-        yield ShardPlan(
+        yield ShardLayout(
             f"{split}-{number:05d}",
             documents.part[chosen],
             documents.start[chosen],
@@ -243,7 +265,7 @@ def _cut(split: str, documents: Documents, index: np.ndarray, limit: int) -> Ite
         first, number = last, number + 1
 
 
-def _copied(job: Job, shard: ShardPlan) -> Iterator[np.ndarray]:
+def _copy_tokens(job: PreparationContext, shard: ShardLayout) -> Iterator[np.ndarray]:
     """The tokens of a shard's documents; runs that lie together in a part are copied together."""
     ends = shard.start + shard.length
     breaks = np.flatnonzero((shard.part[1:] != shard.part[:-1]) | (shard.start[1:] != ends[:-1])) + 1
@@ -252,6 +274,6 @@ def _copied(job: Job, shard: ShardPlan) -> Iterator[np.ndarray]:
     for part, start, end in zip(
         shard.part[firsts].tolist(), shard.start[firsts].tolist(), ends[lasts].tolist(), strict=True
     ):
-        file = job.part(part)
-        for begin in range(start, end, COPIED_TOKENS):
-            yield file.tokens(begin, min(begin + COPIED_TOKENS, end))
+        file = job.get_part_file(part)
+        for begin in range(start, end, COPY_CHUNK_TOKENS):
+            yield file.read_tokens(begin, min(begin + COPY_CHUNK_TOKENS, end))

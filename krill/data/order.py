@@ -16,7 +16,7 @@ import numpy as np
 _MASK = 2**64 - 1
 _ROUNDS = 8
 
-Words = TypeVar("Words", int, np.ndarray)
+WordT = TypeVar("WordT", int, np.ndarray)
 """One 64-bit word, or an array of them (uint64)."""
 
 
@@ -29,7 +29,7 @@ def row_at(seed: int, epoch: int, position: int | np.ndarray, rows: int) -> int 
 
     Each epoch of each seed has an order of its own. Raises IndexError for a position outside [0, rows).
     """
-    keys = _keys(seed, epoch)
+    keys = _derive_round_keys(seed, epoch)
     bits = max(1, (rows - 1).bit_length())
     if isinstance(position, np.ndarray):
         if position.size and not (position.min() >= 0 and position.max() < rows):
@@ -46,7 +46,7 @@ def row_at(seed: int, epoch: int, position: int | np.ndarray, rows: int) -> int 
     return place
 
 
-def _permute(word: Words, bits: int, keys: list[int]) -> Words:
+def _permute(word: WordT, bits: int, keys: list[int]) -> WordT:
     """A permutation of [0, 2**bits): an unbalanced Feistel network, the halves changing places each round."""
     high_bits, low_bits = bits // 2, bits - bits // 2
     word = word ^ (keys[-1] & ((1 << bits) - 1))
@@ -58,14 +58,14 @@ def _permute(word: Words, bits: int, keys: list[int]) -> Words:
     return word
 
 
-def _mix(word: Words) -> Words:
+def _mix(word: WordT) -> WordT:
     """The finalizer of splitmix64 (Steele, Lea, Flood 2014): each bit of input flips half of the output."""
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
     return word ^ (word >> 31)
 
 
-def _keys(seed: int, epoch: int) -> list[int]:
+def _derive_round_keys(seed: int, epoch: int) -> list[int]:
     """A key per round, and one more: splitmix64's sequence from a state made of seed and epoch."""
     state = _mix(_mix(seed & _MASK) + 0x9E3779B97F4A7C15 * (epoch + 1) & _MASK)
     return [_mix((state + 0x9E3779B97F4A7C15 * (index + 1)) & _MASK) for index in range(_ROUNDS + 1)]

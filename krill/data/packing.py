@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a place that is not predicted (torch's ignore_index)."""
 
 
@@ -75,12 +75,12 @@ class Rows:
         return int(self.lengths.sum())
 
     @property
-    def padding(self) -> float:
+    def padding_fraction(self) -> float:
         """Share of the rows' places that hold no token."""
         return 1 - self.tokens / (len(self) * self.sequence_len) if len(self) else 0.0
 
     @property
-    def cut(self) -> float:
+    def cut_fraction(self) -> float:
         """Share of the documents that are in more than one piece."""
         owners = np.searchsorted(self.stream.ends.astype(np.int64), self.starts, "right")
         pieces = np.unique(owners, return_counts=True)[1]
@@ -91,18 +91,18 @@ class Rows:
         """Tokens that are predicted: all but the first of each segment."""
         return self.tokens - len(self.lengths)
 
-    def row(self, index: int) -> Row:
+    def get_row(self, index: int) -> Row:
         """Row `index` with its tokens. Raises IndexError if there is no such row."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         segments = slice(self.offsets[index], self.offsets[index + 1])
-        return self._filled(self.starts[segments], self.lengths[segments])
+        return self._fill_row(self.starts[segments], self.lengths[segments])
 
-    def empty(self) -> Row:
+    def make_empty_row(self) -> Row:
         """A row of padding only: it fills up a last batch."""
-        return self._filled(self.starts[:0], self.lengths[:0])
+        return self._fill_row(self.starts[:0], self.lengths[:0])
 
-    def _filled(self, starts: np.ndarray, lengths: np.ndarray) -> Row:
+    def _fill_row(self, starts: np.ndarray, lengths: np.ndarray) -> Row:
         input_ids = np.full(self.sequence_len, self.stream.pad_id, np.int64)
         filled = 0
         for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
@@ -112,32 +112,36 @@ class Rows:
             lengths = np.append(lengths, self.sequence_len - filled)
         begins = np.cumsum(lengths) - lengths
         labels = input_ids.copy()
-        labels[begins] = IGNORED
-        labels[filled:] = IGNORED
+        labels[begins] = IGNORE_INDEX
+        labels[filled:] = IGNORE_INDEX
         positions = np.arange(self.sequence_len) - np.repeat(begins, lengths)
         return Row(input_ids, positions, labels, lengths)
 
 
 def pack(stream: TokenStream, sequence_len: int, strategy: Literal["wrapped", "best_fit"]) -> Rows:
     """The training rows of a split; see the strategies above."""
-    starts, lengths = _documents(stream.ends)
+    starts, lengths = _find_documents(stream.ends)
     if strategy == "wrapped":
-        rows = _wrapped(stream, starts, sequence_len, int(lengths.sum()))
+        rows = _pack_wrapped(stream, starts, sequence_len, int(lengths.sum()))
     else:
-        rows = _packed(stream, *_cut(starts, lengths, sequence_len, sequence_len), sequence_len)
+        rows = _pack_best_fit(
+            stream, *_cut_documents(starts, lengths, sequence_len, sequence_len), sequence_len
+        )
     assert rows.tokens == lengths.sum(), f"{strategy} packing lost or doubled tokens"
     return rows
 
 
-def windows(stream: TokenStream, sequence_len: int) -> Rows:
+def pack_windows(stream: TokenStream, sequence_len: int) -> Rows:
     """The validation rows of a split, packed best-fit: `targets` is tokens - documents. sequence_len ≥ 2."""
-    starts, lengths = _documents(stream.ends)
-    rows = _packed(stream, *_cut(starts, lengths, sequence_len, sequence_len - 1), sequence_len)
+    starts, lengths = _find_documents(stream.ends)
+    rows = _pack_best_fit(
+        stream, *_cut_documents(starts, lengths, sequence_len, sequence_len - 1), sequence_len
+    )
     assert rows.targets == (lengths - 1).sum(), "windows do not predict each token but bos exactly once"
     return rows
 
 
-def _documents(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _find_documents(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Starts and lengths of the documents, empty ones left out; int64."""
     ends = ends.astype(np.int64)
     starts = np.concatenate((np.zeros(1, np.int64), ends))[:-1]
@@ -145,14 +149,16 @@ def _documents(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return starts[lengths > 0], lengths[lengths > 0]
 
 
-def _wrapped(stream: TokenStream, starts: np.ndarray, sequence_len: int, total: int) -> Rows:
+def _pack_wrapped(stream: TokenStream, starts: np.ndarray, sequence_len: int, total: int) -> Rows:
     cuts = np.arange(0, total, sequence_len)
     starts = np.union1d(starts, cuts)
     lengths = np.diff(starts, append=total)
     return Rows(stream, sequence_len, starts, lengths, np.append(np.searchsorted(starts, cuts), len(starts)))
 
 
-def _cut(starts: np.ndarray, lengths: np.ndarray, longest: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut_documents(
+    starts: np.ndarray, lengths: np.ndarray, longest: int, stride: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Cut documents into pieces of at most `longest` tokens, one every `stride`; in document order.
 
     With stride = longest - 1 pieces overlap by one token, and a rest that holds only the overlap is no piece.
@@ -164,17 +170,17 @@ def _cut(starts: np.ndarray, lengths: np.ndarray, longest: int, stride: int) -> 
     return np.repeat(starts, pieces) + shift, np.minimum(longest, np.repeat(lengths, pieces) - shift)
 
 
-def _packed(stream: TokenStream, starts: np.ndarray, lengths: np.ndarray, sequence_len: int) -> Rows:
+def _pack_best_fit(stream: TokenStream, starts: np.ndarray, lengths: np.ndarray, sequence_len: int) -> Rows:
     """Pack pieces best-fit decreasing; of equal lengths the earlier first."""
     order = np.argsort(-lengths, kind="stable")
-    bins = _best_fit(lengths[order], sequence_len)
+    bins = _assign_best_fit(lengths[order], sequence_len)
     by_row = np.argsort(bins, kind="stable")
     order = order[by_row]
     offsets = np.concatenate(([0], np.cumsum(np.bincount(bins))))
     return Rows(stream, sequence_len, starts[order], lengths[order], offsets)
 
 
-def _best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+def _assign_best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """The row of each piece, for falling `lengths`; int64 (pieces,).
 
     The row with the least room that suffices takes the piece; of several the one that came to have that room

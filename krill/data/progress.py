@@ -15,20 +15,20 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from krill.sources.source import Part
 
 log = logging.getLogger("krill")
-PLAIN_SECONDS = 15.0
+PREPARATION_LOG_SECONDS = 15.0
 
 
-class Meter:
+class PreparationProgress:
     """Counts what the workers have done, and shows it while it is entered."""
 
     def __init__(self, parts: Sequence[Part], missing: Sequence[int]) -> None:
         self.documents = self.text_bytes = 0
         self._parts = parts
-        self._size, self._done = sum(parts[index].size for index in missing), 0
+        self._total_bytes, self._done_bytes = sum(parts[index].size for index in missing), 0
         self._bar: Progress | None = None
-        self._began = self._shown = time.monotonic()
+        self._start_time = self._last_log_time = time.monotonic()
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> PreparationProgress:
         if sys.stderr.isatty():
             columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[figures]}"))
             self._bar = Progress(
@@ -38,7 +38,7 @@ class Meter:
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._task = self._bar.add_task("", total=max(1, self._size), figures="")
+            self._task = self._bar.add_task("", total=max(1, self._total_bytes), figures="")
             self._bar.start()
         return self
 
@@ -52,32 +52,32 @@ class Meter:
         self.documents += documents
         self.text_bytes += text_bytes
         if self._bar:
-            self._bar.update(self._task, figures=self._figures())
-        elif time.monotonic() - self._shown > PLAIN_SECONDS:
-            self._shown = time.monotonic()
-            log.info("tokens: %s%s", self._figures(), self._left())
+            self._bar.update(self._task, figures=self._format_rates())
+        elif time.monotonic() - self._last_log_time > PREPARATION_LOG_SECONDS:
+            self._last_log_time = time.monotonic()
+            log.info("tokens: %s%s", self._format_rates(), self._format_remaining())
 
-    def finished(self, index: int) -> None:
+    def finish_part(self, index: int) -> None:
         """A part is done."""
-        self._done += self._parts[index].size
+        self._done_bytes += self._parts[index].size
         if self._bar:
-            self._bar.update(self._task, completed=self._done)
+            self._bar.update(self._task, completed=self._done_bytes)
 
-    def _figures(self) -> str:
-        seconds = max(1e-9, time.monotonic() - self._began)
+    def _format_rates(self) -> str:
+        seconds = max(1e-9, time.monotonic() - self._start_time)
         return (
             f"{self.documents:,} documents  {self.documents / seconds:,.0f} documents/s  "
             f"{self.text_bytes / seconds / 1e6:.1f} MB/s"
         )
 
-    def _left(self) -> str:
-        if not self._done:
+    def _format_remaining(self) -> str:
+        if not self._done_bytes:
             return ""
-        seconds = (time.monotonic() - self._began) * (self._size / self._done - 1)
-        return f"  {self._done / self._size:.0%}  {timedelta(seconds=round(seconds))} left"
+        seconds = (time.monotonic() - self._start_time) * (self._total_bytes / self._done_bytes - 1)
+        return f"  {self._done_bytes / self._total_bytes:.0%}  {timedelta(seconds=round(seconds))} left"
 
 
-def report(manifest: dict[str, Any], seconds: float) -> None:
+def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
     """Tell what was kept, and in a table what each rule dropped, with an example."""
     splits = manifest["splits"]
     documents, tokens, text_bytes = (
@@ -88,20 +88,20 @@ def report(manifest: dict[str, Any], seconds: float) -> None:
         f"{documents:,}", f"{splits['validation']['documents']:,}", f"{tokens:,}", text_bytes / 1e6,
         text_bytes / max(1, tokens - 2 * documents), seconds,
     )  # fmt: skip
-    for line in dropped_table(manifest["dropped"], manifest["read"]["documents"]):
+    for line in format_dropped_table(manifest["dropped"], manifest["read"]["documents"]):
         log.info("%s", line)
     for reason, found in manifest["skipped"].items():
         log.info("  %-28s %12s records without a document", reason, f"{found['records']:,}")
     found = manifest["leaks"]
     if found["leaked_documents"]:
-        advice = "" if manifest["data"]["near"] else "; data.near.threshold=0.8 drops near duplicates"
+        advice = "" if manifest["data"]["near"] else "; data.minhash.threshold=0.8 drops near duplicates"
         log.warning(
             "leak check: %d of %d validation documents are at least half in the training text (%d-grams of tokens)%s",
             found["leaked_documents"], found["documents"], found["ngram"], advice,
         )  # fmt: skip
 
 
-def dropped_table(dropped: dict[str, dict[str, Any]], read: int) -> list[str]:
+def format_dropped_table(dropped: dict[str, dict[str, Any]], read: int) -> list[str]:
     """A line per rule: documents and bytes that it dropped, their share of the `read` documents, an example."""
     if not dropped:
         return []

@@ -28,7 +28,7 @@ import numpy as np
 import xxhash
 
 from krill.atomic import write_json
-from krill.config.signature import file_digest
+from krill.config.signature import hash_file
 from krill.errors import KrillError, UsageError
 
 FORMAT = "krill-tokens"
@@ -57,15 +57,15 @@ def write_shard(
         "tokens": tokens, "ends": [np.cumsum(lengths)], "sources": [sources]
     }  # fmt: skip
     hashes = {
-        kind: _write(
-            _shard_file(folder, name, kind), (np.asarray(piece, kind_dtype) for piece in columns[kind])
+        kind: _write_hashed(
+            _get_shard_path(folder, name, kind), (np.asarray(piece, kind_dtype) for piece in columns[kind])
         )
-        for kind, kind_dtype in _kinds(dtype)
+        for kind, kind_dtype in _list_file_kinds(dtype)
     }
     return {"name": name, "documents": len(lengths), "tokens": int(lengths.sum()), "xxh3_128": hashes}
 
 
-def _write(path: Path, pieces: Iterable[np.ndarray]) -> str:
+def _write_hashed(path: Path, pieces: Iterable[np.ndarray]) -> str:
     """Write a file, hashed while it is written; returns the hash."""
     digest = xxhash.xxh3_128()
     with open(path, "wb") as file:
@@ -81,11 +81,12 @@ def _write(path: Path, pieces: Iterable[np.ndarray]) -> str:
 def has_shard(folder: Path, dtype: np.dtype[Any], record: dict[str, Any]) -> bool:
     """Whether the files of a shard are there and as long as its record says."""
     return all(
-        path.is_file() and path.stat().st_size == size for path, size, _ in _files(folder, dtype, record)
+        path.is_file() and path.stat().st_size == size
+        for path, size, _ in _list_shard_files(folder, dtype, record)
     )
 
 
-def manifest_of(
+def build_manifest(
     dtype: np.dtype[Any], sources: list[str], splits: dict[str, Any], **facts: Any
 ) -> dict[str, Any]:
     """The manifest of a store; `facts` (JSON values) become part of it.
@@ -99,7 +100,7 @@ def manifest_of(
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest, which makes the folder a store: all else is on disk before."""
-    _sync_folder(folder)
+    _fsync_folder(folder)
     write_json(folder / "manifest.json", manifest)
 
 
@@ -117,8 +118,8 @@ class Store:
         self.eos_id: int = tokenizer["eos_id"]
         self.pad_id: int = tokenizer["pad_id"]
         self.sources: list[str] = manifest["sources"]
-        self.train = self.split("train")
-        self.validation = self.split("validation")
+        self.train = self.get_split("train")
+        self.validation = self.get_split("validation")
 
     @classmethod
     def open(cls, folder: Path) -> Store:
@@ -128,14 +129,14 @@ class Store:
         or has another size than the manifest says. `verify` compares the content too.
         """
         store = cls(folder, _read_manifest(folder))
-        for path, size, _ in store._files():
+        for path, size, _ in store._list_files():
             found = path.stat().st_size if path.is_file() else None
             if found != size:
                 state = "is missing" if found is None else f"holds {found} bytes, its manifest says {size}"
-                raise KrillError(f"{path} {state}. {_again(folder)}")
+                raise KrillError(f"{path} {state}. {_suggest_rebuild(folder)}")
         return store
 
-    def split(self, name: str) -> Split:
+    def get_split(self, name: str) -> Split:
         """The split `name`, train or validation."""
         counts = self.manifest["splits"][name]
         shards = tuple(
@@ -152,9 +153,9 @@ class Store:
             shards=shards,
         )
 
-    def tidy(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove from the folder what is no part of the store: parts, what a killed writer left."""
-        kept = {"manifest.json", "record.json", *(path.name for path, _, _ in self._files())}
+        kept = {"manifest.json", "record.json", *(path.name for path, _, _ in self._list_files())}
         for path in self.folder.iterdir():
             if path.name in kept:
                 continue
@@ -165,14 +166,14 @@ class Store:
 
     def verify(self) -> None:
         """Hash every file (about 1 GB/s from disk); raises KrillError naming the first that has changed."""
-        for path, _, expected in self._files():
-            if file_digest(path) != expected:
-                raise KrillError(f"{path} has changed since it was written. {_again(self.folder)}")
+        for path, _, expected in self._list_files():
+            if hash_file(path) != expected:
+                raise KrillError(f"{path} has changed since it was written. {_suggest_rebuild(self.folder)}")
 
-    def _files(self) -> list[tuple[Path, int, str]]:
+    def _list_files(self) -> list[tuple[Path, int, str]]:
         """(path, size in bytes, hash) of every file that the manifest names."""
         shards = [shard for split in self.manifest["splits"].values() for shard in split["shards"]]
-        return [file for shard in shards for file in _files(self.folder, self.dtype, shard)]
+        return [file for shard in shards for file in _list_shard_files(self.folder, self.dtype, shard)]
 
     def __reduce__(self) -> tuple[Callable[[Path], Store], tuple[Path]]:
         return Store.open, (self.folder,)
@@ -185,13 +186,13 @@ class _Shard:
     tokens: int
     documents: int
 
-    def read(self, kind: str, dtype: np.dtype[Any]) -> np.ndarray:
+    def memmap(self, kind: str, dtype: np.dtype[Any]) -> np.ndarray:
         """A memory map of one of the shard's files."""
-        return np.memmap(_shard_file(self.folder, self.name, kind), dtype, mode="r")
+        return np.memmap(_get_shard_path(self.folder, self.name, kind), dtype, mode="r")
 
     def copy(self, kind: str, dtype: np.dtype[Any], first: int, last: int) -> np.ndarray:
         """The numbers [first, last) of one of the shard's files."""
-        path = _shard_file(self.folder, self.name, kind)
+        path = _get_shard_path(self.folder, self.name, kind)
         return np.fromfile(path, dtype, last - first, offset=first * dtype.itemsize)
 
 
@@ -214,15 +215,15 @@ class Split:
     def ends(self) -> np.ndarray:
         """Where each document ends in the split's stream; uint64 (documents,), strictly rising."""
         parts = [
-            shard.read("ends", _END_DTYPE) + np.uint64(start)
-            for shard, start in zip(self.shards, self._starts, strict=True)
+            shard.memmap("ends", _END_DTYPE) + np.uint64(start)
+            for shard, start in zip(self.shards, self._shard_starts, strict=True)
         ]
         return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
     @cached_property
     def sources(self) -> np.ndarray:
         """Index of each document's source; uint16 (documents,)."""
-        parts = [shard.read("sources", _SOURCE_DTYPE) for shard in self.shards]
+        parts = [shard.memmap("sources", _SOURCE_DTYPE) for shard in self.shards]
         return np.concatenate(parts) if parts else np.zeros(0, np.uint16)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -230,71 +231,79 @@ class Split:
 
         Raises IndexError outside [0, tokens].
         """
-        parts = [self._maps[shard][first:last] for shard, first, last in self._segments(start, stop)]
-        return _joined(parts, self.dtype)
+        parts = [
+            self._token_maps[shard][first:last] for shard, first, last in self._find_segments(start, stop)
+        ]
+        return _concatenate(parts, self.dtype)
 
     def copy(self, start: int, stop: int) -> np.ndarray:
-        """As `read`, from the files instead of the maps: for a pass over everything.
+        """As `memmap`, from the files instead of the maps: for a pass over everything.
 
         Pages of a map that were touched count as the process's memory until the system wants them.
         """
         parts = [
             self.shards[shard].copy("tokens", self.dtype, first, last)
-            for shard, first, last in self._segments(start, stop)
+            for shard, first, last in self._find_segments(start, stop)
         ]
-        return _joined(parts, self.dtype)
+        return _concatenate(parts, self.dtype)
 
-    def _segments(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+    def _find_segments(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """(index of the shard, first, last) of the pieces of [start, stop)."""
         if not 0 <= start <= stop <= self.tokens:
             raise IndexError(f"tokens [{start}, {stop}) of {self.name}, which has {self.tokens}")
         found = []
-        shard = bisect_right(self._starts, start) - 1
+        shard = bisect_right(self._shard_starts, start) - 1
         while start < stop:
-            first = self._starts[shard]
+            first = self._shard_starts[shard]
             last = min(stop, first + self.shards[shard].tokens)
             found.append((shard, start - first, last - first))
             start, shard = last, shard + 1
         return found
 
     @cached_property
-    def _starts(self) -> list[int]:
+    def _shard_starts(self) -> list[int]:
         """Where each shard starts in the stream."""
         return [0, *np.cumsum([shard.tokens for shard in self.shards]).tolist()][: len(self.shards)]
 
     @cached_property
-    def _maps(self) -> list[np.ndarray]:
+    def _token_maps(self) -> list[np.ndarray]:
         # Plain arrays over the maps: slicing a np.memmap costs ten times as much.
-        return [np.asarray(shard.read("tokens", self.dtype)) for shard in self.shards]
+        return [np.asarray(shard.memmap("tokens", self.dtype)) for shard in self.shards]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in self.__dataclass_fields__}
 
 
-def _joined(parts: list[np.ndarray], dtype: np.dtype[Any]) -> np.ndarray:
+def _concatenate(parts: list[np.ndarray], dtype: np.dtype[Any]) -> np.ndarray:
     """The pieces one after the other; one alone is not copied."""
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
-def _kinds(dtype: np.dtype[Any]) -> tuple[tuple[str, np.dtype[Any]], ...]:
+def _list_file_kinds(dtype: np.dtype[Any]) -> tuple[tuple[str, np.dtype[Any]], ...]:
     """(suffix, dtype) of a shard's three files."""
     return (("tokens", dtype), ("ends", _END_DTYPE), ("sources", _SOURCE_DTYPE))
 
 
-def _files(folder: Path, dtype: np.dtype[Any], shard: dict[str, Any]) -> list[tuple[Path, int, str]]:
+def _list_shard_files(
+    folder: Path, dtype: np.dtype[Any], shard: dict[str, Any]
+) -> list[tuple[Path, int, str]]:
     """(path, size in bytes, hash) of the files of a shard."""
     found = []
-    for kind, kind_dtype in _kinds(dtype):
+    for kind, kind_dtype in _list_file_kinds(dtype):
         items = shard["tokens"] if kind == "tokens" else shard["documents"]
         found.append(
-            (_shard_file(folder, shard["name"], kind), items * kind_dtype.itemsize, shard["xxh3_128"][kind])
+            (
+                _get_shard_path(folder, shard["name"], kind),
+                items * kind_dtype.itemsize,
+                shard["xxh3_128"][kind],
+            )
         )
     return found
 
 
-def _shard_file(folder: Path, shard: str, kind: str) -> Path:
+def _get_shard_path(folder: Path, shard: str, kind: str) -> Path:
     return folder / f"{shard}.{kind}"
 
 
@@ -306,19 +315,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         form, version = manifest["format"], manifest["version"]
     except (ValueError, TypeError, KeyError) as error:
-        raise KrillError(f"{path} is not a manifest of a token store. {_again(folder)}") from error
+        raise KrillError(f"{path} is not a manifest of a token store. {_suggest_rebuild(folder)}") from error
     if (form, version) != (FORMAT, VERSION):
         raise UsageError(
-            f"{path} is of format {form} {version}, this krill reads {FORMAT} {VERSION}. {_again(folder)}"
+            f"{path} is of format {form} {version}, this krill reads {FORMAT} {VERSION}. {_suggest_rebuild(folder)}"
         )
     return manifest
 
 
-def _again(folder: Path) -> str:
+def _suggest_rebuild(folder: Path) -> str:
     return f"Remove {folder} and give the same command again: the tokens are made anew"
 
 
-def _sync_folder(folder: Path) -> None:
+def _fsync_folder(folder: Path) -> None:
     """Put the folder's entries on disk, too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 from krill.errors import UsageError
 
-END = ("quit", "exit")
+EXIT_COMMANDS = ("quit", "exit")
 
 
-def prompts() -> Iterator[str]:
+def read_prompts() -> Iterator[str]:
     """What the person types, until quit, exit or the end of the input; empty lines are passed over."""
     terminal = sys.stdin.isatty()
     if terminal:
@@ -19,19 +19,19 @@ def prompts() -> Iterator[str]:
         if terminal:
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
-        if not line or line.strip() in END:
+        if not line or line.strip() in EXIT_COMMANDS:
             return
         if line.strip():
             yield line.rstrip("\n")
 
 
-def converse(answer: Callable[[str], None]) -> None:
+def run_chat(answer: Callable[[str], None]) -> None:
     """Answer each prompt; Ctrl-C ends, as the end of the input does.
 
     At a terminal a prompt that is refused (too long, say) costs itself only; from a pipe it is an error.
     """
     try:
-        for prompt in prompts():
+        for prompt in read_prompts():
             try:
                 answer(prompt)
             except UsageError as error:

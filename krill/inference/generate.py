@@ -12,11 +12,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from krill.data.encoding import Encoder
 from krill.errors import UsageError
-from krill.tokenizer.folder import TokenizerFolder
+from krill.tokenizer.artifact import TokenizerFolder
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen."""
 
     max_new_tokens: int = 128
@@ -27,30 +27,30 @@ class Sampling:
     seed: int = 0
 
 
-class _Stream(BaseStreamer):
+class _TextStreamer(BaseStreamer):
     """Hands text on as soon as it is whole: bytes of a character that is not finished wait."""
 
     def __init__(self, decode: Callable[[list[int]], str], write: Callable[[str], None]):
-        self.decode, self.write = decode, write
-        self.ids: list[int] = []
-        self.written = ""
-        self.prompt = True
+        self._decode, self._write_callback = decode, write
+        self._ids: list[int] = []
+        self._written_text = ""
+        self._is_prompt = True
 
     def put(self, value: Any) -> None:
-        if self.prompt:  # generate() hands over the prompt first
-            self.prompt = False
+        if self._is_prompt:  # generate() hands over the prompt first
+            self._is_prompt = False
             return
-        self.ids += value.flatten().tolist()
-        text = self.decode(self.ids)
+        self._ids += value.flatten().tolist()
+        text = self._decode(self._ids)
         if not text.endswith("\ufffd"):
-            self._write(text)
+            self._emit(text)
 
     def end(self) -> None:
-        self._write(self.decode(self.ids))
+        self._emit(self._decode(self._ids))
 
-    def _write(self, text: str) -> None:
-        self.write(text[len(self.written) :])
-        self.written = text
+    def _emit(self, text: str) -> None:
+        self._write_callback(text[len(self._written_text) :])
+        self._written_text = text
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def generate(
     model: PreTrainedModel,
     tokenizer: TokenizerFolder,
     prompt: str,
-    sampling: Sampling,
+    sampling: SamplingParams,
     write: Callable[[str], None] | None = None,
 ) -> str:
     """The model's continuation of bos + `prompt`, without the prompt; `write` gets it piece by piece.
@@ -66,7 +66,7 @@ def generate(
     The prompt is text: special tokens written out in it count as the characters they are. Raises UsageError
     for a prompt that fills the model's context.
     """
-    ids = next(Encoder(tokenizer).documents([prompt])).tolist()[:-1]
+    ids = next(Encoder(tokenizer).encode_documents([prompt])).tolist()[:-1]
     inputs = torch.tensor([ids], device=model.device)
     room = model.config.max_position_embeddings - len(ids)
     if room < 1:
@@ -80,7 +80,7 @@ def generate(
     ) -> str:  # with what stands before: some decoders drop the space that begins a text
         return tokenizer.decode(ids + new)[before:]
 
-    stream = _Stream(decode, write) if write else None
+    stream = _TextStreamer(decode, write) if write else None
     torch.manual_seed(sampling.seed)
     choice: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
@@ -107,7 +107,7 @@ def generate(
     return decode(out[0, len(ids) :].tolist())
 
 
-def sample(model: PreTrainedModel, tokenizer: TokenizerFolder, prompt: str, seed: int) -> str:
+def generate_sample(model: PreTrainedModel, tokenizer: TokenizerFolder, prompt: str, seed: int) -> str:
     """A short text to look at when a training ends, the prompt included."""
-    sampling = Sampling(max_new_tokens=80, temperature=0.8, repetition_penalty=1.1, seed=seed)
+    sampling = SamplingParams(max_new_tokens=80, temperature=0.8, repetition_penalty=1.1, seed=seed)
     return prompt + generate(model, tokenizer, prompt, sampling)

@@ -11,21 +11,21 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from krill.errors import KrillError, UsageError
-from krill.runs.checkpoints import found
+from krill.runs.checkpoints import list_checkpoints
+from krill.runs.hub import HUB_CHECKPOINT_FOLDER
 from krill.runs.record import read_status
-from krill.runs.remote import PLACE
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer, ready_folder
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
 
 
-def load(
+def load_model_and_tokenizer(
     name: str, device: torch.device, tokenizer: str | None = None
 ) -> tuple[PreTrainedModel, TokenizerFolder]:
     """The model on `device`, ready to generate, and its tokenizer (`tokenizer`: another one than that beside it).
 
     Raises UsageError where `name` is no model, or where the tokenizer has more entries than the model.
     """
-    folder, beside = locate(name)
-    place = ready_folder(tokenizer) if tokenizer is not None else beside
+    folder, beside = locate_model(name)
+    place = resolve_tokenizer_folder(tokenizer) if tokenizer is not None else beside
     if place is None:
         raise UsageError(f"{folder}: no tokenizer.json beside the model; name one: tokenizer=…")
     model: Any
@@ -44,7 +44,7 @@ def load(
     return model.to(device).eval(), chosen
 
 
-def locate(name: str) -> tuple[Path, Path | None]:
+def locate_model(name: str) -> tuple[Path, Path | None]:
     """Folders of the weights and of the tokenizer (None: not there); of an unfinished run its newest checkpoint."""
     path = Path(name).expanduser()
     if not path.exists() and glob.has_magic(name):
@@ -53,18 +53,18 @@ def locate(name: str) -> tuple[Path, Path | None]:
             raise UsageError(f"model={name}: no folder matches")
         path = max(matches, key=lambda match: match.stat().st_mtime)
     if not path.exists():
-        return _from_hub(name)
+        return _download_hub_model(name)
     if (path / "config.json").is_file():
-        return path, path if (path / "tokenizer.json").is_file() else _tokenizer_of(path)
+        return path, path if (path / "tokenizer.json").is_file() else _find_run_tokenizer(path)
     if (path / "model" / "config.json").is_file():
         return path / "model", path / "model"
-    checkpoints = found(path / "checkpoints")
+    checkpoints = list_checkpoints(path / "checkpoints")
     if checkpoints:
-        return checkpoints[-1], _tokenizer_of(path)
+        return checkpoints[-1], _find_run_tokenizer(path)
     raise UsageError(f"model={name}: no model there; it is a run's folder (outputs/runs/…) or a model's")
 
 
-def _tokenizer_of(path: Path) -> Path | None:
+def _find_run_tokenizer(path: Path) -> Path | None:
     """The tokenizer of the run that `path` is, or is a checkpoint of."""
     for folder in (path, *path.resolve().parents[:2]):
         status = read_status(folder)
@@ -73,7 +73,7 @@ def _tokenizer_of(path: Path) -> Path | None:
     return None
 
 
-def _from_hub(name: str) -> tuple[Path, Path]:
+def _download_hub_model(name: str) -> tuple[Path, Path]:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UsageError(f"model={name}: no such folder, and no Hub id (user/name)")
     from huggingface_hub import snapshot_download
@@ -81,7 +81,9 @@ def _from_hub(name: str) -> tuple[Path, Path]:
 
     try:
         wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
-        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=f"{PLACE}/*"))
+        folder = Path(
+            snapshot_download(name, allow_patterns=wanted, ignore_patterns=f"{HUB_CHECKPOINT_FOLDER}/*")
+        )
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UsageError(f"model={name}: neither a folder here nor a model on the Hub") from error
     except Exception as error:

@@ -7,27 +7,27 @@ import shutil
 from dataclasses import dataclass
 from functools import cache
 
-from krill.config.schema import Slurm
+from krill.config.schema import SlurmConfig
 from krill.errors import UsageError
-from krill.runs.slurm import asked
+from krill.runs.slurm import run_slurm_command
 
-DAY = 24 * 60
+MINUTES_PER_DAY = 24 * 60
 """Minutes."""
 
 
 @dataclass(frozen=True)
-class Nodes:
+class PartitionNodes:
     """The nodes of a partition."""
 
-    cpus: int
+    min_cpus: int
     """Of the smallest."""
-    gpus: frozenset[int]
+    gpu_counts: frozenset[int]
     """Of a node, of the asked kind: every number there is."""
-    minutes: int | None
+    time_limit_minutes: int | None
     """Time limit of the partition; None: it has none."""
 
 
-def check_here() -> None:
+def require_slurm() -> None:
     """Raise UsageError where jobs cannot be submitted from."""
     if not all(map(shutil.which, ("sbatch", "sinfo", "squeue", "scontrol"))):
         raise UsageError(
@@ -36,9 +36,9 @@ def check_here() -> None:
         )
 
 
-def gpus_of_a_node(slurm: Slurm) -> int:
+def count_gpus_per_node(slurm: SlurmConfig) -> int:
     """GPUs of a node of the partition. Raises UsageError when it has none, or nodes have different numbers."""
-    counts = nodes_of(slurm.partition, slurm.gpu_type).gpus - {0}
+    counts = query_nodes(slurm.partition, slurm.gpu_type).gpu_counts - {0}
     where = f"partition {slurm.partition}" if slurm.partition else "the default partition"
     if not counts:
         raise UsageError(
@@ -53,40 +53,42 @@ def gpus_of_a_node(slurm: Slurm) -> int:
 
 
 @cache
-def nodes_of(partition: str | None, gpu_type: str | None = None) -> Nodes:
+def query_nodes(partition: str | None, gpu_type: str | None = None) -> PartitionNodes:
     """The nodes of a partition; None: of the default one."""
-    check_here()
-    lines = [line.split("|") for line in asked("sinfo", "--noheader", "--Node", "--format=%P|%G|%c|%l")]
-    mine = [line for line in lines if _is(line[0], partition)]
+    require_slurm()
+    lines = [
+        line.split("|") for line in run_slurm_command("sinfo", "--noheader", "--Node", "--format=%P|%G|%c|%l")
+    ]
+    mine = [line for line in lines if _is_partition(line[0], partition)]
     if not mine:
         names = ", ".join(sorted({line[0].rstrip("*") for line in lines}))
         raise UsageError(f"hardware.slurm.partition={partition}: no such partition; there are: {names}")
-    return Nodes(
-        cpus=min(int(line[2].rstrip("+")) for line in mine),
-        gpus=frozenset(_gpus(line[1], gpu_type) for line in mine),
-        minutes=_minutes(mine[0][3]),
+    return PartitionNodes(
+        min_cpus=min(int(line[2].rstrip("+")) for line in mine),
+        gpu_counts=frozenset(_count_gpus(line[1], gpu_type) for line in mine),
+        time_limit_minutes=_parse_time_limit(mine[0][3]),
     )
 
 
 @cache
-def longest_array() -> int:
+def query_max_array_size() -> int:
     """Tasks that one array may have."""
-    told = "\n".join(asked("scontrol", "show", "config"))
+    told = "\n".join(run_slurm_command("scontrol", "show", "config"))
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", told, re.MULTILINE)
     return int(match[1]) if match else 1001
 
 
-def _is(partition: str, wanted: str | None) -> bool:
+def _is_partition(partition: str, wanted: str | None) -> bool:
     return partition.rstrip("*") == wanted if wanted else partition.endswith("*")
 
 
-def _gpus(resources: str, kind: str | None) -> int:
+def _count_gpus(resources: str, kind: str | None) -> int:
     """GPUs in a list such as gpu:a100:4(S:0-1),license:2."""
     found = re.findall(r"gpu(?::([^:,()]+))?:(\d+)", resources)
     return sum(int(count) for name, count in found if kind in (None, name))
 
 
-def _minutes(limit: str) -> int | None:
+def _parse_time_limit(limit: str) -> int | None:
     """SLURM's [days-][hours:]minutes:seconds, or infinite."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d\d)", limit)
     if match is None:

@@ -21,39 +21,39 @@ from typing import Any
 import torch.distributed as dist
 
 from krill.config.schema import TrainConfig
-from krill.errors import KrillError, Stopped
-from krill.launch.reports import first_report, log_name
-from krill.signals import EXIT, died_of
-from krill.training.plan import ranks_of
+from krill.errors import KrillError, SignalInterrupt
+from krill.launch.rank_errors import get_rank_log_name, pop_first_rank_error
+from krill.signals import EXIT_CODES, describe_exit
+from krill.training.batch_shape import resolve_world_size
 
-GRACE = 10.0
+RANK_GRACE_SECONDS = 10.0
 """Seconds that the others have to end by themselves when one has failed."""
-PAUSE = 0.05
+RANK_POLL_SECONDS = 0.05
 
 
 def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> None:
-    """`krill.training.run.run` on hardware.processes ranks, with the configuration that the folder holds.
+    """`krill.training.run.run_training` on hardware.processes ranks, with the configuration that the folder holds.
 
     Raises:
         KrillError: a rank failed; says which, and why.
         Stopped: a signal ended them after their state was saved.
     """
-    count = ranks_of(config)
-    first_report(folder, count)  # of a parent that was killed
+    count = resolve_world_size(config)
+    pop_first_rank_error(folder, count)  # of a parent that was killed
     # They find each other at this store: unlike a port that was free a moment ago, nobody can take it away.
     meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     words = [sys.executable, "-m", "krill.launch.rank", str(folder), str(store), str(tokenizer)]
-    ranks = [_start(words, rank, config, meeting.port) for rank in range(count)]
-    with _passed_on(ranks):
-        failed = _first_failure(ranks)
+    ranks = [_start_rank(words, rank, config, meeting.port) for rank in range(count)]
+    with _forward_signals(ranks):
+        failed = _wait_for_first_failure(ranks)
         if failed is not None:
-            _end(ranks)
+            _terminate_ranks(ranks)
     if failed is not None:
-        raise _failure(failed, ranks[failed].returncode, first_report(folder, count))
+        raise _build_rank_error(failed, ranks[failed].returncode, pop_first_rank_error(folder, count))
 
 
-def _start(words: list[str], rank: int, config: TrainConfig, port: int) -> subprocess.Popen[bytes]:
-    count = ranks_of(config)
+def _start_rank(words: list[str], rank: int, config: TrainConfig, port: int) -> subprocess.Popen[bytes]:
+    count = resolve_world_size(config)
     place = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -74,14 +74,14 @@ def _start(words: list[str], rank: int, config: TrainConfig, port: int) -> subpr
 
 
 @contextmanager
-def _passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _forward_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     """Signals that come go to every rank."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for rank in ranks:
             rank.send_signal(number)
 
-    previous: dict[signal.Signals, Any] = {number: signal.signal(number, pass_on) for number in EXIT}
+    previous: dict[signal.Signals, Any] = {number: signal.signal(number, pass_on) for number in EXIT_CODES}
     try:
         yield
     finally:
@@ -89,7 +89,7 @@ def _passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
+def _wait_for_first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
     """Wait for all of them, or until one has failed: its number."""
     while True:
         codes = [rank.poll() for rank in ranks]
@@ -98,12 +98,12 @@ def _first_failure(ranks: list[subprocess.Popen[bytes]]) -> int | None:
             return failed[0]
         if None not in codes:
             return None
-        time.sleep(PAUSE)
+        time.sleep(RANK_POLL_SECONDS)
 
 
-def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
+def _terminate_ranks(ranks: list[subprocess.Popen[bytes]]) -> None:
     """Let those that are left end by themselves, for a while."""
-    until = time.monotonic() + GRACE
+    until = time.monotonic() + RANK_GRACE_SECONDS
     for rank in ranks:
         try:
             rank.wait(max(0.0, until - time.monotonic()))
@@ -112,20 +112,21 @@ def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
             rank.wait()
 
 
-def _failure(rank: int, code: int, told: tuple[int, str] | None) -> KrillError | Stopped:
+def _build_rank_error(rank: int, code: int, told: tuple[int, str] | None) -> KrillError | SignalInterrupt:
     """The error of the rank that failed first, by what it said, else by how it ended."""
-    if told is None and -code in EXIT:  # before it could say so
-        return Stopped(
-            f"stopped by {signal.Signals(-code).name}; the same command goes on", EXIT[signal.Signals(-code)]
+    if told is None and -code in EXIT_CODES:  # before it could say so
+        return SignalInterrupt(
+            f"stopped by {signal.Signals(-code).name}; the same command goes on",
+            EXIT_CODES[signal.Signals(-code)],
         )
     if told is None:
         return KrillError(
-            f"rank {rank} {died_of(code)}; {log_name(rank)} of the run says how far it had come"
+            f"rank {rank} {describe_exit(code)}; {get_rank_log_name(rank)} of the run says how far it had come"
         )
     first, error = told
-    message = error if first == 0 else f"rank {first}: {error} ({log_name(first)})"
-    if code in EXIT.values():
-        return Stopped(message, code)
+    message = error if first == 0 else f"rank {first}: {error} ({get_rank_log_name(first)})"
+    if code in EXIT_CODES.values():
+        return SignalInterrupt(message, code)
     failure = KrillError(message)
     failure.exit_code = code if code > 0 else failure.exit_code
     return failure

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from krill.errors import Stopped, UsageError
-from krill.launch.devices import visible_gpus
+from krill.errors import SignalInterrupt, UsageError
+from krill.launch.devices import list_visible_gpus
 
-PAUSE = 0.05
+POOL_POLL_SECONDS = 0.05
 
 
-def slots_of(asked: int | str, device: str, ranks: int) -> list[dict[str, str]]:
+def build_slot_environments(asked: int | str, device: str, ranks: int) -> list[dict[str, str]]:
     """The environment of each slot: the devices that are its own, or its share of the CPU.
 
     `ranks`: processes of one command, a GPU each. Raises UsageError for more slots than GPUs.
     """
-    gpus = visible_gpus() if device != "cpu" else []
+    gpus = list_visible_gpus() if device != "cpu" else []
     if not gpus:
         count = 1 if asked == "auto" else int(asked)
         threads = str(max(1, (os.cpu_count() or 1) // count))
@@ -32,20 +32,20 @@ def slots_of(asked: int | str, device: str, ranks: int) -> list[dict[str, str]]:
     count = most if asked == "auto" else int(asked)
     if count > most:
         raise UsageError(
-            f"sweep.slots={count}: {len(gpus)} GPUs, {ranks} for each point: write sweep.slots={most}"
+            f"sweep.max_parallel={count}: {len(gpus)} GPUs, {ranks} for each point: write sweep.max_parallel={most}"
         )
     parts = [gpus[slot * ranks : (slot + 1) * ranks] for slot in range(count)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
 
 
 @dataclass
-class _Running:
+class _RunningCommand:
     index: int
     slot: int
     process: subprocess.Popen[bytes]
 
 
-def run(
+def run_commands(
     commands: Sequence[Sequence[str]],
     slots: Sequence[Mapping[str, str]],
     outputs: Sequence[Path] | None,
@@ -59,22 +59,24 @@ def run(
     on to those that run, which are waited for.
     """
     waiting, free = list(range(len(commands)))[::-1], list(range(len(slots)))[::-1]
-    running: list[_Running] = []
+    running: list[_RunningCommand] = []
     try:
         while waiting or running:
             while waiting and free:
                 index, slot = waiting.pop(), free.pop()
                 output = outputs[index] if outputs is not None else None
-                running.append(_Running(index, slot, _start(commands[index], slots[slot], output)))
+                running.append(
+                    _RunningCommand(index, slot, _start_command(commands[index], slots[slot], output))
+                )
                 began(index)
-            time.sleep(PAUSE)
+            time.sleep(POOL_POLL_SECONDS)
             for item in [item for item in running if item.process.poll() is not None]:
                 running.remove(item)
                 free.append(item.slot)
                 if not ended(item.index, item.process.returncode):
                     waiting.clear()
-    except (Stopped, KeyboardInterrupt) as stop:
-        received = getattr(stop, "received", None) or signal.SIGINT
+    except (SignalInterrupt, KeyboardInterrupt) as stop:
+        received = getattr(stop, "signal", None) or signal.SIGINT
         for item in running:
             item.process.send_signal(received)
         for item in running:
@@ -85,7 +87,9 @@ def run(
             item.process.kill()
 
 
-def _start(command: Sequence[str], slot: Mapping[str, str], output: Path | None) -> subprocess.Popen[bytes]:
+def _start_command(
+    command: Sequence[str], slot: Mapping[str, str], output: Path | None
+) -> subprocess.Popen[bytes]:
     with ExitStack() as files:
         streams: dict[str, Any] = {}
         if output is not None:

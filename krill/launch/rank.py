@@ -10,11 +10,10 @@ from pathlib import Path
 import yaml
 
 from krill.config.schema import TrainConfig
-from krill.errors import DONE, FAILED, INTERRUPTED, KrillError, Stopped
-from krill.launch.reports import log_name, report
+from krill.errors import DONE, FAILED, INTERRUPTED, KrillError, SignalInterrupt
+from krill.launch.rank_errors import get_rank_log_name, write_rank_error
 from krill.runs.record import Record
-from krill.signals import stopping
-from krill.training.orphans import end_with_parent
+from krill.signals import die_with_parent, raise_on_signal
 
 log = logging.getLogger("krill")
 
@@ -28,21 +27,21 @@ def main(folder: Path, store: Path, tokenizer: Path) -> int:
         speaking.setLevel(logging.INFO)
         log.addHandler(speaking)
     log.propagate = False
-    with Record(folder).logged(log_name(rank)), stopping():
+    with Record(folder).log_to_file(get_rank_log_name(rank)), raise_on_signal():
         try:
-            end_with_parent()
-            from krill.training.run import run
+            die_with_parent()
+            from krill.training.run import run_training
 
             config = TrainConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
-            run(config, folder, store=store, tokenizer=tokenizer)
-        except (KrillError, Stopped) as error:
-            report(folder, rank, str(error))
+            run_training(config, folder, store=store, tokenizer=tokenizer)
+        except (KrillError, SignalInterrupt) as error:
+            write_rank_error(folder, rank, str(error))
             return error.exit_code
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
             log.error("failed", exc_info=True)
-            report(folder, rank, f"{type(error).__name__}: {error}")
+            write_rank_error(folder, rank, f"{type(error).__name__}: {error}")
             return FAILED
     return DONE
 

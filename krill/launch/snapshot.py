@@ -10,27 +10,27 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import krill
-from krill.config.location import CONF_DIR
-from krill.config.own_code import copy_of
-from krill.runs.record import git_state
+from krill.config.custom_code import get_snapshot_path
+from krill.config.paths import CONF_DIR
+from krill.runs.record import read_git_state
 
-IGNORED = shutil.ignore_patterns("__pycache__", ".*")
+IGNORED_FILES = shutil.ignore_patterns("__pycache__", ".*")
 
 
-def take(folder: Path, own: Iterable[str] = ()) -> Path:
+def snapshot_code(folder: Path, own: Iterable[str] = ()) -> Path:
     """Copy krill, its configurations and the person's own code into `folder`, which goes to PYTHONPATH.
 
     `own`: references such as my_model.py:build, as configurations name them. Of a package, all of it is copied unless
     it is installed.
     """
     package = Path(krill.__file__).parent
-    shutil.copytree(package, folder / "krill", ignore=IGNORED)
+    shutil.copytree(package, folder / "krill", ignore=IGNORED_FILES)
     if not CONF_DIR.is_relative_to(package):
         shutil.copytree(CONF_DIR, folder / "conf")
-    (folder / "git.json").write_text(json.dumps(git_state()), encoding="utf-8")
+    (folder / "git.json").write_text(json.dumps(read_git_state()), encoding="utf-8")
     for place in {reference.rpartition(":")[0] for reference in own}:
         if place.endswith(".py"):
-            copied = copy_of(Path(place), folder)
+            copied = get_snapshot_path(Path(place), folder)
             copied.parent.mkdir(exist_ok=True)
             shutil.copy2(place, copied)
         else:
@@ -49,6 +49,6 @@ def _copy_package(name: str, folder: Path) -> None:
     if any(source.is_relative_to(place) for place in installed):
         return
     if found.submodule_search_locations:
-        shutil.copytree(source.parent, folder / name, ignore=IGNORED)
+        shutil.copytree(source.parent, folder / name, ignore=IGNORED_FILES)
     else:
         shutil.copy2(source, folder / source.name)

@@ -14,19 +14,25 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from krill.config import own_code
-from krill.config.schema import AutoModel, CustomModel, Model, Pretrained, Transformer
-from krill.models.architecture import build_architecture
-from krill.models.pretrained import load_weights, without_weights
+from krill.config import custom_code
+from krill.config.schema import (
+    AutoModelConfig,
+    CustomModelConfig,
+    ModelConfig,
+    PretrainedModelConfig,
+    TransformerConfig,
+)
+from krill.models.auto_model import build_auto_model
+from krill.models.pretrained import build_pretrained_architecture, load_pretrained_model
 
-FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
+MODEL_FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 
 
-def build(
-    config: Model, vocab_size: int, bos_id: int, eos_id: int, pad_id: int, attention: str = "sdpa"
+def build_model(
+    config: ModelConfig, vocab_size: int, bos_id: int, eos_id: int, pad_id: int, attention: str = "sdpa"
 ) -> PreTrainedModel:
     """A model with random weights from torch's generator, or those of model.from; the vocabulary is the tokenizer's.
 
@@ -34,44 +40,46 @@ def build(
     not look for documents in position_ids, and rows would leak.
     """
     ids = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
-    if isinstance(config, Pretrained):
-        model = load_weights(config, vocab_size)
+    if isinstance(config, PretrainedModelConfig):
+        model = load_pretrained_model(config, vocab_size)
         for key, value in ids.items():
             setattr(model.config, key, value)
     else:
-        model = _random(config, vocab_size, ids)
+        model = _build_random_model(config, vocab_size, ids)
     model.set_attn_implementation(attention)
     model.config.use_cache = False
     model.generation_config = GenerationConfig(**ids)
     return model
 
 
-def _random(config: Transformer | AutoModel | CustomModel, vocab_size: int, ids: dict[str, int]) -> Any:
-    if isinstance(config, AutoModel):
-        return build_architecture(config, vocab_size, ids)
-    if isinstance(config, CustomModel):
+def _build_random_model(
+    config: TransformerConfig | AutoModelConfig | CustomModelConfig, vocab_size: int, ids: dict[str, int]
+) -> Any:
+    if isinstance(config, AutoModelConfig):
+        return build_auto_model(config, vocab_size, ids)
+    if isinstance(config, CustomModelConfig):
         longest = config.max_position_embeddings
-        make = own_code.load(config.build)
+        make = custom_code.import_custom_function(config.build)
         return make(vocab_size=vocab_size, max_position_embeddings=longest, **ids, **config.options)
-    numbers, make = FAMILIES[config.family]
-    return make(numbers(vocab_size=vocab_size, **ids, **_numbers(config)))
+    numbers, make = MODEL_FAMILIES[config.family]
+    return make(numbers(vocab_size=vocab_size, **ids, **_build_config_kwargs(config)))
 
 
-def _numbers(config: Transformer) -> dict[str, Any]:
+def _build_config_kwargs(config: TransformerConfig) -> dict[str, Any]:
     """The keys of the architecture. rope_theta set after construction would be ignored by transformers 5."""
     numbers = config.model_dump(exclude={"name", "family", "rope_theta"})
     numbers["head_dim"] = config.head_dim or config.hidden_size // config.num_attention_heads
     return numbers | {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
 
 
-def skeleton(config: Model, vocab_size: int) -> PreTrainedModel:
+def build_meta_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
     """The model on the meta device: shapes, and no weights. Of model.from it has that model's own vocabulary."""
     with torch.device("meta"):
-        if isinstance(config, Pretrained):
-            return without_weights(config)
-        return build(config, vocab_size, bos_id=0, eos_id=1, pad_id=2, attention="eager")
+        if isinstance(config, PretrainedModelConfig):
+            return build_pretrained_architecture(config)
+        return build_model(config, vocab_size, bos_id=0, eos_id=1, pad_id=2, attention="eager")
 
 
-def count_parameters(config: Model, vocab_size: int) -> int:
+def count_parameters(config: ModelConfig, vocab_size: int) -> int:
     """Parameters of the model, tied ones once, without allocating any."""
-    return sum(parameter.numel() for parameter in skeleton(config, vocab_size).parameters())
+    return sum(parameter.numel() for parameter in build_meta_model(config, vocab_size).parameters())

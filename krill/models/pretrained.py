@@ -11,16 +11,16 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from krill.config.schema import Pretrained, TrainConfig
-from krill.config.signature import file_digest
+from krill.config.schema import PretrainedModelConfig, TrainConfig
+from krill.config.signature import hash_file
 from krill.errors import KrillError, UsageError
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 """What transformers loads, best first."""
 
 
-def folder_of(place: str) -> Path:
+def resolve_model_folder(place: str) -> Path:
     """The folder of config.json and weights: that of a model or checkpoint, a run's model/, or a Hub id's files."""
     path = Path(place).expanduser()
     for folder in (path, path / "model"):
@@ -31,11 +31,11 @@ def folder_of(place: str) -> Path:
             f"model.from={place}: no model there (no config.json, seen from {Path.cwd()}); it is the folder of a "
             "finished run, of a checkpoint or of a model, or a Hub id (user/name)"
         )
-    return _fetched(place)
+    return _download_model(place)
 
 
 @lru_cache
-def _fetched(name: str) -> Path:
+def _download_model(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
@@ -52,27 +52,27 @@ def _fetched(name: str) -> Path:
         ) from error
 
 
-def digest(place: str) -> list[str]:
+def hash_model(place: str) -> list[str]:
     """Hashes of configuration and weights: what the model is, wherever it lies."""
-    folder = folder_of(place)
-    return [file_digest(file) for file in (folder / "config.json", *_weights(folder, place))]
+    folder = resolve_model_folder(place)
+    return [hash_file(file) for file in (folder / "config.json", *_find_weights(folder, place))]
 
 
-def _weights(folder: Path, place: str) -> list[Path]:
-    found = next((files for pattern in WEIGHTS if (files := sorted(folder.glob(pattern)))), None)
+def _find_weights(folder: Path, place: str) -> list[Path]:
+    found = next((files for pattern in WEIGHT_PATTERNS if (files := sorted(folder.glob(pattern)))), None)
     if found is None:
-        raise UsageError(f"model.from={place}: {folder} holds no weights ({' or '.join(WEIGHTS)})")
+        raise UsageError(f"model.from={place}: {folder} holds no weights ({' or '.join(WEIGHT_PATTERNS)})")
     return found
 
 
-def load_weights(config: Pretrained, vocab_size: int) -> PreTrainedModel:
+def load_pretrained_model(config: PretrainedModelConfig, vocab_size: int) -> PreTrainedModel:
     """The model with its weights in fp32.
 
     Raises:
         UsageError: it cannot be loaded, lacks weights, or has fewer embeddings than the tokenizer has entries.
     """
-    folder = folder_of(config.from_)
-    _weights(folder, config.from_)
+    folder = resolve_model_folder(config.from_)
+    _find_weights(folder, config.from_)
     model: PreTrainedModel
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -95,14 +95,14 @@ def load_weights(config: Pretrained, vocab_size: int) -> PreTrainedModel:
     return model
 
 
-def without_weights(config: Pretrained) -> PreTrainedModel:
+def build_pretrained_architecture(config: PretrainedModelConfig) -> PreTrainedModel:
     """The model as its configuration describes it; for the meta device."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(_configuration(config), dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(_load_config(config), dtype=torch.float32)
     return model
 
 
-def _configuration(config: Pretrained) -> Any:
-    folder = folder_of(config.from_)
+def _load_config(config: PretrainedModelConfig) -> Any:
+    folder = resolve_model_folder(config.from_)
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -110,46 +110,48 @@ def _configuration(config: Pretrained) -> Any:
         raise UsageError(f"model.from={config.from_}: {folder}/config.json is not usable ({said})") from error
 
 
-def check(config: TrainConfig) -> None:
+def check_pretrained(config: TrainConfig) -> None:
     """Raise UsageError where model.from could not read the rows: another tokenizer, or longer than it reads."""
-    if not isinstance(config.model, Pretrained):
+    if not isinstance(config.model, PretrainedModelConfig):
         return
-    place, theirs = config.model.from_, _configuration(config.model)
+    place, theirs = config.model.from_, _load_config(config.model)
     longest = getattr(theirs.get_text_config(), "max_position_embeddings", None)
     if longest is not None and config.model.max_position_embeddings > longest:
         raise UsageError(
             f"model.from={place}: it reads {longest} tokens at most; write sequence_len={longest}"
         )
-    beside = folder_of(place)
+    beside = resolve_model_folder(place)
     if (beside / "tokenizer.json").is_file():
-        _check_same(config, load_tokenizer(beside))
-    elif (signature := _signature_of_run(beside)) is not None:
-        _check_signature(config, place, *signature)
+        _check_same_tokenizer(config, load_tokenizer(beside))
+    elif (signature := _read_tokenizer_of_run(beside)) is not None:
+        _check_tokenizer_signature(config, place, *signature)
     else:
-        _check_size(config, theirs.get_text_config().vocab_size)
+        _check_vocab_size(config, theirs.get_text_config().vocab_size)
 
 
-def _check_same(config: TrainConfig, theirs: TokenizerFolder) -> None:
+def _check_same_tokenizer(config: TrainConfig, theirs: TokenizerFolder) -> None:
     """By signature; a ready tokenizer also by its entries: beside a model it may have got a bos in front."""
-    from krill.data.obtain import tokenizer_signature
+    from krill.data.cache import compute_tokenizer_signature
 
-    if tokenizer_signature(config) == theirs.signature:
+    if compute_tokenizer_signature(config) == theirs.signature:
         return
-    if config.tokenizer.path is not None and _entries(config) == theirs.backend.get_vocab(
+    if config.tokenizer.path is not None and _get_tokenizer_vocab(config) == theirs.backend.get_vocab(
         with_added_tokens=True
     ):
         return
-    raise _another(config, theirs.folder)
+    raise _build_other_tokenizer_error(config, theirs.folder)
 
 
-def _entries(config: TrainConfig) -> dict[str, int]:
-    from krill.tokenizer.folder import ready_folder
+def _get_tokenizer_vocab(config: TrainConfig) -> dict[str, int]:
+    from krill.tokenizer.artifact import resolve_tokenizer_folder
 
     assert config.tokenizer.path is not None
-    return load_tokenizer(ready_folder(config.tokenizer.path)).backend.get_vocab(with_added_tokens=True)
+    return load_tokenizer(resolve_tokenizer_folder(config.tokenizer.path)).backend.get_vocab(
+        with_added_tokens=True
+    )
 
 
-def _signature_of_run(checkpoint: Path) -> tuple[str, str] | None:
+def _read_tokenizer_of_run(checkpoint: Path) -> tuple[str, str] | None:
     """Signature and folder of the tokenizer of the run that a checkpoint is of."""
     status = checkpoint.resolve().parents[1] / "status.json"
     try:
@@ -159,30 +161,34 @@ def _signature_of_run(checkpoint: Path) -> tuple[str, str] | None:
         return None
 
 
-def _check_signature(config: TrainConfig, place: str, signature: str, folder: str) -> None:
-    from krill.data.obtain import tokenizer_signature
+def _check_tokenizer_signature(config: TrainConfig, place: str, signature: str, folder: str) -> None:
+    from krill.data.cache import compute_tokenizer_signature
 
-    if tokenizer_signature(config) != signature:
-        raise _another(config, Path(folder))
+    if compute_tokenizer_signature(config) != signature:
+        raise _build_other_tokenizer_error(config, Path(folder))
 
 
-def _another(config: TrainConfig, folder: Path) -> UsageError:
-    assert isinstance(config.model, Pretrained)
+def _build_other_tokenizer_error(config: TrainConfig, folder: Path) -> UsageError:
+    assert isinstance(config.model, PretrainedModelConfig)
     return UsageError(
         f"model.from={config.model.from_}: it was trained with another tokenizer, its embeddings would mean other "
         f"tokens; write tokenizer=pretrained tokenizer.path={folder}"
     )
 
 
-def _check_size(config: TrainConfig, size: int) -> None:
+def _check_vocab_size(config: TrainConfig, size: int) -> None:
     """All that can be said of a model without a tokenizer beside it."""
-    from krill.tokenizer.folder import ready_folder
-    from krill.tokenizer.recipe import size_of
+    from krill.tokenizer.artifact import resolve_tokenizer_folder
+    from krill.tokenizer.recipe import compute_vocab_size
 
     path = config.tokenizer.path
-    ours = load_tokenizer(ready_folder(path)).vocab_size if path is not None else size_of(config.tokenizer)
+    ours = (
+        load_tokenizer(resolve_tokenizer_folder(path)).vocab_size
+        if path is not None
+        else compute_vocab_size(config.tokenizer)
+    )
     if ours != size:
-        assert isinstance(config.model, Pretrained)
+        assert isinstance(config.model, PretrainedModelConfig)
         raise UsageError(
             f"model.from={config.model.from_}: it has {size} entries and no tokenizer beside it, tokenizer="
             f"{config.tokenizer.name} has {ours}; write tokenizer=pretrained tokenizer.path=<that of its training>"

@@ -30,16 +30,16 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DeviceMesh, DTensor, Placement, Replicate, Shard
 
-Compute = Callable[[list[Tensor]], list[Tensor]]
-Size = tuple[int, int]
+UpdateFunction = Callable[[list[Tensor]], list[Tensor]]
+MatrixShape = tuple[int, int]
 
 # torch 2.13 renames it and warns of the old name
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-def orthogonalized(
+def orthogonalize_distributed(
     directions: list[Tensor],
-    compute: Compute,
+    compute: UpdateFunction,
     group: ProcessGroup | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
@@ -57,14 +57,16 @@ def orthogonalized(
     Returns:
         Updates in the order of the directions, each with the shape, dtype and placements of its direction.
     """
-    plain, meshes = _by_placement(directions)
+    plain, meshes = _group_by_placement(directions)
     updates = list(directions)
     if plain:
-        found = _replicated([directions[i] for i in plain], compute, group, dtype)
-        _put(updates, plain, found)
+        found = _orthogonalize_replicated([directions[i] for i in plain], compute, group, dtype)
+        _assign_at(updates, plain, found)
     for layout, indices in meshes.items():
-        found = _of_mesh([cast(DTensor, directions[i]) for i in indices], *layout, compute, dtype)
-        _put(updates, indices, found)
+        found = _orthogonalize_on_mesh(
+            [cast(DTensor, directions[i]) for i in indices], *layout, compute, dtype
+        )
+        _assign_at(updates, indices, found)
     return updates
 
 
@@ -73,15 +75,19 @@ def row_norms(matrices: list[Tensor], dim: int) -> list[Tensor]:
 
     DTensors that are sharded over one mesh share one all-reduce; those that lie otherwise cost one gather each.
     """
-    plain, meshes = _by_placement(matrices)
+    plain, meshes = _group_by_placement(matrices)
     norms = list(matrices)
-    _put(norms, plain, [_norms(matrices[i], dim) for i in plain])
+    _assign_at(norms, plain, [_compute_norms(matrices[i], dim) for i in plain])
     for (mesh, placements), indices in meshes.items():
         members = [cast(DTensor, matrices[i]) for i in indices]
-        if sharding := _sharding(placements):
-            _put(norms, indices, _sharded_row_norms(members, dim, mesh, *sharding))
+        if sharding := _find_shard_axis(placements):
+            _assign_at(norms, indices, _sharded_row_norms(members, dim, mesh, *sharding))
         else:
-            _put(norms, indices, [cast(DTensor, _norms(matrix, dim)).full_tensor() for matrix in members])
+            _assign_at(
+                norms,
+                indices,
+                [cast(DTensor, _compute_norms(matrix, dim)).full_tensor() for matrix in members],
+            )
     return norms
 
 
@@ -96,18 +102,18 @@ def _sharded_row_norms(
     squares = matrices[0].to_local().new_zeros(sum(sizes))
     norms = [part.view(shape) for part, shape in zip(squares.split(sizes), shapes, strict=True)]
     for matrix, whole in zip(matrices, norms, strict=True):
-        mine = whole if cut == dim else whole.narrow(cut, *_shard(matrix.shape[cut], rank, ranks))
-        torch.square(_norms(matrix.to_local(), dim), out=mine)
+        mine = whole if cut == dim else whole.narrow(cut, *_get_shard_bounds(matrix.shape[cut], rank, ranks))
+        torch.square(_compute_norms(matrix.to_local(), dim), out=mine)
     dist.all_reduce(squares, group=group)
     squares.sqrt_()
     return norms
 
 
-def _norms(matrix: Tensor, dim: int) -> Tensor:
+def _compute_norms(matrix: Tensor, dim: int) -> Tensor:
     return torch.linalg.vector_norm(matrix, dim=dim, keepdim=True)
 
 
-def _by_placement(
+def _group_by_placement(
     matrices: list[Tensor],
 ) -> tuple[list[int], dict[tuple[DeviceMesh, tuple[Placement, ...]], list[int]]]:
     """Indices of the plain tensors, and of the DTensors that lie alike."""
@@ -118,7 +124,7 @@ def _by_placement(
     return plain, meshes
 
 
-def _sharding(placements: tuple[Placement, ...]) -> tuple[int, int] | None:
+def _find_shard_axis(placements: tuple[Placement, ...]) -> tuple[int, int] | None:
     """(mesh axis, dimension) where exactly one axis cuts, and plainly, the others holding replicas; else None."""
     axes = [axis for axis, placement in enumerate(placements) if not isinstance(placement, Replicate)]
     if len(axes) == 1 and type(shard := placements[axes[0]]) is Shard:
@@ -126,56 +132,56 @@ def _sharding(placements: tuple[Placement, ...]) -> tuple[int, int] | None:
     return None
 
 
-def _put(into: list[Tensor], indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
+def _assign_at(into: list[Tensor], indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
     for i, tensor in zip(indices, tensors, strict=True):
         into[i] = tensor
 
 
 @lru_cache(maxsize=64)
-def owners(shapes: tuple[Size, ...], ranks: int) -> tuple[int, ...]:
+def assign_owners(shapes: tuple[MatrixShape, ...], ranks: int) -> tuple[int, ...]:
     """The rank that computes each matrix: the dearest first, each to the rank with the least work so far.
 
     (Graham 1969: the busiest rank has at most 4/3 of the best possible.) The same on every rank.
     """
     owner = [0] * len(shapes)
     loads = [(0, rank) for rank in range(ranks)]
-    for i in sorted(range(len(shapes)), key=lambda i: -flops(*shapes[i])):
+    for i in sorted(range(len(shapes)), key=lambda i: -newton_schulz_flops(*shapes[i])):
         load, rank = loads[0]
         owner[i] = rank
-        heapq.heapreplace(loads, (load + flops(*shapes[i]), rank))
+        heapq.heapreplace(loads, (load + newton_schulz_flops(*shapes[i]), rank))
     return tuple(owner)
 
 
-def flops(rows: int, columns: int) -> int:
+def newton_schulz_flops(rows: int, columns: int) -> int:
     """Floating-point operations of one Newton–Schulz iteration: 4·m²·n + 2·m³, m the smaller side."""
     m, n = sorted((rows, columns))
     return 4 * m * m * n + 2 * m**3
 
 
-def _of_mesh(
+def _orthogonalize_on_mesh(
     directions: list[DTensor],
     mesh: DeviceMesh,
     placements: tuple[Placement, ...],
-    compute: Compute,
+    compute: UpdateFunction,
     dtype: torch.dtype | None,
 ) -> list[Tensor]:
     """DTensors that lie alike. Replicas (HSDP) each do the whole work of their shards."""
     shards = [direction.to_local() for direction in directions]
-    if sharding := _sharding(placements):
+    if sharding := _find_shard_axis(placements):
         axis, dim = sharding
         shapes = tuple((d.shape[0], d.shape[1]) for d in directions)
-        updates = _sharded(shards, shapes, dim, compute, mesh.get_group(axis), dtype)
+        updates = _orthogonalize_sharded(shards, shapes, dim, compute, mesh.get_group(axis), dtype)
     elif mesh.ndim == 1 and isinstance(placements[0], Replicate):
-        updates = _replicated(shards, compute, mesh.get_group(), dtype)
+        updates = _orthogonalize_replicated(shards, compute, mesh.get_group(), dtype)
     else:
-        return [_whole(direction, compute) for direction in directions]
+        return [_orthogonalize_gathered(direction, compute) for direction in directions]
     return [
         DTensor.from_local(u, mesh, placements, run_check=False, shape=d.shape, stride=d.stride())
         for u, d in zip(updates, directions, strict=True)
     ]
 
 
-def _whole(direction: DTensor, compute: Compute) -> Tensor:
+def _orthogonalize_gathered(direction: DTensor, compute: UpdateFunction) -> Tensor:
     """A DTensor of any placements, gathered and computed on every rank; one at a time bounds the memory."""
     (update,) = compute([direction.full_tensor()])
     everywhere = [Replicate()] * direction.device_mesh.ndim
@@ -183,20 +189,20 @@ def _whole(direction: DTensor, compute: Compute) -> Tensor:
     return whole.redistribute(placements=direction.placements)
 
 
-def _replicated(
-    matrices: list[Tensor], compute: Compute, group: ProcessGroup | None, dtype: torch.dtype | None
+def _orthogonalize_replicated(
+    matrices: list[Tensor], compute: UpdateFunction, group: ProcessGroup | None, dtype: torch.dtype | None
 ) -> list[Tensor]:
     """Matrices that every rank of `group` has: one all-gather per shape, padded to equal counts per rank."""
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return compute(matrices)
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     shapes = tuple((m.shape[0], m.shape[1]) for m in matrices)
-    owner = owners(shapes, ranks)
+    owner = assign_owners(shapes, ranks)
     mine = [i for i in range(len(matrices)) if owner[i] == rank]
     computed = dict(zip(mine, compute([matrices[i] for i in mine]), strict=True))
 
     updates = list(matrices)
-    for indices in _by_shape(shapes):
+    for indices in _group_by_shape(shapes):
         owned = [[i for i in indices if owner[i] == r] for r in range(ranks)]
         slots = max(map(len, owned))
         sent = matrices[0].new_empty((slots, math.prod(shapes[indices[0]])), dtype=dtype)
@@ -208,15 +214,17 @@ def _replicated(
         received = received.to(matrices[0].dtype)
         for r, members in enumerate(owned):
             slots_of_rank = received[r * slots : r * slots + len(members)]
-            _put(updates, members, [u.view(shapes[i]) for i, u in zip(members, slots_of_rank, strict=True)])
+            _assign_at(
+                updates, members, [u.view(shapes[i]) for i, u in zip(members, slots_of_rank, strict=True)]
+            )
     return updates
 
 
-def _sharded(
+def _orthogonalize_sharded(
     shards: list[Tensor],
-    shapes: tuple[Size, ...],
+    shapes: tuple[MatrixShape, ...],
     dim: int,
-    compute: Compute,
+    compute: UpdateFunction,
     group: ProcessGroup,
     dtype: torch.dtype | None,
 ) -> list[Tensor]:
@@ -226,13 +234,15 @@ def _sharded(
     shape. It costs memory for about three more shards of the matrices while it lasts.
     """
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    owner = owners(shapes, ranks)
-    owned = [[[i for i in indices if owner[i] == r] for r in range(ranks)] for indices in _by_shape(shapes)]
+    owner = assign_owners(shapes, ranks)
+    owned = [
+        [[i for i in indices if owner[i] == r] for r in range(ranks)] for indices in _group_by_shape(shapes)
+    ]
 
     def cut(i: int, r: int) -> tuple[int, int]:
-        return _shard(shapes[i][dim], r, ranks)
+        return _get_shard_bounds(shapes[i][dim], r, ranks)
 
-    def shard_shape(i: int, r: int) -> Size:
+    def shard_shape(i: int, r: int) -> MatrixShape:
         length = cut(i, r)[1]
         return (length, shapes[i][1]) if dim == 0 else (shapes[i][0], length)
 
@@ -240,7 +250,7 @@ def _sharded(
     for of_rank in owned:
         outgoing = [[shards[i] for i in members] for members in of_rank]
         incoming = [[shard_shape(i, r) for i in of_rank[rank]] for r in range(ranks)]
-        parts = _exchange(outgoing, incoming, shards[0], group)
+        parts = _all_to_all(outgoing, incoming, shards[0], group)
         for i, *cuts in zip(of_rank[rank], *parts, strict=True):
             matrices[i] = torch.cat(cuts, dim)
     updates = dict(zip(matrices, compute(list(matrices.values())), strict=True))
@@ -249,15 +259,15 @@ def _sharded(
     for of_rank in owned:
         outgoing = [[updates[i].narrow(dim, *cut(i, r)) for i in of_rank[rank]] for r in range(ranks)]
         incoming = [[shard_shape(i, rank) for i in members] for members in of_rank]
-        parts = _exchange(outgoing, incoming, shards[0], group, dtype)
+        parts = _all_to_all(outgoing, incoming, shards[0], group, dtype)
         for members, pieces in zip(of_rank, parts, strict=True):
-            _put(result, members, pieces)
+            _assign_at(result, members, pieces)
     return result
 
 
-def _exchange(
+def _all_to_all(
     outgoing: list[list[Tensor]],
-    incoming: list[list[Size]],
+    incoming: list[list[MatrixShape]],
     like: Tensor,
     group: ProcessGroup,
     dtype: torch.dtype | None = None,
@@ -281,14 +291,14 @@ def _exchange(
     return [[next(parts).view(shape) for shape in shapes] for shapes in incoming]
 
 
-def _shard(length: int, rank: int, ranks: int) -> tuple[int, int]:
+def _get_shard_bounds(length: int, rank: int, ranks: int) -> tuple[int, int]:
     """Start and length of a rank's shard, as `torch.chunk` and DTensor cut; the last ones may be empty."""
     size = -(-length // ranks)
     start = min(length, size * rank)
     return start, min(length, start + size) - start
 
 
-def _by_shape(shapes: Sequence[Size]) -> list[list[int]]:
+def _group_by_shape(shapes: Sequence[MatrixShape]) -> list[list[int]]:
     """Indices of each shape up to transposition, in order of first appearance."""
     found: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, shape in enumerate(shapes):

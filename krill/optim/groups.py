@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from krill.config.schema import AdamW, Muon
+from krill.config.schema import AdamWConfig, MuonConfig
 from krill.errors import UsageError
-from krill.optim.fused import layout_of
+from krill.optim.fused_layouts import infer_layout
 from krill.optim.layout import Layout
 
 # Embeddings first: the Trainer logs the rate of group 0, which is then `lr` and never the derived `muon_lr`.
-NAMES = ("embeddings", "head", "vectors", "tensors", "adamw_matrices", "matrices")
+GROUP_NAMES = ("embeddings", "head", "vectors", "tensors", "adamw_matrices", "matrices")
 
 
 class GroupSummary(NamedTuple):
@@ -34,7 +34,7 @@ class GroupSummary(NamedTuple):
     weight_decay: float
 
 
-class Place(NamedTuple):
+class ParameterAssignment(NamedTuple):
     """Where one parameter went."""
 
     name: str
@@ -46,7 +46,7 @@ class Place(NamedTuple):
     """(out, in) of each matrix that Muon orthogonalizes by itself; None with AdamW."""
 
 
-class _Held(NamedTuple):
+class _ModuleParameter(NamedTuple):
     """A parameter and what holds it."""
 
     name: str
@@ -55,7 +55,7 @@ class _Held(NamedTuple):
     parameter: nn.Parameter
 
 
-def parameter_groups(model: PreTrainedModel, config: AdamW | Muon) -> list[dict[str, Any]]:
+def build_param_groups(model: PreTrainedModel, config: AdamWConfig | MuonConfig) -> list[dict[str, Any]]:
     """The groups of `model` for `torch.optim.AdamW` or `krill.optim.muon.Muon`.
 
     Every parameter with `requires_grad` is in exactly one group, a tied embedding in `embeddings`.
@@ -71,27 +71,27 @@ def parameter_groups(model: PreTrainedModel, config: AdamW | Muon) -> list[dict[
         UsageError: nothing to train; Muon was asked for and the model has no hidden matrix, a fused one that is
             not known, or none that an entry of `adamw_modules` names.
     """
-    members, hidden = _members(model)
+    members, hidden = _sort_parameters(model)
     layouts: dict[str, Layout] = {}
-    if isinstance(config, Muon):
-        members["adamw_matrices"], hidden = _excluded(hidden, config.adamw_modules)
-        layouts = _by_layout(members, hidden, model.config)
+    if isinstance(config, MuonConfig):
+        members["adamw_matrices"], hidden = _split_excluded(hidden, config.adamw_modules)
+        layouts = _group_by_layout(members, hidden, model.config)
     else:
         members["matrices"] = [matrix.parameter for matrix in hidden]
     trainable = sum(p.requires_grad for p in model.parameters())
     assert sum(map(len, members.values())) == trainable, "a parameter is in no group, or in two"
     if not trainable:
         raise UsageError("the model has no parameter to train: requires_grad is false for all of them")
-    if isinstance(config, Muon) and not hidden:
+    if isinstance(config, MuonConfig) and not hidden:
         raise UsageError(f"optimizer={config.name}: the model has no hidden matrix; use optimizer=adamw")
     return [
-        {"name": name, **_options(name, config, layouts.get(name)), "params": params}
+        {"name": name, **_build_group_options(name, config, layouts.get(name)), "params": params}
         for name, params in members.items()
         if params
     ]
 
 
-def describe(groups: Iterable[dict[str, Any]]) -> list[GroupSummary]:
+def summarize_groups(groups: Iterable[dict[str, Any]]) -> list[GroupSummary]:
     """What each group holds: (name, tensors, parameters, lr, weight_decay), for the run's header."""
     return [
         GroupSummary(
@@ -105,7 +105,9 @@ def describe(groups: Iterable[dict[str, Any]]) -> list[GroupSummary]:
     ]
 
 
-def places(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[Place]:
+def list_parameter_assignments(
+    model: nn.Module, groups: Iterable[dict[str, Any]]
+) -> list[ParameterAssignment]:
     """Where each parameter of `model` went, in the order of the groups, for the run's optimizer.json."""
     names = {id(p): name for name, p in model.named_parameters()}
     found = []
@@ -113,19 +115,21 @@ def places(model: nn.Module, groups: Iterable[dict[str, Any]]) -> list[Place]:
         layout = Layout(*(group[key] for key in Layout._fields)) if group["kind"] == "muon" else None
         for p in group["params"]:
             projections = layout.shapes(*p.shape) if layout else None
-            found.append(Place(names[id(p)], tuple(p.shape), group["name"], group["kind"], projections))
+            found.append(
+                ParameterAssignment(names[id(p)], tuple(p.shape), group["name"], group["kind"], projections)
+            )
     return found
 
 
-def _members(model: PreTrainedModel) -> tuple[dict[str, list[nn.Parameter]], list[_Held]]:
+def _sort_parameters(model: PreTrainedModel) -> tuple[dict[str, list[nn.Parameter]], list[_ModuleParameter]]:
     """The trainable parameters by group, hidden matrices apart."""
-    embeddings = _ids(module for module in model.modules() if isinstance(module, nn.Embedding))
-    embeddings |= _ids([model.get_input_embeddings()])
-    head = _ids([model.get_output_embeddings()])
+    embeddings = _get_parameter_ids(module for module in model.modules() if isinstance(module, nn.Embedding))
+    embeddings |= _get_parameter_ids([model.get_input_embeddings()])
+    head = _get_parameter_ids([model.get_output_embeddings()])
 
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in NAMES}
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in GROUP_NAMES}
     hidden = []
-    for matrix in _parameters(model):
+    for matrix in _iterate_parameters(model):
         p = matrix.parameter
         if p.ndim < 2:
             members["vectors"].append(p)
@@ -140,17 +144,19 @@ def _members(model: PreTrainedModel) -> tuple[dict[str, list[nn.Parameter]], lis
     return members, hidden
 
 
-def _parameters(model: nn.Module) -> Iterator[_Held]:
+def _iterate_parameters(model: nn.Module) -> Iterator[_ModuleParameter]:
     """Every trainable parameter once, with the module that holds it."""
     seen: set[int] = set()
     for path, module in model.named_modules():
         for word, p in module.named_parameters(prefix=path, recurse=False):
             if p.requires_grad and id(p) not in seen:
                 seen.add(id(p))
-                yield _Held(word.removesuffix(".weight"), module, p)
+                yield _ModuleParameter(word.removesuffix(".weight"), module, p)
 
 
-def _excluded(hidden: list[_Held], patterns: list[str]) -> tuple[list[nn.Parameter], list[_Held]]:
+def _split_excluded(
+    hidden: list[_ModuleParameter], patterns: list[str]
+) -> tuple[list[nn.Parameter], list[_ModuleParameter]]:
     """The matrices that `patterns` name, for AdamW, and the others."""
     for pattern in patterns:
         if not any(_matches(matrix.name, pattern) for matrix in hidden):
@@ -170,23 +176,27 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def _by_layout(members: dict[str, list[nn.Parameter]], hidden: list[_Held], config: Any) -> dict[str, Layout]:
+def _group_by_layout(
+    members: dict[str, list[nn.Parameter]], hidden: list[_ModuleParameter], config: Any
+) -> dict[str, Layout]:
     """Put the matrices into a group for each layout; the layout of each of these groups."""
     layouts: dict[str, Layout] = {}
     for name, module, p in hidden:
-        layout = layout_of(name, module, (p.shape[0], p.shape[1]), config)
+        layout = infer_layout(name, module, (p.shape[0], p.shape[1]), config)
         group = name.rpartition(".")[2] if layout.parts else "conv1d" if layout.transposed else "matrices"
         layouts[group] = layout
         members.setdefault(group, []).append(p)
     return layouts
 
 
-def _ids(modules: Iterable[nn.Module | None]) -> set[int]:
+def _get_parameter_ids(modules: Iterable[nn.Module | None]) -> set[int]:
     return {id(p) for module in modules if module is not None for p in module.parameters()}
 
 
-def _options(name: str, config: AdamW | Muon, layout: Layout | None) -> dict[str, Any]:
-    if isinstance(config, Muon) and layout is not None:
+def _build_group_options(
+    name: str, config: AdamWConfig | MuonConfig, layout: Layout | None
+) -> dict[str, Any]:
+    if isinstance(config, MuonConfig) and layout is not None:
         return {
             "kind": "muon",
             "lr": config.muon_lr,
@@ -207,5 +217,5 @@ def _options(name: str, config: AdamW | Muon, layout: Layout | None) -> dict[str
         "weight_decay": 0.0 if name == "vectors" else config.weight_decay,
         "betas": config.betas,
         "eps": config.eps,
-        **({"eps_before_correction": config.eps_before_correction} if isinstance(config, Muon) else {}),
+        **({"eps_before_correction": config.eps_before_correction} if isinstance(config, MuonConfig) else {}),
     }

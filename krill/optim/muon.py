@@ -8,7 +8,7 @@ core serves both.
 
 The role of a parameter stands in its group (`kind`), never in the state: accelerate replaces the parameters
 of an optimizer without telling its state. State is fp32 tensors only. Gradients are read, never written, but in a
-step that is masked out (`krill.optim.masking`).
+step that is masked out (`krill.optim.skip_mask`).
 
 Shapes: B matrices that are orthogonalized together, R rows, C columns.
 """
@@ -28,12 +28,12 @@ from torch.distributed import ProcessGroup
 from torch.optim.adamw import adamw
 
 from krill.optim import normuon
-from krill.optim.distributed import orthogonalized
+from krill.optim.distributed import orthogonalize_distributed
 from krill.optim.layout import Layout
-from krill.optim.masking import Mask, sent
-from krill.optim.newton_schulz import arithmetic, orthogonalize, polynomials
+from krill.optim.newton_schulz import get_step_coefficients, orthogonalize, resolve_ns_dtype
+from krill.optim.skip_mask import SkipMask, async_to_host
 
-DEFAULTS: dict[str, dict[str, Any]] = {
+GROUP_DEFAULTS: dict[str, dict[str, Any]] = {
     "muon": {
         "weight_decay": 0.1,
         "momentum": 0.95,
@@ -48,13 +48,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "adamw": {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "eps_before_correction": False},
 }
-COMMON = {"params", "kind", "lr", "name", "param_names", "initial_lr"}
+COMMON_GROUP_KEYS = {"params", "kind", "lr", "name", "param_names", "initial_lr"}
 
-BATCH_ELEMENTS = 1 << 26
+MAX_BATCH_ELEMENTS = 1 << 26
 """256 MiB in fp32; a step holds up to four copies of a batch, of which two in ns_dtype."""
 
 
-def update_scale(scale: str, rows: int, columns: int) -> float:
+def compute_update_scale(scale: str, rows: int, columns: int) -> float:
     """What an orthogonal rows × columns update is multiplied with, besides the learning rate.
 
     rms: 0.2·√max(r, c), an update whose root mean square is that of AdamW, about 0.2, for every shape.
@@ -81,11 +81,11 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: Groups. Each has `params`, `kind` and `lr`, and may have `name` and the options of its kind
-            (`DEFAULTS`). For adamw `weight_decay`, `betas`, `eps`, `eps_before_correction` (add ε before the bias
+            (`GROUP_DEFAULTS`). For adamw `weight_decay`, `betas`, `eps`, `eps_before_correction` (add ε before the bias
             correction of the second moment, as Moonlight's script does, and not after, as torch). For muon:
             `weight_decay`, `momentum`, `nesterov`;
             `scale`: rms or spectral;
-            `ns_steps`, `ns_coefficients` (keller or polar_express), `ns_dtype` (auto, bf16 or fp32: `arithmetic`);
+            `ns_steps`, `ns_coefficients` (keller or polar_express), `ns_dtype` (auto, bf16 or fp32: `resolve_ns_dtype`);
             `cautious`: decay a weight only where the update has its sign or is zero (Chen et al. 2025, "Cautious
             Weight Decay");
             `normuon`: move all neurons about equally far (Li et al. 2025, `krill.optim.normuon`);
@@ -109,7 +109,7 @@ class Muon(torch.optim.Optimizer):
     """0-D fp32 on the parameters' device. 1: `step` leaves parameters and state as they are, to the bit, and
     overwrites the gradients of muon groups. 0 or None: it makes its update."""
 
-    _counted: tuple[Callable[[], bool], list[Tensor]] | None = None
+    _unconfirmed_counts: tuple[Callable[[], bool], list[Tensor]] | None = None
     """Whether the last step was masked out, on its way to the host, and the counts that it has raised."""
 
     def __init__(self, params: Iterable[dict[str, Any]], process_group: ProcessGroup | None = None):
@@ -117,24 +117,24 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {})
 
     def __getstate__(self) -> dict[str, Any]:
-        self._settle()
+        self._revert_masked_counts()
         return super().__getstate__() | {"process_group": None}  # belongs to this process
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's."""
-        self._settle()
+        self._revert_masked_counts()
         return super().state_dict()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its missing options get the defaults of its kind. Raises as the class says."""
         kind = param_group.get("kind")
-        if kind not in DEFAULTS or "lr" not in param_group:
+        if kind not in GROUP_DEFAULTS or "lr" not in param_group:
             raise ValueError("every group needs kind (muon or adamw) and lr")
-        if unknown := sorted(param_group.keys() - COMMON - DEFAULTS[kind].keys()):
+        if unknown := sorted(param_group.keys() - COMMON_GROUP_KEYS - GROUP_DEFAULTS[kind].keys()):
             raise ValueError(f"a group of kind {kind} has no option {', '.join(unknown)}")
-        super().add_param_group(DEFAULTS[kind] | param_group)
+        super().add_param_group(GROUP_DEFAULTS[kind] | param_group)
         try:
-            _check(self.param_groups[-1])
+            _check_group(self.param_groups[-1])
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -156,8 +156,8 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._settle()
-        mask = Mask(self.found_inf)
+        self._revert_masked_counts()
+        mask = SkipMask(self.found_inf)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             grads = [p.grad for p in params]
@@ -167,65 +167,69 @@ class Muon(torch.optim.Optimizer):
                 update = self._step_muon if group["kind"] == "muon" else self._step_adamw
                 update(group, params, grads, mask)
         if mask.found_inf is not None:
-            self._counted = sent(mask.found_inf), self._counts()
+            self._unconfirmed_counts = async_to_host(mask.found_inf), self._get_step_counts()
         return loss
 
-    def _settle(self) -> None:
-        """Take the counts of the last step back if it was masked out. The host needs them (`_epsilon`) and learns it
+    def _revert_masked_counts(self) -> None:
+        """Take the counts of the last step back if it was masked out. The host needs them (`_compute_epsilon`) and learns it
         one step late, when the device has the next one's work already and does not idle."""
-        if self._counted is not None:
-            was_masked, counts = self._counted
-            self._counted = None
+        if self._unconfirmed_counts is not None:
+            was_masked, counts = self._unconfirmed_counts
+            self._unconfirmed_counts = None
             if counts and was_masked():
                 torch._foreach_sub_(counts, 1.0)
 
-    def _counts(self) -> list[Tensor]:
+    def _get_step_counts(self) -> list[Tensor]:
         """`step` of each parameter that AdamW has moved in this step."""
         adamw_groups = [group for group in self.param_groups if group["kind"] == "adamw"]
         return [self.state[p]["step"] for g in adamw_groups for p in g["params"] if p.grad is not None]
 
     def _step_muon(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], mask: Mask
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], mask: SkipMask
     ) -> None:
-        momentum, decay, layout = group["momentum"], group["lr"] * group["weight_decay"], _layout(group)
-        buffers = self._state_of(params, "momentum_buffer", torch.zeros_like)
+        momentum, decay, layout = group["momentum"], group["lr"] * group["weight_decay"], _get_layout(group)
+        buffers = self._get_or_init_state(params, "momentum_buffer", torch.zeros_like)
         mask.replace(grads, by=buffers)  # so that momentum and direction stay what they are, and finite
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         if not group["cautious"]:
-            torch._foreach_mul_(params, mask.factor(1 - decay))
+            torch._foreach_mul_(params, mask.get_factor(1 - decay))
 
-        for batch in self._batches(params):
+        for batch in self._split_batches(params):
             moved = [params[i] for i in batch]
             directions = [buffers[i] for i in batch]
             if group["nesterov"]:
                 directions = list(torch._foreach_lerp([grads[i] for i in batch], directions, momentum))
-            sent_as = arithmetic(directions[0].device, group["ns_dtype"])
-            updates = orthogonalized(directions, partial(_updates, group), self.process_group, sent_as)
+            sent_as = resolve_ns_dtype(directions[0].device, group["ns_dtype"])
+            updates = orthogonalize_distributed(
+                directions, partial(_compute_updates, group), self.process_group, sent_as
+            )
             if group["normuon"]:
-                start = partial(normuon.new_moment, layout=layout)
-                moments = self._state_of(moved, "second_momentum", start)
-                updates = normuon.normalized(updates, moments, layout, mask)
+                start = partial(normuon.init_second_moment, layout=layout)
+                moments = self._get_or_init_state(moved, "second_momentum", start)
+                updates = normuon.normalize_neurons(updates, moments, layout, mask)
             if self.observer:
                 self.observer(group, updates)
-            mask.erase(updates)
+            mask.zero(updates)
             if group["cautious"]:
-                _decay_where_aligned(moved, updates, decay, mask)
+                _apply_cautious_decay(moved, updates, decay, mask)
             torch._foreach_add_(moved, updates, alpha=-group["lr"])
 
-    def _batches(self, params: list[Tensor]) -> Iterable[list[int]]:
+    def _split_batches(self, params: list[Tensor]) -> Iterable[list[int]]:
         """One process: one shape and bounded memory at a time. Several: all at once, for an even share of work."""
         if dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
             return [list(range(len(params)))]
-        return _same_shape(params)
+        return _batch_by_shape(params)
 
-    def _state_of(self, params: list[Tensor], name: str, start: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def _get_or_init_state(
+        self, params: list[Tensor], name: str, start: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
         for p in params:
             if name not in self.state[p]:
                 self.state[p][name] = start(p)
         return [self.state[p][name] for p in params]
 
     def _step_adamw(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], mask: Mask
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], mask: SkipMask
     ) -> None:
         for p in params:
             if not self.state[p]:
@@ -234,7 +238,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
         steps = [self.state[p]["step"] for p in params]
         torch._foreach_add_(steps, 1.0)
-        for count, indices in _by_count(steps).items():
+        for count, indices in _group_by_step(steps).items():
             states = [self.state[params[i]] for i in indices]
             # The kernel wants them on its device and moves them on itself; ours stay where no one waits for them.
             on_device = torch.full((len(indices),), count - 1.0, device=params[0].device)
@@ -251,13 +255,13 @@ class Muon(torch.optim.Optimizer):
                 beta2=group["betas"][1],
                 lr=group["lr"],
                 weight_decay=group["weight_decay"],
-                eps=_epsilon(group, count),
+                eps=_compute_epsilon(group, count),
                 maximize=False,
                 found_inf=mask.found_inf,
             )
 
 
-def _by_count(steps: list[Tensor]) -> dict[float, list[int]]:
+def _group_by_step(steps: list[Tensor]) -> dict[float, list[int]]:
     """Indices of the parameters that have made as many steps: one kernel takes them."""
     found: dict[float, list[int]] = defaultdict(list)
     for i, step in enumerate(steps):
@@ -265,13 +269,13 @@ def _by_count(steps: list[Tensor]) -> dict[float, list[int]]:
     return found
 
 
-def _epsilon(group: dict[str, Any], step: float) -> float:
+def _compute_epsilon(group: dict[str, Any], step: float) -> float:
     """What torch's AdamW must take for ε: Moonlight's order is torch's with ε / √(1 − β₂ᵗ)."""
     eps: float = group["eps"]
     return eps / math.sqrt(1 - group["betas"][1] ** step) if group["eps_before_correction"] else eps
 
 
-def _check(group: dict[str, Any]) -> None:
+def _check_group(group: dict[str, Any]) -> None:
     for p in group["params"]:
         if p.dtype != torch.float32:
             raise TypeError(f"Muon trains fp32 parameters, got {p.dtype} of shape {tuple(p.shape)}")
@@ -279,9 +283,9 @@ def _check(group: dict[str, Any]) -> None:
         for p in group["params"]:
             if p.ndim != 2:
                 raise ValueError(f"kind muon takes 2-D parameters, got the shape {tuple(p.shape)}; use adamw")
-            _layout(group).shapes(*p.shape)
-        update_scale(group["scale"], 1, 1)
-        polynomials(group["ns_coefficients"], group["ns_steps"])
+            _get_layout(group).shapes(*p.shape)
+        compute_update_scale(group["scale"], 1, 1)
+        get_step_coefficients(group["ns_coefficients"], group["ns_steps"])
         if group["ns_dtype"] not in (
             "auto",
             "bf16",
@@ -290,15 +294,15 @@ def _check(group: dict[str, Any]) -> None:
             raise ValueError(f"ns_dtype={group['ns_dtype']!r} is unknown; use auto, bf16 or fp32")
 
 
-def _layout(group: dict[str, Any]) -> Layout:
+def _get_layout(group: dict[str, Any]) -> Layout:
     return Layout(group["transposed"], group["blocks"], tuple(group["parts"]))
 
 
-def _updates(group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
+def _compute_updates(group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
     """The scaled orthogonal updates of whole plain matrices that have the layout of their group."""
-    layout = _layout(group)
+    layout = _get_layout(group)
     updates = list(matrices)
-    for batch in _same_shape(matrices):
+    for batch in _batch_by_shape(matrices):
         d_BRC = torch.stack([matrices[i] for i in batch])
         # One projection needs no transposition: orthogonalize takes wide and tall matrices alike.
         projections = layout.split(d_BRC) if layout.parts else [d_BRC]
@@ -307,8 +311,8 @@ def _updates(group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
                 projection,
                 group["ns_steps"],
                 group["ns_coefficients"],
-                arithmetic(d_BRC.device, group["ns_dtype"]),
-                update_scale(group["scale"], *shape),
+                resolve_ns_dtype(d_BRC.device, group["ns_dtype"]),
+                compute_update_scale(group["scale"], *shape),
             )
             for projection, shape in zip(projections, layout.shapes(*d_BRC.shape[1:]), strict=True)
         ]
@@ -318,23 +322,23 @@ def _updates(group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
     return updates
 
 
-def _decay_where_aligned(params: list[Tensor], updates: list[Tensor], decay: float, mask: Mask) -> None:
+def _apply_cautious_decay(params: list[Tensor], updates: list[Tensor], decay: float, mask: SkipMask) -> None:
     """p ← p − decay·p where update·p ≥ 0, that is where the update, which is subtracted, shrinks p or is zero."""
     decayed = torch._foreach_mul(updates, params)
     torch._foreach_sign_(decayed)
     torch._foreach_add_(decayed, 1.0)
     torch._foreach_clamp_max_(decayed, 1.0)  # −1, 0, 1 have become 0, 1, 1
     torch._foreach_mul_(decayed, params)
-    mask.erase(decayed)
+    mask.zero(decayed)
     torch._foreach_add_(params, decayed, alpha=-decay)
 
 
-def _same_shape(matrices: list[Tensor]) -> Iterator[list[int]]:
+def _batch_by_shape(matrices: list[Tensor]) -> Iterator[list[int]]:
     """Indices of each batch: one device, one shape, bounded memory."""
     by_shape: dict[tuple[torch.device, torch.Size], list[int]] = defaultdict(list)
     for i, matrix in enumerate(matrices):
         by_shape[matrix.device, matrix.shape].append(i)
     for (_, shape), indices in by_shape.items():
-        size = max(1, BATCH_ELEMENTS // max(1, shape.numel()))
+        size = max(1, MAX_BATCH_ELEMENTS // max(1, shape.numel()))
         for start in range(0, len(indices), size):
             yield indices[start : start + size]

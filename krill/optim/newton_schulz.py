@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Triple = tuple[float, float, float]
+Coefficients = tuple[float, float, float]
 
-KELLER: Triple = (3.4445, -4.7750, 2.0315)
-POLAR_EXPRESS: tuple[Triple, ...] = (
+KELLER: Coefficients = (3.4445, -4.7750, 2.0315)
+POLAR_EXPRESS: tuple[Coefficients, ...] = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
     (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
@@ -25,10 +25,10 @@ POLAR_EXPRESS: tuple[Triple, ...] = (
 )
 POLAR_EXPRESS_SAFETY = 1.02  # the five polynomials were fitted for singular values of at most 1 / 1.02
 
-SMALLEST_NORM = 1e-15  # from here on the squares of the entries are exact enough in fp32
+MIN_NORM = 1e-15  # from here on the squares of the entries are exact enough in fp32
 
 
-def polynomials(coefficients: str, steps: int) -> list[Triple]:
+def get_step_coefficients(coefficients: str, steps: int) -> list[Coefficients]:
     """The (a, b, c) of each step: x becomes a·x + b·x³ + c·x⁵.
 
     Polar Express beyond its five steps repeats the last, as its authors do.
@@ -49,7 +49,7 @@ def polynomials(coefficients: str, steps: int) -> list[Triple]:
     raise ValueError(f"coefficients={coefficients!r} is unknown; use keller or polar_express")
 
 
-def arithmetic(device: torch.device, name: str = "auto") -> torch.dtype:
+def resolve_ns_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
     """What the iterations compute in on `device` when `name` is asked for: auto, bf16 or fp32.
 
     auto: bf16 on CUDA, where every device has it and the authors use it; fp32 everywhere else, also on a CPU with
@@ -78,7 +78,7 @@ def orthogonalize(
         g_BMN: B matrices of any floating dtype; not changed.
         steps: Iterations, at least 1; of Polar Express at least 5.
         coefficients: `keller` or `polar_express`.
-        dtype: Arithmetic of the iterations; None: as `arithmetic` says. In bf16 the values of the result are
+        dtype: Arithmetic of the iterations; None: as `resolve_ns_dtype` says. In bf16 the values of the result are
             numbers of bf16, whatever its dtype.
         scale: Multiplied in with the last iteration, so that it costs no operation and no rounding.
 
@@ -86,22 +86,22 @@ def orthogonalize(
         B × M × N, contiguous, in the dtype of `g_BMN`.
 
     Raises:
-        ValueError: `g_BMN` has not three dimensions, or `polynomials` refuses steps and coefficients.
+        ValueError: `g_BMN` has not three dimensions, or `get_step_coefficients` refuses steps and coefficients.
     """
     if g_BMN.ndim != 3:
         raise ValueError(f"orthogonalize takes B × M × N, got the shape {tuple(g_BMN.shape)}")
-    schedule = polynomials(coefficients, steps)
+    schedule = get_step_coefficients(coefficients, steps)
     accurate = torch.float32 if g_BMN.dtype.itemsize < 4 else g_BMN.dtype
     norm_B11 = torch.linalg.vector_norm(g_BMN, dim=(1, 2), keepdim=True, dtype=accurate)
-    norm_B11 = norm_B11.clamp_min_(SMALLEST_NORM)
+    norm_B11 = norm_B11.clamp_min_(MIN_NORM)
     if coefficients == "polar_express":
         norm_B11 *= POLAR_EXPRESS_SAFETY
-    x_BMN = torch.empty(g_BMN.shape, dtype=dtype or arithmetic(g_BMN.device), device=g_BMN.device)
+    x_BMN = torch.empty(g_BMN.shape, dtype=dtype or resolve_ns_dtype(g_BMN.device), device=g_BMN.device)
     torch.div(g_BMN, norm_B11, out=x_BMN)
-    return _iterated(x_BMN, schedule, scale).to(g_BMN.dtype)
+    return _run_iterations(x_BMN, schedule, scale).to(g_BMN.dtype)
 
 
-def _iterated(x_BMN: Tensor, schedule: list[Triple], scale: float) -> Tensor:
+def _run_iterations(x_BMN: Tensor, schedule: list[Coefficients], scale: float) -> Tensor:
     """x of a spectral norm of at most 1, after the iterations; x itself is overwritten."""
     size, rows, columns = x_BMN.shape
     tall = rows > columns  # x·xᵀ and xᵀ·x give the same: the smaller one is taken, and x stays contiguous

@@ -15,14 +15,14 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from krill.optim.distributed import row_norms
 from krill.optim.layout import Layout
-from krill.optim.masking import EVERY_STEP, Mask
+from krill.optim.skip_mask import NO_SKIP, SkipMask
 
 BETA2 = 0.95
 EPSILON = 1e-10
-TINY = 1e-30  # guards the division of an update that is zero
+MIN_DENOMINATOR = 1e-30  # guards the division of an update that is zero
 
 
-def new_moment(parameter: Tensor, layout: Layout) -> Tensor:
+def init_second_moment(parameter: Tensor, layout: Layout) -> Tensor:
     """The second moment of a parameter before its first step: one fp32 zero per neuron.
 
     (rows, 1), or (1, columns) where the weight is transposed. Of a DTensor too it is a plain tensor, the same on
@@ -32,14 +32,14 @@ def new_moment(parameter: Tensor, layout: Layout) -> Tensor:
     return torch.zeros(shape, dtype=torch.float32, device=parameter.device)
 
 
-def normalized(
-    updates: list[Tensor], moments: list[Tensor], layout: Layout, mask: Mask = EVERY_STEP
+def normalize_neurons(
+    updates: list[Tensor], moments: list[Tensor], layout: Layout, mask: SkipMask = NO_SKIP
 ) -> list[Tensor]:
     """Updates with neurons of about equal length; each projection in a matrix keeps its Frobenius norm.
 
     Args:
         updates: Orthogonal updates, plain or DTensors. A row of zeros stays zero.
-        moments: Of each update, as `new_moment` makes it; moved on in place.
+        moments: Of each update, as `init_second_moment` makes it; moved on in place.
         layout: Of all of them.
         mask: Keeps the moments in a bad step.
 
@@ -59,23 +59,23 @@ def normalized(
     factors = list(norms)
     for batch in same.values():
         n_BRC, v_BRC = (torch.stack([tensors[i] for i in batch]) for tensors in (norms, moments))
-        kept = _keep_norm(n_BRC, v_BRC.sqrt().add_(EPSILON).reciprocal_(), layout)
+        kept = _preserve_norm(n_BRC, v_BRC.sqrt().add_(EPSILON).reciprocal_(), layout)
         for i, factor in zip(batch, kept.unbind(), strict=True):
-            factors[i] = _alike(factor, updates[i])
+            factors[i] = _distribute_like(factor, updates[i])
     return list(torch._foreach_mul(updates, factors))
 
 
-def _keep_norm(n_BRC: Tensor, f_BRC: Tensor, layout: Layout) -> Tensor:
+def _preserve_norm(n_BRC: Tensor, f_BRC: Tensor, layout: Layout) -> Tensor:
     """The factors of the neurons, changed so that lengths n keep their norm in each projection."""
     kept = []
     for n_BO1, f_BO1 in zip(layout.split(n_BRC), layout.split(f_BRC), strict=True):
         before = torch.linalg.vector_norm(n_BO1, dim=(1, 2), keepdim=True)
         after = torch.linalg.vector_norm(n_BO1 * f_BO1, dim=(1, 2), keepdim=True)
-        kept.append(f_BO1 * (before / after.clamp_min(TINY)))
+        kept.append(f_BO1 * (before / after.clamp_min(MIN_DENOMINATOR)))
     return layout.join(kept)
 
 
-def _alike(factor: Tensor, update: Tensor) -> Tensor:
+def _distribute_like(factor: Tensor, update: Tensor) -> Tensor:
     """`factor`, which every rank has, as something that `update` can be multiplied with."""
     if not isinstance(update, DTensor):
         return factor

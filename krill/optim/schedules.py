@@ -15,10 +15,12 @@ from functools import partial
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from krill.config.schema import WSD, Constant, Cosine
+from krill.config.schema import ConstantSchedulerConfig, CosineSchedulerConfig, WSDSchedulerConfig
 
 
-def factor(config: Constant | Cosine | WSD, step: int, total_steps: int) -> float:
+def compute_lr_factor(
+    config: ConstantSchedulerConfig | CosineSchedulerConfig | WSDSchedulerConfig, step: int, total_steps: int
+) -> float:
     """The share of its peak that the learning rate has in optimizer step `step` of `total_steps`.
 
     Args:
@@ -34,41 +36,47 @@ def factor(config: Constant | Cosine | WSD, step: int, total_steps: int) -> floa
     """
     if total_steps < 1:
         raise ValueError(f"a schedule needs at least one step, got total_steps={total_steps}")
-    warmup, decay = plateau(config, total_steps)
+    warmup, decay = stable_phase(config, total_steps)
     if step < warmup:
         return (step + 1) / warmup
-    if isinstance(config, Constant):
+    if isinstance(config, ConstantSchedulerConfig):
         return 1.0
-    progress = _progress(step, decay, total_steps)
-    if isinstance(config, Cosine):
+    progress = _compute_decay_progress(step, decay, total_steps)
+    if isinstance(config, CosineSchedulerConfig):
         return config.min_ratio + (1 - config.min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
     shape = 1 - math.sqrt(progress) if config.decay_shape == "sqrt" else 1 - progress
     return config.min_ratio + (1 - config.min_ratio) * shape
 
 
-def plateau(config: Constant | Cosine | WSD, total_steps: int) -> tuple[int, int]:
+def stable_phase(
+    config: ConstantSchedulerConfig | CosineSchedulerConfig | WSDSchedulerConfig, total_steps: int
+) -> tuple[int, int]:
     """After how many steps the warm-up is over, and after how many the rate begins to fall.
 
     What was trained for a number of steps between the two, both included, can go on under another schedule as if it
     had been trained under that one.
     """
     warmup = max(1, round(config.warmup * total_steps))
-    if isinstance(config, Constant):
+    if isinstance(config, ConstantSchedulerConfig):
         return warmup, max(warmup, total_steps)
-    if isinstance(config, Cosine):
+    if isinstance(config, CosineSchedulerConfig):
         return warmup, warmup
     return warmup, max(warmup, total_steps - max(1, round(config.decay * total_steps)))
 
 
-def build_scheduler(config: Constant | Cosine | WSD, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """Scales the rate of every group by `factor`, each from its own peak.
+def build_scheduler(
+    config: ConstantSchedulerConfig | CosineSchedulerConfig | WSDSchedulerConfig,
+    optimizer: Optimizer,
+    total_steps: int,
+) -> LambdaLR:
+    """Scales the rate of every group by `compute_lr_factor`, each from its own peak.
 
     Its `state_dict` holds numbers only: the schedule itself always comes from the configuration.
     """
-    return LambdaLR(optimizer, partial(factor, config, total_steps=total_steps))
+    return LambdaLR(optimizer, partial(compute_lr_factor, config, total_steps=total_steps))
 
 
-def set_rates(scheduler: LambdaLR, optimizer: Optimizer) -> None:
+def set_learning_rates(scheduler: LambdaLR, optimizer: Optimizer) -> None:
     """Give each group the rate of the step that `scheduler` has come to.
 
     A checkpoint brings the rates that its own schedule had planned for that step.
@@ -79,6 +87,6 @@ def set_rates(scheduler: LambdaLR, optimizer: Optimizer) -> None:
         group["lr"] = rate
 
 
-def _progress(step: int, start: int, end: int) -> float:
+def _compute_decay_progress(step: int, start: int, end: int) -> float:
     """0 up to the step before `start`, then rising evenly to 1 at `end`, which is one past the last step."""
     return min(1.0, max(0, step - start + 1) / (end - start + 1))

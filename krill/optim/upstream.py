@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from krill.config.schema import Muon
+from krill.config.schema import MuonConfig
 from krill.errors import KrillError, UsageError
 from krill.optim.layout import Layout
 
@@ -29,8 +29,8 @@ NO_PACKAGE = {
 }
 
 
-def build_upstream(groups: list[dict[str, Any]], config: Muon) -> torch.optim.Optimizer:
-    """pytorch_optimizer's Muon on the groups of `krill.optim.groups.parameter_groups`.
+def build_upstream(groups: list[dict[str, Any]], config: MuonConfig) -> torch.optim.Optimizer:
+    """pytorch_optimizer's Muon on the groups of `krill.optim.groups.build_param_groups`.
 
     Raises:
         UsageError: the preset has no package, the package is not installed in version 4.1, or the configuration
@@ -48,7 +48,7 @@ def build_upstream(groups: list[dict[str, Any]], config: Muon) -> torch.optim.Op
     return package([_translated(group) for group in groups])
 
 
-def _refuse_what_it_cannot(groups: list[dict[str, Any]], config: Muon) -> None:
+def _refuse_what_it_cannot(groups: list[dict[str, Any]], config: MuonConfig) -> None:
     asked = {
         "optimizer.cautious=true": config.cautious,
         "optimizer.normuon=true": config.normuon,

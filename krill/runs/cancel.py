@@ -11,11 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from krill.runs.find import is_sweep, points_of, read_sweep
-from krill.runs.record import read_status, shown
-from krill.runs.standing import GOES_ON, standings
+from krill.runs.find import is_sweep, list_point_folders, read_sweep
+from krill.runs.record import read_status, relative_path
+from krill.runs.run_state import ACTIVE_STATES, get_run_states
 
-SLACK = 60.0
+CLOCK_TOLERANCE = 60.0
 """Seconds that a clock which is set may move the beginning of a process."""
 
 
@@ -24,22 +24,22 @@ def cancel(folder: Path) -> Iterator[tuple[str, bool]]:
     passed_on = False
     if is_sweep(folder):
         told = read_sweep(folder)
-        if told.get("host") == socket.gethostname() and _lives(told):
+        if told.get("host") == socket.gethostname() and _is_sweep_process_alive(told):
             # It would begin further points; those that run it signals itself.
             os.kill(told["pid"], signal.SIGTERM)
             passed_on = True
-            yield f"process {told['pid']}, which runs {shown(folder)}: asked to save and end", True
-    for point, stands in standings(points_of(folder) if is_sweep(folder) else [folder]).items():
-        if stands.state not in GOES_ON:
+            yield f"process {told['pid']}, which runs {relative_path(folder)}: asked to save and end", True
+    for point, stands in get_run_states(list_point_folders(folder) if is_sweep(folder) else [folder]).items():
+        if stands.state not in ACTIVE_STATES:
             if not is_sweep(folder):
-                yield f"{shown(point)} is {stands.state}: there is nothing to end", True
+                yield f"{relative_path(point)} is {stands.state}: there is nothing to end", True
         elif stands.job:
-            yield _job(point, stands.job)
+            yield _cancel_job(point, stands.job)
         elif not passed_on:
-            yield _process(point)
+            yield _signal_process(point)
 
 
-def _lives(told: dict[str, Any]) -> bool:
+def _is_sweep_process_alive(told: dict[str, Any]) -> bool:
     """Whether the process that wrote this sweep.json still is: its number may have been given to another one, even of
     krill, which began later."""
     import psutil
@@ -47,30 +47,32 @@ def _lives(told: dict[str, Any]) -> bool:
     try:
         process = psutil.Process(int(told["pid"]))
         wrote = datetime.fromisoformat(told["start"]).timestamp()
-        return process.create_time() < wrote + SLACK and any("krill" in word for word in process.cmdline())
+        return process.create_time() < wrote + CLOCK_TOLERANCE and any(
+            "krill" in word for word in process.cmdline()
+        )
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
 
 
-def _job(point: Path, job: str) -> tuple[str, bool]:
+def _cancel_job(point: Path, job: str) -> tuple[str, bool]:
     try:
         done = subprocess.run(["scancel", job], capture_output=True, text=True)
     except FileNotFoundError:
-        return f"{shown(point)}: no scancel here; where SLURM is, type scancel {job}", False
+        return f"{relative_path(point)}: no scancel here; where SLURM is, type scancel {job}", False
     if done.returncode:
-        return f"{shown(point)}: scancel {job}: {done.stderr.strip()}", False
-    return f"{shown(point)}: job {job} cancelled", True
+        return f"{relative_path(point)}: scancel {job}: {done.stderr.strip()}", False
+    return f"{relative_path(point)}: job {job} cancelled", True
 
 
-def _process(point: Path) -> tuple[str, bool]:
+def _signal_process(point: Path) -> tuple[str, bool]:
     status = read_status(point) or {}
     host, pid = status.get("host"), status.get("pid")
     if host != socket.gethostname():
-        return f"{shown(point)} runs on {host}: give the command there", False
+        return f"{relative_path(point)} runs on {host}: give the command there", False
     try:
         os.kill(int(str(pid)), signal.SIGTERM)
     except ProcessLookupError:
-        return f"{shown(point)}: process {pid} has ended", True
+        return f"{relative_path(point)}: process {pid} has ended", True
     except PermissionError:
-        return f"{shown(point)}: process {pid} belongs to somebody else", False
-    return f"{shown(point)}: process {pid} asked to save and end", True
+        return f"{relative_path(point)}: process {pid} belongs to somebody else", False
+    return f"{relative_path(point)}: process {pid} asked to save and end", True

@@ -17,11 +17,11 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from krill.atomic import new_named_for_time
+from krill.atomic import create_timestamped_folder
 from krill.errors import UsageError
 from krill.runs import slurm
 from krill.runs.record import read_status
-from krill.runs.standing import GOES_ON, Standing, standing
+from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_state
 
 
 @dataclass
@@ -54,51 +54,51 @@ def claim(
     if changed and named is None:
         raise UsageError("resume_changed=true needs the folder of the run that is to go on: resume=<folder>")
     if place is not None:
-        return _adopt(place, signature, resume)
+        return _claim_output(place, signature, resume)
     if named is not None:
-        return _continue_named(named, signature, changed)
+        return _resume_named(named, signature, changed)
     if resume is not False:
         for folder in sorted(runs.glob("*"), reverse=True):
-            if _unfinished(folder, signature, from_hub=resume == "remote"):
-                lock = _lock(folder)
-                if lock and _unfinished(folder, signature):  # its writer may have finished in between
+            if _is_unfinished(folder, signature, from_hub=resume == "remote"):
+                lock = _try_lock(folder)
+                if lock and _is_unfinished(folder, signature):  # its writer may have finished in between
                     return Claim(folder, lock, "continued")
                 if lock:
                     lock.release()
     if resume in ("local", True):
         raise UsageError(f"resume={resume}: no unfinished run of this configuration in {runs}")
-    return _new(runs, signature)
+    return _claim_new(runs, signature)
 
 
-def _new(runs: Path, signature: str) -> Claim:
+def _claim_new(runs: Path, signature: str) -> Claim:
     try:
-        folder = new_named_for_time(runs, signature[:8])
+        folder = create_timestamped_folder(runs, signature[:8])
     except FileExistsError as error:
         raise UsageError(f"{runs}: a thousand runs began in one second") from error
-    return Claim(folder, _lock(folder), "new")
+    return Claim(folder, _try_lock(folder), "new")
 
 
-def _adopt(folder: Path, signature: str, resume: bool | str) -> Claim:
+def _claim_output(folder: Path, signature: str, resume: bool | str) -> Claim:
     """The folder that was named: empty, or holding this very run."""
     status = read_status(folder)
     if status is None:
-        if folder.exists() and (not folder.is_dir() or any(_visible(folder))):
+        if folder.exists() and (not folder.is_dir() or any(_list_visible(folder))):
             raise UsageError(f"output={folder} is not empty and holds no run of krill; name another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        return Claim(folder, _lock_or_refuse(folder), "new")
+        return Claim(folder, _lock_or_raise(folder), "new")
     if status["signature"] != signature:
         raise UsageError(f"output={folder} holds a run of another configuration; name another folder")
     if status["state"] == "finished":
         return Claim(folder, None, "finished")
     if status["state"] == "queued" and "starts" not in status:  # only submitted so far
-        _refuse_queued(folder)
-        return Claim(folder, _lock_or_refuse(folder), "new")
+        _raise_if_queued(folder)
+        return Claim(folder, _lock_or_raise(folder), "new")
     if resume is False:
         raise UsageError(f"output={folder} holds an unfinished run and resume=false; name another folder")
-    return _continued(folder)
+    return _resume_in(folder)
 
 
-def _continue_named(folder: Path, signature: str, changed: bool) -> Claim:
+def _resume_named(folder: Path, signature: str, changed: bool) -> Claim:
     status = read_status(folder)
     if status is None:
         raise UsageError(f"resume={folder}: no run of krill there (status.json is missing)")
@@ -109,47 +109,51 @@ def _continue_named(folder: Path, signature: str, changed: bool) -> Claim:
         )
     if status["state"] == "finished":
         return Claim(folder, None, "finished")
-    return _continued(folder.absolute())
+    return _resume_in(folder.absolute())
 
 
-def _continued(folder: Path) -> Claim:
-    _refuse_queued(folder)
-    lock = _lock_or_refuse(folder)
+def _resume_in(folder: Path) -> Claim:
+    _raise_if_queued(folder)
+    lock = _lock_or_raise(folder)
     if (read_status(folder) or {}).get("state") == "finished":  # by the process that held it until now
         lock.release()
         return Claim(folder, None, "finished")
     return Claim(folder, lock, "continued")
 
 
-def _unfinished(folder: Path, signature: str, from_hub: bool = False) -> bool:
-    """`from_hub`: and the run went on there from a checkpoint on the Hub (krill.runs.remote)."""
+def _is_unfinished(folder: Path, signature: str, from_hub: bool = False) -> bool:
+    """`from_hub`: and the run went on there from a checkpoint on the Hub (krill.runs.hub)."""
     status = read_status(folder)
     if status is None or (from_hub and "remote" not in status):
         return False
-    return status["signature"] == signature and status["state"] != "finished" and not _of_a_job(folder)
+    return (
+        status["signature"] == signature
+        and status["state"] != "finished"
+        and not _find_active_job_state(folder)
+    )
 
 
-def _of_a_job(folder: Path) -> Standing | None:
+def _find_active_job_state(folder: Path) -> RunState | None:
     """How a run stands that a job of SLURM has or will have; None: there is none. A job itself need not ask."""
-    if slurm.current_job():
+    if slurm.get_current_job():
         return None
-    stands = standing(folder)
-    return stands if stands.job and stands.state in GOES_ON else None
+    stands = get_run_state(folder)
+    return stands if stands.job and stands.state in ACTIVE_STATES else None
 
 
-def _refuse_queued(folder: Path) -> None:
-    if stands := _of_a_job(folder):
+def _raise_if_queued(folder: Path) -> None:
+    if stands := _find_active_job_state(folder):
         raise UsageError(
-            f"{folder} belongs to SLURM job {stands.job}, which is {stands.why}; to end that: "
+            f"{folder} belongs to SLURM job {stands.job}, which is {stands.detail}; to end that: "
             f"krill-runs cancel {folder}"
         )
 
 
-def _visible(folder: Path) -> Iterator[Path]:
+def _list_visible(folder: Path) -> Iterator[Path]:
     return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _lock(folder: Path) -> FileLock | None:
+def _try_lock(folder: Path) -> FileLock | None:
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
@@ -158,8 +162,8 @@ def _lock(folder: Path) -> FileLock | None:
     return lock
 
 
-def _lock_or_refuse(folder: Path) -> FileLock:
-    lock = _lock(folder)
+def _lock_or_raise(folder: Path) -> FileLock:
+    lock = _try_lock(folder)
     if lock is None:
         status = read_status(folder) or {}
         raise UsageError(

@@ -9,15 +9,15 @@ from typing import Any
 import yaml
 
 
-def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
+def diff_configs(folders: Sequence[Path]) -> dict[str, list[Any]]:
     """Dotted key of the configuration → its value in each run, of those keys that differ; None: no such key."""
-    configs = [flat(_config(folder)) for folder in folders]
+    configs = [flatten_config(_read_config(folder)) for folder in folders]
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: [config.get(key) for config in configs] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -25,11 +25,13 @@ def _config(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted key → value, of everything that is no mapping itself."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= (
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+            flatten_config(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
         )
     return found

@@ -8,54 +8,54 @@ from typing import NamedTuple
 
 import pyarrow
 
-KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt")
+FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Suffix behind that of the kind → its name in pyarrow. Parquet compresses by itself."""
-READ = f"{' '.join(KINDS)}, each but .parquet also with {' or '.join(COMPRESSIONS)}"
+SUPPORTED_FORMATS = f"{' '.join(FILE_KINDS)}, each but .parquet also with {' or '.join(COMPRESSIONS)}"
 
 BOM = b"\xef\xbb\xbf"
-BLOCK = 2**20
+READ_BLOCK_BYTES = 2**20
 """Bytes that are read at once."""
 
 
-class Unreadable(NamedTuple):
+class UnreadableRecord(NamedTuple):
     """Stands where a text was expected."""
 
     reason: str
     """Counted by it; nothing that differs from record to record."""
 
 
-def kind_of(path: Path) -> tuple[str, str | None]:
+def parse_file_kind(path: Path) -> tuple[str, str | None]:
     """(kind, compression) by the name: a.jsonl.gz → (".jsonl", "gzip"); the kind is "" if krill reads none."""
     compression = COMPRESSIONS.get(path.suffix.lower())
     kind = Path(path.stem if compression else path.name).suffix.lower()
-    known = kind in KINDS and not (compression and kind == ".parquet")
+    known = kind in FILE_KINDS and not (compression and kind == ".parquet")
     return (kind if known else "", compression)
 
 
-def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+def read_blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes]:
     """Yield the bytes of a file, decompressed, or bytes `start` to `end` of one that is not compressed.
 
     Raises OSError where it cannot be read on: a compressed file that was cut, say.
     """
-    _, compression = kind_of(path)
+    _, compression = parse_file_kind(path)
     if compression:
         with pyarrow.input_stream(str(path), compression=compression) as stream:
-            while block := stream.read(BLOCK):
+            while block := stream.read(READ_BLOCK_BYTES):
                 yield block
         return
     left = path.stat().st_size - start if end is None else end - start
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        while left > 0 and (block := file.read(min(BLOCK, left))):
+        while left > 0 and (block := file.read(min(READ_BLOCK_BYTES, left))):
             left -= len(block)
             yield block
 
 
-def line_blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[list[bytes]]:
+def read_line_blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[list[bytes]]:
     """Yield the lines of a file, or of a byte range of it, without their LF and without a BOM: a block's at once."""
     begun: list[bytes] = []  # pieces of a line that goes on: joined once, however long it is
-    for index, block in enumerate(blocks(path, start, end)):
+    for index, block in enumerate(read_blocks(path, start, end)):
         found = block.split(b"\n")
         if index == 0 and start == 0:
             found[0] = found[0].removeprefix(BOM)
@@ -68,10 +68,10 @@ def line_blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[
         yield [last]
 
 
-def line_start(path: Path, position: int) -> int:
+def find_line_start(path: Path, position: int) -> int:
     """The first byte at or behind `position` with which a line begins; the file's size if there is none."""
     at = position - 1  # the byte before decides whether `position` itself begins a line
-    for block in blocks(path, at):
+    for block in read_blocks(path, at):
         found = block.find(b"\n")
         if found >= 0:
             return at + found + 1
@@ -79,11 +79,11 @@ def line_start(path: Path, position: int) -> int:
     return at
 
 
-def newlines(path: Path, start: int, end: int) -> int:
+def count_newlines(path: Path, start: int, end: int) -> int:
     """How many lines end between two bytes of a file."""
-    return sum(block.count(b"\n") for block in blocks(path, start, end))
+    return sum(block.count(b"\n") for block in read_blocks(path, start, end))
 
 
-def begins(path: Path) -> bytes:
+def read_beginning(path: Path) -> bytes:
     """The first bytes of the file's content, decompressed, at most BLOCK; b"" if there are none."""
-    return next(blocks(path), b"")
+    return next(read_blocks(path), b"")

@@ -8,22 +8,22 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from krill.config.schema import FilePath, Files
+from krill.config.schema import FileEntryConfig, FilesDataConfig
 from krill.errors import UsageError
-from krill.sources.formats import READ, begins, kind_of
+from krill.sources.formats import SUPPORTED_FORMATS, parse_file_kind, read_beginning
 
 log = logging.getLogger("krill")
 
-_BEGINNINGS = {
+_MAGIC_NUMBERS = {
     "gzip": (b"\x1f\x8b",),
     "zstd": (b"\x28\xb5\x2f\xfd", *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))),
 }
 """How compressed files begin (RFC 1952; RFC 8878, the frames that are skipped as well)."""
-_OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE"}
+_BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE"}
 """Byte order mark → name of the encoding."""
 
 
-class Entry(NamedTuple):
+class PathEntry(NamedTuple):
     """One entry of `data.paths`."""
 
     path: str
@@ -35,28 +35,28 @@ class Entry(NamedTuple):
     limit: int | None
 
 
-def found(config: Files) -> list[Entry]:
+def resolve_paths(config: FilesDataConfig) -> list[PathEntry]:
     """The entries of `data.paths` and their files; raises one UsageError that names every problem."""
     problems: list[str] = []
-    entries: list[Entry] = []
+    entries: list[PathEntry] = []
     for given in config.paths:
-        entry = FilePath(path=given) if isinstance(given, str) else given
-        files = _expanded(entry.path, problems)
+        entry = FileEntryConfig(path=given) if isinstance(given, str) else given
+        files = _expand_entry(entry.path, problems)
         column = entry.text_column or config.text_column
-        entries.append(Entry(entry.path, files, column, entry.weight, entry.limit))
+        entries.append(PathEntry(entry.path, files, column, entry.weight, entry.limit))
     for path, column in dict.fromkeys((path, entry.column) for entry in entries for path in entry.files):
-        if (problem := _problem(path, column)) and problem not in problems:
+        if (problem := _find_problem(path, column)) and problem not in problems:
             problems.append(problem)
     if problems:
         raise UsageError("\n".join(["data.paths cannot be used:", *(f"  {problem}" for problem in problems)]))
     return entries
 
 
-def _expanded(entry: str, problems: list[str]) -> list[Path]:
+def _expand_entry(entry: str, problems: list[str]) -> list[Path]:
     """The files of one entry, a file, a folder or a glob; sorted."""
     path = Path(entry).expanduser()
     if path.is_dir():
-        return _inside(path, problems)
+        return _list_readable_files(path, problems)
     if path.exists():
         return [path]
     if not glob.has_magic(entry):
@@ -70,35 +70,35 @@ def _expanded(entry: str, problems: list[str]) -> list[Path]:
         if not match.is_dir():
             files.append(match)
         elif "**" not in entry:
-            files += _inside(match, problems)
+            files += _list_readable_files(match, problems)
     return files
 
 
-def _inside(folder: Path, problems: list[str]) -> list[Path]:
+def _list_readable_files(folder: Path, problems: list[str]) -> list[Path]:
     """The files below a folder that krill reads, hidden ones left out; sorted."""
     everything = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    files = [path for path in everything if kind_of(path)[0]]
+    files = [path for path in everything if parse_file_kind(path)[0]]
     if not files:
-        problems.append(f"{folder}: holds no file that krill reads ({READ})")
+        problems.append(f"{folder}: holds no file that krill reads ({SUPPORTED_FORMATS})")
     elif len(files) < len(everything):
         log.warning(
             "%s: %d files of other kinds are not read (krill reads %s)",
-            folder, len(everything) - len(files), READ,
+            folder, len(everything) - len(files), SUPPORTED_FORMATS,
         )  # fmt: skip
     return files
 
 
-def _problem(path: Path, column: str) -> str | None:
+def _find_problem(path: Path, column: str) -> str | None:
     """Why a file cannot be used; None if it looks well. Reads its ends only."""
-    kind, compression = kind_of(path)
+    kind, compression = parse_file_kind(path)
     if not kind:
         what = f"is a {''.join(path.suffixes[-2:]) if compression else path.suffix} file"
         return (
-            f"{path}: {what if path.suffix else 'has no suffix'}; krill reads {READ}: "
+            f"{path}: {what if path.suffix else 'has no suffix'}; krill reads {SUPPORTED_FORMATS}: "
             "convert it, or leave it out of data.paths"
         )
     if not os.access(path, os.R_OK):
@@ -106,31 +106,33 @@ def _problem(path: Path, column: str) -> str | None:
     if path.stat().st_size == 0:
         return f"{path}: is empty; write it anew, or leave it out of data.paths"
     if kind == ".parquet":
-        from krill.sources.arrow_text import parquet_problem
+        from krill.sources.parquet import find_parquet_problem
 
-        return parquet_problem(path, column)
-    return (compression and _compression_problem(path, compression)) or _text_problem(path, kind, column)
+        return find_parquet_problem(path, column)
+    return (compression and _find_compression_problem(path, compression)) or _find_text_problem(
+        path, kind, column
+    )
 
 
-def _compression_problem(path: Path, compression: str) -> str | None:
+def _find_compression_problem(path: Path, compression: str) -> str | None:
     with open(path, "rb") as file:
-        if file.read(4).startswith(_BEGINNINGS[compression]):
+        if file.read(4).startswith(_MAGIC_NUMBERS[compression]):
             return None
     kind = path.name.removesuffix(path.suffix)
     return f"{path}: is not compressed with {compression}, as its name says; call it {kind}, or write it anew"
 
 
-def _text_problem(path: Path, kind: str, column: str) -> str | None:
+def _find_text_problem(path: Path, kind: str, column: str) -> str | None:
     try:
-        beginning = begins(path)
+        beginning = read_beginning(path)
     except OSError as error:
         return f"{path}: cannot be read ({error}); write it anew, or leave it out of data.paths"
     if not beginning:
         return f"{path}: is empty; write it anew, or leave it out of data.paths"
-    if encoding := _OTHER_ENCODINGS.get(beginning[:2]):
+    if encoding := _BYTE_ORDER_MARKS.get(beginning[:2]):
         return f"{path}: is {encoding}, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 OLD{kind} > NEW{kind}"
     if kind in (".csv", ".tsv"):
-        from krill.sources.csv_records import csv_problem
+        from krill.sources.csv_reader import find_csv_problem
 
-        return csv_problem(path, column)
+        return find_csv_problem(path, column)
     return None

@@ -25,62 +25,62 @@ import xxhash
 
 from krill.errors import UsageError
 
-PIECE_CHARACTERS = 4000
+MAX_DOCUMENT_CHARACTERS = 4000
 """Documents hold about so many characters: chapters and modules are cut between docstrings or paragraphs."""
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
-_NO_TEXT = (
+_NO_DOCS_MESSAGE = (
     "this Python carries no documentation: the sources of its standard library are missing, as in stripped "
     "or zipped installations. Train on your own text: data=files data.paths=[text.jsonl]"
 )
 
 
-def documents() -> Iterator[str]:
+def read_python_docs() -> Iterator[str]:
     """Yield the documents, always in the same order; raises UsageError if this Python has none."""
-    found = _documents()
+    found = _build_documents()
     if not found:
-        raise UsageError(_NO_TEXT)
+        raise UsageError(_NO_DOCS_MESSAGE)
     yield from found
 
 
 @functools.cache
-def fingerprint() -> str:
+def fingerprint_python_docs() -> str:
     """Hex xxh3_128 of Python's version and of every file that is read (0.1 s: nothing is parsed)."""
     digest = xxhash.xxh3_128(f"{platform.python_implementation()} {platform.python_version()}".encode())
-    for name, path in _modules():
+    for name, path in _list_modules():
         content = path.read_bytes()
         digest.update(f"\n{name} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
 
 
-def check() -> None:
+def require_python_docs() -> None:
     """Raise UsageError if this Python carries no documentation."""
-    if not _modules():
-        raise UsageError(_NO_TEXT)
+    if not _list_modules():
+        raise UsageError(_NO_DOCS_MESSAGE)
 
 
 @functools.cache
-def _documents() -> tuple[str, ...]:
+def _build_documents() -> tuple[str, ...]:
     """All documents; kept, because the tokenizer and the store both read them and parsing takes seconds."""
-    texts = list(_topics())
-    texts += _pieces(_builtin_blocks())
-    for name, path in _modules():
-        texts += _pieces(_module_blocks(name, path))
+    texts = list(_read_topics())
+    texts += _join_blocks(_extract_builtin_blocks())
+    for name, path in _list_modules():
+        texts += _join_blocks(_extract_module_blocks(name, path))
     return tuple(texts)
 
 
-def _topics() -> Iterator[str]:
+def _read_topics() -> Iterator[str]:
     """Yield the topics of Python's help, long ones cut between paragraphs."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
         return
     for name in sorted(topics):
-        yield from _pieces([topics[name]])
+        yield from _join_blocks([topics[name]])
 
 
-def _modules() -> list[tuple[str, Path]]:
+def _list_modules() -> list[tuple[str, Path]]:
     """(dotted name, source file) of the standard library's Python modules without their tests, sorted."""
     root = Path(sysconfig.get_path("stdlib"))
     found = []
@@ -93,7 +93,7 @@ def _modules() -> list[tuple[str, Path]]:
     return sorted(found)
 
 
-def _module_blocks(name: str, path: Path) -> Iterator[str]:
+def _extract_module_blocks(name: str, path: Path) -> Iterator[str]:
     """Yield heading and docstring of a module, its classes and functions, in source order."""
     try:
         with warnings.catch_warnings():
@@ -103,27 +103,27 @@ def _module_blocks(name: str, path: Path) -> Iterator[str]:
         return
     if docstring := ast.get_docstring(tree):
         yield f"module {name}\n\n{docstring}"
-    yield from _nested_blocks(tree, f"{name}.")
+    yield from _extract_nested_blocks(tree, f"{name}.")
 
 
-def _nested_blocks(parent: ast.AST, prefix: str) -> Iterator[str]:
+def _extract_nested_blocks(parent: ast.AST, prefix: str) -> Iterator[str]:
     for node in ast.iter_child_nodes(parent):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             if docstring := ast.get_docstring(node):
-                yield f"{_heading(node, prefix)}\n\n{docstring}"
-            yield from _nested_blocks(node, f"{prefix}{node.name}.")
+                yield f"{_format_heading(node, prefix)}\n\n{docstring}"
+            yield from _extract_nested_blocks(node, f"{prefix}{node.name}.")
         elif not isinstance(node, ast.expr):
-            yield from _nested_blocks(node, prefix)
+            yield from _extract_nested_blocks(node, prefix)
 
 
-def _heading(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, prefix: str) -> str:
+def _format_heading(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, prefix: str) -> str:
     if isinstance(node, ast.ClassDef):
         bases = ", ".join(ast.unparse(base) for base in node.bases)
         return f"class {prefix}{node.name}({bases})" if bases else f"class {prefix}{node.name}"
     return f"def {prefix}{node.name}({ast.unparse(node.args)})"
 
 
-def _builtin_blocks() -> Iterator[str]:
+def _extract_builtin_blocks() -> Iterator[str]:
     """Yield name and docstring of Python's built-in types, their public methods, and functions."""
     for name, value in sorted(vars(builtins).items()):
         if getattr(value, "__module__", None) != "builtins" or not (
@@ -138,11 +138,11 @@ def _builtin_blocks() -> Iterator[str]:
                 yield f"{name}.{method}\n\n{docstring}"
 
 
-def _pieces(blocks: Iterable[str]) -> Iterator[str]:
+def _join_blocks(blocks: Iterable[str]) -> Iterator[str]:
     """Join blocks to documents of at most PIECE_CHARACTERS; a longer block is cut between paragraphs."""
     piece = ""
-    for part in _parts(blocks):
-        if piece and len(piece) + 2 + len(part) > PIECE_CHARACTERS:
+    for part in _split_long_blocks(blocks):
+        if piece and len(piece) + 2 + len(part) > MAX_DOCUMENT_CHARACTERS:
             yield piece
             piece = part
         else:
@@ -151,9 +151,9 @@ def _pieces(blocks: Iterable[str]) -> Iterator[str]:
         yield piece
 
 
-def _parts(blocks: Iterable[str]) -> Iterator[str]:
+def _split_long_blocks(blocks: Iterable[str]) -> Iterator[str]:
     for block in blocks:
-        if len(block) <= PIECE_CHARACTERS:
+        if len(block) <= MAX_DOCUMENT_CHARACTERS:
             yield block
         else:
             yield from (paragraph for paragraph in block.split("\n\n") if paragraph.strip())

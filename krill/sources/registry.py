@@ -6,38 +6,44 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from krill.config import own_code
-from krill.config.schema import CustomData, Data, Files, Hub, PythonDocs
+from krill.config import custom_code
+from krill.config.schema import (
+    CustomDataConfig,
+    DataConfig,
+    FilesDataConfig,
+    HubDataConfig,
+    PythonDocsDataConfig,
+)
 from krill.sources import paths, python_docs
 from krill.sources.files import FileSource
 from krill.sources.hub import HubSource
-from krill.sources.source import Document, Part, Skipped, Source
+from krill.sources.source import Document, Part, SkippedRecords, Source
 
 
-def open_source(config: Data) -> Source:
-    """The source that `config` describes. Raises UsageError as `check` does."""
+def open_source(config: DataConfig) -> Source:
+    """The source that `config` describes. Raises UsageError as `check_source` does."""
     match config:
-        case PythonDocs():
+        case PythonDocsDataConfig():
             return PythonDocsSource()
-        case Files():
+        case FilesDataConfig():
             return FileSource(config)
-        case Hub():
+        case HubDataConfig():
             return HubSource(config)
-        case CustomData():
+        case CustomDataConfig():
             return CustomSource(config)
 
 
-def check(config: Data) -> None:
+def check_source(config: DataConfig) -> None:
     """Raise one UsageError naming every file that is missing, empty or of a kind that krill does not read.
 
     Reads no more than both ends of files. Data sets of the Hub are not looked up.
     """
-    if isinstance(config, PythonDocs):
-        python_docs.check()
-    elif isinstance(config, Files):
-        paths.found(config)
-    elif isinstance(config, CustomData):
-        own_code.load(config.read)
+    if isinstance(config, PythonDocsDataConfig):
+        python_docs.require_python_docs()
+    elif isinstance(config, FilesDataConfig):
+        paths.resolve_paths(config)
+    elif isinstance(config, CustomDataConfig):
+        custom_code.import_custom_function(config.read)
 
 
 class PythonDocsSource(Source):
@@ -45,43 +51,45 @@ class PythonDocsSource(Source):
 
     def __init__(self) -> None:
         super().__init__(["python_docs"])
-        python_docs.check()
+        python_docs.require_python_docs()
 
     def fingerprint(self) -> Any:
-        return {"python_docs": python_docs.fingerprint()}
+        return {"python_docs": python_docs.fingerprint_python_docs()}
 
-    def parts(self) -> list[Part]:
-        return [Part(0, None, sum(len(text.encode()) for text in python_docs.documents()))]
+    def list_parts(self) -> list[Part]:
+        return [Part(0, None, sum(len(text.encode()) for text in python_docs.read_python_docs()))]
 
-    def read(self, part: Part, skipped: Skipped) -> Iterator[Document]:
-        for number, text in enumerate(python_docs.documents(), 1):
+    def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
+        for number, text in enumerate(python_docs.read_python_docs(), 1):
             yield Document(text, (0, number))
 
-    def spell(self, part: Part, place: tuple[int, int]) -> str:
+    def describe_location(self, part: Part, place: tuple[int, int]) -> str:
         return f"python_docs: document {place[1]}"
 
 
 class CustomSource(Source):
     """Texts that a person's own function yields. One part: nothing is known of it but its order."""
 
-    def __init__(self, config: CustomData) -> None:
+    def __init__(self, config: CustomDataConfig) -> None:
         super().__init__([config.name])
         self._config = config
 
     def fingerprint(self) -> Any:
         """The code and its options: what they read is the person's to name there."""
-        return {"code": own_code.digest(self._config.read), "options": self._config.options}
+        return {"code": custom_code.hash_custom_function(self._config.read), "options": self._config.options}
 
-    def parts(self) -> list[Part]:
+    def list_parts(self) -> list[Part]:
         return [Part(0, None, 1)]
 
-    def read(self, part: Part, skipped: Skipped) -> Iterator[Document]:
-        for number, text in enumerate(own_code.load(self._config.read)(**self._config.options), 1):
+    def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
+        for number, text in enumerate(
+            custom_code.import_custom_function(self._config.read)(**self._config.options), 1
+        ):
             if isinstance(text, str):
                 yield Document(text, (0, number))
             else:
                 reason = f"is not text but {type(text).__name__}"
-                skipped.add(reason, functools.partial(self.spell, part, (0, number)))
+                skipped.add(reason, functools.partial(self.describe_location, part, (0, number)))
 
-    def spell(self, part: Part, place: tuple[int, int]) -> str:
+    def describe_location(self, part: Part, place: tuple[int, int]) -> str:
         return f"{self._config.read}: item {place[1]}"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 log = logging.getLogger("krill")
 
-EXAMPLES = 3
+MAX_SKIPPED_EXAMPLES = 3
 """So many places are kept per reason; all are counted."""
 
 
@@ -22,7 +22,7 @@ class Document(NamedTuple):
     """One text as it was found."""
 
     text: str
-    place: tuple[int, int]
+    location: tuple[int, int]
     """Which file of the part, which record in it: `Source.spell` makes words of it, where they are wanted."""
 
 
@@ -37,7 +37,7 @@ class Part(NamedTuple):
     """Bytes of input (rows, where bytes are not known): shares out the work and measures progress."""
 
 
-class Skipped:
+class SkippedRecords:
     """Records that gave no document, counted by reason."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Skipped:
         """Count a record; `place` is called if it is among the first few."""
         found = self.reasons.setdefault(reason, {"records": 0, "places": []})
         found["records"] += 1
-        if len(found["places"]) < EXAMPLES:
+        if len(found["places"]) < MAX_SKIPPED_EXAMPLES:
             found["places"].append(place())
 
     def merge(self, reasons: dict[str, dict[str, Any]]) -> None:
@@ -56,7 +56,7 @@ class Skipped:
         for reason, more in reasons.items():
             found = self.reasons.setdefault(reason, {"records": 0, "places": []})
             found["records"] += more["records"]
-            found["places"] = (found["places"] + more["places"])[:EXAMPLES]
+            found["places"] = (found["places"] + more["places"])[:MAX_SKIPPED_EXAMPLES]
 
     def warn(self) -> None:
         """Tell the first places of each reason, and how many there are."""
@@ -80,36 +80,38 @@ class Source(ABC):
         """JSON value that changes when the text, or what is read of it, does."""
 
     @abstractmethod
-    def parts(self) -> list[Part]:
+    def list_parts(self) -> list[Part]:
         """The parts, in order: a function of the content alone, never of workers or shards.
 
         Together they give each document once. Raises UsageError for a file that gives none.
         """
 
     @abstractmethod
-    def read(self, part: Part, skipped: Skipped) -> Iterator[Document]:
+    def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
         """Yield the documents of a part; raises UsageError for a file that cannot be used."""
 
     @abstractmethod
-    def spell(self, part: Part, place: tuple[int, int]) -> str:
+    def describe_location(self, part: Part, place: tuple[int, int]) -> str:
         """A document's place in words, such as a.jsonl:12."""
 
 
-def part_bytes(total: int) -> int:
+def compute_part_bytes(total: int) -> int:
     """How much input a part holds: a thousandth of `total` bytes, but 4 to 256 MiB."""
     return min(max(total // 1000, 4 * 2**20), 256 * 2**20)
 
 
-def evenly(parts: Sequence[Part], count: int) -> Sequence[Part]:
+def sample_evenly(parts: Sequence[Part], count: int) -> Sequence[Part]:
     """At most `count` of the parts, evenly chosen, the first among them."""
     return parts[:: max(1, -(-len(parts) // count))]
 
 
-def no_column(where: str, column: str, columns: list[str], key: str = "data.text_column") -> str:
+def describe_missing_column(
+    where: str, column: str, columns: list[str], key: str = "data.text_column"
+) -> str:
     return f"{where}: no column {column!r}; it has {', '.join(columns)}. Name the one with the text: {key}="
 
 
-def distinct(names: list[str], full: list[str]) -> list[str]:
+def disambiguate_names(names: list[str], full: list[str]) -> list[str]:
     """Short names where they differ, else the full ones, numbered where even those are alike."""
     chosen = [name if names.count(name) == 1 else other for name, other in zip(names, full, strict=True)]
     return [name if chosen.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(chosen, 1)]

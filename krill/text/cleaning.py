@@ -21,11 +21,11 @@ from collections.abc import Callable
 from functools import partial, reduce
 from typing import Any
 
-from krill.config.schema import Data
+from krill.config.schema import DataConfig
 from krill.errors import UsageError
 from krill.text import pii
 
-_CONTROL = bytes(byte for byte in range(0x20) if chr(byte) not in "\n\t")
+_CONTROL_BYTES = bytes(byte for byte in range(0x20) if chr(byte) not in "\n\t")
 _SURROGATES = re.compile("([\ud800-\udbff])([\udc00-\udfff])|[\ud800-\udfff]")
 
 
@@ -34,56 +34,56 @@ def clean(text: str) -> str:
     try:
         content = text.encode()
     except UnicodeEncodeError:
-        text = _without_surrogates(text)
+        text = _replace_surrogates(text)
         content = text.encode()
-    if len(content.translate(None, _CONTROL)) != len(content):
-        text = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").translate(None, _CONTROL).decode()
+    if len(content.translate(None, _CONTROL_BYTES)) != len(content):
+        text = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").translate(None, _CONTROL_BYTES).decode()
     return text.strip()
 
 
-def cleaner(data: Data) -> Callable[[str], str]:
+def build_cleaner(data: DataConfig) -> Callable[[str], str]:
     """The function that does all of the above, as `data` asks. Raises UsageError if ftfy is asked for and missing."""
     asked: list[Callable[[str], str]] = []
     if data.ftfy:
-        asked += [_without_surrogates, _mojibake_repair()]
+        asked += [_replace_surrogates, _build_mojibake_fixer()]
     asked.append(clean)
     if data.normalize == "nfc":
         asked.append(partial(unicodedata.normalize, "NFC"))
     if data.pii == "mask":
-        asked.append(pii.mask)
-    return clean if asked == [clean] else partial(_in_turn, asked)
+        asked.append(pii.mask_pii)
+    return clean if asked == [clean] else partial(_apply_steps, asked)
 
 
-def identity(data: Data) -> dict[str, Any]:
+def compute_cleaning_identity(data: DataConfig) -> dict[str, Any]:
     """JSON that changes whenever `cleaner(data)` might: what is asked for, and by which version it is done."""
     return {
         "normalize": unicodedata.unidata_version if data.normalize == "nfc" else None,
-        "ftfy": _ftfy_version() if data.ftfy else None,
+        "ftfy": _get_ftfy_version() if data.ftfy else None,
         "pii": pii.VERSION if data.pii == "mask" else None,
     }
 
 
-def _in_turn(steps: list[Callable[[str], str]], text: str) -> str:
+def _apply_steps(steps: list[Callable[[str], str]], text: str) -> str:
     return reduce(lambda changed, step: step(changed), steps, text)
 
 
-def _without_surrogates(text: str) -> str:
-    return _SURROGATES.sub(_repaired, text)
+def _replace_surrogates(text: str) -> str:
+    return _SURROGATES.sub(_replace_surrogate_match, text)
 
 
-def _repaired(match: re.Match[str]) -> str:
+def _replace_surrogate_match(match: re.Match[str]) -> str:
     high, low = match.groups()
     if high is None:
         return "\ufffd"
     return chr(0x10000 + ((ord(high) - 0xD800) << 10) + (ord(low) - 0xDC00))
 
 
-def _mojibake_repair() -> Callable[[str], str]:
+def _build_mojibake_fixer() -> Callable[[str], str]:
     """ftfy's repair of wrong decoding, and nothing else of ftfy: quotes, ligatures and widths stay as they are."""
     try:
         from ftfy import TextFixerConfig, fix_text
     except ImportError as error:
-        raise _no_ftfy() from error
+        raise _build_missing_ftfy_error() from error
     only_encoding = TextFixerConfig(
         unescape_html=False,
         remove_terminal_escapes=False,
@@ -99,12 +99,12 @@ def _mojibake_repair() -> Callable[[str], str]:
     return lambda text: text if text.isascii() else fix_text(text, only_encoding)
 
 
-def _ftfy_version() -> str:
+def _get_ftfy_version() -> str:
     try:
         return importlib.metadata.version("ftfy")
     except importlib.metadata.PackageNotFoundError as error:
-        raise _no_ftfy() from error
+        raise _build_missing_ftfy_error() from error
 
 
-def _no_ftfy() -> UsageError:
+def _build_missing_ftfy_error() -> UsageError:
     return UsageError("data.ftfy=true needs ftfy: pip install 'krill[filter]', or write data.ftfy=false")

@@ -14,16 +14,16 @@ import xxhash
 
 SplitName = Literal["train", "validation"]
 
-BUCKET = 2**24
+SORT_BUCKET_SIZE = 2**24
 """About so many digests are sorted at once."""
 
 
-def digest_of(content: bytes) -> bytes:
+def hash_text(content: bytes) -> bytes:
     """16 bytes: xxh3_128 of a text's UTF-8."""
     return xxhash.xxh3_128_digest(content)
 
 
-def split_of(digest: bytes, fraction: float) -> SplitName:
+def assign_split(digest: bytes, fraction: float) -> SplitName:
     """The split of a document: a function of its text and the fraction alone.
 
     So it does not change with the order of documents, with other documents, or between runs, and a larger
@@ -32,34 +32,34 @@ def split_of(digest: bytes, fraction: float) -> SplitName:
     return "validation" if int.from_bytes(digest[:8], "big") < fraction * 2**64 else "train"
 
 
-def held_out(digests: np.ndarray, fraction: float) -> np.ndarray:
-    """`split_of` of many documents: where it is validation, bool (documents,); digests are `words`."""
+def is_validation(digests: np.ndarray, fraction: float) -> np.ndarray:
+    """`assign_split` of many documents: where it is validation, bool (documents,); digests are `digests_to_array`."""
     # As an integer: numpy would round the digests to compare them with a float.
     return digests[:, 0] < np.uint64(math.ceil(fraction * 2**64))
 
 
-def words(digests: bytes) -> np.ndarray:
+def digests_to_array(digests: bytes) -> np.ndarray:
     """Digests one after the other as two 64-bit words each; big-endian uint64 (documents, 2)."""
     return np.frombuffer(digests, ">u8").reshape(-1, 2)
 
 
-class Duplicates:
+class SeenDigests:
     """Remembers digests; the first copy of a document is kept. About 100 bytes per document."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
 
-    def saw(self, digest: bytes) -> bool:
+    def check_and_add(self, digest: bytes) -> bool:
         """True if the digest came before; from now on it has."""
         before = len(self._seen)
         self._seen.add(digest)
         return len(self._seen) == before
 
 
-def first_copies(digests: np.ndarray) -> np.ndarray:
-    """Where a digest has not come before, bool (documents,); digests are `words`. 24 bytes per document."""
+def find_first_copies(digests: np.ndarray) -> np.ndarray:
+    """Where a digest has not come before, bool (documents,); digests are `digests_to_array`. 24 bytes per document."""
     keep = np.ones(len(digests), bool)
-    bits = max(0, (len(digests) // BUCKET).bit_length())
+    bits = max(0, (len(digests) // SORT_BUCKET_SIZE).bit_length())
     buckets = digests[:, 0] >> np.uint64(64 - bits) if bits else None
     for bucket in range(2**bits):
         index = np.arange(len(digests)) if buckets is None else np.flatnonzero(buckets == bucket)

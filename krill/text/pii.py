@@ -26,12 +26,12 @@ VERSION = 1
 """Part of the identity of masked text: raised when what is masked changes."""
 
 
-def mask(text: str) -> str:
+def mask_pii(text: str) -> str:
     """`text` with placeholders in place of personal data."""
     if "@" in text:
-        text = _without_email(text)
+        text = _mask_emails(text)
     shape = text.encode("utf-8", "surrogatepass").translate(_DIGITS_TO_ZERO)
-    for number in _NUMBERS:
+    for number in _NUMBER_KINDS:
         if number.shape.search(shape):
             text = number.pattern.sub(number.placeholder, text)
     return text
@@ -42,14 +42,14 @@ def mask(text: str) -> str:
 _DOMAIN = re.compile(r"@((?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,8}[A-Za-z]{2,24})(?![\w(@-]|\.\w)", re.ASCII)
 """Not followed by a parenthesis: `w@x.sum()` is a product of matrices."""
 _LOCAL_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}\Z")
-_NOBODYS = re.compile(r"(?:.*\.)?example\.(?:com|org|net)\Z", re.IGNORECASE)
+_EXAMPLE_DOMAIN = re.compile(r"(?:.*\.)?example\.(?:com|org|net)\Z", re.IGNORECASE)
 
 
-def _without_email(text: str) -> str:
+def _mask_emails(text: str) -> str:
     kept, end = [], 0
     for domain in _DOMAIN.finditer(text):
         local = _LOCAL_PART.search(text, max(end, domain.start() - 64), domain.start())
-        if local and local[0] != "git" and not _NOBODYS.match(domain[1]):
+        if local and local[0] != "git" and not _EXAMPLE_DOMAIN.match(domain[1]):
             kept += [text[end : local.start()], "email@example.com"]
             end = domain.end()
     return "".join([*kept, text[end:]])
@@ -58,45 +58,49 @@ def _without_email(text: str) -> str:
 # --- numbers -----------------------------------------------------------------------------------------------
 
 _DIGITS_TO_ZERO = bytes(ord("0") if chr(byte) in "0123456789" else byte for byte in range(256))
-_END = r"(?![A-Za-z0-9_]|[.-][0-9])"
+_NUMBER_END = r"(?![A-Za-z0-9_]|[.-][0-9])"
 
 
-def _number(first: str, rest: str) -> re.Pattern[str]:
+def _compile_number_pattern(first: str, rest: str) -> re.Pattern[str]:
     """A number that is no part of a longer one. Its first character stands first: that is what re finds fast."""
     before = rf"(?<![A-Za-z0-9_]{first})(?<![0-9][.-]{first})"
-    return re.compile(rf"{first}{before}(?:{rest}){_END}")
+    return re.compile(rf"{first}{before}(?:{rest}){_NUMBER_END}")
 
 
-_RESIDENT = _number("[0-9]", r"[0-9](?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])-[1-8][0-9]{6}")
-_CARD = _number("[3-69]", r"[0-9]{3}([- ])[0-9]{4}\1[0-9]{4}\1[0-9]{4}")
-_IN_PARENTHESES = re.compile(rf"\(0(?:1[016-9]|2|[3-6][1-5]|70)\)[-. ]?[0-9]{{3,4}}[-. ][0-9]{{4}}{_END}")
-_PHONE = _number(
+_RESIDENT = _compile_number_pattern(
+    "[0-9]", r"[0-9](?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])-[1-8][0-9]{6}"
+)
+_CARD = _compile_number_pattern("[3-69]", r"[0-9]{3}([- ])[0-9]{4}\1[0-9]{4}\1[0-9]{4}")
+_PHONE_IN_PARENTHESES = re.compile(
+    rf"\(0(?:1[016-9]|2|[3-6][1-5]|70)\)[-. ]?[0-9]{{3,4}}[-. ][0-9]{{4}}{_NUMBER_END}"
+)
+_PHONE = _compile_number_pattern(
     "0",
     r"(?![01]{10})10[-. ]?[0-9]{4}[-. ]?[0-9]{4}"  # eleven digits of 0 and 1 are a binary number
     r"|1[16-9]([-. ])[0-9]{3,4}\1[0-9]{4}"
     r"|(?:2|[3-6][1-5]|70|50[0-9])(?:([-.])[0-9]{3,4}\2|\)[ ]?[0-9]{3,4}[-. ])[0-9]{4}",
 )
-_FROM_ABROAD = _number(
+_PHONE_INTERNATIONAL = _compile_number_pattern(
     r"\+", r"82[-. ]?(?:\(0\)|0)?[-. ]?(?:1[016-9]|2|[3-6][1-5]|70)[-. ]?[0-9]{3,4}[-. ]?[0-9]{4}"
 )
-_IPV4 = _number("[0-9]", r"[0-9]{0,2}(?:\.[0-9]{1,3}){3}")
+_IPV4 = _compile_number_pattern("[0-9]", r"[0-9]{0,2}(?:\.[0-9]{1,3}){3}")
 _IPV6 = re.compile(
     r"[23](?<![\w.].)(?<![0-9a-f:]:.)[0-9a-f]{3}(?:::?[0-9a-f]{1,4}){1,7}(?:::)?(?!\w|:[0-9a-f:])",
     re.ASCII | re.IGNORECASE,
 )
 
 
-def _card(match: re.Match[str]) -> str:
+def _mask_card(match: re.Match[str]) -> str:
     digits = [int(digit) for digit in match[0] if digit.isdigit()]
     doubled = [2 * digit - 9 * (digit > 4) for digit in digits[::2]]
     return match[0] if (sum(doubled) + sum(digits[1::2])) % 10 else "0000-0000-0000-0000"
 
 
-def _ipv4(match: re.Match[str]) -> str:
+def _mask_ipv4(match: re.Match[str]) -> str:
     return "192.0.2.1" if len(match[0]) >= 8 + 3 and _is_public(match[0]) else match[0]
 
 
-def _ipv6(match: re.Match[str]) -> str:
+def _mask_ipv6(match: re.Match[str]) -> str:
     return "2001:db8::1" if _is_public(match[0]) else match[0]
 
 
@@ -108,7 +112,7 @@ def _is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast
 
 
-class _Number(NamedTuple):
+class _NumberKind(NamedTuple):
     """A kind of number. Its costly pattern is tried only on texts in which its shape occurs."""
 
     shape: re.Pattern[bytes]
@@ -117,12 +121,12 @@ class _Number(NamedTuple):
     placeholder: str | Callable[[re.Match[str]], str]
 
 
-_NUMBERS = (
-    _Number(re.compile(rb"000000-0000000"), _RESIDENT, "000000-0000000"),
-    _Number(re.compile(rb"0000([- ])0000\1"), _CARD, _card),
-    _Number(re.compile(rb"\+00"), _FROM_ABROAD, "010-0000-0000"),
-    _Number(re.compile(rb"\(00{1,2}\)[-. ]?000"), _IN_PARENTHESES, "010-0000-0000"),
-    _Number(re.compile(rb"000[-. ]?0000"), _PHONE, "010-0000-0000"),
-    _Number(re.compile(rb"0\.0{1,3}\.0{1,3}\.0"), _IPV4, _ipv4),
-    _Number(re.compile(rb"0[0a-fA-F]{3}:[0a-fA-F:]{2}"), _IPV6, _ipv6),
+_NUMBER_KINDS = (
+    _NumberKind(re.compile(rb"000000-0000000"), _RESIDENT, "000000-0000000"),
+    _NumberKind(re.compile(rb"0000([- ])0000\1"), _CARD, _mask_card),
+    _NumberKind(re.compile(rb"\+00"), _PHONE_INTERNATIONAL, "010-0000-0000"),
+    _NumberKind(re.compile(rb"\(00{1,2}\)[-. ]?000"), _PHONE_IN_PARENTHESES, "010-0000-0000"),
+    _NumberKind(re.compile(rb"000[-. ]?0000"), _PHONE, "010-0000-0000"),
+    _NumberKind(re.compile(rb"0\.0{1,3}\.0{1,3}\.0"), _IPV4, _mask_ipv4),
+    _NumberKind(re.compile(rb"0[0a-fA-F]{3}:[0a-fA-F:]{2}"), _IPV6, _mask_ipv6),
 )

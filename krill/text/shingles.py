@@ -19,19 +19,19 @@ import numpy as np
 VERSION = 1
 """Part of the signature of prepared data: raised when the same text gives other hashes."""
 
-PIECE = 2**16
+MAX_GROUP_CODE_POINTS = 2**16
 """Texts are hashed in groups of at most so many code points, so that the arrays stay in the processor's cache.
 A longer text is cut there, and a word that is cut counts as two."""
 
-_LETTER, _UNIT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
+_CODE_POINT_BASE, _UNIT_BASE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 """Odd bases of the two polynomials."""
-_MIX = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
-_POWERS = np.cumprod(np.full(PIECE + 2, _LETTER), dtype=np.uint64)
-_SPACE = np.array([chr(point).isspace() for point in range(0x3002)])
+_MIX_FACTORS = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
+_POWERS = np.cumprod(np.full(MAX_GROUP_CODE_POINTS + 2, _CODE_POINT_BASE), dtype=np.uint64)
+_IS_SPACE = np.array([chr(point).isspace() for point in range(0x3002)])
 """By code point; what lies beyond its end is none."""
 
 
-def shingles(
+def hash_shingles(
     texts: list[str], unit: Literal["word", "character"], size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the shingles of each text, in their order, repeated ones too.
@@ -40,79 +40,82 @@ def shingles(
     A text of fewer than `size` units has one shingle, the whole; one without a unit has none.
     """
     hashes, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for group in _groups(texts):
-        units, lengths = _units(group, unit)
-        units, lengths = _padded(units, lengths, size)
-        hashes.append(_windows(units, lengths, size))
+    for group in _group_texts(texts):
+        units, lengths = _hash_units(group, unit)
+        units, lengths = _pad_units(units, lengths, size)
+        hashes.append(_hash_windows(units, lengths, size))
         counts.append(np.maximum(lengths - (size - 1), 0))
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))))
     return np.concatenate(hashes), offsets
 
 
-def distinct(hashes: np.ndarray) -> np.ndarray:
+def sort_unique(hashes: np.ndarray) -> np.ndarray:
     """The different ones of `hashes`, rising. np.unique gives the same, and takes 50 times as long (numpy 2.4)."""
     hashes = np.sort(hashes)
     return hashes[np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]]
 
 
-def mixed(values: np.ndarray) -> np.ndarray:
+def mix_bits(values: np.ndarray) -> np.ndarray:
     """`values` uint64, changed in place so that every bit of an input reaches every bit of its output."""
-    for factor in _MIX:
+    for factor in _MIX_FACTORS:
         values ^= values >> np.uint64(33)
         values *= factor
     values ^= values >> np.uint64(33)
     return values
 
 
-def _groups(texts: list[str]) -> Iterator[list[str]]:
+def _group_texts(texts: list[str]) -> Iterator[list[str]]:
     """Neighbours of together at most PIECE code points, line ends between them counted; longer ones alone."""
     group: list[str] = []
-    room = PIECE
+    room = MAX_GROUP_CODE_POINTS
     for text in texts:
         if group and len(text) >= room:
             yield group
-            group, room = [], PIECE
+            group, room = [], MAX_GROUP_CODE_POINTS
         group.append(text)
         room -= len(text) + 1
     if group:
         yield group
 
 
-def _units(group: list[str], unit: Literal["word", "character"]) -> tuple[np.ndarray, np.ndarray]:
+def _hash_units(group: list[str], unit: Literal["word", "character"]) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of all units uint64 (n,) and the number of units of each text int64 (len(group),)."""
-    of_piece = _words if unit == "word" else _characters
+    of_piece = _hash_words if unit == "word" else _hash_characters
     if len(group) == 1:
         text = group[0]
-        parts = [of_piece([text[start : start + PIECE]])[0] for start in range(0, len(text), PIECE)]
+        parts = [
+            of_piece([text[start : start + MAX_GROUP_CODE_POINTS]])[0]
+            for start in range(0, len(text), MAX_GROUP_CODE_POINTS)
+        ]
         units = np.concatenate([np.zeros(0, np.uint64), *parts])
         return units, np.array([len(units)])
     return of_piece(group)
 
 
-def _points(group: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _decode_code_points(group: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Code points of the texts, a line end before and after each; where white space is; where texts begin."""
     joined = "\n".join(["", *group, ""])
     points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))
     lengths = np.fromiter(map(len, group), np.int64, len(group))
-    return points, _SPACE.take(points, mode="clip"), np.cumsum(lengths + 1) - lengths
+    return points, _IS_SPACE.take(points, mode="clip"), np.cumsum(lengths + 1) - lengths
 
 
-def _words(group: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    points, space, begins = _points(group)
+def _hash_words(group: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    points, space, begins = _decode_code_points(group)
     edges = np.flatnonzero(space[1:] != space[:-1])
     before, last = edges[::2], edges[1::2]
     running = np.cumsum(points * _POWERS[: len(points)], dtype=np.uint64)
     # Moved to one place, whatever their own: equal words get equal hashes.
-    hashes = (running[last] - running[before]) * _POWERS[PIECE - before]
+    hashes = (running[last] - running[before]) * _POWERS[MAX_GROUP_CODE_POINTS - before]
     return hashes, np.diff(np.searchsorted(before, begins - 1), append=len(before))
 
 
-def _characters(group: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    points, space, begins = _points(group)
+def _hash_characters(group: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    points, space, begins = _decode_code_points(group)
     return points[~space].astype(np.uint64), np.add.reduceat(~space, begins, dtype=np.int64)
 
 
-def _padded(units: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _pad_units(units: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Texts that have a unit but fewer than `size` are filled up with zeros to one shingle."""
     missing = np.where(lengths > 0, np.maximum(size - lengths, 0), 0)
     if not missing.any():
@@ -123,16 +126,16 @@ def _padded(units: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarr
     return padded, lengths + missing
 
 
-def _windows(units: np.ndarray, lengths: np.ndarray, size: int) -> np.ndarray:
+def _hash_windows(units: np.ndarray, lengths: np.ndarray, size: int) -> np.ndarray:
     """Hash of every `size` consecutive units that lie in one text."""
     if not len(units):
         return units
     count = len(units) - (size - 1)
     hashes = units[:count].copy()
     for step in range(1, size):
-        hashes *= _UNIT
+        hashes *= _UNIT_BASE
         hashes += units[step : step + count]
     within = np.ones(len(units), bool)
     ends = np.cumsum(lengths)[lengths > 0]
     within[(ends[:, None] - np.arange(1, size)).ravel()] = False
-    return mixed(hashes[within[:count]])
+    return mix_bits(hashes[within[:count]])

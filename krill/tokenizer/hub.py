@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 
 from krill.errors import KrillError
-from krill.tokenizer.folder import FILES, TokenizerFolder
+from krill.tokenizer.artifact import TOKENIZER_FILES, TokenizerFolder
 
 log = logging.getLogger("krill")
 
 
-def push(tokenizer: TokenizerFolder, repository: str, private: bool) -> None:
+def push_tokenizer_to_hub(tokenizer: TokenizerFolder, repository: str, private: bool) -> None:
     """Upload the tokenizer's files to `repository`, which is made if it is not there, `private` or not.
 
     A repository that is there keeps its visibility. Raises KrillError where the Hub refuses or cannot be reached.
@@ -23,7 +23,7 @@ def push(tokenizer: TokenizerFolder, repository: str, private: bool) -> None:
         hub.upload_folder(
             repo_id=repository,
             folder_path=tokenizer.folder,
-            allow_patterns=list(FILES),
+            allow_patterns=list(TOKENIZER_FILES),
             commit_message=f"Tokenizer with {tokenizer.vocab_size} entries, signature {tokenizer.signature[:8]}",
         )
     except Exception as error:

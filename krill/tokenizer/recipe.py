@@ -15,29 +15,29 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from krill.atomic import write_json
-from krill.config.schema import Tokenizer
+from krill.config.schema import TokenizerConfig
 from krill.errors import UsageError
-from krill.tokenizer.folder import bos_in_front
+from krill.tokenizer.artifact import build_bos_processor
 
 VERSION = 4
 """Part of every signature: raised when the recipe, or the choice of text for it, changes what is made."""
 
 _WORD_STARTS, _WORD_ENDS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
-PATTERNS = {
+SPLIT_PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "gpt4": (
-        rf"{_ENDING}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+        rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
     "gpt4o": (
-        rf"[^\r\n\p{{L}}\p{{N}}]?{_WORD_STARTS}*{_WORD_ENDS}+{_ENDING}?"
-        rf"|[^\r\n\p{{L}}\p{{N}}]?{_WORD_STARTS}+{_WORD_ENDS}*{_ENDING}?"
+        rf"[^\r\n\p{{L}}\p{{N}}]?{_WORD_STARTS}*{_WORD_ENDS}+{_CONTRACTION}?"
+        rf"|[^\r\n\p{{L}}\p{{N}}]?{_WORD_STARTS}+{_WORD_ENDS}*{_CONTRACTION}?"
         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
     "qwen2": (
-        rf"{_ENDING}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+        rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
@@ -48,42 +48,42 @@ MODEL_MAX_LENGTH = 2**20
 """Longer texts make transformers warn; the model's own limit is in its configuration."""
 
 
-def special_tokens(config: Tokenizer) -> list[str]:
+def list_special_tokens(config: TokenizerConfig) -> list[str]:
     """All special tokens in the order of their ids."""
     roles = [config.bos_token, config.eos_token, config.pad_token]
     return list(dict.fromkeys([*roles, *config.special_tokens]))
 
 
-def added(tokens: list[str]) -> list[AddedToken]:
+def make_added_tokens(tokens: list[str]) -> list[AddedToken]:
     """Special tokens as the library has them."""
     return [AddedToken(token, special=True, normalized=False) for token in tokens]
 
 
-def size_of(config: Tokenizer) -> int:
+def compute_vocab_size(config: TokenizerConfig) -> int:
     """Entries in all: vocab_size, rounded up to the multiple that was asked for."""
     return -(-config.vocab_size // config.multiple_of) * config.multiple_of
 
 
-def alphabet() -> list[str]:
+def get_byte_alphabet() -> list[str]:
     """The 256 bytes as byte-level BPE writes them, in the order of their ids."""
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def byte_letters() -> list[str]:
+def bytes_to_unicode() -> list[str]:
     """The letter by which byte-level BPE (Radford et al. 2019, GPT-2) writes each byte."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def untrained(config: Tokenizer, model: models.BPE | None = None) -> tokenizers.Tokenizer:
+def build_bpe_tokenizer(config: TokenizerConfig, model: models.BPE | None = None) -> tokenizers.Tokenizer:
     """The tokenizer around `model`, or around one that has yet to be trained."""
     tokenizer = tokenizers.Tokenizer(model or models.BPE())
     if config.normalizer == "nfc":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERNS[config.pattern]), "isolated"),
+            pre_tokenizers.Split(Regex(SPLIT_PATTERNS[config.pattern]), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -91,23 +91,23 @@ def untrained(config: Tokenizer, model: models.BPE | None = None) -> tokenizers.
     return tokenizer
 
 
-def check(config: Tokenizer) -> None:
+def check_recipe(config: TokenizerConfig) -> None:
     """Raise UsageError for special tokens that merging could make of text, that leave no room, or are missing."""
-    specials = special_tokens(config)
-    splitter = untrained(config).pre_tokenizer
+    specials = list_special_tokens(config)
+    splitter = build_bpe_tokenizer(config).pre_tokenizer
     for token in specials:
-        demand_special(token, splitter)
+        check_special_token(token, splitter)
     least = len(specials) + 256
-    if size_of(config) < least:
+    if compute_vocab_size(config) < least:
         raise UsageError(
             f"tokenizer.vocab_size={config.vocab_size}: no room for 256 bytes and {len(specials)} special tokens; "
             f"set tokenizer.vocab_size={least} or more"
         )
     if config.chat_template is not None:
-        chat_template(config.chat_template, specials)
+        load_chat_template(config.chat_template, specials)
 
 
-def demand_special(token: str, splitter: pre_tokenizers.PreTokenizer) -> None:
+def check_special_token(token: str, splitter: pre_tokenizers.PreTokenizer) -> None:
     """Raise UsageError for a special token that merging could make of text, which `splitter` cuts before."""
     if not token or token != "".join(token.split()):
         raise UsageError(f"tokenizer: special token {token!r} is empty or holds white space; write <|name|>")
@@ -115,7 +115,7 @@ def demand_special(token: str, splitter: pre_tokenizers.PreTokenizer) -> None:
         raise UsageError(f"tokenizer: special token {token!r} is an ordinary word or sign; write <|{token}|>")
 
 
-def chat_template(name: str, specials: list[str]) -> str:
+def load_chat_template(name: str, specials: list[str]) -> str:
     """The chat template of that name, in Jinja; UsageError if a token that it writes is not special."""
     template = (resources.files("krill.tokenizer") / "chat" / f"{name}.jinja").read_text(encoding="utf-8")
     missing = sorted(set(re.findall(r"<\|\w+\|>", template)) - set(specials))
@@ -127,10 +127,10 @@ def chat_template(name: str, specials: list[str]) -> str:
     return template
 
 
-def save(tokenizer: tokenizers.Tokenizer, config: Tokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer: tokenizers.Tokenizer, config: TokenizerConfig, folder: Path) -> None:
     """tokenizer.json, and what transformers needs beside it."""
-    specials = special_tokens(config)
-    tokenizer.post_processor = bos_in_front(config.bos_token, specials.index(config.bos_token))
+    specials = list_special_tokens(config)
+    tokenizer.post_processor = build_bos_processor(config.bos_token, specials.index(config.bos_token))
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     roles = {"bos_token": config.bos_token, "eos_token": config.eos_token, "pad_token": config.pad_token}
     settings = {
@@ -139,14 +139,16 @@ def save(tokenizer: tokenizers.Tokenizer, config: Tokenizer, folder: Path) -> No
         "model_max_length": MODEL_MAX_LENGTH,
         "clean_up_tokenization_spaces": False,
     }
-    save_settings(settings, config.chat_template, specials, folder)
+    save_tokenizer_config(settings, config.chat_template, specials, folder)
 
 
-def save_settings(settings: dict[str, object], chat: str | None, specials: list[str], folder: Path) -> None:
+def save_tokenizer_config(
+    settings: dict[str, object], chat: str | None, specials: list[str], folder: Path
+) -> None:
     """tokenizer_config.json and, if `chat` names one, chat_template.jinja."""
     # transformers reads tokenizer.json as it is only under this name; its own classes build theirs anew.
     settings = {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
     if chat is not None:
         settings.pop("chat_template", None)
-        (folder / "chat_template.jinja").write_text(chat_template(chat, specials), encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(load_chat_template(chat, specials), encoding="utf-8")
     write_json(folder / "tokenizer_config.json", settings)

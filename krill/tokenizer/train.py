@@ -16,123 +16,125 @@ import tokenizers
 import xxhash
 from tokenizers import trainers
 
-from krill.config.schema import Tokenizer
-from krill.config.signature import file_digest, signature
+from krill.config.schema import TokenizerConfig
+from krill.config.signature import compute_signature, hash_file
 from krill.errors import KrillError, UsageError
-from krill.tokenizer import ranks, recipe
-from krill.tokenizer.extend import extended, planned
-from krill.tokenizer.feed import pieces
-from krill.tokenizer.folder import load_tokenizer, ready_folder
+from krill.tokenizer import recipe, rustbpe
+from krill.tokenizer.artifact import load_tokenizer, resolve_tokenizer_folder
+from krill.tokenizer.chunking import chunk_texts
+from krill.tokenizer.extend import extend_tokenizer, prepare_extension
 
 log = logging.getLogger("krill")
 
 
-def tokenizer_identity(config: Tokenizer) -> str:
+def compute_recipe_signature(config: TokenizerConfig) -> str:
     """Signature of the recipe without its text, or of the ready tokenizer's content.
 
     Raises UsageError for a recipe that cannot be followed whatever the text, which is then not read.
     """
     if config.path is not None:
-        return load_tokenizer(ready_folder(config.path)).signature
+        return load_tokenizer(resolve_tokenizer_folder(config.path)).signature
     base = None
     if config.base is not None:
-        base = planned(config).base.signature
+        base = prepare_extension(config).base.signature
     else:
-        recipe.check(config)
-    return signature("recipe", recipe.VERSION, _versions(config), base, config)
+        recipe.check_recipe(config)
+    return compute_signature("recipe", recipe.VERSION, _collect_trainer_versions(config), base, config)
 
 
-def train_tokenizer(config: Tokenizer, texts: Callable[[], Iterator[str]], folder: Path) -> dict[str, Any]:
+def train_tokenizer(
+    config: TokenizerConfig, texts: Callable[[], Iterator[str]], folder: Path
+) -> dict[str, Any]:
     """Train on what `texts` gives each time it is called, save to `folder`, return a record (JSON).
 
     Literal special tokens in the text count as the ordinary text they are. Raises UsageError for special
     tokens that cannot be told from text, KrillError if the text yields fewer entries than were asked for.
     """
     began = time.monotonic()
-    sample = _Counted(texts)
+    sample = _CountedTexts(texts)
     if config.base is not None:
-        size = extended(config, sample, folder)
+        size = extend_tokenizer(config, sample, folder)
     else:
-        recipe.check(config)
-        trained = ranks.trained_by_rustbpe(config, sample) if config.trainer == "rustbpe" else None
-        trained = trained or _trained(config, sample)
+        recipe.check_recipe(config)
+        trained = rustbpe.train_with_rustbpe(config, sample) if config.trainer == "rustbpe" else None
+        trained = trained or _train_with_hf(config, sample)
         size = trained.get_vocab_size(with_added_tokens=True)
-        recipe.save(trained, config, folder)
-    if sample.asked and not sample.documents:
+        recipe.save_tokenizer(trained, config, folder)
+    if sample.is_read and not sample.num_documents:
         raise UsageError(
             "no document is left to train the tokenizer on; lower data.min_chars, or give other data"
         )
-    if size != recipe.size_of(config):
+    if size != recipe.compute_vocab_size(config):
         raise KrillError(
-            f"tokenizer.vocab_size={recipe.size_of(config)}: the text yields only {size} entries "
-            f"({sample.documents:,} documents, {sample.bytes:,} bytes, tokenizer.min_frequency="
-            f"{config.min_frequency}); {_advice(size, config.multiple_of)}give more text"
+            f"tokenizer.vocab_size={recipe.compute_vocab_size(config)}: the text yields only {size} entries "
+            f"({sample.num_documents:,} documents, {sample.num_bytes:,} bytes, tokenizer.min_frequency="
+            f"{config.min_frequency}); {_suggest_vocab_size(size, config.multiple_of)}give more text"
         )
     log.info(
         "tokenizer: %d entries from %s documents, %.1f MB, %.1f s",
-        size, f"{sample.documents:,}", sample.bytes / 1e6, time.monotonic() - began,
+        size, f"{sample.num_documents:,}", sample.num_bytes / 1e6, time.monotonic() - began,
     )  # fmt: skip
     return {
-        "tokenizer": file_digest(folder / "tokenizer.json"),
-        "text": {"xxh3_128": sample.digest, "documents": sample.documents, "bytes": sample.bytes},
+        "tokenizer": hash_file(folder / "tokenizer.json"),
+        "text": {"xxh3_128": sample.digest, "documents": sample.num_documents, "bytes": sample.num_bytes},
         "vocab_size": size,
         "recipe": config.model_dump(exclude={"path", "name", "push_to", "private"}),
-        "versions": {**_versions(config), "recipe": recipe.VERSION},
+        "versions": {**_collect_trainer_versions(config), "recipe": recipe.VERSION},
     }
 
 
-def _advice(size: int, multiple: int) -> str:
+def _suggest_vocab_size(size: int, multiple: int) -> str:
     """What to type where the text yields `size` entries; the least that the schema allows are 300."""
     if size // multiple * multiple >= 300:
         return f"set tokenizer.vocab_size={size // multiple * multiple} or less, or "
     return f"set tokenizer.vocab_size={size} tokenizer.multiple_of=1, or " if size >= 300 else ""
 
 
-def _trained(config: Tokenizer, texts: Iterable[str]) -> tokenizers.Tokenizer:
+def _train_with_hf(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:
     """Byte-level BPE by Hugging Face's trainer."""
-    tokenizer = recipe.untrained(config)
+    tokenizer = recipe.build_bpe_tokenizer(config)
     trainer = trainers.BpeTrainer(
-        vocab_size=recipe.size_of(config),
+        vocab_size=recipe.compute_vocab_size(config),
         min_frequency=config.min_frequency,
         max_token_length=config.max_token_length,
-        special_tokens=recipe.added(recipe.special_tokens(config)),
-        initial_alphabet=recipe.alphabet(),
+        special_tokens=recipe.make_added_tokens(recipe.list_special_tokens(config)),
+        initial_alphabet=recipe.get_byte_alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(pieces(texts), trainer)
+    tokenizer.train_from_iterator(chunk_texts(texts), trainer)
     return tokenizer
 
 
-def _versions(config: Tokenizer) -> dict[str, str]:
+def _collect_trainer_versions(config: TokenizerConfig) -> dict[str, str]:
     """Of what decides which entries are learned."""
     found = {"tokenizers": tokenizers.__version__}
     if config.trainer == "rustbpe" and config.base is None:
-        found["rustbpe"] = ranks.version()
+        found["rustbpe"] = rustbpe.get_rustbpe_version()
     return found
 
 
-class _Counted:
+class _CountedTexts:
     """Texts that are counted and hashed as they pass for the first time."""
 
     def __init__(self, texts: Callable[[], Iterator[str]]) -> None:
         self._texts = texts
         self._digests: set[bytes] = set()
-        self.bytes = 0
-        self.asked = False
+        self.num_bytes = 0
+        self.is_read = False
         """Whether anything was to be learned of them."""
 
     def __iter__(self) -> Iterator[str]:
-        self.asked = True
+        self.is_read = True
         for text in self._texts():
             content = text.encode()
             digest = xxhash.xxh3_128_digest(content)
             if digest not in self._digests:
                 self._digests.add(digest)
-                self.bytes += len(content)
+                self.num_bytes += len(content)
             yield text
 
     @property
-    def documents(self) -> int:
+    def num_documents(self) -> int:
         return len(self._digests)
 
     @property

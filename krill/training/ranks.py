@@ -19,108 +19,108 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from krill.errors import FAILED, KrillError, Stopped
-from krill.training.plan import announced
+from krill.errors import FAILED, KrillError, SignalInterrupt
+from krill.training.batch_shape import world_size_from_env
 
 T = TypeVar("T")
-LONG = timedelta(days=30)
+CONTROL_TIMEOUT = timedelta(days=30)
 """The others may wait for the first while it prepares; that one of them died is noticed at once in any case."""
 
-_control: ProcessGroup | None = None
+_control_group: ProcessGroup | None = None
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
+def process_group(device: str) -> Iterator[None]:
     """A context in which the announced ranks know each other; nothing where this process is alone.
 
     `device`: cuda or cpu; of several CUDA devices a rank takes the one of its LOCAL_RANK.
     """
-    global _control
-    if announced() == 1 or _control is not None:
+    global _control_group
+    if world_size_from_env() == 1 or _control_group is not None:
         yield
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    _control = dist.new_group(backend="gloo", timeout=LONG)
-    if not is_first():
+    _control_group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    if not is_rank0():
         logging.getLogger("krill").setLevel(logging.ERROR)  # the first one speaks
     try:
         yield
         with suppress(RuntimeError):  # the first one has failed meanwhile, and says so itself
-            dist.barrier(_control)
+            dist.barrier(_control_group)
         dist.destroy_process_group()  # not after an error: the others may be within a collective
     finally:
-        _control = None
+        _control_group = None
 
 
-def count() -> int:
+def get_world_size() -> int:
     """Ranks that have joined."""
-    return dist.get_world_size() if _control is not None else 1
+    return dist.get_world_size() if _control_group is not None else 1
 
 
-def rank() -> int:
+def get_rank() -> int:
     """The number of this one."""
-    return dist.get_rank() if _control is not None else 0
+    return dist.get_rank() if _control_group is not None else 0
 
 
-def is_first() -> bool:
+def is_rank0() -> bool:
     """Whether this is the rank that writes and speaks for all."""
-    return rank() == 0
+    return get_rank() == 0
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of the ranks' values, on each."""
-    if count() == 1:
+    if get_world_size() == 1:
         return value
     found = torch.tensor(value)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=_control)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_control_group)
     return int(found)
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over ranks of a tensor on the CPU, on each."""
-    if count() > 1:
+    if get_world_size() > 1:
         values = values.clone()
-        dist.all_reduce(values, group=_control)
+        dist.all_reduce(values, group=_control_group)
     return values
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """The values of all ranks in their order, on each."""
-    if count() == 1:
+    if get_world_size() == 1:
         return [value]
-    found: list[Any] = [None] * count()
-    dist.all_gather_object(found, value, group=_control)
+    found: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(found, value, group=_control_group)
     return found
 
 
-def from_first(work: Callable[[], T]) -> T:
+def on_rank0(work: Callable[[], T]) -> T:
     """What `work` returns on the first rank, on each; the others wait for it.
 
     What it raises there ends the others as well: by a KrillError or Stopped of the same exit code that says nothing,
     for the first one has said it.
     """
-    if count() == 1:
+    if get_world_size() == 1:
         return work()
-    if not is_first():
-        found, stopped, code = _broadcast(None)
+    if not is_rank0():
+        found, stopped, code = _broadcast_object(None)
         if code is not None:
-            raise Stopped("", code) if stopped else _silent(code)
+            raise SignalInterrupt("", code) if stopped else _build_silent_error(code)
         return found
     try:
         found = work()
     except BaseException as error:
-        _broadcast((None, isinstance(error, Stopped), getattr(error, "exit_code", FAILED)))
+        _broadcast_object((None, isinstance(error, SignalInterrupt), getattr(error, "exit_code", FAILED)))
         raise
-    _broadcast((found, False, None))
+    _broadcast_object((found, False, None))
     return found
 
 
 @contextmanager
-def telling() -> Iterator[Callable[[T], T]]:
-    """For the first rank while the others are in `heard`: a function that tells them what they wait for, once.
+def broadcast_from_rank0() -> Iterator[Callable[[T], T]]:
+    """For the first rank while the others are in `receive_from_rank0`: a function that tells them what they wait for, once.
 
     Where the context is left without, they are sent home.
     """
@@ -129,42 +129,42 @@ def telling() -> Iterator[Callable[[T], T]]:
     def tell(value: T) -> T:
         nonlocal told
         told = True
-        return _broadcast(value) if count() > 1 else value
+        return _broadcast_object(value) if get_world_size() > 1 else value
 
     try:
         yield tell
     finally:
-        if not told and count() > 1:
-            _broadcast(None)
+        if not told and get_world_size() > 1:
+            _broadcast_object(None)
 
 
-def heard() -> Any:
+def receive_from_rank0() -> Any:
     """What the first rank tells the others; None: nothing, they may go home."""
-    return _broadcast(None)
+    return _broadcast_object(None)
 
 
 @contextmanager
-def agreed() -> Iterator[None]:
+def raise_on_any_rank() -> Iterator[None]:
     """What fails on one rank ends this context on all: there by its error, elsewhere by one that says nothing."""
     failure: Exception | None = None
     try:
         yield
     except Exception as error:
         failure = error
-    codes = gathered(failure and getattr(failure, "exit_code", FAILED))
+    codes = all_gather_object(failure and getattr(failure, "exit_code", FAILED))
     if failure is not None:
         raise failure
     if any(code is not None for code in codes):
-        raise _silent(next(code for code in codes if code is not None))
+        raise _build_silent_error(next(code for code in codes if code is not None))
 
 
-def _silent(code: int) -> KrillError:
+def _build_silent_error(code: int) -> KrillError:
     error = KrillError("")
     error.exit_code = code
     return error
 
 
-def _broadcast(value: Any) -> Any:
+def _broadcast_object(value: Any) -> Any:
     box = [value]
-    dist.broadcast_object_list(box, 0, group=_control)
+    dist.broadcast_object_list(box, 0, group=_control_group)
     return box[0]

@@ -39,39 +39,39 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from krill import atomic
-from krill.config.schema import WSD, TrainConfig
+from krill.config.schema import TrainConfig, WSDSchedulerConfig
 from krill.optim.build import build_optimizer
-from krill.optim.masking import masks, skip_when
-from krill.optim.schedules import build_scheduler, plateau, set_rates
+from krill.optim.schedules import build_scheduler, set_learning_rates, stable_phase
+from krill.optim.skip_mask import supports_found_inf, wrap_step_skip
 from krill.runs.record import read_validations
 from krill.training import ranks
-from krill.training.background import Background, in_host_memory
 from krill.training.batches import RowDataset
-from krill.training.branch import SaveAt
-from krill.training.dynamics import Dynamics
-from krill.training.guard import StepGuard, advice
-from krill.training.loss import Loss
-from krill.training.metrics import Validation, together, validate
-from krill.training.pace import Pace
-from krill.training.progress import is_logged
-from krill.training.saving import aside
-from krill.training.sharding import shard_on_cpu
-from krill.training.signals import Cut
-from krill.training.skipped import Skipped
+from krill.training.callbacks.progress import is_logging_step
+from krill.training.callbacks.signals import EvaluationInterrupted
+from krill.training.callbacks.skip_report import SkipReport
+from krill.training.callbacks.skip_step import BadStepDetector, suggest_divergence_remedy
+from krill.training.checkpoint.async_save import AsyncCheckpointSaver, copy_to_host
+from krill.training.checkpoint.branch import SaveAtStep
+from krill.training.checkpoint.commit import staged_checkpoint_on_all_ranks
+from krill.training.compute.fsdp import enable_fsdp_on_cpu
+from krill.training.compute.head_loss import Loss
+from krill.training.metrics.evaluate import ValidationTotals, evaluate_batches, merge_validation_totals
+from krill.training.metrics.optimizer_stats import OptimizerStats
+from krill.training.metrics.throughput import ThroughputMeter
 
-PENDING = "pending_loss.json"
+PENDING_FILE = "pending_loss.json"
 """In a checkpoint: each rank's losses since the last line of metrics, so that the next line is their mean too, and
 whether the validation of its step is still to be done."""
-GUARD = "guard.pt"
+SKIP_STEP_FILE = "guard.pt"
 """In a checkpoint: what the guard knows of the steps before."""
 
 
 @dataclass(frozen=True)
-class Held:
+class ValidationSet:
     """The validation rows, and the bytes of the text in them."""
 
     dataset: RowDataset
-    batches: Callable[[], Any]
+    load_batches: Callable[[], Any]
     """Those of this rank; each has as many batches."""
     text_bytes: dict[str, int]
     """Of each source."""
@@ -87,42 +87,44 @@ class KrillTrainer(Trainer):
         model: PreTrainedModel,
         arguments: TrainingArguments,
         train_loader: Callable[[Callable[[], int]], DataLoader[Any]],
-        held: Held | None,
-        pace: Pace,
+        validation_set: ValidationSet | None,
+        throughput: ThroughputMeter,
         loss: Loss,
         pad_id: int,
-        skipped: Skipped,
+        skip_report: SkipReport,
         callbacks: list[Any],
     ):
         """Make it; nothing runs yet.
 
         `train_loader`: given a function that tells the current step, the batches from there to the end.
         """
-        self.config, self.train_loader, self.held = config, train_loader, held
-        self.pace, self.loss, self.pad_id, self.skipped = pace, loss, pad_id, skipped
-        self.compiled: Any = None
+        self.config, self.train_loader, self.validation_set = config, train_loader, validation_set
+        self.throughput, self.loss, self.pad_id, self.skip_report = throughput, loss, pad_id, skip_report
+        self.compiled_model: Any = None
         self.optimizer: Any
         self.lr_scheduler: Any
         self.control: Any
-        self.aside: Path | None = None
-        self.owed = False
-        self.after_save: list[Callable[[int], None]] = []
+        self.staging_folder: Path | None = None
+        self.is_validation_pending = False
+        self.save_hooks: list[Callable[[int], None]] = []
         """Called in their order with the step of a checkpoint that is in its place."""
-        self.background = Background(self.saved)
-        self.dynamics: Dynamics | None = None
+        self.async_saver = AsyncCheckpointSaver(self.run_save_hooks)
+        self.optimizer_stats: OptimizerStats | None = None
         scheduler, steps = config.scheduler, arguments.max_steps
-        self.stable = plateau(scheduler, steps)[1] if isinstance(scheduler, WSD) else None
+        self.last_stable_step = (
+            stable_phase(scheduler, steps)[1] if isinstance(scheduler, WSDSchedulerConfig) else None
+        )
         super().__init__(
             model=model,
             args=arguments,
-            eval_dataset=held and held.dataset,
-            callbacks=[*callbacks, SaveAt(self.stable), self.background],
+            eval_dataset=validation_set and validation_set.dataset,
+            callbacks=[*callbacks, SaveAtStep(self.last_stable_step), self.async_saver],
         )
-        self.guard = StepGuard(config.guard, self.args.device)
+        self.bad_step_detector = BadStepDetector(config.skip_step, self.args.device)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        shard_on_cpu(self)
+        enable_fsdp_on_cpu(self)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self.train_loader(lambda: self.state.global_step)
@@ -130,8 +132,8 @@ class KrillTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = build_optimizer(self.model, self.config.optimizer)
-            if not masks(self.optimizer):
-                skip_when(lambda: bool(self.guard.is_bad), self.optimizer)
+            if not supports_found_inf(self.optimizer):
+                wrap_step_skip(lambda: bool(self.bad_step_detector.is_bad), self.optimizer)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -144,8 +146,8 @@ class KrillTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
         # Compiled is this pass only, so that names in checkpoints stay plain, and validation and generation eager.
         if self.config.hardware.compile:
-            model = self.compiled = self.compiled or torch.compile(model)
-        with self.loss.training():
+            model = self.compiled_model = self.compiled_model or torch.compile(model)
+        with self.loss.training_context():
             return super().compute_loss(model, inputs, *rest, **named)
 
     def get_batch_samples(self, batches_left: Any, count: int, device: torch.device) -> Any:
@@ -156,8 +158,8 @@ class KrillTrainer(Trainer):
         )
         waited = time.perf_counter() - began
         tokens = sum(int(batch["input_ids"].ne(self.pad_id).sum()) for batch in batches)
-        self.pace.served(self.state.global_step, tokens, waited)
-        self.loss_before = self._tr_loss.clone()
+        self.throughput.add_batch(self.state.global_step, tokens, waited)
+        self.loss_before_step = self._tr_loss.clone()
         return batches, self._prepare_input(items)
 
     def _prepare_input(self, data: Any) -> Any:
@@ -168,51 +170,59 @@ class KrillTrainer(Trainer):
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*arguments, **named)
-        self.guard.add(loss)
+        self.bad_step_detector.add_loss(loss)
         return loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        if is_logged(self.state.global_step + 1, self.state):
-            self.dynamics = Dynamics(optimizer)
+        if is_logging_step(self.state.global_step + 1, self.state):
+            self.optimizer_stats = OptimizerStats(optimizer)
         norm = super()._clip_grad_norm(model)
-        is_bad = self.guard.judge(norm)
-        if masks(optimizer):
+        is_bad = self.bad_step_detector.check_step(norm)
+        if supports_found_inf(optimizer):
             optimizer.found_inf = is_bad
-        self._tr_loss.copy_(torch.where(is_bad > 0, self.loss_before, self._tr_loss))
+        self._tr_loss.copy_(torch.where(is_bad > 0, self.loss_before_step, self._tr_loss))
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        bad, steps = self.guard.read(self.state.global_step) if "loss" in logs else ([], 0)
+        bad, steps = (
+            self.bad_step_detector.read_bad_steps(self.state.global_step) if "loss" in logs else ([], 0)
+        )
         if bad:
             good = steps - len(bad)
             logs |= {"loss": logs["loss"] * steps / good if good else math.nan, "skipped": len(bad)}
         if "loss" in logs:
-            logs |= self.pace.figures(self.state.global_step, self.state.max_steps)
-        if self.dynamics and "loss" in logs:
-            logs |= self.dynamics.figures()
-            self.dynamics = None
+            logs |= self.throughput.collect_metrics(self.state.global_step, self.state.max_steps)
+        if self.optimizer_stats and "loss" in logs:
+            logs |= self.optimizer_stats.collect_metrics()
+            self.optimizer_stats = None
         super().log(logs, start_time)
-        if ranks.is_first():
-            self.skipped.tell(bad)
-        self.guard.demand_health(bad, advice(self.config.lr))
+        if ranks.is_rank0():
+            self.skip_report.report(bad)
+        self.bad_step_detector.raise_if_diverged(bad, suggest_divergence_remedy(self.config.lr))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation loss (nats per token) and bits per byte over all validation rows.
 
         A signal cuts it: then the state is saved without, and the run that goes on begins with it.
         """
-        if self.held is None:
+        if self.validation_set is None:
             return {}
-        self.owed = False
-        batches = (self._prepare_inputs(batch) for batch in self.held.batches())
+        self.is_validation_pending = False
+        batches = (self._prepare_inputs(batch) for batch in self.validation_set.load_batches())
         try:
-            with self.pace.paused():
-                found = validate(self.model, batches, self.held.eos_id, self.loss, len(self.held.text_bytes))
-        except Cut:
-            self.owed = self.control.should_save = self.control.should_training_stop = True
+            with self.throughput.pause():
+                found = evaluate_batches(
+                    self.model,
+                    batches,
+                    self.validation_set.eos_id,
+                    self.loss,
+                    len(self.validation_set.text_bytes),
+                )
+        except EvaluationInterrupted:
+            self.is_validation_pending = self.control.should_save = self.control.should_training_stop = True
             return {}
-        metrics = _evaluated(found, self.held.text_bytes)
+        metrics = _compute_evaluation_metrics(found, self.validation_set.text_bytes)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -231,7 +241,7 @@ class KrillTrainer(Trainer):
         for group, asked in zip(self.optimizer.param_groups, options, strict=True):
             group.update(asked)
         self.lr_scheduler.base_lrs = peaks
-        set_rates(self.lr_scheduler, self.optimizer)
+        set_learning_rates(self.lr_scheduler, self.optimizer)
 
     def _init_training_state(self, max_steps: int, *rest: Any) -> tuple[int, int]:
         place: tuple[int, int] = super()._init_training_state(max_steps, *rest)
@@ -242,53 +252,53 @@ class KrillTrainer(Trainer):
         if self.control.should_training_stop:  # it had ended by its validation loss
             return
         if resume_from_checkpoint:
-            guard = torch.load(Path(resume_from_checkpoint) / GUARD, "cpu", weights_only=True)
-            self.guard.load_state_dict(guard)  # to its own device
-            pending = json.loads((Path(resume_from_checkpoint) / PENDING).read_text(encoding="utf-8"))
+            guard = torch.load(Path(resume_from_checkpoint) / SKIP_STEP_FILE, "cpu", weights_only=True)
+            self.bad_step_detector.load_state_dict(guard)  # to its own device
+            pending = json.loads((Path(resume_from_checkpoint) / PENDING_FILE).read_text(encoding="utf-8"))
             sums = pending["sums"]
-            same = len(sums) == ranks.count()
-            self._tr_loss += sums[ranks.rank()] if same else sum(sums) / len(sums)
+            same = len(sums) == ranks.get_world_size()
+            self._tr_loss += sums[ranks.get_rank()] if same else sum(sums) / len(sums)
             self._globalstep_last_logged = pending["since"]
-            if pending["validation"] and not self.is_judged():
+            if pending["validation"] and not self.already_validated():
                 self.evaluate()
             if self.control.should_training_stop:  # cut again, as the checkpoint says already; or low enough
                 return
-        if ranks.is_first():
-            self.skipped.cut(self._globalstep_last_logged)
+        if ranks.is_rank0():
+            self.skip_report.truncate(self._globalstep_last_logged)
         super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **rest)
-        self.background.settle()
+        self.async_saver.finalize()
 
-    def is_judged(self) -> bool:
+    def already_validated(self) -> bool:
         """Whether the validation of this step is in the metrics, perhaps by a process that was killed since."""
-        lines = ranks.from_first(lambda: read_validations(Path(self.args.output_dir).parent))
+        lines = ranks.on_rank0(lambda: read_validations(Path(self.args.output_dir).parent))
         return any(line["step"] == self.state.global_step for line in lines)
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self.aside or self.args.output_dir)
+        return str(self.staging_folder or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         pending = {
-            "sums": ranks.gathered(float(self._tr_loss)),
+            "sums": ranks.all_gather_object(float(self._tr_loss)),
             "since": self._globalstep_last_logged,
-            "validation": self.owed,
+            "validation": self.is_validation_pending,
         }
-        self.background.settle()
+        self.async_saver.finalize()
         step, in_background = self.state.global_step, self.config.save_in_background
-        later = partial(self.background.start, step) if in_background else None
-        with aside(Path(self.args.output_dir), later) as self.aside:
+        later = partial(self.async_saver.start, step) if in_background else None
+        with staged_checkpoint_on_all_ranks(Path(self.args.output_dir), later) as self.staging_folder:
             super()._save_checkpoint(model, trial)
-            if ranks.is_first():
-                checkpoint = self.aside / f"checkpoint-{step}"
-                atomic.write_json(checkpoint / PENDING, pending)
-                torch.save(self.guard.state_dict(), checkpoint / GUARD)
-        self.aside = None
+            if ranks.is_rank0():
+                checkpoint = self.staging_folder / f"checkpoint-{step}"
+                atomic.write_json(checkpoint / PENDING_FILE, pending)
+                torch.save(self.bad_step_detector.state_dict(), checkpoint / SKIP_STEP_FILE)
+        self.staging_folder = None
         if not in_background:
-            self.saved(step)
+            self.run_save_hooks(step)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.config.save_in_background and self.args.should_save:
-            weights = in_host_memory(self.model.state_dict())
-            self.background.add(super()._save, output_dir, weights)
+            weights = copy_to_host(self.model.state_dict())
+            self.async_saver.add_write(super()._save, output_dir, weights)
         else:
             super()._save(output_dir, state_dict)
 
@@ -296,21 +306,23 @@ class KrillTrainer(Trainer):
         if self.config.save_in_background and self.args.should_save:
             folder = Path(output_dir)
             folder.mkdir(exist_ok=True)
-            state = in_host_memory(self.optimizer.state_dict())
-            self.background.add(torch.save, state, folder / OPTIMIZER_NAME)
+            state = copy_to_host(self.optimizer.state_dict())
+            self.async_saver.add_write(torch.save, state, folder / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
         else:
             super()._save_optimizer_and_scheduler(output_dir)
 
-    def saved(self, step: int) -> None:
+    def run_save_hooks(self, step: int) -> None:
         """Tell those who wait for it that the checkpoint of a step is in its place."""
-        for tell in self.after_save:
+        for tell in self.save_hooks:
             tell(step)
 
 
-def _evaluated(found: list[Validation], text_bytes: dict[str, int]) -> dict[str, float]:
+def _compute_evaluation_metrics(
+    found: list[ValidationTotals], text_bytes: dict[str, int]
+) -> dict[str, float]:
     """The figures of a validation; of several sources those of each as well, by its name."""
-    whole = together(found)
+    whole = merge_validation_totals(found)
     metrics = {
         "eval_loss": whole.loss(),
         "eval_bits_per_byte": whole.bits_per_byte(sum(text_bytes.values())),

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from krill.cli.argv import clear_exclusive, quoted, sort
-from krill.cli.compose import composed
+from krill.cli.argv import clear_exclusive_keys, parse_arguments, quote_override
+from krill.cli.compose import compose_config
 from krill.errors import UsageError
 
 TEXT = st.text(
@@ -24,14 +24,14 @@ TEXT = st.text(
 
 def infer(*words: str) -> DictConfig:
     """The values of krill-infer's command line."""
-    return composed("infer", [quoted(word) for word in ("model.path=x", *words)])
+    return compose_config("infer", [quote_override(word) for word in ("model.path=x", *words)])
 
 
 def data(value: str) -> list[str] | str:
     """data.paths as composed."""
-    return OmegaConf.to_container(composed("train", ["data=files", quoted(f"data.paths={value}")]).data)[
-        "paths"
-    ]
+    return OmegaConf.to_container(
+        compose_config("train", ["data=files", quote_override(f"data.paths={value}")]).data
+    )["paths"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,7 +53,7 @@ def test_a_prompt_arrives_character_for_character(text: str):
 @settings(max_examples=100, deadline=None)
 @given(TEXT)
 def test_a_prompt_survives_a_sweep(text: str):
-    overrides = OverridesParser.create().parse_overrides([quoted(f"prompt={text}"), "seed=1,2"])
+    overrides = OverridesParser.create().parse_overrides([quote_override(f"prompt={text}"), "seed=1,2"])
     points = BasicSweeper.split_arguments(overrides, None)[0]
     assert len(points) == 2
     again = OverridesParser.create().parse_override(points[1][0]).value()
@@ -82,7 +82,7 @@ def test_paths_as_in_a_shell(typed: str, paths: list[str] | str):
     "name", ["한국어", "세 번째 시도", "a=b", "이름(2)", "1e3", "2024_01", "007", "true", "3"]
 )
 def test_a_name_is_text(name: str):
-    assert str(composed("train", [quoted(f"name={name}")]).name) == name
+    assert str(compose_config("train", [quote_override(f"name={name}")]).name) == name
 
 
 @pytest.mark.parametrize("place", ["outputs/한글 폴더", "1e3", "runs/*/모델"])
@@ -91,13 +91,13 @@ def test_a_model_is_text(place: str):
 
 
 def test_null_takes_a_value_away():
-    assert composed("train", [quoted("output=null")]).output is None
+    assert compose_config("train", [quote_override("output=null")]).output is None
 
 
 def test_names_can_be_swept():
-    (override,) = OverridesParser.create().parse_overrides([quoted("name=1e3,한국어,b c")])
+    (override,) = OverridesParser.create().parse_overrides([quote_override("name=1e3,한국어,b c")])
     points = BasicSweeper.split_arguments([override], None)[0]
-    assert [composed("train", point).name for point in points] == ["1e3", "한국어", "b c"]
+    assert [compose_config("train", point).name for point in points] == ["1e3", "한국어", "b c"]
 
 
 def test_what_hydra_reads_stays_as_it_is():
@@ -109,19 +109,21 @@ def test_what_hydra_reads_stays_as_it_is():
         "~experiment",
         "name=${model.name}",
     ):
-        assert quoted(override) == override
+        assert quote_override(override) == override
 
 
 @pytest.mark.parametrize("words", ["-m model=x lr=1,2", "model=x -m lr=1,2", "model=x lr=1,2 -m"])
 def test_the_flag_may_stand_anywhere(words: str):
-    typed = sort(words.split())
-    assert typed.multirun
+    typed = parse_arguments(words.split())
+    assert typed.is_multirun
     assert typed.flags == ["-m"]
     assert typed.overrides == ["model=x", "lr=1,2"]
 
 
 def test_flags_with_a_value_keep_it():
-    typed = sort(["lr=1", "--cfg", "job", "--config-dir", "mine", "--config-dir=yours", "--info", "defaults"])
+    typed = parse_arguments(
+        ["lr=1", "--cfg", "job", "--config-dir", "mine", "--config-dir=yours", "--info", "defaults"]
+    )
     assert typed.flags == ["--cfg", "job", "--info", "defaults"]
     assert typed.config_dirs == ["mine", "yours"]
     assert typed.overrides == ["lr=1"]
@@ -141,19 +143,22 @@ def test_flags_with_a_value_keep_it():
 )
 def test_a_word_that_is_no_assignment_names_the_fix(words: list[str], fix: str):
     with pytest.raises(UsageError, match=fix):
-        sort(words)
+        parse_arguments(words)
 
 
 def test_every_wrong_word_is_told():
     with pytest.raises(UsageError) as refused:
-        sort(["--lr", "1e-3", "word", "steps=1", "-x"])
+        parse_arguments(["--lr", "1e-3", "word", "steps=1", "-x"])
     assert len(str(refused.value).splitlines()) == 3
 
 
 def test_the_first_bare_word_is_the_model_only_if_the_command_says_so():
-    assert sort(["outputs/모델", "prompt=가"], bare="model").overrides == ["model=outputs/모델", "prompt=가"]
+    assert parse_arguments(["outputs/모델", "prompt=가"], bare="model").overrides == [
+        "model=outputs/모델",
+        "prompt=가",
+    ]
     with pytest.raises(UsageError, match="'second' is not key=value; words to go on from are prompt="):
-        sort(["first", "second"], bare="model")
+        parse_arguments(["first", "second"], bare="model")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +172,6 @@ def test_the_first_bare_word_is_the_model_only_if_the_command_says_so():
     ],
 )
 def test_setting_one_clears_the_other(one: str, other: str):
-    assert clear_exclusive([one]) == [one, f"{other}=null"]
-    assert clear_exclusive([one, f"{other}=7"]) == [one, f"{other}=7"]  # both typed: told, not decided
-    assert clear_exclusive([f"{other}=null"]) == [f"{other}=null"]
+    assert clear_exclusive_keys([one]) == [one, f"{other}=null"]
+    assert clear_exclusive_keys([one, f"{other}=7"]) == [one, f"{other}=7"]  # both typed: told, not decided
+    assert clear_exclusive_keys([f"{other}=null"]) == [f"{other}=null"]

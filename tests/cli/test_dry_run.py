@@ -22,7 +22,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setattr(sys, "argv", sys.argv)
 
     def told(*words: str) -> dict[str, str]:
-        assert app.main("train", train.point, [*words, "dry_run=true"]) == 0
+        assert app.main("train", train.run_task, [*words, "dry_run=true"]) == 0
         assert empty(tmp_path)
         lines = capsys.readouterr().out.splitlines()
         return {name: rest.strip() for name, _, rest in (line.partition(" ") for line in lines)}

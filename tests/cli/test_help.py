@@ -10,39 +10,39 @@ from console import empty, run
 
 from krill import __version__
 from krill.cli import help
-from krill.cli.argv import clear_exclusive, quoted
-from krill.cli.commands import SCHEMA
-from krill.cli.compose import composed
-from krill.config.location import CONF_DIR, description, group_names, options
+from krill.cli.argv import clear_exclusive_keys, quote_override
+from krill.cli.compose import compose_config
+from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.paths import CONF_DIR, list_config_groups, list_config_options, read_config_description
 from krill.config.schema import TrainConfig
-from krill.config.validation import validated
+from krill.config.validation import validate_config
 
 
 def test_the_help_of_train_describes_every_option():
-    text = help.text("train", [CONF_DIR])
-    for group in group_names():
-        for name, file in options(group, [CONF_DIR]).items():
-            assert any(line.split() == [name, *description(file).split()] for line in text.splitlines()), (
-                f"{group}={name}"
-            )
+    text = help.format_help("train", [CONF_DIR])
+    for group in list_config_groups():
+        for name, file in list_config_options(group, [CONF_DIR]).items():
+            assert any(
+                line.split() == [name, *read_config_description(file).split()] for line in text.splitlines()
+            ), f"{group}={name}"
 
 
 def test_every_file_begins_with_what_it_is():
     for file in CONF_DIR.rglob("*.yaml"):
-        assert description(file), file
+        assert read_config_description(file), file
 
 
-@pytest.mark.parametrize("command", SCHEMA)
+@pytest.mark.parametrize("command", COMMAND_SCHEMAS)
 def test_every_command_has_a_help(command: str):
-    text = help.text(command, [CONF_DIR])
-    assert text.startswith(f"krill-{command}: {description(CONF_DIR / f'{command}.yaml')}")
+    text = help.format_help(command, [CONF_DIR])
+    assert text.startswith(f"krill-{command}: {read_config_description(CONF_DIR / f'{command}.yaml')}")
     assert "…" not in text.splitlines()[0]
 
 
-@pytest.mark.parametrize("command", SCHEMA)
+@pytest.mark.parametrize("command", COMMAND_SCHEMAS)
 def test_the_keys_of_the_help_exist(command: str):
-    known = yaml.safe_dump(SCHEMA[command].model_json_schema())
-    for sentence, _ in help.KEYS[command]:
+    known = yaml.safe_dump(COMMAND_SCHEMAS[command].model_json_schema())
+    for sentence, _ in help.COMMAND_KEYS[command]:
         for part in sentence.split(" or "):
             key = part.partition("=")[0]
             assert all(name in known for name in key.split(".")) or key == "experiment", key
@@ -50,14 +50,14 @@ def test_the_keys_of_the_help_exist(command: str):
 
 @pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer", "inspect"])
 def test_the_examples_of_the_help_compose(command: str):
-    for line in help.EXAMPLES[command]:
+    for line in help.COMMAND_EXAMPLES[command]:
         words = [word for word in line.split()[1:] if "=" in word and not word.startswith("from=")]
         first = {
             "lr=1e-3,3e-3": "lr=1e-3",
-            "'data.shard=range(0,64)'": "data.shard=0",
+            "'data.task=range(0,64)'": "data.task=0",
         }  # of the points of a sweep
-        values = [quoted(first.get(word, word)) for word in words]
-        assert composed(command, values)
+        values = [quote_override(first.get(word, word)) for word in words]
+        assert compose_config(command, values)
 
 
 def test_help_is_printed_by_the_script_also_for_a_persons_own_options(tmp_path: Path):
@@ -83,12 +83,14 @@ def test_cfg_job_prints_nothing_but_yaml_that_validates_again(tmp_path: Path, wo
     values = yaml.safe_load(done.stdout)
     assert set(values) == set(TrainConfig.model_fields)
     again = TrainConfig.model_validate(values)
-    assert again == validated(TrainConfig, composed("train", [*clear_exclusive([*map(quoted, words)])]))
+    assert again == validate_config(
+        TrainConfig, compose_config("train", [*clear_exclusive_keys([*map(quote_override, words)])])
+    )
     assert empty(tmp_path)
 
 
-@pytest.mark.parametrize("command", SCHEMA)
+@pytest.mark.parametrize("command", COMMAND_SCHEMAS)
 def test_cfg_job_of_every_command(tmp_path: Path, command: str):
     done = run(tmp_path, f"krill-{command}", "--cfg", "job")
     assert done.returncode == 0
-    assert set(yaml.safe_load(done.stdout)) == set(SCHEMA[command].model_fields)
+    assert set(yaml.safe_load(done.stdout)) == set(COMMAND_SCHEMAS[command].model_fields)

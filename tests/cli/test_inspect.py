@@ -185,7 +185,7 @@ def test_the_plot_goes_where_it_is_asked_for(told: Inspect, here: Path):
         ("tokenizers=[bpe_4k] data=tokens", "store= and tokenizers=: one at a time"),
         ("tokenizers=[bpe_4k] text=a", "tokenizers= and text=: one at a time"),
         ("tokenizers=[bpe_4k] data.validation_fraction=0", "no document is held out"),
-        ("tokenizers=[bpe_4k] judge_bytes=0", "judge_bytes=0: input should be greater than 0"),
+        ("tokenizers=[bpe_4k] eval_bytes=0", "eval_bytes=0: input should be greater than 0"),
         ("text=a tokenizer=bpe_33k", "Did you mean tokenizer=bpe_32k?"),
         ("text=a tokenizer=./nothere", "tokenizer.path=./nothere: no such folder"),
         ("text=a tokenizer=bpe_32k", "not made yet; make it: krill-tokenizer tokenizer=bpe_32k"),
@@ -268,7 +268,7 @@ def test_tokenizers_are_judged_on_what_is_held_out(
         assert set(one["languages"]) == {"ko", "en"}
         assert one["round_trip"]["failures"] == 0
     assert (data / "그림" / "tokenizers.png").read_bytes().startswith(b"\x89PNG")
-    code, out, err = told(*words, "judge_bytes=500")
+    code, out, err = told(*words, "eval_bytes=500")
     assert (code, err) == (0, "")
     assert out.count(f"\n{MINE} ") == 4
     _, out, _ = told(*words, "dry_run=true")
@@ -276,7 +276,7 @@ def test_tokenizers_are_judged_on_what_is_held_out(
 
 
 def test_tokenizers_that_are_not_made_yet_name_the_commands_that_make_them(told: Inspect, data: Path):
-    why = refused(told(*DATA, "tokenizers=[bpe_4k,bpe_32k]", "judge_bytes=99", "plot=a.png")).splitlines()
+    why = refused(told(*DATA, "tokenizers=[bpe_4k,bpe_32k]", "eval_bytes=99", "plot=a.png")).splitlines()
     assert len(why) == 2
     for line, option in zip(why, ("bpe_4k", "bpe_32k"), strict=True):
         command = shlex.split(line.partition("make it: ")[2])

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from krill.cli import runs
-from krill.runs.table import Row
+from krill.runs.table import RunRow
 
 SCRIPT = Path(sys.executable).with_name("krill-runs")
 HOLDER = """
@@ -234,7 +234,7 @@ def test_the_columns_are_those_that_the_documents_name(
     section = page[page.index("| column of table.csv") :]
     names = [name for line in section.splitlines() if line.startswith("| `") for name in
              re.findall(r"`(\w+)`", line.split("|")[1])]  # fmt: skip
-    assert sorted(names) == sorted(Row.__dataclass_fields__)
+    assert sorted(names) == sorted(RunRow.__dataclass_fields__)
     point = next(row for row in listed(capsys) if row["folder"].endswith("cccc3333"))
     assert (point["state"], point["overrides"], point["command"]) == ("not started", ["lr=3"], "train")
     assert point["sweep"] == str(outputs / "sweeps/s")

@@ -13,31 +13,38 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from krill.cli.argv import Typed, clear_exclusive
-from krill.cli.compose import composed, rewritten
-from krill.config.location import CONF_DIR, group_names, options
-from krill.config.schema import Cosine, Hub, InferConfig, Muon, TrainConfig, Transformer
-from krill.config.validation import validated
+from krill.cli.argv import ParsedArguments, clear_exclusive_keys
+from krill.cli.compose import compose_config, normalize_overrides
+from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
+from krill.config.schema import (
+    CosineSchedulerConfig,
+    HubDataConfig,
+    InferConfig,
+    MuonConfig,
+    TrainConfig,
+    TransformerConfig,
+)
+from krill.config.validation import validate_config
 from krill.errors import UsageError
 
-OPTIONS = [(group, name) for group in group_names() for name in options(group, [CONF_DIR])]
-NEEDED = {
+OPTIONS = [(group, name) for group in list_config_groups() for name in list_config_options(group, [CONF_DIR])]
+REQUIRED_OVERRIDES = {
     "data=files": ["data.paths=[a.txt]"],
     "tokenizer=pretrained": ["tokenizer.path=folder"],
     "tokenizer=extended": ["tokenizer.base=folder", "tokenizer.vocab_size=1000"],
     "model=auto": ["model.model_type=gpt2"],
     "model=pretrained": ["model.from=folder"],
 }
-NAMED = {"model=auto": "gpt2", "scheduler=cosine_to_zero": "cosine"}
+DIFFERING_NAMES = {"model=auto": "gpt2", "scheduler=cosine_to_zero": "cosine"}
 """What an option is called where that is not its own name."""
-RULES = {"none": [], "web": ["language", "symbols", "links", "words", "lines", "repetition"]}
-PASSES = "gradient_accumulation_steps"
-OWN_LR = {"adamw": 1e-3, "muon_keller": 3e-3, "muon_moonlight": 3e-3, "muon_pto": 3e-3}
+FILTER_RULES = {"none": [], "web": ["language", "symbols", "links", "words", "lines", "repetition"]}
+ACCUMULATION_KEY = "gradient_accumulation_steps"
+DEFAULT_LRS = {"adamw": 1e-3, "muon_keller": 3e-3, "muon_moonlight": 3e-3, "muon_pto": 3e-3}
 
 
 @cache
-def config(*words: str, command: str = "train") -> TrainConfig:
-    return validated(TrainConfig, composed(command, clear_exclusive(words)))
+def load_config(*words: str, command: str = "train") -> TrainConfig:
+    return validate_config(TrainConfig, compose_config(command, clear_exclusive_keys(words)))
 
 
 # --- everything composes -----------------------------------------------------------------------------------
@@ -45,16 +52,16 @@ def config(*words: str, command: str = "train") -> TrainConfig:
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_option_composes_with_every_command(group: str, name: str):
-    words = [f"{group}={name}", *NEEDED.get(f"{group}={name}", [])]
-    train = config(*words)
-    assert config(*words, command="preprocess") == train
-    assert config(*words, command="tokenizer") == train
+    words = [f"{group}={name}", *REQUIRED_OVERRIDES.get(f"{group}={name}", [])]
+    train = load_config(*words)
+    assert load_config(*words, command="preprocess") == train
+    assert load_config(*words, command="tokenizer") == train
     section = getattr(train, group, None)
     if group == "filters":
-        assert [rule.name for rule in train.data.filters] == RULES[name]
+        assert [rule.name for rule in train.data.filters] == FILTER_RULES[name]
     elif group != "experiment":
         assert section is not None
-        assert section.name == NAMED.get(words[0], name)
+        assert section.name == DIFFERING_NAMES.get(words[0], name)
 
 
 def test_filters_are_chosen_apart_from_the_data(tmp_path: Path):
@@ -63,36 +70,43 @@ def test_filters_are_chosen_apart_from_the_data(tmp_path: Path):
     (tmp_path / "data" / "mine.yaml").write_text(own)
     rules = {}
     for words in ([], ["filters=web"], ["filters=none"], ["data.filters=[]"]):
-        found = validated(TrainConfig, composed("train", ["data=mine", *words], [tmp_path]))
+        found = validate_config(TrainConfig, compose_config("train", ["data=mine", *words], [tmp_path]))
         rules[" ".join(words)] = [rule.name for rule in found.data.filters]
-    assert rules == {"": ["length"], "filters=web": RULES["web"], "filters=none": [], "data.filters=[]": []}
+    assert rules == {
+        "": ["length"],
+        "filters=web": FILTER_RULES["web"],
+        "filters=none": [],
+        "data.filters=[]": [],
+    }
     assert (
-        config("data=tiny_ko", "filters=web").data.min_tokens == config("data=tiny_ko").data.min_tokens == 150
+        load_config("data=tiny_ko", "filters=web").data.min_tokens
+        == load_config("data=tiny_ko").data.min_tokens
+        == 150
     )
 
 
 @pytest.mark.parametrize("group", ["filters", "experiment"])
 def test_null_chooses_nothing(group: str):
-    assert rewritten("train", Typed(overrides=[f"{group}=null", "seed=1"])) == ["seed=1"]
+    assert normalize_overrides("train", ParsedArguments(overrides=[f"{group}=null", "seed=1"])) == ["seed=1"]
 
 
 def test_infer_composes():
-    assert validated(InferConfig, composed("infer", ["model.path=x"])).model.path == "x"
+    assert validate_config(InferConfig, compose_config("infer", ["model.path=x"])).model.path == "x"
 
 
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local", "submitit_slurm"])
 def test_every_launcher_composes(launcher: str):
-    assert config(f"hydra/launcher={launcher}") == config()
+    assert load_config(f"hydra/launcher={launcher}") == load_config()
 
 
-@pytest.mark.parametrize("optimizer", OWN_LR)
+@pytest.mark.parametrize("optimizer", DEFAULT_LRS)
 def test_optimizers_and_models_go_together(optimizer: str):
     for words in (["model=tiny_ko"], ["model=qwen3_pico"], ["experiment=qwen_micro_1k"]):
-        assert config(*words, f"optimizer={optimizer}").optimizer.name == optimizer
+        assert load_config(*words, f"optimizer={optimizer}").optimizer.name == optimizer
 
 
 def test_the_default_needs_no_network_and_no_gpu():
-    default = config()
+    default = load_config()
     assert default.data.source == "python_docs"
     assert default.model.name == "llama_nano"
     assert default.tokenizer.path is None
@@ -106,24 +120,24 @@ def test_the_default_needs_no_network_and_no_gpu():
 # --- who wins ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", OWN_LR)
+@pytest.mark.parametrize("optimizer", DEFAULT_LRS)
 def test_an_optimizer_has_its_own_default_lr(optimizer: str):
-    assert config(f"optimizer={optimizer}").lr == OWN_LR[optimizer]
+    assert load_config(f"optimizer={optimizer}").lr == DEFAULT_LRS[optimizer]
 
 
-@pytest.mark.parametrize("optimizer", OWN_LR)
+@pytest.mark.parametrize("optimizer", DEFAULT_LRS)
 def test_an_experiment_beats_the_optimizers_default_also_when_it_is_swapped(optimizer: str):
-    assert config("experiment=tiny_ko", f"optimizer={optimizer}").lr == 1e-3
-    assert config(f"optimizer={optimizer}", "experiment=tiny_ko").lr == 1e-3
+    assert load_config("experiment=tiny_ko", f"optimizer={optimizer}").lr == 1e-3
+    assert load_config(f"optimizer={optimizer}", "experiment=tiny_ko").lr == 1e-3
 
 
-@pytest.mark.parametrize("optimizer", OWN_LR)
+@pytest.mark.parametrize("optimizer", DEFAULT_LRS)
 def test_the_command_line_beats_both_and_drives_the_whole_optimizer(optimizer: str):
     for words in ([], ["experiment=tiny_ko"]):
-        one, two = (config(*words, f"optimizer={optimizer}", f"lr={lr}") for lr in (1e-2, 2e-2))
+        one, two = (load_config(*words, f"optimizer={optimizer}", f"lr={lr}") for lr in (1e-2, 2e-2))
         assert (one.lr, one.optimizer.lr) == (1e-2, 1e-2)
-        if isinstance(one.optimizer, Muon):
-            assert isinstance(two.optimizer, Muon)
+        if isinstance(one.optimizer, MuonConfig):
+            assert isinstance(two.optimizer, MuonConfig)
             assert two.optimizer.muon_lr == pytest.approx(2 * one.optimizer.muon_lr)
             assert two.optimizer.muon_weight_decay == one.optimizer.muon_weight_decay
 
@@ -131,11 +145,11 @@ def test_the_command_line_beats_both_and_drives_the_whole_optimizer(optimizer: s
 def test_a_sweep_over_optimizers_keeps_each_ones_default():
     overrides = OverridesParser.create().parse_overrides(["optimizer=adamw,muon_keller", "seed=1"])
     points = BasicSweeper.split_arguments(overrides, None)[0]
-    assert [config(*point).lr for point in points] == [1e-3, 3e-3]
+    assert [load_config(*point).lr for point in points] == [1e-3, 3e-3]
 
 
 def test_a_group_chosen_by_hand_beats_the_experiments():
-    chosen = config("experiment=tiny_ko", "data=python_docs", "scheduler=constant")
+    chosen = load_config("experiment=tiny_ko", "data=python_docs", "scheduler=constant")
     assert chosen.data.name == "python_docs"
     assert chosen.model.name == "tiny_ko"
 
@@ -143,8 +157,8 @@ def test_a_group_chosen_by_hand_beats_the_experiments():
 @pytest.mark.parametrize("experiment", [None, "tiny_ko"])
 def test_steps_and_epochs_clear_each_other(experiment: str | None):
     words = [f"experiment={experiment}"] if experiment else []
-    assert (config(*words, "steps=5").steps, config(*words, "steps=5").epochs) == (5, None)
-    assert (config(*words, "epochs=2").steps, config(*words, "epochs=2").epochs) == (None, 2.0)
+    assert (load_config(*words, "steps=5").steps, load_config(*words, "steps=5").epochs) == (5, None)
+    assert (load_config(*words, "epochs=2").steps, load_config(*words, "epochs=2").epochs) == (None, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +166,8 @@ def test_steps_and_epochs_clear_each_other(experiment: str | None):
     [
         ("steps: 7", "epochs=2", {"steps": None, "epochs": 2}),
         ("epochs: 7", "steps=2", {"steps": 2, "epochs": None}),
-        ("batch: {tokens: 1024}", f"batch.{PASSES}=2", {"tokens": None, PASSES: 2}),
-        (f"batch: {{{PASSES}: 2}}", "batch.tokens=1024", {"tokens": 1024, PASSES: None}),
+        ("batch: {tokens: 1024}", f"batch.{ACCUMULATION_KEY}=2", {"tokens": None, ACCUMULATION_KEY: 2}),
+        (f"batch: {{{ACCUMULATION_KEY}: 2}}", "batch.tokens=1024", {"tokens": 1024, ACCUMULATION_KEY: None}),
     ],
 )
 def test_what_is_typed_clears_the_other_key_of_an_experiment(
@@ -161,15 +175,15 @@ def test_what_is_typed_clears_the_other_key_of_an_experiment(
 ):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{set_there}\n")
-    words = clear_exclusive(["experiment=mine", typed])
-    ours = validated(TrainConfig, composed("train", words, [tmp_path]))
+    words = clear_exclusive_keys(["experiment=mine", typed])
+    ours = validate_config(TrainConfig, compose_config("train", words, [tmp_path]))
     found = ours.model_dump() | ours.batch.model_dump()
     assert {key: found[key] for key in left} == left
 
 
 def test_the_model_follows_the_sequence_length():
-    assert config("model=tiny_ko").model.max_position_embeddings == 8192
-    assert config("model=tiny_ko", "sequence_len=256").model.max_position_embeddings == 256
+    assert load_config("model=tiny_ko").model.max_position_embeddings == 8192
+    assert load_config("model=tiny_ko", "sequence_len=256").model.max_position_embeddings == 256
 
 
 # --- the scales of Muon ------------------------------------------------------------------------------------
@@ -179,14 +193,14 @@ def test_the_model_follows_the_sequence_length():
     ("optimizer", "factor"), [("muon_moonlight", 1.0), ("muon_keller", 5.5426), ("muon_pto", 5.5426)]
 )
 def test_the_rate_of_the_matrices_at_width_768(optimizer: str, factor: float):
-    muon = config("model=tiny_ko", f"optimizer={optimizer}", "lr=1e-3").optimizer
-    assert isinstance(muon, Muon)
+    muon = load_config("model=tiny_ko", f"optimizer={optimizer}", "lr=1e-3").optimizer
+    assert isinstance(muon, MuonConfig)
     assert muon.muon_lr == pytest.approx(1e-3 * factor, rel=1e-4)
 
 
 def test_the_rate_follows_the_scale_whatever_the_preset():
     for optimizer in ("muon_moonlight", "muon_keller"):
-        rms, spectral = (config(f"optimizer={optimizer}", f"optimizer.scale={scale}", "model=tiny_ko", "lr=1e-3")
+        rms, spectral = (load_config(f"optimizer={optimizer}", f"optimizer.scale={scale}", "model=tiny_ko", "lr=1e-3")
                          .optimizer for scale in ("rms", "spectral"))  # fmt: skip
         assert (rms.muon_lr, rms.muon_weight_decay) == (1e-3, 0.1)
         assert spectral.muon_lr == pytest.approx(5.5426e-3, rel=1e-4)
@@ -198,22 +212,22 @@ def test_the_rate_follows_the_scale_whatever_the_preset():
 @pytest.mark.parametrize("optimizer", ["muon_moonlight", "muon_keller"])
 def test_what_is_no_number_is_named(word: str, optimizer: str):
     with pytest.raises(UsageError, match=word.partition("=")[0]) as told:
-        config(f"optimizer={optimizer}", word)
+        load_config(f"optimizer={optimizer}", word)
     assert "interpolation" not in str(told.value)
 
 
 @pytest.mark.parametrize("optimizer", ["muon_moonlight", "muon_keller", "muon_pto"])
 def test_rate_times_decay_is_that_of_adamw(optimizer: str):
-    muon = config(f"optimizer={optimizer}", "lr=2e-3", "optimizer.weight_decay=0.1").optimizer
-    assert isinstance(muon, Muon)
+    muon = load_config(f"optimizer={optimizer}", "lr=2e-3", "optimizer.weight_decay=0.1").optimizer
+    assert isinstance(muon, MuonConfig)
     assert muon.muon_lr * muon.muon_weight_decay == pytest.approx(2e-3 * 0.1)
 
 
 def test_the_presets_say_what_they_are():
     keys = ("scale", "weight_decay", "momentum", "nesterov", "ns_steps", "betas", "eps", "max_grad_norm")
     found = {
-        name: tuple(getattr(config(f"optimizer={name}").optimizer, key) for key in keys)
-        for name in OWN_LR
+        name: tuple(getattr(load_config(f"optimizer={name}").optimizer, key) for key in keys)
+        for name in DEFAULT_LRS
         if name != "adamw"
     }
     assert found == {
@@ -230,7 +244,7 @@ INIT = {"pico": 0.02, "micro": 1 / math.sqrt(256), "small": 1 / math.sqrt(768)}
 
 
 def shape(model: Any) -> tuple[int, ...]:
-    assert isinstance(model, Transformer)
+    assert isinstance(model, TransformerConfig)
     heads = (model.num_attention_heads, model.num_key_value_heads)
     return (model.hidden_size, model.num_hidden_layers, model.intermediate_size, *heads)
 
@@ -238,8 +252,8 @@ def shape(model: Any) -> tuple[int, ...]:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("size", SIZES)
 def test_the_originals_models(family: str, size: str):
-    model = config(f"model={family}_{size}").model
-    assert isinstance(model, Transformer)
+    model = load_config(f"model={family}_{size}").model
+    assert isinstance(model, TransformerConfig)
     assert model.family == family
     assert shape(model) == SIZES[size]
     assert model.tie_word_embeddings
@@ -249,14 +263,14 @@ def test_the_originals_models(family: str, size: str):
 
 
 def test_the_originals_tiny_ko():
-    ours = config("experiment=tiny_ko")
-    assert isinstance(ours.model, Transformer)
+    ours = load_config("experiment=tiny_ko")
+    assert isinstance(ours.model, TransformerConfig)
     assert ours.model.family == "llama"
     assert shape(ours.model) == (768, 27, 1920, 12, 4)
     assert ours.model.rope_theta == 1_000_000
     assert ours.model.tie_word_embeddings
     assert ours.model.initializer_range == pytest.approx(1 / math.sqrt(768))
-    assert isinstance(ours.data, Hub)
+    assert isinstance(ours.data, HubDataConfig)
     assert [(data.path, data.split, data.text_column) for data in ours.data.datasets] == [
         ("HAERAE-HUB/KOREAN-WEBTEXT", "train[:10000]", "text"),
         ("HAERAE-HUB/KOREAN-SyntheticText-1.5B", "train[:10000]", "text"),
@@ -277,7 +291,7 @@ def test_the_originals_tiny_ko():
 def test_the_originals_example_files(
     name: str, sequence_len: int, model: str, optimizer: str, micro_batch: int, resume: bool | str
 ):
-    ours = config(f"experiment={name}")
+    ours = load_config(f"experiment={name}")
     assert ours.name == name
     assert ours.sequence_len == sequence_len
     assert ours.model.name == model
@@ -292,10 +306,10 @@ def test_the_originals_example_files(
     assert ours.data.validation_fraction == 0.001
     assert ours.tokenizer.vocab_size == 32_000
     assert ours.packing == "wrapped"
-    assert isinstance(ours.scheduler, Cosine)
+    assert isinstance(ours.scheduler, CosineSchedulerConfig)
     assert (ours.scheduler.warmup, ours.scheduler.min_ratio) == (0.05, 0.0)
     if name != "tiny_ko":
-        assert isinstance(ours.data, Hub)
+        assert isinstance(ours.data, HubDataConfig)
         (data,) = ours.data.datasets
         assert (data.path, data.split, data.text_column) == ("pretraining/tiny-korean-100k", "train", "text")
 
@@ -304,11 +318,13 @@ def test_no_number_reads_as_text():
     """YAML 1.1 takes 1e-3 for text; krill's files write 1.0e-03."""
     for file in CONF_DIR.rglob("*.yaml"):
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        texts = [value for value in flat(values) if isinstance(value, str)]
+        texts = [value for value in flatten_leaves(values) if isinstance(value, str)]
         assert not [text for text in texts if text.replace(".", "").replace("e-", "").isdigit()], file
 
 
-def flat(values: Any) -> list[Any]:
+def flatten_leaves(values: Any) -> list[Any]:
     if isinstance(values, dict):
-        return [leaf for value in values.values() for leaf in flat(value)]
-    return [leaf for value in values for leaf in flat(value)] if isinstance(values, list) else [values]
+        return [leaf for value in values.values() for leaf in flatten_leaves(value)]
+    return (
+        [leaf for value in values for leaf in flatten_leaves(value)] if isinstance(values, list) else [values]
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from krill.config.resolvers import inverse_sqrt, muon_decay, muon_lr, sweep_folder, unless
+from krill.config.resolvers import inverse_sqrt, muon_decay, muon_lr, null_if_set, sweep_folder
 
 
 def test_numbers():
@@ -15,8 +15,8 @@ def test_numbers():
     assert muon_lr("rms", 0.3, None) == 0.3
     assert muon_lr("spectral", 1.0, 768) == pytest.approx(5.5426, abs=1e-4)
     assert muon_lr("spectral", 3e-3, 256) * muon_decay("spectral", 0.1, 256) == pytest.approx(3e-3 * 0.1)
-    assert unless(None, 3) == 3
-    assert unless(2, 3) is None
+    assert null_if_set(None, 3) == 3
+    assert null_if_set(2, 3) is None
 
 
 def test_yaml_reaches_them():

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from krill.cli.compose import composed
+from krill.cli.compose import compose_config
 from krill.config.schema import Section, TrainConfig
-from krill.config.signature import signature
-from krill.config.validation import validated
+from krill.config.signature import compute_signature
+from krill.config.validation import validate_config
 
 
 class Sample(Section):
@@ -23,17 +23,17 @@ class Sample(Section):
 
 
 SAMPLE = Sample(width=3, name="가", parts=[1, 2])
-EXPECTED = "c5609dd64ff727443f839ab4bb07e9d256a55ff656f8495865c16e233292ccd1"
+EXPECTED_SIGNATURE = "c5609dd64ff727443f839ab4bb07e9d256a55ff656f8495865c16e233292ccd1"
 """Folders on a person's disk carry it: a change makes everything that was made before be made again."""
 
 
 @cache
-def config(*words: str) -> TrainConfig:
-    return validated(TrainConfig, composed("train", words))
+def load_config(*words: str) -> TrainConfig:
+    return validate_config(TrainConfig, compose_config("train", words))
 
 
 def test_a_known_value():
-    assert signature("sample", 1, SAMPLE, ["한글"]) == EXPECTED
+    assert compute_signature("sample", 1, SAMPLE, ["한글"]) == EXPECTED_SIGNATURE
 
 
 def test_another_process_says_the_same():
@@ -57,16 +57,16 @@ def test_another_process_says_the_same():
 
 
 def test_parts_and_their_order_count():
-    assert signature("a", "b") != signature("b", "a")
-    assert signature("a", 1) != signature("a", "1")
-    assert signature(["a"], ["b"]) != signature(["a", "b"])
-    assert signature({"a": 1, "b": 2}) == signature({"b": 2, "a": 1})
+    assert compute_signature("a", "b") != compute_signature("b", "a")
+    assert compute_signature("a", 1) != compute_signature("a", "1")
+    assert compute_signature(["a"], ["b"]) != compute_signature(["a", "b"])
+    assert compute_signature({"a": 1, "b": 2}) == compute_signature({"b": 2, "a": 1})
 
 
 def test_a_model_counts_by_its_signed_fields():
-    assert signature(SAMPLE) == signature(SAMPLE.model_copy(update={"name": "other"}))
-    assert signature(SAMPLE) != signature(SAMPLE.model_copy(update={"width": 4}))
-    assert signature(SAMPLE) != signature(SAMPLE.model_copy(update={"parts": [2, 1]}))
+    assert compute_signature(SAMPLE) == compute_signature(SAMPLE.model_copy(update={"name": "other"}))
+    assert compute_signature(SAMPLE) != compute_signature(SAMPLE.model_copy(update={"width": 4}))
+    assert compute_signature(SAMPLE) != compute_signature(SAMPLE.model_copy(update={"parts": [2, 1]}))
 
 
 UNSIGNED = [
@@ -78,7 +78,7 @@ UNSIGNED = [
     "hardware.liger=false", "hardware.compile=true", "hardware.gradient_checkpointing=true",
     "branch=some/run", "trackers=[wandb]", "sample_every=5", "hardware.processes=2", "hardware.sharding=fsdp2",
     "resume_changed=true", "batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
-    "guard.max_skips=3", "sweep.slots=3", "sweep.search=random",
+    "skip_step.max_skips=3", "sweep.max_parallel=3", "sweep.search=random",
 ]  # fmt: skip
 """What does not change the run's own part; the caller adds what data and tokenizer hold and the rows of a step."""
 
@@ -88,20 +88,20 @@ SIGNED = [
     "optimizer=adamw", "optimizer=muon_keller", "optimizer.weight_decay=0", "optimizer.eps=1e-5",
     "optimizer.momentum=0.9", "optimizer.nesterov=false", "optimizer.ns_steps=6", "optimizer.max_grad_norm=0",
     "optimizer.betas=[0.9,0.99]", "scheduler=wsd", "scheduler.warmup=0.2", "scheduler.min_ratio=0",
-    "hardware.precision=bf16", "stop.patience=3", "guard.nan=stop", "guard.spike=6", "export_dtype=bf16",
+    "hardware.precision=bf16", "stop.patience=3", "skip_step.nan=stop", "skip_step.spike=6", "export_dtype=bf16",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("word", UNSIGNED)
 def test_where_and_how_often_do_not_count(word: str):
-    other = config(word)
-    assert other != config()
-    assert signature("train", other) == signature("train", config())
+    other = load_config(word)
+    assert other != load_config()
+    assert compute_signature("train", other) == compute_signature("train", load_config())
 
 
 @pytest.mark.parametrize("word", SIGNED)
 def test_what_determines_the_model_counts(word: str):
-    assert signature("train", config(word)) != signature("train", config())
+    assert compute_signature("train", load_config(word)) != compute_signature("train", load_config())
 
 
 def test_every_field_is_on_one_of_the_lists():
@@ -111,11 +111,13 @@ def test_every_field_is_on_one_of_the_lists():
 
 
 def test_a_reader_sees_no_difference_between_spellings():
-    assert signature(config("lr=1e-3")) == signature(config("lr=0.001"))
-    assert signature(config("epochs=1", "steps=null")) == signature(config("epochs=1.0", "steps=null"))
+    assert compute_signature(load_config("lr=1e-3")) == compute_signature(load_config("lr=0.001"))
+    assert compute_signature(load_config("epochs=1", "steps=null")) == compute_signature(
+        load_config("epochs=1.0", "steps=null")
+    )
 
 
 def test_values_that_are_not_json_are_refused():
     value: Any = object()
     with pytest.raises(TypeError):
-        signature(value)
+        compute_signature(value)

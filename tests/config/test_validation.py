@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from krill.cli.compose import composed
+from krill.cli.compose import compose_config
 from krill.config.schema import InferConfig, TrainConfig
-from krill.config.validation import closest, unknown_key, validated
+from krill.config.validation import find_closest_name, format_unknown_key_error, validate_config
 from krill.errors import UsageError
 
-WHOLE = {
+VALID_CONFIG = {
     "name": "infer",
     "model": {"path": "x"},
     "tokenizer": {"path": None},
@@ -24,25 +24,27 @@ WHOLE = {
     "output": None,
     "dry_run": False,
     "detach": False,
-    "hardware": OmegaConf.to_container(composed("infer", []).hardware),
-    "sweep": {"slots": "auto", "on_failure": "continue", "search": "grid", "trials": None},
+    "hardware": OmegaConf.to_container(compose_config("infer", []).hardware),
+    "sweep": {"max_parallel": "auto", "on_failure": "continue", "search": "grid", "trials": None},
 }
-KNOWN = ["lr", "seed", "model", "model.hidden_size", "data.paths", "optimizer", "optimizer.weight_decay"]
+KNOWN_KEYS = ["lr", "seed", "model", "model.hidden_size", "data.paths", "optimizer", "optimizer.weight_decay"]
 
 
-def told(**changes: object) -> list[str]:
+def get_error_lines(**changes: object) -> list[str]:
     with pytest.raises(UsageError) as refused:
-        validated(InferConfig, OmegaConf.create(WHOLE | changes))
+        validate_config(InferConfig, OmegaConf.create(VALID_CONFIG | changes))
     return str(refused.value).splitlines()
 
 
 def test_what_is_right_is_taken():
-    config = validated(InferConfig, OmegaConf.create(WHOLE | {"name": 3, "top_p": "${temperature}"}))
+    config = validate_config(
+        InferConfig, OmegaConf.create(VALID_CONFIG | {"name": 3, "top_p": "${temperature}"})
+    )
     assert (config.name, config.top_p, config.model.path) == ("3", 0.5, "x")
 
 
 def test_everything_that_is_wrong_is_told_missing_values_too():
-    lines = told(model={"path": "???"}, top_p=2, seed=-1, promt="a")
+    lines = get_error_lines(model={"path": "???"}, top_p=2, seed=-1, promt="a")
     assert lines == [
         "model.path is not set; write model=…",
         "top_p=2: input should be less than or equal to 1",
@@ -52,21 +54,23 @@ def test_everything_that_is_wrong_is_told_missing_values_too():
 
 
 def test_what_follows_a_missing_value_is_not_told_as_well():
-    assert told(model={"path": "???"}, output="${model.path}") == ["model.path is not set; write model=…"]
+    assert get_error_lines(model={"path": "???"}, output="${model.path}") == [
+        "model.path is not set; write model=…"
+    ]
 
 
 def test_a_key_that_is_gone():
-    (line,) = told(output="${place}")
+    (line,) = get_error_lines(output="${place}")
     assert line == "output follows place, which is not set; write one of them"
 
 
 def test_a_missing_section_of_a_union_is_told():
     with pytest.raises(UsageError, match=r"lr is not set; write lr=…"):
-        validated(TrainConfig, OmegaConf.create({"model": {"family": "gpt"}}))
+        validate_config(TrainConfig, OmegaConf.create({"model": {"family": "gpt"}}))
     with pytest.raises(
         UsageError, match=r"model: 'gpt' is none of 'llama', 'qwen3', 'auto', 'pretrained', 'custom'"
     ):
-        validated(TrainConfig, OmegaConf.create({"model": {"family": "gpt"}}))
+        validate_config(TrainConfig, OmegaConf.create({"model": {"family": "gpt"}}))
 
 
 @pytest.mark.parametrize(
@@ -83,9 +87,9 @@ def test_a_missing_section_of_a_union_is_told():
     ],
 )
 def test_the_name_that_was_meant(typed: str, meant: str | None):
-    assert closest(typed, KNOWN) == meant
+    assert find_closest_name(typed, KNOWN_KEYS) == meant
 
 
 def test_the_sentence_for_an_unknown_key():
-    assert unknown_key("lrr", KNOWN) == "no such key 'lrr'. Did you mean lr?"
-    assert unknown_key("xyzzy", KNOWN) == "no such key 'xyzzy'. All keys: --cfg job"
+    assert format_unknown_key_error("lrr", KNOWN_KEYS) == "no such key 'lrr'. Did you mean lr?"
+    assert format_unknown_key_error("xyzzy", KNOWN_KEYS) == "no such key 'xyzzy'. All keys: --cfg job"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from krill.data.encoding import Encoder, token_dtype
+from krill.data.encoding import Encoder, get_token_dtype
 from krill.errors import UsageError
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 
 INJECTED = "before </s> between <s>after</s></s> <pad> 한국어 end"
 
@@ -44,7 +44,7 @@ def unigram(folder: Path) -> TokenizerFolder:
 @pytest.mark.parametrize("kind", ["special", "not flagged special", "in the model's own vocabulary"])
 def test_literal_boundaries_in_text_stay_text(tmp_path: Path, kind: str) -> None:
     tokenizer = unigram(tmp_path) if "own" in kind else byte_level(tmp_path, special=kind == "special")
-    (tokens,) = Encoder(tokenizer).documents([INJECTED])
+    (tokens,) = Encoder(tokenizer).encode_documents([INJECTED])
     control = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
     assert (tokens[0], tokens[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
     assert control.isdisjoint(tokens[1:-1].tolist())
@@ -53,7 +53,7 @@ def test_literal_boundaries_in_text_stay_text(tmp_path: Path, kind: str) -> None
 
 def test_the_tokenizer_itself_is_left_as_it_was(tmp_path: Path) -> None:
     tokenizer = byte_level(tmp_path, special=True)
-    list(Encoder(tokenizer).documents([INJECTED]))
+    list(Encoder(tokenizer).encode_documents([INJECTED]))
     assert tokenizer.eos_id in tokenizer.backend.encode("a</s>").ids
 
 
@@ -62,14 +62,14 @@ def test_a_tokenizer_that_cannot_but_write_eos_is_refused(tmp_path: Path) -> Non
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(UsageError, match="byte-level"):
-        list(Encoder(save(tmp_path, tokenizer, eos_token="</s>")).documents(["known", "unknown"]))
+        list(Encoder(save(tmp_path, tokenizer, eos_token="</s>")).encode_documents(["known", "unknown"]))
 
 
 def test_many_texts_are_encoded_as_each_alone(tmp_path: Path) -> None:
     encoder = Encoder(byte_level(tmp_path, special=True))
     texts = ["", "a" * 50, INJECTED, "b", "</s>", ""]
     tokens, lengths = encoder.encode(texts)
-    alone = list(encoder.documents(texts))
+    alone = list(encoder.encode_documents(texts))
     assert lengths.tolist() == [len(ids) for ids in alone]
     np.testing.assert_array_equal(tokens, np.concatenate(alone))
     kept = encoder.encode(texts).select(np.array([True, False, True, False, False, True]))
@@ -81,9 +81,9 @@ def test_truncation_and_padding_of_a_ready_tokenizer_are_off(tmp_path: Path) -> 
     tokenizer = byte_level(tmp_path, special=True)
     tokenizer.backend.enable_truncation(3)
     tokenizer.backend.enable_padding()
-    assert [len(tokens) for tokens in Encoder(tokenizer).documents(["a" * 10, "b"])] == [12, 3]
+    assert [len(tokens) for tokens in Encoder(tokenizer).encode_documents(["a" * 10, "b"])] == [12, 3]
 
 
 def test_ids_take_two_bytes_while_they_can() -> None:
-    assert token_dtype(65_536) == np.dtype("<u2")
-    assert token_dtype(65_537) == np.dtype("<u4")
+    assert get_token_dtype(65_536) == np.dtype("<u2")
+    assert get_token_dtype(65_537) == np.dtype("<u4")

@@ -13,12 +13,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from krill.config.schema import Tokenizer
+from krill.config.schema import TokenizerConfig
 from krill.data import engines
 from krill.data.encoding import Encoder
-from krill.data.engines import Checked, Differs, Fast, Reference, chosen, compare
+from krill.data.engines import (
+    EngineMismatch,
+    GigatokenEngine,
+    HuggingFaceEngine,
+    VerifiedEngine,
+    check_same_ids,
+    select_engine,
+)
 from krill.errors import UsageError
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 from krill.tokenizer.train import train_tokenizer
 
 CORPUS = [
@@ -26,7 +33,7 @@ CORPUS = [
 ]
 
 
-def trained(folder: Path, **changes: Any) -> TokenizerFolder:
+def train_small_tokenizer(folder: Path, **changes: Any) -> TokenizerFolder:
     folder.mkdir()
     recipe = {
         "name": "t", "path": None, "vocab_size": 330, "min_frequency": 2, "max_token_length": None,
@@ -34,19 +41,23 @@ def trained(folder: Path, **changes: Any) -> TokenizerFolder:
         "pad_token": "<|pad|>", "special_tokens": ["<think>"], "sample_bytes": 10**6,
         "base": None, "multiple_of": 1, "trainer": "hf", "chat_template": None, "push_to": None, "private": True,
     }  # fmt: skip
-    train_tokenizer(Tokenizer(**recipe | changes), lambda: iter(CORPUS), folder)
+    train_tokenizer(TokenizerConfig(**recipe | changes), lambda: iter(CORPUS), folder)
     return load_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
-    return trained(tmp_path_factory.mktemp("engine") / "t")
+    return train_small_tokenizer(tmp_path_factory.mktemp("engine") / "t")
 
 
 @pytest.mark.parametrize("changes", [{"pattern": "gpt4"}, {"pattern": "gpt2"}, {"normalizer": "nfc"}])
 def test_every_recipe_of_krill_can_be_encoded_fast(tmp_path: Path, changes: dict[str, str]) -> None:
-    backend = Encoder(trained(tmp_path / "t", **changes)).backend
-    compare(Fast(backend), Reference(backend), [*CORPUS, "<|eos|><think>", "", "e\u0301 \ufb01"])
+    backend = Encoder(train_small_tokenizer(tmp_path / "t", **changes)).backend
+    check_same_ids(
+        GigatokenEngine(backend),
+        HuggingFaceEngine(backend),
+        [*CORPUS, "<|eos|><think>", "", "e\u0301 \ufb01"],
+    )
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -61,14 +72,14 @@ def test_any_text_has_the_same_tokens(tokenizer: TokenizerFolder, texts: list[st
     np.testing.assert_array_equal(fast.lengths, reference.lengths)
 
 
-class Wrong:
+class WrongEngine:
     """An engine with another id for one text."""
 
-    def __init__(self, right: Reference) -> None:
-        self._right = right
+    def __init__(self, right: HuggingFaceEngine) -> None:
+        self._correct_engine = right
 
-    def ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids, lengths = self._right.ids(texts)
+    def encode_batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        ids, lengths = self._correct_engine.encode_batch(texts)
         if "poison" in "".join(texts):
             ids = ids.copy()
             ids[-1] += 1
@@ -76,12 +87,12 @@ class Wrong:
 
 
 def test_a_difference_is_found_and_named(tokenizer: TokenizerFolder) -> None:
-    reference = Reference(Encoder(tokenizer).backend)
-    compare(Wrong(reference), reference, CORPUS)
-    with pytest.raises(Differs, match="begins 'poison 독'"):
-        compare(Wrong(reference), reference, [*CORPUS, "poison 독"])
-    with pytest.raises(Differs):
-        Checked(Wrong(reference), reference).ids(["poison"])
+    reference = HuggingFaceEngine(Encoder(tokenizer).backend)
+    check_same_ids(WrongEngine(reference), reference, CORPUS)
+    with pytest.raises(EngineMismatch, match="begins 'poison 독'"):
+        check_same_ids(WrongEngine(reference), reference, [*CORPUS, "poison 독"])
+    with pytest.raises(EngineMismatch):
+        VerifiedEngine(WrongEngine(reference), reference).encode_batch(["poison"])
 
 
 def test_auto_takes_what_is_right(
@@ -89,15 +100,17 @@ def test_auto_takes_what_is_right(
 ) -> None:
     caplog.set_level(logging.INFO, "krill")
     backend = Encoder(tokenizer).backend
-    assert chosen("hf", backend, lambda: CORPUS, 10**9) == "hf"
+    assert select_engine("hf", backend, lambda: CORPUS, 10**9) == "hf"
     assert (
-        chosen("auto", backend, lambda: CORPUS, 10) == chosen("fast", backend, lambda: CORPUS, 10) == "fast"
+        select_engine("auto", backend, lambda: CORPUS, 10)
+        == select_engine("fast", backend, lambda: CORPUS, 10)
+        == "fast"
     )
-    monkeypatch.setattr(engines, "Fast", lambda backend: Wrong(Reference(backend)))
-    assert chosen("auto", backend, lambda: ["poison"], 10**9) == "hf"
+    monkeypatch.setattr(engines, "GigatokenEngine", lambda backend: WrongEngine(HuggingFaceEngine(backend)))
+    assert select_engine("auto", backend, lambda: ["poison"], 10**9) == "hf"
     assert "Hugging Face tokenizers (gigatoken gives other ids" in caplog.text
     with pytest.raises(UsageError, match=r"data\.engine=hf"):
-        chosen("fast", backend, lambda: ["poison"], 10)
+        select_engine("fast", backend, lambda: ["poison"], 10)
 
 
 def test_without_gigatoken(
@@ -106,10 +119,10 @@ def test_without_gigatoken(
     caplog.set_level(logging.INFO, "krill")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     backend = Encoder(tokenizer).backend
-    assert chosen("auto", backend, lambda: CORPUS, 10**9) == "hf"
+    assert select_engine("auto", backend, lambda: CORPUS, 10**9) == "hf"
     assert "pip install 'krill[fast]'" in caplog.text
     with pytest.raises(UsageError, match=r"pip install 'krill\[fast\]'"):
-        chosen("fast", backend, lambda: CORPUS, 10)
+        select_engine("fast", backend, lambda: CORPUS, 10)
 
 
 def test_a_tokenizer_that_gigatoken_does_not_know_is_left_to_the_reference(
@@ -117,12 +130,12 @@ def test_a_tokenizer_that_gigatoken_does_not_know_is_left_to_the_reference(
 ) -> None:
     backend = Encoder(tokenizer).backend
     backend.normalizer = normalizers.NFKC()
-    assert chosen("auto", backend, lambda: CORPUS, 10) == "hf"
+    assert select_engine("auto", backend, lambda: CORPUS, 10) == "hf"
     with pytest.raises(UsageError, match="NFKC"):
-        chosen("fast", backend, lambda: CORPUS, 10)
+        select_engine("fast", backend, lambda: CORPUS, 10)
 
 
 def test_the_reference_is_the_tokenizer(tokenizer: TokenizerFolder) -> None:
-    ids, lengths = Reference(tokenizer.backend).ids(CORPUS)
+    ids, lengths = HuggingFaceEngine(tokenizer.backend).encode_batch(CORPUS)
     expected = [tokenizer.backend.encode(text, add_special_tokens=False).ids for text in CORPUS]
     assert [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] == expected

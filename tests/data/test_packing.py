@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krill.data.packing import IGNORED, Row, Rows, pack, windows
+from krill.data.packing import IGNORE_INDEX, Row, Rows, pack, pack_windows
 
 
 class Stream:
@@ -32,7 +32,7 @@ lengths_of_rows = st.integers(2, 40)
 
 
 def all_rows(rows: Rows) -> list[Row]:
-    return [rows.row(index) for index in range(len(rows))]
+    return [rows.get_row(index) for index in range(len(rows))]
 
 
 def assert_well_formed(row: Row, stream: Stream, sequence_len: int) -> None:
@@ -44,11 +44,11 @@ def assert_well_formed(row: Row, stream: Stream, sequence_len: int) -> None:
         segment = slice(start, start + length)
         ids, labels = row.input_ids[segment], row.labels[segment]
         np.testing.assert_array_equal(row.position_ids[segment], np.arange(length))
-        assert labels[0] == IGNORED
+        assert labels[0] == IGNORE_INDEX
         if ids[0] == stream.pad_id:
             assert segment.stop == sequence_len, "padding is not last"
             assert (ids == stream.pad_id).all()
-            assert (labels == IGNORED).all()
+            assert (labels == IGNORE_INDEX).all()
         else:
             np.testing.assert_array_equal(np.diff(ids), 1)
             np.testing.assert_array_equal(labels[1:], ids[1:])
@@ -63,11 +63,11 @@ def test_padding_and_cut_documents_are_counted(strategy: str, lengths: list[int]
     rows = pack(stream, sequence_len, strategy)
     found = [row.input_ids[row.input_ids != stream.pad_id] for row in all_rows(rows)]
     places = len(rows) * sequence_len
-    assert rows.padding == (1 - sum(map(len, found)) / places if places else 0)
+    assert rows.padding_fraction == (1 - sum(map(len, found)) / places if places else 0)
     holders = Counter(document for ids in found for document in set(stream.document[ids].tolist()))
     longer = sum(length > sequence_len for length in lengths)
     cut = longer if strategy == "best_fit" else sum(rows_of > 1 for rows_of in holders.values())
-    assert rows.cut == (cut / len(lengths) if lengths else 0)
+    assert rows.cut_fraction == (cut / len(lengths) if lengths else 0)
 
 
 @pytest.mark.parametrize("strategy", ["wrapped", "best_fit"])
@@ -102,28 +102,32 @@ def test_best_fit_cuts_only_documents_longer_than_a_row(lengths: list[int], sequ
 @given(lengths=lengths_of_documents, sequence_len=lengths_of_rows)
 def test_windows_predict_each_token_but_bos_exactly_once(lengths: list[int], sequence_len: int) -> None:
     stream = Stream(lengths)
-    rows = windows(stream, sequence_len)
+    rows = pack_windows(stream, sequence_len)
     predicted: Counter[int] = Counter()
     for row in all_rows(rows):
         assert_well_formed(row, stream, sequence_len)
-        predicted.update(row.labels[row.labels != IGNORED].tolist())
+        predicted.update(row.labels[row.labels != IGNORE_INDEX].tolist())
     bos = {0, *stream.ends.tolist()}
     assert predicted == Counter(set(range(sum(lengths))) - bos)
     assert rows.targets == sum(lengths) - len(lengths)
 
 
 def test_an_empty_split_has_no_rows() -> None:
-    for rows in (pack(Stream([]), 8, "wrapped"), pack(Stream([]), 8, "best_fit"), windows(Stream([]), 8)):
+    for rows in (
+        pack(Stream([]), 8, "wrapped"),
+        pack(Stream([]), 8, "best_fit"),
+        pack_windows(Stream([]), 8),
+    ):
         assert len(rows) == 0
         assert rows.tokens == 0
         with pytest.raises(IndexError):
-            rows.row(0)
+            rows.get_row(0)
 
 
 def test_an_empty_row_is_padding_only() -> None:
-    row = pack(Stream([5]), 8, "wrapped").empty()
+    row = pack(Stream([5]), 8, "wrapped").make_empty_row()
     assert row.input_ids.tolist() == [Stream.pad_id] * 8
-    assert (row.labels == IGNORED).all()
+    assert (row.labels == IGNORE_INDEX).all()
     assert row.lengths.tolist() == [8]
 
 

@@ -14,13 +14,13 @@ from reading import RULES
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from krill.config.schema import Files, Tokenizer, TrainConfig
+from krill.config.schema import FilesDataConfig, TokenizerConfig, TrainConfig
 from krill.data import prepare as preparation
-from krill.data.obtain import obtain_store, store_folder
-from krill.data.prepare import prepare
+from krill.data.cache import get_or_prepare_store, get_store_folder
+from krill.data.prepare import prepare_store
 from krill.data.store import Split, Store
 from krill.errors import KrillError, UsageError
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 
 TEXTS = [f"문서 number {index}: " + "word " * (index % 7 + 1) for index in range(200)]
 
@@ -28,10 +28,10 @@ TEXTS = [f"문서 number {index}: " + "word " * (index % 7 + 1) for index in ran
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> TokenizerFolder:
     """One token a byte; bos 0, eos 1, pad 2."""
-    return save_bytes(tmp_path / "bytes")
+    return save_byte_tokenizer(tmp_path / "bytes")
 
 
-def save_bytes(folder: Path, normalizer: normalizers.Normalizer | None = None) -> TokenizerFolder:
+def save_byte_tokenizer(folder: Path, normalizer: normalizers.Normalizer | None = None) -> TokenizerFolder:
     folder.mkdir()
     names = ["<|bos|>", "<|eos|>", "<|pad|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Backend(models.BPE({name: index for index, name in enumerate(names)}, []))
@@ -58,22 +58,24 @@ DEFAULTS: dict[str, Any] = RULES | {
 }  # fmt: skip
 
 
-def files(*paths: Path, **rules: Any) -> Files:
-    return Files(**{**DEFAULTS, "paths": [str(path) for path in paths], **rules})
+def make_files(*paths: Path, **rules: Any) -> FilesDataConfig:
+    return FilesDataConfig(**{**DEFAULTS, "paths": [str(path) for path in paths], **rules})
 
 
-def prepared(folder: Path, data: Files, tokenizer: TokenizerFolder, **options: Any) -> Store:
+def prepare_and_open(
+    folder: Path, data: FilesDataConfig, tokenizer: TokenizerFolder, **options: Any
+) -> Store:
     folder.mkdir(exist_ok=True)
-    prepare(data, tokenizer, folder, **options)
+    prepare_store(data, tokenizer, folder, **options)
     return Store.open(folder)
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def read_content(folder: Path) -> dict[str, bytes]:
     """What the store is: all but how it was made."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "record.json"}
 
 
-def texts_of(split: Split, tokenizer: TokenizerFolder) -> Iterator[str]:
+def decode_texts(split: Split, tokenizer: TokenizerFolder) -> Iterator[str]:
     alphabet = {character: byte for byte, character in _byte_characters().items()}
     start = 0
     for end in split.ends.tolist():
@@ -94,8 +96,10 @@ def _byte_characters() -> dict[int, str]:
 
 
 def test_every_document_comes_back_in_one_split(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
-    store = prepared(tmp_path / "store", files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
-    train, validation = (list(texts_of(split, tokenizer)) for split in (store.train, store.validation))
+    store = prepare_and_open(
+        tmp_path / "store", make_files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer
+    )
+    train, validation = (list(decode_texts(split, tokenizer)) for split in (store.train, store.validation))
     assert sorted(train + validation) == sorted(text.strip() for text in TEXTS)
     assert 20 < len(validation) < 60
     assert store.train.text_bytes == sum(len(text.encode()) for text in train)
@@ -104,17 +108,21 @@ def test_every_document_comes_back_in_one_split(tmp_path: Path, tokenizer: Token
 
 
 def test_twice_gives_the_same_bytes(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
-    data = files(json_lines(tmp_path / "a.jsonl", TEXTS))
-    first, second = (prepared(tmp_path / name, data, tokenizer, shard_tokens=1000).folder for name in "xy")
-    assert len(content(first)) > 10
-    assert content(first) == content(second)
+    data = make_files(json_lines(tmp_path / "a.jsonl", TEXTS))
+    first, second = (
+        prepare_and_open(tmp_path / name, data, tokenizer, shard_tokens=1000).folder for name in "xy"
+    )
+    assert len(read_content(first)) > 10
+    assert read_content(first) == read_content(second)
 
 
 def test_order_of_documents_does_not_change_the_split(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
     held = []
     for name, texts in (("a", TEXTS), ("b", TEXTS[::-1]), ("c", TEXTS[50:] + ["more text"] * 3 + TEXTS[:50])):
-        store = prepared(tmp_path / name, files(json_lines(tmp_path / f"{name}.jsonl", texts)), tokenizer)
-        held.append(set(texts_of(store.validation, tokenizer)) - {"more text"})
+        store = prepare_and_open(
+            tmp_path / name, make_files(json_lines(tmp_path / f"{name}.jsonl", texts)), tokenizer
+        )
+        held.append(set(decode_texts(store.validation, tokenizer)) - {"more text"})
     assert held[0] == held[1] == held[2]
 
 
@@ -123,8 +131,8 @@ def test_duplicates_are_dropped_across_files_and_counted(tmp_path: Path, tokeniz
         json_lines(tmp_path / "a.jsonl", ["하나", "둘"]),
         json_lines(tmp_path / "b.jsonl", [" 하나\r\n", "셋", "둘"]),
     ]
-    store = prepared(tmp_path / "store", files(*paths, validation_fraction=0.0), tokenizer)
-    assert list(texts_of(store.train, tokenizer)) == ["하나", "둘", "셋"]
+    store = prepare_and_open(tmp_path / "store", make_files(*paths, validation_fraction=0.0), tokenizer)
+    assert list(decode_texts(store.train, tokenizer)) == ["하나", "둘", "셋"]
     assert store.train.sources.tolist() == [0, 0, 1]
     assert store.sources == ["a.jsonl", "b.jsonl"]
     assert store.manifest["dropped"] == {
@@ -147,8 +155,8 @@ def test_every_rule_is_counted(
     path = json_lines(tmp_path / "a.jsonl", ["", "\x00 ", "short", "가나다라마바", "long enough to stay"])
     with open(path, "a") as file:
         file.write("{cut\n")
-    data = files(path, min_chars=6, min_tokens=19, validation_fraction=0.0)
-    manifest = prepared(tmp_path / "store", data, tokenizer).manifest
+    data = make_files(path, min_chars=6, min_tokens=19, validation_fraction=0.0)
+    manifest = prepare_and_open(tmp_path / "store", data, tokenizer).manifest
     dropped = {
         rule: [found[key] for key in ("documents", "bytes", "tokens")]
         for rule, found in manifest["dropped"].items()
@@ -164,23 +172,25 @@ def test_every_rule_is_counted(
 def test_no_usable_document_is_an_error_that_counts(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
     path = json_lines(tmp_path / "a.jsonl", ["short", "short", "longer"])
     with pytest.raises(UsageError, match=r"min_chars 2; min_tokens 1\).*data\.min_chars=6"):
-        prepared(tmp_path / "store", files(path, min_chars=6, min_tokens=50), tokenizer)
+        prepare_and_open(tmp_path / "store", make_files(path, min_chars=6, min_tokens=50), tokenizer)
     assert not (tmp_path / "store/manifest.json").exists()
 
 
 def test_text_cannot_end_a_document(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
     texts = ["a<|eos|>b<|bos|><|pad|>", "<|eos|>"]
-    store = prepared(
-        tmp_path / "store", files(json_lines(tmp_path / "a.jsonl", texts), validation_fraction=0.0), tokenizer
+    store = prepare_and_open(
+        tmp_path / "store",
+        make_files(json_lines(tmp_path / "a.jsonl", texts), validation_fraction=0.0),
+        tokenizer,
     )
-    assert list(texts_of(store.train, tokenizer)) == texts
+    assert list(decode_texts(store.train, tokenizer)) == texts
     assert np.isin(store.train.read(0, store.train.tokens), [0, 1, 2]).sum() == 4
 
 
 def test_bytes_are_those_of_the_normalized_text(tmp_path: Path) -> None:
-    tokenizer = save_bytes(tmp_path / "nfc", normalizers.NFC())
+    tokenizer = save_byte_tokenizer(tmp_path / "nfc", normalizers.NFC())
     path = json_lines(tmp_path / "a.jsonl", ["\u1112\u1161\u11ab" * 10])  # 한, three code points each
-    train = prepared(tmp_path / "store", files(path, validation_fraction=0.0), tokenizer).train
+    train = prepare_and_open(tmp_path / "store", make_files(path, validation_fraction=0.0), tokenizer).train
     assert train.text_bytes == 30
     assert train.tokens == 32
 
@@ -188,8 +198,8 @@ def test_bytes_are_those_of_the_normalized_text(tmp_path: Path) -> None:
 # --- made once ---------------------------------------------------------------------------------------------
 
 
-def config(data: Files, tokenizer: TokenizerFolder) -> TrainConfig:
-    ready = Tokenizer.model_construct(name="bytes", path=str(tokenizer.folder))
+def make_config(data: FilesDataConfig, tokenizer: TokenizerFolder) -> TrainConfig:
+    ready = TokenizerConfig.model_construct(name="bytes", path=str(tokenizer.folder))
     return TrainConfig.model_construct(data=data, tokenizer=ready, sequence_len=64, packing="best_fit")
 
 
@@ -198,21 +208,23 @@ def test_a_store_is_made_once_and_found_again(
 ) -> None:
     caplog.set_level(logging.INFO, "krill")
     outputs = tmp_path / "outputs"
-    setting = config(files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
-    expected = store_folder(setting, outputs)
+    setting = make_config(make_files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
+    expected = get_store_folder(setting, outputs)
     assert not outputs.exists()
-    folder, made = obtain_store(setting, tokenizer, outputs)
+    folder, made = get_or_prepare_store(setting, tokenizer, outputs)
     assert (folder, made) == (expected, True)
     assert folder.parent == outputs / "data"
     assert folder.name == f"글-{Store.open(folder).signature[:8]}"
-    assert obtain_store(setting, tokenizer, outputs) == (folder, False)
+    assert get_or_prepare_store(setting, tokenizer, outputs) == (folder, False)
     assert f"tokens: made {folder}" in caplog.text
     assert f"tokens: reused {folder}" in caplog.text
 
 
 def test_the_folder_follows_content_and_rules_not_place(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
     def folder(path: Path, texts: list[str], **rules: Any) -> Path:
-        return store_folder(config(files(json_lines(path, texts), **rules), tokenizer), tmp_path)
+        return get_store_folder(
+            make_config(make_files(json_lines(path, texts), **rules), tokenizer), tmp_path
+        )
 
     first = folder(tmp_path / "a.jsonl", TEXTS)
     assert folder(tmp_path / "moved/a.jsonl", TEXTS) == first
@@ -228,7 +240,7 @@ def test_the_folder_follows_content_and_rules_not_place(tmp_path: Path, tokenize
 def test_an_interrupted_preparation_shows_nothing_and_goes_on(
     tmp_path: Path, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setting = config(files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
+    setting = make_config(make_files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
 
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -236,25 +248,25 @@ def test_an_interrupted_preparation_shows_nothing_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "_merge", fail)
         with pytest.raises(KeyboardInterrupt):
-            obtain_store(setting, tokenizer, tmp_path / "outputs")
+            get_or_prepare_store(setting, tokenizer, tmp_path / "outputs")
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if not path.name.startswith(".")]
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "make_parts", fail)  # the part is there
-        assert obtain_store(setting, tokenizer, tmp_path / "outputs")[1]
+        patch.setattr(preparation, "write_parts", fail)  # the part is there
+        assert get_or_prepare_store(setting, tokenizer, tmp_path / "outputs")[1]
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if path.name.endswith(".partial")]
 
 
 def test_input_that_is_of_no_use_leaves_nothing_behind(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
-    setting = config(files(json_lines(tmp_path / "a.jsonl", TEXTS), min_chars=10**6), tokenizer)
+    setting = make_config(make_files(json_lines(tmp_path / "a.jsonl", TEXTS), min_chars=10**6), tokenizer)
     with pytest.raises(UsageError, match="no document is left"):
-        obtain_store(setting, tokenizer, tmp_path / "outputs")
+        get_or_prepare_store(setting, tokenizer, tmp_path / "outputs")
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if not path.name.endswith(".lock")]
 
 
 def test_a_folder_that_holds_other_tokens_is_refused(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
-    first = config(files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
-    second = config(files(json_lines(tmp_path / "b.jsonl", TEXTS[1:])), tokenizer)
-    folder, _ = obtain_store(first, tokenizer, tmp_path)
-    folder.rename(store_folder(second, tmp_path))
+    first = make_config(make_files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
+    second = make_config(make_files(json_lines(tmp_path / "b.jsonl", TEXTS[1:])), tokenizer)
+    folder, _ = get_or_prepare_store(first, tokenizer, tmp_path)
+    folder.rename(get_store_folder(second, tmp_path))
     with pytest.raises(KrillError, match="holds other tokens"):
-        obtain_store(second, tokenizer, tmp_path)
+        get_or_prepare_store(second, tokenizer, tmp_path)

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krill.data.store import Store, manifest_of, write_manifest, write_shard
+from krill.data.store import Store, build_manifest, write_manifest, write_shard
 from krill.errors import KrillError, UsageError
 
 TOKENIZER = {"signature": "t", "vocab_size": 1000, "bos_id": 0, "eos_id": 1, "pad_id": 2}
 LENGTHS = [5, 3, 40, 2, 8, 8, 1, 9]
 
 
-def documents(dtype: str) -> list[np.ndarray]:
+def make_documents(dtype: str) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     return [random.integers(0, np.iinfo(dtype).max, length, dtype=dtype) for length in LENGTHS]
 
@@ -28,7 +28,7 @@ def write(folder: Path, dtype: str = "uint16", shards: tuple[int, ...] = (2, 1, 
     folder.mkdir(exist_ok=True)
     records, first = [], 0
     for number, count in enumerate(shards):
-        tokens = documents(dtype)[first : first + count]
+        tokens = make_documents(dtype)[first : first + count]
         sources = np.arange(first, first + count) % 2
         lengths = np.array([len(document) for document in tokens])
         records.append(write_shard(folder, f"train-{number:05d}", np.dtype(dtype), tokens, lengths, sources))
@@ -37,14 +37,14 @@ def write(folder: Path, dtype: str = "uint16", shards: tuple[int, ...] = (2, 1, 
     nothing = {"documents": 0, "tokens": 0, "text_bytes": 0}
     splits = {"train": {**counts, "shards": records}, "validation": {**nothing, "shards": []}}
     facts: dict[str, Any] = {"signature": "s", "tokenizer": TOKENIZER}
-    write_manifest(folder, manifest_of(np.dtype(dtype), ["하나", "two"], splits, **facts))
+    write_manifest(folder, build_manifest(np.dtype(dtype), ["하나", "two"], splits, **facts))
     return Store.open(folder)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
 def test_every_slice_comes_back_across_shards(tmp_path: Path, dtype: str) -> None:
     store = write(tmp_path / "store", dtype)
-    expected = np.concatenate(documents(dtype))
+    expected = np.concatenate(make_documents(dtype))
     train = store.train
     assert [shard.tokens for shard in train.shards] == [8, 40, 10, 9, 9]
     assert train.tokens == len(expected) == sum(LENGTHS)
@@ -107,12 +107,12 @@ def garble(folder: Path) -> None:
     (folder / "manifest.json").write_text("{")
 
 
-def another_format(folder: Path) -> None:
+def change_format(folder: Path) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
 
 
-def foreign(folder: Path) -> None:
+def write_foreign_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text("[]")
 
 
@@ -122,8 +122,8 @@ def foreign(folder: Path) -> None:
         (cut, KrillError, r"train-00001\.tokens holds 78 bytes, its manifest says 80\. Remove"),
         (lose, KrillError, r"train-00001\.ends is missing\. Remove"),
         (garble, KrillError, r"manifest\.json is not a manifest"),
-        (foreign, KrillError, r"manifest\.json is not a manifest"),
-        (another_format, UsageError, r"is of format krill-tokens 99, this krill reads krill-tokens 1"),
+        (write_foreign_manifest, KrillError, r"manifest\.json is not a manifest"),
+        (change_format, UsageError, r"is of format krill-tokens 99, this krill reads krill-tokens 1"),
     ],
 )
 def test_damage_is_found_on_opening(

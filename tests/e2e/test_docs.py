@@ -24,7 +24,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from krill.cli.umbrella import COMMANDS
+from krill.cli.main import COMMANDS
 
 HOUSE = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")

@@ -71,7 +71,7 @@ def test_preparations_can_be_swept(krill: Command, corpus: str, tmp_path: Path):
 
 def test_points_that_make_the_same_thing_are_made_once(krill: Command, corpus: str, tmp_path: Path):
     words = ("-m", "hardware=auto,cpu", "tokenizer.vocab_size=300,310", "data=files", corpus, "name=same")
-    done = krill("tokenizer", *words, "sweep.slots=2", "device=cpu")
+    done = krill("tokenizer", *words, "sweep.max_parallel=2", "device=cpu")
     assert "4 points" in done.stderr
     assert "2 of them would make what another one makes" in done.stderr
     found = rows(tmp_path / "outputs" / "sweeps" / "same")
@@ -126,7 +126,7 @@ def test_of_twenty_points_three_crash_and_only_they_are_done_again(
     rules = ",".join(rule.partition("=")[2].replace("NUMBER", str(number)) for number in range(20))
     words = (
         "-m", f"data.filters={rules}", "data=files", corpus, "tokenizer.vocab_size=300", "name=twenty",
-        "sweep.slots=2", "device=cpu",
+        "sweep.max_parallel=2", "device=cpu",
     )  # fmt: skip
 
     done = krill("tokenizer", *words, code=3)

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from krill.config.schema import Transformer
-from krill.models.build import build
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.config.schema import TransformerConfig
+from krill.models.build import build_model
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 
 SPECIALS = ["<|bos|>", "<|eos|>", "<|pad|>"]
 
@@ -46,12 +46,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
 def model(tokenizer: TokenizerFolder) -> Any:
     """Random weights, large enough that one token is clearly the most likely."""
     torch.manual_seed(3)
-    config = Transformer(
+    config = TransformerConfig(
         name="tiny", family="llama", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64, rope_theta=1e4,
         rms_norm_eps=1e-6, tie_word_embeddings=False, initializer_range=0.3,
     )  # fmt: skip
-    return build(config, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+    return build_model(config, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
 
 
 @pytest.fixture(scope="session")

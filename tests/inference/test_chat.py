@@ -8,17 +8,17 @@ import sys
 import pytest
 
 from krill.errors import UsageError
-from krill.inference.chat import converse, prompts
+from krill.inference.chat import read_prompts, run_chat
 
 
-class Terminal(io.StringIO):
+class FakeTerminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, stdin: io.StringIO) -> list[str]:
+def read_all_prompts(monkeypatch: pytest.MonkeyPatch, stdin: io.StringIO) -> list[str]:
     monkeypatch.setattr(sys, "stdin", stdin)
-    return list(prompts())
+    return list(read_prompts())
 
 
 @pytest.mark.parametrize(
@@ -36,20 +36,20 @@ def asked(monkeypatch: pytest.MonkeyPatch, stdin: io.StringIO) -> list[str]:
     ],
 )
 def test_prompts(monkeypatch: pytest.MonkeyPatch, typed: str, expected: list[str]) -> None:
-    assert asked(monkeypatch, io.StringIO(typed)) == expected
+    assert read_all_prompts(monkeypatch, io.StringIO(typed)) == expected
 
 
 def test_a_pipe_sees_no_prompt_sign(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked(monkeypatch, io.StringIO("one\n"))
+    read_all_prompts(monkeypatch, io.StringIO("one\n"))
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_person_is_told_how_to_end_and_sees_a_sign(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert asked(monkeypatch, Terminal("one\nquit\n")) == ["one"]
+    assert read_all_prompts(monkeypatch, FakeTerminal("one\nquit\n")) == ["one"]
     told = capsys.readouterr()
     assert told.out == ""
     assert "quit or exit ends" in told.err
@@ -59,7 +59,7 @@ def test_a_person_is_told_how_to_end_and_sees_a_sign(
 def test_each_prompt_is_answered_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\ntwo\nexit\nthree\n"))
     answered: list[str] = []
-    converse(answered.append)
+    run_chat(answered.append)
     assert answered == ["one", "two"]
 
 
@@ -71,7 +71,7 @@ def test_an_interrupt_ends_as_the_end_of_the_input_does(monkeypatch: pytest.Monk
         answered.append(prompt)
         raise KeyboardInterrupt
 
-    converse(answer)
+    run_chat(answer)
     assert answered == ["one"]
 
 
@@ -82,13 +82,13 @@ def test_an_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise UsageError("too long")
 
     with pytest.raises(UsageError, match="too long"):
-        converse(answer)
+        run_chat(answer)
 
 
 def test_a_prompt_that_is_refused_does_not_end_the_conversation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal("too long\nshort\n"))
+    monkeypatch.setattr("sys.stdin", FakeTerminal("too long\nshort\n"))
     answered = []
 
     def answer(prompt: str) -> None:
@@ -96,7 +96,7 @@ def test_a_prompt_that_is_refused_does_not_end_the_conversation(
             raise UsageError("shorten it")
         answered.append(prompt)
 
-    converse(answer)
+    run_chat(answer)
 
     assert answered == ["short"]
     assert "shorten it" in capsys.readouterr().err

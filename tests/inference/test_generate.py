@@ -14,14 +14,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from krill.data.encoding import Encoder
 from krill.errors import UsageError
-from krill.inference.generate import Sampling, generate, sample
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.inference.generate import SamplingParams, generate, generate_sample
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 
-GREEDY = Sampling(max_new_tokens=16, temperature=0, repetition_penalty=1.0)
-WARM = Sampling(max_new_tokens=16, temperature=1.0, top_p=1.0, repetition_penalty=1.0)
+GREEDY = SamplingParams(max_new_tokens=16, temperature=0, repetition_penalty=1.0)
+SAMPLED = SamplingParams(max_new_tokens=16, temperature=1.0, top_p=1.0, repetition_penalty=1.0)
 
 
-class Scripted(torch.nn.Module):
+class ScriptedModel(torch.nn.Module):
     """Says the tokens that it was given, whatever the prompt; remembers what it was asked."""
 
     training = False
@@ -33,7 +33,7 @@ class Scripted(torch.nn.Module):
         self.ids = ids
 
     def generate(self, inputs: torch.Tensor, streamer: Any = None, **asked: Any) -> torch.Tensor:
-        self.prompt, self.asked = inputs[0].tolist(), asked
+        self.prompt, self.generate_kwargs = inputs[0].tolist(), asked
         if streamer:
             streamer.put(inputs)
             for token in self.ids:
@@ -42,8 +42,8 @@ class Scripted(torch.nn.Module):
         return torch.cat([inputs, torch.tensor([self.ids])], dim=1)
 
 
-def said(tokenizer: TokenizerFolder, text: str) -> list[int]:
-    return next(Encoder(tokenizer).documents([text])).tolist()[1:]
+def encode_text(tokenizer: TokenizerFolder, text: str) -> list[int]:
+    return next(Encoder(tokenizer).encode_documents([text])).tolist()[1:]
 
 
 # --- choosing ----------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def said(tokenizer: TokenizerFolder, text: str) -> list[int]:
 
 def test_temperature_0_is_the_most_likely_token_each_time(model: Any, tokenizer: TokenizerFolder) -> None:
     answers = {generate(model, tokenizer, "ab", dataclasses.replace(GREEDY, seed=seed)) for seed in (0, 1)}
-    ids = [tokenizer.bos_id, *said(tokenizer, "ab")[:-1]]
+    ids = [tokenizer.bos_id, *encode_text(tokenizer, "ab")[:-1]]
     before = len(ids)
     with torch.no_grad():
         while len(ids) < before + 16 and ids[-1] != tokenizer.eos_id:
@@ -63,8 +63,8 @@ def test_temperature_0_is_the_most_likely_token_each_time(model: Any, tokenizer:
 def test_the_same_seed_says_the_same_and_another_something_else(
     model: Any, tokenizer: TokenizerFolder
 ) -> None:
-    one, again = (generate(model, tokenizer, "ab", WARM) for _ in range(2))
-    other = generate(model, tokenizer, "ab", dataclasses.replace(WARM, seed=1))
+    one, again = (generate(model, tokenizer, "ab", SAMPLED) for _ in range(2))
+    other = generate(model, tokenizer, "ab", dataclasses.replace(SAMPLED, seed=1))
     assert one == again
     assert one != other
 
@@ -77,7 +77,7 @@ def test_each_knob_of_drawing_has_an_effect(
 ) -> None:
     plain, turned = (
         [generate(model, tokenizer, "ab", dataclasses.replace(sampling, seed=seed)) for seed in range(2)]
-        for sampling in (WARM, dataclasses.replace(WARM, **change))
+        for sampling in (SAMPLED, dataclasses.replace(SAMPLED, **change))
     )
     assert plain[0] != plain[1]
     assert turned != plain
@@ -85,7 +85,7 @@ def test_each_knob_of_drawing_has_an_effect(
 
 def test_a_penalty_keeps_it_from_repeating(model: Any, tokenizer: TokenizerFolder) -> None:
     def distinct(penalty: float) -> int:
-        sampling = Sampling(max_new_tokens=40, temperature=0, repetition_penalty=penalty)
+        sampling = SamplingParams(max_new_tokens=40, temperature=0, repetition_penalty=penalty)
         scripted = generate(model, tokenizer, "ab", sampling)
         return len(set(scripted.encode()))
 
@@ -94,9 +94,9 @@ def test_a_penalty_keeps_it_from_repeating(model: Any, tokenizer: TokenizerFolde
 
 def test_at_most_so_many_tokens_and_never_beyond_the_context(model: Any, tokenizer: TokenizerFolder) -> None:
     def tokens(prompt: str, most: int) -> int:
-        scripted = Scripted([])
-        generate(scripted, tokenizer, prompt, Sampling(max_new_tokens=most))  # type: ignore[arg-type]
-        return scripted.asked["max_new_tokens"]
+        scripted = ScriptedModel([])
+        generate(scripted, tokenizer, prompt, SamplingParams(max_new_tokens=most))  # type: ignore[arg-type]
+        return scripted.generate_kwargs["max_new_tokens"]
 
     assert tokens("ab", 10) == 10
     assert tokens("x" * 60, 10) == 3  # bos, 60 and 3 are the context of 64
@@ -115,16 +115,16 @@ def test_training_mode_is_given_back(model: Any, tokenizer: TokenizerFolder) -> 
 
 
 def test_the_prompt_begins_a_document(tokenizer: TokenizerFolder) -> None:
-    scripted = Scripted([1])
+    scripted = ScriptedModel([1])
     generate(scripted, tokenizer, "ab", GREEDY)  # type: ignore[arg-type]
-    assert scripted.prompt == [tokenizer.bos_id, *said(tokenizer, "ab")[:-1]]
+    assert scripted.prompt == [tokenizer.bos_id, *encode_text(tokenizer, "ab")[:-1]]
     generate(scripted, tokenizer, "", GREEDY)  # type: ignore[arg-type]
     assert scripted.prompt == [tokenizer.bos_id]
 
 
 @pytest.mark.parametrize("prompt", ["<|eos|>", "a<|bos|>b<|pad|>"])
 def test_a_literal_special_token_is_text(tokenizer: TokenizerFolder, prompt: str) -> None:
-    scripted = Scripted([1])
+    scripted = ScriptedModel([1])
     generate(scripted, tokenizer, prompt, GREEDY)  # type: ignore[arg-type]
     assert len(scripted.prompt) == 1 + len(prompt)  # a token a byte
     assert not {0, 1, 2} & set(scripted.prompt[1:])
@@ -143,7 +143,7 @@ def test_a_prompt_that_fills_the_context_is_refused(model: Any, tokenizer: Token
 @pytest.mark.parametrize("text", ["옛날 옛적에 호랑이가", "a가b나", "no Hangul", "😀", ""])
 def test_pieces_are_whole_characters_and_make_the_answer(tokenizer: TokenizerFolder, text: str) -> None:
     pieces: list[str] = []
-    answer = generate(Scripted(said(tokenizer, text)), tokenizer, "ab", GREEDY, pieces.append)  # type: ignore[arg-type]
+    answer = generate(ScriptedModel(encode_text(tokenizer, text)), tokenizer, "ab", GREEDY, pieces.append)  # type: ignore[arg-type]
     assert answer == text
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
@@ -152,8 +152,8 @@ def test_pieces_are_whole_characters_and_make_the_answer(tokenizer: TokenizerFol
 
 def test_a_character_that_never_ends_is_shown_as_such(tokenizer: TokenizerFolder) -> None:
     pieces: list[str] = []
-    ids = [*said(tokenizer, "b")[:-1], *said(tokenizer, "가")[:2]]
-    answer = generate(Scripted(ids), tokenizer, "a", GREEDY, pieces.append)  # type: ignore[arg-type]
+    ids = [*encode_text(tokenizer, "b")[:-1], *encode_text(tokenizer, "가")[:2]]
+    answer = generate(ScriptedModel(ids), tokenizer, "a", GREEDY, pieces.append)  # type: ignore[arg-type]
     assert "".join(pieces) == answer
     assert answer.startswith("b\ufffd")
 
@@ -161,7 +161,7 @@ def test_a_character_that_never_ends_is_shown_as_such(tokenizer: TokenizerFolder
 def test_a_real_models_stream_makes_the_answer(model: Any, tokenizer: TokenizerFolder) -> None:
     for seed in range(3):
         pieces: list[str] = []
-        sampling = dataclasses.replace(WARM, seed=seed)
+        sampling = dataclasses.replace(SAMPLED, seed=seed)
         answer = generate(model, tokenizer, "가나", sampling, pieces.append)
         assert "".join(pieces) == answer == generate(model, tokenizer, "가나", sampling)
 
@@ -179,7 +179,7 @@ def test_the_space_before_the_first_word_is_kept(tmp_path: Path) -> None:
     )
     pieces: list[str] = []
     answer = generate(
-        Scripted([4, 5]),
+        ScriptedModel([4, 5]),
         load_tokenizer(tmp_path),
         "the",
         GREEDY,
@@ -189,7 +189,7 @@ def test_the_space_before_the_first_word_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_sample_holds_its_prompt(model: Any, tokenizer: TokenizerFolder) -> None:
-    one, again = (sample(model, tokenizer, "가나", seed=5) for _ in range(2))
+    one, again = (generate_sample(model, tokenizer, "가나", seed=5) for _ in range(2))
     assert one == again
     assert one.startswith("가나")
-    assert one != sample(model, tokenizer, "가나", seed=6)
+    assert one != generate_sample(model, tokenizer, "가나", seed=6)

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from krill.errors import KrillError, UsageError
-from krill.inference.load import load, locate
-from krill.tokenizer.folder import TokenizerFolder
+from krill.inference.load import load_model_and_tokenizer, locate_model
+from krill.tokenizer.artifact import TokenizerFolder
 
 
 @pytest.fixture
@@ -40,44 +40,44 @@ def unfinished(tmp_path: Path, model_folder: Path, tokenizer: TokenizerFolder) -
 
 
 def test_a_models_folder(model_folder: Path) -> None:
-    assert locate(str(model_folder)) == (model_folder, model_folder)
+    assert locate_model(str(model_folder)) == (model_folder, model_folder)
 
 
 def test_a_finished_runs_folder(finished: Path, unfinished: Path) -> None:
-    assert locate(str(finished)) == (finished / "model", finished / "model")
+    assert locate_model(str(finished)) == (finished / "model", finished / "model")
     shutil.copytree(unfinished / "checkpoints", finished / "checkpoints")
-    assert locate(str(finished))[0] == finished / "model"
+    assert locate_model(str(finished))[0] == finished / "model"
 
 
 def test_an_unfinished_run_gives_its_newest_checkpoint(unfinished: Path, tokenizer: TokenizerFolder) -> None:
-    assert locate(str(unfinished)) == (unfinished / "checkpoints" / "checkpoint-10", tokenizer.folder)
+    assert locate_model(str(unfinished)) == (unfinished / "checkpoints" / "checkpoint-10", tokenizer.folder)
 
 
 def test_a_checkpoint_by_name(
     unfinished: Path, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = unfinished / "checkpoints" / "checkpoint-9"
-    assert locate(str(checkpoint)) == (checkpoint, tokenizer.folder)
+    assert locate_model(str(checkpoint)) == (checkpoint, tokenizer.folder)
     monkeypatch.chdir(checkpoint.parent)
-    assert locate("checkpoint-9") == (Path("checkpoint-9"), tokenizer.folder)
+    assert locate_model("checkpoint-9") == (Path("checkpoint-9"), tokenizer.folder)
 
 
 def test_a_glob_gives_the_newest(finished: Path, unfinished: Path) -> None:
     pattern = str(finished.parent / "*finished")
     os.utime(unfinished, (2e9, 2e9))
-    assert locate(pattern)[0] == unfinished / "checkpoints" / "checkpoint-10"
+    assert locate_model(pattern)[0] == unfinished / "checkpoints" / "checkpoint-10"
     os.utime(finished, (2.1e9, 2.1e9))
-    assert locate(pattern)[0] == finished / "model"
+    assert locate_model(pattern)[0] == finished / "model"
 
 
 def test_a_folder_whose_name_looks_like_a_glob_is_meant_itself(finished: Path) -> None:
     odd = finished.rename(finished.with_name("[odd]"))
-    assert locate(str(odd))[0] == odd / "model"
+    assert locate_model(str(odd))[0] == odd / "model"
 
 
 def test_home_is_understood(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(finished.parent))
-    assert locate("~/finished")[0] == finished / "model"
+    assert locate_model("~/finished")[0] == finished / "model"
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -92,21 +92,21 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         ("./none/x", "no such folder, and no Hub id"),
     ):
         with pytest.raises(UsageError, match=message):
-            locate(name if name in ("a/b/c", "none", "./none/x") else str(tmp_path / name))
+            locate_model(name if name in ("a/b/c", "none", "./none/x") else str(tmp_path / name))
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, model_folder: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "x" / "y" / "m")
     (tmp_path / "x" / "y" / "m" / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=r"no tokenizer\.json"):
-        load(str(tmp_path / "x" / "y" / "m"), torch.device("cpu"))
+        load_model_and_tokenizer(str(tmp_path / "x" / "y" / "m"), torch.device("cpu"))
 
 
 def test_broken_weights_are_told_in_one_sentence(tmp_path: Path, model_folder: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="transformers cannot load") as refused:
-        load(str(tmp_path / "m"), torch.device("cpu"))
+        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
     assert "\n" not in str(refused.value)
 
 
@@ -115,7 +115,7 @@ def test_cut_off_weights_are_told_in_one_sentence(tmp_path: Path, model_folder: 
     weights = tmp_path / "m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     with pytest.raises(UsageError, match="transformers cannot load"):
-        load(str(tmp_path / "m"), torch.device("cpu"))
+        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, model_folder: Path) -> None:
@@ -126,7 +126,7 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, model_folder: 
     with pytest.raises(
         UsageError, match=r"lacks 1 weights, the first is model\.layers\.1\.mlp\.up_proj\.weight"
     ):
-        load(str(tmp_path / "m"), torch.device("cpu"))
+        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
 
 
 def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,17 +135,17 @@ def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     with pytest.raises(
         KrillError, match="model=me/mine: no folder here, and the Hub cannot be reached"
     ) as refused:
-        locate("me/mine")
+        locate_model("me/mine")
     assert refused.value.exit_code == 1
 
 
 def test_a_hub_id_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="neither a folder here nor a model on the Hub"):
-        locate("not ok/at all!")
+        locate_model("not ok/at all!")
 
 
 def test_loaded_it_is_ready_to_generate(model_folder: Path, model: Any, tokenizer: TokenizerFolder) -> None:
-    loaded, its = load(str(model_folder), torch.device("cpu"))
+    loaded, its = load_model_and_tokenizer(str(model_folder), torch.device("cpu"))
     assert not loaded.training
     assert its.vocab_size == tokenizer.vocab_size
     ids = torch.tensor([[0, 70, 71]])
@@ -160,5 +160,8 @@ def test_another_tokenizer_can_be_named(
     shutil.copytree(model_folder, bare)
     (bare / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=r"no tokenizer\.json beside the model; name one: tokenizer="):
-        load(str(bare), torch.device("cpu"))
-    assert load(str(bare), torch.device("cpu"), str(tokenizer.folder))[1].folder == tokenizer.folder
+        load_model_and_tokenizer(str(bare), torch.device("cpu"))
+    assert (
+        load_model_and_tokenizer(str(bare), torch.device("cpu"), str(tokenizer.folder))[1].folder
+        == tokenizer.folder
+    )

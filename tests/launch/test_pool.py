@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from krill.errors import Stopped, UsageError
-from krill.launch.devices import visible_gpus
-from krill.launch.pool import run, slots_of
-from krill.signals import stopping
+from krill.errors import SignalInterrupt, UsageError
+from krill.launch.devices import list_visible_gpus
+from krill.launch.pool import build_slot_environments, run_commands
+from krill.signals import raise_on_signal
 
 
 @pytest.fixture
@@ -24,47 +24,49 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_devices_are_those_that_may_be_seen(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert visible_gpus() == ["0", "1", "2", "GPU-abc"]
+    assert list_visible_gpus() == ["0", "1", "2", "GPU-abc"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == []
+    assert list_visible_gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,-1,2")
-    assert visible_gpus() == ["1"]
+    assert list_visible_gpus() == ["1"]
 
 
 def test_a_slot_has_devices_of_its_own(gpus: None) -> None:
-    assert slots_of("auto", "auto", ranks=1) == [
+    assert build_slot_environments("auto", "auto", ranks=1) == [
         {"CUDA_VISIBLE_DEVICES": name} for name in ("0", "1", "2", "GPU-abc")
     ]
-    assert slots_of("auto", "cuda", ranks=2) == [
+    assert build_slot_environments("auto", "cuda", ranks=2) == [
         {"CUDA_VISIBLE_DEVICES": "0,1"},
         {"CUDA_VISIBLE_DEVICES": "2,GPU-abc"},
     ]
-    assert len(slots_of(1, "cuda", ranks=2)) == 1
-    with pytest.raises(UsageError, match=r"sweep.slots=5: 4 GPUs, 1 for each point: write sweep.slots=4"):
-        slots_of(5, "auto", ranks=1)
-    assert slots_of("auto", "cpu", ranks=1) == [{}]
+    assert len(build_slot_environments(1, "cuda", ranks=2)) == 1
+    with pytest.raises(
+        UsageError, match=r"sweep.max_parallel=5: 4 GPUs, 1 for each point: write sweep.max_parallel=4"
+    ):
+        build_slot_environments(5, "auto", ranks=1)
+    assert build_slot_environments("auto", "cpu", ranks=1) == [{}]
 
 
 def test_on_the_cpu_slots_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     threads = str(max(1, (os.cpu_count() or 1) // 2))
-    assert slots_of(2, "cpu", ranks=1) == [{"OMP_NUM_THREADS": threads}] * 2
+    assert build_slot_environments(2, "cpu", ranks=1) == [{"OMP_NUM_THREADS": threads}] * 2
 
 
-def python(text: str) -> list[str]:
+def python_command(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 
 
 def test_every_end_is_told_and_costs_no_other(tmp_path: Path) -> None:
     commands = [
-        python("print('가', flush=True)"),
-        python("import os; os._exit(9)"),
-        python("raise SystemExit(3)"),
-        python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
-        python("import os; print(os.environ['SLOT'])"),
+        python_command("print('가', flush=True)"),
+        python_command("import os; os._exit(9)"),
+        python_command("raise SystemExit(3)"),
+        python_command("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
+        python_command("import os; print(os.environ['SLOT'])"),
     ]
     codes: dict[int, int] = {}
-    run(
+    run_commands(
         commands, [{"SLOT": "a"}, {"SLOT": "b"}], [tmp_path / str(index) for index in range(5)],
         began=lambda index: None, ended=lambda index, code: codes.update({index: code}) or True,
     )  # fmt: skip
@@ -86,13 +88,15 @@ def test_never_more_than_there_are_slots(tmp_path: Path) -> None:
         now.remove(index)
         return True
 
-    run([python("import time; time.sleep(0.1)")] * 7, [{}] * 3, None, began, ended)
+    run_commands([python_command("import time; time.sleep(0.1)")] * 7, [{}] * 3, None, began, ended)
     assert most == 3
 
 
 def test_asked_to_stop_no_other_begins() -> None:
     begun: list[int] = []
-    run([python("raise SystemExit(1)")] * 4, [{}], None, begun.append, lambda index, code: not code)
+    run_commands(
+        [python_command("raise SystemExit(1)")] * 4, [{}], None, begun.append, lambda index, code: not code
+    )
     assert begun == [0]
 
 
@@ -111,8 +115,8 @@ def test_a_signal_goes_on_to_what_runs_and_is_waited_for(tmp_path: Path) -> None
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=when_ready).start()
-    with pytest.raises(Stopped), stopping():
-        run([python(waits)], [{}], None, lambda index: None, lambda index, code: True)
+    with pytest.raises(SignalInterrupt), raise_on_signal():
+        run_commands([python_command(waits)], [{}], None, lambda index: None, lambda index, code: True)
     assert (tmp_path / "saved").exists()
 
 
@@ -125,7 +129,7 @@ def test_points_end_with_their_parent(tmp_path: Path) -> None:
         "model=llama_pico",
         "sequence_len=64",
         "steps=100000",
-        "sweep.slots=2",
+        "sweep.max_parallel=2",
         "device=cpu",
     ]
     script = Path(sys.executable).with_name("krill-train")
@@ -139,12 +143,12 @@ def test_points_end_with_their_parent(tmp_path: Path) -> None:
             time.sleep(0.1)
         parent.kill()
     until = time.monotonic() + 10
-    while _alive(str(tmp_path)):
+    while _list_living_points(str(tmp_path)):
         assert time.monotonic() < until, "orphans"
         time.sleep(0.1)
 
 
-def _alive(text: str) -> list[str]:
+def _list_living_points(text: str) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:

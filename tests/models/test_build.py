@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from krill.cli.compose import composed
-from krill.config.schema import CustomModel, Transformer
+from krill.cli.compose import compose_config
+from krill.config.schema import CustomModelConfig, TransformerConfig
 from krill.errors import UsageError
-from krill.models.build import build, count_parameters
+from krill.models.build import build_model, count_parameters
 
 ORIGINAL: dict[str, tuple[int, int, int, int, int, int]] = {
     # hidden, intermediate, layers, heads, key and value heads, head width
@@ -26,26 +26,26 @@ ORIGINAL: dict[str, tuple[int, int, int, int, int, int]] = {
 }
 
 
-def preset(name: str) -> Transformer:
+def load_preset(name: str) -> TransformerConfig:
     from omegaconf import OmegaConf
 
-    return Transformer.model_validate(
-        OmegaConf.to_container(composed("train", [f"model={name}"]).model, resolve=True)
+    return TransformerConfig.model_validate(
+        OmegaConf.to_container(compose_config("train", [f"model={name}"]).model, resolve=True)
     )
 
 
-def small(**changes: Any) -> Transformer:
+def make_small_config(**changes: Any) -> TransformerConfig:
     values: dict[str, Any] = {
         "name": "small", "family": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": None, "max_position_embeddings": 32,
         "rope_theta": 1e4, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "initializer_range": 0.02,
     }  # fmt: skip
-    return Transformer.model_validate(values | changes)
+    return TransformerConfig.model_validate(values | changes)
 
 
-def made(config: Transformer, vocab_size: int = 300) -> Any:
+def build_small_model(config: TransformerConfig, vocab_size: int = 300) -> Any:
     torch.manual_seed(0)
-    return build(config, vocab_size, bos_id=5, eos_id=6, pad_id=7)
+    return build_model(config, vocab_size, bos_id=5, eos_id=6, pad_id=7)
 
 
 @pytest.mark.parametrize("name", ORIGINAL)
@@ -56,30 +56,34 @@ def test_the_originals_models_have_as_many_parameters_as_their_numbers_give(name
         2 * width if name.startswith("qwen3") else 0
     )  # Qwen3 norms queries and keys as well
     layer = attention + 3 * hidden * intermediate + norms
-    assert count_parameters(preset(name), 32_000) == 32_000 * hidden + layers * layer + hidden
+    assert count_parameters(load_preset(name), 32_000) == 32_000 * hidden + layers * layer + hidden
 
 
 def test_counting_allocates_nothing() -> None:
-    huge = small(hidden_size=65536, intermediate_size=2**18, num_hidden_layers=100)  # 6 trillion parameters
+    huge = make_small_config(
+        hidden_size=65536, intermediate_size=2**18, num_hidden_layers=100
+    )  # 6 trillion parameters
     assert count_parameters(huge, 1000) > 5e12
 
 
 def test_untied_embeddings_count_twice() -> None:
-    tied, untied = (count_parameters(small(tie_word_embeddings=tie), 300) for tie in (True, False))
+    tied, untied = (
+        count_parameters(make_small_config(tie_word_embeddings=tie), 300) for tie in (True, False)
+    )
     assert untied - tied == 300 * 64
 
 
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_tied_embeddings_are_one_matrix(family: str, tie: bool) -> None:
-    model = made(small(family=family, tie_word_embeddings=tie))
+    model = build_small_model(make_small_config(family=family, tie_word_embeddings=tie))
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tie
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("theta", [1e4, 1e6])
 def test_the_rotary_base_takes_effect(family: str, theta: float) -> None:
-    model = made(small(family=family, rope_theta=theta, head_dim=8))
+    model = build_small_model(make_small_config(family=family, rope_theta=theta, head_dim=8))
     expected = [theta ** (-2 * index / 8) for index in range(4)]
     assert model.model.rotary_emb.inv_freq.tolist() == pytest.approx(expected, rel=1e-6)
     assert model.config.rope_parameters["rope_theta"] == theta
@@ -88,7 +92,7 @@ def test_the_rotary_base_takes_effect(family: str, theta: float) -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("std", [0.02, 1 / 8])
 def test_initial_weights_have_the_standard_deviation(family: str, std: float) -> None:
-    model = made(small(family=family, initializer_range=std))
+    model = build_small_model(make_small_config(family=family, initializer_range=std))
     for name in (
         "model.embed_tokens.weight",
         "model.layers.1.mlp.up_proj.weight",
@@ -100,37 +104,37 @@ def test_initial_weights_have_the_standard_deviation(family: str, std: float) ->
 
 
 def test_the_originals_initial_weights_follow_the_width() -> None:
-    assert preset("tiny_ko").initializer_range == pytest.approx(1 / math.sqrt(768))
-    assert preset("llama_micro").initializer_range == pytest.approx(1 / 16)
+    assert load_preset("tiny_ko").initializer_range == pytest.approx(1 / math.sqrt(768))
+    assert load_preset("llama_micro").initializer_range == pytest.approx(1 / 16)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_the_width_of_a_head(family: str) -> None:
-    assert made(small(family=family)).config.head_dim == 16
-    model = made(small(family=family, head_dim=24))
+    assert build_small_model(make_small_config(family=family)).config.head_dim == 16
+    model = build_small_model(make_small_config(family=family, head_dim=24))
     assert model.model.layers[0].self_attn.q_proj.weight.shape == (4 * 24, 64)
     assert model.model.layers[0].self_attn.k_proj.weight.shape == (2 * 24, 64)
 
 
 def test_every_number_of_the_configuration_arrives() -> None:
-    config = small(rms_norm_eps=1e-3, max_position_embeddings=77, num_hidden_layers=3)
-    theirs = made(config).config
+    config = make_small_config(rms_norm_eps=1e-3, max_position_embeddings=77, num_hidden_layers=3)
+    theirs = build_small_model(config).config
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
                 "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "initializer_range"):  # fmt: skip
         assert getattr(theirs, key) == getattr(config, key), key
 
 
 def test_vocabulary_and_special_ids_are_the_tokenizers() -> None:
-    model = made(small(), vocab_size=311)
+    model = build_small_model(make_small_config(), vocab_size=311)
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 311
     for place in (model.config, model.generation_config):
         assert (place.bos_token_id, place.eos_token_id, place.pad_token_id) == (5, 6, 7)
 
 
 def test_weights_are_fp32_and_the_seed_decides_them() -> None:
-    one, two = made(small()), made(small())
+    one, two = build_small_model(make_small_config()), build_small_model(make_small_config())
     torch.manual_seed(1)
-    other = build(small(), 300, 5, 6, 7)
+    other = build_model(make_small_config(), 300, 5, 6, 7)
     same = [torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)]
     assert all(same)
     assert not torch.equal(one.get_input_embeddings().weight, other.get_input_embeddings().weight)
@@ -138,19 +142,19 @@ def test_weights_are_fp32_and_the_seed_decides_them() -> None:
 
 
 def test_no_cache_while_training_or_rows_would_leak() -> None:
-    assert made(small()).config.use_cache is False
+    assert build_small_model(make_small_config()).config.use_cache is False
 
 
 @pytest.mark.parametrize("backend", ["varlen", "sdpa", "eager"])
 def test_the_backend_is_the_one_that_was_asked_for(backend: str) -> None:
-    import krill.training.attention  # noqa: F401  (registers varlen)
+    import krill.training.compute.attention  # noqa: F401  (registers varlen)
 
-    assert build(small(), 300, 5, 6, 7, backend).config._attn_implementation == backend
+    assert build_model(make_small_config(), 300, 5, 6, 7, backend).config._attn_implementation == backend
 
 
 # --- a person's own ----------------------------------------------------------------------------------------
 
-OWN = """
+CUSTOM_MODEL = """
 from transformers import GPT2Config, GPT2LMHeadModel
 
 def make(vocab_size, max_position_embeddings, bos_token_id, eos_token_id, pad_token_id, width):
@@ -161,23 +165,23 @@ def make(vocab_size, max_position_embeddings, bos_token_id, eos_token_id, pad_to
 """
 
 
-def own(reference: str, **options: Any) -> CustomModel:
-    return CustomModel(
+def make_custom_config(reference: str, **options: Any) -> CustomModelConfig:
+    return CustomModelConfig(
         name="own", family="custom", max_position_embeddings=32, build=reference, options=options
     )
 
 
 def test_a_model_of_ones_own_gets_vocabulary_ids_and_options(tmp_path: Path) -> None:
     file = tmp_path / "own_model.py"
-    file.write_text(OWN)
-    model: Any = build(own(f"{file}:make", width=12), 300, 5, 6, 7)
+    file.write_text(CUSTOM_MODEL)
+    model: Any = build_model(make_custom_config(f"{file}:make", width=12), 300, 5, 6, 7)
     assert model.config.model_type == "gpt2"
     assert (model.config.vocab_size, model.config.n_positions, model.config.n_embd) == (300, 32, 12)
     assert (model.config.bos_token_id, model.generation_config.eos_token_id) == (5, 6)
     expected = 300 * 12 + 32 * 12 + (12 * 12 * 12 + 13 * 12) + 2 * 12  # wte, wpe, block, ln_f
-    assert count_parameters(own(f"{file}:make", width=12), 300) == expected
+    assert count_parameters(make_custom_config(f"{file}:make", width=12), 300) == expected
 
 
 def test_a_function_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.py"):
-        build(own(f"{tmp_path}/none.py:make"), 300, 5, 6, 7)
+        build_model(make_custom_config(f"{tmp_path}/none.py:make"), 300, 5, 6, 7)

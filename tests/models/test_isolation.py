@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-import krill.training.attention  # noqa: F401  (registers varlen)
-from krill.config.schema import AutoModel
+import krill.training.compute.attention  # noqa: F401  (registers varlen)
+from krill.config.schema import AutoModelConfig
 from krill.errors import UsageError
-from krill.models.build import build
-from krill.models.isolation import isolating
+from krill.models.build import build_model
+from krill.models.isolation import select_isolating_backend
 
 LENGTHS = [24, 9, 31]
 WIDTH = sum(LENGTHS)
-FEW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-SIZES = {**FEW, "initializer_range": 0.2}
+BASE_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {**BASE_SIZES, "initializer_range": 0.2}
 GATED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
 WINDOWED = {**GATED, "sliding_window": 8}
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
@@ -24,7 +24,7 @@ NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {**SIZES, **NO_DROPOUT}),
     "gpt_neox": ("gpt_neox", {**SIZES, "intermediate_size": 48}),
-    "opt": ("opt", {**FEW, "init_std": 0.2, "word_embed_proj_dim": 32, "ffn_dim": 48, "dropout": 0.0}),
+    "opt": ("opt", {**BASE_SIZES, "init_std": 0.2, "word_embed_proj_dim": 32, "ffn_dim": 48, "dropout": 0.0}),
     "olmo2": ("olmo2", GATED),
     "qwen2": ("qwen2", GATED),
     "qwen2 with windows": ("qwen2", {**WINDOWED, "use_sliding_window": True, "max_window_layers": 1}),
@@ -40,7 +40,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3 with windows": ("phi3", {**WINDOWED, "original_max_position_embeddings": WIDTH}),
 }  # fmt: skip
 
-CAN: dict[str, set[str]] = {name: {"varlen", "sdpa", "eager"} for name in ARCHITECTURES} | {
+SUPPORTED_BACKENDS: dict[str, set[str]] = {name: {"varlen", "sdpa", "eager"} for name in ARCHITECTURES} | {
     "opt": {"varlen"},  # transformers gives its mask no position ids
     "gemma2": {"eager"},
     "gemma2 without cap": {"varlen", "eager"},
@@ -48,38 +48,40 @@ CAN: dict[str, set[str]] = {name: {"varlen", "sdpa", "eager"} for name in ARCHIT
 """The backends that compute each architecture as it is."""
 
 
-def auto(model_type: str, **keys: Any) -> AutoModel:
-    return AutoModel(
+def make_auto_config(model_type: str, **keys: Any) -> AutoModelConfig:
+    return AutoModelConfig(
         name="any", family="auto", model_type=model_type, max_position_embeddings=WIDTH, config=keys
     )
 
 
-def built(name: str, backend: str) -> Any:
+def build_small_model(name: str, backend: str) -> Any:
     model_type, keys = ARCHITECTURES[name]
     torch.manual_seed(0)
-    return build(auto(model_type, **keys), 50, bos_id=0, eos_id=1, pad_id=2, attention=backend)
+    return build_model(
+        make_auto_config(model_type, **keys), 50, bos_id=0, eos_id=1, pad_id=2, attention=backend
+    )
 
 
-def logits(name: str, backend: str, ids: torch.Tensor, **boundaries: Any) -> torch.Tensor:
+def compute_logits(name: str, backend: str, ids: torch.Tensor, **boundaries: Any) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = built(name, backend).train()(input_ids=ids, **boundaries).logits
+        found: torch.Tensor = build_small_model(name, backend).train()(input_ids=ids, **boundaries).logits
     return found
 
 
-def row() -> torch.Tensor:
+def make_row() -> torch.Tensor:
     chance = torch.Generator().manual_seed(1)
     return torch.randint(3, 50, (1, WIDTH), generator=chance)
 
 
-def leak(name: str, backend: str, **boundaries: Any) -> float:
+def measure_leak(name: str, backend: str, **boundaries: Any) -> float:
     """Largest difference between the logits of documents in a row and those of each alone, computed eagerly."""
-    ids = row()
-    together = logits(name, backend, ids, **boundaries)[0].split(LENGTHS)
-    alone = [logits(name, "eager", document)[0] for document in ids.split(LENGTHS, dim=1)]
+    ids = make_row()
+    together = compute_logits(name, backend, ids, **boundaries)[0].split(LENGTHS)
+    alone = [compute_logits(name, "eager", document)[0] for document in ids.split(LENGTHS, dim=1)]
     return max((one - other).abs().max().item() for one, other in zip(together, alone, strict=True))
 
 
-def boundaries(backend: str) -> dict[str, Any]:
+def make_boundaries(backend: str) -> dict[str, Any]:
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
     return {"position_ids": positions} | ({"document_lengths": LENGTHS} if backend == "varlen" else {})
 
@@ -88,70 +90,78 @@ def boundaries(backend: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_documents_are_as_if_alone_or_the_backend_is_refused(name: str, backend: str) -> None:
     model_type, keys = ARCHITECTURES[name]
-    if backend in CAN[name]:
-        assert isolating(auto(model_type, **keys), backend, backend, "cpu") == (backend, None)
-        assert leak(name, backend, **boundaries(backend)) <= 1e-5
+    if backend in SUPPORTED_BACKENDS[name]:
+        assert select_isolating_backend(make_auto_config(model_type, **keys), backend, backend, "cpu") == (
+            backend,
+            None,
+        )
+        assert measure_leak(name, backend, **make_boundaries(backend)) <= 1e-5
     else:
         with pytest.raises(UsageError, match=r"Write hardware\.attention=auto"):
-            isolating(auto(model_type, **keys), backend, backend, "cpu")
+            select_isolating_backend(make_auto_config(model_type, **keys), backend, backend, "cpu")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_without_boundaries_the_test_above_would_fail(name: str) -> None:
-    assert leak(name, "eager") > 1e-2
+    assert measure_leak(name, "eager") > 1e-2
 
 
 def test_a_cap_that_varlen_has_not_would_be_left_out() -> None:
-    assert leak("gemma2", "varlen", **boundaries("varlen")) > 1e-2
+    assert measure_leak("gemma2", "varlen", **make_boundaries("varlen")) > 1e-2
 
 
 def test_opt_would_leak_where_it_is_refused() -> None:
-    assert leak("opt", "sdpa", **boundaries("sdpa")) > 1e-2
+    assert measure_leak("opt", "sdpa", **make_boundaries("sdpa")) > 1e-2
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_auto_takes_one_that_can(name: str) -> None:
     model_type, keys = ARCHITECTURES[name]
-    taken, why = isolating(auto(model_type, **keys), "auto", "varlen", "cpu")
+    taken, why = select_isolating_backend(make_auto_config(model_type, **keys), "auto", "varlen", "cpu")
     assert (why is None) is (taken == "varlen")
-    assert taken == next(backend for backend in ("varlen", "sdpa", "eager") if backend in CAN[name])
+    assert taken == next(
+        backend for backend in ("varlen", "sdpa", "eager") if backend in SUPPORTED_BACKENDS[name]
+    )
 
 
 def test_dropout_of_scores_is_not_left_out_silently() -> None:
-    dropping = auto("gpt2", **SIZES)
-    assert isolating(dropping, "auto", "varlen", "cpu") == ("varlen", None)
-    assert isolating(dropping, "auto", "varlen", "cuda")[0] == "sdpa"
+    dropping = make_auto_config("gpt2", **SIZES)
+    assert select_isolating_backend(dropping, "auto", "varlen", "cpu") == ("varlen", None)
+    assert select_isolating_backend(dropping, "auto", "varlen", "cuda")[0] == "sdpa"
     with pytest.raises(UsageError, match=r"varlen: has no dropout.*hardware\.attention=auto"):
-        isolating(dropping, "varlen", "varlen", "cuda")
+        select_isolating_backend(dropping, "varlen", "varlen", "cuda")
 
 
 FLASH = ("flash_attention_2", "flash_attention_3")
-WANTS: dict[str, tuple[AutoModel, dict[str, str | None]]] = {
-    "plain": (auto("qwen2", **GATED), {"flex": None, **dict.fromkeys(FLASH)}),
-    "windows": (auto("mistral", **WINDOWED), {"flex": None, **dict.fromkeys(FLASH)}),
-    "cap": (auto("gemma2", **ARCHITECTURES["gemma2"][1]), {"flex": None, **dict.fromkeys(FLASH)}),
+CUDA_OBJECTIONS: dict[str, tuple[AutoModelConfig, dict[str, str | None]]] = {
+    "plain": (make_auto_config("qwen2", **GATED), {"flex": None, **dict.fromkeys(FLASH)}),
+    "windows": (make_auto_config("mistral", **WINDOWED), {"flex": None, **dict.fromkeys(FLASH)}),
+    "cap": (make_auto_config("gemma2", **ARCHITECTURES["gemma2"][1]), {"flex": None, **dict.fromkeys(FLASH)}),
     "dropout": (
-        auto("qwen2", **GATED, attention_dropout=0.1),
+        make_auto_config("qwen2", **GATED, attention_dropout=0.1),
         {"flex": "dropout", FLASH[0]: None, FLASH[1]: "dropout"},
     ),
     "wide heads": (
-        auto("qwen3", **{**GATED, "head_dim": 264}),
+        make_auto_config("qwen3", **{**GATED, "head_dim": 264}),
         {"flex": None, **dict.fromkeys(FLASH, "256")},
     ),
-    "no mask": (auto("opt", **ARCHITECTURES["opt"][1]), {"flex": "position_ids", **dict.fromkeys(FLASH)}),
+    "no mask": (
+        make_auto_config("opt", **ARCHITECTURES["opt"][1]),
+        {"flex": "position_ids", **dict.fromkeys(FLASH)},
+    ),
 }
 """What an architecture wants, and which backends of CUDA object, by what."""
 
 
-@pytest.mark.parametrize("name", WANTS)
+@pytest.mark.parametrize("name", CUDA_OBJECTIONS)
 def test_backends_of_cuda_object_to_what_they_lack(name: str) -> None:
-    model, objections = WANTS[name]
+    model, objections = CUDA_OBJECTIONS[name]
     for backend, objection in objections.items():
         if objection is None:
-            assert isolating(model, backend, backend, "cuda") == (backend, None)
+            assert select_isolating_backend(model, backend, backend, "cuda") == (backend, None)
         else:
             with pytest.raises(UsageError, match=objection):
-                isolating(model, backend, backend, "cuda")
+                select_isolating_backend(model, backend, backend, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -167,4 +177,4 @@ def test_backends_of_cuda_object_to_what_they_lack(name: str) -> None:
 )
 def test_what_cannot_isolate_is_refused(model_type: str, why: str) -> None:
     with pytest.raises(UsageError, match=why):
-        isolating(auto(model_type), "auto", "varlen", "cpu")
+        select_isolating_backend(make_auto_config(model_type), "auto", "varlen", "cpu")

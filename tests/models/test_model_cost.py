@@ -12,63 +12,69 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from krill.cli.compose import composed
-from krill.config.schema import AutoModel, Model, TrainConfig, Transformer
-from krill.config.validation import validated
-from krill.models.build import build, skeleton
-from krill.models.cost import mean_attended, parameters, state_bytes, training_flops, training_memory
+from krill.cli.compose import compose_config
+from krill.config.schema import AutoModelConfig, ModelConfig, TrainConfig, TransformerConfig
+from krill.config.validation import validate_config
+from krill.models.build import build_meta_model, build_model
+from krill.models.cost import (
+    compute_mean_attention_span,
+    compute_state_bytes,
+    compute_training_flops,
+    estimate_training_memory,
+    get_parameter_counts,
+)
 from krill.optim.build import build_optimizer
-from krill.optim.groups import parameter_groups
-from krill.training.cross_entropy import CHUNK
-from krill.training.kernels import apply_kernels
-from krill.training.loss import loss_of
+from krill.optim.groups import build_param_groups
+from krill.training.compute.cross_entropy import CHUNK
+from krill.training.compute.head_loss import build_loss
+from krill.training.compute.liger import apply_kernels
 
 ROWS, TOKENS, VOCABULARY = 2, 24, 90
 
 
-def gated(family: str, **changes: Any) -> Transformer:
+def make_gated_config(family: str, **changes: Any) -> TransformerConfig:
     values: dict[str, Any] = {
         "name": "small", "family": family, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": None, "max_position_embeddings": 64,
         "rope_theta": 1e4, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "initializer_range": 0.02,
     }  # fmt: skip
-    return Transformer.model_validate(values | changes)
+    return TransformerConfig.model_validate(values | changes)
 
 
-def auto(model_type: str, **keys: Any) -> AutoModel:
+def make_auto_config(model_type: str, **keys: Any) -> AutoModelConfig:
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-    return AutoModel(
+    return AutoModelConfig(
         name="any", family="auto", model_type=model_type, max_position_embeddings=64, config=sizes | keys
     )
 
 
-MODELS: dict[str, Model] = {
-    "llama": gated("llama"),
-    "llama untied": gated("llama", tie_word_embeddings=False),
-    "llama, every head its own": gated("llama", num_key_value_heads=4),
-    "qwen3": gated("qwen3", head_dim=24),
-    "qwen3 untied": gated("qwen3", tie_word_embeddings=False),
-    "gpt2": auto("gpt2", attn_pdrop=0.0),
-    "gpt_neox": auto("gpt_neox", intermediate_size=48),
-    "mistral": auto("mistral", intermediate_size=48, num_key_value_heads=2, sliding_window=8),
+MODELS: dict[str, ModelConfig] = {
+    "llama": make_gated_config("llama"),
+    "llama untied": make_gated_config("llama", tie_word_embeddings=False),
+    "llama, every head its own": make_gated_config("llama", num_key_value_heads=4),
+    "qwen3": make_gated_config("qwen3", head_dim=24),
+    "qwen3 untied": make_gated_config("qwen3", tie_word_embeddings=False),
+    "gpt2": make_auto_config("gpt2", attn_pdrop=0.0),
+    "gpt_neox": make_auto_config("gpt_neox", intermediate_size=48),
+    "mistral": make_auto_config("mistral", intermediate_size=48, num_key_value_heads=2, sliding_window=8),
 }
 
 
-def built(config: Model, attention: str = "eager") -> Any:
+def build_small_model(config: ModelConfig, attention: str = "eager") -> Any:
     torch.manual_seed(0)
-    return build(config, VOCABULARY, 0, 1, 2, attention)
+    return build_model(config, VOCABULARY, 0, 1, 2, attention)
 
 
-def one_pass(model: Any) -> None:
+def run_forward_backward(model: Any) -> None:
     ids = torch.randint(3, VOCABULARY, (ROWS, TOKENS))
     model(input_ids=ids, labels=ids).loss.backward()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_those_of_the_built_model(name: str) -> None:
-    model = built(MODELS[name])
-    counted = parameters(skeleton(MODELS[name], VOCABULARY))
-    assert counted == parameters(model)
+    model = build_small_model(MODELS[name])
+    counted = get_parameter_counts(build_meta_model(MODELS[name], VOCABULARY))
+    assert counted == get_parameter_counts(model)
     assert (
         counted.total == model.num_parameters() == len(torch.cat([p.flatten() for p in model.parameters()]))
     )
@@ -77,35 +83,39 @@ def test_parameters_are_those_of_the_built_model(name: str) -> None:
     assert counted.embeddings == VOCABULARY * 32 + positions
     vectors = sum(p.numel() for p in model.parameters() if p.ndim < 2)
     lookups = 0 if tied else VOCABULARY * 32  # a tied embedding is looked up and multiplied with
-    assert counted.multiplied == counted.total - vectors - positions - lookups
+    assert counted.matmul == counted.total - vectors - positions - lookups
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_flops_are_those_that_torch_counts(name: str) -> None:
     """Eager attention computes all pairs, T for each token, those that a window masks as well."""
     with FlopCounterMode(display=False) as counter:
-        one_pass(built(MODELS[name]))
-    ours = training_flops(skeleton(MODELS[name], VOCABULARY), TOKENS, attended=TOKENS)
+        run_forward_backward(build_small_model(MODELS[name]))
+    ours = compute_training_flops(build_meta_model(MODELS[name], VOCABULARY), TOKENS, attended=TOKENS)
     masked = 3 * 12 * 32 * (TOKENS - 8) if name == "mistral" else 0
     assert counter.get_total_flops() == ROWS * TOKENS * (ours + masked)
 
 
 def test_flops_by_the_formula() -> None:
-    weights = parameters(skeleton(MODELS["qwen3"], VOCABULARY)).multiplied
+    weights = get_parameter_counts(build_meta_model(MODELS["qwen3"], VOCABULARY)).matmul
     attention = 12 * 3 * 4 * 24  # layers, heads, head_dim
-    model = skeleton(MODELS["qwen3"], VOCABULARY)
-    assert training_flops(model, TOKENS) == 6 * weights + attention * (TOKENS + 1) / 2
-    assert training_flops(model, TOKENS, attended=5) == 6 * weights + attention * 5
+    model = build_meta_model(MODELS["qwen3"], VOCABULARY)
+    assert compute_training_flops(model, TOKENS) == 6 * weights + attention * (TOKENS + 1) / 2
+    assert compute_training_flops(model, TOKENS, attended=5) == 6 * weights + attention * 5
 
 
 def test_a_token_of_experts_meets_those_it_is_sent_to() -> None:
     keys = {"intermediate_size": 48, "moe_intermediate_size": 16, "num_key_value_heads": 2}
     one, two = (
-        parameters(skeleton(auto("qwen3_moe", num_experts=4, num_experts_per_tok=n, **keys), VOCABULARY))
+        get_parameter_counts(
+            build_meta_model(
+                make_auto_config("qwen3_moe", num_experts=4, num_experts_per_tok=n, **keys), VOCABULARY
+            )
+        )
         for n in (1, 2)
     )
     assert one.total == two.total
-    assert two.multiplied - one.multiplied == 3 * 3 * 32 * 16  # layers, matrices of an expert
+    assert two.matmul - one.matmul == 3 * 3 * 32 * 16  # layers, matrices of an expert
 
 
 @pytest.mark.parametrize(
@@ -114,11 +124,13 @@ def test_a_token_of_experts_meets_those_it_is_sent_to() -> None:
 )
 def test_tokens_attended_to(lengths: list[int], window: int | None, expected: float) -> None:
     by_hand = [min(place + 1, window or place + 1) for length in lengths for place in range(length)]
-    assert mean_attended(lengths, window) == sum(by_hand) / len(by_hand) == pytest.approx(expected)
+    assert (
+        compute_mean_attention_span(lengths, window) == sum(by_hand) / len(by_hand) == pytest.approx(expected)
+    )
 
 
-def section(*words: str) -> Any:
-    return validated(TrainConfig, composed("train", words)).optimizer
+def load_optimizer_section(*words: str) -> Any:
+    return validate_config(TrainConfig, compose_config("train", words)).optimizer
 
 
 @pytest.mark.parametrize(
@@ -128,25 +140,25 @@ def section(*words: str) -> Any:
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["llama", "llama untied", "gpt2"])
 def test_fixed_memory_is_that_of_a_real_step(name: str, words: tuple[str, ...]) -> None:
-    config = section(*words)
-    model = built(MODELS[name])
+    config = load_optimizer_section(*words)
+    model = build_small_model(MODELS[name])
     optimizer = build_optimizer(model, config)
-    one_pass(model)
+    run_forward_backward(model)
     optimizer.step()
-    shape = skeleton(MODELS[name], VOCABULARY)
-    memory = training_memory(shape, parameter_groups(shape, config), ROWS, TOKENS)
+    shape = build_meta_model(MODELS[name], VOCABULARY)
+    memory = estimate_training_memory(shape, build_param_groups(shape, config), ROWS, TOKENS)
     assert memory.weights == sum(p.nbytes for p in model.parameters())
     assert memory.gradients == sum(p.grad.nbytes for p in model.parameters())
     kept = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     assert memory.optimizer == sum(tensor.nbytes for tensor in kept)
-    assert memory.optimizer == sum(map(state_bytes, parameter_groups(model, config)))
+    assert memory.optimizer == sum(map(compute_state_bytes, build_param_groups(model, config)))
     assert memory.total == memory.fixed + memory.activations + memory.logits
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt_neox"])
 def test_activations_are_those_that_autograd_keeps(name: str) -> None:
     """Against a real fp32 pass; its Flash Attention on the CPU keeps what that on CUDA keeps."""
-    model = built(MODELS[name], "sdpa").train()
+    model = build_small_model(MODELS[name], "sdpa").train()
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, int] = {}
     held = []
@@ -161,15 +173,15 @@ def test_activations_are_those_that_autograd_keeps(name: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = model(input_ids=torch.randint(3, VOCABULARY, (ROWS, TOKENS)))
     del out
-    shape = skeleton(MODELS[name], VOCABULARY)
-    memory = training_memory(shape, [], ROWS, TOKENS)
+    shape = build_meta_model(MODELS[name], VOCABULARY)
+    memory = estimate_training_memory(shape, [], ROWS, TOKENS)
     assert memory.activations == pytest.approx(sum(kept.values()), rel=0.1)
 
 
 def test_logits_by_the_formula() -> None:
     def logits(chunk: int | None, precision: str = "fp32") -> int:
-        shape = skeleton(MODELS["llama"], VOCABULARY)
-        return training_memory(shape, [], ROWS, TOKENS, precision, logits_at_once=chunk).logits
+        shape = build_meta_model(MODELS["llama"], VOCABULARY)
+        return estimate_training_memory(shape, [], ROWS, TOKENS, precision, logits_at_once=chunk).logits
 
     assert logits(None) == ROWS * TOKENS * VOCABULARY * 12
     assert logits(None, "bf16") == ROWS * TOKENS * VOCABULARY * 14
@@ -177,7 +189,7 @@ def test_logits_by_the_formula() -> None:
     assert logits(10**6) == logits(ROWS * TOKENS)  # no chunk is larger than the batch
 
 
-def peak_of(work: Callable[[], None]) -> int:
+def measure_peak_bytes(work: Callable[[], None]) -> int:
     """Bytes that torch's allocator gave out at most, beyond what there was before `work`."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
@@ -194,28 +206,30 @@ def peak_of(work: Callable[[], None]) -> int:
 def test_the_peak_of_a_real_step_is_as_estimated(vocabulary: int, loss: str, recomputed: bool) -> None:
     """On the CPU, in fp32, where weights, gradients and optimizer are there already."""
     rows, tokens = 4, 256
-    config = validated(TrainConfig, composed("train", [f"hardware.gradient_checkpointing={recomputed}"]))
-    model = build(config.model, vocabulary, 0, 1, 2, "sdpa").train()
-    how = loss_of(model, loss, "cpu")
+    config = validate_config(
+        TrainConfig, compose_config("train", [f"hardware.gradient_checkpointing={recomputed}"])
+    )
+    model = build_model(config.model, vocabulary, 0, 1, 2, "sdpa").train()
+    how = build_loss(model, loss, "cpu")
     apply_kernels(model, config.hardware, "cpu")
     ids = torch.randint(3, vocabulary, (rows, tokens))
 
     def step() -> None:
-        with how.training():
+        with how.training_context():
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
 
     step()
-    memory = training_memory(
-        skeleton(config.model, vocabulary), [], rows, tokens,
+    memory = estimate_training_memory(
+        build_meta_model(config.model, vocabulary), [], rows, tokens,
         logits_at_once=CHUNK["cpu"] if loss == "chunked" else None, recomputed=recomputed,
     )  # fmt: skip
-    assert memory.activations + memory.logits == pytest.approx(peak_of(step), rel=0.15)
+    assert memory.activations + memory.logits == pytest.approx(measure_peak_bytes(step), rel=0.15)
 
 
 def test_bf16_keeps_less_but_a_copy_of_the_weights() -> None:
     memories = {
-        precision: training_memory(
-            skeleton(MODELS["llama"], VOCABULARY), [], rows=64, sequence_len=64, precision=precision
+        precision: estimate_training_memory(
+            build_meta_model(MODELS["llama"], VOCABULARY), [], rows=64, sequence_len=64, precision=precision
         )
         for precision in ("fp32", "bf16")
     }
@@ -238,13 +252,13 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     vocabulary, expected = PUBLISHED[name]
-    model = validated(TrainConfig, composed("train", [f"model={name}"])).model
-    assert parameters(skeleton(model, vocabulary)).total == expected
+    model = validate_config(TrainConfig, compose_config("train", [f"model={name}"])).model
+    assert get_parameter_counts(build_meta_model(model, vocabulary)).total == expected
 
 
 def test_counting_leaves_the_configuration_as_it_was() -> None:
-    model = skeleton(MODELS["llama"], VOCABULARY)
+    model = build_meta_model(MODELS["llama"], VOCABULARY)
     before = copy.deepcopy(model.config.to_dict())
-    training_flops(model, TOKENS)
+    compute_training_flops(model, TOKENS)
     assert model.config.to_dict() | {"dtype": None} == before | {"dtype": None}
     assert model.config._attn_implementation == "eager"

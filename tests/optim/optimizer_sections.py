@@ -24,9 +24,9 @@ MUON = ADAMW | {
 }
 
 
-def adamw(**keys: Any) -> schema.AdamW:
-    return schema.AdamW(**(ADAMW | {"name": "adamw"} | keys))
+def adamw(**keys: Any) -> schema.AdamWConfig:
+    return schema.AdamWConfig(**(ADAMW | {"name": "adamw"} | keys))
 
 
-def muon(name: str, **keys: Any) -> schema.Muon:
-    return schema.Muon(**(MUON | {"name": name} | keys))
+def muon(name: str, **keys: Any) -> schema.MuonConfig:
+    return schema.MuonConfig(**(MUON | {"name": name} | keys))

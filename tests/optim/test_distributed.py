@@ -25,7 +25,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from krill.optim.distributed import flops, orthogonalized, owners
+from krill.optim.distributed import assign_owners, newton_schulz_flops, orthogonalize_distributed
 from krill.optim.muon import Muon
 from krill.optim.newton_schulz import orthogonalize
 
@@ -66,7 +66,7 @@ class Model(nn.Module):
         return (x * torch.linspace(-1, 1, WIDTH)).sum(-1).square().mean()
 
 
-def optimizer_of(model: nn.Module, fused: bool = False) -> Muon:
+def build_muon(model: nn.Module, fused: bool = False) -> Muon:
     """Muon for the matrices, AdamW for the rest; fused: the matrices of 81 rows are two projections each."""
     members: dict[str, list[nn.Parameter]] = {"rest": [], "matrices": [], "fused": []}
     for name, p in model.named_parameters():
@@ -79,7 +79,7 @@ def optimizer_of(model: nn.Module, fused: bool = False) -> Muon:
     )
 
 
-def train(
+def train_steps(
     model: nn.Module,
     optimizer: Any,
     steps: range,
@@ -102,7 +102,7 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def buffers(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+def get_momentum(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     """The momentum of each matrix, by the name of its parameter."""
     state = {name: optimizer.state[p] for name, p in model.named_parameters()}
     return {name: of["momentum_buffer"] for name, of in state.items() if "momentum_buffer" in of}
@@ -128,11 +128,11 @@ def start() -> dict[str, Tensor]:
 def wanted() -> dict[str, Tensor]:
     """The parameters after all steps in one process."""
     model = Model()
-    train(model, optimizer_of(model), range(STEPS))
+    train_steps(model, build_muon(model), range(STEPS))
     return whole(dict(model.named_parameters()))
 
 
-def cost(optimizer: Any) -> dict[str, Any]:
+def measure_step_cost(optimizer: Any) -> dict[str, Any]:
     """Matrix-product FLOPs and collectives of this rank in one more step."""
     with CommDebugMode() as collectives, FlopCounterMode(display=False) as products:
         optimizer.step()
@@ -140,37 +140,37 @@ def cost(optimizer: Any) -> dict[str, Any]:
     return {"flops": products.get_total_flops(), "collectives": counts}
 
 
-def with_ddp() -> dict[str, Any]:
+def train_with_ddp() -> dict[str, Any]:
     model, rank, ranks = Model(), dist.get_rank(), dist.get_world_size()
-    optimizer = optimizer_of(model)
-    train(DistributedDataParallel(model), optimizer, range(STEPS), rank, ranks)
-    return {"params": whole(dict(model.named_parameters())), **cost(optimizer)}
+    optimizer = build_muon(model)
+    train_steps(DistributedDataParallel(model), optimizer, range(STEPS), rank, ranks)
+    return {"params": whole(dict(model.named_parameters())), **measure_step_cost(optimizer)}
 
 
-def with_fsdp(
+def train_with_fsdp(
     steps: range = range(STEPS), old: Path | None = None, new: Path | None = None, fused: bool = False
 ) -> dict[str, Any]:
     """Train `steps`, from the checkpoint `old` on and to the checkpoint `new`."""
-    model, rank, ranks = sharded(), dist.get_rank(), dist.get_world_size()
-    optimizer = optimizer_of(model, fused)
+    model, rank, ranks = build_sharded_model(), dist.get_rank(), dist.get_world_size()
+    optimizer = build_muon(model, fused)
     if old:
         restore(old, model, optimizer)
-    train(model, optimizer, steps, rank, ranks)
-    params, momentum = dict(model.named_parameters()), buffers(model, optimizer)
+    train_steps(model, optimizer, steps, rank, ranks)
+    params, momentum = dict(model.named_parameters()), get_momentum(model, optimizer)
     found = {"params": whole(params), "momentum": whole(momentum)}
     found["shards"] = {name: tuple(t.to_local().shape) for name, t in momentum.items()}
     if new:
         save(new, model, optimizer)
-        again = sharded()
-        restore(new, again, optimizer := optimizer_of(again))
+        again = build_sharded_model()
+        restore(new, again, optimizer := build_muon(again))
         found |= {
-            "again": whole(buffers(again, optimizer)),
+            "again": whole(get_momentum(again, optimizer)),
             "again_params": whole(dict(again.named_parameters())),
         }
-    return found | cost(optimizer) if steps == range(STEPS) else found
+    return found | measure_step_cost(optimizer) if steps == range(STEPS) else found
 
 
-def sharded() -> Model:
+def build_sharded_model() -> Model:
     model = Model()
     for layer in model.layers:
         fully_shard(layer)
@@ -189,7 +189,7 @@ def restore(folder: Path, model: nn.Module, optimizer: Any) -> None:
     set_state_dict(model, optimizer, model_state_dict=of_model, optim_state_dict=of_optimizer)
 
 
-def with_accelerate(folder: Path) -> dict[str, Any]:
+def train_with_accelerate(folder: Path) -> dict[str, Any]:
     """As the Trainer does under FSDP2: the optimizer is made before prepare() shards the model below it."""
     from accelerate import Accelerator, PartialState
     from accelerate.utils import (
@@ -213,11 +213,11 @@ def with_accelerate(folder: Path) -> dict[str, Any]:
 
     def prepared() -> tuple[Any, Any]:
         model = Model()
-        return accelerator.prepare(model, optimizer_of(model))  # type: ignore[no-any-return]
+        return accelerator.prepare(model, build_muon(model))  # type: ignore[no-any-return]
 
     model, optimizer = prepared()
-    train(model, optimizer, range(STEPS), dist.get_rank(), dist.get_world_size(), accelerator.backward)
-    momentum = buffers(model, optimizer)
+    train_steps(model, optimizer, range(STEPS), dist.get_rank(), dist.get_world_size(), accelerator.backward)
+    momentum = get_momentum(model, optimizer)
     assert all(t.placements == (Shard(0),) for t in momentum.values())
     save_fsdp_optimizer(plugin, accelerator, optimizer, model, folder)
     accelerator.free_memory()
@@ -226,16 +226,16 @@ def with_accelerate(folder: Path) -> dict[str, Any]:
     return {
         "params": whole(dict(model.named_parameters())),
         "momentum": whole(momentum),
-        "again": whole(buffers(again, fresh)),
+        "again": whole(get_momentum(again, fresh)),
     }
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ddp_does_what_one_process_does_and_shares_the_work(ranks, start, wanted, tmp_path):
     model = Model()
-    train(model, optimizer := optimizer_of(model), range(1))
-    alone = cost(optimizer)["flops"]
-    found = on_ranks(ranks, with_ddp, folder=tmp_path)
+    train_steps(model, optimizer := build_muon(model), range(1))
+    alone = measure_step_cost(optimizer)["newton_schulz_flops"]
+    found = on_ranks(ranks, train_with_ddp, folder=tmp_path)
     for of_rank in found:
         assert error(of_rank["params"], wanted, start) <= 1e-4
         assert same(of_rank["params"], found[0]["params"])
@@ -245,7 +245,7 @@ def test_ddp_does_what_one_process_does_and_shares_the_work(ranks, start, wanted
 
 
 def test_fsdp2_does_what_one_process_does_with_sharded_momentum(start, wanted, tmp_path):
-    found = on_ranks(2, with_fsdp, folder=tmp_path)
+    found = on_ranks(2, train_with_fsdp, folder=tmp_path)
     for of_rank in found:
         assert error(of_rank["params"], wanted, start) <= 1e-4
         assert of_rank["collectives"] == {"c10d.alltoall_base_": 2 * SHAPE_GROUPS}
@@ -258,14 +258,14 @@ def test_fsdp2_does_what_one_process_does_with_sharded_momentum(start, wanted, t
 
 def test_fused_projections_are_whole_where_they_are_split(start, tmp_path):
     model = Model()
-    train(model, optimizer_of(model, fused=True), range(STEPS))
+    train_steps(model, build_muon(model, fused=True), range(STEPS))
     wanted = whole(dict(model.named_parameters()))
-    for of_rank in on_ranks(2, with_fsdp, range(STEPS), None, None, True, folder=tmp_path):
+    for of_rank in on_ranks(2, train_with_fsdp, range(STEPS), None, None, True, folder=tmp_path):
         assert error(of_rank["params"], wanted, start) <= 1e-4
 
 
 def test_accelerate_shards_below_an_optimizer_that_exists(start, wanted, tmp_path):
-    for of_rank in on_ranks(2, with_accelerate, tmp_path / "saved", folder=tmp_path):
+    for of_rank in on_ranks(2, train_with_accelerate, tmp_path / "saved", folder=tmp_path):
         assert error(of_rank["params"], wanted, start) <= 1e-4
         assert len(of_rank["momentum"]) == len(MATRICES)
         assert same(of_rank["again"], of_rank["momentum"])
@@ -275,33 +275,33 @@ def test_accelerate_shards_below_an_optimizer_that_exists(start, wanted, tmp_pat
 def test_checkpoints_go_from_one_rank_to_two_and_back(start, wanted, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     model = Model()
-    train(model, optimizer := optimizer_of(model), range(1))
+    train_steps(model, optimizer := build_muon(model), range(1))
     save(one, model, optimizer)
 
-    found = on_ranks(2, with_fsdp, range(1, 3), one, two, folder=tmp_path)[0]
+    found = on_ranks(2, train_with_fsdp, range(1, 3), one, two, folder=tmp_path)[0]
     assert same(found["again"], found["momentum"])
     assert same(found["again_params"], found["params"])
 
     model = Model()
-    restore(two, model, optimizer := optimizer_of(model))
+    restore(two, model, optimizer := build_muon(model))
     assert same(whole(dict(model.named_parameters())), found["params"])
-    assert same(whole(buffers(model, optimizer)), found["momentum"])
-    train(model, optimizer, range(3, STEPS))
+    assert same(whole(get_momentum(model, optimizer)), found["momentum"])
+    train_steps(model, optimizer, range(3, STEPS))
     assert error(whole(dict(model.named_parameters())), wanted, start) <= 1e-4
 
 
-def directions() -> list[Tensor]:
+def make_directions() -> list[Tensor]:
     random = torch.Generator().manual_seed(1)
     return [torch.randn(shape, generator=random) for shape in [*LAYER_SHAPES, (2, 3), (3, 2)]]
 
 
-def updates_of(matrices: list[Tensor]) -> list[Tensor]:
+def compute_reference_updates(matrices: list[Tensor]) -> list[Tensor]:
     assert all(type(m) is Tensor for m in matrices)
     return [orthogonalize(m[None])[0] for m in matrices]
 
 
 @torch.no_grad()
-def through_every_layout() -> list[dict[str, Any]]:
+def orthogonalize_in_every_layout() -> list[dict[str, Any]]:
     line = init_device_mesh("cpu", (2,))
     replicas, lone = init_device_mesh("cpu", (2, 1)), init_device_mesh("cpu", (1, 2))
     layouts = [
@@ -311,8 +311,10 @@ def through_every_layout() -> list[dict[str, Any]]:
     found = []
     for mesh, placements in layouts:
         # plain ones among them, in another dtype on the way
-        given = [distribute_tensor(d, mesh, placements) if i % 3 else d for i, d in enumerate(directions())]
-        updates = orthogonalized(given, updates_of, dtype=torch.bfloat16)
+        given = [
+            distribute_tensor(d, mesh, placements) if i % 3 else d for i, d in enumerate(make_directions())
+        ]
+        updates = orthogonalize_distributed(given, compute_reference_updates, dtype=torch.bfloat16)
         for update, direction in zip(updates, given, strict=True):
             assert (update.shape, update.dtype) == (direction.shape, direction.dtype)
             if isinstance(direction, DTensor):
@@ -325,8 +327,8 @@ def through_every_layout() -> list[dict[str, Any]]:
 
 
 def test_directions_may_lie_anyhow_and_updates_lie_like_them(tmp_path):
-    wanted = dict(enumerate(updates_of(directions())))
-    first, second = on_ranks(2, through_every_layout, folder=tmp_path)
+    wanted = dict(enumerate(compute_reference_updates(make_directions())))
+    first, second = on_ranks(2, orthogonalize_in_every_layout, folder=tmp_path)
     for on_first, on_second in zip(first, second, strict=True):
         assert same(on_first, on_second)
         for i, update in on_first.items():
@@ -334,10 +336,10 @@ def test_directions_may_lie_anyhow_and_updates_lie_like_them(tmp_path):
 
 
 def test_one_process_computes_them_all_itself():
-    given = directions()
-    found = orthogonalized(given, updates_of, dtype=torch.bfloat16)
-    assert same(dict(enumerate(found)), dict(enumerate(updates_of(given))))
-    assert orthogonalized([], updates_of) == []
+    given = make_directions()
+    found = orthogonalize_distributed(given, compute_reference_updates, dtype=torch.bfloat16)
+    assert same(dict(enumerate(found)), dict(enumerate(compute_reference_updates(given))))
+    assert orthogonalize_distributed([], compute_reference_updates) == []
 
 
 @given(
@@ -346,15 +348,15 @@ def test_one_process_computes_them_all_itself():
 )
 def test_no_rank_has_more_than_its_share_and_one_matrix(shapes, ranks):
     loads = [0] * ranks
-    for shape, rank in zip(shapes, owners(tuple(shapes), ranks), strict=True):
-        loads[rank] += flops(*shape)
-    assert max(loads) <= sum(loads) / ranks + max(flops(*shape) for shape in shapes)
+    for shape, rank in zip(shapes, assign_owners(tuple(shapes), ranks), strict=True):
+        loads[rank] += newton_schulz_flops(*shape)
+    assert max(loads) <= sum(loads) / ranks + max(newton_schulz_flops(*shape) for shape in shapes)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_a_model_of_27_layers_is_shared_evenly(ranks):
     layer = [(768, 768), (256, 768), (256, 768), (768, 768), (1920, 768), (1920, 768), (768, 1920)]
     loads = [0] * ranks
-    for shape, rank in zip(layer * 27, owners(tuple(layer * 27), ranks), strict=True):
-        loads[rank] += flops(*shape)
+    for shape, rank in zip(layer * 27, assign_owners(tuple(layer * 27), ranks), strict=True):
+        loads[rank] += newton_schulz_flops(*shape)
     assert max(loads) <= 1.01 * sum(loads) / ranks

@@ -19,7 +19,7 @@ from transformers import (
 from krill.config import schema
 from krill.errors import KrillError
 from krill.optim.build import build_optimizer
-from krill.optim.groups import describe, parameter_groups, places
+from krill.optim.groups import build_param_groups, list_parameter_assignments, summarize_groups
 from krill.optim.muon import Muon
 
 SIZES = {
@@ -41,7 +41,7 @@ MODELS = {
     "neox": GPTNeoXConfig(**SIZES),
     "phi3": Phi3Config(**SIZES, pad_token_id=0),
 }
-OWN_GROUPS = {
+EXPECTED_MUON_GROUPS = {
     "gpt2": {"c_attn": 2, "conv1d": 6},
     "neox": {"matrices": 6, "query_key_value": 2},
     "phi3": {"matrices": 4, "qkv_proj": 2, "gate_up_proj": 2},
@@ -49,32 +49,34 @@ OWN_GROUPS = {
 """Tensors in each group of Muon's, where they are not all in `matrices`."""
 
 
-def _model(name: str) -> nn.Module:
+def _build_model(name: str) -> nn.Module:
     return AutoModelForCausalLM.from_config(MODELS[name], dtype=torch.float32)
 
 
-def _names(model: nn.Module, config: schema.AdamW | schema.Muon) -> dict[str, set[str]]:
+def _get_names_by_group(
+    model: nn.Module, config: schema.AdamWConfig | schema.MuonConfig
+) -> dict[str, set[str]]:
     names = {id(p): name for name, p in model.named_parameters()}
     return {
-        group["name"]: {names[id(p)] for p in group["params"]} for group in parameter_groups(model, config)
+        group["name"]: {names[id(p)] for p in group["params"]} for group in build_param_groups(model, config)
     }
 
 
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_is_in_exactly_one_group(name, config):
-    model = _model(name)
-    held = [id(p) for group in parameter_groups(model, config) for p in group["params"]]
+    model = _build_model(name)
+    held = [id(p) for group in build_param_groups(model, config) for p in group["params"]]
     assert len(held) == len(set(held))
     assert set(held) == {id(p) for p in model.parameters()}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_muon_takes_the_hidden_matrices_and_nothing_else(name):
-    model = _model(name)
+    model = _build_model(name)
     outside = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     of_muon = {}
-    for group in parameter_groups(model, MUON):
+    for group in build_param_groups(model, MUON):
         for p in group["params"]:
             if group["kind"] == "muon":
                 assert p.ndim == 2
@@ -82,13 +84,15 @@ def test_muon_takes_the_hidden_matrices_and_nothing_else(name):
             assert (p.ndim == 1) == (group["name"] == "vectors")
         if group["kind"] == "muon":
             of_muon[group["name"]] = len(group["params"])
-    assert of_muon == OWN_GROUPS.get(name, {"matrices": 14})
+    assert of_muon == EXPECTED_MUON_GROUPS.get(name, {"matrices": 14})
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_tells_where_each_parameter_went_and_what_muon_sees_in_it(name):
-    model = _model(name)
-    table = {place.name: place for place in places(model, parameter_groups(model, MUON))}
+    model = _build_model(name)
+    table = {
+        place.name: place for place in list_parameter_assignments(model, build_param_groups(model, MUON))
+    }
     assert table.keys() == dict(model.named_parameters()).keys()
     for place in table.values():
         assert place.shape == tuple(model.get_parameter(place.name).shape)
@@ -108,30 +112,43 @@ def test_the_table_tells_where_each_parameter_went_and_what_muon_sees_in_it(name
 
 def test_the_weights_of_conv1d_lie_the_other_way():
     """(in, out): spectral scale depends on which is which."""
-    model = _model("gpt2")
-    table = {place.name: place for place in places(model, parameter_groups(model, MUON))}
+    model = _build_model("gpt2")
+    table = {
+        place.name: place for place in list_parameter_assignments(model, build_param_groups(model, MUON))
+    }
     inner = table["transformer.h.0.mlp.c_fc.weight"]
     assert (inner.shape, inner.projections) == ((32, 128), [(128, 32)])
 
 
 def test_a_tied_head_is_an_embedding_and_a_head_of_its_own_is_not():
-    assert _names(_model("llama_tied"), MUON)["embeddings"] == {"model.embed_tokens.weight"}
-    assert "head" not in _names(_model("llama_tied"), MUON)
-    assert _names(_model("llama_untied"), MUON)["embeddings"] == {"model.embed_tokens.weight"}
-    assert _names(_model("llama_untied"), MUON)["head"] == {"lm_head.weight"}
+    assert _get_names_by_group(_build_model("llama_tied"), MUON)["embeddings"] == {
+        "model.embed_tokens.weight"
+    }
+    assert "head" not in _get_names_by_group(_build_model("llama_tied"), MUON)
+    assert _get_names_by_group(_build_model("llama_untied"), MUON)["embeddings"] == {
+        "model.embed_tokens.weight"
+    }
+    assert _get_names_by_group(_build_model("llama_untied"), MUON)["head"] == {"lm_head.weight"}
 
 
 def test_embeddings_are_known_by_the_model_not_by_their_names():
-    assert _names(_model("gpt2"), MUON)["embeddings"] == {"transformer.wte.weight", "transformer.wpe.weight"}
+    assert _get_names_by_group(_build_model("gpt2"), MUON)["embeddings"] == {
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+    }
 
 
 def test_a_model_without_a_head_has_no_head_group():
-    assert set(_names(LlamaModel(LlamaConfig(**SIZES)), MUON)) == {"embeddings", "vectors", "matrices"}
+    assert set(_get_names_by_group(LlamaModel(LlamaConfig(**SIZES)), MUON)) == {
+        "embeddings",
+        "vectors",
+        "matrices",
+    }
 
 
 def test_biases_and_norms_are_vectors_and_do_not_decay():
-    model = _model("llama_biased")
-    groups = {group["name"]: group for group in parameter_groups(model, MUON)}
+    model = _build_model("llama_biased")
+    groups = {group["name"]: group for group in build_param_groups(model, MUON)}
     assert len(groups["vectors"]["params"]) == sum(p.ndim == 1 for p in model.parameters()) == 5 + 2 * 7
     assert {name: group["weight_decay"] for name, group in groups.items()} == {
         "embeddings": 0.1,
@@ -148,23 +165,23 @@ def test_biases_and_norms_are_vectors_and_do_not_decay():
 
 
 def test_a_tensor_of_three_dimensions_stays_with_adamw():
-    model = _model("llama_tied")
+    model = _build_model("llama_tied")
     model.experts = nn.Parameter(torch.zeros(2, 8, 8))
-    groups = {group["name"]: group for group in parameter_groups(model, MUON)}
+    groups = {group["name"]: group for group in build_param_groups(model, MUON)}
     assert groups["tensors"]["kind"] == "adamw"
     assert groups["tensors"]["weight_decay"] == 0.1
     assert groups["tensors"]["params"][0] is model.experts
 
 
 def test_frozen_parameters_are_left_out():
-    model = _model("llama_untied")
+    model = _build_model("llama_untied")
     model.get_input_embeddings().requires_grad_(False)
-    assert "embeddings" not in _names(model, MUON)
+    assert "embeddings" not in _get_names_by_group(model, MUON)
 
 
 def test_the_table_of_groups():
-    model = _model("llama_untied")
-    table = {row.name: tuple(row) for row in describe(parameter_groups(model, MUON))}
+    model = _build_model("llama_untied")
+    table = {row.name: tuple(row) for row in summarize_groups(build_param_groups(model, MUON))}
     assert table["embeddings"] == ("embeddings", 1, 96 * 32, 1e-3, 0.1)
     assert table["matrices"][:3] == ("matrices", 14, 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48))
     assert next(iter(table)) == "embeddings"  # the Trainer logs group 0: it must run at lr, not at muon_lr
@@ -172,7 +189,7 @@ def test_the_table_of_groups():
 
 
 def test_the_configuration_reaches_the_optimizer():
-    optimizer = build_optimizer(_model("qwen3"), MUON)
+    optimizer = build_optimizer(_build_model("qwen3"), MUON)
     assert isinstance(optimizer, Muon)
     matrices = next(group for group in optimizer.param_groups if group["name"] == "matrices")
     keys = ("momentum", "nesterov", "scale", "ns_steps", "ns_coefficients", "cautious", "normuon")
@@ -180,12 +197,12 @@ def test_the_configuration_reaches_the_optimizer():
         assert matrices[key] == getattr(MUON, key)
     assert matrices["ns_dtype"] == "auto"
     other = muon("muon_keller", ns_dtype="bf16", cautious=True, normuon=True)
-    matrices = build_optimizer(_model("qwen3"), other).param_groups[-1]
+    matrices = build_optimizer(_build_model("qwen3"), other).param_groups[-1]
     assert [matrices[key] for key in ("ns_dtype", "cautious", "normuon")] == ["bf16", True, True]
     embeddings = optimizer.param_groups[0]
     assert (embeddings["lr"], embeddings["betas"], embeddings["eps"]) == (1e-3, (0.9, 0.95), 1e-10)
 
-    optimizer = build_optimizer(_model("qwen3"), ADAMW)
+    optimizer = build_optimizer(_build_model("qwen3"), ADAMW)
     assert type(optimizer) is torch.optim.AdamW
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
 
@@ -194,7 +211,7 @@ def test_the_configuration_reaches_the_optimizer():
 @pytest.mark.parametrize("name", ["llama_tied", "qwen3", "gpt2", "neox", "phi3"])
 def test_a_model_trains(name, config):
     torch.manual_seed(0)
-    model = _model(name)
+    model = _build_model(name)
     model.eval()  # GPT-2 drops out in training mode
     optimizer = build_optimizer(model, config)
     ids = torch.randint(0, 96, (4, 16))
@@ -210,23 +227,25 @@ def test_a_model_trains(name, config):
 
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
 def test_half_precision_weights_are_refused(config):
-    model = _model("llama_tied").bfloat16()
+    model = _build_model("llama_tied").bfloat16()
     with pytest.raises(KrillError, match=r"model\.embed_tokens\.weight is bfloat16.*hardware\.precision"):
         build_optimizer(model, config)
 
 
 def test_nothing_to_train_is_an_error():
-    model = _model("llama_tied").requires_grad_(False)
+    model = _build_model("llama_tied").requires_grad_(False)
     with pytest.raises(KrillError, match="no parameter to train"):
-        parameter_groups(model, ADAMW)
+        build_param_groups(model, ADAMW)
     model.get_input_embeddings().requires_grad_(True)
     with pytest.raises(KrillError, match=r"optimizer=muon_keller.*no hidden matrix"):
-        parameter_groups(model, MUON)
+        build_param_groups(model, MUON)
 
 
 def test_modules_can_be_left_to_adamw():
-    model = _model("llama_tied")
-    named = _names(model, muon("muon_keller", adamw_modules=["down_proj", "model.layers.1.self_attn.*"]))
+    model = _build_model("llama_tied")
+    named = _get_names_by_group(
+        model, muon("muon_keller", adamw_modules=["down_proj", "model.layers.1.self_attn.*"])
+    )
     assert named["adamw_matrices"] == {
         "model.layers.0.mlp.down_proj.weight",
         "model.layers.1.mlp.down_proj.weight",
@@ -239,12 +258,12 @@ def test_a_module_that_is_not_there_is_an_error():
     with pytest.raises(
         KrillError, match=r"optimizer\.adamw_modules.*'router'.*there are: down_proj, gate_proj"
     ):
-        parameter_groups(_model("llama_tied"), muon("muon_keller", adamw_modules=["router"]))
+        build_param_groups(_build_model("llama_tied"), muon("muon_keller", adamw_modules=["router"]))
 
 
 def test_the_upstream_package_is_built_where_it_is_asked_for():
     package = pytest.importorskip("pytorch_optimizer")
-    assert type(build_optimizer(_model("qwen3"), muon("muon_pto", backend="upstream"))) is package.Muon
+    assert type(build_optimizer(_build_model("qwen3"), muon("muon_pto", backend="upstream"))) is package.Muon
 
 
 def test_polar_express_with_too_few_steps_is_refused_in_the_configuration():

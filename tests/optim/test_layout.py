@@ -21,7 +21,7 @@ LAYOUTS = {
 INPUTS = 10
 
 
-def _weight(layout: Layout, seed: int = 0) -> Tensor:
+def _make_weight(layout: Layout, seed: int = 0) -> Tensor:
     outputs = layout.blocks * sum(layout.parts) if layout.parts else 16
     shape = (INPUTS, outputs) if layout.transposed else (outputs, INPUTS)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -30,7 +30,7 @@ def _weight(layout: Layout, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_joining_undoes_splitting(name):
     layout = LAYOUTS[name]
-    w_BRC = torch.stack([_weight(layout, 0), _weight(layout, 1)])
+    w_BRC = torch.stack([_make_weight(layout, 0), _make_weight(layout, 1)])
     projections = layout.split(w_BRC)
     assert [(p.shape[1], p.shape[2]) for p in projections] == layout.shapes(*w_BRC.shape[1:])
     assert torch.equal(layout.join(projections), w_BRC)
@@ -56,7 +56,7 @@ def test_parts_that_are_not_the_weight_are_refused():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_fused_weight_trains_as_its_projections_would_alone(name, scale, options):
     layout = LAYOUTS[name]
-    fused = nn.Parameter(_weight(layout))
+    fused = nn.Parameter(_make_weight(layout))
     alone = [nn.Parameter(p[0].clone()) for p in layout.split(fused.detach()[None])]
     group = {"kind": "muon", "lr": 0.1, "scale": scale, **options}
     optimizers = [
@@ -64,7 +64,7 @@ def test_a_fused_weight_trains_as_its_projections_would_alone(name, scale, optio
         Muon([{"params": alone, **group}]),
     ]
     for step in range(3):
-        fused.grad = _weight(layout, 10 + step)
+        fused.grad = _make_weight(layout, 10 + step)
         for p, grad in zip(alone, layout.split(fused.grad[None]), strict=True):
             p.grad = grad[0].clone()
         for optimizer in optimizers:

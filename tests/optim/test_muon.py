@@ -20,17 +20,17 @@ RATES = [2e-2 * (1 - 0.04 * step) for step in range(20)]
 DECAY = 0.1
 
 
-def _generator(seed: int = 0) -> torch.Generator:
+def _make_generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _parameters(shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    random = _generator()
+def _make_parameters(shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    random = _make_generator()
     return [torch.nn.Parameter(torch.randn(*shape, generator=random) * 0.02) for shape in shapes]
 
 
-def _both_kinds(**options: Any) -> tuple[Muon, list[Tensor]]:
-    params = _parameters([*SHAPES, (50, 16), (16,)])
+def _build_mixed_muon(**options: Any) -> tuple[Muon, list[Tensor]]:
+    params = _make_parameters([*SHAPES, (50, 16), (16,)])
     groups = [
         {"params": params[:4], "kind": "muon", "lr": 2e-2, "weight_decay": 0.01, **options},
         {"params": params[4:], "kind": "adamw", "lr": 3e-3},
@@ -38,21 +38,21 @@ def _both_kinds(**options: Any) -> tuple[Muon, list[Tensor]]:
     return Muon(groups), params
 
 
-def _fill(params: list[Tensor], step: int, size: float = 1e-2) -> None:
-    random = _generator(100 + step)
+def _fill_gradients(params: list[Tensor], step: int, size: float = 1e-2) -> None:
+    random = _make_generator(100 + step)
     for p in params:
         p.grad = torch.randn(p.shape, generator=random) * size
 
 
-def _run(optimizer: Muon, params: list[Tensor], steps: range, size: float = 1e-2) -> None:
+def _run_steps(optimizer: Muon, params: list[Tensor], steps: range, size: float = 1e-2) -> None:
     for step in steps:
         for group in optimizer.param_groups:
             group["lr"] = RATES[step]
-        _fill(params, step, size)
+        _fill_gradients(params, step, size)
         optimizer.step()
 
 
-def _update_error(now: list[Tensor], wanted: list[Tensor], start: list[Tensor]) -> float:
+def _compute_update_error(now: list[Tensor], wanted: list[Tensor], start: list[Tensor]) -> float:
     """Largest relative Frobenius error of the cumulative update."""
     return max(
         float(((a - b).norm() / (b - c).norm()).detach()) for a, b, c in zip(now, wanted, start, strict=True)
@@ -64,19 +64,19 @@ def _update_error(now: list[Tensor], wanted: list[Tensor], start: list[Tensor]) 
     ("scale", "reference"), [("spectral", references.keller), ("rms", references.moonlight)]
 )
 def test_each_scale_equals_its_reference(scale, reference, nesterov):
-    params = _parameters(SHAPES)
+    params = _make_parameters(SHAPES)
     start = [p.detach().clone() for p in params]
     wanted = [p.detach().clone() for p in params]
     states: list[dict] = [{} for _ in wanted]
     group = {"params": params, "kind": "muon", "lr": 1.0, "weight_decay": DECAY, "momentum": 0.95}
     optimizer = Muon([{**group, "scale": scale, "nesterov": nesterov, "ns_dtype": "fp32"}])
     for step in range(20):
-        _run(optimizer, params, range(step, step + 1), size=1.0)  # the reference's 1e-7 is then nothing
+        _run_steps(optimizer, params, range(step, step + 1), size=1.0)  # the reference's 1e-7 is then nothing
         for p, q, state in zip(params, wanted, states, strict=True):
             reference(q, p.grad, state, RATES[step], DECAY, nesterov)
         if step == 0:
-            assert _update_error(params, wanted, start) <= 1e-5
-    assert _update_error(params, wanted, start) <= 1e-4
+            assert _compute_update_error(params, wanted, start) <= 1e-5
+    assert _compute_update_error(params, wanted, start) <= 1e-4
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-3])
@@ -85,7 +85,7 @@ def test_each_scale_equals_its_reference(scale, reference, nesterov):
     [(references.keller_adam, 1e-10, False), (references.moonlight_adam, 1e-8, True)],
 )
 def test_the_adamw_groups_equal_the_aux_adam_of_the_references(reference, eps, before, size):
-    params = _parameters([(50, 16), (16,)])
+    params = _make_parameters([(50, 16), (16,)])
     wanted = [p.detach().clone() for p in params]
     states: list[dict] = [{} for _ in wanted]
     group = {"params": params, "kind": "adamw", "lr": 1.0, "weight_decay": DECAY}
@@ -93,7 +93,7 @@ def test_the_adamw_groups_equal_the_aux_adam_of_the_references(reference, eps, b
     for step in range(20):
         for each in optimizer.param_groups:
             each["lr"] = 1e-3 * RATES[step] / RATES[0]
-        _fill(params, step, size)
+        _fill_gradients(params, step, size)
         if step in (1, 4):
             params[1].grad = None  # its own count of steps
         optimizer.step()
@@ -105,18 +105,25 @@ def test_the_adamw_groups_equal_the_aux_adam_of_the_references(reference, eps, b
 
 
 def test_the_sizes_of_an_update():
-    assert muon.update_scale("rms", 48, 100) == muon.update_scale("rms", 100, 48) == pytest.approx(2.0)
-    assert muon.update_scale("spectral", 400, 100) == pytest.approx(2.0)
-    assert muon.update_scale("spectral", 100, 400) == 1.0
+    assert (
+        muon.compute_update_scale("rms", 48, 100)
+        == muon.compute_update_scale("rms", 100, 48)
+        == pytest.approx(2.0)
+    )
+    assert muon.compute_update_scale("spectral", 400, 100) == pytest.approx(2.0)
+    assert muon.compute_update_scale("spectral", 100, 400) == 1.0
 
 
 @pytest.mark.parametrize("size", [1e-2, 1e-6])
 @pytest.mark.parametrize("eps", [1e-8, 1e-10])
 def test_the_adamw_groups_are_torchs_adamw(eps, size):
-    params, wanted = _parameters([(50, 16), (16,), (3, 4, 5)]), _parameters([(50, 16), (16,), (3, 4, 5)])
+    params, wanted = (
+        _make_parameters([(50, 16), (16,), (3, 4, 5)]),
+        _make_parameters([(50, 16), (16,), (3, 4, 5)]),
+    )
     options = {"lr": 1.0, "betas": (0.9, 0.95), "eps": eps, "weight_decay": 0.1}
-    _run(Muon([{"params": params, "kind": "adamw", **options}]), params, range(20), size)
-    _run(torch.optim.AdamW(wanted, foreach=False, **options), wanted, range(20), size)
+    _run_steps(Muon([{"params": params, "kind": "adamw", **options}]), params, range(20), size)
+    _run_steps(torch.optim.AdamW(wanted, foreach=False, **options), wanted, range(20), size)
     for p, q in zip(params, wanted, strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=2e-7)
 
@@ -131,26 +138,26 @@ def test_the_adamw_groups_are_torchs_adamw(eps, size):
     ids=["defaults", "bf16", "options"],
 )
 def test_resuming_is_bitwise_the_same(options):
-    straight, wanted = _both_kinds(**options)
-    _run(straight, wanted, range(10))
+    straight, wanted = _build_mixed_muon(**options)
+    _run_steps(straight, wanted, range(10))
 
-    first, params = _both_kinds(**options)
-    _run(first, params, range(5))
+    first, params = _build_mixed_muon(**options)
+    _run_steps(first, params, range(5))
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
-    second, resumed = _both_kinds(**options)
+    second, resumed = _build_mixed_muon(**options)
     with torch.no_grad():
         for p, q in zip(resumed, params, strict=True):
             p.copy_(q)
     second.load_state_dict(state_dict=torch.load(file, weights_only=True))
-    _run(second, resumed, range(5, 10))
+    _run_steps(second, resumed, range(5, 10))
     assert all(torch.equal(p, q) for p, q in zip(resumed, wanted, strict=True))
 
 
 def test_state_is_fp32_tensors_by_their_usual_names_also_after_loading_bf16():
-    optimizer, params = _both_kinds(normuon=True)
-    _run(optimizer, params, range(1))
+    optimizer, params = _build_mixed_muon(normuon=True)
+    _run_steps(optimizer, params, range(1))
     saved = optimizer.state_dict()
     for state in saved["state"].values():
         state.update({key: value.bfloat16() for key, value in state.items() if key != "step"})
@@ -162,19 +169,19 @@ def test_state_is_fp32_tensors_by_their_usual_names_also_after_loading_bf16():
 
 
 def test_the_role_stands_in_the_group_so_that_parameters_can_be_replaced():
-    optimizer, params = _both_kinds()
-    _run(optimizer, params, range(1))
+    optimizer, params = _build_mixed_muon()
+    _run_steps(optimizer, params, range(1))
     twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
     optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = twins[:4], twins[4:]
-    _run(optimizer, twins, range(1, 2))
+    _run_steps(optimizer, twins, range(1, 2))
     assert all(not torch.equal(p, q) for p, q in zip(params, twins, strict=True))
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_gradients_are_not_changed_and_the_momentum_is_the_plain_average(nesterov):
-    optimizer, params = _both_kinds()
+    optimizer, params = _build_mixed_muon()
     optimizer.param_groups[0]["nesterov"] = nesterov
-    _fill(params, 0)
+    _fill_gradients(params, 0)
     before = [p.grad.clone() for p in params]
     optimizer.step()
     assert all(torch.equal(p.grad, g) for p, g in zip(params, before, strict=True))
@@ -184,7 +191,7 @@ def test_gradients_are_not_changed_and_the_momentum_is_the_plain_average(nestero
 
 @pytest.mark.parametrize("options", [{}, {"cautious": True, "normuon": True}], ids=["defaults", "options"])
 def test_a_zero_gradient_only_decays(options):
-    optimizer, params = _both_kinds(**options)
+    optimizer, params = _build_mixed_muon(**options)
     start = [p.detach().clone() for p in params]
     for p in params:
         p.grad = torch.zeros_like(p)
@@ -195,8 +202,8 @@ def test_a_zero_gradient_only_decays(options):
 
 
 def test_a_parameter_without_gradient_is_not_touched():
-    optimizer, params = _both_kinds()
-    _fill(params, 0)
+    optimizer, params = _build_mixed_muon()
+    _fill_gradients(params, 0)
     params[1].grad = params[4].grad = None
     start = [p.detach().clone() for p in params]
     optimizer.step()
@@ -209,33 +216,33 @@ def test_a_parameter_without_gradient_is_not_touched():
 def test_the_size_of_the_gradient_does_not_matter_to_the_matrices():
     results = []
     for size in (1e-2, 1e-11):
-        optimizer, params = _both_kinds()
+        optimizer, params = _build_mixed_muon()
         start = [p.detach().clone() for p in params[:4]]
-        _run(optimizer, params, range(3), size)
+        _run_steps(optimizer, params, range(3), size)
         results.append(params[:4])
-    assert _update_error(results[1], results[0], start) <= 1e-5
+    assert _compute_update_error(results[1], results[0], start) <= 1e-5
 
 
 @pytest.mark.parametrize("elements", [1, 2 * 32 * 64, 1 << 24])
 def test_batches_give_what_matrices_give_one_by_one(monkeypatch, elements):
     shapes = [(32, 64), (64, 32), (48, 48), (32, 64), (48, 48), (64, 32), (32, 64)]
-    start, wanted = _parameters(shapes), _parameters(shapes)
+    start, wanted = _make_parameters(shapes), _make_parameters(shapes)
     singles = Muon([{"params": [p], "kind": "muon", "lr": 1.0, "scale": "spectral"} for p in wanted])
-    _run(singles, wanted, range(5))
+    _run_steps(singles, wanted, range(5))
 
-    monkeypatch.setattr(muon, "BATCH_ELEMENTS", elements)
-    params = _parameters(shapes)
-    _run(Muon([{"params": params, "kind": "muon", "lr": 1.0, "scale": "spectral"}]), params, range(5))
-    assert _update_error(params, wanted, start) <= 1e-5
+    monkeypatch.setattr(muon, "MAX_BATCH_ELEMENTS", elements)
+    params = _make_parameters(shapes)
+    _run_steps(Muon([{"params": params, "kind": "muon", "lr": 1.0, "scale": "spectral"}]), params, range(5))
+    assert _compute_update_error(params, wanted, start) <= 1e-5
 
 
 def test_cautious_decays_where_the_update_has_the_sign_of_the_weight():
     """Chen et al. 2025: p ← p − lr·(u + λ·p·[u·p ≥ 0]), with the p of before."""
-    plain, updated = _both_kinds(weight_decay=0.0)
-    cautious, params = _both_kinds(weight_decay=0.5, cautious=True)
+    plain, updated = _build_mixed_muon(weight_decay=0.0)
+    cautious, params = _build_mixed_muon(weight_decay=0.5, cautious=True)
     start = [p.detach().clone() for p in params]
-    _run(plain, updated, range(1))
-    _run(cautious, params, range(1))
+    _run_steps(plain, updated, range(1))
+    _run_steps(cautious, params, range(1))
     for p, u, q in zip(params[:4], updated[:4], start[:4], strict=True):
         aligned = (q - u.detach()) * q >= 0
         assert 0.2 < aligned.float().mean() < 0.8
@@ -245,14 +252,14 @@ def test_cautious_decays_where_the_update_has_the_sign_of_the_weight():
 def test_bf16_iterations_stay_close():
     results = []
     for dtype in ("fp32", "bf16"):
-        params = _parameters(SHAPES)
-        _run(Muon([{"params": params, "kind": "muon", "lr": 1.0, "ns_dtype": dtype}]), params, range(5))
+        params = _make_parameters(SHAPES)
+        _run_steps(Muon([{"params": params, "kind": "muon", "lr": 1.0, "ns_dtype": dtype}]), params, range(5))
         results.append(params)
-    assert 1e-4 < _update_error(results[1], results[0], _parameters(SHAPES)) <= 6e-2
+    assert 1e-4 < _compute_update_error(results[1], results[0], _make_parameters(SHAPES)) <= 6e-2
 
 
 def test_the_closure_comes_by_place_or_by_name():
-    optimizer, params = _both_kinds()
+    optimizer, params = _build_mixed_muon()
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -265,11 +272,11 @@ def test_the_closure_comes_by_place_or_by_name():
 
 
 def test_it_can_be_copied_and_pickled():
-    optimizer, params = _both_kinds()
-    _run(optimizer, params, range(1))
+    optimizer, params = _build_mixed_muon()
+    _run_steps(optimizer, params, range(1))
     for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert [group["kind"] for group in twin.param_groups] == ["muon", "adamw"]
-        _run(twin, [p for group in twin.param_groups for p in group["params"]], range(1, 2))
+        _run_steps(twin, [p for group in twin.param_groups for p in group["params"]], range(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -294,9 +301,9 @@ def test_it_can_be_copied_and_pickled():
     ],
 )
 def test_a_wrong_group_is_refused_and_not_kept(group, error, message):
-    optimizer, _ = _both_kinds()
+    optimizer, _ = _build_mixed_muon()
     with pytest.raises(error, match=message):
-        optimizer.add_param_group({"params": _parameters([(4, 4)]), **group})
+        optimizer.add_param_group({"params": _make_parameters([(4, 4)]), **group})
     assert len(optimizer.param_groups) == 2
 
 

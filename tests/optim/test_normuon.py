@@ -9,22 +9,24 @@ from torch import Tensor, nn
 
 from krill.optim.layout import Layout
 from krill.optim.muon import Muon
-from krill.optim.normuon import new_moment, normalized
+from krill.optim.normuon import init_second_moment, normalize_neurons
 
 SHAPES = [(32, 64), (64, 32), (32, 64), (16, 16)]
 
 
-def _updates(seed: int = 0) -> list[Tensor]:
+def _make_updates(seed: int = 0) -> list[Tensor]:
     random = torch.Generator().manual_seed(seed)
     return [references.newton_schulz(torch.randn(shape, generator=random)) for shape in SHAPES]
 
 
 def test_it_equals_its_reference_over_steps():
-    moments = [new_moment(u, Layout()) for u in _updates()]
+    moments = [init_second_moment(u, Layout()) for u in _make_updates()]
     seconds = [torch.zeros(rows, 1) for rows, _ in SHAPES]
     for step in range(5):
-        found = normalized(_updates(step), moments, Layout())
-        wanted = [references.normuon(u, second) for u, second in zip(_updates(step), seconds, strict=True)]
+        found = normalize_neurons(_make_updates(step), moments, Layout())
+        wanted = [
+            references.normuon(u, second) for u, second in zip(_make_updates(step), seconds, strict=True)
+        ]
         torch.testing.assert_close(found, wanted)
         torch.testing.assert_close(moments, seconds)
 
@@ -33,7 +35,7 @@ def test_it_equals_its_reference_over_steps():
 def test_neurons_move_alike_and_the_norm_stays(layout):
     u = torch.diag(torch.linspace(0.1, 3, 16)) @ references.newton_schulz(torch.randn(16, 40))
     u = u.T.contiguous() if layout.transposed else u
-    (found,) = normalized([u], [new_moment(u, layout)], layout)
+    (found,) = normalize_neurons([u], [init_second_moment(u, layout)], layout)
     lengths = found.norm(dim=0 if layout.transposed else 1)
     torch.testing.assert_close(lengths, lengths.mean().expand(16))
     torch.testing.assert_close(found.norm(), u.norm())
@@ -41,11 +43,11 @@ def test_neurons_move_alike_and_the_norm_stays(layout):
 
 @pytest.mark.parametrize("dead", [slice(None), slice(0, 3)], ids=["all", "some rows"])
 def test_zero_updates_stay_zero(dead):
-    u = _updates()[0]
+    u = _make_updates()[0]
     u[dead] = 0
-    moment = new_moment(u, Layout())
+    moment = init_second_moment(u, Layout())
     for _ in range(3):
-        (found,) = normalized([u], [moment], Layout())
+        (found,) = normalize_neurons([u], [moment], Layout())
         assert torch.isfinite(found).all()
         assert torch.equal(found[dead], u[dead])
 

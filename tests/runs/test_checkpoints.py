@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krill.config.signature import signature
+from krill.config.signature import compute_signature
 from krill.errors import KrillError
 from krill.runs import checkpoints
 
 
 def save(folder: Path, step: int, text: str = "weights") -> Path:
-    with checkpoints.aside(folder) as partial:
+    with checkpoints.staged_checkpoint(folder) as partial:
         checkpoint = partial / f"checkpoint-{step}"
         (checkpoint / "shards").mkdir(parents=True)
         (checkpoint / "model").write_text(text)
@@ -28,18 +28,18 @@ def save(folder: Path, step: int, text: str = "weights") -> Path:
     return folder / f"checkpoint-{step}"
 
 
-def save_and_fail(folder: Path, error: Exception) -> None:
-    with checkpoints.aside(folder) as partial:
+def save_and_raise(folder: Path, error: Exception) -> None:
+    with checkpoints.staged_checkpoint(folder) as partial:
         (partial / "checkpoint-10").mkdir()
         (partial / "checkpoint-10" / "model").write_text("half")
         raise error
 
 
-def steps(folder: Path) -> list[int]:
-    return [checkpoints.step(path) for path in checkpoints.found(folder)]
+def list_steps(folder: Path) -> list[int]:
+    return [checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(folder)]
 
 
-def flip(file: Path, place: int = 0) -> None:
+def flip_bit(file: Path, place: int = 0) -> None:
     content = bytearray(file.read_bytes())
     content[place] ^= 1
     file.write_bytes(content)
@@ -51,32 +51,32 @@ def flip(file: Path, place: int = 0) -> None:
 def test_they_are_ordered_by_step_not_by_name(tmp_path: Path) -> None:
     for step in (100, 9, 10):
         save(tmp_path, step)
-    assert steps(tmp_path) == [9, 10, 100]
+    assert list_steps(tmp_path) == [9, 10, 100]
 
 
 def test_no_folder_holds_none(tmp_path: Path) -> None:
-    assert checkpoints.found(tmp_path / "none") == []
-    assert checkpoints.newest(tmp_path / "none") == (None, [])
+    assert checkpoints.list_checkpoints(tmp_path / "none") == []
+    assert checkpoints.find_newest_valid(tmp_path / "none") == (None, [])
 
 
 def test_nothing_is_seen_until_it_is_whole(tmp_path: Path) -> None:
-    with checkpoints.aside(tmp_path) as partial:
+    with checkpoints.staged_checkpoint(tmp_path) as partial:
         (partial / "checkpoint-5").mkdir()
-        assert checkpoints.found(tmp_path) == []
+        assert checkpoints.list_checkpoints(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
 def test_a_save_that_failed_leaves_nothing_behind(tmp_path: Path) -> None:
     save(tmp_path, 5)
     with pytest.raises(OSError, match="the disk is gone"):
-        save_and_fail(tmp_path, OSError(errno.EIO, "the disk is gone"))
+        save_and_raise(tmp_path, OSError(errno.EIO, "the disk is gone"))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
 def test_what_a_cut_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / checkpoints.PARTIAL / "checkpoint-10").mkdir(parents=True)
-    (tmp_path / checkpoints.PARTIAL / "checkpoint-10" / "model").write_text("half")
-    assert checkpoints.found(tmp_path) == []
+    (tmp_path / checkpoints.PARTIAL_FOLDER / "checkpoint-10").mkdir(parents=True)
+    (tmp_path / checkpoints.PARTIAL_FOLDER / "checkpoint-10" / "model").write_text("half")
+    assert checkpoints.list_checkpoints(tmp_path) == []
     save(tmp_path, 15)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-15"]
 
@@ -84,9 +84,9 @@ def test_what_a_cut_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
 def test_what_a_cut_save_left_is_removed_when_the_run_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / checkpoints.PARTIAL / "checkpoint-10").mkdir(parents=True)
+    (tmp_path / checkpoints.PARTIAL_FOLDER / "checkpoint-10").mkdir(parents=True)
     with caplog.at_level(logging.INFO):
-        assert checkpoints.newest(tmp_path) == (None, [])
+        assert checkpoints.find_newest_valid(tmp_path) == (None, [])
     assert "a save that was cut off is removed" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
@@ -95,7 +95,7 @@ def test_the_same_step_again_takes_the_place_of_the_first(tmp_path: Path) -> Non
     save(tmp_path, 5, "old")
     checkpoint = save(tmp_path, 5, "new")
     assert (checkpoint / "model").read_text() == "new"
-    assert checkpoints.faults(checkpoint) == []
+    assert checkpoints.verify(checkpoint) == []
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
@@ -112,7 +112,7 @@ def test_the_same_step_again_takes_the_place_of_the_first(tmp_path: Path) -> Non
 def test_a_full_disk_is_told_as_one(error: Exception, tmp_path: Path) -> None:
     save(tmp_path, 5)
     with pytest.raises(KrillError, match=r"no room for another .*the same command goes on") as told:
-        save_and_fail(tmp_path, error)
+        save_and_raise(tmp_path, error)
     assert told.value.exit_code == 1
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
@@ -135,7 +135,7 @@ Damage = Callable[[Path], object]
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "truncated": (lambda c: os.truncate(c / "model", 3), "checkpoint-10/model has 3 bytes, 7 were saved"),
     "missing": (lambda c: (c / "model").unlink(), "checkpoint-10/model is missing"),
-    "flipped": (lambda c: flip(c / "shards" / "0", 99), "checkpoint-10/shards/0 was changed since"),
+    "flipped": (lambda c: flip_bit(c / "shards" / "0", 99), "checkpoint-10/shards/0 was changed since"),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), "checkpoint-10/manifest.json is missing"),
     "half a manifest": (lambda c: os.truncate(c / "manifest.json", 40), "manifest.json is damaged"),
     "no file": (lambda c: (shutil.rmtree(c), c.write_text("")), "checkpoint-10/manifest.json cannot be read"),
@@ -148,11 +148,11 @@ def test_what_is_wrong_is_named_and_the_one_before_is_taken(
 ) -> None:
     damage, told = DAMAGES[kind]
     good, bad = save(tmp_path, 5), save(tmp_path, 10)
-    assert checkpoints.newest(tmp_path) == (bad, [])
+    assert checkpoints.find_newest_valid(tmp_path) == (bad, [])
     damage(bad)
-    (fault,) = checkpoints.faults(bad)
+    (fault,) = checkpoints.verify(bad)
     caplog.clear()
-    assert checkpoints.newest(tmp_path) == (good, [bad])
+    assert checkpoints.find_newest_valid(tmp_path) == (good, [bad])
     assert caplog.messages == [f"checkpoint  passed over: {fault}"]
     assert told in fault
     assert bad.exists()
@@ -161,8 +161,8 @@ def test_what_is_wrong_is_named_and_the_one_before_is_taken(
 def test_every_broken_file_is_named(tmp_path: Path) -> None:
     checkpoint = save(tmp_path, 5)
     (checkpoint / "model").unlink()
-    flip(checkpoint / "shards" / "0")
-    assert len(checkpoints.faults(checkpoint)) == 2
+    flip_bit(checkpoint / "shards" / "0")
+    assert len(checkpoints.verify(checkpoint)) == 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -178,15 +178,15 @@ def test_one_flipped_bit_is_found_anywhere(
     content = bytearray((checkpoint / file).read_bytes())
     content[int(place * len(content))] ^= 1 << bit
     (checkpoint / file).write_bytes(content)
-    assert checkpoints.faults(checkpoint)
+    assert checkpoints.verify(checkpoint)
 
 
 def test_a_copy_under_the_name_of_another_step_is_passed_over(tmp_path: Path) -> None:
     good = save(tmp_path, 20)
     copy = tmp_path / "checkpoint-30"
     shutil.copytree(good, copy)
-    assert checkpoints.newest(tmp_path) == (good, [copy])
-    (fault,) = checkpoints.faults(copy)
+    assert checkpoints.find_newest_valid(tmp_path) == (good, [copy])
+    (fault,) = checkpoints.verify(copy)
     assert fault.endswith("checkpoint-30 was saved at step 20; rename it checkpoint-20 to go on from it")
 
 
@@ -195,28 +195,28 @@ def test_a_name_without_a_step_is_no_checkpoint_but_stops_a_run_that_has_no_othe
     name: str, tmp_path: Path
 ) -> None:
     save(tmp_path, 20).rename(tmp_path / name)
-    assert checkpoints.found(tmp_path) == []
+    assert checkpoints.list_checkpoints(tmp_path) == []
     with pytest.raises(KrillError, match="none of the checkpoints there verifies"):
-        checkpoints.newest(tmp_path)
+        checkpoints.find_newest_valid(tmp_path)
     good = save(tmp_path, 10)
-    assert checkpoints.newest(tmp_path) == (good, [])
+    assert checkpoints.find_newest_valid(tmp_path) == (good, [])
 
 
 def test_where_none_verifies_nothing_begins_anew_unasked(tmp_path: Path) -> None:
     for step in (5, 10):
-        flip(save(tmp_path, step) / "model")
+        flip_bit(save(tmp_path, step) / "model")
     with pytest.raises(KrillError, match="resume=false to begin anew in a new folder"):
-        checkpoints.newest(tmp_path)
-    assert steps(tmp_path) == [5, 10]
+        checkpoints.find_newest_valid(tmp_path)
+    assert list_steps(tmp_path) == [5, 10]
 
 
 def test_a_manifest_of_another_format_is_not_read(tmp_path: Path) -> None:
     checkpoint = save(tmp_path, 5)
     manifest = json.loads((checkpoint / "manifest.json").read_text()) | {"format": 99}
     del manifest["signature"]
-    manifest["signature"] = signature(manifest)
+    manifest["signature"] = compute_signature(manifest)
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    (fault,) = checkpoints.faults(checkpoint)
+    (fault,) = checkpoints.verify(checkpoint)
     assert "has format 99" in fault
 
 
@@ -226,17 +226,17 @@ def test_a_manifest_of_another_format_is_not_read(tmp_path: Path) -> None:
 def test_the_oldest_go(tmp_path: Path) -> None:
     for step in (8, 9, 10, 11):
         save(tmp_path, step)
-    checkpoints.rotate(tmp_path, keep=2)
-    assert steps(tmp_path) == [10, 11]
-    checkpoints.rotate(tmp_path, keep=5)
-    assert steps(tmp_path) == [10, 11]
+    checkpoints.rotate_checkpoints(tmp_path, keep=2)
+    assert list_steps(tmp_path) == [10, 11]
+    checkpoints.rotate_checkpoints(tmp_path, keep=5)
+    assert list_steps(tmp_path) == [10, 11]
 
 
 def test_the_spared_stay(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-    checkpoints.rotate(tmp_path, keep=1, spared={2, 99})
-    assert steps(tmp_path) == [2, 4]
+    checkpoints.rotate_checkpoints(tmp_path, keep=1, spared={2, 99})
+    assert list_steps(tmp_path) == [2, 4]
 
 
 @pytest.mark.parametrize("kind", ["truncated", "missing", "no manifest", "half a manifest"])
@@ -244,19 +244,19 @@ def test_a_broken_one_neither_counts_nor_goes(kind: str, tmp_path: Path) -> None
     for step in (8, 9, 10):
         save(tmp_path, step)
     DAMAGES[kind][0](tmp_path / "checkpoint-10")
-    checkpoints.rotate(tmp_path, keep=2)
-    assert steps(tmp_path) == [8, 9, 10]
+    checkpoints.rotate_checkpoints(tmp_path, keep=2)
+    assert list_steps(tmp_path) == [8, 9, 10]
     save(tmp_path, 11)
-    checkpoints.rotate(tmp_path, keep=2)
-    assert steps(tmp_path) == [9, 10, 11]
+    checkpoints.rotate_checkpoints(tmp_path, keep=2)
+    assert list_steps(tmp_path) == [9, 10, 11]
 
 
 def test_one_that_is_known_to_be_broken_neither_counts_nor_goes(tmp_path: Path) -> None:
     for step in (8, 9, 10):
         save(tmp_path, step)
-    flip(tmp_path / "checkpoint-9" / "model")
-    checkpoints.rotate(tmp_path, keep=1, broken=[tmp_path / "checkpoint-9"])
-    assert steps(tmp_path) == [9, 10]
+    flip_bit(tmp_path / "checkpoint-9" / "model")
+    checkpoints.rotate_checkpoints(tmp_path, keep=1, broken=[tmp_path / "checkpoint-9"])
+    assert list_steps(tmp_path) == [9, 10]
 
 
 def test_a_deletion_that_is_cut_off_leaves_no_half_of_a_checkpoint(
@@ -271,7 +271,7 @@ def test_a_deletion_that_is_cut_off_leaves_no_half_of_a_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", cut)
         with pytest.raises(KeyboardInterrupt):
-            checkpoints.rotate(tmp_path, keep=1)
-    assert steps(tmp_path) == [9]
-    assert checkpoints.newest(tmp_path) == (tmp_path / "checkpoint-9", [])
-    assert not (tmp_path / checkpoints.PARTIAL).exists()
+            checkpoints.rotate_checkpoints(tmp_path, keep=1)
+    assert list_steps(tmp_path) == [9]
+    assert checkpoints.find_newest_valid(tmp_path) == (tmp_path / "checkpoint-9", [])
+    assert not (tmp_path / checkpoints.PARTIAL_FOLDER).exists()

@@ -19,21 +19,21 @@ from krill.runs.record import read_status
 MINE, OTHER = "a" * 64, "b" * 64
 
 
-def past(folder: Path, state: str = "stopped", signature: str = MINE, **more: Any) -> Path:
+def make_past_run(folder: Path, state: str = "stopped", signature: str = MINE, **more: Any) -> Path:
     """A run that was here before, its writer gone."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "status.json").write_text(json.dumps({"state": state, "signature": signature, **more}))
     return folder
 
 
-def done(claimed: Claim) -> tuple[Path, str]:
+def release_claim(claimed: Claim) -> tuple[Path, str]:
     """What was claimed; given up again."""
     with claimed:
         return claimed.folder, claimed.state
 
 
 def test_a_new_folder_is_named_for_time_and_signature(tmp_path: Path) -> None:
-    folder, state = done(claim(MINE, tmp_path / "runs"))
+    folder, state = release_claim(claim(MINE, tmp_path / "runs"))
     assert state == "new"
     assert folder.parent == tmp_path / "runs"
     time, _, digits = folder.name.rpartition("-")
@@ -62,30 +62,30 @@ def test_two_of_the_same_second_get_two_folders(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("state", ["running", "stopped", "failed"])
 def test_an_unfinished_run_whose_writer_is_gone_goes_on(tmp_path: Path, state: str) -> None:
-    folder = past(tmp_path / "1", state)
-    assert done(claim(MINE, tmp_path)) == (folder, "continued")
+    folder = make_past_run(tmp_path / "1", state)
+    assert release_claim(claim(MINE, tmp_path)) == (folder, "continued")
 
 
 def test_the_newest_unfinished_one_goes_on(tmp_path: Path) -> None:
     for name, state in (("1", "stopped"), ("2", "failed"), ("3", "finished")):
-        past(tmp_path / name, state)
-    assert done(claim(MINE, tmp_path))[0] == tmp_path / "2"
+        make_past_run(tmp_path / name, state)
+    assert release_claim(claim(MINE, tmp_path))[0] == tmp_path / "2"
 
 
 def test_finished_and_foreign_runs_and_other_folders_are_left_alone(tmp_path: Path) -> None:
-    past(tmp_path / "1", "finished")
-    past(tmp_path / "2", "stopped", OTHER)
+    make_past_run(tmp_path / "1", "finished")
+    make_past_run(tmp_path / "2", "stopped", OTHER)
     (tmp_path / "3").mkdir()
     (tmp_path / "4").write_text("a file")
-    assert done(claim(MINE, tmp_path))[1] == "new"
+    assert release_claim(claim(MINE, tmp_path))[1] == "new"
 
 
 def test_a_living_run_is_left_alone_while_it_lives(tmp_path: Path) -> None:
-    folder = past(tmp_path / "1", "running")
+    folder = make_past_run(tmp_path / "1", "running")
     with claim(MINE, tmp_path) as living:
         assert living.folder == folder
-        assert done(claim(MINE, tmp_path))[1] == "new"
-    assert done(claim(MINE, tmp_path)) == (folder, "continued")
+        assert release_claim(claim(MINE, tmp_path))[1] == "new"
+    assert release_claim(claim(MINE, tmp_path)) == (folder, "continued")
 
 
 def _die_with_the_lock(runs: Path) -> None:
@@ -97,28 +97,28 @@ def _die_with_the_lock(runs: Path) -> None:
 
 
 def test_a_killed_writer_holds_nothing(tmp_path: Path) -> None:
-    folder = past(tmp_path / "1", "running")
+    folder = make_past_run(tmp_path / "1", "running")
     process = multiprocessing.get_context("fork").Process(target=_die_with_the_lock, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == -9
-    assert done(claim(MINE, tmp_path)) == (folder, "continued")
+    assert release_claim(claim(MINE, tmp_path)) == (folder, "continued")
 
 
 def test_a_run_that_finishes_while_it_is_looked_at_is_not_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = past(tmp_path / "1", "running")
-    lock = claiming._lock
+    folder = make_past_run(tmp_path / "1", "running")
+    lock = claiming._try_lock
 
     def finished_meanwhile(place: Path) -> Any:
         if place == folder:
-            past(folder, "finished")
+            make_past_run(folder, "finished")
         return lock(place)
 
-    monkeypatch.setattr(claiming, "_lock", finished_meanwhile)
-    assert done(claim(MINE, tmp_path))[1] == "new"
-    past(folder, "running")
+    monkeypatch.setattr(claiming, "_try_lock", finished_meanwhile)
+    assert release_claim(claim(MINE, tmp_path))[1] == "new"
+    make_past_run(folder, "running")
     named = claim(MINE, tmp_path, resume=str(folder))
     assert (named.state, named.lock) == ("finished", None)
 
@@ -127,8 +127,8 @@ def test_a_run_that_finishes_while_it_is_looked_at_is_not_continued(
 
 
 def test_resume_false_makes_a_new_one(tmp_path: Path) -> None:
-    past(tmp_path / "1")
-    assert done(claim(MINE, tmp_path, resume=False))[1] == "new"
+    make_past_run(tmp_path / "1")
+    assert release_claim(claim(MINE, tmp_path, resume=False))[1] == "new"
 
 
 @pytest.mark.parametrize("resume", ["local", True])
@@ -137,24 +137,24 @@ def test_resume_local_and_true_demand_one(tmp_path: Path, resume: Any) -> None:
     with pytest.raises(UsageError, match="no unfinished run"):
         claim(MINE, runs, resume=resume)
     assert not runs.exists()
-    past(runs / "1")
-    assert done(claim(MINE, runs, resume=resume))[1] == "continued"
+    make_past_run(runs / "1")
+    assert release_claim(claim(MINE, runs, resume=resume))[1] == "continued"
 
 
 def test_resume_remote_goes_on_only_where_a_run_came_from_the_hub(tmp_path: Path) -> None:
-    past(tmp_path / "1", remote={"id": "me/mine", "step": 3})
-    past(tmp_path / "2")
-    assert done(claim(MINE, tmp_path, resume="remote")) == (tmp_path / "1", "continued")
-    past(tmp_path / "1", "finished", remote={"id": "me/mine", "step": 3})
-    assert done(claim(MINE, tmp_path, resume="remote"))[1] == "new"
+    make_past_run(tmp_path / "1", remote={"id": "me/mine", "step": 3})
+    make_past_run(tmp_path / "2")
+    assert release_claim(claim(MINE, tmp_path, resume="remote")) == (tmp_path / "1", "continued")
+    make_past_run(tmp_path / "1", "finished", remote={"id": "me/mine", "step": 3})
+    assert release_claim(claim(MINE, tmp_path, resume="remote"))[1] == "new"
 
 
 def test_resume_by_folder(tmp_path: Path) -> None:
-    folder = past(tmp_path / "elsewhere")
-    assert done(claim(MINE, tmp_path / "runs", resume=str(folder))) == (folder, "continued")
-    past(folder, "finished")
-    assert done(claim(MINE, tmp_path / "runs", resume=str(folder)))[1] == "finished"
-    past(folder, signature=OTHER)
+    folder = make_past_run(tmp_path / "elsewhere")
+    assert release_claim(claim(MINE, tmp_path / "runs", resume=str(folder))) == (folder, "continued")
+    make_past_run(folder, "finished")
+    assert release_claim(claim(MINE, tmp_path / "runs", resume=str(folder)))[1] == "finished"
+    make_past_run(folder, signature=OTHER)
     with pytest.raises(UsageError, match=r"another configuration.*from="):
         claim(MINE, tmp_path / "runs", resume=str(folder))
     with pytest.raises(UsageError, match=r"status\.json is missing"):
@@ -162,7 +162,7 @@ def test_resume_by_folder(tmp_path: Path) -> None:
 
 
 def test_resume_by_folder_of_a_living_run_names_its_writer(tmp_path: Path) -> None:
-    folder = past(tmp_path / "1", "running", pid=123, host="node7")
+    folder = make_past_run(tmp_path / "1", "running", pid=123, host="node7")
     with claim(MINE, tmp_path), pytest.raises(UsageError, match="by process 123 on node7"):
         claim(MINE, tmp_path, resume=str(folder))
 
@@ -172,17 +172,20 @@ def test_resume_by_folder_of_a_living_run_names_its_writer(tmp_path: Path) -> No
 
 def test_the_place_that_was_asked_for_is_made_or_used_when_empty(tmp_path: Path) -> None:
     place = tmp_path / "a" / "b"
-    assert done(claim(MINE, tmp_path, place)) == (place, "new")
-    assert done(claim(MINE, tmp_path, place)) == (place, "new")  # begun and killed before it wrote a word
+    assert release_claim(claim(MINE, tmp_path, place)) == (place, "new")
+    assert release_claim(claim(MINE, tmp_path, place)) == (
+        place,
+        "new",
+    )  # begun and killed before it wrote a word
 
 
 def test_the_place_of_this_run_goes_on_or_is_done(tmp_path: Path) -> None:
-    place = past(tmp_path / "a", "failed")
-    assert done(claim(MINE, tmp_path, place)) == (place, "continued")
+    place = make_past_run(tmp_path / "a", "failed")
+    assert release_claim(claim(MINE, tmp_path, place)) == (place, "continued")
     with pytest.raises(UsageError, match="resume=false"):
         claim(MINE, tmp_path, place, resume=False)
-    past(place, "finished")
-    assert done(claim(MINE, tmp_path, place)) == (place, "finished")
+    make_past_run(place, "finished")
+    assert release_claim(claim(MINE, tmp_path, place)) == (place, "finished")
 
 
 @pytest.mark.parametrize("status", ['{"state": "x"}', "[1]", "not JSON"])
@@ -201,9 +204,9 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_living_or_foreign_place_is_refused(tmp_path: Path) -> None:
-    place = past(tmp_path / "a", "running")
+    place = make_past_run(tmp_path / "a", "running")
     with claim(MINE, tmp_path, place), pytest.raises(UsageError, match="is being written"):
         claim(MINE, tmp_path, place)
-    past(place, signature=OTHER)
+    make_past_run(place, signature=OTHER)
     with pytest.raises(UsageError, match="another configuration"):
         claim(MINE, tmp_path, place)

@@ -12,14 +12,14 @@ from krill.errors import UsageError
 from krill.runs import find, record, table
 
 
-def make(folder: Path, **status: Any) -> Path:
+def make_run(folder: Path, **status: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     whole = {"state": "finished", "signature": folder.name[-8:] + "0" * 56, **status}
     (folder / "status.json").write_text(json.dumps(whole))
     return folder
 
 
-def sweep(folder: Path, *points: str, **told: Any) -> Path:
+def make_sweep(folder: Path, *points: str, **told: Any) -> Path:
     folder.mkdir(parents=True)
     listed = [{"folder": name, "overrides": [f"seed={index}"]} for index, name in enumerate(points)]
     (folder / "sweep.json").write_text(json.dumps({"command": "preprocess", "points": listed, **told}))
@@ -28,24 +28,27 @@ def sweep(folder: Path, *points: str, **told: Any) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    make(tmp_path / "runs/a/1-aaaa1111", start="2030-01-01T00:00:00+00:00")
-    make(tmp_path / "runs/a/2-aaaa2222", start="2030-01-02T00:00:00+00:00")
-    make(sweep(tmp_path / "sweeps/s", "bbbb1111", "bbbb2222", start="2030-01-03T00:00:00+00:00") / "bbbb1111")
+    make_run(tmp_path / "runs/a/1-aaaa1111", start="2030-01-01T00:00:00+00:00")
+    make_run(tmp_path / "runs/a/2-aaaa2222", start="2030-01-02T00:00:00+00:00")
+    make_run(
+        make_sweep(tmp_path / "sweeps/s", "bbbb1111", "bbbb2222", start="2030-01-03T00:00:00+00:00")
+        / "bbbb1111"
+    )
     return tmp_path
 
 
 def test_the_newest_first_and_what_waits_for_the_first_time_is_new(root: Path) -> None:
-    make(root / "runs/a/3-cccc1111", state="queued")  # written now
-    names = [place.folder.name for place in find.below(root)]
+    make_run(root / "runs/a/3-cccc1111", state="queued")  # written now
+    names = [place.folder.name for place in find.runs_under(root)]
     assert names == ["s", "2-aaaa2222", "1-aaaa1111", "3-cccc1111"], "2030 is later"
-    make(root / "runs/a/2-aaaa2222", start="2020-01-02T00:00:00+00:00")
-    assert [place.folder.name for place in find.below(root)][-2:] == ["3-cccc1111", "2-aaaa2222"]
+    make_run(root / "runs/a/2-aaaa2222", start="2020-01-02T00:00:00+00:00")
+    assert [place.folder.name for place in find.runs_under(root)][-2:] == ["3-cccc1111", "2-aaaa2222"]
 
 
 def test_a_point_knows_its_sweep_and_what_was_typed_for_it_before_it_begins(root: Path) -> None:
     for row in (
-        table.rows_of(find.runs_of(find.named("s", root)))[1],
-        table.rows([root / "sweeps/s/bbbb2222"])[0],
+        table.build_rows(find.expand_runs(find.resolve_run("s", root)))[1],
+        table.read_rows([root / "sweeps/s/bbbb2222"])[0],
     ):
         assert (row.state, row.command, row.overrides) == ("not started", "preprocess", ("seed=1",))
         assert row.sweep == str(root / "sweeps/s")
@@ -54,20 +57,20 @@ def test_a_point_knows_its_sweep_and_what_was_typed_for_it_before_it_begins(root
 @pytest.mark.parametrize("word", ["1-aaaa1111", "aaaa1", "1-", "runs/a/1*"])
 def test_a_run_has_many_names(root: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     monkeypatch.chdir(root)
-    assert find.named(word, root).folder == root / "runs/a/1-aaaa1111"
+    assert find.resolve_run(word, root).folder == root / "runs/a/1-aaaa1111"
 
 
 def test_a_glob_takes_the_newest_and_a_beginning_must_be_clear(root: Path) -> None:
-    assert find.named(f"{root}/runs/a/*", root).folder.name == "2-aaaa2222"
+    assert find.resolve_run(f"{root}/runs/a/*", root).folder.name == "2-aaaa2222"
     with pytest.raises(UsageError, match=r"1-aaaa1111.*2-aaaa2222|2-aaaa2222.*1-aaaa1111"):
-        find.named("aaaa", root)
+        find.resolve_run("aaaa", root)
 
 
 @pytest.mark.parametrize(
     ("place", "count"), [(".", 4), ("runs", 2), ("runs/a", 2), ("sweeps", 2), ("sweeps/s", 2)]
 )
 def test_any_folder_stands_for_the_runs_in_it(root: Path, place: str, count: int) -> None:
-    assert len(find.runs_of(find.named(str(root / place), root))) == count
+    assert len(find.expand_runs(find.resolve_run(str(root / place), root))) == count
 
 
 def test_what_is_no_run_of_krill_is_passed_over(root: Path) -> None:
@@ -79,8 +82,10 @@ def test_what_is_no_run_of_krill_is_passed_over(root: Path) -> None:
     (root / "sweeps/odd/sweep.json").write_text(
         '{"points": [3, {"folder": 4}, {"folder": "p", "overrides": 5}]}'
     )
-    assert len(find.below(root)) == 4
-    assert [row.overrides for row in table.rows_of(find.runs_of(find.named("odd", root)))] == [()]
+    assert len(find.runs_under(root)) == 4
+    assert [row.overrides for row in table.build_rows(find.expand_runs(find.resolve_run("odd", root)))] == [
+        ()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,13 +97,13 @@ def test_what_is_no_run_of_krill_is_passed_over(root: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_odd_in_a_status_is_left_out(root: Path, wrong: dict[str, Any]) -> None:
-    run = make(root / "runs/a/1-aaaa1111", **wrong)
+    run = make_run(root / "runs/a/1-aaaa1111", **wrong)
     (run / "metrics.jsonl").write_text('5\n{"step": 3}\n["x"]\n')
-    rows = table.rows_of([run for place in find.below(root) for run in find.runs_of(place)])
-    assert len(json.loads(table.as_json(rows))) == 4
+    rows = table.build_rows([run for place in find.runs_under(root) for run in find.expand_runs(place)])
+    assert len(json.loads(table.to_json(rows))) == 4
     assert {row.step for row in rows} == {3, None}
-    table.drawn(rows)
-    table.as_csv(rows)
+    table.render_table(rows)
+    table.to_csv(rows)
 
 
 def test_each_status_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,5 +115,5 @@ def test_each_status_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
     for module in ("find", "standing"):
         monkeypatch.setattr(f"krill.runs.{module}.read_status", counted)
-    table.rows_of([run for place in find.below(root) for run in find.runs_of(place)])
+    table.build_rows([run for place in find.runs_under(root) for run in find.expand_runs(place)])
     assert sorted(read) == sorted({*read})

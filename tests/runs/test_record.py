@@ -12,18 +12,18 @@ import pytest
 import yaml
 
 from krill.config.schema import Section
-from krill.errors import KrillError, Stopped, UsageError
+from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.runs.claim import claim
 from krill.runs.record import (
     Record,
-    git_state,
-    last_metrics,
+    collect_versions,
+    compute_wall_seconds,
+    read_git_state,
+    read_last_metrics,
     read_metrics,
     read_status,
-    seconds,
-    shown,
-    versions,
-    write_lines,
+    relative_path,
+    write_jsonl,
 )
 
 SIGNATURE = "c" * 64
@@ -44,11 +44,11 @@ def level() -> Iterator[None]:
     log.setLevel(before)
 
 
-def ended(folder: Path, error: BaseException | None = None) -> dict[str, Any]:
+def run_and_read_status(folder: Path, error: BaseException | None = None) -> dict[str, Any]:
     """status.json of a run that `error` ended."""
 
     def run() -> None:
-        with Record(folder).running(Small(), SIGNATURE, ["lr=0.5"]):
+        with Record(folder).record_lifecycle(Small(), SIGNATURE, ["lr=0.5"]):
             status = read_status(folder)
             assert status is not None
             assert (status["state"], status["exit"], status["end"]) == ("running", None, None)
@@ -70,7 +70,7 @@ def ended(folder: Path, error: BaseException | None = None) -> dict[str, Any]:
     ("error", "state", "code", "told"),
     [
         (None, "finished", 0, None),
-        (Stopped("stopped by SIGTERM", 75), "stopped", 75, None),
+        (SignalInterrupt("stopped by SIGTERM", 75), "stopped", 75, None),
         (KeyboardInterrupt(), "stopped", 130, None),
         (KrillError("no\nsuch luck"), "failed", 1, "no\nsuch luck"),
         (UsageError("wrong"), "failed", 2, "wrong"),
@@ -82,7 +82,7 @@ def ended(folder: Path, error: BaseException | None = None) -> dict[str, Any]:
 def test_the_state_is_true(
     tmp_path: Path, error: BaseException | None, state: str, code: int, told: str | None
 ) -> None:
-    status = ended(tmp_path, error)
+    status = run_and_read_status(tmp_path, error)
     assert (status["state"], status["exit"], status["error"]) == (state, code, told)
     assert (status["name"], status["signature"], status["overrides"]) == ("작은", SIGNATURE, ["lr=0.5"])
     assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == {
@@ -98,7 +98,7 @@ def test_a_failure_leaves_its_traceback_in_the_log_only(
     screen = logging.StreamHandler()
     log.addHandler(screen)
     try:
-        ended(tmp_path, error)
+        run_and_read_status(tmp_path, error)
     finally:
         log.removeHandler(screen)
     text = (tmp_path / "log.txt").read_text()
@@ -110,7 +110,7 @@ def test_a_failure_leaves_its_traceback_in_the_log_only(
 
 def test_messages_and_details_go_to_the_log_of_each_start(tmp_path: Path) -> None:
     for word in ("one", "하나"):
-        with Record(tmp_path).running(Small(), SIGNATURE, []):
+        with Record(tmp_path).record_lifecycle(Small(), SIGNATURE, []):
             log.info("%s for all", word)
             log.debug("%s for the log", word)
     log.info("after")
@@ -121,9 +121,9 @@ def test_messages_and_details_go_to_the_log_of_each_start(tmp_path: Path) -> Non
 
 
 def test_a_second_start_counts_and_forgets_the_failure(tmp_path: Path) -> None:
-    first = ended(tmp_path, ValueError("bad"))
+    first = run_and_read_status(tmp_path, ValueError("bad"))
     Record(tmp_path).update(start="2020-01-01T00:00:00+00:00", data={"signature": "d"})
-    second = ended(tmp_path)
+    second = run_and_read_status(tmp_path)
     assert (first["starts"], second["starts"]) == (1, 2)
     assert (second["state"], second["error"]) == ("finished", None)
     assert second["start"] == "2020-01-01T00:00:00+00:00"
@@ -132,7 +132,7 @@ def test_a_second_start_counts_and_forgets_the_failure(tmp_path: Path) -> None:
 
 def test_two_records_of_a_run_keep_what_the_other_wrote(tmp_path: Path) -> None:
     outer, inner = Record(tmp_path), Record(tmp_path)
-    with outer.running(Small(), SIGNATURE, []):
+    with outer.record_lifecycle(Small(), SIGNATURE, []):
         inner.update(metrics={"eval_loss": 2.0})
     assert (read_status(tmp_path) or {})["metrics"] == {"eval_loss": 2.0}
     assert (read_status(tmp_path) or {})["state"] == "finished"
@@ -146,7 +146,7 @@ def test_killed_before_the_configuration_was_written_the_folder_is_still_the_run
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("krill.runs.record.yaml.safe_dump", killed)
-        with pytest.raises(KeyboardInterrupt), Record(tmp_path).running(Small(), SIGNATURE, []):
+        with pytest.raises(KeyboardInterrupt), Record(tmp_path).record_lifecycle(Small(), SIGNATURE, []):
             pass
     with claim(SIGNATURE, tmp_path, tmp_path) as claimed:
         assert claimed.state == "continued"
@@ -159,7 +159,7 @@ def test_metrics_are_lines(tmp_path: Path) -> None:
     record = Record(tmp_path)
     assert read_metrics(tmp_path) == []
     for step in (1, 2):
-        record.metric({"step": step, "loss": 1.5})
+        record.append_metrics({"step": step, "loss": 1.5})
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.5}, {"step": 2, "loss": 1.5}]
 
 
@@ -174,8 +174,8 @@ def test_lines_after_the_checkpoint_are_dropped_and_the_cut_one_too(tmp_path: Pa
         '{"step": 1}\n{"step": 2}\n{"step": 2, "e": 1}\n{"step": 3}\n{"st'
     )
     record = Record(tmp_path)
-    record.cut_metrics(2, record.folder)
-    record.metric({"step": 3, "again": True})
+    record.truncate_metrics(2, record.folder)
+    record.append_metrics({"step": 3, "again": True})
     assert read_metrics(tmp_path) == [
         {"step": 1},
         {"step": 2},
@@ -189,14 +189,16 @@ def test_lines_after_the_checkpoint_are_dropped_and_the_cut_one_too(tmp_path: Pa
 
 def test_seconds_of_a_run() -> None:
     start = "2030-01-01T00:00:00+00:00"
-    assert seconds({"start": start, "end": "2030-01-01T00:01:30+00:00"}) == 90
-    assert seconds({}) is None
-    assert (seconds({"start": "2020-01-01T00:00:00+00:00", "end": None}) or 0) > 1e8  # still running
+    assert compute_wall_seconds({"start": start, "end": "2030-01-01T00:01:30+00:00"}) == 90
+    assert compute_wall_seconds({}) is None
+    assert (
+        compute_wall_seconds({"start": "2020-01-01T00:00:00+00:00", "end": None}) or 0
+    ) > 1e8  # still running
 
 
 def test_versions_and_commit() -> None:
-    assert {"python", "platform", "krill", "torch", "transformers"} <= versions().keys()
-    state = git_state()
+    assert {"python", "platform", "krill", "torch", "transformers"} <= collect_versions().keys()
+    state = read_git_state()
     if state is not None:  # a checkout
         assert len(state["commit"]) == 40
         assert isinstance(state["dirty"], bool)
@@ -206,21 +208,21 @@ def test_folders_are_shown_as_short_as_they_can_be_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shown(tmp_path / "runs" / "a") == Path("runs/a")
-    assert shown(tmp_path.parent / "b") == tmp_path.parent / "b"
+    assert relative_path(tmp_path / "runs" / "a") == Path("runs/a")
+    assert relative_path(tmp_path.parent / "b") == tmp_path.parent / "b"
 
 
 def test_status_is_json_that_others_read(tmp_path: Path) -> None:
-    ended(tmp_path)
+    run_and_read_status(tmp_path)
     json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
     assert read_status(tmp_path / "none") is None
 
 
 def test_the_newest_metrics_are_those_at_the_end_of_however_many(tmp_path: Path) -> None:
     lines = [{"step": step, "loss": 9.0 - step / 1e4, "tokens_per_second": 5.0} for step in range(20_000)]
-    write_lines(tmp_path / "metrics.jsonl", [*lines, {"step": 20_000, "eval_loss": 3.0}])
+    write_jsonl(tmp_path / "metrics.jsonl", [*lines, {"step": 20_000, "eval_loss": 3.0}])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('7\n{"step": 20001, "lo')
-    found = last_metrics(tmp_path, ("step", "loss", "eval_loss", "none"))
+    found = read_last_metrics(tmp_path, ("step", "loss", "eval_loss", "none"))
     assert found == {"step": 20_000, "loss": lines[-1]["loss"], "eval_loss": 3.0}
-    assert last_metrics(tmp_path / "not there", ("step",)) == {}
+    assert read_last_metrics(tmp_path / "not there", ("step",)) == {}

@@ -14,7 +14,7 @@ import pytest
 from krill.runs import table
 
 
-def run(folder: Path, overrides: list[str], **status: Any) -> Path:
+def make_run(folder: Path, overrides: list[str], **status: Any) -> Path:
     folder.mkdir()
     whole = {"state": "finished", "signature": "a", "overrides": overrides, **status}
     (folder / "status.json").write_text(json.dumps(whole))
@@ -24,25 +24,25 @@ def run(folder: Path, overrides: list[str], **status: Any) -> Path:
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
     return [
-        run(tmp_path / "worse", ["lr=1", "steps=4"], metrics={"eval_loss": 3.5, "loss": 3.0}),
-        run(tmp_path / "failed", ["lr=2", "steps=4"], state="failed", error="out of memory"),
-        run(tmp_path / "nan", ["lr=3", "steps=4"], metrics={"eval_loss": math.nan, "loss": 1.0}),
-        run(
+        make_run(tmp_path / "worse", ["lr=1", "steps=4"], metrics={"eval_loss": 3.5, "loss": 3.0}),
+        make_run(tmp_path / "failed", ["lr=2", "steps=4"], state="failed", error="out of memory"),
+        make_run(tmp_path / "nan", ["lr=3", "steps=4"], metrics={"eval_loss": math.nan, "loss": 1.0}),
+        make_run(
             tmp_path / "best", ["lr=4", "steps=4"],
             metrics={"eval_loss": 2.5, "eval_bits_per_byte": 1.25, "loss": 9.0},
             start="2030-01-01T00:00:00+00:00", end="2030-01-01T00:00:07+00:00",
         ),
-        run(tmp_path / "unvalidated", ["lr=5", "steps=4"], metrics={"loss": 2.0}),
+        make_run(tmp_path / "unvalidated", ["lr=5", "steps=4"], metrics={"loss": 2.0}),
         tmp_path / "not there",
     ]  # fmt: skip
 
 
-def names(rows: list[table.Row]) -> list[str]:
+def run_names(rows: list[table.RunRow]) -> list[str]:
     return [Path(row.folder).name for row in rows]
 
 
 def test_the_best_first_and_those_without_a_validation_last(runs: list[Path]) -> None:
-    assert names(table.best_first(table.rows(runs))) == [
+    assert run_names(table.sort_best_first(table.read_rows(runs))) == [
         "best",
         "worse",
         "nan",
@@ -53,18 +53,18 @@ def test_the_best_first_and_those_without_a_validation_last(runs: list[Path]) ->
 
 
 def test_without_any_validation_the_training_loss_decides(tmp_path: Path) -> None:
-    folders = [run(tmp_path / str(loss), [], metrics={"loss": loss}) for loss in (3.0, 1.0, 2.0)]
-    assert names(table.best_first(table.rows(folders))) == ["1.0", "2.0", "3.0"]
+    folders = [make_run(tmp_path / str(loss), [], metrics={"loss": loss}) for loss in (3.0, 1.0, 2.0)]
+    assert run_names(table.sort_best_first(table.read_rows(folders))) == ["1.0", "2.0", "3.0"]
 
 
 def test_states(runs: list[Path]) -> None:
-    states = {Path(row.folder).name: row.state for row in table.rows(runs)}
+    states = {Path(row.folder).name: row.state for row in table.read_rows(runs)}
     assert states["failed"] == "failed"
     assert states["not there"] == "not started"
 
 
 def test_the_csv_holds_every_figure_in_this_order(runs: list[Path], tmp_path: Path) -> None:
-    path = table.write(table.best_first(table.rows(runs)), tmp_path)
+    path = table.write_csv(table.sort_best_first(table.read_rows(runs)), tmp_path)
     assert path == tmp_path / "table.csv"
     with open(path, newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
@@ -82,7 +82,7 @@ def test_the_table_shows_what_differs_and_what_failed(
     runs: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    table.show(table.best_first(table.rows(runs[:4])), sys.stderr)
+    table.print_table(table.sort_best_first(table.read_rows(runs[:4])), sys.stderr)
     told = capsys.readouterr()
     assert told.out == ""
     assert "lr=4" in told.err
@@ -100,10 +100,10 @@ def test_brackets_in_what_was_typed_are_shown_as_they_are(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     folders = [
-        run(tmp_path / "[bold]a", [text, "lr=1"], error="[/red] went wrong"),
-        run(tmp_path / "b", ["lr=2"], metrics={"eval_loss": 2.0}),
+        make_run(tmp_path / "[bold]a", [text, "lr=1"], error="[/red] went wrong"),
+        make_run(tmp_path / "b", ["lr=2"], metrics={"eval_loss": 2.0}),
     ]
-    table.show(table.rows(folders), sys.stderr)
+    table.print_table(table.read_rows(folders), sys.stderr)
     told = capsys.readouterr().err
     assert f"{text} lr=1" in told
     assert "[bold]a: [/red] went wrong" in told
@@ -111,5 +111,5 @@ def test_brackets_in_what_was_typed_are_shown_as_they_are(
 
 def test_a_table_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    table.show(table.rows([run(tmp_path / "a", ["lr=7"])]), sys.stderr)
+    table.print_table(table.read_rows([make_run(tmp_path / "a", ["lr=7"])]), sys.stderr)
     assert "lr=7" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from reading import GOOD, TEXTS, files, json_lines, parquet, places_and_texts, t
 
 from krill.errors import KrillError, UsageError
 from krill.sources.registry import open_source
-from krill.sources.source import Document, Skipped
+from krill.sources.source import Document, SkippedRecords
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_every_format_gives_its_documents(tmp_path: Path) -> None:
     table(tmp_path / "h.tsv", [("text", "id"), *((text, "x") for text in TEXTS)], "\t")
     (tmp_path / "i.txt").write_text("one\n\nfile")
     (tmp_path / "j.JSONL").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD[0]).encode())  # BOM, no end of line
-    skipped = Skipped()
+    skipped = SkippedRecords()
     assert texts(open_source(files(tmp_path)), skipped) == [*TEXTS * 8, "one\n\nfile", TEXTS[0]]
     assert not skipped.reasons
 
@@ -80,7 +80,7 @@ def test_a_compressed_file_that_was_cut_is_an_error(
     )
     source, got = open_source(files(path)), list[Document]()
     with pytest.raises(KrillError, match=r"a\.jsonl\.\w+:\d{5}: what follows cannot be read .Truncated"):
-        got.extend(source.read(source.parts()[0], Skipped()))
+        got.extend(source.read(source.list_parts()[0], SkippedRecords()))
     assert len(got) > 10_000
 
 
@@ -95,8 +95,8 @@ def test_entries_are_files_folders_and_globs_in_their_order(
     source = open_source(files("x/*.txt", "글", "z[1].txt"))
     found = [
         (source.names[part.source], document.text)
-        for part in source.parts()
-        for document in source.read(part, Skipped())
+        for part in source.list_parts()
+        for document in source.read(part, SkippedRecords())
     ]
     assert found == [
         ("*.txt", "x/10.txt"),
@@ -155,7 +155,7 @@ def test_any_parts_of_json_lines_give_every_line_once_and_its_number(
     goal(size)
     source = open_source(files(tmp_path))
     assert places_and_texts(source) == expected
-    parts = source.parts()
+    parts = source.list_parts()
     assert sum(part.size for part in parts) == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert all(part.size >= size for part in parts[:-1])
 
@@ -164,17 +164,17 @@ def test_parts_of_parquet_are_row_groups(tmp_path: Path, goal: Callable[[int], N
     path = parquet(tmp_path / "a.parquet", text=[f"row {row}" for row in range(1, 96)], rows=10)
     goal(1)
     source = open_source(files(path))
-    assert [part.span for part in source.parts()] == [[[0, group, group + 1]] for group in range(10)]
+    assert [part.span for part in source.list_parts()] == [[[0, group, group + 1]] for group in range(10)]
     assert places_and_texts(source) == [(f"{path}: row {row}", f"row {row}") for row in range(1, 96)]
     goal(10**9)
-    assert [part.span for part in open_source(files(path)).parts()] == [[[0, 0, 10]]]
+    assert [part.span for part in open_source(files(path)).list_parts()] == [[[0, 0, 10]]]
 
 
 def test_small_files_share_a_part_and_sources_do_not(tmp_path: Path) -> None:
     for name in ("a/1.txt", "a/2.txt", "a/3.jsonl", "b/1.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "x"}')
-    parts = open_source(files(tmp_path / "a", tmp_path / "b")).parts()
+    parts = open_source(files(tmp_path / "a", tmp_path / "b")).list_parts()
     assert [(part.source, len(part.span), part.size) for part in parts] == [(0, 3, 39), (1, 1, 13)]
 
 
@@ -184,7 +184,7 @@ def test_parts_do_not_depend_on_the_place(tmp_path: Path, goal: Callable[[int], 
     json_lines(tmp_path / "x/a.jsonl", *GOOD)
     shutil.copytree(tmp_path / "x", tmp_path / "far/x")
     first, second = (open_source(files(tmp_path / place)) for place in ("x", "far/x"))
-    assert first.parts() == second.parts()
+    assert first.list_parts() == second.list_parts()
     assert first.fingerprint() == second.fingerprint()
 
 
@@ -231,7 +231,7 @@ def test_a_bad_line_is_skipped_counted_and_named(
 ) -> None:
     path = json_lines(tmp_path / "나쁜.jsonl", *GOOD[:1], b"", line, b" \r", *GOOD[1:])
     goal(size)
-    skipped = Skipped()
+    skipped = SkippedRecords()
     assert texts(open_source(files(path)), skipped) == TEXTS
     assert skipped.reasons == {reason: {"records": 1, "places": [f"{path}:3"]}}
 
@@ -240,7 +240,7 @@ def test_a_bad_line_is_skipped_counted_and_named(
 def test_a_last_line_that_was_cut_is_skipped(tmp_path: Path, last: bytes) -> None:
     path = json_lines(tmp_path / "a.jsonl", *GOOD)
     path.write_bytes(path.read_bytes() + last)
-    skipped = Skipped()
+    skipped = SkippedRecords()
     assert texts(open_source(files(path)), skipped) == TEXTS
     assert skipped.reasons == {"invalid JSON": {"records": 1, "places": [f"{path}:4"]}}
 
@@ -259,14 +259,14 @@ def test_a_very_long_line(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "a.jsonl", {"text": "가" * 5_000_000}, GOOD[0])
     source = open_source(files(path))
     assert [len(text) for text in texts(source)] == [5_000_000, len(TEXTS[0])]
-    assert len(source.parts()) == 2
+    assert len(source.list_parts()) == 2
 
 
 def test_null_and_broken_parquet_values_are_skipped(tmp_path: Path) -> None:
     broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
     column = pa.chunked_array([pa.array(["a", None]), broken, pa.array(["b"])])
     path = parquet(tmp_path / "a.parquet", text=column)
-    skipped = Skipped()
+    skipped = SkippedRecords()
     assert texts(open_source(files(path)), skipped) == ["a", "b"]
     assert skipped.reasons == {
         "'text' is null": {"records": 1, "places": [f"{path}: row 2"]},
@@ -278,7 +278,7 @@ def test_null_and_broken_parquet_values_are_skipped(tmp_path: Path) -> None:
 def test_a_text_file_of_other_encoding_is_skipped(tmp_path: Path, name: str) -> None:
     content = "첫 줄\n".encode() + "둘째".encode("cp949")
     path = written(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
-    skipped = Skipped()
+    skipped = SkippedRecords()
     assert texts(open_source(files(path)), skipped) == []
     assert skipped.reasons == {"invalid UTF-8": {"records": 1, "places": [f"{path}:2"]}}
 
@@ -286,7 +286,7 @@ def test_a_text_file_of_other_encoding_is_skipped(tmp_path: Path, name: str) -> 
 def test_lines_far_into_a_file_are_named_by_their_byte(
     tmp_path: Path, goal: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("krill.sources.files.NUMBERED_BYTES", 30)
+    monkeypatch.setattr("krill.sources.files.MAX_NUMBERED_BYTES", 30)
     goal(30)
     path = json_lines(tmp_path / "a.jsonl", *GOOD)
     places = [place for place, _ in places_and_texts(open_source(files(path)))]
@@ -309,7 +309,7 @@ def test_a_later_part_without_the_column_is_skipped_and_counted(
 ) -> None:
     path = json_lines(tmp_path / "a.jsonl", *GOOD, *[{"body": "x"}] * 50)
     goal(40)
-    skipped = Skipped()
+    skipped = SkippedRecords()
     assert texts(open_source(files(path)), skipped) == TEXTS
     assert skipped.reasons["no 'text'"]["records"] == 50
     assert skipped.reasons["no 'text'"]["places"][0] == f"{path}:4"
@@ -335,7 +335,7 @@ def test_parquet_that_breaks_half_way_is_an_error(tmp_path: Path) -> None:
 def test_a_file_that_has_gone_is_an_error(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "a.jsonl", *GOOD)
     source = open_source(files(path))
-    part: Any = source.parts()[0]
+    part: Any = source.list_parts()[0]
     path.unlink()
     with pytest.raises(KrillError, match=r"a\.jsonl: what follows cannot be read .*No such file"):
-        list(source.read(part, Skipped()))
+        list(source.read(part, SkippedRecords()))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from reading import GOOD, TEXTS, hub, json_lines, parquet, places_and_texts, texts
 
-from krill.config.schema import HubDataset
+from krill.config.schema import HubDatasetConfig
 from krill.errors import KrillError, UsageError
 from krill.sources.registry import open_source
-from krill.sources.source import Skipped
+from krill.sources.source import SkippedRecords
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +33,10 @@ def folder(tmp_path: Path) -> str:
 
 def test_a_folder_is_a_data_set_with_slices(tmp_path: Path) -> None:
     json_lines(tmp_path / "train.jsonl", *GOOD, {"text": None})
-    path, skipped = str(tmp_path), Skipped()
-    source = open_source(hub(HubDataset(path=path), HubDataset(path=path, split="train[:2]", weight=2)))
+    path, skipped = str(tmp_path), SkippedRecords()
+    source = open_source(
+        hub(HubDatasetConfig(path=path), HubDatasetConfig(path=path, split="train[:2]", weight=2))
+    )
     assert texts(source, skipped) == TEXTS + TEXTS[:2]
     assert skipped.reasons == {"'text' is null": {"records": 1, "places": [f"{path}:train: row 4"]}}
     assert source.weights == [1, 2]
@@ -46,10 +48,10 @@ def test_parts_of_rows_and_of_files_are_the_whole(
 ) -> None:
     monkeypatch.setattr("krill.sources.hub.part_bytes", lambda total: goal)
     loaded, streamed = (
-        open_source(hub(HubDataset(path=folder, streaming=streaming))) for streaming in (False, True)
+        open_source(hub(HubDatasetConfig(path=folder, streaming=streaming))) for streaming in (False, True)
     )
-    assert len(loaded.parts()) == {1: 18, 20: 6, 10**9: 1}[goal]
-    assert len(streamed.parts()) == 3
+    assert len(loaded.list_parts()) == {1: 18, 20: 6, 10**9: 1}[goal]
+    assert len(streamed.list_parts()) == 3
     first, second = places_and_texts(loaded), places_and_texts(streamed)
     assert [text for _, text in first] == [f"{name}{index}" for name in "abc" for index in range(5)]
     assert [text for _, text in second] == [text for _, text in first]
@@ -61,15 +63,15 @@ def test_parts_of_rows_and_of_files_are_the_whole(
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_limit_is_one_part(folder: str, monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
     monkeypatch.setattr("krill.sources.hub.part_bytes", lambda total: 1)
-    source = open_source(hub(HubDataset(path=folder, streaming=streaming, limit=7)))
+    source = open_source(hub(HubDatasetConfig(path=folder, streaming=streaming, limit=7)))
     assert texts(source) == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
-    assert len(source.parts()) == 1
+    assert len(source.list_parts()) == 1
 
 
 def test_a_slice_is_loaded_though_streaming_was_asked_for(
     folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = open_source(hub(HubDataset(path=folder, split="train[1:3]", streaming=True)))
+    source = open_source(hub(HubDatasetConfig(path=folder, split="train[1:3]", streaming=True)))
     assert texts(source) == ["a1", "a2"]
     assert "a slice is loaded, not streamed" in caplog.text
 
@@ -87,7 +89,7 @@ def test_what_cannot_be_streamed_is_taken_from_the_cache(
         return load(*words, **settings)
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    assert len(texts(open_source(hub(HubDataset(path=folder, streaming=True))))) == 15
+    assert len(texts(open_source(hub(HubDatasetConfig(path=folder, streaming=True))))) == 15
     assert "cannot be streamed (no route to host)" in caplog.text
 
 
@@ -100,18 +102,18 @@ def test_parquet_with_a_configuration(tmp_path: Path) -> None:
         parquet(tmp_path / f"{name}.parquet", body=[f"{name} {row}" for row in range(9)], id=range(9), rows=2)
     for streaming in (False, True):
         settings = {"path": str(tmp_path), "text_column": "body", "streaming": streaming}
-        source = open_source(hub(*(HubDataset(config=name, **settings) for name in ("two", "one"))))
+        source = open_source(hub(*(HubDatasetConfig(config=name, **settings) for name in ("two", "one"))))
         assert texts(source) == [f"{name} {row}" for name in ("two", "one") for row in range(9)]
         assert source.names == [f"{tmp_path}:{name}:train" for name in ("two", "one")]
 
 
 def test_fingerprint_is_what_is_read(folder: str) -> None:
-    before = open_source(hub(HubDataset(path=folder))).fingerprint()
+    before = open_source(hub(HubDatasetConfig(path=folder))).fingerprint()
     json.dumps(before)
     for change in ({"limit": 2}, {"weight": 2}, {"text_column": "id"}, {"config": "x"}, {"split": "test"}):
-        assert open_source(hub(HubDataset(path=folder, **change))).fingerprint() != before
+        assert open_source(hub(HubDatasetConfig(path=folder, **change))).fingerprint() != before
     json_lines(Path(folder) / "train-a.jsonl", *GOOD)
-    assert open_source(hub(HubDataset(path=folder))).fingerprint() != before
+    assert open_source(hub(HubDatasetConfig(path=folder))).fingerprint() != before
 
 
 def test_a_data_set_of_the_hub_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +123,9 @@ def test_a_data_set_of_the_hub_is_known_by_its_commit(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda *_, **__: f"/cache/snapshots/{next(commits)}"
     )
-    before, after = (open_source(hub(HubDataset(path=path))).fingerprint() for path in ("user/a", "user/b"))
+    before, after = (
+        open_source(hub(HubDatasetConfig(path=path))).fingerprint() for path in ("user/a", "user/b")
+    )
     assert before[0]["revision"] == "c1"
     assert after[0]["revision"] == "c2"
 
@@ -136,18 +140,18 @@ def test_a_data_set_that_cannot_be_had_says_what_to_do(monkeypatch: pytest.Monke
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(KrillError, match=r"user/c:train: cannot.*no route to host.*data=files"):
-        texts(open_source(hub(HubDataset(path="user/c"))))
+        texts(open_source(hub(HubDatasetConfig(path="user/c"))))
 
 
 def test_a_data_set_without_the_column_or_split(tmp_path: Path) -> None:
     json_lines(tmp_path / "train.jsonl", {"body": "x"})
     with pytest.raises(UsageError, match="no column 'text'; it has body"):
-        texts(open_source(hub(HubDataset(path=str(tmp_path)))))
+        texts(open_source(hub(HubDatasetConfig(path=str(tmp_path)))))
     with pytest.raises(UsageError, match=":test: "):
-        texts(open_source(hub(HubDataset(path=str(tmp_path), split="test"))))
+        texts(open_source(hub(HubDatasetConfig(path=str(tmp_path), split="test"))))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_column_that_is_no_text(folder: str, streaming: bool) -> None:
     with pytest.raises(UsageError, match="column id holds int64, not text"):
-        texts(open_source(hub(HubDataset(path=folder, text_column="id", streaming=streaming))))
+        texts(open_source(hub(HubDatasetConfig(path=folder, text_column="id", streaming=streaming))))

@@ -13,8 +13,8 @@ from reading import written
 
 from krill.errors import UsageError
 from krill.sources import formats, json_array
-from krill.sources.formats import Unreadable
-from krill.sources.json_array import array_records
+from krill.sources.formats import UnreadableRecord
+from krill.sources.json_array import iterate_array_elements
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -25,8 +25,8 @@ VALUES = st.recursive(
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "BLOCK", 5)
-    monkeypatch.setattr(json_array, "BLOCK", 1)
+    monkeypatch.setattr(formats, "READ_BLOCK_BYTES", 5)
+    monkeypatch.setattr(json_array, "READ_BLOCK_BYTES", 1)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -36,7 +36,7 @@ def test_elements_are_what_json_reads(
 ) -> None:
     content = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "replace")
     path = written(tmp_path / "a.json", b"\xef\xbb\xbf " + content + b"\n")
-    assert list(array_records(path)) == list(enumerate(json.loads(content), 1))
+    assert list(iterate_array_elements(path)) == list(enumerate(json.loads(content), 1))
 
 
 BROKEN = {
@@ -55,15 +55,15 @@ BROKEN = {
 def test_a_broken_array_names_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, block: int
 ) -> None:
-    monkeypatch.setattr(formats, "BLOCK", block)
+    monkeypatch.setattr(formats, "READ_BLOCK_BYTES", block)
     content, message = BROKEN[case]
     read: list[tuple[int, Any]] = []
     with pytest.raises(UsageError, match=message):
-        read.extend(array_records(written(tmp_path / "a.json", content)))
+        read.extend(iterate_array_elements(written(tmp_path / "a.json", content)))
     assert read[:1] == [(1, {"text": "a"})]
 
 
 def test_invalid_utf8_costs_its_element(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", b'[{"text": "a"}, {"text": "\xff"}, {"text": "\\udcff"}]')
-    records = [record for _, record in array_records(path)]
-    assert records == [{"text": "a"}, Unreadable("invalid UTF-8"), {"text": "\udcff"}]
+    records = [record for _, record in iterate_array_elements(path)]
+    assert records == [{"text": "a"}, UnreadableRecord("invalid UTF-8"), {"text": "\udcff"}]

@@ -13,12 +13,12 @@ import pytest
 from omegaconf import OmegaConf
 from reading import GOOD, TEXTS, files, json_lines, parquet, written, zstd
 
-from krill.cli.argv import quoted
-from krill.cli.compose import composed
-from krill.config.schema import Files
+from krill.cli.argv import quote_override
+from krill.cli.compose import compose_config
+from krill.config.schema import FilesDataConfig
 from krill.errors import UsageError
-from krill.sources.paths import found
-from krill.sources.registry import check, open_source
+from krill.sources.paths import resolve_paths
+from krill.sources.registry import check_source, open_source
 
 
 def cut(path: Path) -> Path:
@@ -72,7 +72,7 @@ def test_check_finds_it_before_any_work(tmp_path: Path, case: str) -> None:
     make, message = BAD[case]
     config = files(make(tmp_path))
     with pytest.raises(UsageError) as error:
-        check(config)
+        check_source(config)
     assert message in str(error.value)
     assert str(tmp_path) in str(error.value)
     with pytest.raises(UsageError):
@@ -83,7 +83,7 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
     good = json_lines(tmp_path / "good.jsonl", *GOOD)
     bad = [written(tmp_path / "empty.jsonl", b""), written(tmp_path / "a.md", b"x"), tmp_path / "missing.txt"]
     with pytest.raises(UsageError) as error:
-        check(files(good, *bad))
+        check_source(files(good, *bad))
     assert all(str(path) in str(error.value) for path in bad)
     assert str(good) not in str(error.value)
 
@@ -93,7 +93,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"x")
     path.chmod(0)
     with pytest.raises(UsageError, match="may not be read"):
-        check(files(path))
+        check_source(files(path))
 
 
 def test_other_kinds_of_files_in_a_folder_are_reported(
@@ -101,16 +101,16 @@ def test_other_kinds_of_files_in_a_folder_are_reported(
 ) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "README.md").write_text("b")
-    assert [entry.files for entry in found(files(tmp_path))] == [[tmp_path / "a.txt"]]
+    assert [entry.files for entry in resolve_paths(files(tmp_path))] == [[tmp_path / "a.txt"]]
     assert "1 files of other kinds are not read" in caplog.text
 
 
 def test_an_entry_has_its_own_column(tmp_path: Path) -> None:
     body = parquet(tmp_path / "body.parquet", body=TEXTS)
     text = parquet(tmp_path / "text.parquet", text=TEXTS)
-    check(files(text, {"path": str(body), "text_column": "body"}))
+    check_source(files(text, {"path": str(body), "text_column": "body"}))
     with pytest.raises(UsageError, match=r"text\.parquet: no column 'body'"):
-        check(files({"path": str(body)}, {"path": str(text)}, column="body"))
+        check_source(files({"path": str(body)}, {"path": str(text)}, column="body"))
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,6 @@ def test_an_entry_has_its_own_column(tmp_path: Path) -> None:
     ],
 )
 def test_entries_with_settings_can_be_typed(typed: str, paths: list[Any]) -> None:
-    config = composed("train", ["data=files", quoted(f"data.paths={typed}")])
+    config = compose_config("train", ["data=files", quote_override(f"data.paths={typed}")])
     given: Any = OmegaConf.to_container(config.data, resolve=True)
-    assert Files(**given) == Files(**given | {"paths": paths})
+    assert FilesDataConfig(**given) == FilesDataConfig(**given | {"paths": paths})

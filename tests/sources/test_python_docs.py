@@ -18,7 +18,7 @@ def stripped_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_is_enough_of_it_in_pieces_of_even_size() -> None:
-    texts = list(python_docs.documents())
+    texts = list(python_docs.read_python_docs())
     assert 1_500_000 < sum(len(text.encode()) for text in texts) < 8_000_000
     assert len(texts) > 500
     assert max(map(len, texts)) < 10_000
@@ -26,7 +26,7 @@ def test_there_is_enough_of_it_in_pieces_of_even_size() -> None:
 
 
 def test_holds_the_reference_the_library_and_the_builtins() -> None:
-    text = "\n".join(python_docs.documents())
+    text = "\n".join(python_docs.read_python_docs())
     assert 'The "assert" statement' in text
     assert "def json.dumps(obj, *, skipkeys=False" in text
     assert "class argparse.ArgumentParser(" in text
@@ -57,4 +57,4 @@ def test_is_the_same_in_every_process_and_imports_nothing_it_describes() -> None
 @pytest.mark.usefixtures("stripped_python")
 def test_a_python_without_its_sources_says_what_to_do() -> None:
     with pytest.raises(UsageError, match="data=files"):
-        python_docs.check()
+        python_docs.require_python_docs()

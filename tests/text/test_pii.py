@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krill.text.pii import mask
+from krill.text.pii import mask_pii
 
 PHONE, RESIDENT, CARD, EMAIL = "010-0000-0000", "000000-0000000", "0000-0000-0000-0000", "email@example.com"
 
@@ -51,7 +51,7 @@ def test_finds(text: str, masked: str) -> None:
         ("<", ">"),
         ("전화번호", "로"),
     ):
-        assert mask(f"{before}{text}{after}") == f"{before}{masked}{after}"
+        assert mask_pii(f"{before}{text}{after}") == f"{before}{masked}{after}"
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_finds(text: str, masked: str) -> None:
     ],
 )
 def test_leaves_alone(text: str) -> None:
-    assert mask(text) == text
-    assert mask(f"여기 {text} 있다") == f"여기 {text} 있다"
+    assert mask_pii(text) == text
+    assert mask_pii(f"여기 {text} 있다") == f"여기 {text} 있다"
 
 
 def test_every_occurrence_in_a_text() -> None:
     text = "김: 010-1111-2222, 이: 010-3333-4444 (lee@naver.com / lee2@naver.com), 2024-01-15"
-    assert mask(text) == f"김: {PHONE}, 이: {PHONE} ({EMAIL} / {EMAIL}), 2024-01-15"
+    assert mask_pii(text) == f"김: {PHONE}, 이: {PHONE} ({EMAIL} / {EMAIL}), 2024-01-15"
 
 
 WHOLE = [
@@ -122,14 +122,14 @@ PIECES = st.sampled_from([*WHOLE, *".-:@()+07가x\n "])
 
 @given(st.lists(PIECES | st.text(max_size=3), max_size=12).map("".join))
 def test_masking_twice_is_masking_once(text: str) -> None:
-    once = mask(text)
-    assert mask(once) == once
+    once = mask_pii(text)
+    assert mask_pii(once) == once
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=40))
 def test_text_without_a_digit_or_an_at_sign_stays(text: str) -> None:
     text = "".join(letter for letter in text if letter not in "0123456789@")
-    assert mask(text) == text
+    assert mask_pii(text) == text
 
 
 def test_random_numbers_of_each_kind_are_found() -> None:
@@ -138,4 +138,4 @@ def test_random_numbers_of_each_kind_are_found() -> None:
         mobile = f"010-{draw.randrange(1000, 10000)}-{draw.randrange(10000):04d}"
         date = f"{draw.randrange(100):02d}{draw.randrange(1, 13):02d}{draw.randrange(1, 32):02d}"
         resident = f"{date}-{draw.randrange(1, 9)}{draw.randrange(10**6):06d}"
-        assert mask(f"{mobile}, {resident}") == f"{PHONE}, {RESIDENT}"
+        assert mask_pii(f"{mobile}, {resident}") == f"{PHONE}, {RESIDENT}"

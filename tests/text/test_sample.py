@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from reading import files, json_lines
 
-from krill.config.schema import Files
+from krill.config.schema import FilesDataConfig
 from krill.sources.registry import open_source
-from krill.sources.source import Document, Part, Skipped, Source
+from krill.sources.source import Document, Part, SkippedRecords, Source
 from krill.text import documents
-from krill.text.dedup import digest_of, split_of
-from krill.text.sample import Sample
+from krill.text.dedup import assign_split, hash_text
+from krill.text.sample import TextSample
 
 DOCUMENT_BYTES = 400
 
 
-class Sources(Source):
+class ListSource(Source):
     """Sources of texts, each cut into parts of some documents."""
 
     def __init__(
@@ -33,40 +33,40 @@ class Sources(Source):
     def fingerprint(self) -> Any:
         return None
 
-    def parts(self) -> list[Part]:
+    def list_parts(self) -> list[Part]:
         return [
             Part(source, start, sum(len(text.encode()) for text in texts[start : start + self._step]))
             for source, texts in enumerate(self._sources)
             for start in range(0, len(texts), self._step)
         ]
 
-    def read(self, part: Part, skipped: Skipped) -> Iterator[Document]:
+    def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
         self.read_parts.append((part.source, part.span))
         for text in self._sources[part.source][part.span : part.span + self._step]:
             yield Document(text, (0, 0))
 
-    def spell(self, part: Part, place: tuple[int, int]) -> str:
+    def describe_location(self, part: Part, place: tuple[int, int]) -> str:
         return "somewhere"
 
 
-def texts(count: int, name: str) -> list[str]:
+def make_texts(count: int, name: str) -> list[str]:
     """Different texts of 400 bytes."""
     return [f"{name} {index} ".ljust(DOCUMENT_BYTES, "x") for index in range(count)]
 
 
-def rules(**keys: Any) -> Files:
+def make_data(**keys: Any) -> FilesDataConfig:
     return files("unused").model_copy(update={"min_chars": 1, "validation_fraction": 0.1, **keys})
 
 
-def drawn(source: Source, limit: int, split: Any = "train", **keys: Any) -> list[str]:
-    return list(Sample(source, rules(**keys), split, limit, Skipped()).texts())
+def sample_texts(source: Source, limit: int, split: Any = "train", **keys: Any) -> list[str]:
+    return list(TextSample(source, make_data(**keys), split, limit, SkippedRecords()).iterate_texts())
 
 
-def split(text: str) -> str:
-    return split_of(digest_of(text.encode()), 0.1)
+def get_split(text: str) -> str:
+    return assign_split(hash_text(text.encode()), 0.1)
 
 
-def shares(sample: Sample) -> dict[int, float]:
+def compute_shares(sample: TextSample) -> dict[int, float]:
     """Share of the sample's bytes by source."""
     sizes: dict[int, int] = {}
     for document in sample:
@@ -75,81 +75,83 @@ def shares(sample: Sample) -> dict[int, float]:
 
 
 def test_the_same_in_any_order_of_documents_parts_and_sources() -> None:
-    first, second = texts(400, "a"), texts(300, "b")
-    expected = drawn(Sources(first, second), 30_000)
+    first, second = make_texts(400, "a"), make_texts(300, "b")
+    expected = sample_texts(ListSource(first, second), 30_000)
     for seed in range(3):
         draw = random.Random(seed)
         shuffled = [draw.sample(part, len(part)) for part in (second, first)]
-        assert drawn(Sources(*shuffled, documents_per_part=seed + 3), 30_000) == expected
+        assert sample_texts(ListSource(*shuffled, documents_per_part=seed + 3), 30_000) == expected
 
 
 @pytest.mark.parametrize("limit", [1, 399, 400, 401, 20_000])
 def test_as_many_bytes_as_asked_for_the_last_document_passes_them(limit: int) -> None:
-    found = drawn(Sources(texts(400, "a")), limit)
+    found = sample_texts(ListSource(make_texts(400, "a")), limit)
     assert limit <= sum(len(text.encode()) for text in found) < limit + DOCUMENT_BYTES
 
 
 def test_a_limit_above_the_text_takes_all_of_the_split() -> None:
-    everything = texts(300, "a")
-    source = Sources(everything[:100], everything[100:], weights=[3.0, 1.0])
-    train, validation = (drawn(source, 10**9, name) for name in ("train", "validation"))
+    everything = make_texts(300, "a")
+    source = ListSource(everything[:100], everything[100:], weights=[3.0, 1.0])
+    train, validation = (sample_texts(source, 10**9, name) for name in ("train", "validation"))
     assert sorted([*train, *validation]) == sorted(everything)
-    assert {split(text) for text in train} == {"train"}
-    assert {split(text) for text in validation} == {"validation"}
+    assert {get_split(text) for text in train} == {"train"}
+    assert {get_split(text) for text in validation} == {"validation"}
 
 
 def test_a_small_sample_is_part_of_a_larger_one() -> None:
-    source = Sources(texts(400, "a"))
-    small, large = drawn(source, 16_000), drawn(source, 100_000)
+    source = ListSource(make_texts(400, "a"))
+    small, large = sample_texts(source, 16_000), sample_texts(source, 100_000)
     assert large[: len(small)] == small
 
 
 def test_iterates_any_number_of_times_alike() -> None:
-    sample = Sample(Sources(texts(200, "a")), rules(), "train", 10_000, Skipped())
+    sample = TextSample(ListSource(make_texts(200, "a")), make_data(), "train", 10_000, SkippedRecords())
     assert list(sample) == list(sample)
-    assert list(sample.texts()) == [document.text for document in sample]
+    assert list(sample.iterate_texts()) == [document.text for document in sample]
 
 
 def test_each_source_has_its_share() -> None:
-    source = Sources(texts(3000, "a"), texts(1000, "b"))
-    found = shares(Sample(source, rules(), "train", 300_000, Skipped()))
+    source = ListSource(make_texts(3000, "a"), make_texts(1000, "b"))
+    found = compute_shares(TextSample(source, make_data(), "train", 300_000, SkippedRecords()))
     assert found[0] == pytest.approx(0.75, abs=0.05)
 
 
 def test_weights_change_the_shares() -> None:
-    source = Sources(texts(2000, "a"), texts(2000, "b"), texts(2000, "c"), weights=[1.0, 3.0, 0.0])
-    found = shares(Sample(source, rules(), "train", 300_000, Skipped()))
+    source = ListSource(
+        make_texts(2000, "a"), make_texts(2000, "b"), make_texts(2000, "c"), weights=[1.0, 3.0, 0.0]
+    )
+    found = compute_shares(TextSample(source, make_data(), "train", 300_000, SkippedRecords()))
     assert found == {0: pytest.approx(0.25, abs=0.05), 1: pytest.approx(0.75, abs=0.05)}
 
 
 def test_of_a_weight_below_one_only_what_training_sees() -> None:
     """Training leaves out those whose digest's second word is in the upper half."""
-    everything = texts(300, "a")
+    everything = make_texts(300, "a")
     expected = {
         text
         for text in everything
-        if split(text) == "train" and digest_of(text.encode())[8:] < b"\x80" + bytes(7)
+        if get_split(text) == "train" and hash_text(text.encode())[8:] < b"\x80" + bytes(7)
     }
-    assert {*drawn(Sources(everything, weights=[0.5]), 10**9)} == expected
-    assert drawn(Sources(everything[::-1], weights=[0.5]), 10**9) == drawn(
-        Sources(everything, weights=[0.5]), 10**9
+    assert {*sample_texts(ListSource(everything, weights=[0.5]), 10**9)} == expected
+    assert sample_texts(ListSource(everything[::-1], weights=[0.5]), 10**9) == sample_texts(
+        ListSource(everything, weights=[0.5]), 10**9
     )
 
 
 def test_equal_texts_come_once_whatever_their_weights() -> None:
-    first, second = texts(200, "a"), texts(200, "b")
-    source = Sources([*first, *second, *first], [*first, "  " + first[0]], weights=[1.0, 2.0])
-    turned = Sources(first, [*second, *first], weights=[2.0, 1.0])
+    first, second = make_texts(200, "a"), make_texts(200, "b")
+    source = ListSource([*first, *second, *first], [*first, "  " + first[0]], weights=[1.0, 2.0])
+    turned = ListSource(first, [*second, *first], weights=[2.0, 1.0])
     for limit in (40_000, 10**9):
-        found = drawn(source, limit)
+        found = sample_texts(source, limit)
         assert len(found) == len({*found})
-        assert found == drawn(turned, limit)
+        assert found == sample_texts(turned, limit)
         assert sum(len(text) for text in found) >= min(limit, 300 * DOCUMENT_BYTES)
 
 
 def test_texts_are_cleaned_and_dropped_as_training_does() -> None:
-    found = drawn(
-        Sources(["  kept text\r\n and more  ", "short", "", "\x00"]),
+    found = sample_texts(
+        ListSource(["  kept text\r\n and more  ", "short", "", "\x00"]),
         10**9,
         min_chars=10,
         validation_fraction=0,
@@ -159,33 +161,33 @@ def test_texts_are_cleaned_and_dropped_as_training_does() -> None:
 
 def test_filters_run_only_where_they_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    dropped_by = documents.Rules.dropped_by
+    dropped_by = documents.DocumentRules.find_dropping_rule
 
-    def counted(self: documents.Rules, text: str) -> str | None:
+    def counted(self: documents.DocumentRules, text: str) -> str | None:
         calls.append(text)
         return dropped_by(self, text)
 
-    monkeypatch.setattr(documents.Rules, "dropped_by", counted)
-    everything = texts(2000, "a")
-    sample = Sample(Sources(everything), rules(), "train", 80_000, Skipped())
+    monkeypatch.setattr(documents.DocumentRules, "find_dropping_rule", counted)
+    everything = make_texts(2000, "a")
+    sample = TextSample(ListSource(everything), make_data(), "train", 80_000, SkippedRecords())
     assert len(calls) < 1000, "only what may be in the sample is judged"
-    assert {split(text) for text in calls} == {"train"}
+    assert {get_split(text) for text in calls} == {"train"}
     before = len(calls)
     assert len([*sample]) == 200
     assert len(calls) == before
 
 
 def test_holds_no_more_than_the_sample() -> None:
-    class Endless(Sources):
+    class Endless(ListSource):
         def parts(self) -> list[Part]:
             return [Part(0, 0, 1)]
 
-        def read(self, part: Part, skipped: Skipped) -> Iterator[Document]:
+        def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
             for index in range(3000):
                 yield Document(f"{index} ".ljust(10_000, "x"), (0, 0))
 
     tracemalloc.start()
-    sample = Sample(Endless([]), rules(), "train", 1_000_000, Skipped())
+    sample = TextSample(Endless([]), make_data(), "train", 1_000_000, SkippedRecords())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len([*sample]) == 100
@@ -195,41 +197,41 @@ def test_holds_no_more_than_the_sample() -> None:
 def test_after_a_huge_document_few_sorts(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be larger than all that is held beside it."""
     cuts: list[int] = []
-    cut = Sample._cut
-    monkeypatch.setattr(Sample, "_cut", lambda self: cuts.append(cut(self)) or cuts[-1])
+    cut = TextSample._trim
+    monkeypatch.setattr(TextSample, "_trim", lambda self: cuts.append(cut(self)) or cuts[-1])
     several = (f"{index} ".ljust(2_000_000, "x") for index in range(30))
-    huge = sorted(several, key=lambda text: digest_of(text.encode())[8:])[9]
-    found = drawn(Sources([huge, *texts(2000, "a")]), 300_000, validation_fraction=0)
+    huge = sorted(several, key=lambda text: hash_text(text.encode())[8:])[9]
+    found = sample_texts(ListSource([huge, *make_texts(2000, "a")]), 300_000, validation_fraction=0)
     assert huge in found
     assert len(cuts) < 30
 
 
 def test_of_a_huge_source_some_parts_are_read_and_small_ones_keep_their_share() -> None:
-    source = Sources(texts(9000, "a"), texts(1000, "b"), documents_per_part=1000)
-    sample = Sample(source, rules(), "train", 100_000, Skipped())
+    source = ListSource(make_texts(9000, "a"), make_texts(1000, "b"), documents_per_part=1000)
+    sample = TextSample(source, make_data(), "train", 100_000, SkippedRecords())
     assert len({part for part in source.read_parts if part[0] == 0}) < 9
     assert {part[0] for part in source.read_parts} == {0, 1}
-    assert shares(sample)[1] == pytest.approx(0.1, abs=0.06)
+    assert compute_shares(sample)[1] == pytest.approx(0.1, abs=0.06)
 
 
 def test_no_text_is_an_empty_sample() -> None:
-    assert drawn(Sources([]), 1000) == []
-    assert drawn(Sources(["", " "]), 1000) == []
+    assert sample_texts(ListSource([]), 1000) == []
+    assert sample_texts(ListSource(["", " "]), 1000) == []
 
 
 def test_files_in_any_order(tmp_path: Any) -> None:
     paths = [
-        json_lines(tmp_path / f"{name}.jsonl", *({"text": text} for text in texts(100, name)))
+        json_lines(tmp_path / f"{name}.jsonl", *({"text": text} for text in make_texts(100, name)))
         for name in "abc"
     ]
-    first, second = (drawn(open_source(files(*order)), 10_000) for order in (paths, paths[::-1]))
+    first, second = (sample_texts(open_source(files(*order)), 10_000) for order in (paths, paths[::-1]))
     assert first == second
     assert len(first) == 25
 
 
 def test_records_that_cannot_be_read_are_counted_once(tmp_path: Any) -> None:
     path = json_lines(tmp_path / "a.jsonl", b"{", {"text": "a text"}, {"no": "text"})
-    skipped = Skipped()
-    sample = Sample(open_source(files(path)), rules(validation_fraction=0), "train", 1000, skipped)
-    assert [*sample.texts()] == [*sample.texts()] == ["a text"]
+    skipped = SkippedRecords()
+    sample = TextSample(open_source(files(path)), make_data(validation_fraction=0), "train", 1000, skipped)
+    assert [*sample.iterate_texts()] == [*sample.iterate_texts()] == ["a text"]
     assert sum(found["records"] for found in skipped.reasons.values()) == 2

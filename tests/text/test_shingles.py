@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krill.text import shingles as module
-from krill.text.shingles import distinct, shingles
+from krill.text.shingles import hash_shingles, sort_unique
 
 Unit = Literal["word", "character"]
 UNITS: tuple[Unit, ...] = ("word", "character")
@@ -19,7 +19,7 @@ CHARACTERS = [0xDBC3AF1AEEAE9AF3, 0x9AD96E059F4BFB7E, 0x62D3D66EB968EB35]
 TEXTS = st.lists(st.text(st.sampled_from("ab가 나\n\t\u3000\u00a0ㅋ🦐"), max_size=40), max_size=8)
 
 
-def plainly(text: str, unit: Unit, size: int) -> list[tuple[str, ...]]:
+def cut_shingles(text: str, unit: Unit, size: int) -> list[tuple[str, ...]]:
     """The shingles of a text, cut the plain way."""
     units = text.split() if unit == "word" else list("".join(text.split()))
     return (
@@ -29,9 +29,9 @@ def plainly(text: str, unit: Unit, size: int) -> list[tuple[str, ...]]:
     )
 
 
-def of(texts: list[str], unit: Unit, size: int) -> list[list[int]]:
+def hash_each(texts: list[str], unit: Unit, size: int) -> list[list[int]]:
     """The hashes of each text."""
-    hashes, offsets = shingles(texts, unit, size)
+    hashes, offsets = hash_shingles(texts, unit, size)
     assert hashes.dtype == np.uint64
     assert offsets.dtype == np.int64
     assert len(offsets) == len(texts) + 1
@@ -42,8 +42,8 @@ def of(texts: list[str], unit: Unit, size: int) -> list[list[int]]:
 def test_equal_shingles_and_only_they_have_equal_hashes(texts: list[str], unit: Unit, size: int) -> None:
     named: dict[int, tuple[str, ...]] = {}
     hashed: dict[tuple[str, ...], int] = {}
-    for text, hashes in zip(texts, of(texts, unit, size), strict=True):
-        expected = plainly(text, unit, size)
+    for text, hashes in zip(texts, hash_each(texts, unit, size), strict=True):
+        expected = cut_shingles(text, unit, size)
         assert len(hashes) == len(expected)
         for value, shingle in zip(hashes, expected, strict=True):
             assert named.setdefault(value, shingle) == shingle
@@ -52,7 +52,7 @@ def test_equal_shingles_and_only_they_have_equal_hashes(texts: list[str], unit: 
 
 @given(TEXTS, st.sampled_from(UNITS), st.integers(1, 6))
 def test_a_text_has_the_same_hashes_alone(texts: list[str], unit: Unit, size: int) -> None:
-    assert of(texts, unit, size) == [of([text], unit, size)[0] for text in texts]
+    assert hash_each(texts, unit, size) == [hash_each([text], unit, size)[0] for text in texts]
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -61,39 +61,39 @@ def test_groups_and_long_texts(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> N
     texts = [
         "".join(f"{number % 7} " for number in range(length)) for length in (0, 1, 15, 16, 17, 40, 3, 8, 8)
     ]
-    monkeypatch.setattr(module, "PIECE", 32)
+    monkeypatch.setattr(module, "MAX_GROUP_CODE_POINTS", 32)
     monkeypatch.setattr(module, "_POWERS", module._POWERS[:34])
-    for text, hashes in zip(texts, of(texts, unit, 3), strict=True):
-        expected = plainly(text, unit, 3)
+    for text, hashes in zip(texts, hash_each(texts, unit, 3), strict=True):
+        expected = cut_shingles(text, unit, 3)
         assert len(hashes) == len(expected)
         assert len(set(hashes)) == len(set(expected))
 
 
 def test_a_word_longer_than_a_piece_is_cut() -> None:
-    (hashes,) = of(["가" * (2 * module.PIECE + 1)], "word", 1)
+    (hashes,) = hash_each(["가" * (2 * module.PIECE + 1)], "word", 1)
     assert len(hashes) == 3
     assert hashes[0] == hashes[1]
 
 
 def test_spacing_does_not_count_among_characters() -> None:
-    apart, together = of(["이 영화 정말 재미 없어요\n", "이영화 정말재미없어요"], "character", 5)
+    apart, together = hash_each(["이 영화 정말 재미 없어요\n", "이영화 정말재미없어요"], "character", 5)
     assert apart == together
 
 
 def test_every_bit_varies() -> None:
     """MinHash orders by all 64 bits."""
-    hashes, _ = shingles([" ".join(map(str, range(4000)))], "word", 1)
+    hashes, _ = hash_shingles([" ".join(map(str, range(4000)))], "word", 1)
     bits = np.unpackbits(hashes.view(np.uint8).reshape(-1, 8), axis=1).mean(axis=0)
     assert np.abs(bits - 0.5).max() < 0.05
 
 
 def test_hashes_stay_what_they_are() -> None:
     """Stored keys and signatures rest on them: a change here raises VERSION."""
-    assert of(["the quick brown fox", "나는 학교에 간다"], "word", 3)[0] == WORDS
-    assert of(["가나다 라"], "character", 2)[0] == CHARACTERS
+    assert hash_each(["the quick brown fox", "나는 학교에 간다"], "word", 3)[0] == WORDS
+    assert hash_each(["가나다 라"], "character", 2)[0] == CHARACTERS
     assert module.VERSION == 1
 
 
 @given(st.lists(st.integers(0, 2**64 - 1)))
 def test_distinct(values: list[int]) -> None:
-    assert distinct(np.array(values, np.uint64)).tolist() == sorted(set(values))
+    assert sort_unique(np.array(values, np.uint64)).tolist() == sorted(set(values))

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from krill.config.location import CONF_DIR
-from krill.config.schema import Tokenizer
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.config.paths import CONF_DIR
+from krill.config.schema import TokenizerConfig
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 from krill.tokenizer.train import train_tokenizer
 
 TEXTS = [
@@ -23,19 +23,19 @@ TEXTS = [
 ] * 20
 
 
-def recipe(**keys: Any) -> Tokenizer:
+def recipe(**keys: Any) -> TokenizerConfig:
     """A small recipe: 330 entries, two special tokens beside bos, eos and pad."""
     small = {"vocab_size": 330, "special_tokens": ["<|im_start|>", "<think>"], "chat_template": None}
     return option("_bpe", **{"name": "test", **small, **keys})
 
 
-def option(name: str, /, **keys: Any) -> Tokenizer:
+def option(name: str, /, **keys: Any) -> TokenizerConfig:
     """conf/tokenizer/<name>.yaml as composed, changed by `keys`."""
     content: dict[str, Any] = {"path": None, "base": None}
     for file in dict.fromkeys(("_bpe", name)):
         content |= yaml.safe_load((CONF_DIR / f"tokenizer/{file}.yaml").read_text(encoding="utf-8"))
     content.pop("defaults", None)
-    return Tokenizer.model_validate({**content, **keys})
+    return TokenizerConfig.model_validate({**content, **keys})
 
 
 def train(folder: Path, texts: Sequence[str] = TEXTS, **keys: Any) -> TokenizerFolder:
@@ -43,7 +43,7 @@ def train(folder: Path, texts: Sequence[str] = TEXTS, **keys: Any) -> TokenizerF
     return trained(folder, recipe(**keys), texts)
 
 
-def trained(folder: Path, config: Tokenizer, texts: Sequence[str] = TEXTS) -> TokenizerFolder:
+def trained(folder: Path, config: TokenizerConfig, texts: Sequence[str] = TEXTS) -> TokenizerFolder:
     """The tokenizer of a recipe, in a new folder."""
     folder.mkdir()
     train_tokenizer(config, lambda: iter(texts), folder)

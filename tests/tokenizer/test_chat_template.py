@@ -10,7 +10,7 @@ import pytest
 from recipes import english, korean, option, trained
 
 from krill.errors import UsageError
-from krill.tokenizer.folder import TokenizerFolder
+from krill.tokenizer.artifact import TokenizerFolder
 
 WEATHER = {
     "type": "function",
@@ -108,28 +108,28 @@ def is_llama(loaded: Any) -> bool:
     return "<|eot_id|>" in loaded.all_special_tokens
 
 
-def rendered(loaded: Any, messages: list[dict[str, Any]], **keys: Any) -> str:
+def render(loaded: Any, messages: list[dict[str, Any]], **keys: Any) -> str:
     return loaded.apply_chat_template(messages, tokenize=False, **keys)
 
 
-def ids(loaded: Any, messages: list[dict[str, Any]], **keys: Any) -> list[int]:
+def render_ids(loaded: Any, messages: list[dict[str, Any]], **keys: Any) -> list[int]:
     return loaded.apply_chat_template(messages, return_dict=True, **keys)["input_ids"]
 
 
 def test_messages_as_the_family_writes_them(loaded: Any) -> None:
     expected = LLAMA3 if is_llama(loaded) else CHATML
-    assert rendered(loaded, PLAIN, add_generation_prompt=True) == loaded.bos_token + expected
+    assert render(loaded, PLAIN, add_generation_prompt=True) == loaded.bos_token + expected
 
 
 def test_tool_calls_and_answers_as_the_family_writes_them(loaded: Any) -> None:
-    text = rendered(loaded, WITH_TOOLS, tools=[WEATHER])
+    text = render(loaded, WITH_TOOLS, tools=[WEATHER])
     assert text.endswith(LLAMA3_CALLS if is_llama(loaded) else CHATML_CALLS)
     assert "None" not in text
 
 
 @pytest.mark.parametrize("messages", [PLAIN, PLAIN[1:], WITH_TOOLS[1:2]])
 def test_tools_are_listed_in_one_system_message(loaded: Any, messages: list[dict[str, Any]]) -> None:
-    text = rendered(loaded, messages, tools=[WEATHER, WEATHER])
+    text = render(loaded, messages, tools=[WEATHER, WEATHER])
     system, rest = text.split("<|eot_id|>" if is_llama(loaded) else "<|im_end|>", 1)
     assert system.count(json.dumps(WEATHER, ensure_ascii=False)) == 2
     assert ("Be brief." in system) == (messages is PLAIN)
@@ -141,25 +141,25 @@ def test_arguments_may_be_json_already(loaded: Any) -> None:
     function = {"name": "weather", "arguments": '{"place": "서울"}'}
     turned = [dict(message) for message in WITH_TOOLS]
     turned[2]["tool_calls"] = [{"type": "function", "function": function}, function]
-    assert rendered(loaded, turned) == rendered(loaded, WITH_TOOLS)
+    assert render(loaded, turned) == render(loaded, WITH_TOOLS)
 
 
 def test_words_before_a_call_stand_in_a_line_of_their_own(loaded: Any) -> None:
     message = {"role": "assistant", "content": "One moment.", "tool_calls": [CALL]}
-    text = rendered(loaded, [PLAIN[1], message])
+    text = render(loaded, [PLAIN[1], message])
     assert 'One moment.\n{"name"' in text or 'One moment.\n<tool_call>\n{"name"' in text
 
 
 @pytest.mark.parametrize("messages", [PLAIN, WITH_TOOLS, PLAIN[1:2]])
 @pytest.mark.parametrize("tools", [None, [WEATHER]])
 def test_begins_with_one_bos(loaded: Any, messages: list[dict[str, Any]], tools: Any) -> None:
-    found = ids(loaded, messages, tools=tools, add_generation_prompt=True)
+    found = render_ids(loaded, messages, tools=tools, add_generation_prompt=True)
     assert found[0] == loaded.bos_token_id
     assert found.count(loaded.bos_token_id) == 1
 
 
 def test_signs_of_the_template_are_special_tokens(loaded: Any) -> None:
-    found = ids(loaded, PLAIN)
+    found = render_ids(loaded, PLAIN)
     ends = "<|eot_id|>" if is_llama(loaded) else "<|im_end|>"
     assert found.count(loaded.convert_tokens_to_ids(ends)) == 4
     spelled = loaded.decode(found, skip_special_tokens=True)
@@ -169,10 +169,10 @@ def test_signs_of_the_template_are_special_tokens(loaded: Any) -> None:
 
 def test_a_prompt_is_the_beginning_of_the_whole(loaded: Any) -> None:
     """What inference gives the model is what training showed it."""
-    prompt = rendered(loaded, PLAIN[:2], add_generation_prompt=True)
-    assert rendered(loaded, PLAIN[:3]).startswith(prompt + "Hello.")
-    prompt = rendered(loaded, WITH_TOOLS[:5], tools=[WEATHER], add_generation_prompt=True)
-    assert rendered(loaded, WITH_TOOLS, tools=[WEATHER]).startswith(prompt + "Sunny")
+    prompt = render(loaded, PLAIN[:2], add_generation_prompt=True)
+    assert render(loaded, PLAIN[:3]).startswith(prompt + "Hello.")
+    prompt = render(loaded, WITH_TOOLS[:5], tools=[WEATHER], add_generation_prompt=True)
+    assert render(loaded, WITH_TOOLS, tools=[WEATHER]).startswith(prompt + "Sunny")
 
 
 def test_the_mask_marks_what_the_assistant_says(loaded: Any) -> None:
@@ -198,7 +198,9 @@ def test_comes_along_with_every_copy(folder: TokenizerFolder, loaded: Any, tmp_p
     for name in ("copied", "saved"):
         assert (tmp_path / name / "chat_template.jinja").is_file()
         again = AutoTokenizer.from_pretrained(tmp_path / name)
-        assert ids(again, WITH_TOOLS, tools=[WEATHER]) == ids(loaded, WITH_TOOLS, tools=[WEATHER])
+        assert render_ids(again, WITH_TOOLS, tools=[WEATHER]) == render_ids(
+            loaded, WITH_TOOLS, tools=[WEATHER]
+        )
 
 
 @pytest.mark.parametrize(

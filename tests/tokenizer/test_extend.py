@@ -13,28 +13,28 @@ import tokenizers
 from recipes import TEXTS, code_points, english, given_back, korean, option, train, trained
 from tokenizers import decoders, models, pre_tokenizers
 
-from krill.config.schema import Tokenizer
+from krill.config.schema import TokenizerConfig
 from krill.data import engines
 from krill.data.encoding import Encoder
 from krill.errors import KrillError, UsageError
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
-from krill.tokenizer.train import tokenizer_identity, train_tokenizer
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
+from krill.tokenizer.train import compute_recipe_signature, train_tokenizer
 
 LEARNED_ON, HELD_OUT = korean()[:120], korean()[120:]
 
 
-def extension(base: TokenizerFolder | Path, /, **keys: Any) -> Tokenizer:
+def make_extension(base: TokenizerFolder | Path, /, **keys: Any) -> TokenizerConfig:
     folder = base if isinstance(base, Path) else base.folder
     return option("extended", **{"base": str(folder), "vocab_size": 2000, **keys})
 
 
-def extend(
+def train_extension(
     folder: Path, base: TokenizerFolder, texts: list[str] = LEARNED_ON, /, **keys: Any
 ) -> TokenizerFolder:
-    return trained(folder, extension(base, **keys), texts)
+    return trained(folder, make_extension(base, **keys), texts)
 
 
-def late_specials(folder: Path, base: TokenizerFolder, **model: Any) -> TokenizerFolder:
+def make_llama_like(folder: Path, base: TokenizerFolder, **model: Any) -> TokenizerFolder:
     """As Llama 3 has it: added tokens behind the vocabulary and not in it, transformers' older settings."""
     content = json.loads(base.backend.to_str())
     specials = [token["content"] for token in content["added_tokens"]]
@@ -60,16 +60,16 @@ def late_specials(folder: Path, base: TokenizerFolder, **model: Any) -> Tokenize
     return load_tokenizer(folder)
 
 
-def ids(tokenizer: TokenizerFolder, text: str) -> list[int]:
+def encode_ids(tokenizer: TokenizerFolder, text: str) -> list[int]:
     """Ids of `text`, special tokens in it as such."""
     return tokenizer.backend.encode(text, add_special_tokens=False).ids
 
 
 def bytes_per_token(tokenizer: TokenizerFolder, texts: list[str]) -> float:
-    return sum(len(text.encode()) for text in texts) / sum(len(ids(tokenizer, text)) for text in texts)
+    return sum(len(text.encode()) for text in texts) / sum(len(encode_ids(tokenizer, text)) for text in texts)
 
 
-def old_entries_stay(base: TokenizerFolder, larger: TokenizerFolder) -> bool:
+def keeps_old_entries(base: TokenizerFolder, larger: TokenizerFolder) -> bool:
     return all(
         larger.backend.id_to_token(token) == entry for entry, token in base.backend.get_vocab().items()
     )
@@ -82,7 +82,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
 
 @pytest.fixture(scope="module")
 def llama(base: TokenizerFolder, tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
-    return late_specials(tmp_path_factory.mktemp("llama") / "t", base, ignore_merges=True)
+    return make_llama_like(tmp_path_factory.mktemp("llama") / "t", base, ignore_merges=True)
 
 
 @pytest.fixture(scope="module", params=["early", "late"])
@@ -95,7 +95,7 @@ def pair(
     """A tokenizer of English and the same with Korean: special tokens with the first ids, and with the last."""
     first = base if request.param == "early" else llama
     place = tmp_path_factory.mktemp("pair") / "t"
-    return first, extend(place, first, special_tokens=["<|image|>", "<|audio|>"])
+    return first, train_extension(place, first, special_tokens=["<|image|>", "<|audio|>"])
 
 
 Pair = tuple[TokenizerFolder, TokenizerFolder]
@@ -115,7 +115,7 @@ def test_size_is_exact_and_new_special_tokens_are_last(pair: Pair) -> None:
 
 def test_old_ids_stay(pair: Pair) -> None:
     base, larger = pair
-    assert old_entries_stay(base, larger)
+    assert keeps_old_entries(base, larger)
     assert (larger.bos_id, larger.eos_id, larger.pad_id) == (base.bos_id, base.eos_id, base.pad_id)
 
 
@@ -150,7 +150,7 @@ def test_special_tokens_in_text_are_text(pair: Pair) -> None:
     special = {token: added.content for token, added in larger.backend.get_added_tokens_decoder().items()}
     assert len(special) == 7
     text = " ".join(special.values())
-    (tokens,) = Encoder(larger).documents([text])
+    (tokens,) = Encoder(larger).encode_documents([text])
     assert not {*special} & {*tokens[1:-1].tolist()}
     assert larger.backend.decode(tokens[1:-1].tolist(), skip_special_tokens=False) == text
 
@@ -159,7 +159,7 @@ def test_gigatoken_encodes_alike_or_is_not_chosen(pair: Pair) -> None:
     pytest.importorskip("gigatoken")
     larger = pair[1]
     texts = [*HELD_OUT, *english(), *TEXTS]
-    engine = engines.chosen("auto", Encoder(larger).backend, lambda: texts, 10**6)
+    engine = engines.select_engine("auto", Encoder(larger).backend, lambda: texts, 10**6)
     if engine == "fast":
         both = [Encoder(larger, "hf").encode(texts), Encoder(larger, "fast").encode(texts)]
         assert (both[0].tokens == both[1].tokens).all()
@@ -185,7 +185,7 @@ def test_transformers_sees_the_same(pair: Pair, tmp_path: Path) -> None:
 
 def test_the_order_of_texts_changes_nothing(base: TokenizerFolder, tmp_path: Path) -> None:
     first, second = (
-        extend(tmp_path / name, base, texts, vocab_size=1500)
+        train_extension(tmp_path / name, base, texts, vocab_size=1500)
         for name, texts in (("a", LEARNED_ON), ("b", LEARNED_ON[::-1]))
     )
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -193,16 +193,16 @@ def test_the_order_of_texts_changes_nothing(base: TokenizerFolder, tmp_path: Pat
 
 
 def test_extended_twice(base: TokenizerFolder, tmp_path: Path) -> None:
-    once = extend(tmp_path / "a", base, vocab_size=1200, special_tokens=["<|image|>"])
-    twice = extend(tmp_path / "b", once, vocab_size=1500, special_tokens=["<|audio|>", "<|image|>"])
-    assert old_entries_stay(once, twice)
+    once = train_extension(tmp_path / "a", base, vocab_size=1200, special_tokens=["<|image|>"])
+    twice = train_extension(tmp_path / "b", once, vocab_size=1500, special_tokens=["<|audio|>", "<|image|>"])
+    assert keeps_old_entries(once, twice)
     assert twice.vocab_size == 1500
     assert twice.backend.token_to_id("<|audio|>") == 1499
     assert bytes_per_token(twice, HELD_OUT) > bytes_per_token(once, HELD_OUT)
 
 
 def test_new_tokens_are_no_longer_than_asked(base: TokenizerFolder, tmp_path: Path) -> None:
-    larger = extend(tmp_path / "t", base, vocab_size=1500, max_token_length=6)
+    larger = train_extension(tmp_path / "t", base, vocab_size=1500, max_token_length=6)
     new = [larger.backend.id_to_token(token) for token in range(base.vocab_size, 1500)]
     assert max(map(len, new)) == 6
 
@@ -211,7 +211,9 @@ def test_a_limit_that_forbids_much_is_looked_behind(base: TokenizerFolder, tmp_p
     """So many learned tokens are too long that more have to be learned than were at first."""
     short = ["가나다라마바사아자차카타파하"] * 400
     texts = [*short, *("".join(sorted(text)) for text in LEARNED_ON)]
-    assert extend(tmp_path / "t", base, texts, vocab_size=1100, max_token_length=3).vocab_size == 1100
+    assert (
+        train_extension(tmp_path / "t", base, texts, vocab_size=1100, max_token_length=3).vocab_size == 1100
+    )
 
 
 def test_no_merge_makes_a_special_token(tmp_path: Path, base: TokenizerFolder) -> None:
@@ -224,10 +226,10 @@ def test_no_merge_makes_a_special_token(tmp_path: Path, base: TokenizerFolder) -
     folder = tmp_path / "base"
     shutil.copytree(base.folder, folder)
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    larger = extend(
+    larger = train_extension(
         tmp_path / "t", load_tokenizer(folder), ["ZQZQ ZQZQ ZQZQX"] * 100 + LEARNED_ON, vocab_size=1100
     )
-    (tokens,) = Encoder(larger).documents(["ZQZQ ZQZQX"])
+    (tokens,) = Encoder(larger).encode_documents(["ZQZQ ZQZQX"])
     assert 4 not in tokens
     assert larger.vocab_size == 1100
     assert given_back(larger, "ZQZQ ZQZQX") == "ZQZQ ZQZQX"
@@ -235,21 +237,21 @@ def test_no_merge_makes_a_special_token(tmp_path: Path, base: TokenizerFolder) -
 
 def test_runs_without_end_do_not_stop_it(base: TokenizerFolder, tmp_path: Path) -> None:
     texts = ["한" * 300_000, " " * 300_000, *LEARNED_ON]
-    assert extend(tmp_path / "t", base, texts, vocab_size=1300).vocab_size == 1300
+    assert train_extension(tmp_path / "t", base, texts, vocab_size=1300).vocab_size == 1300
 
 
 def test_special_tokens_alone(base: TokenizerFolder, tmp_path: Path) -> None:
     """No text is needed for them, and every text is encoded as before."""
     wanted = ["<|a|>", "<|b|>", "<|a|>", "<think>"]
-    larger = extend(tmp_path / "t", base, [], vocab_size=1002, special_tokens=wanted)
+    larger = train_extension(tmp_path / "t", base, [], vocab_size=1002, special_tokens=wanted)
     assert larger.vocab_size == 1002
     assert [larger.backend.token_to_id(token) for token in ("<|a|>", "<|b|>", "<think>")] == [1000, 1001, 4]
-    assert old_entries_stay(base, larger)
-    assert ids(larger, HELD_OUT[0]) == ids(base, HELD_OUT[0])
+    assert keeps_old_entries(base, larger)
+    assert encode_ids(larger, HELD_OUT[0]) == encode_ids(base, HELD_OUT[0])
 
 
 def test_nothing_new_is_the_same_tokenizer(llama: TokenizerFolder, tmp_path: Path) -> None:
-    same = extend(tmp_path / "t", llama, [], vocab_size=1000)
+    same = train_extension(tmp_path / "t", llama, [], vocab_size=1000)
     assert same.vocab_size == 1000
     assert same.backend.get_vocab() == llama.backend.get_vocab()
 
@@ -261,26 +263,26 @@ def test_an_entry_becomes_a_special_token_in_its_place(base: TokenizerFolder, tm
     folder = tmp_path / "base"
     shutil.copytree(base.folder, folder)
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    larger = extend(
+    larger = train_extension(
         tmp_path / "t", load_tokenizer(folder), [], vocab_size=1001, special_tokens=["<|reserved|>"]
     )
     assert larger.vocab_size == 1001
-    assert ids(larger, "a<|reserved|>")[-1] == 1000
+    assert encode_ids(larger, "a<|reserved|>")[-1] == 1000
     assert larger.backend.get_added_tokens_decoder()[1000].special
 
 
 def test_size_is_rounded_up(base: TokenizerFolder, tmp_path: Path) -> None:
-    assert extend(tmp_path / "t", base, vocab_size=1100, multiple_of=128).vocab_size == 1152
+    assert train_extension(tmp_path / "t", base, vocab_size=1100, multiple_of=128).vocab_size == 1152
 
 
 def test_chat_template_comes_along_or_is_made(base: TokenizerFolder, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(base.folder, folder)
     (folder / "chat_template.jinja").write_text("{{ bos_token }}its own")
-    kept = extend(tmp_path / "a", load_tokenizer(folder), [], vocab_size=1000)
+    kept = train_extension(tmp_path / "a", load_tokenizer(folder), [], vocab_size=1000)
     assert (kept.folder / "chat_template.jinja").read_text() == "{{ bos_token }}its own"
     keys = {"vocab_size": 1001, "special_tokens": ["<|im_end|>"], "chat_template": "chatml"}
-    made = extend(tmp_path / "b", load_tokenizer(folder), [], **keys)
+    made = train_extension(tmp_path / "b", load_tokenizer(folder), [], **keys)
     assert "<|im_start|>" in (made.folder / "chat_template.jinja").read_text()
     assert not (kept.folder / "record.json").exists(), "the base's record is not this one's"
 
@@ -288,7 +290,7 @@ def test_chat_template_comes_along_or_is_made(base: TokenizerFolder, tmp_path: P
 # --- what is refused ---------------------------------------------------------------------------------------
 
 
-def never() -> list[str]:
+def raise_if_read() -> list[str]:
     raise AssertionError("the text is not read before the mistake is told")
 
 
@@ -309,7 +311,7 @@ def test_mistakes_are_told_before_the_text_is_read(
     base: TokenizerFolder, tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        train_tokenizer(extension(base, **keys), lambda: iter(never()), tmp_path)
+        train_tokenizer(make_extension(base, **keys), lambda: iter(raise_if_read()), tmp_path)
 
 
 def test_base_may_be_relative_or_begin_with_a_tilde(
@@ -317,10 +319,12 @@ def test_base_may_be_relative_or_begin_with_a_tilde(
 ) -> None:
     monkeypatch.chdir(base.folder.parent)
     monkeypatch.setenv("HOME", str(base.folder.parent))
-    expected = tokenizer_identity(extension(base))
+    expected = compute_recipe_signature(make_extension(base))
     for place in ("t", "./t", "~/t", "t/"):
-        assert tokenizer_identity(extension(Path("unused"), base=place)) == expected
-        assert extend(tmp_path / str(len([*tmp_path.iterdir()])), base, [], base=place, vocab_size=1000)
+        assert compute_recipe_signature(make_extension(Path("unused"), base=place)) == expected
+        assert train_extension(
+            tmp_path / str(len([*tmp_path.iterdir()])), base, [], base=place, vocab_size=1000
+        )
 
 
 def test_identity_follows_the_base_and_not_its_place(
@@ -328,23 +332,23 @@ def test_identity_follows_the_base_and_not_its_place(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(base.folder, copy)
-    assert tokenizer_identity(extension(copy)) == tokenizer_identity(extension(base))
-    assert tokenizer_identity(extension(llama)) != tokenizer_identity(extension(base))
+    assert compute_recipe_signature(make_extension(copy)) == compute_recipe_signature(make_extension(base))
+    assert compute_recipe_signature(make_extension(llama)) != compute_recipe_signature(make_extension(base))
 
 
 def test_too_little_text_says_how_much_there_is(base: TokenizerFolder, tmp_path: Path) -> None:
     with pytest.raises(
         KrillError, match=r"yields only (\d+) entries .* set tokenizer\.vocab_size=\1 or less"
     ) as error:
-        extend(tmp_path / "a", base, LEARNED_ON[:3], vocab_size=5000)
+        train_extension(tmp_path / "a", base, LEARNED_ON[:3], vocab_size=5000)
     size = int(str(error.value).split("set tokenizer.vocab_size=")[1].split()[0])
     assert base.vocab_size < size < 5000
-    assert extend(tmp_path / "b", base, LEARNED_ON[:3], vocab_size=size).vocab_size == size
+    assert train_extension(tmp_path / "b", base, LEARNED_ON[:3], vocab_size=size).vocab_size == size
 
 
 def test_no_text_is_an_error(base: TokenizerFolder, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no document is left"):
-        extend(tmp_path / "t", base, [])
+        train_extension(tmp_path / "t", base, [])
 
 
 def _unigram() -> tokenizers.Tokenizer:
@@ -376,4 +380,4 @@ def test_other_kinds_of_tokenizers_are_refused(
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     with pytest.raises(UsageError, match=rf"is no byte-level BPE \(but {kind}\).* tokenizer=bpe_32k"):
-        trained(tmp_path / "t", extension(folder), LEARNED_ON)
+        trained(tmp_path / "t", make_extension(folder), LEARNED_ON)

@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recipes import TEXTS, code_points, english, given_back, korean, option, recipe, train, trained
 
-from krill.config.location import CONF_DIR
-from krill.config.schema import PythonDocs, Tokenizer, TrainConfig
+from krill.config.paths import CONF_DIR
+from krill.config.schema import PythonDocsDataConfig, TokenizerConfig, TrainConfig
 from krill.data import engines
+from krill.data.cache import compute_tokenizer_signature, get_or_train_tokenizer, get_tokenizer_folder
 from krill.data.encoding import Encoder
-from krill.data.obtain import obtain_tokenizer, tokenizer_folder, tokenizer_signature
 from krill.errors import KrillError, UsageError
 from krill.sources import python_docs
 from krill.text.cleaning import clean
-from krill.tokenizer.folder import TokenizerFolder, load_tokenizer
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 
 SPECIALS = ["<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<think>"]
 PATTERNS = ["gpt2", "gpt4", "gpt4o", "qwen2"]
@@ -33,9 +33,9 @@ TRAINERS = ["hf", "rustbpe"]
 OPTIONS = ["bpe_4k", "bpe_32k", "bpe_64k", "gpt4o_like", "llama3_like", "qwen_like"]
 
 
-def docs(**rules: Any) -> PythonDocs:
+def make_data(**rules: Any) -> PythonDocsDataConfig:
     file = yaml.safe_load((CONF_DIR / "data/_rules.yaml").read_text(encoding="utf-8"))
-    return PythonDocs(
+    return PythonDocsDataConfig(
         **{
             **file,
             "name": "docs",
@@ -47,8 +47,8 @@ def docs(**rules: Any) -> PythonDocs:
     )
 
 
-def config(tokenizer: Tokenizer, data: PythonDocs | None = None) -> TrainConfig:
-    return TrainConfig.model_construct(tokenizer=tokenizer, data=data or docs())
+def make_config(tokenizer: TokenizerConfig, data: PythonDocsDataConfig | None = None) -> TrainConfig:
+    return TrainConfig.model_construct(tokenizer=tokenizer, data=data or make_data())
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
 @pytest.fixture
 def few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"{index} {text}" for index, text in enumerate(TEXTS)]
-    monkeypatch.setattr(python_docs, "documents", lambda: iter(texts))
+    monkeypatch.setattr(python_docs, "read_python_docs", lambda: iter(texts))
 
 
 # --- the recipe --------------------------------------------------------------------------------------------
@@ -76,13 +76,13 @@ def test_sizes_and_ids(tokenizer: TokenizerFolder) -> None:
 def test_merges_are_learned_for_every_script(tmp_path: Path, pattern: str) -> None:
     encoder = Encoder(train(tmp_path / "t", pattern=pattern, vocab_size=400))
     for text in TEXTS[:3]:
-        (tokens,) = encoder.documents([text])
+        (tokens,) = encoder.encode_documents([text])
         assert len(tokens) < len(text.encode()) / 2
 
 
 @given(st.text())
 def test_any_text_comes_back(tokenizer: TokenizerFolder, text: str) -> None:
-    (tokens,) = Encoder(tokenizer).documents([text])
+    (tokens,) = Encoder(tokenizer).encode_documents([text])
     assert not {0, 1, 2, 3, 4} & set(tokens[1:-1].tolist())
     assert tokenizer.backend.decode(tokens[1:-1].tolist(), skip_special_tokens=False) == text
 
@@ -99,7 +99,7 @@ def test_any_text_comes_back(tokenizer: TokenizerFolder, text: str) -> None:
     ],
 )
 def test_text_comes_back_and_makes_no_control_token(tokenizer: TokenizerFolder, text: str) -> None:
-    (tokens,) = Encoder(tokenizer).documents([text])
+    (tokens,) = Encoder(tokenizer).encode_documents([text])
     assert not {0, 1, 2, 3, 4} & set(tokens[1:-1].tolist())
     assert tokenizer.backend.decode(tokens[1:-1].tolist(), skip_special_tokens=False) == text
 
@@ -204,7 +204,7 @@ def test_every_variant_gives_repaired_bytes_back(variant: TokenizerFolder, conte
 
 @given(st.lists(st.sampled_from([*SPECIALS, "<|", "|>", " ", "eos", "\n", "가"])).map("".join))
 def test_no_variant_makes_a_special_token_of_text(variant: TokenizerFolder, text: str) -> None:
-    (tokens,) = Encoder(variant).documents([text])
+    (tokens,) = Encoder(variant).encode_documents([text])
     assert not {*range(len(SPECIALS))} & {*tokens[1:-1].tolist()}
 
 
@@ -252,7 +252,7 @@ def test_order_of_documents_changes_nothing(tmp_path: Path, trainer: str) -> Non
     assert len({(each.folder / "tokenizer.json").read_bytes() for each in made}) == 1
 
 
-_TRAIN = """
+_TRAIN_SCRIPT = """
 import sys
 from pathlib import Path
 from recipes import english, korean, train
@@ -272,7 +272,7 @@ def test_threads_change_nothing(tmp_path: Path, trainer: str) -> None:
             "TOKENIZERS_PARALLELISM": "true",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
         }
-        subprocess.run([sys.executable, "-c", _TRAIN, folder, trainer], env=environment, check=True)
+        subprocess.run([sys.executable, "-c", _TRAIN_SCRIPT, folder, trainer], env=environment, check=True)
         made.add((folder / "tokenizer.json").read_bytes())
     assert len(made) == 1
 
@@ -325,7 +325,7 @@ def test_no_option_makes_a_special_token_of_text(chosen: TokenizerFolder, engine
     special = {index: token.content for index, token in chosen.backend.get_added_tokens_decoder().items()}
     assert len(special) >= 8
     texts = [*special.values(), "".join(special.values()), " a".join(special.values()), *korean()[:2]]
-    for tokens, text in zip(Encoder(chosen, engine).documents(texts), texts, strict=True):
+    for tokens, text in zip(Encoder(chosen, engine).encode_documents(texts), texts, strict=True):
         assert not {*special} & {*tokens[1:-1].tolist()}
         assert chosen.backend.decode(tokens[1:-1].tolist(), skip_special_tokens=False) == text
 
@@ -337,7 +337,7 @@ def test_the_fast_engine_knows_every_option(chosen: TokenizerFolder) -> None:
         *english()[:20],
         "  \n\n\t x  1234567 don't DON'T ㅋㅋ \u1112\u1161\u11ab e\u0301",
     ]
-    assert engines.chosen("fast", Encoder(chosen).backend, lambda: texts, 10**9) == "fast"
+    assert engines.select_engine("fast", Encoder(chosen).backend, lambda: texts, 10**9) == "fast"
 
 
 @pytest.mark.parametrize("kind", [" ", "\n", "a", "가", "한국어로", "!"])
@@ -366,7 +366,7 @@ def test_auto_tokenizer_adds_bos_and_no_eos(tokenizer: TokenizerFolder, tmp_path
         assert (each.bos_token_id, each.eos_token_id, each.pad_token_id) == (0, 1, 2)
         assert len(each) == 330
         ids = each("한국어 text").input_ids
-        (trained_on,) = Encoder(tokenizer).documents(["한국어 text"])
+        (trained_on,) = Encoder(tokenizer).encode_documents(["한국어 text"])
         assert ids == trained_on.tolist()[:-1]
         assert each.decode(ids, skip_special_tokens=True) == "한국어 text"
         assert set(each.all_special_tokens) == set(SPECIALS)
@@ -379,13 +379,13 @@ def test_auto_tokenizer_adds_bos_and_no_eos(tokenizer: TokenizerFolder, tmp_path
 @pytest.mark.usefixtures("few_documents")
 def test_is_trained_once_and_found_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "krill")
-    setting = config(recipe())
-    expected = tokenizer_folder(setting, tmp_path)
+    setting = make_config(recipe())
+    expected = get_tokenizer_folder(setting, tmp_path)
     assert not any(tmp_path.iterdir())
-    first = obtain_tokenizer(setting, tmp_path)
+    first = get_or_train_tokenizer(setting, tmp_path)
     assert first.folder == expected == tmp_path / "tokenizers" / f"test-{first.signature[:8]}"
-    assert first.signature == tokenizer_signature(setting)
-    assert obtain_tokenizer(setting, tmp_path) == first
+    assert first.signature == compute_tokenizer_signature(setting)
+    assert get_or_train_tokenizer(setting, tmp_path) == first
     assert f"tokenizer: made {first.folder}" in caplog.text
     assert f"tokenizer: reused {first.folder}" in caplog.text
     record = json.loads((first.folder / "record.json").read_text())
@@ -394,29 +394,33 @@ def test_is_trained_once_and_found_again(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_signature_follows_recipe_and_text_rules() -> None:
-    first = tokenizer_signature(config(recipe()))
-    assert tokenizer_signature(config(recipe(name="other"))) == first
-    assert tokenizer_signature(config(recipe(), docs(min_tokens=9))) == first
+    first = compute_tokenizer_signature(make_config(recipe()))
+    assert compute_tokenizer_signature(make_config(recipe(name="other"))) == first
+    assert compute_tokenizer_signature(make_config(recipe(), make_data(min_tokens=9))) == first
     others = {
-        tokenizer_signature(config(recipe(vocab_size=400))),
-        tokenizer_signature(config(recipe(pattern="gpt2"))),
-        tokenizer_signature(config(recipe(), docs(min_chars=9))),
-        tokenizer_signature(config(recipe(), docs(validation_fraction=0.1))),
+        compute_tokenizer_signature(make_config(recipe(vocab_size=400))),
+        compute_tokenizer_signature(make_config(recipe(pattern="gpt2"))),
+        compute_tokenizer_signature(make_config(recipe(), make_data(min_chars=9))),
+        compute_tokenizer_signature(make_config(recipe(), make_data(validation_fraction=0.1))),
     }
     assert len(others - {first}) == 4
 
 
 @pytest.mark.usefixtures("few_documents")
 def test_a_trained_one_keeps_its_signature_when_it_is_given_by_path(tmp_path: Path) -> None:
-    trained = obtain_tokenizer(config(recipe()), tmp_path)
-    ready = config(recipe(path=str(trained.folder)))
-    assert obtain_tokenizer(ready, tmp_path).signature == trained.signature == tokenizer_signature(ready)
+    trained = get_or_train_tokenizer(make_config(recipe()), tmp_path)
+    ready = make_config(recipe(path=str(trained.folder)))
+    assert (
+        get_or_train_tokenizer(ready, tmp_path).signature
+        == trained.signature
+        == compute_tokenizer_signature(ready)
+    )
     path = trained.folder / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
-    assert obtain_tokenizer(ready, tmp_path).signature != trained.signature
+    assert get_or_train_tokenizer(ready, tmp_path).signature != trained.signature
 
 
-def ready(folder: Path, tokenizer: TokenizerFolder, **settings: Any) -> TokenizerFolder:
+def save_and_load(folder: Path, tokenizer: TokenizerFolder, **settings: Any) -> TokenizerFolder:
     folder.mkdir()
     tokenizer.backend.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -426,9 +430,9 @@ def ready(folder: Path, tokenizer: TokenizerFolder, **settings: Any) -> Tokenize
 def test_ready_tokenizers_name_their_roles_in_several_ways(
     tmp_path: Path, tokenizer: TokenizerFolder
 ) -> None:
-    only_eos = ready(tmp_path / "a", tokenizer, eos_token="<|eos|>", pad_token=None)
+    only_eos = save_and_load(tmp_path / "a", tokenizer, eos_token="<|eos|>", pad_token=None)
     assert (only_eos.bos_id, only_eos.eos_id, only_eos.pad_id) == (1, 1, 1)
-    as_objects = ready(
+    as_objects = save_and_load(
         tmp_path / "b", tokenizer, bos_token={"content": "<|bos|>"}, eos_token={"content": "<|eos|>"}
     )
     assert (as_objects.bos_id, as_objects.eos_id, as_objects.pad_id) == (0, 1, 1)
@@ -438,13 +442,13 @@ def test_ready_tokenizers_name_their_roles_in_several_ways(
 
 def test_ready_tokenizers_that_cannot_be_used(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
     with pytest.raises(UsageError, match="has no eos_token"):
-        ready(tmp_path / "a", tokenizer, bos_token="<|bos|>")
+        save_and_load(tmp_path / "a", tokenizer, bos_token="<|bos|>")
     with pytest.raises(UsageError, match="'</s>' is not in the vocabulary"):
-        ready(tmp_path / "b", tokenizer, eos_token="</s>")
+        save_and_load(tmp_path / "b", tokenizer, eos_token="</s>")
     with pytest.raises(UsageError, match="no such folder"):
-        obtain_tokenizer(config(recipe(path=str(tmp_path / "없음"))), tmp_path)
+        get_or_train_tokenizer(make_config(recipe(path=str(tmp_path / "없음"))), tmp_path)
     with pytest.raises(UsageError, match=r"no tokenizer\.json there"):
-        obtain_tokenizer(config(recipe(path=str(tmp_path))), tmp_path)
+        get_or_train_tokenizer(make_config(recipe(path=str(tmp_path))), tmp_path)
     (tmp_path / "b/tokenizer.json").write_text("{}")
     with pytest.raises(UsageError, match=r"tokenizer\.json: is no tokenizer"):
         load_tokenizer(tmp_path / "b")

@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from krill.cli import app
-from krill.cli.argv import quoted
-from krill.cli.compose import composed
-from krill.cli.train import point
+from krill.cli.argv import quote_override
+from krill.cli.compose import compose_config
+from krill.cli.train import run_task
 from krill.config.schema import TrainConfig
-from krill.config.validation import validated
-from krill.data.obtain import obtain_store, obtain_tokenizer
+from krill.config.validation import validate_config
+from krill.data.cache import get_or_prepare_store, get_or_train_tokenizer
 from krill.data.packing import Rows, pack
 from krill.runs.record import read_metrics, read_status
-from krill.tokenizer.folder import TokenizerFolder
-from krill.training.run import run
+from krill.tokenizer.artifact import TokenizerFolder
+from krill.training.run import run_training
 
 WORDS = [
     "the",
@@ -84,7 +84,7 @@ def configure(overrides: list[str]) -> Callable[..., TrainConfig]:
         typed = [*overrides, *more]
         if any(text.startswith("epochs=") for text in more):
             typed += ["steps=null"]
-        return validated(TrainConfig, composed("train", [quoted(text) for text in typed]))
+        return validate_config(TrainConfig, compose_config("train", [quote_override(text) for text in typed]))
 
     return make
 
@@ -99,8 +99,8 @@ class Prepared:
 def prepared(configure: Callable[..., TrainConfig], outputs: Path) -> Prepared:
     """Tokenizer and tokens of the text."""
     config = configure()
-    tokenizer = obtain_tokenizer(config, outputs)
-    return Prepared(obtain_store(config, tokenizer, outputs)[0], tokenizer)
+    tokenizer = get_or_train_tokenizer(config, outputs)
+    return Prepared(get_or_prepare_store(config, tokenizer, outputs)[0], tokenizer)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def train(prepared: Prepared, tmp_path: Path) -> Callable[[TrainConfig, str], Pa
     def work(config: TrainConfig, name: str = "run") -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        run(config, folder, store=prepared.store, tokenizer=prepared.tokenizer.folder)
+        run_training(config, folder, store=prepared.store, tokenizer=prepared.tokenizer.folder)
         return folder
 
     return work
@@ -126,7 +126,7 @@ class Commands:
 
     def __call__(self, *more: str) -> int:
         self.patch.setattr(sys, "argv", ["krill-train"])
-        return app.main("train", point, [*self.overrides, *more])
+        return app.main("train", run_task, [*self.overrides, *more])
 
     def runs(self, name: str = "llama_pico") -> list[Path]:
         return sorted((self.outputs / "runs" / name).glob("*"))

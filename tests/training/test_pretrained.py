@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from krill.cli import app
-from krill.cli.train import point
-from krill.config.schema import Pretrained
+from krill.cli.train import run_task
+from krill.config.schema import PretrainedModelConfig
 from krill.errors import UsageError
-from krill.inference.load import load
-from krill.models.build import build, count_parameters
+from krill.inference.load import load_model_and_tokenizer
+from krill.models.build import build_model, count_parameters
 from krill.runs.record import read_metrics, read_status
 
 STILL = ("optimizer=adamw", "lr=1e-12", "eval_every=1", "save_every=100", "steps=1", "model=pretrained")
@@ -30,8 +30,8 @@ def finished(krill_train: Any) -> Path:
     return run
 
 
-def read_from(place: Path) -> Pretrained:
-    return Pretrained.model_validate(
+def read_from(place: Path) -> PretrainedModelConfig:
+    return PretrainedModelConfig.model_validate(
         {"name": "again", "family": "pretrained", "from": str(place), "max_position_embeddings": 64}
     )
 
@@ -55,7 +55,7 @@ def test_weights_are_those_of_the_folder_in_fp32(finished: Path, tmp_path: Path)
     ready.to(torch.bfloat16).save_pretrained(half)
     for place, whole in ((finished, True), (half, False)):
         torch.manual_seed(7)
-        model: Any = build(read_from(place), 320, 5, 6, 7)
+        model: Any = build_model(read_from(place), 320, 5, 6, 7)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         assert model.config.use_cache is False
         assert (model.config.bos_token_id, model.generation_config.pad_token_id) == (5, 7)
@@ -83,7 +83,7 @@ def test_the_same_command_goes_on(finished: Path, krill_train: Any) -> None:
     assert krill_train(*STILL, f"model.from={finished}", "sequence_len=64") == 0
     (run,) = krill_train.runs("pretrained")
     assert f"from: {finished}" in (run / "config.yaml").read_text()
-    assert app.main("train", point, [f"from={run}", "seed=1"]) == 0
+    assert app.main("train", run_task, [f"from={run}", "seed=1"]) == 0
     again = krill_train.runs("pretrained")[-1]
     assert again != run
     assert (again / "config.yaml").read_text() == (run / "config.yaml").read_text().replace(
@@ -141,12 +141,12 @@ def test_weights_that_are_missing_are_no_random_ones(finished: Path, tmp_path: P
     config = lacking / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 3}))
     with pytest.raises(UsageError, match=r"lacks 9 weights"):
-        build(read_from(lacking), 320, 5, 6, 7)
+        build_model(read_from(lacking), 320, 5, 6, 7)
     (lacking / "model.safetensors").unlink()
     with pytest.raises(UsageError, match="holds no weights"):
-        build(read_from(lacking), 320, 5, 6, 7)
+        build_model(read_from(lacking), 320, 5, 6, 7)
     with pytest.raises(UsageError, match="320 embeddings, the tokenizer 321"):
-        build(read_from(finished), 321, 5, 6, 7)
+        build_model(read_from(finished), 321, 5, 6, 7)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_another_architecture_trains_from_text_to_model(
     assert krill_train("model=auto", f"model.model_type={model_type}", *words, "sequence_len=64") == 0
     assert f"attention {backend}" in capsys.readouterr().err
     (run,) = krill_train.runs(model_type)
-    model, tokenizer = load(str(run), torch.device("cpu"))
+    model, tokenizer = load_model_and_tokenizer(str(run), torch.device("cpu"))
     assert (model.config.model_type, tokenizer.vocab_size) == (model_type, 320)
 
 

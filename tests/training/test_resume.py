@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
-from krill.training.progress import Meter
+from krill.training.callbacks.progress import ProgressReporter
 
 CLOCK = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
 
@@ -54,15 +54,15 @@ def killed(krill_train: Any, step: int, when: str, *words: str) -> None:
 
 def signalled(krill_train: Any, number: int, step: int, *words: str) -> int:
     """The command, sent a signal in `step`; its exit code."""
-    plain = Meter.on_step_end
+    plain = ProgressReporter.on_step_end
 
-    def on_step_end(self: Meter, args: Any, state: Any, control: Any, **rest: Any) -> None:
+    def on_step_end(self: ProgressReporter, args: Any, state: Any, control: Any, **rest: Any) -> None:
         if state.global_step == step - 1:
             os.kill(os.getpid(), number)
         plain(self, args, state, control, **rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Meter, "on_step_end", on_step_end)
+        patch.setattr(ProgressReporter, "on_step_end", on_step_end)
         return krill_train(*words)
 
 
@@ -76,7 +76,7 @@ def assert_same_end(folder: Path, undisturbed: Path) -> None:
     for name in ("model/model.safetensors", "sample.txt"):
         assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
     assert figures(folder) == figures(undisturbed)
-    mine, theirs = (checkpoints.found(run / "checkpoints")[-1] for run in (folder, undisturbed))
+    mine, theirs = (checkpoints.list_checkpoints(run / "checkpoints")[-1] for run in (folder, undisturbed))
     assert (mine / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
 
 
@@ -112,8 +112,8 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     killed(krill_train, step, when, *words)
     assert sorted(krill_train.states()) == ["finished", "running"]
     (folder,) = set(krill_train.runs()) - {whole}
-    assert (folder / "checkpoints" / checkpoints.PARTIAL).exists() == (when == "saving")
-    last = checkpoints.step(checkpoints.found(folder / "checkpoints")[-1])
+    assert (folder / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists() == (when == "saving")
+    last = checkpoints.parse_step(checkpoints.list_checkpoints(folder / "checkpoints")[-1])
     assert 0 < last < step
 
     capsys.readouterr()
@@ -125,7 +125,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     assert krill_train.states() == ["finished", "finished"]
     assert_same_end(folder, whole)
     assert (read_status(folder) or {})["starts"] == 2
-    assert not (folder / "checkpoints" / checkpoints.PARTIAL).exists()
+    assert not (folder / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists()
 
 
 def len_of_rows(folder: Path) -> int:
@@ -145,7 +145,9 @@ def test_sigterm_saves_stops_with_75_and_the_same_command_goes_on(
     status = read_status(folder)
     assert status is not None
     assert (status["state"], status["exit"]) == ("stopped", 75)
-    assert [checkpoints.step(path) for path in checkpoints.found(folder / "checkpoints")] == [3]
+    assert [
+        checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(folder / "checkpoints")
+    ] == [3]
     assert not (folder / "model").exists()
 
     assert krill_train(*words) == 0
@@ -157,7 +159,7 @@ def test_sigint_saves_and_stops_with_130(krill_train: Any) -> None:
     (folder,) = krill_train.runs()
     assert (read_status(folder) or {})["state"] == "stopped"
     assert (read_status(folder) or {})["exit"] == 130
-    assert len(checkpoints.found(folder / "checkpoints")) == 1
+    assert len(checkpoints.list_checkpoints(folder / "checkpoints")) == 1
 
 
 def test_killed_after_the_last_step_only_the_rest_is_done(
@@ -177,7 +179,9 @@ def test_how_often_it_saves_may_change_in_between(krill_train: Any) -> None:
     signalled(krill_train, signal.SIGTERM, 2, "save_every=50", "steps=6")
     assert krill_train("save_every=3", "eval_every=5", "log_every=2", "keep_checkpoints=9", "steps=6") == 0
     (folder,) = krill_train.runs()
-    assert [checkpoints.step(path) for path in checkpoints.found(folder / "checkpoints")] == [2, 3, 6]
+    assert [
+        checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(folder / "checkpoints")
+    ] == [2, 3, 6]
     assert [line["step"] for line in read_metrics(folder) if "eval_loss" in line] == [5, 6]
     assert [line["step"] for line in read_metrics(folder) if "loss" in line] == [1, 2, 4, 6]
 

@@ -13,7 +13,7 @@ import pytest
 
 from krill.data.packing import Rows
 from krill.training import batches
-from krill.training.progress import Meter
+from krill.training.callbacks.progress import ProgressReporter
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "resume_time.py"
 LATE = 1_000_000
@@ -22,14 +22,14 @@ LATE = 1_000_000
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """stop_after(3): runs end at step 3."""
-    plain = Meter.on_step_end
+    plain = ProgressReporter.on_step_end
 
     def work(step: int) -> None:
-        def on_step_end(self: Meter, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        def on_step_end(self: ProgressReporter, args: Any, state: Any, control: Any, **rest: Any) -> None:
             plain(self, args, state, control, **rest)
             control.should_training_stop |= state.global_step == step
 
-        monkeypatch.setattr(Meter, "on_step_end", on_step_end)
+        monkeypatch.setattr(ProgressReporter, "on_step_end", on_step_end)
 
     return work
 

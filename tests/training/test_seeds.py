@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from krill.models.build import build
+from krill.models.build import build_model
 from krill.runs.record import read_status
-from krill.training.progress import Meter
+from krill.training.callbacks.progress import ProgressReporter
 from krill.training.trainer import KrillTrainer
 
 DROPOUT = (
@@ -47,15 +47,15 @@ def stopped(krill_train: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def work(step: int, *words: str) -> Path:
         before = set(krill_train.runs("gpt2"))
-        plain = Meter.on_step_end
+        plain = ProgressReporter.on_step_end
 
-        def signalled(self: Meter, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        def signalled(self: ProgressReporter, args: Any, state: Any, control: Any, **rest: Any) -> None:
             plain(self, args, state, control, **rest)
             if state.global_step == step:
                 signal.raise_signal(signal.SIGTERM)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Meter, "on_step_end", signalled)
+            patch.setattr(ProgressReporter, "on_step_end", signalled)
             assert krill_train(*DROPOUT, *words) == 75
         assert krill_train(*DROPOUT, *words) == 0
         (folder,) = set(krill_train.runs("gpt2")) - before
@@ -101,7 +101,7 @@ def test_random_numpy_and_torch_are_seeded_before_the_model_and_before_the_first
 
     def built(*arguments: Any) -> Any:
         draw()
-        return build(*arguments)
+        return build_model(*arguments)
 
     def training_step(self: KrillTrainer, *arguments: Any) -> Any:
         draw()

@@ -1,0 +1,61 @@
+"""What is set otherwise: than in the experiment that a model is named after, than when the run was started last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from krill.config.paths import CONF_DIR, list_config_options
+from krill.runs.compare import flatten_config
+
+if TYPE_CHECKING:
+    from krill.config.schema import TrainConfig
+
+EXPERIMENT_KEYS = (
+    "name", "data.name", "tokenizer.name", "tokenizer.vocab_size", "optimizer.name", "lr", "optimizer.weight_decay",
+    "scheduler.min_ratio", "sequence_len", "packing", "steps", "epochs", "batch.micro_batch_size",
+)  # fmt: skip
+ROUNDING_KEYS = {
+    "batch.micro_batch_size", "batch.gradient_accumulation_steps", "batch.tokens", "device", "hardware.processes",
+    "hardware.sharding", "hardware.attention", "hardware.loss", "hardware.liger", "hardware.compile",
+    "hardware.threads",
+}  # fmt: skip
+"""Keys that change how numbers are added up: losses stay as they were but for rounding."""
+
+
+def diff_from_experiment(config: TrainConfig, choices: Mapping[str, str]) -> list[str]:
+    """What differs from the experiment that the model is named after, unless that is among the `choices`."""
+    name = config.model.name
+    if name not in list_config_options("experiment", [CONF_DIR]) or choices.get("experiment") == name:
+        return []
+    from krill.cli.compose import compose_config
+    from krill.config.schema import TrainConfig
+    from krill.config.validation import validate_config
+
+    theirs = flatten_config(
+        validate_config(TrainConfig, compose_config("train", [f"experiment={name}"])).model_dump()
+    )
+    ours = flatten_config(config.model_dump())
+    parts = [
+        f"{key}={ours.get(key)} ({theirs.get(key)})"
+        for key in EXPERIMENT_KEYS
+        if ours.get(key) != theirs.get(key)
+    ]
+    return [f"differs     from experiment={name}: {', '.join(parts)}"] if parts else []
+
+
+def diff_from_last_start(config: TrainConfig, folder: Path) -> list[str]:
+    """What is set otherwise than in config.yaml of the run that goes on in `folder`."""
+    before = flatten_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    now = flatten_config(config.model_dump(mode="json"))
+    changed = [key for key in now if key not in ("resume", "output") and now[key] != before.get(key)]
+    lines = [f"changed     {key}={now[key]} (was {before.get(key)})" for key in changed]
+    if ROUNDING_KEYS & set(changed):
+        lines.append(
+            "            from here on the losses are those of a run that was never stopped but for rounding, not "
+            "to the bit"
+        )
+    return lines

@@ -1,0 +1,50 @@
+"""krill COMMAND (or kr COMMAND): one name for all commands, the original's names among them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from krill.config.paths import CONF_DIR, read_config_description
+from krill.errors import DONE, USAGE
+
+COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer", "runs")
+COMMAND_ALIASES = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect", "inference": "infer"}
+
+
+def main() -> int:
+    """Entry point of krill and kr."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("--help", "-h", "help"):
+        print(_format_help())
+        return DONE
+    if name == "--version":
+        from krill import __version__
+
+        print(f"krill {__version__}")
+        return DONE
+    command = COMMAND_ALIASES.get(name, name)
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, (*COMMANDS, *COMMAND_ALIASES), n=1)
+        meant = f" Did you mean krill {near[0]}?" if near else ""
+        print(f"krill: error: no command '{name}'.{meant} There are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return USAGE
+    del sys.argv[1]
+    return importlib.import_module(f"krill.cli.{command}").main()
+
+
+def _format_help() -> str:
+    lines = ["krill: pretrain language models from scratch", "", "usage: krill COMMAND [key=value …]", ""]
+    lines += [f"  {name:<12}{_describe_command(name)}" for name in COMMANDS]
+    also = ", ".join(f"{old} = {new}" for old, new in COMMAND_ALIASES.items())
+    return "\n".join([*lines, "", f"also: {also}", "each has its own help: krill train --help"])
+
+
+def _describe_command(command: str) -> str:
+    if command == "runs":  # it has no configuration
+        from krill.cli.runs_parser import DESCRIPTION
+
+        return DESCRIPTION
+    return read_config_description(CONF_DIR / f"{command}.yaml")

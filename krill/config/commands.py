@@ -1,0 +1,14 @@
+"""What the configuration of each command must be."""
+
+from __future__ import annotations
+
+from krill.config.schema import InferConfig, InspectConfig, TrainConfig
+
+COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[InferConfig]] = {
+    "train": TrainConfig,
+    "preprocess": TrainConfig,
+    "tokenizer": TrainConfig,
+    "inspect": InspectConfig,
+    "infer": InferConfig,
+}
+"""Command → what its configuration must be."""

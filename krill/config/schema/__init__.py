@@ -1,0 +1,108 @@
+"""The one schema: what can be set, validated once after composition.
+
+YAML in `conf/` composes; these models validate. The sentence under a field is its documentation everywhere:
+`--help`, error messages and the reference page take it from here. A field whose type is `Unsigned[...]` is not part
+of the identity of what a command makes (`krill.config.signature`).
+"""
+
+from krill.config.schema.base import FolderName, Fraction, Section, Share
+from krill.config.schema.data import (
+    CustomDataConfig,
+    DataConfig,
+    FileEntryConfig,
+    FilesDataConfig,
+    HubDataConfig,
+    HubDatasetConfig,
+    MinHashConfig,
+    PythonDocsDataConfig,
+)
+from krill.config.schema.filters import (
+    CustomFilter,
+    Filter,
+    LanguageFilter,
+    LengthFilter,
+    LineFilter,
+    LinkFilter,
+    RepetitionFilter,
+    SymbolFilter,
+    WordFilter,
+)
+from krill.config.schema.hardware import HardwareConfig, SlurmConfig
+from krill.config.schema.infer import InferConfig, ModelPathConfig, TokenizerPathConfig
+from krill.config.schema.inspect import InspectConfig
+from krill.config.schema.model import (
+    AutoModelConfig,
+    CustomModelConfig,
+    ModelConfig,
+    PretrainedModelConfig,
+    TransformerConfig,
+)
+from krill.config.schema.optim import (
+    AdamWConfig,
+    ConstantSchedulerConfig,
+    CosineSchedulerConfig,
+    CustomOptimizerConfig,
+    MuonConfig,
+    OptimizerConfig,
+    SchedulerConfig,
+    WSDSchedulerConfig,
+)
+from krill.config.schema.run import (
+    BatchConfig,
+    EarlyStoppingConfig,
+    HubConfig,
+    SkipStepConfig,
+    SweepConfig,
+    TrainConfig,
+)
+from krill.config.schema.tokenizer import TokenizerConfig
+
+__all__ = [
+    "AdamWConfig",
+    "AutoModelConfig",
+    "BatchConfig",
+    "ConstantSchedulerConfig",
+    "CosineSchedulerConfig",
+    "CustomDataConfig",
+    "CustomFilter",
+    "CustomModelConfig",
+    "CustomOptimizerConfig",
+    "DataConfig",
+    "EarlyStoppingConfig",
+    "FileEntryConfig",
+    "FilesDataConfig",
+    "Filter",
+    "FolderName",
+    "Fraction",
+    "HardwareConfig",
+    "HubConfig",
+    "HubDataConfig",
+    "HubDatasetConfig",
+    "InferConfig",
+    "InspectConfig",
+    "LanguageFilter",
+    "LengthFilter",
+    "LineFilter",
+    "LinkFilter",
+    "MinHashConfig",
+    "ModelConfig",
+    "ModelPathConfig",
+    "MuonConfig",
+    "OptimizerConfig",
+    "PretrainedModelConfig",
+    "PythonDocsDataConfig",
+    "RepetitionFilter",
+    "SchedulerConfig",
+    "Section",
+    "Share",
+    "SkipStepConfig",
+    "SlurmConfig",
+    "SweepConfig",
+    "SymbolFilter",
+    "TokenizerConfig",
+    "TokenizerPathConfig",
+    "TrainConfig",
+    "TransformerConfig",
+    "WSDSchedulerConfig",
+    "WordFilter",
+]

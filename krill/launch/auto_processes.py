@@ -1,0 +1,42 @@
+"""How many processes hardware.processes=auto is."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from krill.config.schema import HardwareConfig, InferConfig, TrainConfig
+from krill.errors import UsageError
+from krill.launch.devices import list_visible_gpus
+from krill.runs.slurm import get_node_name
+from krill.training.batch_shape import world_size_from_env
+
+TrainOrInferConfig = TypeVar("TrainOrInferConfig", TrainConfig, InferConfig)
+
+
+def resolve_auto_processes(config: TrainOrInferConfig) -> TrainOrInferConfig:
+    """`config` with a number in place of hardware.processes=auto: one for each GPU, here or on a node of the job.
+
+    Raises UsageError where there is no GPU to count, or no SLURM to ask.
+    """
+    if config.hardware.processes != "auto":
+        return config
+    hardware = config.hardware.model_copy(
+        update={"processes": _count_processes(config.hardware, config.device)}
+    )
+    return config.model_copy(update={"hardware": hardware})
+
+
+def _count_processes(hardware: HardwareConfig, device: str) -> int:
+    if hardware.slurm is not None:
+        from krill.launch.cluster import count_gpus_per_node
+
+        return count_gpus_per_node(hardware.slurm) // max(1, hardware.slurm.gpus)
+    if world_size_from_env() > 1:
+        return world_size_from_env()
+    found = len(list_visible_gpus())
+    if not found and device == "cuda":
+        raise UsageError(
+            f"hardware.processes=auto: no CUDA device on {get_node_name()}; write hardware.processes=1, or "
+            "hardware=cpu"
+        )
+    return max(1, found)

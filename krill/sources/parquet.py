@@ -1,0 +1,112 @@
+"""Texts from Arrow: a column of a Parquet file, or of a table that another library read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from krill.sources.formats import UnreadableRecord
+from krill.sources.source import describe_missing_column
+
+BATCH_BYTES = 2**20
+"""Text that is read at once, about."""
+BATCH_ROWS = 1000
+"""Rows that are read at once, at most."""
+
+
+def read_parquet_texts(
+    path: Path, column: str, start: int, end: int
+) -> Iterator[tuple[int, str | UnreadableRecord]]:
+    """Yield (row from 1, text) of the row groups `start` to `end`. Raises OSError where they cannot be read."""
+    number = 0
+    try:
+        with open_parquet(path) as file:
+            rows = compute_batch_rows(
+                file.metadata.num_rows, sum(size for _, size in _measure_row_groups(file.metadata, column))
+            )
+            for batch in file.iter_batches(
+                rows, row_groups=range(start, end), columns=[column], use_threads=False
+            ):
+                values = extract_texts(batch.column(0), column)
+                yield from enumerate(values, number + 1)
+                number += len(values)
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from error
+
+
+def extract_texts(array: pa.Array, column: str) -> list[str | UnreadableRecord]:
+    """The texts of a column's values."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    try:
+        values = array.to_pylist()
+    except UnicodeDecodeError:
+        values = [_decode_value(value) for value in array.cast(pa.large_binary()).to_pylist()]
+    if array.null_count:
+        null = UnreadableRecord(f"{column!r} is null")
+        values = [null if value is None else value for value in values]
+    return values
+
+
+def _decode_value(value: bytes | None) -> str | UnreadableRecord | None:
+    try:
+        return value if value is None else value.decode()
+    except UnicodeDecodeError:
+        return UnreadableRecord("invalid UTF-8")
+
+
+def compute_batch_rows(rows: int, size: int) -> int:
+    """How many rows to read at once, of `rows` with `size` bytes of text."""
+    return min(max(BATCH_BYTES * rows // max(size, 1), 1), BATCH_ROWS)
+
+
+def find_column_problem(
+    where: str, column: str, schema: pa.Schema, key: str = "data.text_column"
+) -> str | None:
+    """Why a column of a table gives no text; None if it does."""
+    if column not in schema.names:
+        return describe_missing_column(where, column, schema.names, key)
+    kind = schema.field(column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        return f"{where}: column {column} holds {kind}, not text; choose another with {key}="
+    return None
+
+
+def find_parquet_problem(path: Path, column: str) -> str | None:
+    """Why a Parquet file cannot be used, by its end; None if it looks well."""
+    try:
+        with open_parquet(path) as file:
+            if file.metadata.num_rows == 0:
+                return f"{path}: holds no row; leave it out of data.paths"
+            return find_column_problem(str(path), column, file.schema_arrow)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        return f"{path}: is no whole Parquet file ({reason}); write it anew, or leave it out of data.paths"
+
+
+def measure_row_groups(path: Path, column: str) -> list[tuple[int, int]]:
+    """(rows, bytes of the text column before compression) of each row group."""
+    with open_parquet(path) as file:
+        return _measure_row_groups(file.metadata, column)
+
+
+def count_rows_before(path: Path, group: int) -> int:
+    """How many rows lie before a row group."""
+    with open_parquet(path) as file:
+        return sum(file.metadata.row_group(index).num_rows for index in range(group))
+
+
+def _measure_row_groups(metadata: pyarrow.parquet.FileMetaData, column: str) -> list[tuple[int, int]]:
+    leaves = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    return [(group.num_rows, group.column(leaves.index(column)).total_uncompressed_size) for group in groups]
+
+
+def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
+    """Open a file such that a column is read in pieces, however long its row groups are."""
+    return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)

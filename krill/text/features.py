@@ -1,0 +1,197 @@
+"""What can be measured of a text in one glance: letters, words, lines, links, repetition.
+
+Most are shares of the characters, words or lines, and all mean the same in Korean and English. `krill.text.filters`
+compares them with thresholds, one after the other: words and lines are cut when a measure first needs them, and once.
+
+Gopher: Rae et al. 2021, "Scaling Language Models", table A1. FineWeb: Penedo et al. 2024, "The FineWeb Datasets".
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from functools import cache, cached_property
+
+import numpy as np
+
+MAX_FEATURE_CHARACTERS = 1_000_000
+"""Of a longer text its first characters are measured: memory and time stay bounded."""
+
+WHITESPACE, LATIN, HANGUL, OTHER_LETTER, SYMBOL = range(5)
+"""Kinds of characters; digits are symbols here."""
+
+_HANGUL_BLOCKS = ((0x1100, 0x1200), (0x3131, 0x318F), (0xA960, 0xA97D), (0xAC00, 0xD7FC), (0xFFA0, 0xFFDD))
+_LAST_LETTER = 0x323AF  # Unicode 15 has no letter beyond
+
+_FUNCTION_WORDS = frozenset(
+    {"the", "be", "to", "of", "and", "that", "have", "with"}
+    | {"in", "is", "for", "this", "are", "on", "as", "or", "by", "not", "it", "an", "from", "if", "you"}
+    | {"was", "can", "at", "all", "will", "which"}
+)
+"""Gopher's eight and the next most frequent, lower case."""
+_KOREAN_ENDINGS = "은는이가을를에의로도와과고다요며면서지만까니네음함게야죠데들나"
+_KOREAN_ENDING_PATTERN = re.compile(rf"[{_KOREAN_ENDINGS}](?![^\W\d_])")
+"""The last syllable of a word, where it is one that particles and verbs mostly end in."""
+
+_SENTENCE_ENDS = frozenset(".!?…。！？\"'”’~^" + ";:)}]" + "다요죠까네음함듯지야데ㅋㅎㅠㅜ")
+"""Punctuation, what ends a line of code, and Korean verbs, for Korean is often written without a full stop."""
+_SHORT_LINE_LENGTH = 30
+_LINK_PATTERN = re.compile(r"(?:https?://|www\.)[^\s<>\"')\]]+|\]\([^()\s]+\)")
+
+_NGRAM_SIZE = 5
+_MAX_WORD_LENGTH = 20
+_HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+class TextFeatures:
+    """A cleaned text (one that encodes as UTF-8) and its measures."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.head = text[:MAX_FEATURE_CHARACTERS]
+        """What is measured."""
+
+    # --- letters ---
+
+    @cached_property
+    def _kind_counts(self) -> list[int]:
+        """Characters of each kind."""
+        codes = np.frombuffer(self.head.encode("utf-32-le"), "<u4")
+        return np.bincount(_build_character_kinds()[codes], minlength=5).tolist()
+
+    @property
+    def letter_share(self) -> float:
+        """Share of the characters, white space apart, that are letters of any script."""
+        latin, hangul, other, symbols = self._kind_counts[LATIN:]
+        return _compute_share(latin + hangul + other, latin + hangul + other + symbols)
+
+    @property
+    def script_shares(self) -> dict[str, float]:
+        """Shares of Hangul ("ko"), Latin ("en") and other letters ("und"); those not Latin count twice."""
+        latin, hangul, other = self._kind_counts[LATIN:SYMBOL]
+        whole = latin + 2 * (hangul + other)
+        return {
+            "ko": _compute_share(2 * hangul, whole),
+            "en": _compute_share(latin, whole),
+            "und": _compute_share(2 * other, whole) if whole else 1.0,
+        }
+
+    # --- words ---
+
+    @cached_property
+    def _words(self) -> list[str]:
+        return self.head.split()
+
+    @cached_property
+    def _word_lengths(self) -> np.ndarray:
+        return np.fromiter(map(len, self._words), np.int64, len(self._words))
+
+    @property
+    def mean_word_length(self) -> float:
+        """Characters in a word; words are what stands between white space."""
+        return _compute_share(int(self._word_lengths.sum()), len(self._words))
+
+    @property
+    def function_word_share(self) -> float:
+        """Share of the words that are English function words or end as Korean particles and verbs do."""
+        found = sum(map(_FUNCTION_WORDS.__contains__, self._words))
+        if not self.head.isascii():
+            found += len(_KOREAN_ENDING_PATTERN.findall(self.head))
+        return _compute_share(found, len(self._words))
+
+    # --- lines ---
+
+    @cached_property
+    def _lines(self) -> list[str]:
+        """The lines that are not empty, white space stripped."""
+        return list(filter(None, map(str.strip, self.head.split("\n"))))
+
+    @property
+    def sentence_end_share(self) -> float:
+        """Share of the lines that end a sentence, or a statement of code."""
+        return _compute_share(sum(line[-1] in _SENTENCE_ENDS for line in self._lines), len(self._lines))
+
+    @property
+    def short_line_share(self) -> float:
+        """Share of the characters that stand in lines shorter than 30."""
+        lengths = list(map(len, self._lines))
+        return _compute_share(sum(length for length in lengths if length < _SHORT_LINE_LENGTH), sum(lengths))
+
+    @property
+    def link_share(self) -> float:
+        """Share of the characters in web addresses and in the targets of Markdown links."""
+        if "://" not in self.head and "www." not in self.head and "](" not in self.head:
+            return 0.0
+        return _compute_share(sum(map(len, _LINK_PATTERN.findall(self.head))), len(self.head))
+
+    # --- repetition ---
+
+    @property
+    def duplicate_line_share(self) -> float:
+        """Share of the characters in lines that are equal to an earlier one."""
+        return 1.0 - _compute_share(sum(map(len, set(self._lines))), sum(map(len, self._lines)), empty=1.0)
+
+    @property
+    def top_bigram_share(self) -> float:
+        """Share of the characters in the pair of words that has most of them; can exceed 1 where it overlaps.
+
+        Of a longer word 20 characters count: the ruler of a table is one.
+        """
+        positions, counts = self._count_ngrams(2)
+        lengths = np.minimum(self._word_lengths, _MAX_WORD_LENGTH)
+        lengths = lengths[positions] + lengths[positions + 1]
+        repeated = (lengths * counts)[counts > 1]
+        return _compute_share(int(repeated.max(initial=0)), int(self._word_lengths.sum()))
+
+    @property
+    def duplicate_ngram_share(self) -> float:
+        """Share of the characters in five consecutive words that came before."""
+        size = len(self._words)
+        first, _ = self._count_ngrams(_NGRAM_SIZE)
+        repeats = np.ones(max(0, size - _NGRAM_SIZE + 1), bool)
+        repeats[first] = False
+        starts = np.flatnonzero(repeats)
+        depth = np.bincount(starts, minlength=size + 1) - np.bincount(
+            starts + _NGRAM_SIZE, minlength=size + 1
+        )
+        covered = np.cumsum(depth[:size]) > 0
+        return _compute_share(int(self._word_lengths[covered].sum()), int(self._word_lengths.sum()))
+
+    @property
+    def compression_ratio(self) -> float:
+        """Size under zlib, as a share of the UTF-8 bytes; short texts compress less."""
+        content = self.head.encode()
+        return _compute_share(len(zlib.compress(content, 1)), len(content), empty=1.0)
+
+    @cached_property
+    def _word_hashes(self) -> np.ndarray:
+        """A 64-bit hash of each word; only equality counts, for Python seeds its hashes anew in each process."""
+        return np.fromiter(map(hash, self._words), np.int64, len(self._words)).view(np.uint64)
+
+    def _count_ngrams(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of each distinct n-gram of words: where it stands first, and how often it stands there."""
+        count = max(0, len(self._words) - size + 1)
+        grams = np.zeros(count, np.uint64)
+        for offset in range(size):
+            grams = grams * _HASH_MULTIPLIER + self._word_hashes[offset : offset + count]
+        _, positions, counts = np.unique(grams, return_index=True, return_counts=True)
+        return positions, counts
+
+
+def _compute_share(part: int, whole: int, empty: float = 0.0) -> float:
+    return part / whole if whole else empty
+
+
+@cache
+def _build_character_kinds() -> np.ndarray:
+    """uint8 (all code points,): the kind of each."""
+    kinds = np.full(0x110000, SYMBOL, np.uint8)
+    for code in range(_LAST_LETTER + 1):
+        character = chr(code)
+        if character.isspace():
+            kinds[code] = WHITESPACE
+        elif character.isalpha():
+            kinds[code] = LATIN if code < 0x250 or 0x1E00 <= code < 0x1F00 else OTHER_LETTER
+    for first, end in _HANGUL_BLOCKS:
+        kinds[first:end] = HANGUL
+    return kinds

@@ -1,0 +1,1 @@
+"""What watches a training between its steps: one purpose, one file."""

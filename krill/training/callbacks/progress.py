@@ -1,0 +1,139 @@
+"""What a person sees while a model trains: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from krill.errors import KrillError
+from krill.runs.record import Record
+from krill.training.callbacks.skip_step import DIVERGED_MESSAGE, suggest_divergence_remedy
+from krill.training.setup import RunSetup
+
+log = logging.getLogger("krill")
+LOG_INTERVAL_SECONDS = 15.0
+TRAINER_LOG_KEYS = ("loss", "learning_rate", "grad_norm", "epoch")
+"""What transformers logs of a step; the rest is krill's, by the names that the metrics have."""
+
+
+def is_logging_step(step: int, state: TrainerState) -> bool:
+    """Whether a step gets a line of metrics: the first, the last, and each log_every-th."""
+    return step in (1, state.max_steps) or step % state.logging_steps == 0
+
+
+class ProgressReporter(TrainerCallback):
+    """Writes each logged step to metrics.jsonl and shows it."""
+
+    def __init__(self, record: Record, setting: RunSetup):
+        self.record, self.setup = record, setting
+        self.tokens_per_step = setting.tokens_per_step
+        self.last_log_time = 0.0
+        self.bar: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.last_log_time = time.monotonic()
+        if sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, figures="")
+            self.bar.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        control.should_log |= is_logging_step(state.global_step, state)
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        logs = logs or {}
+        step = state.global_step
+        at: dict[str, Any] = {
+            "step": step,
+            "epoch": round(self.setup.epochs_at(step), 6),
+            "tokens": step * self.tokens_per_step,
+        }
+        if "loss" in logs:
+            others = {key: value for key, value in logs.items() if key not in TRAINER_LOG_KEYS}
+            figures = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
+            self.record.append_metrics(at | _replace_non_finite({**figures, **others}))
+            self._display_step(state, logs)
+        elif "eval_loss" in logs:
+            figures = {key: value for key, value in logs.items() if key.startswith("eval_")}
+            self.record.append_metrics(at | figures)
+            self._raise_if_not_finite(logs["eval_loss"], step)
+            self._print_line(
+                f"step {step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f} nats/token  "
+                f"{logs['eval_bits_per_byte']:.4f} bits/byte"
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.close()
+
+    def __enter__(self) -> ProgressReporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+    def _raise_if_not_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise KrillError(
+                f"the validation loss is {loss} at step {step}: {DIVERGED_MESSAGE}; {suggest_divergence_remedy(self.setup.config.lr)}"
+            )
+
+    def _display_step(self, state: TrainerState, logs: dict[str, float]) -> None:
+        figures = f"loss {logs['loss']:.3f}  {logs['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in logs:
+            figures += f"  {100 * logs['mfu']:.0f} % MFU"
+        if self.bar:
+            self.bar.update(self.task, figures=figures)
+        elif time.monotonic() - self.last_log_time > LOG_INTERVAL_SECONDS:
+            self.last_log_time = time.monotonic()
+            left = timedelta(seconds=round(logs["seconds_left"]))
+            log.info("step %d/%d  %s  %s left", state.global_step, state.max_steps, figures, left)
+
+    def _print_line(self, line: str) -> None:
+        if self.bar:
+            self.bar.console.print(line, highlight=False)
+            log.debug(line)
+        else:
+            log.info(line)
+
+
+def _replace_non_finite(figures: dict[str, float | None]) -> dict[str, float | None]:
+    """None for what is not: in a line of bad steps only, no good step has a loss."""
+    return {
+        key: value if value is not None and math.isfinite(value) else None for key, value in figures.items()
+    }

@@ -1,0 +1,1 @@
+"""Checkpoints and the exported model: written aside, verified, kept, branched off, uploaded."""

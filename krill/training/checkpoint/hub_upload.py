@@ -1,0 +1,113 @@
+"""What a run uploads to the Hugging Face Hub, where it is asked to: checkpoints while it trains, last the model."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from threading import Lock, Thread
+
+from krill.config.schema import HubConfig
+from krill.errors import KrillError
+from krill.runs import checkpoints
+from krill.runs.hub import describe_error, stage_upload, upload_checkpoint, upload_model
+from krill.runs.record import Record, relative_path
+
+STAGING_FOLDER = ".upload"
+log = logging.getLogger("krill")
+
+
+class HubUploader:
+    """Uploads each checkpoint in the background, but for those that a newer one overtakes while they wait.
+
+    What fails is told, and tried again with the next one. A context around the training: where it is left, the newest
+    checkpoint is on the Hub, or that was tried once more; an interrupt does not wait for it.
+    """
+
+    def __init__(self, record: Record, hub: HubConfig):
+        self.record, self.hub, self.run_folder = record, hub, record.folder
+        self.should_upload = hub.checkpoints and record.is_writer
+        self.upload_lock = Lock()
+        self.threads: list[Thread] = []
+        self.latest_staged: Path | None = None
+        self.last_error: Exception | None = None
+        place = record.status.get("uploaded", {})
+        self.uploaded_step: int | None = place.get("step") if place.get("id") == hub.id else None
+        if record.is_writer:
+            shutil.rmtree(self.run_folder / STAGING_FOLDER, ignore_errors=True)
+
+    def on_checkpoint_saved(self, step: int) -> None:
+        """To be called when the checkpoint of a step is in its place."""
+        if self.should_upload:
+            self._start_upload(step)
+
+    def __enter__(self) -> HubUploader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Exception):
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the newest checkpoint is uploaded; try once more where that has failed."""
+        saved = (
+            checkpoints.complete_checkpoints(self.run_folder / "checkpoints") if self.should_upload else []
+        )
+        if not saved:
+            return
+        step = checkpoints.parse_step(saved[-1])
+        if any(thread.is_alive() for thread in self.threads):
+            log.info("hub         waiting until the checkpoint of step %d is in %s", step, self.hub.id)
+        self._join_threads()
+        if self.last_error or self.uploaded_step != step:
+            self._start_upload(step)
+            self._join_threads()
+        if self.uploaded_step is not None:
+            self.record.update(uploaded={"id": self.hub.id, "step": self.uploaded_step})
+
+    def finish(self) -> None:
+        """Upload the finished model, last of all.
+
+        Raises KrillError where that fails, or where the last checkpoint is not on the Hub.
+        """
+        if not self.hub.push and not self.hub.checkpoints:
+            return
+        self.wait()
+        try:
+            if self.last_error:
+                raise self.last_error
+            url = upload_model(self.hub, self.run_folder)
+        except Exception as error:  # the Hub's client raises errors of several libraries
+            raise KrillError(
+                f"hub: the upload to {self.hub.id} failed ({describe_error(error)}). The model is in "
+                f"{relative_path(self.run_folder / 'model')}; give the same command again to try once more"
+            ) from error
+        log.info("hub         %s", url)
+
+    def _start_upload(self, step: int) -> None:
+        self.latest_staged = self.run_folder / STAGING_FOLDER / f"{step}-{time.monotonic_ns()}"
+        stage_upload(
+            self.run_folder, self.run_folder / "checkpoints" / f"checkpoint-{step}", self.latest_staged
+        )
+        thread = Thread(target=self._run_upload, args=(step, self.latest_staged), daemon=True)
+        self.threads = [*(thread for thread in self.threads if thread.is_alive()), thread]
+        thread.start()
+
+    def _run_upload(self, step: int, staged: Path) -> None:
+        with self.upload_lock:
+            if staged == self.latest_staged:
+                try:
+                    upload_checkpoint(self.hub, staged, step)
+                    self.uploaded_step, self.last_error = step, None
+                    log.debug("hub         checkpoint of step %d uploaded", step)
+                except Exception as error:
+                    self.last_error = error
+                    log.warning(
+                        "hub         checkpoint of step %d not uploaded: %s", step, describe_error(error)
+                    )
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _join_threads(self) -> None:
+        for thread in self.threads:
+            thread.join()

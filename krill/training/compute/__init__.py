@@ -1,0 +1,1 @@
+"""How forward and backward pass are computed: attention, loss, kernels, sharding."""

@@ -1,0 +1,148 @@
+"""Kernels of causal attention for documents that lie one after the other: torch's own and those of flash-attn.
+
+FlashAttention-2 (Dao, 2023, arXiv:2307.08691), FlashAttention-3 (Shah et al., 2024, arXiv:2407.08608). They compute
+fp16 and bf16 on CUDA. A window counts the token itself here, and the tokens left of it there.
+
+Shapes: N tokens of all documents, H heads, D width of a head; B, T, S as in `krill.training.compute.attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+QUERY_BLOCK_SIZE = 256
+"""Queries at once within a window on the CPU, where the window is not larger."""
+
+
+@dataclass(frozen=True)
+class DocumentBoundaries:
+    """Where documents end: running sums from 0, int32 on the device, and the longest; of queries and of keys."""
+
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+
+    @classmethod
+    def from_cu_seqlens(cls, ends: Tensor, longest: int) -> DocumentBoundaries:
+        return cls(ends, ends, longest, longest)
+
+    @classmethod
+    def from_rows(cls, query_BHTD: Tensor, key_BHSD: Tensor) -> DocumentBoundaries:
+        """Each row is one; its queries are the last of its S tokens."""
+        (B, _, T, _), S = query_BHTD.shape, key_BHSD.shape[2]
+        rows = torch.arange(B + 1, dtype=torch.int32, device=query_BHTD.device)
+        return cls(rows * T, rows * S, T, S)
+
+
+def cast_to_autocast_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All three as autocast would have them; rotary embeddings leave queries and keys in fp32."""
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        return query.to(dtype), key.to(dtype), value.to(dtype)
+    return query, key, value
+
+
+def run_with_padded_heads(
+    kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any
+) -> Tensor:
+    """`kernel` on (N, H, D) of one dtype, with heads as wide as a multiple of 8, which it wants."""
+    width = q.shape[-1]
+    q, k, v = cast_to_autocast_dtype(q, k, v)
+    if width % 8:
+        q, k, v = (F.pad(x, (0, -width % 8)) for x in (q, k, v))
+    return kernel(q, k, v, *rest, **more)[..., :width]
+
+
+def torch_varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, documents: DocumentBoundaries, scale: float, window: int | None
+) -> Tensor:
+    """Flash Attention inside torch, (N, H, D); neither dropout nor cap."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return cast(Tensor, varlen_attn(
+        q, k, v, documents.cu_seqlens_q, documents.cu_seqlens_k, documents.max_seqlen_q, documents.max_seqlen_k,
+        scale=scale, window_size=_to_window_size(window), enable_gqa=True,
+    ))  # fmt: skip
+
+
+def flash_attn_varlen(
+    module: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: DocumentBoundaries,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    **dropout: float,
+) -> Tensor:
+    """The varlen function of `module`, (N, H, D): flash_attn, or flash_attn_interface, which takes no dropout."""
+    out: Any = import_module(module).flash_attn_varlen_func(
+        q, k, v, documents.cu_seqlens_q, documents.cu_seqlens_k, documents.max_seqlen_q, documents.max_seqlen_k,
+        softmax_scale=scale, causal=True, window_size=_to_window_size(window), softcap=softcap or 0.0, **dropout,
+    )  # fmt: skip
+    # the first releases of flash_attn_interface return sums as well
+    return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+
+
+def _to_window_size(window: int | None) -> tuple[int, int]:
+    """Tokens that one sees to its left and to its right, in Flash Attention's words."""
+    return (-1 if window is None else window - 1), 0
+
+
+def per_document_attention(
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    lengths: list[int],
+    scale: float | None,
+    window: int | None,
+    dropout: float,
+) -> Tensor:
+    """Attention of each document by itself, (B, T, H, D); for the CPU."""
+    B, H, T, D = query_BHTD.shape
+    flat = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query_BHTD, key_BHTD, value_BHTD))
+    outs = []
+    for document in zip(*(x.split(lengths) for x in flat), strict=True):
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in document)
+        outs.append(causal_attention(q, k, v, scale, window, dropout).squeeze(0).transpose(0, 1))
+    return torch.cat(outs).view(B, T, H, D)
+
+
+def causal_attention(
+    query_BHTD: Tensor,
+    key_BHSD: Tensor,
+    value_BHSD: Tensor,
+    scale: float | None,
+    window: int | None,
+    dropout: float,
+) -> Tensor:
+    """Causal attention of rows, (B, H, T, D); a single query is the last token of its row.
+
+    A window is computed in blocks of queries, each with the keys that it reaches: T · window pairs, not T².
+    """
+    T, S = query_BHTD.shape[2], key_BHSD.shape[2]
+    known: dict[str, Any] = {"scale": scale, "enable_gqa": True, "dropout_p": dropout}
+    if window is None or window >= S or T == 1:
+        k, v = (x if window is None else x[:, :, -window:] for x in (key_BHSD, value_BHSD))
+        return F.scaled_dot_product_attention(query_BHTD, k, v, is_causal=T > 1, **known)
+    blocks, step = [], max(window, QUERY_BLOCK_SIZE)
+    for first in range(0, T, step):
+        left = max(0, first - window + 1)
+        q, k, v = (
+            x[:, :, start : first + step]
+            for x, start in ((query_BHTD, first), (key_BHSD, left), (value_BHSD, left))
+        )
+        back = torch.arange(first, first + q.shape[2])[:, None] - torch.arange(left, left + k.shape[2])
+        near = ((back >= 0) & (back < window)).to(q.device)
+        blocks.append(F.scaled_dot_product_attention(q, k, v, attn_mask=near, **known))
+    return torch.cat(blocks, dim=2)

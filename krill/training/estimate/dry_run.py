@@ -1,0 +1,66 @@
+"""What `krill-train` would do, a line each (dry_run=true)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from krill.config.schema import TrainConfig
+from krill.training.batch_shape import compute_training_length, resolve_batch_shape, resolve_device
+from krill.training.preflight import run_preflight_checks
+
+
+def plan_run(config: TrainConfig, root: Path) -> list[str]:
+    """What `krill-train` would do, a line each; nothing is written (dry_run=true)."""
+    from krill.data.cache import get_store_folder, get_tokenizer_folder
+    from krill.data.store import Store
+    from krill.models.build import count_parameters
+    from krill.sources.registry import check_source
+    from krill.training.estimate import cost
+
+    check_source(config.data)
+    run_preflight_checks(config)
+    tokenizer = get_tokenizer_folder(config, root)
+    store = get_store_folder(config, root)
+    batch = resolve_batch_shape(config)
+    tokens_per_step = batch.rows_per_step * config.sequence_len
+    vocab_size = _get_vocab_size(config, tokenizer)
+    parameters = count_parameters(config.model, vocab_size)
+    lines = [
+        f"name        {config.name}",
+        f"model       {config.model.name}: {parameters:,} parameters, vocabulary {vocab_size}",
+        f"tokenizer   {'reuse' if tokenizer.is_dir() else 'train'} {tokenizer}",
+        f"tokens      {'reuse' if store.is_dir() else 'prepare'} {store}",
+        f"batch       {batch.rows_per_step} rows of {config.sequence_len} = {tokens_per_step:,} tokens a step",
+        f"device      {resolve_device(config.device)}",
+        f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
+    ]
+    train = Store.open(store).get_split("train") if store.is_dir() else None
+    steps = config.steps
+    if steps is not None:
+        lines.append(f"steps       {steps:,}: {steps * tokens_per_step:,} tokens")
+    elif train is not None:
+        rows = math.ceil(train.tokens / config.sequence_len)
+        steps = compute_training_length(config, rows, batch.rows_per_step).steps
+        lines.append(f"steps       about {steps:,} for {config.epochs:g} epochs")
+    else:
+        lines.append(f"steps       what {config.epochs:g} epochs are, known when the tokens are prepared")
+    attended = (
+        cost.compute_mean_attended_tokens(train.ends, config.sequence_len) if train and train.tokens else None
+    )
+    lines += cost.format_cost_lines(config, vocab_size, steps, attended)
+    if config.branch is not None:
+        from krill.training.checkpoint.branch import resolve_branch
+
+        branch = resolve_branch(config.branch)
+        lines.append(f"branch      goes on from step {branch.step} of {branch.run_folder}")
+    place = Path(config.output) if config.output else root / "runs" / config.name
+    lines.append(f"folder      {place}")
+    return lines
+
+
+def _get_vocab_size(config: TrainConfig, folder: Path) -> int:
+    from krill.tokenizer.artifact import load_tokenizer
+    from krill.tokenizer.recipe import compute_vocab_size
+
+    return load_tokenizer(folder).vocab_size if folder.is_dir() else compute_vocab_size(config.tokenizer)

@@ -1,0 +1,173 @@
+"""A model, an optimizer and a data source of one's own: one Python file and one YAML each, in one's own folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from console import Done, complaints, run
+
+from krill.cli import app, train
+from krill.cli.compose import compose_config
+from krill.config.schema import TrainConfig
+from krill.config.validation import validate_config
+from krill.launch import identity
+
+FILES = {
+    "my_model.py": '''
+from transformers import GPT2Config, GPT2LMHeadModel
+
+
+def build(vocab_size, max_position_embeddings, width, **ids):
+    sizes = {"n_positions": max_position_embeddings, "n_embd": width, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **sizes, **ids))
+''',
+    "conf/model/mine.yaml": """# @package _global_
+# A small GPT-2
+sequence_len: 64
+model:
+  name: mine
+  family: custom
+  build: my_model.py:build
+  max_position_embeddings: ${sequence_len}
+  options: {width: 16}
+""",
+    "my_optimizer.py": '''
+import torch
+
+
+def build(model, lr, weight_decay, alpha, **_):
+    return torch.optim.RMSprop(model.parameters(), lr=lr, weight_decay=weight_decay, alpha=alpha)
+''',
+    "conf/optimizer/mine.yaml": """# @package _global_
+# RMSprop
+defaults:
+  - _adamw@optimizer
+  - _self_
+lr: 2.0e-04
+optimizer:
+  name: custom
+  build: my_optimizer.py:build
+  options: {alpha: 0.9}
+""",
+    "my_data.py": '''
+def read(count):
+    for index in range(count):
+        yield f"문서 {index}: " + " ".join(f"word{(index * step) % 97}" for step in range(1, 60))
+''',
+    "conf/data/mine.yaml": """# Made-up sentences
+defaults:
+  - _rules
+  - _self_
+name: mine
+source: custom
+read: my_data.py:read
+options: {count: 300}
+validation_fraction: 0.1
+""",
+}  # fmt: skip
+CHOICE = ("model=mine", "optimizer=mine", "data=mine")
+SMALL = (*CHOICE, "tokenizer.vocab_size=350", "batch.micro_batch_size=2", "steps=2", "device=cpu")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A working directory with the files of a person."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text.lstrip("\n"), encoding="utf-8")
+    return tmp_path
+
+
+def status(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "status.json").read_text(encoding="utf-8"))
+
+
+def trained(done: Done, place: Path) -> Path:
+    assert done.returncode == 0, done.stderr
+    return place / done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_they_train_and_their_code_is_part_of_what_the_run_is(place: Path):
+    first = trained(run(place, "krill-train", *SMALL), place)
+    assert status(first)["state"] == "finished"
+    config = json.loads((first / "model" / "config.json").read_text())
+    assert (config["architectures"], config["n_embd"], config["vocab_size"]) == (["GPT2LMHeadModel"], 16, 350)
+    stores = list((place / "outputs" / "data").glob("mine-*"))
+    assert len(stores) == 1
+
+    shown = run(place, "krill-train", f"from={first}", "steps=9", "--cfg", "job")
+    again = yaml.safe_load(shown.stdout)
+    assert (again["steps"], again["model"]["name"], again["batch"]["micro_batch_size"]) == (9, "mine", 2)
+
+    (place / "my_optimizer.py").write_text(FILES["my_optimizer.py"] + "# changed\n")
+    second = trained(run(place, "krill-train", *SMALL), place)
+    assert status(second)["signature"] != status(first)["signature"]
+    assert list((place / "outputs" / "data").glob("mine-*")) == stores
+
+
+@pytest.mark.parametrize("name", ["my_model.py", "my_optimizer.py", "my_data.py"])
+def test_each_file_changes_the_signature(place: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(place)
+    before = signature(place)
+    assert signature(place) == before
+    (place / name).write_text(FILES[name] + "# changed\n", encoding="utf-8")
+    assert signature(place) != before
+
+
+def signature(place: Path) -> str:
+    """The identity of the run, as a new process would compute it."""
+    for module in [name for name in sys.modules if name.startswith("krill_own_")]:
+        del sys.modules[module]
+    return identity.compute_identity(
+        "train", validate_config(TrainConfig, compose_config("train", CHOICE, [place / "conf"]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("model.build=gone.py:build", "gone.py: no such file"),
+        ("model.build=my_model.py:bild", "my_model.py has no function 'bild'"),
+        ("optimizer.build=gone.py:build", "gone.py: no such file"),
+        ("optimizer.build=my_optimizer.py", "write file.py:function"),
+        ("data.read=gone.py:read", "gone.py: no such file"),
+        ("data.read=no_such_module:read", "no module 'no_such_module'"),
+    ],
+)
+def test_what_is_not_there_is_an_error_of_usage(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, told: str
+):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert app.main("train", train.run_task, [*SMALL, word]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("krill-train: error: ")
+    assert told in line
+    assert not (place / "outputs").exists()
+
+
+def test_a_preset_that_needs_a_width_says_so(place: Path):
+    told = complaints(run(place, "krill-train", "model=mine", "optimizer=muon_keller"))
+    assert told == [
+        "optimizer.muon_lr: the model has no hidden_size to derive it from at optimizer.scale=spectral; set "
+        "optimizer.muon_lr and optimizer.muon_weight_decay, or write optimizer=muon_moonlight"
+    ]
+
+
+def test_options_reach_the_function(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    parameters = []
+    for width in ("16", "32"):
+        assert (
+            app.main("train", train.run_task, [*SMALL, f"model.options.width={width}", "dry_run=true"]) == 0
+        )
+        parameters.append(int(capsys.readouterr().out.split("mine: ")[1].split()[0].replace(",", "")))
+    assert parameters[1] > 1.9 * parameters[0]

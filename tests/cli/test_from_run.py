@@ -1,0 +1,121 @@
+"""from=<run> repeats a run with changes: all that was typed then, less its place, then what is typed now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from console import complaints, run
+from omegaconf import OmegaConf
+
+from krill.cli.argv import parse_arguments
+from krill.cli.compose import compose_config, normalize_overrides
+from krill.config.schema import TrainConfig
+from krill.config.validation import validate_config
+from krill.errors import UsageError
+
+THEN = [
+    "model=llama_pico", "optimizer=adamw", "lr=0.002", "steps=7", "epochs=null", "name='한국 어'", "output=there",
+    "resume=false", "dry_run=false", "data=files", "data.paths=['말뭉치/가.jsonl','b c.jsonl']",
+    r"sample_prompt='옛날, \'왕\' = \${x}'",
+]  # fmt: skip
+
+
+def earlier(folder: Path, overrides: list[str]) -> Path:
+    """A run's folder, as far as from= reads it."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(overrides)))
+    return folder
+
+
+def again(run_folder: Path, *words: str) -> TrainConfig:
+    return validate_config(
+        TrainConfig,
+        compose_config(
+            "train", normalize_overrides("train", parse_arguments([f"from={run_folder}", *words]))
+        ),
+    )
+
+
+@pytest.fixture
+def then(tmp_path: Path) -> Path:
+    return earlier(tmp_path / "지난 run", THEN)
+
+
+def test_what_was_typed_is_repeated(then: Path):
+    config = again(then)
+    assert (config.model.name, config.optimizer.name, config.lr) == ("llama_pico", "adamw", 0.002)
+    assert (config.steps, config.epochs, config.name) == (7, None, "한국 어")
+    assert config.sample_prompt == "옛날, '왕' = ${x}"
+    assert config.data.model_dump()["paths"] == ["말뭉치/가.jsonl", "b c.jsonl"]
+
+
+def test_its_place_is_not(then: Path):
+    config = again(then)
+    assert (config.output, config.resume, config.dry_run) == (None, "auto", False)
+
+
+def test_a_group_chosen_anew_takes_its_details_with_it(tmp_path: Path):
+    run_folder = earlier(tmp_path / "run", ["optimizer=muon_keller", "optimizer.momentum=0.9", "seed=3"])
+    assert again(run_folder).optimizer.model_dump()["momentum"] == 0.9
+    assert again(run_folder, "optimizer=muon_pto").optimizer.model_dump()["momentum"] == 0.95
+    assert again(run_folder, "optimizer=adamw").seed == 3
+
+
+def test_what_is_typed_now_wins(then: Path):
+    config = again(
+        then, "optimizer=muon_keller", "lr=1e-4", "output=here", "name=새 이름", "data=python_docs"
+    )
+    assert (config.optimizer.name, config.lr, config.output) == ("muon_keller", 1e-4, "here")
+    assert config.name == "새 이름"
+
+
+@pytest.mark.parametrize(
+    ("typed_then", "typed_now", "left"),
+    [
+        (["steps=7", "epochs=null"], "epochs=2", {"steps": None, "epochs": 2}),
+        (["epochs=2", "steps=null"], "steps=7", {"steps": 7, "epochs": None}),
+        (
+            ["batch.tokens=512", "batch.gradient_accumulation_steps=null"],
+            "batch.gradient_accumulation_steps=2",
+            {"tokens": None, "gradient_accumulation_steps": 2},
+        ),
+        (
+            ["batch.gradient_accumulation_steps=2", "batch.tokens=null"],
+            "batch.tokens=512",
+            {"tokens": 512, "gradient_accumulation_steps": None},
+        ),
+    ],
+)
+def test_the_other_key_of_a_pair_is_cleared(
+    tmp_path: Path, typed_then: list[str], typed_now: str, left: dict[str, int | None]
+):
+    config = again(earlier(tmp_path / "run", typed_then), typed_now)
+    found = config.model_dump() | config.batch.model_dump()
+    assert {key: found[key] for key in left} == left
+
+
+def test_an_experiment_can_be_left_out(tmp_path: Path):
+    run_folder = earlier(tmp_path / "run", ["experiment=tiny_ko", "seed=3"])
+    assert again(run_folder).model.name == "tiny_ko"
+    assert again(run_folder, "experiment=null").model.name == "llama_nano"
+    assert again(run_folder, "experiment=null").seed == 3
+
+
+def test_no_run_there(tmp_path: Path):
+    with pytest.raises(UsageError, match="no run of krill there"):
+        again(tmp_path)
+
+
+def test_the_command_takes_it(tmp_path: Path, then: Path):
+    done = run(tmp_path, "krill-train", f"from={then.name}", "seed=5", "data=python_docs", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    values = yaml.safe_load(done.stdout)
+    assert (values["seed"], values["lr"], values["data"]["source"]) == (5, 0.002, "python_docs")
+
+
+def test_inference_has_no_from(tmp_path: Path, then: Path):
+    assert complaints(run(tmp_path, "krill-infer", f"from={then.name}")) == [
+        f"from= is for training; write model={then.name}"
+    ]

@@ -1,0 +1,154 @@
+"""A mistake in use: one message each that names the fix, exit code 2, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from console import complaints, empty, run
+
+from krill.cli import app, train
+
+CASES = {
+    "optimizer=muon_kellr": "Did you mean optimizer=muon_keller? There are: adamw, muon_keller",
+    "experiment=tiny_kko": "Did you mean experiment=tiny_ko?",
+    "model=null": "unknown option 'null' for model. There are: auto, llama_125m",
+    "lrr=1e-3": "no such key 'lrr'. Did you mean lr?",
+    "+lrr=1e-3": "no such key 'lrr'. Did you mean lr?",
+    "+experiment=tiny_ko": "write it without +",
+    "lr=fast": "lr=fast: input should be a valid number",
+    "lr=-1": "lr=-1: input should be greater than 0",
+    "lr=1,2": "add -m to sweep",
+    "lr=interval(1,2)": "add -m to sweep",
+    "--lr 1e-3": "write lr=1e-3",
+    "model": "model=tiny_ko",
+    "model.hiden_size=3": "no such key 'model.hiden_size'. Did you mean model.hidden_size?",
+    "model.hidden_size=7": "num_attention_heads=6 does not divide hidden_size=7; set head_dim",
+    "hidden_size=3": "Did you mean model.hidden_size?",
+    "data.path=x": "Did you mean data.paths?",
+    "data.paths=x": "no such key 'data.paths' here; it belongs to data=files",
+    "scheduler.decay=0.1": "it belongs to scheduler=wsd",
+    "optimizer.lr=1e-2": "optimizer.lr follows lr; write lr=0.01",
+    "~model": "follows model.name, which is not set",
+    "~lr": "follows lr, which is not set",
+    "steps=1 epochs=1": "exactly one of steps and epochs must be set",
+    "batch.tokens=100": "no multiple of sequence_len=256; write 256",
+    "batch.tokens=512 batch.gradient_accumulation_steps=2": "set one to null",
+    "device=cudaa": "'auto', 'cpu' or 'cuda'",
+    "name=a/b": "another place is output=",
+    "name=..": "another place is output=",
+    "hub.push=true": "hub.id=user/name",
+    "hub.checkpoints=true": "hub.id=user/name",
+    "resume=remote": "resume=remote needs a repository: hub.id=user/name",
+    "data=files": "data.paths is not set; write data.paths=…",
+    "tokenizer=pretrained": "tokenizer.path is not set; write tokenizer.path=…",
+    "data=files data.paths=[말뭉치/없다.txt]": "말뭉치/없다.txt: no such file or folder",
+    "data=files data.paths=[../empty.jsonl]": "empty.jsonl: is empty",
+    "from=nothere": "from=nothere: no run of krill there",
+    "resume=nothere": "resume=nothere: no run of krill there",
+    "--config-dir nothere": "no such folder of configurations: nothere",
+    "-m hydra/launcher=nope": "There are: basic, pool, submitit_local, submitit_slurm",
+    "hydra/launcher=submitit_local": "add -m",
+    "-m --cfg job": "leave one of them out",
+}
+
+
+SHELL = ("optimizer=muon_kellr", "lrr=1e-3", "+lrr=1e-3", "lr=fast", "--lr 1e-3", "model.hiden_size=3")
+"""Cases that are also run as a person runs them; the others in this process, which is faster."""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A working directory; files that the cases name lie beside it."""
+    (tmp_path / "empty.jsonl").touch()
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("words", [*SHELL, "data=files data.paths=[../empty.jsonl]"])
+def test_the_command_names_the_fix(here: Path, words: str):
+    *_, told = complaints(run(here, "krill-train", *words.split()))
+    assert CASES[words] in told
+    assert empty(here)
+
+
+@pytest.mark.parametrize("words", CASES)
+def test_train_names_the_fix(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: str
+):
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    code = app.main("train", train.run_task, words.split())
+    output, told = capfd.readouterr()
+    assert (code, output) == (2, "")
+    assert all(line.startswith("krill-train: error: ") for line in told.splitlines()), told
+    assert CASES[words] in told
+    assert empty(here)
+
+
+def test_several_mistakes_are_told_at_once(here: Path):
+    wrong = ["lrr=1", "optimizer=muon_kellr", "model.hiden_size=3", "seed=fast", "data=files"]
+    told = complaints(run(here, "krill-train", *wrong))
+    assert len(told) == len(wrong)
+    for key in ("lrr", "muon_kellr", "model.hiden_size", "seed=fast", "data.paths"):
+        assert sum(key in line for line in told) == 1, key
+
+
+def test_a_value_that_others_follow_is_told_once(here: Path):
+    assert len(complaints(run(here, "krill-train", "lr=fast"))) == 1  # optimizer.lr and muon_lr follow it
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        ("lr=1e-3,fast", "lr=fast: input should be a valid number"),
+        ("optimizer=adamw,muon_kellr", "Did you mean optimizer=muon_keller?"),
+        ("model=null,tiny_ko", "unknown option 'null' for model"),
+        ("lrr=1,2", "Did you mean lr?"),
+        ("batch.tokens=256,300", "write 256 or 512"),
+        ("data=files lr=1,2", "data.paths is not set"),
+        ("data=files data.paths=[nothere.txt] lr=1,2", "nothere.txt: no such file"),
+        ("sweep=null lr=1,2", "sweep"),
+        ("sweep.search=random sweep.trials=2 seed=x lr=1,2", "seed=x: input should be a valid integer"),
+        ("lr=interval(1,2)", "an interval has no points of its own"),
+    ],
+)
+def test_a_sweep_is_checked_before_its_first_point(here: Path, words: str, fix: str):
+    told = complaints(run(here, "krill-train", "-m", *words.split()))
+    assert fix in "\n".join(told)
+    assert empty(here)
+
+
+def test_a_sweep_names_the_points_that_are_wrong(here: Path):
+    told = complaints(run(here, "krill-train", "-m", "lr=1e-3,fast", "seed=0,soon"))
+    assert [line.partition(":")[0] for line in told] == ["seed=soon", "lr=fast"]
+    assert told[0].endswith("(in: lr=0.001 seed=soon; lr=fast seed=soon)")
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "fix"),
+    [
+        ("krill-preprocess", "data.min_chars=few", "data.min_chars=few: input should be a valid integer"),
+        ("krill-tokenizer", "tokenizer.vocab_size=12", "greater than or equal to 300"),
+        ("krill-infer", "", "write model=…"),
+        ("krill-infer", "model=nothere prompt=가", "model=nothere: no such folder"),
+        ("krill-infer", "experiment=nope", "unknown option 'nope' for experiment"),
+        ("krill-infer", "experiment=tiny_ko", "krill-train experiment=tiny_ko"),
+        ("krill-infer", "from=x", "write model=x"),
+        ("krill-infer", "model=x promt=y", "Did you mean prompt?"),
+    ],
+)
+def test_the_other_commands_do_so_too(here: Path, command: str, words: str, fix: str):
+    assert fix in "\n".join(complaints(run(here, command, *words.split())))
+    assert empty(here)
+
+
+def test_a_reader_that_goes_away_is_no_error(here: Path):
+    script = Path(sys.executable).with_name("krill-train")
+    closed = subprocess.run(
+        ["bash", "-c", f"'{script}' --cfg job | true"], cwd=here, capture_output=True, text=True
+    )
+    assert closed.stderr == ""

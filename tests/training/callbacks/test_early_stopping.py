@@ -1,0 +1,89 @@
+"""A run ends by its validation loss, also when it goes on after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_resume import assert_same_end
+
+from krill.config.schema import EarlyStoppingConfig
+from krill.runs import checkpoints
+from krill.runs.record import read_metrics, read_status
+from krill.training.callbacks.early_stopping import get_stop_reason
+
+TO_REACH = ("steps=12", "eval_every=2", "save_every=100")
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ([], None),
+        ([5.0, 4.0, 3.1], None),
+        ([5.0, 4.0, 3.0], "reached stop.target_loss=3"),
+        ([4.0, 4.5], None),
+        ([4.0, 4.5, 4.2], "the last 2 validations were not below 4.0000"),
+        ([4.0, 4.0, 4.0], "not below"),
+        ([5.0, 4.0, 4.5, 3.9], None),
+    ],
+)
+def test_reasons(losses: list[float], words: str | None) -> None:
+    why = get_stop_reason(EarlyStoppingConfig(target_loss=3.0, patience=2), losses)
+    assert (words is None) == (why is None)
+    assert (words or "") in (why or "")
+    assert get_stop_reason(EarlyStoppingConfig(target_loss=None, patience=None), losses) is None
+
+
+def _target(krill_train: Any) -> tuple[str, int]:
+    """A target that a run of twelve steps reaches on its way, and the step where it does."""
+    assert krill_train(*TO_REACH, "name=whole") == 0
+    lines = [line for line in read_metrics(krill_train.runs("whole")[0]) if "eval_loss" in line]
+    assert lines[2]["eval_loss"] > lines[3]["eval_loss"] > lines[4]["eval_loss"]
+    return f"stop.target_loss={lines[3]['eval_loss'] + 1e-6}", lines[3]["step"]
+
+
+def test_at_its_target_a_run_is_finished(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    word, step = _target(krill_train)
+    assert krill_train(*TO_REACH, word) == 0
+    (run,) = krill_train.runs()
+    status = read_status(run) or {}
+    assert status["state"] == "finished"
+    assert status["metrics"]["step"] == step == read_metrics(run)[-1]["step"]
+    assert "reached stop.target_loss" in status["metrics"]["stopped_by"]
+    assert [checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(run / "checkpoints")] == [
+        step
+    ]
+    assert (run / "model" / "model.safetensors").exists()
+    assert f"stop at step {step} of 12: validation loss" in capsys.readouterr().err
+
+
+def test_ended_and_killed_before_its_model_was_written_it_trains_no_further(
+    krill_train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word, step = _target(krill_train)
+    assert krill_train(*TO_REACH, word) == 0
+    (whole,) = krill_train.runs()
+
+    def interrupted(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("krill.training.run.keep", interrupted)
+        assert krill_train(*TO_REACH, word) == 75
+    assert krill_train(*TO_REACH, word) == 0
+    second: Path = krill_train.runs()[-1]
+    assert second != whole
+    assert_same_end(second, whole)
+    assert (read_status(second) or {})["metrics"]["step"] == step
+
+
+def test_out_of_patience(krill_train: Any) -> None:
+    assert krill_train(*TO_REACH, "optimizer=adamw", "lr=3", "eval_every=1", "stop.patience=2") == 0
+    (run,) = krill_train.runs()
+    losses = [line["eval_loss"] for line in read_metrics(run) if "eval_loss" in line]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3 < 12
+    assert "stop.patience=2" in (read_status(run) or {})["metrics"]["stopped_by"]

@@ -1,0 +1,82 @@
+"""A training does not go on with tokens that are not those that were written, nor with another tokenizer's."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krill.data.store import Store
+from krill.runs import checkpoints
+from krill.runs.record import read_status
+from krill.training.callbacks import verify_store
+
+
+@pytest.fixture
+def tokens(krill_train: Any, prepared: Any) -> Path:
+    """The store of the runs, in a place of its own: it may be damaged."""
+    folder: Path = krill_train.outputs / "data"
+    folder.unlink()
+    return Path(shutil.copytree(prepared.store, folder / prepared.store.name))
+
+
+def flip(store: Path) -> Path:
+    file = max(store.glob("train-*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+def test_a_flipped_byte_ends_it_before_the_first_step(
+    krill_train: Any, tokens: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = flip(tokens)
+    assert krill_train("output=run") == 1
+    told = capsys.readouterr().err
+    assert f"{file.name} has changed since it was written" in told
+    run = krill_train.outputs / "run"
+    assert (read_status(run) or {})["state"] == "failed"
+    assert not (run / "metrics.jsonl").read_text()
+    assert file.exists(), "nothing is removed unasked"
+
+
+def test_one_that_takes_longer_is_found_while_it_trains(
+    krill_train: Any, tokens: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(tokens)
+    plain, steps = verify_store.StoreVerifier.on_step_end, []
+
+    def on_step_end(
+        self: verify_store.StoreVerifier, args: Any, state: Any, control: Any, **rest: Any
+    ) -> None:
+        steps.append(state.global_step)
+        if state.global_step == 3:
+            self._verify()
+        plain(self, args, state, control, **rest)
+
+    monkeypatch.setattr(verify_store.StoreVerifier, "on_train_begin", lambda *_, **__: None)
+    monkeypatch.setattr(verify_store.StoreVerifier, "on_step_end", on_step_end)
+    assert krill_train("output=run") == 1
+    assert "has changed since it was written" in capsys.readouterr().err
+    assert steps == [1, 2, 3]
+    run = krill_train.outputs / "run"
+    assert [checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(run / "checkpoints")] == [2]
+    assert not (run / "model").exists()
+
+
+def test_tokens_of_another_tokenizer_are_refused(
+    krill_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = Store.open.__func__  # type: ignore[attr-defined]
+
+    def opened(folder: Path) -> Store:
+        store = plain(Store, folder)
+        store.tokenizer_signature = "0" * 64
+        return store
+
+    monkeypatch.setattr("krill.training.setup.Store.open", staticmethod(opened))
+    assert krill_train() == 2
+    assert "was made with another tokenizer" in capsys.readouterr().err

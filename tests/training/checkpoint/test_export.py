@@ -1,0 +1,176 @@
+"""model/ is what others read: transformers, and servers that take plain Llama or Qwen3 weights by their names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from krill.runs import checkpoints
+
+IDS = torch.tensor([[1, 70, 71, 90, 300, 17, 5, 200, 131], [1, 9, 8, 7, 6, 5, 4, 3, 2]])
+STACK = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+"""Weights that vLLM keeps as one, in the order of their rows."""
+
+
+class PlainWeights:
+    """Reads a model as vLLM does: every number from config.json, weights by name, projections stacked.
+
+    Source: vLLM, vllm/model_executor/models/llama.py and qwen3.py (load_weights, stacked_params_mapping).
+    """
+
+    def __init__(self, folder: Path):
+        self.config = json.loads((folder / "config.json").read_text())
+        (self.architecture,) = self.config["architectures"]
+        assert self.architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM")
+        parts: dict[str, dict[str, torch.Tensor]] = {}
+        for name, weight in self._read(folder):
+            assert weight.dtype == getattr(torch, self.config["dtype"])
+            *_, module, _ = name.split(".")
+            stack = STACK.get(module, module)
+            parts.setdefault(name.replace(module, stack), {})[module] = weight
+        self.weights = {
+            name: torch.cat([found[part] for part in STACK if part in found] or [*found.values()])
+            for name, found in parts.items()
+        }
+        self.unused = set(self.weights)
+
+    def _read(self, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                names = list(tensors.keys())
+                for name in names:
+                    yield name, tensors.get_tensor(name)
+
+    def take(self, name: str) -> torch.Tensor:
+        self.unused.discard(name)
+        return self.weights[name].float()
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, length) int64 → (batch, length, vocabulary) float32."""
+        embeddings = self.take("model.embed_tokens.weight")
+        assert len(embeddings) == self.config["vocab_size"]
+        assert ids.shape[1] <= self.config["max_position_embeddings"]
+        x = embeddings[ids]
+        for layer in range(self.config["num_hidden_layers"]):
+            name = f"model.layers.{layer}"
+            x = x + self._attention(f"{name}.self_attn", self._norm(f"{name}.input_layernorm", x))
+            x = x + self._mlp(f"{name}.mlp", self._norm(f"{name}.post_attention_layernorm", x))
+        head = embeddings if self.config["tie_word_embeddings"] else self.take("lm_head.weight")
+        return self._norm("model.norm", x) @ head.T
+
+    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        rms = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config["rms_norm_eps"])
+        return x * rms * self.take(f"{name}.weight")
+
+    def _mlp(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        assert self.config["hidden_act"] == "silu"
+        gate, up = (x @ self.take(f"{name}.gate_up_proj.weight").T).chunk(2, dim=-1)
+        return (F.silu(gate) * up) @ self.take(f"{name}.down_proj.weight").T
+
+    def _attention(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        heads, of_kv = self.config["num_attention_heads"], self.config["num_key_value_heads"]
+        width = self.config["head_dim"]
+        batch, length, _ = x.shape
+        stacked = x @ self.take(f"{name}.qkv_proj.weight").T
+        q, k, v = (
+            part.unflatten(-1, (-1, width)).transpose(1, 2)
+            for part in stacked.split([heads * width, of_kv * width, of_kv * width], dim=-1)
+        )
+        if self.architecture == "Qwen3ForCausalLM":
+            q, k = self._norm(f"{name}.q_norm", q), self._norm(f"{name}.k_norm", k)
+        q, k = self._rotated(q), self._rotated(k)
+        k, v = (part.repeat_interleave(heads // of_kv, dim=1) for part in (k, v))
+        scores = (q @ k.transpose(-1, -2) / width**0.5).masked_fill(
+            torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf
+        )
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, heads * width)
+        return mixed @ self.take(f"{name}.o_proj.weight").T
+
+    def _rotated(self, x: torch.Tensor) -> torch.Tensor:
+        """RoPE as in Llama's own form: the halves of a head are the two coordinates."""
+        length, width = x.shape[-2:]
+        theta = self.config["rope_parameters"]["rope_theta"]
+        assert self.config["rope_parameters"]["rope_type"] == "default"
+        rates = theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+        angles = torch.arange(length, dtype=torch.float32)[:, None] * rates
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat(
+            [
+                first * angles.cos() - second * angles.sin(),
+                second * angles.cos() + first * angles.sin(),
+            ],
+            dim=-1,
+        )
+
+
+def trained(krill_train: Any, *words: str) -> Path:
+    assert krill_train("steps=2", "save_every=2", "lr=0.05", *words) == 0
+    run: Path = krill_train.runs("m")[-1]
+    return run / "model"
+
+
+LLAMA = (
+    "model=llama_pico", "name=m", "model.num_attention_heads=4", "model.num_key_value_heads=2",
+    "model.rope_theta=777", "model.tie_word_embeddings=false",
+)  # fmt: skip
+QWEN = ("model=qwen3_pico", "name=m", "model.num_key_value_heads=1", "model.head_dim=8")
+
+
+@pytest.mark.parametrize("words", [LLAMA, QWEN], ids=["llama", "qwen3"])
+def test_a_loader_of_plain_weights_computes_the_same(words: tuple[str, ...], krill_train: Any) -> None:
+    folder = trained(krill_train, *words)
+    plain = PlainWeights(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.logits(IDS), model(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+    assert plain.unused == set()
+
+
+def test_config_json_has_what_such_loaders_ask_for(krill_train: Any) -> None:
+    folder = trained(krill_train, *LLAMA)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 777
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    assert config["max_position_embeddings"] == 64
+    assert config["model_type"] == "llama"
+    assert config["use_cache"] is True
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (
+        tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    )  # fmt: skip
+    assert config["vocab_size"] == len(tokenizer)
+
+
+def test_bf16_where_asked_for_and_only_in_the_model(krill_train: Any) -> None:
+    full = trained(krill_train, *LLAMA)
+    half = trained(krill_train, *LLAMA, "export_dtype=bf16")
+    assert half.parent != full.parent, "another result, so another run"
+    config = json.loads((half / "config.json").read_text())
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+    assert "those here are bf16" in (half / "README.md").read_text()
+    small, large = (AutoModelForCausalLM.from_pretrained(folder, dtype="auto") for folder in (half, full))
+    assert (small.dtype, large.dtype) == (torch.bfloat16, torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            small(input_ids=IDS).logits.float(), large(input_ids=IDS).logits, rtol=0.05, atol=0.05
+        )
+    for (name, mine), theirs in zip(small.named_parameters(), large.parameters(), strict=True):
+        assert torch.equal(mine, theirs.bfloat16()), name
+    (checkpoint,) = checkpoints.list_checkpoints(half.parent / "checkpoints")
+    with safe_open(checkpoint / "model.safetensors", "pt") as tensors:
+        names = list(tensors.keys())
+        assert {tensors.get_tensor(name).dtype for name in names} == {torch.float32}
