@@ -5,79 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import train_and_kill, train_and_signal
 from filelock import FileLock
+from trainings import assert_same_result
 
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
-from krill.training.callbacks.progress import ProgressReporter
-
-CLOCK = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
-
-KILLED = """
-import os, signal, sys
-from krill.cli import app
-from krill.cli.train import point
-from krill.runs import checkpoints
-from krill.training.progress import Meter
-
-step, saving = int(sys.argv[1]), sys.argv[2] == "saving"
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def on_step_end(self, args, state, control, **rest):
-    if state.global_step == step:
-        if not saving:
-            die()
-        control.should_save = True
-        checkpoints._sync = die
-    plain(self, args, state, control, **rest)
-
-plain, Meter.on_step_end = Meter.on_step_end, on_step_end
-words, sys.argv = sys.argv[3:], ["krill-train"]
-sys.exit(app.main("train", point, words))
-"""
-
-
-def killed(krill_train: Any, step: int, when: str, *words: str) -> None:
-    """The command in a process of its own, killed at the end of `step` or while it saves that step."""
-    command = [sys.executable, "-c", KILLED, str(step), when, *krill_train.overrides, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-def signalled(krill_train: Any, number: int, step: int, *words: str) -> int:
-    """The command, sent a signal in `step`; its exit code."""
-    plain = ProgressReporter.on_step_end
-
-    def on_step_end(self: ProgressReporter, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if state.global_step == step - 1:
-            os.kill(os.getpid(), number)
-        plain(self, args, state, control, **rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ProgressReporter, "on_step_end", on_step_end)
-        return krill_train(*words)
-
-
-def figures(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock says."""
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(folder)]
-
-
-def assert_same_end(folder: Path, undisturbed: Path) -> None:
-    """The weights, to the bit, and each line of metrics once."""
-    for name in ("model/model.safetensors", "sample.txt"):
-        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
-    assert figures(folder) == figures(undisturbed)
-    mine, theirs = (checkpoints.list_checkpoints(run / "checkpoints")[-1] for run in (folder, undisturbed))
-    assert (mine / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
 
 
 @pytest.fixture
@@ -109,7 +46,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     if "epochs=2" in words:
         assert step * 2 > len_of_rows(whole), "not yet in the second epoch"
 
-    killed(krill_train, step, when, *words)
+    train_and_kill(krill_train, step, when, *words)
     assert sorted(krill_train.states()) == ["finished", "running"]
     (folder,) = set(krill_train.runs()) - {whole}
     assert (folder / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists() == (when == "saving")
@@ -123,7 +60,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     assert f"going on from step {last}" in told.err
     assert told.out.strip() == f"runs/llama_pico/{folder.name}"
     assert krill_train.states() == ["finished", "finished"]
-    assert_same_end(folder, whole)
+    assert_same_result(folder, whole)
     assert (read_status(folder) or {})["starts"] == 2
     assert not (folder / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists()
 
@@ -139,7 +76,7 @@ def test_sigterm_saves_stops_with_75_and_the_same_command_goes_on(
 ) -> None:
     words = ("steps=7", "log_every=5", "save_every=50")
     whole = undisturbed(*words)
-    assert signalled(krill_train, signal.SIGTERM, 3, *words) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 3, *words) == 75
     assert "stopped by SIGTERM at step 3 of 7" in capsys.readouterr().err
     (folder,) = set(krill_train.runs()) - {whole}
     status = read_status(folder)
@@ -151,11 +88,11 @@ def test_sigterm_saves_stops_with_75_and_the_same_command_goes_on(
     assert not (folder / "model").exists()
 
     assert krill_train(*words) == 0
-    assert_same_end(folder, whole)
+    assert_same_result(folder, whole)
 
 
 def test_sigint_saves_and_stops_with_130(krill_train: Any) -> None:
-    assert signalled(krill_train, signal.SIGINT, 2, "save_every=50") == 130
+    assert train_and_signal(krill_train, signal.SIGINT, 2, "save_every=50") == 130
     (folder,) = krill_train.runs()
     assert (read_status(folder) or {})["state"] == "stopped"
     assert (read_status(folder) or {})["exit"] == 130
@@ -172,11 +109,11 @@ def test_killed_after_the_last_step_only_the_rest_is_done(
     (folder,) = set(krill_train.runs()) - {whole}
     assert krill_train.states().count("stopped") == 1
     assert krill_train() == 0
-    assert_same_end(folder, whole)
+    assert_same_result(folder, whole)
 
 
 def test_how_often_it_saves_may_change_in_between(krill_train: Any) -> None:
-    signalled(krill_train, signal.SIGTERM, 2, "save_every=50", "steps=6")
+    train_and_signal(krill_train, signal.SIGTERM, 2, "save_every=50", "steps=6")
     assert krill_train("save_every=3", "eval_every=5", "log_every=2", "keep_checkpoints=9", "steps=6") == 0
     (folder,) = krill_train.runs()
     assert [
@@ -195,13 +132,13 @@ def test_a_finished_run_is_left_alone_and_a_new_one_made(krill_train: Any) -> No
 
 
 def test_another_configuration_begins_its_own(krill_train: Any) -> None:
-    signalled(krill_train, signal.SIGTERM, 2)
+    train_and_signal(krill_train, signal.SIGTERM, 2)
     assert krill_train("seed=1") == 0
     assert sorted(krill_train.states()) == ["finished", "stopped"]
 
 
 def test_a_living_run_is_left_alone(krill_train: Any) -> None:
-    signalled(krill_train, signal.SIGTERM, 2)
+    train_and_signal(krill_train, signal.SIGTERM, 2)
     (folder,) = krill_train.runs()
     before = (folder / "status.json").read_bytes()
     with FileLock(folder / ".lock"):
@@ -211,7 +148,7 @@ def test_a_living_run_is_left_alone(krill_train: Any) -> None:
 
 
 def test_resume_false_begins_anew(krill_train: Any) -> None:
-    signalled(krill_train, signal.SIGTERM, 2)
+    train_and_signal(krill_train, signal.SIGTERM, 2)
     assert krill_train("resume=false") == 0
     assert sorted(krill_train.states()) == ["finished", "stopped"]
 
@@ -220,14 +157,14 @@ def test_resume_local_goes_on_or_fails(krill_train: Any, capsys: pytest.CaptureF
     assert krill_train("resume=local") == 2
     assert "no unfinished run of this configuration" in capsys.readouterr().err
     assert krill_train.runs() == []
-    signalled(krill_train, signal.SIGTERM, 2)
+    train_and_signal(krill_train, signal.SIGTERM, 2)
     assert krill_train("resume=true") == 0
     assert krill_train.states() == ["finished"]
 
 
 def test_resume_by_folder(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
-        signalled(krill_train, signal.SIGTERM, 2, "resume=false")
+        train_and_signal(krill_train, signal.SIGTERM, 2, "resume=false")
     older, newer = krill_train.runs()
     assert krill_train(f"resume={older}") == 0
     assert [(read_status(run) or {})["state"] for run in (older, newer)] == ["finished", "stopped"]
@@ -267,7 +204,7 @@ def test_output_of_another_run_or_of_something_else_is_refused(
 
 
 def test_output_goes_on_where_it_was_stopped(krill_train: Any) -> None:
-    assert signalled(krill_train, signal.SIGTERM, 2, "output=mine") == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 2, "output=mine") == 75
     assert krill_train("output=mine", "resume=false") == 2
     assert krill_train("output=mine") == 0
     assert (read_status(krill_train.outputs / "mine") or {})["starts"] == 2

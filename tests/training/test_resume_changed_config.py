@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import assert_same_end, figures, signalled
+from faults import train_and_signal
+from trainings import assert_same_result, read_metrics_without_clock
 
 from krill.runs.record import read_metrics, read_status
 
@@ -15,7 +16,7 @@ from krill.runs.record import read_metrics, read_status
 @pytest.fixture
 def stopped(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> Path:
     """A run that was stopped after its second step of four."""
-    assert signalled(krill_train, signal.SIGTERM, 2) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 2) == 75
     capsys.readouterr()
     (run,) = krill_train.runs()
     return run
@@ -30,7 +31,7 @@ def test_how_often_it_saves_is_listed_and_changes_nothing(
     assert told.count("changed  ") == 1
     assert "rounding" not in told
     assert krill_train("output=whole") == 0
-    assert figures(stopped) == figures(krill_train.outputs / "whole")
+    assert read_metrics_without_clock(stopped) == read_metrics_without_clock(krill_train.outputs / "whole")
 
 
 def test_another_split_of_a_step_is_the_same_run_but_for_rounding(
@@ -57,7 +58,7 @@ def test_nothing_is_listed_where_nothing_changed(
     assert krill_train() == 0
     assert "changed  " not in capsys.readouterr().err
     assert krill_train("output=whole") == 0
-    assert_same_end(stopped, krill_train.outputs / "whole")
+    assert_same_result(stopped, krill_train.outputs / "whole")
 
 
 def test_more_rows_a_step_are_another_run(krill_train: Any, stopped: Path) -> None:

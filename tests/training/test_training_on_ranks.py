@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import assert_same_end
+from trainings import TWO_RANKS, assert_same_result
 
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
 
-TWO = ("hardware.processes=2", "batch.micro_batch_size=4")
 COMMAND = Path(sys.executable).with_name("krill-train")
 pytestmark = pytest.mark.slow
 
@@ -79,7 +78,7 @@ def test_the_split_of_a_step_does_not_change_the_losses(
     splits = {
         "one": ("batch.micro_batch_size=8",),
         "accumulated": ("batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2"),
-        "ranks": TWO,
+        "ranks": TWO_RANKS,
     }
     found = {}
     for name, split in splits.items():
@@ -95,7 +94,7 @@ def test_the_split_of_a_step_does_not_change_the_losses(
 
 
 def test_stopped_with_two_ranks_it_ends_with_the_same_bytes(krill_train: Any) -> None:
-    words = (*TWO, "steps=8", "eval_every=4", "save_every=3")
+    words = (*TWO_RANKS, "steps=8", "eval_every=4", "save_every=3")
     assert krill_train(*words, "output=whole") == 0
     whole, stopped, killed = (krill_train.outputs / name for name in ("whole", "stopped", "killed"))
     for folder, number, code in ((stopped, signal.SIGTERM, 75), (killed, signal.SIGKILL, -9)):
@@ -106,7 +105,7 @@ def test_stopped_with_two_ranks_it_ends_with_the_same_bytes(krill_train: Any) ->
         assert_gone(folder)
         assert not (folder / "model").exists()
         assert krill_train(*words, f"output={folder.name}") == 0
-        assert_same_end(folder, whole)
+        assert_same_result(folder, whole)
     assert (read_status(stopped) or {})["starts"] == 2
 
 
@@ -116,7 +115,7 @@ def test_sharded_it_has_the_same_losses_and_goes_on_with_the_same_bytes(
     words = ("steps=8", "eval_every=4", "save_every=3")
     whole, sharded, stopped = (krill_train.outputs / name for name in ("whole", "sharded", "stopped"))
     assert krill_train(*words, "batch.micro_batch_size=8", "output=whole") == 0
-    words = (*words, *TWO, "hardware.sharding=fsdp2")
+    words = (*words, *TWO_RANKS, "hardware.sharding=fsdp2")
     assert krill_train(*words, "output=sharded") == 0
     found = {key: value for key, value in losses(sharded).items() if key[1] != "grad_norm"}
     expected = losses(whole)
@@ -129,7 +128,7 @@ def test_sharded_it_has_the_same_losses_and_goes_on_with_the_same_bytes(
     assert process.wait(60) == 75
     capsys.readouterr()
     assert krill_train(*words, "hardware.sharding=none", "output=stopped") == 2
-    assert "is sharded: go on with hardware.sharding=fsdp2" in capsys.readouterr().err
+    assert "is sharded: resume with hardware.sharding=fsdp2" in capsys.readouterr().err
     assert krill_train(*words, "output=stopped") == 0
     for name in ("model/model.safetensors", "sample.txt"):
         assert (stopped / name).read_bytes() == (sharded / name).read_bytes()
@@ -141,7 +140,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 ) -> None:
     words = ("steps=8", "eval_every=4", "save_every=3")
     assert krill_train(*words, "batch.micro_batch_size=8", "output=whole") == 0
-    process = started(krill_train, *words, *TWO, "output=moved")
+    process = started(krill_train, *words, *TWO_RANKS, "output=moved")
     moved = krill_train.outputs / "moved"
     wait_for_step(moved, 4, process)
     process.send_signal(signal.SIGINT)
@@ -187,7 +186,7 @@ def test_a_rank_that_dies_is_named_with_its_error(
     (tmp_path / "conf" / "optimizer").mkdir(parents=True)
     (tmp_path / "conf" / "optimizer" / "faulty.yaml").write_text(OPTION)
     words = ("--config-dir=conf", "optimizer=faulty", f"optimizer.options.rank={rank}", "output=faulty")
-    code = krill_train(*TWO, *words)
+    code = krill_train(*TWO_RANKS, *words)
     told = capsys.readouterr().err
     assert code == 1, told
     assert "ValueError: no optimizer today" in told

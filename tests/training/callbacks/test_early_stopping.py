@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import assert_same_end
+from trainings import assert_same_result
 
 from krill.config.schema import EarlyStoppingConfig
 from krill.runs import checkpoints
@@ -76,7 +76,7 @@ def test_ended_and_killed_before_its_model_was_written_it_trains_no_further(
     assert krill_train(*TO_REACH, word) == 0
     second: Path = krill_train.runs()[-1]
     assert second != whole
-    assert_same_end(second, whole)
+    assert_same_result(second, whole)
     assert (read_status(second) or {})["metrics"]["step"] == step
 
 

@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from test_resume import assert_same_end, signalled
+from faults import train_and_signal
+from trainings import assert_same_result
 
 
 def samples(run: Path) -> list[dict[str, Any]]:
@@ -29,10 +30,10 @@ def test_a_run_that_goes_on_has_each_of_them_once(krill_train: Any) -> None:
     words = ("steps=6", "sample_every=1", "save_every=100")
     assert krill_train(*words) == 0
     (whole,) = krill_train.runs()
-    assert signalled(krill_train, signal.SIGTERM, 4, *words) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 4, *words) == 75
     stopped = krill_train.runs()[-1]
     with open(stopped / "samples.jsonl", "a") as file:
         file.write('{"step": 5, "text": "of a process that was killed"}\n{"step": 6, "te')
     assert krill_train(*words) == 0
     assert samples(stopped) == samples(whole)
-    assert_same_end(stopped, whole)
+    assert_same_result(stopped, whole)

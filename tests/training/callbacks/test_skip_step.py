@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from faults import train_and_signal
 from host_reads import Reads
 from ranks import on_ranks
 from safetensors.torch import load_file
-from test_resume import assert_same_end, signalled
 from torch import Tensor, nn
+from trainings import assert_same_result
 
 from krill.config.schema import SkipStepConfig
 from krill.data.packing import pack
@@ -314,13 +315,13 @@ def test_stopped_behind_a_bad_step_it_ends_the_same(krill_train: Any, spoil: Any
     assert krill_train(*words) == 0
     (whole,) = krill_train.runs()
     for step in (3, 5):
-        assert signalled(krill_train, signal.SIGTERM, step, *words) == 75
+        assert train_and_signal(krill_train, signal.SIGTERM, step, *words) == 75
         run = krill_train.runs()[-1]
         with open(run / "skipped.jsonl", "a") as file:
             file.write('{"step": 7, "reason": "of a process that was killed"}\n{"step": 8, "re')
         assert krill_train(*words) == 0
         assert run == krill_train.runs()[-1]
-        assert_same_end(run, whole)
+        assert_same_result(run, whole)
         assert str(read_jsonl(run / "skipped.jsonl")) == str(read_jsonl(whole / "skipped.jsonl"))
     assert [line["step"] for line in read_jsonl(whole / "skipped.jsonl")] == [3, 4]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import flip_bit
 
 from krill.data.store import Store
 from krill.runs import checkpoints
@@ -22,18 +23,16 @@ def tokens(krill_train: Any, prepared: Any) -> Path:
     return Path(shutil.copytree(prepared.store, folder / prepared.store.name))
 
 
-def flip(store: Path) -> Path:
+def flip_bit_of_largest_shard(store: Path) -> Path:
     file = max(store.glob("train-*"), key=lambda path: path.stat().st_size)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    flip_bit(file)
     return file
 
 
 def test_a_flipped_byte_ends_it_before_the_first_step(
     krill_train: Any, tokens: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = flip(tokens)
+    file = flip_bit_of_largest_shard(tokens)
     assert krill_train("output=run") == 1
     told = capsys.readouterr().err
     assert f"{file.name} has changed since it was written" in told
@@ -46,7 +45,7 @@ def test_a_flipped_byte_ends_it_before_the_first_step(
 def test_one_that_takes_longer_is_found_while_it_trains(
     krill_train: Any, tokens: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flip(tokens)
+    flip_bit_of_largest_shard(tokens)
     plain, steps = verify_store.StoreVerifier.on_step_end, []
 
     def on_step_end(

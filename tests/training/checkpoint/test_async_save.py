@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_checkpoints_in_runs import files_of_at_most, steps
-from test_resume import assert_same_end, killed, signalled
-from test_training_on_ranks import TWO
+from faults import limit_file_size, train_and_kill, train_and_signal
+from trainings import TWO_RANKS, assert_same_result, list_checkpoint_steps
 
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
@@ -125,7 +124,7 @@ def test_the_training_goes_on_and_the_next_save_waits(
 
     def look(step: int) -> None:
         (run,) = krill_train.runs()
-        seen[step] = steps(run)
+        seen[step] = list_checkpoint_steps(run)
         if step == 6:  # its save waits for that of step 3
             gate.open.set()
 
@@ -136,7 +135,7 @@ def test_the_training_goes_on_and_the_next_save_waits(
     assert seen[4] == seen[5] == seen[6] == []
     assert seen[7][0] == 3
     (run,) = krill_train.runs()
-    assert steps(run) == [3, 6, 7]
+    assert list_checkpoint_steps(run) == [3, 6, 7]
     assert [checkpoints.verify(path) for path in checkpoints.list_checkpoints(run / "checkpoints")] == [
         [],
         [],
@@ -192,10 +191,10 @@ def test_what_is_kept_and_the_best_are_those_of_a_run_that_saves_at_once(krill_t
     for name, more in (("once", ()), ("later", (BACKGROUND,))):
         assert krill_train(*words, *more, f"output={name}") == 0
     once, later = (krill_train.outputs / name for name in ("once", "later"))
-    assert steps(later) == steps(once)
-    assert len(steps(once)) > 2, "only the newest are kept: nothing else was to be"
+    assert list_checkpoint_steps(later) == list_checkpoint_steps(once)
+    assert len(list_checkpoint_steps(once)) > 2, "only the newest are kept: nothing else was to be"
     assert (read_status(later) or {})["best"] == (read_status(once) or {})["best"]
-    assert_same_end(later, once)
+    assert_same_result(later, once)
 
 
 # --- what ends the run -------------------------------------------------------------------------------------
@@ -206,12 +205,12 @@ def test_killed_while_it_is_written_the_run_goes_on_from_the_one_before(krill_tr
     words = ("steps=8", "save_every=2", "eval_every=4")
     assert krill_train(*words) == 0
     (whole,) = krill_train.runs()
-    killed(krill_train, 5, "saving", *words, BACKGROUND)
+    train_and_kill(krill_train, 5, "saving", *words, BACKGROUND)
     (run,) = set(krill_train.runs()) - {whole}
     assert (run / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists()
-    assert steps(run)[-1] in (2, 4)
+    assert list_checkpoint_steps(run)[-1] in (2, 4)
     assert krill_train(*words, BACKGROUND) == 0
-    assert_same_end(run, whole)
+    assert_same_result(run, whole)
     assert not (run / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists()
 
 
@@ -227,12 +226,12 @@ def test_a_signal_is_obeyed_when_the_last_one_is_written(
 
     monkeypatch.setattr(AsyncCheckpointSaver, "_is_written", is_written)
     words = ("steps=7", "save_every=50", BACKGROUND)
-    assert signalled(krill_train, signal.SIGTERM, 3, *words) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 3, *words) == 75
     (run,) = krill_train.runs()
-    assert steps(run) == [3]
+    assert list_checkpoint_steps(run) == [3]
     assert krill_train(*words) == 0
     assert krill_train(*words[:-1]) == 0
-    assert_same_end(run, krill_train.runs()[-1])
+    assert_same_result(run, krill_train.runs()[-1])
 
 
 class OpensWhenTold(logging.Filter):
@@ -264,7 +263,7 @@ def test_an_error_of_the_training_does_not_leave_it_half_written(
     except RuntimeError:
         assert error is RuntimeError
     (run,) = krill_train.runs()
-    assert steps(run) == [2]
+    assert list_checkpoint_steps(run) == [2]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
@@ -272,16 +271,16 @@ def test_a_full_disk_ends_the_run_soon_and_loses_nothing(
     file: str, krill_train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("steps=30", "save_every=2", "optimizer=adamw")  # its state is twice as large as the weights
-    assert signalled(krill_train, signal.SIGTERM, 3, *words) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 3, *words) == 75
     (run,) = krill_train.runs()
     room = (run / "checkpoints" / "checkpoint-3" / file).stat().st_size - 1
     capsys.readouterr()
-    with files_of_at_most(room):
+    with limit_file_size(room):
         assert krill_train(*words, BACKGROUND) == 1
     told = capsys.readouterr().err
     assert told.count("no room for another checkpoint") == 1
     assert "the traceback above" not in told
-    assert steps(run) == [2, 3]
+    assert list_checkpoint_steps(run) == [2, 3]
     assert not (run / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists()
     assert (read_status(run) or {})["state"] == "failed"
     assert read_metrics(run)[-1]["step"] <= 6, "the save of step 4 failed, that of step 6 had to wait for it"
@@ -292,16 +291,16 @@ def test_a_full_disk_ends_the_run_soon_and_loses_nothing(
 
 @pytest.mark.slow
 def test_the_first_of_two_ranks_writes_for_both(krill_train: Any, tmp_path: Path) -> None:
-    words = (*TWO, "steps=6", "save_every=2")
+    words = (*TWO_RANKS, "steps=6", "save_every=2")
     assert krill_train(*words, "output=once") == 0
     assert krill_train(*words, BACKGROUND, "output=later") == 0
-    assert_same_end(tmp_path / "later", tmp_path / "once")
-    assert steps(tmp_path / "later") == [2, 4, 6]
+    assert_same_result(tmp_path / "later", tmp_path / "once")
+    assert list_checkpoint_steps(tmp_path / "later") == [2, 4, 6]
     for checkpoint in checkpoints.list_checkpoints(tmp_path / "later" / "checkpoints"):
         assert checkpoints.verify(checkpoint) == []
         assert (checkpoint / "rng_state_1.pth").exists()
     size = (tmp_path / "once" / "checkpoints/checkpoint-6/model.safetensors").stat().st_size
-    with files_of_at_most(size // 2):
+    with limit_file_size(size // 2):
         assert krill_train(*words, BACKGROUND, "output=full") == 1
     assert "no room" in (read_status(tmp_path / "full") or {})["error"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import assert_same_end, signalled
+from faults import train_and_signal
+from trainings import assert_same_result
 
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
@@ -41,7 +42,7 @@ def test_it_ends_with_the_bytes_of_a_run_that_had_its_schedule_from_the_beginnin
     assert krill_train(*LONGER, f"optimizer={optimizer}", f"branch={trunk}") == 0
     branch = krill_train.runs()[-1]
     assert f"going on from step 8 of runs/llama_pico/{trunk.name}" in capsys.readouterr().err
-    assert_same_end(branch, straight)
+    assert_same_result(branch, straight)
     assert (read_status(branch) or {})["branch"] == {"run": str(trunk), "step": 8}
     assert steps_saved(trunk) == [8, 10]
 
@@ -69,12 +70,12 @@ def test_stopped_and_started_again_it_goes_on_in_its_own_folder(krill_train: Any
     words = (*LONGER, f"branch={trunk}")
     assert krill_train(*words) == 0
     whole = krill_train.runs()[-1]
-    assert signalled(krill_train, signal.SIGTERM, 10, *words) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 10, *words) == 75
     stopped = krill_train.runs()[-1]
     assert steps_saved(stopped) == [10]
     assert krill_train(*words) == 0
     assert krill_train.states() == ["finished"] * 3
-    assert_same_end(stopped, whole)
+    assert_same_result(stopped, whole)
 
 
 def test_a_checkpoint_of_a_constant_rate_and_several_decays_in_a_sweep(krill_train: Any) -> None:

@@ -4,7 +4,6 @@ signal that comes late."""
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -13,24 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import flip_bit, limit_file_size, train_and_signal
 from filelock import FileLock
-from test_resume import assert_same_end, signalled
+from trainings import assert_same_result, list_checkpoint_steps
 
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
 from krill.training.callbacks.signals import StopOnSignal
 
 EVERY = ("steps=6", "save_every=1", "eval_every=2")
-
-
-def steps(run: Path) -> list[int]:
-    return [checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(run / "checkpoints")]
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 @pytest.fixture
@@ -43,9 +33,9 @@ def whole(krill_train: Any) -> Path:
 @pytest.fixture
 def stopped(krill_train: Any, whole: Path) -> Path:
     """One that was stopped after step 4, with checkpoints of steps 2, 3 and 4."""
-    assert signalled(krill_train, signal.SIGTERM, 4, *EVERY) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 4, *EVERY) == 75
     run = krill_train.runs()[-1]
-    assert steps(run) == [2, 3, 4]
+    assert list_checkpoint_steps(run) == [2, 3, 4]
     return run
 
 
@@ -53,7 +43,7 @@ def stopped(krill_train: Any, whole: Path) -> Path:
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "truncated": ("model.safetensors", lambda file: os.truncate(file, 1000)),
-    "flipped": ("optimizer.pt", flip),
+    "flipped": ("optimizer.pt", flip_bit),
     "missing": ("scheduler.pt", Path.unlink),
 }
 
@@ -68,28 +58,28 @@ def test_a_broken_checkpoint_is_passed_over_and_the_end_is_the_same(
     told = (stopped / "log.txt").read_text()
     assert f"passed over: runs/llama_pico/{stopped.name}/checkpoints/checkpoint-4/{name}" in told
     assert "going on from step 3" in told
-    assert_same_end(stopped, whole)
+    assert_same_result(stopped, whole)
 
 
 def test_a_broken_one_that_is_not_saved_again_stays_and_does_not_count(
     krill_train: Any, stopped: Path
 ) -> None:
-    flip(stopped / "checkpoints" / "checkpoint-4" / "optimizer.pt")
+    flip_bit(stopped / "checkpoints" / "checkpoint-4" / "optimizer.pt")
     assert krill_train("steps=6", "save_every=5", "keep_checkpoints=2", "keep_best=false") == 0
-    assert steps(stopped) == [4, 5, 6]
+    assert list_checkpoint_steps(stopped) == [4, 5, 6]
 
 
 def test_where_none_verifies_it_stops_and_says_how_to_begin_anew(
     capsys: pytest.CaptureFixture[str], krill_train: Any, stopped: Path
 ) -> None:
-    for step in steps(stopped):
-        flip(stopped / "checkpoints" / f"checkpoint-{step}" / "model.safetensors")
+    for step in list_checkpoint_steps(stopped):
+        flip_bit(stopped / "checkpoints" / f"checkpoint-{step}" / "model.safetensors")
     before = (stopped / "metrics.jsonl").read_bytes()
     for _ in range(2):
         assert krill_train(*EVERY) == 1
         assert "none of the checkpoints there verifies" in capsys.readouterr().err
     assert (stopped / "metrics.jsonl").read_bytes() == before
-    assert steps(stopped) == [2, 3, 4]
+    assert list_checkpoint_steps(stopped) == [2, 3, 4]
     assert krill_train(*EVERY, "resume=false") == 0
     assert sorted(krill_train.states()) == ["failed", "finished", "finished"]
 
@@ -103,7 +93,7 @@ def test_a_copy_under_the_name_of_another_step_is_not_taken(
     told = (stopped / "log.txt").read_text()
     assert "checkpoint-5 was saved at step 2; rename it checkpoint-2" in told
     assert "going on from step 4" in told
-    assert_same_end(stopped, whole)
+    assert_same_result(stopped, whole)
 
 
 def test_a_branch_off_a_broken_checkpoint_is_refused(
@@ -111,7 +101,7 @@ def test_a_branch_off_a_broken_checkpoint_is_refused(
 ) -> None:
     assert krill_train("scheduler=constant", "steps=4") == 0
     place = krill_train.runs()[0] / "checkpoints" / "checkpoint-4"
-    flip(place / "model.safetensors")
+    flip_bit(place / "model.safetensors")
     assert krill_train("scheduler=constant", "steps=6", f"branch={place}") == 1
     told = capsys.readouterr().err
     assert "checkpoint-4/model.safetensors was changed since it was saved" in told
@@ -157,7 +147,7 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_best_is_kept_and_recorded(krill_train: Any) -> None:
     assert krill_train(*RISING) == 0
     (run,) = krill_train.runs()
-    assert steps(run) == [4, 8]
+    assert list_checkpoint_steps(run) == [4, 8]
     status = read_status(run) or {}
     assert status["best"] == {"step": 4, "eval_loss": 2.0, "checkpoint": "checkpoints/checkpoint-4"}
 
@@ -166,17 +156,17 @@ def test_the_best_is_kept_and_recorded(krill_train: Any) -> None:
 def test_unless_it_is_not_asked_for(krill_train: Any) -> None:
     assert krill_train(*RISING, "keep_best=false") == 0
     (run,) = krill_train.runs()
-    assert steps(run) == [8]
+    assert list_checkpoint_steps(run) == [8]
     assert "best" not in (read_status(run) or {})
 
 
 @pytest.mark.usefixtures("rising")
 def test_the_best_is_still_known_when_the_run_goes_on(krill_train: Any) -> None:
     assert krill_train(*RISING) == 0
-    assert signalled(krill_train, signal.SIGTERM, 7, *RISING) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 7, *RISING) == 75
     whole, run = krill_train.runs()
     assert krill_train(*RISING) == 0
-    assert steps(run) == steps(whole)
+    assert list_checkpoint_steps(run) == list_checkpoint_steps(whole)
     assert (read_status(run) or {})["best"] == (read_status(whole) or {})["best"]
 
 
@@ -189,17 +179,6 @@ def test_the_last_step_is_judged_by_the_validation_after_it(krill_train: Any) ->
 # --- a full disk -------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The kernel refuses to make a file larger, as a full disk would; what is written until then stays."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def no_weights(self: Any, output_dir: str, **_: Any) -> None:
     Path(output_dir).mkdir()
 
@@ -209,19 +188,19 @@ def test_a_full_disk_at_saving_loses_nothing_and_the_same_command_goes_on(
     file: str, krill_train: Any, whole: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = (stopped / "checkpoints" / "checkpoint-4" / file).stat().st_size
-    with files_of_at_most(size // 2), pytest.MonkeyPatch.context() as patch:
+    with limit_file_size(size // 2), pytest.MonkeyPatch.context() as patch:
         if file == "optimizer.pt":  # the weights, which come first, have found room
             patch.setattr("transformers.Trainer.save_model", no_weights)
         assert krill_train(*EVERY) == 1
     told = capsys.readouterr().err
     assert "no room for another checkpoint" in told
     assert "the traceback above" not in told
-    assert steps(stopped) == [2, 3, 4]
+    assert list_checkpoint_steps(stopped) == [2, 3, 4]
     assert not (stopped / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists()
     assert (read_status(stopped) or {})["state"] == "failed"
 
     assert krill_train(*EVERY) == 0
-    assert_same_end(stopped, whole)
+    assert_same_result(stopped, whole)
 
 
 # --- signals that come late --------------------------------------------------------------------------------
@@ -270,14 +249,14 @@ def test_a_signal_in_a_validation_ends_it_at_the_next_batch(
         assert krill_train(*words) == code
     assert served.count(nth) == 2, "one, and the one that was at hand when the signal was seen"
     (run,) = set(krill_train.runs()) - {whole}
-    assert steps(run)[-1] == step
+    assert list_checkpoint_steps(run)[-1] == step
     assert step not in losses(run)
     assert not (run / "model").exists()
 
     capsys.readouterr()
     assert krill_train(*words) == 0
     assert f"going on from step {step}" in capsys.readouterr().err
-    assert_same_end(run, whole)
+    assert_same_result(run, whole)
     assert list(losses(run)) == list(losses(whole))
     assert (read_status(run) or {})["best"] == (read_status(whole) or {})["best"]
 
@@ -290,10 +269,10 @@ def test_cut_again_where_it_goes_on_nothing_is_trained(krill_train: Any) -> None
         with signal_in_validation(signal.SIGTERM, 1):
             assert krill_train(*words) == 75
         (run,) = set(krill_train.runs()) - {whole}
-        assert steps(run) == [2]
+        assert list_checkpoint_steps(run) == [2]
         assert [line["step"] for line in read_metrics(run)] == [1, 2]
     assert krill_train(*words) == 0
-    assert_same_end(run, whole)
+    assert_same_result(run, whole)
 
 
 def test_a_signal_while_the_model_is_written_is_obeyed_and_nothing_is_trained_again(
@@ -310,4 +289,4 @@ def test_a_signal_while_the_model_is_written_is_obeyed_and_nothing_is_trained_ag
         patch.setattr("krill.training.trainer.KrillTrainer.training_step", None)
         assert krill_train() == 0
     assert not (run / ".model.partial").exists()
-    assert_same_end(run, whole)
+    assert_same_result(run, whole)

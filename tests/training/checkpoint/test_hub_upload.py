@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import train_and_signal
 from hub_server import HubServer, Repository, hub_server
-from test_resume import assert_same_end, signalled
+from trainings import assert_same_result
 
 from krill.inference.load import locate_model
 from krill.runs import checkpoints
@@ -57,7 +58,7 @@ def whole(krill_train: Any, hub: HubServer) -> Path:
 @pytest.fixture
 def stopped(krill_train: Any, hub: HubServer) -> None:
     """One was stopped after step 2, on another machine; the Hub has that step."""
-    assert signalled(krill_train, signal.SIGTERM, 2, *RUN) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 2, *RUN) == 75
     assert step_there(hub) == 2
     move_away(krill_train)
 
@@ -147,12 +148,12 @@ def test_where_it_fails_to_the_end_nothing_is_lost_and_the_same_command_tries_ag
     assert krill_train.states() == ["finished"]
     assert step_there(hub) == 5
     (run,) = krill_train.runs()
-    assert_same_end(run, whole)
+    assert_same_result(run, whole)
 
 
 def test_a_signal_is_obeyed_when_the_hub_is_away(krill_train: Any, hub: HubServer) -> None:
     with hub.fails(".", "drop"):
-        assert signalled(krill_train, signal.SIGTERM, 3, *RUN) == 75
+        assert train_and_signal(krill_train, signal.SIGTERM, 3, *RUN) == 75
     assert hub.repositories == {}
 
 
@@ -170,7 +171,7 @@ def test_it_goes_on_elsewhere_to_the_same_bytes(
     told = (run / "log.txt").read_text()
     assert "resume: step 2 from me/mine" in told
     assert "going on from step 2" in told
-    assert_same_end(run, whole)
+    assert_same_result(run, whole)
     assert (run / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
     assert (read_status(run) or {})["remote"] == {"id": "me/mine", "step": 2}
     assert not list(run.glob(".remote*"))
@@ -179,26 +180,26 @@ def test_it_goes_on_elsewhere_to_the_same_bytes(
 
 @pytest.mark.usefixtures("stopped")
 def test_auto_takes_the_newer_of_both(krill_train: Any, whole: Path, hub: HubServer) -> None:
-    assert signalled(krill_train, signal.SIGTERM, 4, *RUN) == 75  # here, from the Hub's step 2
+    assert train_and_signal(krill_train, signal.SIGTERM, 4, *RUN) == 75  # here, from the Hub's step 2
     move_away(krill_train, "third")
     (krill_train.outputs / "elsewhere").rename(krill_train.outputs / "runs")  # where it had stopped at step 2
     assert krill_train(*RUN) == 0
     (run,) = krill_train.runs()
     assert "resume: step 4 from me/mine" in (run / "log.txt").read_text()
-    assert_same_end(run, whole)
+    assert_same_result(run, whole)
 
 
 def test_auto_goes_on_here_where_the_hub_is_older_or_away(
     krill_train: Any, whole: Path, hub: HubServer
 ) -> None:
-    assert signalled(krill_train, signal.SIGTERM, 2, *RUN) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 2, *RUN) == 75
     with hub.fails("commit", 401):
-        assert signalled(krill_train, signal.SIGTERM, 4, *RUN) == 75
+        assert train_and_signal(krill_train, signal.SIGTERM, 4, *RUN) == 75
     assert step_there(hub) == 2
     with hub.fails(DOWN, "drop"):
         assert krill_train(*RUN) == 0
     (run,) = krill_train.runs()
-    assert_same_end(run, whole)
+    assert_same_result(run, whole)
     assert not hub.asked("GET .*optimizer.pt")
 
 
@@ -215,18 +216,18 @@ def test_a_remote_run_that_is_stopped_goes_on_in_its_folder(
     krill_train: Any, whole: Path, hub: HubServer
 ) -> None:
     words = (*(word for word in RUN if word != "hub.checkpoints=true"), "resume=remote")
-    assert signalled(krill_train, signal.SIGTERM, 4, *words) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 4, *words) == 75
     assert step_there(hub) == 2
     hub.requests.clear()
     assert krill_train(*words) == 0
     assert not hub.asked("GET .*optimizer.pt")
     (run,) = krill_train.runs()
-    assert_same_end(run, whole)
+    assert_same_result(run, whole)
 
 
 @pytest.mark.usefixtures("stopped")
 def test_remote_leaves_a_run_alone_that_is_only_here(krill_train: Any, hub: HubServer) -> None:
-    assert signalled(krill_train, signal.SIGTERM, 2, ID, *RUN[2:]) == 75
+    assert train_and_signal(krill_train, signal.SIGTERM, 2, ID, *RUN[2:]) == 75
     assert krill_train(*RUN, "resume=remote") == 0
     assert sorted(krill_train.states()) == ["finished", "stopped"]
 

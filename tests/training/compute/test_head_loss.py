@@ -278,7 +278,7 @@ def test_where_it_would_be_wrong_full_logits_are_taken_and_said(make: Callable[[
     loss = build_loss(model, "auto", "cpu")
     assert type(loss) is Loss
     assert loss.name.startswith("full: the model")
-    with pytest.raises(UsageError, match=r"write hardware\.loss=full"):
+    with pytest.raises(UsageError, match=r"use hardware\.loss=full"):
         build_loss(model, "chunked", "cpu")
     with pytest.raises(UsageError, match=r"krill\[cuda\]"):
         build_loss(model, "liger", "cpu")
@@ -436,6 +436,6 @@ def test_a_model_that_liger_does_not_know(ligers: Ligers, configure: Configure) 
     model = granite()
     assert liger.apply_kernels(model, configure().hardware, "cuda") == []
     assert liger.apply_kernels(model, configure("hardware.liger=false").hardware, "cuda") == []
-    with pytest.raises(UsageError, match=r"no kernels for granite; write hardware\.liger=auto"):
+    with pytest.raises(UsageError, match=r"no kernels for granite; use hardware\.liger=auto"):
         liger.apply_kernels(model, configure("hardware.liger=true").hardware, "cuda")
     assert not hasattr(ligers, "asked")

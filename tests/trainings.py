@@ -1,0 +1,36 @@
+"""Compares finished runs and lists what they wrote, for tests that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from krill.runs import checkpoints
+from krill.runs.record import read_metrics
+
+CLOCK_METRICS = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
+
+TWO_RANKS = ("hardware.processes=2", "batch.micro_batch_size=4")
+
+
+def read_metrics_without_clock(run: Path) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl without the values that depend on a clock."""
+    return [
+        {key: value for key, value in line.items() if key not in CLOCK_METRICS} for line in read_metrics(run)
+    ]
+
+
+def list_checkpoint_steps(run: Path) -> list[int]:
+    """Returns the steps of the complete checkpoints of a run."""
+    return [checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(run / "checkpoints")]
+
+
+def assert_same_result(run: Path, expected: Path) -> None:
+    """Asserts that two runs ended with the same weights, bit for bit, and the same lines of metrics, each once."""
+    for name in ("model/model.safetensors", "sample.txt"):
+        assert (run / name).read_bytes() == (expected / name).read_bytes(), name
+    assert read_metrics_without_clock(run) == read_metrics_without_clock(expected)
+    last, expected_last = (
+        checkpoints.list_checkpoints(folder / "checkpoints")[-1] for folder in (run, expected)
+    )
+    assert (last / "model.safetensors").read_bytes() == (expected_last / "model.safetensors").read_bytes()
