@@ -1,1 +1,1 @@
-"""How forward and backward pass are computed: attention, loss, kernels, sharding."""
+"""The computation of a training step: attention, loss, kernels, sharding."""

@@ -1,19 +1,20 @@
-"""Attention within documents: a row holds several, none of them sees another.
+"""Attention functions for packed rows: a row holds several documents, and no document attends to another.
 
-Functions of krill's own, registered with transformers:
+krill registers these functions with transformers:
 
-    varlen      one kernel for documents of any lengths: Flash Attention inside torch on CUDA; on the CPU one causal
-                SDPA per document: exact, and faster than attending across documents (`benchmarks/attention.py`)
+    varlen      one kernel for documents of any length: torch's built-in Flash Attention on CUDA; on the CPU one
+                causal SDPA per document, which is exact and faster than attending across documents
+                (`benchmarks/attention.py`)
     flash_attention_2, flash_attention_3
-                the same by the packages flash-attn and FlashAttention 3, which know more features and GPUs. Not by
-                transformers' functions of that name: those look for a missing package on the Hub, and refuse a
-                model that is still on the CPU
+                the same with the packages flash-attn and FlashAttention 3, which support more features and GPUs.
+                transformers' functions of these names are not used: they look for a missing package on the Hub, and
+                reject a model that is still on the CPU
 
-flex, sdpa and eager are transformers' own, with a mask that it makes of position ids when it gets no attention mask
+flex, sdpa and eager are transformers' own; it builds their mask from the position ids when it gets no attention mask
 and no cache.
 
-Shapes: B rows, H heads, T tokens of a row, S of them with keys (more than T where a cache holds the rest), D width of
-a head, N tokens of all rows.
+Shapes: B rows, H heads, T tokens of a row, S keys of a row (more than T with a cache), D head width, N tokens of all
+rows.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ ATTN_IMPLEMENTATIONS = {
     "flash_attention_2": "varlen_2",
     "flash_attention_3": "varlen_3",
 }
-"""What backends are called in transformers where it is not their own name: it takes "flash" for its own."""
+"""transformers' names of the backends that have another name there; it reserves names with "flash" for its own."""
 
 
 def get_attn_implementation(backend: str) -> str:
-    """The name by which a model is built with `backend`."""
+    """Returns the `attn_implementation` with which transformers builds a model for `backend`."""
     return ATTN_IMPLEMENTATIONS.get(backend, backend)
 
 
 def build_boundary_kwargs(backend: str, lengths: list[int], device: torch.device) -> dict[str, Any]:
-    """The keyword arguments that tell `backend` where documents end."""
+    """Returns the model's keyword arguments that pass the document boundaries to `backend`."""
     if backend in ("flex", "sdpa", "eager"):
-        return {}  # position_ids say it
+        return {}  # they derive the boundaries from position_ids
     if device.type != "cuda":
         return {"document_lengths": lengths}
-    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return {"cu_seq_lens_q": ends, "max_length_q": max(lengths)}
+    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return {"cu_seq_lens_q": cu_seqlens, "max_length_q": max(lengths)}
 
 
 def varlen_attention_forward(
@@ -66,15 +67,16 @@ def varlen_attention_forward(
     max_length_q: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each document; plain causal attention where no documents are given (generation).
+    """Computes causal attention within each document, or plain causal attention without documents (generation).
 
     Args:
-        query_BHTD, key_BHSD, value_BHSD: queries and (fewer heads with grouped queries) keys and values.
-        attention_mask: not used: documents are told by their lengths.
-        dropout: share of the weights that is dropped; CPU.
-        sliding_window: tokens that one sees, itself included; None: all before it.
-        document_lengths: tokens of each document (and padding), rows one after the other; sum is B·T. CPU.
-        cu_seq_lens_q: int32, their running sum from 0, on the device; with max_length_q. CUDA.
+        query_BHTD, key_BHSD, value_BHSD: queries, keys and values; keys and values have fewer heads with
+            grouped-query attention.
+        attention_mask: ignored; the boundaries come from the document lengths.
+        dropout: probability of dropping an attention weight; CPU only.
+        sliding_window: the number of tokens a token attends to, including itself; None: all tokens before it.
+        document_lengths: the number of tokens of each document (and of padding) in row order; sums to B·T. CPU.
+        cu_seq_lens_q: int32, cumulative sum of the lengths from 0, on the device; with max_length_q. CUDA.
 
     Returns:
         The output, (B, T, H, D), and None for the attention weights.
@@ -95,10 +97,14 @@ def varlen_attention_forward(
     return out, None
 
 
-def _build_flash_attention_forward(module: str, drops: bool) -> Callable[..., tuple[Tensor, None]]:
-    """The attention function that computes by a `module` of flash-attn; `drops`: it takes dropout, of which
-    `krill.models.isolation` leaves none where it does not."""
-    kernel = partial(attention_kernels.flash_attn_varlen, module)
+def _build_flash_attention_forward(
+    package: str, supports_dropout: bool
+) -> Callable[..., tuple[Tensor, None]]:
+    """Returns an attention function that calls the kernels of `package` (flash_attn, flash_attn_interface).
+
+    Without `supports_dropout` the probability is not passed on; `krill.models.isolation` ensures that it is 0.
+    """
+    kernel = partial(attention_kernels.flash_attn_varlen, package)
 
     def attend(
         module: torch.nn.Module,
@@ -119,9 +125,9 @@ def _build_flash_attention_forward(module: str, drops: bool) -> Callable[..., tu
         else:
             assert max_length_q is not None
             documents = DocumentBoundaries.from_cu_seqlens(cu_seq_lens_q, max_length_q)
-        more = {"softcap": softcap} | ({"dropout_p": dropout} if drops else {})
+        options = {"softcap": softcap} | ({"dropout_p": dropout} if supports_dropout else {})
         return _run_varlen_kernel(
-            kernel, query_BHTD, key_BHSD, value_BHSD, documents, scaling, sliding_window, **more
+            kernel, query_BHTD, key_BHSD, value_BHSD, documents, scaling, sliding_window, **options
         ), None
 
     return attend
@@ -135,22 +141,21 @@ def _run_varlen_kernel(
     documents: DocumentBoundaries,
     scaling: float | None,
     window: int | None,
-    **more: Any,
+    **options: Any,
 ) -> Tensor:
-    """What a kernel for documents one after the other, (N, H, D), makes of rows; (B, T, H, D)."""
+    """Runs a kernel that takes concatenated documents, (N, H, D), on rows; returns (B, T, H, D)."""
     B, H, T, D = query_BHTD.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query_BHTD, key_BHSD, value_BHSD))
     scale = D**-0.5 if scaling is None else scaling
-    return attention_kernels.run_with_padded_heads(kernel, q, k, v, documents, scale, window, **more).view(
-        B, T, H, D
-    )
+    out = attention_kernels.run_with_padded_heads(kernel, q, k, v, documents, scale, window, **options)
+    return out.view(B, T, H, D)
 
 
 ATTENTION_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "varlen": varlen_attention_forward,
-    "varlen_2": _build_flash_attention_forward("flash_attn", drops=True),
-    "varlen_3": _build_flash_attention_forward("flash_attn_interface", drops=False),
+    "varlen_2": _build_flash_attention_forward("flash_attn", supports_dropout=True),
+    "varlen_3": _build_flash_attention_forward("flash_attn_interface", supports_dropout=False),
 }
 for _name, _function in ATTENTION_FUNCTIONS.items():
     AttentionInterface.register(_name, _function)
-# No masks are registered: transformers then looks for none, which would make the host wait for the device.
+# No mask functions are registered, so transformers builds no mask: that would make the host wait for the device.

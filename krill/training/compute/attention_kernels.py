@@ -1,9 +1,9 @@
-"""Kernels of causal attention for documents that lie one after the other: torch's own and those of flash-attn.
+"""Causal attention kernels for concatenated documents: torch's own and those of flash-attn.
 
-FlashAttention-2 (Dao, 2023, arXiv:2307.08691), FlashAttention-3 (Shah et al., 2024, arXiv:2407.08608). They compute
-fp16 and bf16 on CUDA. A window counts the token itself here, and the tokens left of it there.
+FlashAttention-2 (Dao, 2023, arXiv:2307.08691), FlashAttention-3 (Shah et al., 2024, arXiv:2407.08608). They support
+fp16 and bf16 on CUDA. krill's window includes the token itself; theirs counts only the tokens to its left.
 
-Shapes: N tokens of all documents, H heads, D width of a head; B, T, S as in `krill.training.compute.attention`.
+Shapes: N tokens of all documents, H heads, D head width; B, T, S as in `krill.training.compute.attention`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUERY_BLOCK_SIZE = 256
-"""Queries at once within a window on the CPU, where the window is not larger."""
+"""The number of queries per block of sliding-window attention on the CPU, unless the window is larger."""
 
 
 @dataclass(frozen=True)
 class DocumentBoundaries:
-    """Where documents end: running sums from 0, int32 on the device, and the longest; of queries and of keys."""
+    """Document boundaries of queries and keys: cumulative lengths from 0 (int32, on the device) and the longest."""
 
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
@@ -31,19 +31,19 @@ class DocumentBoundaries:
     max_seqlen_k: int
 
     @classmethod
-    def from_cu_seqlens(cls, ends: Tensor, longest: int) -> DocumentBoundaries:
-        return cls(ends, ends, longest, longest)
+    def from_cu_seqlens(cls, cu_seqlens: Tensor, max_seqlen: int) -> DocumentBoundaries:
+        return cls(cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
 
     @classmethod
     def from_rows(cls, query_BHTD: Tensor, key_BHSD: Tensor) -> DocumentBoundaries:
-        """Each row is one; its queries are the last of its S tokens."""
+        """Treats each row as one document, whose T queries are the last of its S tokens."""
         (B, _, T, _), S = query_BHTD.shape, key_BHSD.shape[2]
         rows = torch.arange(B + 1, dtype=torch.int32, device=query_BHTD.device)
         return cls(rows * T, rows * S, T, S)
 
 
 def cast_to_autocast_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All three as autocast would have them; rotary embeddings leave queries and keys in fp32."""
+    """Casts all three to autocast's dtype, if it is enabled; rotary embeddings leave queries and keys in fp32."""
     device = query.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -52,20 +52,20 @@ def cast_to_autocast_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[T
 
 
 def run_with_padded_heads(
-    kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *rest: Any, **more: Any
+    kernel: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *arguments: Any, **options: Any
 ) -> Tensor:
-    """`kernel` on (N, H, D) of one dtype, with heads as wide as a multiple of 8, which it wants."""
+    """Runs `kernel` on (N, H, D) in one dtype, with the head width padded to a multiple of 8, which it requires."""
     width = q.shape[-1]
     q, k, v = cast_to_autocast_dtype(q, k, v)
     if width % 8:
         q, k, v = (F.pad(x, (0, -width % 8)) for x in (q, k, v))
-    return kernel(q, k, v, *rest, **more)[..., :width]
+    return kernel(q, k, v, *arguments, **options)[..., :width]
 
 
 def torch_varlen_attention(
     q: Tensor, k: Tensor, v: Tensor, documents: DocumentBoundaries, scale: float, window: int | None
 ) -> Tensor:
-    """Flash Attention inside torch, (N, H, D); neither dropout nor cap."""
+    """Computes attention with torch's built-in Flash Attention, (N, H, D); no dropout, no softcap."""
     from torch.nn.attention.varlen import varlen_attn
 
     return cast(Tensor, varlen_attn(
@@ -75,7 +75,7 @@ def torch_varlen_attention(
 
 
 def flash_attn_varlen(
-    module: str,
+    package: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -85,17 +85,17 @@ def flash_attn_varlen(
     softcap: float | None,
     **dropout: float,
 ) -> Tensor:
-    """The varlen function of `module`, (N, H, D): flash_attn, or flash_attn_interface, which takes no dropout."""
-    out: Any = import_module(module).flash_attn_varlen_func(
+    """Computes attention with `package`, (N, H, D): flash_attn, or flash_attn_interface, which has no dropout."""
+    out: Any = import_module(package).flash_attn_varlen_func(
         q, k, v, documents.cu_seqlens_q, documents.cu_seqlens_k, documents.max_seqlen_q, documents.max_seqlen_k,
         softmax_scale=scale, causal=True, window_size=_to_window_size(window), softcap=softcap or 0.0, **dropout,
     )  # fmt: skip
-    # the first releases of flash_attn_interface return sums as well
+    # the first releases of flash_attn_interface also return the logsumexp
     return cast(Tensor, out[0] if isinstance(out, tuple) else out)
 
 
 def _to_window_size(window: int | None) -> tuple[int, int]:
-    """Tokens that one sees to its left and to its right, in Flash Attention's words."""
+    """Returns Flash Attention's (left, right) window: tokens before and after the token itself; -1: no limit."""
     return (-1 if window is None else window - 1), 0
 
 
@@ -108,7 +108,7 @@ def per_document_attention(
     window: int | None,
     dropout: float,
 ) -> Tensor:
-    """Attention of each document by itself, (B, T, H, D); for the CPU."""
+    """Computes attention separately for each document, (B, T, H, D); for the CPU."""
     B, H, T, D = query_BHTD.shape
     flat = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query_BHTD, key_BHTD, value_BHTD))
     outs = []
@@ -126,23 +126,23 @@ def causal_attention(
     window: int | None,
     dropout: float,
 ) -> Tensor:
-    """Causal attention of rows, (B, H, T, D); a single query is the last token of its row.
+    """Computes causal attention of rows, (B, H, T, D); a single query is the last token of its row.
 
-    A window is computed in blocks of queries, each with the keys that it reaches: T · window pairs, not T².
+    Sliding-window attention runs in blocks of queries, each with the keys in its reach: T · window pairs, not T².
     """
     T, S = query_BHTD.shape[2], key_BHSD.shape[2]
-    known: dict[str, Any] = {"scale": scale, "enable_gqa": True, "dropout_p": dropout}
+    options: dict[str, Any] = {"scale": scale, "enable_gqa": True, "dropout_p": dropout}
     if window is None or window >= S or T == 1:
         k, v = (x if window is None else x[:, :, -window:] for x in (key_BHSD, value_BHSD))
-        return F.scaled_dot_product_attention(query_BHTD, k, v, is_causal=T > 1, **known)
-    blocks, step = [], max(window, QUERY_BLOCK_SIZE)
-    for first in range(0, T, step):
+        return F.scaled_dot_product_attention(query_BHTD, k, v, is_causal=T > 1, **options)
+    blocks, block_size = [], max(window, QUERY_BLOCK_SIZE)
+    for first in range(0, T, block_size):
         left = max(0, first - window + 1)
         q, k, v = (
-            x[:, :, start : first + step]
+            x[:, :, start : first + block_size]
             for x, start in ((query_BHTD, first), (key_BHSD, left), (value_BHSD, left))
         )
-        back = torch.arange(first, first + q.shape[2])[:, None] - torch.arange(left, left + k.shape[2])
-        near = ((back >= 0) & (back < window)).to(q.device)
-        blocks.append(F.scaled_dot_product_attention(q, k, v, attn_mask=near, **known))
+        distance = torch.arange(first, first + q.shape[2])[:, None] - torch.arange(left, left + k.shape[2])
+        mask = ((distance >= 0) & (distance < window)).to(q.device)
+        blocks.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options))
     return torch.cat(blocks, dim=2)

@@ -1,4 +1,4 @@
-"""Which attention backend computes a run: what was asked for, or what is fastest on the machine."""
+"""Selects the attention backend of a run: the requested one, or the fastest on this machine."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ FLASH_PACKAGES = {
         "'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
     ),
 }
-"""The module that computes each, and what installs it; FlashAttention 3 is on no package index."""
+"""The module of each and the command that installs it; FlashAttention 3 is not on a package index."""
 
 BACKENDS_WITHOUT_FP32 = ("varlen", *FLASH_PACKAGES)
 
 
-def select_attention_backend(asked: str, device: str, precision: str) -> tuple[str, str | None]:
-    """The backend for hardware.attention on `device` in `precision`, and for auto why it is that one.
+def select_attention_backend(requested: str, device: str, precision: str) -> tuple[str, str | None]:
+    """Returns the backend for hardware.attention on `device` in `precision`, and for auto the reason.
 
-    auto: varlen, but sdpa for fp32 on CUDA, which Flash Attention does not compute. On the CPU varlen is the fastest
-    by `benchmarks/attention.py`. On CUDA it is Flash Attention too, without another package; whether another one is
-    faster on some GPU is not measured yet, so auto takes none by itself.
+    auto: varlen, except sdpa for fp32 on CUDA, which Flash Attention does not support. On the CPU varlen is the
+    fastest in `benchmarks/attention.py`. On CUDA varlen is Flash Attention without an extra package; whether another
+    package is faster on some GPU is not measured, so auto never selects one.
 
     Raises:
-        UsageError: what was asked for by name cannot run here.
+        UsageError: the backend requested by name cannot run here.
     """
-    if asked == "auto":
+    if requested == "auto":
         if device == "cpu":
             return "varlen", "fastest on a CPU"
         if precision == "fp32":
             return "sdpa", "Flash Attention has no fp32"
-        return "varlen", "Flash Attention inside torch"
-    if asked in FLASH_PACKAGES:
-        _check_flash_installed(asked, device)
-    if asked in BACKENDS_WITHOUT_FP32 and device == "cuda" and precision == "fp32":
+        return "varlen", "torch's built-in Flash Attention"
+    if requested in FLASH_PACKAGES:
+        _check_flash_installed(requested, device)
+    if requested in BACKENDS_WITHOUT_FP32 and device == "cuda" and precision == "fp32":
         raise UsageError(
-            f"hardware.attention={asked} is Flash Attention on CUDA, which has no fp32; write "
+            f"hardware.attention={requested} is Flash Attention on CUDA, which has no fp32; use "
             "hardware.precision=bf16 or hardware.attention=sdpa"
         )
-    if asked == "flex" and device == "cpu":
+    if requested == "flex" and device == "cpu":
         raise UsageError(
             "hardware.attention=flex does not train on the CPU, where torch's flex attention has no backward pass; "
-            "write hardware.attention=auto"
+            "use hardware.attention=auto"
         )
-    return asked, None
+    return requested, None
 
 
-def _check_flash_installed(asked: str, device: str) -> None:
-    """Import the module: where it is there, it may have been built for another torch."""
-    module, install = FLASH_PACKAGES[asked]
+def _check_flash_installed(requested: str, device: str) -> None:
+    """Imports the module, because an installed one may have been built for another torch."""
+    module, install = FLASH_PACKAGES[requested]
     needed = [] if device == "cuda" else ["a CUDA device"]
     try:
         import_module(module).flash_attn_varlen_func  # noqa: B018
@@ -60,5 +60,5 @@ def _check_flash_installed(asked: str, device: str) -> None:
         needed.append(f"the module {module} ({error}): {install}")
     if needed:
         raise UsageError(
-            f"hardware.attention={asked} needs {' and '.join(needed)}; or write hardware.attention=auto"
+            f"hardware.attention={requested} needs {' and '.join(needed)}; or use hardware.attention=auto"
         )

@@ -1,7 +1,7 @@
-"""FSDP2: every rank holds a share of the weights, the gradients and the optimizer's state (hardware.sharding=fsdp2).
+"""FSDP2: shards weights, gradients and optimizer state over the ranks (hardware.sharding=fsdp2).
 
-accelerate shards the model, layer by layer; checkpoints are written by all ranks together (torch's distributed
-checkpoint), and read again by any number of ranks.
+accelerate shards the model layer by layer. All ranks write one checkpoint together (torch's distributed checkpoint),
+which any number of ranks can load.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from transformers import Trainer
 from krill.errors import UsageError
 
 SHARDED_WEIGHTS_FOLDER = "pytorch_model_fsdp_0"
-"""The weights of a sharded checkpoint."""
+"""The folder of the weights in a sharded checkpoint."""
 
 
-def build_fsdp_arguments(sharding: str, ranks: int) -> dict[str, Any]:
-    """What TrainingArguments must hold; nothing for one rank, which has all of it."""
-    if sharding == "none" or ranks == 1:
+def build_fsdp_arguments(sharding: str, world_size: int) -> dict[str, Any]:
+    """Returns the keyword arguments of TrainingArguments that enable FSDP2; none for a single rank."""
+    if sharding == "none" or world_size == 1:
         return {}
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # a view that nobody changes in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # a view that is not changed in place
     return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
 
 
 def enable_fsdp_on_cpu(trainer: Trainer) -> None:
-    """Have accelerate shard on the CPU as on CUDA; by itself it does on accelerators only."""
+    """Makes accelerate shard on the CPU too, which it does only on accelerators by default."""
     if not trainer.args.fsdp or trainer.args.device.type != "cpu":
         return
     state = trainer.accelerator.state
@@ -41,20 +41,18 @@ def enable_fsdp_on_cpu(trainer: Trainer) -> None:
     trainer.is_fsdp_enabled = True
 
 
-def check_checkpoint_sharding(checkpoint: Path, sharding: str, ranks: int) -> None:
-    """Raise UsageError where a checkpoint was sharded and the run is not, or the other way round."""
-    sharded, wanted = (
-        (checkpoint / SHARDED_WEIGHTS_FOLDER).is_dir(),
-        bool(build_fsdp_arguments(sharding, ranks)),
-    )
-    if sharded and not wanted:
+def check_checkpoint_sharding(checkpoint: Path, sharding: str, world_size: int) -> None:
+    """Raises UsageError if the checkpoint is sharded and the run is not, or the other way round."""
+    is_checkpoint_sharded = (checkpoint / SHARDED_WEIGHTS_FOLDER).is_dir()
+    is_run_sharded = bool(build_fsdp_arguments(sharding, world_size))
+    if is_checkpoint_sharded and not is_run_sharded:
         raise UsageError(
-            f"{checkpoint.name} is sharded: go on with hardware.sharding=fsdp2 and two ranks or more"
+            f"{checkpoint.name} is sharded: resume with hardware.sharding=fsdp2 and at least two ranks"
         )
-    if wanted and not sharded:
-        raise UsageError(f"{checkpoint.name} is not sharded: go on with hardware.sharding=none")
+    if is_run_sharded and not is_checkpoint_sharded:
+        raise UsageError(f"{checkpoint.name} is not sharded: resume with hardware.sharding=none")
 
 
 def gather_full_state_dict(model: torch.nn.Module) -> dict[str, Tensor]:
-    """All weights of a sharded model on the CPU of the first rank; all ranks must call it."""
+    """Gathers all weights of a sharded model on the CPU of rank 0; every rank must call it."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # type: ignore[return-value]

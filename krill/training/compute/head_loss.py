@@ -1,14 +1,14 @@
-"""The training and validation loss of a model without its logits: output head and cross-entropy in one.
+"""Training and validation loss without full logits: output head and cross-entropy in one.
 
-For the time of a forward pass with labels the output head hands the hidden states through, and the model's own
-`loss_function` gets them in place of logits and computes the loss with the head's weight. All of it is within
-`model.forward`, so the hooks of DDP and FSDP2, autocast and torch.compile work as ever. Outside of that the model is
-a plain one: it generates, saves and loads as without.
+During a forward pass with labels the output head returns the hidden states unchanged; the model's `loss_function`
+gets them instead of logits and computes the loss with the head's weight. All of it happens within `model.forward`, so
+the hooks of DDP and FSDP2, autocast and torch.compile work as usual. Outside of that pass the model is unchanged: it
+generates, saves and loads as without.
 
-What a model does to its logits between head and loss happens to hidden states then. That is the same for a scale
-(Granite, Cohere), and wrong for a cap (Gemma 2): `probe_head_loss` finds out, once.
+Anything a model does to its logits between head and loss is then applied to the hidden states. That is equivalent for
+a scale (Granite, Cohere), and wrong for a cap (Gemma 2): `probe_head_loss` checks it once.
 
-Shapes: B rows, T tokens of a row, H width of a hidden state, V vocabulary.
+Shapes: B rows, T tokens of a row, N tokens, H hidden size, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -30,50 +30,51 @@ from krill.training.compute.cross_entropy import chunked_cross_entropy, per_toke
 from krill.training.compute.liger import select_loss
 
 SummedLossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(hidden states (N, H), weight (V, H), labels (N,), bias (V,) or None) → summed nats of the labelled tokens."""
+"""(hidden states (N, H), weight (V, H), labels (N,), bias (V,) or None) → summed loss of labelled tokens, nats."""
 
 PROBE_TOKENS, PROBE_LOGIT, PROBE_TOLERANCE = 8, 100.0, 1e-3
-"""The probe's row, its largest logit (small ones pass a cap unchanged), and by how much losses may differ."""
+"""The probe's row length, its largest logit (a cap leaves small ones unchanged) and its relative tolerance."""
 
 
-def build_loss(model: PreTrainedModel, asked: str, device: str) -> Loss:
-    """The loss for hardware.loss. auto falls back to full logits for a model that needs them.
+def build_loss(model: PreTrainedModel, requested: str, device: str) -> Loss:
+    """Builds the loss for hardware.loss; auto falls back to full logits for a model that needs them.
 
-    Raises UsageError where chunked or liger was asked for by name and would not give the model's own loss.
+    Raises UsageError if chunked or liger is requested by name and would not equal the model's own loss.
     """
-    kind = select_loss(asked, device)
+    kind = select_loss(requested, device)
     if kind == "full":
         return Loss()
     obstacle = probe_head_loss(model)
     if obstacle is None:
         return HeadLoss(model, kind)
-    if asked != "auto":
-        raise UsageError(f"hardware.loss={asked}: {obstacle}; write hardware.loss=full or auto")
+    if requested != "auto":
+        raise UsageError(f"hardware.loss={requested}: {obstacle}; use hardware.loss=full or auto")
     return Loss(f"full: {obstacle}")
 
 
 class Loss:
-    """The model's own loss from full logits. `name`: how the run's header calls it."""
+    """The model's own loss from full logits. `name` appears in the run's header."""
 
     def __init__(self, name: str = "full"):
         self.name = name
 
     def training_context(self) -> AbstractContextManager[None]:
-        """Around a forward pass with labels."""
+        """Returns the context for a forward pass with labels."""
         return nullcontext()
 
     def token_losses(self, model: torch.nn.Module, inputs: dict[str, Any], labels_BT: Tensor) -> Tensor:
-        """Nats of each target, (B, T) fp32: at a token those of its successor; 0 where that is not labelled."""
+        """Returns the loss of each next token in nats, (B, T) fp32; 0 where the next token is not labelled."""
         logits = model(**inputs, use_cache=False).logits
         targets = shift_labels(labels_BT).flatten()
-        parts = zip(logits.flatten(0, 1).split(2048), targets.split(2048), strict=True)
-        return torch.cat([F.cross_entropy(some.float(), at, reduction="none") for some, at in parts]).view(
-            labels_BT.shape
-        )
+        chunks = zip(logits.flatten(0, 1).split(2048), targets.split(2048), strict=True)
+        losses = [
+            F.cross_entropy(logits_CV.float(), targets_C, reduction="none") for logits_CV, targets_C in chunks
+        ]
+        return torch.cat(losses).view(labels_BT.shape)
 
 
 class HeadLoss(Loss):
-    """The loss of `model` from hidden states and the head's weight."""
+    """The loss of `model`, computed from hidden states and the head's weight."""
 
     def __init__(self, model: PreTrainedModel, kind: str = "chunked"):
         super().__init__(kind)
@@ -81,7 +82,7 @@ class HeadLoss(Loss):
         self.summed_cross_entropy: SummedLossFunction = (
             liger_cross_entropy if kind == "liger" else chunked_cross_entropy
         )
-        # one object each, for torch.compile would compile again for another
+        # built once: torch.compile would recompile for another function object
         self._loss_function = torch.compiler.disable(self._mean_loss)
         self._capture_function = torch.compiler.disable(self._capture_token_losses)
         self._captured_losses: Tensor | None = None
@@ -92,9 +93,9 @@ class HeadLoss(Loss):
     def token_losses(self, model: torch.nn.Module, inputs: dict[str, Any], labels_BT: Tensor) -> Tensor:
         with self._bypass_head(self._capture_function):
             model(**inputs, labels=labels_BT, use_cache=False)
-        found, self._captured_losses = self._captured_losses, None
-        assert found is not None
-        return found.view(labels_BT.shape)
+        losses, self._captured_losses = self._captured_losses, None
+        assert losses is not None
+        return losses.view(labels_BT.shape)
 
     @contextmanager
     def _bypass_head(self, loss_function: Callable[..., Tensor]) -> Iterator[None]:
@@ -112,14 +113,14 @@ class HeadLoss(Loss):
         num_items_in_batch: Tensor | int | None = None,
         **_: Any,
     ) -> Tensor:
-        """transformers' ForCausalLMLoss; `logits` are hidden states."""
+        """Computes what transformers' ForCausalLMLoss does; `logits` are hidden states."""
         targets = shift_labels(labels).flatten()
-        nats = self.summed_cross_entropy(logits.flatten(0, 1), self.head.weight, targets, self.bias)
+        summed_loss = self.summed_cross_entropy(logits.flatten(0, 1), self.head.weight, targets, self.bias)
         if num_items_in_batch is None:
-            return nats / (targets != IGNORE_INDEX).sum()
+            return summed_loss / (targets != IGNORE_INDEX).sum()
         if torch.is_tensor(num_items_in_batch):
-            num_items_in_batch = num_items_in_batch.to(nats.device)
-        return nats / num_items_in_batch
+            num_items_in_batch = num_items_in_batch.to(summed_loss.device)
+        return summed_loss / num_items_in_batch
 
     def _capture_token_losses(self, logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
         self._captured_losses = per_token_cross_entropy(
@@ -134,7 +135,7 @@ class HeadLoss(Loss):
 
 
 def shift_labels(labels_BT: Tensor) -> Tensor:
-    """The label of each token's successor; none at the end of a row."""
+    """Returns the label of the next token at each position, (B, T); IGNORE_INDEX at the end of a row."""
     return F.pad(labels_BT, (0, 1), value=IGNORE_INDEX)[:, 1:]
 
 
@@ -144,58 +145,58 @@ def _pass_through(hidden: Tensor) -> Tensor:
 
 @contextmanager
 def _override_attribute(owner: torch.nn.Module, name: str, value: object) -> Iterator[None]:
-    """Set an attribute of this one module, and put back what was there."""
-    own = vars(owner)
-    before = {name: own[name]} if name in own else {}
-    own[name] = value
+    """Sets an attribute of this one module and restores it afterwards."""
+    attributes = vars(owner)
+    previous = {name: attributes[name]} if name in attributes else {}
+    attributes[name] = value
     try:
         yield
     finally:
-        del own[name]
-        own.update(before)
+        del attributes[name]
+        attributes.update(previous)
 
 
 @torch.no_grad()
 def probe_head_loss(model: PreTrainedModel) -> str | None:
-    """Why the loss of `model` cannot be had from hidden states; None: it can.
+    """Returns why the loss of `model` cannot be computed from hidden states, or None if it can.
 
-    Scores one short row both ways, on the model's device, with hidden states so large that a cap of the logits would
-    show. Random numbers are not used.
+    Computes the loss of one short row both ways, on the model's device, with hidden states so large that a cap of the
+    logits would show. Uses no random numbers.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(head, torch.nn.Linear):
         return "the model has no linear output head"
     loss, mode, attention = HeadLoss(model), model.training, model.config._attn_implementation
     ids = torch.arange(PROBE_TOKENS, device=head.weight.device).remainder(len(head.weight))[None]
-    plain, scale = head.forward, 1.0
+    original_forward, scale = head.forward, 1.0
 
-    def score() -> Tensor:
+    def compute_loss() -> Tensor:
         return model(input_ids=ids, labels=ids, use_cache=False).loss.double()
 
     try:
         model.eval()
-        model.set_attn_implementation("eager")  # the others may want a device of their own
+        model.set_attn_implementation("eager")  # the others may need another device
         scale = PROBE_LOGIT / float(model(input_ids=ids, use_cache=False).logits.abs().max())
-        with _override_attribute(head, "forward", lambda hidden: plain(hidden * scale)):
-            expected = score()
+        with _override_attribute(head, "forward", lambda hidden: original_forward(hidden * scale)):
+            expected = compute_loss()
         with loss.training_context(), _override_attribute(head, "forward", lambda hidden: hidden * scale):
-            found = score()
-    except Exception as error:  # a model of one's own may do anything with what it takes for logits
-        return f"the model does not take hidden states in place of logits ({type(error).__name__}: {error})"
+            actual = compute_loss()
+    except Exception as error:  # a custom model may do anything with its logits
+        return f"the model does not accept hidden states in place of logits ({type(error).__name__}: {error})"
     finally:
         model.train(mode)
         model.set_attn_implementation(attention)
-    if torch.isclose(found, expected, rtol=PROBE_TOLERANCE, atol=0.0):
+    if torch.isclose(actual, expected, rtol=PROBE_TOLERANCE, atol=0.0):
         return None
-    return "the model changes its logits between head and loss, or computes a loss of its own"
+    return "the model changes its logits between head and loss, or computes its own loss"
 
 
 def liger_cross_entropy(
     hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, bias_V: Tensor | None = None
 ) -> Tensor:
-    """Liger's fused linear cross-entropy, summed over the labelled tokens. CUDA."""
-    nats: Tensor = _load_liger_loss()(weight_VH, hidden_NH, labels_N, bias_V)
-    return nats
+    """Computes Liger's fused linear cross-entropy, summed over the labelled tokens, in nats. CUDA."""
+    loss: Tensor = _load_liger_loss()(weight_VH, hidden_NH, labels_N, bias_V)
+    return loss
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""How a model is computed, beside its attention and its loss: Liger's kernels, recomputed activations."""
+"""Applies Liger's kernels and gradient checkpointing to a model, and checks what the device supports."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LIGER_KERNELS = {"rope": True, "rms_norm": True, "swiglu": True}
-"""What of Liger is applied; the loss is hardware.loss."""
+"""The Liger kernels that are applied; its loss is hardware.loss=liger."""
 
 
 def has_liger() -> bool:
-    """Whether Liger is installed. It is not imported: that takes seconds, and its kernels need CUDA."""
+    """Returns whether Liger is installed, without importing it: that takes seconds, and its kernels need CUDA."""
     return find_spec("liger_kernel") is not None
 
 
-def select_loss(asked: str, device: str) -> str:
-    """full, chunked or liger, for hardware.loss on `device`; auto: liger where it is installed on CUDA, else chunked.
+def select_loss(requested: str, device: str) -> str:
+    """Returns full, chunked or liger, for hardware.loss on `device`; auto: liger on CUDA if installed, else chunked.
 
-    Raises UsageError for liger where it cannot run.
+    Raises UsageError if liger is requested and cannot run.
     """
-    if asked == "auto":
+    if requested == "auto":
         return "liger" if device == "cuda" and has_liger() else "chunked"
-    if asked == "liger" and not (device == "cuda" and has_liger()):
+    if requested == "liger" and not (device == "cuda" and has_liger()):
         raise UsageError(
             "hardware.loss=liger needs a CUDA device and the package liger-kernel (pip install 'krill[cuda]'); "
-            "write hardware.loss=auto"
+            "use hardware.loss=auto"
         )
-    return asked
+    return requested
 
 
 def check_kernels(hardware: HardwareConfig, device: str) -> None:
-    """Raise UsageError where `hardware` asks by name for kernels that `device` or the installation does not have."""
+    """Raises UsageError if `hardware` requests kernels that the device or the installation does not support."""
     select_loss(hardware.loss, device)
     if hardware.liger is True and not (device == "cuda" and has_liger()):
         raise UsageError(
             "hardware.liger=true needs a CUDA device and the package liger-kernel (pip install 'krill[cuda]'); "
-            "write hardware.liger=auto"
+            "use hardware.liger=auto"
         )
     if hardware.compile and device != "cuda":
         raise UsageError(
-            "hardware.compile=true needs a CUDA device: on the CPU, rows with another number of documents are "
-            "compiled anew, step after step; write hardware.compile=false"
+            "hardware.compile=true needs a CUDA device: on the CPU every new number of documents in a row compiles "
+            "the model again, step after step; use hardware.compile=false"
         )
 
 
 def apply_kernels(model: PreTrainedModel, hardware: HardwareConfig, device: str) -> list[str]:
-    """Change `model` to what `hardware` asks for and return the names of what is used, for the run's header.
+    """Applies the kernels and the checkpointing of `hardware` to `model`; returns their names for the run's header.
 
-    Raises UsageError where it was asked for by name and the model does not have it.
+    Raises UsageError if something requested by name is not supported by the model.
     """
     check_kernels(hardware, device)
     used = []
@@ -73,14 +73,17 @@ def apply_kernels(model: PreTrainedModel, hardware: HardwareConfig, device: str)
     return used
 
 
-def _apply_liger(model: PreTrainedModel, asked: bool | str) -> bool:
-    """Liger's norms, rotary embeddings and MLPs in this model; rotary embeddings in all of its family."""
+def _apply_liger(model: PreTrainedModel, requested: bool | str) -> bool:
+    """Applies Liger's norms, rotary embeddings and MLPs to `model`; returns whether Liger supports its family.
+
+    The rotary embeddings are replaced for all models of the family.
+    """
     monkey_patch = import_module("liger_kernel.transformers.monkey_patch")
     family = model.config.model_type
     if family not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
-        if asked is True:
+        if requested is True:
             raise UsageError(
-                f"hardware.liger=true: Liger has no kernels for {family}; write hardware.liger=auto"
+                f"hardware.liger=true: Liger has no kernels for {family}; use hardware.liger=auto"
             )
         return False
     monkey_patch._apply_liger_kernel_to_instance(
@@ -93,8 +96,8 @@ def _enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
         raise UsageError(
             f"hardware.gradient_checkpointing=true: {type(model).__name__} does not support it; "
-            "write hardware.gradient_checkpointing=false"
+            "use hardware.gradient_checkpointing=false"
         )
-    # transformers before 5.2x knows the older name only
+    # transformers before 5.2x has only the older name
     enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
