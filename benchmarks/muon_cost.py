@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from krill.optim.distributed import newton_schulz_flops
+from krill.optim.distributed import compute_newton_schulz_flops
 from krill.optim.muon import Muon
 
 SHAPES = [(768, 768), (256, 768), (256, 768), (768, 768), (1920, 768), (1920, 768), (768, 1920)]
@@ -97,7 +97,7 @@ def main() -> None:
     for _ in range(rounds):
         for name, step in everything.items():
             times[name].append(seconds(step))
-    work = STEPS * sum(newton_schulz_flops(*shape) for shape in SHAPES)
+    work = STEPS * sum(compute_newton_schulz_flops(*shape) for shape in SHAPES)
     floor = {name: [work / (2 * 1024**3) * value for value in times[name]] for name in products}
 
     def ratio(way: str, other: list[float]) -> float:

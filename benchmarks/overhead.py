@@ -39,6 +39,7 @@ from krill.cli.compose import compose_config
 from krill.cli.train import prepare_inputs
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
+from krill.data.inputs import RunInputs
 from krill.data.packing import IGNORE_INDEX
 from krill.optim.build import build_optimizer
 from krill.optim.schedules import build_scheduler
@@ -113,7 +114,7 @@ def measured(optimizer: str, asked: argparse.Namespace, root: Path) -> dict[str,
         "hardware.threads=1", "eval_every=1000000", "save_every=1000000",
     ]  # fmt: skip
     config = validate_config(TrainConfig, compose_config("train", words))
-    tokenizer, store = prepare_inputs(config, root)
+    tokenizer, store = prepare_inputs(config, RunInputs(config.data, config.tokenizer, root))
     folder = root / optimizer
     folder.mkdir()
     watched: list[Alternate] = []

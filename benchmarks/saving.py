@@ -39,6 +39,7 @@ from krill.cli.compose import compose_config
 from krill.cli.train import prepare_inputs
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
+from krill.data.inputs import RunInputs
 from krill.training import run as training
 from krill.training.trainer import KrillTrainer
 
@@ -108,7 +109,7 @@ def run(asked: argparse.Namespace, root: Path) -> tuple[Blocks, float]:
         "data.validation_fraction=0.001",
     ]  # fmt: skip
     config = validate_config(TrainConfig, compose_config("train", words))
-    tokenizer, store = prepare_inputs(config, root)
+    tokenizer, store = prepare_inputs(config, RunInputs(config.data, config.tokenizer, root))
     folder = root / "run"
     folder.mkdir()
     vars(training)["KrillTrainer"] = Watched

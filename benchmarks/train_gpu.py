@@ -49,9 +49,11 @@ from krill.cli.compose import compose_config
 from krill.cli.train import prepare_inputs
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
+from krill.data.inputs import RunInputs
 from krill.data.order import row_at
 from krill.models.build import build_model
 from krill.training import run as training
+from krill.training.compute.setup import resolve_compute_setup
 from krill.training.metrics.throughput import build_throughput_meter, get_peak_memory
 from krill.training.setup import RunSetup, build_run_setup
 from krill.training.trainer import KrillTrainer
@@ -182,9 +184,11 @@ def compete(asked: argparse.Namespace) -> None:
     """One contestant's figures as the last line of standard output; exit code NO_ROOM: it does not fit."""
     work, more = CONTESTANTS[asked.contestant]
     config = configured(asked, asked.models[0], asked.lengths[0], asked.micro, more)
-    tokenizer, store = prepare_inputs(config, Path(os.environ["KRILL_OUTPUTS"]))
+    tokenizer, store = prepare_inputs(
+        config, RunInputs(config.data, config.tokenizer, Path(os.environ["KRILL_OUTPUTS"]))
+    )
     with tempfile.TemporaryDirectory() as place:
-        setting = build_run_setup(config, Path(place), store, tokenizer)
+        setting = build_run_setup(config, Path(place), store, tokenizer, resolve_compute_setup(config))
         clock, pace = Clock(setting.device), build_throughput_meter(setting)
         try:
             work(setting, clock)

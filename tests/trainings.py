@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from krill.config.schema import TrainConfig
+from krill.data.inputs import RunInputs
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics
+from krill.training.compute.setup import resolve_compute_setup
+from krill.training.estimate.dry_run import plan_run
+from krill.training.setup import RunSetup, build_run_setup
 
 CLOCK_METRICS = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
 
@@ -34,3 +39,13 @@ def assert_same_result(run: Path, expected: Path) -> None:
         checkpoints.list_checkpoints(folder / "checkpoints")[-1] for folder in (run, expected)
     )
     assert (last / "model.safetensors").read_bytes() == (expected_last / "model.safetensors").read_bytes()
+
+
+def plan_lines(config: TrainConfig, outputs: Path) -> list[str]:
+    """What krill-train dry_run=true prints for `config`, with everything below `outputs`."""
+    return plan_run(config, RunInputs(config.data, config.tokenizer, outputs))
+
+
+def build_setup(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> RunSetup:
+    """The setup of a run as krill-train resolves it in this process."""
+    return build_run_setup(config, folder, store, tokenizer, resolve_compute_setup(config))

@@ -36,10 +36,10 @@ def _run_inference(config: InferConfig, call: Invocation) -> None:
         from krill.inference.load import locate_model
 
         print(f"model       {locate_model(config.model.path)[0]}")
-    elif call.sweep_folder:
-        call.run_stage("infer", config, _write_answers)
+    elif call.is_sweep_point:
+        call.run_stage(config, None, lambda folder: _write_answers(config, folder))
     else:
-        _write_answers(config, Path(config.output) if config.output else None, asks=call.payload is None)
+        _write_answers(config, Path(config.output) if config.output else None, call.is_interactive)
 
 
 def _write_answers(config: InferConfig, place: Path | None, asks: bool = False) -> Path:
@@ -99,10 +99,10 @@ def _find_trained_tokenizer(option: str, folders: Sequence[Path]) -> Path:
     from krill.cli import compose
     from krill.config.schema import TrainConfig
     from krill.config.validation import validate_config
-    from krill.data.cache import get_tokenizer_folder
+    from krill.data.inputs import RunInputs
 
     config = validate_config(TrainConfig, compose.compose_config("train", [f"tokenizer={option}"], folders))
-    folder = get_tokenizer_folder(config, get_outputs_root())
+    folder = RunInputs.open(config).tokenizer_folder
     if not folder.is_dir():
         raise UsageError(f"tokenizer={option}: not made yet; make it: krill-tokenizer tokenizer={option}")
     return folder

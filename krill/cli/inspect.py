@@ -125,11 +125,9 @@ def _resolve_store_folder(config: InspectConfig) -> Path:
     """The folder of the tokens that are meant."""
     if config.store is not None:
         return Path(config.store).expanduser()
-    from krill.data.cache import get_store_folder
-    from krill.sources.registry import check_source
+    from krill.data.inputs import RunInputs
 
-    check_source(config.data)
-    return get_store_folder(config, get_outputs_root())
+    return RunInputs.open(config).store_folder
 
 
 def _find_tokenizer(config: InspectConfig, store: Store, asked: bool) -> TokenizerFolder | None:
@@ -141,9 +139,9 @@ def _find_tokenizer(config: InspectConfig, store: Store, asked: bool) -> Tokeniz
 
     candidates = sorted(record.parent for record in get_outputs_root().glob("tokenizers/*/record.json"))
     if asked or config.store is None:
-        from krill.data.cache import get_tokenizer_folder
+        from krill.data.inputs import RunInputs
 
-        folder = get_tokenizer_folder(config, get_outputs_root())
+        folder = RunInputs.open(config).tokenizer_folder
         if asked and not (folder.is_dir() and load_tokenizer(folder).signature == store.tokenizer_signature):
             raise UsageError(
                 f"tokenizer {folder}: is not the one that made the tokens in {store.folder} (signature "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import compose
-from krill.config.paths import CONF_DIR, get_outputs_root, list_config_options
+from krill.config.paths import CONF_DIR, list_config_options
 from krill.config.schema import TrainConfig
 from krill.config.validation import find_closest_name, validate_config
 from krill.errors import KrillError, UsageError
@@ -17,21 +17,25 @@ from krill.errors import KrillError, UsageError
 if TYPE_CHECKING:
     from krill.config.schema import InspectConfig
     from krill.launch.invocation import Invocation
+    from krill.sources.source import Source
 
 
 def print_tokenizer_comparison(config: InspectConfig, call: Invocation) -> None:
     """Print how the tokenizers do on the held-out text of the data; makes nothing but the plot."""
+    from krill.sources.registry import open_source
+
     if not config.data.validation_fraction:
         raise UsageError(
             "data.validation_fraction=0: no document is held out, so there is none to judge tokenizers on; set "
             "data.validation_fraction=0.01"
         )
+    source = open_source(config.data, is_read_only=True)
     folders = _resolve_folders(config, call)
     if config.dry_run:
         _print_folders(folders.values())
         return
     _require_trained(folders, call)
-    figures = _compute_figures(config, folders)
+    figures = _compute_figures(config, source, folders)
 
     from krill.inspection import compare_report
 
@@ -45,7 +49,7 @@ def print_tokenizer_comparison(config: InspectConfig, call: Invocation) -> None:
 
 def print_text_tokens(config: InspectConfig, call: Invocation) -> None:
     """Print config.text by the tokens of config.tokenizer. Special tokens written in it are text."""
-    from krill.data.cache import get_tokenizer_folder
+    from krill.data.inputs import RunInputs
 
     assert config.text is not None
     if config.plot is not None:
@@ -56,7 +60,7 @@ def print_text_tokens(config: InspectConfig, call: Invocation) -> None:
         raise UsageError(
             f"text=: is no UTF-8 (character {error.start + 1}); type it in another encoding"
         ) from error
-    folder = get_tokenizer_folder(config, get_outputs_root())
+    folder = RunInputs.open(config).tokenizer_folder
     if config.dry_run:
         _print_folders([folder])
         return
@@ -86,16 +90,15 @@ def print_text_tokens(config: InspectConfig, call: Invocation) -> None:
     make_stdout_console().print(render_text_tokens(pieces, config.ids), end="")
 
 
-def _compute_figures(config: InspectConfig, folders: Mapping[str, Path]) -> dict[str, Any]:
+def _compute_figures(config: InspectConfig, source: Source, folders: Mapping[str, Path]) -> dict[str, Any]:
     """Figures of the tokenizers on held-out text. Raises UsageError where none is held out."""
     from krill.inspection.compare_tokenizers import evaluate_tokenizers
-    from krill.sources.registry import open_source
     from krill.sources.source import SkippedRecords
     from krill.text.sample import TextSample
     from krill.tokenizer.artifact import load_tokenizer
 
     tokenizers = {label: load_tokenizer(folder) for label, folder in folders.items()}
-    source, skipped = open_source(config.data), SkippedRecords()
+    skipped = SkippedRecords()
     sample = TextSample(source, config.data, "validation", config.eval_bytes, skipped)
     skipped.warn()
     figures = evaluate_tokenizers(tokenizers, sample, source.names)
@@ -112,9 +115,6 @@ def _compute_figures(config: InspectConfig, folders: Mapping[str, Path]) -> dict
 
 def _resolve_folders(config: InspectConfig, call: Invocation) -> dict[str, Path]:
     """Where each tokenizer of `config` is, by what it was called; one that is not made yet is not there."""
-    from krill.sources.registry import check_source
-
-    check_source(config.data)
     own = [Path(source.path) for source in call.hydra.runtime.config_sources if source.provider == "user"]
     known = list_config_options("tokenizer", [*own, CONF_DIR])
     return {
@@ -127,7 +127,7 @@ def _resolve_folders(config: InspectConfig, call: Invocation) -> dict[str, Path]
 
 def _resolve_option(words: Sequence[str], own: Sequence[Path]) -> Path:
     """The folder of the tokenizer that krill-tokenizer makes of these words."""
-    from krill.data.cache import get_tokenizer_folder
+    from krill.data.inputs import RunInputs
 
     try:
         config = validate_config(TrainConfig, compose.compose_config("train", words, own))
@@ -135,7 +135,7 @@ def _resolve_option(words: Sequence[str], own: Sequence[Path]) -> Path:
         if not compose.is_usage_error(error):
             raise
         raise UsageError("\n".join(compose.diagnose_overrides("train", words, own, error))) from error
-    return get_tokenizer_folder(config, get_outputs_root())
+    return RunInputs.open(config).tokenizer_folder
 
 
 def _resolve_named_folder(name: str, known: Mapping[str, Path]) -> Path:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
-from krill.config.paths import get_outputs_root
-from krill.launch.invocation import Invocation
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
+    from krill.data.inputs import RunInputs
+    from krill.launch.invocation import Invocation
 
 
 def main() -> int:
@@ -19,43 +19,46 @@ def main() -> int:
 
 
 def run_task(composed: Any) -> None:
-    """One tokenizer: what Hydra calls, once or for each point of a sweep."""
+    """Trains one tokenizer; Hydra calls it once, or for each point of a sweep."""
     from krill.config.schema import TrainConfig
 
     app.run_command(composed, TrainConfig, _run_tokenizer)
 
 
 def _run_tokenizer(config: TrainConfig, call: Invocation) -> None:
+    from krill.data.inputs import RunInputs
+
+    inputs = RunInputs.open(config)
     if config.dry_run:
-        from krill.data.cache import get_tokenizer_folder
-        from krill.sources.registry import check_source
-
-        check_source(config.data)
-        folder = (
-            Path(config.output).absolute()
-            if config.output
-            else get_tokenizer_folder(config, get_outputs_root())
-        )
-        print(f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}")
-        if config.tokenizer.push_to is not None:
-            print(
-                f"upload      {config.tokenizer.push_to}, {'private' if config.tokenizer.private else 'public'}"
-            )
-    else:
-        call.run_stage(
-            "tokenizer",
-            config,
-            lambda config, place: prepare_tokenizer(config, None if call.sweep_folder else place),
-        )
+        print("\n".join(describe_dry_run(config, inputs)))
+        return
+    call.run_stage(
+        config,
+        inputs,
+        lambda output: prepare_tokenizer(config, inputs, None if call.is_sweep_point else output),
+    )
 
 
-def prepare_tokenizer(config: TrainConfig, place: Path | None) -> Path:
-    """The folder of the tokenizer, trained now or found, and uploaded if asked; `place`: where it was asked for."""
+def prepare_tokenizer(config: TrainConfig, inputs: RunInputs, output: Path | None) -> Path:
+    """Returns the folder of the tokenizer, trained now or reused, and uploads it with tokenizer.push_to.
+
+    `output`: the folder to write; None: one below outputs/.
+    """
     from krill.data.cache import get_or_train_tokenizer
 
-    found = get_or_train_tokenizer(config, get_outputs_root(), place, warn=True)
+    tokenizer = get_or_train_tokenizer(inputs, output, warn=True)
     if config.tokenizer.push_to is not None:
         from krill.tokenizer.hub import push_tokenizer_to_hub
 
-        push_tokenizer_to_hub(found, config.tokenizer.push_to, config.tokenizer.private)
-    return found.folder
+        push_tokenizer_to_hub(tokenizer, config.tokenizer.push_to, config.tokenizer.private)
+    return tokenizer.folder
+
+
+def describe_dry_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
+    """Returns what would be done; writes nothing."""
+    folder = Path(config.output).absolute() if config.output else inputs.tokenizer_folder
+    lines = [f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}"]
+    if config.tokenizer.push_to is not None:
+        visibility = "private" if config.tokenizer.private else "public"
+        lines.append(f"upload      {config.tokenizer.push_to}, {visibility}")
+    return lines

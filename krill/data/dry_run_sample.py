@@ -7,8 +7,7 @@ from itertools import islice
 
 from krill.config.schema import DataConfig
 from krill.data.progress import format_dropped_table
-from krill.sources.registry import open_source
-from krill.sources.source import SkippedRecords, sample_evenly
+from krill.sources.source import SkippedRecords, Source, sample_evenly
 from krill.text.dedup import SeenDigests
 from krill.text.documents import DocumentRules, DropStats, iterate_kept_documents
 
@@ -18,12 +17,11 @@ DRY_RUN_PARTS = 20
 """They come from the beginnings of so many parts, evenly chosen."""
 
 
-def format_dry_run_sample(data: DataConfig) -> list[str]:
+def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
     """What the rules that look at text keep and drop of a sample, as lines.
 
     Rules that need tokens or all documents (min_tokens, near duplicates, duplicates elsewhere) are not tried.
     """
-    source = open_source(data)
     parts = source.list_parts()
     chosen = sample_evenly(parts, DRY_RUN_PARTS)
     dropped, skipped, rules, duplicates = DropStats(), SkippedRecords(), DocumentRules(data), SeenDigests()

@@ -28,7 +28,7 @@ from krill.data.part_writer import PreparationContext, write_parts
 from krill.data.progress import PreparationProgress, log_preparation_summary
 from krill.data.worker_pool import WorkerPool, count_cpu_cores
 from krill.errors import KrillError, UsageError
-from krill.sources.registry import check_source, open_source
+from krill.sources.registry import open_source
 from krill.sources.source import Part, SkippedRecords, Source, sample_evenly
 from krill.text import minhash
 from krill.text.documents import VERSION, collect_data_rules, compute_data_signature
@@ -124,22 +124,16 @@ def sample_texts(job: PreparationContext, parts: Sequence[Part]) -> list[str]:
 def _build_context(
     data: DataConfig, tokenizer: TokenizerFolder, folder: Path, source: Source | None
 ) -> tuple[PreparationContext, list[Part]]:
-    check_source(data)
     minhash.require_rensa(data.minhash)
     source = source or open_source(data)
     if len(source.names) > store.MAX_SOURCES:
         raise UsageError(
             f"{len(source.names)} sources, the store tells {store.MAX_SOURCES} apart; name folders, not files"
         )
-    job = PreparationContext(
-        source, data, tokenizer, folder / "parts", _compute_signature(data, tokenizer, source)
-    )
+    signature = compute_store_signature(data, tokenizer.signature, source.fingerprint)
+    job = PreparationContext(source, data, tokenizer, folder / "parts", signature)
     job.folder.mkdir(parents=True, exist_ok=True)
     return job, source.list_parts()
-
-
-def _compute_signature(data: DataConfig, tokenizer: TokenizerFolder, source: Source) -> str:
-    return compute_store_signature(data, tokenizer.signature, source.fingerprint())
 
 
 def _is_complete(folder: Path, identity: str) -> bool:
@@ -211,7 +205,7 @@ def _write_missing_parts(
         log.warning("engine: %s; all is encoded again by Hugging Face tokenizers", error)
         plain = replace(job, data=job.data.model_copy(update={"engine": "hf"}))
         return _write_missing_parts(plain, parts, mine, meter)
-    if _compute_signature(job.data, job.tokenizer, job.source) != job.store_signature:
+    if job.source.compute_fingerprint() != job.source.fingerprint:
         _delete_parts(job, missing)
         raise build_text_changed_error(job.data)
     return crew

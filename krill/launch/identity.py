@@ -1,8 +1,8 @@
-"""Where a command puts its result: folders are named by the signature of what is in them."""
+"""The identity of what a command makes: folders are named by the signature of what is in them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from krill.config import custom_code
 from krill.config.schema import PretrainedModelConfig, Section, TrainConfig
@@ -10,63 +10,70 @@ from krill.config.signature import compute_signature
 from krill.errors import UsageError
 from krill.training.batch_shape import resolve_batch_shape
 
-
-def compute_identity(command: str, config: Section) -> str:
-    """Signature of what `command` makes of `config`; text counts by its content, wherever it lies."""
-    return IdentityCache(command)(config)
+if TYPE_CHECKING:
+    from krill.data.inputs import RunInputs
 
 
-class IdentityCache:
-    """`compute_identity` of many configurations: text that they share is looked at once."""
+def compute_identity(command: str, config: Section, inputs: RunInputs | None = None) -> str:
+    """Returns the signature of what `command` makes of `config`; text counts by its content, not by its path.
 
-    def __init__(self, command: str):
-        self.command = command
-        self._text_signatures: dict[str, str] = {}
-
-    def __call__(self, config: Section) -> str:
-        if not isinstance(config, TrainConfig):
-            return compute_signature(self.command, 1, config)
-        if self.command == "train" and config.data.task is not None:
-            raise UsageError(
-                "data.task= is one of the jobs of krill-preprocess; training reads all: leave it out"
-            )
-        key = config.data.model_dump_json() + config.tokenizer.model_dump_json()
-        if key not in self._text_signatures:
-            self._text_signatures[key] = _compute_text_signature(self.command, config)
-        return _combine_signatures(self.command, config, self._text_signatures[key])
-
-
-def _compute_text_signature(command: str, config: TrainConfig) -> str:
-    """The part of the identity that the text decides: signature of the tokens, or of the tokenizer."""
-    from krill.data.cache import compute_tokenizer_signature, compute_tokens_signature
-    from krill.sources.registry import check_source
-
-    check_source(config.data)
-    return compute_tokenizer_signature(config) if command == "tokenizer" else compute_tokens_signature(config)
-
-
-def _combine_signatures(command: str, config: TrainConfig, tokens: str) -> str:
+    `inputs`: those of `config`, opened already; None: krill-infer, which has none.
+    """
+    if not isinstance(config, TrainConfig):
+        return compute_signature(command, 1, config)
+    assert inputs is not None
     if command == "tokenizer":
-        return tokens
+        return inputs.tokenizer_signature
     if command == "train":
-        judged = [config.eval_every] if config.stop.target_loss or config.stop.patience else []
-        rows = resolve_batch_shape(config).rows_per_step
-        return compute_signature(
-            command,
-            2,
-            config,
-            rows,
-            tokens,
-            _hash_custom_code(config),
-            *_get_branch_identity(config),
-            *judged,
+        return _compute_run_identity(config, inputs.store_signature)
+    task = config.data.task
+    if task is None:
+        return inputs.store_signature
+    return compute_signature(command, 1, inputs.store_signature, config.data.num_tasks, task)
+
+
+class InputsCache:
+    """Opens the inputs of many configurations; text that several of them share is read once."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, RunInputs] = {}
+
+    def open(self, config: Section) -> RunInputs | None:
+        """Returns the inputs of `config`, or None for a configuration without any."""
+        from krill.data.inputs import RunInputs
+
+        if not isinstance(config, TrainConfig):
+            return None
+        key = config.data.model_dump_json() + config.tokenizer.model_dump_json()
+        if key not in self._opened:
+            self._opened[key] = RunInputs.open(config)
+        return self._opened[key]
+
+
+def raise_if_task(config: TrainConfig) -> None:
+    """Raise UsageError for data.task, which is for krill-preprocess alone."""
+    if config.data.task is not None:
+        raise UsageError(
+            "data.task is for the jobs of krill-preprocess; training reads all parts: leave it out"
         )
-    shard = config.data.task
-    return tokens if shard is None else compute_signature(command, 1, tokens, config.data.num_tasks, shard)
+
+
+def _compute_run_identity(config: TrainConfig, store_signature: str) -> str:
+    stops_early = bool(config.stop.target_loss or config.stop.patience)
+    return compute_signature(
+        "train",
+        2,
+        config,
+        resolve_batch_shape(config).rows_per_step,
+        store_signature,
+        _hash_custom_code(config),
+        *_get_branch_identity(config),
+        *([config.eval_every] if stops_early else []),
+    )
 
 
 def _hash_custom_code(config: TrainConfig) -> list[str]:
-    """What the person's own model and optimizer are, where they are their own; the weights of model.from."""
+    """Returns the hashes of a custom model and a custom optimizer, and of the weights of model.from."""
     sections = (config.model, config.optimizer)
     code = [
         custom_code.hash_custom_function(section.build) for section in sections if hasattr(section, "build")
@@ -79,7 +86,7 @@ def _hash_custom_code(config: TrainConfig) -> list[str]:
 
 
 def _get_branch_identity(config: TrainConfig) -> list[Any]:
-    """What a run that branches off another goes on from."""
+    """Returns what identifies the checkpoint that a run branches off, if it does."""
     if config.branch is None:
         return []
     from krill.training.checkpoint.branch import resolve_branch

@@ -1,10 +1,15 @@
-"""One call of a command, made here or handed to another process: what was composed, and where its result belongs."""
+"""An invocation of a command: its composed configuration, and the folder of its result.
+
+    SingleRun       runs once, in this process, or submits itself to SLURM
+    SweepPoint      one point of a sweep
+    SubmittedJob    one of these in a process of its own: a SLURM job, or a point that runs in the pool
+"""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -13,41 +18,31 @@ from krill.errors import UsageError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from krill.config.schema import InferConfig, TrainConfig
+    from krill.data.inputs import RunInputs
+
 ConfigT = TypeVar("ConfigT", bound="BaseModel")
 log = logging.getLogger("krill")
 
 
-@dataclass(frozen=True)
-class InvocationPayload:
-    """What a call that was handed to another process knows beforehand."""
+def build_invocation(composed: Any) -> SingleRun | SweepPoint:
+    """Returns the invocation of the configuration that Hydra has just composed in this process."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
-    config: dict[str, Any]
-    """The validated configuration, as JSON holds it."""
-    folder: Path | None
-    """Where its result belongs; None: the command finds the place."""
-    identity: str | None
-    """Signature of the result, when it was handed over."""
-    is_on_slurm: bool
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return SweepPoint(composed, hydra, Path(hydra.sweep.dir))
+    return SingleRun(composed, hydra)
 
 
-@dataclass(frozen=True)
-class Invocation:
-    """One call of a command: once, or for one point of a sweep."""
+class Invocation(ABC):
+    """One invocation of a command."""
 
-    composed_config: Any
-    hydra: Any
-    sweep_folder: Path | None
-    """The sweep's folder; None outside a sweep."""
-    payload: InvocationPayload | None = None
-
-    @classmethod
-    def from_hydra(cls, composed: Any) -> Invocation:
-        """The one that Hydra makes in this process."""
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        hydra = HydraConfig.get()
-        return cls(composed, hydra, Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None)
+    def __init__(self, composed_config: Any, hydra: Any):
+        """`composed_config`: the configuration without the node hydra; `hydra`: that node."""
+        self.composed_config = composed_config
+        self.hydra = hydra
 
     @property
     def command(self) -> str:
@@ -55,81 +50,88 @@ class Invocation:
 
     @property
     def overrides(self) -> list[str]:
-        """What was typed, for this point."""
+        """The overrides from the command line, for this point."""
         from krill.cli.argv import to_unresolved_list
 
         return to_unresolved_list(self.hydra.overrides.task)
 
     @property
     def choices(self) -> dict[str, str]:
-        """Group → chosen option."""
+        """Config group → chosen option."""
         return dict(self.hydra.runtime.choices)
 
     @property
     def is_for_slurm(self) -> bool:
-        """Whether what Hydra composed is for jobs of SLURM."""
+        """Whether the composed configuration runs as SLURM jobs."""
         return str(self.hydra.launcher._target_).endswith(".SlurmLauncher")
 
     @property
     def should_submit(self) -> bool:
-        """Whether this process only hands the work in."""
-        return self.payload is None and self.sweep_folder is None and self.is_for_slurm
+        """Whether this process only submits a job that does the work."""
+        return False
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether the command may ask the user for input."""
+        return False
+
+    @property
+    def is_sweep_point(self) -> bool:
+        """Whether the result is recorded in the folder of a sweep's point."""
+        return False
+
+    @property
+    def has_assigned_folder(self) -> bool:
+        """Whether the folder of the result was assigned before the command started."""
+        return self.is_sweep_point
 
     def validate(self, schema: type[ConfigT]) -> ConfigT:
-        """The typed configuration."""
+        """Returns the typed configuration. Raises UsageError that lists everything wrong in it."""
         from krill.config.validation import validate_config
         from krill.launch.auto_processes import resolve_auto_processes
 
-        if self.payload is not None:
-            return schema.model_validate(self.payload.config)
         config: Any = resolve_auto_processes(validate_config(schema, self.composed_config))  # type: ignore[type-var]
         if config.detach and not self.is_for_slurm:
-            raise UsageError(
-                "detach=true is for jobs of SLURM: add hardware=slurm_gpu or another slurm_ option"
-            )
+            raise UsageError("detach=true is for SLURM jobs: add hardware=slurm_gpu or another slurm_ option")
         return cast("ConfigT", config)
 
+    @abstractmethod
     def resolve_folder(self, output: str | None, identity: str) -> Path | None:
-        """The folder that was asked for: the sweep's point, else output=; None: krill chooses."""
-        if (
-            self.payload is not None
-            and self.payload.identity
-            and identity
-            and self.payload.identity != identity
-        ):
-            raise UsageError("text or weights are no longer those of the submission; give the command again")
-        if self.payload is not None and self.payload.folder is not None:
-            return self.payload.folder
-        if self.sweep_folder is not None:
-            return self.sweep_folder / identity[:8]
-        return Path(output).absolute() if output else None
+        """Returns the assigned folder of a result with this signature, else `output`; None: the command chooses."""
 
-    def resolve_resume(self, asked: bool | str) -> bool | str:
-        """resume=, but for a job that goes on in the folder that it was given."""
-        given = self.payload is not None and self.payload.is_on_slurm and self.payload.folder is not None
-        return "auto" if given else asked
+    def resolve_resume(self, resume: bool | str) -> bool | str:
+        """Returns the value of resume= that applies to this invocation."""
+        return resume
 
-    def run_stage(self, command: str, config: Any, work: Callable[[Any, Path | None], Path]) -> None:
-        """Call `work`(config, place) for the folder of its result; a sweep's point records it in its own."""
+    def run_stage(
+        self, config: Any, inputs: RunInputs | None, work: Callable[[Path | None], Path]
+    ) -> None:
+        """Call `work`(folder), which returns the folder of the result, and print it.
+
+        A sweep's point records its state and its result in its own folder instead, which `work` then gets. `inputs`:
+        those of `config`, if the command has any.
+        """
         from krill.launch.identity import compute_identity
         from krill.runs.claim import claim
         from krill.runs.record import Record, is_done, relative_path
 
-        if self.sweep_folder is None:
-            self.print_result_folder(work(config, self.resolve_folder(config.output, "")))
+        if not self.is_sweep_point:
+            self.print_result_folder(work(self.resolve_folder(config.output, "")))
             return
-        identity = compute_identity(command, config)
-        claimed = claim(identity, self.sweep_folder, self.resolve_folder(None, identity))
+        identity = compute_identity(self.command, config, inputs)
+        folder = self.resolve_folder(None, identity)
+        assert folder is not None
+        claimed = claim(identity, folder.parent, folder)
         record = Record(claimed.folder)
         if claimed.state == "finished" and is_done(claimed.folder):
-            log.info("finished already, nothing to do: %s", relative_path(claimed.folder))
+            log.info("already finished, skipping: %s", relative_path(claimed.folder))
             return
         with claimed, record.record_lifecycle(config, identity, self.overrides):
             self.save_hydra_config(claimed.folder)
-            record.update(result=str(work(config, claimed.folder)))
+            record.update(result=str(work(claimed.folder)))
 
     def save_hydra_config(self, folder: Path) -> None:
-        """Write what Hydra composed to `folder`/.hydra: from= repeats the run from there."""
+        """Write the composed configuration to `folder`/.hydra, from which from= repeats the run."""
         from omegaconf import OmegaConf
 
         from krill import atomic
@@ -144,8 +146,73 @@ class Invocation:
             atomic.write_text(folder / ".hydra" / f"{name}.yaml", text)
 
     def print_result_folder(self, folder: Path) -> None:
-        """The last line of standard output: where the result is. A sweep prints its own folder instead."""
-        if self.sweep_folder is None:
+        """Print the last line of standard output, the folder of the result; a sweep prints its own instead."""
+        if not self.is_sweep_point:
             from krill.runs.record import relative_path
 
             print(relative_path(folder))
+
+
+class SingleRun(Invocation):
+    """A command that runs once."""
+
+    @property
+    def should_submit(self) -> bool:
+        return self.is_for_slurm
+
+    @property
+    def is_interactive(self) -> bool:
+        return True
+
+    def resolve_folder(self, output: str | None, identity: str) -> Path | None:
+        return Path(output).absolute() if output else None
+
+
+class SweepPoint(Invocation):
+    """One point of a sweep, with a folder that is named after its signature."""
+
+    def __init__(self, composed_config: Any, hydra: Any, sweep_folder: Path):
+        super().__init__(composed_config, hydra)
+        self.sweep_folder = sweep_folder
+
+    @property
+    def is_sweep_point(self) -> bool:
+        return True
+
+    def resolve_folder(self, output: str | None, identity: str) -> Path:
+        return self.sweep_folder / identity[:8]
+
+
+class SubmittedJob(Invocation):
+    """An invocation in a process of its own, validated and read from a job file (krill.launch.job_files)."""
+
+    def __init__(
+        self, origin: SingleRun | SweepPoint, config: TrainConfig | InferConfig,
+        folder: Path | None = None, identity: str | None = None, is_on_slurm: bool = True,
+    ):  # fmt: skip
+        """`folder`, `identity`: of the result at the time of submission; None: the command chooses the folder."""
+        super().__init__(origin.composed_config, origin.hydra)
+        self.origin, self.config = origin, config
+        self.folder, self.identity, self.is_on_slurm = folder, identity, is_on_slurm
+
+    @property
+    def is_sweep_point(self) -> bool:
+        return self.origin.is_sweep_point
+
+    @property
+    def has_assigned_folder(self) -> bool:
+        return self.folder is not None
+
+    def validate(self, schema: type[ConfigT]) -> ConfigT:
+        assert isinstance(self.config, schema)
+        return self.config
+
+    def resolve_folder(self, output: str | None, identity: str) -> Path | None:
+        """As in Invocation. Raises UsageError when `identity` differs from the signature at submission."""
+        if self.identity and identity and self.identity != identity:
+            raise UsageError("text or weights changed after the submission; run the command again")
+        return self.folder or self.origin.resolve_folder(output, identity)
+
+    def resolve_resume(self, resume: bool | str) -> bool | str:
+        """A SLURM job resumes in its assigned folder, also after it was requeued."""
+        return "auto" if self.is_on_slurm and self.folder is not None else resume

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from krill.config.schema import PretrainedModelConfig, TrainConfig
+from krill.config.schema import PretrainedModelConfig
 from krill.config.signature import hash_file
 from krill.errors import KrillError, UsageError
-from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 
 WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 """What transformers loads, best first."""
@@ -97,99 +95,15 @@ def load_pretrained_model(config: PretrainedModelConfig, vocab_size: int) -> Pre
 
 def build_pretrained_architecture(config: PretrainedModelConfig) -> PreTrainedModel:
     """The model as its configuration describes it; for the meta device."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(_load_config(config), dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(load_model_config(config), dtype=torch.float32)
     return model
 
 
-def _load_config(config: PretrainedModelConfig) -> Any:
+def load_model_config(config: PretrainedModelConfig) -> Any:
+    """Returns the configuration of transformers beside the weights; raises UsageError if it is not usable."""
     folder = resolve_model_folder(config.from_)
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         said = str(error).strip().partition("\n")[0]
         raise UsageError(f"model.from={config.from_}: {folder}/config.json is not usable ({said})") from error
-
-
-def check_pretrained(config: TrainConfig) -> None:
-    """Raise UsageError where model.from could not read the rows: another tokenizer, or longer than it reads."""
-    if not isinstance(config.model, PretrainedModelConfig):
-        return
-    place, theirs = config.model.from_, _load_config(config.model)
-    longest = getattr(theirs.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and config.model.max_position_embeddings > longest:
-        raise UsageError(
-            f"model.from={place}: it reads {longest} tokens at most; write sequence_len={longest}"
-        )
-    beside = resolve_model_folder(place)
-    if (beside / "tokenizer.json").is_file():
-        _check_same_tokenizer(config, load_tokenizer(beside))
-    elif (signature := _read_tokenizer_of_run(beside)) is not None:
-        _check_tokenizer_signature(config, place, *signature)
-    else:
-        _check_vocab_size(config, theirs.get_text_config().vocab_size)
-
-
-def _check_same_tokenizer(config: TrainConfig, theirs: TokenizerFolder) -> None:
-    """By signature; a ready tokenizer also by its entries: beside a model it may have got a bos in front."""
-    from krill.data.cache import compute_tokenizer_signature
-
-    if compute_tokenizer_signature(config) == theirs.signature:
-        return
-    if config.tokenizer.path is not None and _get_tokenizer_vocab(config) == theirs.backend.get_vocab(
-        with_added_tokens=True
-    ):
-        return
-    raise _build_other_tokenizer_error(config, theirs.folder)
-
-
-def _get_tokenizer_vocab(config: TrainConfig) -> dict[str, int]:
-    from krill.tokenizer.artifact import resolve_tokenizer_folder
-
-    assert config.tokenizer.path is not None
-    return load_tokenizer(resolve_tokenizer_folder(config.tokenizer.path)).backend.get_vocab(
-        with_added_tokens=True
-    )
-
-
-def _read_tokenizer_of_run(checkpoint: Path) -> tuple[str, str] | None:
-    """Signature and folder of the tokenizer of the run that a checkpoint is of."""
-    status = checkpoint.resolve().parents[1] / "status.json"
-    try:
-        tokenizer = json.loads(status.read_text(encoding="utf-8"))["tokenizer"]
-        return tokenizer["signature"], tokenizer["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _check_tokenizer_signature(config: TrainConfig, place: str, signature: str, folder: str) -> None:
-    from krill.data.cache import compute_tokenizer_signature
-
-    if compute_tokenizer_signature(config) != signature:
-        raise _build_other_tokenizer_error(config, Path(folder))
-
-
-def _build_other_tokenizer_error(config: TrainConfig, folder: Path) -> UsageError:
-    assert isinstance(config.model, PretrainedModelConfig)
-    return UsageError(
-        f"model.from={config.model.from_}: it was trained with another tokenizer, its embeddings would mean other "
-        f"tokens; write tokenizer=pretrained tokenizer.path={folder}"
-    )
-
-
-def _check_vocab_size(config: TrainConfig, size: int) -> None:
-    """All that can be said of a model without a tokenizer beside it."""
-    from krill.tokenizer.artifact import resolve_tokenizer_folder
-    from krill.tokenizer.recipe import compute_vocab_size
-
-    path = config.tokenizer.path
-    ours = (
-        load_tokenizer(resolve_tokenizer_folder(path)).vocab_size
-        if path is not None
-        else compute_vocab_size(config.tokenizer)
-    )
-    if ours != size:
-        assert isinstance(config.model, PretrainedModelConfig)
-        raise UsageError(
-            f"model.from={config.model.from_}: it has {size} entries and no tokenizer beside it, tokenizer="
-            f"{config.tokenizer.name} has {ours}; write tokenizer=pretrained tokenizer.path=<that of its training>"
-        )

@@ -1,11 +1,11 @@
-"""Documents from files of this machine.
+"""Documents from local files.
 
-.jsonl  one JSON object a line                   .parquet    a string column
+.jsonl  one JSON object per line                 .parquet    a string column
 .json   the same, or one array of objects        .csv .tsv   the first row names the columns
-.txt    one document: the whole file             each but .parquet also with .gz or .zst
+.txt    one document: the whole file             all except .parquet also with .gz or .zst
 
-A part is a run of slices: byte ranges of JSON lines, which begin and end with lines; row groups of Parquet;
-everything else as whole files.
+A part is a list of file slices: byte ranges of JSON lines, aligned to line boundaries; row groups of Parquet;
+all other files as a whole.
 """
 
 from __future__ import annotations
@@ -42,36 +42,37 @@ from krill.sources.source import (
 )
 
 MAX_NUMBERED_BYTES = 2**30
-"""Lines are counted from the beginning of a file to so far; behind it from the beginning of their part."""
+"""Line numbers count from the beginning of the file up to this byte, beyond it from the beginning of the part."""
 
 
 class FileSlice(NamedTuple):
-    """What is read of one file."""
+    """A contiguous slice of one file."""
 
     file: int
-    """Index among the files of its entry."""
+    """Index in the files of the entry."""
     start: int
-    """First byte of JSON lines, first row group of Parquet; 0: the whole file."""
+    """First byte (JSON lines) or first row group (Parquet); 0 for whole files."""
     end: int | None
-    """Behind the last; None: the whole file."""
+    """One past the last byte or row group; None for whole files."""
     size: int
-    """Bytes; of Parquet those of the text column before compression."""
+    """Size in bytes; for Parquet the uncompressed bytes of the text column."""
 
 
 class FileSource(Source):
-    """Files of this machine. Each entry of `data.paths` is one source, named by its last part."""
+    """Reads local files. Each entry of `data.paths` is one source, named after the last component of its path."""
 
-    def __init__(self, config: FilesDataConfig) -> None:
+    def __init__(self, config: FilesDataConfig, is_read_only: bool = False) -> None:
+        self._is_read_only = is_read_only
         self._entries = resolve_paths(config)
         paths = [entry.path for entry in self._entries]
         names = disambiguate_names([Path(path).name or path for path in paths], paths)
         super().__init__(names, [entry.weight for entry in self._entries])
         self._line_counts: dict[Path, tuple[int, int]] = {}
-        """File → (byte, lines before it), the last that was asked for."""
+        """File → (byte offset, number of lines before it) of the last lookup."""
 
-    def fingerprint(self) -> Any:
-        """Per entry its name, settings and the xxh3_128 of each file: a copy is the same data."""
-        digests = iter(hash_files_cached([path for entry in self._entries for path in entry.files]))
+    def compute_fingerprint(self) -> Any:
+        """Returns the name, settings and xxh3_128 of each file per entry: a copy has the same fingerprint."""
+        digests = iter(hash_files_cached([path for entry in self._entries for path in entry.files], self._is_read_only))
         return [
             {
                 "name": name,
@@ -84,7 +85,7 @@ class FileSource(Source):
         ]
 
     def list_parts(self) -> list[Part]:
-        goal = compute_part_bytes(
+        part_bytes = compute_part_bytes(
             sum(_get_text_size(path, entry.column) for entry in self._entries for path in entry.files)
         )
         parts: list[Part] = []
@@ -92,17 +93,17 @@ class FileSource(Source):
             slices = (
                 part
                 for file, path in enumerate(entry.files)
-                for part in _slice_file(file, path, entry.column, goal)
+                for part in _slice_file(file, path, entry.column, part_bytes)
             )
-            # Whether a limit is reached is known only where the documents are read in order.
-            parts += _group_slices(source, slices, goal if entry.limit is None else None)
+            # A limit needs a single part: its documents must be counted in order.
+            parts += _group_slices(source, slices, part_bytes if entry.limit is None else None)
         return parts
 
     def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
         return islice(self._read_documents(part, skipped), self._entries[part.source].limit)
 
-    def describe_location(self, part: Part, place: tuple[int, int]) -> str:
-        index, number = place
+    def describe_location(self, part: Part, location: tuple[int, int]) -> str:
+        index, number = location
         file, start, end = part.span[index]
         path = self._entries[part.source].files[file]
         if parse_file_kind(path)[0] == ".parquet":
@@ -125,31 +126,31 @@ class FileSource(Source):
                     else:
                         skipped.add(text.reason, partial(self.describe_location, part, (index, number)))
             except OSError as error:
-                last = str(path)
+                location = str(path)
                 with suppress(OSError):
-                    last = self.describe_location(part, (index, number))
+                    location = self.describe_location(part, (index, number))
                 raise KrillError(
-                    f"{last}: what follows cannot be read ({error}). Write the file anew"
+                    f"{location}: the rest cannot be read ({error}). Recreate the file"
                 ) from error
 
     def _count_lines_before(self, path: Path, byte: int) -> int:
-        at, count = self._line_counts.get(path, (0, 0))
-        if at > byte:
-            at, count = 0, 0
-        count += count_newlines(path, at, byte)
+        start, count = self._line_counts.get(path, (0, 0))
+        if start > byte:
+            start, count = 0, 0
+        count += count_newlines(path, start, byte)
         self._line_counts[path] = byte, count
         return count
 
 
 def _get_text_size(path: Path, column: str) -> int:
-    """Bytes that a file counts for."""
+    """Returns the size of a file for part planning: bytes, for Parquet those of the text column."""
     if parse_file_kind(path)[0] == ".parquet":
         return sum(size for _, size in measure_row_groups(path, column))
     return path.stat().st_size
 
 
-def _slice_file(file: int, path: Path, column: str, goal: int) -> Iterator[FileSlice]:
-    """The least parts of a file, in order, where they can be told about `goal` bytes long."""
+def _slice_file(file: int, path: Path, column: str, slice_bytes: int) -> Iterator[FileSlice]:
+    """Yields the smallest slices of a file, in order; JSON lines are cut into about `slice_bytes` bytes."""
     kind, compression = parse_file_kind(path)
     if kind == ".parquet":
         for group, (rows, size) in enumerate(measure_row_groups(path, column)):
@@ -160,22 +161,22 @@ def _slice_file(file: int, path: Path, column: str, goal: int) -> Iterator[FileS
     else:
         start, size = 0, path.stat().st_size
         while start < size:
-            end = find_line_start(path, min(start + goal, size))
+            end = find_line_start(path, min(start + slice_bytes, size))
             yield FileSlice(file, start, end, end - start)
             start = end
 
 
-def _group_slices(source: int, slices: Iterable[FileSlice], goal: int | None) -> Iterator[Part]:
-    """Parts of at least `goal` bytes (but the last); None: a single part."""
+def _group_slices(source: int, slices: Iterable[FileSlice], part_bytes: int | None) -> Iterator[Part]:
+    """Yields parts of at least `part_bytes` bytes (except the last); None yields a single part."""
     span: list[list[int | None]] = []
     size = 0
-    for file, start, end, more in slices:
+    for file, start, end, slice_bytes in slices:
         if span and span[-1][0] == file:
-            span[-1][2] = end  # goes on where the last one ended
+            span[-1][2] = end  # extends the previous slice
         else:
             span.append([file, start, end])
-        size += more
-        if goal is not None and size >= goal:
+        size += slice_bytes
+        if part_bytes is not None and size >= part_bytes:
             yield Part(source, span, size)
             span, size = [], 0
     if span:
@@ -185,7 +186,7 @@ def _group_slices(source: int, slices: Iterable[FileSlice], goal: int | None) ->
 def _read_texts(
     path: Path, column: str, start: int, end: int | None
 ) -> Iterator[tuple[int, str | UnreadableRecord]]:
-    """Yield (line, row or record of the slice; text)."""
+    """Yields (line, row or record number within the slice, text)."""
     match parse_file_kind(path)[0]:
         case ".parquet":
             assert end is not None

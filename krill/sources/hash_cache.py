@@ -13,8 +13,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +32,21 @@ HASH_THREADS = 8
 """xxhash lets other threads run: two hash twice as fast, from a network's disk more."""
 
 
-_is_cache_writable = True
+def hash_files_cached(paths: list[Path], is_read_only: bool = False) -> list[str]:
+    """Returns the hex xxh3_128 of each file's bytes. Raises OSError for a file that cannot be read.
 
-
-@contextlib.contextmanager
-def read_only_hash_cache() -> Iterator[None]:
-    """Meanwhile hashes are used but not kept: a dry run writes nothing."""
-    global _is_cache_writable
-    before, _is_cache_writable = _is_cache_writable, False
-    try:
-        yield
-    finally:
-        _is_cache_writable = before
-
-
-def hash_files_cached(paths: list[Path]) -> list[str]:
-    """Hex xxh3_128 of each file's bytes. Raises OSError for a file that cannot be read."""
+    `is_read_only`: use hashes of the cache but write none, as in a dry run.
+    """
+    hash_one = partial(hash_file_cached, is_read_only=is_read_only)
     threads = min(HASH_THREADS, os.cpu_count() or 1, len(paths))
     if threads < 2:
-        return [hash_file_cached(path) for path in paths]
+        return [hash_one(path) for path in paths]
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(hash_file_cached, paths))
+        return list(pool.map(hash_one, paths))
 
 
-def hash_file_cached(path: Path) -> str:
-    """Hex xxh3_128 of a file's bytes. Raises OSError if it cannot be read."""
+def hash_file_cached(path: Path, is_read_only: bool = False) -> str:
+    """Returns the hex xxh3_128 of a file's bytes; see `hash_files_cached`."""
     began, status = time.time_ns(), os.stat(path)
     if status.st_size < MIN_CACHED_BYTES:
         return hash_file(path)
@@ -66,7 +56,7 @@ def hash_file_cached(path: Path) -> str:
         return kept["xxh3_128"]
     digest = hash_file(path)
     left_alone = status.st_ctime_ns < began - MIN_FILE_AGE_NS and _get_file_state(os.stat(path)) == state
-    if _is_cache_writable and left_alone and get_outputs_root().is_dir():
+    if not is_read_only and left_alone and get_outputs_root().is_dir():
         with contextlib.suppress(OSError):  # a folder that is read only keeps no hashes
             place.parent.mkdir(parents=True, exist_ok=True)
             write_json(place, {"path": str(path.absolute()), "state": state, "xxh3_128": digest})

@@ -39,7 +39,8 @@ STREAM_BATCH_ROWS = 1000
 class HubSource(Source):
     """Data sets of the Hub (or folders that `datasets` reads), one after the other; each is one source."""
 
-    def __init__(self, config: HubDataConfig) -> None:
+    def __init__(self, config: HubDataConfig, is_read_only: bool = False) -> None:
+        self._is_read_only = is_read_only
         self._datasets = config.datasets
         paths = [dataset.path for dataset in config.datasets]
         names = disambiguate_names(paths, [_format_dataset_name(dataset) for dataset in config.datasets])
@@ -47,7 +48,7 @@ class HubSource(Source):
         self._loaded_datasets: dict[int, Any] = {}
         """Data sets as `datasets` opened them: they pickle as names of files, so that workers ask no Hub."""
 
-    def fingerprint(self) -> Any:
+    def compute_fingerprint(self) -> Any:
         """Per data set its name, settings and commit; without a network that of the cached copy."""
         return [
             {
@@ -140,7 +141,7 @@ class HubSource(Source):
         path = self._datasets[index].path
         if os.path.isdir(path):
             files = sorted(item for item in Path(path).rglob("*") if item.is_file())
-            digests = hash_files_cached(files)
+            digests = hash_files_cached(files, self._is_read_only)
             return [f"{file.relative_to(path)} {digest}" for file, digest in zip(files, digests, strict=True)]
         commit = _get_hub_commit(path)
         if commit is not None:

@@ -1,4 +1,4 @@
-"""The sources there are: the built-in text, files, data sets of the Hub, a person's own function."""
+"""The kinds of sources: the built-in text, files, data sets of the Hub, a custom function."""
 
 from __future__ import annotations
 
@@ -14,46 +14,38 @@ from krill.config.schema import (
     HubDataConfig,
     PythonDocsDataConfig,
 )
-from krill.sources import paths, python_docs
+from krill.sources import python_docs
 from krill.sources.files import FileSource
 from krill.sources.hub import HubSource
 from krill.sources.source import Document, Part, SkippedRecords, Source
 
 
-def open_source(config: DataConfig) -> Source:
-    """The source that `config` describes. Raises UsageError as `check_source` does."""
+def open_source(config: DataConfig, is_read_only: bool = False) -> Source:
+    """Returns the source that `config` describes.
+
+    Reads no more than both ends of files; data sets of the Hub are not looked up yet. `is_read_only`: hashes of
+    files are not written to the cache. Raises one UsageError that names every file that is missing, empty or of an
+    unsupported kind.
+    """
     match config:
         case PythonDocsDataConfig():
             return PythonDocsSource()
         case FilesDataConfig():
-            return FileSource(config)
+            return FileSource(config, is_read_only)
         case HubDataConfig():
-            return HubSource(config)
+            return HubSource(config, is_read_only)
         case CustomDataConfig():
             return CustomSource(config)
 
 
-def check_source(config: DataConfig) -> None:
-    """Raise one UsageError naming every file that is missing, empty or of a kind that krill does not read.
-
-    Reads no more than both ends of files. Data sets of the Hub are not looked up.
-    """
-    if isinstance(config, PythonDocsDataConfig):
-        python_docs.require_python_docs()
-    elif isinstance(config, FilesDataConfig):
-        paths.resolve_paths(config)
-    elif isinstance(config, CustomDataConfig):
-        custom_code.import_custom_function(config.read)
-
-
 class PythonDocsSource(Source):
-    """The documentation inside CPython; see `krill.sources.python_docs`. One part."""
+    """The documentation inside CPython as one part; see `krill.sources.python_docs`."""
 
     def __init__(self) -> None:
         super().__init__(["python_docs"])
         python_docs.require_python_docs()
 
-    def fingerprint(self) -> Any:
+    def compute_fingerprint(self) -> Any:
         return {"python_docs": python_docs.fingerprint_python_docs()}
 
     def list_parts(self) -> list[Part]:
@@ -68,23 +60,23 @@ class PythonDocsSource(Source):
 
 
 class CustomSource(Source):
-    """Texts that a person's own function yields. One part: nothing is known of it but its order."""
+    """The texts that a custom function yields, as one part: nothing but their order is known."""
 
     def __init__(self, config: CustomDataConfig) -> None:
         super().__init__([config.name])
         self._config = config
+        custom_code.import_custom_function(config.read)
 
-    def fingerprint(self) -> Any:
-        """The code and its options: what they read is the person's to name there."""
+    def compute_fingerprint(self) -> Any:
+        """Covers the code and its options; the user names there what the code reads."""
         return {"code": custom_code.hash_custom_function(self._config.read), "options": self._config.options}
 
     def list_parts(self) -> list[Part]:
         return [Part(0, None, 1)]
 
     def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
-        for number, text in enumerate(
-            custom_code.import_custom_function(self._config.read)(**self._config.options), 1
-        ):
+        texts = custom_code.import_custom_function(self._config.read)(**self._config.options)
+        for number, text in enumerate(texts, 1):
             if isinstance(text, str):
                 yield Document(text, (0, number))
             else:

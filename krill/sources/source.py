@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 log = logging.getLogger("krill")
@@ -75,9 +76,14 @@ class Source(ABC):
         self.weights = weights or [1.0] * len(names)
         """How often the training documents of each come in an epoch."""
 
-    @abstractmethod
+    @cached_property
     def fingerprint(self) -> Any:
-        """JSON value that changes when the text, or what is read of it, does."""
+        """`compute_fingerprint` as it was when first asked: what the signatures of a run are made of."""
+        return self.compute_fingerprint()
+
+    @abstractmethod
+    def compute_fingerprint(self) -> Any:
+        """Returns a JSON value that changes when the text changes, or what is read of it."""
 
     @abstractmethod
     def list_parts(self) -> list[Part]:

@@ -1,39 +1,38 @@
-"""What can be known to be wrong with a training before anything is made."""
+"""What can be found wrong with a training before anything is made."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 
-from krill.config.schema import TrainConfig, TransformerConfig
+from krill.config.schema import PretrainedModelConfig, TrainConfig
+from krill.data.inputs import RunInputs
 from krill.errors import UsageError
+from krill.models.pretrained import load_model_config, resolve_model_folder
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
+from krill.tokenizer.recipe import compute_vocab_size
 from krill.training.accelerate_env import check_accelerate_env
-from krill.training.batch_shape import (
-    resolve_batch_shape,
-    resolve_device,
-    resolve_precision,
-    world_size_from_env,
-)
-from krill.training.compute.backends import select_attention_backend
+from krill.training.batch_shape import resolve_batch_shape, resolve_device, world_size_from_env
+from krill.training.checkpoint.branch import check_branch, resolve_branch
 from krill.training.compute.liger import check_kernels
+from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
 from krill.training.metrics.trackers import check_trackers
 
 
-def run_preflight_checks(config: TrainConfig) -> None:
-    """Raise UsageError for all that can be known to be wrong before anything is made."""
+def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup:
+    """Returns how the run is computed; raises UsageError for all that is wrong before anything is made."""
     check_accelerate_env()
     check_trackers(config)
-    device = resolve_device(config.device)
-    check_kernels(config.hardware, device)
-    select_attention_backend(
-        config.hardware.attention, device, resolve_precision(config.hardware.precision, device)
-    )
-    _check_ranks(config, device)
+    check_kernels(config.hardware, resolve_device(config.device))
+    _check_pretrained(config, inputs)
+    compute = resolve_compute_setup(config)
+    _check_ranks(config, compute.device)
     resolve_batch_shape(config)
-    _check_model(config)
     if config.branch is not None:
-        from krill.training.checkpoint.branch import check_branch, resolve_branch
-
-        check_branch(resolve_branch(config.branch), config)
+        check_branch(resolve_branch(config.branch), config, inputs.tokenizer_signature)
+    return compute
 
 
 def _check_ranks(config: TrainConfig, device: str) -> None:
@@ -51,12 +50,77 @@ def _check_ranks(config: TrainConfig, device: str) -> None:
         )
 
 
-def _check_model(config: TrainConfig) -> None:
-    """Raise UsageError for a model that cannot read this tokenizer's rows, or cannot keep their documents apart."""
-    if isinstance(config.model, TransformerConfig):
-        return  # nothing to find out
-    from krill.models import pretrained
-    from krill.training.setup import resolve_attention_backend
+def _check_pretrained(config: TrainConfig, inputs: RunInputs) -> None:
+    """Raise UsageError where model.from could not read the rows: another tokenizer, or longer than it reads."""
+    if not isinstance(config.model, PretrainedModelConfig):
+        return
+    place, theirs = config.model.from_, load_model_config(config.model)
+    longest = getattr(theirs.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and config.model.max_position_embeddings > longest:
+        raise UsageError(
+            f"model.from={place}: it reads {longest} tokens at most; write sequence_len={longest}"
+        )
+    beside = resolve_model_folder(place)
+    if (beside / "tokenizer.json").is_file():
+        _check_same_tokenizer(config, inputs, load_tokenizer(beside))
+    elif (signature := _read_tokenizer_of_run(beside)) is not None:
+        _check_tokenizer_signature(config, inputs, *signature)
+    else:
+        _check_vocab_size(config, theirs.get_text_config().vocab_size)
 
-    pretrained.check_pretrained(config)
-    resolve_attention_backend(config)
+
+def _check_same_tokenizer(config: TrainConfig, inputs: RunInputs, theirs: TokenizerFolder) -> None:
+    """By signature; a ready tokenizer also by its entries: beside a model it may have got a bos in front."""
+    if inputs.tokenizer_signature == theirs.signature:
+        return
+    if config.tokenizer.path is not None and _get_tokenizer_vocab(config) == theirs.backend.get_vocab(
+        with_added_tokens=True
+    ):
+        return
+    raise _build_other_tokenizer_error(config, theirs.folder)
+
+
+def _get_tokenizer_vocab(config: TrainConfig) -> dict[str, int]:
+    assert config.tokenizer.path is not None
+    return load_tokenizer(resolve_tokenizer_folder(config.tokenizer.path)).backend.get_vocab(
+        with_added_tokens=True
+    )
+
+
+def _read_tokenizer_of_run(checkpoint: Path) -> tuple[str, str] | None:
+    """Signature and folder of the tokenizer of the run that a checkpoint is of."""
+    status = checkpoint.resolve().parents[1] / "status.json"
+    try:
+        tokenizer = json.loads(status.read_text(encoding="utf-8"))["tokenizer"]
+        return tokenizer["signature"], tokenizer["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _check_tokenizer_signature(config: TrainConfig, inputs: RunInputs, signature: str, folder: str) -> None:
+    if inputs.tokenizer_signature != signature:
+        raise _build_other_tokenizer_error(config, Path(folder))
+
+
+def _build_other_tokenizer_error(config: TrainConfig, folder: Path) -> UsageError:
+    assert isinstance(config.model, PretrainedModelConfig)
+    return UsageError(
+        f"model.from={config.model.from_}: it was trained with another tokenizer, its embeddings would mean other "
+        f"tokens; write tokenizer=pretrained tokenizer.path={folder}"
+    )
+
+
+def _check_vocab_size(config: TrainConfig, size: int) -> None:
+    """All that can be said of a model without a tokenizer beside it."""
+    path = config.tokenizer.path
+    ours = (
+        load_tokenizer(resolve_tokenizer_folder(path)).vocab_size
+        if path is not None
+        else compute_vocab_size(config.tokenizer)
+    )
+    if ours != size:
+        assert isinstance(config.model, PretrainedModelConfig)
+        raise UsageError(
+            f"model.from={config.model.from_}: it has {size} entries and no tokenizer beside it, tokenizer="
+            f"{config.tokenizer.name} has {ours}; write tokenizer=pretrained tokenizer.path=<that of its training>"
+        )

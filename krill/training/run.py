@@ -21,7 +21,7 @@ from krill.models.build import build_model
 from krill.runs import checkpoints
 from krill.runs.record import Record
 from krill.training import ranks
-from krill.training.batch_shape import resolve_device
+from krill.training.accelerate_env import check_accelerate_env
 from krill.training.batches import (
     EMPTY_ROW,
     RowBatchSampler,
@@ -48,6 +48,7 @@ from krill.training.compute.fsdp import (
 )
 from krill.training.compute.head_loss import Loss, build_loss
 from krill.training.compute.liger import apply_kernels
+from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
 from krill.training.finish import collect_final_metrics, log_summary, save_final_model
 from krill.training.metrics.throughput import build_throughput_meter
 from krill.training.metrics.trackers import build_tracker_arguments
@@ -57,8 +58,12 @@ from krill.training.setup import RunSetup, build_run_setup, compute_validation_b
 from krill.training.trainer import KrillTrainer, ValidationSet
 
 
-def run_training(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> dict[str, Any]:
+def run_training(
+    config: TrainConfig, folder: Path, store: Path, tokenizer: Path, compute: ComputeSetup | None = None
+) -> dict[str, Any]:
     """Train in `folder` (continuing from its newest checkpoint) and return the final metrics.
+
+    `compute`: as the preflight checks of this process resolved it; None: it is resolved here.
 
     Called on every rank that the environment announces; the first writes the folder, which all of them see.
 
@@ -68,19 +73,22 @@ def run_training(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     stop = StopOnSignal()
-    with ranks.process_group(resolve_device(config.device)):
+    if compute is None:
+        check_accelerate_env()
+        compute = resolve_compute_setup(config)
+    with ranks.process_group(compute.device):
         return retry_on_oom(
-            lambda fitted: _train_once(fitted, folder, store, tokenizer, stop), config, folder
+            lambda fitted: _train_once(fitted, folder, store, tokenizer, compute, stop), config, folder
         )
 
 
 def _train_once(
-    config: TrainConfig, folder: Path, store: Path, tokenizer: Path, stop: StopOnSignal
+    config: TrainConfig, folder: Path, store: Path, tokenizer: Path, compute: ComputeSetup, stop: StopOnSignal
 ) -> dict[str, Any]:
     """The run as far as memory goes; `stop` remembers a signal of the attempt before."""
     with stop:
         record = Record(folder, is_writer=ranks.is_rank0())
-        setting = build_run_setup(config, folder, store, tokenizer)
+        setting = build_run_setup(config, folder, store, tokenizer, compute)
         branch = resolve_branch(config.branch) if config.branch else None
         own, broken = ranks.on_rank0(lambda: checkpoints.find_newest_valid(folder / "checkpoints"))
         checkpoint = own or (branch.verify_checkpoint() if branch else None)

@@ -14,19 +14,15 @@ from krill.data.encoding import Encoder
 from krill.data.packing import IGNORE_INDEX, Rows, pack, pack_windows
 from krill.data.store import Store
 from krill.errors import UsageError
-from krill.models.isolation import select_isolating_backend
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 from krill.training import ranks
-from krill.training.accelerate_env import check_accelerate_env
 from krill.training.batch_shape import (
     BatchShape,
     TrainingLength,
     compute_batch_shape,
     compute_training_length,
-    resolve_device,
-    resolve_precision,
 )
-from krill.training.compute.backends import select_attention_backend
+from krill.training.compute.setup import ComputeSetup
 from krill.training.metrics.evaluate import Baselines, compute_baselines
 
 log = logging.getLogger("krill")
@@ -44,7 +40,7 @@ class RunSetup:
     precision: str
     attention_backend: str
     backend_reason: str | None
-    """Why `resolve_attention_backend` is that one, where hardware.attention left it open."""
+    """Why it is that backend, where hardware.attention left it open."""
     batch_shape: BatchShape
     length: TrainingLength
     train_rows: Rows
@@ -60,12 +56,12 @@ class RunSetup:
         return min(served, self.length.total_rows or served) / len(self.train_rows)
 
 
-def build_run_setup(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> RunSetup:
-    """Read the store and settle device, rows and length of the run."""
-    check_accelerate_env()
+def build_run_setup(
+    config: TrainConfig, folder: Path, store: Path, tokenizer: Path, compute: ComputeSetup
+) -> RunSetup:
+    """Reads the store and resolves rows, batch shape and length of the run."""
     if config.hardware.threads:
         torch.set_num_threads(config.hardware.threads)
-    device = resolve_device(config.device)
     opened = Store.open(store)
     train = opened.get_split("train")
     if train.tokens == 0:
@@ -82,35 +78,20 @@ def build_run_setup(config: TrainConfig, folder: Path, store: Path, tokenizer: P
             "of the tokens, and the same command makes them anew"
         )
     _check_sample_prompt(config, ready)
-    able, why = resolve_attention_backend(config)
-    arithmetic = resolve_precision(config.hardware.precision, device)
     return RunSetup(
         config=config,
         folder=folder,
         store=opened,
         tokenizer=ready,
-        device=torch.device(device),
-        precision=arithmetic,
-        attention_backend=able,
-        backend_reason=why,
+        device=torch.device(compute.device),
+        precision=compute.precision,
+        attention_backend=compute.attention_backend,
+        backend_reason=compute.backend_reason,
         batch_shape=batch,
         length=compute_training_length(config, len(rows), batch.rows_per_step),
         train_rows=rows,
         validation_rows=pack_windows(validation, config.sequence_len) if validation.tokens else None,
     )
-
-
-def resolve_attention_backend(config: TrainConfig) -> tuple[str, str | None]:
-    """The attention backend that computes the model here, documents apart; with hardware.attention=auto also why.
-
-    Raises UsageError where there is none.
-    """
-    device, asked = resolve_device(config.device), config.hardware.attention
-    chosen, why = select_attention_backend(
-        asked, device, resolve_precision(config.hardware.precision, device)
-    )
-    able, wrong = select_isolating_backend(config.model, asked, chosen, device)
-    return able, f"{chosen} {wrong}" if wrong else why
 
 
 def _check_sample_prompt(config: TrainConfig, tokenizer: TokenizerFolder) -> None:

@@ -14,6 +14,7 @@ from krill.cli import app, train
 from krill.cli.compose import compose_config
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
+from krill.data.inputs import RunInputs
 from krill.launch import identity
 
 FILES = {
@@ -123,9 +124,8 @@ def signature(place: Path) -> str:
     """The identity of the run, as a new process would compute it."""
     for module in [name for name in sys.modules if name.startswith("krill_own_")]:
         del sys.modules[module]
-    return identity.compute_identity(
-        "train", validate_config(TrainConfig, compose_config("train", CHOICE, [place / "conf"]))
-    )
+    config = validate_config(TrainConfig, compose_config("train", CHOICE, [place / "conf"]))
+    return identity.compute_identity("train", config, RunInputs.open(config))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from krill.config.schema import FilesDataConfig, TokenizerConfig, TrainConfig
+from krill.data import cache
 from krill.data import prepare as preparation
-from krill.data.cache import get_or_prepare_store, get_store_folder
+from krill.data.inputs import RunInputs
 from krill.data.prepare import prepare_store
 from krill.data.store import Split, Store
 from krill.errors import KrillError, UsageError
@@ -203,6 +204,18 @@ def make_config(data: FilesDataConfig, tokenizer: TokenizerFolder) -> TrainConfi
     return TrainConfig.model_construct(data=data, tokenizer=ready, sequence_len=64, packing="best_fit")
 
 
+def open_inputs(config: TrainConfig, outputs: Path) -> RunInputs:
+    return RunInputs(config.data, config.tokenizer, outputs)
+
+
+def get_store_folder(config: TrainConfig, outputs: Path) -> Path:
+    return open_inputs(config, outputs).store_folder
+
+
+def get_or_prepare_store(config: TrainConfig, tokenizer: TokenizerFolder, outputs: Path) -> Path:
+    return cache.get_or_prepare_store(config, open_inputs(config, outputs), tokenizer)
+
+
 def test_a_store_is_made_once_and_found_again(
     tmp_path: Path, tokenizer: TokenizerFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,12 +224,14 @@ def test_a_store_is_made_once_and_found_again(
     setting = make_config(make_files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
     expected = get_store_folder(setting, outputs)
     assert not outputs.exists()
-    folder, made = get_or_prepare_store(setting, tokenizer, outputs)
-    assert (folder, made) == (expected, True)
+    folder = get_or_prepare_store(setting, tokenizer, outputs)
+    assert folder == expected
+    assert f"tokens: prepared {folder}" in caplog.text
+    caplog.clear()
     assert folder.parent == outputs / "data"
     assert folder.name == f"글-{Store.open(folder).signature[:8]}"
-    assert get_or_prepare_store(setting, tokenizer, outputs) == (folder, False)
-    assert f"tokens: made {folder}" in caplog.text
+    assert get_or_prepare_store(setting, tokenizer, outputs) == folder
+    assert "tokens: prepared" not in caplog.text
     assert f"tokens: reused {folder}" in caplog.text
 
 
@@ -238,8 +253,9 @@ def test_the_folder_follows_content_and_rules_not_place(tmp_path: Path, tokenize
 
 
 def test_an_interrupted_preparation_shows_nothing_and_goes_on(
-    tmp_path: Path, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "krill")
     setting = make_config(make_files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
 
     def fail(*_: Any) -> None:
@@ -252,7 +268,8 @@ def test_an_interrupted_preparation_shows_nothing_and_goes_on(
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if not path.name.startswith(".")]
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "write_parts", fail)  # the part is there
-        assert get_or_prepare_store(setting, tokenizer, tmp_path / "outputs")[1]
+        get_or_prepare_store(setting, tokenizer, tmp_path / "outputs")
+    assert "tokens: prepared" in caplog.text
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if path.name.endswith(".partial")]
 
 
@@ -266,7 +283,7 @@ def test_input_that_is_of_no_use_leaves_nothing_behind(tmp_path: Path, tokenizer
 def test_a_folder_that_holds_other_tokens_is_refused(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
     first = make_config(make_files(json_lines(tmp_path / "a.jsonl", TEXTS)), tokenizer)
     second = make_config(make_files(json_lines(tmp_path / "b.jsonl", TEXTS[1:])), tokenizer)
-    folder, _ = get_or_prepare_store(first, tokenizer, tmp_path)
+    folder = get_or_prepare_store(first, tokenizer, tmp_path)
     folder.rename(get_store_folder(second, tmp_path))
     with pytest.raises(KrillError, match="holds other tokens"):
         get_or_prepare_store(second, tokenizer, tmp_path)

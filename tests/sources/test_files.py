@@ -185,7 +185,7 @@ def test_parts_do_not_depend_on_the_place(tmp_path: Path, goal: Callable[[int], 
     shutil.copytree(tmp_path / "x", tmp_path / "far/x")
     first, second = (open_source(files(tmp_path / place)) for place in ("x", "far/x"))
     assert first.list_parts() == second.list_parts()
-    assert first.fingerprint() == second.fingerprint()
+    assert first.compute_fingerprint() == second.compute_fingerprint()
 
 
 # --- the fingerprint ---------------------------------------------------------------------------------------
@@ -195,14 +195,14 @@ def test_fingerprint_is_what_is_read_not_the_place(tmp_path: Path) -> None:
     first = json_lines(tmp_path / "a.jsonl", *GOOD)
     (tmp_path / "elsewhere").mkdir()
     second = shutil.copy(first, tmp_path / "elsewhere/a.jsonl")
-    before = open_source(files(first)).fingerprint()
-    assert open_source(files(second)).fingerprint() == before
-    assert open_source(files({"path": str(second)})).fingerprint() == before
+    before = open_source(files(first)).compute_fingerprint()
+    assert open_source(files(second)).compute_fingerprint() == before
+    assert open_source(files({"path": str(second)})).compute_fingerprint() == before
     json.dumps(before)
     for change in ({"limit": 2}, {"weight": 2}, {"text_column": "body"}):
-        assert open_source(files({"path": str(second), **change})).fingerprint() != before
+        assert open_source(files({"path": str(second), **change})).compute_fingerprint() != before
     json_lines(first, *GOOD, {"text": "more"})
-    assert open_source(files(first)).fingerprint() != before
+    assert open_source(files(first)).compute_fingerprint() != before
 
 
 # --- a bad record costs that record ------------------------------------------------------------------------

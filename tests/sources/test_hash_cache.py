@@ -58,8 +58,7 @@ def test_any_change_is_seen(tmp_path: Path) -> None:
 def test_a_dry_run_keeps_none(tmp_path: Path, hashed: list[Path]) -> None:
     path = tmp_path / "a"
     path.write_text("one")
-    with hash_cache.read_only_hash_cache():
-        assert hash_file_cached(path) == hash_file_cached(path)
+    assert hash_file_cached(path, is_read_only=True) == hash_file_cached(path, is_read_only=True)
     assert hashed == [path, path]
     assert not list((tmp_path / "outputs").iterdir())
     hash_file_cached(path)

@@ -57,7 +57,7 @@ def test_parts_of_rows_and_of_files_are_the_whole(
     assert [text for _, text in second] == [text for _, text in first]
     assert first[5] == (f"{folder}:train: row 7", "b0")
     assert second[5] == (f"{folder}:train: shard 1, row 1", "b0")
-    assert loaded.fingerprint() == streamed.fingerprint()
+    assert loaded.compute_fingerprint() == streamed.compute_fingerprint()
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -108,12 +108,12 @@ def test_parquet_with_a_configuration(tmp_path: Path) -> None:
 
 
 def test_fingerprint_is_what_is_read(folder: str) -> None:
-    before = open_source(hub(HubDatasetConfig(path=folder))).fingerprint()
+    before = open_source(hub(HubDatasetConfig(path=folder))).compute_fingerprint()
     json.dumps(before)
     for change in ({"limit": 2}, {"weight": 2}, {"text_column": "id"}, {"config": "x"}, {"split": "test"}):
-        assert open_source(hub(HubDatasetConfig(path=folder, **change))).fingerprint() != before
+        assert open_source(hub(HubDatasetConfig(path=folder, **change))).compute_fingerprint() != before
     json_lines(Path(folder) / "train-a.jsonl", *GOOD)
-    assert open_source(hub(HubDatasetConfig(path=folder))).fingerprint() != before
+    assert open_source(hub(HubDatasetConfig(path=folder))).compute_fingerprint() != before
 
 
 def test_a_data_set_of_the_hub_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_a_data_set_of_the_hub_is_known_by_its_commit(monkeypatch: pytest.Monkey
         huggingface_hub, "snapshot_download", lambda *_, **__: f"/cache/snapshots/{next(commits)}"
     )
     before, after = (
-        open_source(hub(HubDatasetConfig(path=path))).fingerprint() for path in ("user/a", "user/b")
+        open_source(hub(HubDatasetConfig(path=path))).compute_fingerprint() for path in ("user/a", "user/b")
     )
     assert before[0]["revision"] == "c1"
     assert after[0]["revision"] == "c2"

@@ -18,7 +18,7 @@ from krill.cli.compose import compose_config
 from krill.config.schema import FilesDataConfig
 from krill.errors import UsageError
 from krill.sources.paths import resolve_paths
-from krill.sources.registry import check_source, open_source
+from krill.sources.registry import open_source
 
 
 def cut(path: Path) -> Path:
@@ -72,7 +72,7 @@ def test_check_finds_it_before_any_work(tmp_path: Path, case: str) -> None:
     make, message = BAD[case]
     config = files(make(tmp_path))
     with pytest.raises(UsageError) as error:
-        check_source(config)
+        open_source(config)
     assert message in str(error.value)
     assert str(tmp_path) in str(error.value)
     with pytest.raises(UsageError):
@@ -83,7 +83,7 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
     good = json_lines(tmp_path / "good.jsonl", *GOOD)
     bad = [written(tmp_path / "empty.jsonl", b""), written(tmp_path / "a.md", b"x"), tmp_path / "missing.txt"]
     with pytest.raises(UsageError) as error:
-        check_source(files(good, *bad))
+        open_source(files(good, *bad))
     assert all(str(path) in str(error.value) for path in bad)
     assert str(good) not in str(error.value)
 
@@ -93,7 +93,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"x")
     path.chmod(0)
     with pytest.raises(UsageError, match="may not be read"):
-        check_source(files(path))
+        open_source(files(path))
 
 
 def test_other_kinds_of_files_in_a_folder_are_reported(
@@ -108,9 +108,9 @@ def test_other_kinds_of_files_in_a_folder_are_reported(
 def test_an_entry_has_its_own_column(tmp_path: Path) -> None:
     body = parquet(tmp_path / "body.parquet", body=TEXTS)
     text = parquet(tmp_path / "text.parquet", text=TEXTS)
-    check_source(files(text, {"path": str(body), "text_column": "body"}))
+    open_source(files(text, {"path": str(body), "text_column": "body"}))
     with pytest.raises(UsageError, match=r"text\.parquet: no column 'body'"):
-        check_source(files({"path": str(body)}, {"path": str(text)}, column="body"))
+        open_source(files({"path": str(body)}, {"path": str(text)}, column="body"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from reading import RULES, places_and_texts
 from krill.config.schema import CustomDataConfig, PythonDocsDataConfig
 from krill.errors import UsageError
 from krill.sources import python_docs
-from krill.sources.registry import check_source, open_source
+from krill.sources.registry import open_source
 from krill.sources.source import SkippedRecords
 
 
@@ -23,7 +23,7 @@ def test_a_function_of_ones_own(tmp_path: Path) -> None:
     code = tmp_path / "mine.py"
     code.write_text("def read(count):\n    yield from ['a', None, 'b'] * count\n")
     config = custom(f"{code}:read")
-    check_source(config)
+    open_source(config)
     source, skipped = open_source(config), SkippedRecords()
     assert places_and_texts(source, skipped) == [
         (f"{code}:read: item {number}", text) for number, text in ((1, "a"), (3, "b"), (4, "a"), (6, "b"))
@@ -32,12 +32,12 @@ def test_a_function_of_ones_own(tmp_path: Path) -> None:
         "is not text but NoneType": {"records": 2, "places": [f"{code}:read: item {n}" for n in (2, 5)]}
     }
     assert skipped.reasons == reasons
-    json.dumps(source.fingerprint())
+    json.dumps(source.compute_fingerprint())
 
 
 def test_a_function_that_is_not_there_is_found_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
-        check_source(custom(f"{tmp_path}/mine.py:read"))
+        open_source(custom(f"{tmp_path}/mine.py:read"))
 
 
 def test_the_documentation_of_python() -> None:

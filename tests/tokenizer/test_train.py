@@ -19,9 +19,9 @@ from recipes import TEXTS, code_points, english, given_back, korean, option, rec
 
 from krill.config.paths import CONF_DIR
 from krill.config.schema import PythonDocsDataConfig, TokenizerConfig, TrainConfig
-from krill.data import engines
-from krill.data.cache import compute_tokenizer_signature, get_or_train_tokenizer, get_tokenizer_folder
+from krill.data import cache, engines
 from krill.data.encoding import Encoder
+from krill.data.inputs import RunInputs
 from krill.errors import KrillError, UsageError
 from krill.sources import python_docs
 from krill.text.cleaning import clean
@@ -376,6 +376,22 @@ def test_auto_tokenizer_adds_bos_and_no_eos(tokenizer: TokenizerFolder, tmp_path
 # --- made once, by content ---------------------------------------------------------------------------------
 
 
+def open_inputs(config: TrainConfig, outputs: Path) -> RunInputs:
+    return RunInputs(config.data, config.tokenizer, outputs)
+
+
+def get_tokenizer_folder(config: TrainConfig, outputs: Path) -> Path:
+    return open_inputs(config, outputs).tokenizer_folder
+
+
+def get_or_train_tokenizer(config: TrainConfig, outputs: Path) -> TokenizerFolder:
+    return cache.get_or_train_tokenizer(open_inputs(config, outputs))
+
+
+def compute_tokenizer_signature(config: TrainConfig) -> str:
+    return RunInputs.open(config).tokenizer_signature
+
+
 @pytest.mark.usefixtures("few_documents")
 def test_is_trained_once_and_found_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "krill")
@@ -386,7 +402,7 @@ def test_is_trained_once_and_found_again(tmp_path: Path, caplog: pytest.LogCaptu
     assert first.folder == expected == tmp_path / "tokenizers" / f"test-{first.signature[:8]}"
     assert first.signature == compute_tokenizer_signature(setting)
     assert get_or_train_tokenizer(setting, tmp_path) == first
-    assert f"tokenizer: made {first.folder}" in caplog.text
+    assert f"tokenizer: trained {first.folder}" in caplog.text
     assert f"tokenizer: reused {first.folder}" in caplog.text
     record = json.loads((first.folder / "record.json").read_text())
     assert record["signature"] == first.signature

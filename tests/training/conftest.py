@@ -22,6 +22,7 @@ from krill.cli.train import run_task
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
 from krill.data.cache import get_or_prepare_store, get_or_train_tokenizer
+from krill.data.inputs import RunInputs
 from krill.data.packing import Rows, pack
 from krill.runs.record import read_metrics, read_status
 from krill.tokenizer.artifact import TokenizerFolder
@@ -77,7 +78,7 @@ def overrides(texts: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def configure(overrides: list[str]) -> Callable[..., TrainConfig]:
+def make_config(overrides: list[str]) -> Callable[..., TrainConfig]:
     """configure("lr=1"): the validated configuration of a run."""
 
     def make(*more: str) -> TrainConfig:
@@ -96,21 +97,22 @@ class Prepared:
 
 
 @pytest.fixture(scope="session")
-def prepared(configure: Callable[..., TrainConfig], outputs: Path) -> Prepared:
+def prepared_data(make_config: Callable[..., TrainConfig], outputs: Path) -> Prepared:
     """Tokenizer and tokens of the text."""
-    config = configure()
-    tokenizer = get_or_train_tokenizer(config, outputs)
-    return Prepared(get_or_prepare_store(config, tokenizer, outputs)[0], tokenizer)
+    config = make_config()
+    inputs = RunInputs(config.data, config.tokenizer, outputs)
+    tokenizer = get_or_train_tokenizer(inputs)
+    return Prepared(get_or_prepare_store(config, inputs, tokenizer), tokenizer)
 
 
 @pytest.fixture
-def train(prepared: Prepared, tmp_path: Path) -> Callable[[TrainConfig, str], Path]:
+def train_in(prepared_data: Prepared, tmp_path: Path) -> Callable[[TrainConfig, str], Path]:
     """train(config, "a"): run() in the folder a; returns the folder."""
 
     def work(config: TrainConfig, name: str = "run") -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        run_training(config, folder, store=prepared.store, tokenizer=prepared.tokenizer.folder)
+        run_training(config, folder, store=prepared_data.store, tokenizer=prepared_data.tokenizer.folder)
         return folder
 
     return work
@@ -137,7 +139,11 @@ class Commands:
 
 @pytest.fixture
 def krill_train(
-    prepared: Prepared, outputs: Path, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared_data: Prepared,
+    outputs: Path,
+    overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Commands:
     """krill-train with the tests' text: krill_train("lr=1") returns the exit code. Runs start from none."""
     for kind in ("tokenizers", "data"):
@@ -162,7 +168,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def losses() -> Callable[[Path], list[float]]:
+def read_losses() -> Callable[[Path], list[float]]:
     """The training losses of a run, and its validation losses behind them."""
 
     def read(folder: Path) -> list[float]:
@@ -188,7 +194,7 @@ class Stream:
 
 
 @pytest.fixture
-def rows() -> Callable[..., Rows]:
+def make_rows() -> Callable[..., Rows]:
     """rows([9, 20], 64): documents of those lengths, packed."""
 
     def make(lengths: Sequence[int], sequence_len: int, strategy: Any = "best_fit") -> Rows:

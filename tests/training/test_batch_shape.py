@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from trainings import plan_lines
 
 from krill.config.schema import BatchConfig, TrainConfig
 from krill.errors import UsageError
@@ -19,7 +20,6 @@ from krill.training.batch_shape import (
     resolve_device,
     resolve_precision,
 )
-from krill.training.estimate.dry_run import plan_run
 
 
 def batch(micro: int = 8, accumulation: int | None = None, tokens: int | None = None) -> BatchConfig:
@@ -60,8 +60,8 @@ def test_tokens_that_make_no_whole_rows_are_refused_with_the_nearest_that_do(
         compute_batch_shape(batch(tokens=int(value)), 64, ranks)
 
 
-def test_length_by_steps_goes_on_for_ever(configure: Callable[..., TrainConfig]) -> None:
-    assert compute_training_length(configure("steps=7"), rows=3, rows_per_step=4) == TrainingLength(7, None)
+def test_length_by_steps_goes_on_for_ever(make_config: Callable[..., TrainConfig]) -> None:
+    assert compute_training_length(make_config("steps=7"), rows=3, rows_per_step=4) == TrainingLength(7, None)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_length_by_steps_goes_on_for_ever(configure: Callable[..., TrainConfig])
     ],
 )
 def test_length_by_epochs_ends_with_the_last_row(
-    configure: Callable[..., TrainConfig], epochs: str, expected: TrainingLength
+    make_config: Callable[..., TrainConfig], epochs: str, expected: TrainingLength
 ) -> None:
-    assert compute_training_length(configure(f"epochs={epochs}"), rows=10, rows_per_step=4) == expected
+    assert compute_training_length(make_config(f"epochs={epochs}"), rows=10, rows_per_step=4) == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
@@ -97,9 +97,9 @@ def figures(lines: list[str]) -> dict[str, str]:
 
 
 def test_a_plan_before_anything_is_there_writes_nothing(
-    configure: Callable[..., TrainConfig], tmp_path: Path
+    make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    found = figures(plan_run(configure("epochs=2", "name=한국어"), tmp_path / "outputs"))
+    found = figures(plan_lines(make_config("epochs=2", "name=한국어"), tmp_path / "outputs"))
     assert found["name"] == "한국어"
     assert found["tokenizer"].startswith("train ")
     assert found["tokens"].startswith("prepare ")
@@ -110,20 +110,20 @@ def test_a_plan_before_anything_is_there_writes_nothing(
 
 
 def test_a_plan_counts_the_entries_that_are_rounded_up(
-    configure: Callable[..., TrainConfig], tmp_path: Path
+    make_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     words = ("tokenizer.vocab_size=1000", "tokenizer.multiple_of=128")
-    found = figures(plan_run(configure(*words), tmp_path / "outputs"))
+    found = figures(plan_lines(make_config(*words), tmp_path / "outputs"))
     assert found["model"].endswith("vocabulary 1024")
 
 
 def test_a_plan_names_what_would_be_reused(
-    configure: Callable[..., TrainConfig], prepared: Any, outputs: Path
+    make_config: Callable[..., TrainConfig], prepared_data: Any, outputs: Path
 ) -> None:
     before = sorted(outputs.rglob("*"))
-    found = figures(plan_run(configure("steps=7"), outputs))
-    assert found["tokenizer"] == f"reuse {prepared.tokenizer.folder}"
-    assert found["tokens"] == f"reuse {prepared.store}"
+    found = figures(plan_lines(make_config("steps=7"), outputs))
+    assert found["tokenizer"] == f"reuse {prepared_data.tokenizer.folder}"
+    assert found["tokens"] == f"reuse {prepared_data.store}"
     assert found["steps"] == "7: 896 tokens"
     # embeddings 320·16; a layer: attention 4·16·16, feed-forward 3·16·64, 2 norms; the last norm
     parameters = 320 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 64 + 2 * 16) + 16
@@ -132,9 +132,9 @@ def test_a_plan_names_what_would_be_reused(
 
 
 def test_a_plan_estimates_the_steps_of_epochs(
-    configure: Callable[..., TrainConfig], prepared: Any, outputs: Path
+    make_config: Callable[..., TrainConfig], prepared_data: Any, outputs: Path
 ) -> None:
-    found = figures(plan_run(configure("epochs=2"), outputs))
+    found = figures(plan_lines(make_config("epochs=2"), outputs))
     assert found["steps"].startswith("about ")
 
 

@@ -90,15 +90,15 @@ def test_the_current_step_is_asked_when_reading_begins() -> None:
     assert len(order) == 4
 
 
-def test_the_empty_row_has_nothing_to_learn(rows: Callable[..., Rows]) -> None:
-    row = RowDataset(rows([30, 20], 64))[EMPTY_ROW]
+def test_the_empty_row_has_nothing_to_learn(make_rows: Callable[..., Rows]) -> None:
+    row = RowDataset(make_rows([30, 20], 64))[EMPTY_ROW]
     assert (row.input_ids == 2).all()
     assert (row.labels == IGNORE_INDEX).all()
     assert row.lengths.tolist() == [64]
 
 
-def test_a_batch_holds_rows_and_the_lengths_of_their_documents(rows: Callable[..., Rows]) -> None:
-    made = rows([30, 20, 40], 64)
+def test_a_batch_holds_rows_and_the_lengths_of_their_documents(make_rows: Callable[..., Rows]) -> None:
+    made = make_rows([30, 20, 40], 64)
     chosen = [made.get_row(1), made.get_row(0)]
     batch = RowCollator("varlen", torch.device("cpu"))(chosen)
     for key in ("input_ids", "position_ids", "labels"):
@@ -107,8 +107,8 @@ def test_a_batch_holds_rows_and_the_lengths_of_their_documents(rows: Callable[..
     assert batch["document_lengths"] == [*chosen[0].lengths, *chosen[1].lengths]
 
 
-def test_workers_keep_the_order(rows: Callable[..., Rows]) -> None:
-    made = rows([30, 20, 40, 64, 50, 11, 70], 64)
+def test_workers_keep_the_order(make_rows: Callable[..., Rows]) -> None:
+    made = make_rows([30, 20, 40, 64, 50, 11, 70], 64)
     order = RowBatchSampler(len(made), 3, 6, BatchShape(2, 1), len(made), lambda: 0)
 
     def read(workers: int) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from pydantic import BaseModel
+from trainings import build_setup, plan_lines
 
 from krill.config import schema
 from krill.config.schema import TrainConfig
@@ -24,8 +25,7 @@ from krill.training.callbacks.progress import ProgressReporter
 from krill.training.callbacks.signals import StopOnSignal
 from krill.training.compute.head_loss import build_loss
 from krill.training.compute.liger import apply_kernels
-from krill.training.estimate.dry_run import plan_run
-from krill.training.setup import RunSetup, build_run_setup
+from krill.training.setup import RunSetup
 
 Look = Callable[[TrainConfig, "Place"], Any]
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ class Place:
         self.prepared, self.outputs, self.folder = prepared, outputs, folder
 
     def settle(self, config: TrainConfig) -> RunSetup:
-        return build_run_setup(config, self.folder, self.prepared.store, self.prepared.tokenizer.folder)
+        return build_setup(config, self.folder, self.prepared.store, self.prepared.tokenizer.folder)
 
 
 # --- what can be seen --------------------------------------------------------------------------------------
@@ -48,16 +48,16 @@ class Place:
 
 def the_plan(config: TrainConfig, place: Place) -> Any:
     return [
-        line for line in plan_run(config, place.outputs) if not line.startswith(("time", "disk", "memory"))
+        line for line in plan_lines(config, place.outputs) if not line.startswith(("time", "disk", "memory"))
     ]
 
 
 def the_disk(config: TrainConfig, place: Place) -> Any:
-    return [line for line in plan_run(config, place.outputs) if line.startswith("disk")]
+    return [line for line in plan_lines(config, place.outputs) if line.startswith("disk")]
 
 
 def the_memory(config: TrainConfig, place: Place) -> Any:
-    return [line for line in plan_run(config, place.outputs) if line.startswith("memory")]
+    return [line for line in plan_lines(config, place.outputs) if line.startswith("memory")]
 
 
 def the_rows(config: TrainConfig, place: Place) -> Any:
@@ -256,14 +256,19 @@ def usual() -> dict[tuple[Look, tuple[str, ...]], Any]:
 
 @pytest.mark.parametrize("key", SEEN)
 def test_it_changes_what_is_seen(
-    key: str, configure: Callable[..., TrainConfig], prepared: Any, outputs: Path, tmp_path: Path, usual: Any
+    key: str,
+    make_config: Callable[..., TrainConfig],
+    prepared_data: Any,
+    outputs: Path,
+    tmp_path: Path,
+    usual: Any,
 ) -> None:
     look, before, word = SEEN[key]
-    place = Place(prepared, outputs, tmp_path)
+    place = Place(prepared_data, outputs, tmp_path)
     if (look, before) not in usual:
-        usual[look, before] = look(configure(*before), place)
+        usual[look, before] = look(make_config(*before), place)
     try:
-        changed = look(configure(*before, word), place)
+        changed = look(make_config(*before, word), place)
     except UsageError as error:  # an effect, too, where the refusal names the key
         changed = str(error) if key in str(error) else usual[look, before]
     assert changed != usual[look, before]

@@ -113,9 +113,9 @@ WORDS = ("steps=7", "log_every=3", "batch.gradient_accumulation_steps=2")
     "words", [("optimizer=adamw",), ("optimizer=muon_moonlight",), ("hardware.loss=full",)]
 )
 def test_only_logged_steps_wait_for_the_device(
-    words: tuple[str, ...], waits: Waits, train: Callable[..., Path], configure: Callable[..., Any]
+    words: tuple[str, ...], waits: Waits, train_in: Callable[..., Path], make_config: Callable[..., Any]
 ) -> None:
-    train(configure(*WORDS, *words))
+    train_in(make_config(*WORDS, *words))
     assert waits.others == []
     assert (
         waits.logged == 4 * 4
@@ -123,7 +123,10 @@ def test_only_logged_steps_wait_for_the_device(
 
 
 def test_a_loss_that_is_read_in_every_step_is_seen(
-    waits: Waits, train: Callable[..., Path], configure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    waits: Waits,
+    train_in: Callable[..., Path],
+    make_config: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compute_loss = KrillTrainer.compute_loss
 
@@ -133,16 +136,16 @@ def test_a_loss_that_is_read_in_every_step_is_seen(
         return loss
 
     monkeypatch.setattr(KrillTrainer, "compute_loss", read)
-    train(configure(*WORDS))
+    train_in(make_config(*WORDS))
     assert len(waits.others) == 7 * 2
 
 
 @pytest.mark.parametrize("read", [bool, float, torch.Tensor.cpu, torch.nonzero, lambda norm: norm.numpy()])
 def test_whatever_else_reads_fails(
-    read: Callable[[torch.Tensor], Any], waits: Waits, train: Callable[..., Path],
-    configure: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[torch.Tensor], Any], waits: Waits, train_in: Callable[..., Path],
+    make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     clip = KrillTrainer._clip_grad_norm
     monkeypatch.setattr(KrillTrainer, "_clip_grad_norm", lambda *arguments: read(clip(*arguments)))
     with pytest.raises((RuntimeError, TypeError)):
-        train(configure(*WORDS))
+        train_in(make_config(*WORDS))

@@ -69,14 +69,19 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("fail", [cuda, allocator])
 def test_before_the_first_checkpoint_it_is_the_run_with_the_small_micro_batch(
-    train: Train, configure: Configure, losses: Losses, full: Any, fail: Any, caplog: pytest.LogCaptureFixture
+    train_in: Train,
+    make_config: Configure,
+    read_losses: Losses,
+    full: Any,
+    fail: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     words = ("batch.micro_batch_size=1", "batch.gradient_accumulation_steps=4")
-    small = train(configure(*FOUR, *words), "small")
+    small = train_in(make_config(*FOUR, *words), "small")
     tried = full(1, fail=fail)
-    folder = train(configure(*FOUR), "folder")
+    folder = train_in(make_config(*FOUR), "folder")
     assert [rows for _, rows in tried] == [4, 2, *[1] * 20]
-    assert losses(folder) == losses(small)
+    assert read_losses(folder) == read_losses(small)
     assert all(torch.equal(tensor, weights(small)[name]) for name, tensor in weights(folder).items())
     said = [line.getMessage() for line in caplog.records if line.getMessage().startswith("out of memory")]
     assert len(said) == 2
@@ -86,7 +91,7 @@ def test_before_the_first_checkpoint_it_is_the_run_with_the_small_micro_batch(
 
 
 def test_in_the_middle_it_goes_on_from_its_newest_checkpoint(
-    krill_train: Any, losses: Losses, full: Any, capsys: pytest.CaptureFixture[str]
+    krill_train: Any, read_losses: Losses, full: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (*FOUR, "save_every=2")
     assert krill_train(*words) == 0
@@ -97,14 +102,14 @@ def test_in_the_middle_it_goes_on_from_its_newest_checkpoint(
     assert tried == [(0, 4), (1, 4), (2, 4), (3, 4), (2, 2), (2, 2), (3, 2), (3, 2), (4, 2), (4, 2)]
     assert "going on from step 2" in capsys.readouterr().err
     assert [line["step"] for line in read_metrics(folder) if "loss" in line] == [1, 2, 3, 4, 5]
-    assert losses(folder) == pytest.approx(losses(whole), abs=1e-5)
+    assert read_losses(folder) == pytest.approx(read_losses(whole), abs=1e-5)
     status = read_status(folder) or {}
     assert (status["state"], status["micro_batch_size"], status["starts"]) == ("finished", 2, 1)
     assert "out of memory with 4 rows" in (folder / "log.txt").read_text()
 
 
 def test_a_validation_that_does_not_fit_counts_too(
-    krill_train: Any, losses: Losses, monkeypatch: pytest.MonkeyPatch
+    krill_train: Any, read_losses: Losses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert krill_train(*FOUR) == 0
     (whole,) = krill_train.runs()
@@ -119,7 +124,7 @@ def test_a_validation_that_does_not_fit_counts_too(
     assert krill_train(*FOUR) == 0
     (folder,) = set(krill_train.runs()) - {whole}
     assert (read_status(folder) or {})["micro_batch_size"] == 2
-    assert losses(folder) == pytest.approx(losses(whole), abs=1e-5)
+    assert read_losses(folder) == pytest.approx(read_losses(whole), abs=1e-5)
 
 
 def test_the_same_command_after_a_stop_begins_with_what_fits(
@@ -147,7 +152,7 @@ def test_the_same_command_after_a_stop_begins_with_what_fits(
 
 
 def test_nothing_of_the_failed_attempt_stays_in_memory(
-    train: Train, configure: Configure, full: Any, monkeypatch: pytest.MonkeyPatch
+    train_in: Train, make_config: Configure, full: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models: list[weakref.ref[Any]] = []
 
@@ -158,7 +163,7 @@ def test_nothing_of_the_failed_attempt_stays_in_memory(
 
     monkeypatch.setattr("krill.training.run.build", built)
     full(1)
-    train(configure(*FOUR, "steps=1"))
+    train_in(make_config(*FOUR, "steps=1"))
     assert len(models) == 3
 
 
@@ -183,17 +188,17 @@ def test_one_row_that_does_not_fit_ends_the_run_with_the_remedies(
 
 
 def test_on_several_ranks_the_error_passes(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def attempt(config: TrainConfig) -> int:
         if config.batch.micro_batch_size > 1:
             cuda()
         return 7
 
-    assert retry_on_oom(attempt, configure(*FOUR), tmp_path) == 7
+    assert retry_on_oom(attempt, make_config(*FOUR), tmp_path) == 7
     monkeypatch.setattr("krill.training.ranks.get_world_size", lambda: 2)
     with pytest.raises(torch.OutOfMemoryError):
-        retry_on_oom(attempt, configure(*FOUR), tmp_path)
+        retry_on_oom(attempt, make_config(*FOUR), tmp_path)
 
 
 def test_other_errors_pass() -> None:
@@ -222,8 +227,8 @@ def test_the_next_smaller_size_divides_the_rows_of_a_step(
 
 
 @pytest.mark.parametrize("words", [("batch.tokens=768",), ("batch.gradient_accumulation_steps=6",)])
-def test_rows_of_a_step_stay(configure: Configure, words: tuple[str, ...]) -> None:
-    config = configure(*words)
+def test_rows_of_a_step_stay(make_config: Configure, words: tuple[str, ...]) -> None:
+    config = make_config(*words)
     asked = compute_batch_shape(config.batch, 64)
     fitted = compute_batch_shape(with_micro_batch_size(config, 1).batch, 64)
     assert fitted.micro_batch_size == 1 < asked.micro_batch_size

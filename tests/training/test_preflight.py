@@ -51,10 +51,10 @@ def test_the_command_refuses_before_it_makes_a_folder(
 
 @pytest.mark.parametrize("name", ["_flat_param", "_fsdp_wrapped_module"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon_moonlight"])
-def test_parameters_that_fsdp_1_wrapped_are_refused(configure: Any, name: str, optimizer: str) -> None:
+def test_parameters_that_fsdp_1_wrapped_are_refused(make_config: Any, name: str, optimizer: str) -> None:
     model = nn.ModuleDict({name: nn.Linear(4, 4)})
     with pytest.raises(UsageError, match=f"{name}.*fsdp_version=2"):
-        build_optimizer(model, configure(f"optimizer={optimizer}").optimizer)
+        build_optimizer(model, make_config(f"optimizer={optimizer}").optimizer)
 
 
 def test_ranks_that_were_started_are_not_started_again(

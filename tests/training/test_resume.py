@@ -56,7 +56,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     capsys.readouterr()
     assert krill_train(*words) == 0
     told = capsys.readouterr()
-    assert f"resume: going on in runs/llama_pico/{folder.name}" in told.err
+    assert f"resuming in runs/llama_pico/{folder.name}" in told.err
     assert f"going on from step {last}" in told.err
     assert told.out.strip() == f"runs/llama_pico/{folder.name}"
     assert krill_train.states() == ["finished", "finished"]
@@ -183,7 +183,7 @@ def test_output_is_the_folder_and_the_same_command_has_nothing_to_do(
     assert krill_train("output=mine") == 0
     told = capsys.readouterr()
     assert told.out == "mine\n"
-    assert "finished already, nothing to do: mine" in told.err
+    assert "already finished, skipping: mine" in told.err
     assert (krill_train.outputs / "mine" / "status.json").read_bytes() == status
 
 

@@ -35,7 +35,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def test_the_first_new_step_reads_as_many_rows_late_as_early(
-    train: Callable[..., Path], configure: Callable[..., Any], stop_after: Callable[[int], None],
+    train_in: Callable[..., Path], make_config: Callable[..., Any], stop_after: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     spec = importlib.util.spec_from_file_location("resume_time", SCRIPT)
@@ -48,9 +48,9 @@ def test_the_first_new_step_reads_as_many_rows_late_as_early(
         monkeypatch.setattr(f"krill.training.run.{name}", lambda *_: None)
     monkeypatch.setattr("krill.training.run.reference_points", lambda *_: None)
 
-    config = configure(f"steps={LATE + 5}", "save_every=2")
+    config = make_config(f"steps={LATE + 5}", "save_every=2")
     stop_after(2)
-    early = train(config, "early")
+    early = train_in(config, "early")
     shutil.copytree(early, early.with_name("late"))
     script.move(early.with_name("late"), LATE)
 
@@ -67,6 +67,6 @@ def test_the_first_new_step_reads_as_many_rows_late_as_early(
     for folder, step in (("early", 2), ("late", LATE)):
         calls.clear()
         stop_after(step + 1)
-        train(config, folder)
+        train_in(config, folder)
         found.append(dict(calls))
     assert found[0] == found[1] == {"row_at": 2, "row": 2}

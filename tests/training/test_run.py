@@ -80,9 +80,9 @@ def test_a_run_writes_the_folder_of_the_design(krill_train: Any, capsys: pytest.
 
 
 def test_the_model_loads_with_transformers_and_scores_the_same(
-    train: Train, configure: Configure, prepared: Any
+    train_in: Train, make_config: Configure, prepared_data: Any
 ) -> None:
-    folder = train(configure("eval_every=2", LARGE, "model=qwen3_pico", "model.rope_theta=5e5"))
+    folder = train_in(make_config("eval_every=2", LARGE, "model=qwen3_pico", "model.rope_theta=5e5"))
     config = json.loads((folder / "model" / "config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     assert config["vocab_size"] == len(tokenizer) == 320
@@ -96,7 +96,7 @@ def test_the_model_loads_with_transformers_and_scores_the_same(
 
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     nats, tokens = 0.0, 0
-    split = Store.open(prepared.store).validation
+    split = Store.open(prepared_data.store).validation
     held = pack_windows(split, 64)
     for start, length in zip(held.starts.tolist(), held.lengths.tolist(), strict=True):  # each alone
         piece = torch.from_numpy(split.read(start, start + length).astype("int64"))
@@ -109,11 +109,11 @@ def test_the_model_loads_with_transformers_and_scores_the_same(
 
 
 def test_validation_does_not_depend_on_the_micro_batch(
-    train: Train, configure: Configure, losses: Losses
+    train_in: Train, make_config: Configure, read_losses: Losses
 ) -> None:
-    one = train(configure(LARGE, "steps=1", "lr=1e-9", "batch.micro_batch_size=1"), "one")
-    five = train(configure(LARGE, "steps=1", "lr=1e-9", "batch.micro_batch_size=5"), "five")
-    assert losses(one)[-1] == pytest.approx(losses(five)[-1], rel=1e-6)
+    one = train_in(make_config(LARGE, "steps=1", "lr=1e-9", "batch.micro_batch_size=1"), "one")
+    five = train_in(make_config(LARGE, "steps=1", "lr=1e-9", "batch.micro_batch_size=5"), "five")
+    assert read_losses(one)[-1] == pytest.approx(read_losses(five)[-1], rel=1e-6)
 
 
 def test_without_validation_text_it_trains_and_says_so(
@@ -133,18 +133,18 @@ def test_without_validation_text_it_trains_and_says_so(
 
 @pytest.mark.parametrize("backend", ["varlen", "sdpa", "eager"])
 def test_the_trained_loss_is_of_documents_alone(
-    backend: str, train: Train, configure: Configure, prepared: Any, losses: Losses
+    backend: str, train_in: Train, make_config: Configure, prepared_data: Any, read_losses: Losses
 ) -> None:
-    config = configure(
+    config = make_config(
         LARGE, f"hardware.attention={backend}", "batch.micro_batch_size=8", "steps=1", "seed=3"
     )
-    folder = train(config, backend)
+    folder = train_in(config, backend)
 
     torch.manual_seed(config.seed)
     model = build_model(
-        config.model, 320, *(getattr(prepared.tokenizer, f"{role}_id") for role in ("bos", "eos", "pad"))
+        config.model, 320, *(getattr(prepared_data.tokenizer, f"{role}_id") for role in ("bos", "eos", "pad"))
     )
-    rows = pack(Store.open(prepared.store).train, 64, "best_fit")
+    rows = pack(Store.open(prepared_data.store).train, 64, "best_fit")
     order = RowBatchSampler(len(rows), config.seed, 1, BatchShape(8, 1), None, lambda: 0)
     nats, tokens, leaking = 0.0, 0, 0.0
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_the_trained_loss_is_of_documents_alone(
                     nats += F.cross_entropy(logits, labels, reduction="sum").item()
                     tokens += length - 1
                 start += length
-    assert losses(folder)[0] == pytest.approx(nats / tokens, rel=1e-5)
+    assert read_losses(folder)[0] == pytest.approx(nats / tokens, rel=1e-5)
     assert abs(leaking - nats) / tokens > 1e-3  # else the line above shows nothing
 
 
@@ -177,42 +177,46 @@ def plain_gradient_descent(config: TrainConfig, file: Path, max_grad_norm: float
 
 
 def test_the_split_of_a_batch_changes_neither_loss_nor_weights(
-    train: Train, configure: Configure, prepared: Any, losses: Losses, tmp_path: Path
+    train_in: Train, make_config: Configure, prepared_data: Any, read_losses: Losses, tmp_path: Path
 ) -> None:
     folders = []
     for micro, accumulation in ((4, 1), (2, 2), (1, 4)):
-        config = configure(
+        config = make_config(
             LARGE, f"batch.micro_batch_size={micro}", f"batch.gradient_accumulation_steps={accumulation}",
             "epochs=1", "lr=0.05",
         )  # fmt: skip
-        folders.append(train(plain_gradient_descent(config, tmp_path / "sgd.py"), f"{micro}x{accumulation}"))
+        folders.append(
+            train_in(plain_gradient_descent(config, tmp_path / "sgd.py"), f"{micro}x{accumulation}")
+        )
     whole = load_file(folders[0] / "model" / "model.safetensors")
     for folder in folders[1:]:
-        assert losses(folder) == pytest.approx(losses(folders[0]), rel=1e-5)
+        assert read_losses(folder) == pytest.approx(read_losses(folders[0]), rel=1e-5)
         for name, weights in load_file(folder / "model" / "model.safetensors").items():
             torch.testing.assert_close(weights, whole[name], rtol=0, atol=1e-5)
 
     # The last step, which empty rows fill up, and rows of unlike numbers of labels: a mean of means would differ.
-    rows = pack(Store.open(prepared.store).train, 64, "best_fit")
+    rows = pack(Store.open(prepared_data.store).train, 64, "best_fit")
     assert len(rows) % 4
     assert len({int((rows.get_row(index).labels != -100).sum()) for index in range(len(rows))}) > 3
 
 
 def test_same_seed_same_losses_to_the_bit_another_seed_others(
-    train: Train, configure: Configure, losses: Losses
+    train_in: Train, make_config: Configure, read_losses: Losses
 ) -> None:
-    first, second = (losses(train(configure("eval_every=2"), name)) for name in ("first", "second"))
-    other = losses(train(configure("eval_every=2", "seed=1"), "other"))
+    first, second = (read_losses(train_in(make_config("eval_every=2"), name)) for name in ("first", "second"))
+    other = read_losses(train_in(make_config("eval_every=2", "seed=1"), "other"))
     assert first == second
     assert all(mine != its for mine, its in zip(first, other, strict=True))
 
 
-def test_seeing_less_often_changes_nothing(train: Train, configure: Configure, losses: Losses) -> None:
-    often = train(configure("eval_every=1", "save_every=1"), "often")
-    seldom = train(
-        configure("eval_every=100", "save_every=100", "log_every=2", "hardware.workers=1"), "seldom"
+def test_seeing_less_often_changes_nothing(
+    train_in: Train, make_config: Configure, read_losses: Losses
+) -> None:
+    often = train_in(make_config("eval_every=1", "save_every=1"), "often")
+    seldom = train_in(
+        make_config("eval_every=100", "save_every=100", "log_every=2", "hardware.workers=1"), "seldom"
     )
-    assert losses(often)[-1] == losses(seldom)[-1]
+    assert read_losses(often)[-1] == read_losses(seldom)[-1]
     steps = {line["step"]: line["loss"] for line in read_metrics(often) if "loss" in line}
     lines = [line for line in read_metrics(seldom) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 4]
@@ -221,19 +225,20 @@ def test_seeing_less_often_changes_nothing(train: Train, configure: Configure, l
     )  # the mean since the line before
 
 
-def test_in_bf16_the_weights_stay_fp32(train: Train, configure: Configure, losses: Losses) -> None:
+def test_in_bf16_the_weights_stay_fp32(train_in: Train, make_config: Configure, read_losses: Losses) -> None:
     plain, folder = (
-        train(configure(f"hardware.precision={name}", LARGE, "steps=2"), name) for name in ("fp32", "bf16")
+        train_in(make_config(f"hardware.precision={name}", LARGE, "steps=2"), name)
+        for name in ("fp32", "bf16")
     )
     weights = load_file(folder / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-    assert losses(folder) != pytest.approx(losses(plain), rel=1e-5)
-    assert losses(folder) == pytest.approx(losses(plain), rel=0.02)
+    assert read_losses(folder) != pytest.approx(read_losses(plain), rel=1e-5)
+    assert read_losses(folder) == pytest.approx(read_losses(plain), rel=0.02)
 
 
-def test_the_rate_follows_the_schedule_of_this_run(train: Train, configure: Configure) -> None:
-    config = configure("steps=6", "scheduler.warmup=0.4")
-    rates = [line["lr"] for line in read_metrics(train(config)) if "lr" in line]
+def test_the_rate_follows_the_schedule_of_this_run(train_in: Train, make_config: Configure) -> None:
+    config = make_config("steps=6", "scheduler.warmup=0.4")
+    rates = [line["lr"] for line in read_metrics(train_in(config)) if "lr" in line]
     assert rates == pytest.approx(
         [config.lr * compute_lr_factor(config.scheduler, step, 6) for step in range(6)]
     )
@@ -242,14 +247,14 @@ def test_the_rate_follows_the_schedule_of_this_run(train: Train, configure: Conf
 
 @pytest.mark.parametrize("norm", [0.01, 0.0])
 def test_gradients_are_clipped_to_the_norm(
-    train: Train, configure: Configure, tmp_path: Path, norm: float
+    train_in: Train, make_config: Configure, tmp_path: Path, norm: float
 ) -> None:
     config = plain_gradient_descent(
-        configure(LARGE, "steps=2", "save_every=1", "scheduler=constant", "scheduler.warmup=0", "lr=1"),
+        make_config(LARGE, "steps=2", "save_every=1", "scheduler=constant", "scheduler.warmup=0", "lr=1"),
         tmp_path / "sgd.py",
         max_grad_norm=norm,
     )
-    folder = train(config)
+    folder = train_in(config)
     before, after = (
         load_file(place / "model.safetensors")
         for place in checkpoints.list_checkpoints(folder / "checkpoints")
@@ -259,8 +264,8 @@ def test_gradients_are_clipped_to_the_norm(
     assert moved > 0
 
 
-def test_one_epoch_counts_as_one(train: Train, configure: Configure) -> None:
-    lines = read_metrics(train(configure("epochs=1")))
+def test_one_epoch_counts_as_one(train_in: Train, make_config: Configure) -> None:
+    lines = read_metrics(train_in(make_config("epochs=1")))
     assert lines[-1]["epoch"] == 1.0
 
 
@@ -282,11 +287,13 @@ def test_a_diverged_run_fails_with_the_remedy_and_a_true_status(
     assert not (folder / "model").exists()
 
 
-def test_a_sample_prompt_that_is_too_long_fails_before_training(train: Train, configure: Configure) -> None:
+def test_a_sample_prompt_that_is_too_long_fails_before_training(
+    train_in: Train, make_config: Configure
+) -> None:
     prompt = "x" * 64
     with pytest.raises(UsageError, match="sample_prompt has 65 tokens, the model reads 64"):
-        train(configure(f"sample_prompt={prompt}"), "run")
-    train(configure(f"sample_prompt={prompt[:62]}", "steps=1"), "fits")
+        train_in(make_config(f"sample_prompt={prompt}"), "run")
+    train_in(make_config(f"sample_prompt={prompt[:62]}", "steps=1"), "fits")
 
 
 def test_an_error_leaves_its_traceback_in_the_log(

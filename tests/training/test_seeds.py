@@ -69,20 +69,20 @@ def stopped(krill_train: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     ("step", "workers"), [(3, 2), (4, 0)], ids=["at a validation that is cut, with workers", "between two"]
 )
 def test_dropout_goes_on_to_the_bit(
-    krill_train: Any, stopped: Any, losses: Any, step: int, workers: int
+    krill_train: Any, stopped: Any, read_losses: Any, step: int, workers: int
 ) -> None:
     word = f"hardware.workers={workers}"
     whole = run_of(krill_train, word)
     folder = stopped(step, word)
-    assert losses(folder) == losses(whole)
+    assert read_losses(folder) == read_losses(whole)
     assert same(folder, whole)
 
 
-def test_dropout_is_there_and_follows_the_seed(krill_train: Any, losses: Any) -> None:
+def test_dropout_is_there_and_follows_the_seed(krill_train: Any, read_losses: Any) -> None:
     words = ("steps=1", "lr=1e-9")
-    loss = losses(run_of(krill_train, *words))
-    assert losses(run_of(krill_train, *words)) == loss
-    assert losses(run_of(krill_train, *words, "+model.config.resid_pdrop=0.0"))[0] != loss[0]
+    loss = read_losses(run_of(krill_train, *words))
+    assert read_losses(run_of(krill_train, *words)) == loss
+    assert read_losses(run_of(krill_train, *words, "+model.config.resid_pdrop=0.0"))[0] != loss[0]
 
 
 def test_how_often_it_validates_or_samples_does_not_change_what_is_dropped(krill_train: Any) -> None:

@@ -219,7 +219,7 @@ def test_torchrun_starts_ranks_of_one_run(krill_train: Any, tmp_path: Path) -> N
         [*command, *krill_train.overrides, *words], capture_output=True, text=True, timeout=200
     )
     assert again.returncode == 0, again.stderr
-    assert "finished already" in again.stderr
+    assert "already finished" in again.stderr
     refused = subprocess.run(
         [*command, *krill_train.overrides, *words, "seed=1"], capture_output=True, text=True, timeout=200
     )

@@ -1,8 +1,8 @@
-"""A run that branches off another: it goes on from one of its checkpoints, with another length, schedule or text.
+"""Branching: a run that continues from a checkpoint of another run, with another length, schedule or text.
 
-What it is for: one long stable phase (scheduler=wsd or constant) and several decays from it, of other lengths or on
-other text (Hu et al. 2024, "MiniCPM", section 4). The branch is a run of its own, with its own folder; it ends with
-the weights, to the bit, of a run that had its schedule from the beginning.
+Its purpose: one long stable phase (scheduler=wsd or constant) and several decays from it, of different lengths or on
+different text (Hu et al. 2024, "MiniCPM", section 4). The branch is a run with its own folder; its final weights are
+bitwise identical to those of a run that had its schedule from the beginning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.config.schema import TrainConfig
 from krill.config.signature import compute_signature
-from krill.data.cache import compute_tokenizer_signature
 from krill.errors import KrillError, UsageError
 from krill.optim.schedules import stable_phase
 from krill.runs import checkpoints
@@ -25,12 +24,13 @@ from krill.runs.record import read_status, relative_path
 from krill.training.batch_shape import resolve_batch_shape
 
 CHANGEABLE_KEYS = {"steps", "epochs", "scheduler", "branch", "stop", "export_dtype"}
-"""Of the keys that determine a result; the text counts by its content and may differ as well, the tokenizer not."""
+"""The signed keys that a branch may change; the text may differ as well (it is signed by its content), the tokenizer
+may not."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A checkpoint of another run."""
+    """A checkpoint of another run, and that run's configuration and status."""
 
     run_folder: Path
     checkpoint: Path
@@ -43,51 +43,51 @@ class Branch:
 
     @property
     def signature_inputs(self) -> list[Any]:
-        """What of it determines a result: what it was trained with, and how long."""
+        """What of the branch determines a result: the run's signature and the step."""
         return [self.status["signature"], self.step]
 
     def verify_checkpoint(self) -> Path:
-        """The checkpoint. Raises KrillError if it is not what was saved."""
-        wrong = checkpoints.verify(self.checkpoint)
-        if wrong:
+        """Returns the path of the checkpoint. Raises KrillError if it fails verification."""
+        problems = checkpoints.verify(self.checkpoint)
+        if problems:
             raise KrillError(
-                "\n".join(wrong)
-                + f"\nbranch: {relative_path(self.checkpoint)} does not verify; name another one of that run, "
+                "\n".join(problems)
+                + f"\nbranch: {relative_path(self.checkpoint)} does not verify; use another checkpoint of that run, "
                 "branch=<run>/checkpoints/checkpoint-<step>"
             )
         return self.checkpoint
 
 
-def resolve_branch(place: str) -> Branch:
-    """The checkpoint that branch=`place` names; of a run, its last one before the decay.
+def resolve_branch(branch: str) -> Branch:
+    """Returns the checkpoint of the key `branch`: a checkpoint's path, or a run's, for its last one before the decay.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such checkpoint.
     """
-    named = Path(place).absolute()
-    is_run = read_status(named) is not None
-    run = named if is_run else named.parents[1]
+    path = Path(branch).absolute()
+    is_run = read_status(path) is not None
+    run = path if is_run else path.parents[1]
     status = read_status(run)
-    if status is None or not (is_run or named in checkpoints.list_checkpoints(run / "checkpoints")):
+    if status is None or not (is_run or path in checkpoints.list_checkpoints(run / "checkpoints")):
         raise UsageError(
-            f"branch={place}: neither a run of krill nor one of its checkpoints; write branch=<run> or "
+            f"branch={branch}: neither a run of krill nor one of its checkpoints; use branch=<run> or "
             "branch=<run>/checkpoints/checkpoint-<step>"
         )
-    theirs = _load_run_config(run)
+    run_config = _load_run_config(run)
     if not is_run:
-        return Branch(run, named, theirs, status)
-    first, last = stable_phase(theirs.scheduler, status["steps"])
+        return Branch(run, path, run_config, status)
+    first, last = stable_phase(run_config.scheduler, status["steps"])
     stable = [
-        c
-        for c in checkpoints.list_checkpoints(run / "checkpoints")
-        if first <= checkpoints.parse_step(c) <= last
+        checkpoint
+        for checkpoint in checkpoints.list_checkpoints(run / "checkpoints")
+        if first <= checkpoints.parse_step(checkpoint) <= last
     ]
     if not stable:
         raise UsageError(
-            f"branch={place}: no checkpoint of that run lies between its warm-up and its decay (steps {first} "
+            f"branch={branch}: no checkpoint of that run is between its warm-up and its decay (steps {first} "
             f"to {last}); with scheduler=wsd the last one before the decay is always kept"
         )
-    return Branch(run, stable[-1], theirs, status)
+    return Branch(run, stable[-1], run_config, status)
 
 
 def _load_run_config(run: Path) -> TrainConfig:
@@ -96,56 +96,59 @@ def _load_run_config(run: Path) -> TrainConfig:
         return TrainConfig.model_validate(values)
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UsageError(
-            f"branch: {relative_path(run)}/config.yaml is not the configuration of a training by this version of krill"
+            f"branch: {relative_path(run)}/config.yaml is not a training configuration of this version of krill"
         ) from error
 
 
-def check_branch(branch: Branch, config: TrainConfig) -> None:
-    """Raise UsageError where the branch could not go on as if it had always been trained so."""
-    theirs, what = branch.config, f"branch={relative_path(branch.checkpoint)}"
-    other = [
+def check_branch(branch: Branch, config: TrainConfig, tokenizer_signature: str) -> None:
+    """Raises UsageError if training from `branch` could not continue as if it had always had this configuration."""
+    run_config, prefix = branch.config, f"branch={relative_path(branch.checkpoint)}"
+    differing = [
         key
         for key in TrainConfig.model_fields
         if key not in TrainConfig.unsigned_keys() | CHANGEABLE_KEYS
-        and compute_signature(getattr(config, key)) != compute_signature(getattr(theirs, key))
+        and compute_signature(getattr(config, key)) != compute_signature(getattr(run_config, key))
     ]
     rows = resolve_batch_shape(config).rows_per_step
     if rows != branch.status["rows_per_step"]:
-        other.append(f"the rows of a step ({rows}, {branch.status['rows_per_step']} there)")
-    if other:
+        differing.append(f"the rows per step ({rows}, {branch.status['rows_per_step']} there)")
+    if differing:
         raise UsageError(
-            f"{what}: {', '.join(other)} differ from that run's; write from={relative_path(branch.run_folder)} to take them over. "
-            "Only length, schedule and text may be others"
+            f"{prefix}: {', '.join(differing)} differ from that run's; use from={relative_path(branch.run_folder)} "
+            "to take them over. Only length, schedule and text may differ"
         )
-    if compute_tokenizer_signature(config) != branch.status["tokenizer"]["signature"]:
+    if tokenizer_signature != branch.status["tokenizer"]["signature"]:
         raise UsageError(
-            f"{what}: that run read its text with another tokenizer; write tokenizer=pretrained "
+            f"{prefix}: that run used another tokenizer; use tokenizer=pretrained "
             f"tokenizer.path={relative_path(Path(branch.status['tokenizer']['folder']))}"
         )
     assert config.steps is not None
     if config.steps <= branch.step:
-        raise UsageError(f"{what}: it has {branch.step} steps already, steps={config.steps} goes no further")
-    first, last = stable_phase(theirs.scheduler, branch.status["steps"])
+        raise UsageError(
+            f"{prefix}: the checkpoint is at step {branch.step} already; use steps= with more than {branch.step} "
+            f"(it is {config.steps})"
+        )
+    first, last = stable_phase(run_config.scheduler, branch.status["steps"])
     if not first <= branch.step <= last:
         raise UsageError(
-            f"{what}: its rate was not at the peak, but before the end of the warm-up (step {first}) or in the decay "
-            f"(from step {last}); branch off in between"
+            f"{prefix}: its learning rate was not at the peak, but before the end of the warm-up (step {first}) or "
+            f"in the decay (from step {last}); use a checkpoint in between"
         )
     first, last = stable_phase(config.scheduler, config.steps)
     if branch.step < first:
         raise UsageError(
-            f"{what}: the warm-up of this schedule would last until step {first}; write a smaller scheduler.warmup"
+            f"{prefix}: the warm-up of this schedule would last until step {first}; use a smaller scheduler.warmup"
         )
     if branch.step > last:
-        rest = round((config.steps - branch.step) / config.steps, 8)
+        max_decay = round((config.steps - branch.step) / config.steps, 8)
         raise UsageError(
-            f"{what}: the decay of this schedule would have begun at step {last}, before step {branch.step}; write "
-            f"scheduler=wsd scheduler.decay={rest} or less, or more steps"
+            f"{prefix}: the decay of this schedule would have started at step {last}, before step {branch.step}; use "
+            f"scheduler=wsd scheduler.decay={max_decay} or less, or more steps"
         )
 
 
 class SaveAtStep(TrainerCallback):
-    """Saves after one step: the last of the stable phase; None: nowhere."""
+    """Saves a checkpoint after one step, the last of the stable phase; None: never."""
 
     def __init__(self, step: int | None):
         self.step = step

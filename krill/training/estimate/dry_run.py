@@ -6,22 +6,19 @@ import math
 from pathlib import Path
 
 from krill.config.schema import TrainConfig
-from krill.training.batch_shape import compute_training_length, resolve_batch_shape, resolve_device
+from krill.data.inputs import RunInputs
+from krill.training.batch_shape import compute_training_length, resolve_batch_shape
 from krill.training.preflight import run_preflight_checks
 
 
-def plan_run(config: TrainConfig, root: Path) -> list[str]:
+def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
     """What `krill-train` would do, a line each; nothing is written (dry_run=true)."""
-    from krill.data.cache import get_store_folder, get_tokenizer_folder
     from krill.data.store import Store
     from krill.models.build import count_parameters
-    from krill.sources.registry import check_source
     from krill.training.estimate import cost
 
-    check_source(config.data)
-    run_preflight_checks(config)
-    tokenizer = get_tokenizer_folder(config, root)
-    store = get_store_folder(config, root)
+    compute = run_preflight_checks(config, inputs)
+    tokenizer, store = inputs.tokenizer_folder, inputs.store_folder
     batch = resolve_batch_shape(config)
     tokens_per_step = batch.rows_per_step * config.sequence_len
     vocab_size = _get_vocab_size(config, tokenizer)
@@ -32,7 +29,7 @@ def plan_run(config: TrainConfig, root: Path) -> list[str]:
         f"tokenizer   {'reuse' if tokenizer.is_dir() else 'train'} {tokenizer}",
         f"tokens      {'reuse' if store.is_dir() else 'prepare'} {store}",
         f"batch       {batch.rows_per_step} rows of {config.sequence_len} = {tokens_per_step:,} tokens a step",
-        f"device      {resolve_device(config.device)}",
+        f"device      {compute.device}",
         f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
     ]
     train = Store.open(store).get_split("train") if store.is_dir() else None
@@ -54,7 +51,7 @@ def plan_run(config: TrainConfig, root: Path) -> list[str]:
 
         branch = resolve_branch(config.branch)
         lines.append(f"branch      goes on from step {branch.step} of {branch.run_folder}")
-    place = Path(config.output) if config.output else root / "runs" / config.name
+    place = Path(config.output) if config.output else inputs.outputs / "runs" / config.name
     lines.append(f"folder      {place}")
     return lines
 

@@ -30,11 +30,11 @@ TO_REACH = ("steps=12", "eval_every=2", "save_every=100")
         ([5.0, 4.0, 4.5, 3.9], None),
     ],
 )
-def test_reasons(losses: list[float], words: str | None) -> None:
-    why = get_stop_reason(EarlyStoppingConfig(target_loss=3.0, patience=2), losses)
+def test_reasons(read_losses: list[float], words: str | None) -> None:
+    why = get_stop_reason(EarlyStoppingConfig(target_loss=3.0, patience=2), read_losses)
     assert (words is None) == (why is None)
     assert (words or "") in (why or "")
-    assert get_stop_reason(EarlyStoppingConfig(target_loss=None, patience=None), losses) is None
+    assert get_stop_reason(EarlyStoppingConfig(target_loss=None, patience=None), read_losses) is None
 
 
 def _target(krill_train: Any) -> tuple[str, int]:

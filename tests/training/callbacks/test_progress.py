@@ -10,13 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from trainings import build_setup
 
 from krill.config.schema import TrainConfig
 from krill.errors import KrillError
 from krill.runs.record import Record, read_metrics
 from krill.training.callbacks import progress
 from krill.training.callbacks.progress import ProgressReporter
-from krill.training.setup import build_run_setup
 
 NOTHING: Any = None
 
@@ -32,10 +32,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 @pytest.fixture
 def meter(
-    configure: Callable[..., TrainConfig], prepared: Any, tmp_path: Path, clock: Any
+    make_config: Callable[..., TrainConfig], prepared_data: Any, tmp_path: Path, clock: Any
 ) -> ProgressReporter:
     """2 rows of 64 tokens a step, one epoch."""
-    setting = build_run_setup(configure("epochs=1"), tmp_path, prepared.store, prepared.tokenizer.folder)
+    setting = build_setup(
+        make_config("epochs=1"), tmp_path, prepared_data.store, prepared_data.tokenizer.folder
+    )
     meter = ProgressReporter(Record(tmp_path), setting)
     meter.on_train_begin(NOTHING, at(0), NOTHING)
     return meter

@@ -119,9 +119,9 @@ def test_it_goes_on_where_it_was_saved() -> None:
         ({"nan": "stop", "spike": 6}, [*wave(MIN_GOOD_STEPS), 9.0, 3.0], None),
     ],
 )
-def test_when_the_run_is_to_end(rules: dict[str, Any], losses: list[float], ends_at: int | None) -> None:
-    for together in (1, 2, len(losses)):  # however often it is read
-        assert _end(guard_of(**rules), losses, together) == ends_at
+def test_when_the_run_is_to_end(rules: dict[str, Any], read_losses: list[float], ends_at: int | None) -> None:
+    for together in (1, 2, len(read_losses)):  # however often it is read
+        assert _end(guard_of(**rules), read_losses, together) == ends_at
 
 
 def _end(guard: BadStepDetector, losses: list[float], together: int) -> int | None:
@@ -274,7 +274,7 @@ def test_the_line_is_the_mean_of_the_good_steps(krill_train: Any, spoil: Any) ->
 
 
 def test_the_report_names_step_rows_and_documents(
-    krill_train: Any, spoil: Any, prepared: Any, capsys: pytest.CaptureFixture[str],
+    krill_train: Any, spoil: Any, prepared_data: Any, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     seen: dict[int, list[list[int]]] = {}
@@ -293,7 +293,7 @@ def test_the_report_names_step_rows_and_documents(
     (line,) = read_jsonl(run / "skipped.jsonl")
     assert (line["step"], line["reason"]) == (3, "the loss is nan")
 
-    train = Store.open(prepared.store).get_split("train")
+    train = Store.open(prepared_data.store).get_split("train")
     rows = pack(train, 64, "best_fit")
     assert [rows.get_row(row).input_ids.tolist() for row in line["rows"]] == seen[3]
     held = set()

@@ -16,11 +16,11 @@ from krill.training.callbacks import verify_store
 
 
 @pytest.fixture
-def tokens(krill_train: Any, prepared: Any) -> Path:
+def tokens(krill_train: Any, prepared_data: Any) -> Path:
     """The store of the runs, in a place of its own: it may be damaged."""
     folder: Path = krill_train.outputs / "data"
     folder.unlink()
-    return Path(shutil.copytree(prepared.store, folder / prepared.store.name))
+    return Path(shutil.copytree(prepared_data.store, folder / prepared_data.store.name))
 
 
 def flip_bit_of_largest_shard(store: Path) -> Path:

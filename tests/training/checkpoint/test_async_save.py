@@ -315,20 +315,20 @@ def test_sharded_checkpoints_are_refused(krill_train: Any, capsys: pytest.Captur
 
 
 def test_a_tracker_that_takes_checkpoints_at_once_is_refused(
-    configure: Any, monkeypatch: pytest.MonkeyPatch
+    make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: name)
     monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
-    trackers.check_trackers(configure("trackers=[wandb]"))
+    trackers.check_trackers(make_config("trackers=[wandb]"))
     with pytest.raises(trackers.UsageError, match="WANDB_LOG_MODEL=end"):
-        trackers.check_trackers(configure("trackers=[wandb]", BACKGROUND))
+        trackers.check_trackers(make_config("trackers=[wandb]", BACKGROUND))
 
 
-def test_the_copy_counts_in_the_memory_of_a_cpu(configure: Any) -> None:
-    once, later = (memory.estimate_step_memory(configure(*words), 320, 2) for words in ((), (BACKGROUND,)))
+def test_the_copy_counts_in_the_memory_of_a_cpu(make_config: Any) -> None:
+    once, later = (memory.estimate_step_memory(make_config(*words), 320, 2) for words in ((), (BACKGROUND,)))
     assert later.total - once.total == once.weights + once.optimizer
     assert (
         f"saving {memory.format_bytes(later.saving)}"
-        in memory.format_memory_lines(configure(BACKGROUND), 320)[0]
+        in memory.format_memory_lines(make_config(BACKGROUND), 320)[0]
     )
-    assert "saving" not in memory.format_memory_lines(configure(), 320)[0]
+    assert "saving" not in memory.format_memory_lines(make_config(), 320)[0]

@@ -46,8 +46,8 @@ def told(lengths: list[int], device: str) -> dict[str, Any]:
     return attention.build_boundary_kwargs("varlen", lengths, torch.device(device))
 
 
-def test_on_cuda_boundaries_are_the_running_sum_of_lengths(rows: Callable[..., Rows]) -> None:
-    made = rows(LENGTHS, WIDTH)
+def test_on_cuda_boundaries_are_the_running_sum_of_lengths(make_rows: Callable[..., Rows]) -> None:
+    made = make_rows(LENGTHS, WIDTH)
     batch = [made.get_row(0), made.get_row(1), made.make_empty_row()]
     lengths = [length for row in batch for length in row.lengths.tolist()]
     for backend in ("varlen", "flash_attention_2", "flash_attention_3"):

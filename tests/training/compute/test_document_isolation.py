@@ -64,10 +64,10 @@ def case(
 @each_backend
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_documents_in_rows_are_as_if_alone(
-    family: str, name: str, micro: int, training: bool, rows: Callable[..., Rows], kernels: Kernels,
+    family: str, name: str, micro: int, training: bool, make_rows: Callable[..., Rows], kernels: Kernels,
     interpreted: None,
 ) -> None:  # fmt: skip
-    net, batch, inputs = case(name, rows, micro, family)
+    net, batch, inputs = case(name, make_rows, micro, family)
     net.train(training)
     with torch.no_grad():
         logits = net(**inputs).logits
@@ -77,9 +77,9 @@ def test_documents_in_rows_are_as_if_alone(
 
 @each_micro
 @pytest.mark.parametrize("name", TRAINS)
-def test_with_activations_computed_again(name: str, micro: int, rows: Callable[..., Rows]) -> None:
-    net, batch, inputs = case(name, rows, micro)
-    plain, _, _ = case(name, rows, micro)
+def test_with_activations_computed_again(name: str, micro: int, make_rows: Callable[..., Rows]) -> None:
+    net, batch, inputs = case(name, make_rows, micro)
+    plain, _, _ = case(name, make_rows, micro)
     hardware = HardwareConfig(
         name="any", precision="fp32", attention="auto", loss="full", liger=False, compile=False,
         gradient_checkpointing=True, processes=1, sharding="none", workers=0, threads=1, slurm=None,
@@ -98,9 +98,9 @@ def test_with_activations_computed_again(name: str, micro: int, rows: Callable[.
 @pytest.mark.parametrize("kind", ["full", "chunked"])
 @pytest.mark.parametrize("name", TRAINS)
 def test_the_loss_is_of_documents_alone(
-    name: str, kind: str, micro: int, training: bool, rows: Callable[..., Rows]
+    name: str, kind: str, micro: int, training: bool, make_rows: Callable[..., Rows]
 ) -> None:
-    net, batch, inputs = case(name, rows, micro)
+    net, batch, inputs = case(name, make_rows, micro)
     loss = build_loss(net.train(training), kind, "cpu")
     with torch.no_grad(), loss.training_context():
         found = net(**inputs).loss.item()
@@ -119,16 +119,16 @@ def test_the_loss_is_of_documents_alone(
 @each_mode
 @each_micro
 @pytest.mark.parametrize("name", ["varlen", "flash_attention_2", "sdpa"])
-def test_compiled(name: str, micro: int, training: bool, rows: Callable[..., Rows]) -> None:
+def test_compiled(name: str, micro: int, training: bool, make_rows: Callable[..., Rows]) -> None:
     """Through torch.compile's tracing, all but the generated code."""
-    _check_compiled("aot_eager", name, micro, training, rows)
+    _check_compiled("aot_eager", name, micro, training, make_rows)
 
 
 @pytest.mark.slow
 @each_mode
 @each_micro
-def test_compiled_to_code(micro: int, training: bool, rows: Callable[..., Rows]) -> None:
-    _check_compiled("inductor", "varlen", micro, training, rows)
+def test_compiled_to_code(micro: int, training: bool, make_rows: Callable[..., Rows]) -> None:
+    _check_compiled("inductor", "varlen", micro, training, make_rows)
 
 
 def _check_compiled(compiler: str, name: str, micro: int, training: bool, rows: Callable[..., Rows]) -> None:
@@ -141,9 +141,9 @@ def _check_compiled(compiler: str, name: str, micro: int, training: bool, rows: 
 
 @pytest.mark.slow
 @each_mode
-def test_flex_compiled(training: bool, rows: Callable[..., Rows]) -> None:
+def test_flex_compiled(training: bool, make_rows: Callable[..., Rows]) -> None:
     # of one row: for three, torch 2.13 writes C++ for the CPU that no compiler takes
-    net, batch, inputs = case("flex", rows, 1)
+    net, batch, inputs = case("flex", make_rows, 1)
     with torch.no_grad():
         assert largest_difference(net, batch, net.train(training)(**inputs).logits) <= 1e-5
 
@@ -151,8 +151,8 @@ def test_flex_compiled(training: bool, rows: Callable[..., Rows]) -> None:
 @pytest.mark.skipif(not (torch.cuda.is_available() and has_liger()), reason="Liger wants CUDA")
 @each_micro
 @each_mode
-def test_with_liger(micro: int, training: bool, rows: Callable[..., Rows]) -> None:
-    net, batch, inputs = case("sdpa", rows, micro)
+def test_with_liger(micro: int, training: bool, make_rows: Callable[..., Rows]) -> None:
+    net, batch, inputs = case("sdpa", make_rows, micro)
     hardware = HardwareConfig(
         name="any", precision="fp32", attention="sdpa", loss="liger", liger=True, compile=False,
         gradient_checkpointing=False, processes=1, sharding="none", workers=0, threads=1, slurm=None,
@@ -166,9 +166,9 @@ def test_with_liger(micro: int, training: bool, rows: Callable[..., Rows]) -> No
 
 @each_backend
 def test_without_boundaries_the_check_finds_a_leak(
-    name: str, rows: Callable[..., Rows], interpreted: None
+    name: str, make_rows: Callable[..., Rows], interpreted: None
 ) -> None:
-    net, batch, inputs = case(name, rows, 3)
+    net, batch, inputs = case(name, make_rows, 3)
     with torch.no_grad():
         logits = net(input_ids=inputs["input_ids"]).logits
         assert largest_difference(net, batch, logits, skip_first=True) > 0.1
@@ -176,28 +176,28 @@ def test_without_boundaries_the_check_finds_a_leak(
 
 @pytest.mark.parametrize("module", ["flash_attn", "flash_attn_interface"])
 def test_a_dense_kernel_would_be_noticed(
-    module: str, rows: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+    module: str, make_rows: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules[module], "flash_attn_varlen_func", dense)
-    net, _, inputs = case(next(name for name, one in BACKENDS.items() if one[2] == module), rows, 3)
+    net, _, inputs = case(next(name for name, one in BACKENDS.items() if one[2] == module), make_rows, 3)
     with pytest.raises(AssertionError, match="the dense kernel was called"):
         net(**inputs)
 
 
 @pytest.mark.parametrize("name", TRAINS)
-def test_padding_and_empty_rows_give_finite_logits(name: str, rows: Callable[..., Rows]) -> None:
+def test_padding_and_empty_rows_give_finite_logits(name: str, make_rows: Callable[..., Rows]) -> None:
     backend, device, _ = BACKENDS[name]
-    made = rows([20], 64)
+    made = make_rows([20], 64)
     out = model("llama", backend)(**RowCollator(backend, device)([made.get_row(0), made.make_empty_row()]))
     assert torch.isfinite(out.logits).all()
     assert torch.isfinite(out.loss)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_backends_give_the_same_loss_and_gradients(family: str, rows: Callable[..., Rows]) -> None:
+def test_backends_give_the_same_loss_and_gradients(family: str, make_rows: Callable[..., Rows]) -> None:
     gradients, values = [], []
     for name in TRAINS:
-        net, _, inputs = case(name, rows, 2, family)
+        net, _, inputs = case(name, make_rows, 2, family)
         loss = net(**inputs).loss
         loss.backward()
         values.append(loss.item())
@@ -210,10 +210,10 @@ def test_backends_give_the_same_loss_and_gradients(family: str, rows: Callable[.
 @pytest.mark.parametrize("name", [name for name, one in BACKENDS.items() if one[2]])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_flash_attention_gets_one_dtype_under_autocast(
-    family: str, name: str, rows: Callable[..., Rows], kernels: Kernels
+    family: str, name: str, make_rows: Callable[..., Rows], kernels: Kernels
 ) -> None:
     """Rotary embeddings leave queries and keys in fp32 there; the stand-ins refuse that as the kernels do."""
-    net, _, inputs = case(name, rows, 3, family)
+    net, _, inputs = case(name, make_rows, 3, family)
     with torch.autocast("cpu", torch.bfloat16):
         net(**inputs).loss.backward()
     assert len(kernels.calls) == LAYERS

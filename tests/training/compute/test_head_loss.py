@@ -222,8 +222,8 @@ def test_afterwards_the_model_is_a_plain_one() -> None:
     torch.testing.assert_close(model(**inputs).logits, before, rtol=0, atol=0)
 
 
-def test_validation_is_the_same_to_the_last_digits(rows: Callable[..., Rows]) -> None:
-    model, packed = llama(), rows([20, 9, 60, 64, 5, 40, 13, 4, 33], 64)
+def test_validation_is_the_same_to_the_last_digits(make_rows: Callable[..., Rows]) -> None:
+    model, packed = llama(), make_rows([20, 9, 60, 64, 5, 40, 13, 4, 33], 64)
     collate = RowCollator("varlen", torch.device("cpu"))
 
     def scored(loss: Loss) -> Any:
@@ -296,22 +296,26 @@ Train, Configure, Losses = Callable[..., Path], Callable[..., TrainConfig], Call
 
 
 def test_a_run_with_either_loss_goes_the_same_way(
-    train: Train, configure: Configure, losses: Losses, caplog: pytest.LogCaptureFixture
+    train_in: Train, make_config: Configure, read_losses: Losses, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ("batch.gradient_accumulation_steps=2", "eval_every=2")
     with caplog.at_level("INFO", "krill"):
-        runs = [train(configure(*words, f"hardware.loss={name}"), name) for name in ("chunked", "full")]
+        runs = [train_in(make_config(*words, f"hardware.loss={name}"), name) for name in ("chunked", "full")]
     assert "loss chunked" in caplog.text
-    chunked, full = map(losses, runs)
+    chunked, full = map(read_losses, runs)
     assert len(chunked) == 6
     assert chunked == pytest.approx(full, rel=1e-5)
 
 
-def test_recomputed_activations_change_no_bit(train: Train, configure: Configure, losses: Losses) -> None:
-    runs = [train(configure(f"hardware.gradient_checkpointing={word}"), word) for word in ("false", "true")]
+def test_recomputed_activations_change_no_bit(
+    train_in: Train, make_config: Configure, read_losses: Losses
+) -> None:
+    runs = [
+        train_in(make_config(f"hardware.gradient_checkpointing={word}"), word) for word in ("false", "true")
+    ]
     kept, again = ((run / "model" / "model.safetensors").read_bytes() for run in runs)
     assert kept == again
-    assert losses(runs[0]) == losses(runs[1])
+    assert read_losses(runs[0]) == read_losses(runs[1])
 
 
 def test_recomputation_happens_and_sees_the_documents() -> None:
@@ -327,7 +331,7 @@ def test_recomputation_happens_and_sees_the_documents() -> None:
 
 
 def test_only_the_training_pass_is_compiled_and_names_stay_plain(
-    train: Train, configure: Configure, monkeypatch: pytest.MonkeyPatch
+    train_in: Train, make_config: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[str] = []
 
@@ -344,9 +348,9 @@ def test_only_the_training_pass_is_compiled_and_names_stay_plain(
 
     monkeypatch.setattr(torch, "compile", Compiled)
     monkeypatch.setattr(liger, "check_kernels", lambda *_: None)
-    folder = train(configure("hardware.compile=true"), "compiled")
+    folder = train_in(make_config("hardware.compile=true"), "compiled")
     assert compiled == ["training"] * 4
-    plain = train(configure(), "plain")
+    plain = train_in(make_config(), "plain")
     for name in ("model", "checkpoints/checkpoint-4"):
         mine, theirs = (run / name / "model.safetensors" for run in (folder, plain))
         assert mine.read_bytes() == theirs.read_bytes()
@@ -372,11 +376,11 @@ def test_torch_compile_takes_the_loss_as_it_is() -> None:
 
 @pytest.mark.parametrize("word", ["hardware.loss=liger", "hardware.liger=true", "hardware.compile=true"])
 def test_what_the_machine_lacks_is_an_error_that_says_what_to_type(
-    train: Train, configure: Configure, word: str
+    train_in: Train, make_config: Configure, word: str
 ) -> None:
     key = word.partition("=")[0]
     with pytest.raises(UsageError, match=rf"{key}.*CUDA device.*write {key}="):
-        train(configure(word))
+        train_in(make_config(word))
 
 
 class Ligers:
@@ -417,10 +421,10 @@ def ligers(monkeypatch: pytest.MonkeyPatch) -> Ligers:
 
 
 def test_liger_is_taken_where_it_is_there_and_its_loss_through_the_same_seam(
-    ligers: Ligers, configure: Configure
+    ligers: Ligers, make_config: Configure
 ) -> None:
     model, inputs = llama(bias=True), batch()
-    hardware = configure().hardware
+    hardware = make_config().hardware
     assert liger.apply_kernels(model, hardware, "cpu") == []
     assert liger.apply_kernels(model, hardware, "cuda") == ["liger"]
     assert ligers.asked == {
@@ -432,10 +436,10 @@ def test_liger_is_taken_where_it_is_there_and_its_loss_through_the_same_seam(
     assert_same(passed(model, loss, inputs), passed(model, Loss(), inputs), rel=1e-6)
 
 
-def test_a_model_that_liger_does_not_know(ligers: Ligers, configure: Configure) -> None:
+def test_a_model_that_liger_does_not_know(ligers: Ligers, make_config: Configure) -> None:
     model = granite()
-    assert liger.apply_kernels(model, configure().hardware, "cuda") == []
-    assert liger.apply_kernels(model, configure("hardware.liger=false").hardware, "cuda") == []
+    assert liger.apply_kernels(model, make_config().hardware, "cuda") == []
+    assert liger.apply_kernels(model, make_config("hardware.liger=false").hardware, "cuda") == []
     with pytest.raises(UsageError, match=r"no kernels for granite; use hardware\.liger=auto"):
-        liger.apply_kernels(model, configure("hardware.liger=true").hardware, "cuda")
+        liger.apply_kernels(model, make_config("hardware.liger=true").hardware, "cuda")
     assert not hasattr(ligers, "asked")

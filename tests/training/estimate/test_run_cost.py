@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from trainings import plan_lines
 
 from krill.config.schema import TrainConfig
 from krill.data.store import Store
@@ -18,7 +19,6 @@ from krill.runs import checkpoints
 from krill.training.batch_shape import compute_batch_shape
 from krill.training.compute.cross_entropy import CHUNK
 from krill.training.estimate import cost, memory
-from krill.training.estimate.dry_run import plan_run
 from krill.training.estimate.memory import estimate_step_memory, format_bytes, get_device_memory
 
 Configure = Callable[..., TrainConfig]
@@ -38,8 +38,8 @@ def peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "get_peak_flops", lambda device, precision, threads: 5e9 * threads)
 
 
-def test_flops_and_time(configure: Configure) -> None:
-    config = configure("batch.gradient_accumulation_steps=3", "hardware.threads=2")
+def test_flops_and_time(make_config: Configure) -> None:
+    config = make_config("batch.gradient_accumulation_steps=3", "hardware.threads=2")
     each = compute_training_flops(build_meta_model(config.model, VOCABULARY), 64)
     tokens = 50 * 2 * 3 * 64
     found = costs(config)
@@ -66,8 +66,8 @@ def test_flops_and_time(configure: Configure) -> None:
         ("model=auto", "model.model_type=gpt2", "+model.config.attn_pdrop=0.0", "+model.config.n_layer=2"),
     ],
 )  # fmt: skip
-def test_memory_is_that_of_the_cost_function(configure: Configure, words: tuple[str, ...]) -> None:
-    config = configure(*words)
+def test_memory_is_that_of_the_cost_function(make_config: Configure, words: tuple[str, ...]) -> None:
+    config = make_config(*words)
     model = build_meta_model(config.model, VOCABULARY)
     expected = estimate_training_memory(
         model,
@@ -85,10 +85,10 @@ def test_memory_is_that_of_the_cost_function(configure: Configure, words: tuple[
     assert needed.removeprefix("about ") == memory.summarize_memory(config, VOCABULARY).removeprefix("about ")
 
 
-def test_checkpoints_on_the_disk(train: Any, configure: Configure) -> None:
+def test_checkpoints_on_the_disk(train_in: Any, make_config: Configure) -> None:
     """As many as are kept and one that is being saved, each as large as the ones that a run leaves."""
-    config = configure("keep_checkpoints=2", "keep_best=false", "optimizer=adamw")
-    (saved, *_) = checkpoints.list_checkpoints(train(config) / "checkpoints")
+    config = make_config("keep_checkpoints=2", "keep_best=false", "optimizer=adamw")
+    (saved, *_) = checkpoints.list_checkpoints(train_in(config) / "checkpoints")
     size = sum((saved / name).stat().st_size for name in ("model.safetensors", "optimizer.pt"))
     cost = estimate_step_memory(config, VOCABULARY, 1)
     assert cost.weights + cost.optimizer == pytest.approx(size, rel=0.15)  # small tensors with names
@@ -97,18 +97,18 @@ def test_checkpoints_on_the_disk(train: Any, configure: Configure) -> None:
     assert costs(config)["disk"].startswith(
         f"at most {format_bytes(3 * (cost.weights + cost.optimizer) + cost.weights)}"
     )
-    more = configure("keep_checkpoints=2", "scheduler=wsd", "optimizer=adamw")
+    more = make_config("keep_checkpoints=2", "scheduler=wsd", "optimizer=adamw")
     assert "checkpoints 5 ×" in costs(more)["disk"]
     assert "checkpoints 2 ×" in costs(more, steps=3)["disk"]  # at steps 2 and 3
     assert "checkpoints 5 ×" in costs(more, steps=None)["disk"]
 
 
-def test_shards_take_as_much_of_the_disk_as_a_whole(configure: Configure) -> None:
-    sharded = configure("hardware.processes=2", "hardware.sharding=fsdp2")
-    assert costs(sharded)["disk"] == costs(configure())["disk"]
+def test_shards_take_as_much_of_the_disk_as_a_whole(make_config: Configure) -> None:
+    sharded = make_config("hardware.processes=2", "hardware.sharding=fsdp2")
+    assert costs(sharded)["disk"] == costs(make_config())["disk"]
     assert (
         estimate_step_memory(sharded, VOCABULARY, 1).weights
-        == estimate_step_memory(configure(), VOCABULARY, 1).weights // 2
+        == estimate_step_memory(make_config(), VOCABULARY, 1).weights // 2
     )
 
 
@@ -116,9 +116,9 @@ def test_shards_take_as_much_of_the_disk_as_a_whole(configure: Configure) -> Non
     ("words", "passes"), [((), " batch.gradient_accumulation_steps=4"), (("batch.tokens=512",), "")]
 )
 def test_too_much_memory_says_which_batch_fits(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], passes: str
+    make_config: Configure, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], passes: str
 ) -> None:
-    config = configure("batch.micro_batch_size=8", "sequence_len=64", "hardware.loss=full", *words)
+    config = make_config("batch.micro_batch_size=8", "sequence_len=64", "hardware.loss=full", *words)
     there = estimate_step_memory(config, VOCABULARY, 3).total
     monkeypatch.setattr(memory, "get_device_memory", lambda device: there)
     advice = f"write batch.micro_batch_size=2{passes}, which is the same batch"
@@ -154,11 +154,11 @@ def test_tokens_attended_to_in_documents_that_rows_cut() -> None:
 
 
 def test_a_plan_takes_the_documents_that_are_prepared(
-    configure: Configure, prepared: Any, outputs: Path
+    make_config: Configure, prepared_data: Any, outputs: Path
 ) -> None:
-    ends = Store.open(prepared.store).get_split("train").ends
-    config = configure("epochs=2")
-    found = told(plan_run(config, outputs))
+    ends = Store.open(prepared_data.store).get_split("train").ends
+    config = make_config("epochs=2")
+    found = told(plan_lines(config, outputs))
     lengths = np.diff(ends, prepend=np.uint64(0)).tolist()
     pieces = [min(64, length - start) for length in lengths for start in range(0, length, 64)]
     each = compute_training_flops(
@@ -169,15 +169,15 @@ def test_a_plan_takes_the_documents_that_are_prepared(
 
 
 def test_before_the_tokens_are_prepared_an_epoch_has_memory_and_disk_only(
-    configure: Configure, tmp_path: Path
+    make_config: Configure, tmp_path: Path
 ) -> None:
-    found = told(plan_run(configure("epochs=2"), tmp_path))
+    found = told(plan_lines(make_config("epochs=2"), tmp_path))
     assert {"memory", "disk"} <= set(found)
     assert not {"cost", "time"} & set(found)
 
 
-def test_a_model_of_ones_own_is_not_known(configure: Configure, tmp_path: Path) -> None:
-    values = configure().model_dump()
+def test_a_model_of_ones_own_is_not_known(make_config: Configure, tmp_path: Path) -> None:
+    values = make_config().model_dump()
     values["model"] = {
         "name": "mine", "family": "custom", "build": "mine.py:build", "max_position_embeddings": 64, "options": {},
     }  # fmt: skip
@@ -188,11 +188,11 @@ def test_a_model_of_ones_own_is_not_known(configure: Configure, tmp_path: Path) 
 
 
 def test_the_header_tells_the_memory(
-    train: Any, configure: Configure, caplog: pytest.LogCaptureFixture
+    train_in: Any, make_config: Configure, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "krill")
-    config = configure("steps=1")
-    train(config)
+    config = make_config("steps=1")
+    train_in(config)
     assert f"memory      {memory.summarize_memory(config, VOCABULARY)}" in [
         line.getMessage() for line in caplog.records
     ]

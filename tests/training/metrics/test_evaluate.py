@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from trainings import build_setup
 from transformers import AutoModelForCausalLM
 
 from krill.config.schema import TrainConfig
@@ -27,7 +28,7 @@ from krill.training.metrics.evaluate import (
     evaluate_batches,
     merge_validation_totals,
 )
-from krill.training.setup import build_run_setup, compute_validation_baselines
+from krill.training.setup import compute_validation_baselines
 
 COLLATE = RowCollator("varlen", torch.device("cpu"))
 
@@ -40,9 +41,9 @@ def scored(model: torch.nn.Module, rows: Rows, size: int, eos_id: int = 1) -> Va
 
 
 @pytest.fixture
-def model(configure: Callable[..., TrainConfig]) -> torch.nn.Module:
+def model(make_config: Callable[..., TrainConfig]) -> torch.nn.Module:
     torch.manual_seed(0)
-    return build_model(configure("model.initializer_range=0.5").model, 50, 0, 1, 2, "varlen")
+    return build_model(make_config("model.initializer_range=0.5").model, 50, 0, 1, 2, "varlen")
 
 
 class Uniform(torch.nn.Module):
@@ -56,8 +57,8 @@ class Uniform(torch.nn.Module):
         return SimpleNamespace(logits=torch.full((*input_ids.shape, self.vocab_size), 3.5))
 
 
-def test_the_batch_size_does_not_matter(model: torch.nn.Module, rows: Callable[..., Rows]) -> None:
-    made = rows([20, 9, 60, 64, 5, 40, 13, 4, 33], 64)
+def test_the_batch_size_does_not_matter(model: torch.nn.Module, make_rows: Callable[..., Rows]) -> None:
+    made = make_rows([20, 9, 60, 64, 5, 40, 13, 4, 33], 64)
     one, two, all_ = (scored(model, made, size) for size in (1, 2, len(made)))
     assert one.tokens == two.tokens == all_.tokens == made.targets
     for other in (two, all_):
@@ -65,8 +66,8 @@ def test_the_batch_size_does_not_matter(model: torch.nn.Module, rows: Callable[.
         assert other.text_nats == pytest.approx(one.text_nats, rel=1e-6)
 
 
-def test_the_loss_of_one_document_by_hand(model: torch.nn.Module, rows: Callable[..., Rows]) -> None:
-    made = rows([23], 64)
+def test_the_loss_of_one_document_by_hand(model: torch.nn.Module, make_rows: Callable[..., Rows]) -> None:
+    made = make_rows([23], 64)
     ids = torch.from_numpy(made.get_row(0).input_ids[:23])
     nats = F.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none")
     found = scored(model, made, 1)
@@ -75,8 +76,8 @@ def test_the_loss_of_one_document_by_hand(model: torch.nn.Module, rows: Callable
     assert found.text_nats == pytest.approx(nats[:-1].sum().item(), rel=1e-5)  # eos is no text
 
 
-def test_equal_logits_cost_ln_v_each(rows: Callable[..., Rows]) -> None:
-    made = rows([23, 40, 10], 64)
+def test_equal_logits_cost_ln_v_each(make_rows: Callable[..., Rows]) -> None:
+    made = make_rows([23, 40, 10], 64)
     found = scored(Uniform(50), made, 2)
     assert found.loss() == pytest.approx(math.log(50), rel=1e-6)
     text_tokens = made.targets - 3  # one eos each
@@ -87,20 +88,20 @@ def test_a_bit_per_byte_is_ln_2_nats() -> None:
     assert compute_bits_per_byte(10 * math.log(2), 10) == pytest.approx(1.0)
 
 
-def test_the_model_is_left_as_it_was(model: torch.nn.Module, rows: Callable[..., Rows]) -> None:
+def test_the_model_is_left_as_it_was(model: torch.nn.Module, make_rows: Callable[..., Rows]) -> None:
     modes = []
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     for training in (True, False):
         model.train(training)
-        scored(model, rows([20], 64), 1)
+        scored(model, make_rows([20], 64), 1)
         assert model.training is training
     assert modes == [False, False]
 
 
 def test_windows_score_each_token_of_a_long_document_once(
-    model: torch.nn.Module, rows: Callable[..., Rows]
+    model: torch.nn.Module, make_rows: Callable[..., Rows]
 ) -> None:
-    stream = rows([150, 30], 64).stream
+    stream = make_rows([150, 30], 64).stream
     assert scored(model, pack_windows(stream, 64), 2).tokens == 149 + 29
 
 
@@ -115,12 +116,12 @@ def test_reference_of_a_single_token_is_zero() -> None:
 
 
 def test_reference_points_are_of_the_validation_targets(
-    configure: Callable[..., TrainConfig], prepared: Any, tmp_path: Any
+    make_config: Callable[..., TrainConfig], prepared_data: Any, tmp_path: Any
 ) -> None:
-    setting = build_run_setup(configure(), tmp_path, prepared.store, prepared.tokenizer.folder)
-    split = Store.open(prepared.store).validation
+    setting = build_setup(make_config(), tmp_path, prepared_data.store, prepared_data.tokenizer.folder)
+    split = Store.open(prepared_data.store).validation
     ids = torch.from_numpy(split.read(0, split.tokens).astype("int64"))
-    expected = compute_baselines(ids[ids != prepared.tokenizer.bos_id], 320)
+    expected = compute_baselines(ids[ids != prepared_data.tokenizer.bos_id], 320)
     points = compute_validation_baselines(setting)
     assert points is not None
     assert points.unigram == pytest.approx(expected.unigram, rel=1e-12)

@@ -96,8 +96,10 @@ def test_a_step_that_is_not_logged_is_not_watched():
     assert optimizer.observer is None
 
 
-def test_the_metrics_of_a_run_hold_them(train: Callable[..., Path], configure: Callable[..., Any]):
-    folder = train(configure("steps=5", "log_every=2", "optimizer.max_grad_norm=1e-3", "scheduler=constant"))
+def test_the_metrics_of_a_run_hold_them(train_in: Callable[..., Path], make_config: Callable[..., Any]):
+    folder = train_in(
+        make_config("steps=5", "log_every=2", "optimizer.max_grad_norm=1e-3", "scheduler=constant")
+    )
     lines = [line for line in read_metrics(folder) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 4, 5]
     for line in lines:
@@ -112,8 +114,8 @@ def test_the_metrics_of_a_run_hold_them(train: Callable[..., Path], configure: C
     assert lines[0]["lr/embeddings"] == lines[0]["lr"]
 
 
-def test_without_clipping_too(train: Callable[..., Path], configure: Callable[..., Any]):
-    folder = train(configure("steps=2", "optimizer.max_grad_norm=0", "optimizer=adamw"))
+def test_without_clipping_too(train_in: Callable[..., Path], make_config: Callable[..., Any]):
+    folder = train_in(make_config("steps=2", "optimizer.max_grad_norm=0", "optimizer=adamw"))
     for line in read_metrics(folder)[:2]:
         assert line["grad_norm/adamw"] == pytest.approx(line["grad_norm"], rel=1e-5)
         assert line["update_rms/matrices"] > 0

@@ -86,22 +86,27 @@ def test_an_unknown_device_is_measured() -> None:
 
 
 def test_padding_is_no_token(
-    train: Callable[..., Path], configure: Callable[..., Any], prepared: Any, monkeypatch: pytest.MonkeyPatch
+    train_in: Callable[..., Path],
+    make_config: Callable[..., Any],
+    prepared_data: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     served: list[int] = []
     monkeypatch.setattr(
         ThroughputMeter, "add_batch", lambda self, step, tokens, waited: served.append(tokens)
     )
-    config = configure("epochs=1", "batch.micro_batch_size=1", "batch.gradient_accumulation_steps=2")
+    config = make_config("epochs=1", "batch.micro_batch_size=1", "batch.gradient_accumulation_steps=2")
     monkeypatch.setattr(
         ThroughputMeter, "collect_metrics", lambda *_: {"tokens_per_second": 1.0, "seconds_left": 1.0}
     )
-    train(config)
-    assert sum(served) == Store.open(prepared.store).get_split("train").tokens
+    train_in(config)
+    assert sum(served) == Store.open(prepared_data.store).get_split("train").tokens
 
 
-def test_the_metrics_of_a_run_hold_them(train: Callable[..., Path], configure: Callable[..., Any]) -> None:
-    lines = [line for line in read_metrics(train(configure("steps=4", "log_every=2"))) if "loss" in line]
+def test_the_metrics_of_a_run_hold_them(
+    train_in: Callable[..., Path], make_config: Callable[..., Any]
+) -> None:
+    lines = [line for line in read_metrics(train_in(make_config("steps=4", "log_every=2"))) if "loss" in line]
     for line in lines:
         assert {"tokens_per_second", "data_wait", "memory_gb", "seconds_left", "mfu"} <= line.keys()
         assert 0 <= line["data_wait"] < 1

@@ -39,12 +39,14 @@ def test_one_that_is_not_installed_is_named_before_anything_is_made(
     assert krill_train.runs() == []
 
 
-def test_nothing_is_uploaded_unasked(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_uploaded_unasked(
+    make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("WANDB_PROJECT", "WANDB_DIR", "TENSORBOARD_LOGGING_DIR"):
         monkeypatch.delenv(name, raising=False)
-    found = trackers.build_tracker_arguments(configure(), tmp_path)
+    found = trackers.build_tracker_arguments(make_config(), tmp_path)
     assert found["report_to"] == "none"
-    found = trackers.build_tracker_arguments(configure("trackers=[trackio]", "name=a"), tmp_path)
+    found = trackers.build_tracker_arguments(make_config("trackers=[trackio]", "name=a"), tmp_path)
     assert found["report_to"] == ["trackio"]
     assert found["project"] == "krill"
     assert found["run_name"] == f"a/{tmp_path.name}"
