@@ -1,1 +1,1 @@
-"""From documents to rows of tokens: encoded, stored once, packed when a run starts."""
+"""Prepares documents for training: encodes and stores them once, packs them into rows when a run starts."""

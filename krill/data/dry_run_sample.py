@@ -1,4 +1,4 @@
-"""A trial on a sample: what each rule would drop, with nothing written and no tokenizer needed."""
+"""Applies the rules to a sample for a dry run; writes nothing and needs no tokenizer."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from krill.text.dedup import SeenDigests
 from krill.text.documents import DocumentRules, DropStats, iterate_kept_documents
 
 DRY_RUN_DOCUMENTS = 2000
-"""So many documents are tried."""
+"""Approximate number of documents in the sample."""
 DRY_RUN_PARTS = 20
-"""They come from the beginnings of so many parts, evenly chosen."""
+"""Maximum number of parts whose first documents are sampled, evenly spaced."""
 
 
 def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
-    """What the rules that look at text keep and drop of a sample, as lines.
+    """Returns the lines of a table of what the text rules keep and drop in a sample.
 
-    Rules that need tokens or all documents (min_tokens, near duplicates, duplicates elsewhere) are not tried.
+    Rules that need tokens or all documents (min_tokens, max_tokens, near duplicates, duplicates across parts) are not
+    applied.
     """
     parts = source.list_parts()
-    chosen = sample_evenly(parts, DRY_RUN_PARTS)
+    sampled = sample_evenly(parts, DRY_RUN_PARTS)
     dropped, skipped, rules, duplicates = DropStats(), SkippedRecords(), DocumentRules(data), SeenDigests()
-    kept = tried = 0
-    for part in chosen:
-        documents = list(islice(source.read(part, skipped), -(-DRY_RUN_DOCUMENTS // len(chosen))))
-        tried += len(documents)
-        found = iterate_kept_documents(
+    num_kept = num_sampled = 0
+    for part in sampled:
+        documents = list(islice(source.read(part, skipped), -(-DRY_RUN_DOCUMENTS // len(sampled))))
+        num_sampled += len(documents)
+        kept = iterate_kept_documents(
             documents, rules, duplicates, dropped, partial(source.describe_location, part)
         )
-        kept += sum(1 for _ in found)
-    lines = [f"sample      {tried:,} documents of {len(chosen)} of {len(parts)} parts: {kept:,} kept"]
-    lines += format_dropped_table(dropped.by_rule, tried)
+        num_kept += sum(1 for _ in kept)
+    lines = [
+        f"sample      {num_sampled:,} documents of {len(sampled)} of {len(parts)} parts: {num_kept:,} kept"
+    ]
+    lines += format_dropped_table(dropped.by_rule, num_sampled)
     lines += [f"  {reason}: {counts['records']:,} records" for reason, counts in skipped.reasons.items()]
     return lines

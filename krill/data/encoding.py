@@ -1,7 +1,7 @@
-"""Documents to token ids: bos, the text's tokens, eos.
+"""Encodes documents to token ids: bos, the text's tokens, eos.
 
-The text can never make a control token: a literal `<|eos|>` in a document is spelled out in ordinary tokens,
-as any other text is. Otherwise whoever writes a training text decides where documents end.
+Text never produces a control token: a literal `<|eos|>` in a document is encoded as ordinary tokens, like any other
+text. Otherwise the author of a training text could decide where documents end.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _UNICODE_FORMS = frozenset({"NFC", "NFD", "NFKC", "NFKD"})
 
 
 def get_token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """uint16 where every id fits, else uint32; little-endian."""
+    """Returns uint16 if every id fits, else uint32; little-endian."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
 
 class EncodedDocuments(NamedTuple):
-    """Some documents, one after the other."""
+    """The concatenated tokens of a batch of documents."""
 
     tokens: np.ndarray
-    """uint16 or uint32 (tokens,), each document's bos first, its eos last."""
+    """uint16 or uint32 (tokens,); each document begins with bos and ends with eos."""
     lengths: np.ndarray
-    """Tokens of each document, bos and eos counted; int64 (documents,)."""
+    """Number of tokens of each document, including bos and eos; int64 (documents,)."""
 
     def select(self, keep: np.ndarray) -> EncodedDocuments:
-        """The documents where `keep`, bool (documents,)."""
+        """Returns the documents where `keep`, bool (documents,), is true."""
         return (
             self
             if keep.all()
@@ -46,7 +46,7 @@ class EncodedDocuments(NamedTuple):
 
 
 class Encoder:
-    """Encodes cleaned text with a tokenizer; boundaries come from here, never from the text."""
+    """Encodes cleaned text with a tokenizer; boundaries are added here and never come from the text."""
 
     def __init__(self, tokenizer: TokenizerFolder, engine: Literal["hf", "fast"] = "hf") -> None:
         self.dtype = get_token_dtype(tokenizer.vocab_size)
@@ -62,18 +62,18 @@ class Encoder:
         self._normalizer = normalizer if type(normalizer).__name__ in _UNICODE_FORMS else None
 
     def count_text_bytes(self, text: str, content: bytes) -> int:
-        """UTF-8 bytes of `text` (its UTF-8 is `content`) as its tokens spell it.
+        """Returns the UTF-8 bytes of `text` as its tokens decode it; `content` is its UTF-8 encoding.
 
-        That is after the tokenizer's Unicode normalization, if it has one. Normalizers that mark word borders
-        (Metaspace and the like) are not applied: they change the spelling of spaces, not the text.
+        Counts after the tokenizer's Unicode normalization, if any. Normalizers that mark word boundaries (such as
+        Metaspace) are not applied: they change the representation of spaces, not the text.
         """
         return len(content if self._normalizer is None else self._normalizer.normalize_str(text).encode())
 
     def encode(self, texts: list[str]) -> EncodedDocuments:
-        """The tokens of some documents.
+        """Encodes a batch of documents.
 
-        Raises UsageError if the tokenizer cannot but make a control token of some text, Differs if the fast
-        engine is not to be trusted.
+        Raises UsageError if the tokenizer cannot avoid a control token for some text, EngineMismatch if the fast
+        engine gives other ids than the reference.
         """
         ids, lengths = self._engine.encode_batch(texts)
         control = np.flatnonzero(np.logical_or.reduce([ids == token for token in self._control_ids]))
@@ -83,52 +83,53 @@ class Encoder:
         return self._add_boundaries(ids, lengths)
 
     def encode_documents(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Yield per text its ids, bos first, eos last; uint16 or uint32 (n + 2,)."""
+        """Yields the ids of each text with bos and eos; uint16 or uint32 (n + 2,)."""
         for text in texts:
             yield self.encode([text]).tokens
 
     def _add_boundaries(self, ids: np.ndarray, lengths: np.ndarray) -> EncodedDocuments:
-        """bos before and eos after each document."""
-        whole = lengths + 2
-        ends = np.cumsum(whole)
-        tokens = np.empty(int(whole.sum()), self.dtype)
-        inner = np.ones(len(tokens), bool)
-        inner[ends - whole] = inner[ends - 1] = False
-        tokens[inner] = ids
-        tokens[ends - whole], tokens[ends - 1] = self._bos_id, self._eos_id
-        return EncodedDocuments(tokens, whole)
+        """Adds bos before and eos after each document."""
+        full_lengths = lengths + 2
+        ends = np.cumsum(full_lengths)
+        starts = ends - full_lengths
+        tokens = np.empty(int(full_lengths.sum()), self.dtype)
+        is_text = np.ones(len(tokens), bool)
+        is_text[starts] = is_text[ends - 1] = False
+        tokens[is_text] = ids
+        tokens[starts], tokens[ends - 1] = self._bos_id, self._eos_id
+        return EncodedDocuments(tokens, full_lengths)
 
     def _remove_control_ids(
         self, texts: list[str], ids: np.ndarray, lengths: np.ndarray, affected: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The ids with the `affected` documents spelled out."""
+        """Returns ids and lengths with the `affected` documents encoded literally."""
         parts = np.split(ids, np.cumsum(lengths)[:-1])
         for index in affected.tolist():
             parts[index] = self._encode_literally(texts[index])
         return np.concatenate(parts), np.array([len(part) for part in parts], np.int64)
 
     def _encode_literally(self, text: str) -> np.ndarray:
-        """Ids of `text`, the literal control tokens in it cut after their first character; uint32.
+        """Returns the ids of `text` with literal control tokens split after their first character; uint32.
 
-        For models whose own vocabulary holds the literal (Unigram, WordLevel), which no flag keeps from it.
+        Needed for models whose vocabulary contains the literal (Unigram, WordLevel), which no flag prevents.
         """
         for literal in self._literals:
             text = text.replace(literal, f"{literal[0]}\0{literal[1:]}")
         ids, _ = self._reference.encode_batch(text.split("\0"))
         if np.isin(ids, self._control_ids).any():
             raise UsageError(
-                f"{self._folder}: this tokenizer turns ordinary text into its bos, eos or pad token "
+                f"{self._folder}: this tokenizer encodes ordinary text as its bos, eos or pad token "
                 f"(in a document that begins {text[:40]!r}); use a byte-level tokenizer, or one whose "
-                "unk_token is a token of its own"
+                "unk_token is a separate token"
             )
         return ids
 
 
 @lru_cache(maxsize=1)
 def _build_text_only_backend(tokenizer: TokenizerFolder) -> tuple[Tokenizer, list[str]]:
-    """A copy of the tokenizer that reads special tokens as text, and the literals of its control tokens.
+    """Returns a copy of the tokenizer that encodes special tokens as text, and the literals of its control tokens.
 
-    `encode_special_tokens` covers the tokens flagged special; some tokenizers do not flag theirs.
+    `encode_special_tokens` applies to tokens flagged as special; some tokenizers do not flag their control tokens.
     """
     control = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}
     content = json.loads(tokenizer.backend.to_str())

@@ -1,1 +1,1 @@
-"""Where text comes from: files, the Hub, Python itself, a person's own function."""
+"""Sources of text: local files, Hub data sets, the Python documentation, a custom function."""

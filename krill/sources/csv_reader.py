@@ -1,8 +1,8 @@
-"""Texts from CSV and TSV, in which the first row names the columns.
+"""Reads texts from CSV and TSV files whose first row names the columns.
 
-A row that breaks the rules of quoting costs that row: reading goes on with the line after its first. Many
-TSV files know no quoting, and a text in them may begin with a quotation mark: such a row is taken as it is,
-where its line has as many fields as there are columns.
+A row with invalid quoting costs only that row: reading continues with the line after its first. Many TSV files
+do not use quoting, and a text in them may begin with a quotation mark: such a row is read literally if its line
+has as many fields as there are columns.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from krill.sources.formats import UnreadableRecord, parse_file_kind, read_line_b
 from krill.sources.source import describe_missing_column
 
 MAX_FIELD_CHARACTERS = 2**27
-"""Characters: what a quotation mark that is never closed may swallow before its row is given up."""
+"""Maximum length of a field in characters; bounds what an unclosed quotation mark can consume."""
 
 
 def read_csv_texts(path: Path, column: str) -> Iterator[tuple[int, str | UnreadableRecord]]:
-    """Yield (line on which the row begins, text). Raises UsageError for a file without the column or a row."""
+    """Yields (line on which the row begins, text) for each row.
+
+    Raises UsageError for a file without the column or without rows.
+    """
     rows = _read_rows(path)
     columns = _read_header(rows, path)
     if column not in columns:
         raise UsageError(describe_missing_column(str(path), column, columns))
-    index, width, seen = columns.index(column), len(columns), False
+    index, width, has_rows = columns.index(column), len(columns), False
     for number, row in rows:
-        seen = True
+        has_rows = True
         if isinstance(row, UnreadableRecord):
             yield number, row
         elif len(row) > width and any(row[width:]):
@@ -40,25 +43,25 @@ def read_csv_texts(path: Path, column: str) -> Iterator[tuple[int, str | Unreada
             yield number, UnreadableRecord("fewer fields than columns")
         else:
             yield number, _validate_utf8(row[index])
-    if not seen:
-        raise UsageError(f"{path}: holds no row but its header; leave it out of data.paths")
+    if not has_rows:
+        raise UsageError(f"{path}: has no row after its header; remove it from data.paths")
 
 
 def find_csv_problem(path: Path, column: str) -> str | None:
-    """What is wrong with the first row, if anything is; reads the beginning of the file only."""
+    """Returns what is wrong with the header, or None; reads only the beginning of the file."""
     try:
         columns = _read_header(_read_rows(path), path)
     except UsageError as error:
         return str(error)
     except OSError as error:
-        return f"{path}: cannot be read ({error}); write it anew, or leave it out of data.paths"
+        return f"{path}: cannot be read ({error}); recreate it or remove it from data.paths"
     return None if column in columns else describe_missing_column(str(path), column, columns)
 
 
 def _validate_utf8(text: str) -> str | UnreadableRecord:
     try:
         text.encode()
-    except UnicodeEncodeError:  # "surrogateescape" of invalid bytes
+    except UnicodeEncodeError:  # surrogates from invalid bytes, see _decode_lines
         return UnreadableRecord("invalid UTF-8")
     return text
 
@@ -66,51 +69,51 @@ def _validate_utf8(text: str) -> str | UnreadableRecord:
 def _read_header(rows: Iterator[tuple[int, list[str] | UnreadableRecord]], path: Path) -> list[str]:
     _, header = next(rows, (1, UnreadableRecord("")))
     if isinstance(header, UnreadableRecord):
-        raise UsageError(f"{path}:1: its first row, which names the columns, is no valid CSV; mend it")
+        raise UsageError(f"{path}:1: the header row, which names the columns, is not valid CSV; fix it")
     return header
 
 
 def _read_rows(path: Path) -> Iterator[tuple[int, list[str] | UnreadableRecord]]:
-    """Yield (line on which a row begins, its fields); blank lines give nothing."""
+    """Yields (line on which a row begins, its fields); skips blank lines."""
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     tabs = parse_file_kind(path)[0] == ".tsv"
     reader = partial(csv.reader, delimiter="\t" if tabs else ",", strict=True)
-    behind, ahead = tee(_decode_lines(path))  # `behind` stays where the row begins
-    ahead_rows, before, number, columns = reader(ahead), 0, 1, 0
+    row_lines, parser_lines = tee(_decode_lines(path))  # row_lines stays where the current row begins
+    rows, lines_before, number, columns = reader(parser_lines), 0, 1, 0
     while True:
         row: list[str] | UnreadableRecord
         try:
-            row = next(ahead_rows)
+            row = next(rows)
         except StopIteration:
             return
         except csv.Error:
             row = UnreadableRecord("invalid CSV")
-        count = ahead_rows.line_num - before
+        count = rows.line_num - lines_before
         failed = isinstance(row, UnreadableRecord)
         if tabs and columns > 1 and (failed or count > 1):
-            plain = _parse_unquoted(islice(copy(behind), 1 if failed else count), columns)
-            row, failed = plain or row, failed or plain is not None
+            unquoted = _parse_unquoted(islice(copy(row_lines), 1 if failed else count), columns)
+            row, failed = unquoted or row, failed or unquoted is not None
         if row:
             columns = columns or len(row)
             yield number, row
-        if failed:  # its first line is done with, the others are read again
-            next(behind)
-            ahead_rows, before, count = reader(copy(behind)), 0, 1
+        if failed:  # consume the first line of the row and parse the others again
+            next(row_lines)
+            rows, lines_before, count = reader(copy(row_lines)), 0, 1
         else:
-            deque(islice(behind, count), maxlen=0)
-            before = ahead_rows.line_num
+            deque(islice(row_lines, count), maxlen=0)
+            lines_before = rows.line_num
         number += count
 
 
-def _parse_unquoted(taken: Iterator[str], columns: int) -> list[str] | None:
-    """The fields of the first line, if each of the lines is a row without any quoting."""
-    first = next(taken).rstrip("\r\n").split("\t")
-    whole = len(first) == columns and all(line.count("\t") == columns - 1 for line in taken)
-    return first if whole else None
+def _parse_unquoted(lines: Iterator[str], columns: int) -> list[str] | None:
+    """Returns the fields of the first line if every line is a row without quoting, else None."""
+    first = next(lines).rstrip("\r\n").split("\t")
+    is_unquoted = len(first) == columns and all(line.count("\t") == columns - 1 for line in lines)
+    return first if is_unquoted else None
 
 
 def _decode_lines(path: Path) -> Iterator[str]:
-    """The lines, with their ends; what is not UTF-8 becomes surrogates."""
+    """Yields the lines with their line ends; invalid UTF-8 becomes surrogates."""
     return chain.from_iterable(
         [line.decode("utf-8", "surrogateescape") + "\n" for line in block] for block in read_line_blocks(path)
     )

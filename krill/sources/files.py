@@ -72,7 +72,9 @@ class FileSource(Source):
 
     def compute_fingerprint(self) -> Any:
         """Returns the name, settings and xxh3_128 of each file per entry: a copy has the same fingerprint."""
-        digests = iter(hash_files_cached([path for entry in self._entries for path in entry.files], self._is_read_only))
+        digests = iter(
+            hash_files_cached([path for entry in self._entries for path in entry.files], self._is_read_only)
+        )
         return [
             {
                 "name": name,

@@ -1,7 +1,7 @@
-"""Documents from data sets of the Hugging Face Hub, read by the datasets library.
+"""Documents from data sets of the Hugging Face Hub, read with the datasets library.
 
-Loaded (fetched once to the cache, then memory-mapped; parts are ranges of rows) or streamed (parts are the
-data set's files).
+A data set is either loaded (downloaded once to the cache, then memory-mapped; parts are ranges of rows) or
+streamed (parts are the data set's files).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from krill.sources.source import (
 log = logging.getLogger("krill")
 
 ASSUMED_SHARD_BYTES = 2**28
-"""What a file of a streamed data set counts for: how long it is, is not known before it is read."""
+"""Assumed size of a file of a streamed data set; the actual size is unknown until it is read."""
 STREAM_BATCH_ROWS = 1000
-"""Rows that are read at once."""
+"""Rows per batch of a streamed data set."""
 
 
 class HubSource(Source):
-    """Data sets of the Hub (or folders that `datasets` reads), one after the other; each is one source."""
+    """Reads data sets of the Hub, or folders that `datasets` can read, in order; each is one source."""
 
     def __init__(self, config: HubDataConfig, is_read_only: bool = False) -> None:
         self._is_read_only = is_read_only
@@ -46,10 +46,10 @@ class HubSource(Source):
         names = disambiguate_names(paths, [_format_dataset_name(dataset) for dataset in config.datasets])
         super().__init__(names, [dataset.weight for dataset in config.datasets])
         self._loaded_datasets: dict[int, Any] = {}
-        """Data sets as `datasets` opened them: they pickle as names of files, so that workers ask no Hub."""
+        """Opened data sets by index. They pickle as file names, so workers do not access the Hub."""
 
     def compute_fingerprint(self) -> Any:
-        """Per data set its name, settings and commit; without a network that of the cached copy."""
+        """Returns the name, settings and commit of each data set; offline, the commit of the cached copy."""
         return [
             {
                 "name": name,
@@ -61,13 +61,13 @@ class HubSource(Source):
 
     def list_parts(self) -> list[Part]:
         sizes = [self._estimate_size(index) for index in range(len(self._datasets))]
-        goal = compute_part_bytes(sum(sizes))
+        part_bytes = compute_part_bytes(sum(sizes))
         parts: list[Part] = []
         for source, (dataset, size) in enumerate(zip(self._datasets, sizes, strict=True)):
             opened = self._open_dataset(source)
-            # The units that can be read apart: rows of a loaded data set, files of a streamed one.
+            # Units that can be read independently: rows of a loaded data set, files of a streamed one.
             units = opened.num_shards if _is_streaming(opened) else len(opened)
-            step = 1 if _is_streaming(opened) else max(1, goal * units // size)
+            step = 1 if _is_streaming(opened) else max(1, part_bytes * units // size)
             if dataset.limit is not None:
                 step = units
             for start in range(0, units, step):
@@ -78,12 +78,12 @@ class HubSource(Source):
     def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
         return islice(self._read_documents(part, skipped), self._datasets[part.source].limit)
 
-    def describe_location(self, part: Part, place: tuple[int, int]) -> str:
-        shard, row = place
-        where, start = _format_dataset_name(self._datasets[part.source]), part.span[0]
+    def describe_location(self, part: Part, location: tuple[int, int]) -> str:
+        file, row = location
+        name, start = _format_dataset_name(self._datasets[part.source]), part.span[0]
         if _is_streaming(self._open_dataset(part.source)):
-            return f"{where}: shard {start + shard}, row {row}"
-        return f"{where}: row {start + row}"
+            return f"{name}: file {start + file}, row {row}"
+        return f"{name}: row {start + row}"
 
     def _read_documents(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
         dataset, opened, (start, end) = (
@@ -91,11 +91,11 @@ class HubSource(Source):
             self._open_dataset(part.source),
             part.span,
         )
-        streams = _is_streaming(opened)
-        for index in range(end - start if streams else 1):
+        is_streaming = _is_streaming(opened)
+        for index in range(end - start if is_streaming else 1):
             rows = (
                 _read_dataset_shard(opened, start + index, dataset)
-                if streams
+                if is_streaming
                 else _read_row_range(opened, start, end, dataset)
             )
             number = 0
@@ -110,10 +110,10 @@ class HubSource(Source):
             except UsageError:
                 raise
             except Exception as error:
-                place = self.describe_location(part, (index, number))
+                location = self.describe_location(part, (index, number))
                 raise KrillError(
-                    f"{place}: what follows cannot be read ({type(error).__name__}: {error}). "
-                    "The same command goes on from here"
+                    f"{location}: the rest cannot be read ({type(error).__name__}: {error}). "
+                    "Run the same command to resume"
                 ) from error
 
     def _open_dataset(self, index: int) -> Any:
@@ -124,20 +124,20 @@ class HubSource(Source):
                 _require_text_column(dataset, opened.features.arrow_schema)
             if not _is_streaming(opened) and not len(opened):
                 raise UsageError(
-                    f"{_format_dataset_name(dataset)}: holds no row; leave it out of data.datasets"
+                    f"{_format_dataset_name(dataset)}: has no rows; remove it from data.datasets"
                 )
             self._loaded_datasets[index] = opened
         return self._loaded_datasets[index]
 
     def _estimate_size(self, index: int) -> int:
-        """Bytes that a data set counts for."""
+        """Returns the size of a data set in bytes, estimated if it is streamed."""
         opened = self._open_dataset(index)
         if _is_streaming(opened):
             return ASSUMED_SHARD_BYTES * opened.num_shards
         return max(1, opened.data.column(self._datasets[index].text_column).nbytes)
 
     def _get_revision(self, index: int) -> Any:
-        """Identity of a data set's content: a folder's files, the Hub's commit, or the cached copy's."""
+        """Returns the identity of the content: a folder's file hashes, or the commit of the Hub or cached copy."""
         path = self._datasets[index].path
         if os.path.isdir(path):
             files = sorted(item for item in Path(path).rglob("*") if item.is_file())
@@ -146,7 +146,7 @@ class HubSource(Source):
         commit = _get_hub_commit(path)
         if commit is not None:
             return commit
-        # The cache names the folder of a data set by the commit it came from.
+        # The cache names the folder of a data set after its commit.
         cached = self._open_dataset(index)
         return (
             Path(cached.cache_files[0]["filename"]).parent.name if cached.cache_files else cached._fingerprint
@@ -174,17 +174,17 @@ def _require_text_column(dataset: HubDatasetConfig, schema: Any) -> None:
 def _read_row_range(
     opened: Any, start: int, end: int, dataset: HubDatasetConfig
 ) -> Iterator[str | UnreadableRecord]:
-    """The texts of a range of rows of a loaded data set."""
+    """Yields the texts of a range of rows of a loaded data set."""
     column = opened.select_columns([dataset.text_column]).with_format("arrow")
     step = compute_batch_rows(len(opened), opened.data.column(dataset.text_column).nbytes)
-    for at in range(start, end, step):
-        yield from _read_table(column[at : min(at + step, end)], dataset)
+    for first in range(start, end, step):
+        yield from _read_table(column[first : min(first + step, end)], dataset)
 
 
 def _read_dataset_shard(
     opened: Any, index: int, dataset: HubDatasetConfig
 ) -> Iterator[str | UnreadableRecord]:
-    """The texts of one file of a streamed data set."""
+    """Yields the texts of one file of a streamed data set."""
     shard = opened.shard(num_shards=opened.num_shards, index=index)
     if opened.column_names is not None:
         shard = shard.select_columns([dataset.text_column])
@@ -200,10 +200,10 @@ def _read_table(table: Any, dataset: HubDatasetConfig) -> Iterator[str | Unreada
 
 @functools.cache
 def _get_hub_commit(path: str) -> str | None:
-    """The Hub's newest commit of a data set, without a network the last one seen; None if unknown.
+    """Returns the newest commit of a data set on the Hub, offline the last one seen; None if unknown.
 
-    A snapshot of two small files tells it and leaves it in the Hub's cache: what was prepared where there is
-    a network is found again where there is none. Raises UsageError if this user cannot see such a data set.
+    Downloads a snapshot of two small files, which records the commit in the Hub's cache: data prepared online is
+    found again offline. Raises UsageError if the data set does not exist or is not accessible.
     """
     if os.path.isdir(path):
         return None
@@ -216,37 +216,40 @@ def _get_hub_commit(path: str) -> str | None:
         )
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UsageError(
-            f"{path}: the Hugging Face Hub has no such data set, or you may not see it. "
+            f"{path}: no such data set on the Hugging Face Hub, or you do not have access to it. "
             "Check data.datasets, or log in (hf auth login, HF_TOKEN)"
         ) from error
     except Exception as error:
-        log.warning("%s: the Hugging Face Hub cannot be asked (%s)", path, type(error).__name__)
+        log.warning("%s: the Hugging Face Hub cannot be reached (%s)", path, type(error).__name__)
         return None
     return Path(snapshot).name
 
 
 def _load_dataset(dataset: HubDatasetConfig, commit: str | None) -> Any:
-    """The data set, streamed if that is asked for and possible. Raises KrillError, UsageError."""
+    """Opens the data set, streamed if requested and possible.
+
+    Raises UsageError for a data set, configuration or split that does not exist, KrillError if loading fails.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
-    path, where = dataset.path, _format_dataset_name(dataset)
+    path, name = dataset.path, _format_dataset_name(dataset)
     load = functools.partial(load_dataset, path, dataset.config, split=dataset.split, revision=commit)
     try:
         if dataset.streaming and "[" in dataset.split:
-            log.warning("%s: a slice is loaded, not streamed", where)
+            log.warning("%s: a slice is loaded, not streamed", name)
         elif dataset.streaming and (commit is not None or os.path.isdir(path)):
             try:
                 return load(streaming=True)
             except ConnectionError as error:
-                log.warning("%s: cannot be streamed (%s); a copy in the cache will do", where, error)
+                log.warning("%s: cannot be streamed (%s); using the cached copy", name, error)
         return load()
     except DatasetNotFoundError as error:
         raise UsageError(f"{path}: {error}. If it is private or gated, log in (hf auth login)") from error
     except ValueError as error:
-        raise UsageError(f"{where}: {error}") from error
+        raise UsageError(f"{name}: {error}") from error
     except Exception as error:
         raise KrillError(
-            f"{where}: cannot be loaded ({type(error).__name__}: {error}). "
-            "Without a network it must be in the cache. Your own text: data=files data.paths=[text.jsonl]"
+            f"{name}: cannot be loaded ({type(error).__name__}: {error}). "
+            "Offline it must be in the cache. To use your own text: data=files data.paths=[text.jsonl]"
         ) from error

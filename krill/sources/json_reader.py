@@ -1,6 +1,6 @@
-"""Texts from JSON: an object a line, or one array of objects.
+"""Reads texts from JSON: one object per line, or one array of objects.
 
-orjson reads the lines; what it refuses and Python's own reader takes (lone surrogates, NaN) is read too.
+Lines are parsed with orjson; lines that it rejects but Python's json accepts (lone surrogates, NaN) are read too.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from krill.sources.source import describe_missing_column
 def read_json_texts(
     path: Path, column: str, start: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, str | UnreadableRecord]]:
-    """Yield (line within the byte range, or record of an array; text).
+    """Yields (line number within the byte range, or record number in an array; text).
 
-    Raises UsageError if the file has no record, or if none in the range with which it begins has the column.
+    Raises UsageError if the file has no record, or if no record of its first byte range has the column.
     """
-    seen, found = False, start > 0
+    has_records, has_column = False, start > 0
     columns: dict[str, None] = {}
     for number, record in (
         iterate_array_elements(path) if is_json_array(path) else _parse_lines(path, start, end)
     ):
-        seen = True
+        has_records = True
         if type(record) is dict:
             text = record.get(column)
             if type(text) is str:
-                found = True
+                has_column = True
                 yield number, text
                 continue
-            found = found or column in record
-            if not found:
+            has_column = has_column or column in record
+            if not has_column:
                 columns |= dict.fromkeys(record)
         yield number, _explain_missing_text(record, column)
-    if columns and not found:
+    if columns and not has_column:
         raise UsageError(describe_missing_column(str(path), column, list(columns)))
-    if not seen and start == 0 and (end is None or end == path.stat().st_size):
-        raise UsageError(f"{path}: holds no record; write it anew, or leave it out of data.paths")
+    if not has_records and start == 0 and (end is None or end == path.stat().st_size):
+        raise UsageError(f"{path}: has no records; recreate it or remove it from data.paths")
 
 
 def is_json_array(path: Path) -> bool:
-    """Whether a file is one JSON array: a .json whose first character opens it."""
+    """Returns whether a file is one JSON array: a .json file whose first character is `[`."""
     return parse_file_kind(path)[0] == ".json" and read_beginning(path).removeprefix(BOM).lstrip()[:1] == b"["
 
 
@@ -64,7 +64,7 @@ def _explain_missing_text(record: Any, column: str) -> UnreadableRecord:
 
 
 def _parse_lines(path: Path, start: int, end: int | None) -> Iterator[tuple[int, Any]]:
-    """(line, record) of a byte range; blank lines count as lines, and give nothing."""
+    """Yields (line number, record) of a byte range; blank lines are counted and skipped."""
     loads = orjson.loads
     for number, line in enumerate(chain.from_iterable(read_line_blocks(path, start, end)), 1):
         try:

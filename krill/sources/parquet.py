@@ -1,4 +1,4 @@
-"""Texts from Arrow: a column of a Parquet file, or of a table that another library read."""
+"""Reads texts from Arrow data: a column of a Parquet file, or of a table read by another library."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from krill.sources.formats import UnreadableRecord
 from krill.sources.source import describe_missing_column
 
 BATCH_BYTES = 2**20
-"""Text that is read at once, about."""
+"""Approximate bytes of text per batch."""
 BATCH_ROWS = 1000
-"""Rows that are read at once, at most."""
+"""Maximum rows per batch."""
 
 
 def read_parquet_texts(
     path: Path, column: str, start: int, end: int
 ) -> Iterator[tuple[int, str | UnreadableRecord]]:
-    """Yield (row from 1, text) of the row groups `start` to `end`. Raises OSError where they cannot be read."""
+    """Yields (row number from 1, text) of the row groups [start, end). Raises OSError where reading fails."""
     number = 0
     try:
         with open_parquet(path) as file:
@@ -38,7 +38,7 @@ def read_parquet_texts(
 
 
 def extract_texts(array: pa.Array, column: str) -> list[str | UnreadableRecord]:
-    """The texts of a column's values."""
+    """Returns the values of a column as texts; null and invalid UTF-8 become `UnreadableRecord`."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     try:
@@ -59,44 +59,44 @@ def _decode_value(value: bytes | None) -> str | UnreadableRecord | None:
 
 
 def compute_batch_rows(rows: int, size: int) -> int:
-    """How many rows to read at once, of `rows` with `size` bytes of text."""
+    """Returns the rows per batch for a column of `rows` rows with `size` bytes of text."""
     return min(max(BATCH_BYTES * rows // max(size, 1), 1), BATCH_ROWS)
 
 
 def find_column_problem(
-    where: str, column: str, schema: pa.Schema, key: str = "data.text_column"
+    name: str, column: str, schema: pa.Schema, key: str = "data.text_column"
 ) -> str | None:
-    """Why a column of a table gives no text; None if it does."""
+    """Returns why a column cannot be used as text, or None; `key` is the configuration key named in the message."""
     if column not in schema.names:
-        return describe_missing_column(where, column, schema.names, key)
+        return describe_missing_column(name, column, schema.names, key)
     kind = schema.field(column).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        return f"{where}: column {column} holds {kind}, not text; choose another with {key}="
+        return f"{name}: column {column} holds {kind}, not text; choose another: {key}="
     return None
 
 
 def find_parquet_problem(path: Path, column: str) -> str | None:
-    """Why a Parquet file cannot be used, by its end; None if it looks well."""
+    """Returns why a Parquet file cannot be used, or None; reads only its footer."""
     try:
         with open_parquet(path) as file:
             if file.metadata.num_rows == 0:
-                return f"{path}: holds no row; leave it out of data.paths"
+                return f"{path}: has no rows; remove it from data.paths"
             return find_column_problem(str(path), column, file.schema_arrow)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        return f"{path}: is no whole Parquet file ({reason}); write it anew, or leave it out of data.paths"
+        return f"{path}: is not a complete Parquet file ({reason}); recreate it or remove it from data.paths"
 
 
 def measure_row_groups(path: Path, column: str) -> list[tuple[int, int]]:
-    """(rows, bytes of the text column before compression) of each row group."""
+    """Returns (rows, uncompressed bytes of the text column) of each row group."""
     with open_parquet(path) as file:
         return _measure_row_groups(file.metadata, column)
 
 
 def count_rows_before(path: Path, group: int) -> int:
-    """How many rows lie before a row group."""
+    """Returns the number of rows before a row group."""
     with open_parquet(path) as file:
         return sum(file.metadata.row_group(index).num_rows for index in range(group))
 
@@ -108,5 +108,5 @@ def _measure_row_groups(metadata: pyarrow.parquet.FileMetaData, column: str) -> 
 
 
 def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
-    """Open a file such that a column is read in pieces, however long its row groups are."""
+    """Opens a file so that columns are read in chunks even if its row groups are large."""
     return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)

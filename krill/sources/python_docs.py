@@ -1,11 +1,11 @@
-"""The built-in source: English text that every CPython carries, about 2.8 MB, read without a network.
+"""The built-in source: the documentation that ships with CPython, about 2.8 MB of English text, read offline.
 
-Two parts: the topics of Python's own help (`pydoc_data.topics`, chapters of the language reference) and the
-docstrings of the standard library. Docstrings are read from the source files with `ast`: no module is
-imported, for imports have side effects. Modules written in C have no source file and are left out, except
-`builtins`, which is always there to be asked.
+It consists of the topics of Python's help (`pydoc_data.topics`, chapters of the language reference) and the
+docstrings of the standard library. Docstrings are read from the source files with `ast`: no module is imported,
+because imports have side effects. Modules written in C have no source file and are omitted, except `builtins`,
+which is always loaded.
 
-The text belongs to Python and is under the PSF licence.
+The text is part of Python and is under the PSF licence.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ import xxhash
 from krill.errors import UsageError
 
 MAX_DOCUMENT_CHARACTERS = 4000
-"""Documents hold about so many characters: chapters and modules are cut between docstrings or paragraphs."""
+"""Approximate maximum length of a document; longer texts are cut between docstrings or paragraphs."""
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 _NO_DOCS_MESSAGE = (
-    "this Python carries no documentation: the sources of its standard library are missing, as in stripped "
+    "this Python has no documentation: the source files of its standard library are missing, as in stripped "
     "or zipped installations. Train on your own text: data=files data.paths=[text.jsonl]"
 )
 
 
 def read_python_docs() -> Iterator[str]:
-    """Yield the documents, always in the same order; raises UsageError if this Python has none."""
-    found = _build_documents()
-    if not found:
+    """Yields the documents, always in the same order; raises UsageError if this Python has none."""
+    documents = _build_documents()
+    if not documents:
         raise UsageError(_NO_DOCS_MESSAGE)
-    yield from found
+    yield from documents
 
 
 @functools.cache
 def fingerprint_python_docs() -> str:
-    """Hex xxh3_128 of Python's version and of every file that is read (0.1 s: nothing is parsed)."""
+    """Returns the hex xxh3_128 of Python's version and every source file (0.1 s: nothing is parsed)."""
     digest = xxhash.xxh3_128(f"{platform.python_implementation()} {platform.python_version()}".encode())
     for name, path in _list_modules():
         content = path.read_bytes()
@@ -55,14 +55,14 @@ def fingerprint_python_docs() -> str:
 
 
 def require_python_docs() -> None:
-    """Raise UsageError if this Python carries no documentation."""
+    """Raises UsageError if this Python has no documentation."""
     if not _list_modules():
         raise UsageError(_NO_DOCS_MESSAGE)
 
 
 @functools.cache
 def _build_documents() -> tuple[str, ...]:
-    """All documents; kept, because the tokenizer and the store both read them and parsing takes seconds."""
+    """Returns all documents; cached because both tokenizer and store read them, and parsing takes seconds."""
     texts = list(_read_topics())
     texts += _join_blocks(_extract_builtin_blocks())
     for name, path in _list_modules():
@@ -71,7 +71,7 @@ def _build_documents() -> tuple[str, ...]:
 
 
 def _read_topics() -> Iterator[str]:
-    """Yield the topics of Python's help, long ones cut between paragraphs."""
+    """Yields the topics of Python's help, long ones cut between paragraphs."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -81,20 +81,20 @@ def _read_topics() -> Iterator[str]:
 
 
 def _list_modules() -> list[tuple[str, Path]]:
-    """(dotted name, source file) of the standard library's Python modules without their tests, sorted."""
+    """Returns (dotted name, source file) of the standard library's Python modules, without tests, sorted."""
     root = Path(sysconfig.get_path("stdlib"))
-    found = []
+    modules = []
     for name in sys.stdlib_module_names:
         single, package = root / f"{name}.py", root / name
         for path in [single] if single.is_file() else package.rglob("*.py"):
             parts = path.relative_to(root).with_suffix("").parts
             if not _TEST_FOLDERS.intersection(parts[:-1]):
-                found.append((".".join(parts).removesuffix(".__init__"), path))
-    return sorted(found)
+                modules.append((".".join(parts).removesuffix(".__init__"), path))
+    return sorted(modules)
 
 
 def _extract_module_blocks(name: str, path: Path) -> Iterator[str]:
-    """Yield heading and docstring of a module, its classes and functions, in source order."""
+    """Yields heading and docstring of a module, its classes and functions, in source order."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -124,7 +124,7 @@ def _format_heading(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
 
 
 def _extract_builtin_blocks() -> Iterator[str]:
-    """Yield name and docstring of Python's built-in types, their public methods, and functions."""
+    """Yields name and docstring of Python's built-in types, their public methods, and functions."""
     for name, value in sorted(vars(builtins).items()):
         if getattr(value, "__module__", None) != "builtins" or not (
             inspect.isclass(value) or inspect.isbuiltin(value)
@@ -139,16 +139,16 @@ def _extract_builtin_blocks() -> Iterator[str]:
 
 
 def _join_blocks(blocks: Iterable[str]) -> Iterator[str]:
-    """Join blocks to documents of at most PIECE_CHARACTERS; a longer block is cut between paragraphs."""
-    piece = ""
-    for part in _split_long_blocks(blocks):
-        if piece and len(piece) + 2 + len(part) > MAX_DOCUMENT_CHARACTERS:
-            yield piece
-            piece = part
+    """Joins blocks to documents of at most MAX_DOCUMENT_CHARACTERS; longer blocks are cut between paragraphs."""
+    document = ""
+    for block in _split_long_blocks(blocks):
+        if document and len(document) + 2 + len(block) > MAX_DOCUMENT_CHARACTERS:
+            yield document
+            document = block
         else:
-            piece = f"{piece}\n\n{part}" if piece else part
-    if piece:
-        yield piece
+            document = f"{document}\n\n{block}" if document else block
+    if document:
+        yield document
 
 
 def _split_long_blocks(blocks: Iterable[str]) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""What a source of text is: documents in a fixed order, cut into parts that are read independently.
+"""The interface of a source of text: documents in a fixed order, split into parts that are read independently.
 
-Every source streams: memory does not grow with the corpus. A record that cannot be read (a cut line, invalid
-UTF-8, no text) costs that record only: it is skipped and counted by reason, and the first few places are kept.
-What concerns a whole file (missing, empty, no column) is a UsageError.
+Every source streams: memory does not grow with the corpus. A record that cannot be read (a truncated line,
+invalid UTF-8, no text) costs only that record: it is skipped and counted by reason, with a few example locations.
+Problems of a whole file (missing, empty, no column) raise UsageError.
 """
 
 from __future__ import annotations
@@ -16,65 +16,65 @@ from typing import Any, NamedTuple
 log = logging.getLogger("krill")
 
 MAX_SKIPPED_EXAMPLES = 3
-"""So many places are kept per reason; all are counted."""
+"""Maximum number of example locations per reason; all records are counted."""
 
 
 class Document(NamedTuple):
-    """One text as it was found."""
+    """One text, unmodified."""
 
     text: str
     location: tuple[int, int]
-    """Which file of the part, which record in it: `Source.spell` makes words of it, where they are wanted."""
+    """(file within the part, record within the file); see `Source.describe_location`."""
 
 
 class Part(NamedTuple):
-    """A slice of a source that is read on its own: by another process, on another machine, after a kill."""
+    """A slice of a source that is read independently: by any process, on any machine, in any order."""
 
     source: int
     """Index in the source's `names`."""
     span: Any
-    """What `Source.read` needs; JSON values that do not depend on where the data lie."""
+    """What `Source.read` reads; JSON values that do not depend on the path of the data."""
     size: int
-    """Bytes of input (rows, where bytes are not known): shares out the work and measures progress."""
+    """Bytes of input, or rows if bytes are unknown; for work distribution and progress."""
 
 
 class SkippedRecords:
-    """Records that gave no document, counted by reason."""
+    """Counts records without a usable document, by reason."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, dict[str, Any]] = {}
-        """Reason → {"records": count, "places": the first few}; JSON."""
+        """Reason → {"records": count, "places": the first locations}; JSON."""
 
-    def add(self, reason: str, place: Callable[[], str]) -> None:
-        """Count a record; `place` is called if it is among the first few."""
-        found = self.reasons.setdefault(reason, {"records": 0, "places": []})
-        found["records"] += 1
-        if len(found["places"]) < MAX_SKIPPED_EXAMPLES:
-            found["places"].append(place())
+    def add(self, reason: str, describe_location: Callable[[], str]) -> None:
+        """Counts a record; `describe_location` is called for the first records of a reason only."""
+        entry = self.reasons.setdefault(reason, {"records": 0, "places": []})
+        entry["records"] += 1
+        if len(entry["places"]) < MAX_SKIPPED_EXAMPLES:
+            entry["places"].append(describe_location())
 
     def merge(self, reasons: dict[str, dict[str, Any]]) -> None:
-        """Add what a later part counted."""
-        for reason, more in reasons.items():
-            found = self.reasons.setdefault(reason, {"records": 0, "places": []})
-            found["records"] += more["records"]
-            found["places"] = (found["places"] + more["places"])[:MAX_SKIPPED_EXAMPLES]
+        """Adds the `reasons` of a later part."""
+        for reason, counts in reasons.items():
+            entry = self.reasons.setdefault(reason, {"records": 0, "places": []})
+            entry["records"] += counts["records"]
+            entry["places"] = (entry["places"] + counts["places"])[:MAX_SKIPPED_EXAMPLES]
 
     def warn(self) -> None:
-        """Tell the first places of each reason, and how many there are."""
-        for reason, found in sorted(self.reasons.items()):
-            more = found["records"] - len(found["places"])
-            places = ", ".join(found["places"]) + (f" and {more:,} more" if more else "")
-            log.warning("skipped, %s: %s", reason, places)
+        """Logs the number of records and the first locations for each reason."""
+        for reason, counts in sorted(self.reasons.items()):
+            num_others = counts["records"] - len(counts["places"])
+            locations = ", ".join(counts["places"]) + (f" and {num_others:,} more" if num_others else "")
+            log.warning("skipped, %s: %s", reason, locations)
 
 
 class Source(ABC):
-    """Documents in a fixed order. Pickles: parts are read by other processes."""
+    """Documents in a fixed order. Picklable: worker processes read the parts."""
 
     def __init__(self, names: list[str], weights: list[float] | None = None) -> None:
         self.names = names
-        """What the documents' sources are called; no two alike."""
+        """Unique names of the sources that documents come from."""
         self.weights = weights or [1.0] * len(names)
-        """How often the training documents of each come in an epoch."""
+        """How often the training documents of each source occur in an epoch."""
 
     @cached_property
     def fingerprint(self) -> Any:
@@ -87,37 +87,38 @@ class Source(ABC):
 
     @abstractmethod
     def list_parts(self) -> list[Part]:
-        """The parts, in order: a function of the content alone, never of workers or shards.
+        """Returns the parts, in order; they depend on the content only, never on the number of workers or tasks.
 
-        Together they give each document once. Raises UsageError for a file that gives none.
+        Together they contain each document once. Raises UsageError for a file that contains none.
         """
 
     @abstractmethod
     def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
-        """Yield the documents of a part; raises UsageError for a file that cannot be used."""
+        """Yields the documents of a part; raises UsageError for a file that cannot be used."""
 
     @abstractmethod
-    def describe_location(self, part: Part, place: tuple[int, int]) -> str:
-        """A document's place in words, such as a.jsonl:12."""
+    def describe_location(self, part: Part, location: tuple[int, int]) -> str:
+        """Returns a document's location for messages, such as a.jsonl:12."""
 
 
 def compute_part_bytes(total: int) -> int:
-    """How much input a part holds: a thousandth of `total` bytes, but 4 to 256 MiB."""
+    """Returns the input bytes per part: a thousandth of `total`, limited to 4 to 256 MiB."""
     return min(max(total // 1000, 4 * 2**20), 256 * 2**20)
 
 
 def sample_evenly(parts: Sequence[Part], count: int) -> Sequence[Part]:
-    """At most `count` of the parts, evenly chosen, the first among them."""
+    """Returns at most `count` of the parts, evenly spaced and including the first."""
     return parts[:: max(1, -(-len(parts) // count))]
 
 
-def describe_missing_column(
-    where: str, column: str, columns: list[str], key: str = "data.text_column"
-) -> str:
-    return f"{where}: no column {column!r}; it has {', '.join(columns)}. Name the one with the text: {key}="
+def describe_missing_column(name: str, column: str, columns: list[str], key: str = "data.text_column") -> str:
+    return f"{name}: no column {column!r}; it has {', '.join(columns)}. Set the column with the text: {key}="
 
 
-def disambiguate_names(names: list[str], full: list[str]) -> list[str]:
-    """Short names where they differ, else the full ones, numbered where even those are alike."""
-    chosen = [name if names.count(name) == 1 else other for name, other in zip(names, full, strict=True)]
-    return [name if chosen.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(chosen, 1)]
+def disambiguate_names(short_names: list[str], full_names: list[str]) -> list[str]:
+    """Returns the short names where unique, else the full ones, numbered where those are not unique either."""
+    names = [
+        short if short_names.count(short) == 1 else full
+        for short, full in zip(short_names, full_names, strict=True)
+    ]
+    return [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, 1)]
