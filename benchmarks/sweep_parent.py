@@ -27,7 +27,7 @@ from pathlib import Path
 
 from krill.cli import app, tokenizer, train
 from krill.launch import job_files
-from krill.launch.job_files import ValidatedInvocation
+from krill.launch.job_files import Point
 from krill.sweep.composer import Composer, PointErrors
 
 POINTS = {"train": train.run_task, "tokenizer": tokenizer.run_task}
@@ -56,9 +56,7 @@ def begun(command: str, few: int, many: int) -> float:
     took = []
     plain = Composer.compose_points
 
-    def timed(
-        composer: Composer, every: Sequence[Sequence[str]]
-    ) -> tuple[list[ValidatedInvocation | None], PointErrors]:
+    def timed(composer: Composer, every: Sequence[Sequence[str]]) -> tuple[list[Point | None], PointErrors]:
         began = time.perf_counter()
         made = plain(composer, every)
         took.append(time.perf_counter() - began)

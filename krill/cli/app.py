@@ -1,6 +1,6 @@
 """What all commands share: argv → Hydra → the command's function → exit code.
 
-    main("train", point, argv)      point(composed) is what Hydra calls for each point of a sweep, or once
+    main("train", run_task, argv)      run_task(invocation) runs the command once
 
 Nothing here imports torch; a command imports its stage when it runs.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from krill import errors
 from krill.config import paths
 from krill.errors import KrillError, SignalInterrupt, UsageError
-from krill.launch.invocation import Invocation
+from krill.launch.invocation import Invocation, SingleRun
 from krill.signals import raise_on_signal
 
 if TYPE_CHECKING:
@@ -35,17 +35,14 @@ _FILESYSTEM_ERRNOS = {
 RESUMABLE_COMMANDS = frozenset({"train", "preprocess", "tokenizer"})
 """Commands that go on, given again, where a signal ended them."""
 
-_point_errors: list[Exception] = []
-"""What ended the point of a single run: kept from Hydra, which would add a line of its own."""
-
-TaskFunction = Callable[[Any], Any]
+RunTask = Callable[[Any], Any]
 ArgumentHook = Callable[[Any, Sequence[Path]], None]
 log = logging.getLogger("krill")
 
 
 def main(
     command: str,
-    point: TaskFunction,
+    run_task: RunTask,
     argv: Sequence[str] | None = None,
     bare: str | None = None,
     before: ArgumentHook | None = None,
@@ -57,11 +54,11 @@ def main(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     configure_logging()
-    return run_and_report(command, lambda: _dispatch(command, point, words, bare, before))
+    return run_and_report(command, lambda: _dispatch(command, run_task, words, bare, before))
 
 
 def _dispatch(
-    command: str, point: TaskFunction, words: list[str], bare: str | None, before: ArgumentHook | None
+    command: str, run_task: RunTask, words: list[str], bare: str | None, before: ArgumentHook | None
 ) -> int:
     if {"--help", "-h"} & set(words):
         return _print_help(command, words)
@@ -71,7 +68,7 @@ def _dispatch(
         print(f"krill {__version__}")
         return errors.DONE
     with _signal_scope(command):
-        return _run_with_hydra(command, point, words, bare, before)
+        return _run_with_hydra(command, run_task, words, bare, before)
 
 
 def run_and_report(command: str, work: Callable[[], int]) -> int:
@@ -129,10 +126,10 @@ def _print_help(command: str, words: list[str]) -> int:
 
 
 def _run_with_hydra(
-    command: str, point: TaskFunction, words: list[str], bare: str | None, before: ArgumentHook | None
+    command: str, run_task: RunTask, words: list[str], bare: str | None, before: ArgumentHook | None
 ) -> int:
     from krill.cli import argv, compose
-    from krill.sweep import sweeper
+    from krill.sweep.session import Session
 
     typed = argv.parse_arguments(words, bare)
     folders = paths.find_user_config_dirs(typed.config_dirs)
@@ -153,55 +150,37 @@ def _run_with_hydra(
     for used, hidden in paths.find_shadowed_configs([*folders, paths.CONF_DIR]):
         log.warning("conf: %s is used; it hides %s", used, hidden)
 
+    session = Session(run_task)
     error: Exception | None = None
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        compose.run_hydra(command, point, [*typed.flags, *overrides], folders)
+        compose.run_hydra(command, session, [*typed.flags, *overrides], folders)
     except Exception as raised:
         error = raised
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
     if typed.is_completion:
         return errors.DONE  # a word that is not finished yet is no error
-    if sweeper.has_active_sweep():
-        return sweeper.finish_sweep(failed=error is not None)
+    if session.sweep is not None:
+        from krill.sweep.sweeper import finish_sweep
+
+        return finish_sweep(session.sweep, has_error=error is not None)
     if error is not None and compose.is_usage_error(error):
         raise UsageError("\n".join(compose.diagnose_overrides(command, overrides, folders, error))) from error
-    if error is None and _point_errors:
-        error = _point_errors.pop()
-    if error is not None:
+    if error := error or session.error:
         raise error
     return errors.DONE
 
 
-def run_command(given: Any, schema: type[ConfigT], work: Callable[[ConfigT, Invocation], Any]) -> Any:
-    """Validate what Hydra composed, or a Call holds, and do `work`(config, call); say a failure where it belongs."""
-    from krill.sources.hash_cache import read_only_hash_cache
-
+def run_command(
+    invocation: Invocation, schema: type[ConfigT], work: Callable[[ConfigT, Invocation], Any]
+) -> Any:
+    """Validate the configuration of `invocation` and return `work`(config, invocation), or submit it to SLURM."""
     configure_logging()
-    call = given if isinstance(given, Invocation) else Invocation.from_hydra(given)
-    try:
-        # Again: a launcher's job does not come through main.
-        with (
-            _signal_scope(call.command),
-            read_only_hash_cache() if call.composed_config.dry_run else nullcontext(),
-        ):
-            config = call.validate(schema)
-            if call.should_submit:
-                from krill.launch import submit
+    with _signal_scope(invocation.command):  # again: the process of a launcher does not come through main
+        config = invocation.validate(schema)
+        if isinstance(invocation, SingleRun) and invocation.is_for_slurm:
+            from krill.launch import submit
 
-                return submit.submit_invocation(cast("Any", config), call)
-            return work(config, call)
-    except Exception as error:
-        if call.payload is not None:
-            raise
-        if call.sweep_folder is None:
-            _point_errors.append(error)
-            return None
-        log.error("failed: %s: %s", " ".join(call.overrides), error)
-        raise
-    except SignalInterrupt as stop:
-        if call.sweep_folder is None or call.payload is not None:
-            raise
-        log.error("%s: %s", " ".join(call.overrides), stop)
-        raise SystemExit(stop.exit_code) from stop  # what a launcher's job ends with, too
+            return submit.submit_run(cast("Any", config), invocation)
+        return work(config, invocation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -41,6 +41,9 @@ from krill.config.validation import (
 )
 from krill.errors import UsageError
 
+if TYPE_CHECKING:
+    from krill.sweep.session import Session
+
 OPTIONAL_GROUPS = ("filters", "experiment")
 """Groups of which none need be chosen; null, which Hydra does not take on the command line, is just that."""
 
@@ -74,20 +77,20 @@ _UserSearchPath.__module__ = "hydra_plugins.krill"  # Hydra takes plugins from t
 
 def set_search_path(folders: Sequence[Path]) -> None:
     """Let compositions find configurations in `folders`, the first one first, and the launchers that they name."""
-    from krill.sweep import launchers
+    from krill.sweep.plugins import register_plugins
 
     _UserSearchPath.folders = list(folders)
     Plugins.instance().register(_UserSearchPath)
-    launchers.register_plugins()
+    register_plugins()
     # The class that is registered: Hydra loads its plugins anew, so it is not the one imported here.
     SourcesRegistry.instance().types["file"].list = _list_options  # type: ignore[assignment, method-assign]
 
 
-def run_hydra(command: str, point: Any, arguments: Sequence[str], folders: Sequence[Path]) -> None:
-    """Hand over to Hydra, which calls `point` once or for each point of a sweep."""
+def run_hydra(command: str, session: Session, arguments: Sequence[str], folders: Sequence[Path]) -> None:
+    """Run Hydra's command line; it calls `session` for a single run, or krill's sweeper, which gets it."""
     set_search_path(folders)
     sys.argv = [f"krill-{command}", *arguments]
-    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(point)()
+    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(session)()
 
 
 def compose_config(command: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:

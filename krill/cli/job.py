@@ -1,4 +1,4 @@
-"""One call that was handed over: `python -m krill.cli.job FOLDER INDEX [slurm]`, started by the pool or by SLURM."""
+"""Run an invocation from a job file: `python -m krill.cli.job FOLDER INDEX [slurm]`, for the pool and SLURM jobs."""
 
 from __future__ import annotations
 
@@ -11,69 +11,66 @@ from pathlib import Path
 from krill.cli import app
 from krill.errors import DONE, FAILED, REQUEUE, SignalInterrupt
 from krill.launch import job_files, slurm_env
-from krill.launch.invocation import Invocation, InvocationPayload
+from krill.launch.invocation import SubmittedJob
 from krill.runs.slurm import get_current_job
 
 log = logging.getLogger("krill")
 
 DEFAULT_MAX_REQUEUES = 100
-"""Of a job without hardware.slurm: hydra/launcher=submitit_slurm alone."""
+"""For a job without hardware.slurm, as with hydra/launcher=submitit_slurm alone."""
 
 
-def main(folder: Path, index: int, on_slurm: bool) -> int:
-    """Make the call and return its exit code; on SLURM the job goes back into the queue where it is to go on."""
+def main(folder: Path, index: int, is_on_slurm: bool) -> int:
+    """Run the job and return its exit code; on SLURM, requeue it if a signal interrupted it."""
     app.configure_logging()
-    call = job_files.read_job_file(folder, index, on_slurm)
-    assert call.payload is not None
-    job = call.payload
-    return app.run_and_report(call.command, lambda: _run_invocation(call, job))
+    job = job_files.read_job_file(folder, index, is_on_slurm)
+    return app.run_and_report(job.command, lambda: _run_job(job))
 
 
-def _run_invocation(call: Invocation, job: InvocationPayload) -> int:
-    point = importlib.import_module(f"krill.cli.{call.command}").run_task
+def _run_job(job: SubmittedJob) -> int:
+    run_task = importlib.import_module(f"krill.cli.{job.command}").run_task
     if not job.is_on_slurm:
         from krill.signals import die_with_parent
 
         die_with_parent()
     try:
-        point(call)
+        run_task(job)
     except Exception as error:
-        _record_failure(call, job, error)
+        _record_failure(job, error)
         raise
-    except SignalInterrupt as stop:
-        goes_on = job.is_on_slurm and stop.exit_code == REQUEUE
-        if goes_on and (done := slurm_env.requeue_job(stop.signal, _get_max_requeues(job))):
-            log.info(done)
+    except SignalInterrupt as interrupt:
+        should_requeue = job.is_on_slurm and interrupt.exit_code == REQUEUE
+        if should_requeue and (message := slurm_env.requeue_job(interrupt.signal, _get_max_requeues(job))):
+            log.info(message)
         raise
     return DONE
 
 
-def _get_max_requeues(job: InvocationPayload) -> int:
-    slurm = job.config["hardware"]["slurm"]
-    return int(slurm["requeues"]) if slurm else DEFAULT_MAX_REQUEUES
+def _get_max_requeues(job: SubmittedJob) -> int:
+    slurm = job.config.hardware.slurm
+    return slurm.requeues if slurm else DEFAULT_MAX_REQUEUES
 
 
-def _record_failure(call: Invocation, job: InvocationPayload, error: Exception) -> None:
-    """Say in the folder what went wrong before the run could record itself."""
+def _record_failure(job: SubmittedJob, error: Exception) -> None:
+    """Record in the result folder an error that occurred before the run could record its own."""
     from krill.runs.record import Record, now, read_status
 
-    folder = job.folder
-    if folder is None or (job.is_on_slurm and os.environ.get("SLURM_PROCID", "0") != "0"):
+    if job.folder is None or (job.is_on_slurm and os.environ.get("SLURM_PROCID", "0") != "0"):
         return
-    status = read_status(folder)
+    status = read_status(job.folder)
     if status is not None and status["state"] != "queued":
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    record = Record(folder)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    record = Record(job.folder)
     with record.log_to_file():
         log.debug("failed", exc_info=True)
     record.update(
         signature=job.identity, state="failed", error=str(error), end=now(),
-        exit=getattr(error, "exit_code", FAILED), overrides=call.overrides, slurm_job_id=get_current_job(),
+        exit=getattr(error, "exit_code", FAILED), overrides=job.overrides, slurm_job_id=get_current_job(),
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    of_slurm = sys.argv[3:] == ["slurm"]
-    offset = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0) if of_slurm else 0
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) + offset, of_slurm))
+    runs_on_slurm = sys.argv[3:] == ["slurm"]
+    offset = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0) if runs_on_slurm else 0
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) + offset, runs_on_slurm))

@@ -1,8 +1,8 @@
 """An invocation of a command: its composed configuration, and the folder of its result.
 
-    SingleRun       runs once, in this process, or submits itself to SLURM
-    SweepPoint      one point of a sweep
-    SubmittedJob    one of these in a process of its own: a SLURM job, or a point that runs in the pool
+SingleRun       runs once, in this process, or submits itself to SLURM
+SweepPoint      one point of a sweep
+SubmittedJob    one of these in a process of its own: a SLURM job, or a point that runs in the pool
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Invocation(ABC):
     @property
     def overrides(self) -> list[str]:
         """The overrides from the command line, for this point."""
-        from krill.cli.argv import to_unresolved_list
+        from krill.config.overrides import to_unresolved_list
 
         return to_unresolved_list(self.hydra.overrides.task)
 
@@ -64,11 +64,6 @@ class Invocation(ABC):
     def is_for_slurm(self) -> bool:
         """Whether the composed configuration runs as SLURM jobs."""
         return str(self.hydra.launcher._target_).endswith(".SlurmLauncher")
-
-    @property
-    def should_submit(self) -> bool:
-        """Whether this process only submits a job that does the work."""
-        return False
 
     @property
     def is_interactive(self) -> bool:
@@ -103,9 +98,7 @@ class Invocation(ABC):
         """Returns the value of resume= that applies to this invocation."""
         return resume
 
-    def run_stage(
-        self, config: Any, inputs: RunInputs | None, work: Callable[[Path | None], Path]
-    ) -> None:
+    def run_stage(self, config: Any, inputs: RunInputs | None, work: Callable[[Path | None], Path]) -> None:
         """Call `work`(folder), which returns the folder of the result, and print it.
 
         A sweep's point records its state and its result in its own folder instead, which `work` then gets. `inputs`:
@@ -155,10 +148,6 @@ class Invocation(ABC):
 
 class SingleRun(Invocation):
     """A command that runs once."""
-
-    @property
-    def should_submit(self) -> bool:
-        return self.is_for_slurm
 
     @property
     def is_interactive(self) -> bool:

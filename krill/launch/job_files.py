@@ -1,7 +1,7 @@
-"""Calls handed to other processes: a file each, in the folder of their submission.
+"""Job files: an invocation each, written by the process that submits it and read by the process that runs it.
 
-<sweep>/.jobs/<n>/           0.json 1.json …, what they print, and on SLURM jobs.json and code/
-outputs/jobs/<time>-<name>/  the same for a command that is no sweep
+<sweep>/.jobs/<n>/           0.json 1.json …, the output of the points, and on SLURM jobs.json and code/
+outputs/jobs/<time>-<name>/  the same for a single command
 """
 
 from __future__ import annotations
@@ -17,54 +17,56 @@ from omegaconf import DictConfig, OmegaConf
 
 from krill import atomic
 from krill.atomic import create_first_free, create_timestamped_folder
+from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.schema import InferConfig, TrainConfig
-from krill.launch.invocation import Invocation, InvocationPayload
+from krill.launch.invocation import SingleRun, SubmittedJob, SweepPoint
 
 log = logging.getLogger("krill")
 
 JOB_MODULE = "krill.cli.job"
-"""What runs one, given its folder and its index."""
+"""The module that runs an invocation, given the folder of its job file and its index."""
 
 
 @dataclass(frozen=True)
-class ValidatedInvocation:
-    """A call that is to be made, its configuration validated."""
+class Point:
+    """A point of a sweep, validated."""
 
-    invocation: Invocation
+    invocation: SweepPoint
     config: TrainConfig | InferConfig
-    folder: Path | None
-    """Where its result belongs; None: the command finds the place."""
-    identity: str | None
+    folder: Path
+    identity: str
+    """Signature of the result."""
+
+    def to_job(self, is_on_slurm: bool) -> SubmittedJob:
+        """Returns the point as an invocation that runs in another process."""
+        return SubmittedJob(self.invocation, self.config, self.folder, self.identity, is_on_slurm)
 
 
-def label_points(points: Sequence[ValidatedInvocation]) -> list[str]:
-    """What a person knows each by: what was typed for it and not for all."""
+def label_points(points: Sequence[Point]) -> list[str]:
+    """Returns a label for each point: the overrides in which it differs from the others."""
     from krill.runs.table import find_differing_overrides
 
-    return [
-        words or "as typed"
-        for words in find_differing_overrides([point.invocation.overrides for point in points])
-    ]
+    overrides = [point.invocation.overrides for point in points]
+    return [label or "as typed" for label in find_differing_overrides(overrides)]
 
 
-def skip_finished(points: Sequence[ValidatedInvocation]) -> list[ValidatedInvocation]:
-    """Those points that are still to be made; says of the others that they are there."""
+def skip_finished(points: Sequence[Point]) -> list[Point]:
+    """Returns the points that are not finished; logs the others."""
     from krill.runs.record import is_done, relative_path
 
-    left = []
+    unfinished = []
     for point in points:
-        assert point.folder is not None
         if is_done(point.folder):
-            log.info("finished already, nothing to do: %s", relative_path(point.folder))
+            log.info("already finished, skipping: %s", relative_path(point.folder))
         else:
-            left.append(point)
-    return left
+            unfinished.append(point)
+    return unfinished
 
 
-def build_slots(points: Sequence[ValidatedInvocation]) -> list[dict[str, str]]:
-    """Where points run on this machine, one at a time in each: the environment of each slot."""
+def build_slots(points: Sequence[Point]) -> list[dict[str, str]]:
+    """Returns the environment of each slot in which a point runs on this machine, one at a time."""
     from krill.launch import pool
-    from krill.training.batch_shape import resolve_world_size
+    from krill.training.compute.device import resolve_world_size
 
     first = points[0].config
     configs = [point.config for point in points]
@@ -73,37 +75,37 @@ def build_slots(points: Sequence[ValidatedInvocation]) -> list[dict[str, str]]:
 
 
 def create_submission_folder(parent: Path, name: str = "") -> Path:
-    """A folder for a submission: numbered below a sweep, else named for time and `name`."""
+    """Create the folder of a submission, named after the time and `name`; without a name it is numbered."""
     return create_timestamped_folder(parent, name) if name else create_first_free(parent, map(str, count(1)))
 
 
-def write_job_files(folder: Path, points: Sequence[ValidatedInvocation]) -> None:
-    """A file for each call."""
-    for index, point in enumerate(points):
-        call = point.invocation
+def write_job_files(folder: Path, jobs: Sequence[SubmittedJob]) -> None:
+    """Write a file for each job, named by its index."""
+    for index, job in enumerate(jobs):
         hydra = {
-            "job": {"config_name": call.command},
-            "overrides": {"task": call.overrides},
-            "runtime": {"choices": call.choices},
+            "job": {"config_name": job.command},
+            "overrides": {"task": job.overrides},
+            "runtime": {"choices": job.choices},
         }
         value = {
-            "config": point.config.model_dump(mode="json", by_alias=True),
-            "composed": OmegaConf.to_yaml(call.composed_config),
+            "config": job.config.model_dump(mode="json", by_alias=True),
+            "composed": OmegaConf.to_yaml(job.composed_config),
             "hydra": hydra,
-            "sweep": call.sweep_folder and str(call.sweep_folder),
-            "folder": point.folder and str(point.folder),
-            "identity": point.identity,
+            "sweep": str(job.origin.sweep_folder) if isinstance(job.origin, SweepPoint) else None,
+            "folder": job.folder and str(job.folder),
+            "identity": job.identity,
         }
         atomic.write_json(folder / f"{index}.json", value)
 
 
-def read_job_file(folder: Path, index: int, on_slurm: bool) -> Invocation:
-    """The call of one of these files."""
+def read_job_file(folder: Path, index: int, is_on_slurm: bool) -> SubmittedJob:
+    """Returns the job of one of these files."""
     value = json.loads((folder / f"{index}.json").read_text(encoding="utf-8"))
-    composed = OmegaConf.create(value["composed"])
+    composed, hydra = OmegaConf.create(value["composed"]), OmegaConf.create(value["hydra"])
     assert isinstance(composed, DictConfig)
-    place = value["folder"] and Path(value["folder"])
-    job = InvocationPayload(value["config"], place, value["identity"], on_slurm)
-    return Invocation(
-        composed, OmegaConf.create(value["hydra"]), value["sweep"] and Path(value["sweep"]), job
+    origin = (
+        SweepPoint(composed, hydra, Path(value["sweep"])) if value["sweep"] else SingleRun(composed, hydra)
     )
+    config = COMMAND_SCHEMAS[origin.command].model_validate(value["config"])
+    result_folder = Path(value["folder"]) if value["folder"] else None
+    return SubmittedJob(origin, config, result_folder, value["identity"], is_on_slurm)

@@ -1,66 +1,68 @@
-"""The points of a sweep: what was typed for each, composed and validated, every mistake told once."""
+"""The points of a sweep: composed and validated together, so that every error is reported once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.schema import TrainConfig
 from krill.errors import UsageError
-from krill.launch import identity
-from krill.launch.invocation import Invocation
-from krill.launch.job_files import ValidatedInvocation
-from krill.sources.hash_cache import read_only_hash_cache
+from krill.launch.identity import InputsCache, compute_identity, raise_if_task
+from krill.launch.invocation import SweepPoint
+from krill.launch.job_files import Point
 
 PointErrors = dict[str, list[str]]
-"""What is wrong → what was typed for the points in which it is."""
+"""Error → the overrides of each point that has it."""
 
 
 class Composer:
-    """Makes the points of one sweep; text that they share is looked at once."""
+    """Composes the points of one sweep; text that several of them share is opened once."""
 
     def __init__(self, loader: Any, config: DictConfig, folder: Path):
-        """`loader`: Hydra's; `config`: what it composed of that which is typed for all points."""
+        """`loader`: Hydra's config loader; `config`: composed from the overrides that all points share; `folder`: of
+        the sweep."""
         self.command = str(config.hydra.job.config_name)
-        # As where Hydra was told to put the sweep, whatever single points say.
+        # The value that decided the sweep's folder, whatever single points override.
         self.dry_run = bool(config.dry_run)
         self._loader, self._config, self._folder = loader, config, folder
-        self._identify = identity.IdentityCache(self.command)
+        self._inputs = InputsCache()
 
     def compose_points(
-        self, every: Sequence[Sequence[str]]
-    ) -> tuple[list[ValidatedInvocation | None], PointErrors]:
-        """The point of each of these lists of overrides, None where it is not valid, and what is wrong."""
-        found: list[ValidatedInvocation | None] = []
-        wrong: PointErrors = {}
-        for overrides in every:
+        self, overrides_of_points: Sequence[Sequence[str]]
+    ) -> tuple[list[Point | None], PointErrors]:
+        """Returns a point for each list of overrides, None if it is not valid, and all errors."""
+        points: list[Point | None] = []
+        errors: PointErrors = {}
+        for overrides in overrides_of_points:
             try:
-                found.append(self._compose_point(overrides))
+                points.append(self._compose_point(overrides))
             except UsageError as error:
-                found.append(None)
+                points.append(None)
                 for line in str(error).splitlines():
-                    wrong.setdefault(line, []).append(" ".join(overrides))
-        return found, wrong
+                    errors.setdefault(line, []).append(" ".join(overrides))
+        return points, errors
 
-    def _compose_point(self, overrides: Sequence[str]) -> ValidatedInvocation:
+    def _compose_point(self, overrides: Sequence[str]) -> Point:
         composed = self._loader.load_sweep_config(self._config, list(overrides))
         hydra = composed.hydra
         with open_dict(composed):
             del composed["hydra"]
-        call = Invocation(OmegaConf.create(composed), hydra, self._folder)
-        config = call.validate(COMMAND_SCHEMAS[self.command])
-        with read_only_hash_cache() if self.dry_run else nullcontext():
-            identity = self._identify(config)
-        return ValidatedInvocation(call, config, self._folder / identity[:8], identity)
+        invocation = SweepPoint(OmegaConf.create(composed), hydra, self._folder)
+        config = invocation.validate(COMMAND_SCHEMAS[self.command])
+        if self.command == "train":
+            assert isinstance(config, TrainConfig)
+            raise_if_task(config)
+        identity = compute_identity(self.command, config, self._inputs.open(config))
+        return Point(invocation, config, invocation.resolve_folder(None, identity), identity)
 
 
-def format_point_errors(wrong: PointErrors, every: int | None = None) -> str:
-    """A line for each mistake; one that is in all of `every` points names none."""
+def format_point_errors(errors: PointErrors, num_points: int | None = None) -> str:
+    """Returns a line for each error, with the points that have it unless all `num_points` do."""
     return "\n".join(
-        fault if len(found) == every else f"{fault}  (in: {'; '.join(found)})"
-        for fault, found in wrong.items()
+        error if len(points) == num_points else f"{error}  (in: {'; '.join(points)})"
+        for error, points in errors.items()
     )

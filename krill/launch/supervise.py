@@ -1,0 +1,131 @@
+"""Child processes: started in sessions of their own, polled, signalled and ended together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, Protocol
+
+from krill.signals import EXIT_CODES
+
+POLL_SECONDS = 0.05
+
+
+class Process(Protocol):
+    """The part of subprocess.Popen that supervision needs."""
+
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def kill(self) -> None: ...
+
+
+class SpawnFunction(Protocol):
+    """Starts a command in a session of its own, with an empty standard input; without a stream, it inherits ours."""
+
+    def __call__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | None = None,
+    ) -> Process: ...
+
+
+def spawn_process(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdout: IO[bytes] | None = None,
+    stderr: IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a command as a new process. The terminal's Ctrl-C reaches the parent alone, which forwards it."""
+    return subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
+    )
+
+
+class ProcessGroup:
+    """The child processes that are running, each with a number."""
+
+    def __init__(self, spawn: SpawnFunction = spawn_process):
+        self._spawn = spawn
+        self._running: dict[int, Process] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(
+        self,
+        number: int,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        output_stem: Path | None = None,
+    ) -> None:
+        """Start process `number` with `environment` added to ours.
+
+        `output_stem`: standard output is appended to <stem>.out and standard error to <stem>.log; None: to ours.
+        """
+        with ExitStack() as files:
+            streams: dict[str, IO[bytes]] = {}
+            if output_stem is not None:
+                for stream, suffix in (("stdout", ".out"), ("stderr", ".log")):
+                    streams[stream] = files.enter_context(open(output_stem.with_suffix(suffix), "ab"))
+            self._running[number] = self._spawn(command, os.environ | environment, **streams)
+
+    def wait_any(self) -> list[tuple[int, int]]:
+        """Wait until at least one process has ended. Returns (number, return code) of each, in the order of start."""
+        while True:
+            codes = [(number, process.poll()) for number, process in self._running.items()]
+            ended = [(number, code) for number, code in codes if code is not None]
+            if ended or not self._running:
+                for number, _ in ended:
+                    del self._running[number]
+                return ended
+            time.sleep(POLL_SECONDS)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all of them."""
+        for process in self._running.values():
+            process.send_signal(number)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for all of them; those that run longer than `timeout` seconds are killed."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for process in self._running.values():
+            try:
+                process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._running.clear()
+
+    def kill(self) -> None:
+        """Kill all of them, without waiting."""
+        for process in self._running.values():
+            process.kill()
+
+    @contextmanager
+    def forward_signals(self) -> Iterator[None]:
+        """A context in which the signals of krill.signals go to all of them instead of this process."""
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            self.send_signal(number)
+
+        previous: dict[signal.Signals, Any] = {
+            number: signal.signal(number, forward) for number in EXIT_CODES
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -1,0 +1,102 @@
+"""The data of one command line that Hydra does not carry: its sweep, or the error of its single run."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from krill.errors import SignalInterrupt
+from krill.launch.invocation import Invocation, SweepPoint, build_invocation
+from krill.launch.job_files import Point
+from krill.runs import table
+from krill.runs.table import RunRow
+
+RunTask = Callable[[Invocation], Any]
+"""Runs a command once; each command has one, named run_task."""
+
+log = logging.getLogger("krill")
+
+
+@dataclass
+class Sweep:
+    """The sweep that this process runs."""
+
+    folder: Path
+    command: str
+    dry_run: bool
+    start: str
+    points: list[Point] = field(default_factory=list)
+    """All points so far, each folder once."""
+    batch: list[Point] = field(default_factory=list)
+    """The points to launch next."""
+    failures: dict[Path, str] = field(default_factory=dict)
+    """Folder → error of the points that ended without recording one."""
+    has_invalid_points: bool = False
+    """Whether a search proposed points that are not valid."""
+
+    def set_batch(self, batch: Sequence[Point]) -> None:
+        """Set the points to launch next. Points with the same result are one point, except in a dry run on this
+        machine, which prints the cost of each."""
+        first: dict[Path, Point] = {}
+        for point in batch:
+            first.setdefault(point.folder, point)
+        prints_costs = self.dry_run and not any(point.invocation.is_for_slurm for point in batch)
+        self.batch = list(batch if prints_costs else first.values())
+        known = {point.folder for point in self.points}
+        self.points += [point for point in self.batch if point.folder not in known]
+        if duplicates := len(batch) - len(self.batch):
+            log.info("sweep: %d of them would make what another one makes, and are left out", duplicates)
+
+    def record_invalid_points(self, errors: str) -> None:
+        """Log the errors of points that cannot start; the sweep then counts as failed."""
+        log.error("%s", errors)
+        self.has_invalid_points = True
+
+    def build_rows(self) -> list[RunRow]:
+        """Returns a row for each point so far, the best first."""
+        return table.sort_best_first(table.read_rows([point.folder for point in self.points], self.failures))
+
+
+class Session:
+    """The task function that Hydra gets for one command line. krill's Sweeper finds it there and sets `sweep`."""
+
+    def __init__(self, run_task: RunTask):
+        functools.update_wrapper(self, run_task)  # Hydra names the job after the module of its task function
+        self.run_task = run_task
+        self.sweep: Sweep | None = None
+        self.error: Exception | None = None
+        """The error of a single run; if it were raised, Hydra would print a line of its own."""
+
+    def __call__(self, composed: Any) -> Any:
+        """Run what Hydra composed: a single run, or a point of another sweeper than krill's."""
+        invocation = build_invocation(composed)
+        if isinstance(invocation, SweepPoint):
+            return run_point(self.run_task, invocation)
+        try:
+            return self.run_task(invocation)
+        except Exception as error:
+            self.error = error
+            return None
+
+
+def run_composed_point(run_task: RunTask, composed: Any) -> Any:
+    """Run the point that one of Hydra's own launchers composed, in whatever process it starts."""
+    invocation = build_invocation(composed)
+    assert isinstance(invocation, SweepPoint)
+    return run_point(run_task, invocation)
+
+
+def run_point(run_task: RunTask, point: SweepPoint) -> Any:
+    """Run one point of a sweep; an error is logged with its overrides, a signal ends the process."""
+    try:
+        return run_task(point)
+    except Exception as error:
+        log.error("failed: %s: %s", " ".join(point.overrides), error)
+        raise
+    except SignalInterrupt as stop:
+        log.error("%s: %s", " ".join(point.overrides), stop)
+        raise SystemExit(stop.exit_code) from stop
