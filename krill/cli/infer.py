@@ -66,7 +66,7 @@ def infer(config: InferConfig, asks: bool = True) -> list[dict[str, str]]:
     from krill.inference.chat import run_chat
     from krill.inference.generate import SamplingParams, generate
     from krill.inference.load import load_model_and_tokenizer
-    from krill.training.batch_shape import resolve_device
+    from krill.training.compute.device import resolve_device
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

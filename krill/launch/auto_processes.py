@@ -8,7 +8,7 @@ from krill.config.schema import HardwareConfig, InferConfig, TrainConfig
 from krill.errors import UsageError
 from krill.launch.devices import list_visible_gpus
 from krill.runs.slurm import get_node_name
-from krill.training.batch_shape import world_size_from_env
+from krill.training.compute.device import world_size_from_env
 
 TrainOrInferConfig = TypeVar("TrainOrInferConfig", TrainConfig, InferConfig)
 

@@ -14,8 +14,9 @@ from krill.models.pretrained import load_model_config, resolve_model_folder
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
 from krill.tokenizer.recipe import compute_vocab_size
 from krill.training.accelerate_env import check_accelerate_env
-from krill.training.batch_shape import resolve_batch_shape, resolve_device, world_size_from_env
+from krill.training.batch_shape import resolve_batch_shape
 from krill.training.checkpoint.branch import check_branch, resolve_branch
+from krill.training.compute.device import resolve_device, world_size_from_env
 from krill.training.compute.liger import check_kernels
 from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
 from krill.training.metrics.trackers import check_trackers

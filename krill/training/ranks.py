@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from krill.errors import FAILED, KrillError, SignalInterrupt
-from krill.training.batch_shape import world_size_from_env
+from krill.training.compute.device import world_size_from_env
 
 T = TypeVar("T")
 CONTROL_TIMEOUT = timedelta(days=30)

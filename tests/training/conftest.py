@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from krill.cli import app
-from krill.cli.argv import quote_override
+from krill.config.overrides import quote_override
 from krill.cli.compose import compose_config
 from krill.cli.train import run_task
 from krill.config.schema import TrainConfig

@@ -17,9 +17,8 @@ from krill.training.batch_shape import (
     TrainingLength,
     compute_batch_shape,
     compute_training_length,
-    resolve_device,
-    resolve_precision,
 )
+from krill.training.compute.device import resolve_device, resolve_precision
 
 
 def batch(micro: int = 8, accumulation: int | None = None, tokens: int | None = None) -> BatchConfig:
@@ -56,7 +55,7 @@ def test_tokens_that_make_no_whole_rows_are_refused_with_the_nearest_that_do(
     with pytest.raises(UsageError) as refused:
         compute_batch_shape(batch(tokens=tokens), 64, ranks)
     for value in offered:
-        assert f"write batch.tokens={value}" in str(refused.value)
+        assert f"use batch.tokens={value}" in str(refused.value)
         compute_batch_shape(batch(tokens=int(value)), 64, ranks)
 
 
@@ -103,7 +102,7 @@ def test_a_plan_before_anything_is_there_writes_nothing(
     assert found["name"] == "한국어"
     assert found["tokenizer"].startswith("train ")
     assert found["tokens"].startswith("prepare ")
-    assert found["batch"] == "2 rows of 64 = 128 tokens a step"
+    assert found["batch"] == "2 rows of 64 = 128 tokens per step"
     assert "known when the tokens are prepared" in found["steps"]
     assert found["folder"] == str(tmp_path / "outputs" / "runs" / "한국어")
     assert list(tmp_path.iterdir()) == []

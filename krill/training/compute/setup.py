@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from krill.config.schema import TrainConfig
 from krill.models.isolation import select_isolating_backend
-from krill.training.batch_shape import resolve_device, resolve_precision, resolve_world_size
 from krill.training.compute.backends import select_attention_backend
+from krill.training.compute.device import resolve_device, resolve_precision, resolve_world_size
 
 
 @dataclass(frozen=True)
