@@ -1,4 +1,4 @@
-"""Rows of the store as batches, in an order that is a pure function of (seed, epoch, position)."""
+"""Batches of rows of the token store, in an order that is a pure function of (seed, epoch, position)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from krill.training.batch_shape import BatchShape
 from krill.training.compute import attention
 
 EMPTY_ROW = -1
-"""The row that holds padding only: it fills the last step, so that no token is served twice."""
+"""Index of a row of padding only: it fills up the last step, so that no token is used twice."""
 
 
 class RowDataset(Dataset[Row]):
-    """Rows of one split, by number."""
+    """The rows of one split, by index."""
 
     def __init__(self, rows: Rows):
         self.rows = rows
@@ -35,10 +35,11 @@ class RowDataset(Dataset[Row]):
 
 
 class RowBatchSampler(Sampler[list[int]]):
-    """Batches of row numbers for one rank, from the current step to the last.
+    """Batches of row indices for one rank, from the current step to the last.
 
-    The row at global position p of step s, forward pass a, rank r, place j is p = ((s·A + a)·R + r)·M + j:
-    the split into A, R and M does not change which rows a step sees, nor their order.
+    Row j of the micro batch of step s, forward pass a and rank r has the global position p = ((s·A + a)·R + r)·M + j
+    (A forward passes per step, R ranks, M rows per micro batch), so A, R and M change neither the rows of a step nor
+    their order.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class RowBatchSampler(Sampler[list[int]]):
         current_step: Callable[[], int],
         rank: int = 0,
     ):
-        """`last`: positions from there on are empty rows; None: the order goes on for ever."""
+        """`last`: positions from here on are empty rows; None: the order is endless."""
         self.rows, self.seed, self.steps, self.shape = rows, seed, steps, shape
         self.last, self.current_step, self.rank = last, current_step, rank
 
@@ -65,22 +66,22 @@ class RowBatchSampler(Sampler[list[int]]):
             yield [self.get_row(position) for position in range(first, first + size)]
 
     def get_row(self, position: int) -> int:
-        """The row served at a position of the whole run."""
+        """Returns the row index at a position of the whole run."""
         if self.last is not None and position >= self.last:
             return EMPTY_ROW
-        epoch, place = divmod(position, self.rows)
-        return row_at(self.seed, epoch, place, self.rows)
+        epoch, position_in_epoch = divmod(position, self.rows)
+        return row_at(self.seed, epoch, position_in_epoch, self.rows)
 
     def get_step_rows(self, step: int) -> list[int]:
-        """The rows that all ranks together see in a step, which count from 1; without the empty ones."""
+        """Returns the rows of a step over all ranks, without the empty rows; steps count from 1."""
         size = self.shape.rows_per_step
-        served = (self.get_row(position) for position in range((step - 1) * size, step * size))
-        return [row for row in served if row != EMPTY_ROW]
+        rows = (self.get_row(position) for position in range((step - 1) * size, step * size))
+        return [row for row in rows if row != EMPTY_ROW]
 
 
 @dataclass(frozen=True)
 class RowCollator:
-    """Rows → what the model takes: int64 tensors (B, T) and the documents' lengths for the backend."""
+    """Collates rows into the model's inputs: int64 tensors (B, T), and the document lengths for the backend."""
 
     backend: str
     device: torch.device
@@ -96,32 +97,32 @@ class RowCollator:
 
 
 def map_segments_to_documents(rows: Rows, segments: slice = slice(None)) -> np.ndarray:
-    """The number of the document, in its split, that each of some segments of `rows` is from; int64 (segments,)."""
+    """Returns the index, within the split, of the document of each segment of `rows`; int64 (segments,)."""
     return np.searchsorted(rows.stream.ends, rows.starts[segments].astype(np.uint64), side="right")
 
 
 def map_segments_to_sources(rows: Rows, split: Split) -> np.ndarray:
-    """The source of each segment of `rows`, which were cut from `split`; uint16 (segments,)."""
+    """Returns the source of each segment of `rows`, which are packed from `split`; uint16 (segments,)."""
     return split.sources[map_segments_to_documents(rows)]
 
 
-def map_tokens_to_sources(rows: Rows, of_segment: np.ndarray, indices: list[int]) -> torch.Tensor:
-    """The source of each token of the rows `indices`; int64 (B, T), 0 at padding."""
-    found = np.zeros((len(indices), rows.sequence_len), dtype=np.int64)
-    for place, row in enumerate(indices):
+def map_tokens_to_sources(rows: Rows, segment_sources: np.ndarray, indices: list[int]) -> torch.Tensor:
+    """Returns the source of each token of the rows `indices`; int64 (B, T), 0 for padding."""
+    sources = np.zeros((len(indices), rows.sequence_len), dtype=np.int64)
+    for position, row in enumerate(indices):
         segments = slice(rows.offsets[row], rows.offsets[row + 1])
-        tokens = np.repeat(of_segment[segments], rows.lengths[segments])
-        found[place, : len(tokens)] = tokens
-    return torch.from_numpy(found)
+        tokens = np.repeat(segment_sources[segments], rows.lengths[segments])
+        sources[position, : len(tokens)] = tokens
+    return torch.from_numpy(sources)
 
 
 def build_dataloader(
     rows: Rows, batches: Iterable[list[int]], collate: RowCollator, workers: int
 ) -> DataLoader[Row]:
-    """A DataLoader over `batches`; workers keep the order.
+    """Returns a DataLoader over `batches`; its workers keep the order.
 
-    It draws the seeds of its workers when it begins: from a generator of its own, so that how often a run validates
-    or goes on does not move the random state that dropout reads.
+    A DataLoader draws the seeds of its workers when iteration starts: here from its own generator, so that the number
+    of validations or resumes does not change the random state that dropout uses.
     """
     return DataLoader(
         RowDataset(rows),

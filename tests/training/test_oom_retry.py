@@ -1,4 +1,4 @@
-"""Out of memory: the micro batch shrinks, the run goes on, and what is trained stays the same."""
+"""Out of memory: the micro batch shrinks, the run resumes, and the result is the same."""
 
 from __future__ import annotations
 
@@ -27,172 +27,178 @@ Train = Callable[..., Path]
 Configure = Callable[..., TrainConfig]
 Losses = Callable[[Path], list[float]]
 FOUR = ("batch.micro_batch_size=4", "eval_every=3", "steps=5")
-"""Four rows a step, in one pass."""
+"""Four rows per step, in one forward pass."""
 
 
-def allocator() -> None:
-    torch.empty(1 << 50)  # more than any machine has: torch's own error on the CPU
+def exhaust_cpu_allocator() -> None:
+    torch.empty(1 << 50)  # more than any machine has, so torch raises its own error
 
 
-def cuda() -> None:
+def raise_cuda_oom() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-def python() -> None:
+def raise_memory_error() -> None:
     raise MemoryError
 
 
 @pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[int, int]]]:
-    """full(2): no room for more than 2 rows at a time. Returns the growing list of (optimizer step, rows) tried."""
-    plain = KrillTrainer.training_step
+def limit_rows(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[int, int]]]:
+    """limit_rows(2): more than 2 rows at a time fail. Returns the growing list of attempted (step, rows)."""
+    original = KrillTrainer.training_step
 
-    def work(most: int, since: int = 0, fail: Callable[[], None] = cuda) -> list[tuple[int, int]]:
-        tried: list[tuple[int, int]] = []
+    def limit(
+        max_rows: int, since: int = 0, fail: Callable[[], None] = raise_cuda_oom
+    ) -> list[tuple[int, int]]:
+        attempts: list[tuple[int, int]] = []
 
         def training_step(trainer: KrillTrainer, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
             step, rows = trainer.state.global_step, len(inputs["input_ids"])
-            tried.append((step, rows))
-            if rows > most and step >= since:
+            attempts.append((step, rows))
+            if rows > max_rows and step >= since:
                 fail()
-            return plain(trainer, model, inputs, *rest)
+            return original(trainer, model, inputs, *rest)
 
         monkeypatch.setattr(KrillTrainer, "training_step", training_step)
-        return tried
+        return attempts
 
-    return work
+    return limit
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("fail", [cuda, allocator])
-def test_before_the_first_checkpoint_it_is_the_run_with_the_small_micro_batch(
+@pytest.mark.parametrize("fail", [raise_cuda_oom, exhaust_cpu_allocator])
+def test_oom_before_the_first_checkpoint_equals_a_run_with_the_smaller_micro_batch(
     train_in: Train,
     make_config: Configure,
     read_losses: Losses,
-    full: Any,
+    limit_rows: Any,
     fail: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    words = ("batch.micro_batch_size=1", "batch.gradient_accumulation_steps=4")
-    small = train_in(make_config(*FOUR, *words), "small")
-    tried = full(1, fail=fail)
+    overrides = ("batch.micro_batch_size=1", "batch.gradient_accumulation_steps=4")
+    small = train_in(make_config(*FOUR, *overrides), "small")
+    attempts = limit_rows(1, fail=fail)
     folder = train_in(make_config(*FOUR), "folder")
-    assert [rows for _, rows in tried] == [4, 2, *[1] * 20]
+    assert [rows for _, rows in attempts] == [4, 2, *[1] * 20]
     assert read_losses(folder) == read_losses(small)
-    assert all(torch.equal(tensor, weights(small)[name]) for name, tensor in weights(folder).items())
-    said = [line.getMessage() for line in caplog.records if line.getMessage().startswith("out of memory")]
-    assert len(said) == 2
-    assert "with 4 rows at a time: going on with 2, 2 forward passes a step" in said[0]
-    assert "with 2 rows at a time: going on with 1, 4 forward passes a step" in said[1]
-    assert "the effective batch stays 4 rows" in said[1]
+    assert all(
+        torch.equal(tensor, load_weights(small)[name]) for name, tensor in load_weights(folder).items()
+    )
+    messages = [line.getMessage() for line in caplog.records if line.getMessage().startswith("out of memory")]
+    assert len(messages) == 2
+    assert "with 4 rows at a time: resuming with 2, 2 forward passes per step" in messages[0]
+    assert "with 2 rows at a time: resuming with 1, 4 forward passes per step" in messages[1]
+    assert "the effective batch remains 4 rows" in messages[1]
 
 
-def test_in_the_middle_it_goes_on_from_its_newest_checkpoint(
-    krill_train: Any, read_losses: Losses, full: Any, capsys: pytest.CaptureFixture[str]
+def test_oom_in_the_middle_resumes_from_the_newest_checkpoint(
+    krill_train: Any, read_losses: Losses, limit_rows: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (*FOUR, "save_every=2")
-    assert krill_train(*words) == 0
-    (whole,) = krill_train.runs()
-    tried = full(2, since=3)
-    assert krill_train(*words) == 0
-    (folder,) = set(krill_train.runs()) - {whole}
-    assert tried == [(0, 4), (1, 4), (2, 4), (3, 4), (2, 2), (2, 2), (3, 2), (3, 2), (4, 2), (4, 2)]
+    overrides = (*FOUR, "save_every=2")
+    assert krill_train(*overrides) == 0
+    (undisturbed,) = krill_train.runs()
+    attempts = limit_rows(2, since=3)
+    assert krill_train(*overrides) == 0
+    (folder,) = set(krill_train.runs()) - {undisturbed}
+    assert attempts == [(0, 4), (1, 4), (2, 4), (3, 4), (2, 2), (2, 2), (3, 2), (3, 2), (4, 2), (4, 2)]
     assert "going on from step 2" in capsys.readouterr().err
     assert [line["step"] for line in read_metrics(folder) if "loss" in line] == [1, 2, 3, 4, 5]
-    assert read_losses(folder) == pytest.approx(read_losses(whole), abs=1e-5)
+    assert read_losses(folder) == pytest.approx(read_losses(undisturbed), abs=1e-5)
     status = read_status(folder) or {}
     assert (status["state"], status["micro_batch_size"], status["starts"]) == ("finished", 2, 1)
     assert "out of memory with 4 rows" in (folder / "log.txt").read_text()
 
 
-def test_a_validation_that_does_not_fit_counts_too(
+def test_oom_in_a_validation_shrinks_the_micro_batch_too(
     krill_train: Any, read_losses: Losses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert krill_train(*FOUR) == 0
-    (whole,) = krill_train.runs()
-    plain = HeadLoss.token_losses
+    (undisturbed,) = krill_train.runs()
+    original = HeadLoss.token_losses
 
-    def nats(loss: HeadLoss, model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    def token_losses(
+        loss: HeadLoss, model: Any, inputs: dict[str, Any], labels: torch.Tensor
+    ) -> torch.Tensor:
         if len(labels) > 2:
-            cuda()
-        return plain(loss, model, inputs, labels)
+            raise_cuda_oom()
+        return original(loss, model, inputs, labels)
 
-    monkeypatch.setattr(HeadLoss, "token_losses", nats)
+    monkeypatch.setattr(HeadLoss, "token_losses", token_losses)
     assert krill_train(*FOUR) == 0
-    (folder,) = set(krill_train.runs()) - {whole}
+    (folder,) = set(krill_train.runs()) - {undisturbed}
     assert (read_status(folder) or {})["micro_batch_size"] == 2
-    assert read_losses(folder) == pytest.approx(read_losses(whole), abs=1e-5)
+    assert read_losses(folder) == pytest.approx(read_losses(undisturbed), abs=1e-5)
 
 
-def test_the_same_command_after_a_stop_begins_with_what_fits(
-    krill_train: Any, full: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_resumed_command_starts_with_the_size_that_fits(
+    krill_train: Any, limit_rows: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The signal comes just before the shortage: it is not forgotten with the attempt."""
+    """A signal just before the out-of-memory error is not lost with the failed attempt."""
 
-    def signalled() -> None:
+    def fail_after_signal() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        cuda()
+        raise_cuda_oom()
 
-    tried = full(2, fail=signalled)
+    attempts = limit_rows(2, fail=fail_after_signal)
     assert krill_train(*FOUR) == 75
-    assert tried == [(0, 4), (0, 2), (0, 2)]
+    assert attempts == [(0, 4), (0, 2), (0, 2)]
     (folder,) = krill_train.runs()
     assert [
         checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(folder / "checkpoints")
     ] == [1]
     capsys.readouterr()
-    tried = full(2)
+    attempts = limit_rows(2)
     assert krill_train(*FOUR) == 0
     assert krill_train.states() == ["finished"]
-    assert {rows for _, rows in tried} == {2}
-    assert "2 rows at a time, since 4 did not fit before" in capsys.readouterr().err
+    assert {rows for _, rows in attempts} == {2}
+    assert "2 rows at a time; 4 did not fit before" in capsys.readouterr().err
 
 
-def test_nothing_of_the_failed_attempt_stays_in_memory(
-    train_in: Train, make_config: Configure, full: Any, monkeypatch: pytest.MonkeyPatch
+def test_failed_attempt_is_freed_before_the_next_one(
+    train_in: Train, make_config: Configure, limit_rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models: list[weakref.ref[Any]] = []
 
-    def built(*arguments: Any) -> Any:
+    def build_after_release(*arguments: Any) -> Any:
         assert all(model() is None for model in models)
         models.append(weakref.ref(model := build_model(*arguments)))
         return model
 
-    monkeypatch.setattr("krill.training.run.build", built)
-    full(1)
+    monkeypatch.setattr("krill.training.run.build_model", build_after_release)
+    limit_rows(1)
     train_in(make_config(*FOUR, "steps=1"))
     assert len(models) == 3
 
 
-def test_one_row_that_does_not_fit_ends_the_run_with_the_remedies(
-    krill_train: Any, full: Any, capsys: pytest.CaptureFixture[str]
+def test_one_row_that_does_not_fit_fails_with_remedies(
+    krill_train: Any, limit_rows: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tried = full(0)
-    assert krill_train(*FOUR, "hardware.loss=full") == 1
-    assert [rows for _, rows in tried] == [4, 2, 1]
+    attempts = limit_rows(0)
+    assert krill_train(*FOUR, "hardware.loss=limit_rows") == 1
+    assert [rows for _, rows in attempts] == [4, 2, 1]
     error = capsys.readouterr().err.splitlines()[-1]
     assert "out of memory with one row of 64 tokens at a time" in error
-    for word in (
+    for remedy in (
         "hardware.gradient_checkpointing=true",
         "hardware.loss=chunked",
         "sequence_len=32",
         "model=",
     ):
-        assert word in error
+        assert remedy in error
     assert krill_train(*FOUR, "hardware.gradient_checkpointing=true") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "hardware" not in error
 
 
-def test_on_several_ranks_the_error_passes(
+def test_oom_on_several_ranks_is_raised(
     make_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def attempt(config: TrainConfig) -> int:
         if config.batch.micro_batch_size > 1:
-            cuda()
+            raise_cuda_oom()
         return 7
 
     assert retry_on_oom(attempt, make_config(*FOUR), tmp_path) == 7
@@ -201,17 +207,17 @@ def test_on_several_ranks_the_error_passes(
         retry_on_oom(attempt, make_config(*FOUR), tmp_path)
 
 
-def test_other_errors_pass() -> None:
-    for fail in (cuda, allocator, python):
-        with pytest.raises((RuntimeError, MemoryError)) as shortage:
+def test_only_memory_errors_are_out_of_memory() -> None:
+    for fail in (raise_cuda_oom, exhaust_cpu_allocator, raise_memory_error):
+        with pytest.raises((RuntimeError, MemoryError)) as oom:
             fail()
-        assert is_out_of_memory(shortage.value)
+        assert is_out_of_memory(oom.value)
     for error in (RuntimeError("no such luck"), KrillError("diverged"), ValueError("can't allocate memory")):
         assert not is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
-    ("size", "asked", "expected"),
+    ("size", "batch_shape", "expected"),
     [
         (8, BatchShape(8, 1), 4),
         (12, BatchShape(12, 1), 6),
@@ -220,16 +226,16 @@ def test_other_errors_pass() -> None:
         (7, BatchShape(7, 1), 1),
     ],
 )
-def test_the_next_smaller_size_divides_the_rows_of_a_step(
-    size: int, asked: BatchShape, expected: int
+def test_smaller_size_divides_the_rows_of_a_step(size: int, batch_shape: BatchShape, expected: int) -> None:
+    assert shrink_micro_batch(size, batch_shape) == expected
+
+
+@pytest.mark.parametrize("overrides", [("batch.tokens=768",), ("batch.gradient_accumulation_steps=6",)])
+def test_smaller_micro_batch_keeps_the_rows_of_a_step(
+    make_config: Configure, overrides: tuple[str, ...]
 ) -> None:
-    assert shrink_micro_batch(size, asked) == expected
-
-
-@pytest.mark.parametrize("words", [("batch.tokens=768",), ("batch.gradient_accumulation_steps=6",)])
-def test_rows_of_a_step_stay(make_config: Configure, words: tuple[str, ...]) -> None:
-    config = make_config(*words)
-    asked = compute_batch_shape(config.batch, 64)
-    fitted = compute_batch_shape(with_micro_batch_size(config, 1).batch, 64)
-    assert fitted.micro_batch_size == 1 < asked.micro_batch_size
-    assert fitted.rows_per_step == asked.rows_per_step == 12
+    config = make_config(*overrides)
+    requested = compute_batch_shape(config.batch, 64)
+    smaller = compute_batch_shape(with_micro_batch_size(config, 1).batch, 64)
+    assert smaller.micro_batch_size == 1 < requested.micro_batch_size
+    assert smaller.rows_per_step == requested.rows_per_step == 12

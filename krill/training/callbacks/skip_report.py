@@ -1,6 +1,6 @@
-"""What a person is told of a step that the guard left out: why, and which rows and documents it held.
+"""Reports each skipped step: why it was skipped, and which rows and documents it contained.
 
-A line of skipped.jsonl, and a warning, when the line of metrics behind it is written.
+Writes a line of skipped.jsonl and logs a warning when the next line of metrics is written.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from krill.training.setup import RunSetup
 
 log = logging.getLogger("krill")
 MAX_LISTED = 8
-"""So many rows and documents are named on the screen; the file has all."""
+"""The largest number of rows and of documents in a warning; the file lists all."""
 
 
 class SkipReport:
     """Writes skipped.jsonl."""
 
-    def __init__(self, setting: RunSetup, rows_of: Callable[[int], list[int]]):
-        """`rows_of`: the rows that a step sees."""
-        self.setup, self.get_rows = setting, rows_of
-        self.file = setting.folder / "skipped.jsonl"
+    def __init__(self, setup: RunSetup, get_step_rows: Callable[[int], list[int]]):
+        """`get_step_rows`: returns the rows of a step."""
+        self.setup, self.get_step_rows = setup, get_step_rows
+        self.file = setup.folder / "skipped.jsonl"
 
     def truncate(self, step: int) -> None:
-        """Leave out what was told after the line of metrics of `step`: the run goes on from there."""
+        """Removes the lines after `step`, the last line of metrics before the resumed checkpoint."""
         truncate_jsonl(self.file, step)
 
-    def report(self, bad: list[BadStep]) -> None:
-        """Write and say what is known of bad steps."""
-        for step in bad:
-            rows = self.get_rows(step.step)
+    def report(self, bad_steps: list[BadStep]) -> None:
+        """Writes and logs the bad steps."""
+        for step in bad_steps:
+            rows = self.get_step_rows(step.step)
             documents = self._find_documents(rows)
             line: dict[str, Any] = {
                 "step": step.step, "reason": step.reason, "loss": step.loss, "grad_norm": step.grad_norm,
@@ -45,38 +45,38 @@ class SkipReport:
             }  # fmt: skip
             append_jsonl(self.file, line)
             log.warning(
-                "step %d left out: %s; its rows %s hold the documents %s of the training split",
+                "step %d skipped: %s; its rows %s contain the documents %s of the training split",
                 step.step, step.reason, _format_numbers(rows), _format_numbers(documents),
             )  # fmt: skip
-        if bad:
+        if bad_steps:
             log.warning(
-                "all in %s; to see a row: %s",
+                "skipped steps are listed in %s; to see a row: %s",
                 relative_path(self.file),
-                self._format_inspect_command(bad[-1].step),
+                self._format_inspect_command(bad_steps[-1].step),
             )
 
     def _find_documents(self, rows: list[int]) -> list[int]:
-        """The numbers of the documents in some rows, rising, each once."""
+        """Returns the indices of the documents in `rows`, sorted and unique."""
         packed = self.setup.train_rows
-        found = [
+        documents = [
             map_segments_to_documents(packed, slice(packed.offsets[row], packed.offsets[row + 1]))
             for row in rows
         ]
-        return np.unique(np.concatenate(found)).tolist() if found else []
+        return np.unique(np.concatenate(documents)).tolist() if documents else []
 
     def _format_inspect_command(self, step: int) -> str:
         config, store = self.setup.config, relative_path(self.setup.store.folder)
-        row = next(iter(self.get_rows(step)), 0)
-        words = [
+        row = next(iter(self.get_step_rows(step)), 0)
+        overrides = [
             f"store={store}",
             f"sequence_len={config.sequence_len}",
             f"packing={config.packing}",
             f"row={row}",
         ]
-        return shlex.join(["krill-inspect", *words])
+        return shlex.join(["krill-inspect", *overrides])
 
 
 def _format_numbers(numbers: list[int]) -> str:
-    """The first of them, as a person reads them."""
-    more = f" and {len(numbers) - MAX_LISTED} more" if len(numbers) > MAX_LISTED else ""
-    return ", ".join(map(str, numbers[:MAX_LISTED])) + more
+    """Formats the first MAX_LISTED numbers and the number of the others."""
+    rest = f" and {len(numbers) - MAX_LISTED} more" if len(numbers) > MAX_LISTED else ""
+    return ", ".join(map(str, numbers[:MAX_LISTED])) + rest

@@ -1,1 +1,1 @@
-"""Checkpoints and the exported model: written aside, verified, kept, branched off, uploaded."""
+"""Checkpoints and the exported model: saving, retention, branching, export, upload."""

@@ -1,7 +1,7 @@
-"""A checkpoint that a thread writes while the training goes on (save_in_background=true).
+"""Asynchronous saving: a thread writes the checkpoint while training continues (save_in_background=true).
 
-What the next step changes, the weights and the state of the optimizer, is copied to host memory first; the rest of a
-checkpoint is small and written at once. One checkpoint at a time: a save waits for the one before.
+Weights and optimizer state, which the next step changes, are copied to host memory first; the rest of a checkpoint is
+small and written immediately. One checkpoint at a time: a save waits for the previous one.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ log = logging.getLogger("krill")
 
 
 class AsyncCheckpointSaver(TrainerCallback):
-    """The checkpoint that is being written, if there is one; looks after each step whether it is in its place.
+    """Writes one checkpoint at a time in a thread and checks after each step whether it is complete.
 
-    `saved` is then called with its step, by the main thread. A context around the training: it is not left while the
-    thread writes, whatever ends the training.
+    `on_checkpoint_saved` is then called with its step, in the main thread. Also a context manager around the
+    training: it does not exit while the thread writes, whatever ends the training.
     """
 
-    def __init__(self, saved: Callable[[int], None]):
-        self.on_checkpoint_saved = saved
+    def __init__(self, on_checkpoint_saved: Callable[[int], None]):
+        self.on_checkpoint_saved = on_checkpoint_saved
         self.pending_writes: list[Callable[[], object]] = []
         self.executor = ThreadPoolExecutor(1)
         self.pending_step: int | None = None
         self.write_future: Future[None]
 
     def add_write(self, write: Callable[..., object], *arguments: Any) -> None:
-        """Have the thread call `write` for the checkpoint that is started next."""
+        """Adds a call of `write` to the next checkpoint that is started."""
         self.pending_writes.append(partial(write, *arguments))
 
-    def start(self, step: int, sealing: ExitStack) -> None:
-        """Write what was added, then close `sealing`, which puts the checkpoint in its place; the first rank does."""
+    def start(self, step: int, exit_stack: ExitStack) -> None:
+        """Starts the added writes on rank 0, and then closes `exit_stack`, which commits the checkpoint."""
         self.pending_step, writes, self.pending_writes = step, self.pending_writes, []
         if ranks.is_rank0():
-            self.write_future = self.executor.submit(_run_writes, writes, sealing)
+            self.write_future = self.executor.submit(_run_writes, writes, exit_stack)
 
-    def finalize(self, wait: bool = True) -> None:
-        """Call `saved` if the checkpoint is in its place; `wait`: when it is.
+    def finalize(self, blocking: bool = True) -> None:
+        """Calls `on_checkpoint_saved` if the checkpoint is complete; `blocking`: waits until it is.
 
-        Raises what the thread has raised, on all ranks: KrillError where there was no room.
+        Raises the thread's exception on all ranks: KrillError if the disk was full.
         """
         step = self.pending_step
-        if step is not None and ranks.on_rank0(lambda: self._is_written(wait)):
+        if step is not None and ranks.on_rank0(lambda: self._is_written(blocking)):
             self.pending_step = None
             self.on_checkpoint_saved(step)
 
-    def _is_written(self, wait: bool) -> bool:
-        if wait or self.write_future.done():
+    def _is_written(self, blocking: bool) -> bool:
+        if blocking or self.write_future.done():
             self.write_future.result()
             return True
         return False
@@ -67,43 +67,44 @@ class AsyncCheckpointSaver(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.finalize(wait=False)
+        self.finalize(blocking=False)
 
     def __enter__(self) -> AsyncCheckpointSaver:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, *_: object
+    ) -> None:
         if self.pending_step is None or not ranks.is_rank0():
             return
         if not self.write_future.done():
-            log.info("checkpoint  waiting until that of step %d is written", self.pending_step)
+            log.info("checkpoint  waiting for the checkpoint of step %d to be written", self.pending_step)
         failure = self.write_future.exception()
-        if failure is not None and failure is not error:
-            log.error("checkpoint  that of step %d is not saved: %s", self.pending_step, failure)
-        elif failure is None and kind is not None and issubclass(kind, Exception):
+        if failure is not None and failure is not exc_value:
+            log.error("checkpoint  not saved at step %d: %s", self.pending_step, failure)
+        elif failure is None and exc_type is not None and issubclass(exc_type, Exception):
             self.on_checkpoint_saved(self.pending_step)
 
 
-def _run_writes(writes: list[Callable[[], object]], sealing: ExitStack) -> None:
-    with sealing:
+def _run_writes(writes: list[Callable[[], object]], exit_stack: ExitStack) -> None:
+    with exit_stack:
         while writes:
-            writes.pop(0)()  # and what it has written is given back
+            writes.pop(0)()  # popped, so that the copy it holds is freed once it is written
 
 
 def copy_to_host(state: Any) -> Any:
-    """A copy of `state`, its tensors in the memory of the host; those that share a storage share one in the copy.
+    """Returns a copy of `state` with its tensors in host memory; tensors that share storage share it in the copy too.
 
-    So a file of the copy has the bytes of a file of `state`, but for the name of the device in one of torch.save.
+    A file of the copy therefore has the same bytes as a file of `state`, except for torch.save's device names.
     """
     storages: dict[int, UntypedStorage] = {}
-    copies: dict[int, Any] = {}  # deepcopy takes what it finds here
+    copies: dict[int, Any] = {}  # deepcopy's memo
     for tensor in tree_leaves(state):
         if type(tensor) is Tensor:
             source = tensor.untyped_storage()
             if source._cdata not in storages:
                 storages[source._cdata] = UntypedStorage(source.nbytes()).copy_(source)
-            whole = torch.empty(0, dtype=tensor.dtype)
-            copies[id(tensor)] = whole.set_(
+            copies[id(tensor)] = torch.empty(0, dtype=tensor.dtype).set_(
                 storages[source._cdata], tensor.storage_offset(), tensor.size(), tensor.stride()
             )
     return copy.deepcopy(state, copies)

@@ -1,4 +1,4 @@
-"""All ranks write one checkpoint: the first makes its folder, and seals it when every one has written."""
+"""Saves one checkpoint from all ranks: rank 0 creates the folder, and commits it when every rank has written."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from krill.training import ranks
 
 @contextmanager
 def staged_checkpoint_on_all_ranks(
-    folder: Path, later: Callable[[ExitStack], None] | None = None
+    folder: Path, defer_commit: Callable[[ExitStack], None] | None = None
 ) -> Iterator[Path]:
-    """`checkpoints.aside`, the same hidden folder for all ranks; what fails on one fails on all.
+    """Enters `checkpoints.staged_checkpoint` on rank 0 and yields its hidden folder on all ranks.
 
-    `later`: is given, on all ranks, what is to be closed when the first has written the rest.
+    An error on one rank fails all. With `defer_commit` the checkpoint is not committed at the end of the context:
+    `defer_commit` is called on all ranks with the exit stack to close once rank 0 has written the rest.
     """
-    with ExitStack() as sealing:
-        partial = ranks.on_rank0(lambda: sealing.enter_context(checkpoints.staged_checkpoint(folder)))
+    with ExitStack() as exit_stack:
+        partial = ranks.on_rank0(lambda: exit_stack.enter_context(checkpoints.staged_checkpoint(folder)))
         with ranks.raise_on_any_rank():
             yield partial
-        if later is not None:
-            later(sealing.pop_all())
+        if defer_commit is not None:
+            defer_commit(exit_stack.pop_all())
         else:
-            ranks.on_rank0(sealing.close)
+            ranks.on_rank0(exit_stack.close)

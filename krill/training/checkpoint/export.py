@@ -1,4 +1,4 @@
-"""The finished weights and their config.json, as transformers and those who serve plain weights (vLLM) read them."""
+"""Exports the trained weights and config.json in the format that transformers and inference servers (vLLM) load."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def export_model(model: Any, folder: Path, dtype: Literal["fp32", "bf16"]) -> None:
-    """Write model.safetensors and config.json to `folder`; the parameters of `model` are rounded to `dtype` in place.
+    """Writes model.safetensors and config.json to `folder`; rounds the parameters of `model` to `dtype` in place.
 
-    Buffers stay as they are, as they do when transformers loads a model: the angles of RoPE are no weights.
+    Buffers keep their dtype, as when transformers loads a model: RoPE's frequencies are not weights.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(EXPORT_DTYPES[dtype])
@@ -26,6 +26,6 @@ def export_model(model: Any, folder: Path, dtype: Literal["fp32", "bf16"]) -> No
 
 
 def _legacy_config_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """What readers that go by transformers 4 look for: without rope_theta they would silently take 10,000."""
+    """Returns the keys that software written for transformers 4 reads: without rope_theta it silently uses 10,000."""
     theta = (config.get("rope_parameters") or {}).get("rope_theta")
     return {"torch_dtype": config["dtype"]} | ({} if theta is None else {"rope_theta": theta})

@@ -1,4 +1,4 @@
-"""What a run uploads to the Hugging Face Hub, where it is asked to: checkpoints while it trains, last the model."""
+"""Uploads a run to the Hugging Face Hub: checkpoints during training, and the model at the end."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ log = logging.getLogger("krill")
 
 
 class HubUploader:
-    """Uploads each checkpoint in the background, but for those that a newer one overtakes while they wait.
+    """Uploads each checkpoint in the background, except those superseded by a newer one while they wait.
 
-    What fails is told, and tried again with the next one. A context around the training: where it is left, the newest
-    checkpoint is on the Hub, or that was tried once more; an interrupt does not wait for it.
+    A failed upload is logged, and retried with the next checkpoint. Also a context manager around the training: on
+    exit it waits until the newest checkpoint is on the Hub, retrying once; an interrupt does not wait.
     """
 
     def __init__(self, record: Record, hub: HubConfig):
@@ -32,25 +32,25 @@ class HubUploader:
         self.threads: list[Thread] = []
         self.latest_staged: Path | None = None
         self.last_error: Exception | None = None
-        place = record.status.get("uploaded", {})
-        self.uploaded_step: int | None = place.get("step") if place.get("id") == hub.id else None
+        uploaded = record.status.get("uploaded", {})
+        self.uploaded_step: int | None = uploaded.get("step") if uploaded.get("id") == hub.id else None
         if record.is_writer:
             shutil.rmtree(self.run_folder / STAGING_FOLDER, ignore_errors=True)
 
     def on_checkpoint_saved(self, step: int) -> None:
-        """To be called when the checkpoint of a step is in its place."""
+        """Starts the upload of the checkpoint of `step`; called when it is complete."""
         if self.should_upload:
             self._start_upload(step)
 
     def __enter__(self) -> HubUploader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, Exception):
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        if exc_type is None or issubclass(exc_type, Exception):
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the newest checkpoint is uploaded; try once more where that has failed."""
+        """Waits until the newest checkpoint is uploaded; retries once if that failed."""
         saved = (
             checkpoints.complete_checkpoints(self.run_folder / "checkpoints") if self.should_upload else []
         )
@@ -58,7 +58,9 @@ class HubUploader:
             return
         step = checkpoints.parse_step(saved[-1])
         if any(thread.is_alive() for thread in self.threads):
-            log.info("hub         waiting until the checkpoint of step %d is in %s", step, self.hub.id)
+            log.info(
+                "hub         waiting for the checkpoint of step %d to be uploaded to %s", step, self.hub.id
+            )
         self._join_threads()
         if self.last_error or self.uploaded_step != step:
             self._start_upload(step)
@@ -67,9 +69,9 @@ class HubUploader:
             self.record.update(uploaded={"id": self.hub.id, "step": self.uploaded_step})
 
     def finish(self) -> None:
-        """Upload the finished model, last of all.
+        """Uploads the finished model, after the last checkpoint.
 
-        Raises KrillError where that fails, or where the last checkpoint is not on the Hub.
+        Raises KrillError if that fails, or if the last checkpoint could not be uploaded.
         """
         if not self.hub.push and not self.hub.checkpoints:
             return
@@ -81,7 +83,7 @@ class HubUploader:
         except Exception as error:  # the Hub's client raises errors of several libraries
             raise KrillError(
                 f"hub: the upload to {self.hub.id} failed ({describe_error(error)}). The model is in "
-                f"{relative_path(self.run_folder / 'model')}; give the same command again to try once more"
+                f"{relative_path(self.run_folder / 'model')}; run the same command to retry"
             ) from error
         log.info("hub         %s", url)
 

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, the best by validation loss, the last one before the decay of wsd."""
+"""Checkpoint retention: keeps the newest, the best by validation loss and the last one before the decay of wsd."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from krill.runs.record import Record, read_validations
 
 
 class CheckpointRetention(TrainerCallback):
-    """Rotates after each save, and writes the best checkpoint that is kept into status.json.
+    """Deletes old checkpoints after each save, and records the best remaining one in status.json.
 
-    `spared`: a step whose checkpoint stays in any case; `broken`: checkpoints that did not verify when the run
-    went on. A checkpoint is judged by the validation of its own step, before or after it was saved.
+    Args:
+        record: the run's record.
+        config: keep_checkpoints and keep_best apply.
+        protected_step: the step whose checkpoint is never deleted; None: none.
+        corrupt_checkpoints: checkpoints that failed verification when the run resumed.
+
+    The loss of a checkpoint is the validation loss of its own step, measured before or after the save.
     """
 
-    def __init__(self, record: Record, config: TrainConfig, spared: int | None, broken: list[Path]):
-        self.record, self.config, self.protected_step, self.corrupt_checkpoints = (
-            record,
-            config,
-            spared,
-            broken,
-        )
+    def __init__(
+        self,
+        record: Record,
+        config: TrainConfig,
+        protected_step: int | None,
+        corrupt_checkpoints: list[Path],
+    ):
+        self.record, self.config = record, config
+        self.protected_step, self.corrupt_checkpoints = protected_step, corrupt_checkpoints
         self.folder = record.folder / "checkpoints"
         self.eval_losses = {line["step"]: line["eval_loss"] for line in read_validations(record.folder)}
 
@@ -41,19 +48,19 @@ class CheckpointRetention(TrainerCallback):
         self._update_best()
 
     def on_checkpoint_saved(self, step: int) -> None:
-        """To be called when the checkpoint of a step is in its place."""
-        saved = self.folder / f"checkpoint-{step}"
-        self.corrupt_checkpoints = [path for path in self.corrupt_checkpoints if path != saved]
-        spared = {step for step in (self.protected_step, self._update_best()) if step is not None}
+        """Deletes old checkpoints; called when the checkpoint of `step` is complete."""
+        checkpoint = self.folder / f"checkpoint-{step}"
+        self.corrupt_checkpoints = [path for path in self.corrupt_checkpoints if path != checkpoint]
+        protected = {step for step in (self.protected_step, self._update_best()) if step is not None}
         checkpoints.rotate_checkpoints(
-            self.folder, self.config.keep_checkpoints, spared, self.corrupt_checkpoints
+            self.folder, self.config.keep_checkpoints, protected, self.corrupt_checkpoints
         )
 
     def _update_best(self) -> int | None:
-        """The step of the lowest validation loss among the checkpoints; of equal ones the first."""
+        """Records the checkpoint with the lowest validation loss and returns its step; the first of equal ones."""
         if not self.config.keep_best:
             return None
-        judged: list[dict[str, Any]] = [
+        candidates: list[dict[str, Any]] = [
             {
                 "step": step,
                 "eval_loss": self.eval_losses[step],
@@ -62,7 +69,7 @@ class CheckpointRetention(TrainerCallback):
             for path in checkpoints.complete_checkpoints(self.folder, self.corrupt_checkpoints)
             if (step := checkpoints.parse_step(path)) in self.eval_losses
         ]
-        best = min(judged, key=lambda entry: entry["eval_loss"], default={})
+        best = min(candidates, key=lambda entry: entry["eval_loss"], default={})
         if best != self.record.status.get("best", {}):
             self.record.update(best=best)
         return best.get("step")

@@ -1,1 +1,1 @@
-"""What a run will cost in memory and time, before it starts."""
+"""Estimates of a run's memory and time before it starts, and the dry run."""

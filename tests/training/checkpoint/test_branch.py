@@ -1,4 +1,4 @@
-"""A branch ends as a run that had its schedule from the beginning, and what cannot end so is refused."""
+"""A branch ends like a run that had its schedule from the beginning; a branch that could not is rejected."""
 
 from __future__ import annotations
 
@@ -9,53 +9,48 @@ from typing import Any
 
 import pytest
 from faults import train_and_signal
-from trainings import assert_same_result
+from trainings import assert_same_result, list_checkpoint_steps
 
-from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
 
-TRUNK = ("scheduler=wsd", "steps=10", "save_every=100", "keep_checkpoints=1", "eval_every=5")
-"""Falls in the last fifth, from step 8 on."""
+BASE = ("scheduler=wsd", "steps=10", "save_every=100", "keep_checkpoints=1", "eval_every=5")
+"""Overrides of the base run, which decays in the last fifth of its steps, from step 8."""
 LONGER = ("scheduler=wsd", "steps=12", "scheduler.decay=0.33333", "save_every=100", "eval_every=5")
 
 
-def steps_saved(run: Path) -> list[int]:
-    return [checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(run / "checkpoints")]
-
-
 @pytest.fixture
-def trunk(krill_train: Any) -> Path:
-    assert krill_train(*TRUNK) == 0
+def base_run(krill_train: Any) -> Path:
+    assert krill_train(*BASE) == 0
     return krill_train.runs()[0]
 
 
 @pytest.mark.parametrize("optimizer", ["muon_moonlight", "adamw"])
-def test_it_ends_with_the_bytes_of_a_run_that_had_its_schedule_from_the_beginning(
+def test_branch_is_bitwise_identical_to_a_run_with_its_schedule_from_the_beginning(
     optimizer: str, krill_train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert krill_train(*TRUNK, f"optimizer={optimizer}") == 0
-    (trunk,) = krill_train.runs()
-    assert steps_saved(trunk) == [8, 10], "the one before the decay is kept"
+    assert krill_train(*BASE, f"optimizer={optimizer}") == 0
+    (base_run,) = krill_train.runs()
+    assert list_checkpoint_steps(base_run) == [8, 10], "the checkpoint before the decay is kept"
     assert krill_train(*LONGER, f"optimizer={optimizer}") == 0
     straight = krill_train.runs()[-1]
     capsys.readouterr()
-    assert krill_train(*LONGER, f"optimizer={optimizer}", f"branch={trunk}") == 0
+    assert krill_train(*LONGER, f"optimizer={optimizer}", f"branch={base_run}") == 0
     branch = krill_train.runs()[-1]
-    assert f"going on from step 8 of runs/llama_pico/{trunk.name}" in capsys.readouterr().err
+    assert f"going on from step 8 of runs/llama_pico/{base_run.name}" in capsys.readouterr().err
     assert_same_result(branch, straight)
-    assert (read_status(branch) or {})["branch"] == {"run": str(trunk), "step": 8}
-    assert steps_saved(trunk) == [8, 10]
+    assert (read_status(branch) or {})["branch"] == {"run": str(base_run), "step": 8}
+    assert list_checkpoint_steps(base_run) == [8, 10]
 
 
-def test_the_first_step_of_the_branch_has_the_rate_of_its_own_schedule(krill_train: Any, trunk: Path) -> None:
-    words = (
+def test_branch_follows_its_own_schedule_from_its_first_step(krill_train: Any, base_run: Path) -> None:
+    overrides = (
         "scheduler=wsd",
         "steps=10",
         "scheduler.decay=0.2",
         "scheduler.decay_shape=sqrt",
-        f"branch={trunk}",
+        f"branch={base_run}",
     )
-    assert krill_train(*words) == 0
+    assert krill_train(*overrides) == 0
     rates = [
         [line["lr/matrices"] for line in read_metrics(run) if "loss" in line] for run in krill_train.runs()
     ]
@@ -66,78 +61,82 @@ def test_the_first_step_of_the_branch_has_the_rate_of_its_own_schedule(krill_tra
     )
 
 
-def test_stopped_and_started_again_it_goes_on_in_its_own_folder(krill_train: Any, trunk: Path) -> None:
-    words = (*LONGER, f"branch={trunk}")
-    assert krill_train(*words) == 0
-    whole = krill_train.runs()[-1]
-    assert train_and_signal(krill_train, signal.SIGTERM, 10, *words) == 75
-    stopped = krill_train.runs()[-1]
-    assert steps_saved(stopped) == [10]
-    assert krill_train(*words) == 0
+def test_interrupted_branch_resumes_in_its_own_folder(krill_train: Any, base_run: Path) -> None:
+    overrides = (*LONGER, f"branch={base_run}")
+    assert krill_train(*overrides) == 0
+    undisturbed = krill_train.runs()[-1]
+    assert train_and_signal(krill_train, signal.SIGTERM, 10, *overrides) == 75
+    interrupted = krill_train.runs()[-1]
+    assert list_checkpoint_steps(interrupted) == [10]
+    assert krill_train(*overrides) == 0
     assert krill_train.states() == ["finished"] * 3
-    assert_same_result(stopped, whole)
+    assert_same_result(interrupted, undisturbed)
 
 
-def test_a_checkpoint_of_a_constant_rate_and_several_decays_in_a_sweep(krill_train: Any) -> None:
+def test_sweep_of_decays_branches_off_one_checkpoint_of_a_constant_schedule(krill_train: Any) -> None:
     assert krill_train("scheduler=constant", "steps=6", "save_every=2") == 0
-    place = krill_train.runs()[0] / "checkpoints" / "checkpoint-4"
-    words = ("-m", "scheduler=wsd", "scheduler.decay=0.2,0.3", "steps=8", f"branch={place}", "name=decays")
-    assert krill_train(*words) == 0
+    checkpoint = krill_train.runs()[0] / "checkpoints" / "checkpoint-4"
+    overrides = (
+        "-m", "scheduler=wsd", "scheduler.decay=0.2,0.3", "steps=8", f"branch={checkpoint}", "name=decays",
+    )  # fmt: skip
+    assert krill_train(*overrides) == 0
     statuses = [read_status(path.parent) for path in (krill_train.outputs / "sweeps").rglob("status.json")]
     assert [status and status["branch"]["step"] for status in statuses] == [4, 4]
 
 
-def test_the_decay_may_be_on_other_text(krill_train: Any, trunk: Path, tmp_path: Path) -> None:
+def test_decay_on_other_text_keeps_the_tokenizer_of_the_base_run(
+    krill_train: Any, base_run: Path, tmp_path: Path
+) -> None:
     text = tmp_path / "other.jsonl"
     text.write_text("".join(json.dumps({"text": f"another fox {n} jumps again"}) + "\n" for n in range(40)))
-    words = [*LONGER, f"branch={trunk}", f"data.paths=[{text}]"]
-    assert krill_train(*words) == 2
-    tokenizer = (read_status(trunk) or {})["tokenizer"]["folder"]
-    assert krill_train(*words, "tokenizer=pretrained", f"tokenizer.path={tokenizer}") == 0
+    overrides = [*LONGER, f"branch={base_run}", f"data.paths=[{text}]"]
+    assert krill_train(*overrides) == 2
+    tokenizer = (read_status(base_run) or {})["tokenizer"]["folder"]
+    assert krill_train(*overrides, "tokenizer=pretrained", f"tokenizer.path={tokenizer}") == 0
     status = read_status(krill_train.runs()[-1]) or {}
-    assert status["data"]["signature"] != (read_status(trunk) or {})["data"]["signature"]
+    assert status["data"]["signature"] != (read_status(base_run) or {})["data"]["signature"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("changes", "message"),
     [
-        ("lr=1 sequence_len=32", "lr, sequence_len, model, optimizer differ from that run's; write from="),
+        ("lr=1 sequence_len=32", "lr, sequence_len, model, optimizer differ from that run's; use from="),
         ("branch={run}/model", "neither a run of krill nor one of its checkpoints"),
         ("branch={run}/checkpoints/checkpoint-3", "neither a run of krill nor one of its checkpoints"),
         ("branch=nowhere", "neither a run of krill nor one of its checkpoints"),
-        ("branch={run}/checkpoints/checkpoint-10", "in the decay (from step 8); branch off in between"),
-        ("steps=8", "it has 8 steps already, steps=8 goes no further"),
-        ("scheduler.decay=0.5", "write scheduler=wsd scheduler.decay=0.33333333 or less, or more steps"),
-        ("scheduler=cosine scheduler.decay=null", "the decay of this schedule would have begun at step 1"),
+        ("branch={run}/checkpoints/checkpoint-10", "in the decay (from step 8); use a checkpoint in between"),
+        ("steps=8", "the checkpoint is at step 8 already; use steps= with more than 8 (it is 8)"),
+        ("scheduler.decay=0.5", "use scheduler=wsd scheduler.decay=0.33333333 or less, or more steps"),
+        ("scheduler=cosine scheduler.decay=null", "the decay of this schedule would have started at step 1"),
         ("scheduler.warmup=0.9 scheduler.decay=0.1", "the warm-up of this schedule would last until step 11"),
         ("steps=null epochs=2", "branch= needs steps="),
-        ("tokenizer.vocab_size=330", "read its text with another tokenizer; write tokenizer=pretrained"),
+        ("tokenizer.vocab_size=330", "that run used another tokenizer; use tokenizer=pretrained"),
     ],
 )
-def test_what_cannot_go_on_as_if_it_had_always_been_so_is_refused(
-    words: str, told: str, krill_train: Any, trunk: Path, capsys: pytest.CaptureFixture[str]
+def test_branch_that_cannot_match_a_straight_run_is_rejected(
+    changes: str, message: str, krill_train: Any, base_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed = {word.partition("=")[0]: word for word in [*LONGER, f"branch={trunk}"]}
-    typed |= {word.partition("=")[0]: word for word in words.format(run=trunk).split()}
-    typed = {key: word for key, word in typed.items() if word != "scheduler.decay=null"}
-    for arguments in (list(typed.values()), [*typed.values(), "dry_run=true"]):
+    overrides = {text.partition("=")[0]: text for text in [*LONGER, f"branch={base_run}"]}
+    overrides |= {text.partition("=")[0]: text for text in changes.format(run=base_run).split()}
+    overrides = {key: text for key, text in overrides.items() if text != "scheduler.decay=null"}
+    for arguments in (list(overrides.values()), [*overrides.values(), "dry_run=true"]):
         capsys.readouterr()
         assert krill_train(*arguments) == 2
-        assert told in capsys.readouterr().err
-    assert krill_train.runs() == [trunk]
+        assert message in capsys.readouterr().err
+    assert krill_train.runs() == [base_run]
 
 
-def test_of_a_cosine_there_is_nothing_to_branch_off(
+def test_cosine_run_has_no_checkpoint_to_branch_off(
     krill_train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train("scheduler=cosine", "steps=4") == 0
     assert krill_train(*LONGER, f"branch={krill_train.runs()[0]}") == 2
-    assert "no checkpoint of that run lies between its warm-up and its decay" in capsys.readouterr().err
+    assert "no checkpoint of that run is between its warm-up and its decay" in capsys.readouterr().err
 
 
-def test_the_plan_says_where_it_goes_on(
-    krill_train: Any, trunk: Path, capsys: pytest.CaptureFixture[str]
+def test_dry_run_shows_the_step_of_the_branch(
+    krill_train: Any, base_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    assert krill_train(*LONGER, f"branch={trunk}", "dry_run=true") == 0
-    assert f"branch      goes on from step 8 of {trunk}" in capsys.readouterr().out
+    assert krill_train(*LONGER, f"branch={base_run}", "dry_run=true") == 0
+    assert f"branch      from step 8 of {base_run}" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The model card says what the record says, and nothing of this machine."""
+"""The model card agrees with the run's record and shows no paths of this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def card(krill_train: Any) -> tuple[str, Path]:
     return (run / "model" / "README.md").read_text(encoding="utf-8"), run
 
 
-def test_it_says_what_the_record_says(card: tuple[str, Path]) -> None:
+def test_card_agrees_with_the_record(card: tuple[str, Path]) -> None:
     text, run = card
     status = read_status(run) or {}
     assert text.startswith("---\n")
@@ -33,7 +33,7 @@ def test_it_says_what_the_record_says(card: tuple[str, Path]) -> None:
     assert status["data"]["signature"][:16] in text
 
 
-def test_its_curve_is_thinned_and_ends_with_the_last_step(card: tuple[str, Path]) -> None:
+def test_curve_is_thinned_and_ends_with_the_last_step(card: tuple[str, Path]) -> None:
     text, run = card
     steps = [int(step) for step in re.findall(r"^\| (\d+) \| [\d,]+ \| \d\.\d+ \|", text, re.MULTILINE)]
     assert len(steps) <= 12
@@ -41,23 +41,23 @@ def test_its_curve_is_thinned_and_ends_with_the_last_step(card: tuple[str, Path]
     assert steps == sorted(steps)
 
 
-def test_no_folder_of_this_machine_is_in_it(card: tuple[str, Path], texts: Path) -> None:
+def test_card_has_no_folder_of_this_machine(card: tuple[str, Path], texts: Path) -> None:
     text, run = card
     assert texts.name in text
     assert str(texts.parent) not in text
     assert str(run.parents[2]) not in text
 
 
-def test_its_configuration_is_what_determines_the_result(card: tuple[str, Path]) -> None:
+def test_configuration_has_only_the_keys_that_determine_the_result(card: tuple[str, Path]) -> None:
     text, run = card
-    told = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    whole = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    assert {"lr", "steps", "model", "optimizer", "scheduler", "batch", "seed"} <= told.keys()
-    assert told == {key: whole[key] for key in told}
-    assert not {"data", "output", "hub", "log_every"} & told.keys()
+    shown = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    recorded = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert {"lr", "steps", "model", "optimizer", "scheduler", "batch", "seed"} <= shown.keys()
+    assert shown == {key: recorded[key] for key in shown}
+    assert not {"data", "output", "hub", "log_every"} & shown.keys()
 
 
-def test_without_validation_text_it_has_the_training_loss(krill_train: Any) -> None:
+def test_curve_without_validation_has_the_training_loss(krill_train: Any) -> None:
     assert krill_train("data.validation_fraction=0") == 0
     (run,) = krill_train.runs()
     text = (run / "model" / "README.md").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def test_without_validation_text_it_has_the_training_loss(krill_train: Any) -> N
     ]
 
 
-def test_of_several_sources_it_has_the_results_of_each(krill_train: Any, texts: Path, tmp_path: Path) -> None:
+def test_results_list_each_source(krill_train: Any, texts: Path, tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text(texts.read_text().replace("fox", "cat").replace("the", "no"))
     assert krill_train(f"data.paths=[{texts},{tmp_path / 'other.jsonl'}]", "tokenizer.vocab_size=330") == 0
     (run,) = krill_train.runs()
