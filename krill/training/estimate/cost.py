@@ -1,4 +1,4 @@
-"""What a run will cost, told before it begins: FLOPs, time, memory, disk (dry_run=true)."""
+"""Estimates what a run will cost before it starts: FLOPs, time, memory, disk (dry_run=true)."""
 
 from __future__ import annotations
 
@@ -10,38 +10,35 @@ import torch
 from krill.config.schema import CustomModelConfig, TrainConfig, WSDSchedulerConfig
 from krill.models.build import build_meta_model
 from krill.models.cost import compute_training_flops
-from krill.training.batch_shape import (
-    resolve_batch_shape,
-    resolve_device,
-    resolve_precision,
-    resolve_world_size,
-)
+from krill.training.batch_shape import resolve_batch_shape
+from krill.training.compute.device import resolve_device, resolve_precision, resolve_world_size
 from krill.training.estimate import memory
 from krill.training.estimate.memory import estimate_checkpoint_bytes, format_bytes
 from krill.training.metrics.peak_flops import get_peak_flops
 
 ASSUMED_MFU = 0.4
-"""Of the device's peak that a run is assumed to use: PaLM reports 0.46 (Chowdhery et al. 2022), the built-in run
-reaches 0.4 to 0.6 on a CPU. Very small models on a GPU stay far below."""
+"""The assumed model FLOPs utilization. PaLM reports 0.46 (Chowdhery et al. 2022); krill's default run reaches 0.4 to
+0.6 on a CPU. Very small models on a GPU stay far below."""
 
 
 def format_cost_lines(
     config: TrainConfig, vocab_size: int, steps: int | None, attended: float | None
 ) -> list[str]:
-    """The costs for a person to read, a line each.
+    """Returns the lines of the cost estimate.
 
     Args:
-        config: the run; the cost of a model of a person's own is not known.
-        vocab_size: the tokenizer's.
-        steps: optimizer steps; None: not known yet.
-        attended: tokens that one attends to, as `compute_mean_attended_tokens` counts them; None: as if one document filled a row.
+        config: the run; the cost of a custom model is unknown.
+        vocab_size: the size of the tokenizer's vocabulary.
+        steps: the number of optimizer steps; None: not known yet.
+        attended: the mean number of tokens that a token attends to (`compute_mean_attended_tokens`); None: as if one
+            document filled a row.
     """
     if isinstance(config.model, CustomModelConfig):
-        return ["cost        not known beforehand of a model of your own"]
-    told = [*memory.format_memory_lines(config, vocab_size), _describe_disk(config, vocab_size, steps)]
+        return ["cost        unknown for a custom model"]
+    lines = [*memory.format_memory_lines(config, vocab_size), _describe_disk(config, vocab_size, steps)]
     if steps is None:
-        return told
-    return [*_describe_compute(config, vocab_size, steps, attended), *told]
+        return lines
+    return [*_describe_compute(config, vocab_size, steps, attended), *lines]
 
 
 def _describe_compute(config: TrainConfig, vocab_size: int, steps: int, attended: float | None) -> list[str]:
@@ -53,30 +50,36 @@ def _describe_compute(config: TrainConfig, vocab_size: int, steps: int, attended
     )
     tokens = steps * resolve_batch_shape(config).rows_per_step * config.sequence_len
     flops = compute_training_flops(build_meta_model(config.model, vocab_size), config.sequence_len, attended)
-    most = "" if attended is not None else ", at most: short documents take less"
+    bound = "" if attended is not None else ", at most: short documents take less"
     time = _format_duration(tokens * flops / (ASSUMED_MFU * peak * resolve_world_size(config)))
     return [
-        f"cost        {tokens * flops:.3g} FLOP: {tokens:,} tokens of {flops:.3g}{most}",
-        f"time        about {time} at {100 * ASSUMED_MFU:.0f} % of {peak / 1e12:.3g} TFLOP/s, validations not counted",
+        f"cost        {tokens * flops:.3g} FLOP: {tokens:,} tokens of {flops:.3g}{bound}",
+        f"time        about {time} at {100 * ASSUMED_MFU:.0f} % of {peak / 1e12:.3g} TFLOP/s, without validations",
     ]
 
 
 def _describe_disk(config: TrainConfig, vocab_size: int, steps: int | None) -> str:
-    """Checkpoints that are kept and one that is being saved, and the model."""
+    """Returns the disk space of the kept checkpoints, the one being saved, and the model."""
     weights, state = estimate_checkpoint_bytes(config, vocab_size)
-    one = weights + state
+    checkpoint_size = weights + state
     count = config.keep_checkpoints + config.keep_best + isinstance(config.scheduler, WSDSchedulerConfig) + 1
     if steps is not None:
         count = min(count, -(-steps // config.save_every))
-    size = format_bytes(count * one + weights)
-    return f"disk        at most {size}: checkpoints {count} × {format_bytes(one)}, the model {format_bytes(weights)}"
+    total = format_bytes(count * checkpoint_size + weights)
+    return (
+        f"disk        at most {total}: checkpoints {count} × {format_bytes(checkpoint_size)}, "
+        f"model {format_bytes(weights)}"
+    )
 
 
 def compute_mean_attended_tokens(ends: np.ndarray, sequence_len: int) -> float:
-    """Tokens that one attends to on average, itself included, where documents that end at `ends` (uint64
-    (documents,)) are cut into rows of `sequence_len`."""
-    whole, rest = np.divmod(np.diff(ends.astype(np.float64), prepend=0.0), sequence_len)
-    pairs = whole * (sequence_len * (sequence_len + 1) / 2) + rest * (rest + 1) / 2
+    """Returns the mean number of tokens that a token attends to, including itself.
+
+    `ends`: the end of each document in the token stream, uint64 (documents,); documents are cut into rows of
+    `sequence_len` tokens.
+    """
+    full_rows, rest = np.divmod(np.diff(ends.astype(np.float64), prepend=0.0), sequence_len)
+    pairs = full_rows * (sequence_len * (sequence_len + 1) / 2) + rest * (rest + 1) / 2
     return float(pairs.sum() / ends[-1])
 
 

@@ -1,4 +1,4 @@
-"""What `krill-train` would do, a line each (dry_run=true)."""
+"""Lists what `krill-train` would do, without doing it (dry_run=true)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from krill.training.preflight import run_preflight_checks
 
 
 def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
-    """What `krill-train` would do, a line each; nothing is written (dry_run=true)."""
+    """Returns lines that describe what `krill-train` would do; writes nothing.
+
+    Raises UsageError for everything that the run itself would reject before it starts.
+    """
     from krill.data.store import Store
     from krill.models.build import count_parameters
     from krill.training.estimate import cost
@@ -28,7 +31,7 @@ def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
         f"model       {config.model.name}: {parameters:,} parameters, vocabulary {vocab_size}",
         f"tokenizer   {'reuse' if tokenizer.is_dir() else 'train'} {tokenizer}",
         f"tokens      {'reuse' if store.is_dir() else 'prepare'} {store}",
-        f"batch       {batch.rows_per_step} rows of {config.sequence_len} = {tokens_per_step:,} tokens a step",
+        f"batch       {batch.rows_per_step} rows of {config.sequence_len} = {tokens_per_step:,} tokens per step",
         f"device      {compute.device}",
         f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
     ]
@@ -41,7 +44,9 @@ def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
         steps = compute_training_length(config, rows, batch.rows_per_step).steps
         lines.append(f"steps       about {steps:,} for {config.epochs:g} epochs")
     else:
-        lines.append(f"steps       what {config.epochs:g} epochs are, known when the tokens are prepared")
+        lines.append(
+            f"steps       {config.epochs:g} epochs; the number is known once the tokens are prepared"
+        )
     attended = (
         cost.compute_mean_attended_tokens(train.ends, config.sequence_len) if train and train.tokens else None
     )
@@ -50,9 +55,9 @@ def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
         from krill.training.checkpoint.branch import resolve_branch
 
         branch = resolve_branch(config.branch)
-        lines.append(f"branch      goes on from step {branch.step} of {branch.run_folder}")
-    place = Path(config.output) if config.output else inputs.outputs / "runs" / config.name
-    lines.append(f"folder      {place}")
+        lines.append(f"branch      from step {branch.step} of {branch.run_folder}")
+    folder = Path(config.output) if config.output else inputs.outputs / "runs" / config.name
+    lines.append(f"folder      {folder}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Whether a training step fits into the device's memory, told before it is tried."""
+"""Estimates the memory of a training step, and suggests what to change if it does not fit."""
 
 from __future__ import annotations
 
@@ -19,26 +19,22 @@ from krill.models.cost import (
     get_parameter_counts,
 )
 from krill.optim.groups import build_param_groups
-from krill.training.batch_shape import (
-    resolve_batch_shape,
-    resolve_device,
-    resolve_precision,
-    resolve_world_size,
-)
+from krill.training.batch_shape import resolve_batch_shape
 from krill.training.compute.cross_entropy import CHUNK
+from krill.training.compute.device import resolve_device, resolve_precision, resolve_world_size
 from krill.training.compute.liger import select_loss
 from krill.training.oom_retry import shrink_micro_batch, suggest_oom_remedies
 
 
 def estimate_step_memory(config: TrainConfig, vocab_size: int, rows: int) -> MemoryEstimate:
-    """Bytes of a training step with micro batches of `rows` rows, on each rank.
+    """Returns the bytes of a training step with micro batches of `rows` rows, per rank.
 
-    With save_in_background the copy that is written counts where the device is the CPU, in whose memory it lies.
-    The state of an optimizer of a person's own is not in it; Liger's loss is taken to have krill's chunks.
+    On the CPU, save_in_background adds the copy that is being written. The state of a custom optimizer is not
+    included; Liger's loss is assumed to use krill's chunk size.
     """
     device = resolve_device(config.device)
     model = build_meta_model(config.model, vocab_size)
-    whole = estimate_training_memory(
+    estimate = estimate_training_memory(
         model,
         _build_param_groups(config, model),
         rows,
@@ -48,18 +44,18 @@ def estimate_step_memory(config: TrainConfig, vocab_size: int, rows: int) -> Mem
         config.hardware.gradient_checkpointing,
     )
     if config.save_in_background and device == "cpu":
-        whole = replace(whole, saving=whole.weights + whole.optimizer)
+        estimate = replace(estimate, saving=estimate.weights + estimate.optimizer)
     if config.hardware.sharding == "none":
-        return whole
-    share = {
-        part: -(-getattr(whole, part) // resolve_world_size(config))
+        return estimate
+    sharded = {
+        part: -(-getattr(estimate, part) // resolve_world_size(config))
         for part in ("weights", "gradients", "optimizer")
     }
-    return replace(whole, **share)
+    return replace(estimate, **sharded)
 
 
 def estimate_checkpoint_bytes(config: TrainConfig, vocab_size: int) -> tuple[int, int]:
-    """Bytes of the weights and of the optimizer's state in a checkpoint, those of all ranks together."""
+    """Returns the bytes of the weights and of the optimizer state in a checkpoint, over all ranks."""
     model = build_meta_model(config.model, vocab_size)
     return 4 * get_parameter_counts(model).total, sum(
         map(compute_state_bytes, _build_param_groups(config, model))
@@ -67,7 +63,7 @@ def estimate_checkpoint_bytes(config: TrainConfig, vocab_size: int) -> tuple[int
 
 
 def _build_param_groups(config: TrainConfig, model: PreTrainedModel) -> list[dict[str, Any]]:
-    """Of the optimizer; of a person's own none are known."""
+    """Returns the optimizer's parameter groups; none for a custom optimizer, whose groups are unknown."""
     return (
         []
         if isinstance(config.optimizer, CustomOptimizerConfig)
@@ -76,55 +72,53 @@ def _build_param_groups(config: TrainConfig, model: PreTrainedModel) -> list[dic
 
 
 def get_device_memory(device: str) -> int:
-    """Bytes of the CUDA device; of the CPU those of the machine, or of its control group (a container, a job)."""
+    """Returns the memory in bytes: of the CUDA device; for the CPU, of the machine or its cgroup (container, job)."""
     if device == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # there is none, or it says max
+    except (OSError, ValueError):  # there is no cgroup, or its limit is "max"
         return machine
 
 
 def format_memory_lines(config: TrainConfig, vocab_size: int) -> list[str]:
-    """What a step needs of what is there; and a warning that says what to write where that is too little."""
-    batch, there = resolve_batch_shape(config), get_device_memory(resolve_device(config.device))
-    needed = estimate_step_memory(config, vocab_size, batch.micro_batch_size)
+    """Returns a line on the memory of a step, and a warning with a suggestion if the device has too little."""
+    batch, available = resolve_batch_shape(config), get_device_memory(resolve_device(config.device))
+    estimate = estimate_step_memory(config, vocab_size, batch.micro_batch_size)
     parts = (
-        f"{part} {format_bytes(getattr(needed, part))}"
+        f"{part} {format_bytes(getattr(estimate, part))}"
         for part in ("weights", "gradients", "optimizer", "activations", "logits", "saving")
-        if part != "saving" or needed.saving
+        if part != "saving" or estimate.saving
     )
-    said = f"memory      {_format_usage(needed, there)}: {', '.join(parts)}"
-    return (
-        [said]
-        if needed.total <= there
-        else [said, f"warning     {_suggest_micro_batch_size(config, vocab_size, there)}"]
-    )
+    lines = [f"memory      {_format_usage(estimate, available)}: {', '.join(parts)}"]
+    if estimate.total > available:
+        lines.append(f"warning     {_suggest_micro_batch_size(config, vocab_size, available)}")
+    return lines
 
 
 def summarize_memory(config: TrainConfig, vocab_size: int) -> str:
-    """What a step needs of what is there, in a few words."""
-    needed = estimate_step_memory(config, vocab_size, resolve_batch_shape(config).micro_batch_size)
-    return _format_usage(needed, get_device_memory(resolve_device(config.device)))
+    """Returns the estimated memory of a step and the device's memory, "about 1 GB of 16 GB"."""
+    estimate = estimate_step_memory(config, vocab_size, resolve_batch_shape(config).micro_batch_size)
+    return _format_usage(estimate, get_device_memory(resolve_device(config.device)))
 
 
-def _format_usage(needed: MemoryEstimate, there: int) -> str:
-    return f"about {format_bytes(needed.total)} of {format_bytes(there)}"
+def _format_usage(estimate: MemoryEstimate, available: int) -> str:
+    return f"about {format_bytes(estimate.total)} of {format_bytes(available)}"
 
 
-def _suggest_micro_batch_size(config: TrainConfig, vocab_size: int, there: int) -> str:
+def _suggest_micro_batch_size(config: TrainConfig, vocab_size: int, available: int) -> str:
     batch = resolve_batch_shape(config)
     size = batch.micro_batch_size
     while size > 1:
         size = shrink_micro_batch(size, batch)
-        if estimate_step_memory(config, vocab_size, size).total <= there:
-            passes = f" batch.gradient_accumulation_steps={batch.rows_per_rank // size}"
-            words = f"batch.micro_batch_size={size}{'' if config.batch.tokens else passes}"
-            return f"that is too much; write {words}, which is the same batch"
-    return f"that is too much even for one row at a time; write {suggest_oom_remedies(config)}"
+        if estimate_step_memory(config, vocab_size, size).total <= available:
+            accumulation = f" batch.gradient_accumulation_steps={batch.rows_per_rank // size}"
+            overrides = f"batch.micro_batch_size={size}{'' if config.batch.tokens else accumulation}"
+            return f"not enough memory; use {overrides} for the same batch"
+    return f"not enough memory even with one row at a time; use {suggest_oom_remedies(config)}"
 
 
 def format_bytes(size: float) -> str:
-    """A number of bytes to read: 10⁹ or 10⁶ of them."""
+    """Formats a number of bytes in GB (10⁹) or MB (10⁶)."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
