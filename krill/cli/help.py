@@ -20,7 +20,7 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-preprocess",
         "krill-preprocess data=files data.paths=[a.parquet,b.jsonl] tokenizer=bpe_32k",
         "krill-preprocess data=files data.paths=[text/] filters=web dry_run=true",
-        "krill-preprocess -m data=files data.paths=[text/] data.num_tasks=64 'data.task=range(0,64)' name=shards",
+        "krill-preprocess -m data=files data.paths=[text/] data.num_tasks=64 'data.task=range(0,64)' name=tasks",
     ],
     "tokenizer": [
         "krill-tokenizer tokenizer.vocab_size=8192",

@@ -1,17 +1,18 @@
-"""Leaks: how much of the validation text stands in the training text, too.
+"""Measures contamination: how much of the validation text also occurs in the training text.
 
-A validation token is leaked if it lies in an n-gram of tokens that also occurs in the training split, as in the
+A validation token is leaked if it is in an n-gram of tokens that also occurs in the training split, as in the
 contamination analyses of GPT-3 (Brown et al. 2020, appendix C: 13-grams) and Llama 2 (Touvron et al. 2023, appendix
-A.6, where each token counts). Exact and near duplicates are gone before; what is left are quotations, licences,
-templates. An n-gram lies within the text of one document; bos and eos belong to none.
+A.6, which counts tokens). Exact and near duplicates are removed before; quotations, licences and templates remain.
+An n-gram is within the text of one document; bos and eos are in none.
 
-Of a large validation split every k-th document is looked at, so memory does not grow with it.
+A large validation split is sampled by taking every k-th document, so memory does not grow with it.
 
-A pass over the training text looks at every sixth place only: an n-gram of 13 tokens holds six runs of 8, and one
-of them begins there, wherever it lies. What has such a run of the validation text is looked at more closely.
+The pass over the training text hashes only every sixth position: an n-gram of 13 tokens contains six anchors of 8
+tokens, and one of them begins at such a position wherever the n-gram is. Only n-grams around an anchor that also
+occurs in the validation text are compared.
 
-Runs are compared by 64-bit hashes: of 10^10 training tokens against 2^18 validation tokens, the chance that one is
-called leaked that is not is one in ten thousand.
+Anchors and n-grams are compared by 64-bit hashes: for 10^10 training tokens against 2^18 validation tokens, the
+probability of one false match is 10^-4.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ from krill.text.shingles import sort_unique
 
 CONTAMINATION_NGRAM = 13
 MAX_SAMPLE_TOKENS = 2**18
-"""Of more validation tokens about so many are looked at."""
+"""Approximate maximum number of validation tokens that are examined."""
 
 _ANCHOR_TOKENS = 8
-"""Tokens of the runs that are looked for first: hardly any two are alike by chance."""
+"""Tokens per anchor; long enough that hardly any two are equal by chance."""
 _CHUNK_TOKENS = 2**20
-"""Tokens that a thread takes at a time."""
+"""Training tokens per work item of a thread."""
 _HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def measure_contamination(
     train: Split, validation: Split, ngram: int = CONTAMINATION_NGRAM
 ) -> dict[str, Any]:
-    """Count the validation tokens that lie in an n-gram of `ngram` tokens that is in the training split, too.
+    """Counts the validation tokens in n-grams of `ngram` tokens that also occur in the training split.
 
-    Returns ngram, validation_tokens (bos and eos not counted), leaked_tokens, documents, and leaked_documents
-    (at least half of whose tokens are leaked), all of the documents that were looked at. A document of fewer than
-    `ngram` tokens has no n-gram and so no leak. Memory: 150 bytes per validation token that is looked at, at most
-    about 50 MB, and 10 MB a thread (60 where all is alike).
+    Returns ngram, validation_tokens (without bos and eos), leaked_tokens, documents, and leaked_documents (at least
+    half of whose tokens are leaked), all for the examined documents. A document of fewer than `ngram` tokens has no
+    n-gram and so no leak. Memory: 150 bytes per examined validation token, at most about 50 MB, and 10 MB per thread
+    (60 MB for fully repetitive text).
     """
     sample = _sample_documents(validation)
     starts = np.arange(max(0, len(sample.stream) - ngram + 1))
@@ -68,27 +69,27 @@ def measure_contamination(
 
 @dataclass(frozen=True)
 class _SampledDocuments:
-    """Some documents of a split, in memory."""
+    """A sample of the documents of a split, in memory."""
 
     stream: np.ndarray
     ends: np.ndarray
 
 
 def _sample_documents(split: Split) -> _SampledDocuments:
-    """Every k-th document, so that about LOOKED_AT tokens remain."""
-    every = split.tokens // MAX_SAMPLE_TOKENS + 1
+    """Returns every k-th document, so that about MAX_SAMPLE_TOKENS tokens remain."""
+    step = split.tokens // MAX_SAMPLE_TOKENS + 1
     ends = split.ends.astype(np.int64)
-    chosen = np.arange(0, len(ends), every)
-    begins = np.append(0, ends)[chosen]
-    documents = [split.copy(*span) for span in zip(begins.tolist(), ends[chosen].tolist(), strict=True)]
+    sampled = np.arange(0, len(ends), step)
+    begins = np.append(0, ends)[sampled]
+    documents = [split.copy(*span) for span in zip(begins.tolist(), ends[sampled].tolist(), strict=True)]
     stream = np.concatenate([np.zeros(0, split.dtype), *documents])
-    return _SampledDocuments(stream, np.cumsum(ends[chosen] - begins).astype(np.uint64))
+    return _SampledDocuments(stream, np.cumsum(ends[sampled] - begins).astype(np.uint64))
 
 
 def _find_leaked_ngrams(
     sample: _SampledDocuments, starts: np.ndarray, train: Split, ngram: int
 ) -> np.ndarray:
-    """Which of the sample's n-grams, which begin at `starts`, the training split has; bool (n,)."""
+    """Returns which of the sample's n-grams at `starts` (n,) occur in the training split; bool (n,)."""
     if not len(starts):
         return np.zeros(0, bool)
     hashes = _hash_ngrams(sample.stream, starts, ngram)
@@ -96,34 +97,34 @@ def _find_leaked_ngrams(
     length = min(ngram, _ANCHOR_TOKENS)
     anchors = _HashSet(_hash_ngrams(sample.stream, slice(None), length))
     step = ngram - length + 1
-    found = np.zeros(len(grams), bool)
+    is_leaked = np.zeros(len(grams), bool)
 
-    def look(places: range) -> None:
-        """Look at the runs that begin at `places`."""
-        first = max(0, places.start - step + 1)
-        tokens = train.copy(first, min(places.stop - 1 + ngram, train.tokens))
-        runs = _hash_ngrams(tokens, slice(places.start - first, places.stop - first, step), length)
-        hits, _ = anchors.lookup(runs)
-        around = (places.start + step * hits[:, None] - np.arange(step)).ravel()
-        around = around[(around >= 0) & (around + ngram <= train.tokens)]
-        same, which = grams.lookup(_hash_ngrams(tokens, around - first, ngram))
-        new = ~found[which]
-        inside = _is_within_document(train.ends, around[same[new]], ngram)
-        found[which[new][inside]] = True
+    def search_chunk(positions: range) -> None:
+        """Marks the n-grams that contain an anchor beginning at one of `positions`."""
+        first = max(0, positions.start - step + 1)
+        tokens = train.copy(first, min(positions.stop - 1 + ngram, train.tokens))
+        hashes = _hash_ngrams(tokens, slice(positions.start - first, positions.stop - first, step), length)
+        hits, _ = anchors.lookup(hashes)
+        candidates = (positions.start + step * hits[:, None] - np.arange(step)).ravel()
+        candidates = candidates[(candidates >= 0) & (candidates + ngram <= train.tokens)]
+        known, indices = grams.lookup(_hash_ngrams(tokens, candidates - first, ngram))
+        new = ~is_leaked[indices]
+        inside = _is_within_document(train.ends, candidates[known[new]], ngram)
+        is_leaked[indices[new][inside]] = True
 
-    stretch = max(1, _CHUNK_TOKENS // step) * step
+    chunk = max(1, _CHUNK_TOKENS // step) * step
     last = train.tokens - length + 1
-    stretches = [range(place, min(place + stretch, last), step) for place in range(0, last, stretch)]
+    chunks = [range(start, min(start + chunk, last), step) for start in range(0, last, chunk)]
     with ThreadPoolExecutor(count_cpu_cores()) as threads:
-        list(threads.map(look, stretches))
+        list(threads.map(search_chunk, chunks))
     leaked = np.zeros(len(hashes), bool)
-    same, which = grams.lookup(hashes)
-    leaked[same] = found[which]
+    known, indices = grams.lookup(hashes)
+    leaked[known] = is_leaked[indices]
     return leaked
 
 
 class _HashSet:
-    """A set of hashes, bucketed by their first bits: of what is looked up, most falls into an empty bucket."""
+    """A set of hashes, bucketed by their leading bits; most lookups hit an empty bucket."""
 
     def __init__(self, hashes: np.ndarray) -> None:
         self._hashes = sort_unique(hashes)
@@ -137,22 +138,25 @@ class _HashSet:
         return len(self._hashes)
 
     def lookup(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(index of each that is known, its place in the set) of `hashes` uint64 (n,); both int64 (known,)."""
-        maybe = np.flatnonzero(self._is_filled[hashes >> self._shift])
-        wanted = hashes[maybe]
-        bucket = wanted >> self._shift
-        place, end = self._bucket_starts[bucket], self._bucket_starts[bucket + np.uint64(1)]
-        same = self._hashes[place] == wanted
-        while len(on := np.flatnonzero(~same & (place + 1 < end))):
-            place[on] += 1
-            same[on] = self._hashes[place[on]] == wanted[on]
-        return maybe[same], place[same].astype(np.int64)
+        """Returns (indices into `hashes` of known hashes, their indices in the set); int64 (known,) each.
+
+        `hashes`: uint64 (n,).
+        """
+        candidates = np.flatnonzero(self._is_filled[hashes >> self._shift])
+        values = hashes[candidates]
+        bucket = values >> self._shift
+        index, end = self._bucket_starts[bucket], self._bucket_starts[bucket + np.uint64(1)]
+        is_equal = self._hashes[index] == values
+        while len(rest := np.flatnonzero(~is_equal & (index + 1 < end))):
+            index[rest] += 1
+            is_equal[rest] = self._hashes[index[rest]] == values[rest]
+        return candidates[is_equal], index[is_equal].astype(np.int64)
 
 
 def _hash_ngrams(tokens: np.ndarray, starts: slice | np.ndarray, length: int) -> np.ndarray:
-    """Hashes of the runs of `length` tokens that begin at `starts`; uint64 (n,).
+    """Returns hashes of the n-grams of `length` tokens that begin at `starts`; uint64 (n,).
 
-    A slice stands for those of its places where a whole run begins. Eight bytes at a time, as MurmurHash does it.
+    Of a slice, only positions with a complete n-gram are used. Mixes eight bytes at a time, like MurmurHash.
     """
     width = 8 // tokens.itemsize
     runs = len(tokens) - length + 1
@@ -172,14 +176,14 @@ def _hash_ngrams(tokens: np.ndarray, starts: slice | np.ndarray, length: int) ->
 
 
 def _is_within_document(ends: np.ndarray, starts: np.ndarray, ngram: int) -> np.ndarray:
-    """Whether the n-grams that begin at `starts` int64 (n,) lie in the text of one document; bool (n,)."""
+    """Returns whether the n-grams at `starts`, int64 (n,), are within the text of one document; bool (n,)."""
     document = np.searchsorted(ends, starts.astype(np.uint64), side="right")
     begins = np.where(document > 0, ends[document - 1], 0).astype(np.int64)
     return (starts > begins) & (starts + ngram < ends[document].astype(np.int64))
 
 
 def _mark_covered_tokens(starts: np.ndarray, tokens: int, ngram: int) -> np.ndarray:
-    """Whether each of `tokens` tokens lies in an n-gram that begins at one of `starts`; bool (tokens,)."""
+    """Returns whether each of `tokens` tokens is in an n-gram that begins at one of `starts`; bool (tokens,)."""
     change = np.zeros(tokens + 1, np.int32)
     change[starts] += 1
     change[starts + ngram] -= 1

@@ -28,7 +28,7 @@ class EngineMismatch(KrillError):
 
 
 class Engine(Protocol):
-    """Encodes plain text: adds no bos or eos; control tokens occur only where the vocabulary contains their literal."""
+    """Encodes plain text without bos and eos; control tokens occur only if the vocabulary contains their literal."""
 
     def encode_batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the concatenated ids of all texts, uint32 (tokens,), and the number per text, int64 (texts,)."""

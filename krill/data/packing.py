@@ -1,15 +1,14 @@
-"""Rows: how the documents of a split fill rows of `sequence_len` tokens. Nothing is lost.
+"""Packs the documents of a split into rows of `sequence_len` tokens. No token is lost.
 
-A row is a list of segments, each a contiguous piece of ONE document. Attention, positions and loss stay
-inside a segment, so no document sees another.
+A row is a list of segments, each a contiguous piece of ONE document. Attention, positions and loss are limited to a
+segment, so documents never attend to each other.
 
-wrapped   The stream cut every `sequence_len` tokens, as the tokens come: full rows, but a document is cut
-          wherever a row ends.
-best_fit  Documents are cut only where longer than a row; the pieces, longest first, each go to the fullest
-          row that still has room (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). Row for
-          row equal to `trl.pack_dataset(strategy="bfd_split")`.
-windows   For validation: a long document is cut into windows that overlap by one token (which two segments
-          hold then), so that every token but bos is predicted exactly once whatever the length of rows.
+wrapped   The stream is cut every `sequence_len` tokens: full rows, but a document is cut wherever a row ends.
+best_fit  Only documents longer than a row are cut; the pieces, longest first, go to the fullest row that still has
+          room (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). Equal to
+          `trl.pack_dataset(strategy="bfd_split")` row for row.
+windows   For validation: a long document is cut into windows that overlap by one token, which is in two segments, so
+          that every token but bos is predicted exactly once for any row length.
 
 10⁶ documents take less than a second (2 cores, any strategy).
 """
@@ -23,22 +22,22 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 IGNORE_INDEX = -100
-"""The label of a place that is not predicted (torch's ignore_index)."""
+"""The label of positions without a target (torch's ignore_index)."""
 
 
 class TokenStream(Protocol):
-    """What rows are cut from: `krill.data.store.Split`."""
+    """The stream that rows are cut from, for example `krill.data.store.Split`."""
 
     @property
     def ends(self) -> np.ndarray:
-        """Where each document ends, rising; unsigned (documents,)."""
+        """The end of each document in the stream, ascending; unsigned (documents,)."""
 
     @property
     def pad_id(self) -> int:
-        """The id that fills short rows."""
+        """The id that pads short rows."""
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Token ids [start, stop)."""
+        """Returns token ids [start, stop)."""
 
 
 class Row(NamedTuple):
@@ -46,60 +45,60 @@ class Row(NamedTuple):
 
     input_ids: np.ndarray
     position_ids: np.ndarray
-    """Restart at 0 at each segment, the padding included."""
+    """Restart at 0 in each segment, including the padding."""
     labels: np.ndarray
-    """input_ids where a token is predicted from the one before; -100 at a segment's first and on padding."""
+    """input_ids where a token is predicted from the previous one; -100 at a segment's first token and on padding."""
     lengths: np.ndarray
-    """Tokens of each segment; int64 (segments,). Padding is the last segment: they sum to sequence_len."""
+    """Tokens of each segment; int64 (segments,). Padding is the last segment: the sum is sequence_len."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a split: row i holds the segments offsets[i] … offsets[i + 1] - 1."""
+    """The rows of a split: row i consists of the segments offsets[i] … offsets[i + 1] - 1."""
 
     stream: TokenStream
     sequence_len: int
     starts: np.ndarray
-    """Where each segment starts in the split's stream; int64 (segments,)."""
+    """Start of each segment in the split's stream; int64 (segments,)."""
     lengths: np.ndarray
     """Tokens of each segment; int64 (segments,)."""
     offsets: np.ndarray
-    """int64 (rows + 1,)."""
+    """Index of the first segment of each row; int64 (rows + 1,)."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def tokens(self) -> int:
-        """Tokens in all rows, padding not counted."""
+        """Number of tokens in all rows, without padding."""
         return int(self.lengths.sum())
 
     @property
     def padding_fraction(self) -> float:
-        """Share of the rows' places that hold no token."""
+        """Fraction of the positions of all rows that are padding."""
         return 1 - self.tokens / (len(self) * self.sequence_len) if len(self) else 0.0
 
     @property
     def cut_fraction(self) -> float:
-        """Share of the documents that are in more than one piece."""
+        """Fraction of the documents that are split into more than one segment."""
         owners = np.searchsorted(self.stream.ends.astype(np.int64), self.starts, "right")
         pieces = np.unique(owners, return_counts=True)[1]
         return float((pieces > 1).mean()) if len(pieces) else 0.0
 
     @property
     def targets(self) -> int:
-        """Tokens that are predicted: all but the first of each segment."""
+        """Number of predicted tokens: all but the first of each segment."""
         return self.tokens - len(self.lengths)
 
     def get_row(self, index: int) -> Row:
-        """Row `index` with its tokens. Raises IndexError if there is no such row."""
+        """Returns row `index` with its tokens. Raises IndexError if there is no such row."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         segments = slice(self.offsets[index], self.offsets[index + 1])
         return self._fill_row(self.starts[segments], self.lengths[segments])
 
     def make_empty_row(self) -> Row:
-        """A row of padding only: it fills up a last batch."""
+        """Returns a row of padding only, which completes a last batch."""
         return self._fill_row(self.starts[:0], self.lengths[:0])
 
     def _fill_row(self, starts: np.ndarray, lengths: np.ndarray) -> Row:
@@ -119,7 +118,7 @@ class Rows:
 
 
 def pack(stream: TokenStream, sequence_len: int, strategy: Literal["wrapped", "best_fit"]) -> Rows:
-    """The training rows of a split; see the strategies above."""
+    """Returns the training rows of a split; see the strategies above."""
     starts, lengths = _find_documents(stream.ends)
     if strategy == "wrapped":
         rows = _pack_wrapped(stream, starts, sequence_len, int(lengths.sum()))
@@ -127,12 +126,12 @@ def pack(stream: TokenStream, sequence_len: int, strategy: Literal["wrapped", "b
         rows = _pack_best_fit(
             stream, *_cut_documents(starts, lengths, sequence_len, sequence_len), sequence_len
         )
-    assert rows.tokens == lengths.sum(), f"{strategy} packing lost or doubled tokens"
+    assert rows.tokens == lengths.sum(), f"{strategy} packing lost or duplicated tokens"
     return rows
 
 
 def pack_windows(stream: TokenStream, sequence_len: int) -> Rows:
-    """The validation rows of a split, packed best-fit: `targets` is tokens - documents. sequence_len ≥ 2."""
+    """Returns the validation rows of a split, packed best-fit; `targets` is tokens - documents. sequence_len ≥ 2."""
     starts, lengths = _find_documents(stream.ends)
     rows = _pack_best_fit(
         stream, *_cut_documents(starts, lengths, sequence_len, sequence_len - 1), sequence_len
@@ -142,7 +141,7 @@ def pack_windows(stream: TokenStream, sequence_len: int) -> Rows:
 
 
 def _find_documents(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and lengths of the documents, empty ones left out; int64."""
+    """Returns starts and lengths of the non-empty documents; int64."""
     ends = ends.astype(np.int64)
     starts = np.concatenate((np.zeros(1, np.int64), ends))[:-1]
     lengths = ends - starts
@@ -157,21 +156,22 @@ def _pack_wrapped(stream: TokenStream, starts: np.ndarray, sequence_len: int, to
 
 
 def _cut_documents(
-    starts: np.ndarray, lengths: np.ndarray, longest: int, stride: int
+    starts: np.ndarray, lengths: np.ndarray, max_length: int, stride: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut documents into pieces of at most `longest` tokens, one every `stride`; in document order.
+    """Cuts documents into pieces of at most `max_length` tokens, one every `stride`; in document order.
 
-    With stride = longest - 1 pieces overlap by one token, and a rest that holds only the overlap is no piece.
+    Returns starts and lengths of the pieces. With stride = max_length - 1 pieces overlap by one token, and a
+    remainder of only the overlap is not a piece.
     """
-    overlap = longest - stride
+    overlap = max_length - stride
     pieces = np.maximum(1, -(-(lengths - overlap) // stride))
     first = np.cumsum(pieces) - pieces
     shift = (np.arange(pieces.sum()) - np.repeat(first, pieces)) * stride
-    return np.repeat(starts, pieces) + shift, np.minimum(longest, np.repeat(lengths, pieces) - shift)
+    return np.repeat(starts, pieces) + shift, np.minimum(max_length, np.repeat(lengths, pieces) - shift)
 
 
 def _pack_best_fit(stream: TokenStream, starts: np.ndarray, lengths: np.ndarray, sequence_len: int) -> Rows:
-    """Pack pieces best-fit decreasing; of equal lengths the earlier first."""
+    """Packs pieces best-fit decreasing; pieces of equal length in document order."""
     order = np.argsort(-lengths, kind="stable")
     bins = _assign_best_fit(lengths[order], sequence_len)
     by_row = np.argsort(bins, kind="stable")
@@ -181,11 +181,11 @@ def _pack_best_fit(stream: TokenStream, starts: np.ndarray, lengths: np.ndarray,
 
 
 def _assign_best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """The row of each piece, for falling `lengths`; int64 (pieces,).
+    """Returns the row of each piece, for descending `lengths`; int64 (pieces,).
 
-    The row with the least room that suffices takes the piece; of several the one that came to have that room
-    first; without one a new row begins. Each amount of room that exists is a bit of one integer, so that
-    finding the least that suffices is a shift and a lowest bit. Pieces of one length go to a row together.
+    A piece goes to the row with the least sufficient room, among several to the one that reached that room first,
+    else to a new row. Existing amounts of room are bits of one integer, so the least sufficient room is found with a
+    shift and the lowest set bit. Pieces of equal length are assigned to a row together.
     """
     room_to_rows: defaultdict[int, deque[int]] = defaultdict(deque)
     rooms = 0
@@ -196,20 +196,20 @@ def _assign_best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
     for length, count in zip((-values).tolist(), counts.tolist(), strict=True):
         stop = placed + count
         while placed < stop:
-            suffices = rooms >> length
-            if suffices:
-                room = length + (suffices & -suffices).bit_length() - 1
-                waiting = room_to_rows[room]
-                row = waiting.popleft()
-                if not waiting:
+            sufficient = rooms >> length
+            if sufficient:
+                room = length + (sufficient & -sufficient).bit_length() - 1
+                candidates = room_to_rows[room]
+                row = candidates.popleft()
+                if not candidates:
                     rooms ^= 1 << room
             else:
                 room, row = capacity, rows
                 rows += 1
-            taken = min(room // length, stop - placed)
-            bins[placed : placed + taken] = row
-            placed += taken
-            room -= taken * length
+            num_fitting = min(room // length, stop - placed)
+            bins[placed : placed + num_fitting] = row
+            placed += num_fitting
+            room -= num_fitting * length
             if room:
                 room_to_rows[room].append(row)
                 rooms |= 1 << room

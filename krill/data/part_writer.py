@@ -1,12 +1,12 @@
-"""One part of a source, from text to tokens: what a worker does, what a killed preparation finds again.
+"""Writes one part of a source as tokens: the work of a worker process, reused by an interrupted preparation.
 
     read → clean → filter → exact duplicates within the part → encode → min_tokens, max_tokens
 
-All of it depends on the part alone, so parts are made in any order, by any number of workers and machines. What
-depends on other parts (duplicates across them, the split, the order) is done when they are merged. Two files:
+This depends on the part only, so parts are written in any order, by any number of workers and machines. Steps that
+depend on other parts (duplicates across parts, the split, the order) happen in the merge. A part has two files:
 
-    00012.tokens    ids of the documents that are left, each with bos and eos
-    00012.npz       per document its length, digest, bytes and place; what was dropped; written last
+    00012.tokens    ids of the kept documents, each with bos and eos
+    00012.npz       length, digest, bytes and location of each document, and what was dropped; written last
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ from krill.text.documents import DocumentRules, DropStats, KeptDocument, iterate
 from krill.tokenizer.artifact import TokenizerFolder
 
 BATCH_CHARACTERS = {"hf": 250_000, "fast": 2_000_000}
-"""Documents are encoded in batches of about so many characters, with Hugging Face tokenizers per thread: enough work,
-flat memory (they keep about 100 bytes a token until a batch is done). gigatoken uses one thread."""
+"""Approximate characters per encoded batch, for Hugging Face tokenizers per thread; gigatoken uses one thread. Large
+enough to keep threads busy, small enough for memory: Hugging Face keeps about 100 bytes per token of a batch."""
 PREFETCH_BATCHES = 3
-"""Batches that are read ahead of the one that is encoded."""
+"""Number of batches that are read ahead of the one being encoded."""
 
 
 @dataclass(frozen=True)
 class PreparationContext:
-    """What every part of a preparation has in common; pickles."""
+    """The settings that all parts of a preparation share; picklable."""
 
     source: Source
     data: DataConfig
     tokenizer: TokenizerFolder
     folder: Path
-    """Where the parts go."""
+    """The folder of the parts; its parent is the store."""
     store_signature: str
-    """Signature of the store that they are for."""
+    """Signature of the store that the parts belong to."""
     engine: Literal["hf", "fast"] = "hf"
     threads: int = 1
-    """Threads that encode a part."""
+    """Number of threads that encode a part."""
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Made once per process: reading a tokenizer takes longer than encoding a part."""
+        """The encoder, loaded once per process: loading a tokenizer takes longer than encoding a part."""
         return Encoder(self.tokenizer, self.engine)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,37 +66,37 @@ class PreparationContext:
 
     @cached_property
     def rules(self) -> DocumentRules:
-        """Made once per process: a filter may load a model."""
+        """The document rules, built once per process: a filter may load a model."""
         return DocumentRules(self.data)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the token ids."""
+        """The dtype of the token ids."""
         return get_token_dtype(self.tokenizer.vocab_size)
 
     def get_part_file(self, index: int) -> PartFile:
-        """Part `index`, which may not have been made."""
+        """Returns the file of part `index`, which may not exist yet."""
         return PartFile(self.folder, index, self.dtype)
 
     def has_part(self, index: int) -> bool:
-        """Whether part `index` has been made for this store."""
+        """Returns whether part `index` is complete and belongs to this store."""
         return self.get_part_file(index).store_signature == self.store_signature
 
     def delete_part(self, index: int) -> None:
-        """Have part `index` made again."""
+        """Deletes part `index`, so that it is written again."""
         for kind in ("npz", "tokens"):
             _get_part_path(self.folder, index, kind).unlink(missing_ok=True)
 
 
 class PartFile:
-    """A part that has been made."""
+    """Reads the files of a part."""
 
     def __init__(self, folder: Path, index: int, dtype: np.dtype[Any]) -> None:
         self._folder, self.index, self._dtype = folder, index, dtype
 
     @property
     def store_signature(self) -> str | None:
-        """The store that it was made for; None if it is not there, not whole."""
+        """Signature of the store that the part belongs to; None if the part is missing or incomplete."""
         try:
             record = self.record
             size = _get_part_path(self._folder, self.index, "tokens").stat().st_size
@@ -106,120 +106,122 @@ class PartFile:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """identity, documents, tokens (stored), read, dropped, skipped."""
+        """The part's record: identity, documents, tokens (stored), read, dropped, skipped."""
         return json.loads(self.read_column("record").tobytes())
 
     def read_column(self, name: str) -> np.ndarray:
-        """lengths, text_bytes, band0 … (documents,); digests, places (documents, 2)."""
+        """Returns a column: lengths, text_bytes, band0 … (documents,); digests, places (documents, 2)."""
         with np.load(_get_part_path(self._folder, self.index, "npz"), allow_pickle=False) as columns:
             return columns[name]
 
     def read_tokens(self, start: int, stop: int) -> np.ndarray:
-        """The stored ids [start, stop); uint16 or uint32 (stop - start,)."""
+        """Returns the stored ids [start, stop); uint16 or uint32 (stop - start,)."""
         path = _get_part_path(self._folder, self.index, "tokens")
         return np.fromfile(path, self._dtype, stop - start, offset=start * self._dtype.itemsize)
 
 
 @dataclass
 class _DocumentColumns:
-    """What is kept of each document of a part beside its tokens."""
+    """Values per document of a part, besides its tokens."""
 
     lengths: list[np.ndarray] = field(default_factory=list)
     text_bytes: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     locations: list[tuple[int, int]] = field(default_factory=list)
-    keys: list[np.ndarray] = field(default_factory=list)
+    band_keys: list[np.ndarray] = field(default_factory=list)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        found = {
+        columns = {
             "lengths": np.concatenate([np.zeros(0, np.int64), *self.lengths]),
             "text_bytes": np.array(self.text_bytes, np.int64),
             "digests": digests_to_array(b"".join(self.digests)),
             "places": np.array(self.locations, np.int64).reshape(-1, 2),
         }
-        bands: Iterable[np.ndarray] = np.concatenate(self.keys).T if self.keys else ()
-        return found | {f"band{number}": keys for number, keys in enumerate(bands)}
+        bands: Iterable[np.ndarray] = np.concatenate(self.band_keys).T if self.band_keys else ()
+        return columns | {f"band{number}": keys for number, keys in enumerate(bands)}
 
 
 def write_parts(
-    job: PreparationContext, items: Iterable[tuple[int, Part]], advance: Callable[[int, int], None]
+    context: PreparationContext, items: Iterable[tuple[int, Part]], on_progress: Callable[[int, int], None]
 ) -> Iterator[tuple[tuple[int, Part], None]]:
-    """Make parts, (index, part) each, and yield each as it is done, in order.
+    """Writes parts, given as (index, part), and yields each when it is finished, in order.
 
-    A thread of Rust encodes while Python reads and cleans what comes next, beyond the end of a part as well.
-    `advance`(documents, bytes of text) is called now and then. Raises UsageError for input that cannot be used,
-    `engines.Differs` if the fast engine errs.
+    A Rust thread encodes while Python reads and cleans the next batches, across part boundaries.
+    `on_progress`(documents, bytes of text) is called after each batch. Raises UsageError for input that cannot be
+    used, EngineMismatch if the fast engine gives different ids than the reference.
     """
-    waiting: deque[tuple[PartWriter, list[KeptDocument], Future[EncodedDocuments] | None]] = deque()
-    opened: deque[PartWriter] = deque()
-    limit = BATCH_CHARACTERS[job.engine] * (job.threads if job.engine == "hf" else 1)
+    pending: deque[tuple[PartWriter, list[KeptDocument], Future[EncodedDocuments] | None]] = deque()
+    open_writers: deque[PartWriter] = deque()
+    limit = BATCH_CHARACTERS[context.engine] * (context.threads if context.engine == "hf" else 1)
 
-    def settle(most: int) -> Iterator[tuple[tuple[int, Part], None]]:
-        while len(waiting) > most:
-            maker, batch, encoding = waiting.popleft()
+    def write_pending(max_pending: int) -> Iterator[tuple[tuple[int, Part], None]]:
+        while len(pending) > max_pending:
+            writer, batch, encoding = pending.popleft()
             if encoding is not None:
-                maker.write_batch(batch, encoding.result())
+                writer.write_batch(batch, encoding.result())
             else:
-                maker.finish()
-                opened.popleft()
-                yield maker.item, None
+                writer.finish()
+                open_writers.popleft()
+                yield writer.item, None
 
     with ThreadPoolExecutor(1) as thread:
         try:
             for item in items:
-                maker = PartWriter(job, item, advance)
-                opened.append(maker)
+                writer = PartWriter(context, item, on_progress)
+                open_writers.append(writer)
                 for batch in batch_by_size(
-                    maker.read_documents(), limit, lambda document: len(document.text)
+                    writer.read_documents(), limit, lambda document: len(document.text)
                 ):
                     texts = [document.text for document in batch]
-                    waiting.append((maker, batch, thread.submit(job.encoder.encode, texts)))
-                    yield from settle(PREFETCH_BATCHES)
-                waiting.append((maker, [], None))
-            yield from settle(0)
+                    pending.append((writer, batch, thread.submit(context.encoder.encode, texts)))
+                    yield from write_pending(PREFETCH_BATCHES)
+                pending.append((writer, [], None))
+            yield from write_pending(0)
         finally:
-            for maker in opened:
-                maker.discard()
+            for writer in open_writers:
+                writer.discard()
 
 
 class PartWriter:
-    """Writes the tokens of one part and counts; what is not finished leaves nothing."""
+    """Writes the files of one part; an unfinished part leaves no files."""
 
     def __init__(
-        self, job: PreparationContext, item: tuple[int, Part], advance: Callable[[int, int], None]
+        self, context: PreparationContext, item: tuple[int, Part], on_progress: Callable[[int, int], None]
     ) -> None:
         self.item = item
-        self._context, self._on_progress = job, advance
+        self._context, self._on_progress = context, on_progress
         self._index, self._part = item
         self._signer = (
-            minhash.MinHashSigner(job.data.minhash) if job.data.minhash.threshold is not None else None
+            minhash.MinHashSigner(context.data.minhash)
+            if context.data.minhash.threshold is not None
+            else None
         )
         self._dropped, self._skipped, self._read_counts = DropStats(), SkippedRecords(), Counter[str]()
         self._columns = _DocumentColumns()
         if self._signer is not None:
-            self._columns.keys.append(self._signer.keys([]))
+            self._columns.band_keys.append(self._signer.compute_keys([]))
         self._tokens_file: IO[bytes] = open(self._get_partial_path("tokens"), "wb")  # noqa: SIM115 (closed by finish or discard)
 
     def discard(self) -> None:
-        """Leave nothing of a part that cannot be finished."""
-        with suppress(OSError):  # a full disk again
+        """Removes the files of a part that cannot be finished."""
+        with suppress(OSError):  # for example a full disk
             self._tokens_file.close()
         for kind in ("tokens", "npz"):
             self._get_partial_path(kind).unlink(missing_ok=True)
 
     def read_documents(self) -> Iterator[KeptDocument]:
-        """The documents of the part that are kept by the rules, each text once."""
+        """Returns an iterator of the documents that the rules keep, without exact duplicates within the part."""
         source, part = self._context.source, self._part
         return iterate_kept_documents(
             self._iterate_source_documents(),
             self._context.rules,
             SeenDigests(),
             self._dropped,
-            lambda place: source.describe_location(part, place),
+            lambda location: source.describe_location(part, location),
         )
 
     def finish(self) -> None:
-        """Give the part its name."""
+        """Writes the columns and gives both files their final names."""
         record = {
             "identity": self._context.store_signature,
             "documents": len(self._columns.text_bytes),
@@ -249,12 +251,12 @@ class PartWriter:
             yield document
 
     def write_batch(self, batch: list[KeptDocument], encoded: EncodedDocuments) -> None:
-        """Store those of a batch that have neither too few nor too many tokens."""
+        """Writes the documents of a batch that are within the token limits."""
         self._read_counts["tokens"] += len(encoded.tokens)
         keep = self._apply_token_limits(batch, encoded.lengths)
         kept = encoded.select(keep)
         self._tokens_file.write(kept.tokens.data)
-        documents = [document for document, stays in zip(batch, keep.tolist(), strict=True) if stays]
+        documents = [document for document, is_kept in zip(batch, keep.tolist(), strict=True) if is_kept]
         columns = self._columns
         columns.lengths.append(kept.lengths)
         columns.text_bytes += [
@@ -263,22 +265,24 @@ class PartWriter:
         columns.digests += [document.digest for document in documents]
         columns.locations += [document.location for document in documents]
         if self._signer is not None:
-            columns.keys.append(self._signer.keys([document.text for document in documents]))
+            columns.band_keys.append(self._signer.compute_keys([document.text for document in documents]))
         self._on_progress(len(batch), sum(len(document.content) for document in batch))
 
     def _apply_token_limits(self, batch: list[KeptDocument], lengths: np.ndarray) -> np.ndarray:
-        """Where a document has neither too few nor too many tokens; bool (documents,)."""
+        """Counts the documents outside the token limits; returns which are within, bool (documents,)."""
         data = self._context.data
-        short = lengths - 2 < max(1, data.min_tokens)
-        long = lengths - 2 > data.max_tokens if data.max_tokens is not None else np.zeros(len(batch), bool)
-        for rule, where in (("min_tokens", short), ("max_tokens", long)):
-            for index in np.flatnonzero(where).tolist():
+        too_short = lengths - 2 < max(1, data.min_tokens)
+        too_long = (
+            lengths - 2 > data.max_tokens if data.max_tokens is not None else np.zeros(len(batch), bool)
+        )
+        for rule, is_dropped in (("min_tokens", too_short), ("max_tokens", too_long)):
+            for index in np.flatnonzero(is_dropped).tolist():
                 document = batch[index]
                 self._dropped.add(rule, len(document.content), int(lengths[index]))
                 if self._dropped.should_add_example(rule):
-                    place = self._context.source.describe_location(self._part, document.location)
-                    self._dropped.add_example(rule, place, document.text)
-        return ~(short | long)
+                    location = self._context.source.describe_location(self._part, document.location)
+                    self._dropped.add_example(rule, location, document.text)
+        return ~(too_short | too_long)
 
 
 def _get_part_path(folder: Path, index: int, kind: str) -> Path:

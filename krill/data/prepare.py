@@ -1,9 +1,10 @@
-"""From a source to a token store.
+"""Prepares the token store of a source.
 
-    source → parts, each made by itself (krill.data.part_writer) → merged (krill.data.merge) → leak check → manifest
+    source → parts (krill.data.part_writer) → merge (krill.data.merge) → leak check → manifest
 
-The same text, rules and tokenizer give the same bytes, with any number of workers, shards and interruptions: a
-part that was made is found again, whoever made it. Tokens read = tokens stored + tokens counted as dropped.
+Parts are written independently. The same text, rules and tokenizer give the same bytes with any number of workers,
+tasks and interruptions; finished parts are reused, whichever process wrote them. Tokens read = tokens stored + tokens
+counted as dropped.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from krill.tokenizer.artifact import TokenizerFolder
 log = logging.getLogger("krill")
 
 LIGHT_BYTES_PER_WORKER, HEAVY_BYTES_PER_WORKER = 2**29, 2**23
-"""Another process is started for so much input: it takes a second to start. Heavy is what a process does on one core
-(filters, near duplicates, ftfy) or slowly (Hugging Face tokenizers)."""
+"""Input bytes per worker process, which takes a second to start. Heavy is work on one core per process (filters, near
+duplicates, ftfy) or slow work (Hugging Face tokenizers)."""
 
 SAMPLE_PARTS, SAMPLE_CHARACTERS = 8, 20_000
-"""The engines are compared on so many parts, so many characters of each."""
+"""Number of parts, and characters per part, on which the engines are compared."""
 
 
 def compute_store_signature(data: DataConfig, tokenizer_signature: str, fingerprint: Any) -> str:
-    """Signature of a token store: the rules, the content of the source, the tokenizer."""
+    """Returns the signature of a token store: of the rules, the content of the source and the tokenizer."""
     return compute_signature(
         "store", VERSION, store.VERSION, compute_data_signature(data, fingerprint), tokenizer_signature
     )
@@ -58,63 +59,65 @@ def prepare_store(
     source: Source | None = None,
     shard_tokens: int = store.SHARD_TOKENS,
 ) -> dict[str, Any]:
-    """Write the token store of `data` into `folder` and return its manifest; goes on where it was killed.
+    """Writes the token store of `data` to `folder` and returns its manifest; resumes an interrupted preparation.
 
-    With data.num_tasks the parts must be there, made by `prepare_task_parts`. Raises UsageError for input that cannot
-    be used or changes meanwhile, or rules that leave no document to train on, KrillError for a missing shard.
+    With data.num_tasks > 1 `prepare_task_parts` must have written all parts. Raises UsageError for input that cannot
+    be used or changes during the preparation, or rules that leave no document to train on, KrillError if the parts of
+    a task are missing.
     """
-    began = time.monotonic()
-    job, parts = _build_context(data, tokenizer, folder, source)
-    if not _is_complete(folder, job.store_signature):
-        every = range(len(parts))
-        missing = _list_missing(job, every)
+    start_time = time.monotonic()
+    context, parts = _build_context(data, tokenizer, folder, source)
+    if not _is_complete(folder, context.store_signature):
+        all_parts = range(len(parts))
+        missing = _list_missing(context, all_parts)
         if data.num_tasks > 1:
             _require_all_tasks(data, parts, missing)
-        meter = PreparationProgress(parts, missing)
-        crew = _write_missing_parts(job, parts, every, meter)
-        made_by = {"workers": crew.num_workers, "threads": crew.num_threads}
-        _merge(job, parts, crew, shard_tokens)
-        _write_record(folder, crew, meter, time.monotonic() - began, made_by)
-    made = store.Store.open(folder)
-    made.remove_leftovers()
-    log_preparation_summary(made.manifest, time.monotonic() - began)
-    return made.manifest
+        progress = PreparationProgress(parts, missing)
+        pool = _write_missing_parts(context, parts, all_parts, progress)
+        processes = {"workers": pool.num_workers, "threads": pool.num_threads}
+        _merge(context, parts, pool, shard_tokens)
+        _write_record(folder, pool, progress, time.monotonic() - start_time, processes)
+    prepared = store.Store.open(folder)
+    prepared.remove_leftovers()
+    log_preparation_summary(prepared.manifest, time.monotonic() - start_time)
+    return prepared.manifest
 
 
 def prepare_task_parts(
     data: DataConfig, tokenizer: TokenizerFolder, folder: Path, source: Source | None = None
 ) -> Path:
-    """Make the parts of data.task into `folder`, where `prepare_store` finds them; returns where they are."""
+    """Writes the parts of data.task below `folder`, where `prepare_store` finds them; returns their folder."""
     assert data.task is not None
-    job, parts = _build_context(data, tokenizer, folder, source)
-    mine = assign_parts_to_tasks(parts, data.num_tasks)[data.task]
-    missing = _list_missing(job, mine)
+    context, parts = _build_context(data, tokenizer, folder, source)
+    assigned = assign_parts_to_tasks(parts, data.num_tasks)[data.task]
+    missing = _list_missing(context, assigned)
     log.info(
-        "shard %d of %d: %d of %d parts, %d of them made before",
-        data.task, data.num_tasks, len(mine), len(parts), len(mine) - len(missing),
+        "task        %d of %d: %d of %d parts, %d of them already prepared",
+        data.task, data.num_tasks, len(assigned), len(parts), len(assigned) - len(missing),
     )  # fmt: skip
-    _write_missing_parts(job, parts, mine, PreparationProgress(parts, missing))
-    return job.folder
+    _write_missing_parts(context, parts, assigned, PreparationProgress(parts, missing))
+    return context.folder
 
 
-def assign_parts_to_tasks(parts: Sequence[Part], shards: int) -> list[list[int]]:
-    """Which parts each shard makes: consecutive ones of about the same size together."""
-    total = max(1, sum(part.size for part in parts))
-    chosen: list[list[int]] = [[] for _ in range(shards)]
-    passed = 0
+def assign_parts_to_tasks(parts: Sequence[Part], num_tasks: int) -> list[list[int]]:
+    """Returns the indices of the parts of each task: consecutive parts, of about equal total size per task."""
+    total_size = max(1, sum(part.size for part in parts))
+    assigned: list[list[int]] = [[] for _ in range(num_tasks)]
+    start = 0
     for index, part in enumerate(parts):
-        chosen[min(shards - 1, (2 * passed + part.size) * shards // (2 * total))].append(index)
-        passed += part.size
-    return chosen
+        task = (2 * start + part.size) * num_tasks // (2 * total_size)  # by the middle of the part
+        assigned[min(num_tasks - 1, task)].append(index)
+        start += part.size
+    return assigned
 
 
-def sample_texts(job: PreparationContext, parts: Sequence[Part]) -> list[str]:
-    """Cleaned texts from the beginnings of some parts, evenly chosen."""
+def sample_texts(context: PreparationContext, parts: Sequence[Part]) -> list[str]:
+    """Returns cleaned texts from the beginnings of evenly spaced parts."""
     texts: list[str] = []
     for part in sample_evenly(parts, SAMPLE_PARTS):
         characters = 0
-        for document in job.source.read(part, SkippedRecords()):
-            texts.append(job.rules.apply_rules(document.text)[0][: SAMPLE_CHARACTERS - characters])
+        for document in context.source.read(part, SkippedRecords()):
+            texts.append(context.rules.apply_rules(document.text)[0][: SAMPLE_CHARACTERS - characters])
             characters += len(texts[-1])
             if characters >= SAMPLE_CHARACTERS:
                 break
@@ -128,172 +131,180 @@ def _build_context(
     source = source or open_source(data)
     if len(source.names) > store.MAX_SOURCES:
         raise UsageError(
-            f"{len(source.names)} sources, the store tells {store.MAX_SOURCES} apart; name folders, not files"
+            f"{len(source.names)} sources, but a store has at most {store.MAX_SOURCES}; list folders instead of files"
         )
     signature = compute_store_signature(data, tokenizer.signature, source.fingerprint)
-    job = PreparationContext(source, data, tokenizer, folder / "parts", signature)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    return job, source.list_parts()
+    context = PreparationContext(source, data, tokenizer, folder / "parts", signature)
+    context.folder.mkdir(parents=True, exist_ok=True)
+    return context, source.list_parts()
 
 
-def _is_complete(folder: Path, identity: str) -> bool:
-    """Whether all is done but the last: a store with its manifest was killed before it got its name."""
+def _is_complete(folder: Path, signature: str) -> bool:
+    """Returns whether `folder` is a finished store with this signature that only has not been renamed yet."""
     manifest = folder / "manifest.json"
-    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["signature"] != identity:
-        manifest.unlink()  # output= was begun with another configuration
+    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["signature"] != signature:
+        manifest.unlink()  # from another configuration with the same output=
     return manifest.is_file()
 
 
-def _list_missing(job: PreparationContext, indices: Sequence[int]) -> list[int]:
-    return [index for index in indices if not job.has_part(index)]
+def _list_missing(context: PreparationContext, indices: Sequence[int]) -> list[int]:
+    return [index for index in indices if not context.has_part(index)]
 
 
 def _require_all_tasks(data: DataConfig, parts: Sequence[Part], missing: Sequence[int]) -> None:
-    """Raise KrillError naming the shards of which parts are missing. No UsageError: what is made must stay."""
-    absent = set(missing)
-    shards = [
-        number
-        for number, mine in enumerate(assign_parts_to_tasks(parts, data.num_tasks))
-        if not absent.isdisjoint(mine)
+    """Raises KrillError listing the tasks with missing parts. Not a UsageError, which would remove finished parts."""
+    missing_parts = set(missing)
+    tasks = [
+        task
+        for task, assigned in enumerate(assign_parts_to_tasks(parts, data.num_tasks))
+        if not missing_parts.isdisjoint(assigned)
     ]
-    if shards:
-        every = len(shards) == data.num_tasks
-        named = "any shard" if every else f"shard {', '.join(map(str, shards))}"
-        wanted = (
-            f"'data.task=range(0,{data.num_tasks})'" if every else f"data.task={','.join(map(str, shards))}"
-        )
+    if tasks:
+        indices = ",".join(map(str, tasks))
+        all_missing = len(tasks) == data.num_tasks
+        names = "all tasks" if all_missing else f"task {', '.join(map(str, tasks))}"
+        override = f"'data.task=range(0,{data.num_tasks})'" if all_missing else f"data.task={indices}"
         raise KrillError(
-            f"data.num_tasks={data.num_tasks}: not prepared yet: {named}. Make them: "
-            f"krill-preprocess -m data.num_tasks={data.num_tasks} {wanted} and the rest as here"
+            f"data.num_tasks={data.num_tasks}: not prepared yet: {names}. Prepare them: "
+            f"krill-preprocess -m data.num_tasks={data.num_tasks} {override} and the other arguments of this command"
         )
 
 
 def _write_missing_parts(
-    job: PreparationContext, parts: Sequence[Part], mine: Sequence[int], meter: PreparationProgress
+    context: PreparationContext, parts: Sequence[Part], assigned: Sequence[int], progress: PreparationProgress
 ) -> WorkerPool:
-    """Make those of `mine` that are missing; returns the crew, which can do more."""
-    missing = _list_missing(job, mine)
+    """Writes the missing parts of `assigned`; returns the worker pool for further work."""
+    missing = _list_missing(context, assigned)
     if not missing:
-        return WorkerPool(1, count_cpu_cores(), meter.advance)
-    todo = [parts[index] for index in missing]
-    size = sum(part.size for part in todo)
+        return WorkerPool(1, count_cpu_cores(), progress.advance)
+    missing_parts = [parts[index] for index in missing]
+    size = sum(part.size for part in missing_parts)
     engine = engines.select_engine(
-        job.data.engine, Encoder(job.tokenizer).backend, lambda: sample_texts(job, todo), size
+        context.data.engine,
+        Encoder(context.tokenizer).backend,
+        lambda: sample_texts(context, missing_parts),
+        size,
     )
-    heavy = engine == "hf" or job.data.filters or job.data.ftfy or job.data.minhash.threshold is not None
-    fitting = max(
-        1,
-        min(
-            count_cpu_cores(),
-            len(missing),
-            size // (HEAVY_BYTES_PER_WORKER if heavy else LIGHT_BYTES_PER_WORKER),
-        ),
+    is_heavy = (
+        engine == "hf"
+        or context.data.filters
+        or context.data.ftfy
+        or context.data.minhash.threshold is not None
     )
-    workers = job.data.workers or fitting
-    crew = WorkerPool(workers, max(1, count_cpu_cores() // workers), meter.advance)
-    job = replace(job, engine=engine, threads=crew.num_threads)
+    bytes_per_worker = HEAVY_BYTES_PER_WORKER if is_heavy else LIGHT_BYTES_PER_WORKER
+    num_workers = context.data.workers or max(
+        1, min(count_cpu_cores(), len(missing), size // bytes_per_worker)
+    )
+    pool = WorkerPool(num_workers, max(1, count_cpu_cores() // num_workers), progress.advance)
+    context = replace(context, engine=engine, threads=pool.num_threads)
     try:
-        with meter:
-            for (index, _), _ in crew.map_unordered(
-                write_parts, job, ((index, parts[index]) for index in missing)
+        with progress:
+            for (index, _), _ in pool.map_unordered(
+                write_parts, context, ((index, parts[index]) for index in missing)
             ):
-                meter.finish_part(index)
+                progress.finish_part(index)
     except EngineMismatch as error:
-        _delete_parts(job, mine)
-        if job.data.engine == "fast":
-            raise UsageError(f"data.engine=fast: {error}; let Hugging Face encode: data.engine=hf") from error
-        log.warning("engine: %s; all is encoded again by Hugging Face tokenizers", error)
-        plain = replace(job, data=job.data.model_copy(update={"engine": "hf"}))
-        return _write_missing_parts(plain, parts, mine, meter)
-    if job.source.compute_fingerprint() != job.source.fingerprint:
-        _delete_parts(job, missing)
-        raise build_text_changed_error(job.data)
-    return crew
+        _delete_parts(context, assigned)
+        if context.data.engine == "fast":
+            raise UsageError(
+                f"data.engine=fast: {error}; use Hugging Face tokenizers: data.engine=hf"
+            ) from error
+        log.warning("engine      %s; encoding everything again with Hugging Face tokenizers", error)
+        reference = replace(context, data=context.data.model_copy(update={"engine": "hf"}))
+        return _write_missing_parts(reference, parts, assigned, progress)
+    if context.source.compute_fingerprint() != context.source.fingerprint:
+        _delete_parts(context, missing)
+        raise build_text_changed_error(context.data)
+    return pool
 
 
 def build_text_changed_error(data: DataConfig) -> UsageError:
-    """What was made is not of the text that its signature names."""
+    """Returns the error for text that changed while it was read, so that results do not match their signature."""
     return UsageError(
-        f"data {data.name}: its text, or code of yours that reads it, changed meanwhile; nothing made of it is kept. "
-        "Give the same command again when nobody writes to it"
+        f"data {data.name}: its text, or the custom code that reads it, changed during the preparation; nothing was "
+        "saved. Run the same command again when nothing writes to it"
     )
 
 
-def _delete_parts(job: PreparationContext, indices: Sequence[int]) -> None:
-    """Have parts made again."""
+def _delete_parts(context: PreparationContext, indices: Sequence[int]) -> None:
+    """Deletes parts, so that they are written again."""
     for index in indices:
-        job.delete_part(index)
+        context.delete_part(index)
 
 
-def _merge(job: PreparationContext, parts: Sequence[Part], crew: WorkerPool, shard_tokens: int) -> None:
-    found = compute_store_layout(job, parts, shard_tokens)
-    found.skipped.warn()
-    _require_documents(found, job.data)
-    shards = [shard for split in found.shards.values() for shard in split]
-    large = len(shards) > len(store.SPLITS)
-    crew.num_workers = min(job.data.workers or count_cpu_cores(), len(shards)) if large else 1
-    records = {shard.name: record for shard, record in crew.map_unordered(write_shards, job, shards)}
+def _merge(context: PreparationContext, parts: Sequence[Part], pool: WorkerPool, shard_tokens: int) -> None:
+    layout = compute_store_layout(context, parts, shard_tokens)
+    layout.skipped.warn()
+    _require_documents(layout, context.data)
+    shards = [shard for split in layout.shards.values() for shard in split]
+    is_large = len(shards) > len(store.SPLITS)
+    pool.num_workers = min(context.data.workers or count_cpu_cores(), len(shards)) if is_large else 1
+    records = {shard.name: record for shard, record in pool.map_unordered(write_shards, context, shards)}
     splits = {
-        name: {**counts, "shards": [records[shard.name] for shard in found.shards[name]]}
-        for name, counts in found.splits.items()
+        name: {**counts, "shards": [records[shard.name] for shard in layout.shards[name]]}
+        for name, counts in layout.splits.items()
     }
-    manifest = _build_manifest(job, found, splits)
-    folder = job.folder.parent
+    manifest = _build_manifest(context, layout, splits)
+    folder = context.folder.parent
     written = store.Store(folder, manifest)
     store.write_manifest(
         folder, {**manifest, "leaks": contamination.measure_contamination(written.train, written.validation)}
     )
 
 
-def _build_manifest(job: PreparationContext, found: StoreLayout, splits: dict[str, Any]) -> dict[str, Any]:
-    stored = sum(split["tokens"] for split in splits.values()) - found.repeated_counts["tokens"]
-    assert found.read_counts["tokens"] == stored + found.dropped.tokens, (
-        f"tokens lost: read {found.read_counts}, stored {stored}, dropped {found.dropped.by_rule}"
+def _build_manifest(
+    context: PreparationContext, layout: StoreLayout, splits: dict[str, Any]
+) -> dict[str, Any]:
+    stored = sum(split["tokens"] for split in splits.values()) - layout.repeated_counts["tokens"]
+    assert layout.read_counts["tokens"] == stored + layout.dropped.tokens, (
+        f"tokens lost: read {layout.read_counts}, stored {stored}, dropped {layout.dropped.by_rule}"
     )
-    tokenizer = job.tokenizer
+    tokenizer = context.tokenizer
     return store.build_manifest(
-        job.dtype,
-        job.source.names,
+        context.dtype,
+        context.source.names,
         splits,
-        signature=job.store_signature,
-        data=collect_data_rules(job.data),
+        signature=context.store_signature,
+        data=collect_data_rules(context.data),
         tokenizer={
             key: getattr(tokenizer, key) for key in ("signature", "vocab_size", "bos_id", "eos_id", "pad_id")
         },
-        read=found.read_counts,
-        repeated=found.repeated_counts,
-        dropped=dict(sorted(found.dropped.by_rule.items())),
-        skipped=dict(sorted(found.skipped.reasons.items())),
+        read=layout.read_counts,
+        repeated=layout.repeated_counts,
+        dropped=dict(sorted(layout.dropped.by_rule.items())),
+        skipped=dict(sorted(layout.skipped.reasons.items())),
     )
 
 
-def _require_documents(found: StoreLayout, data: DataConfig) -> None:
-    """Raise UsageError, with what became of every document, if there is none to train on."""
-    if found.splits["train"]["documents"]:
+def _require_documents(layout: StoreLayout, data: DataConfig) -> None:
+    """Raises UsageError with the reasons of all dropped documents if none is left to train on."""
+    if layout.splits["train"]["documents"]:
         return
-    fates = [f"{rule} {counts['documents']:,}" for rule, counts in sorted(found.dropped.by_rule.items())]
-    fates += [f"{reason} {counts['records']:,}" for reason, counts in sorted(found.skipped.reasons.items())]
-    if held := found.splits["validation"]["documents"]:
-        fates.append(f"held out for validation {held:,}")
+    reasons = [f"{rule} {counts['documents']:,}" for rule, counts in sorted(layout.dropped.by_rule.items())]
+    reasons += [
+        f"{reason} {counts['records']:,}" for reason, counts in sorted(layout.skipped.reasons.items())
+    ]
+    if num_validation := layout.splits["validation"]["documents"]:
+        reasons.append(f"validation split {num_validation:,}")
     raise UsageError(
-        f"data {data.name}: no document is left to train on ({'; '.join(fates) or 'the source has none'}). "
+        f"data {data.name}: no document is left to train on ({'; '.join(reasons) or 'the source has none'}). "
         f"Lower data.min_chars={data.min_chars}, data.min_tokens={data.min_tokens} or "
-        f"data.validation_fraction={data.validation_fraction:g}, loosen data.filters, or give other data"
+        f"data.validation_fraction={data.validation_fraction:g}, relax data.filters, or use other data"
     )
 
 
 def _write_record(
-    folder: Path, crew: WorkerPool, meter: PreparationProgress, seconds: float, made_by: dict[str, int]
+    folder: Path, pool: WorkerPool, progress: PreparationProgress, seconds: float, processes: dict[str, int]
 ) -> None:
-    """How the store was made: no part of what it is."""
+    """Writes record.json: how the store was prepared, which is not part of its content."""
     write_json(
         folder / "record.json",
         {
             "seconds": round(seconds, 3),
-            "documents": meter.documents,
-            "text_bytes": meter.text_bytes,
-            "peak_memory_bytes": crew.estimate_peak_memory(),
-            **made_by,
+            "documents": progress.documents,
+            "text_bytes": progress.text_bytes,
+            "peak_memory_bytes": pool.estimate_peak_memory(),
+            **processes,
             "host": platform.node(),
             "cores": count_cpu_cores(),
         },

@@ -1,4 +1,4 @@
-"""What a person sees of a preparation: a bar or a line now and then while it works, a table at the end."""
+"""Progress output of a preparation: a progress bar or periodic log lines, and a summary table at the end."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from krill.sources.source import Part
 
 log = logging.getLogger("krill")
 PREPARATION_LOG_SECONDS = 15.0
+"""Minimum seconds between two log lines where there is no progress bar."""
 
 
 class PreparationProgress:
-    """Counts what the workers have done, and shows it while it is entered."""
+    """Counts the work done by the workers; a context manager that displays it."""
 
     def __init__(self, parts: Sequence[Part], missing: Sequence[int]) -> None:
         self.documents = self.text_bytes = 0
@@ -48,17 +49,17 @@ class PreparationProgress:
             self._bar = None
 
     def advance(self, documents: int, text_bytes: int) -> None:
-        """So many documents, so much text more has been encoded."""
+        """Adds encoded documents and bytes of text."""
         self.documents += documents
         self.text_bytes += text_bytes
         if self._bar:
             self._bar.update(self._task, figures=self._format_rates())
         elif time.monotonic() - self._last_log_time > PREPARATION_LOG_SECONDS:
             self._last_log_time = time.monotonic()
-            log.info("tokens: %s%s", self._format_rates(), self._format_remaining())
+            log.info("tokens      %s%s", self._format_rates(), self._format_remaining())
 
     def finish_part(self, index: int) -> None:
-        """A part is done."""
+        """Counts part `index` as finished."""
         self._done_bytes += self._parts[index].size
         if self._bar:
             self._bar.update(self._task, completed=self._done_bytes)
@@ -78,39 +79,39 @@ class PreparationProgress:
 
 
 def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
-    """Tell what was kept, and in a table what each rule dropped, with an example."""
+    """Logs what was kept, and a table of what each rule dropped, with an example."""
     splits = manifest["splits"]
     documents, tokens, text_bytes = (
         sum(split[key] for split in splits.values()) for key in ("documents", "tokens", "text_bytes")
     )
     log.info(
-        "tokens: %s documents kept (%s for validation), %s tokens from %.1f MB of text, %.2f bytes a token, %.1f s",
+        "tokens      %s documents kept (%s for validation), %s tokens from %.1f MB of text, %.2f bytes/token, %.1f s",
         f"{documents:,}", f"{splits['validation']['documents']:,}", f"{tokens:,}", text_bytes / 1e6,
         text_bytes / max(1, tokens - 2 * documents), seconds,
     )  # fmt: skip
     for line in format_dropped_table(manifest["dropped"], manifest["read"]["documents"]):
         log.info("%s", line)
-    for reason, found in manifest["skipped"].items():
-        log.info("  %-28s %12s records without a document", reason, f"{found['records']:,}")
-    found = manifest["leaks"]
-    if found["leaked_documents"]:
+    for reason, counts in manifest["skipped"].items():
+        log.info("  %-28s %12s records skipped", reason, f"{counts['records']:,}")
+    leaks = manifest["leaks"]
+    if leaks["leaked_documents"]:
         advice = "" if manifest["data"]["near"] else "; data.minhash.threshold=0.8 drops near duplicates"
         log.warning(
-            "leak check: %d of %d validation documents are at least half in the training text (%d-grams of tokens)%s",
-            found["leaked_documents"], found["documents"], found["ngram"], advice,
+            "leak check  %d of %d validation documents are at least half contained in the training text (%d-grams)%s",
+            leaks["leaked_documents"], leaks["documents"], leaks["ngram"], advice,
         )  # fmt: skip
 
 
-def format_dropped_table(dropped: dict[str, dict[str, Any]], read: int) -> list[str]:
-    """A line per rule: documents and bytes that it dropped, their share of the `read` documents, an example."""
+def format_dropped_table(dropped: dict[str, dict[str, Any]], num_documents: int) -> list[str]:
+    """Returns a table with a line per rule: dropped documents, their share of `num_documents`, bytes, an example."""
     if not dropped:
         return []
     lines = [f"  {'dropped by':<28} {'documents':>12} {'share':>7} {'MB':>9}  example"]
     for rule, counts in sorted(dropped.items(), key=lambda item: -item[1]["documents"]):
         example = counts["examples"][0] if counts["examples"] else {"place": "", "text": ""}
-        share = counts["documents"] / max(1, read)
-        shown = f"{example['place']} {example['text'][:40]!r}" if example["text"] else example["place"]
+        share = counts["documents"] / max(1, num_documents)
+        location = f"{example['place']} {example['text'][:40]!r}" if example["text"] else example["place"]
         lines.append(
-            f"  {rule:<28} {counts['documents']:>12,} {share:>7.2%} {counts['bytes'] / 1e6:>9.2f}  {shown}"
+            f"  {rule:<28} {counts['documents']:>12,} {share:>7.2%} {counts['bytes'] / 1e6:>9.2f}  {location}"
         )
     return lines

@@ -1,15 +1,15 @@
-"""The token store: all tokens of a data set, prepared once, read through memory maps.
+"""The token store: all tokens of a data set, prepared once and read through memory maps.
 
-A folder per data set and tokenizer. Per split (train, validation) shards of whole documents:
+One folder per data set and tokenizer. Each split (train, validation) has shards of complete documents:
 
     train-00000.tokens    token ids, little-endian uint16 (uint32 if the vocabulary needs it)
-    train-00000.ends      uint64, where each document ends, in tokens from the shard's beginning
+    train-00000.ends      uint64, end of each document in tokens from the shard's beginning
     train-00000.sources   uint16, each document's index in the manifest's `sources`
-    manifest.json         what is in it, and an xxh3_128 of every file; written last
+    manifest.json         the content, and an xxh3_128 of every file; written last
 
-The rows of a run are made from it at load time, so sequence length and packing change without tokenizing
-again, and opening costs milliseconds. Where a manifest is, the store is complete: it is written last. How it
-was made (when, where, in which time and memory) is in record.json beside it, which is no part of the store.
+The rows of a run are packed when it is loaded, so sequence length and packing can change without tokenizing again,
+and opening takes milliseconds. A store with a manifest is complete. How it was prepared (host, time, memory) is in
+record.json in the same folder, which is not part of the store's content.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FORMAT = "krill-tokens"
 VERSION = 1
 SPLITS = ("train", "validation")
 SHARD_TOKENS = 2**28
-"""A shard takes no further document that would lift it above so many tokens (512 MB of uint16)."""
+"""Maximum tokens of a shard, unless a single document is longer (512 MB of uint16)."""
 
 _END_DTYPE, _SOURCE_DTYPE = np.dtype("<u8"), np.dtype("<u2")
 MAX_SOURCES = 2**16
@@ -49,28 +49,28 @@ def write_shard(
     lengths: np.ndarray,
     sources: np.ndarray,
 ) -> dict[str, Any]:
-    """Write the files of a shard and return its record for the manifest; on disk when it returns.
+    """Writes and syncs the files of a shard; returns its record for the manifest.
 
-    tokens: the documents' ids, in pieces of any size. lengths, sources: of each document, (documents,).
+    `tokens`: the documents' ids in chunks of any size. `lengths`, `sources`: values per document, (documents,).
     """
     columns: dict[str, Iterable[np.ndarray]] = {
         "tokens": tokens, "ends": [np.cumsum(lengths)], "sources": [sources]
     }  # fmt: skip
     hashes = {
         kind: _write_hashed(
-            _get_shard_path(folder, name, kind), (np.asarray(piece, kind_dtype) for piece in columns[kind])
+            _get_shard_path(folder, name, kind), (np.asarray(chunk, kind_dtype) for chunk in columns[kind])
         )
         for kind, kind_dtype in _list_file_kinds(dtype)
     }
     return {"name": name, "documents": len(lengths), "tokens": int(lengths.sum()), "xxh3_128": hashes}
 
 
-def _write_hashed(path: Path, pieces: Iterable[np.ndarray]) -> str:
-    """Write a file, hashed while it is written; returns the hash."""
+def _write_hashed(path: Path, chunks: Iterable[np.ndarray]) -> str:
+    """Writes and syncs a file; returns the xxh3_128 of its content."""
     digest = xxhash.xxh3_128()
     with open(path, "wb") as file:
-        for piece in pieces:
-            content = np.ascontiguousarray(piece).view(np.uint8).data
+        for chunk in chunks:
+            content = np.ascontiguousarray(chunk).view(np.uint8).data
             digest.update(content)
             file.write(content)
         file.flush()
@@ -79,7 +79,7 @@ def _write_hashed(path: Path, pieces: Iterable[np.ndarray]) -> str:
 
 
 def has_shard(folder: Path, dtype: np.dtype[Any], record: dict[str, Any]) -> bool:
-    """Whether the files of a shard are there and as long as its record says."""
+    """Returns whether the files of a shard exist with the sizes of its record."""
     return all(
         path.is_file() and path.stat().st_size == size
         for path, size, _ in _list_shard_files(folder, dtype, record)
@@ -89,9 +89,9 @@ def has_shard(folder: Path, dtype: np.dtype[Any], record: dict[str, Any]) -> boo
 def build_manifest(
     dtype: np.dtype[Any], sources: list[str], splits: dict[str, Any], **facts: Any
 ) -> dict[str, Any]:
-    """The manifest of a store; `facts` (JSON values) become part of it.
+    """Returns the manifest of a store; `facts` (JSON values) are added to it.
 
-    `splits` holds per split its documents, tokens, text_bytes, by_source and shards. `Store` needs
+    `splits` has documents, tokens, text_bytes, by_source and shards of each split. `Store` requires
     facts["signature"], and facts["tokenizer"] with signature, vocab_size, bos_id, eos_id and pad_id.
     """
     head = {"format": FORMAT, "version": VERSION, "dtype": dtype.name}
@@ -99,13 +99,13 @@ def build_manifest(
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, which makes the folder a store: all else is on disk before."""
+    """Writes the manifest, which completes the store; all other files must be on disk."""
     _fsync_folder(folder)
     write_json(folder / "manifest.json", manifest)
 
 
 class Store:
-    """A token store opened for reading; `train` and `validation` are its splits. Pickles as its folder."""
+    """A token store opened for reading, with splits `train` and `validation`. Pickles as its folder."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
@@ -123,21 +123,21 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> Store:
-        """Open a store; reads the manifest and the sizes of the files only.
+        """Opens a store; reads only the manifest and the file sizes.
 
-        Raises UsageError where there is no store or one of another format, KrillError where a file is missing
-        or has another size than the manifest says. `verify` compares the content too.
+        Raises UsageError if there is no store or its format is not supported, KrillError if a file is missing or its
+        size differs from the manifest. `verify` also checks the content.
         """
         store = cls(folder, _read_manifest(folder))
         for path, size, _ in store._list_files():
-            found = path.stat().st_size if path.is_file() else None
-            if found != size:
-                state = "is missing" if found is None else f"holds {found} bytes, its manifest says {size}"
-                raise KrillError(f"{path} {state}. {_suggest_rebuild(folder)}")
+            actual_size = path.stat().st_size if path.is_file() else None
+            if actual_size != size:
+                problem = "is missing" if actual_size is None else f"has {actual_size} bytes, expected {size}"
+                raise KrillError(f"{path} {problem}. {_suggest_rebuild(folder)}")
         return store
 
     def get_split(self, name: str) -> Split:
-        """The split `name`, train or validation."""
+        """Returns the split `name`: train or validation."""
         counts = self.manifest["splits"][name]
         shards = tuple(
             _Shard(self.folder, shard["name"], shard["tokens"], shard["documents"])
@@ -154,10 +154,10 @@ class Store:
         )
 
     def remove_leftovers(self) -> None:
-        """Remove from the folder what is no part of the store: parts, what a killed writer left."""
-        kept = {"manifest.json", "record.json", *(path.name for path, _, _ in self._list_files())}
+        """Removes everything from the folder that is not part of the store: parts, files of interrupted writers."""
+        names = {"manifest.json", "record.json", *(path.name for path, _, _ in self._list_files())}
         for path in self.folder.iterdir():
-            if path.name in kept:
+            if path.name in names:
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -165,13 +165,13 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def verify(self) -> None:
-        """Hash every file (about 1 GB/s from disk); raises KrillError naming the first that has changed."""
+        """Hashes every file (about 1 GB/s from disk); raises KrillError naming the first that has changed."""
         for path, _, expected in self._list_files():
             if hash_file(path) != expected:
                 raise KrillError(f"{path} has changed since it was written. {_suggest_rebuild(self.folder)}")
 
     def _list_files(self) -> list[tuple[Path, int, str]]:
-        """(path, size in bytes, hash) of every file that the manifest names."""
+        """Returns (path, size in bytes, hash) of every file in the manifest."""
         shards = [shard for split in self.manifest["splits"].values() for shard in split["shards"]]
         return [file for shard in shards for file in _list_shard_files(self.folder, self.dtype, shard)]
 
@@ -187,11 +187,11 @@ class _Shard:
     documents: int
 
     def memmap(self, kind: str, dtype: np.dtype[Any]) -> np.ndarray:
-        """A memory map of one of the shard's files."""
+        """Returns a memory map of one of the shard's files."""
         return np.memmap(_get_shard_path(self.folder, self.name, kind), dtype, mode="r")
 
     def copy(self, kind: str, dtype: np.dtype[Any], first: int, last: int) -> np.ndarray:
-        """The numbers [first, last) of one of the shard's files."""
+        """Reads the values [first, last) of one of the shard's files."""
         path = _get_shard_path(self.folder, self.name, kind)
         return np.fromfile(path, dtype, last - first, offset=first * dtype.itemsize)
 
@@ -206,101 +206,101 @@ class Split:
     documents: int
     """Number of documents."""
     tokens: int
-    """Number of tokens, bos and eos of each document included."""
+    """Number of tokens, including bos and eos of each document."""
     text_bytes: int
     """UTF-8 bytes of all texts, after the tokenizer's Unicode normalization."""
     shards: tuple[_Shard, ...] = field(repr=False)
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """Where each document ends in the split's stream; uint64 (documents,), strictly rising."""
-        parts = [
+        """The end of each document in the split's stream; uint64 (documents,), strictly increasing."""
+        arrays = [
             shard.memmap("ends", _END_DTYPE) + np.uint64(start)
             for shard, start in zip(self.shards, self._shard_starts, strict=True)
         ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+        return np.concatenate(arrays) if arrays else np.zeros(0, np.uint64)
 
     @cached_property
     def sources(self) -> np.ndarray:
-        """Index of each document's source; uint16 (documents,)."""
-        parts = [shard.memmap("sources", _SOURCE_DTYPE) for shard in self.shards]
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint16)
+        """The index of each document's source; uint16 (documents,)."""
+        arrays = [shard.memmap("sources", _SOURCE_DTYPE) for shard in self.shards]
+        return np.concatenate(arrays) if arrays else np.zeros(0, np.uint16)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Token ids [start, stop) of the stream, across shards; read-only, uint16 or uint32 (stop - start,).
+        """Returns token ids [start, stop) of the stream, across shards; read-only, uint16 or uint32 (stop - start,).
 
         Raises IndexError outside [0, tokens].
         """
-        parts = [
+        arrays = [
             self._token_maps[shard][first:last] for shard, first, last in self._find_segments(start, stop)
         ]
-        return _concatenate(parts, self.dtype)
+        return _concatenate(arrays, self.dtype)
 
     def copy(self, start: int, stop: int) -> np.ndarray:
-        """As `memmap`, from the files instead of the maps: for a pass over everything.
+        """Like `read`, but reads from the files instead of the memory maps: for a pass over the whole split.
 
-        Pages of a map that were touched count as the process's memory until the system wants them.
+        Accessed pages of a map count as memory of the process until the system reclaims them.
         """
-        parts = [
+        arrays = [
             self.shards[shard].copy("tokens", self.dtype, first, last)
             for shard, first, last in self._find_segments(start, stop)
         ]
-        return _concatenate(parts, self.dtype)
+        return _concatenate(arrays, self.dtype)
 
     def _find_segments(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """(index of the shard, first, last) of the pieces of [start, stop)."""
+        """Returns (shard index, first, last) of the segments of [start, stop)."""
         if not 0 <= start <= stop <= self.tokens:
             raise IndexError(f"tokens [{start}, {stop}) of {self.name}, which has {self.tokens}")
-        found = []
+        segments = []
         shard = bisect_right(self._shard_starts, start) - 1
         while start < stop:
             first = self._shard_starts[shard]
             last = min(stop, first + self.shards[shard].tokens)
-            found.append((shard, start - first, last - first))
+            segments.append((shard, start - first, last - first))
             start, shard = last, shard + 1
-        return found
+        return segments
 
     @cached_property
     def _shard_starts(self) -> list[int]:
-        """Where each shard starts in the stream."""
+        """The start of each shard in the stream."""
         return [0, *np.cumsum([shard.tokens for shard in self.shards]).tolist()][: len(self.shards)]
 
     @cached_property
     def _token_maps(self) -> list[np.ndarray]:
-        # Plain arrays over the maps: slicing a np.memmap costs ten times as much.
+        # Plain arrays over the maps: slicing a np.memmap is ten times slower.
         return [np.asarray(shard.memmap("tokens", self.dtype)) for shard in self.shards]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in self.__dataclass_fields__}
 
 
-def _concatenate(parts: list[np.ndarray], dtype: np.dtype[Any]) -> np.ndarray:
-    """The pieces one after the other; one alone is not copied."""
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype)
+def _concatenate(arrays: list[np.ndarray], dtype: np.dtype[Any]) -> np.ndarray:
+    """Concatenates arrays; a single one is not copied."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
 
 
 def _list_file_kinds(dtype: np.dtype[Any]) -> tuple[tuple[str, np.dtype[Any]], ...]:
-    """(suffix, dtype) of a shard's three files."""
+    """Returns (suffix, dtype) of a shard's three files."""
     return (("tokens", dtype), ("ends", _END_DTYPE), ("sources", _SOURCE_DTYPE))
 
 
 def _list_shard_files(
     folder: Path, dtype: np.dtype[Any], shard: dict[str, Any]
 ) -> list[tuple[Path, int, str]]:
-    """(path, size in bytes, hash) of the files of a shard."""
-    found = []
+    """Returns (path, size in bytes, hash) of the files of a shard."""
+    files = []
     for kind, kind_dtype in _list_file_kinds(dtype):
         items = shard["tokens"] if kind == "tokens" else shard["documents"]
-        found.append(
+        files.append(
             (
                 _get_shard_path(folder, shard["name"], kind),
                 items * kind_dtype.itemsize,
                 shard["xxh3_128"][kind],
             )
         )
-    return found
+    return files
 
 
 def _get_shard_path(folder: Path, shard: str, kind: str) -> Path:
@@ -310,25 +310,27 @@ def _get_shard_path(folder: Path, shard: str, kind: str) -> Path:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
-        raise UsageError(f"{folder} holds no token store (no manifest.json); krill-preprocess makes one")
+        raise UsageError(
+            f"{folder} is not a token store (no manifest.json); create one with krill-preprocess"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        form, version = manifest["format"], manifest["version"]
+        format_name, version = manifest["format"], manifest["version"]
     except (ValueError, TypeError, KeyError) as error:
         raise KrillError(f"{path} is not a manifest of a token store. {_suggest_rebuild(folder)}") from error
-    if (form, version) != (FORMAT, VERSION):
+    if (format_name, version) != (FORMAT, VERSION):
         raise UsageError(
-            f"{path} is of format {form} {version}, this krill reads {FORMAT} {VERSION}. {_suggest_rebuild(folder)}"
+            f"{path} has format {format_name} {version}, expected {FORMAT} {VERSION}. {_suggest_rebuild(folder)}"
         )
     return manifest
 
 
 def _suggest_rebuild(folder: Path) -> str:
-    return f"Remove {folder} and give the same command again: the tokens are made anew"
+    return f"Remove {folder} and run the same command again to prepare the tokens from scratch"
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Put the folder's entries on disk, too."""
+    """Syncs the folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

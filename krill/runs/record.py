@@ -65,7 +65,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
 def is_done(folder: Path) -> bool:
     """Whether what belongs in `folder` is finished; a result elsewhere that it names must still be there."""
     status = read_status(folder) or {"state": ""}
-    # A shard's result is not there before all are merged.
+    # The result of a task does not exist before all tasks are merged.
     return status["state"] == "finished" and Path(status.get("result") or folder).exists()
 
 

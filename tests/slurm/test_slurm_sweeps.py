@@ -53,8 +53,8 @@ def test_from_nothing_to_a_table(cluster: Cluster, krill: Krill) -> None:
 
 def test_every_command_launches(cluster: Cluster, krill: Krill) -> None:
     shutil.rmtree(krill.folder / "outputs" / "data")
-    krill("preprocess", "-m", "data.num_tasks=4", "data.task=range(0,4)", "hardware=slurm_cpu", "name=shards")
-    rows = krill.rows("outputs/sweeps/shards")
+    krill("preprocess", "-m", "data.num_tasks=4", "data.task=range(0,4)", "hardware=slurm_cpu", "name=tasks")
+    rows = krill.rows("outputs/sweeps/tasks")
     assert [row["state"] for row in rows] == ["finished"] * 4
     krill("train", "output=run", "data.num_tasks=4", *SMALL, "steps=2")
     krill("infer", "-m", "temperature=0.2,0.8", "hardware=slurm_gpu", "model=run", "max_new_tokens=4")

@@ -53,9 +53,9 @@ class _BaseDataConfig(Section):
     workers: Unsigned[PositiveInt | None]
     """Processes that prepare; null: as many as the input is worth, at most one per core."""
     num_tasks: Unsigned[PositiveInt]
-    """Jobs that share the preparation, each with its data.task; without data.task the shards are merged."""
+    """Number of tasks that share the preparation, one job per data.task; without data.task the tasks are merged."""
     task: Unsigned[NonNegativeInt | None]
-    """Which of the shards this job prepares, from 0; null: all, or the merge."""
+    """Index of the task that this job prepares, from 0; null: all tasks, or the merge."""
 
     @model_validator(mode="after")
     def _check_task_index(self) -> _BaseDataConfig:
