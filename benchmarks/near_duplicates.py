@@ -34,7 +34,7 @@ import pyarrow.parquet
 import rensa
 
 from krill.config.schema import MinHashConfig
-from krill.text.minhash import MinHashSigner, find_near_duplicates, jaccard_similarity
+from krill.text.minhash import MinHashSigner, compute_jaccard_similarity, find_near_duplicates
 from krill.text.shingles import hash_shingles, sort_unique
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,12 +63,12 @@ def megabytes(texts: list[str]) -> float:
 def jaccard(one: str, other: str, near: MinHashConfig) -> float:
     """Similarity of two texts by their shingles, computed anew."""
     hashes, offsets = hash_shingles([one, other], near.unit, near.size)
-    return jaccard_similarity(sort_unique(hashes[: offsets[1]]), sort_unique(hashes[offsets[1] :]))
+    return compute_jaccard_similarity(sort_unique(hashes[: offsets[1]]), sort_unique(hashes[offsets[1] :]))
 
 
 def measure(ids: list[str], texts: list[str], near: MinHashConfig) -> dict[str, Any]:
     """Speed, recall and precision of one setting on one language."""
-    signing, keys = cpu_seconds(lambda: MinHashSigner(near).keys(texts))
+    signing, keys = cpu_seconds(lambda: MinHashSigner(near).compute_keys(texts))
     bands = np.ascontiguousarray(keys.T)
     merging, copies = cpu_seconds(
         lambda: find_near_duplicates(
@@ -140,7 +140,7 @@ def in_python(texts: list[str], near: MinHashConfig) -> Any:
 def reference(texts: list[str], near: MinHashConfig) -> dict[str, float]:
     """MB per CPU second of the keys alone, ours and the usual way, on the same text."""
     size = megabytes(texts)
-    ours, _ = cpu_seconds(lambda: MinHashSigner(near).keys(texts))
+    ours, _ = cpu_seconds(lambda: MinHashSigner(near).compute_keys(texts))
     usual, _ = cpu_seconds(lambda: in_python(texts, near), times=1)
     return {
         "keys": round(size / ours, 1),

@@ -1,1 +1,1 @@
-"""What is done to a text, and whether it is trained on."""
+"""Processing of text: cleaning, filters, deduplication, sampling."""

@@ -1,4 +1,4 @@
-"""Texts a batch at a time, so that memory is bounded by a batch and not by the text."""
+"""Groups items into batches of bounded size, so that memory is bounded by a batch and not by the whole text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ ItemT = TypeVar("ItemT")
 
 
 def batch_by_size(
-    items: Iterable[ItemT], characters: int, size: Callable[[ItemT], int], most: int | None = None
+    items: Iterable[ItemT], max_size: int, get_size: Callable[[ItemT], int], max_items: int | None = None
 ) -> Iterator[list[ItemT]]:
-    """Neighbouring items together until they have so many characters, by `size`, or are `most`."""
+    """Yields consecutive items as lists, each ended by a total size of `max_size` or more, or by `max_items`."""
     batch: list[ItemT] = []
-    held = 0
+    total = 0
     for item in items:
         batch.append(item)
-        held += size(item)
-        if held >= characters or len(batch) == most:
+        total += get_size(item)
+        if total >= max_size or len(batch) == max_items:
             yield batch
-            batch, held = [], 0
+            batch, total = [], 0
     if batch:
         yield batch

@@ -1,15 +1,14 @@
-"""Cleaning: what may change in a text, and nothing else.
+"""Text cleaning. These steps, and nothing else, change a text:
 
-1. Surrogates, which no UTF-8 can hold: a pair becomes the character that it stands for, a lone one U+FFFD.
-2. On request, mojibake is repaired with ftfy: text that was decoded with the wrong encoding.
-3. CR LF and a lone CR become LF (a CR removed would glue two lines together).
+1. Surrogates, which UTF-8 cannot encode: a pair becomes the character that it encodes, a lone one U+FFFD.
+2. Optional: mojibake (text that was decoded with the wrong encoding) is repaired with ftfy.
+3. CR LF and a lone CR become LF (removing a CR would join two lines).
 4. NUL and the other C0 control characters are removed, except LF and TAB.
-5. On request, Unicode NFC. Never NFKC: it destroys Korean jamo, NBSP and x², so that the text could not come back.
-6. On request, personal data become placeholders (`krill.text.pii`).
+5. Optional: Unicode NFC. Never NFKC: it destroys Korean jamo, NBSP and x², so the text could not be restored.
+6. Optional: personal data is replaced by placeholders (`krill.text.pii`).
 7. White space at both ends is stripped.
 
-`clean(clean(text)) == clean(text)`. A text that needs nothing is passed over twice at the speed of C, without a
-regular expression.
+Cleaning is idempotent. A text that needs no change costs two passes in C and no regular expression.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _SURROGATES = re.compile("([\ud800-\udbff])([\udc00-\udfff])|[\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    """Return `text` as it is stored, by the rules that always hold (1, 3, 4, 7); the result encodes as UTF-8."""
+    """Returns `text` after the steps that always apply (1, 3, 4, 7); the result encodes as UTF-8."""
     try:
         content = text.encode()
     except UnicodeEncodeError:
@@ -42,20 +41,20 @@ def clean(text: str) -> str:
 
 
 def build_cleaner(data: DataConfig) -> Callable[[str], str]:
-    """The function that does all of the above, as `data` asks. Raises UsageError if ftfy is asked for and missing."""
-    asked: list[Callable[[str], str]] = []
+    """Returns a function that applies the enabled steps. Raises UsageError if ftfy is needed but not installed."""
+    steps: list[Callable[[str], str]] = []
     if data.ftfy:
-        asked += [_replace_surrogates, _build_mojibake_fixer()]
-    asked.append(clean)
+        steps += [_replace_surrogates, _build_mojibake_fixer()]
+    steps.append(clean)
     if data.normalize == "nfc":
-        asked.append(partial(unicodedata.normalize, "NFC"))
+        steps.append(partial(unicodedata.normalize, "NFC"))
     if data.pii == "mask":
-        asked.append(pii.mask_pii)
-    return clean if asked == [clean] else partial(_apply_steps, asked)
+        steps.append(pii.mask_pii)
+    return clean if steps == [clean] else partial(_apply_steps, steps)
 
 
 def compute_cleaning_identity(data: DataConfig) -> dict[str, Any]:
-    """JSON that changes whenever `cleaner(data)` might: what is asked for, and by which version it is done."""
+    """Returns JSON that changes whenever cleaning may change: the enabled steps and their versions."""
     return {
         "normalize": unicodedata.unidata_version if data.normalize == "nfc" else None,
         "ftfy": _get_ftfy_version() if data.ftfy else None,
@@ -64,7 +63,7 @@ def compute_cleaning_identity(data: DataConfig) -> dict[str, Any]:
 
 
 def _apply_steps(steps: list[Callable[[str], str]], text: str) -> str:
-    return reduce(lambda changed, step: step(changed), steps, text)
+    return reduce(lambda cleaned, step: step(cleaned), steps, text)
 
 
 def _replace_surrogates(text: str) -> str:
@@ -79,7 +78,7 @@ def _replace_surrogate_match(match: re.Match[str]) -> str:
 
 
 def _build_mojibake_fixer() -> Callable[[str], str]:
-    """ftfy's repair of wrong decoding, and nothing else of ftfy: quotes, ligatures and widths stay as they are."""
+    """Returns ftfy's repair of wrong decoding alone: quotes, ligatures and widths are left as they are."""
     try:
         from ftfy import TextFixerConfig, fix_text
     except ImportError as error:
@@ -107,4 +106,4 @@ def _get_ftfy_version() -> str:
 
 
 def _build_missing_ftfy_error() -> UsageError:
-    return UsageError("data.ftfy=true needs ftfy: pip install 'krill[filter]', or write data.ftfy=false")
+    return UsageError("data.ftfy=true needs ftfy: pip install 'krill[filter]', or set data.ftfy=false")

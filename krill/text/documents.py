@@ -1,8 +1,8 @@
-"""The documents that may be trained on: cleaned, kept by every rule, each text once.
+"""Selects the documents to train on: cleaned, kept by every rule, without exact duplicates.
 
     source → clean → min_chars → filters → exact duplicates
 
-What is dropped is counted per rule.
+Dropped documents are counted per rule.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from krill.text import cleaning, filters, minhash
 from krill.text.dedup import SeenDigests, hash_text
 
 VERSION = 2
-"""Part of every signature: raised when the rules in this room change what they make."""
+"""Part of every signature; incremented when a change in krill.text changes the resulting documents."""
 
 EXAMPLE_CHARACTERS = 80
-"""Characters of a dropped document that are shown."""
+"""The length of the excerpt of a dropped document."""
 
 
 class KeptDocument(NamedTuple):
-    """A cleaned document that is kept by every rule and no duplicate."""
+    """A cleaned document that every rule keeps and that is not a duplicate."""
 
     text: str
     content: bytes
     """The text's UTF-8."""
     digest: bytes
-    """16 bytes; decides its split."""
+    """Hash of the text, 16 bytes; determines the split."""
     location: tuple[int, int]
-    """Where it was found."""
+    """File and record in the part of its source."""
 
 
 class DropStats:
-    """Documents, UTF-8 bytes and tokens that each rule dropped, with a few examples."""
+    """Counts the documents, UTF-8 bytes and tokens that each rule dropped, and keeps a few examples."""
 
     def __init__(self) -> None:
         self.by_rule: dict[str, dict[str, Any]] = {}
-        """Rule → documents, bytes, tokens (of those that were encoded before they were dropped), examples."""
+        """Rule → documents, bytes, tokens (of documents that were encoded before they were dropped), examples."""
 
     def add(self, rule: str, size: int, tokens: int = 0, documents: int = 1) -> None:
-        """Count documents of `size` bytes and, where they were encoded, `tokens` together."""
+        """Counts `documents` of `size` bytes and, where they were encoded, `tokens` in total."""
         counts = self._get_counts(rule)
         counts["documents"] += documents
         counts["bytes"] += size
         counts["tokens"] += tokens
 
     def should_add_example(self, rule: str) -> bool:
-        """Whether another example of the rule is wanted."""
+        """Returns whether the rule has fewer than the maximum number of examples."""
         return len(self._get_counts(rule)["examples"]) < MAX_SKIPPED_EXAMPLES
 
-    def add_example(self, rule: str, place: str, text: str) -> None:
-        """Keep a document as an example."""
+    def add_example(self, rule: str, location: str, text: str) -> None:
+        """Adds the beginning of a dropped document as an example."""
         excerpt = " ".join(text[: 2 * EXAMPLE_CHARACTERS].split())[:EXAMPLE_CHARACTERS]
-        self._get_counts(rule)["examples"].append({"place": place, "text": excerpt})
+        self._get_counts(rule)["examples"].append({"place": location, "text": excerpt})
 
     def merge(self, rules: dict[str, dict[str, Any]]) -> None:
-        """Add what a later part dropped."""
+        """Adds the counts and examples of a later part."""
         for rule, more in rules.items():
             counts = self._get_counts(rule)
             for key in ("documents", "bytes", "tokens"):
@@ -77,21 +77,21 @@ class DropStats:
 
 
 class DocumentRules:
-    """What is done to a text and what it must pass, made ready once."""
+    """The cleaning and the rules of a configuration, built once and applied to every text."""
 
     def __init__(self, data: DataConfig) -> None:
         self.clean = cleaning.build_cleaner(data)
-        """What is done to every text."""
+        """Cleans one text."""
         self._min_chars = max(1, data.min_chars)
         self._filters = filters.Filters(data.filters)
 
     def apply_rules(self, text: str) -> tuple[str, str | None]:
-        """The cleaned text, and the rule that drops it, if one does."""
+        """Returns the cleaned text and the name of the rule that drops it, or None."""
         text = self.clean(text)
         return text, self.find_dropping_rule(text)
 
     def find_dropping_rule(self, text: str) -> str | None:
-        """The rule that drops a cleaned text, if one does."""
+        """Returns the name of the rule that drops a cleaned text, or None."""
         if len(text) < self._min_chars:
             return "min_chars" if text else "empty"
         return self._filters.find_dropping_rule(text)
@@ -102,9 +102,9 @@ def iterate_kept_documents(
     rules: DocumentRules,
     duplicates: SeenDigests,
     dropped: DropStats,
-    spell: Callable[[tuple[int, int]], str],
+    describe_location: Callable[[tuple[int, int]], str],
 ) -> Iterator[KeptDocument]:
-    """Yield what may be trained on, each text once (its first copy)."""
+    """Yields the documents to train on, each text once (its first copy); counts the others in `dropped`."""
     for document in documents:
         text, rule = rules.apply_rules(document.text)
         content = text.encode()
@@ -116,21 +116,21 @@ def iterate_kept_documents(
             rule = "duplicate"
         dropped.add(rule, len(content))
         if dropped.should_add_example(rule):
-            dropped.add_example(rule, spell(document.location), text)
+            dropped.add_example(rule, describe_location(document.location), text)
 
 
 def collect_text_rules(data: DataConfig) -> dict[str, Any]:
-    """What determines which texts there are and how they read; JSON. The tokenizer is trained on them."""
-    plain = data.model_dump(include={"min_chars", "validation_fraction"})
+    """Returns the rules that determine the texts, as JSON. The tokenizer is trained on these texts."""
+    thresholds = data.model_dump(include={"min_chars", "validation_fraction"})
     return {
-        **plain,
+        **thresholds,
         "cleaning": cleaning.compute_cleaning_identity(data),
         "filters": filters.compute_filters_identity(data.filters),
     }
 
 
 def collect_data_rules(data: DataConfig) -> dict[str, Any]:
-    """Every rule that determines the stored documents; JSON."""
+    """Returns every rule that determines the stored documents, as JSON."""
     return {
         **collect_text_rules(data),
         **data.model_dump(include={"min_tokens", "max_tokens"}),
@@ -139,5 +139,5 @@ def collect_data_rules(data: DataConfig) -> dict[str, Any]:
 
 
 def compute_data_signature(data: DataConfig, fingerprint: Any) -> str:
-    """Signature of the text: rules and content. Where files lie does not count."""
+    """Returns the signature of the text: rules and content, but not the paths of the files."""
     return compute_signature("data", VERSION, collect_data_rules(data), fingerprint)

@@ -1,7 +1,7 @@
-"""What can be measured of a text in one glance: letters, words, lines, links, repetition.
+"""Features of a text for the filters: letters, words, lines, links, repetition.
 
 Most are shares of the characters, words or lines, and all mean the same in Korean and English. `krill.text.filters`
-compares them with thresholds, one after the other: words and lines are cut when a measure first needs them, and once.
+compares them with thresholds one by one, so words and lines are split lazily, when a feature first needs them.
 
 Gopher: Rae et al. 2021, "Scaling Language Models", table A1. FineWeb: Penedo et al. 2024, "The FineWeb Datasets".
 """
@@ -15,26 +15,26 @@ from functools import cache, cached_property
 import numpy as np
 
 MAX_FEATURE_CHARACTERS = 1_000_000
-"""Of a longer text its first characters are measured: memory and time stay bounded."""
+"""Only the first characters of a longer text are measured, so that memory and time are bounded."""
 
 WHITESPACE, LATIN, HANGUL, OTHER_LETTER, SYMBOL = range(5)
-"""Kinds of characters; digits are symbols here."""
+"""Kinds of characters; digits count as symbols."""
 
 _HANGUL_BLOCKS = ((0x1100, 0x1200), (0x3131, 0x318F), (0xA960, 0xA97D), (0xAC00, 0xD7FC), (0xFFA0, 0xFFDD))
-_LAST_LETTER = 0x323AF  # Unicode 15 has no letter beyond
+_LAST_LETTER = 0x323AF  # the last letter of Unicode 15
 
 _FUNCTION_WORDS = frozenset(
     {"the", "be", "to", "of", "and", "that", "have", "with"}
     | {"in", "is", "for", "this", "are", "on", "as", "or", "by", "not", "it", "an", "from", "if", "you"}
     | {"was", "can", "at", "all", "will", "which"}
 )
-"""Gopher's eight and the next most frequent, lower case."""
+"""Gopher's eight English function words and the next most frequent ones, lower case."""
 _KOREAN_ENDINGS = "은는이가을를에의로도와과고다요며면서지만까니네음함게야죠데들나"
 _KOREAN_ENDING_PATTERN = re.compile(rf"[{_KOREAN_ENDINGS}](?![^\W\d_])")
-"""The last syllable of a word, where it is one that particles and verbs mostly end in."""
+"""The last syllable of a word, if it is one in which Korean particles and verbs usually end."""
 
 _SENTENCE_ENDS = frozenset(".!?…。！？\"'”’~^" + ";:)}]" + "다요죠까네음함듯지야데ㅋㅎㅠㅜ")
-"""Punctuation, what ends a line of code, and Korean verbs, for Korean is often written without a full stop."""
+"""Punctuation, line ends of code, and endings of Korean verbs, as Korean is often written without a full stop."""
 _SHORT_LINE_LENGTH = 30
 _LINK_PATTERN = re.compile(r"(?:https?://|www\.)[^\s<>\"')\]]+|\]\([^()\s]+\)")
 
@@ -44,36 +44,36 @@ _HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class TextFeatures:
-    """A cleaned text (one that encodes as UTF-8) and its measures."""
+    """A cleaned text (one that encodes as UTF-8) and its features."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.head = text[:MAX_FEATURE_CHARACTERS]
-        """What is measured."""
+        """The part that is measured."""
 
     # --- letters ---
 
     @cached_property
     def _kind_counts(self) -> list[int]:
-        """Characters of each kind."""
+        """The number of characters of each kind."""
         codes = np.frombuffer(self.head.encode("utf-32-le"), "<u4")
         return np.bincount(_build_character_kinds()[codes], minlength=5).tolist()
 
     @property
     def letter_share(self) -> float:
-        """Share of the characters, white space apart, that are letters of any script."""
+        """Share of the characters other than white space that are letters of any script."""
         latin, hangul, other, symbols = self._kind_counts[LATIN:]
         return _compute_share(latin + hangul + other, latin + hangul + other + symbols)
 
     @property
     def script_shares(self) -> dict[str, float]:
-        """Shares of Hangul ("ko"), Latin ("en") and other letters ("und"); those not Latin count twice."""
+        """Shares of Hangul ("ko"), Latin ("en") and other letters ("und"); letters that are not Latin count twice."""
         latin, hangul, other = self._kind_counts[LATIN:SYMBOL]
-        whole = latin + 2 * (hangul + other)
+        total = latin + 2 * (hangul + other)
         return {
-            "ko": _compute_share(2 * hangul, whole),
-            "en": _compute_share(latin, whole),
-            "und": _compute_share(2 * other, whole) if whole else 1.0,
+            "ko": _compute_share(2 * hangul, total),
+            "en": _compute_share(latin, total),
+            "und": _compute_share(2 * other, total) if total else 1.0,
         }
 
     # --- words ---
@@ -88,22 +88,22 @@ class TextFeatures:
 
     @property
     def mean_word_length(self) -> float:
-        """Characters in a word; words are what stands between white space."""
+        """Mean number of characters of a word; words are separated by white space."""
         return _compute_share(int(self._word_lengths.sum()), len(self._words))
 
     @property
     def function_word_share(self) -> float:
         """Share of the words that are English function words or end as Korean particles and verbs do."""
-        found = sum(map(_FUNCTION_WORDS.__contains__, self._words))
+        count = sum(map(_FUNCTION_WORDS.__contains__, self._words))
         if not self.head.isascii():
-            found += len(_KOREAN_ENDING_PATTERN.findall(self.head))
-        return _compute_share(found, len(self._words))
+            count += len(_KOREAN_ENDING_PATTERN.findall(self.head))
+        return _compute_share(count, len(self._words))
 
     # --- lines ---
 
     @cached_property
     def _lines(self) -> list[str]:
-        """The lines that are not empty, white space stripped."""
+        """The lines that are not empty, with white space stripped."""
         return list(filter(None, map(str.strip, self.head.split("\n"))))
 
     @property
@@ -113,13 +113,13 @@ class TextFeatures:
 
     @property
     def short_line_share(self) -> float:
-        """Share of the characters that stand in lines shorter than 30."""
+        """Share of the characters that are in lines of fewer than 30 characters."""
         lengths = list(map(len, self._lines))
         return _compute_share(sum(length for length in lengths if length < _SHORT_LINE_LENGTH), sum(lengths))
 
     @property
     def link_share(self) -> float:
-        """Share of the characters in web addresses and in the targets of Markdown links."""
+        """Share of the characters that are in web addresses or targets of Markdown links."""
         if "://" not in self.head and "www." not in self.head and "](" not in self.head:
             return 0.0
         return _compute_share(sum(map(len, _LINK_PATTERN.findall(self.head))), len(self.head))
@@ -128,14 +128,15 @@ class TextFeatures:
 
     @property
     def duplicate_line_share(self) -> float:
-        """Share of the characters in lines that are equal to an earlier one."""
+        """Share of the characters that are in lines equal to an earlier line."""
         return 1.0 - _compute_share(sum(map(len, set(self._lines))), sum(map(len, self._lines)), empty=1.0)
 
     @property
     def top_bigram_share(self) -> float:
-        """Share of the characters in the pair of words that has most of them; can exceed 1 where it overlaps.
+        """Share of the characters that are in the most frequent bigram of words, by characters.
 
-        Of a longer word 20 characters count: the ruler of a table is one.
+        Exceeds 1 where its occurrences overlap. At most 20 characters of a word count, as the rule of a table is
+        a word, too.
         """
         positions, counts = self._count_ngrams(2)
         lengths = np.minimum(self._word_lengths, _MAX_WORD_LENGTH)
@@ -145,7 +146,7 @@ class TextFeatures:
 
     @property
     def duplicate_ngram_share(self) -> float:
-        """Share of the characters in five consecutive words that came before."""
+        """Share of the characters that are in a repetition of five consecutive words."""
         size = len(self._words)
         first, _ = self._count_ngrams(_NGRAM_SIZE)
         repeats = np.ones(max(0, size - _NGRAM_SIZE + 1), bool)
@@ -159,17 +160,17 @@ class TextFeatures:
 
     @property
     def compression_ratio(self) -> float:
-        """Size under zlib, as a share of the UTF-8 bytes; short texts compress less."""
+        """Size after zlib compression as a share of the UTF-8 bytes; short texts compress less."""
         content = self.head.encode()
         return _compute_share(len(zlib.compress(content, 1)), len(content), empty=1.0)
 
     @cached_property
     def _word_hashes(self) -> np.ndarray:
-        """A 64-bit hash of each word; only equality counts, for Python seeds its hashes anew in each process."""
+        """A 64-bit hash of each word, for comparison only: Python seeds its hashes differently in each process."""
         return np.fromiter(map(hash, self._words), np.int64, len(self._words)).view(np.uint64)
 
     def _count_ngrams(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each distinct n-gram of words: where it stands first, and how often it stands there."""
+        """Returns the index of the first occurrence and the count of each distinct n-gram of words."""
         count = max(0, len(self._words) - size + 1)
         grams = np.zeros(count, np.uint64)
         for offset in range(size):
@@ -184,7 +185,7 @@ def _compute_share(part: int, whole: int, empty: float = 0.0) -> float:
 
 @cache
 def _build_character_kinds() -> np.ndarray:
-    """uint8 (all code points,): the kind of each."""
+    """Returns the kind of every code point, uint8 (0x110000,)."""
     kinds = np.full(0x110000, SYMBOL, np.uint8)
     for code in range(_LAST_LETTER + 1):
         character = chr(code)

