@@ -47,6 +47,17 @@ PRESETS = ("muon_moonlight", "muon_keller", "muon_pto")
 ADAMW_RATES = (5e-4, 1e-3, 2e-3, 3e-3, 1e-2)
 MUON_RATES = (3e-3, 5e-3, 1e-2, 2e-2)
 DEFAULT_RATE = 3e-3
+UPSTREAM_CONFIG = f"""# @package _global_
+# pytorch_optimizer's Muon
+defaults:
+  - _adamw@optimizer
+  - _self_
+optimizer:
+  name: custom
+  build: {Path(__file__).with_name("upstream_muon.py").resolve()}:build
+  options: {{}}
+"""
+"""conf/optimizer/upstream.yaml beside the runs."""
 SEEDS = (1, 2, 3)
 
 
@@ -70,7 +81,7 @@ def _ways() -> list[Way]:
         option("cautious", "optimizer.cautious=true"),
         option("normuon", "optimizer.normuon=true"),
         option("polar_express", "optimizer.ns_coefficients=polar_express"),
-        Way("upstream", ("optimizer=muon_pto", "optimizer.backend=upstream"), MUON_RATES[1:2]),
+        Way("upstream", ("optimizer=upstream",), MUON_RATES[1:2]),
         Way("adamw @500", ("optimizer=adamw",), ADAMW_RATES[1:3], 500),
     ]
 
@@ -102,7 +113,9 @@ Losses = dict[str, dict[float, list[float]]]
 
 def trained(folder: Path, extra: list[str], jobs: int) -> Losses:
     """Way → rate → loss of each seed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "conf" / "optimizer" / "upstream.yaml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(UPSTREAM_CONFIG, encoding="utf-8")
     runs = [Run(way, rate, seed) for way in _ways() for rate in way.rates for seed in SEEDS]
     runs[0].loss(folder, extra)  # makes the tokenizer and the tokens that all others find
     losses: Losses = defaultdict(lambda: defaultdict(list))

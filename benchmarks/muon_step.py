@@ -6,7 +6,7 @@ not fit a device), median of several rounds:
     adamw             krill's optimizer=adamw (fused)
     muon_*            krill's presets, and options of muon_moonlight
     torch             torch.optim.Muon on the hidden matrices, fused AdamW on the rest
-    upstream          pytorch_optimizer 4.1, by optimizer=muon_pto optimizer.backend=upstream
+    upstream          pytorch_optimizer 4.1 on the parameter groups of optimizer=muon_pto
 
 `share` is that step over itself and the forward and backward passes of 262,144 tokens, which are timed in rows of
 2048 (bf16 autocast on CUDA). Prints a table and writes results/muon_step.json; with another --result, that file.
@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from upstream_muon import build_upstream_muon
 
 from krill.cli.compose import compose_config
 from krill.config.schema import MuonConfig, TrainConfig
@@ -50,7 +51,6 @@ WAYS = {
     "polar_express": ("optimizer=muon_moonlight", "optimizer.ns_coefficients=polar_express"),
     "cautious": ("optimizer=muon_moonlight", "optimizer.cautious=true"),
     "normuon": ("optimizer=muon_moonlight", "optimizer.normuon=true"),
-    "upstream": ("optimizer=muon_pto", "optimizer.backend=upstream"),
 }
 
 
@@ -108,6 +108,8 @@ def measured(preset: str, device: str, rounds: int, tokens: int) -> dict[str, An
         name: step_seconds(build_optimizer(model, config.optimizer), device, rounds)
         for name, config in configs.items()
     }
+    groups = build_optimizer(model, configs["muon_pto"].optimizer).param_groups
+    steps["upstream"] = step_seconds(build_upstream_muon(groups), device, rounds)
     steps["torch"] = step_seconds(TorchMuon(model, configs["muon_moonlight"]), device, rounds)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -24,6 +24,8 @@ RENAMED_KEYS = {
     "judge_bytes": "eval_bytes",
 }
 
+REMOVED_KEYS = {"optimizer.backend": "Muon is always krill's; leave the key out"}
+
 
 def validate_config(schema: type[SchemaT], composed: DictConfig) -> SchemaT:
     """The typed configuration, or UsageError that lists all that is missing or wrong."""
@@ -95,6 +97,8 @@ def format_unknown_key_error(key: str, known: Iterable[str]) -> str:
     """Returns the error message for a key that does not exist, with the name that was most likely meant."""
     if renamed := find_renamed_key(key):
         return f"no such key '{key}': it was renamed. Use {renamed}=…"
+    if key in REMOVED_KEYS:
+        return f"no such key '{key}': it was removed. {REMOVED_KEYS[key]}"
     near = find_closest_name(key, (name for name in known if name != key))
     return f"no such key '{key}'." + (f" Did you mean {near}?" if near else " All keys: --cfg job")
 

@@ -1,4 +1,4 @@
-"""From the optimizer's section of the configuration to an optimizer of the model's parameters."""
+"""Build the optimizer that the configuration describes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from krill.config.schema import CustomOptimizerConfig, MuonConfig, OptimizerConf
 from krill.errors import UsageError
 from krill.optim import muon
 from krill.optim.groups import build_param_groups
-from krill.optim.upstream import build_upstream
 
 
 def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """`torch.optim.AdamW` for adamw, `krill.optim.muon.Muon` (or the published package, where `backend` asks for it)
-    for the muon presets, on the same groups; custom: the person's own function.
+    """Builds the optimizer of the model's parameters.
+
+    Returns:
+        `torch.optim.AdamW` for adamw and `krill.optim.muon.Muon` for the muon presets, on the groups of
+        `build_param_groups`; for custom, what the user's function returns.
 
     Raises:
-        UsageError: FSDP 1 wraps a parameter, a parameter to train is not fp32 (Muon steps at a rate of 2e-4
-            leave nine of ten bf16 weights as they were), or `build_param_groups` or `build_upstream` refuses.
+        UsageError: a parameter is wrapped by FSDP 1, a trainable parameter is not fp32 (at a rate of 2e-4, Muon's
+            steps leave nine of ten bf16 weights unchanged), or `build_param_groups` raises.
     """
     for name, p in model.named_parameters():
         if "_flat_param" in name or "_fsdp_wrapped_module" in name:
             raise UsageError(
-                f"the parameter {name} lies in FSDP 1, which flattens matrices to vectors; shard with FSDP 2: "
+                f"the parameter {name} is wrapped by FSDP 1, which flattens matrices to vectors; shard with FSDP 2: "
                 "accelerate launch --use_fsdp --fsdp_version=2"
             )
         if p.requires_grad and p.dtype != torch.float32:
@@ -38,6 +40,6 @@ def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> torch.op
         return custom_code.import_custom_function(config.build)(model, **keys, **config.options)
     groups = build_param_groups(model, config)
     if isinstance(config, MuonConfig):
-        return build_upstream(groups, config) if config.backend == "upstream" else muon.Muon(groups)
+        return muon.Muon(groups)
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     return torch.optim.AdamW(groups, fused=fused)

@@ -93,3 +93,9 @@ def test_the_name_that_was_meant(typed: str, meant: str | None):
 def test_the_sentence_for_an_unknown_key():
     assert format_unknown_key_error("lrr", KNOWN_KEYS) == "no such key 'lrr'. Did you mean lr?"
     assert format_unknown_key_error("xyzzy", KNOWN_KEYS) == "no such key 'xyzzy'. All keys: --cfg job"
+
+
+def test_a_removed_key_is_reported_as_removed():
+    assert format_unknown_key_error("optimizer.backend", KNOWN_KEYS) == (
+        "no such key 'optimizer.backend': it was removed. Muon is always krill's; leave the key out"
+    )

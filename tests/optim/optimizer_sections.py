@@ -8,7 +8,6 @@ from krill.config import schema
 
 ADAMW = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "max_grad_norm": 1.0}
 MUON = ADAMW | {
-    "backend": "krill",
     "eps_before_correction": False,
     "scale": "spectral",
     "muon_lr": 5e-3,

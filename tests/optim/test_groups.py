@@ -1,4 +1,4 @@
-"""Which parameter goes where, and which optimizer a configuration builds."""
+"""Tests of the parameter groups and of the optimizer that a configuration builds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ EXPECTED_MUON_GROUPS = {
     "neox": {"matrices": 6, "query_key_value": 2},
     "phi3": {"matrices": 4, "qkv_proj": 2, "gate_up_proj": 2},
 }
-"""Tensors in each group of Muon's, where they are not all in `matrices`."""
+"""Tensors in each Muon group, for models whose hidden matrices are not all in `matrices`."""
 
 
 def _build_model(name: str) -> nn.Module:
@@ -66,61 +66,55 @@ def _get_names_by_group(
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_is_in_exactly_one_group(name, config):
     model = _build_model(name)
-    held = [id(p) for group in build_param_groups(model, config) for p in group["params"]]
-    assert len(held) == len(set(held))
-    assert set(held) == {id(p) for p in model.parameters()}
+    grouped = [id(p) for group in build_param_groups(model, config) for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters()}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_muon_takes_the_hidden_matrices_and_nothing_else(name):
+def test_muon_trains_the_hidden_matrices_only(name):
     model = _build_model(name)
-    outside = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    of_muon = {}
+    excluded = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    muon_groups = {}
     for group in build_param_groups(model, MUON):
         for p in group["params"]:
             if group["kind"] == "muon":
                 assert p.ndim == 2
-                assert id(p) not in outside
+                assert id(p) not in excluded
             assert (p.ndim == 1) == (group["name"] == "vectors")
         if group["kind"] == "muon":
-            of_muon[group["name"]] = len(group["params"])
-    assert of_muon == EXPECTED_MUON_GROUPS.get(name, {"matrices": 14})
+            muon_groups[group["name"]] = len(group["params"])
+    assert muon_groups == EXPECTED_MUON_GROUPS.get(name, {"matrices": 14})
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_table_tells_where_each_parameter_went_and_what_muon_sees_in_it(name):
+def test_assignments_list_the_group_and_the_projections_of_every_parameter(name):
     model = _build_model(name)
-    table = {
-        place.name: place for place in list_parameter_assignments(model, build_param_groups(model, MUON))
-    }
+    table = {row.name: row for row in list_parameter_assignments(model, build_param_groups(model, MUON))}
     assert table.keys() == dict(model.named_parameters()).keys()
-    for place in table.values():
-        assert place.shape == tuple(model.get_parameter(place.name).shape)
-        if place.projections is None:
-            assert place.kind == "adamw"
+    for row in table.values():
+        assert row.shape == tuple(model.get_parameter(row.name).shape)
+        if row.projections is None:
+            assert row.kind == "adamw"
         else:
-            assert (
-                sum(rows * columns for rows, columns in place.projections) == place.shape[0] * place.shape[1]
-            )
-    seen = [place.projections for place in table.values() if place.projections and len(place.projections) > 1]
-    assert seen == {
+            assert sum(rows * columns for rows, columns in row.projections) == row.shape[0] * row.shape[1]
+    fused = [row.projections for row in table.values() if row.projections and len(row.projections) > 1]
+    assert fused == {
         "gpt2": [[(32, 32)] * 3] * 2,
         "neox": [[(32, 32)] * 3] * 2,
         "phi3": [[(32, 32), (16, 32), (16, 32)]] * 2 + [[(48, 32)] * 2] * 2,
     }.get(name, [])
 
 
-def test_the_weights_of_conv1d_lie_the_other_way():
-    """(in, out): spectral scale depends on which is which."""
+def test_conv1d_weights_are_transposed():
+    """They are (in, out); the spectral scale depends on the order."""
     model = _build_model("gpt2")
-    table = {
-        place.name: place for place in list_parameter_assignments(model, build_param_groups(model, MUON))
-    }
+    table = {row.name: row for row in list_parameter_assignments(model, build_param_groups(model, MUON))}
     inner = table["transformer.h.0.mlp.c_fc.weight"]
     assert (inner.shape, inner.projections) == ((32, 128), [(128, 32)])
 
 
-def test_a_tied_head_is_an_embedding_and_a_head_of_its_own_is_not():
+def test_a_tied_head_is_an_embedding_and_an_untied_head_is_not():
     assert _get_names_by_group(_build_model("llama_tied"), MUON)["embeddings"] == {
         "model.embed_tokens.weight"
     }
@@ -131,7 +125,7 @@ def test_a_tied_head_is_an_embedding_and_a_head_of_its_own_is_not():
     assert _get_names_by_group(_build_model("llama_untied"), MUON)["head"] == {"lm_head.weight"}
 
 
-def test_embeddings_are_known_by_the_model_not_by_their_names():
+def test_embeddings_are_found_through_the_model_not_by_name():
     assert _get_names_by_group(_build_model("gpt2"), MUON)["embeddings"] == {
         "transformer.wte.weight",
         "transformer.wpe.weight",
@@ -164,7 +158,7 @@ def test_biases_and_norms_are_vectors_and_do_not_decay():
     }
 
 
-def test_a_tensor_of_three_dimensions_stays_with_adamw():
+def test_adamw_trains_tensors_of_three_dimensions():
     model = _build_model("llama_tied")
     model.experts = nn.Parameter(torch.zeros(2, 8, 8))
     groups = {group["name"]: group for group in build_param_groups(model, MUON)}
@@ -179,7 +173,7 @@ def test_frozen_parameters_are_left_out():
     assert "embeddings" not in _get_names_by_group(model, MUON)
 
 
-def test_the_table_of_groups():
+def test_summary_of_groups():
     model = _build_model("llama_untied")
     table = {row.name: tuple(row) for row in summarize_groups(build_param_groups(model, MUON))}
     assert table["embeddings"] == ("embeddings", 1, 96 * 32, 1e-3, 0.1)
@@ -212,7 +206,7 @@ def test_the_configuration_reaches_the_optimizer():
 def test_a_model_trains(name, config):
     torch.manual_seed(0)
     model = _build_model(name)
-    model.eval()  # GPT-2 drops out in training mode
+    model.eval()  # GPT-2 has dropout in training mode
     optimizer = build_optimizer(model, config)
     ids = torch.randint(0, 96, (4, 16))
     losses = []
@@ -226,46 +220,41 @@ def test_a_model_trains(name, config):
 
 
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
-def test_half_precision_weights_are_refused(config):
+def test_half_precision_weights_are_rejected(config):
     model = _build_model("llama_tied").bfloat16()
     with pytest.raises(KrillError, match=r"model\.embed_tokens\.weight is bfloat16.*hardware\.precision"):
         build_optimizer(model, config)
 
 
-def test_nothing_to_train_is_an_error():
+def test_a_model_without_trainable_parameters_is_an_error():
     model = _build_model("llama_tied").requires_grad_(False)
-    with pytest.raises(KrillError, match="no parameter to train"):
+    with pytest.raises(KrillError, match="no trainable parameter"):
         build_param_groups(model, ADAMW)
     model.get_input_embeddings().requires_grad_(True)
     with pytest.raises(KrillError, match=r"optimizer=muon_keller.*no hidden matrix"):
         build_param_groups(model, MUON)
 
 
-def test_modules_can_be_left_to_adamw():
+def test_adamw_modules_selects_matrices_for_adamw():
     model = _build_model("llama_tied")
-    named = _get_names_by_group(
+    names = _get_names_by_group(
         model, muon("muon_keller", adamw_modules=["down_proj", "model.layers.1.self_attn.*"])
     )
-    assert named["adamw_matrices"] == {
+    assert names["adamw_matrices"] == {
         "model.layers.0.mlp.down_proj.weight",
         "model.layers.1.mlp.down_proj.weight",
-        *(f"model.layers.1.self_attn.{word}_proj.weight" for word in "qkvo"),
+        *(f"model.layers.1.self_attn.{letter}_proj.weight" for letter in "qkvo"),
     }
-    assert len(named["matrices"]) == 14 - 6
+    assert len(names["matrices"]) == 14 - 6
 
 
-def test_a_module_that_is_not_there_is_an_error():
+def test_adamw_modules_that_match_nothing_are_an_error():
     with pytest.raises(
-        KrillError, match=r"optimizer\.adamw_modules.*'router'.*there are: down_proj, gate_proj"
+        KrillError, match=r"optimizer\.adamw_modules.*'router'.*available: down_proj, gate_proj"
     ):
         build_param_groups(_build_model("llama_tied"), muon("muon_keller", adamw_modules=["router"]))
 
 
-def test_the_upstream_package_is_built_where_it_is_asked_for():
-    package = pytest.importorskip("pytorch_optimizer")
-    assert type(build_optimizer(_build_model("qwen3"), muon("muon_pto", backend="upstream"))) is package.Muon
-
-
-def test_polar_express_with_too_few_steps_is_refused_in_the_configuration():
+def test_polar_express_with_too_few_steps_is_rejected_in_the_configuration():
     with pytest.raises(ValueError, match=r"write optimizer\.ns_steps=5"):
         muon("muon_keller", ns_coefficients="polar_express", ns_steps=4)

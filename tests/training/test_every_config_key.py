@@ -168,7 +168,6 @@ SEEN: dict[str, tuple[Look, tuple[str, ...], str]] = {
     "optimizer.betas": (the_groups, (), "optimizer.betas=[0.8,0.9]"),
     "optimizer.eps": (the_groups, (), "optimizer.eps=1e-5"),
     "optimizer.max_grad_norm": (the_arguments, (), "optimizer.max_grad_norm=0.5"),
-    "optimizer.backend": (the_optimizer, ("optimizer=muon_pto",), "optimizer.backend=upstream"),
     "optimizer.eps_before_correction": (the_groups, MUON, "optimizer.eps_before_correction=false"),
     "optimizer.scale": (the_groups, MUON, "optimizer.scale=spectral"),
     "optimizer.muon_lr": (the_groups, MUON, "optimizer.muon_lr=1"),

@@ -34,8 +34,6 @@ class MuonConfig(_BaseOptimizerConfig):
 
     name: Literal["muon_moonlight", "muon_keller", "muon_pto"]
     """The optimizer: one core, three conventions."""
-    backend: Literal["krill", "upstream"]
-    """krill, or the published package that the name stands for (muon_pto: pytorch_optimizer 4.1), to reproduce it."""
     eps_before_correction: bool
     """AdamW adds eps before the bias correction of the second moment, as Moonlight's script does, not after."""
     scale: Literal["rms", "spectral"]
