@@ -1,4 +1,4 @@
-"""What the host reads of tensors, for the tests of several rooms: on a device each reading waits for it."""
+"""Record the tensors that the host reads: on a device, each read waits for it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Reads(TorchDispatchMode):
-    """Remembers which tensors the host has read."""
+class HostReadRecorder(TorchDispatchMode):
+    """Records which tensors the host has read."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
-"""Which weights of transformers' models hold several projections, and where in them each one is.
+"""Layouts of the fused projection weights in transformers' models.
 
-Where q, k and v lie in a fused weight cannot be seen in its shape: GPT-NeoX alternates them head by head, Phi-3
-puts them one below another. So each is written down here as the model's own forward pass cuts it, and a weight
-that looks fused and is not here is refused: to orthogonalize it as one matrix would train, only worse.
+The position of q, k and v in a fused weight does not follow from its shape: GPT-NeoX alternates them head by head,
+Phi-3 stacks them. Each is therefore listed here as the model's forward pass splits it. A weight that looks fused and
+is not listed is rejected: orthogonalizing it as one matrix would train, but worse.
 
-A model of your own registers its weights where it is defined:
+A custom model registers its weights where it is defined:
 
-    from krill.optim.fused import SPLITS
-    SPLITS["my_model", "qkv"] = lambda config: (1, (config.hidden_size,) * 3)
+    from krill.optim.fused_layouts import FUSED_SPLITS
+    FUSED_SPLITS["my_model", "qkv"] = lambda config: (1, (config.hidden_size,) * 3)
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _split_gate_up(config: Any) -> FusedSplit:
 
 
 def _split_falcon(config: Any) -> FusedSplit:
-    """Groups of query heads with their key and value head; one group where all share them."""
+    """Splits into groups of query heads with their key and value head; one group if all heads share them."""
     heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     if config.new_decoder_architecture:
         groups: int = config.num_kv_heads
@@ -59,7 +59,7 @@ def _split_bigcode(config: Any) -> FusedSplit:
 
 
 def _split_codegen(config: Any) -> FusedSplit:
-    """Four blocks, as of the four processors it was first trained on; in each query, value, key."""
+    """Splits into four blocks, for the four processors of its first training; each holds query, value, key."""
     return 4, (config.hidden_size // 4,) * 3
 
 
@@ -85,27 +85,27 @@ FUSED_SPLITS: dict[tuple[str, str], Callable[[Any], FusedSplit]] = {
     ("gpt_bigcode", "c_attn"): _split_bigcode,
     ("codegen", "qkv_proj"): _split_codegen,
 }
-"""(model_type of the configuration, last word of the module's name) → its split."""
+"""(model_type of the configuration, last component of the module name) → function that returns the split."""
 
 
 def infer_layout(name: str, module: nn.Module, shape: tuple[int, int], config: Any) -> Layout:
-    """The layout of a hidden matrix.
+    """Returns the layout of a hidden matrix.
 
     Args:
-        name: Full name of the module that holds it, `model.layers.0.self_attn.qkv_proj`.
-        module: That module; transformers' Conv1D holds (in, out).
-        shape: Of the matrix.
+        name: Full name of the module that holds the matrix, `model.layers.0.self_attn.qkv_proj`.
+        module: The module; transformers' Conv1D holds (in, out).
+        shape: (rows, columns) of the matrix.
         config: The model's configuration.
 
     Raises:
-        UsageError: the name says fused, and no split is known that fits the shape.
+        UsageError: the name indicates a fused matrix, and no known split fits its shape.
     """
-    word, model_type = name.rpartition(".")[2], getattr(config, "model_type", "")
+    last_name, model_type = name.rpartition(".")[2], getattr(config, "model_type", "")
     layout = Layout(transposed=isinstance(module, Conv1D))
-    split = FUSED_SPLITS.get((model_type, word))
-    if split is None and not FUSED_NAME_PATTERN.search(word):
+    split = FUSED_SPLITS.get((model_type, last_name))
+    if split is None and not FUSED_NAME_PATTERN.search(last_name):
         return layout
-    reason = f"krill does not know where, in a model of type {model_type!r}"
+    reason = f"krill does not know how a model of type {model_type!r} splits it"
     if split is not None:
         layout = Layout(layout.transposed, *split(config))
         try:
@@ -116,6 +116,6 @@ def infer_layout(name: str, module: nn.Module, shape: tuple[int, int], config: A
             return layout
     raise UsageError(
         f"{name} ({shape[0]} × {shape[1]}) looks like several projections in one matrix, and {reason}. Muon "
-        f"needs each by itself: have AdamW train it with optimizer.adamw_modules=[{word}], or say where they are "
-        f"in krill.optim.fused_layouts.FUSED_SPLITS[{model_type!r}, {word!r}]"
+        f"needs each projection separately: train it with AdamW (optimizer.adamw_modules=[{last_name}]), or register "
+        f"the split in krill.optim.fused_layouts.FUSED_SPLITS[{model_type!r}, {last_name!r}]"
     )

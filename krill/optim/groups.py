@@ -1,9 +1,9 @@
-"""Sort a model's parameters into optimizer groups by what they are, not by what they are called.
+"""Sort a model's parameters into optimizer groups by their role, not by their name.
 
-Embeddings and head are found through the model's own `get_input_embeddings` and `get_output_embeddings`, so
-that GPT-2's `wte` or NeoX's `embed_out` are recognized as well as Llama's, tied or not. Muon takes the hidden
-matrices; embeddings, head, vectors and tensors of more than two dimensions stay with AdamW (Jordan et al.
-2024, Liu et al. 2025). Weight decay applies to matrices and embeddings, not to vectors (norms, biases).
+Embeddings and head are found through the model's `get_input_embeddings` and `get_output_embeddings`, so that GPT-2's
+`wte` or NeoX's `embed_out` are recognized as well as Llama's, tied or not. Muon trains the hidden matrices; AdamW
+trains embeddings, head, vectors and tensors of more than two dimensions (Jordan et al. 2024, Liu et al. 2025).
+Weight decay applies to matrices and embeddings, not to vectors (norms, biases).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from krill.errors import UsageError
 from krill.optim.fused_layouts import infer_layout
 from krill.optim.layout import Layout
 
-# Embeddings first: the Trainer logs the rate of group 0, which is then `lr` and never the derived `muon_lr`.
+# Embeddings first: the Trainer logs the learning rate of group 0, which is then `lr` and not the derived `muon_lr`.
 GROUP_NAMES = ("embeddings", "head", "vectors", "tensors", "adamw_matrices", "matrices")
 
 
 class GroupSummary(NamedTuple):
-    """One line of the header's table of groups."""
+    """A row of the table of parameter groups in the run's header."""
 
     name: str
     tensors: int
@@ -35,7 +35,7 @@ class GroupSummary(NamedTuple):
 
 
 class ParameterAssignment(NamedTuple):
-    """Where one parameter went."""
+    """The group that a parameter was assigned to."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,33 +43,33 @@ class ParameterAssignment(NamedTuple):
     kind: str
     """adamw or muon."""
     projections: list[tuple[int, int]] | None
-    """(out, in) of each matrix that Muon orthogonalizes by itself; None with AdamW."""
+    """(out, in) of each matrix that Muon orthogonalizes; None with AdamW."""
 
 
 class _ModuleParameter(NamedTuple):
-    """A parameter and what holds it."""
+    """A parameter and the module that holds it."""
 
     name: str
-    """Of the module, in full."""
+    """Full name of the module."""
     module: nn.Module
     parameter: nn.Parameter
 
 
 def build_param_groups(model: PreTrainedModel, config: AdamWConfig | MuonConfig) -> list[dict[str, Any]]:
-    """The groups of `model` for `torch.optim.AdamW` or `krill.optim.muon.Muon`.
+    """Builds the parameter groups of `model` for `torch.optim.AdamW` or `krill.optim.muon.Muon`.
 
     Every parameter with `requires_grad` is in exactly one group, a tied embedding in `embeddings`.
 
     Returns:
-        Groups in this order, empty ones left out: `embeddings`, `head`, `vectors` (fewer than two dimensions),
-        `tensors` (more than two), `adamw_matrices` (what `adamw_modules` names), `matrices`. Under Muon,
-        matrices that lie otherwise have groups of their own after these: one called after the module for each
-        kind of fused projection (`qkv_proj`), and `conv1d`. Each has `name`, `kind` (adamw or muon), `params`,
-        `lr`, `weight_decay` and the other options of its kind.
+        Groups in this order, without empty ones: `embeddings`, `head`, `vectors` (fewer than two dimensions),
+        `tensors` (more than two), `adamw_matrices` (selected by `adamw_modules`), `matrices`. With Muon, matrices
+        of other layouts follow in separate groups: one per kind of fused projection, named after the module
+        (`qkv_proj`), and `conv1d`. Each group has `name`, `kind` (adamw or muon), `params`, `lr`, `weight_decay`
+        and the other options of its kind.
 
     Raises:
-        UsageError: nothing to train; Muon was asked for and the model has no hidden matrix, a fused one that is
-            not known, or none that an entry of `adamw_modules` names.
+        UsageError: no parameter is trainable; or, with Muon, the model has no hidden matrix or a fused one of
+            unknown layout, or an entry of `adamw_modules` matches nothing.
     """
     members, hidden = _sort_parameters(model)
     layouts: dict[str, Layout] = {}
@@ -81,7 +81,7 @@ def build_param_groups(model: PreTrainedModel, config: AdamWConfig | MuonConfig)
     trainable = sum(p.requires_grad for p in model.parameters())
     assert sum(map(len, members.values())) == trainable, "a parameter is in no group, or in two"
     if not trainable:
-        raise UsageError("the model has no parameter to train: requires_grad is false for all of them")
+        raise UsageError("the model has no trainable parameter: requires_grad is false for all of them")
     if isinstance(config, MuonConfig) and not hidden:
         raise UsageError(f"optimizer={config.name}: the model has no hidden matrix; use optimizer=adamw")
     return [
@@ -92,7 +92,7 @@ def build_param_groups(model: PreTrainedModel, config: AdamWConfig | MuonConfig)
 
 
 def summarize_groups(groups: Iterable[dict[str, Any]]) -> list[GroupSummary]:
-    """What each group holds: (name, tensors, parameters, lr, weight_decay), for the run's header."""
+    """Counts the tensors and parameters of each group, for the run's header."""
     return [
         GroupSummary(
             group["name"],
@@ -108,21 +108,21 @@ def summarize_groups(groups: Iterable[dict[str, Any]]) -> list[GroupSummary]:
 def list_parameter_assignments(
     model: nn.Module, groups: Iterable[dict[str, Any]]
 ) -> list[ParameterAssignment]:
-    """Where each parameter of `model` went, in the order of the groups, for the run's optimizer.json."""
+    """Lists the group of each parameter of `model`, in the order of the groups, for the run's optimizer.json."""
     names = {id(p): name for name, p in model.named_parameters()}
-    found = []
+    assignments = []
     for group in groups:
         layout = Layout(*(group[key] for key in Layout._fields)) if group["kind"] == "muon" else None
         for p in group["params"]:
             projections = layout.shapes(*p.shape) if layout else None
-            found.append(
+            assignments.append(
                 ParameterAssignment(names[id(p)], tuple(p.shape), group["name"], group["kind"], projections)
             )
-    return found
+    return assignments
 
 
 def _sort_parameters(model: PreTrainedModel) -> tuple[dict[str, list[nn.Parameter]], list[_ModuleParameter]]:
-    """The trainable parameters by group, hidden matrices apart."""
+    """Returns the trainable parameters by group, and the hidden matrices separately."""
     embeddings = _get_parameter_ids(module for module in model.modules() if isinstance(module, nn.Embedding))
     embeddings |= _get_parameter_ids([model.get_input_embeddings()])
     head = _get_parameter_ids([model.get_output_embeddings()])
@@ -145,30 +145,30 @@ def _sort_parameters(model: PreTrainedModel) -> tuple[dict[str, list[nn.Paramete
 
 
 def _iterate_parameters(model: nn.Module) -> Iterator[_ModuleParameter]:
-    """Every trainable parameter once, with the module that holds it."""
+    """Yields every trainable parameter once, with the module that holds it."""
     seen: set[int] = set()
     for path, module in model.named_modules():
-        for word, p in module.named_parameters(prefix=path, recurse=False):
+        for name, p in module.named_parameters(prefix=path, recurse=False):
             if p.requires_grad and id(p) not in seen:
                 seen.add(id(p))
-                yield _ModuleParameter(word.removesuffix(".weight"), module, p)
+                yield _ModuleParameter(name.removesuffix(".weight"), module, p)
 
 
 def _split_excluded(
     hidden: list[_ModuleParameter], patterns: list[str]
 ) -> tuple[list[nn.Parameter], list[_ModuleParameter]]:
-    """The matrices that `patterns` name, for AdamW, and the others."""
+    """Returns the matrices that match `patterns`, for AdamW, and the others."""
     for pattern in patterns:
         if not any(_matches(matrix.name, pattern) for matrix in hidden):
-            words = sorted({matrix.name.rpartition(".")[2] for matrix in hidden})
+            names = sorted({matrix.name.rpartition(".")[2] for matrix in hidden})
             raise UsageError(
-                f"optimizer.adamw_modules: no module with a hidden matrix is called {pattern!r}; there are: "
-                f"{', '.join(words)}"
+                f"optimizer.adamw_modules: no module with a hidden matrix matches {pattern!r}; available: "
+                f"{', '.join(names)}"
             )
-    named = [any(_matches(matrix.name, pattern) for pattern in patterns) for matrix in hidden]
+    is_excluded = [any(_matches(matrix.name, pattern) for pattern in patterns) for matrix in hidden]
     return (
-        [matrix.parameter for matrix, out in zip(hidden, named, strict=True) if out],
-        [matrix for matrix, out in zip(hidden, named, strict=True) if not out],
+        [matrix.parameter for matrix, excluded in zip(hidden, is_excluded, strict=True) if excluded],
+        [matrix for matrix, excluded in zip(hidden, is_excluded, strict=True) if not excluded],
     )
 
 
@@ -179,7 +179,7 @@ def _matches(name: str, pattern: str) -> bool:
 def _group_by_layout(
     members: dict[str, list[nn.Parameter]], hidden: list[_ModuleParameter], config: Any
 ) -> dict[str, Layout]:
-    """Put the matrices into a group for each layout; the layout of each of these groups."""
+    """Adds the matrices to `members`, one group per layout; returns the layout of each of these groups."""
     layouts: dict[str, Layout] = {}
     for name, module, p in hidden:
         layout = infer_layout(name, module, (p.shape[0], p.shape[1]), config)

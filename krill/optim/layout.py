@@ -1,7 +1,7 @@
-"""How the projections of a model lie in one weight: a fused q, k and v is three matrices, not one.
+"""The layout of projections in one weight: a fused q, k and v is three matrices, not one.
 
-Muon orthogonalizes each projection by itself: a fused matrix made orthogonal as a whole would share one step
-between projections that have nothing to do with each other.
+Muon orthogonalizes each projection separately: orthogonalizing a fused matrix as a whole would share one step
+between unrelated projections.
 
 Shapes: B weights of one shape, R × C each.
 """
@@ -16,17 +16,17 @@ from torch import Tensor
 
 
 class Layout(NamedTuple):
-    """Where the projections are in a weight. As it stands by default, the weight is one projection, (out, in)."""
+    """Describes where the projections are in a weight. By default the weight is one projection, (out, in)."""
 
     transposed: bool = False
     """The weight is (in, out), as in GPT-2's Conv1D."""
     blocks: int = 1
-    """Equal blocks of output rows, one below another: 1, or the heads where q, k and v alternate by head."""
+    """Number of equal blocks of output rows: 1, or the number of heads if q, k and v alternate by head."""
     parts: tuple[int, ...] = ()
-    """Output rows of each projection in a block; empty: the weight is one projection."""
+    """Output rows of each projection in a block; empty if the weight is one projection."""
 
     def shapes(self, rows: int, columns: int) -> list[tuple[int, int]]:
-        """(out, in) of each projection in a weight of rows × columns.
+        """Returns (out, in) of each projection in a weight of rows × columns.
 
         Raises:
             ValueError: the parts do not add up to the output rows of the weight.
@@ -41,7 +41,7 @@ class Layout(NamedTuple):
         return [(self.blocks * part, inputs) for part in self.parts]
 
     def split(self, w_BRC: Tensor) -> list[Tensor]:
-        """The projections, each B × out × in: views where the rows lie together, else copies."""
+        """Returns the projections, each B × out × in: views if the rows are contiguous, otherwise copies."""
         w_BOI = w_BRC.mT if self.transposed else w_BRC
         if not self.parts:
             return [w_BOI]
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
         return [piece.flatten(1, 2) for piece in pieces]
 
     def join(self, projections: Sequence[Tensor]) -> Tensor:
-        """The inverse of `split`: B × R × C."""
+        """Inverts `split`; returns B × R × C."""
         w_BOI = projections[0]
         if self.parts:
             pieces = [w_BPI.unflatten(1, (self.blocks, -1)) for w_BPI in projections]

@@ -1,14 +1,13 @@
 """Muon for hidden matrices and AdamW for everything else, in one optimizer.
 
-Muon moves a matrix along its momentum made orthogonal (Jordan et al. 2024, "Muon: An optimizer for hidden
-layers in neural networks"); `scale: rms` sizes that step like AdamW's (Liu et al. 2025, "Muon is Scalable for
-LLM Training", Moonlight), `scale: spectral` as Jordan does. Momentum is an exponential moving average.
-Moonlight's plain sum differs from it by a constant factor, which the orthogonalization removes, so that one
-core serves both.
+Muon updates a matrix with its orthogonalized momentum (Jordan et al. 2024, "Muon: An optimizer for hidden layers in
+neural networks"). `scale: rms` gives the update the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM
+Training", Moonlight); `scale: spectral` is Jordan's. Momentum is an exponential moving average. Moonlight's plain
+sum differs from it by a constant factor, which the orthogonalization removes, so one implementation serves both.
 
-The role of a parameter stands in its group (`kind`), never in the state: accelerate replaces the parameters
-of an optimizer without telling its state. State is fp32 tensors only. Gradients are read, never written, but in a
-step that is masked out (`krill.optim.skip_mask`).
+The role of a parameter is stored in its group (`kind`), never in the state, because accelerate replaces the
+parameters of an optimizer without updating its state. State consists of fp32 tensors only. Gradients are never
+written, except in a step that is masked out (`krill.optim.skip_mask`).
 
 Shapes: B matrices that are orthogonalized together, R rows, C columns.
 """
@@ -51,13 +50,13 @@ GROUP_DEFAULTS: dict[str, dict[str, Any]] = {
 COMMON_GROUP_KEYS = {"params", "kind", "lr", "name", "param_names", "initial_lr"}
 
 MAX_BATCH_ELEMENTS = 1 << 26
-"""256 MiB in fp32; a step holds up to four copies of a batch, of which two in ns_dtype."""
+"""256 MiB in fp32; a step holds up to four copies of a batch, two of them in ns_dtype."""
 
 
 def compute_update_scale(scale: str, rows: int, columns: int) -> float:
-    """What an orthogonal rows × columns update is multiplied with, besides the learning rate.
+    """Returns the factor of an orthogonal rows × columns update, apart from the learning rate.
 
-    rms: 0.2·√max(r, c), an update whose root mean square is that of AdamW, about 0.2, for every shape.
+    rms: 0.2·√max(r, c); the root mean square of the update is then about 0.2, as with AdamW, for every shape.
     spectral: √max(1, r/c).
 
     Raises:
@@ -71,46 +70,48 @@ def compute_update_scale(scale: str, rows: int, columns: int) -> float:
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups of `kind: muon` (2-D parameters) and groups of `kind: adamw` (any shape).
+    """Optimizes groups of `kind: muon` (2-D parameters) and groups of `kind: adamw` (any shape).
 
-    Weight decay is decoupled, with the group's own rate: p ← p·(1 − lr·weight_decay) before the update. A
-    parameter without a gradient is not touched. The AdamW groups are torch's AdamW to the bit.
+    Weight decay is decoupled and uses the learning rate of the group: p ← p·(1 − lr·weight_decay) before the update.
+    Parameters without a gradient are not changed. The AdamW groups match `torch.optim.AdamW` to the bit.
 
-    Parameters may be plain or DTensors (FSDP2); with several processes, `krill.optim.distributed` shares the
-    orthogonalization out over them.
+    Parameters may be plain tensors or DTensors (FSDP2); with several processes, `krill.optim.distributed`
+    distributes the orthogonalization.
 
     Args:
-        params: Groups. Each has `params`, `kind` and `lr`, and may have `name` and the options of its kind
-            (`GROUP_DEFAULTS`). For adamw `weight_decay`, `betas`, `eps`, `eps_before_correction` (add ε before the bias
-            correction of the second moment, as Moonlight's script does, and not after, as torch). For muon:
+        params: Parameter groups. Each has `params`, `kind` and `lr`, and may have `name` and the options of its kind
+            (`GROUP_DEFAULTS`). For adamw: `weight_decay`, `betas`, `eps`, `eps_before_correction` (add ε before the
+            bias correction of the second moment, as Moonlight's script does, instead of after it, as torch does).
+            For muon:
             `weight_decay`, `momentum`, `nesterov`;
             `scale`: rms or spectral;
-            `ns_steps`, `ns_coefficients` (keller or polar_express), `ns_dtype` (auto, bf16 or fp32: `resolve_ns_dtype`);
-            `cautious`: decay a weight only where the update has its sign or is zero (Chen et al. 2025, "Cautious
+            `ns_steps`, `ns_coefficients` (keller or polar_express), `ns_dtype` (auto, bf16 or fp32, see
+            `resolve_ns_dtype`);
+            `cautious`: decay a weight only if the update has the same sign or is zero (Chen et al. 2025, "Cautious
             Weight Decay");
-            `normuon`: move all neurons about equally far (Li et al. 2025, `krill.optim.normuon`);
-            `transposed`, `blocks`, `parts`: how projections lie in its parameters (`krill.optim.layout.Layout`).
+            `normuon`: give all neurons updates of about equal length (Li et al. 2025, `krill.optim.normuon`);
+            `transposed`, `blocks`, `parts`: the layout of projections in a parameter (`krill.optim.layout.Layout`).
         process_group: Processes that share the work on plain parameters; None: all.
 
     State, per parameter: `momentum_buffer`, with normuon also `second_momentum`; or `exp_avg`, `exp_avg_sq` and
     `step` (0-D, on the CPU).
 
     Raises:
-        ValueError: a group without kind or lr or with an unknown option or value; a parameter of kind muon
-            that is not 2-D or does not have its group's layout.
-        TypeError: a parameter that is not fp32 (complex and half precision are not trained).
+        ValueError: a group lacks kind or lr, or has an unknown option or value; a parameter of kind muon is not 2-D
+            or does not fit the layout of its group.
+        TypeError: a parameter is not fp32 (complex and half precision are not supported).
     """
 
     observer: Callable[[dict[str, Any], list[Tensor]], None] | None = None
-    """Is shown each group of kind muon with the updates of some of its parameters, as they are before the learning
-    rate and weight decay; in one step each parameter comes once."""
+    """Called with each group of kind muon and the updates of some of its parameters, before learning rate and weight
+    decay are applied; each parameter is passed once per step."""
 
     found_inf: Tensor | None = None
-    """0-D fp32 on the parameters' device. 1: `step` leaves parameters and state as they are, to the bit, and
-    overwrites the gradients of muon groups. 0 or None: it makes its update."""
+    """0-D fp32 on the parameters' device. 1: `step` leaves parameters and state unchanged, to the bit, and
+    overwrites the gradients of muon groups. 0 or None: `step` updates them."""
 
     _unconfirmed_counts: tuple[Callable[[], bool], list[Tensor]] | None = None
-    """Whether the last step was masked out, on its way to the host, and the counts that it has raised."""
+    """Reads whether the last step was masked out (a flag on its way to the host); the step counts it incremented."""
 
     def __init__(self, params: Iterable[dict[str, Any]], process_group: ProcessGroup | None = None):
         self.process_group = process_group
@@ -121,12 +122,12 @@ class Muon(torch.optim.Optimizer):
         return super().__getstate__() | {"process_group": None}  # belongs to this process
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's."""
+        """Returns the state as `torch.optim.Optimizer.state_dict`, with the step counts corrected."""
         self._revert_masked_counts()
         return super().state_dict()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group; its missing options get the defaults of its kind. Raises as the class says."""
+        """Adds a group; missing options get the defaults of its kind. Raises the errors listed for the class."""
         kind = param_group.get("kind")
         if kind not in GROUP_DEFAULTS or "lr" not in param_group:
             raise ValueError("every group needs kind (muon or adamw) and lr")
@@ -141,13 +142,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient.
+        """Updates every parameter that has a gradient.
 
         Args:
             closure: Computes the loss and its gradients; called once, before the update.
 
         Returns:
-            What `closure` returned.
+            The result of `closure`.
 
         Raises:
             RuntimeError: a gradient is sparse.
@@ -171,8 +172,11 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _revert_masked_counts(self) -> None:
-        """Take the counts of the last step back if it was masked out. The host needs them (`_compute_epsilon`) and learns it
-        one step late, when the device has the next one's work already and does not idle."""
+        """Decrements the step counts if the last step was masked out.
+
+        The host needs the counts (`_compute_epsilon`) and reads the flag one step late, when the device already has
+        the work of the next step and does not idle.
+        """
         if self._unconfirmed_counts is not None:
             was_masked, counts = self._unconfirmed_counts
             self._unconfirmed_counts = None
@@ -180,7 +184,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_sub_(counts, 1.0)
 
     def _get_step_counts(self) -> list[Tensor]:
-        """`step` of each parameter that AdamW has moved in this step."""
+        """Returns `step` of each parameter that AdamW updated in this step."""
         adamw_groups = [group for group in self.param_groups if group["kind"] == "adamw"]
         return [self.state[p]["step"] for g in adamw_groups for p in g["params"] if p.grad is not None]
 
@@ -189,43 +193,46 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         momentum, decay, layout = group["momentum"], group["lr"] * group["weight_decay"], _get_layout(group)
         buffers = self._get_or_init_state(params, "momentum_buffer", torch.zeros_like)
-        mask.replace(grads, by=buffers)  # so that momentum and direction stay what they are, and finite
+        mask.replace(grads, source=buffers)  # keeps momentum and direction unchanged and finite
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         if not group["cautious"]:
             torch._foreach_mul_(params, mask.get_factor(1 - decay))
 
         for batch in self._split_batches(params):
-            moved = [params[i] for i in batch]
+            batch_params = [params[i] for i in batch]
             directions = [buffers[i] for i in batch]
             if group["nesterov"]:
                 directions = list(torch._foreach_lerp([grads[i] for i in batch], directions, momentum))
-            sent_as = resolve_ns_dtype(directions[0].device, group["ns_dtype"])
+            send_dtype = resolve_ns_dtype(directions[0].device, group["ns_dtype"])
             updates = orthogonalize_distributed(
-                directions, partial(_compute_updates, group), self.process_group, sent_as
+                directions, partial(_compute_updates, group), self.process_group, send_dtype
             )
             if group["normuon"]:
-                start = partial(normuon.init_second_moment, layout=layout)
-                moments = self._get_or_init_state(moved, "second_momentum", start)
+                init = partial(normuon.init_second_moment, layout=layout)
+                moments = self._get_or_init_state(batch_params, "second_momentum", init)
                 updates = normuon.normalize_neurons(updates, moments, layout, mask)
             if self.observer:
                 self.observer(group, updates)
             mask.zero(updates)
             if group["cautious"]:
-                _apply_cautious_decay(moved, updates, decay, mask)
-            torch._foreach_add_(moved, updates, alpha=-group["lr"])
+                _apply_cautious_decay(batch_params, updates, decay, mask)
+            torch._foreach_add_(batch_params, updates, alpha=-group["lr"])
 
     def _split_batches(self, params: list[Tensor]) -> Iterable[list[int]]:
-        """One process: one shape and bounded memory at a time. Several: all at once, for an even share of work."""
+        """Returns batches of indices.
+
+        One process: batches of one shape and bounded memory. Several: a single batch, to balance the work.
+        """
         if dist.is_initialized() and dist.get_world_size(self.process_group) > 1:
             return [list(range(len(params)))]
         return _batch_by_shape(params)
 
     def _get_or_init_state(
-        self, params: list[Tensor], name: str, start: Callable[[Tensor], Tensor]
+        self, params: list[Tensor], name: str, init: Callable[[Tensor], Tensor]
     ) -> list[Tensor]:
         for p in params:
             if name not in self.state[p]:
-                self.state[p][name] = start(p)
+                self.state[p][name] = init(p)
         return [self.state[p][name] for p in params]
 
     def _step_adamw(
@@ -240,15 +247,16 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(steps, 1.0)
         for count, indices in _group_by_step(steps).items():
             states = [self.state[params[i]] for i in indices]
-            # The kernel wants them on its device and moves them on itself; ours stay where no one waits for them.
-            on_device = torch.full((len(indices),), count - 1.0, device=params[0].device)
+            # The kernel needs the counts on its device and increments them; the state's stay on the CPU, where
+            # reading them does not wait for the device.
+            device_counts = torch.full((len(indices),), count - 1.0, device=params[0].device)
             adamw(
                 [params[i] for i in indices],
                 [grads[i] for i in indices],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
-                list(on_device.unbind()),
+                list(device_counts.unbind()),
                 fused=True,
                 amsgrad=False,
                 beta1=group["betas"][0],
@@ -262,15 +270,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def _group_by_step(steps: list[Tensor]) -> dict[float, list[int]]:
-    """Indices of the parameters that have made as many steps: one kernel takes them."""
-    found: dict[float, list[int]] = defaultdict(list)
+    """Groups the indices of parameters by step count; one kernel call updates each group."""
+    groups: dict[float, list[int]] = defaultdict(list)
     for i, step in enumerate(steps):
-        found[step.item()].append(i)
-    return found
+        groups[step.item()].append(i)
+    return groups
 
 
 def _compute_epsilon(group: dict[str, Any], step: float) -> float:
-    """What torch's AdamW must take for ε: Moonlight's order is torch's with ε / √(1 − β₂ᵗ)."""
+    """Returns the ε to pass to torch's AdamW: Moonlight's order equals torch's with ε / √(1 − β₂ᵗ)."""
     eps: float = group["eps"]
     return eps / math.sqrt(1 - group["betas"][1] ** step) if group["eps_before_correction"] else eps
 
@@ -286,11 +294,8 @@ def _check_group(group: dict[str, Any]) -> None:
             _get_layout(group).shapes(*p.shape)
         compute_update_scale(group["scale"], 1, 1)
         get_step_coefficients(group["ns_coefficients"], group["ns_steps"])
-        if group["ns_dtype"] not in (
-            "auto",
-            "bf16",
-            "fp32",
-        ):  # a name: checkpoints of FSDP2 hold no torch.dtype
+        # A string, because checkpoints of FSDP2 cannot hold a torch.dtype.
+        if group["ns_dtype"] not in ("auto", "bf16", "fp32"):
             raise ValueError(f"ns_dtype={group['ns_dtype']!r} is unknown; use auto, bf16 or fp32")
 
 
@@ -299,14 +304,14 @@ def _get_layout(group: dict[str, Any]) -> Layout:
 
 
 def _compute_updates(group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
-    """The scaled orthogonal updates of whole plain matrices that have the layout of their group."""
+    """Computes the scaled orthogonal updates of full plain matrices in the layout of their group."""
     layout = _get_layout(group)
     updates = list(matrices)
     for batch in _batch_by_shape(matrices):
         d_BRC = torch.stack([matrices[i] for i in batch])
-        # One projection needs no transposition: orthogonalize takes wide and tall matrices alike.
+        # A single projection needs no transposition: orthogonalize handles wide and tall matrices.
         projections = layout.split(d_BRC) if layout.parts else [d_BRC]
-        found = [
+        orthogonal = [
             orthogonalize(
                 projection,
                 group["ns_steps"],
@@ -316,25 +321,25 @@ def _compute_updates(group: dict[str, Any], matrices: list[Tensor]) -> list[Tens
             )
             for projection, shape in zip(projections, layout.shapes(*d_BRC.shape[1:]), strict=True)
         ]
-        u_BRC = layout.join(found) if layout.parts else found[0]
+        u_BRC = layout.join(orthogonal) if layout.parts else orthogonal[0]
         for i, update in zip(batch, u_BRC.unbind(), strict=True):
             updates[i] = update
     return updates
 
 
 def _apply_cautious_decay(params: list[Tensor], updates: list[Tensor], decay: float, mask: SkipMask) -> None:
-    """p ← p − decay·p where update·p ≥ 0, that is where the update, which is subtracted, shrinks p or is zero."""
+    """Sets p ← p − decay·p where update·p ≥ 0, i.e. where subtracting the update shrinks p or does nothing."""
     decayed = torch._foreach_mul(updates, params)
     torch._foreach_sign_(decayed)
     torch._foreach_add_(decayed, 1.0)
-    torch._foreach_clamp_max_(decayed, 1.0)  # −1, 0, 1 have become 0, 1, 1
+    torch._foreach_clamp_max_(decayed, 1.0)  # signs −1, 0, 1 become factors 0, 1, 1
     torch._foreach_mul_(decayed, params)
     mask.zero(decayed)
     torch._foreach_add_(params, decayed, alpha=-decay)
 
 
 def _batch_by_shape(matrices: list[Tensor]) -> Iterator[list[int]]:
-    """Indices of each batch: one device, one shape, bounded memory."""
+    """Yields the indices of each batch: one device, one shape, bounded memory."""
     by_shape: dict[tuple[torch.device, torch.Size], list[int]] = defaultdict(list)
     for i, matrix in enumerate(matrices):
         by_shape[matrix.device, matrix.shape].append(i)

@@ -1,9 +1,9 @@
-"""Orthogonalize matrices by a few Newton–Schulz iterations: what makes Muon Muon.
+"""Orthogonalize matrices with a few Newton–Schulz iterations, the core of Muon.
 
-An odd polynomial is applied again and again to the singular values of a matrix until all are near 1; it needs
-matrix products alone, no decomposition. `keller`: one quintic for every step, from Jordan et al. 2024, "Muon:
-An optimizer for hidden layers in neural networks"; the values end between 0.7 and 1.2. `polar_express`: a
-quintic of its own for each of five steps, from Amsel et al. 2025, "The Polar Express"; closer at equal cost.
+An odd polynomial is applied repeatedly to the singular values of a matrix until all are near 1; this needs matrix
+products only, no decomposition. `keller`: the same quintic in every step, from Jordan et al. 2024, "Muon: An
+optimizer for hidden layers in neural networks"; the singular values end between 0.7 and 1.2. `polar_express`: a
+different quintic for each of five steps, from Amsel et al. 2025, "The Polar Express"; more accurate at equal cost.
 
 Shapes: B matrices, M rows, N columns; K the smaller of the two.
 """
@@ -25,24 +25,24 @@ POLAR_EXPRESS: tuple[Coefficients, ...] = (
 )
 POLAR_EXPRESS_SAFETY = 1.02  # the five polynomials were fitted for singular values of at most 1 / 1.02
 
-MIN_NORM = 1e-15  # from here on the squares of the entries are exact enough in fp32
+MIN_NORM = 1e-15  # below it, the squares of the entries are not accurate enough in fp32
 
 
 def get_step_coefficients(coefficients: str, steps: int) -> list[Coefficients]:
-    """The (a, b, c) of each step: x becomes a·x + b·x³ + c·x⁵.
+    """Returns (a, b, c) of each step: x becomes a·x + b·x³ + c·x⁵.
 
-    Polar Express beyond its five steps repeats the last, as its authors do.
+    Polar Express repeats its fifth polynomial after five steps, as its authors do.
 
     Raises:
-        ValueError: `coefficients` is neither keller nor polar_express, or Polar Express has less than its five
-            steps: only the fifth brings the values to 1, before they lie around 2.
+        ValueError: `coefficients` is neither keller nor polar_express, or Polar Express has fewer than five steps
+            (only the fifth brings the singular values to 1; before it they are around 2).
     """
     if coefficients == "keller":
         return [KELLER] * steps
     if coefficients == "polar_express":
         if steps < len(POLAR_EXPRESS):
             raise ValueError(
-                f"ns_coefficients=polar_express takes at least 5 steps, got ns_steps={steps}, after which singular "
+                f"ns_coefficients=polar_express needs at least 5 steps, got ns_steps={steps}, after which singular "
                 f"values are not near 1; use ns_steps=5, or ns_coefficients=keller"
             )
         return [POLAR_EXPRESS[min(step, len(POLAR_EXPRESS) - 1)] for step in range(steps)]
@@ -50,11 +50,11 @@ def get_step_coefficients(coefficients: str, steps: int) -> list[Coefficients]:
 
 
 def resolve_ns_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
-    """What the iterations compute in on `device` when `name` is asked for: auto, bf16 or fp32.
+    """Returns the dtype of the iterations on `device` for `name`: auto, bf16 or fp32.
 
-    auto: bf16 on CUDA, where every device has it and the authors use it; fp32 everywhere else, also on a CPU with
-    bf16 instructions (where bf16 would halve the time), because the result would then depend on which CPU a run
-    landed or resumed on.
+    auto is bf16 on CUDA, where every device supports it and the authors use it, and fp32 elsewhere. This includes
+    CPUs with bf16 instructions (where bf16 would halve the time), because the result would otherwise depend on the
+    CPU on which a run is started or resumed.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -69,24 +69,24 @@ def orthogonalize(
     dtype: torch.dtype | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """The nearest orthogonal matrices, approximately: scale · U·Vᵀ of each matrix U·S·Vᵀ.
+    """Computes the approximately nearest orthogonal matrices: scale · U·Vᵀ of each matrix U·S·Vᵀ.
 
-    The size of a matrix does not matter, from a Frobenius norm of 1e-15 to 1e18; below, the result becomes
-    smaller with the matrix, and a zero matrix stays zero.
+    The result does not depend on the norm of a matrix if its Frobenius norm is between 1e-15 and 1e18; below, the
+    result shrinks with the matrix, and a zero matrix stays zero.
 
     Args:
-        g_BMN: B matrices of any floating dtype; not changed.
-        steps: Iterations, at least 1; of Polar Express at least 5.
+        g_BMN: B matrices of any floating-point dtype; not changed.
+        steps: Iterations, at least 1; at least 5 for Polar Express.
         coefficients: `keller` or `polar_express`.
-        dtype: Arithmetic of the iterations; None: as `resolve_ns_dtype` says. In bf16 the values of the result are
-            numbers of bf16, whatever its dtype.
-        scale: Multiplied in with the last iteration, so that it costs no operation and no rounding.
+        dtype: Arithmetic of the iterations; None: `resolve_ns_dtype`. With bf16 the values of the result are bf16
+            numbers, whatever its dtype.
+        scale: Applied within the last iteration, so that it costs no extra operation or rounding.
 
     Returns:
         B × M × N, contiguous, in the dtype of `g_BMN`.
 
     Raises:
-        ValueError: `g_BMN` has not three dimensions, or `get_step_coefficients` refuses steps and coefficients.
+        ValueError: `g_BMN` does not have three dimensions, or `get_step_coefficients` raises.
     """
     if g_BMN.ndim != 3:
         raise ValueError(f"orthogonalize takes B × M × N, got the shape {tuple(g_BMN.shape)}")
@@ -102,16 +102,16 @@ def orthogonalize(
 
 
 def _run_iterations(x_BMN: Tensor, schedule: list[Coefficients], scale: float) -> Tensor:
-    """x of a spectral norm of at most 1, after the iterations; x itself is overwritten."""
+    """Runs the iterations on x, whose spectral norm is at most 1; overwrites x."""
     size, rows, columns = x_BMN.shape
-    tall = rows > columns  # x·xᵀ and xᵀ·x give the same: the smaller one is taken, and x stays contiguous
+    is_tall = rows > columns  # x·xᵀ and xᵀ·x are equivalent: use the smaller one, so that x stays contiguous
     gram_BKK = x_BMN.new_empty(size, min(rows, columns), min(rows, columns))
     poly_BKK, y_BMN = torch.empty_like(gram_BKK), torch.empty_like(x_BMN)
     (x, xT), (y, yT) = (x_BMN, x_BMN.mT), (y_BMN, y_BMN.mT)
     for step, (a, b, c) in enumerate(schedule, start=1):
         s = scale if step == len(schedule) else 1.0
-        torch.bmm(*((xT, x) if tall else (x, xT)), out=gram_BKK)
+        torch.bmm(*((xT, x) if is_tall else (x, xT)), out=gram_BKK)
         torch.baddbmm(gram_BKK, gram_BKK, gram_BKK, beta=b, alpha=c, out=poly_BKK)
-        torch.baddbmm(x, *((x, poly_BKK) if tall else (poly_BKK, x)), beta=s * a, alpha=s, out=y)
+        torch.baddbmm(x, *((x, poly_BKK) if is_tall else (poly_BKK, x)), beta=s * a, alpha=s, out=y)
         (x, xT), (y, yT) = (y, yT), (x, xT)
     return x

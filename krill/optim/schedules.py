@@ -3,8 +3,8 @@
 Cosine as in Loshchilov & Hutter 2017, "SGDR"; WSD as in Hu et al. 2024, "MiniCPM", and its 1 − √progress
 decay as in Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations".
 
-Steps count from 0. Step `warm-up − 1` is the first at the full rate. The falling part is laid out so that no
-step is wasted at a rate of zero: `min_ratio` is where the step after the last one would be.
+Steps are counted from 0. Step `warm-up − 1` is the first at the full learning rate. The decay is laid out so that no
+step is wasted at a rate of zero: the step after the last one would reach `min_ratio`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from krill.config.schema import ConstantSchedulerConfig, CosineSchedulerConfig, 
 def compute_lr_factor(
     config: ConstantSchedulerConfig | CosineSchedulerConfig | WSDSchedulerConfig, step: int, total_steps: int
 ) -> float:
-    """The share of its peak that the learning rate has in optimizer step `step` of `total_steps`.
+    """Computes the learning rate of optimizer step `step`, as a fraction of its peak.
 
     Args:
-        config: Its `warmup` and `decay` are shares of `total_steps`, rounded, and at least one step each.
-        step: From 0; from `total_steps` on, the value stays what the schedule ends with.
+        config: `warmup` and `decay` are fractions of `total_steps`, rounded to at least one step each.
+        step: Counted from 0; at `total_steps` and after, the factor keeps its final value.
         total_steps: Optimizer steps of the whole run, at least 1.
 
     Returns:
-        More than 0 in every step of the run, at most 1.
+        A factor greater than 0 in every step of the run and at most 1.
 
     Raises:
         ValueError: `total_steps` is less than 1.
@@ -51,9 +51,9 @@ def compute_lr_factor(
 def stable_phase(
     config: ConstantSchedulerConfig | CosineSchedulerConfig | WSDSchedulerConfig, total_steps: int
 ) -> tuple[int, int]:
-    """After how many steps the warm-up is over, and after how many the rate begins to fall.
+    """Returns the number of steps after which the warm-up ends, and the number after which the decay begins.
 
-    What was trained for a number of steps between the two, both included, can go on under another schedule as if it
+    A run trained for a number of steps between the two, both included, can continue under another schedule as if it
     had been trained under that one.
     """
     warmup = max(1, round(config.warmup * total_steps))
@@ -69,24 +69,24 @@ def build_scheduler(
     optimizer: Optimizer,
     total_steps: int,
 ) -> LambdaLR:
-    """Scales the rate of every group by `compute_lr_factor`, each from its own peak.
+    """Builds a scheduler that scales the learning rate of every group, from its own peak, by `compute_lr_factor`.
 
-    Its `state_dict` holds numbers only: the schedule itself always comes from the configuration.
+    Its `state_dict` contains numbers only: the schedule itself always comes from the configuration.
     """
     return LambdaLR(optimizer, partial(compute_lr_factor, config, total_steps=total_steps))
 
 
 def set_learning_rates(scheduler: LambdaLR, optimizer: Optimizer) -> None:
-    """Give each group the rate of the step that `scheduler` has come to.
+    """Sets the learning rate of each group to the rate of the scheduler's current step.
 
-    A checkpoint brings the rates that its own schedule had planned for that step.
+    A checkpoint restores the rates that its own schedule had planned for that step.
     """
-    shares = (share(scheduler.last_epoch) for share in scheduler.lr_lambdas)
-    scheduler._last_lr = [base * share for base, share in zip(scheduler.base_lrs, shares, strict=True)]
-    for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
-        group["lr"] = rate
+    factors = (compute_factor(scheduler.last_epoch) for compute_factor in scheduler.lr_lambdas)
+    scheduler._last_lr = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    for group, lr in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = lr
 
 
 def _compute_decay_progress(step: int, start: int, end: int) -> float:
-    """0 up to the step before `start`, then rising evenly to 1 at `end`, which is one past the last step."""
+    """Returns 0 up to the step before `start`, then a linear rise to 1 at `end`, one past the last step."""
     return min(1.0, max(0, step - start + 1) / (end - start + 1))

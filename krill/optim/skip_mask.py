@@ -1,10 +1,10 @@
-"""A step whose update is masked out on the device: weights and state keep their bits, and the host does not wait.
+"""Mask out the update of a bad step on the device: weights and state keep their bits, and the host does not wait.
 
-torch's convention for it is the attribute `found_inf` of an optimizer, a 0-D fp32 tensor on the device of the
-parameters: 1 in a step that is to be left out, else 0 (torch.amp.GradScaler sets it, fused kernels read it and return
-at once). In a good step that costs no pass over the parameters: such a kernel, given the flag the other way round,
-does its work in bad steps only. `torch.where` would read and write every gradient and update of every step: 1.4 % of
-a step of Muon with matrices of 256 × 256 on a CPU, against 0.1 %.
+This follows torch's convention, the attribute `found_inf` of an optimizer: a 0-D fp32 tensor on the device of the
+parameters that is 1 in a step to skip and 0 otherwise (torch.amp.GradScaler sets it; fused kernels read it and return
+immediately). A good step then costs no extra pass over the parameters, because a fused kernel that receives the
+inverted flag does its work in bad steps only. `torch.where` would read and write every gradient and update in every
+step: 1.4 % of a Muon step with matrices of 256 × 256 on a CPU, compared with 0.1 %.
 """
 
 from __future__ import annotations
@@ -20,38 +20,43 @@ from torch.distributed.tensor import DTensor
 
 
 class SkipMask:
-    """What a step does with its tensors where `found_inf` is 1; None: every step is good."""
+    """Masks the tensors of a step if `found_inf` is 1. None: the step is good."""
 
     def __init__(self, found_inf: Tensor | None):
         self.found_inf = found_inf
         self.is_good = None if found_inf is None else 1 - found_inf
 
     def get_factor(self, value: float) -> Any:
-        """`value`, in a bad step 1; 0-D fp32 on the device, or the number itself where every step is good."""
+        """Returns `value`, or 1 in a bad step: 0-D fp32 on the device, or `value` itself without `found_inf`."""
         return value if self.found_inf is None else torch.where(self.found_inf > 0, 1.0, value)
 
-    def replace(self, tensors: Sequence[Tensor], by: Sequence[Tensor]) -> None:
-        """In a bad step: tensors ← by, whatever they hold; `by` is finite, fp32, and lies as they do."""
-        ours, theirs = _to_local(tensors), _to_local(by)
-        if self.is_good is None or not ours:
+    def replace(self, tensors: Sequence[Tensor], source: Sequence[Tensor]) -> None:
+        """Copies `source` into `tensors` in a bad step, whatever they hold.
+
+        `source` must be finite fp32 with the placements of `tensors`.
+        """
+        targets, sources = _to_local(tensors), _to_local(source)
+        if self.is_good is None or not targets:
             return
-        if not _is_contiguous([*ours, *theirs]):
-            for tensor, other in zip(ours, theirs, strict=True):
-                tensor.copy_(torch.where(self.is_good > 0, tensor, other))
+        if not _is_contiguous([*targets, *sources]):
+            for target, other in zip(targets, sources, strict=True):
+                target.copy_(torch.where(self.is_good > 0, target, other))
             return
-        # SGD's first step sets the momentum to the gradient. Its rate of −0 leaves the sign even of zeros.
-        _fused_sgd(theirs, theirs, ours, momentum=1.0, lr=-0.0, is_first_step=True, found_inf=self.is_good)
+        # SGD's first step sets the momentum to the gradient. A rate of −0 keeps the sign even of zeros.
+        _fused_sgd(
+            sources, sources, targets, momentum=1.0, lr=-0.0, is_first_step=True, found_inf=self.is_good
+        )
 
     def zero(self, tensors: Sequence[Tensor]) -> None:
-        """In a bad step: tensors ← 0; they are finite fp32."""
-        ours = _to_local(tensors)
-        if self.is_good is None or not ours:
+        """Sets `tensors`, which must be finite fp32, to 0 in a bad step."""
+        targets = _to_local(tensors)
+        if self.is_good is None or not targets:
             return
-        if not _is_contiguous(ours):
-            for tensor in ours:
-                tensor.copy_(torch.where(self.is_good > 0, tensor, 0.0))
+        if not _is_contiguous(targets):
+            for target in targets:
+                target.copy_(torch.where(self.is_good > 0, target, 0.0))
             return
-        _fused_sgd(ours, ours, [], momentum=0.0, lr=1.0, is_first_step=False, found_inf=self.is_good)
+        _fused_sgd(targets, targets, [], momentum=0.0, lr=1.0, is_first_step=False, found_inf=self.is_good)
 
 
 NO_SKIP = SkipMask(None)
@@ -63,36 +68,40 @@ def _to_local(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _is_contiguous(tensors: list[Tensor]) -> bool:
-    """As fused kernels need it; a shard along the columns may lie otherwise."""
+    """Checks what fused kernels require; a shard along the columns may not be contiguous."""
     return all(tensor.is_contiguous() for tensor in tensors)
 
 
 def async_to_host(flag: Tensor) -> Callable[[], bool]:
-    """Send a 0-D flag to the host; what is returned reads it, and waits for no later work of the device."""
+    """Copies a 0-D flag to the host asynchronously.
+
+    Returns:
+        A function that reads the flag; it waits for the copy, not for work queued on the device after it.
+    """
     host = torch.empty((), dtype=flag.dtype, pin_memory=flag.is_cuda)
     host.copy_(flag, non_blocking=True)
-    there = torch.cuda.Event() if flag.is_cuda else None
-    if there:
-        there.record(torch.cuda.current_stream(flag.device))
+    copied = torch.cuda.Event() if flag.is_cuda else None
+    if copied:
+        copied.record(torch.cuda.current_stream(flag.device))
 
     def read() -> bool:
-        if there:
-            there.synchronize()
+        if copied:
+            copied.synchronize()
         return bool(host.numpy())
 
     return read
 
 
 def supports_found_inf(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer reads `found_inf` itself: krill's Muon, and those of torch with fused=True."""
+    """Returns whether the optimizer reads `found_inf`: krill's Muon, and torch's optimizers with fused=True."""
     return hasattr(type(optimizer), "found_inf") or getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
-def wrap_step_skip(is_bad: Callable[[], bool], optimizer: torch.optim.Optimizer) -> None:
-    """Leave out the bad steps of an optimizer that cannot mask them: its `step` is not called then."""
-    plain = optimizer.step
+def wrap_step_skip(should_skip: Callable[[], bool], optimizer: torch.optim.Optimizer) -> None:
+    """Skips the bad steps of an optimizer that cannot mask them, by not calling its `step`."""
+    original_step = optimizer.step
 
-    def step(self: torch.optim.Optimizer, *arguments: Any, **named: Any) -> Any:
-        return None if is_bad() else plain(*arguments, **named)
+    def step(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        return None if should_skip() else original_step(*args, **kwargs)
 
     optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]

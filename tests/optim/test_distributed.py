@@ -1,7 +1,7 @@
-"""Muon on several ranks: the result of one process with the whole batch, from ranks that agree to the bit.
+"""Muon on several ranks equals one process with the full batch, and the ranks agree to the bit.
 
-Ranks are processes on this machine, joined by gloo. Newton–Schulz runs in fp32, so that what differs is the
-distribution alone (in bf16 the order of additions costs some 5e-2; in fp32 about 1e-5).
+Ranks are processes on this machine, connected by gloo. Newton–Schulz runs in fp32, so that only the distribution
+differs (in bf16 the order of additions costs about 5e-2; in fp32 about 1e-5).
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from distributed_states import (
+    compute_update_error,
+    gather_full_tensors,
+    is_equal,
+    restore_state,
+    save_state,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import on_ranks
+from process_group import run_on_ranks
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -25,7 +30,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from krill.optim.distributed import assign_owners, newton_schulz_flops, orthogonalize_distributed
+from krill.optim.distributed import assign_owners, compute_newton_schulz_flops, orthogonalize_distributed
 from krill.optim.muon import Muon
 from krill.optim.newton_schulz import orthogonalize
 
@@ -36,7 +41,7 @@ SHAPE_GROUPS = len({tuple(sorted(shape)) for shape in MATRICES})
 
 
 class Layer(nn.Module):
-    """A Llama layer's seven matrices, one of 81 rows (uneven on two ranks), one of a single row (an empty shard)."""
+    """A Llama layer's seven matrices, one of 81 rows (uneven on two ranks), and one of a single row (empty shard)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,11 +72,11 @@ class Model(nn.Module):
 
 
 def build_muon(model: nn.Module, fused: bool = False) -> Muon:
-    """Muon for the matrices, AdamW for the rest; fused: the matrices of 81 rows are two projections each."""
+    """Muon for the matrices, AdamW for the rest; with `fused` each matrix of 81 rows is two projections."""
     members: dict[str, list[nn.Parameter]] = {"rest": [], "matrices": [], "fused": []}
     for name, p in model.named_parameters():
-        two = "fused" if fused and "uneven" in name else "matrices"
-        members[two if p.ndim == 2 and "embedding" not in name else "rest"].append(p)
+        group = "fused" if fused and "uneven" in name else "matrices"
+        members[group if p.ndim == 2 and "embedding" not in name else "rest"].append(p)
     muon = {"kind": "muon", "lr": 2e-2}
     options = {"rest": {"kind": "adamw", "lr": 3e-3}, "matrices": muon, "fused": {**muon, "parts": (27, 54)}}
     return Muon(
@@ -84,56 +89,38 @@ def train_steps(
     optimizer: Any,
     steps: range,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
     backward: Any = Tensor.backward,
 ) -> None:
-    """Steps on this rank's share of the batch; all ranks together see the whole batch."""
+    """Trains on this rank's share of the batch; all ranks together see the full batch."""
     for step in steps:
         tokens = torch.randint(50, (ROWS, 7), generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
-        backward(model(tokens[rank::ranks]))
+        backward(model(tokens[rank::world_size]))
         optimizer.step()
 
 
-def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone()
-        for name, t in tensors.items()
-    }
-
-
 def get_momentum(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """The momentum of each matrix, by the name of its parameter."""
+    """Returns the momentum of each matrix by parameter name."""
     state = {name: optimizer.state[p] for name, p in model.named_parameters()}
-    return {name: of["momentum_buffer"] for name, of in state.items() if "momentum_buffer" in of}
-
-
-def same(found: dict[Any, Tensor], wanted: dict[Any, Tensor]) -> bool:
-    """Equal to the bit."""
-    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
-
-
-def error(found: dict[str, Tensor], wanted: dict[str, Tensor], start: dict[str, Tensor]) -> float:
-    """Largest relative Frobenius error of the cumulative updates."""
-    assert found.keys() == wanted.keys()
-    return max(float((found[n] - wanted[n]).norm() / (wanted[n] - start[n]).norm()) for n in wanted)
+    return {name: entry["momentum_buffer"] for name, entry in state.items() if "momentum_buffer" in entry}
 
 
 @pytest.fixture(scope="module")
-def start() -> dict[str, Tensor]:
-    return whole(dict(Model().named_parameters()))
+def initial() -> dict[str, Tensor]:
+    return gather_full_tensors(dict(Model().named_parameters()))
 
 
 @pytest.fixture(scope="module")
-def wanted() -> dict[str, Tensor]:
-    """The parameters after all steps in one process."""
+def expected() -> dict[str, Tensor]:
+    """Returns the parameters after all steps in one process."""
     model = Model()
     train_steps(model, build_muon(model), range(STEPS))
-    return whole(dict(model.named_parameters()))
+    return gather_full_tensors(dict(model.named_parameters()))
 
 
 def measure_step_cost(optimizer: Any) -> dict[str, Any]:
-    """Matrix-product FLOPs and collectives of this rank in one more step."""
+    """Counts the matrix-product FLOPs and the collectives of this rank in one more step."""
     with CommDebugMode() as collectives, FlopCounterMode(display=False) as products:
         optimizer.step()
     counts = {str(operation): count for operation, count in collectives.get_comm_counts().items()}
@@ -141,33 +128,33 @@ def measure_step_cost(optimizer: Any) -> dict[str, Any]:
 
 
 def train_with_ddp() -> dict[str, Any]:
-    model, rank, ranks = Model(), dist.get_rank(), dist.get_world_size()
+    model, rank, world_size = Model(), dist.get_rank(), dist.get_world_size()
     optimizer = build_muon(model)
-    train_steps(DistributedDataParallel(model), optimizer, range(STEPS), rank, ranks)
-    return {"params": whole(dict(model.named_parameters())), **measure_step_cost(optimizer)}
+    train_steps(DistributedDataParallel(model), optimizer, range(STEPS), rank, world_size)
+    return {"params": gather_full_tensors(dict(model.named_parameters())), **measure_step_cost(optimizer)}
 
 
 def train_with_fsdp(
-    steps: range = range(STEPS), old: Path | None = None, new: Path | None = None, fused: bool = False
+    steps: range = range(STEPS), source: Path | None = None, target: Path | None = None, fused: bool = False
 ) -> dict[str, Any]:
-    """Train `steps`, from the checkpoint `old` on and to the checkpoint `new`."""
-    model, rank, ranks = build_sharded_model(), dist.get_rank(), dist.get_world_size()
+    """Trains `steps` from the checkpoint `source` and saves the checkpoint `target`."""
+    model, rank, world_size = build_sharded_model(), dist.get_rank(), dist.get_world_size()
     optimizer = build_muon(model, fused)
-    if old:
-        restore(old, model, optimizer)
-    train_steps(model, optimizer, steps, rank, ranks)
+    if source:
+        restore_state(source, model, optimizer)
+    train_steps(model, optimizer, steps, rank, world_size)
     params, momentum = dict(model.named_parameters()), get_momentum(model, optimizer)
-    found = {"params": whole(params), "momentum": whole(momentum)}
-    found["shards"] = {name: tuple(t.to_local().shape) for name, t in momentum.items()}
-    if new:
-        save(new, model, optimizer)
-        again = build_sharded_model()
-        restore(new, again, optimizer := build_muon(again))
-        found |= {
-            "again": whole(get_momentum(again, optimizer)),
-            "again_params": whole(dict(again.named_parameters())),
+    result = {"params": gather_full_tensors(params), "momentum": gather_full_tensors(momentum)}
+    result["shards"] = {name: tuple(t.to_local().shape) for name, t in momentum.items()}
+    if target:
+        save_state(target, model, optimizer)
+        restored = build_sharded_model()
+        restore_state(target, restored, optimizer := build_muon(restored))
+        result |= {
+            "restored_momentum": gather_full_tensors(get_momentum(restored, optimizer)),
+            "restored_params": gather_full_tensors(dict(restored.named_parameters())),
         }
-    return found | measure_step_cost(optimizer) if steps == range(STEPS) else found
+    return result | measure_step_cost(optimizer) if steps == range(STEPS) else result
 
 
 def build_sharded_model() -> Model:
@@ -178,19 +165,8 @@ def build_sharded_model() -> Model:
     return model
 
 
-def save(folder: Path, model: nn.Module, optimizer: Any) -> None:
-    of_model, of_optimizer = get_state_dict(model, optimizer)
-    dcp.save({"model": of_model, "optimizer": of_optimizer}, checkpoint_id=folder)
-
-
-def restore(folder: Path, model: nn.Module, optimizer: Any) -> None:
-    of_model, of_optimizer = get_state_dict(model, optimizer)
-    dcp.load({"model": of_model, "optimizer": of_optimizer}, checkpoint_id=folder)
-    set_state_dict(model, optimizer, model_state_dict=of_model, optim_state_dict=of_optimizer)
-
-
 def train_with_accelerate(folder: Path) -> dict[str, Any]:
-    """As the Trainer does under FSDP2: the optimizer is made before prepare() shards the model below it."""
+    """Trains like the Trainer under FSDP2: the optimizer is built before prepare() shards its model."""
     from accelerate import Accelerator, PartialState
     from accelerate.utils import (
         DistributedType,
@@ -207,92 +183,97 @@ def train_with_accelerate(folder: Path) -> dict[str, Any]:
         state_dict_type="SHARDED_STATE_DICT",
     )
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
-    # accelerate itself chooses FSDP on accelerators only
+    # accelerate selects FSDP on accelerators only
     PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = plugin
 
-    def prepared() -> tuple[Any, Any]:
+    def prepare() -> tuple[Any, Any]:
         model = Model()
         return accelerator.prepare(model, build_muon(model))  # type: ignore[no-any-return]
 
-    model, optimizer = prepared()
+    model, optimizer = prepare()
     train_steps(model, optimizer, range(STEPS), dist.get_rank(), dist.get_world_size(), accelerator.backward)
     momentum = get_momentum(model, optimizer)
     assert all(t.placements == (Shard(0),) for t in momentum.values())
     save_fsdp_optimizer(plugin, accelerator, optimizer, model, folder)
     accelerator.free_memory()
-    again, fresh = prepared()
-    load_fsdp_optimizer(plugin, accelerator, fresh, again, folder)
+    restored, restored_optimizer = prepare()
+    load_fsdp_optimizer(plugin, accelerator, restored_optimizer, restored, folder)
     return {
-        "params": whole(dict(model.named_parameters())),
-        "momentum": whole(momentum),
-        "again": whole(get_momentum(again, fresh)),
+        "params": gather_full_tensors(dict(model.named_parameters())),
+        "momentum": gather_full_tensors(momentum),
+        "restored_momentum": gather_full_tensors(get_momentum(restored, restored_optimizer)),
     }
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ddp_does_what_one_process_does_and_shares_the_work(ranks, start, wanted, tmp_path):
+def test_ddp_equals_one_process_and_distributes_the_work(ranks, initial, expected, tmp_path):
     model = Model()
     train_steps(model, optimizer := build_muon(model), range(1))
-    alone = measure_step_cost(optimizer)["newton_schulz_flops"]
-    found = on_ranks(ranks, train_with_ddp, folder=tmp_path)
-    for of_rank in found:
-        assert error(of_rank["params"], wanted, start) <= 1e-4
-        assert same(of_rank["params"], found[0]["params"])
-        assert of_rank["collectives"] == {"c10d._allgather_base_": SHAPE_GROUPS}
-        assert of_rank["flops"] <= (0.55 if ranks == 2 else 0.4) * alone
-    assert sum(of_rank["flops"] for of_rank in found) == alone
+    total_flops = measure_step_cost(optimizer)["flops"]
+    results = run_on_ranks(ranks, train_with_ddp, folder=tmp_path)
+    for rank_result in results:
+        assert compute_update_error(rank_result["params"], expected, initial) <= 1e-4
+        assert is_equal(rank_result["params"], results[0]["params"])
+        assert rank_result["collectives"] == {"c10d._allgather_base_": SHAPE_GROUPS}
+        assert rank_result["flops"] <= (0.55 if ranks == 2 else 0.4) * total_flops
+    assert sum(rank_result["flops"] for rank_result in results) == total_flops
 
 
-def test_fsdp2_does_what_one_process_does_with_sharded_momentum(start, wanted, tmp_path):
-    found = on_ranks(2, train_with_fsdp, folder=tmp_path)
-    for of_rank in found:
-        assert error(of_rank["params"], wanted, start) <= 1e-4
-        assert of_rank["collectives"] == {"c10d.alltoall_base_": 2 * SHAPE_GROUPS}
+def test_fsdp2_equals_one_process_with_sharded_momentum(initial, expected, tmp_path):
+    results = run_on_ranks(2, train_with_fsdp, folder=tmp_path)
+    for rank_result in results:
+        assert compute_update_error(rank_result["params"], expected, initial) <= 1e-4
+        assert rank_result["collectives"] == {"c10d.alltoall_base_": 2 * SHAPE_GROUPS}
     assert len(MATRICES) >= 2 * SHAPE_GROUPS
-    assert [of_rank["shards"]["layers.0.uneven.weight"] for of_rank in found] == [(41, WIDTH), (40, WIDTH)]
-    assert [of_rank["shards"]["layers.2.single.weight"] for of_rank in found] == [(1, 81), (0, 81)]
-    flops_of = [of_rank["flops"] for of_rank in found]
-    assert max(flops_of) <= 0.55 * sum(flops_of)
+    assert [rank_result["shards"]["layers.0.uneven.weight"] for rank_result in results] == [
+        (41, WIDTH),
+        (40, WIDTH),
+    ]
+    assert [rank_result["shards"]["layers.2.single.weight"] for rank_result in results] == [(1, 81), (0, 81)]
+    flops = [rank_result["flops"] for rank_result in results]
+    assert max(flops) <= 0.55 * sum(flops)
 
 
-def test_fused_projections_are_whole_where_they_are_split(start, tmp_path):
+def test_fused_projections_are_orthogonalized_as_a_whole_if_sharded(initial, tmp_path):
     model = Model()
     train_steps(model, build_muon(model, fused=True), range(STEPS))
-    wanted = whole(dict(model.named_parameters()))
-    for of_rank in on_ranks(2, train_with_fsdp, range(STEPS), None, None, True, folder=tmp_path):
-        assert error(of_rank["params"], wanted, start) <= 1e-4
+    expected = gather_full_tensors(dict(model.named_parameters()))
+    for rank_result in run_on_ranks(2, train_with_fsdp, range(STEPS), None, None, True, folder=tmp_path):
+        assert compute_update_error(rank_result["params"], expected, initial) <= 1e-4
 
 
-def test_accelerate_shards_below_an_optimizer_that_exists(start, wanted, tmp_path):
-    for of_rank in on_ranks(2, train_with_accelerate, tmp_path / "saved", folder=tmp_path):
-        assert error(of_rank["params"], wanted, start) <= 1e-4
-        assert len(of_rank["momentum"]) == len(MATRICES)
-        assert same(of_rank["again"], of_rank["momentum"])
+def test_accelerate_shards_the_model_of_an_existing_optimizer(initial, expected, tmp_path):
+    for rank_result in run_on_ranks(2, train_with_accelerate, tmp_path / "saved", folder=tmp_path):
+        assert compute_update_error(rank_result["params"], expected, initial) <= 1e-4
+        assert len(rank_result["momentum"]) == len(MATRICES)
+        assert is_equal(rank_result["restored_momentum"], rank_result["momentum"])
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_checkpoints_go_from_one_rank_to_two_and_back(start, wanted, tmp_path):
+def test_checkpoints_are_loaded_on_another_number_of_ranks(initial, expected, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     model = Model()
     train_steps(model, optimizer := build_muon(model), range(1))
-    save(one, model, optimizer)
+    save_state(one, model, optimizer)
 
-    found = on_ranks(2, train_with_fsdp, range(1, 3), one, two, folder=tmp_path)[0]
-    assert same(found["again"], found["momentum"])
-    assert same(found["again_params"], found["params"])
+    result = run_on_ranks(2, train_with_fsdp, range(1, 3), one, two, folder=tmp_path)[0]
+    assert is_equal(result["restored_momentum"], result["momentum"])
+    assert is_equal(result["restored_params"], result["params"])
 
     model = Model()
-    restore(two, model, optimizer := build_muon(model))
-    assert same(whole(dict(model.named_parameters())), found["params"])
-    assert same(whole(get_momentum(model, optimizer)), found["momentum"])
+    restore_state(two, model, optimizer := build_muon(model))
+    assert is_equal(gather_full_tensors(dict(model.named_parameters())), result["params"])
+    assert is_equal(gather_full_tensors(get_momentum(model, optimizer)), result["momentum"])
     train_steps(model, optimizer, range(3, STEPS))
-    assert error(whole(dict(model.named_parameters())), wanted, start) <= 1e-4
+    assert (
+        compute_update_error(gather_full_tensors(dict(model.named_parameters())), expected, initial) <= 1e-4
+    )
 
 
 def make_directions() -> list[Tensor]:
-    random = torch.Generator().manual_seed(1)
-    return [torch.randn(shape, generator=random) for shape in [*LAYER_SHAPES, (2, 3), (3, 2)]]
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=generator) for shape in [*LAYER_SHAPES, (2, 3), (3, 2)]]
 
 
 def compute_reference_updates(matrices: list[Tensor]) -> list[Tensor]:
@@ -303,42 +284,43 @@ def compute_reference_updates(matrices: list[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def orthogonalize_in_every_layout() -> list[dict[str, Any]]:
     line = init_device_mesh("cpu", (2,))
-    replicas, lone = init_device_mesh("cpu", (2, 1)), init_device_mesh("cpu", (1, 2))
+    two_replicas, two_shards = init_device_mesh("cpu", (2, 1)), init_device_mesh("cpu", (1, 2))
     layouts = [
         (line, [Shard(0)]), (line, [Shard(1)]), (line, [Replicate()]),
-        (lone, [Replicate(), Shard(0)]), (replicas, [Replicate(), Shard(0)]), (lone, [Shard(0), Shard(1)]),
+        (two_shards, [Replicate(), Shard(0)]), (two_replicas, [Replicate(), Shard(0)]),
+        (two_shards, [Shard(0), Shard(1)]),
     ]  # fmt: skip
-    found = []
+    results = []
     for mesh, placements in layouts:
-        # plain ones among them, in another dtype on the way
-        given = [
+        # plain tensors among them, sent in another dtype
+        directions = [
             distribute_tensor(d, mesh, placements) if i % 3 else d for i, d in enumerate(make_directions())
         ]
-        updates = orthogonalize_distributed(given, compute_reference_updates, dtype=torch.bfloat16)
-        for update, direction in zip(updates, given, strict=True):
+        updates = orthogonalize_distributed(directions, compute_reference_updates, dtype=torch.bfloat16)
+        for update, direction in zip(updates, directions, strict=True):
             assert (update.shape, update.dtype) == (direction.shape, direction.dtype)
             if isinstance(direction, DTensor):
                 assert update.placements == direction.placements
                 assert update.to_local().shape == direction.to_local().shape
             else:
                 assert type(update) is Tensor
-        found.append(whole(dict(enumerate(updates))))
-    return found
+        results.append(gather_full_tensors(dict(enumerate(updates))))
+    return results
 
 
-def test_directions_may_lie_anyhow_and_updates_lie_like_them(tmp_path):
-    wanted = dict(enumerate(compute_reference_updates(make_directions())))
-    first, second = on_ranks(2, orthogonalize_in_every_layout, folder=tmp_path)
+def test_updates_have_the_placements_of_their_directions(tmp_path):
+    expected = dict(enumerate(compute_reference_updates(make_directions())))
+    first, second = run_on_ranks(2, orthogonalize_in_every_layout, folder=tmp_path)
     for on_first, on_second in zip(first, second, strict=True):
-        assert same(on_first, on_second)
+        assert is_equal(on_first, on_second)
         for i, update in on_first.items():
-            torch.testing.assert_close(update, wanted[i], rtol=2**-8, atol=0)
+            torch.testing.assert_close(update, expected[i], rtol=2**-8, atol=0)
 
 
-def test_one_process_computes_them_all_itself():
-    given = make_directions()
-    found = orthogonalize_distributed(given, compute_reference_updates, dtype=torch.bfloat16)
-    assert same(dict(enumerate(found)), dict(enumerate(compute_reference_updates(given))))
+def test_one_process_computes_all_updates():
+    directions = make_directions()
+    updates = orthogonalize_distributed(directions, compute_reference_updates, dtype=torch.bfloat16)
+    assert is_equal(dict(enumerate(updates)), dict(enumerate(compute_reference_updates(directions))))
     assert orthogonalize_distributed([], compute_reference_updates) == []
 
 
@@ -346,17 +328,17 @@ def test_one_process_computes_them_all_itself():
     st.lists(st.tuples(st.integers(1, 4096), st.integers(1, 4096)), min_size=1, max_size=60),
     st.integers(1, 9),
 )
-def test_no_rank_has_more_than_its_share_and_one_matrix(shapes, ranks):
+def test_no_rank_exceeds_its_share_by_more_than_one_matrix(shapes, ranks):
     loads = [0] * ranks
     for shape, rank in zip(shapes, assign_owners(tuple(shapes), ranks), strict=True):
-        loads[rank] += newton_schulz_flops(*shape)
-    assert max(loads) <= sum(loads) / ranks + max(newton_schulz_flops(*shape) for shape in shapes)
+        loads[rank] += compute_newton_schulz_flops(*shape)
+    assert max(loads) <= sum(loads) / ranks + max(compute_newton_schulz_flops(*shape) for shape in shapes)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
-def test_a_model_of_27_layers_is_shared_evenly(ranks):
+def test_a_model_of_27_layers_is_distributed_evenly(ranks):
     layer = [(768, 768), (256, 768), (256, 768), (768, 768), (1920, 768), (1920, 768), (768, 1920)]
     loads = [0] * ranks
     for shape, rank in zip(layer * 27, assign_owners(tuple(layer * 27), ranks), strict=True):
-        loads[rank] += newton_schulz_flops(*shape)
+        loads[rank] += compute_newton_schulz_flops(*shape)
     assert max(loads) <= 1.01 * sum(loads) / ranks

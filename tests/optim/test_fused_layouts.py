@@ -1,4 +1,4 @@
-"""Where q, k and v are in the fused weights of transformers' models: told by what the model does without them."""
+"""Tests of the position of q, k and v in fused weights: each is zeroed and the effect on attention is checked."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MODELS: dict[str, tuple[Any, str, str, int]] = {
     "bigcode_shared": (GPTBigCodeConfig(**GPT, multi_query=True), "c_attn", "c_proj", 2),
     "codegen": (CodeGenConfig(**GPT, rotary_dim=4), "qkv_proj", "out_proj", 1),
 }  # fmt: skip
-"""Configuration, the fused module, the module that takes attention's output, and which part is the value."""
+"""Configuration, fused module, output projection of the attention, and index of the part that is the value."""
 
 
 def _build_model(config: Any) -> PreTrainedModel:
@@ -67,12 +67,12 @@ def _build_model(config: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def _find_module(model: nn.Module, word: str) -> tuple[str, Any]:
-    return next((n, m) for n, m in model.named_modules() if n.endswith(f".{word}") and "mlp" not in n)
+def _find_module(model: nn.Module, last_name: str) -> tuple[str, Any]:
+    return next((n, m) for n, m in model.named_modules() if n.endswith(f".{last_name}") and "mlp" not in n)
 
 
 def _run_attention_without(config: Any, fused: str, out: str, part: int | None) -> Tensor:
-    """What attention hands to its output projection when the weights of one part are zero."""
+    """Returns the input of the output projection when the weights of one part are zero."""
     model = _build_model(config)
     name, module = _find_module(model, fused)
     layout = infer_layout(name, module, tuple(module.weight.shape), model.config)
@@ -80,11 +80,11 @@ def _run_attention_without(config: Any, fused: str, out: str, part: int | None) 
     if part is not None:
         projections[part].zero_()
     module.weight.data = layout.join(projections)[0]
-    seen: list[Tensor] = []
-    _find_module(model, out)[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    captured: list[Tensor] = []
+    _find_module(model, out)[1].register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     with torch.no_grad():
         model(input_ids=torch.arange(6)[None])
-    return seen[0]
+    return captured[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -97,9 +97,9 @@ def test_the_parts_are_query_key_and_value(name):
     assert (without_query - _run_attention_without(config, fused, out, None)).abs().max() > 1e-3
 
 
-def test_every_known_split_of_attention_is_tried():
-    tried = {(config.model_type, fused) for config, fused, *_ in MODELS.values()}
-    assert tried == {key for key in FUSED_SPLITS if key[1] != "gate_up_proj"}
+def test_every_known_split_of_attention_is_tested():
+    tested = {(config.model_type, fused) for config, fused, *_ in MODELS.values()}
+    assert tested == {key for key in FUSED_SPLITS if key[1] != "gate_up_proj"}
 
 
 def _infer_layout(name: str, rows: int, config: Any) -> Any:
@@ -107,19 +107,19 @@ def _infer_layout(name: str, rows: int, config: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "word", ["qkv", "Wqkv", "W_pack", "query_key_value", "gate_up_proj", "in_proj", "c_attn"]
+    "name", ["qkv", "Wqkv", "W_pack", "query_key_value", "gate_up_proj", "in_proj", "c_attn"]
 )
-def test_what_looks_fused_and_is_not_known_is_refused_with_what_to_do(word):
-    with pytest.raises(UsageError, match=rf"layers\.0\.{word} \(24 × 8\).*adamw_modules=\[{word}\].*SPLITS"):
-        _infer_layout(f"layers.0.{word}", 24, SimpleConfig("mine"))
+def test_an_unknown_fused_weight_is_rejected_with_the_ways_to_resolve_it(name):
+    with pytest.raises(UsageError, match=rf"layers\.0\.{name} \(24 × 8\).*adamw_modules=\[{name}\].*SPLITS"):
+        _infer_layout(f"layers.0.{name}", 24, SimpleConfig("mine"))
 
 
-def test_a_shape_that_the_split_does_not_give_is_refused():
+def test_a_shape_that_does_not_fit_the_split_is_rejected():
     with pytest.raises(UsageError, match=r"1 × 12 \+ 12 rows are not the 30 of the weight"):
         _infer_layout("mlp.gate_up_proj", 30, SimpleConfig("glm", intermediate_size=12))
 
 
-def test_a_model_of_your_own_registers_its_split(monkeypatch):
+def test_a_custom_model_registers_its_split(monkeypatch):
     monkeypatch.setitem(FUSED_SPLITS, ("mine", "qkv"), lambda config: (1, (8, 8, 8)))
     assert _infer_layout("layers.0.qkv", 24, SimpleConfig("mine")).parts == (8, 8, 8)
 

@@ -1,4 +1,4 @@
-"""Several projections in one weight: cut and put together again, and trained as if each had a weight of its own."""
+"""Tests that projections in one weight are split and joined, and trained as if each had a separate weight."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from krill.optim.layout import Layout
 from krill.optim.muon import Muon
 
 LAYOUTS = {
-    "one below another": Layout(parts=(8, 4, 4)),
-    "head by head": Layout(blocks=4, parts=(2, 2, 2)),
+    "stacked": Layout(parts=(8, 4, 4)),
+    "alternating by head": Layout(blocks=4, parts=(2, 2, 2)),
     "groups": Layout(blocks=2, parts=(6, 2, 2)),
     "transposed": Layout(transposed=True, parts=(12, 12)),
-    "transposed, head by head": Layout(transposed=True, blocks=2, parts=(3, 5)),
-    "transposed, whole": Layout(transposed=True),
-    "whole": Layout(),
+    "transposed, alternating by head": Layout(transposed=True, blocks=2, parts=(3, 5)),
+    "transposed, one projection": Layout(transposed=True),
+    "one projection": Layout(),
 }
 INPUTS = 10
 
@@ -28,7 +28,7 @@ def _make_weight(layout: Layout, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_joining_undoes_splitting(name):
+def test_join_inverts_split(name):
     layout = LAYOUTS[name]
     w_BRC = torch.stack([_make_weight(layout, 0), _make_weight(layout, 1)])
     projections = layout.split(w_BRC)
@@ -36,7 +36,7 @@ def test_joining_undoes_splitting(name):
     assert torch.equal(layout.join(projections), w_BRC)
 
 
-def test_where_the_rows_go():
+def test_split_returns_the_rows_of_each_projection():
     w_BRC = torch.arange(12.0).view(1, 12, 1)
     assert [p.flatten().tolist() for p in Layout(blocks=2, parts=(3, 2, 1)).split(w_BRC)] == [
         [0, 1, 2, 6, 7, 8], [3, 4, 9, 10], [5, 11],
@@ -46,7 +46,7 @@ def test_where_the_rows_go():
     ]  # fmt: skip
 
 
-def test_parts_that_are_not_the_weight_are_refused():
+def test_parts_that_do_not_add_up_to_the_weight_are_rejected():
     with pytest.raises(ValueError, match=r"2 × 3 \+ 4 rows are not the 16 of the weight"):
         Layout(blocks=2, parts=(3, 4)).shapes(16, 10)
 
@@ -54,19 +54,19 @@ def test_parts_that_are_not_the_weight_are_refused():
 @pytest.mark.parametrize("options", [{}, {"normuon": True, "cautious": True}], ids=["plain", "options"])
 @pytest.mark.parametrize("scale", ["rms", "spectral"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_fused_weight_trains_as_its_projections_would_alone(name, scale, options):
+def test_a_fused_weight_trains_like_separate_projections(name, scale, options):
     layout = LAYOUTS[name]
     fused = nn.Parameter(_make_weight(layout))
-    alone = [nn.Parameter(p[0].clone()) for p in layout.split(fused.detach()[None])]
+    separate = [nn.Parameter(p[0].clone()) for p in layout.split(fused.detach()[None])]
     group = {"kind": "muon", "lr": 0.1, "scale": scale, **options}
     optimizers = [
         Muon([{"params": [fused], **group, **layout._asdict()}]),
-        Muon([{"params": alone, **group}]),
+        Muon([{"params": separate, **group}]),
     ]
     for step in range(3):
         fused.grad = _make_weight(layout, 10 + step)
-        for p, grad in zip(alone, layout.split(fused.grad[None]), strict=True):
+        for p, grad in zip(separate, layout.split(fused.grad[None]), strict=True):
             p.grad = grad[0].clone()
         for optimizer in optimizers:
             optimizer.step()
-    torch.testing.assert_close(fused.detach(), layout.join([p.detach()[None] for p in alone])[0])
+    torch.testing.assert_close(fused.detach(), layout.join([p.detach()[None] for p in separate])[0])

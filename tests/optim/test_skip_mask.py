@@ -1,4 +1,4 @@
-"""A step that is masked out leaves weights and state as they were, to the bit, and the next are as without it."""
+"""A step that is masked out leaves weights and state unchanged, to the bit, and does not affect later steps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from host_reads import Reads
-from ranks import on_ranks
+from host_reads import HostReadRecorder
+from process_group import run_on_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -39,8 +39,8 @@ OPTIMIZERS: dict[str, MakeOptimizer] = {
 
 
 def make_parameters() -> list[Tensor]:
-    random = torch.Generator().manual_seed(0)
-    params = [nn.Parameter(torch.randn(shape, generator=random)) for shape in SHAPES]
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
     with torch.no_grad():
         for p in params:
             p.view(-1)[:2] = torch.tensor([0.0, -0.0])
@@ -48,9 +48,9 @@ def make_parameters() -> list[Tensor]:
 
 
 def fill_gradients(params: list[Tensor], step: int, bad: float | None = None) -> None:
-    random = torch.Generator().manual_seed(step)
+    generator = torch.Generator().manual_seed(step)
     for p in params:
-        p.grad = torch.randn(p.shape, generator=random)
+        p.grad = torch.randn(p.shape, generator=generator)
         if bad is not None:
             p.grad.view(-1)[3:] = bad
 
@@ -67,9 +67,9 @@ def is_equal(one: list[Tensor], other: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("bad", [NAN, float("inf"), 1e3], ids=["nan", "inf", "finite"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_masked_step_is_none(name: str, bad: float) -> None:
-    params, theirs = make_parameters(), make_parameters()
-    optimizer, plain = OPTIMIZERS[name](params), OPTIMIZERS[name](theirs)
+def test_a_masked_step_changes_nothing(name: str, bad: float) -> None:
+    params, expected = make_parameters(), make_parameters()
+    optimizer, plain = OPTIMIZERS[name](params), OPTIMIZERS[name](expected)
     for step in range(6):
         is_bad = step in (2, 3)
         optimizer.found_inf = torch.tensor(float(is_bad))  # type: ignore[attr-defined]
@@ -79,26 +79,26 @@ def test_a_masked_step_is_none(name: str, bad: float) -> None:
         if is_bad:
             assert is_equal(get_bits(optimizer, params), before)
         else:
-            fill_gradients(theirs, step)
+            fill_gradients(expected, step)
             plain.step()
-    assert is_equal(get_bits(optimizer, params), get_bits(plain, theirs))
+    assert is_equal(get_bits(optimizer, params), get_bits(plain, expected))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_first_step_may_be_masked(name: str) -> None:
-    params, theirs = make_parameters(), make_parameters()
-    optimizer, plain = OPTIMIZERS[name](params), OPTIMIZERS[name](theirs)
+    params, expected = make_parameters(), make_parameters()
+    optimizer, plain = OPTIMIZERS[name](params), OPTIMIZERS[name](expected)
     optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
     fill_gradients(params, 0, NAN)
     optimizer.step()
     optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
-    for one, those in ((optimizer, params), (plain, theirs)):
-        fill_gradients(those, 1)
-        one.step()
-    assert is_equal(get_bits(optimizer, params), get_bits(plain, theirs))
+    for each, its_params in ((optimizer, params), (plain, expected)):
+        fill_gradients(its_params, 1)
+        each.step()
+    assert is_equal(get_bits(optimizer, params), get_bits(plain, expected))
 
 
-def test_a_copy_of_the_optimizer_knows_of_the_masked_step() -> None:
+def test_a_copy_of_the_optimizer_has_the_corrected_step_counts() -> None:
     params = make_parameters()
     optimizer = OPTIMIZERS["rms"](params)
     for step, is_bad in enumerate((False, True)):
@@ -110,42 +110,44 @@ def test_a_copy_of_the_optimizer_knows_of_the_masked_step() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_host_reads_nothing_but_the_counts_that_it_keeps(name: str) -> None:
+def test_the_host_reads_only_the_step_counts_that_it_stores(name: str) -> None:
     params = make_parameters()
     optimizer = OPTIMIZERS[name](params)
     flag = torch.tensor(0.0)
     optimizer.found_inf = flag  # type: ignore[attr-defined]
-    with Reads() as reads:
+    with HostReadRecorder() as reads:
         for step in range(3):
             flag.fill_(float(step == 1))
             fill_gradients(params, step)
             optimizer.step()
     counts = {state["step"].data_ptr() for state in optimizer.state.values() if "step" in state}
     assert {tensor.data_ptr() for tensor in reads.tensors} <= counts
-    with Reads() as reads:
+    with HostReadRecorder() as reads:
         bool(flag)
-    assert reads.tensors  # it does see a wait
+    assert reads.tensors  # the recorder does notice a read
 
 
-@pytest.mark.parametrize("cut", [slice(None), slice(0, 3)], ids=["contiguous", "a part of wider ones"])
-def test_what_a_mask_does(cut: slice) -> None:
-    for found, is_bad in ((0.0, False), (1.0, True)):
-        mask = SkipMask(torch.tensor(found))
-        values, by, update = (
-            torch.full((4, 5), NAN)[:, cut],
-            torch.randn(4, 5)[:, cut],
-            torch.randn(4, 5)[:, cut],
+@pytest.mark.parametrize(
+    "columns", [slice(None), slice(0, 3)], ids=["contiguous", "columns of a wider tensor"]
+)
+def test_mask_operations(columns: slice) -> None:
+    for flag, is_bad in ((0.0, False), (1.0, True)):
+        mask = SkipMask(torch.tensor(flag))
+        values, source, update = (
+            torch.full((4, 5), NAN)[:, columns],
+            torch.randn(4, 5)[:, columns],
+            torch.randn(4, 5)[:, columns],
         )
-        kept, before = by.clone(), update.clone()
-        mask.replace([values], by=[by])
+        source_before, before = source.clone(), update.clone()
+        mask.replace([values], [source])
         mask.zero([update])
-        assert torch.equal(by, kept)
-        assert torch.equal(values, by) if is_bad else values.isnan().all()
+        assert torch.equal(source, source_before)
+        assert torch.equal(values, source) if is_bad else values.isnan().all()
         assert torch.equal(update, torch.zeros_like(update) if is_bad else before)
         assert float(mask.get_factor(0.3)) == (1.0 if is_bad else pytest.approx(0.3))
 
 
-def test_an_optimizer_that_reads_no_flag_is_not_called_in_a_bad_step() -> None:
+def test_an_optimizer_that_does_not_read_found_inf_is_not_called_in_a_bad_step() -> None:
     p = nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
     optimizer = torch.optim.SGD([p], lr=1.0)
@@ -175,8 +177,8 @@ def _step_on_shards() -> bool:
                 optimizer.found_inf = torch.tensor(float(is_bad))  # type: ignore[attr-defined]
                 plain = make_parameters()
                 fill_gradients(plain, step, NAN if is_bad else None)
-                for p, whole in zip(params, plain, strict=True):
-                    p.grad = distribute_tensor(whole.grad, mesh, p.placements)  # type: ignore[attr-defined]
+                for p, full in zip(params, plain, strict=True):
+                    p.grad = distribute_tensor(full.grad, mesh, p.placements)  # type: ignore[attr-defined]
                 before = _get_local_bits(optimizer, params) if is_bad else []
                 optimizer.step()
                 assert not is_bad or is_equal(_get_local_bits(optimizer, params), before)
@@ -195,5 +197,5 @@ def _get_local_bits(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> l
     ]
 
 
-def test_shards_stay_as_they_were(tmp_path: Path) -> None:
-    assert on_ranks(2, _step_on_shards, folder=tmp_path) == [True, True]
+def test_a_masked_step_does_not_change_shards(tmp_path: Path) -> None:
+    assert run_on_ranks(2, _step_on_shards, folder=tmp_path) == [True, True]

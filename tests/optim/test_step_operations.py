@@ -1,9 +1,9 @@
-"""What a step of Muon launches, for 27 layers of 7 matrices (a Llama's).
+"""The number of operations that a step of Muon launches for 27 layers of 7 matrices (a Llama).
 
-Counted is every aten operation that reaches PyTorch's dispatcher in one step after the first: a kernel, an
-allocation or a view each count as one, and so does a foreach operation on a list of tensors. The same count without
-views is 9263 for Keller Jordan's and Moonlight's Muon, which go matrix by matrix, 4349 for torch.optim.Muon and 106
-for pytorch_optimizer's foreach.
+Every aten operation that reaches PyTorch's dispatcher in the second step is counted: a kernel, an allocation or a
+view counts as one, and so does a foreach operation on a list of tensors. The same count without views is 9263 for
+Keller Jordan's and Moonlight's Muon, which process one matrix at a time, 4349 for torch.optim.Muon and 106 for
+pytorch_optimizer's foreach.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LAYERS, MAX_OPERATIONS = 27, 150
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts the aten operations that run within it."""
+    """Counts the aten operations that run in its context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,11 +52,11 @@ def test_a_step_launches_few_operations(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_also_at_the_size_of_tiny_ko_where_memory_bounds_a_batch(dtype):
+def test_a_step_of_the_size_of_tiny_ko_with_several_batches_launches_few_operations(dtype):
     assert _count_operations(768, 1920, 256, "meta", ns_dtype=dtype) <= MAX_OPERATIONS
 
 
-def test_what_the_options_add():
+def test_options_add_few_operations():
     plain = _count_operations(24, 64, 16, "cpu")
     assert _count_operations(24, 64, 16, "cpu", cautious=True) <= plain + 30
     assert _count_operations(24, 64, 16, "cpu", normuon=True) <= plain + 2 * 7 * LAYERS

@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from faults import train_and_signal
-from host_reads import Reads
-from ranks import on_ranks
+from host_reads import HostReadRecorder
+from process_group import run_on_ranks
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from trainings import assert_same_result
@@ -143,7 +143,7 @@ def test_between_readings_the_host_reads_nothing_of_it() -> None:
     optimizer = Muon(
         [{"params": [matrix], "kind": "muon", "lr": 1}, {"params": [vector], "kind": "adamw", "lr": 1}]
     )
-    with Reads() as reads:
+    with HostReadRecorder() as reads:
         for step in range(4):
             for p in (matrix, vector):
                 p.grad = torch.full_like(p, NAN if step == 2 else 1.0)
@@ -166,7 +166,7 @@ def _on_a_rank() -> list[Any]:
 
 
 def test_ranks_agree(tmp_path: Path) -> None:
-    assert on_ranks(2, _on_a_rank, folder=tmp_path) == [[False, True, True, 2, "the loss is nan"]] * 2
+    assert run_on_ranks(2, _on_a_rank, folder=tmp_path) == [[False, True, True, 2, "the loss is nan"]] * 2
 
 
 # --- runs --------------------------------------------------------------------------------------------------

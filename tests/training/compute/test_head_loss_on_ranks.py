@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import on_ranks
+from process_group import run_on_ranks
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -69,4 +69,4 @@ def compare(way: str, tied: bool) -> None:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("way", ["ddp", "fsdp2"])
 def test_ranks_have_the_gradients_of_one_process(way: str, tied: bool, tmp_path: Path) -> None:
-    on_ranks(RANKS, compare, way, tied, folder=tmp_path)
+    run_on_ranks(RANKS, compare, way, tied, folder=tmp_path)
