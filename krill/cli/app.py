@@ -26,6 +26,8 @@ from krill.signals import raise_on_signal
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from krill.sweep.session import RunTask
+
 ConfigT = TypeVar("ConfigT", bound="BaseModel")
 _FILESYSTEM_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
@@ -35,7 +37,6 @@ _FILESYSTEM_ERRNOS = {
 RESUMABLE_COMMANDS = frozenset({"train", "preprocess", "tokenizer"})
 """Commands that go on, given again, where a signal ended them."""
 
-RunTask = Callable[[Any], Any]
 ArgumentHook = Callable[[Any, Sequence[Path]], None]
 log = logging.getLogger("krill")
 

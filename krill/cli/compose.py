@@ -23,14 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
-from krill.cli.argv import (
-    EXCLUSIVE_KEYS,
-    ParsedArguments,
-    clear_exclusive_keys,
-    quote_override,
-    to_unresolved_list,
-)
+from krill.cli.argv import ParsedArguments
 from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.overrides import EXCLUSIVE_KEYS, clear_exclusive_keys, quote_override, to_unresolved_list
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
 from krill.config.schema import InspectConfig, TrainConfig
 from krill.config.validation import (

@@ -114,7 +114,7 @@ def _resolve_model_arguments(typed: ParsedArguments, folders: Sequence[Path]) ->
     tokenizer=X is tokenizer.path=X, where X may be an option: the tokenizer that it makes of the built-in text.
     experiment=NAME stands for its newest finished run here, else for its model on the Hub.
     """
-    from krill.cli.argv import replace_key
+    from krill.config.overrides import replace_key
 
     typed.overrides = [replace_key(text, "model", "model.path") for text in typed.overrides]
     option = typed.get_value("tokenizer")

@@ -30,7 +30,7 @@ def _run_preprocess(config: TrainConfig, call: Invocation) -> None:
 
     inputs = RunInputs.open(config)
     if config.dry_run:
-        print("\n".join(describe_dry_run(config, inputs)))
+        print("\n".join(describe_store_dry_run(config, inputs)))
         return
     call.run_stage(
         config, inputs, lambda output: preprocess(config, inputs, None if call.is_sweep_point else output)
@@ -51,7 +51,7 @@ def preprocess(config: TrainConfig, inputs: RunInputs, output: Path | None) -> P
     return get_or_prepare_store(config, inputs, tokenizer, output)
 
 
-def describe_dry_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
+def describe_store_dry_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
     """Returns what would be done, and what each rule drops of a sample; writes nothing."""
     from krill.data.dry_run_sample import format_dry_run_sample
 

@@ -30,7 +30,7 @@ def _run_tokenizer(config: TrainConfig, call: Invocation) -> None:
 
     inputs = RunInputs.open(config)
     if config.dry_run:
-        print("\n".join(describe_dry_run(config, inputs)))
+        print("\n".join(describe_tokenizer_dry_run(config, inputs)))
         return
     call.run_stage(
         config,
@@ -54,7 +54,7 @@ def prepare_tokenizer(config: TrainConfig, inputs: RunInputs, output: Path | Non
     return tokenizer.folder
 
 
-def describe_dry_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
+def describe_tokenizer_dry_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
     """Returns what would be done; writes nothing."""
     folder = Path(config.output).absolute() if config.output else inputs.tokenizer_folder
     lines = [f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}"]

@@ -1,4 +1,4 @@
-"""How many processes hardware.processes=auto is."""
+"""Resolution of hardware.processes=auto to a number of processes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TrainOrInferConfig = TypeVar("TrainOrInferConfig", TrainConfig, InferConfig)
 
 
 def resolve_auto_processes(config: TrainOrInferConfig) -> TrainOrInferConfig:
-    """`config` with a number in place of hardware.processes=auto: one for each GPU, here or on a node of the job.
+    """Returns `config` with hardware.processes=auto replaced by the number of GPUs, here or on a node of the job.
 
-    Raises UsageError where there is no GPU to count, or no SLURM to ask.
+    Raises UsageError when there is no GPU, or no SLURM to ask.
     """
     if config.hardware.processes != "auto":
         return config
@@ -33,10 +33,10 @@ def _count_processes(hardware: HardwareConfig, device: str) -> int:
         return count_gpus_per_node(hardware.slurm) // max(1, hardware.slurm.gpus)
     if world_size_from_env() > 1:
         return world_size_from_env()
-    found = len(list_visible_gpus())
-    if not found and device == "cuda":
+    num_gpus = len(list_visible_gpus())
+    if not num_gpus and device == "cuda":
         raise UsageError(
-            f"hardware.processes=auto: no CUDA device on {get_node_name()}; write hardware.processes=1, or "
+            f"hardware.processes=auto: no CUDA device on {get_node_name()}; use hardware.processes=1 or "
             "hardware=cpu"
         )
-    return max(1, found)
+    return max(1, num_gpus)

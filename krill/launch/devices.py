@@ -1,4 +1,4 @@
-"""The CUDA devices of this machine, counted without torch: the parent of ranks and sweeps must not load it."""
+"""The CUDA devices of this machine, listed without torch, which the parent of a sweep does not import."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def list_visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name, a device each: its own entries where it is set, else all indices."""
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked is not None:
-        names = [name.strip() for name in asked.split(",")]
+    """Returns the names of the visible devices: the entries of CUDA_VISIBLE_DEVICES if set, else all indices."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
         return names[: names.index("-1")] if "-1" in names else [name for name in names if name]
     return [str(index) for index in range(_count_installed_gpus())]
 
@@ -21,7 +21,7 @@ def _count_installed_gpus() -> int:
     if folder.is_dir():
         return len(list(folder.iterdir()))
     try:
-        told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
+        listing = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    return sum(line.startswith("GPU ") for line in told.stdout.splitlines())
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())

@@ -71,7 +71,8 @@ def build_slots(points: Sequence[Point]) -> list[dict[str, str]]:
     first = points[0].config
     configs = [point.config for point in points]
     ranks = max(resolve_world_size(config) if isinstance(config, TrainConfig) else 1 for config in configs)
-    return pool.build_slot_environments(first.sweep.max_parallel, first.device, ranks)
+    threads = first.hardware.threads if isinstance(first, TrainConfig) else None
+    return pool.build_slot_environments(first.sweep.max_parallel, first.device, ranks, len(points), threads)
 
 
 def create_submission_folder(parent: Path, name: str = "") -> Path:

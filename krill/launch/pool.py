@@ -7,21 +7,28 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
+from krill.data.worker_pool import count_cpu_cores
 from krill.errors import SignalInterrupt, UsageError
 from krill.launch.devices import list_visible_gpus
 from krill.launch.supervise import ProcessGroup, SpawnFunction, spawn_process
 
+MEMORY_PER_COMMAND = 4 * 2**30
+"""Bytes of the machine's memory for each command that runs on the CPU at once, where krill chooses their number."""
 
-def build_slot_environments(max_parallel: int | str, device: str, ranks: int) -> list[dict[str, str]]:
+
+def build_slot_environments(
+    max_parallel: int | str, device: str, ranks: int, num_commands: int = 1, threads: int | None = None
+) -> list[dict[str, str]]:
     """Returns the environment of each slot: its own GPUs, or its share of the CPU.
 
-    `ranks`: processes of one command, a GPU each. Raises UsageError when there are fewer GPUs than the slots need.
+    `ranks`: processes of one command, a GPU each. `threads`: CPU threads of each rank, where the configuration sets
+    them. Raises UsageError when there are fewer GPUs than the slots need.
     """
     gpus = list_visible_gpus() if device != "cpu" else []
     if not gpus:
-        count = 1 if max_parallel == "auto" else int(max_parallel)
-        threads = str(max(1, (os.cpu_count() or 1) // count))
-        return [{} if count == 1 or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}] * count
+        return _build_cpu_slots(max_parallel, ranks, num_commands, threads)
     limit = max(1, len(gpus) // ranks)
     count = limit if max_parallel == "auto" else int(max_parallel)
     if count > limit:
@@ -30,6 +37,23 @@ def build_slot_environments(max_parallel: int | str, device: str, ranks: int) ->
         )
     groups = [gpus[slot * ranks : (slot + 1) * ranks] for slot in range(count)]
     return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
+
+
+def _build_cpu_slots(
+    max_parallel: int | str, ranks: int, num_commands: int, threads: int | None
+) -> list[dict[str, str]]:
+    """Slots that share the cores; auto: one for each command that has a core for each of its threads, and memory."""
+    requested = os.environ.get("OMP_NUM_THREADS", "")
+    if max_parallel == "auto":
+        threads = threads or (int(requested) if requested.isdecimal() else 0) or 1
+        by_cores = count_cpu_cores() // (ranks * threads)
+        by_memory = psutil.virtual_memory().available // MEMORY_PER_COMMAND
+        count = max(1, min(num_commands, by_cores, by_memory))
+    else:
+        count = int(max_parallel)
+    if count == 1 or requested:
+        return [{}] * count
+    return [{"OMP_NUM_THREADS": str(max(1, count_cpu_cores() // (count * ranks)))}] * count
 
 
 def run_commands(

@@ -29,7 +29,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
+
+from krill.launch.supervise import Process
 
 SERVER_MODULE = "krill.launch.preload_server"
 PRELOADED_MODULES = {
@@ -50,18 +52,6 @@ MAX_FOLDER_LENGTH = 70
 """Characters: the address of a Unix socket has at most 107."""
 
 StandardStream = int | IO[bytes] | IO[str]
-
-
-class ChildProcess(Protocol):
-    """The interface that PreloadedProcess and subprocess.Popen share."""
-
-    pid: int
-    returncode: int | None
-
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def send_signal(self, sig: int) -> None: ...
-    def kill(self) -> None: ...
 
 
 class PreloadedProcess:
@@ -162,7 +152,7 @@ class PreloadedServer:
         stdin: StandardStream = subprocess.DEVNULL,
         stdout: StandardStream | None = None,
         stderr: StandardStream | None = None,
-    ) -> ChildProcess:
+    ) -> Process:
         """Run `command` in its own session; the arguments are those of subprocess.Popen."""
         if self.address is not None:
             forked = spawn_forked(self.address, command, env, cwd, stdin, stdout, stderr)

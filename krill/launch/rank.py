@@ -1,4 +1,4 @@
-"""One rank of a run: `python -m krill.launch.rank FOLDER STORE TOKENIZER`, started by `krill.launch.local`."""
+"""One rank of a run: `python -m krill.launch.rank FOLDER STORE TOKENIZER`, started by krill.launch.local."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger("krill")
 
 
 def main(folder: Path, store: Path, tokenizer: Path) -> int:
-    """Train as the rank that the environment says; report what goes wrong. Returns the exit code."""
+    """Train as the rank in the environment; record an error for the parent. Returns the exit code."""
     rank = int(os.environ["RANK"])
     if rank == 0:
-        speaking = logging.StreamHandler()
-        speaking.setFormatter(logging.Formatter("%(message)s"))
-        speaking.setLevel(logging.INFO)
-        log.addHandler(speaking)
+        terminal = logging.StreamHandler()
+        terminal.setFormatter(logging.Formatter("%(message)s"))
+        terminal.setLevel(logging.INFO)
+        log.addHandler(terminal)
     log.propagate = False
     with Record(folder).log_to_file(get_rank_log_name(rank)), raise_on_signal():
         try:

@@ -1,6 +1,5 @@
-"""What a rank that failed tells the one that speaks for all: a file of the run folder, until it has been read.
-
-The others know only that a connection broke.
+"""Errors of ranks, each in a file of the run folder until it is read: the error of the rank that failed first is the
+error of the run. The other ranks only see that a connection broke.
 """
 
 from __future__ import annotations
@@ -16,55 +15,55 @@ from krill.errors import FAILED, KrillError
 from krill.runs.slurm import get_node_name
 
 ERROR_FILE_TIMEOUT = 5.0
-"""Seconds that a file of another machine may need to be seen."""
+"""Seconds until a file written on another machine is visible."""
 
 
 def get_rank_log_name(rank: int) -> str:
-    """The first rank writes to the run's log."""
+    """Returns the name of the log of `rank`; rank 0 writes to the log of the run."""
     return f"log-rank{rank}.txt" if rank else "log.txt"
 
 
 def write_rank_error(folder: Path, rank: int, error: str) -> None:
-    """Leave the error of `rank`; none where it only ends because another has failed."""
+    """Write the error of `rank`, unless it is empty because the rank ends after another one has failed."""
     if error:
         atomic.write_json(_get_error_file(folder, rank), {"time": time.time(), "error": error})
 
 
 @contextmanager
-def record_rank_error(folder: Path, rank: int, ranks: int) -> Iterator[None]:
-    """A context for ranks that nobody started together but a scheduler: the first rank's error is that of the rank
-    that failed first."""
+def record_rank_error(folder: Path, rank: int, world_size: int) -> Iterator[None]:
+    """A context for ranks without a common parent, as SLURM starts them: rank 0 raises the error of the rank that
+    failed first."""
     try:
         yield
     except Exception as error:
-        if ranks == 1:
+        if world_size == 1:
             raise
         if rank > 0:
-            said = str(error) if isinstance(error, KrillError) else f"{type(error).__name__}: {error}"
-            write_rank_error(folder, rank, said and f"{said} (on {get_node_name()})")
+            message = str(error) if isinstance(error, KrillError) else f"{type(error).__name__}: {error}"
+            write_rank_error(folder, rank, message and f"{message} (on {get_node_name()})")
             raise
         if isinstance(error, KrillError) and str(error):
             raise
-        until = time.monotonic() + ERROR_FILE_TIMEOUT
-        while (told := pop_first_rank_error(folder, ranks)) is None and time.monotonic() < until:
+        deadline = time.monotonic() + ERROR_FILE_TIMEOUT
+        while (first := pop_first_rank_error(folder, world_size)) is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        if told is None:
+        if first is None:
             raise
-        failure = KrillError(f"rank {told[0]}: {told[1]}")
+        failure = KrillError(f"rank {first[0]}: {first[1]}")
         failure.exit_code = getattr(error, "exit_code", FAILED)
         raise failure from error
 
 
-def pop_first_rank_error(folder: Path, ranks: int) -> tuple[int, str] | None:
-    """The rank that failed before all others, and its error; None: nobody said why. Removes what is there."""
-    found = []
-    for rank in range(ranks):
+def pop_first_rank_error(folder: Path, world_size: int) -> tuple[int, str] | None:
+    """Returns the rank that failed first and its error; None: no rank wrote one. Removes all error files."""
+    errors = []
+    for rank in range(world_size):
         file = _get_error_file(folder, rank)
         if file.exists():
-            told = json.loads(file.read_text(encoding="utf-8"))
-            found.append((told["time"], rank, told["error"]))
+            value = json.loads(file.read_text(encoding="utf-8"))
+            errors.append((value["time"], rank, value["error"]))
             file.unlink()
-    return min(found)[1:] if found else None
+    return min(errors)[1:] if errors else None
 
 
 def _get_error_file(folder: Path, rank: int) -> Path:

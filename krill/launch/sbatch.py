@@ -1,4 +1,4 @@
-"""One array of SLURM jobs: the script, and handing it in. submitit writes the one and does the other."""
+"""Arrays of SLURM jobs: their sbatch scripts and their submission, both through submitit."""
 
 from __future__ import annotations
 
@@ -25,29 +25,31 @@ REFUSAL_HINTS = (
     ("time limit", "hardware.slurm.time="),
     ("feature", "hardware.slurm.constraint="),
 )
-"""Word in what sbatch says → what to change."""
+"""Word in an error of sbatch → the key to change."""
 
 
 def build_sbatch_parameters(
-    hardware: HardwareConfig, launcher: Mapping[str, Any], name: str, trains: bool
+    hardware: HardwareConfig, launcher_options: Mapping[str, Any], name: str, is_training: bool
 ) -> dict[str, Any]:
-    """What is asked of SLURM, in submitit's words: hardware.slurm, but for what hydra.launcher sets."""
-    slurm, asks = hardware.slurm, dict[str, Any](job_name=name, requeue=True)
-    set_there = {
-        _HYDRA_TO_SUBMITIT.get(key, key): value for key, value in launcher.items() if value is not None
+    """Returns the parameters of submitit's SlurmExecutor: hardware.slurm, overridden by hydra.launcher."""
+    slurm, parameters = hardware.slurm, dict[str, Any](job_name=name, requeue=True)
+    overrides = {
+        _HYDRA_TO_SUBMITIT.get(key, key): value
+        for key, value in launcher_options.items()
+        if value is not None
     }
-    partition = set_there.get("partition", slurm.partition if slurm else None)
+    partition = overrides.get("partition", slurm.partition if slurm else None)
     nodes = query_nodes(partition, slurm.gpu_type if slurm else None)
-    longest = min(MINUTES_PER_DAY, nodes.time_limit_minutes or MINUTES_PER_DAY)
+    default_minutes = min(MINUTES_PER_DAY, nodes.time_limit_minutes or MINUTES_PER_DAY)
     if slurm is None:
-        asks |= {"time": longest}
+        parameters |= {"time": default_minutes}
     else:
-        tasks = hardware.processes if trains else 1
+        tasks = hardware.processes if is_training else 1
         assert tasks != "auto"
         gpus = tasks * slurm.gpus
-        minutes = longest if slurm.time == "auto" else slurm.time
-        asks |= {
-            "nodes": slurm.nodes if trains else 1,
+        minutes = default_minutes if slurm.time == "auto" else slurm.time
+        parameters |= {
+            "nodes": slurm.nodes if is_training else 1,
             "ntasks_per_node": tasks,
             "gpus_per_node": (f"{slurm.gpu_type}:{gpus}" if slurm.gpu_type else gpus) if gpus else None,
             "cpus_per_task": _resolve_cpus(slurm.cpus, slurm.gpus, nodes.min_cpus, max(nodes.gpu_counts)),
@@ -61,44 +63,56 @@ def build_sbatch_parameters(
             "setup": slurm.setup,
             **slurm.options,
         }
-    return {key: value for key, value in (asks | set_there).items() if value is not None}
+    return {key: value for key, value in (parameters | overrides).items() if value is not None}
 
 
-def _resolve_cpus(asked_for: str | int, gpus: int, of_node: int, gpus_of_node: int) -> int:
-    if isinstance(asked_for, int):
-        return asked_for
-    return max(1, of_node * gpus // max(gpus, gpus_of_node)) if gpus else min(8, of_node)
+def _resolve_cpus(requested: str | int, gpus: int, node_cpus: int, node_gpus: int) -> int:
+    """Returns the CPUs of a task; auto: the share of the node that its GPUs are, or up to 8 without GPUs."""
+    if isinstance(requested, int):
+        return requested
+    return max(1, node_cpus * gpus // max(gpus, node_gpus)) if gpus else min(8, node_cpus)
 
 
 _HYDRA_TO_SUBMITIT = {
     "name": "job_name", "tasks_per_node": "ntasks_per_node", "mem_gb": "mem", "timeout_min": "time"
 }  # fmt: skip
-"""Words of hydra-submitit-launcher → those of submitit's executor for SLURM."""
+"""Parameter of hydra-submitit-launcher → parameter of submitit's SlurmExecutor."""
 
 
 class Submission:
-    """A folder with `count` jobs that are alike but for their index, as arrays of what the cluster allows."""
+    """Jobs that differ only in their index, in as few arrays as the cluster allows."""
 
     def __init__(
-        self, folder: Path, words: list[str], asks: Mapping[str, Any], count: int, slots: int | None = None
+        self,
+        folder: Path,
+        command: list[str],
+        parameters: Mapping[str, Any],
+        num_jobs: int,
+        max_parallel: int | None = None,
     ):
-        """`words`: the command of a job, which gets two more: the index that its array begins with, which it adds to
-        SLURM_ARRAY_TASK_ID, and slurm. `slots`: jobs of an array that run at once, None: as many as may."""
+        """`command`: of a job, without its last two arguments: the first index of its array, to which it adds
+        SLURM_ARRAY_TASK_ID, and `slurm`. `max_parallel`: jobs of an array that run at once; None: unlimited.
+
+        Raises UsageError if this machine has no SLURM.
+        """
         require_slurm()
-        self.folder, self.command, self.count = folder, words, count
-        self.parameters = {"array_parallelism": slots or count} | dict(asks)
+        self.folder, self.command = folder, command
+        self.parameters = {"array_parallelism": max_parallel or num_jobs} | dict(parameters)
         size = query_max_array_size()
-        self.arrays = [(first, min(size, count - first)) for first in range(0, count, size)]
+        self.arrays = [(first, min(size, num_jobs - first)) for first in range(0, num_jobs, size)]
 
     def render_scripts(self) -> list[str]:
-        """What sbatch will be given."""
+        """Returns the script of each array."""
         return [
             self._build_executor(tasks)._make_submission_file_text(self._build_command(first), "")
             for first, tasks in self.arrays
         ]
 
     def submit(self) -> dict[str, str]:
-        """Hand in; index → number of the job, also in jobs.json. Raises UsageError that says what to change."""
+        """Submit the arrays. Returns index → number of the job, which jobs.json gets too.
+
+        Raises UsageError with the error of sbatch and the key to change.
+        """
         from submitit.core.utils import FailedJobError
 
         jobs: dict[str, str] = {}
@@ -110,10 +124,7 @@ class Submission:
                 raise UsageError(
                     f"sbatch: {_explain_refusal(str(error))}{_describe_submitted(jobs)}"
                 ) from error
-            of_part = {
-                str(first + task): f"{number}_{task}" if tasks > 1 else number for task in range(tasks)
-            }
-            jobs |= of_part
+            jobs |= {str(first + task): f"{number}_{task}" if tasks > 1 else number for task in range(tasks)}
             atomic.write_json(self.folder / JOBS_FILE, jobs)
         return jobs
 
@@ -125,19 +136,21 @@ class Submission:
 
         executor = SlurmExecutor(self.folder)
         known = executor._valid_parameters()
-        plain = {key: value for key, value in self.parameters.items() if key in known}
+        parameters = {key: value for key, value in self.parameters.items() if key in known}
         others = {key.replace("_", "-"): value for key, value in self.parameters.items() if key not in known}
-        # Ranks that are done first do not end one that still saves.
+        # Ranks that exit first must not end one that is still saving.
         srun = ["--kill-on-bad-exit=0", "--wait=120"]
         if "cpus_per_task" in self.parameters:
-            srun.append(f"--cpus-per-task={self.parameters['cpus_per_task']}")  # srun does not take sbatch's
+            srun.append(
+                f"--cpus-per-task={self.parameters['cpus_per_task']}"
+            )  # srun does not inherit it from sbatch
         executor.update_parameters(
-            **plain
+            **parameters
             | {
                 "setup": [*_build_exports(self.folder), *self.parameters.get("setup", [])],
                 "srun_args": srun,
                 "wckey": None,
-                "additional_parameters": others | plain.get("additional_parameters", {}),
+                "additional_parameters": others | parameters.get("additional_parameters", {}),
             }
         )
         if tasks > 1:
@@ -147,35 +160,35 @@ class Submission:
 
 @contextmanager
 def _clean_job_environment() -> Iterator[None]:
-    """What a job leaves in the environment would change one that is submitted from it; where SLURM is stays."""
+    """A context without the variables of a job, which would change a job submitted from it; SLURM_CONF stays."""
     from submitit.helpers import clean_env
 
-    place = {key: value for key, value in os.environ.items() if key == "SLURM_CONF"}
+    preserved = {key: value for key, value in os.environ.items() if key == "SLURM_CONF"}
     with clean_env():
-        os.environ.update(place)
+        os.environ.update(preserved)
         yield
 
 
 def _build_exports(folder: Path) -> list[str]:
-    """Lines that let a job see what the command line saw, whatever the cluster hands on, and the code as it was."""
+    """Returns shell lines that set PYTHONPATH with the snapshot of the code, and krill's variables, in a job."""
     paths = [str(folder / "code"), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    handed_on = {
+    variables = {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONSAFEPATH": "1",
         "KRILL_CODE": str(folder / "code"),
         "KRILL_OUTPUTS": os.environ.get("KRILL_OUTPUTS"),
     }
-    return [f"export {key}={shlex.quote(value)}" for key, value in handed_on.items() if value]
+    return [f"export {key}={shlex.quote(value)}" for key, value in variables.items() if value]
 
 
 def build_job_command(module: str, folder: Path) -> list[str]:
-    """The words that run `module` on the jobs of a folder, by this very Python."""
+    """Returns the command that runs `module` with this Python on the job files in `folder`."""
     return [sys.executable, "-u", "-m", module, str(folder)]
 
 
-def _explain_refusal(said: str) -> str:
-    lines = [line.partition("error: ")[2] or line for line in said.splitlines() if "error" in line.lower()]
-    reason = (lines or said.strip().splitlines() or ["refused"])[-1].strip()
+def _explain_refusal(message: str) -> str:
+    lines = [line.partition("error: ")[2] or line for line in message.splitlines() if "error" in line.lower()]
+    reason = (lines or message.strip().splitlines() or ["refused"])[-1].strip()
     hint = next((hint for word, hint in REFUSAL_HINTS if word in reason.lower()), None)
     return reason + (f"; change {hint}" if hint else "")
 

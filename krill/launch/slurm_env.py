@@ -1,4 +1,4 @@
-"""A process that SLURM started: its place among the ranks, and its way back into the queue."""
+"""The environment of a process that SLURM started: its rank, and requeueing its job."""
 
 from __future__ import annotations
 
@@ -10,47 +10,50 @@ from krill.runs.slurm import run_slurm_command
 
 
 def export_torchrun_env() -> None:
-    """Say in the environment which rank this task of srun is, as torchrun would; nothing where it is alone.
+    """Set torchrun's variables for this task of srun, unless it is the only one.
 
-    A batch script has these variables, too, but for those of a step: it is no rank.
+    A batch script has SLURM's variables too, except those of a step: it is not a rank.
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
     if tasks == 1 or "RANK" in os.environ or "SLURM_PROCID" not in os.environ:
         return
     nodes = run_slurm_command("scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"])
-    of_node = tasks // len(nodes)
+    tasks_per_node = tasks // len(nodes)
     local = int(os.environ["SLURM_LOCALID"])
     if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        local %= gpus.count(",") + 1  # where each task sees its own alone
-    # As submitit does: any port that every task finds without asking.
+        local %= gpus.count(",") + 1  # each task may see its own GPUs only
+    # As submitit does: a port that every task computes without communication.
     port = random.Random(os.environ["SLURM_JOB_ID"]).randint(20000, 60000)
     os.environ |= {
         "RANK": os.environ["SLURM_PROCID"],
         "WORLD_SIZE": str(tasks),
         "LOCAL_RANK": str(local),
-        "LOCAL_WORLD_SIZE": str(of_node),
+        "LOCAL_WORLD_SIZE": str(tasks_per_node),
         "MASTER_ADDR": nodes[0],
         "MASTER_PORT": str(port),
     }
 
 
-def requeue_job(received: signal.Signals | None, requeues: int) -> str | None:
-    """Have SLURM start this job again when its time ran out, or others have precedence; what is done is saved.
+def requeue_job(received: signal.Signals | None, max_requeues: int) -> str | None:
+    """Requeue this job after `received` at its time limit or a preemption; its state is saved.
 
-    Returns what was done, None: nothing. What SLURM takes the nodes from at once it starts again by itself; a job
-    that has time to save, and ends, would count as ended. One that somebody cancelled stays so.
+    Returns a message for the log; None: the job is not requeued. SLURM itself requeues a job that is preempted
+    without notice; one that has time to save and exits would count as ended. A cancelled job stays cancelled.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or os.environ.get("SLURM_PROCID", "0") != "0":
         return None
-    told = " ".join(run_slurm_command("scontrol", "show", "job", "--oneliner", job))
-    fields = dict(word.split("=", 1) for word in told.split() if "=" in word)
-    started = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    if fields.get("JobState") != "RUNNING" or int(fields.get("Restarts", started)) != started:
+    description = " ".join(run_slurm_command("scontrol", "show", "job", "--oneliner", job))
+    fields = dict(field.split("=", 1) for field in description.split() if "=" in field)
+    requeues = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    if fields.get("JobState") != "RUNNING" or int(fields.get("Restarts", requeues)) != requeues:
         return None
     if received == signal.SIGTERM and fields.get("PreemptTime", "None") == "None":
         return None
-    if started >= requeues:
-        return f"job {job} has been started again {started} times (hardware.slurm.requeues); give the command again"
+    if requeues >= max_requeues:
+        return (
+            f"job {job} was requeued {requeues} times (hardware.slurm.requeues); "
+            "run the same command to resume"
+        )
     run_slurm_command("scontrol", "requeue", job)
-    return f"job {job} is in the queue again"
+    return f"job {job} was requeued"

@@ -1,4 +1,4 @@
-"""Waiting for jobs of SLURM: what becomes of them, said as it happens."""
+"""Waiting for SLURM jobs: their states and messages are printed as they change."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_states
 log = logging.getLogger("krill")
 
 POLL_SECONDS_RANGE = (1.0, 10.0)
-"""Seconds between two looks: at first, and after some minutes."""
+"""Seconds between two queries: at first, and after some minutes."""
 ACCOUNTING_TIMEOUT = 15.0
-"""Seconds that the accounting may need to learn how a job ended."""
+"""Seconds until SLURM's accounting knows how a job ended."""
 PROGRESS_SECONDS = 60.0
-"""Seconds after which is said how far all are, when nothing else was."""
+"""Seconds without other messages after which the progress of all runs is logged."""
 
 
 def monitor_runs(runs: Mapping[Path, str]) -> None:
-    """Say when a run (folder → name) begins and ends, and how far they are, until all have ended."""
-    began = said = time.monotonic()
-    before: dict[Path, RunState] = {}
+    """Log when a run (folder → label) starts and ends, and the progress of all, until all have ended."""
+    start = last_message = time.monotonic()
+    previous: dict[Path, RunState] = {}
     while True:
-        now = get_run_states(list(runs))
-        for folder, name in runs.items():
-            if before.get(folder) is None or now[folder].state != before[folder].state:
-                log.info("%s: %s", name, _format_state(now[folder]))
-                said = time.monotonic()
-        before = now
-        if not any(stands.state in ACTIVE_STATES for stands in now.values()):
+        states = get_run_states(list(runs))
+        for folder, label in runs.items():
+            if previous.get(folder) is None or states[folder].state != previous[folder].state:
+                log.info("%s: %s", label, _format_state(states[folder]))
+                last_message = time.monotonic()
+        previous = states
+        if not any(run.state in ACTIVE_STATES for run in states.values()):
             break
-        if time.monotonic() - said > PROGRESS_SECONDS:
-            log.info(_format_progress(now))
-            said = time.monotonic()
-        time.sleep(_get_poll_seconds(began))
-    until = time.monotonic() + ACCOUNTING_TIMEOUT
-    while time.monotonic() < until and any(
-        slurm.UNKNOWN_JOB_STATE in stands.detail for stands in before.values()
+        if time.monotonic() - last_message > PROGRESS_SECONDS:
+            log.info(_format_progress(states))
+            last_message = time.monotonic()
+        time.sleep(_get_poll_seconds(start))
+    deadline = time.monotonic() + ACCOUNTING_TIMEOUT
+    while time.monotonic() < deadline and any(
+        slurm.UNKNOWN_JOB_STATE in run.detail for run in previous.values()
     ):
         time.sleep(1.0)
-        before = get_run_states(list(runs))
+        previous = get_run_states(list(runs))
 
 
-def _format_state(stands: RunState) -> str:
-    return " ".join(filter(None, (stands.state, f"(job {stands.job})" if stands.job else "", stands.detail)))
+def _format_state(run: RunState) -> str:
+    return " ".join(filter(None, (run.state, f"(job {run.job})" if run.job else "", run.detail)))
 
 
-def _format_progress(now: Mapping[Path, RunState]) -> str:
-    states = [stands.state for stands in now.values()]
+def _format_progress(runs: Mapping[Path, RunState]) -> str:
+    states = [run.state for run in runs.values()]
     parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-    running = next((folder for folder, stands in now.items() if stands.state == "running"), None)
+    running = next((folder for folder, run in runs.items() if run.state == "running"), None)
     last = read_last_metrics(running, ("step",)) if running else {}
     if running and last:
         total = (read_status(running) or {}).get("steps", "?")
@@ -62,24 +62,23 @@ def _format_progress(now: Mapping[Path, RunState]) -> str:
     return ", ".join(parts)
 
 
-def _get_poll_seconds(began: float) -> float:
-    return min(POLL_SECONDS_RANGE[1], max(POLL_SECONDS_RANGE[0], (time.monotonic() - began) / 30))
+def _get_poll_seconds(start: float) -> float:
+    shortest, longest = POLL_SECONDS_RANGE
+    return min(longest, max(shortest, (time.monotonic() - start) / 30))
 
 
 class JobMonitor:
-    """One job, whose messages are shown as they come."""
+    """Prints the messages of one job as they are written."""
 
     def __init__(self, folder: Path, job: str):
         self.job = job
-        self.stdout_file, self.stderr_file = (
-            slurm.get_job_output_file(folder, job, "out"),
-            slurm.get_job_output_file(folder, job, "err"),
-        )
+        self.stdout_file = slurm.get_job_output_file(folder, job, "out")
+        self.stderr_file = slurm.get_job_output_file(folder, job, "err")
         self._offset = 0
 
     def follow(self) -> None:
-        """Show what it says; return when SLURM is through with it."""
-        began, state = time.monotonic(), ""
+        """Print its messages and states until the job is no longer active."""
+        start, state = time.monotonic(), ""
         while True:
             now = slurm.query_job_states([self.job]).get(self.job, state)
             self._print_new_lines()
@@ -88,15 +87,15 @@ class JobMonitor:
                 state = now
             if state and state not in slurm.ACTIVE_JOB_STATES:
                 break
-            time.sleep(_get_poll_seconds(began))
+            time.sleep(_get_poll_seconds(start))
         self._print_new_lines()
 
     def wait_for_final_state(self) -> str:
-        """How SLURM says it ended."""
-        until = time.monotonic() + ACCOUNTING_TIMEOUT
+        """Returns SLURM's final state of the job, for which the accounting may need some seconds."""
+        deadline = time.monotonic() + ACCOUNTING_TIMEOUT
         while True:
             state = slurm.query_job_states([self.job]).get(self.job, slurm.UNKNOWN_JOB_STATE)
-            if state != slurm.UNKNOWN_JOB_STATE or time.monotonic() > until:
+            if state != slurm.UNKNOWN_JOB_STATE or time.monotonic() > deadline:
                 return state
             time.sleep(1.0)
 

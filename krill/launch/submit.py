@@ -46,7 +46,7 @@ def submit_points(folder: Path, points: Sequence[Point], dry_run: bool) -> None:
     new = []
     for point, label in zip(unfinished, labels, strict=True):
         if states[point.folder].state in ACTIVE_STATES:
-            log.info("%s: in the queue already, job %s", label, states[point.folder].job)
+            log.info("%s: already in the queue, job %s", label, states[point.folder].job)
         else:
             new.append(point)
     for jobs in _group_by_request(new):
@@ -138,7 +138,7 @@ def _build_request(job: SubmittedJob) -> dict[str, Any]:
     assert isinstance(launcher, dict)
     options = {str(key): value for key, value in launcher.items() if key != "_target_"}
     return build_sbatch_parameters(
-        job.config.hardware, options, job.config.name, trains=job.command == "train"
+        job.config.hardware, options, job.config.name, is_training=job.command == "train"
     )
 
 

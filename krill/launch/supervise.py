@@ -18,8 +18,9 @@ POLL_SECONDS = 0.05
 
 
 class Process(Protocol):
-    """The part of subprocess.Popen that supervision needs."""
+    """The part of subprocess.Popen that supervision needs; PreloadedProcess has it as well."""
 
+    pid: int
     returncode: int | None
 
     def poll(self) -> int | None: ...

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 from krill.errors import UsageError
 from krill.launch import job_files
 from krill.launch.job_files import Point
+from krill.launch.preload import PRELOADED_MODULES, PreloadedServer
 from krill.signals import describe_exit
 from krill.sweep.session import Sweep
 
@@ -98,7 +100,21 @@ def _run_in_pool(sweep: Sweep, points: list[Point]) -> None:
         output_stems=[folder / str(index) for index in range(len(points))] if is_parallel else None,
         on_start=on_start,
         on_exit=on_exit,
+        spawn=_get_server(sweep, points, slots[0]).spawn,
     )
+
+
+def _get_server(sweep: Sweep, points: Sequence[Point], environment: Mapping[str, str]) -> PreloadedServer:
+    """Returns the fork server of the sweep, started by its first batch.
+
+    `environment`: of a slot. Only its OpenMP variables are read during imports, and those are the same in all slots.
+    """
+    if sweep.server is None:
+        modules = PRELOADED_MODULES.get(sweep.command, ())
+        has_several_points = len(points) > 1 or points[0].config.sweep.search != "grid"
+        can_fork = None if has_several_points and modules else False
+        sweep.server = PreloadedServer.start(modules, os.environ | environment, can_fork)
+    return sweep.server
 
 
 def _record_failure(sweep: Sweep, point: Point, reason: str, log_file: Path | None) -> None:

@@ -1,7 +1,7 @@
-"""Which points a sweep has: every combination of what was typed, or some that Optuna draws from that space.
+"""The points of a sweep: every combination of the swept values, or points that Optuna samples from their space.
 
-A search keeps no database. What it tried is in sweep.json, how that ended in the points' folders, and each draw
-depends on these, the seed and its number only: a search that was interrupted goes on as if it had not been.
+A search has no database. The points that it tried are in sweep.json, their results in their folders, and each sample
+depends on these, the seed and its index only: a search that was interrupted resumes as if it had not been.
 
 Akiba et al. 2019, Optuna (arXiv:1907.10902); tpe: Bergstra et al. 2011, Algorithms for hyper-parameter optimization.
 """
@@ -25,99 +25,106 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SIGNIFICANT_DIGITS = 4
-"""Of a number that is drawn: more would be noise in names and tables."""
+"""Of a sampled number: more would be noise in names and tables."""
 
 TPE_STARTUP_TRIALS = 10
-"""Points that tpe draws at random before it has something to learn from; Optuna's own default."""
+"""Points that tpe samples at random before it has results to learn from; Optuna's default."""
 
 
 class Search(Protocol):
-    """Tells which points come next."""
+    """Proposes the points of a sweep."""
 
     is_adaptive: bool
-    """Whether how points end decides which come next."""
+    """Whether the results of points decide which points come next."""
     history: list[list[str]]
-    """Of each point so far what was drawn, for a later search to go on from."""
+    """The sampled overrides of each point so far, from which a later search resumes."""
 
-    def ask(self, at_once: int) -> list[list[str]]:
-        """Overrides of the points that come next, `at_once` of them where it matters; none: that was all."""
+    def ask(self, num_parallel: int) -> list[list[str]]:
+        """Returns the overrides of the next points; none when all were proposed.
+
+        `num_parallel`: points that run at once; an adaptive search proposes as many.
+        """
 
     def tell(self, losses: Sequence[float | None]) -> None:
-        """How those ended: the loss of each, in nats per token; None: it has none."""
+        """Report the results of the points of the last `ask`: losses in nats per token; None: the point has none."""
 
     def boundary_points(self) -> list[list[str]]:
-        """Points that are no part of the search, in which what is wrong in later ones shows early."""
+        """Returns points at the bounds of the space, which show early the errors that later points would have."""
 
-    def describe(self, first: int) -> str:
-        """What a person is told of it, where so many points come first."""
+    def describe(self, num_first: int) -> str:
+        """Returns the points in words for the log; `num_first`: how many the first batch has."""
 
 
-def build_search(settings: Any, seed: Any, typed: Sequence[Override]) -> Search:
-    """The search that `settings`, the section sweep of a configuration, asks for over what was `typed`.
+def build_search(settings: Any, seed: Any, overrides: Sequence[Override]) -> Search:
+    """Returns the search that `settings`, the section sweep of a configuration, choose over `overrides`.
 
-    Raises UsageError for what does not go together.
+    Raises UsageError for settings that exclude each other.
     """
-    for override in typed:
+    for override in overrides:
         if override.is_sweep_override() and override.key_or_group.partition(".")[0] == "sweep":
-            raise UsageError(f"{override.input_line}: {override.key_or_group} is one for the whole sweep")
-    # What is no section, or lacks a key, is told of by the validation of the points.
-    how, trials = getattr(settings, "search", "grid"), getattr(settings, "trials", None)
-    if how == "grid":
-        return GridSearch(typed, trials)
-    if how not in SAMPLERS:
-        raise UsageError(f"sweep.search={how}: there are grid, {', '.join(SAMPLERS)}")
+            raise UsageError(
+                f"{override.input_line}: {override.key_or_group} has one value for the whole sweep"
+            )
+    # If this is not a section, or lacks a key, the validation of the points reports it.
+    sampler, trials = getattr(settings, "search", "grid"), getattr(settings, "trials", None)
+    if sampler == "grid":
+        return GridSearch(overrides, trials)
+    if sampler not in SAMPLERS:
+        raise UsageError(f"sweep.search={sampler}: must be one of grid, {', '.join(SAMPLERS)}")
     if not isinstance(trials, int) or trials < 1:
-        raise UsageError(f"sweep.search={how}: say how many points, as with sweep.trials=20")
+        raise UsageError(f"sweep.search={sampler} needs the number of points: set it, as in sweep.trials=20")
     if not find_spec("optuna"):
-        raise UsageError(f"sweep.search={how} needs optuna: pip install 'krill[search]'")
-    space = [Dimension(override) for override in typed if override.is_sweep_override()]
+        raise UsageError(f"sweep.search={sampler} needs optuna: pip install 'krill[search]'")
+    space = [Dimension(override) for override in overrides if override.is_sweep_override()]
     if not space:
         raise UsageError(
-            f"sweep.search={how} has no space to search: write 'lr=tag(log,interval(1e-4,1e-2))' "
+            f"sweep.search={sampler} has no space to search: use 'lr=tag(log,interval(1e-4,1e-2))' "
             "or lr=1e-3,3e-3"
         )
-    fixed = GridSearch([override for override in typed if not override.is_sweep_override()], None).ask(1)[0]
-    return SampledSearch(how, trials, seed if isinstance(seed, int) and seed >= 0 else 0, space, fixed)
+    fixed = [override for override in overrides if not override.is_sweep_override()]
+    [fixed_overrides] = GridSearch(fixed, None).ask(1)
+    seed = seed if isinstance(seed, int) and seed >= 0 else 0
+    return SampledSearch(sampler, trials, seed, space, fixed_overrides)
 
 
 class GridSearch:
-    """Every combination."""
+    """Every combination of the swept values."""
 
-    def __init__(self, typed: Sequence[Override], trials: int | None):
+    def __init__(self, overrides: Sequence[Override], trials: int | None):
         if trials is not None:
             raise UsageError("sweep.trials= is for sweep.search=random or tpe; a grid has all combinations")
-        for override in typed:
+        for override in overrides:
             if isinstance(override.value(), IntervalSweep):
                 raise UsageError(
-                    f"{override.input_line}: an interval has no points of its own: add "
+                    f"{override.input_line}: a grid cannot sweep an interval: add "
                     "sweep.search=random sweep.trials=20, or tpe"
                 )
         self.is_adaptive = False
         self.history: list[list[str]] = []
-        self._points = [list(point) for point in BasicSweeper.split_arguments(list(typed), None)[0]]
+        self._points = [list(point) for point in BasicSweeper.split_arguments(list(overrides), None)[0]]
 
-    def ask(self, at_once: int) -> list[list[str]]:
-        """All of them, the first time."""
+    def ask(self, num_parallel: int) -> list[list[str]]:
+        """Returns all points, the first time."""
         points, self._points = self._points, []
         return points
 
     def tell(self, losses: Sequence[float | None]) -> None:
-        """Changes nothing."""
+        """Does nothing."""
 
     def boundary_points(self) -> list[list[str]]:
-        """None: all points are looked at before the first."""
+        """Returns none: all points are validated before the first starts."""
         return []
 
-    def describe(self, first: int) -> str:
-        """How many there are."""
-        return f"{first} points"
+    def describe(self, num_first: int) -> str:
+        """Returns the number of points."""
+        return f"{num_first} points"
 
 
 class Dimension:
-    """One key of the space: an interval, or choices."""
+    """One key of the space, with an interval or choices."""
 
     def __init__(self, override: Override):
-        """Raises UsageError for an interval that is none, or that cannot be logarithmic."""
+        """Raises UsageError for an interval that is empty or that cannot be logarithmic."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         self.key = override.get_key_element()
@@ -138,14 +145,14 @@ class Dimension:
             raise UsageError(f"{override.input_line}: {error}") from error
 
     def format_override(self, value: Any) -> str:
-        """The override that sets it."""
+        """Returns the override that sets the key to `value`."""
         if not self.choices and not self.is_integer:
             value = min(max(float(f"{value:.{SIGNIFICANT_DIGITS}g}"), self.low), self.high)
         return f"{self.key}={value}"
 
-    def parse_override(self, word: str) -> Any:
-        """What a word sets it to; None: nothing in the space."""
-        key, _, text = word.partition("=")
+    def parse_override(self, override: str) -> Any:
+        """Returns the value that `override` sets; None: it sets another key, or a value outside the space."""
+        key, _, text = override.partition("=")
         if key != self.key:
             return None
         if self.choices:
@@ -157,67 +164,61 @@ class Dimension:
         return value if self.low <= value <= self.high else None
 
     def boundary_overrides(self) -> list[str]:
-        """Words for its bounds, or for each choice."""
+        """Returns the overrides for both bounds, or for each choice."""
         return [self.format_override(value) for value in self.choices or (self.low, self.high)]
 
 
 class SampledSearch:
-    """So many points, each drawn when those before have been told of."""
+    """A given number of points, sampled by Optuna."""
 
-    def __init__(self, how: str, trials: int, seed: int, space: Sequence[Dimension], fixed: Sequence[str]):
-        self.sampler_name, self.trials, self.seed, self.space, self.fixed_overrides = (
-            how,
-            trials,
-            seed,
-            space,
-            fixed,
-        )
-        self.is_adaptive = how != "random"
+    def __init__(
+        self, sampler: str, trials: int, seed: int, space: Sequence[Dimension], fixed_overrides: Sequence[str]
+    ):
+        self.sampler_name, self.trials, self.seed = sampler, trials, seed
+        self.space, self.fixed_overrides = space, fixed_overrides
+        self.is_adaptive = sampler != "random"
         self.history: list[list[str]] = []
-        self._pending_points: list[list[str]] = []
+        self._restored: list[list[str]] = []
         self._losses: list[float | None] = []
         self._distributions = {dimension.key: dimension.distribution for dimension in space}
 
     def restore_history(self, tried: Iterable[Sequence[str]]) -> None:
-        """Begin with the points of an earlier search, as far as they lie in this space."""
-        self._pending_points = [list(words) for words in tried if self._parse_values(words) is not None][
-            : self.trials
-        ]
+        """Start with the points of an earlier search that are in this space."""
+        valid = [list(point) for point in tried if self._parse_values(point) is not None]
+        self._restored = valid[: self.trials]
 
-    def ask(self, at_once: int) -> list[list[str]]:
-        """Those that were tried before, then new ones: all that are left, or as many as run at once where the next
-        are to learn from them."""
-        begun = len(self.history)
-        self.history += self._pending_points
-        up_to = (
-            len(self._pending_points) or max(TPE_STARTUP_TRIALS, begun + at_once)
-            if self.is_adaptive
-            else self.trials
-        )
-        self._pending_points = []
-        while len(self.history) < min(up_to, self.trials):
+    def ask(self, num_parallel: int) -> list[list[str]]:
+        """Returns the restored points first; then all points, or `num_parallel` of them in an adaptive search."""
+        num_asked = len(self.history)
+        self.history += self._restored
+        if self.is_adaptive:
+            target = len(self._restored) or max(TPE_STARTUP_TRIALS, num_asked + num_parallel)
+        else:
+            target = self.trials
+        self._restored = []
+        while len(self.history) < min(target, self.trials):
             self.history.append(self._sample_point())
-        return [[*self.fixed_overrides, *words] for words in self.history[begun:]]
+        return [[*self.fixed_overrides, *point] for point in self.history[num_asked:]]
 
     def tell(self, losses: Sequence[float | None]) -> None:
-        """What the next draws learn from."""
+        """Record the results from which an adaptive search learns."""
         self._losses += losses
 
     def boundary_points(self) -> list[list[str]]:
-        """Points at the ends of the space, one key at a time, where not all are drawn at once."""
+        """Returns a point for each bound and choice of each key; none if all points are sampled at once."""
         if not self.is_adaptive:
             return []
         first = [dimension.boundary_overrides()[0] for dimension in self.space]
         return [
-            [*self.fixed_overrides, *first[:index], word, *first[index + 1 :]]
+            [*self.fixed_overrides, *first[:index], override, *first[index + 1 :]]
             for index, dimension in enumerate(self.space)
-            for word in dimension.boundary_overrides()
+            for override in dimension.boundary_overrides()
         ]
 
-    def describe(self, first: int) -> str:
-        """How many there are, and how many of them are known."""
-        known = f", the first {first} now" if first < self.trials else ""
-        return f"{self.trials} points, drawn by {self.sampler_name}{known}"
+    def describe(self, num_first: int) -> str:
+        """Returns the number of points, the sampler, and how many are known now."""
+        known = f", the first {num_first} now" if num_first < self.trials else ""
+        return f"{self.trials} points, sampled by {self.sampler_name}{known}"
 
     def _sample_point(self) -> list[str]:
         import optuna
@@ -227,32 +228,32 @@ class SampledSearch:
         study = optuna.create_study(sampler=SAMPLERS[self.sampler_name](int(seed)))
         if self.is_adaptive:
             study.add_trials([self._build_optuna_trial(index) for index in range(len(self.history))])
-        drawn = study.ask(self._distributions).params
-        return [dimension.format_override(drawn[dimension.key]) for dimension in self.space]
+        values = study.ask(self._distributions).params
+        return [dimension.format_override(values[dimension.key]) for dimension in self.space]
 
     def _build_optuna_trial(self, index: int) -> FrozenTrial:
-        """A point of before, as Optuna knows it: with a loss, failed, or still running."""
+        """Returns an earlier point as a trial: complete with its loss, failed, or still running."""
         from optuna.trial import TrialState, create_trial
 
         loss = self._losses[index] if index < len(self._losses) else None
-        known = loss is not None and math.isfinite(loss)
-        state = TrialState.COMPLETE if known else TrialState.FAIL
+        has_loss = loss is not None and math.isfinite(loss)
+        state = TrialState.COMPLETE if has_loss else TrialState.FAIL
         return create_trial(
             state=state if index < len(self._losses) else TrialState.RUNNING,
-            value=loss if known else None,
+            value=loss if has_loss else None,
             params=self._parse_values(self.history[index]),
             distributions=self._distributions,
         )
 
-    def _parse_values(self, words: Sequence[str]) -> dict[str, Any] | None:
-        """What words set, by key; None: not a point of this space."""
-        if len(words) != len(self.space):
+    def _parse_values(self, overrides: Sequence[str]) -> dict[str, Any] | None:
+        """Returns key → value; None if the overrides are not a point of this space."""
+        if len(overrides) != len(self.space):
             return None
-        found = {
-            dimension.key: dimension.parse_override(word)
-            for dimension, word in zip(self.space, words, strict=True)
+        values = {
+            dimension.key: dimension.parse_override(override)
+            for dimension, override in zip(self.space, overrides, strict=True)
         }
-        return None if None in found.values() else found
+        return None if None in values.values() else values
 
 
 def _build_random_sampler(seed: int) -> BaseSampler:
@@ -268,4 +269,4 @@ def _build_tpe_sampler(seed: int) -> BaseSampler:
 
 
 SAMPLERS = {"random": _build_random_sampler, "tpe": _build_tpe_sampler}
-"""What sweep.search= may be, beside grid."""
+"""Value of sweep.search, besides grid → the function that builds its sampler from a seed."""

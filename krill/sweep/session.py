@@ -12,6 +12,7 @@ from typing import Any
 from krill.errors import SignalInterrupt
 from krill.launch.invocation import Invocation, SweepPoint, build_invocation
 from krill.launch.job_files import Point
+from krill.launch.preload import PreloadedServer
 from krill.runs import table
 from krill.runs.table import RunRow
 
@@ -37,6 +38,8 @@ class Sweep:
     """Folder → error of the points that ended without recording one."""
     has_invalid_points: bool = False
     """Whether a search proposed points that are not valid."""
+    server: PreloadedServer | None = None
+    """The fork server of the points that run on this machine; it serves all batches."""
 
     def set_batch(self, batch: Sequence[Point]) -> None:
         """Set the points to launch next. Points with the same result are one point, except in a dry run on this
@@ -49,12 +52,17 @@ class Sweep:
         known = {point.folder for point in self.points}
         self.points += [point for point in self.batch if point.folder not in known]
         if duplicates := len(batch) - len(self.batch):
-            log.info("sweep: %d of them would make what another one makes, and are left out", duplicates)
+            log.info("sweep       %d duplicate points skipped", duplicates)
 
     def record_invalid_points(self, errors: str) -> None:
         """Log the errors of points that cannot start; the sweep then counts as failed."""
         log.error("%s", errors)
         self.has_invalid_points = True
+
+    def close(self) -> None:
+        """End the fork server, if there is one."""
+        if self.server is not None:
+            self.server.close()
 
     def build_rows(self) -> list[RunRow]:
         """Returns a row for each point so far, the best first."""

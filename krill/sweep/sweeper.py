@@ -74,6 +74,19 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         log.info("sweep       %s%s", search.describe(len(points)), "" if sweep.dry_run else f" in {folder}")
         self.session.sweep = sweep
         try:
+            results = self._run_batches(sweep, search, composer, arguments, points, errors)
+        finally:
+            sweep.close()
+        for result in results:
+            _ = result.return_value  # raises the error of a point of Hydra's own launchers
+        return [results]
+
+    def _run_batches(
+        self, sweep: Sweep, search: Search, composer: Composer, arguments: Sequence[str],
+        points: Sequence[Point | None], errors: PointErrors,
+    ) -> list[JobReturn]:  # fmt: skip
+        """Run the first points, and those that the search asks for next."""
+        try:
             results = self._run_batch(sweep, search, arguments, points, errors)
         except UsageError:  # no point has started
             self.session.sweep = None
@@ -85,9 +98,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             except UsageError as error:
                 sweep.record_invalid_points(str(error))
                 break
-        for result in results:
-            _ = result.return_value  # raises the error of a point of Hydra's own launchers
-        return [results]
+        return results
 
     def _run_batch(
         self, sweep: Sweep, search: Search, arguments: Sequence[str],

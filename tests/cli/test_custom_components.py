@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from console import Done, complaints, run
+from console import CompletedCommand, error_messages, run_command
 
 from krill.cli import app, train
 from krill.cli.compose import compose_config
@@ -87,26 +87,26 @@ def status(folder: Path) -> dict[str, object]:
     return json.loads((folder / "status.json").read_text(encoding="utf-8"))
 
 
-def trained(done: Done, place: Path) -> Path:
+def trained(done: CompletedCommand, place: Path) -> Path:
     assert done.returncode == 0, done.stderr
     return place / done.stdout.splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_they_train_and_their_code_is_part_of_what_the_run_is(place: Path):
-    first = trained(run(place, "krill-train", *SMALL), place)
+    first = trained(run_command(place, "krill-train", *SMALL), place)
     assert status(first)["state"] == "finished"
     config = json.loads((first / "model" / "config.json").read_text())
     assert (config["architectures"], config["n_embd"], config["vocab_size"]) == (["GPT2LMHeadModel"], 16, 350)
     stores = list((place / "outputs" / "data").glob("mine-*"))
     assert len(stores) == 1
 
-    shown = run(place, "krill-train", f"from={first}", "steps=9", "--cfg", "job")
+    shown = run_command(place, "krill-train", f"from={first}", "steps=9", "--cfg", "job")
     again = yaml.safe_load(shown.stdout)
     assert (again["steps"], again["model"]["name"], again["batch"]["micro_batch_size"]) == (9, "mine", 2)
 
     (place / "my_optimizer.py").write_text(FILES["my_optimizer.py"] + "# changed\n")
-    second = trained(run(place, "krill-train", *SMALL), place)
+    second = trained(run_command(place, "krill-train", *SMALL), place)
     assert status(second)["signature"] != status(first)["signature"]
     assert list((place / "outputs" / "data").glob("mine-*")) == stores
 
@@ -152,7 +152,7 @@ def test_what_is_not_there_is_an_error_of_usage(
 
 
 def test_a_preset_that_needs_a_width_says_so(place: Path):
-    told = complaints(run(place, "krill-train", "model=mine", "optimizer=muon_keller"))
+    told = error_messages(run_command(place, "krill-train", "model=mine", "optimizer=muon_keller"))
     assert told == [
         "optimizer.muon_lr: the model has no hidden_size to derive it from at optimizer.scale=spectral; set "
         "optimizer.muon_lr and optimizer.muon_weight_decay, or write optimizer=muon_moonlight"

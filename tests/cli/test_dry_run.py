@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from console import empty, run
+from console import is_empty, run_command
 
 from krill.cli import app, train
 
@@ -23,7 +23,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     def told(*words: str) -> dict[str, str]:
         assert app.main("train", train.run_task, [*words, "dry_run=true"]) == 0
-        assert empty(tmp_path)
+        assert is_empty(tmp_path)
         lines = capsys.readouterr().out.splitlines()
         return {name: rest.strip() for name, _, rest in (line.partition(" ") for line in lines)}
 
@@ -60,11 +60,11 @@ def test_a_model_that_is_no_experiment_differs_from_nothing(plan: Plan):
 @pytest.mark.slow
 def test_every_point_of_a_sweep_is_printed(tmp_path: Path):
     """glob(*) takes the options of a group and not the parts they are made of."""
-    done = run(tmp_path, "krill-train", "-m", "optimizer=glob(*)", "dry_run=true")
+    done = run_command(tmp_path, "krill-train", "-m", "optimizer=glob(*)", "dry_run=true")
     assert done.returncode == 0, done.stderr
     names = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("optimizer")]
     assert names == ["adamw,", "muon_keller,", "muon_moonlight,", "muon_pto,"]
-    assert empty(tmp_path)
+    assert is_empty(tmp_path)
 
 
 def test_preprocess_and_tokenizer_say_what_they_would_make(tmp_path: Path):
@@ -72,10 +72,10 @@ def test_preprocess_and_tokenizer_say_what_they_would_make(tmp_path: Path):
         ("krill-preprocess", "tokens      prepare ", 5),
         ("krill-tokenizer", "tokenizer   train ", 1),
     ):
-        done = run(tmp_path, command, "dry_run=true")
+        done = run_command(tmp_path, command, "dry_run=true")
         assert done.stdout.startswith(line + str(tmp_path / "outputs")), done.stderr
         assert len(done.stdout.splitlines()) == lines
-        assert empty(tmp_path)
+        assert is_empty(tmp_path)
 
 
 def test_a_trial_shows_what_each_rule_would_drop(tmp_path: Path):
@@ -87,7 +87,7 @@ def test_a_trial_shows_what_each_rule_would_drop(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in [*texts, texts[2]])
     )
-    done = run(
+    done = run_command(
         tmp_path, "krill-preprocess", "dry_run=true", "data=files", "data.paths=[a.jsonl]", "data.min_chars=20",
         "data.filters=[{name: length, max_chars: 1000}]",
     )  # fmt: skip

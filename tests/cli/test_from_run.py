@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from console import complaints, run
+from console import error_messages, run_command
 from omegaconf import OmegaConf
 
 from krill.cli.argv import parse_arguments
@@ -109,13 +109,15 @@ def test_no_run_there(tmp_path: Path):
 
 
 def test_the_command_takes_it(tmp_path: Path, then: Path):
-    done = run(tmp_path, "krill-train", f"from={then.name}", "seed=5", "data=python_docs", "--cfg", "job")
+    done = run_command(
+        tmp_path, "krill-train", f"from={then.name}", "seed=5", "data=python_docs", "--cfg", "job"
+    )
     assert done.returncode == 0, done.stderr
     values = yaml.safe_load(done.stdout)
     assert (values["seed"], values["lr"], values["data"]["source"]) == (5, 0.002, "python_docs")
 
 
 def test_inference_has_no_from(tmp_path: Path, then: Path):
-    assert complaints(run(tmp_path, "krill-infer", f"from={then.name}")) == [
+    assert error_messages(run_command(tmp_path, "krill-infer", f"from={then.name}")) == [
         f"from= is for training; write model={then.name}"
     ]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from console import empty, run
+from console import is_empty, run_command
 
 from krill import __version__
 from krill.cli import help
-from krill.cli.argv import clear_exclusive_keys, quote_override
 from krill.cli.compose import compose_config
 from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.overrides import clear_exclusive_keys, quote_override
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options, read_config_description
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
@@ -63,21 +63,21 @@ def test_the_examples_of_the_help_compose(command: str):
 def test_help_is_printed_by_the_script_also_for_a_persons_own_options(tmp_path: Path):
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "mine.yaml").write_text("# @package _global_\n# 내 모델\nmodel: {}\n")
-    done = run(tmp_path, "krill-train", "lr=1", "--help")
+    done = run_command(tmp_path, "krill-train", "lr=1", "--help")
     assert done.returncode == 0
     assert done.stderr == ""
     assert any(line.split() == ["mine", "내", "모델"] for line in done.stdout.splitlines())
 
 
 def test_version(tmp_path: Path):
-    assert run(tmp_path, "krill-train", "--version").stdout == f"krill {__version__}\n"
+    assert run_command(tmp_path, "krill-train", "--version").stdout == f"krill {__version__}\n"
 
 
 @pytest.mark.parametrize(
     "words", [(), ("model=tiny_ko", "name=한국어", "epochs=2"), ("experiment=qwen_micro_1k",)]
 )
 def test_cfg_job_prints_nothing_but_yaml_that_validates_again(tmp_path: Path, words: tuple[str, ...]):
-    done = run(tmp_path, "krill-train", *words, "--cfg", "job", "--resolve")
+    done = run_command(tmp_path, "krill-train", *words, "--cfg", "job", "--resolve")
     assert done.returncode == 0
     assert done.stderr == ""
     values = yaml.safe_load(done.stdout)
@@ -86,11 +86,11 @@ def test_cfg_job_prints_nothing_but_yaml_that_validates_again(tmp_path: Path, wo
     assert again == validate_config(
         TrainConfig, compose_config("train", [*clear_exclusive_keys([*map(quote_override, words)])])
     )
-    assert empty(tmp_path)
+    assert is_empty(tmp_path)
 
 
 @pytest.mark.parametrize("command", COMMAND_SCHEMAS)
 def test_cfg_job_of_every_command(tmp_path: Path, command: str):
-    done = run(tmp_path, f"krill-{command}", "--cfg", "job")
+    done = run_command(tmp_path, f"krill-{command}", "--cfg", "job")
     assert done.returncode == 0
     assert set(yaml.safe_load(done.stdout)) == set(COMMAND_SCHEMAS[command].model_fields)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import run
+from console import run_command
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate")
 CALL = """
@@ -86,5 +86,5 @@ def test_completion_loads_no_torch(tmp_path: Path):
     ],
 )
 def test_completion_lists_options_and_no_parts_of_them(tmp_path: Path, line: str, choices: str):
-    done = run(tmp_path, "krill-train", "-sc", "query=bash", COMP_LINE=line)
+    done = run_command(tmp_path, "krill-train", "-sc", "query=bash", COMP_LINE=line)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, choices, "")

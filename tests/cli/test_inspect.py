@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from console import complaints, empty, run
+from console import error_messages, is_empty, run_command
 from stores import ENGLISH, KOREAN, make_tokenizer, write_store
 from test_import_light import HEAVY, loaded
 
@@ -164,8 +164,8 @@ def test_the_plot_goes_where_it_is_asked_for(told: Inspect, here: Path):
     [
         ("nothere", "data=nothere: neither an option nor a folder (seen from "),
         ("data=python_doc", "Did you mean data=python_docs? There are: "),
-        ("outputs", "outputs holds no token store (no manifest.json); krill-preprocess makes one"),
-        ("store=nothere", "nothere holds no token store"),
+        ("outputs", "outputs is not a token store (no manifest.json); create one with krill-preprocess"),
+        ("store=nothere", "nothere is not a token store"),
         ("tokens store=tokens", "store=tokens and store=tokens: one store at a time"),
         ("tokens more", "'more' is not key=value; one word names the tokens"),
         ("-m tokens sequence_len=8,16", "sequence_lens=[512,1024]"),
@@ -357,12 +357,12 @@ def test_the_words_of_preprocess_find_what_it_made(tmp_path: Path):
         "tokenizer.vocab_size=330",
         "data.validation_fraction=0.2",
     )
-    assert complaints(run(tmp_path, "krill-inspect", *words))
+    assert error_messages(run_command(tmp_path, "krill-inspect", *words))
     assert [path.name for path in tmp_path.iterdir()] == ["가.jsonl"]
-    made = run(tmp_path, "krill-preprocess", *words)
+    made = run_command(tmp_path, "krill-preprocess", *words)
     assert made.returncode == 0, made.stderr
-    by_words = run(tmp_path, "krill-inspect", *words)
-    by_folder = run(tmp_path, "krill", "inspect-dataset", made.stdout.strip())
+    by_words = run_command(tmp_path, "krill-inspect", *words)
+    by_folder = run_command(tmp_path, "krill", "inspect-dataset", made.stdout.strip())
     assert by_words.returncode == by_folder.returncode == 0, by_words.stderr + by_folder.stderr
     assert by_words.stdout.splitlines()[1:] == by_folder.stdout.splitlines()[1:]
-    assert not empty(tmp_path / "outputs")
+    assert not is_empty(tmp_path / "outputs")

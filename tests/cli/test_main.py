@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from console import complaints, run
+from console import error_messages, run_command
 
 from krill.cli.main import COMMANDS
 
 
 def test_the_help_names_every_command(tmp_path: Path):
-    done = run(tmp_path, "krill", "--help")
+    done = run_command(tmp_path, "krill", "--help")
     assert done.returncode == 0
     for command in COMMANDS:
         assert f"\n  {command} " in done.stdout
-    assert run(tmp_path, "krill").stdout == done.stdout == run(tmp_path, "kr", "help").stdout
+    assert run_command(tmp_path, "krill").stdout == done.stdout == run_command(tmp_path, "kr", "help").stdout
 
 
 @pytest.mark.parametrize(
@@ -29,25 +29,27 @@ def test_the_help_names_every_command(tmp_path: Path):
     ],
 )
 def test_a_name_stands_for_its_command(tmp_path: Path, name: str, command: str):
-    assert run(tmp_path, "kr", name, "--help").stdout.startswith(f"krill-{command}: ")
+    assert run_command(tmp_path, "kr", name, "--help").stdout.startswith(f"krill-{command}: ")
 
 
 def test_arguments_go_to_the_command(tmp_path: Path):
-    assert complaints(run(tmp_path, "krill", "train", "lrr=1")) == ["no such key 'lrr'. Did you mean lr?"]
+    assert error_messages(run_command(tmp_path, "krill", "train", "lrr=1")) == [
+        "no such key 'lrr'. Did you mean lr?"
+    ]
 
 
 def test_the_first_bare_word_of_inference_is_the_model(tmp_path: Path):
-    (told,) = complaints(run(tmp_path, "krill", "inference", "outputs/없는 모델", "prompt=가"))
+    (told,) = error_messages(run_command(tmp_path, "krill", "inference", "outputs/없는 모델", "prompt=가"))
     assert told.startswith("model=outputs/없는 모델: ")
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("trian", "krill train?"), ("inferense", "krill inference?")])
 def test_an_unknown_command_is_told_the_near_one(tmp_path: Path, typed: str, meant: str):
-    (told,) = complaints(run(tmp_path, "krill", typed))
+    (told,) = error_messages(run_command(tmp_path, "krill", typed))
     assert f"Did you mean {meant}" in told
 
 
 def test_a_command_of_no_likeness_gets_the_list(tmp_path: Path):
-    (told,) = complaints(run(tmp_path, "krill", "xyzzy"))
+    (told,) = error_messages(run_command(tmp_path, "krill", "xyzzy"))
     assert "Did you mean" not in told
     assert told.endswith(f"There are: {', '.join(COMMANDS)}")

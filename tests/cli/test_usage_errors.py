@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import complaints, empty, run
+from console import error_messages, is_empty, run_command
 
 from krill.cli import app, train
 
@@ -70,9 +70,9 @@ def here(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("words", [*SHELL, "data=files data.paths=[../empty.jsonl]"])
 def test_the_command_names_the_fix(here: Path, words: str):
-    *_, told = complaints(run(here, "krill-train", *words.split()))
+    *_, told = error_messages(run_command(here, "krill-train", *words.split()))
     assert CASES[words] in told
-    assert empty(here)
+    assert is_empty(here)
 
 
 @pytest.mark.parametrize("words", CASES)
@@ -86,19 +86,21 @@ def test_train_names_the_fix(
     assert (code, output) == (2, "")
     assert all(line.startswith("krill-train: error: ") for line in told.splitlines()), told
     assert CASES[words] in told
-    assert empty(here)
+    assert is_empty(here)
 
 
 def test_several_mistakes_are_told_at_once(here: Path):
     wrong = ["lrr=1", "optimizer=muon_kellr", "model.hiden_size=3", "seed=fast", "data=files"]
-    told = complaints(run(here, "krill-train", *wrong))
+    told = error_messages(run_command(here, "krill-train", *wrong))
     assert len(told) == len(wrong)
     for key in ("lrr", "muon_kellr", "model.hiden_size", "seed=fast", "data.paths"):
         assert sum(key in line for line in told) == 1, key
 
 
 def test_a_value_that_others_follow_is_told_once(here: Path):
-    assert len(complaints(run(here, "krill-train", "lr=fast"))) == 1  # optimizer.lr and muon_lr follow it
+    assert (
+        len(error_messages(run_command(here, "krill-train", "lr=fast"))) == 1
+    )  # optimizer.lr and muon_lr follow it
 
 
 @pytest.mark.parametrize(
@@ -117,13 +119,13 @@ def test_a_value_that_others_follow_is_told_once(here: Path):
     ],
 )
 def test_a_sweep_is_checked_before_its_first_point(here: Path, words: str, fix: str):
-    told = complaints(run(here, "krill-train", "-m", *words.split()))
+    told = error_messages(run_command(here, "krill-train", "-m", *words.split()))
     assert fix in "\n".join(told)
-    assert empty(here)
+    assert is_empty(here)
 
 
 def test_a_sweep_names_the_points_that_are_wrong(here: Path):
-    told = complaints(run(here, "krill-train", "-m", "lr=1e-3,fast", "seed=0,soon"))
+    told = error_messages(run_command(here, "krill-train", "-m", "lr=1e-3,fast", "seed=0,soon"))
     assert [line.partition(":")[0] for line in told] == ["seed=soon", "lr=fast"]
     assert told[0].endswith("(in: lr=0.001 seed=soon; lr=fast seed=soon)")
 
@@ -142,8 +144,8 @@ def test_a_sweep_names_the_points_that_are_wrong(here: Path):
     ],
 )
 def test_the_other_commands_do_so_too(here: Path, command: str, words: str, fix: str):
-    assert fix in "\n".join(complaints(run(here, command, *words.split())))
-    assert empty(here)
+    assert fix in "\n".join(error_messages(run_command(here, command, *words.split())))
+    assert is_empty(here)
 
 
 def test_a_reader_that_goes_away_is_no_error(here: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from console import Done, complaints, run
+from console import CompletedCommand, error_messages, run_command
 
 MODEL = """# @package _global_
 # {sentence}
@@ -26,14 +26,14 @@ def write(conf: Path, name: str, length: int, group: str = "model") -> Path:
     return file
 
 
-def length(done: Done) -> int:
+def length(done: CompletedCommand) -> int:
     """The sequence length of a printed configuration."""
     assert done.returncode == 0, done.stderr
     return yaml.safe_load(done.stdout)["sequence_len"]
 
 
-def shown(cwd: Path, *words: str, **environment: str) -> Done:
-    return run(cwd, "krill-train", *words, "--cfg", "job", **environment)
+def shown(cwd: Path, *words: str, **environment: str) -> CompletedCommand:
+    return run_command(cwd, "krill-train", *words, "--cfg", "job", **environment)
 
 
 def test_each_way_in(tmp_path: Path):
@@ -91,7 +91,7 @@ def test_an_experiment_of_a_person(tmp_path: Path):
 
 def test_a_persons_options_are_among_those_that_are_near(tmp_path: Path):
     write(tmp_path / "mine", "my_llama", 40)
-    (told,) = complaints(run(tmp_path, "krill-train", "model=my_lama", "--config-dir", "mine"))
+    (told,) = error_messages(run_command(tmp_path, "krill-train", "model=my_lama", "--config-dir", "mine"))
     assert "Did you mean model=my_llama?" in told
 
 
@@ -100,11 +100,11 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, way: str):
     words, environment = (
         (["--config-dir", "none"], {}) if way == "--config-dir" else ([], {"KRILL_CONF": "none"})
     )
-    (told,) = complaints(run(tmp_path, "krill-train", *words, **environment))
+    (told,) = error_messages(run_command(tmp_path, "krill-train", *words, **environment))
     assert told.startswith("no such folder of configurations: none")
 
 
 def test_completion_knows_a_persons_options(tmp_path: Path):
     write(tmp_path / "conf", "내것", 40)
-    done = run(tmp_path, "krill-train", "-sc", "query=bash", COMP_LINE="krill-train model=내")
+    done = run_command(tmp_path, "krill-train", "-sc", "query=bash", COMP_LINE="krill-train model=내")
     assert done.stdout.strip() == "model=내것"

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from krill.errors import SignalInterrupt, UsageError
+from krill.launch import pool
 from krill.launch.devices import list_visible_gpus
 from krill.launch.pool import build_slot_environments, run_commands
+from krill.launch.preload import PreloadedServer
 from krill.signals import raise_on_signal
 
 
@@ -41,16 +44,46 @@ def test_a_slot_has_devices_of_its_own(gpus: None) -> None:
     ]
     assert len(build_slot_environments(1, "cuda", ranks=2)) == 1
     with pytest.raises(
-        UsageError, match=r"sweep.max_parallel=5: 4 GPUs, 1 for each point: write sweep.max_parallel=4"
+        UsageError, match=r"sweep.max_parallel=5: 4 GPUs, 1 for each point: use sweep.max_parallel=4"
     ):
         build_slot_environments(5, "auto", ranks=1)
     assert build_slot_environments("auto", "cpu", ranks=1) == [{}]
 
 
-def test_on_the_cpu_slots_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_share_the_cores_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    threads = str(max(1, (os.cpu_count() or 1) // 2))
-    assert build_slot_environments(2, "cpu", ranks=1) == [{"OMP_NUM_THREADS": threads}] * 2
+    monkeypatch.setattr(pool, "count_cpu_cores", lambda: 8)
+    assert build_slot_environments(2, "cpu", ranks=1) == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert build_slot_environments(2, "cpu", ranks=2) == [{"OMP_NUM_THREADS": "2"}] * 2
+    assert build_slot_environments(1, "cpu", ranks=1) == [{}]
+
+
+def test_auto_runs_as_many_commands_at_once_as_have_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(pool, "count_cpu_cores", lambda: 8)
+    monkeypatch.setattr(pool, "MEMORY_PER_COMMAND", 1)
+    build = partial(build_slot_environments, "auto", "cpu")
+    assert build(ranks=1, num_commands=100) == [{"OMP_NUM_THREADS": "1"}] * 8
+    assert build(ranks=1, num_commands=3) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert build(ranks=4, num_commands=3) == [{"OMP_NUM_THREADS": "1"}] * 2
+    assert len(build(ranks=1, num_commands=100, threads=4)) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert build(ranks=1, num_commands=100) == [{}] * 4
+    monkeypatch.setattr(pool, "MEMORY_PER_COMMAND", 2**60)
+    assert build(ranks=1, num_commands=100) == [{}]
+
+
+def test_commands_are_forked_from_a_server(tmp_path: Path) -> None:
+    slot = {"CUDA_VISIBLE_DEVICES": "3"}
+    text = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES'], 'colorsys' in sys.modules); sys.exit(4)"
+    codes: list[int] = []
+    with PreloadedServer.start(["colorsys"]) as server:
+        run_commands(
+            [python_command(text)], [slot], [tmp_path / "0"],
+            on_start=lambda index: None, on_exit=lambda index, code: codes.append(code) is None, spawn=server.spawn,
+        )  # fmt: skip
+    assert (tmp_path / "0.out").read_text() == "3 True\n"
+    assert codes == [4]
 
 
 def python_command(text: str) -> list[str]:
@@ -68,7 +101,7 @@ def test_every_end_is_told_and_costs_no_other(tmp_path: Path) -> None:
     codes: dict[int, int] = {}
     run_commands(
         commands, [{"SLOT": "a"}, {"SLOT": "b"}], [tmp_path / str(index) for index in range(5)],
-        began=lambda index: None, ended=lambda index, code: codes.update({index: code}) or True,
+        on_start=lambda index: None, on_exit=lambda index, code: codes.update({index: code}) or True,
     )  # fmt: skip
     assert codes == {0: 0, 1: 9, 2: 3, 3: -9, 4: 0}
     assert (tmp_path / "0.out").read_text() == "가\n"

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from krill.launch import preload_server
-from krill.launch.preload import ChildProcess, PreloadedProcess, PreloadedServer, parse_python_command
+from krill.launch.preload import PreloadedProcess, PreloadedServer, parse_python_command
+from krill.launch.supervise import Process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every command is a real process")
 
@@ -93,7 +94,7 @@ def running(pid: int) -> bool:
 @pytest.mark.timeout(300)
 def test_two_hundred_forks_train_and_encode(server: PreloadedServer, tmp_path: Path) -> None:
     """None hangs, though each starts threads of autograd and tokenizers; each computes what a process would."""
-    running: list[tuple[int, ChildProcess]] = []
+    running: list[tuple[int, Process]] = []
     for index in range(200):
         with open(tmp_path / str(index), "wb") as stream:
             process = server.spawn(python(WORK, index % 5), stdout=stream)
@@ -272,9 +273,7 @@ def test_a_child_ends_with_its_handle(light: PreloadedServer) -> None:
 
 
 def test_relay_stands_in_for_a_command(light: PreloadedServer, tmp_path: Path) -> None:
-    relay = (
-        "import sys; from krill.launch.preload import relay_command as relay; sys.exit(relay(sys.argv[1], sys.argv[2:]))"
-    )
+    relay = "import sys; from krill.launch.preload import relay_command as f; sys.exit(f(sys.argv[1], sys.argv[2:]))"
     echo = python("import sys; print(sys.stdin.read().upper()); sys.exit(5)")
     done = subprocess.run(python(relay, light.address, *echo), input="text", text=True, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (5, "TEXT\n", "")

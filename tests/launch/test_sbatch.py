@@ -9,8 +9,8 @@ import fake_slurm
 import pytest
 
 from krill.cli import compose
-from krill.cli.argv import quote_override
 from krill.cli.compose import compose_config
+from krill.config.overrides import quote_override
 from krill.config.schema import HardwareConfig, TrainConfig
 from krill.config.validation import validate_config
 from krill.errors import UsageError
