@@ -11,10 +11,18 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from omegaconf import OmegaConf
-from reading import GOOD, TEXTS, files, json_lines, parquet, written, zstd
+from source_files import (
+    RECORDS,
+    TEXTS,
+    compress_zstd,
+    make_files,
+    write_bytes,
+    write_json_lines,
+    write_parquet,
+)
 
-from krill.cli.argv import quote_override
 from krill.cli.compose import compose_config
+from krill.config.overrides import quote_override
 from krill.config.schema import FilesDataConfig
 from krill.errors import UsageError
 from krill.sources.paths import resolve_paths
@@ -22,8 +30,8 @@ from krill.sources.registry import open_source
 
 
 def cut(path: Path) -> Path:
-    parquet(path, text=TEXTS)
-    return written(path, path.read_bytes()[:-20])
+    write_parquet(path, text=TEXTS)
+    return write_bytes(path, path.read_bytes()[:-20])
 
 
 def folder(path: Path) -> Path:
@@ -34,35 +42,35 @@ def folder(path: Path) -> Path:
 Make = Callable[[Path], Path]
 BAD: dict[str, tuple[Make, str]] = {
     "missing": (lambda here: here / "없음.jsonl", "없음.jsonl: no such file"),
-    "empty": (lambda here: written(here / "a.jsonl", b""), "a.jsonl: is empty"),
-    "empty gz": (lambda here: written(here / "a.txt.gz", gzip.compress(b"")), "a.txt.gz: is empty"),
-    "empty zst": (lambda here: written(here / "a.jsonl.zst", zstd(b"")), "a.jsonl.zst: is empty"),
-    "empty parquet": (lambda here: written(here / "a.parquet", b""), "a.parquet: is empty"),
-    "no rows": (lambda here: parquet(here / "a.parquet", text=pa.array([], pa.string())), "holds no row"),
+    "empty": (lambda here: write_bytes(here / "a.jsonl", b""), "a.jsonl: is empty"),
+    "empty gz": (lambda here: write_bytes(here / "a.txt.gz", gzip.compress(b"")), "a.txt.gz: is empty"),
+    "empty zst": (lambda here: write_bytes(here / "a.jsonl.zst", compress_zstd(b"")), "a.jsonl.zst: is empty"),
+    "empty parquet": (lambda here: write_bytes(here / "a.parquet", b""), "a.parquet: is empty"),
+    "no rows": (lambda here: write_parquet(here / "a.parquet", text=pa.array([], pa.string())), "holds no row"),
     "cut parquet": (lambda here: cut(here / "a.parquet"), "is no whole Parquet file"),
-    "other suffix": (lambda here: written(here / "a.md", b"x"), "is a .md file; krill reads .jsonl"),
-    "other compression": (lambda here: written(here / "a.jsonl.bz2", b"x"), "is a .bz2 file; krill reads"),
-    "compressed parquet": (lambda here: written(here / "a.parquet.gz", b"x"), "is a .parquet.gz file"),
-    "no suffix": (lambda here: written(here / "text", b"x"), "has no suffix"),
+    "other suffix": (lambda here: write_bytes(here / "a.md", b"x"), "is a .md file; krill reads .jsonl"),
+    "other compression": (lambda here: write_bytes(here / "a.jsonl.bz2", b"x"), "is a .bz2 file; krill reads"),
+    "compressed parquet": (lambda here: write_bytes(here / "a.parquet.gz", b"x"), "is a .parquet.gz file"),
+    "no suffix": (lambda here: write_bytes(here / "text", b"x"), "has no suffix"),
     "empty folder": (lambda here: here, "holds no file that krill reads"),
     "folder named as a file": (lambda here: folder(here / "x.jsonl"), "x.jsonl: holds no file"),
     "no match": (lambda here: here / "*.jsonl", "matches no file"),
-    "parquet column": (lambda here: parquet(here / "a.parquet", body=TEXTS), "no column 'text'; it has body"),
-    "numbers": (lambda here: parquet(here / "a.parquet", text=[1, 2]), "column text holds int64, not text"),
-    "csv column": (lambda here: written(here / "a.csv", b"id,body\n1,x\n"), "no column 'text'; it has id, body"),
-    "csv of no rows": (lambda here: written(here / "a.csv", b"\n\n"), "a.csv:1: its first row"),
-    "csv header": (lambda here: written(here / "a.csv", b'id,"text\n1,x\n'), "a.csv:1: its first row"),
+    "parquet column": (lambda here: write_parquet(here / "a.parquet", body=TEXTS), "no column 'text'; it has body"),
+    "numbers": (lambda here: write_parquet(here / "a.parquet", text=[1, 2]), "column text holds int64, not text"),
+    "csv column": (lambda here: write_bytes(here / "a.csv", b"id,body\n1,x\n"), "no column 'text'; it has id, body"),
+    "csv of no rows": (lambda here: write_bytes(here / "a.csv", b"\n\n"), "a.csv:1: its first row"),
+    "csv header": (lambda here: write_bytes(here / "a.csv", b'id,"text\n1,x\n'), "a.csv:1: its first row"),
     "tsv.gz column": (
-        lambda here: written(here / "a.tsv.gz", gzip.compress(b"id\tbody\n")), "no column 'text'; it has id, body"
+        lambda here: write_bytes(here / "a.tsv.gz", gzip.compress(b"id\tbody\n")), "no column 'text'; it has id, body"
     ),
-    "no gz": (lambda here: written(here / "a.jsonl.gz", b'{"text": "x"}'), "is not compressed with gzip"),
-    "no zst": (lambda here: written(here / "a.jsonl.zst", gzip.compress(b"x")), "is not compressed with zstd"),
+    "no gz": (lambda here: write_bytes(here / "a.jsonl.gz", b'{"text": "x"}'), "is not compressed with gzip"),
+    "no zst": (lambda here: write_bytes(here / "a.jsonl.zst", gzip.compress(b"x")), "is not compressed with zstd"),
     "gz that is cut at once": (
-        lambda here: written(here / "a.txt.gz", gzip.compress(b"x" * 99)[:12]), "cannot be read"
+        lambda here: write_bytes(here / "a.txt.gz", gzip.compress(b"x" * 99)[:12]), "cannot be read"
     ),
-    "UTF-16": (lambda here: written(here / "a.jsonl", '{"text": "가"}'.encode("utf-16")), "is UTF-16LE, not UTF-8"),
+    "UTF-16": (lambda here: write_bytes(here / "a.jsonl", '{"text": "가"}'.encode("utf-16")), "is UTF-16LE, not UTF-8"),
     "UTF-16 in gz": (
-        lambda here: written(here / "a.txt.gz", gzip.compress(b"\xfe\xff\xac\x00")), "is UTF-16BE, not UTF-8"
+        lambda here: write_bytes(here / "a.txt.gz", gzip.compress(b"\xfe\xff\xac\x00")), "is UTF-16BE, not UTF-8"
     ),
 }  # fmt: skip
 
@@ -70,7 +78,7 @@ BAD: dict[str, tuple[Make, str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_check_finds_it_before_any_work(tmp_path: Path, case: str) -> None:
     make, message = BAD[case]
-    config = files(make(tmp_path))
+    config = make_files(make(tmp_path))
     with pytest.raises(UsageError) as error:
         open_source(config)
     assert message in str(error.value)
@@ -80,20 +88,24 @@ def test_check_finds_it_before_any_work(tmp_path: Path, case: str) -> None:
 
 
 def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
-    good = json_lines(tmp_path / "good.jsonl", *GOOD)
-    bad = [written(tmp_path / "empty.jsonl", b""), written(tmp_path / "a.md", b"x"), tmp_path / "missing.txt"]
+    good = write_json_lines(tmp_path / "good.jsonl", *RECORDS)
+    bad = [
+        write_bytes(tmp_path / "empty.jsonl", b""),
+        write_bytes(tmp_path / "a.md", b"x"),
+        tmp_path / "missing.txt",
+    ]
     with pytest.raises(UsageError) as error:
-        open_source(files(good, *bad))
+        open_source(make_files(good, *bad))
     assert all(str(path) in str(error.value) for path in bad)
     assert str(good) not in str(error.value)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.txt", b"x")
+    path = write_bytes(tmp_path / "a.txt", b"x")
     path.chmod(0)
     with pytest.raises(UsageError, match="may not be read"):
-        open_source(files(path))
+        open_source(make_files(path))
 
 
 def test_other_kinds_of_files_in_a_folder_are_reported(
@@ -101,16 +113,16 @@ def test_other_kinds_of_files_in_a_folder_are_reported(
 ) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "README.md").write_text("b")
-    assert [entry.files for entry in resolve_paths(files(tmp_path))] == [[tmp_path / "a.txt"]]
+    assert [entry.files for entry in resolve_paths(make_files(tmp_path))] == [[tmp_path / "a.txt"]]
     assert "1 files of other kinds are not read" in caplog.text
 
 
 def test_an_entry_has_its_own_column(tmp_path: Path) -> None:
-    body = parquet(tmp_path / "body.parquet", body=TEXTS)
-    text = parquet(tmp_path / "text.parquet", text=TEXTS)
-    open_source(files(text, {"path": str(body), "text_column": "body"}))
+    body = write_parquet(tmp_path / "body.parquet", body=TEXTS)
+    text = write_parquet(tmp_path / "text.parquet", text=TEXTS)
+    open_source(make_files(text, {"path": str(body), "text_column": "body"}))
     with pytest.raises(UsageError, match=r"text\.parquet: no column 'body'"):
-        open_source(files({"path": str(body)}, {"path": str(text)}, column="body"))
+        open_source(make_files({"path": str(body)}, {"path": str(text)}, column="body"))
 
 
 @pytest.mark.parametrize(

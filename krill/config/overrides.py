@@ -1,0 +1,141 @@
+"""Overrides in Hydra's grammar: free text is quoted as the grammar requires, exclusive keys clear each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+LITERAL_KEYS = ("prompt", "sample_prompt", "text")
+"""Keys whose value is text, taken character for character."""
+
+TEXT_KEYS = ("name", "output", "data.name", "data.text_column", "model.name", "model.path", "model.from",
+        "tokenizer.name", "tokenizer.path", "hub.id", "store", "plot")  # fmt: skip
+"""Keys whose value is text even if it looks like a number or a boolean: name=1e3."""
+
+EXCLUSIVE_KEYS = (("steps", "epochs"), ("batch.tokens", "batch.gradient_accumulation_steps"))
+"""Pairs of keys of which setting one clears the other."""
+
+OVERRIDE_PATTERN = re.compile(r"^(?P<sign>~|\+\+|\+)?(?P<key>[^=\s]+)=(?P<value>.*)$", re.DOTALL)
+"""An override that sets a key."""
+
+_CHOICE = re.compile(r"^choice\((.*)\)$", re.DOTALL)
+
+
+def get_override_key(override: str) -> str:
+    """Returns the key that `override` sets or removes."""
+    match = OVERRIDE_PATTERN.match(override)
+    return match["key"] if match else override.lstrip("~+")
+
+
+def get_override_value(override: str) -> str:
+    """Returns the value of `override` as written, or an empty string if it has none."""
+    match = OVERRIDE_PATTERN.match(override)
+    return match["value"] if match else ""
+
+
+def replace_key(override: str, key: str, new_key: str) -> str:
+    """Returns `override` with `new_key` if it sets `key`, otherwise unchanged."""
+    return f"{new_key}={get_override_value(override)}" if get_override_key(override) == key else override
+
+
+def clear_exclusive_keys(overrides: Sequence[str]) -> list[str]:
+    """Returns `overrides` plus other=null for each of `EXCLUSIVE_KEYS` of which only one key is set."""
+    values = {get_override_key(override): get_override_value(override) for override in overrides}
+    cleared = [
+        f"{other}=null"
+        for pair in EXCLUSIVE_KEYS
+        for key, other in (pair, pair[::-1])
+        if values.get(key, "null") != "null" and other not in values
+    ]
+    return [*overrides, *cleared]
+
+
+def to_unresolved_list(overrides: Any) -> list[str]:
+    """Returns an OmegaConf list as written; iterating over it would resolve every ${…}."""
+    items = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(items, list)
+    return items
+
+
+def quote_override(override: str) -> str:
+    """Returns `override` with its value quoted where Hydra's grammar would reject or change free text."""
+    match = OVERRIDE_PATTERN.match(override)
+    if match is None:
+        return override
+    key, value = match["key"], match["value"]
+    if key in LITERAL_KEYS:
+        quoted = _quote_literal(value)
+    elif key in TEXT_KEYS:
+        quoted = ",".join(map(_quote_text, _split_at_commas(value)))
+    else:
+        quoted = _quote_unparsable(value)
+    return override.removesuffix(value) + quoted
+
+
+def _quote_literal(text: str) -> str:
+    """Quotes `text` so that neither Hydra's grammar nor OmegaConf's interpolation changes a character."""
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    if text == "???":  # OmegaConf's marker of a missing value
+        escaped = "${oc.decode:\"'???'\"}"
+    return _quote(escaped)
+
+
+def _quote_text(value: str) -> str:
+    """Quotes `value` unless Hydra reads it as text, null or a function call such as choice()."""
+    if not _is_parsable(value):
+        return _quote_unparsable(value)
+    parsed = OverridesParser.create().parse_override(f"k={value}").value()
+    return _quote(value.strip()) if isinstance(parsed, (bool, int, float)) else value
+
+
+def _quote_unparsable(value: str) -> str:
+    """Quotes the elements of a list, mapping or sweep that Hydra cannot parse."""
+    if _is_parsable(value):
+        return value
+    if choice := _CHOICE.match(value):  # a,b is the same sweep; Hydra drops the quotes inside of choice()
+        value = choice[1]
+    if value.startswith("[") and value.endswith("]"):
+        return f"[{','.join(map(_quote_unparsable, _split_at_commas(value[1:-1])))}]"
+    if value.startswith("{") and value.endswith("}"):
+        pairs = (pair.partition(":") for pair in _split_at_commas(value[1:-1]))
+        return "{" + ",".join(f"{key.strip()}:{_quote_unparsable(item)}" for key, _, item in pairs) + "}"
+    elements = _split_at_commas(value)
+    return ",".join(map(_quote_unparsable, elements)) if len(elements) > 1 else _quote(value.strip())
+
+
+def _quote(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _is_parsable(value: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(f"k={value}")
+    except HydraException:
+        return False
+    return True
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """Splits at commas outside of brackets and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for index, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote and text[index - 1] != "\\" else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "[{(":
+            depth += 1
+        elif character in "]})":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append(text[start:index])
+            start = index + 1
+    if quote:  # an apostrophe
+        return text.split(",")
+    return [*parts, text[start:]]

@@ -1,0 +1,139 @@
+"""Overrides reach the configuration as typed: prompts character for character, Hangul and spaces in every value."""
+
+from __future__ import annotations
+
+import pytest
+from compositions import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from krill.config.overrides import clear_exclusive_keys, quote_override
+
+TEXT = st.text(
+    st.one_of(
+        st.sampled_from("\\'\"${},[]=:~+()?!*# \n\t가ㅋ한"),
+        st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
+    ),
+    max_size=20,
+)
+
+
+def compose_infer(*overrides: str) -> DictConfig:
+    """Returns the composed configuration of krill-infer."""
+    return compose("infer", *(quote_override(override) for override in ("model.path=x", *overrides)))
+
+
+def compose_paths(value: str) -> list[str] | str:
+    """Returns data.paths as composed."""
+    return OmegaConf.to_container(compose("train", "data=files", quote_override(f"data.paths={value}")).data)[
+        "paths"
+    ]
+
+
+def sweep_names(values: str) -> list[str]:
+    """Returns the names of the points of a sweep over name=`values`."""
+    (override,) = OverridesParser.create().parse_overrides([quote_override(f"name={values}")])
+    points = BasicSweeper.split_arguments([override], None)[0]
+    return [compose("train", *point).name for point in points]
+
+
+@settings(max_examples=60, deadline=None)
+@example("")
+@example(" a ")
+@example("옛날 옛적에, '왕'이 (살았다) = ?")
+@example("${lr}, \\${lr}, \\\\${lr}, ${")
+@example('it\'s "quoted"\nhere\\')
+@example("ends in a backslash\\")
+@example("choice(1,2)")
+@example("null")
+@example("1e3")
+@example("???")
+@given(TEXT)
+def test_a_prompt_is_taken_character_for_character(text: str):
+    assert compose_infer(f"prompt={text}").prompt == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXT)
+def test_a_prompt_survives_a_sweep(text: str):
+    overrides = OverridesParser.create().parse_overrides([quote_override(f"prompt={text}"), "seed=1,2"])
+    points = BasicSweeper.split_arguments(overrides, None)[0]
+    assert len(points) == 2
+    value = OverridesParser.create().parse_override(points[1][0]).value()
+    assert OmegaConf.create({"prompt": value}).prompt == text
+
+
+@pytest.mark.parametrize(
+    ("typed", "paths"),
+    [
+        ("[말뭉치/가.jsonl, b c.jsonl]", ["말뭉치/가.jsonl", "b c.jsonl"]),
+        ("[/a/b=c.txt]", ["/a/b=c.txt"]),
+        ("['a, b.txt',가.txt]", ["a, b.txt", "가.txt"]),
+        ('["따옴표 하나.txt"]', ["따옴표 하나.txt"]),
+        ("[it's,한글]", ["it's", "한글"]),
+        ("[x(1).txt,글(2).txt]", ["x(1).txt", "글(2).txt"]),
+        ("한글 파일.txt", "한글 파일.txt"),
+        ("a=b.txt", "a=b.txt"),
+        ("[a", "[a"),
+    ],
+)
+def test_paths_need_no_quotes(typed: str, paths: list[str] | str):
+    assert compose_paths(typed) == paths
+
+
+def test_a_mapping_in_a_list_needs_no_quotes():
+    assert compose_paths("[{path: 말뭉치/가 나.jsonl, weight: 2}]") == [
+        {"path": "말뭉치/가 나.jsonl", "weight": 2}
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["한국어", "세 번째 시도", "a=b", "이름(2)", "1e3", "2024_01", "007", "true", "3"]
+)
+def test_a_name_is_text(name: str):
+    assert str(compose("train", quote_override(f"name={name}")).name) == name
+
+
+@pytest.mark.parametrize("path", ["outputs/한글 폴더", "1e3", "runs/*/모델"])
+def test_a_model_path_is_text(path: str):
+    assert compose_infer(f"model.path={path}").model.path == path
+
+
+def test_null_clears_a_text_value():
+    assert compose("train", quote_override("output=null")).output is None
+
+
+def test_names_can_be_swept():
+    assert sweep_names("1e3,한국어,b c") == ["1e3", "한국어", "b c"]
+    assert sweep_names("choice(한국어,b c)") == ["한국어", "b c"]
+
+
+def test_values_that_hydra_parses_are_unchanged():
+    for override in (
+        "lr=1e-3",
+        "lr=1,2",
+        "model=tiny_ko",
+        "seed=range(0,3)",
+        "~experiment",
+        "name=${model.name}",
+    ):
+        assert quote_override(override) == override
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("steps=5", "epochs"),
+        ("epochs=2", "steps"),
+        ("steps=1,2", "epochs"),
+        ("batch.tokens=4096", "batch.gradient_accumulation_steps"),
+        ("batch.gradient_accumulation_steps=4", "batch.tokens"),
+    ],
+)
+def test_setting_one_clears_the_other(one: str, other: str):
+    assert clear_exclusive_keys([one]) == [one, f"{other}=null"]
+    assert clear_exclusive_keys([one, f"{other}=7"]) == [one, f"{other}=7"]  # both set: validation reports it
+    assert clear_exclusive_keys([f"{other}=null"]) == [f"{other}=null"]
