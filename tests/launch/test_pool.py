@@ -1,4 +1,4 @@
-"""So many commands at once, each on devices of its own; what ends badly ends alone."""
+"""The pool runs commands in slots with their own devices; a failing command does not affect the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,GPU-abc")
 
 
-def test_devices_are_those_that_may_be_seen(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visible_devices_follow_cuda_visible_devices(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list_visible_gpus() == ["0", "1", "2", "GPU-abc"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert list_visible_gpus() == []
@@ -34,7 +34,7 @@ def test_devices_are_those_that_may_be_seen(gpus: None, monkeypatch: pytest.Monk
     assert list_visible_gpus() == ["1"]
 
 
-def test_a_slot_has_devices_of_its_own(gpus: None) -> None:
+def test_each_slot_has_its_own_devices(gpus: None) -> None:
     assert build_slot_environments("auto", "auto", ranks=1) == [
         {"CUDA_VISIBLE_DEVICES": name} for name in ("0", "1", "2", "GPU-abc")
     ]
@@ -90,7 +90,7 @@ def python_command(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 
 
-def test_every_end_is_told_and_costs_no_other(tmp_path: Path) -> None:
+def test_every_exit_is_reported_and_affects_no_other_command(tmp_path: Path) -> None:
     commands = [
         python_command("print('가', flush=True)"),
         python_command("import os; os._exit(9)"),
@@ -108,33 +108,33 @@ def test_every_end_is_told_and_costs_no_other(tmp_path: Path) -> None:
     assert (tmp_path / "4.out").read_text() in ("a\n", "b\n")
 
 
-def test_never_more_than_there_are_slots(tmp_path: Path) -> None:
-    now: set[int] = set()
-    most = 0
+def test_at_most_one_command_runs_in_each_slot(tmp_path: Path) -> None:
+    running: set[int] = set()
+    max_running = 0
 
-    def began(index: int) -> None:
-        nonlocal most
-        now.add(index)
-        most = max(most, len(now))
+    def on_start(index: int) -> None:
+        nonlocal max_running
+        running.add(index)
+        max_running = max(max_running, len(running))
 
-    def ended(index: int, code: int) -> bool:
-        now.remove(index)
+    def on_exit(index: int, code: int) -> bool:
+        running.remove(index)
         return True
 
-    run_commands([python_command("import time; time.sleep(0.1)")] * 7, [{}] * 3, None, began, ended)
-    assert most == 3
+    run_commands([python_command("import time; time.sleep(0.1)")] * 7, [{}] * 3, None, on_start, on_exit)
+    assert max_running == 3
 
 
-def test_asked_to_stop_no_other_begins() -> None:
-    begun: list[int] = []
+def test_no_command_starts_after_on_exit_returned_false() -> None:
+    started: list[int] = []
     run_commands(
-        [python_command("raise SystemExit(1)")] * 4, [{}], None, begun.append, lambda index, code: not code
+        [python_command("raise SystemExit(1)")] * 4, [{}], None, started.append, lambda index, code: not code
     )
-    assert begun == [0]
+    assert started == [0]
 
 
-def test_a_signal_goes_on_to_what_runs_and_is_waited_for(tmp_path: Path) -> None:
-    waits = (
+def test_a_signal_is_forwarded_and_the_running_commands_are_waited_for(tmp_path: Path) -> None:
+    command = (
         "import signal, sys, time\n"
         f"def stop(*_): time.sleep(0.5); open({str(tmp_path / 'saved')!r}, 'w').close(); sys.exit(75)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
@@ -142,21 +142,21 @@ def test_a_signal_goes_on_to_what_runs_and_is_waited_for(tmp_path: Path) -> None
         "time.sleep(60)"
     )
 
-    def when_ready() -> None:
+    def send_when_ready() -> None:
         while not (tmp_path / "ready").exists():
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=when_ready).start()
+    threading.Thread(target=send_when_ready).start()
     with pytest.raises(SignalInterrupt), raise_on_signal():
-        run_commands([python_command(waits)], [{}], None, lambda index: None, lambda index, code: True)
+        run_commands([python_command(command)], [{}], None, lambda index: None, lambda index, code: True)
     assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.slow
-def test_points_end_with_their_parent(tmp_path: Path) -> None:
-    """kill -9 of the command that runs a sweep leaves no process behind."""
-    words = [
+def test_points_are_killed_with_their_parent(tmp_path: Path) -> None:
+    """kill -9 of the parent of a sweep leaves no process behind."""
+    arguments = [
         "-m",
         "seed=0,1",
         "model=llama_pico",
@@ -168,26 +168,27 @@ def test_points_end_with_their_parent(tmp_path: Path) -> None:
     script = Path(sys.executable).with_name("krill-train")
     environment = os.environ | {"KRILL_OUTPUTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [script, *words], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+        [script, *arguments], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
     ) as parent:
-        until = time.monotonic() + 120
+        deadline = time.monotonic() + 120
         while len(list(tmp_path.glob("sweeps/*/*/metrics.jsonl"))) < 2:
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         parent.kill()
-    until = time.monotonic() + 10
-    while _list_living_points(str(tmp_path)):
-        assert time.monotonic() < until, "orphans"
+    deadline = time.monotonic() + 10
+    while _list_running_points(str(tmp_path)):
+        assert time.monotonic() < deadline, "orphans"
         time.sleep(0.1)
 
 
-def _list_living_points(text: str) -> list[str]:
-    found = []
+def _list_running_points(text: str) -> list[str]:
+    """Returns the ids of the processes of points with `text` in their command line."""
+    pids = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = entry.read_bytes()
+            command_line = entry.read_bytes()
         except OSError:
             continue
-        if text.encode() in words and b"krill.cli.job" in words:
-            found.append(entry.parent.name)
-    return found
+        if text.encode() in command_line and b"krill.cli.job" in command_line:
+            pids.append(entry.parent.name)
+    return pids
