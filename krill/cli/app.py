@@ -1,8 +1,8 @@
-"""What all commands share: argv → Hydra → the command's function → exit code.
+"""What all commands share: argv → Hydra → the function of the command → exit code.
 
     main("train", run_task, argv)      run_task(invocation) runs the command once
 
-Nothing here imports torch; a command imports its stage when it runs.
+Nothing here imports torch; a command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ ConfigT = TypeVar("ConfigT", bound="BaseModel")
 _FILESYSTEM_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
 }  # fmt: skip
-"""Errors of the file system that a traceback does not make clearer: full, read-only, forbidden, in the way."""
+"""File system errors for which a traceback adds nothing: disk full, read-only, permission denied, file exists."""
 
 RESUMABLE_COMMANDS = frozenset({"train", "preprocess", "tokenizer"})
-"""Commands that go on, given again, where a signal ended them."""
+"""Commands that resume when they are run again after a signal."""
 
 ArgumentHook = Callable[[Any, Sequence[Path]], None]
 log = logging.getLogger("krill")
@@ -50,8 +50,8 @@ def main(
 ) -> int:
     """Run one command and return its exit code.
 
-    `bare`: the key that a word without "=" stands for. `before`: called with the sorted command line (and the
-    person's configuration folders) before Hydra sees it.
+    `bare`: the key of which an argument without "=" is the value. `before`: called with the parsed arguments and the
+    user's configuration folders before Hydra sees them.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     configure_logging()
@@ -73,12 +73,12 @@ def _dispatch(
 
 
 def run_and_report(command: str, work: Callable[[], int]) -> int:
-    """The exit code of `work`; what it raises is said on standard error."""
+    """Returns the exit code of `work`, and prints its error on standard error."""
     try:
         code = work()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # as in krill-train --help | head: nobody reads the rest
+    except BrokenPipeError:  # as in krill-train --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return errors.FAILED
     except (KrillError, SignalInterrupt) as error:
@@ -88,9 +88,9 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
         return errors.INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FILESYSTEM_ERRNOS:
-            place = f"{error.filename}: " if error.filename else ""
+            path = f"{error.filename}: " if error.filename else ""
             return print_error(
-                command, KrillError(f"{place}{error.strerror}; mend that, or choose another place: output=")
+                command, KrillError(f"{path}{error.strerror}; fix that, or set output= to another folder")
             )
         traceback.print_exc()
         print(f"krill-{command}: failed; the traceback above says where", file=sys.stderr)
@@ -102,14 +102,14 @@ def _signal_scope(command: str | None) -> AbstractContextManager[None]:
 
 
 def print_error(command: str, error: KrillError | SignalInterrupt) -> int:
-    """Print each line of the error, return its exit code."""
+    """Print each line of the error and return its exit code."""
     for line in str(error).splitlines():
         print(f"krill-{command}: error: {line}", file=sys.stderr)
     return error.exit_code
 
 
 def configure_logging() -> None:
-    """krill's messages go to standard error, as they are."""
+    """Send krill's messages to standard error, without a prefix."""
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -161,7 +161,7 @@ def _run_with_hydra(
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
     if typed.is_completion:
-        return errors.DONE  # a word that is not finished yet is no error
+        return errors.DONE  # an incomplete argument is not an error
     if session.sweep is not None:
         from krill.sweep.sweeper import finish_sweep
 

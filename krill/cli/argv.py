@@ -1,4 +1,4 @@
-"""What a person types, as Hydra wants it: flags first, values quoted where Hydra's grammar needs it."""
+"""Command-line arguments, sorted into the flags and the overrides that Hydra expects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INFO_FLAGS = {"--info", "-i"}
 
 @dataclass
 class ParsedArguments:
-    """One command line, sorted."""
+    """The arguments of one command line."""
 
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
@@ -27,7 +27,7 @@ class ParsedArguments:
 
     @property
     def is_completion(self) -> bool:
-        """Whether the shell asks how a word may go on."""
+        """Whether the shell asks for completions."""
         return bool({"-sc", "--shell-completion"}.intersection(self.flags))
 
     @property
@@ -37,32 +37,33 @@ class ParsedArguments:
         return bool(flags & {"--cfg", "-c", "--info", "-i", "--hydra-help"}) or self.is_completion
 
     def get_value(self, key: str) -> str | None:
-        """The last value typed for `key`, as typed."""
+        """Returns the last value that is set for `key`, as a string, or None."""
         return next(
             (get_override_value(text) for text in reversed(self.overrides) if get_override_key(text) == key),
             None,
         )
 
     def keys(self) -> set[str]:
-        """Every key that was typed."""
+        """Returns the keys of all overrides."""
         return {get_override_key(text) for text in self.overrides}
 
     def overrides_without(self, *keys: str) -> list[str]:
-        """The overrides but those of `keys`."""
+        """Returns the overrides of all keys but `keys`."""
         return [text for text in self.overrides if get_override_key(text) not in keys]
 
 
 def parse_arguments(argv: Sequence[str], bare: str | None = None) -> ParsedArguments:
-    """Flags and overrides apart, wherever they stand; a bare word is the value of key `bare`, if given.
+    """Returns the flags and the overrides in `argv`, in any order.
 
-    Raises UsageError that lists every word that is neither.
+    `bare`: the key of which one argument without "=" is the value. Raises UsageError that lists every argument that
+    is neither a flag nor an override.
     """
     typed, wrong = ParsedArguments(), []
     words = list(argv)
     example = {
         None: "options are chosen as in model=tiny_ko",
-        "model": 'words to go on from are prompt="…"',
-        "data": "one word names the tokens, options are chosen as in tokenizer=bpe_32k",
+        "model": 'set the prompt with prompt="…"',
+        "data": "one argument names the tokens, options are chosen as in tokenizer=bpe_32k",
     }[bare]
     while words:
         word = words.pop(0)
@@ -101,4 +102,4 @@ def _describe_dashed_argument(word: str, words: list[str]) -> str:
     name, glued, value = word.lstrip("-").partition("=")
     if not glued and words and not words[0].startswith("-") and "=" not in words[0]:
         value = words.pop(0)
-    return f"krill takes key=value, not {word}: write {name.replace('-', '_')}={value or '…'}"
+    return f"krill takes key=value, not {word}: use {name.replace('-', '_')}={value or '…'}"

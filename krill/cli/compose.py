@@ -1,4 +1,4 @@
-"""Composition through Hydra: the person's folders first, and every mistake found at once."""
+"""Composition through Hydra: the user's folders come first, and all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
     from krill.sweep.session import Session
 
 OPTIONAL_GROUPS = ("filters", "experiment")
-"""Groups of which none need be chosen; null, which Hydra does not take on the command line, is just that."""
+"""Groups without a required option: group=null, which Hydra refuses on the command line, chooses none."""
 
 UNCHECKED_PREFIXES = ("model.config.", "hardware.slurm.options")
-"""What stands below is checked elsewhere: by the architecture, when the model is built; by sbatch."""
+"""Prefixes of keys that are checked elsewhere: by the architecture when the model is built, and by sbatch."""
 
 NOT_INHERITED_KEYS = ("output", "resume", "dry_run", "from")
-"""Keys of an earlier run that from= does not take over: they are about that run, not about what it made."""
+"""Keys of an earlier run that from= does not inherit: they concern that run, not its result."""
 
 
 class _UserSearchPath(SearchPathPlugin):
-    """Puts the person's folders before krill's own."""
+    """Puts the user's folders before krill's own."""
 
     folders: Sequence[Path] = ()
 
@@ -63,33 +63,33 @@ _list_all_files = FileConfigSource.list
 
 
 def _list_options(source: FileConfigSource, config_path: str, results_filter: ObjectType | None) -> list[str]:
-    """The options of a group without its parts, whose names begin with _: in completion, in glob(*)."""
+    """List the options of a group, for completion and glob(*), without files whose names begin with _."""
     return [name for name in _list_all_files(source, config_path, results_filter) if not name.startswith("_")]
 
 
-_UserSearchPath.__module__ = "hydra_plugins.krill"  # Hydra takes plugins from that package only
+_UserSearchPath.__module__ = "hydra_plugins.krill"  # Hydra accepts plugins from that package only
 
 
 def set_search_path(folders: Sequence[Path]) -> None:
-    """Let compositions find configurations in `folders`, the first one first, and the launchers that they name."""
+    """Register `folders` as search path, the first one first, and the plugins that configurations name."""
     from krill.sweep.plugins import register_plugins
 
     _UserSearchPath.folders = list(folders)
     Plugins.instance().register(_UserSearchPath)
     register_plugins()
-    # The class that is registered: Hydra loads its plugins anew, so it is not the one imported here.
+    # Patch the registered class: Hydra loads its plugins again, so it is not the one imported here.
     SourcesRegistry.instance().types["file"].list = _list_options  # type: ignore[assignment, method-assign]
 
 
 def run_hydra(command: str, session: Session, arguments: Sequence[str], folders: Sequence[Path]) -> None:
-    """Run Hydra's command line; it calls `session` for a single run, or krill's sweeper, which gets it."""
+    """Run Hydra, which calls `session` for a single run or hands it to krill's sweeper."""
     set_search_path(folders)
     sys.argv = [f"krill-{command}", *arguments]
     hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(session)()
 
 
 def compose_config(command: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
-    """The configuration of `command`, composed without running it."""
+    """Returns the configuration of `command`, composed without running it."""
     set_search_path(folders)
     GlobalHydra.instance().clear()
     try:
@@ -100,39 +100,41 @@ def compose_config(command: str, overrides: Sequence[str], folders: Sequence[Pat
 
 
 def normalize_overrides(command: str, typed: ParsedArguments) -> list[str]:
-    """What was typed, as Hydra reads it: from= replaced by that run's overrides, exclusive keys cleared."""
+    """Returns the overrides for Hydra: quoted, with from= expanded and the other key of exclusive pairs cleared."""
     earlier = typed.get_value("from")
     typed.overrides = typed.overrides_without("from")
     none = [group for group in OPTIONAL_GROUPS if typed.get_value(group) == "null"]
     overrides = [_prefix_free_key(quote_override(word)) for word in typed.overrides_without(*none)]
     if earlier is not None:
         if command == "infer":
-            raise UsageError(f"from= is for training; write model={earlier}")
+            raise UsageError(f"from= is for training; use model={earlier}")
         overrides = [*_load_overrides_of_run(Path(earlier), typed), *overrides]
     return clear_exclusive_keys(overrides) if issubclass(COMMAND_SCHEMAS[command], TrainConfig) else overrides
 
 
 def _prefix_free_key(override: str) -> str:
-    """An override as Hydra takes it for keys that no YAML lists: those of a free mapping."""
+    """Add the ++ that Hydra requires for keys of a free mapping, which no YAML lists."""
     return f"++{override}" if override.startswith(UNCHECKED_PREFIXES) else override
 
 
 def drop_inspect_keys(overrides: Sequence[str]) -> list[str]:
-    """What was typed to krill-inspect, less the keys that no other command has."""
+    """Returns overrides of krill-inspect without the keys that no other command has."""
     own = InspectConfig.model_fields.keys() - TrainConfig.model_fields.keys()
     return [word for word in overrides if word.lstrip("+~").partition("=")[0] not in own]
 
 
 def _load_overrides_of_run(folder: Path, typed: ParsedArguments) -> list[str]:
-    """The overrides that made the run in `folder`, but those about its place and those typed anew; a group that is
-    chosen anew takes its earlier details with it."""
+    """Returns the overrides of the run in `folder`, without those that concern its folder or are set again.
+
+    A group that is chosen again drops all earlier overrides of its keys.
+    """
     file = folder / ".hydra" / "overrides.yaml"
     if not file.is_file():
         raise UsageError(f"from={folder}: no run of krill there ({file} is missing)")
     parsed = OverridesParser.create().parse_overrides(to_unresolved_list(OmegaConf.load(file)))
-    anew = typed.keys()
-    cleared = {key for pair in EXCLUSIVE_KEYS if anew.intersection(pair) for key in pair}
-    dropped = {*NOT_INHERITED_KEYS, *anew, *cleared}
+    overridden = typed.keys()
+    cleared = {key for pair in EXCLUSIVE_KEYS if overridden.intersection(pair) for key in pair}
+    dropped = {*NOT_INHERITED_KEYS, *overridden, *cleared}
     return [
         item.input_line or ""
         for item in parsed
@@ -152,17 +154,17 @@ def _is_null_group_error(error: BaseException) -> bool:
 def diagnose_overrides(
     command: str, overrides: Sequence[str], folders: Sequence[Path], error: BaseException
 ) -> list[str]:
-    """A sentence for every mistake in `overrides`: found by composing without the ones that are wrong."""
+    """Returns a message for every error in `overrides`, found by composing without the invalid ones."""
     sweep = "-m" in sys.argv or "--multirun" in sys.argv
     sentences, parsed = [], []
     for text in overrides:
         try:
             item = OverridesParser.create().parse_override(text)
         except HydraException:
-            sentences.append(f"cannot read {text}; put the value in quotes: {text.partition('=')[0]}='…'")
+            sentences.append(f"cannot read {text}; quote the value: {text.partition('=')[0]}='…'")
             continue
         if _has_nested_interval(item.value()):
-            sentences.append(f"{text}: an interval stands alone, it cannot be one of several values")
+            sentences.append(f"{text}: an interval cannot be one of several values")
             continue
         parsed.append(item)
     parsed = [item for item in parsed if not isinstance(item.value(), Glob)]
@@ -170,7 +172,7 @@ def diagnose_overrides(
     good = []
     for group, item in groups.items():
         if item.is_add():
-            sentences.append(f"{item.input_line}: write it without +")
+            sentences.append(f"{item.input_line}: use it without +")
         wrong = [_describe_unknown_option(group, name, folders) for name in _get_values(item)]
         sentences += [sentence for sentence in wrong if sentence]
         if not any(wrong):
@@ -180,7 +182,7 @@ def diagnose_overrides(
         key, several = item.key_or_group, item.is_sweep_override()
         if several and not sweep:
             sentences.append(
-                f"{item.input_line}: several values; add -m to sweep, or write {key}=[…] for a list"
+                f"{item.input_line}: several values; add -m to sweep, or use {key}=[…] for a list"
             )
         elif key in groups or key.startswith("hydra"):
             continue
@@ -202,7 +204,7 @@ def _has_nested_interval(value: Any) -> bool:
 
 
 def _format_hydra_error(error: BaseException) -> str:
-    """What Hydra said, on one line."""
+    """Returns Hydra's message as one line."""
     sentence = str(error).strip().splitlines()[0]
     if isinstance(error, MissingConfigException) and error.options:
         sentence += f". There are: {', '.join(error.options)}"
@@ -210,7 +212,7 @@ def _format_hydra_error(error: BaseException) -> str:
 
 
 def _describe_unknown_key(command: str, key: str, known: Sequence[str], folders: Sequence[Path]) -> str:
-    """The sentence for a key that this configuration has not, but perhaps another option of its group."""
+    """Returns the message for a key that this configuration does not have, though another option of its group may."""
     group = key.partition(".")[0]
     others = list_config_options(group, [*folders, CONF_DIR]) if group in known and "." in key else {}
     keys = {name: _list_keys(command, group, name, folders) for name in others}
@@ -230,7 +232,7 @@ def _list_keys(command: str, group: str, option: str, folders: Sequence[Path]) -
                 OmegaConf.to_container(compose_config(command, [f"{group}={option}"], folders))
             )
         )
-    except (HydraException, OmegaConfBaseException):  # a person's option that does not compose is not meant
+    except (HydraException, OmegaConfBaseException):  # a user's option that does not compose
         return []
 
 

@@ -1,4 +1,4 @@
-"""What is set otherwise: than in the experiment that a model is named after, than when the run was started last."""
+"""Differences of a configuration from the experiment that its model is named after, and from its last start."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ROUNDING_KEYS = {
     "hardware.sharding", "hardware.attention", "hardware.loss", "hardware.liger", "hardware.compile",
     "hardware.threads",
 }  # fmt: skip
-"""Keys that change how numbers are added up: losses stay as they were but for rounding."""
+"""Keys that change the order of summation: losses stay the same up to rounding."""
 
 
 def diff_from_experiment(config: TrainConfig, choices: Mapping[str, str]) -> list[str]:
-    """What differs from the experiment that the model is named after, unless that is among the `choices`."""
+    """Returns what differs from the experiment that the model is named after, unless it is among the `choices`."""
     name = config.model.name
     if name not in list_config_options("experiment", [CONF_DIR]) or choices.get("experiment") == name:
         return []
@@ -48,14 +48,13 @@ def diff_from_experiment(config: TrainConfig, choices: Mapping[str, str]) -> lis
 
 
 def diff_from_last_start(config: TrainConfig, folder: Path) -> list[str]:
-    """What is set otherwise than in config.yaml of the run that goes on in `folder`."""
+    """Returns the keys whose value differs from config.yaml of the run that resumes in `folder`."""
     before = flatten_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     now = flatten_config(config.model_dump(mode="json"))
     changed = [key for key in now if key not in ("resume", "output") and now[key] != before.get(key)]
     lines = [f"changed     {key}={now[key]} (was {before.get(key)})" for key in changed]
     if ROUNDING_KEYS & set(changed):
         lines.append(
-            "            from here on the losses are those of a run that was never stopped but for rounding, not "
-            "to the bit"
+            "            from here on losses equal those of an uninterrupted run up to rounding, not to the bit"
         )
     return lines

@@ -1,4 +1,4 @@
-"""--help: the groups, their options, the keys most used, examples. Standard library only, so it is instant."""
+"""--help: config groups with their options, the most used keys, examples. Standard library only, so it is instant."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("device=auto|cpu|cuda", "where the model is computed"),
         ("resume=auto|false|FOLDER", "auto continues an unfinished run of the same configuration"),
         ("detach=true", "with hardware=slurm_…: submit and return"),
-        ("output=FOLDER", "the result goes there"),
+        ("output=FOLDER", "folder of the result"),
         ("dry_run=true", "write nothing, print what would be done"),
     ],
     "preprocess": [
@@ -63,39 +63,39 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
             "data.engine=auto|hf|fast",
             "fast is gigatoken (pip install 'krill[fast]'); the tokens are the same",
         ),
-        ("data.workers=N", "processes; without it as many as the input is worth"),
+        ("data.workers=N", "processes; by default chosen by the size of the input"),
         (
             "data.num_tasks=N data.task=K",
-            "one of N jobs that share the work; without data.task they are merged",
+            "one of N tasks that share the work; without data.task they are merged",
         ),
-        ("output=FOLDER", "the result goes there"),
+        ("output=FOLDER", "folder of the result"),
         ("dry_run=true", "write nothing, print what would be done"),
     ],
     "tokenizer": [
         ("tokenizer.vocab_size=N", "entries in all, met exactly"),
         ("tokenizer.normalizer=none|nfc", "Unicode normalization"),
-        ("output=FOLDER", "the result goes there"),
+        ("output=FOLDER", "folder of the result"),
         ("dry_run=true", "write nothing, print what would be done"),
     ],
     "inspect": [
-        ("data=FOLDER", "a token store, in place of an option; the first bare word is it too"),
-        ("tokenizer=FOLDER", "its tokenizer, where it is not found by itself"),
-        ("tokenizers=[…]", "options, folders or Hub ids, judged side by side on held-out text"),
-        ("text=TEXT", "a text by the tokens of tokenizer=, taken literally"),
-        ("rows=N or row=K", "so many rows, chosen by seed, or a certain one; full=true shows them whole"),
+        ("data=FOLDER", "a token store, instead of an option; an argument without = means it as well"),
+        ("tokenizer=FOLDER", "its tokenizer, where it is not found automatically"),
+        ("tokenizers=[…]", "options, folders or Hub ids, compared on held-out text"),
+        ("text=TEXT", "show the tokens of a text, taken literally"),
+        ("rows=N or row=K", "N rows chosen by seed, or row K; full=true shows them whole"),
         ("sequence_len=N", "tokens per row; sequence_lens=[…] compares further lengths"),
         ("packing=best_fit|wrapped", "how documents fill rows"),
-        ("format=text|json", "json: every figure, for scripts"),
-        ("plot=FILE.png", "lengths and sources, or the tokenizers' figures, as a picture"),
+        ("format=text|json", "json: all statistics, for scripts"),
+        ("plot=FILE.png", "plot lengths and sources, or the metrics of the tokenizers"),
         ("verify=true", "hash every file of the store"),
     ],
     "infer": [
-        ("model=FOLDER", "a run, a model folder, a glob, or a Hub id; the first bare word is it too"),
-        ("prompt=TEXT", "the text to continue, taken literally; without it a prompt is asked for"),
+        ("model=FOLDER", "a run, a model folder, a glob or a Hub id; an argument without = means it as well"),
+        ("prompt=TEXT", "the text to continue, taken literally; without it krill asks for one"),
         ("max_new_tokens=128", "length of the answer"),
         ("temperature=0.6", "0: always the most likely token"),
         ("experiment=NAME", "the newest finished run of that experiment"),
-        ("output=FOLDER", "answers.jsonl is written there"),
+        ("output=FOLDER", "folder of answers.jsonl"),
     ],
 }
 
@@ -115,7 +115,7 @@ _FLAGS = [
 
 
 def format_help(command: str, folders: Sequence[Path]) -> str:
-    """The help of one command; `folders`: where options come from, strongest first."""
+    """Returns the help of a command; `folders`: configuration folders, the one with precedence first."""
     primary = next(path for folder in folders if (path := folder / f"{command}.yaml").is_file())
     lines = [
         f"krill-{command}: {paths.read_config_description(primary)}",

@@ -25,7 +25,7 @@ def main() -> int:
 
 
 def run_task(composed: Any) -> None:
-    """One setting: what Hydra calls, once or for each point of a sweep."""
+    """Generates with one configuration; Hydra calls it once, or for each point of a sweep."""
     from krill.config.schema import InferConfig
 
     app.run_command(composed, InferConfig, _run_inference)
@@ -42,23 +42,23 @@ def _run_inference(config: InferConfig, call: Invocation) -> None:
         _write_answers(config, Path(config.output) if config.output else None, call.is_interactive)
 
 
-def _write_answers(config: InferConfig, place: Path | None, asks: bool = False) -> Path:
-    """Answer; what was said also goes to `place`/answers.jsonl."""
-    if place is not None:
-        place.mkdir(parents=True, exist_ok=True)
-    answers = infer(config, asks)
-    if place is not None:
+def _write_answers(config: InferConfig, folder: Path | None, is_interactive: bool = False) -> Path:
+    """Generates answers and writes them to `folder`/answers.jsonl as well, if there is a folder."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    answers = infer(config, is_interactive)
+    if folder is not None:
         from krill import atomic
 
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        atomic.write_text(place / "answers.jsonl", lines)
-    return place or Path.cwd()
+        atomic.write_text(folder / "answers.jsonl", lines)
+    return folder or Path.cwd()
 
 
-def infer(config: InferConfig, asks: bool = True) -> list[dict[str, str]]:
-    """Answer config.prompt, or each line of the standard input; the answers are streamed to standard output.
+def infer(config: InferConfig, is_interactive: bool = True) -> list[dict[str, str]]:
+    """Answers config.prompt, or each line of standard input; answers are streamed to standard output.
 
-    Where nobody is to be asked for a prompt, the model begins a document of its own.
+    `is_interactive`: whether to ask for prompts where config.prompt is null; otherwise the model starts a document.
     """
     import torch
     from transformers.utils import logging as transformers_logging
@@ -83,7 +83,7 @@ def infer(config: InferConfig, asks: bool = True) -> list[dict[str, str]]:
         print(flush=True)
         answers.append({"prompt": prompt, "answer": text})
 
-    if config.prompt is None and asks:
+    if config.prompt is None and is_interactive:
         run_chat(answer)
     else:
         answer(config.prompt or "")
@@ -95,7 +95,7 @@ def _stream_text(piece: str) -> None:
 
 
 def _find_trained_tokenizer(option: str, folders: Sequence[Path]) -> Path:
-    """The folder of the tokenizer that an option of training makes."""
+    """Returns the folder of the tokenizer that an option of the group tokenizer trains."""
     from krill.cli import compose
     from krill.config.schema import TrainConfig
     from krill.config.validation import validate_config
@@ -104,15 +104,15 @@ def _find_trained_tokenizer(option: str, folders: Sequence[Path]) -> Path:
     config = validate_config(TrainConfig, compose.compose_config("train", [f"tokenizer={option}"], folders))
     folder = RunInputs.open(config).tokenizer_folder
     if not folder.is_dir():
-        raise UsageError(f"tokenizer={option}: not made yet; make it: krill-tokenizer tokenizer={option}")
+        raise UsageError(f"tokenizer={option}: not trained yet; run krill-tokenizer tokenizer={option}")
     return folder
 
 
 def _resolve_model_arguments(typed: ParsedArguments, folders: Sequence[Path]) -> None:
-    """model=X is model.path=X: a trained model, never an option of the group that training has of that name.
+    """Rewrites model=X to model.path=X: a trained model, never an option of the config group of that name.
 
-    tokenizer=X is tokenizer.path=X, where X may be an option: the tokenizer that it makes of the built-in text.
-    experiment=NAME stands for its newest finished run here, else for its model on the Hub.
+    tokenizer=X becomes tokenizer.path=X, where X may be an option: the tokenizer that it trains on the built-in text.
+    experiment=NAME means its newest finished run here, or else its model on the Hub.
     """
     from krill.config.overrides import replace_key
 

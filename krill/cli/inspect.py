@@ -1,4 +1,4 @@
-"""krill-inspect: what is in a token store, and how tokenizers do."""
+"""krill-inspect: show what is in a token store, or compare tokenizers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def main() -> int:
 
 
 def run_task(composed: Any) -> None:
-    """One store, or some tokenizers: what Hydra calls."""
+    """Inspects one store, or several tokenizers; called by Hydra."""
     from krill.config.schema import InspectConfig
 
     app.run_command(composed, InspectConfig, inspect)
 
 
 def inspect(config: InspectConfig, call: Invocation) -> None:
-    """Print what is in the tokens of `config`, or how its tokenizers do; makes nothing but the plot."""
+    """Prints what is in the tokens of `config`, or compares its tokenizers; writes nothing but the plot."""
     if config.tokenizers or config.text is not None:
         from krill.cli import inspect_tokenizers
 
@@ -53,8 +53,8 @@ def inspect(config: InspectConfig, call: Invocation) -> None:
     if config.store is None and not folder.is_dir():
         from krill.cli import compose
 
-        again = shlex.join(["krill-preprocess", *compose.drop_inspect_keys(call.overrides)])
-        raise UsageError(f"{folder}: these tokens are not prepared yet; make them: {again}")
+        command = shlex.join(["krill-preprocess", *compose.drop_inspect_keys(call.overrides)])
+        raise UsageError(f"{folder}: these tokens are not prepared yet; run: {command}")
 
     from krill.data.store import Store
     from krill.inspection import store_report as inspection_report
@@ -79,7 +79,7 @@ def inspect(config: InspectConfig, call: Invocation) -> None:
 def _print_store(
     config: InspectConfig, store: Store, speller: TokenRenderer | None, figures: dict[str, Any]
 ) -> None:
-    """Print the figures, then rows."""
+    """Prints the statistics, then rows."""
     from krill.data.packing import pack
     from krill.inspection import store_report as inspection_report
     from krill.inspection.render_rows import RowDisplayOptions, make_stdout_console, render_row
@@ -91,7 +91,7 @@ def _print_store(
         if speller is None:
             raise UsageError(
                 f"{store.folder}: the tokenizer of these tokens (signature {store.tokenizer_signature[:8]}) is not "
-                f"below {get_outputs_root() / 'tokenizers'}; name its folder: tokenizer=FOLDER, or show no rows: rows=0"
+                f"below {get_outputs_root() / 'tokenizers'}; set tokenizer=FOLDER, or show no rows with rows=0"
             )
         rows = pack(store.train, config.sequence_len, config.packing)
         chosen = _choose_rows(config, len(rows))
@@ -103,7 +103,7 @@ def _print_store(
 
 
 def _choose_rows(config: InspectConfig, rows: int) -> list[int]:
-    """Which of so many rows are shown."""
+    """Returns the indices of the rows to show."""
     if config.row is None:
         import numpy as np
 
@@ -122,7 +122,7 @@ def _choose_rows(config: InspectConfig, rows: int) -> list[int]:
 
 
 def _resolve_store_folder(config: InspectConfig) -> Path:
-    """The folder of the tokens that are meant."""
+    """Returns the folder of the token store to inspect."""
     if config.store is not None:
         return Path(config.store).expanduser()
     from krill.data.inputs import RunInputs
@@ -131,7 +131,7 @@ def _resolve_store_folder(config: InspectConfig) -> Path:
 
 
 def _find_tokenizer(config: InspectConfig, store: Store, asked: bool) -> TokenizerFolder | None:
-    """The tokenizer that made the tokens; None if it is not found.
+    """Returns the tokenizer that encoded the tokens, or None if it is not found.
 
     `asked`: whether one was named; UsageError if that is another.
     """
@@ -157,7 +157,7 @@ def _find_tokenizer(config: InspectConfig, store: Store, asked: bool) -> Tokeniz
 
 
 def _read_recorded_signature(folder: Path) -> str | None:
-    """The signature in a tokenizer's record, which is read faster than the tokenizer."""
+    """Returns the signature in the record of a tokenizer, which is faster to read than the tokenizer."""
     try:
         return json.loads((folder / "record.json").read_text(encoding="utf-8"))["signature"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -165,9 +165,9 @@ def _read_recorded_signature(folder: Path) -> str | None:
 
 
 def _resolve_folder_arguments(typed: ParsedArguments, folders: Sequence[Path]) -> None:
-    """data=FOLDER is store=FOLDER, tokenizer=FOLDER is tokenizer.path=FOLDER, unless they name an option.
+    """Rewrites data=FOLDER to store=FOLDER and tokenizer=FOLDER to tokenizer.path=FOLDER, unless they name an option.
 
-    output=FOLDER, where krill-preprocess was told to put the tokens, is store=FOLDER too.
+    output=FOLDER, to which krill-preprocess wrote the tokens, becomes store=FOLDER too.
     """
     if typed.is_multirun:
         raise UsageError(
@@ -180,7 +180,7 @@ def _resolve_folder_arguments(typed: ParsedArguments, folders: Sequence[Path]) -
 
 
 def _require_one_subject(typed: ParsedArguments) -> None:
-    """Raise UsageError where several stores, or tokens and tokenizers, are asked for at once."""
+    """Raises UsageError when several stores, or tokens and tokenizers, are requested at once."""
     stores = [word for word in typed.overrides if word.startswith("store=")]
     if len(stores) > 1:
         raise UsageError(f"{' and '.join(stores)}: one store at a time; leave one of them out")
@@ -196,7 +196,7 @@ def _require_one_subject(typed: ParsedArguments) -> None:
 
 
 def _resolve_folder_override(word: str, folders: Sequence[Path], colours: bool) -> str:
-    """One override, with a folder under the key that takes folders.
+    """Returns an override with a folder moved to the key that takes folders.
 
     `colours`: a text is shown, so tokenizer= may be of the Hub, too, unless it is almost an option.
     """

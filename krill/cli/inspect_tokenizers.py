@@ -1,4 +1,4 @@
-"""krill-inspect on tokenizers instead of tokens: several judged side by side, or a text by the tokens of one."""
+"""krill-inspect for tokenizers: compare several on held-out text, or show the tokens of a text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def print_tokenizer_comparison(config: InspectConfig, call: Invocation) -> None:
-    """Print how the tokenizers do on the held-out text of the data; makes nothing but the plot."""
+    """Prints a comparison of tokenizers on the held-out text of the data; writes nothing but the plot."""
     from krill.sources.registry import open_source
 
     if not config.data.validation_fraction:
         raise UsageError(
-            "data.validation_fraction=0: no document is held out, so there is none to judge tokenizers on; set "
+            "data.validation_fraction=0: no document is held out, so there are none to evaluate tokenizers on; set "
             "data.validation_fraction=0.01"
         )
     source = open_source(config.data, is_read_only=True)
@@ -48,7 +48,7 @@ def print_tokenizer_comparison(config: InspectConfig, call: Invocation) -> None:
 
 
 def print_text_tokens(config: InspectConfig, call: Invocation) -> None:
-    """Print config.text by the tokens of config.tokenizer. Special tokens written in it are text."""
+    """Prints the tokens of config.text; special tokens in it are read as text."""
     from krill.data.inputs import RunInputs
 
     assert config.text is not None
@@ -58,7 +58,7 @@ def print_text_tokens(config: InspectConfig, call: Invocation) -> None:
         content = config.text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"text=: is no UTF-8 (character {error.start + 1}); type it in another encoding"
+            f"text= is not valid UTF-8 (character {error.start + 1}); set the terminal to UTF-8"
         ) from error
     folder = RunInputs.open(config).tokenizer_folder
     if config.dry_run:
@@ -91,7 +91,7 @@ def print_text_tokens(config: InspectConfig, call: Invocation) -> None:
 
 
 def _compute_figures(config: InspectConfig, source: Source, folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Figures of the tokenizers on held-out text. Raises UsageError where none is held out."""
+    """Returns the metrics of the tokenizers on held-out text. Raises UsageError if there are none."""
     from krill.inspection.compare_tokenizers import evaluate_tokenizers
     from krill.sources.source import SkippedRecords
     from krill.text.sample import TextSample
@@ -104,8 +104,8 @@ def _compute_figures(config: InspectConfig, source: Source, folders: Mapping[str
     figures = evaluate_tokenizers(tokenizers, sample, source.names)
     if not figures["documents"]:
         raise UsageError(
-            f"data.validation_fraction={config.data.validation_fraction:g}: of this data no document is held out, so "
-            "there is none to judge tokenizers on; give more text, or hold more out"
+            f"data.validation_fraction={config.data.validation_fraction:g}: no document of this data is held "
+            "out, so there are none to evaluate tokenizers on; add text, or raise data.validation_fraction"
         )
     return {"data": config.data.name, **figures}
 
@@ -114,7 +114,7 @@ def _compute_figures(config: InspectConfig, source: Source, folders: Mapping[str
 
 
 def _resolve_folders(config: InspectConfig, call: Invocation) -> dict[str, Path]:
-    """Where each tokenizer of `config` is, by what it was called; one that is not made yet is not there."""
+    """Returns the folder of each tokenizer of `config` by its name; one that is not trained yet does not exist."""
     own = [Path(source.path) for source in call.hydra.runtime.config_sources if source.provider == "user"]
     known = list_config_options("tokenizer", [*own, CONF_DIR])
     return {
@@ -126,7 +126,7 @@ def _resolve_folders(config: InspectConfig, call: Invocation) -> dict[str, Path]
 
 
 def _resolve_option(words: Sequence[str], own: Sequence[Path]) -> Path:
-    """The folder of the tokenizer that krill-tokenizer makes of these words."""
+    """Returns the folder of the tokenizer that krill-tokenizer trains with these overrides."""
     from krill.data.inputs import RunInputs
 
     try:
@@ -139,7 +139,7 @@ def _resolve_option(words: Sequence[str], own: Sequence[Path]) -> Path:
 
 
 def _resolve_named_folder(name: str, known: Mapping[str, Path]) -> Path:
-    """The folder `name`, or that of the Hub; what is almost an option is taken for a slip."""
+    """Returns the folder `name`, or the one of the Hub; a near miss of an option is an error."""
     from krill.tokenizer.artifact import resolve_tokenizer_folder
 
     if "/" in name or Path(name).is_dir():
@@ -157,7 +157,7 @@ def _resolve_named_folder(name: str, known: Mapping[str, Path]) -> Path:
 
 
 def _require_trained(folders: Mapping[str, Path], call: Invocation) -> None:
-    """Raise UsageError that names the command for every tokenizer that is not made yet."""
+    """Raises UsageError that names the command for every tokenizer that is not trained yet."""
     missing = [
         _describe_missing(folder, _build_arguments(name, call))
         for name, folder in folders.items()
@@ -168,11 +168,11 @@ def _require_trained(folders: Mapping[str, Path], call: Invocation) -> None:
 
 
 def _describe_missing(folder: Path, words: Sequence[str]) -> str:
-    return f"{folder}: not made yet; make it: {shlex.join(['krill-tokenizer', *words])}"
+    return f"{folder}: not trained yet; run: {shlex.join(['krill-tokenizer', *words])}"
 
 
 def _build_arguments(option: str, call: Invocation) -> list[str]:
-    """What was typed, as krill-tokenizer takes it for that option."""
+    """Returns the overrides with which krill-tokenizer trains that option."""
     others = [
         word
         for word in compose.drop_inspect_keys(call.overrides)

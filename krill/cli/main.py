@@ -1,4 +1,4 @@
-"""krill COMMAND (or kr COMMAND): one name for all commands, the original's names among them."""
+"""krill COMMAND (or kr COMMAND): one name for all commands, including the names of minpeter/krill."""
 
 from __future__ import annotations
 

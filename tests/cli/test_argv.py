@@ -28,8 +28,8 @@ def test_flags_with_a_value_keep_it():
 @pytest.mark.parametrize(
     ("words", "fix"),
     [
-        (["--lr", "1e-3"], "write lr=1e-3"),
-        (["--lr=1e-3"], "write lr=1e-3"),
+        (["--lr", "1e-3"], "use lr=1e-3"),
+        (["--lr=1e-3"], "use lr=1e-3"),
         (["--lr-min", "3"], "write lr_min=3"),
         (["--verbose"], "write verbose=…"),
         (["--verbose", "lr=3"], "write verbose=…"),
@@ -53,5 +53,5 @@ def test_the_first_bare_word_is_the_model_only_if_the_command_says_so():
         "model=outputs/모델",
         "prompt=가",
     ]
-    with pytest.raises(UsageError, match="'second' is not key=value; words to go on from are prompt="):
+    with pytest.raises(UsageError, match="'second' is not key=value; set the prompt with prompt="):
         parse_arguments(["first", "second"], bare="model")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import SMALL, Command, rows
+from console import SMALL_RUN, Krill, read_table
 
 pytestmark = pytest.mark.slow
 
@@ -23,15 +23,15 @@ def tried(sweep: Path) -> list[list[str]]:
     return told_of(sweep)["tried"]
 
 
-def test_a_search_goes_on_where_it_was_stopped(krill: Command, corpus: str, tmp_path: Path):
-    words = ("-m", SPACE, "data=files", corpus, *SMALL, "sweep.search=tpe", "hydra/launcher=basic")
+def test_a_search_goes_on_where_it_was_stopped(krill: Krill, corpus: str, tmp_path: Path):
+    words = ("-m", SPACE, "data=files", corpus, *SMALL_RUN, "sweep.search=tpe", "hydra/launcher=basic")
     whole, parts = tmp_path / "outputs" / "sweeps" / "whole", tmp_path / "outputs" / "sweeps" / "parts"
 
     done = krill("train", *words, "sweep.trials=12", "name=whole")
 
     assert "12 points, drawn by tpe, the first 10 now" in done.stderr
     assert "11 points: 11 finished; best" in done.stderr
-    table = rows(whole)
+    table = read_table(whole)
     assert len(table) == 12
     assert [row["eval_loss"] for row in table] == sorted(row["eval_loss"] for row in table)
 
@@ -44,11 +44,11 @@ def test_a_search_goes_on_where_it_was_stopped(krill: Command, corpus: str, tmp_
 
     done = krill("train", *words, "sweep.trials=12", "name=parts")
 
-    assert done.stderr.count("finished already") == 10
+    assert done.stderr.count("already finished") == 10
     assert tried(parts) == tried(whole)
 
 
-def test_random_points_are_all_known_beforehand(krill: Command, corpus: str, tmp_path: Path):
+def test_random_points_are_all_known_beforehand(krill: Krill, corpus: str, tmp_path: Path):
     words = ("-m", "tokenizer.vocab_size=int(interval(300,600))", "data=files", corpus, "name=drawn")
 
     krill("tokenizer", *words, "sweep.search=random", "sweep.trials=3", "hydra/launcher=basic")
@@ -62,11 +62,11 @@ def test_random_points_are_all_known_beforehand(krill: Command, corpus: str, tmp
 
 
 def test_a_point_that_is_no_valid_one_is_left_out_of_what_goes_on(
-    krill: Command, corpus: str, tmp_path: Path
+    krill: Krill, corpus: str, tmp_path: Path
 ):
     sizes = ("model.num_attention_heads=2,3", "model.hidden_size=24,32", "model.num_key_value_heads=1")
     words = (
-        "-m", *sizes, "data=files", corpus, *SMALL, "sweep.search=random", "hydra/launcher=basic", "name=odd",
+        "-m", *sizes, "data=files", corpus, *SMALL_RUN, "sweep.search=random", "hydra/launcher=basic", "name=odd",
     )  # fmt: skip
     sweep = tmp_path / "outputs" / "sweeps" / "odd"
     krill("train", *words, "sweep.trials=1", "seed=3")
@@ -77,7 +77,7 @@ def test_a_point_that_is_no_valid_one_is_left_out_of_what_goes_on(
 
     done = krill("train", *words, "sweep.trials=2", "seed=3", code=3)
 
-    assert "finished already" in done.stderr
+    assert "already finished" in done.stderr
     assert "does not divide hidden_size=32" in done.stderr
     assert "model.num_attention_heads=3 model.hidden_size=32" in done.stderr
 
@@ -92,7 +92,7 @@ def test_a_point_that_is_no_valid_one_is_left_out_of_what_goes_on(
         (
             "train",
             ["lr=interval(1,2),3", "sweep.search=random", "sweep.trials=2"],
-            "an interval stands alone",
+            "an interval cannot be one of several values",
         ),
         (
             "tokenizer",
@@ -103,7 +103,7 @@ def test_a_point_that_is_no_valid_one_is_left_out_of_what_goes_on(
     ],
 )
 def test_what_cannot_be_searched_is_told_before_anything_starts(
-    krill: Command, tmp_path: Path, command: str, words: list[str], said: str
+    krill: Krill, tmp_path: Path, command: str, words: list[str], said: str
 ):
     done = krill(command, "-m", *words, code=2)
     assert said in done.stderr
