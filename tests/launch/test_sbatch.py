@@ -1,4 +1,4 @@
-"""What is asked of a cluster before anything is submitted."""
+"""The sbatch parameters and scripts of a submission, and what is queried from the cluster before it."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ mixed|gpu:v100:8|40|infinite
 """
 
 
-def make_config(*words: str) -> TrainConfig:
-    return validate_config(TrainConfig, compose_config("train", list(words)))
+def make_config(*overrides: str) -> TrainConfig:
+    return validate_config(TrainConfig, compose_config("train", list(overrides)))
 
 
-def make_hardware(*words: str) -> HardwareConfig:
-    return resolve_auto_processes(make_config(*words)).hardware
+def make_hardware(*overrides: str) -> HardwareConfig:
+    return resolve_auto_processes(make_config(*overrides)).hardware
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def slurm_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return fake_slurm.install(tmp_path, monkeypatch, sinfo=NODES, scontrol="MaxArraySize            = 1001\n")
 
 
-def test_processes_auto_is_every_gpu_of_a_node(asked: Path) -> None:
+def test_processes_auto_is_the_number_of_gpus_per_node(slurm_calls: Path) -> None:
     assert make_hardware("hardware=slurm_node").processes == 4
     assert make_hardware("hardware=slurm_gpu").processes == 1
     partition = "hardware.slurm.partition=mixed"
     assert make_hardware("hardware=slurm_node", partition, "hardware.slurm.gpu_type=v100").processes == 8
-    with pytest.raises(UsageError, match=r"nodes with 4 and 8 GPUs: write hardware.processes=…"):
+    with pytest.raises(UsageError, match=r"nodes with 4 and 8 GPUs: set hardware.processes=…"):
         make_hardware("hardware=slurm_node", partition)
     with pytest.raises(UsageError, match="partition cpu has no GPUs: choose another"):
         make_hardware("hardware=slurm_node", "hardware.slurm.partition=cpu")
@@ -54,19 +54,19 @@ def test_processes_auto_is_every_gpu_of_a_node(asked: Path) -> None:
 
 
 def sbatch_parameters(
-    *words: str, launcher: dict[str, Any] | None = None, trains: bool = True
+    *overrides: str, launcher: dict[str, Any] | None = None, is_training: bool = True
 ) -> dict[str, Any]:
-    return build_sbatch_parameters(make_hardware(*words), launcher or {}, "name", trains)
+    return build_sbatch_parameters(make_hardware(*overrides), launcher or {}, "name", is_training)
 
 
-def test_a_job_asks_for_what_its_processes_need(asked: Path) -> None:
-    found = sbatch_parameters(
+def test_a_job_requests_what_its_processes_need(slurm_calls: Path) -> None:
+    training = sbatch_parameters(
         "hardware=slurm_nodes", "hardware.slurm.nodes=3", "hardware.slurm.gpu_type=a100"
     )
-    assert {key: found[key] for key in ("nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task", "time")} == {
+    assert {key: training[key] for key in ("nodes", "ntasks_per_node", "gpus_per_node", "cpus_per_task", "time")} == {
         "nodes": 3, "ntasks_per_node": 4, "gpus_per_node": "a100:4", "cpus_per_task": 8, "time": 24 * 60,
     }  # fmt: skip
-    other = sbatch_parameters("hardware=slurm_nodes", trains=False)
+    other = sbatch_parameters("hardware=slurm_nodes", is_training=False)
     assert (other["nodes"], other["ntasks_per_node"], other["gpus_per_node"]) == (1, 1, 1)
     cpu = sbatch_parameters(
         "hardware=slurm_cpu", "hardware.slurm.partition=cpu", "hardware.slurm.time=3-00:00:00"
@@ -75,17 +75,17 @@ def test_a_job_asks_for_what_its_processes_need(asked: Path) -> None:
     assert (cpu["cpus_per_task"], cpu["time"], cpu["partition"]) == (8, 3 * 24 * 60, "cpu")
 
 
-def test_what_the_launcher_sets_wins(asked: Path) -> None:
-    found = sbatch_parameters(
+def test_keys_of_the_launcher_override_those_of_hardware(slurm_calls: Path) -> None:
+    parameters = sbatch_parameters(
         "hardware=slurm_gpu", launcher={"timeout_min": 5, "qos": "high", "partition": None, "name": "x"}
     )
-    assert (found["time"], found["qos"], found["job_name"]) == (5, "high", "x")
+    assert (parameters["time"], parameters["qos"], parameters["job_name"]) == (5, "high", "x")
     alone = sbatch_parameters(launcher={"gpus_per_node": 2, "mem_gb": 3})
     assert alone == {"job_name": "name", "requeue": True, "time": 24 * 60, "gpus_per_node": 2, "mem": 3}
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "asked_for"),
+    ("key", "value", "expected"),
     [
         ("gpus", "2", {"gpus_per_node": 2}), ("cpus", "3", {"cpus_per_task": 3}), ("memory", "64G", {"mem": "64G"}),
         ("save_before", "60", {"signal_delay_s": 60}), ("account", "lab", {"account": "lab"}),
@@ -94,21 +94,23 @@ def test_what_the_launcher_sets_wins(asked: Path) -> None:
         ("options.mail-type", "END", {"mail-type": "END"}),
     ],
 )  # fmt: skip
-def test_what_it_asks_for_follows_its_keys(
-    asked: Path, key: str, value: str, asked_for: dict[str, Any]
+def test_each_key_sets_its_parameter(
+    slurm_calls: Path, key: str, value: str, expected: dict[str, Any]
 ) -> None:
-    word = compose._prefix_free_key(quote_override(f"hardware.slurm.{key}={value}"))
-    assert asked_for.items() <= sbatch_parameters("hardware=slurm_gpu", word).items()
-    assert not asked_for.items() <= sbatch_parameters("hardware=slurm_gpu").items()
+    override = compose._prefix_free_key(quote_override(f"hardware.slurm.{key}={value}"))
+    assert expected.items() <= sbatch_parameters("hardware=slurm_gpu", override).items()
+    assert not expected.items() <= sbatch_parameters("hardware=slurm_gpu").items()
 
 
-def test_the_signal_comes_before_the_end_of_a_short_job_too(asked: Path) -> None:
+def test_the_signal_of_a_short_job_comes_before_its_end(slurm_calls: Path) -> None:
     assert sbatch_parameters("hardware=slurm_gpu")["signal_delay_s"] == 120
     assert sbatch_parameters("hardware=slurm_gpu", "hardware.slurm.time=1m")["signal_delay_s"] == 20
 
 
-def test_1002_points_are_two_arrays(asked: Path, tmp_path: Path) -> None:
-    submission = Submission(tmp_path, ["run", "it"], sbatch_parameters("hardware=slurm_gpu"), 1002, slots=7)
+def test_1002_jobs_are_two_arrays(slurm_calls: Path, tmp_path: Path) -> None:
+    submission = Submission(
+        tmp_path, ["run", "it"], sbatch_parameters("hardware=slurm_gpu"), 1002, max_parallel=7
+    )
     first, second = submission.render_scripts()
     assert "#SBATCH --array=0-1000%7" in first
     assert first.rstrip().endswith("run it 0 slurm")
@@ -117,29 +119,29 @@ def test_1002_points_are_two_arrays(asked: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "minutes"), [("90m", 90), ("12h", 720), ("2d", 2880), ("1-12:00:00", 2160), ("00:30:00", 30)]
+    ("text", "minutes"), [("90m", 90), ("12h", 720), ("2d", 2880), ("1-12:00:00", 2160), ("00:30:00", 30)]
 )
-def test_times(written: str, minutes: int) -> None:
-    section = make_config("hardware=slurm_gpu", f"hardware.slurm.time='{written}'").hardware.slurm
+def test_time_limits_with_units(text: str, minutes: int) -> None:
+    section = make_config("hardware=slurm_gpu", f"hardware.slurm.time='{text}'").hardware.slurm
     assert section is not None
     assert section.time == minutes
     assert type(section).model_validate(section.model_dump(mode="json")) == section
 
 
-@pytest.mark.parametrize("written", ["43200", "12", "soon", "'1:2:3'"])
-def test_a_time_without_unit_is_refused(written: str) -> None:
+@pytest.mark.parametrize("text", ["43200", "12", "soon", "'1:2:3'"])
+def test_a_time_limit_without_unit_is_rejected(text: str) -> None:
     with pytest.raises(UsageError, match=r"write 90m, 12h, 2d"):
-        make_config("hardware=slurm_gpu", f"hardware.slurm.time={written}")
+        make_config("hardware=slurm_gpu", f"hardware.slurm.time={text}")
 
 
-def test_no_slurm_is_said_and_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_slurm_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UsageError, match="no SLURM on this machine") as refused:
+    with pytest.raises(UsageError, match="no SLURM on this machine") as raised:
         cluster.require_slurm()
-    assert refused.value.exit_code == 2
+    assert raised.value.exit_code == 2
 
 
-def test_limits_of_a_partition() -> None:
+def test_time_limits_of_partitions_are_parsed() -> None:
     assert cluster._parse_time_limit("10:00:00") == 600
     assert cluster._parse_time_limit("30:00") == 30
     assert cluster._parse_time_limit("infinite") is None

@@ -1,4 +1,4 @@
-"""A process that SLURM started: which rank it is, and when its job goes back into the queue."""
+"""A process that SLURM started: its rank in torchrun's variables, and when its job is requeued."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_slurm_env(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*(key for key in os.environ if key.startswith("SLURM_")), "CUDA_VISIBLE_DEVICES"]:
         monkeypatch.delenv(name, raising=False)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -35,20 +35,20 @@ def exported_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **more: str) -
     }
 
 
-def test_a_task_is_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_srun_gets_torchruns_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert exported_env(tmp_path, monkeypatch) == {
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n1",
     }  # fmt: skip
     assert 20000 <= int(os.environ["MASTER_PORT"]) <= 60000
 
 
-def test_where_each_task_sees_its_gpu_alone_it_is_the_first(
+def test_local_rank_is_0_if_each_task_sees_only_its_own_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert exported_env(tmp_path, monkeypatch, CUDA_VISIBLE_DEVICES="1")["LOCAL_RANK"] == "0"
 
 
-def test_a_batch_script_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_script_is_not_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}.items():
         monkeypatch.setenv(key, value)
     slurm_env.export_torchrun_env()
@@ -56,50 +56,51 @@ def test_a_batch_script_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def requeue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, received: signal.Signals, **more: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, received: signal.Signals, **more: str
 ) -> tuple[str | None, str]:
-    asked = fake_slurm.install(tmp_path, monkeypatch, scontrol=told)
+    """Returns the message of requeue_job and the SLURM commands that it ran; `job`: from scontrol show job."""
+    calls = fake_slurm.install(tmp_path, monkeypatch, scontrol=job)
     for key, value in ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"} | more).items():
         monkeypatch.setenv(key, value)
-    done = slurm_env.requeue_job(received, requeues=3)
-    return done, asked.read_text() if asked.exists() else ""
+    message = slurm_env.requeue_job(received, max_requeues=3)
+    return message, calls.read_text() if calls.exists() else ""
 
 
 RUNNING = "JobId=7 JobState=RUNNING Reason=None Restarts=0 PreemptTime=None"
 
 
-def test_out_of_time_it_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done, asked = requeue(tmp_path, monkeypatch, RUNNING, signal.SIGUSR2)
-    assert done == "job 7 is in the queue again"
-    assert "scontrol requeue 7" in asked
+def test_a_job_at_its_time_limit_is_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message, calls = requeue(tmp_path, monkeypatch, RUNNING, signal.SIGUSR2)
+    assert message == "job 7 was requeued"
+    assert "scontrol requeue 7" in calls
 
 
 @pytest.mark.parametrize(
-    ("told", "received", "more"),
+    ("job", "received", "more"),
     [
         pytest.param("JobState=CANCELLED Restarts=0", signal.SIGTERM, {}, id="cancelled"),
-        pytest.param("JobState=PENDING Restarts=1", signal.SIGUSR2, {}, id="SLURM has done so"),
-        pytest.param("JobState=RUNNING Restarts=1", signal.SIGUSR2, {}, id="started elsewhere already"),
-        pytest.param(RUNNING, signal.SIGTERM, {}, id="somebody sent SIGTERM"),
-        pytest.param(RUNNING, signal.SIGUSR2, {"SLURM_PROCID": "1"}, id="another rank does"),
+        pytest.param("JobState=PENDING Restarts=1", signal.SIGUSR2, {}, id="requeued by SLURM"),
+        pytest.param("JobState=RUNNING Restarts=1", signal.SIGUSR2, {}, id="already started elsewhere"),
+        pytest.param(RUNNING, signal.SIGTERM, {}, id="SIGTERM without preemption"),
+        pytest.param(RUNNING, signal.SIGUSR2, {"SLURM_PROCID": "1"}, id="another rank requeues"),
     ],
 )
-def test_otherwise_it_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, received: signal.Signals, more: dict[str, str]
+def test_otherwise_a_job_is_not_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, received: signal.Signals, more: dict[str, str]
 ) -> None:
-    done, asked = requeue(tmp_path, monkeypatch, told, received, **more)
-    assert done is None
-    assert "requeue" not in asked
+    message, calls = requeue(tmp_path, monkeypatch, job, received, **more)
+    assert message is None
+    assert "requeue" not in calls
 
 
-def test_preempted_with_time_to_save_it_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = RUNNING.replace("PreemptTime=None", "PreemptTime=2030-01-01T00:00:00")
-    assert requeue(tmp_path, monkeypatch, told, signal.SIGTERM)[0] == "job 7 is in the queue again"
+def test_a_job_preempted_with_notice_is_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = RUNNING.replace("PreemptTime=None", "PreemptTime=2030-01-01T00:00:00")
+    assert requeue(tmp_path, monkeypatch, job, signal.SIGTERM)[0] == "job 7 was requeued"
 
 
-def test_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = RUNNING.replace("Restarts=0", "Restarts=3")
-    done, asked = requeue(tmp_path, monkeypatch, told, signal.SIGUSR2, SLURM_RESTART_COUNT="3")
-    assert done is not None
-    assert "started again 3 times" in done
-    assert "requeue" not in asked
+def test_requeues_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = RUNNING.replace("Restarts=0", "Restarts=3")
+    message, calls = requeue(tmp_path, monkeypatch, job, signal.SIGUSR2, SLURM_RESTART_COUNT="3")
+    assert message is not None
+    assert "was requeued 3 times" in message
+    assert "requeue" not in calls

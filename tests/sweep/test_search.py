@@ -1,4 +1,4 @@
-"""What a search draws: the same whenever it is asked, and better where it learns."""
+"""Searches sample the same points whenever they run, and an adaptive one samples better points over time."""
 
 from __future__ import annotations
 
@@ -21,36 +21,40 @@ SPACE = (
 )
 
 
-def made(how: str, trials: int | None = 40, seed: int = 0, words: Sequence[str] = SPACE) -> Search:
-    typed = OverridesParser.create().parse_overrides(list(words))
-    return build_search(SimpleNamespace(search=how, trials=trials), seed, typed)
+def make_search(
+    sampler: str, trials: int | None = 40, seed: int = 0, overrides: Sequence[str] = SPACE
+) -> Search:
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return build_search(SimpleNamespace(search=sampler, trials=trials), seed, parsed)
 
 
-def drawn(how: str, trials: int | None = 40, seed: int = 0, words: Sequence[str] = SPACE) -> SampledSearch:
-    search = made(how, trials, seed, words)
+def make_sampled_search(
+    sampler: str, trials: int | None = 40, seed: int = 0, overrides: Sequence[str] = SPACE
+) -> SampledSearch:
+    search = make_search(sampler, trials, seed, overrides)
     assert isinstance(search, SampledSearch)
     return search
 
 
 def loss(overrides: Sequence[str]) -> float:
-    values = dict(word.split("=") for word in overrides)
-    far = (math.log10(float(values["lr"])) + 2.5) ** 2 + (int(values["model.depth"]) - 7) ** 2 / 10
-    return far + (values["optimizer"] == "adamw")
+    values = dict(override.split("=") for override in overrides)
+    distance = (math.log10(float(values["lr"])) + 2.5) ** 2 + (int(values["model.depth"]) - 7) ** 2 / 10
+    return distance + (values["optimizer"] == "adamw")
 
 
-def searched(search: Search, at_once: int = 1, until: int = 1000) -> list[float | None]:
-    """Losses of the points, in their order; a batch after `until` of them is asked for and not told of."""
+def run_search(search: Search, num_parallel: int = 1, stop_after: int = 1000) -> list[float | None]:
+    """Returns the losses of the points; after `stop_after` of them the last batch is asked for, but not told."""
     losses: list[float | None] = []
-    while batch := search.ask(at_once):
+    while batch := search.ask(num_parallel):
         losses += map(loss, batch)
-        if len(losses) > until:
+        if len(losses) > stop_after:
             break
         search.tell(losses[-len(batch) :])
     return losses
 
 
-def test_each_point_lies_in_the_space_and_keeps_what_is_fixed():
-    search = drawn("random")
+def test_points_are_in_the_space_and_keep_the_fixed_overrides():
+    search = make_sampled_search("random")
     points = search.ask(1)
     assert len(points) == 40
     for fixed, rate, depth, optimizer in points:
@@ -64,72 +68,73 @@ def test_each_point_lies_in_the_space_and_keeps_what_is_fixed():
     assert sum(float(point[1].removeprefix("lr=")) < 1e-3 for point in points) > 10  # logarithmic
 
 
-def test_the_seed_decides_and_neighbours_share_nothing():
-    assert drawn("random").ask(1) == drawn("random").ask(1)
-    one, other = drawn("random", seed=0).ask(1), drawn("random", seed=1).ask(1)
-    assert not {tuple(point) for point in one} & {tuple(point) for point in other}
+def test_the_seed_determines_the_points():
+    assert make_sampled_search("random").ask(1) == make_sampled_search("random").ask(1)
+    first, second = make_sampled_search("random", seed=0).ask(1), make_sampled_search("random", seed=1).ask(1)
+    assert not {tuple(point) for point in first} & {tuple(point) for point in second}
 
 
 def test_more_trials_only_add_points():
-    assert drawn("random", 30).ask(1)[:20] == drawn("random", 20).ask(1)
+    assert make_sampled_search("random", 30).ask(1)[:20] == make_sampled_search("random", 20).ask(1)
 
 
-def test_it_learns():
+def test_tpe_finds_lower_losses_than_random():
     better = 0
     for seed in range(5):
-        tpe, random = searched(drawn("tpe", seed=seed)), searched(drawn("random", seed=seed))
+        tpe = run_search(make_sampled_search("tpe", seed=seed))
+        random = run_search(make_sampled_search("random", seed=seed))
         better += sum(map(float, tpe[20:])) < sum(map(float, random[20:]))
     assert better == 5
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-@pytest.mark.parametrize("until", [5, 10, 17, 30])
-def test_stopped_anywhere_it_goes_on_as_if_it_had_not_been(at_once: int, until: int):
-    whole = drawn("tpe")
-    searched(whole, at_once)
-    stopped = drawn("tpe")
-    searched(stopped, at_once, until)
-    assert len(stopped.history) < 40
+@pytest.mark.parametrize("num_parallel", [1, 3])
+@pytest.mark.parametrize("stop_after", [5, 10, 17, 30])
+def test_an_interrupted_search_resumes_as_if_uninterrupted(num_parallel: int, stop_after: int):
+    uninterrupted = make_sampled_search("tpe")
+    run_search(uninterrupted, num_parallel)
+    interrupted = make_sampled_search("tpe")
+    run_search(interrupted, num_parallel, stop_after)
+    assert len(interrupted.history) < 40
 
-    later = drawn("tpe")
-    later.restore_history(stopped.history)
-    searched(later, at_once)
+    resumed = make_sampled_search("tpe")
+    resumed.restore_history(interrupted.history)
+    run_search(resumed, num_parallel)
 
-    assert later.history == whole.history
+    assert resumed.history == uninterrupted.history
 
 
-def test_points_outside_the_space_are_not_taken_up():
-    old = drawn("random")
+def test_points_outside_the_space_are_not_restored():
+    old = make_sampled_search("random")
     old.ask(1)
-    narrower = drawn(
-        "tpe", words=[SPACE[0], SPACE[1], "model.depth=int(interval(1,6))", "optimizer=muon,sgd"]
+    narrower = make_sampled_search(
+        "tpe", overrides=[SPACE[0], SPACE[1], "model.depth=int(interval(1,6))", "optimizer=muon,sgd"]
     )
     narrower.restore_history(old.history)
-    kept = narrower.ask(1)
-    assert 0 < len(kept) < 40
-    assert all(point[3] == "optimizer=muon" and int(point[2].partition("=")[2]) <= 6 for point in kept)
-    other = drawn("tpe", words=["lr=interval(0,1)"])
+    restored = narrower.ask(1)
+    assert 0 < len(restored) < 40
+    assert all(point[3] == "optimizer=muon" and int(point[2].partition("=")[2]) <= 6 for point in restored)
+    other = make_sampled_search("tpe", overrides=["lr=interval(0,1)"])
     other.restore_history([*old.history, ["lr"], [], ["lr=high"]])
     assert len(other.ask(1)) == 10
 
 
-def test_points_that_fail_teach_nothing_and_end_nothing():
-    search = drawn("tpe", 15)
+def test_points_without_a_loss_do_not_end_the_search():
+    search = make_sampled_search("tpe", 15)
     while batch := search.ask(1):
         search.tell([None if index % 2 else math.nan for index in range(len(batch))])
     assert len(search.history) == 15
 
 
-def test_the_ends_of_the_space_are_looked_at_where_points_come_later():
-    ends = drawn("tpe").boundary_points()
-    assert ["steps=7", "lr=1e-05", "model.depth=12", "optimizer=adamw"] in ends
-    assert ["steps=7", "lr=1.0", "model.depth=1", "optimizer=adamw"] in ends
-    assert ["steps=7", "lr=1e-05", "model.depth=1", "optimizer=muon"] in ends
-    assert not drawn("random").boundary_points()
+def test_an_adaptive_search_has_points_at_the_bounds_of_its_space():
+    points = make_sampled_search("tpe").boundary_points()
+    assert ["steps=7", "lr=1e-05", "model.depth=12", "optimizer=adamw"] in points
+    assert ["steps=7", "lr=1.0", "model.depth=1", "optimizer=adamw"] in points
+    assert ["steps=7", "lr=1e-05", "model.depth=1", "optimizer=muon"] in points
+    assert not make_sampled_search("random").boundary_points()
 
 
 @pytest.mark.parametrize(
-    ("how", "trials", "words", "said"),
+    ("sampler", "trials", "overrides", "message"),
     [
         ("grid", None, SPACE, "sweep.search=random sweep.trials=20"),
         ("grid", 5, ["lr=1,2"], "a grid has all combinations"),
@@ -138,17 +143,19 @@ def test_the_ends_of_the_space_are_looked_at_where_points_come_later():
         ("random", 5, ["lr=1"], "no space to search"),
         ("random", 5, ["lr=tag(log,interval(0,1))"], "lr=tag(log,interval(0,1)): "),
         ("random", 5, ["lr=interval(2,1)"], "lr=interval(2,1): "),
-        ("grid", None, ["sweep.max_parallel=1,2"], "one for the whole sweep"),
+        ("grid", None, ["sweep.max_parallel=1,2"], "one value for the whole sweep"),
     ],
 )
-def test_what_does_not_go_together_is_refused(how: str, trials: int | None, words: Sequence[str], said: str):
-    with pytest.raises(UsageError) as refused:
-        made(how, trials, words=words)
-    assert said in str(refused.value)
+def test_settings_that_exclude_each_other_are_rejected(
+    sampler: str, trials: int | None, overrides: Sequence[str], message: str
+):
+    with pytest.raises(UsageError) as raised:
+        make_search(sampler, trials, overrides=overrides)
+    assert message in str(raised.value)
 
 
-def test_without_optuna_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_without_optuna_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "meta_path", [])
     monkeypatch.delitem(sys.modules, "optuna", raising=False)
     with pytest.raises(UsageError, match=r"pip install 'krill\[search\]'"):
-        made("random", 5)
+        make_search("random", 5)
