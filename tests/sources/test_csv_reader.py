@@ -1,4 +1,4 @@
-"""CSV and TSV: what writers write is read back, and what breaks the rules costs its row."""
+"""Tests of the CSV and TSV reader: round trips, and invalid rows that are skipped one by one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reading import written
+from source_files import write_bytes
 
 from krill.sources import csv_reader
 from krill.sources.csv_reader import read_csv_texts
@@ -19,8 +19,10 @@ CELL = st.text(st.sampled_from('ab"\t,\n\r 가'), max_size=8)
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(CELL, CELL, CELL), min_size=1), suffix=st.sampled_from(["csv", "tsv"]))
-def test_what_python_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, ...]], suffix: str) -> None:
-    if suffix == "tsv":  # a text with both tabs and newlines may look like rows that know no quoting
+def test_reads_back_what_the_csv_module_writes(
+    tmp_path: Path, rows: list[tuple[str, ...]], suffix: str
+) -> None:
+    if suffix == "tsv":  # a quoted text with tabs and newlines can look like several unquoted rows
         rows = [tuple(cell.replace("\t", " ") for cell in row) for row in rows]
     path = tmp_path / f"a.{suffix}"
     with open(path, "w", encoding="utf-8-sig", newline="") as file:
@@ -37,45 +39,45 @@ CASES = {
     "invalid UTF-8": (b"id,text\n1,a\xff\n\xff,b\n", [(2, "invalid UTF-8"), (3, "b")]),
     "fewer fields": (b"id,text\n1\n2,b\n", [(2, "fewer fields than columns"), (3, "b")]),
     "more fields": (b"id,text\n1,a, b\n2,b,,\n", [(2, "more fields than columns"), (3, "b")]),
-    "a quotation mark too many": (
+    "stray quotation mark": (
         b'id,text\n1,"a\n2,b\n3,"c"\n4,d\n', [(2, "invalid CSV"), (3, "b"), (4, "c"), (5, "d")],
     ),
-    "one that nothing closes": (b'id,text\n1,"a\n2,b\n3,c', [(2, "invalid CSV"), (3, "b"), (4, "c")]),
-    "quoting that ends too soon": (b'id,text\n1,"a" b\n2,b\n', [(2, "invalid CSV"), (3, "b")]),
+    "unclosed quotation mark": (b'id,text\n1,"a\n2,b\n3,c', [(2, "invalid CSV"), (3, "b"), (4, "c")]),
+    "text after a closing quotation mark": (b'id,text\n1,"a" b\n2,b\n', [(2, "invalid CSV"), (3, "b")]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_bad_row_costs_that_row(tmp_path: Path, case: str) -> None:
+def test_invalid_row_is_the_only_one_skipped(tmp_path: Path, case: str) -> None:
     content, expected = CASES[case]
-    found = list(read_csv_texts(written(tmp_path / "a.csv", content), "text"))
-    assert [(line, getattr(text, "reason", text)) for line, text in found] == expected
+    texts = list(read_csv_texts(write_bytes(tmp_path / "a.csv", content), "text"))
+    assert [(line, getattr(text, "reason", text)) for line, text in texts] == expected
 
 
 TSV = {
-    "quotation marks are text": (b'id\ttext\n1\t"a\n2\tb" c\n3\t"d" e\n', ['"a', 'b" c', '"d" e']),
-    "also where they seem to pair": (b'id\ttext\n1\t"a\n2\tb"\n3\tc\n', ['"a', 'b"', "c"]),
-    "a quoted text of several lines": (b'id\ttext\n1\t"a\nb\n\nc"\n2\td\n', ["a\nb\n\nc", "d"]),
-    "a quoted text with a tab": (b'id\ttext\n1\t"a\tb"\n', ["a\tb"]),
+    "quotation marks in text": (b'id\ttext\n1\t"a\n2\tb" c\n3\t"d" e\n', ['"a', 'b" c', '"d" e']),
+    "quotation marks that seem to pair": (b'id\ttext\n1\t"a\n2\tb"\n3\tc\n', ['"a', 'b"', "c"]),
+    "quoted text of several lines": (b'id\ttext\n1\t"a\nb\n\nc"\n2\td\n', ["a\nb\n\nc", "d"]),
+    "quoted text with a tab": (b'id\ttext\n1\t"a\tb"\n', ["a\tb"]),
 }
 
 
 @pytest.mark.parametrize("case", TSV)
 def test_tsv_with_and_without_quoting(tmp_path: Path, case: str) -> None:
     content, expected = TSV[case]
-    found = read_csv_texts(written(tmp_path / "a.tsv", content), "text")
-    assert [text for _, text in found] == expected
+    texts = read_csv_texts(write_bytes(tmp_path / "a.tsv", content), "text")
+    assert [text for _, text in texts] == expected
 
 
-def test_a_field_longer_than_csv_allows_by_itself(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.csv", b"text\n" + b"x" * 1_000_000 + b"\ny\n")
+def test_reads_fields_longer_than_the_default_limit_of_the_csv_module(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "a.csv", b"text\n" + b"x" * 1_000_000 + b"\ny\n")
     assert [len(text) for _, text in read_csv_texts(path, "text")] == [1_000_000, 1]
 
 
-def test_an_open_quotation_swallows_no_more_than_its_limit(
+def test_unclosed_quotation_mark_consumes_at_most_the_field_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(csv_reader, "MAX_FIELD_CHARACTERS", 1000)
-    path = written(tmp_path / "a.csv", b'id,text\n1,"a\n' + b"2,b\n" * 1000)
-    found = [text for _, text in read_csv_texts(path, "text")]
-    assert found == [UnreadableRecord("invalid CSV"), *["b"] * 1000]
+    path = write_bytes(tmp_path / "a.csv", b'id,text\n1,"a\n' + b"2,b\n" * 1000)
+    texts = [text for _, text in read_csv_texts(path, "text")]
+    assert texts == [UnreadableRecord("invalid CSV"), *["b"] * 1000]

@@ -1,4 +1,4 @@
-"""Files give every document once, in order, whatever the parts; a bad record costs that record only."""
+"""Tests of the files source: every document once and in order for any parts; invalid records are skipped singly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reading import GOOD, TEXTS, files, json_lines, parquet, places_and_texts, texts, written, zstd
+from source_files import (
+    RECORDS,
+    TEXTS,
+    compress_zstd,
+    make_files,
+    read_locations_and_texts,
+    read_texts,
+    write_bytes,
+    write_json_lines,
+    write_parquet,
+)
 
 from krill.errors import KrillError, UsageError
 from krill.sources.registry import open_source
@@ -22,69 +32,69 @@ from krill.sources.source import Document, SkippedRecords
 
 
 @pytest.fixture
-def goal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets how many bytes a part holds."""
-    return lambda size: monkeypatch.setattr("krill.sources.files.part_bytes", lambda total: size)
+def set_part_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Returns a function that sets the bytes per part."""
+    return lambda size: monkeypatch.setattr("krill.sources.files.compute_part_bytes", lambda total: size)
 
 
-def table(path: Path, rows: list[tuple[str, ...]], delimiter: str = ",") -> Path:
+def write_table(path: Path, rows: list[tuple[str, ...]], delimiter: str = ",") -> Path:
     with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=delimiter).writerows(rows)
     return path
 
 
-# --- what is read ------------------------------------------------------------------------------------------
+# --- formats and entries ------------------------------------------------------------------------------------
 
 
-def test_every_format_gives_its_documents(tmp_path: Path) -> None:
-    json_lines(tmp_path / "a.jsonl", *GOOD)
-    json_lines(tmp_path / "b.json", *GOOD)
-    (tmp_path / "c.JSON").write_text(json.dumps(GOOD, indent=2))
-    parquet(tmp_path / "d.parquet", text=TEXTS, other=[1, 2, 3])
-    parquet(tmp_path / "e.parquet", text=pa.array(TEXTS).dictionary_encode())
-    parquet(tmp_path / "f.parquet", text=pa.array(TEXTS, pa.large_string()))
-    table(tmp_path / "g.csv", [("id", "text"), *(("x", text) for text in TEXTS)])
-    table(tmp_path / "h.tsv", [("text", "id"), *((text, "x") for text in TEXTS)], "\t")
+def test_reads_documents_of_every_format(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "a.jsonl", *RECORDS)
+    write_json_lines(tmp_path / "b.json", *RECORDS)
+    (tmp_path / "c.JSON").write_text(json.dumps(RECORDS, indent=2))
+    write_parquet(tmp_path / "d.parquet", text=TEXTS, other=[1, 2, 3])
+    write_parquet(tmp_path / "e.parquet", text=pa.array(TEXTS).dictionary_encode())
+    write_parquet(tmp_path / "f.parquet", text=pa.array(TEXTS, pa.large_string()))
+    write_table(tmp_path / "g.csv", [("id", "text"), *(("x", text) for text in TEXTS)])
+    write_table(tmp_path / "h.tsv", [("text", "id"), *((text, "x") for text in TEXTS)], "\t")
     (tmp_path / "i.txt").write_text("one\n\nfile")
-    (tmp_path / "j.JSONL").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD[0]).encode())  # BOM, no end of line
+    (tmp_path / "j.JSONL").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(RECORDS[0]).encode()
+    )  # BOM, no end of line
     skipped = SkippedRecords()
-    assert texts(open_source(files(tmp_path)), skipped) == [*TEXTS * 8, "one\n\nfile", TEXTS[0]]
+    assert read_texts(open_source(make_files(tmp_path)), skipped) == [*TEXTS * 8, "one\n\nfile", TEXTS[0]]
     assert not skipped.reasons
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstd])
-def test_compressed_files_are_read_as_they_are(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize("compress", [gzip.compress, compress_zstd])
+def test_reads_compressed_files(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     suffix = ".gz" if compress is gzip.compress else ".zst"
-    lines = json_lines(tmp_path / "lines", *GOOD).read_bytes()
-    rows = table(tmp_path / "rows", [("text",), *((text,) for text in TEXTS)], "\t").read_bytes()
+    lines = write_json_lines(tmp_path / "lines", *RECORDS).read_bytes()
+    rows = write_table(tmp_path / "rows", [("text",), *((text,) for text in TEXTS)], "\t").read_bytes()
     contents = {
-        "a.jsonl": compress(lines[:20]) + compress(lines[20:]),  # members one after the other are one file
-        "b.json": compress(json.dumps(GOOD, indent=1).encode()),
+        "a.jsonl": compress(lines[:20]) + compress(lines[20:]),  # concatenated members are one file
+        "b.json": compress(json.dumps(RECORDS, indent=1).encode()),
         "c.csv": compress(rows),
         "d.tsv": compress(rows),
         "e.txt": compress(b"\xef\xbb\xbfone"),
     }
     for name, content in contents.items():
-        written(tmp_path / f"{name}{suffix}", content)
-    assert texts(open_source(files(tmp_path / f"*{suffix}"))) == [*TEXTS * 4, "one"]
+        write_bytes(tmp_path / f"{name}{suffix}", content)
+    assert read_texts(open_source(make_files(tmp_path / f"*{suffix}"))) == [*TEXTS * 4, "one"]
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstd])
-def test_a_compressed_file_that_was_cut_is_an_error(
-    tmp_path: Path, compress: Callable[[bytes], bytes]
-) -> None:
+@pytest.mark.parametrize("compress", [gzip.compress, compress_zstd])
+def test_truncated_compressed_file_raises(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     lines = b"".join(json.dumps({"text": f"{index:x}" * 9}).encode() + b"\n" for index in range(60_000))
-    whole = compress(lines)
-    path = written(
-        tmp_path / f"a.jsonl{'.gz' if compress is gzip.compress else '.zst'}", whole[: -len(whole) // 4]
+    content = compress(lines)
+    path = write_bytes(
+        tmp_path / f"a.jsonl{'.gz' if compress is gzip.compress else '.zst'}", content[: -len(content) // 4]
     )
-    source, got = open_source(files(path)), list[Document]()
-    with pytest.raises(KrillError, match=r"a\.jsonl\.\w+:\d{5}: what follows cannot be read .Truncated"):
-        got.extend(source.read(source.list_parts()[0], SkippedRecords()))
-    assert len(got) > 10_000
+    source, documents = open_source(make_files(path)), list[Document]()
+    with pytest.raises(KrillError, match=r"a\.jsonl\.\w+:\d{5}: the rest cannot be read .Truncated"):
+        documents.extend(source.read(source.list_parts()[0], SkippedRecords()))
+    assert len(documents) > 10_000
 
 
-def test_entries_are_files_folders_and_globs_in_their_order(
+def test_entries_are_files_folders_and_globs_in_the_given_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -92,13 +102,13 @@ def test_entries_are_files_folders_and_globs_in_their_order(
         path = Path(name)
         path.parent.mkdir(exist_ok=True)
         path.write_text(name)
-    source = open_source(files("x/*.txt", "글", "z[1].txt"))
-    found = [
+    source = open_source(make_files("x/*.txt", "글", "z[1].txt"))
+    documents = [
         (source.names[part.source], document.text)
         for part in source.list_parts()
         for document in source.read(part, SkippedRecords())
     ]
-    assert found == [
+    assert documents == [
         ("*.txt", "x/10.txt"),
         ("*.txt", "x/2.txt"),
         ("글", "글/둘.txt"),
@@ -107,33 +117,37 @@ def test_entries_are_files_folders_and_globs_in_their_order(
     ]
 
 
-def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_names_of_sources_are_unique(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.txt").write_text(folder)
-    source = open_source(files(tmp_path / "a/x.txt", tmp_path / "b/x.txt", tmp_path / "b/x.txt"))
+    source = open_source(make_files(tmp_path / "a/x.txt", tmp_path / "b/x.txt", tmp_path / "b/x.txt"))
     assert len(set(source.names)) == 3
 
 
-def test_entries_have_weight_column_and_limit(tmp_path: Path) -> None:
-    first = json_lines(tmp_path / "a.jsonl", {"text": None}, *GOOD)
-    second = parquet(tmp_path / "b.parquet", body=[f"b{index}" for index in range(9)], rows=2)
+def test_entries_have_their_own_weight_column_and_limit(tmp_path: Path) -> None:
+    first = write_json_lines(tmp_path / "a.jsonl", {"text": None}, *RECORDS)
+    second = write_parquet(tmp_path / "b.parquet", body=[f"b{index}" for index in range(9)], rows=2)
     source = open_source(
-        files({"path": str(first), "limit": 2, "weight": 0.5}, {"path": str(second), "text_column": "body"})
+        make_files(
+            {"path": str(first), "limit": 2, "weight": 0.5}, {"path": str(second), "text_column": "body"}
+        )
     )
     assert source.weights == [0.5, 1.0]
-    assert texts(source) == TEXTS[:2] + [f"b{index}" for index in range(9)]
+    assert read_texts(source) == TEXTS[:2] + [f"b{index}" for index in range(9)]
 
 
-def test_a_limit_goes_over_the_files_of_its_entry(tmp_path: Path, goal: Callable[[int], None]) -> None:
+def test_limit_applies_across_the_files_of_an_entry(
+    tmp_path: Path, set_part_bytes: Callable[[int], None]
+) -> None:
     for name in "abc":
-        json_lines(tmp_path / f"{name}.jsonl", *({"text": f"{name}{index}"} for index in range(5)))
-    goal(1)
-    source = open_source(files({"path": str(tmp_path), "limit": 7}))
-    assert texts(source) == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
+        write_json_lines(tmp_path / f"{name}.jsonl", *({"text": f"{name}{index}"} for index in range(5)))
+    set_part_bytes(1)
+    source = open_source(make_files({"path": str(tmp_path), "limit": 7}))
+    assert read_texts(source) == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
 
 
-# --- parts -------------------------------------------------------------------------------------------------
+# --- parts --------------------------------------------------------------------------------------------------
 
 
 LINES = st.lists(st.sampled_from(["", "a", "가나다", "x" * 40]), min_size=1, max_size=30)
@@ -141,8 +155,8 @@ LINES = st.lists(st.sampled_from(["", "a", "가나다", "x" * 40]), min_size=1, 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(contents=st.lists(LINES, min_size=1, max_size=3), size=st.integers(1, 400), lf=st.booleans())
-def test_any_parts_of_json_lines_give_every_line_once_and_its_number(
-    tmp_path: Path, goal: Callable[[int], None], contents: list[list[str]], size: int, lf: bool
+def test_parts_of_json_lines_contain_every_line_once_with_its_number(
+    tmp_path: Path, set_part_bytes: Callable[[int], None], contents: list[list[str]], size: int, lf: bool
 ) -> None:
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
@@ -152,60 +166,62 @@ def test_any_parts_of_json_lines_give_every_line_once_and_its_number(
         lines = [json.dumps({"text": text}) if text else "" for text in [*content, "end"]]
         path.write_bytes("\r\n".join(lines).encode() + b"\n" * lf)
         expected += [(f"{path}:{line}", text) for line, text in enumerate([*content, "end"], 1) if text]
-    goal(size)
-    source = open_source(files(tmp_path))
-    assert places_and_texts(source) == expected
+    set_part_bytes(size)
+    source = open_source(make_files(tmp_path))
+    assert read_locations_and_texts(source) == expected
     parts = source.list_parts()
     assert sum(part.size for part in parts) == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert all(part.size >= size for part in parts[:-1])
 
 
-def test_parts_of_parquet_are_row_groups(tmp_path: Path, goal: Callable[[int], None]) -> None:
-    path = parquet(tmp_path / "a.parquet", text=[f"row {row}" for row in range(1, 96)], rows=10)
-    goal(1)
-    source = open_source(files(path))
+def test_parts_of_parquet_are_row_groups(tmp_path: Path, set_part_bytes: Callable[[int], None]) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=[f"row {row}" for row in range(1, 96)], rows=10)
+    set_part_bytes(1)
+    source = open_source(make_files(path))
     assert [part.span for part in source.list_parts()] == [[[0, group, group + 1]] for group in range(10)]
-    assert places_and_texts(source) == [(f"{path}: row {row}", f"row {row}") for row in range(1, 96)]
-    goal(10**9)
-    assert [part.span for part in open_source(files(path)).list_parts()] == [[[0, 0, 10]]]
+    assert read_locations_and_texts(source) == [(f"{path}: row {row}", f"row {row}") for row in range(1, 96)]
+    set_part_bytes(10**9)
+    assert [part.span for part in open_source(make_files(path)).list_parts()] == [[[0, 0, 10]]]
 
 
-def test_small_files_share_a_part_and_sources_do_not(tmp_path: Path) -> None:
+def test_small_files_share_a_part_but_sources_do_not(tmp_path: Path) -> None:
     for name in ("a/1.txt", "a/2.txt", "a/3.jsonl", "b/1.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "x"}')
-    parts = open_source(files(tmp_path / "a", tmp_path / "b")).list_parts()
+    parts = open_source(make_files(tmp_path / "a", tmp_path / "b")).list_parts()
     assert [(part.source, len(part.span), part.size) for part in parts] == [(0, 3, 39), (1, 1, 13)]
 
 
-def test_parts_do_not_depend_on_the_place(tmp_path: Path, goal: Callable[[int], None]) -> None:
-    goal(20)
+def test_parts_and_fingerprint_do_not_depend_on_the_folder(
+    tmp_path: Path, set_part_bytes: Callable[[int], None]
+) -> None:
+    set_part_bytes(20)
     (tmp_path / "x").mkdir()
-    json_lines(tmp_path / "x/a.jsonl", *GOOD)
+    write_json_lines(tmp_path / "x/a.jsonl", *RECORDS)
     shutil.copytree(tmp_path / "x", tmp_path / "far/x")
-    first, second = (open_source(files(tmp_path / place)) for place in ("x", "far/x"))
+    first, second = (open_source(make_files(tmp_path / folder)) for folder in ("x", "far/x"))
     assert first.list_parts() == second.list_parts()
     assert first.compute_fingerprint() == second.compute_fingerprint()
 
 
-# --- the fingerprint ---------------------------------------------------------------------------------------
+# --- fingerprint --------------------------------------------------------------------------------------------
 
 
-def test_fingerprint_is_what_is_read_not_the_place(tmp_path: Path) -> None:
-    first = json_lines(tmp_path / "a.jsonl", *GOOD)
+def test_fingerprint_depends_on_content_and_settings_not_on_the_path(tmp_path: Path) -> None:
+    first = write_json_lines(tmp_path / "a.jsonl", *RECORDS)
     (tmp_path / "elsewhere").mkdir()
     second = shutil.copy(first, tmp_path / "elsewhere/a.jsonl")
-    before = open_source(files(first)).compute_fingerprint()
-    assert open_source(files(second)).compute_fingerprint() == before
-    assert open_source(files({"path": str(second)})).compute_fingerprint() == before
+    before = open_source(make_files(first)).compute_fingerprint()
+    assert open_source(make_files(second)).compute_fingerprint() == before
+    assert open_source(make_files({"path": str(second)})).compute_fingerprint() == before
     json.dumps(before)
     for change in ({"limit": 2}, {"weight": 2}, {"text_column": "body"}):
-        assert open_source(files({"path": str(second), **change})).compute_fingerprint() != before
-    json_lines(first, *GOOD, {"text": "more"})
-    assert open_source(files(first)).compute_fingerprint() != before
+        assert open_source(make_files({"path": str(second), **change})).compute_fingerprint() != before
+    write_json_lines(first, *RECORDS, {"text": "more"})
+    assert open_source(make_files(first)).compute_fingerprint() != before
 
 
-# --- a bad record costs that record ------------------------------------------------------------------------
+# --- invalid records ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,48 +242,48 @@ def test_fingerprint_is_what_is_read_not_the_place(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 10**9])
-def test_a_bad_line_is_skipped_counted_and_named(
-    tmp_path: Path, goal: Callable[[int], None], size: int, line: bytes, reason: str
+def test_invalid_line_is_skipped_and_counted_with_its_location(
+    tmp_path: Path, set_part_bytes: Callable[[int], None], size: int, line: bytes, reason: str
 ) -> None:
-    path = json_lines(tmp_path / "나쁜.jsonl", *GOOD[:1], b"", line, b" \r", *GOOD[1:])
-    goal(size)
+    path = write_json_lines(tmp_path / "나쁜.jsonl", *RECORDS[:1], b"", line, b" \r", *RECORDS[1:])
+    set_part_bytes(size)
     skipped = SkippedRecords()
-    assert texts(open_source(files(path)), skipped) == TEXTS
+    assert read_texts(open_source(make_files(path)), skipped) == TEXTS
     assert skipped.reasons == {reason: {"records": 1, "places": [f"{path}:3"]}}
 
 
 @pytest.mark.parametrize("last", [b'{"text": "cut', b'{"text": "cut"', b'{"text"', b"{"])
-def test_a_last_line_that_was_cut_is_skipped(tmp_path: Path, last: bytes) -> None:
-    path = json_lines(tmp_path / "a.jsonl", *GOOD)
+def test_truncated_last_line_is_skipped(tmp_path: Path, last: bytes) -> None:
+    path = write_json_lines(tmp_path / "a.jsonl", *RECORDS)
     path.write_bytes(path.read_bytes() + last)
     skipped = SkippedRecords()
-    assert texts(open_source(files(path)), skipped) == TEXTS
+    assert read_texts(open_source(make_files(path)), skipped) == TEXTS
     assert skipped.reasons == {"invalid JSON": {"records": 1, "places": [f"{path}:4"]}}
 
 
-def test_what_python_reads_as_json_is_read(tmp_path: Path) -> None:
-    path = json_lines(
+def test_reads_all_json_that_python_accepts(tmp_path: Path) -> None:
+    path = write_json_lines(
         tmp_path / "a.jsonl",
-        b'{"text": "\\ud83d\\ude00 \\ud83d \\u0000"}',  # reaches cleaning, which mends it
+        b'{"text": "\\ud83d\\ude00 \\ud83d \\u0000"}',  # repaired later by cleaning
         b'{"text": "x", "score": NaN, "id": 123456789012345678901234567890}\r',
-        b"\xe2\x80\xa8".join([b'{"text": "a', b'b"}']),  # U+2028 ends no line
+        b"\xe2\x80\xa8".join([b'{"text": "a', b'b"}']),  # U+2028 does not end a line
     )
-    assert texts(open_source(files(path))) == ["😀 \ud83d \x00", "x", "a\u2028b"]
+    assert read_texts(open_source(make_files(path))) == ["😀 \ud83d \x00", "x", "a\u2028b"]
 
 
-def test_a_very_long_line(tmp_path: Path) -> None:
-    path = json_lines(tmp_path / "a.jsonl", {"text": "가" * 5_000_000}, GOOD[0])
-    source = open_source(files(path))
-    assert [len(text) for text in texts(source)] == [5_000_000, len(TEXTS[0])]
+def test_reads_a_very_long_line(tmp_path: Path) -> None:
+    path = write_json_lines(tmp_path / "a.jsonl", {"text": "가" * 5_000_000}, RECORDS[0])
+    source = open_source(make_files(path))
+    assert [len(text) for text in read_texts(source)] == [5_000_000, len(TEXTS[0])]
     assert len(source.list_parts()) == 2
 
 
-def test_null_and_broken_parquet_values_are_skipped(tmp_path: Path) -> None:
+def test_null_and_invalid_parquet_values_are_skipped(tmp_path: Path) -> None:
     broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
     column = pa.chunked_array([pa.array(["a", None]), broken, pa.array(["b"])])
-    path = parquet(tmp_path / "a.parquet", text=column)
+    path = write_parquet(tmp_path / "a.parquet", text=column)
     skipped = SkippedRecords()
-    assert texts(open_source(files(path)), skipped) == ["a", "b"]
+    assert read_texts(open_source(make_files(path)), skipped) == ["a", "b"]
     assert skipped.reasons == {
         "'text' is null": {"records": 1, "places": [f"{path}: row 2"]},
         "invalid UTF-8": {"records": 1, "places": [f"{path}: row 3"]},
@@ -275,42 +291,42 @@ def test_null_and_broken_parquet_values_are_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
-def test_a_text_file_of_other_encoding_is_skipped(tmp_path: Path, name: str) -> None:
+def test_text_file_in_another_encoding_is_skipped(tmp_path: Path, name: str) -> None:
     content = "첫 줄\n".encode() + "둘째".encode("cp949")
-    path = written(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
+    path = write_bytes(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
     skipped = SkippedRecords()
-    assert texts(open_source(files(path)), skipped) == []
+    assert read_texts(open_source(make_files(path)), skipped) == []
     assert skipped.reasons == {"invalid UTF-8": {"records": 1, "places": [f"{path}:2"]}}
 
 
-def test_lines_far_into_a_file_are_named_by_their_byte(
-    tmp_path: Path, goal: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+def test_lines_far_into_a_file_are_located_by_byte_offset(
+    tmp_path: Path, set_part_bytes: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("krill.sources.files.MAX_NUMBERED_BYTES", 30)
-    goal(30)
-    path = json_lines(tmp_path / "a.jsonl", *GOOD)
-    places = [place for place, _ in places_and_texts(open_source(files(path)))]
-    assert places == [f"{path}:1", f"{path}:2", f"{path}: line 1 after byte 46"]
+    set_part_bytes(30)
+    path = write_json_lines(tmp_path / "a.jsonl", *RECORDS)
+    locations = [location for location, _ in read_locations_and_texts(open_source(make_files(path)))]
+    assert locations == [f"{path}:1", f"{path}:2", f"{path}: line 1 after byte 46"]
     assert path.read_bytes()[46:].startswith(b'{"text": "document 2"')
 
 
-# --- a bad file is an error --------------------------------------------------------------------------------
+# --- invalid files ------------------------------------------------------------------------------------------
 
 
-def test_a_column_that_no_line_has_is_an_error(tmp_path: Path) -> None:
-    path = json_lines(tmp_path / "a.jsonl", {"body": "x", "id": 1}, {"body": "y"})
+def test_column_missing_in_every_line_raises(tmp_path: Path) -> None:
+    path = write_json_lines(tmp_path / "a.jsonl", {"body": "x", "id": 1}, {"body": "y"})
     with pytest.raises(UsageError, match=r"a\.jsonl: no column 'text'; it has body, id.*data\.text_column="):
-        texts(open_source(files(path)))
-    assert texts(open_source(files(path, column="body"))) == ["x", "y"]
+        read_texts(open_source(make_files(path)))
+    assert read_texts(open_source(make_files(path, column="body"))) == ["x", "y"]
 
 
-def test_a_later_part_without_the_column_is_skipped_and_counted(
-    tmp_path: Path, goal: Callable[[int], None]
+def test_records_of_a_later_part_without_the_column_are_skipped_and_counted(
+    tmp_path: Path, set_part_bytes: Callable[[int], None]
 ) -> None:
-    path = json_lines(tmp_path / "a.jsonl", *GOOD, *[{"body": "x"}] * 50)
-    goal(40)
+    path = write_json_lines(tmp_path / "a.jsonl", *RECORDS, *[{"body": "x"}] * 50)
+    set_part_bytes(40)
     skipped = SkippedRecords()
-    assert texts(open_source(files(path)), skipped) == TEXTS
+    assert read_texts(open_source(make_files(path)), skipped) == TEXTS
     assert skipped.reasons["no 'text'"]["records"] == 50
     assert skipped.reasons["no 'text'"]["places"][0] == f"{path}:4"
 
@@ -318,24 +334,24 @@ def test_a_later_part_without_the_column_is_skipped_and_counted(
 @pytest.mark.parametrize(
     ("name", "content"), [("a.jsonl", b"\n \n"), ("a.json", b"[ ]"), ("a.csv", b"text\n\n")]
 )
-def test_a_file_without_a_record_is_an_error(tmp_path: Path, name: str, content: bytes) -> None:
-    with pytest.raises(UsageError, match=r"a\.\w+: holds no (record|row)"):
-        texts(open_source(files(written(tmp_path / name, content))))
+def test_file_without_records_raises(tmp_path: Path, name: str, content: bytes) -> None:
+    with pytest.raises(UsageError, match=r"a\.\w+: has no (records|row)"):
+        read_texts(open_source(make_files(write_bytes(tmp_path / name, content))))
 
 
-def test_parquet_that_breaks_half_way_is_an_error(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "a.parquet", text=[f"{index}" * 50 for index in range(20_000)])
+def test_corrupt_parquet_data_raises(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", text=[f"{index}" * 50 for index in range(20_000)])
     content = bytearray(path.read_bytes())
     content[1000:60_000] = bytes(59_000)
     path.write_bytes(content)
-    with pytest.raises(KrillError, match=r"a\.parquet.*: what follows cannot be read"):
-        texts(open_source(files(path)))
+    with pytest.raises(KrillError, match=r"a\.parquet.*: the rest cannot be read"):
+        read_texts(open_source(make_files(path)))
 
 
-def test_a_file_that_has_gone_is_an_error(tmp_path: Path) -> None:
-    path = json_lines(tmp_path / "a.jsonl", *GOOD)
-    source = open_source(files(path))
+def test_deleted_file_raises(tmp_path: Path) -> None:
+    path = write_json_lines(tmp_path / "a.jsonl", *RECORDS)
+    source = open_source(make_files(path))
     part: Any = source.list_parts()[0]
     path.unlink()
-    with pytest.raises(KrillError, match=r"a\.jsonl: what follows cannot be read .*No such file"):
+    with pytest.raises(KrillError, match=r"a\.jsonl: the rest cannot be read .*No such file"):
         list(source.read(part, SkippedRecords()))

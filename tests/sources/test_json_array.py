@@ -1,4 +1,4 @@
-"""One JSON array is read element by element, wherever the blocks end that it is read in."""
+"""Tests of the JSON array reader: element by element, for any block boundaries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reading import written
+from source_files import write_bytes
 
 from krill.errors import UsageError
 from krill.sources import formats, json_array
@@ -31,39 +31,42 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(VALUES, max_size=8), ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
-def test_elements_are_what_json_reads(
+def test_elements_equal_those_of_the_json_module(
     tmp_path: Path, small_blocks: None, values: list[Any], ascii_only: bool, indent: int | None
 ) -> None:
     content = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "replace")
-    path = written(tmp_path / "a.json", b"\xef\xbb\xbf " + content + b"\n")
+    path = write_bytes(tmp_path / "a.json", b"\xef\xbb\xbf " + content + b"\n")
     assert list(iterate_array_elements(path)) == list(enumerate(json.loads(content), 1))
 
 
-BROKEN = {
-    "an element": (b'[\n{"text": "a"},\n{"text": }\n]', "a.json:3: invalid JSON"),
-    "no comma": (b'[\n{"text": "a"}\n\n{"text": "b"}\n]', "a.json:4: invalid JSON"),
-    "cut in a text": (b'[\n{"text": "a"},\n{"text": "b', "a.json:3: invalid JSON"),
-    "cut behind an element": (b'[\n{"text": "a"}', "a.json:2: invalid JSON"),
-    "cut behind a comma": (b'[\n{"text": "a"},\n', "a.json:3: invalid JSON"),
-    "more behind it": (b'[\n{"text": "a"}]\n\n{"text": "b"}', "a.json:4: invalid JSON .text after the array"),
+MALFORMED = {
+    "invalid element": (b'[\n{"text": "a"},\n{"text": }\n]', "a.json:3: invalid JSON"),
+    "missing comma": (b'[\n{"text": "a"}\n\n{"text": "b"}\n]', "a.json:4: invalid JSON"),
+    "truncated in a text": (b'[\n{"text": "a"},\n{"text": "b', "a.json:3: invalid JSON"),
+    "truncated after an element": (b'[\n{"text": "a"}', "a.json:2: invalid JSON"),
+    "truncated after a comma": (b'[\n{"text": "a"},\n', "a.json:3: invalid JSON"),
+    "text after the array": (
+        b'[\n{"text": "a"}]\n\n{"text": "b"}',
+        "a.json:4: invalid JSON .text after the array",
+    ),
     "nested too deeply": (b'[{"text": "a"},\n' + b"[" * 100_000, "a.json:2: invalid JSON .nested too deeply"),
 }
 
 
-@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("case", MALFORMED)
 @pytest.mark.parametrize("block", [7, 2**20])
-def test_a_broken_array_names_its_line(
+def test_malformed_array_raises_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, block: int
 ) -> None:
     monkeypatch.setattr(formats, "READ_BLOCK_BYTES", block)
-    content, message = BROKEN[case]
-    read: list[tuple[int, Any]] = []
+    content, message = MALFORMED[case]
+    elements: list[tuple[int, Any]] = []
     with pytest.raises(UsageError, match=message):
-        read.extend(iterate_array_elements(written(tmp_path / "a.json", content)))
-    assert read[:1] == [(1, {"text": "a"})]
+        elements.extend(iterate_array_elements(write_bytes(tmp_path / "a.json", content)))
+    assert elements[:1] == [(1, {"text": "a"})]
 
 
-def test_invalid_utf8_costs_its_element(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.json", b'[{"text": "a"}, {"text": "\xff"}, {"text": "\\udcff"}]')
+def test_invalid_utf8_skips_one_element(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "a.json", b'[{"text": "a"}, {"text": "\xff"}, {"text": "\\udcff"}]')
     records = [record for _, record in iterate_array_elements(path)]
     assert records == [{"text": "a"}, UnreadableRecord("invalid UTF-8"), {"text": "\udcff"}]

@@ -1,4 +1,4 @@
-"""The sources that are no files: one part each, in the order of what yields the texts."""
+"""Tests of the sources without files: one part each, in the order in which texts are yielded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from reading import RULES, places_and_texts
+from source_files import RULES, read_locations_and_texts
 
 from krill.config.schema import CustomDataConfig, PythonDocsDataConfig
 from krill.errors import UsageError
@@ -15,17 +15,16 @@ from krill.sources.registry import open_source
 from krill.sources.source import SkippedRecords
 
 
-def custom(reference: str) -> CustomDataConfig:
+def make_custom(reference: str) -> CustomDataConfig:
     return CustomDataConfig(**RULES, name="test", source="custom", read=reference, options={"count": 2})
 
 
-def test_a_function_of_ones_own(tmp_path: Path) -> None:
+def test_custom_function(tmp_path: Path) -> None:
     code = tmp_path / "mine.py"
     code.write_text("def read(count):\n    yield from ['a', None, 'b'] * count\n")
-    config = custom(f"{code}:read")
-    open_source(config)
+    config = make_custom(f"{code}:read")
     source, skipped = open_source(config), SkippedRecords()
-    assert places_and_texts(source, skipped) == [
+    assert read_locations_and_texts(source, skipped) == [
         (f"{code}:read: item {number}", text) for number, text in ((1, "a"), (3, "b"), (4, "a"), (6, "b"))
     ]
     reasons = {
@@ -35,14 +34,14 @@ def test_a_function_of_ones_own(tmp_path: Path) -> None:
     json.dumps(source.compute_fingerprint())
 
 
-def test_a_function_that_is_not_there_is_found_before_any_work(tmp_path: Path) -> None:
+def test_missing_custom_function_raises_when_opened(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
-        open_source(custom(f"{tmp_path}/mine.py:read"))
+        open_source(make_custom(f"{tmp_path}/mine.py:read"))
 
 
-def test_the_documentation_of_python() -> None:
+def test_python_docs() -> None:
     source = open_source(PythonDocsDataConfig(**RULES, name="test", source="python_docs"))
-    found = places_and_texts(source)
-    assert [text for _, text in found] == list(python_docs.read_python_docs())
-    assert found[4][0] == "python_docs: document 5"
-    assert [part.size for part in source.list_parts()] == [sum(len(text.encode()) for _, text in found)]
+    documents = read_locations_and_texts(source)
+    assert [text for _, text in documents] == list(python_docs.read_python_docs())
+    assert documents[4][0] == "python_docs: document 5"
+    assert [part.size for part in source.list_parts()] == [sum(len(text.encode()) for _, text in documents)]
