@@ -1,1 +1,1 @@
-"""Commands: one thin file each."""
+"""The commands: one thin file each, and what they share."""

@@ -1,1 +1,1 @@
-"""Text from a trained model."""
+"""Generating text with a trained model."""

@@ -1,1 +1,1 @@
-"""What is in a token store, for a person to look at."""
+"""Statistics and rows of a token store, and comparisons of tokenizers, for the terminal."""

@@ -1,1 +1,1 @@
-"""Models of transformers, from configuration."""
+"""Models of transformers, built from configuration or loaded, their cost and their document isolation."""

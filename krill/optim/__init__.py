@@ -1,1 +1,1 @@
-"""Optimizers and schedules."""
+"""Muon, its parameter groups and its distribution; learning rate schedules."""

@@ -1,1 +1,1 @@
-"""What a run writes about itself, and how it is shown."""
+"""The record of a run on disk: status, metrics, checkpoints; and how runs are found, listed and compared."""
