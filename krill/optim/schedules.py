@@ -1,4 +1,4 @@
-"""Learning-rate schedules: warm-up, then constant, cosine, or stable and decay (WSD).
+"""Learning-rate schedules: warm-up, then constant, cosine, or stable with a final decay (WSD).
 
 Cosine as in Loshchilov & Hutter 2017, "SGDR"; WSD as in Hu et al. 2024, "MiniCPM", and its 1 − √progress
 decay as in Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations".

@@ -1,11 +1,11 @@
-"""What krill's Muon is compared with: the update rules of its references, restated in a few lines, in fp32.
+"""The update rules of krill's references for Muon, restated in a few lines, in fp32.
 
 keller      KellerJordan/Muon, muon.py, SingleDeviceMuonWithAuxAdam (MIT License, Copyright (c) 2024 Keller Jordan)
 moonlight   MoonshotAI/Moonlight, examples/toy_train.py (MIT License, Copyright (c) 2025 Moonshot AI)
 normuon     zichongli5/NorMuon, normuon.py, one update (Li et al. 2025)
 
-Each changes the parameter and its state in place; `step` counts from 1. Gradients are left alone, which Keller's
-does not do.
+Each updates the parameter and its state in place; `step` is counted from 1. Gradients are not changed, unlike in
+Keller's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOMENTUM, BETAS = 0.95, (0.9, 0.95)
 
 
 def newton_schulz(g: Tensor) -> Tensor:
-    """zeropower_via_newtonschulz5 of all of them, in fp32 in place of bf16."""
+    """zeropower_via_newtonschulz5, which all of them use, in fp32 instead of bf16."""
     x = g.mT if g.size(0) > g.size(1) else g
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
@@ -68,7 +68,7 @@ def moonlight_adam(
 
 
 def normuon(o: Tensor, second: Tensor, beta2: float = 0.95) -> Tensor:
-    """An orthogonal update with its rows evened out; `second` (rows, 1) moves on."""
+    """Normalizes the rows of an orthogonal update; updates `second` (rows, 1) in place."""
     second.lerp_((o * o).mean(dim=-1, keepdim=True), 1 - beta2)
     even = o * (1 / (second.sqrt() + 1e-10))
     return even * (o.norm() / (even.norm() + 1e-10))

@@ -1,4 +1,4 @@
-"""Optimizer sections as conf/ would give them."""
+"""Optimizer sections of the configuration, with the values of conf/."""
 
 from __future__ import annotations
 

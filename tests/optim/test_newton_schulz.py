@@ -1,4 +1,4 @@
-"""Newton–Schulz: singular values near 1, the right singular vectors, any size and shape of input."""
+"""Newton–Schulz: singular values near 1 and correct singular vectors, for inputs of any size and shape."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_singular_values_end_near_one(shape, coefficients, distance):
     assert o_BMN.shape == g_BMN.shape
     assert o_BMN.dtype == torch.float32
     values = torch.linalg.svdvals(o_BMN)
-    # a square gaussian has values near 0 that five steps do not lift: a share, not all
+    # a square Gaussian matrix has values near 0, which five steps do not raise to 1
     assert ((values > 0.6) & (values < 1.3)).float().mean() > 0.9
     assert values.max() < 1.3
     assert _relative_error(o_BMN, _compute_polar_factor(g_BMN)) < distance
@@ -54,7 +54,7 @@ def test_any_number_of_steps_stays_bounded(coefficients, steps):
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_polar_express_is_refused_before_its_values_are_near_one(steps):
+def test_polar_express_with_too_few_steps_is_rejected(steps):
     with pytest.raises(ValueError, match=f"at least 5 steps, got ns_steps={steps}.*use ns_steps=5"):
         orthogonalize(_make_gaussian(1, 8, 8), steps, "polar_express")
 
@@ -76,28 +76,28 @@ def test_transposing_the_input_transposes_the_result(coefficients):
 
 
 @pytest.mark.parametrize("size", [1e-15, 1e-12, 1e-6, 1e6, 1e15])
-def test_the_size_of_the_input_does_not_matter(size):
+def test_the_result_does_not_depend_on_the_size_of_the_input(size):
     g_BMN = _make_gaussian(2, 32, 64)
     assert _relative_error(orthogonalize(g_BMN * size), orthogonalize(g_BMN)) < 1e-5
 
 
 @pytest.mark.parametrize("size", [1e-18, 1e-22, 1e-30, 1e-44])
 def test_a_vanishing_input_gives_a_bounded_result(size):
-    """The momentum of a parameter whose gradient stays zero: squares of its entries vanish before it does."""
+    """This is the momentum of a parameter whose gradient stays zero; the squares of its entries underflow first."""
     o_BMN = orthogonalize(_make_gaussian(2, 32, 64) * size)
     assert torch.isfinite(o_BMN).all()
     assert torch.linalg.svdvals(o_BMN).max() < 1.3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_scale_is_a_factor_and_bf16_results_stay_numbers_of_bf16(dtype):
+def test_the_scale_is_a_factor_and_bf16_results_are_bf16_numbers(dtype):
     g_BMN = _make_gaussian(2, 64, 32)
     scaled, plain = orthogonalize(g_BMN, dtype=dtype, scale=1.7), orthogonalize(g_BMN, dtype=dtype)
     assert _relative_error(scaled, 1.7 * plain) < (1e-5 if dtype == torch.float32 else 1e-2)
     assert torch.equal(scaled, scaled.to(dtype).float())
 
 
-def test_zero_stays_zero_beside_a_matrix_that_is_not():
+def test_a_zero_matrix_stays_zero_in_a_batch():
     g_BMN = _make_gaussian(2, 32, 64)
     g_BMN[0] = 0
     o_BMN = orthogonalize(g_BMN)
@@ -105,7 +105,7 @@ def test_zero_stays_zero_beside_a_matrix_that_is_not():
     assert torch.linalg.svdvals(o_BMN[1]).max() > 0.5
 
 
-def test_the_input_is_not_changed_and_its_dtype_returns():
+def test_the_input_is_not_changed_and_its_dtype_is_returned():
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         g_BMN = _make_gaussian(2, 64, 32).to(dtype)
         before = g_BMN.clone()
@@ -113,14 +113,14 @@ def test_the_input_is_not_changed_and_its_dtype_returns():
         assert torch.equal(g_BMN, before)
 
 
-def test_arithmetic_is_fp32_on_the_cpu_unless_bf16_is_asked_for():
+def test_arithmetic_is_fp32_on_the_cpu_unless_bf16_is_requested():
     g_BMN = _make_gaussian(1, 64, 128)
     exact = orthogonalize(g_BMN.double(), dtype=torch.float64)
     assert _relative_error(orthogonalize(g_BMN), exact) < 5e-5
     assert 1e-4 < _relative_error(orthogonalize(g_BMN, dtype=torch.bfloat16), exact) < 6e-2
 
 
-def test_wrong_arguments_are_named():
+def test_errors_name_the_invalid_argument():
     with pytest.raises(ValueError, match="B × M × N"):
         orthogonalize(torch.eye(4))
     with pytest.raises(ValueError, match="keller or polar_express"):

@@ -1,4 +1,4 @@
-"""Schedules: where they start, peak and end, that they are monotonic between, and that they resume."""
+"""Schedules: start, peak and end, monotonicity in between, and resume."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ def _compute_curve(
 
 
 @pytest.mark.parametrize("config", ALL)
-def test_warm_up_rises_evenly_from_above_zero_to_the_peak(config):
+def test_warmup_rises_linearly_from_above_zero_to_the_peak(config):
     assert _compute_curve(config, 100)[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
 
 
 @pytest.mark.parametrize("config", ALL)
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 10, 100, 1001])
-def test_no_step_has_a_rate_of_zero_and_the_rate_never_rises_after_the_warm_up(config, total):
+def test_the_rate_is_never_zero_and_never_rises_after_the_warmup(config, total):
     curve = _compute_curve(config, total)
     assert min(curve) > 0
     assert max(curve) == 1
-    falling = curve[curve.index(1.0) :]
-    assert falling == sorted(falling, reverse=True)
+    after_warmup = curve[curve.index(1.0) :]
+    assert after_warmup == sorted(after_warmup, reverse=True)
 
 
 @pytest.mark.parametrize(("config", "end"), [(CONSTANT, 1.0), (COSINE, 0.1), (LINEAR, 0.0), (SQRT, 0.05)])
-def test_the_end_is_near_min_ratio_and_stays_there(config, end):
+def test_the_schedule_ends_near_min_ratio_and_stays_there(config, end):
     assert compute_lr_factor(config, 999, 1000) == pytest.approx(end, abs=6e-3)
     assert compute_lr_factor(config, 1000, 1000) == pytest.approx(end)
     assert compute_lr_factor(config, 5000, 1000) == pytest.approx(end)
 
 
-def test_cosine_is_half_way_in_the_middle():
+def test_cosine_is_halfway_in_the_middle():
     assert compute_lr_factor(COSINE, 549, 1000) == pytest.approx(0.55, abs=2e-3)
     assert compute_lr_factor(COSINE, 324, 1000) == pytest.approx(
         0.1 + 0.45 * (1 + math.cos(math.pi / 4)), abs=2e-3
     )
 
 
-def test_wsd_is_stable_until_its_last_part():
+def test_wsd_is_constant_until_the_decay():
     assert _compute_curve(LINEAR, 100)[9:80] == [1.0] * 71
     assert _compute_curve(LINEAR, 100)[80:] == pytest.approx([1 - k / 21 for k in range(1, 21)])
     assert _compute_curve(SQRT, 100)[80:] == pytest.approx(
@@ -62,18 +62,18 @@ def test_wsd_is_stable_until_its_last_part():
     )
 
 
-def test_without_warm_up_the_first_step_is_at_the_peak():
+def test_without_warmup_the_first_step_has_the_peak_rate():
     assert compute_lr_factor(COSINE.model_copy(update={"warmup": 0.0}), 0, 50) == 1.0
 
 
-def test_warm_up_and_decay_that_overlap_leave_no_stable_part():
+def test_overlapping_warmup_and_decay_leave_no_stable_phase():
     config = LINEAR.model_copy(update={"warmup": 0.5, "decay": 1.0})
     curve = _compute_curve(config, 10)
     assert curve[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert curve[5:] == pytest.approx([1 - k / 6 for k in range(1, 6)])
 
 
-def test_a_run_without_steps_has_no_schedule():
+def test_a_schedule_without_steps_is_an_error():
     with pytest.raises(ValueError, match="total_steps=0"):
         compute_lr_factor(COSINE, 0, 0)
 
@@ -84,7 +84,7 @@ def _make_optimizer() -> torch.optim.Optimizer:
 
 
 @pytest.mark.parametrize("config", ALL)
-def test_every_group_follows_from_its_own_peak(config):
+def test_every_group_is_scaled_from_its_own_peak(config):
     optimizer = _make_optimizer()
     scheduler = build_scheduler(config, optimizer, 20)
     for step in range(20):
@@ -97,7 +97,7 @@ def test_every_group_follows_from_its_own_peak(config):
 
 
 @pytest.mark.parametrize("config", ALL)
-def test_a_schedule_resumes_from_its_state_and_pickles(config):
+def test_a_scheduler_resumes_from_its_state_and_can_be_pickled(config):
     optimizer = _make_optimizer()
     scheduler = build_scheduler(config, optimizer, 20)
     for _ in range(9):

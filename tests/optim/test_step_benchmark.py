@@ -21,6 +21,8 @@ def test_the_benchmark_times_every_optimizer(tmp_path: Path, monkeypatch: pytest
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "ROW", 64)
+    monkeypatch.setattr(script, "VOCABULARY", 512)
     arguments = ["--models", "llama_nano", "--device", "cpu", "--rounds", "1", "--tokens", "2048"]
     monkeypatch.setattr(sys, "argv", ["muon_step.py", *arguments, "--result", str(tmp_path / "result.json")])
     script.main()
