@@ -1,4 +1,7 @@
-"""For every test: no network, one thread a process (tests run side by side on few cores), a logger as it was."""
+"""For every test: no network, one thread per process (tests run in parallel on few cores), logger and signals restored.
+
+At the end of a session the time of each folder is printed, below pytest's slowest tests.
+"""
 
 import logging
 import os
@@ -6,20 +9,19 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
 from krill.signals import EXIT_CODES
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # in the background of a shell; processes of tests inherit it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _krill_logger() -> Iterator[None]:
-    """A command run in this process listens to krill's logger: its handler must not outlive the test."""
+    """Remove the handlers that a command run in this process adds to krill's logger."""
     log = logging.getLogger("krill")
     handlers, propagate, level = log.handlers[:], log.propagate, log.level
     yield
@@ -29,8 +31,21 @@ def _krill_logger() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _signal_handlers() -> Iterator[None]:
-    """A command that was stopped in this process ignores signals from then on; so would processes of other tests."""
+    """Restore signal handlers: a command that was interrupted in this process ignores signals afterwards."""
     handlers = {number: signal.getsignal(number) for number in EXIT_CODES}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Print the time of the tests of each folder, the slowest folder first."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                folder = report.nodeid.rpartition("/")[0]
+                seconds[folder] = seconds.get(folder, 0.0) + report.duration
+    terminalreporter.section("time per folder")
+    for folder, total in sorted(seconds.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{total:8.1f} s  {folder}")
