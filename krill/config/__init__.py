@@ -1,1 +1,1 @@
-"""The configuration: one schema, where it is read from, what identifies it."""
+"""The configuration: its schema, where it is read from, how it is validated, and its signature."""

@@ -1,4 +1,4 @@
-"""What the configuration of each command must be."""
+"""The schema of each command's configuration."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[InferConfig]] = {
     "inspect": InspectConfig,
     "infer": InferConfig,
 }
-"""Command → what its configuration must be."""
+"""Command → schema."""

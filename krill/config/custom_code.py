@@ -1,4 +1,4 @@
-"""A person's own code, named in a YAML: `build: my_file.py:function` or `build: package.module:function`."""
+"""The user's own code, named in a YAML: `build: my_file.py:function` or `build: package.module:function`."""
 
 from __future__ import annotations
 
@@ -17,42 +17,53 @@ from krill.errors import UsageError
 
 
 def import_custom_function(reference: str) -> Callable[..., Any]:
-    """The function that `reference` names. Raises UsageError where it is not there."""
-    place, _, name = reference.rpartition(":")
-    if not place or not name:
-        raise UsageError(f"{reference}: write file.py:function or package.module:function")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place, reference)
+    """Imports and returns the function that `reference` names.
+
+    Raises:
+        UsageError: `reference` has another form, or its file, module or function does not exist.
+    """
+    module_name, _, function_name = reference.rpartition(":")
+    if not module_name or not function_name:
+        raise UsageError(f"{reference}: use file.py:function or package.module:function")
+    if module_name.endswith(".py"):
+        module = _import_file(Path(module_name))
+    else:
+        module = _import_module(module_name, reference)
     try:
-        return getattr(module, name)
+        return getattr(module, function_name)
     except AttributeError as error:
-        raise UsageError(f"{reference}: {place} has no function '{name}'") from error
+        raise UsageError(f"{reference}: {module_name} has no function '{function_name}'") from error
 
 
 def hash_custom_function(reference: str) -> str:
-    """Hex SHA-256 of the source file: code that makes a result is part of its identity."""
+    """Returns the hex SHA-256 of the source file of `reference`: code that makes a result is part of its identity.
+
+    Raises UsageError for a function without a Python source file.
+    """
     function = inspect.unwrap(import_custom_function(reference))
     source = (
         inspect.getsourcefile(function) if inspect.isfunction(function) or inspect.isclass(function) else None
     )
     if source is None:
-        raise UsageError(
-            f"{reference}: has no source file in Python; name a function of your own that calls it"
-        )
+        raise UsageError(f"{reference}: has no Python source file; use a function of your own that calls it")
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()
 
 
-def get_snapshot_path(file: Path, code: Path) -> Path:
-    """Where a file of the person's own is in `code`, a copy of all code that a job runs."""
-    return code / "own" / f"{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}-{file.name}"
+def get_snapshot_path(file: Path, snapshot: Path) -> Path:
+    """Returns the path of a copy of the user's `file` in `snapshot`, a folder with all code that a job runs."""
+    return (
+        snapshot / "custom" / f"{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}-{file.name}"
+    )
 
 
 def _import_file(file: Path) -> ModuleType:
-    if code := os.environ.get("KRILL_CODE"):
-        copied = get_snapshot_path(file, Path(code))
+    """Imports `file`, or its copy in the snapshot that a job runs from ($KRILL_CODE)."""
+    if snapshot := os.environ.get("KRILL_CODE"):
+        copied = get_snapshot_path(file, Path(snapshot))
         file = copied if copied.is_file() else file
     if not file.is_file():
-        raise UsageError(f"{file}: no such file (seen from {Path.cwd()})")
-    name = f"krill_own_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
+        raise UsageError(f"{file}: no such file (working directory: {Path.cwd()})")
+    name = f"krill_custom_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
@@ -67,12 +78,12 @@ def _import_file(file: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def _import_module(place: str, reference: str) -> ModuleType:
+def _import_module(name: str, reference: str) -> ModuleType:
     try:
-        return importlib.import_module(place)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name != place and not place.startswith(f"{error.name}."):
-            raise  # it is there, and imports what is not
+        if error.name is not None and error.name != name and not name.startswith(f"{error.name}."):
+            raise  # the module exists but imports one that does not
         raise UsageError(
-            f"{reference}: no module '{place}'; write file.py:function or package.module:function"
+            f"{reference}: no module '{name}'; use file.py:function or package.module:function"
         ) from error

@@ -1,4 +1,4 @@
-"""Where configurations are read from and results are written to. Standard library only."""
+"""Where configurations are read from and results are written to. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -21,52 +21,54 @@ CONF_DIR: Path = next(
 """krill's own configurations: inside the package in a wheel, beside it in a checkout."""
 
 SITE_CONFIG_FILE = "_site.yaml"
-"""In hardware/: empty in krill's own configurations, there to be hidden by a person's."""
+"""A file in hardware/ that is empty in krill's own configurations; a user's file of this name replaces it."""
 
 
 def get_outputs_root() -> Path:
-    """The folder of all results: $KRILL_OUTPUTS, else outputs/ of the working directory."""
+    """Returns the folder of all results: $KRILL_OUTPUTS, otherwise outputs/ in the working directory."""
     return Path(os.environ.get("KRILL_OUTPUTS") or "outputs").absolute()
 
 
-def find_user_config_dirs(asked: Sequence[str]) -> list[Path]:
-    """The person's own configurations, strongest first: --config-dir, $KRILL_CONF, ./conf.
+def find_user_config_dirs(config_dirs: Sequence[str]) -> list[Path]:
+    """Returns the user's configuration folders, highest precedence first: --config-dir, $KRILL_CONF, ./conf.
 
-    Raises UsageError when a folder that was asked for is not there. ./conf counts only if it holds one of
-    krill's groups, since other tools use that name too.
+    ./conf counts only if it contains one of krill's groups, since other tools use that name too.
+
+    Raises:
+        UsageError: a folder of `config_dirs` (the values of --config-dir) or $KRILL_CONF does not exist.
     """
-    named = [*asked, *filter(None, os.environ.get("KRILL_CONF", "").split(os.pathsep))]
-    for folder in named:
-        if not Path(folder).is_dir():
-            raise UsageError(f"no such folder of configurations: {folder} (--config-dir or KRILL_CONF)")
-    found = [Path(folder).resolve() for folder in named]
-    here = Path("conf").resolve()
-    if any((here / group).is_dir() for group in list_config_groups()):
-        found.append(here)
+    names = [*config_dirs, *filter(None, os.environ.get("KRILL_CONF", "").split(os.pathsep))]
+    for name in names:
+        if not Path(name).is_dir():
+            raise UsageError(f"no such configuration folder: {name} (--config-dir or KRILL_CONF)")
+    folders = [Path(name).resolve() for name in names]
+    local = Path("conf").resolve()
+    if any((local / group).is_dir() for group in list_config_groups()):
+        folders.append(local)
     return [
-        folder for index, folder in enumerate(found) if folder != CONF_DIR and folder not in found[:index]
+        folder for index, folder in enumerate(folders) if folder != CONF_DIR and folder not in folders[:index]
     ]
 
 
 def list_config_groups(folder: Path = CONF_DIR) -> list[str]:
-    """The configuration groups of a folder: model, data, tokenizer, … (hydra/ holds those of Hydra itself)"""
+    """Returns the configuration groups of a folder: model, data, tokenizer, … without hydra/, Hydra's own."""
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name != "hydra")
 
 
 def list_config_options(group: str, folders: Sequence[Path]) -> dict[str, Path]:
-    """Option name → file, of one group over several folders, the first folder that has a name wins."""
-    found: dict[str, Path] = {}
+    """Returns option name → file for one group in `folders`, highest precedence first."""
+    options: dict[str, Path] = {}
     for folder in folders:
         for file in sorted((folder / group).glob("*.yaml")):
             if not file.name.startswith("_"):
-                found.setdefault(file.stem, file)
-    return found
+                options.setdefault(file.stem, file)
+    return options
 
 
 def find_shadowed_configs(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Pairs (file used, file hidden behind it) of the same name in several folders."""
+    """Returns pairs (file used, file of the same name that it hides) for `folders`, highest precedence first."""
     used: dict[Path, Path] = {}
     hidden = []
     for folder in folders:
@@ -78,7 +80,7 @@ def find_shadowed_configs(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
 
 
 def read_config_description(file: Path) -> str:
-    """The sentence a configuration begins with: its first comment that is no directive."""
+    """Returns the first comment of a configuration that is not a directive (# @package …), or an empty string."""
     with open(file, encoding="utf-8") as lines:
         for line in lines:
             if not line.startswith("#"):

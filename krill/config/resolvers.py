@@ -1,4 +1,4 @@
-"""The small set of `${krill.…}` expressions that conf/ may use."""
+"""OmegaConf resolvers for conf/: each public function is registered as `${krill.<name>:…}`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from omegaconf import OmegaConf
 from krill.config.paths import get_outputs_root
 
 
-def null_if_set(given: Any, otherwise: Any) -> Any:
-    """null when `given` is set, else `otherwise`: steps has a default unless epochs is set."""
-    return otherwise if given is None else None
+def null_if_set(value: Any, default: Any) -> Any:
+    """Returns null if `value` is set, otherwise `default`: steps has a default unless epochs is set."""
+    return default if value is None else None
 
 
 def inverse_sqrt(width: int) -> float:
-    """1/√width, the original's initializer range."""
+    """Returns 1/√width, the initializer range of the original's Llama models."""
     return 1.0 / math.sqrt(width)
 
 
 def muon_lr(scale: str, lr: Any, hidden_size: Any) -> Any:
-    """The rate of Muon's matrices that moves one of hidden size as an update of AdamW's size does at `lr`.
+    """Returns Muon's learning rate at which a hidden_size × hidden_size matrix moves as far as AdamW's at `lr`.
 
-    At scale rms an update, 0.2·√max(r, c) times an orthogonal matrix, has that size: `lr` itself. At scale spectral
-    it is √max(1, r/c) = 1 times an orthogonal matrix where the matrix is square. What is no number is left to the
-    schema, which says so.
+    At scale rms, the update is 0.2·√max(r, c) times an orthogonal matrix, which is as large as AdamW's: the rate is
+    `lr`. At scale spectral it is √max(1, r/c) times an orthogonal matrix, with the factor 1 for a square matrix. A
+    value that is not a number is returned unchanged; the schema reports it.
     """
     return lr * _spectral_to_rms_ratio(scale, hidden_size) if _is_number(lr) else lr
 
 
 def muon_decay(scale: str, weight_decay: Any, hidden_size: Any) -> Any:
-    """The decay that keeps rate × decay what it is on the AdamW scale."""
+    """Returns Muon's weight decay that keeps learning rate × decay equal to AdamW's."""
     return (
         weight_decay / _spectral_to_rms_ratio(scale, hidden_size)
         if _is_number(weight_decay)
@@ -46,10 +46,10 @@ def _spectral_to_rms_ratio(scale: str, hidden_size: Any) -> float:
     if hidden_size is None and scale == "spectral":
         raise ValueError(
             "the model has no hidden_size to derive it from at optimizer.scale=spectral; set optimizer.muon_lr and "
-            "optimizer.muon_weight_decay, or write optimizer=muon_moonlight"
+            "optimizer.muon_weight_decay, or use optimizer=muon_moonlight"
         )
-    known = _is_number(hidden_size) and hidden_size > 0
-    return 0.2 * math.sqrt(hidden_size) if scale == "spectral" and known else 1.0
+    is_known = _is_number(hidden_size) and hidden_size > 0
+    return 0.2 * math.sqrt(hidden_size) if scale == "spectral" and is_known else 1.0
 
 
 def _is_number(value: Any) -> bool:
@@ -57,9 +57,9 @@ def _is_number(value: Any) -> bool:
 
 
 def sweep_folder(output: str | None, name: str, dry_run: bool = False) -> str:
-    """Where a sweep's points live: `output` when given, else outputs/sweeps/<name>.
+    """Returns the folder of a sweep's points: `output` if set, otherwise outputs/sweeps/<name>.
 
-    Hydra writes there before krill can say no: in a dry run it is a folder that the sweep's end takes away.
+    Hydra writes to it before krill can prevent that; a dry run gets a temporary folder, deleted at the sweep's end.
     """
     if dry_run:
         return str(Path(tempfile.gettempdir()) / f"krill-dry-run-{os.getpid()}")

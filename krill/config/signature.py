@@ -1,4 +1,4 @@
-"""Identity is content: the signature of what determines an output."""
+"""Signatures: hashes of everything that determines a result, which identify its folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from krill.config.schema.base import Section
 
 
 def compute_signature(*parts: Any) -> str:
-    """Hex SHA-256 of `parts` (models, JSON values); folders carry its first 8 digits.
+    """Returns the hex SHA-256 of `parts` (models and JSON values); folder names contain its first 8 digits.
 
-    A model counts by its validated values less those whose type is `Unsigned[...]`: where a thing is
-    made and how often it reports does not change what is made.
+    A model counts by its validated values, without fields of type `Unsigned[...]`: where a result is computed and how
+    often progress is reported does not change it. Raises TypeError for a value that JSON cannot represent.
     """
     canonical = json.dumps([_to_json_value(part) for part in parts], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -39,7 +39,7 @@ def _to_json_value(value: Any) -> Any:
 
 
 def hash_file(path: Path) -> str:
-    """Hex xxh3_128 of a file's bytes."""
+    """Returns the hex xxh3_128 of a file's bytes."""
     digest = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
         while block := file.read(2**22):

@@ -1,4 +1,4 @@
-"""From the composed configuration to typed objects, with every error told at once."""
+"""Validation of a composed configuration against its schema; all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from krill.errors import UsageError
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
-
 RENAMED_KEYS = {
     "sweep.slots": "sweep.max_parallel",
     "data.shards": "data.num_tasks",
@@ -23,37 +22,41 @@ RENAMED_KEYS = {
     "guard": "skip_step",
     "judge_bytes": "eval_bytes",
 }
+"""Former key → its name today, for keys and for sections."""
 
 REMOVED_KEYS = {"optimizer.backend": "Muon is always krill's; leave the key out"}
+"""Former key → what to do instead."""
 
 
 def validate_config(schema: type[SchemaT], composed: DictConfig) -> SchemaT:
-    """The typed configuration, or UsageError that lists all that is missing or wrong."""
+    """Returns the typed configuration.
+
+    Raises:
+        UsageError: keys are missing, unknown or invalid; one line for each.
+    """
     missing = _find_missing_keys(OmegaConf.to_container(composed, resolve=False))
     try:
         values = OmegaConf.to_container(composed, resolve=True)
     except InterpolationToMissingValueError as error:
         raise UsageError("\n".join(map(_format_not_set, missing))) from error
     except InterpolationKeyError as error:
-        followed = _first_line(error).partition("'")[2].partition("'")[0]
-        raise UsageError(
-            f"{error.full_key} follows {followed}, which is not set; write one of them"
-        ) from error
+        source = _first_line(error).partition("'")[2].partition("'")[0]
+        raise UsageError(f"{error.full_key} follows {source}, which is not set; set one of them") from error
     except OmegaConfBaseException as error:
-        of_resolver = _first_line(error).partition(" raised while resolving interpolation: ")[2]
-        raise UsageError(f"{error.full_key}: {of_resolver}" if of_resolver else _first_line(error)) from error
-    wrong = [*map(_format_not_set, missing)]
+        reason = _first_line(error).partition(" raised while resolving interpolation: ")[2]
+        raise UsageError(f"{error.full_key}: {reason}" if reason else _first_line(error)) from error
+    messages = [*map(_format_not_set, missing)]
     try:
         config = schema.model_validate(values)
     except ValidationError as error:
-        wrong += _format_errors(error, list(iterate_dotted_keys(values)), missing)
-    if wrong:
-        raise UsageError("\n".join(wrong))
+        messages += _format_errors(error, list(iterate_dotted_keys(values)), missing)
+    if messages:
+        raise UsageError("\n".join(messages))
     return config
 
 
 def _find_missing_keys(values: Any, prefix: str = "") -> list[str]:
-    """Keys of mappings whose value is ???, without resolving what follows them."""
+    """Returns the dotted keys whose value is ???, OmegaConf's marker of a missing value; nothing is resolved."""
     if not isinstance(values, Mapping):
         return [prefix] if values == "???" else []
     return [
@@ -64,63 +67,65 @@ def _find_missing_keys(values: Any, prefix: str = "") -> list[str]:
 
 
 def iterate_dotted_keys(values: Any, prefix: str = "") -> Iterable[str]:
-    """Every dotted key of a nested mapping, sections included."""
+    """Yields every dotted key of a nested mapping, sections included."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             yield f"{prefix}{key}"
             yield from iterate_dotted_keys(value, f"{prefix}{key}.")
 
 
-def find_closest_name(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` most likely was meant to be; also by the last part of a dotted key."""
-    names = list(dict.fromkeys(known))
-    direct = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    if direct:
-        return direct[0]
-    by_leaf = [key for key in names if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    if by_leaf:
-        return by_leaf[0]
-    leaves = {key.rsplit(".", 1)[-1]: key for key in reversed(names)}
-    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.7)
-    return leaves[near[0]] if near else None
+def find_closest_name(name: str, candidates: Iterable[str]) -> str | None:
+    """Returns the candidate that is most similar to `name`, or to its last part if both are dotted keys, or None."""
+    names = list(dict.fromkeys(candidates))
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    if matches:
+        return matches[0]
+    by_last_part = {key.rsplit(".", 1)[-1]: key for key in reversed(names)}
+    last_part = name.rsplit(".", 1)[-1]
+    if last_part in by_last_part:
+        return by_last_part[last_part]
+    matches = difflib.get_close_matches(last_part, by_last_part, n=1, cutoff=0.7)
+    return by_last_part[matches[0]] if matches else None
 
 
 def find_renamed_key(key: str) -> str | None:
-    """Returns today's name of a key that had another name before 0.1.0, or None."""
+    """Returns the present name of a key in `RENAMED_KEYS` or in a section there, or None."""
     for old, new in RENAMED_KEYS.items():
         if key == old or key.startswith(f"{old}."):
             return new + key.removeprefix(old)
     return None
 
 
-def format_unknown_key_error(key: str, known: Iterable[str]) -> str:
-    """Returns the error message for a key that does not exist, with the name that was most likely meant."""
+def format_unknown_key_error(key: str, candidates: Iterable[str]) -> str:
+    """Returns the error message for a key that does not exist, with its present or the closest name."""
     if renamed := find_renamed_key(key):
         return f"no such key '{key}': it was renamed. Use {renamed}=…"
     if key in REMOVED_KEYS:
         return f"no such key '{key}': it was removed. {REMOVED_KEYS[key]}"
-    near = find_closest_name(key, (name for name in known if name != key))
-    return f"no such key '{key}'." + (f" Did you mean {near}?" if near else " All keys: --cfg job")
+    closest = find_closest_name(key, (name for name in candidates if name != key))
+    return f"no such key '{key}'." + (f" Did you mean {closest}?" if closest else " All keys: --cfg job")
 
 
 def _format_errors(error: ValidationError, known: list[str], missing: list[str]) -> Iterable[str]:
-    told = set()
+    """Yields one message for each error, except for `missing` keys, which are reported already."""
+    reported = set()
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in _strip_union_tags(item["loc"]))
         if key in missing:
             continue
-        if item["type"].endswith(("_parsing", "_type")):  # keys that follow another repeat its fault
-            fault = (item["type"], str(item["input"]))
-            if fault in told:
+        if item["type"].endswith(("_parsing", "_type")):  # a key that follows another has the same error
+            cause = (item["type"], str(item["input"]))
+            if cause in reported:
                 continue
-            told.add(fault)
+            reported.add(cause)
         if item["type"] == "extra_forbidden":
             yield format_unknown_key_error(key, known)
         elif item["type"] == "missing":
             yield _format_not_set(key)
         elif item["type"].startswith("union_tag"):
             context = item.get("ctx", {})
-            yield f"{key}: {context.get('tag', 'nothing')!r} is none of {context.get('expected_tags', '')}"
+            expected = context.get("expected_tags", "")
+            yield f"{key}: {context.get('tag', 'nothing')!r} is not one of {expected}"
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"])
             yield f"{key}: {message}" if key else message
@@ -129,11 +134,11 @@ def _format_errors(error: ValidationError, known: list[str], missing: list[str])
 
 
 def _format_not_set(key: str) -> str:
-    return f"{key} is not set; write {key.removesuffix('.path') if key == 'model.path' else key}=…"
+    return f"{key} is not set; use {key.removesuffix('.path') if key == 'model.path' else key}=…"
 
 
 def _strip_union_tags(location: tuple[int | str, ...]) -> list[int | str]:
-    """Pydantic puts the discriminator's value behind the name of the section it chose."""
+    """Drops the discriminator values that pydantic inserts after the names of sections that are unions."""
     tagged = {"model", "data", "optimizer", "scheduler"}
     return [
         part

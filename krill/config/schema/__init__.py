@@ -1,8 +1,8 @@
-"""The one schema: what can be set, validated once after composition.
+"""The schema of the configuration: what can be set, validated once after composition.
 
-YAML in `conf/` composes; these models validate. The sentence under a field is its documentation everywhere:
-`--help`, error messages and the reference page take it from here. A field whose type is `Unsigned[...]` is not part
-of the identity of what a command makes (`krill.config.signature`).
+YAML in `conf/` composes; these models validate. The sentence below a field is its documentation everywhere: `--help`,
+error messages and the reference page use it. A field of type `Unsigned[...]` is not part of the signature of a result
+(`krill.config.signature`).
 """
 
 from krill.config.schema.base import FolderName, Fraction, Section, Share

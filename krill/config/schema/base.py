@@ -8,13 +8,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class UnsignedMarker:
-    """Metadata of a field that `krill.config.signature` leaves out of the identity."""
+    """Marks a field that `krill.config.signature` leaves out of signatures."""
 
 
 T = TypeVar("T")
 Unsigned = Annotated[T, UnsignedMarker()]
-"""`Unsigned[int]`: an int that does not determine what a command makes (where it runs, how often it reports), or that
-counts in another way (data by its content, batch by the rows of a step)."""
+"""The type of a field that is not part of the signature of a result: it does not change the result (where it
+is computed, how often progress is reported), or it counts in another way (data by its content, batch by the
+rows of a step)."""
 
 
 class Section(BaseModel):
@@ -40,21 +41,27 @@ class Section(BaseModel):
 
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""A number in [0, 1)."""
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+"""A number in [0, 1]."""
 
 
 def _validate_folder_name(value: str) -> str:
     if not value or value[0] in ".~" or any(letter in "/\\" or letter < " " for letter in value):
         raise ValueError(
-            f"{value!r} names no folder: no / or \\ in it, no . or ~ in front; another place is output="
+            f"{value!r} is not a folder name: use one without / and \\ that does not begin with . or ~; "
+            "set output= for another folder"
         )
     if len(value.encode()) > 200:
-        raise ValueError(f"is {len(value.encode())} bytes long; a name has at most 200")
+        raise ValueError(f"is {len(value.encode())} bytes long; use a name of at most 200 bytes")
     return value
 
 
 FolderName = Annotated[str, AfterValidator(_validate_folder_name)]
+"""A string that is a valid name of a folder, of at most 200 bytes in UTF-8."""
 
 
 def to_list(value: object) -> object:
+    """Returns a list with `value` if it is a single string or mapping, otherwise `value`."""
     return [value] if isinstance(value, (str, dict)) else value

@@ -1,4 +1,4 @@
-"""Section `hardware`: the machine that a run is computed on, and the SLURM job that it is submitted as."""
+"""Section `hardware`: how a run is computed, and the SLURM job that it is submitted as."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from krill.config.schema.base import FolderName, Section, Unsigned, to_list
 
 
 def _parse_duration(value: object) -> object:
-    """A length of time as people and SLURM write it, in minutes."""
+    """Converts a duration such as 90m, 12h, 2d or 1-12:00:00 (SLURM's format) to minutes."""
     if not isinstance(value, str) or value == "auto":
-        if isinstance(value, int):  # YAML makes 43200 of 12:00:00
-            raise ValueError(f"{value} has no unit; write 90m, 12h, 2d, or '1-12:00:00' in quotes")
+        if isinstance(value, int):  # YAML reads 12:00:00 as 43200
+            raise ValueError(f"{value} has no unit; use 90m, 12h, 2d, or '1-12:00:00' in quotes")
         return value
     if match := re.fullmatch(r"(\d+)\s*([mhd])", value):
         return int(match[1]) * {"m": 1, "h": 60, "d": 1440}[match[2]]
     if match := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", value):
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return (days * 24 + hours) * 60 + minutes + (seconds > 0)
-    raise ValueError(f"{value!r} is no length of time; write 90m, 12h, 2d or 1-12:00:00")
+    raise ValueError(f"{value!r} is not a duration; use 90m, 12h, 2d or 1-12:00:00")
 
 
 def _format_minutes(minutes: int | str) -> str:
@@ -29,71 +29,79 @@ def _format_minutes(minutes: int | str) -> str:
 
 
 class SlurmConfig(Section):
-    """The job that a command is submitted as; what is null is left to the cluster."""
+    """The SLURM job that a command is submitted as; the cluster decides about keys that are null."""
 
     nodes: PositiveInt
-    """Machines of a job. A training takes hardware.processes tasks on each, which are its ranks."""
+    """Number of nodes of a job. A training run starts hardware.processes tasks on each, which are its
+    ranks."""
     gpus: NonNegativeInt
-    """GPUs of each process; 0: none is asked for."""
+    """Number of GPUs per process; 0: none are requested."""
     gpu_type: str | None
-    """The kind of GPU, as the cluster calls it: a100."""
+    """Type of GPU by the cluster's name, such as a100."""
     cpus: Literal["auto"] | PositiveInt
-    """CPUs of each process. auto: a GPU's share of the node; without GPUs 8, or what a node has."""
+    """Number of CPUs per process. auto: a GPU's share of the node; without GPUs 8, or as many as a node
+    has."""
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None
-    """Memory of a job on each node: 64G."""
+    """Memory of a job per node, such as 64G."""
     time: Annotated[
         Literal["auto"] | PositiveInt,
         BeforeValidator(_parse_duration),
         PlainSerializer(_format_minutes, return_type=str),
     ]
-    """Time limit of a job: 90m, 12h, 2d or 1-12:00:00. auto: a day, or what the partition allows. A longer training
-    is saved before and goes on by itself (requeues)."""
+    """Time limit of a job: 90m, 12h, 2d or 1-12:00:00. auto: one day, or the partition's limit if that is
+    shorter. A longer training run saves before the limit and resumes automatically (requeues)."""
     save_before: PositiveInt
-    """Seconds before the time limit at which a training saves and is put in the queue again."""
+    """Seconds before the time limit at which a training run saves and is requeued."""
     requeues: NonNegativeInt
-    """How often a job that met its time limit or was preempted goes on."""
+    """Maximum number of times that a job that reached its time limit or was preempted is requeued."""
     partition: str | None
     """Partition of the cluster."""
     account: str | None
-    """Account that the time is charged to."""
+    """Account that the job is charged to."""
     qos: str | None
     """Quality of service."""
     constraint: str | None
-    """Features that a node must have."""
+    """Features that the nodes must have."""
     setup: Annotated[list[str], BeforeValidator(to_list)]
-    """Lines of the shell before the command: modules, environment variables."""
+    """Shell commands to run before the command: modules, environment variables."""
     options: dict[str, str | bool]
-    """Further options of sbatch: {mail-type: END}; true: one without a value."""
+    """Additional options of sbatch, such as {mail-type: END}; true: an option without a value."""
 
 
 class HardwareConfig(Section):
-    """The machine a run is made for."""
+    """How a run is computed."""
 
     name: Unsigned[FolderName]
-    """What the setting is called."""
+    """Name of the option."""
     precision: Literal["auto", "fp32", "bf16"]
-    """Arithmetic of the forward pass; weights stay fp32. auto: bf16 on CUDA devices that have it, else fp32."""
+    """Data type of the forward pass; weights are fp32. auto: bf16 on CUDA devices that support it, otherwise
+    fp32."""
     attention: Unsigned[
         Literal["auto", "varlen", "sdpa", "flex", "flash_attention_2", "flash_attention_3", "eager"]
     ]
-    """Attention backend; each isolates documents. auto: the fastest that computes the model here, mostly varlen."""
+    """Attention backend; all isolate documents. auto: the fastest that supports model and device, usually
+    varlen."""
     loss: Unsigned[Literal["auto", "chunked", "full", "liger"]]
-    """How the loss is computed: chunked never holds the logits of all tokens, liger is its like on CUDA.
-    auto: liger where it is installed on CUDA, else chunked, and full for a model that needs it."""
+    """How the loss is computed: chunked never stores the logits of all tokens; liger is Liger's kernel for
+    the same on CUDA. auto: liger if it is installed and the device is CUDA, otherwise chunked; full for a
+    model that needs it."""
     liger: Unsigned[Literal["auto"] | bool]
-    """Liger's norms, rotary embeddings and MLPs. auto: where it is installed on CUDA and knows the model."""
+    """Use Liger's norms, rotary embeddings and MLPs. auto: if it is installed, on CUDA, and supports the
+    model."""
     compile: Unsigned[bool]
-    """Compile forward and backward pass with torch.compile; only with a CUDA device."""
+    """Compile forward and backward pass with torch.compile; needs a CUDA device."""
     gradient_checkpointing: Unsigned[bool]
-    """Compute activations again in the backward pass instead of keeping them: less memory, up to a third slower."""
+    """Recompute activations in the backward pass instead of storing them: less memory, up to a third
+    slower."""
     processes: Unsigned[Literal["auto"] | PositiveInt]
-    """Ranks: processes of a machine that train together, each on a device of its own (or a share of the CPU).
-    auto: one for each GPU."""
+    """Number of ranks per machine: processes that train together, each on its own device (or a share of the
+    CPU). auto: one per GPU."""
     sharding: Unsigned[Literal["none", "fsdp2"]]
-    """none: every rank holds all of the model (DDP); fsdp2: a share of weights, gradients and optimizer state."""
+    """none: every rank holds the whole model (DDP). fsdp2: each holds a shard of weights, gradients and
+    optimizer state."""
     workers: Unsigned[NonNegativeInt]
-    """Processes that load rows, of each rank; 0: the training process itself."""
+    """Number of processes per rank that load rows; 0: the training process loads them."""
     threads: Unsigned[PositiveInt | None]
-    """CPU threads of torch, of each rank; null: torch's own choice."""
+    """Number of CPU threads per rank; null: torch's default."""
     slurm: Unsigned[SlurmConfig | None]
-    """null: everything is done here; else: the command is submitted to SLURM as this job."""
+    """SLURM job that the command is submitted as; null: it runs on this machine."""

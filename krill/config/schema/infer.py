@@ -12,46 +12,47 @@ from krill.config.schema.run import SweepConfig
 
 
 class ModelPathConfig(Section):
-    """Where a trained model is."""
+    """The location of a trained model."""
 
     path: str
-    """Folder of a run or model, a glob, or a Hub id; model=X is short for it."""
+    """Folder of a run or model, a glob, or a Hub id; model=X is short for model.path=X."""
 
 
 class TokenizerPathConfig(Section):
-    """Where the model's tokenizer is."""
+    """The location of the model's tokenizer."""
 
     path: str | None
-    """Folder or Hub id; null: the one beside the model. tokenizer=X is short for it, or an option's tokenizer."""
+    """Folder or Hub id; null: the tokenizer saved with the model. tokenizer=X sets it to a folder, a Hub id,
+    or the tokenizer of an option."""
 
 
 class InferConfig(Section):
-    """Text from a trained model."""
+    """Text generation with a trained model."""
 
     name: Unsigned[FolderName]
-    """Names the sweep's folder when several settings are tried with -m."""
+    """Name of the folder of a sweep (-m)."""
     model: ModelPathConfig
     tokenizer: TokenizerPathConfig
     prompt: str | None
-    """The text to continue; null: a prompt is asked for, line by line."""
+    """Text to continue; null: read prompts from the terminal, line by line."""
     max_new_tokens: PositiveInt
-    """At most so many tokens are generated."""
+    """Maximum number of generated tokens."""
     temperature: NonNegativeFloat
-    """Randomness of the choice; 0: always the most likely token."""
+    """Sampling temperature; 0: always the most likely token."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
-    """Only the most likely tokens with this total probability are drawn from."""
+    """Sample from the most likely tokens with this total probability."""
     repetition_penalty: PositiveFloat
-    """Tokens that were used already are made less likely by this factor; 1: not."""
+    """Factor that makes tokens that have occurred already less likely; 1: no penalty."""
     seed: NonNegativeInt
-    """Seed of the choice."""
+    """Seed of the sampling."""
     device: Unsigned[Literal["auto", "cpu", "cuda"]]
-    """Where the model is computed."""
+    """Device that the model runs on."""
     output: Unsigned[str | None]
-    """Folder that receives answers.jsonl; null: none is written."""
+    """Folder that answers.jsonl is written to; null: it is not written."""
     dry_run: Unsigned[bool]
-    """Write nothing, print what the command would do."""
+    """Write nothing; print what the command would do."""
     detach: Unsigned[bool]
-    """Submit to SLURM and return; false: wait, and print the answer."""
+    """Submit to SLURM and return; false: wait and print the answer."""
     hardware: Unsigned[HardwareConfig]
-    """Where the model answers; what is about training has no effect here."""
+    """How the model is computed; keys that concern training have no effect."""
     sweep: Unsigned[SweepConfig]

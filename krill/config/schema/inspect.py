@@ -12,42 +12,42 @@ from krill.config.schema.run import TrainConfig
 
 def _validate_png_path(value: str) -> str:
     if not value.lower().endswith(".png"):
-        raise ValueError(f"{value!r} is no name of a picture; write plot={value}.png")
+        raise ValueError(f"{value!r} is not a PNG file; set plot={value}.png")
     return value
 
 
 class InspectConfig(TrainConfig):
-    """What is in a token store: that of the data and the tokenizer that are chosen, or of a folder. Or how tokenizers
-    do: several side by side on held-out text, or one on a text."""
+    """Statistics of a token store: the store of the chosen data and tokenizer, or a folder. Or an evaluation
+    of tokenizers: several side by side on held-out text, or one on a given text."""
 
     store: str | None
-    """Folder of a token store; data=FOLDER and the first bare word are short for it. null: the tokens of the data
-    and the tokenizer that are chosen."""
+    """Folder of a token store; data=FOLDER and the first argument without = are short for it. null: the store
+    of the chosen data and tokenizer."""
     tokenizers: Annotated[list[str], BeforeValidator(to_list)]
-    """These are judged side by side on held-out text of the data, instead of a store: options of tokenizer=, folders,
-    Hub ids."""
+    """Tokenizers to evaluate side by side on held-out text of the data, instead of a store: options of
+    tokenizer=, folders, Hub ids."""
     eval_bytes: PositiveInt
-    """At most so many bytes of held-out text judge them, drawn evenly from all of it."""
+    """Maximum number of bytes of held-out text that they are evaluated on, sampled evenly from all of it."""
     text: str | None
-    """This text, taken literally, is shown by the tokens of tokenizer=, instead of a store; null: none."""
+    """Text, taken literally, to show as tokens of tokenizer=, instead of a store; null: none."""
     rows: NonNegativeInt
-    """So many training rows are shown, chosen by seed; 0: none."""
+    """Number of training rows to show, chosen by seed; 0: none."""
     row: NonNegativeInt | None
-    """The one training row that is shown, counted from 0; null: rows says how many."""
+    """Index of a single training row to show, from 0; null: show rows rows."""
     full: bool
-    """Show rows whole; false: what fits a screen."""
+    """Show entire rows; false: the part that fits a screen."""
     ids: bool
-    """Show the ids behind what they spell."""
+    """Show the id of each token after its text."""
     sequence_lens: list[Annotated[int, Field(ge=8)]]
-    """Further row lengths; how documents fill them is shown beside sequence_len."""
+    """Additional row lengths, in tokens, to show packing statistics for beside sequence_len."""
     top: NonNegativeInt
-    """So many of the most frequent tokens are listed."""
+    """Number of most frequent tokens to list."""
     vocabulary_tokens: PositiveInt | None
-    """At most so many training tokens are counted for the use of the vocabulary, spread evenly; null: all."""
+    """Maximum number of training tokens to count for vocabulary usage, spread evenly; null: all."""
     format: Literal["text", "json"]
-    """text: to read; json: every figure and no rows, for scripts."""
+    """text: a report for reading. json: all statistics without rows, for scripts."""
     plot: Annotated[str, AfterValidator(_validate_png_path)] | None
-    """PNG file for the lengths of documents and the shares of sources, with tokenizers for their figures; null: none
-    is drawn."""
+    """PNG file to plot to: document lengths and shares of sources, or the statistics of tokenizers; null: no
+    plot."""
     verify: bool
-    """Hash every file and compare it with the manifest."""
+    """Verify the hash of every file against the manifest."""

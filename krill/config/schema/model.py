@@ -11,38 +11,40 @@ from krill.config.schema.base import FolderName, Section, Unsigned
 
 class _BaseModelConfig(Section):
     name: Unsigned[FolderName]
-    """What the model is called in the header and the records."""
+    """Name of the model in the run header and the records."""
     max_position_embeddings: PositiveInt
-    """Longest sequence the configuration states; follows sequence_len."""
+    """Maximum sequence length in the model's configuration; follows sequence_len."""
 
 
 class CustomModelConfig(_BaseModelConfig):
-    """A person's own architecture: a function that builds a transformers model."""
+    """A custom architecture: a function that builds a transformers model."""
 
     family: Literal["custom"]
-    """Architecture that is built."""
+    """Model family."""
     build: str
-    """file.py:function or package.module:function; called with vocab_size, max_position_embeddings,
-    bos_token_id, eos_token_id, pad_token_id and the options, returns a PreTrainedModel with fp32 weights."""
+    """file.py:function or package.module:function; it is called with vocab_size, max_position_embeddings,
+    bos_token_id, eos_token_id, pad_token_id and the options and returns a PreTrainedModel with fp32
+    weights."""
     options: dict[str, Any]
-    """Further keyword arguments of the function."""
+    """Additional keyword arguments of the function."""
 
 
 class TransformerConfig(_BaseModelConfig):
-    """The architecture, under the family's own names. The vocabulary follows the tokenizer."""
+    """A Llama or Qwen3 architecture; keys are named as in transformers. The vocabulary size follows the
+    tokenizer."""
 
     family: Literal["llama", "qwen3"]
-    """Architecture of transformers that is built."""
+    """Model family, an architecture of transformers."""
     hidden_size: PositiveInt
     """Width of the residual stream."""
     intermediate_size: PositiveInt
     """Width of the feed-forward layer."""
     num_hidden_layers: PositiveInt
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     num_attention_heads: PositiveInt
-    """Query heads."""
+    """Number of query heads."""
     num_key_value_heads: PositiveInt
-    """Key and value heads; must divide the query heads."""
+    """Number of key and value heads; must divide the number of query heads."""
     head_dim: PositiveInt | None
     """Width of a head; null: hidden_size / num_attention_heads."""
     rope_theta: PositiveFloat
@@ -50,7 +52,7 @@ class TransformerConfig(_BaseModelConfig):
     rms_norm_eps: PositiveFloat
     """Epsilon of RMSNorm."""
     tie_word_embeddings: bool
-    """Input and output embedding are one matrix."""
+    """Share one matrix between input and output embedding."""
     initializer_range: PositiveFloat
     """Standard deviation of the initial weights."""
 
@@ -70,26 +72,27 @@ class TransformerConfig(_BaseModelConfig):
 
 
 class AutoModelConfig(_BaseModelConfig):
-    """Any architecture of transformers that isolates documents, under its configuration class's own keys."""
+    """Any architecture of transformers that isolates documents; keys are those of its configuration class."""
 
     family: Literal["auto"]
-    """Architecture that is built."""
+    """Model family."""
     model_type: str
-    """The architecture's name in transformers: gpt2, gpt_neox, qwen2, gemma2, mistral, phi3, …"""
+    """Name of the architecture in transformers: gpt2, gpt_neox, qwen2, gemma2, mistral, phi3, …"""
     config: dict[str, Any]
-    """Keys of its configuration class, what is left out keeps that class's default: model.config.n_layer=6."""
+    """Keys of its configuration class, such as model.config.n_layer=6; other keys keep their defaults."""
 
 
 class PretrainedModelConfig(_BaseModelConfig):
-    """Architecture and weights of a trained model, to go on training on other text."""
+    """Architecture and weights of a trained model, for continued training on other text."""
 
     model_config = ConfigDict(serialize_by_alias=True)
     family: Literal["pretrained"]
-    """Architecture that is built: that of the weights."""
+    """Model family: that of the weights."""
     from_: Unsigned[str] = Field(alias="from")
-    """Folder of a run, a checkpoint or a model, or Hub id: weights (made fp32) and configuration come from there."""
+    """Folder of a run, checkpoint or model, or a Hub id: source of the weights (converted to fp32) and
+    configuration."""
     max_position_embeddings: PositiveInt
-    """Longest sequence that the weights must be able to read; follows sequence_len."""
+    """Sequence length that the weights must support; follows sequence_len."""
 
 
 ModelConfig = Annotated[

@@ -19,67 +19,70 @@ class _BaseOptimizerConfig(Section):
     eps: PositiveFloat
     """AdamW's epsilon."""
     max_grad_norm: NonNegativeFloat
-    """Gradients are clipped to this global norm; 0: not clipped."""
+    """Global norm that gradients are clipped to; 0: no clipping."""
 
 
 class AdamWConfig(_BaseOptimizerConfig):
     """AdamW on every parameter."""
 
     name: Literal["adamw"]
-    """The optimizer."""
+    """Name of the optimizer."""
 
 
 class MuonConfig(_BaseOptimizerConfig):
-    """Muon on the hidden matrices, AdamW on embeddings, head and vectors."""
+    """Muon on the hidden matrices, AdamW on embeddings, output head and vectors."""
 
     name: Literal["muon_moonlight", "muon_keller", "muon_pto"]
-    """The optimizer: one core, three conventions."""
+    """Name of the optimizer: one implementation, three conventions."""
     eps_before_correction: bool
-    """AdamW adds eps before the bias correction of the second moment, as Moonlight's script does, not after."""
+    """Add AdamW's eps before the bias correction of the second moment, as Moonlight's script does, not
+    after."""
     scale: Literal["rms", "spectral"]
-    """Size of the orthogonal update of an r × c matrix: rms 0.2·√max(r, c), spectral √max(1, r/c)."""
+    """Factor of the orthogonal update of an r × c matrix: rms 0.2·√max(r, c), spectral √max(1, r/c)."""
     muon_lr: PositiveFloat
-    """Learning rate of the matrices; derived from lr so that both scales move them alike."""
+    """Learning rate of the matrices; derived from lr so that updates are equally large at both scales."""
     muon_weight_decay: NonNegativeFloat
-    """Decoupled weight decay of the matrices; derived so that muon_lr × it equals lr × weight_decay."""
+    """Decoupled weight decay of the matrices; derived so that muon_lr × muon_weight_decay = lr ×
+    weight_decay."""
     momentum: Fraction
     """Decay rate of the momentum."""
     nesterov: bool
-    """Look ahead along the momentum."""
+    """Use Nesterov momentum."""
     cautious: bool
-    """Decay a weight of a matrix only where its update has the same sign (Chen et al. 2025)."""
+    """Apply weight decay only where update and weight have the same sign (Chen et al. 2025)."""
     normuon: bool
-    """Move all neurons of a matrix about equally far, by a second moment for each row (Li et al. 2025)."""
+    """Normalize the update of each neuron by a second moment per row, NorMuon (Li et al. 2025)."""
     ns_steps: Annotated[int, Field(ge=1, le=20)]
-    """Newton–Schulz iterations."""
+    """Number of Newton–Schulz iterations."""
     ns_coefficients: Literal["keller", "polar_express"]
     """Coefficients of the Newton–Schulz iteration."""
     ns_dtype: Literal["auto", "bf16", "fp32"]
-    """Arithmetic of the Newton–Schulz iteration. auto: bf16 on CUDA devices, else fp32."""
+    """Data type of the Newton–Schulz iteration. auto: bf16 on CUDA devices, otherwise fp32."""
     adamw_modules: list[str]
-    """Modules whose matrices AdamW trains all the same: last words or patterns of their names, router, *.mlp.*."""
+    """Modules whose matrices AdamW trains instead, by last part or pattern of their names: router,
+    *.mlp.*."""
 
     @model_validator(mode="after")
     def _check_ns_steps(self) -> MuonConfig:
         if self.ns_coefficients == "polar_express" and self.ns_steps < 5:
             raise ValueError(
-                f"optimizer.ns_coefficients=polar_express takes at least 5 steps, before which singular values "
-                f"are not near 1; write optimizer.ns_steps=5 (it is {self.ns_steps}), or "
+                f"optimizer.ns_coefficients=polar_express needs at least 5 steps to bring singular values near 1; "
+                f"set optimizer.ns_steps=5 (it is {self.ns_steps}) or "
                 f"optimizer.ns_coefficients=keller"
             )
         return self
 
 
 class CustomOptimizerConfig(_BaseOptimizerConfig):
-    """A person's own optimizer."""
+    """A custom optimizer: a function that builds a torch.optim.Optimizer."""
 
     name: Literal["custom"]
-    """The optimizer."""
+    """Name of the optimizer."""
     build: str
-    """file.py:function or package.module:function; called with the model and the keys of this section,
-    returns a torch.optim.Optimizer."""
+    """file.py:function or package.module:function; it is called with the model and the keys of this section
+    and returns a torch.optim.Optimizer."""
     options: dict[str, Any]
-    """Further keyword arguments of the function."""
+    """Additional keyword arguments of the function."""
 
 
 OptimizerConfig = Annotated[AdamWConfig | MuonConfig | CustomOptimizerConfig, Field(discriminator="name")]
@@ -87,36 +90,36 @@ OptimizerConfig = Annotated[AdamWConfig | MuonConfig | CustomOptimizerConfig, Fi
 
 class _BaseSchedulerConfig(Section):
     warmup: Fraction
-    """Share of the steps in which the rate rises linearly from zero."""
+    """Fraction of the steps in which the learning rate rises linearly from zero."""
 
 
 class ConstantSchedulerConfig(_BaseSchedulerConfig):
     """Warm-up, then constant."""
 
     name: Literal["constant"]
-    """The schedule."""
+    """Name of the schedule."""
 
 
 class CosineSchedulerConfig(_BaseSchedulerConfig):
-    """Warm-up, then half a cosine down to min_ratio."""
+    """Warm-up, then cosine decay to min_ratio."""
 
     name: Literal["cosine"]
-    """The schedule."""
+    """Name of the schedule."""
     min_ratio: Annotated[float, Field(ge=0.0, le=1.0)]
-    """Where the rate ends, as a share of its peak."""
+    """Final learning rate as a fraction of its peak."""
 
 
 class WSDSchedulerConfig(_BaseSchedulerConfig):
-    """Warm-up, stable, decay."""
+    """Warm-up, stable phase, decay (WSD)."""
 
     name: Literal["wsd"]
-    """The schedule."""
+    """Name of the schedule."""
     decay: Annotated[float, Field(gt=0.0, le=1.0)]
-    """Share of the steps in which the rate falls, at the end."""
+    """Fraction of the steps, at the end, in which the learning rate decays."""
     decay_shape: Literal["linear", "sqrt"]
-    """linear, or 1 − √progress."""
+    """Shape of the decay: linear, or 1 − √progress (sqrt)."""
     min_ratio: Annotated[float, Field(ge=0.0, le=1.0)]
-    """Where the rate ends, as a share of its peak."""
+    """Final learning rate as a fraction of its peak."""
 
 
 SchedulerConfig = Annotated[

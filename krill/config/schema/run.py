@@ -23,133 +23,141 @@ from krill.config.schema.tokenizer import TokenizerConfig
 
 
 class SweepConfig(Section):
-    """How the points of a sweep (-m) are run."""
+    """How a sweep (-m) chooses and runs its points."""
 
     max_parallel: Literal["auto"] | PositiveInt
-    """Points at once. auto: here one for each GPU, or one after the other on the CPU; on SLURM as many as may run."""
+    """Maximum number of points that run at once. auto: on this machine one per GPU, or one on the CPU; on
+    SLURM no limit."""
     on_failure: Literal["continue", "stop"]
-    """What a point that failed means for those that have not begun."""
+    """Whether points that have not started still run after one has failed."""
     search: Literal["grid", "random", "tpe"]
-    """Which points: every combination, or so many drawn from the same space, at random or, with tpe, where those
-    before had a low validation loss."""
+    """How points are chosen: grid, every combination; random, trials points sampled at random from the same
+    space; tpe, trials points sampled where earlier points had a low validation loss."""
     trials: PositiveInt | None
-    """Points of a search; a grid has none to choose."""
+    """Number of points of a random or tpe search; null for a grid."""
 
 
 class BatchConfig(Section):
-    """What one optimizer step sees."""
+    """The size of an optimizer step."""
 
     micro_batch_size: PositiveInt
     """Rows per rank and forward pass."""
     gradient_accumulation_steps: PositiveInt | None
-    """Forward passes per optimizer step; null: 1, or what batch.tokens asks for."""
+    """Forward passes per optimizer step; null: 1, or derived from batch.tokens."""
     tokens: PositiveInt | None
-    """Tokens per optimizer step, in place of the two above (micro_batch_size is then an upper bound)."""
+    """Tokens per optimizer step; alternative to gradient_accumulation_steps, with micro_batch_size as an
+    upper bound."""
 
     @model_validator(mode="after")
     def _check_batch_size(self) -> BatchConfig:
         if self.tokens is not None and self.gradient_accumulation_steps is not None:
             raise ValueError(
-                "batch.tokens and batch.gradient_accumulation_steps say the same thing; "
+                "batch.tokens and batch.gradient_accumulation_steps both set the size of a step; "
                 "set one to null: batch.tokens=null or batch.gradient_accumulation_steps=null"
             )
         return self
 
 
 class EarlyStoppingConfig(Section):
-    """What ends a training before its last step; looked at after each validation (eval_every)."""
+    """Conditions that end training before its last step; checked after each validation (eval_every)."""
 
     target_loss: PositiveFloat | None
-    """End when the validation loss, nats per token, is this or less; null: never."""
+    """End when the validation loss (nats per token) is at most this value; null: never."""
     patience: PositiveInt | None
-    """End when so many validations in a row were not below the lowest before them; null: never."""
+    """End after this number of consecutive validations without a new lowest loss; null: never."""
 
 
 class SkipStepConfig(Section):
-    """Steps that are left out: their update is masked, and the run goes on without it."""
+    """Steps that are skipped: their update is masked, and training continues without it."""
 
     nan: Literal["skip", "stop"]
-    """A step whose loss or gradient norm is not finite; stop: the run ends, too."""
+    """What to do about a step whose loss or gradient norm is not finite: skip it, or skip it and stop the
+    run."""
     spike: PositiveFloat | None
-    """Leave out a step whose loss or gradient norm is more than so many standard deviations above the mean of the
-    last 128 good steps; null: none."""
+    """Skip a step whose loss or gradient norm is more than this number of standard deviations above the mean
+    of the last 128 good steps; null: skip none."""
     max_skips: Unsigned[PositiveInt]
-    """End the run after so many bad steps in a row."""
+    """End the run after this number of consecutive bad steps."""
 
 
 class HubConfig(Section):
-    """Where the result goes on the Hugging Face Hub, if it is to go there at all."""
+    """Uploads to the Hugging Face Hub."""
 
     id: str | None
     """Repository on the Hub, user/name."""
     push: bool
-    """Upload the final model; only ever when asked."""
+    """Upload the final model."""
     checkpoints: bool
-    """Upload the newest checkpoint after each save, to go on from it on another machine; only ever when asked."""
+    """Upload the newest checkpoint after each save, to resume from it on another machine."""
     private: bool
-    """The repository is made private."""
+    """Create the repository as private."""
 
     @model_validator(mode="after")
     def _check_repository_id(self) -> HubConfig:
         for key in ("push", "checkpoints"):
             if getattr(self, key) and self.id is None:
-                raise ValueError(f"hub.{key}=true needs a repository: hub.id=user/name")
+                raise ValueError(f"hub.{key}=true needs a repository; set hub.id=user/name")
         return self
 
 
 class TrainConfig(Section):
-    """One run, from raw text to a trained model. preprocess and tokenizer read the same configuration."""
+    """A run from raw text to a trained model. krill-preprocess and krill-tokenizer use the same
+    configuration."""
 
     name: Unsigned[FolderName]
-    """Names the run's folder: outputs/runs/<name>/."""
+    """Name of the folder of the runs: outputs/runs/<name>/."""
     seed: NonNegativeInt
-    """Seed of the weights and of the order of rows."""
+    """Seed of the initial weights and of the order of rows."""
     lr: PositiveFloat
     """Learning rate on the AdamW scale, for every optimizer."""
     steps: PositiveInt | None
-    """Optimizer steps. Exactly one of steps and epochs is set; setting one clears the other."""
+    """Number of optimizer steps. Exactly one of steps and epochs is set; setting one clears the other."""
     epochs: PositiveFloat | None
-    """Passes over the training rows."""
+    """Number of passes over the training rows."""
     sequence_len: Annotated[int, Field(ge=8)]
     """Tokens per row."""
     packing: Literal["wrapped", "best_fit"]
-    """How documents fill rows: wrapped cuts wherever a row ends, best_fit only documents longer than a row."""
+    """How documents fill rows: wrapped splits them wherever a row ends, best_fit only if they are longer than
+    a row."""
     resume: Unsigned[bool | str]
-    """auto: go on with the newest unfinished run of this configuration, else begin (with hub.checkpoints from the Hub
-    where that is newer); local, true: go on or fail; remote: go on from hub.id or fail; false: always begin; or the
-    folder of an unfinished run."""
+    """auto: resume the newest unfinished run of this configuration (with hub.checkpoints, from the Hub if
+    that checkpoint is newer), otherwise start a run. local, true: resume or fail. remote: resume from hub.id
+    or fail. false: always start a run. Or the folder of an unfinished run."""
     resume_changed: Unsigned[bool]
-    """Go on in the folder that resume= names although what determines the result has changed; what is listed."""
+    """Resume the run that resume= names even if keys that determine the result have changed; the changes are
+    logged."""
     branch: Unsigned[str | None]
-    """Run, or checkpoint of a run, to branch off: go on from there with another length, schedule or text."""
+    """Run, or checkpoint of a run, to branch from: continue it with another length, schedule or text."""
     output: Unsigned[str | None]
-    """Folder of the result; null: a new one below outputs/."""
+    """Folder of the result; null: a new folder in outputs/."""
     device: Unsigned[Literal["auto", "cpu", "cuda"]]
-    """Where the model is computed."""
+    """Device that the model runs on."""
     dry_run: Unsigned[bool]
-    """Write nothing, print what the command would do."""
+    """Write nothing; print what the command would do."""
     detach: Unsigned[bool]
-    """Submit to SLURM and return; false: wait, and show how far it is."""
+    """Submit to SLURM and return; false: wait and show progress."""
     log_every: Unsigned[PositiveInt]
-    """Steps between two lines of metrics."""
+    """Steps between two records of metrics."""
     trackers: Unsigned[Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeValidator(to_list)]]
-    """Where the metrics go beside metrics.jsonl; each needs the extra of its name."""
+    """Trackers that receive the metrics in addition to metrics.jsonl; each needs the extra of its name."""
     eval_every: Unsigned[PositiveInt]
     """Steps between two validations."""
     save_every: Unsigned[PositiveInt]
     """Steps between two checkpoints."""
     keep_checkpoints: Unsigned[PositiveInt]
-    """Checkpoints that are kept, newest first."""
+    """Number of checkpoints to keep, newest first."""
     keep_best: Unsigned[bool]
-    """Keep the checkpoint of the lowest validation loss as well, of those saved at a step with a validation."""
+    """Also keep the checkpoint with the lowest validation loss among checkpoints saved at a step with a
+    validation."""
     save_in_background: Unsigned[bool]
-    """Write checkpoints while the training goes on, from a copy of weights and optimizer state in host memory."""
+    """Write checkpoints while training continues, from a copy of weights and optimizer state in host
+    memory."""
     export_dtype: Literal["fp32", "bf16"]
-    """Numbers of the finished model in model/; those of training and checkpoints are fp32 always."""
+    """Data type of the final model in model/; training and checkpoints always use fp32."""
     sample_every: Unsigned[PositiveInt | None]
-    """Steps between two samples of what the model writes, in samples.jsonl; null: only of the finished model."""
+    """Steps between two samples of generated text in samples.jsonl; null: only of the final model."""
     sample_prompt: Unsigned[str | None]
-    """What samples continue; null: a document of their own."""
+    """Prompt of the samples; null: each sample begins a document."""
     model: ModelConfig
     data: Unsigned[DataConfig]
     tokenizer: Unsigned[TokenizerConfig]
@@ -166,26 +174,28 @@ class TrainConfig(Section):
     @classmethod
     def _check_resume(cls, value: bool | str) -> bool | str:
         if isinstance(value, str) and not value:
-            raise ValueError("resume is empty; write resume=auto, local, remote, true, false or a folder")
+            raise ValueError("resume is empty; set resume=auto, local, remote, true, false or a folder")
         return value
 
     @model_validator(mode="after")
     def _check_remote_id(self) -> TrainConfig:
         if self.resume == "remote" and self.hub.id is None:
-            raise ValueError("resume=remote needs a repository: hub.id=user/name")
+            raise ValueError("resume=remote needs a repository; set hub.id=user/name")
         return self
 
     @model_validator(mode="after")
     def _check_derived_keys(self) -> TrainConfig:
         if self.optimizer.lr != self.lr:
-            raise ValueError(f"optimizer.lr follows lr; write lr={self.optimizer.lr:g}")
+            raise ValueError(f"optimizer.lr follows lr; set lr={self.optimizer.lr:g}")
         if self.model.max_position_embeddings < self.sequence_len:
-            raise ValueError("model.max_position_embeddings is less than sequence_len; leave it to follow")
+            raise ValueError(
+                "model.max_position_embeddings is less than sequence_len; leave it out, it follows sequence_len"
+            )
         rows, rest = divmod(self.batch.tokens or self.sequence_len, self.sequence_len)
         if rest:
-            near = " or ".join(str(count * self.sequence_len) for count in (rows, rows + 1) if count)
+            valid = " or ".join(str(count * self.sequence_len) for count in (rows, rows + 1) if count)
             raise ValueError(
-                f"batch.tokens={self.batch.tokens} is no multiple of sequence_len={self.sequence_len}; write {near}"
+                f"batch.tokens={self.batch.tokens} is not a multiple of sequence_len={self.sequence_len}; use {valid}"
             )
         return self
 
@@ -193,7 +203,7 @@ class TrainConfig(Section):
     def _check_async_save(self) -> TrainConfig:
         if self.save_in_background and self.hardware.sharding == "fsdp2":
             raise ValueError(
-                "save_in_background: a sharded checkpoint is written by all ranks together; write "
+                "save_in_background: all ranks write a sharded checkpoint together; set "
                 "save_in_background=false or hardware.sharding=none"
             )
         return self
@@ -201,7 +211,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check_training_length(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("exactly one of steps and epochs must be set; write steps=400 or epochs=1")
+            raise ValueError("exactly one of steps and epochs must be set; use steps=400 or epochs=1")
         if self.branch is not None and self.steps is None:
-            raise ValueError("branch= needs steps=, those of the whole run, not epochs=")
+            raise ValueError("branch= needs the steps of the whole run; set steps= instead of epochs=")
         return self

@@ -1,4 +1,4 @@
-"""Section `tokenizer`: a tokenizer to train, to load or to extend."""
+"""Section `tokenizer`: a tokenizer to train, load or extend."""
 
 from __future__ import annotations
 
@@ -10,46 +10,51 @@ from krill.config.schema.base import FolderName, Section, Unsigned
 
 
 class TokenizerConfig(Section):
-    """A tokenizer to train on the run's own data, a ready one (`path`), or a ready one with more entries (`base`)."""
+    """A tokenizer to train on the run's own data, to load (`path`), or to extend with more entries
+    (`base`)."""
 
     name: Unsigned[FolderName]
     """Names the folder: outputs/tokenizers/<name>-<signature>."""
     path: str | None
-    """Folder or Hub id of a ready tokenizer; then nothing is trained and the keys below are not used."""
+    """Folder or Hub id of an existing tokenizer; nothing is trained, and the keys below have no effect."""
     base: Unsigned[str | None]
-    """Folder or Hub id of a ready byte-level BPE tokenizer that gets more entries. Its ids, pattern, normalizer and
-    bos, eos and pad stay."""
+    """Folder or Hub id of an existing byte-level BPE tokenizer to extend with further entries. Its ids,
+    pattern, normalizer and bos, eos and pad tokens do not change."""
     vocab_size: Annotated[int, Field(ge=300)]
-    """Entries in all: 256 bytes, merges and special tokens. Met exactly, or the training fails."""
+    """Total number of entries: 256 bytes, merges and special tokens. Training fails unless it is met
+    exactly."""
     multiple_of: PositiveInt
-    """vocab_size is rounded up to a multiple of it: 64 or 128 suit matrix units. All of them are real entries."""
+    """Rounds vocab_size up to a multiple of this number; 64 or 128 suit matrix units. The added entries are
+    real."""
     min_frequency: PositiveInt
-    """A pair seen less often is not merged."""
+    """Minimum number of occurrences for a pair to be merged."""
     max_token_length: PositiveInt | None
-    """Longest token in bytes; null for no limit."""
+    """Maximum length of a token in bytes; null: no limit."""
     normalizer: Literal["none", "nfc"]
-    """Unicode normalization. Never NFKC: it destroys Korean jamo such as ㅋ."""
+    """Unicode normalization. NFKC is not offered: it destroys Korean jamo such as ㅋ."""
     pattern: Literal["gpt2", "gpt4", "gpt4o", "qwen2"]
-    """How text is cut before merging: the split pattern of that family; Llama 3's is gpt4."""
+    """Pattern that splits text before merging, by model family; Llama 3 uses gpt4."""
     trainer: Literal["hf", "rustbpe"]
-    """What learns the merges: Hugging Face tokenizers, or rustbpe, an extra: faster, of the same quality, not to the
-    same entries."""
+    """Trainer of the merges: Hugging Face tokenizers (hf), or rustbpe (needs the fast extra), which is faster
+    and of the same quality, but does not learn the same entries."""
     bos_token: str
-    """Begins every document; the model's first context, never a target."""
+    """Token that begins every document: the model's first context, never a target."""
     eos_token: str
-    """Ends every document; learned as a target."""
+    """Token that ends every document; it is learned as a target."""
     pad_token: str
-    """Fills short rows; never a target."""
+    """Token that fills short rows; never a target."""
     special_tokens: list[str]
-    """Further special tokens, reserved for later use (chat, tools)."""
+    """Additional special tokens, reserved for later use (chat, tools)."""
     chat_template: Literal["chatml", "llama3"] | None
-    """Saved beside the tokenizer; its tokens must be among special_tokens. null: none, with base the base's own."""
+    """Chat template saved with the tokenizer; its tokens must be in special_tokens. null: none, or that of
+    base."""
     sample_bytes: PositiveInt
-    """At most so many bytes of the training text train the tokenizer, drawn evenly from all of it."""
+    """Maximum number of bytes of training text that the tokenizer is trained on, sampled evenly from all of
+    it."""
     push_to: Unsigned[str | None]
-    """krill-tokenizer uploads the tokenizer to this repository of the Hugging Face Hub; null: nowhere."""
+    """Repository of the Hugging Face Hub that krill-tokenizer uploads the tokenizer to; null: no upload."""
     private: Unsigned[bool]
-    """Whether a repository that push_to makes is private."""
+    """Create the repository of push_to as private."""
 
     @model_validator(mode="after")
     def _check_pad_token(self) -> TokenizerConfig:

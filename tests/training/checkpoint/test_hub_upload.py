@@ -170,7 +170,7 @@ def test_it_goes_on_elsewhere_to_the_same_bytes(
     run = krill_train.outputs / "mine" if "output=mine" in words else krill_train.runs()[0]
     told = (run / "log.txt").read_text()
     assert "resume: step 2 from me/mine" in told
-    assert "going on from step 2" in told
+    assert "resuming from step 2" in told
     assert_same_result(run, whole)
     assert (run / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
     assert (read_status(run) or {})["remote"] == {"id": "me/mine", "step": 2}
@@ -237,7 +237,7 @@ def test_remote_leaves_a_run_alone_that_is_only_here(krill_train: Any, hub: HubS
     ("words", "told"),
     [
         ((ID,), "resume=remote: no checkpoint in me/mine"),
-        ((), "resume=remote needs a repository: hub.id=user/name"),
+        ((), "resume=remote needs a repository; set hub.id=user/name"),
     ],
 )
 def test_remote_fails_where_there_is_none(
