@@ -87,7 +87,7 @@ def seconds_of(folder: Path, step: int) -> dict[str, float]:
     began, process = time.perf_counter(), start(folder)
     header = 0.0
     while (folder / "metrics.jsonl").stat().st_ino == cut or read_metrics(folder)[-1]["step"] <= step:
-        if not header and f"going on from step {step}" in "".join(_lines(folder)[told:]):
+        if not header and f"resuming from step {step}" in "".join(_lines(folder)[told:]):
             header = time.perf_counter()
         if process.poll() is not None:
             raise SystemExit(f"krill-train has ended with {process.returncode}")

@@ -1,1 +1,1 @@
-"""Training on Hugging Face's Trainer."""
+"""Training with Hugging Face's Trainer: the run, its data, checkpoints and metrics."""

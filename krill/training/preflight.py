@@ -1,4 +1,4 @@
-"""What can be found wrong with a training before anything is made."""
+"""Checks a training configuration before anything is downloaded, prepared or written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from krill.training.metrics.trackers import check_trackers
 
 
 def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup:
-    """Returns how the run is computed; raises UsageError for all that is wrong before anything is made."""
+    """Returns how the run is computed. Raises UsageError for a configuration that cannot train as it is."""
     check_accelerate_env()
     check_trackers(config)
     check_kernels(config.hardware, resolve_device(config.device))
@@ -37,48 +37,48 @@ def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup
 
 
 def _check_ranks(config: TrainConfig, device: str) -> None:
-    """Raise UsageError for ranks that were started otherwise than asked for, or that have no device."""
-    asked, started = config.hardware.processes, world_size_from_env()
-    assert asked != "auto"
-    if started > 1 and asked != 1 and not config.hardware.slurm and asked != started:
+    """Raises UsageError when the number of started ranks differs from the config, or exceeds the CUDA devices."""
+    requested, started = config.hardware.processes, world_size_from_env()
+    assert requested != "auto"
+    if started > 1 and requested != 1 and not config.hardware.slurm and requested != started:
         raise UsageError(
-            f"hardware.processes={asked}, but {started} ranks were started (WORLD_SIZE): leave hardware.processes out"
+            f"hardware.processes={requested}, but {started} ranks were started (WORLD_SIZE): "
+            "leave hardware.processes out"
         )
-    if device == "cuda" and started == 1 and asked > torch.cuda.device_count():
+    if device == "cuda" and started == 1 and requested > torch.cuda.device_count():
         raise UsageError(
-            f"hardware.processes={asked}, but this machine has {torch.cuda.device_count()} CUDA devices that may be "
-            "used; each rank needs one"
+            f"hardware.processes={requested}, but this machine has {torch.cuda.device_count()} visible CUDA devices; "
+            "each rank needs one"
         )
 
 
 def _check_pretrained(config: TrainConfig, inputs: RunInputs) -> None:
-    """Raise UsageError where model.from could not read the rows: another tokenizer, or longer than it reads."""
+    """Raises UsageError when model.from cannot read the rows: it has another tokenizer, or a shorter context."""
     if not isinstance(config.model, PretrainedModelConfig):
         return
-    place, theirs = config.model.from_, load_model_config(config.model)
-    longest = getattr(theirs.get_text_config(), "max_position_embeddings", None)
+    model_from, model_config = config.model.from_, load_model_config(config.model)
+    longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and config.model.max_position_embeddings > longest:
         raise UsageError(
-            f"model.from={place}: it reads {longest} tokens at most; write sequence_len={longest}"
+            f"model.from={model_from}: the model reads at most {longest} tokens; use sequence_len={longest}"
         )
-    beside = resolve_model_folder(place)
-    if (beside / "tokenizer.json").is_file():
-        _check_same_tokenizer(config, inputs, load_tokenizer(beside))
-    elif (signature := _read_tokenizer_of_run(beside)) is not None:
+    folder = resolve_model_folder(model_from)
+    if (folder / "tokenizer.json").is_file():
+        _check_same_tokenizer(config, inputs, load_tokenizer(folder))
+    elif (signature := _read_tokenizer_of_run(folder)) is not None:
         _check_tokenizer_signature(config, inputs, *signature)
     else:
-        _check_vocab_size(config, theirs.get_text_config().vocab_size)
+        _check_vocab_size(config, model_config.get_text_config().vocab_size)
 
 
-def _check_same_tokenizer(config: TrainConfig, inputs: RunInputs, theirs: TokenizerFolder) -> None:
-    """By signature; a ready tokenizer also by its entries: beside a model it may have got a bos in front."""
-    if inputs.tokenizer_signature == theirs.signature:
+def _check_same_tokenizer(config: TrainConfig, inputs: RunInputs, model_tokenizer: TokenizerFolder) -> None:
+    """Compares signatures; for tokenizer.path also the vocabularies: the copy in a model folder may add a bos."""
+    if inputs.tokenizer_signature == model_tokenizer.signature:
         return
-    if config.tokenizer.path is not None and _get_tokenizer_vocab(config) == theirs.backend.get_vocab(
-        with_added_tokens=True
-    ):
+    model_vocab = model_tokenizer.backend.get_vocab(with_added_tokens=True)
+    if config.tokenizer.path is not None and _get_tokenizer_vocab(config) == model_vocab:
         return
-    raise _build_other_tokenizer_error(config, theirs.folder)
+    raise _build_other_tokenizer_error(config, model_tokenizer.folder)
 
 
 def _get_tokenizer_vocab(config: TrainConfig) -> dict[str, int]:
@@ -89,7 +89,7 @@ def _get_tokenizer_vocab(config: TrainConfig) -> dict[str, int]:
 
 
 def _read_tokenizer_of_run(checkpoint: Path) -> tuple[str, str] | None:
-    """Signature and folder of the tokenizer of the run that a checkpoint is of."""
+    """Returns the signature and folder of the tokenizer of a checkpoint's run; None when status.json has none."""
     status = checkpoint.resolve().parents[1] / "status.json"
     try:
         tokenizer = json.loads(status.read_text(encoding="utf-8"))["tokenizer"]
@@ -106,22 +106,23 @@ def _check_tokenizer_signature(config: TrainConfig, inputs: RunInputs, signature
 def _build_other_tokenizer_error(config: TrainConfig, folder: Path) -> UsageError:
     assert isinstance(config.model, PretrainedModelConfig)
     return UsageError(
-        f"model.from={config.model.from_}: it was trained with another tokenizer, its embeddings would mean other "
-        f"tokens; write tokenizer=pretrained tokenizer.path={folder}"
+        f"model.from={config.model.from_}: it was trained with another tokenizer, its embeddings belong to other "
+        f"tokens; use tokenizer=pretrained tokenizer.path={folder}"
     )
 
 
 def _check_vocab_size(config: TrainConfig, size: int) -> None:
-    """All that can be said of a model without a tokenizer beside it."""
+    """Compares vocabulary sizes, the only check there is for a model folder without a tokenizer."""
     path = config.tokenizer.path
-    ours = (
+    vocab_size = (
         load_tokenizer(resolve_tokenizer_folder(path)).vocab_size
         if path is not None
         else compute_vocab_size(config.tokenizer)
     )
-    if ours != size:
+    if vocab_size != size:
         assert isinstance(config.model, PretrainedModelConfig)
         raise UsageError(
-            f"model.from={config.model.from_}: it has {size} entries and no tokenizer beside it, tokenizer="
-            f"{config.tokenizer.name} has {ours}; write tokenizer=pretrained tokenizer.path=<that of its training>"
+            f"model.from={config.model.from_}: it has {size} entries and no tokenizer in its folder, tokenizer="
+            f"{config.tokenizer.name} has {vocab_size}; use tokenizer=pretrained "
+            "tokenizer.path=<the tokenizer it was trained with>"
         )

@@ -1,8 +1,8 @@
-"""The processes that train one model together, and what they tell each other. A process alone is rank 0 of 1.
+"""Communication between the ranks of a training. A single process is rank 0 of 1 and communicates with nobody.
 
-Whoever starts them (torchrun, accelerate launch, srun, `krill.launch`) says so in the environment: RANK, LOCAL_RANK,
-WORLD_SIZE, MASTER_ADDR, MASTER_PORT. What travels here are small things of the host, a decision, a folder, a sum:
-by gloo on the CPU, so that none of it waits for a device. Gradients have torch's default group.
+The launcher (torchrun, accelerate launch, srun, `krill.launch`) sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT. Small host values (a decision, a folder, a sum) use a gloo group on the CPU, so that no call waits for
+the device; gradients use torch's default group.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from krill.training.compute.device import world_size_from_env
 
 T = TypeVar("T")
 CONTROL_TIMEOUT = timedelta(days=30)
-"""The others may wait for the first while it prepares; that one of them died is noticed at once in any case."""
+"""Long, because other ranks may wait while rank 0 prepares data; a rank that dies is noticed at once anyway."""
 
 _control_group: ProcessGroup | None = None
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """A context in which the announced ranks know each other; nothing where this process is alone.
+    """Initializes the process groups for the duration of the context; does nothing for a single process.
 
-    `device`: cuda or cpu; of several CUDA devices a rank takes the one of its LOCAL_RANK.
+    `device`: cuda or cpu. With cuda, each rank uses the device with the index LOCAL_RANK.
     """
     global _control_group
     if world_size_from_env() == 1 or _control_group is not None:
@@ -45,42 +45,42 @@ def process_group(device: str) -> Iterator[None]:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     _control_group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     if not is_rank0():
-        logging.getLogger("krill").setLevel(logging.ERROR)  # the first one speaks
+        logging.getLogger("krill").setLevel(logging.ERROR)  # rank 0 logs for all
     try:
         yield
-        with suppress(RuntimeError):  # the first one has failed meanwhile, and says so itself
+        with suppress(RuntimeError):  # rank 0 has failed, and reports it
             dist.barrier(_control_group)
-        dist.destroy_process_group()  # not after an error: the others may be within a collective
+        dist.destroy_process_group()  # not after an error: other ranks may be inside a collective
     finally:
         _control_group = None
 
 
 def get_world_size() -> int:
-    """Ranks that have joined."""
+    """Returns the number of ranks in the process group; 1 outside of one."""
     return dist.get_world_size() if _control_group is not None else 1
 
 
 def get_rank() -> int:
-    """The number of this one."""
+    """Returns the rank of this process; 0 outside of a process group."""
     return dist.get_rank() if _control_group is not None else 0
 
 
 def is_rank0() -> bool:
-    """Whether this is the rank that writes and speaks for all."""
+    """Returns whether this rank writes files and logs for all."""
     return get_rank() == 0
 
 
 def all_reduce_max(value: int) -> int:
-    """The largest of the ranks' values, on each."""
+    """Returns the maximum of `value` over ranks, on every rank."""
     if get_world_size() == 1:
         return value
-    found = torch.tensor(value)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=_control_group)
-    return int(found)
+    maximum = torch.tensor(value)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX, group=_control_group)
+    return int(maximum)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over ranks of a tensor on the CPU, on each."""
+    """Returns the sum of a CPU tensor over ranks, on every rank."""
     if get_world_size() > 1:
         values = values.clone()
         dist.all_reduce(values, group=_control_group)
@@ -88,64 +88,64 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """The values of all ranks in their order, on each."""
+    """Returns the values of all ranks, ordered by rank, on every rank."""
     if get_world_size() == 1:
         return [value]
-    found: list[Any] = [None] * get_world_size()
-    dist.all_gather_object(found, value, group=_control_group)
-    return found
+    values: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(values, value, group=_control_group)
+    return values
 
 
 def on_rank0(work: Callable[[], T]) -> T:
-    """What `work` returns on the first rank, on each; the others wait for it.
+    """Runs `work` on rank 0 only and returns its result on every rank; the others wait for it.
 
-    What it raises there ends the others as well: by a KrillError or Stopped of the same exit code that says nothing,
-    for the first one has said it.
+    If it raises, the other ranks raise a KrillError or SignalInterrupt with the same exit code and an empty message,
+    since rank 0 reports the error.
     """
     if get_world_size() == 1:
         return work()
     if not is_rank0():
-        found, stopped, code = _broadcast_object(None)
+        result, is_interrupted, code = _broadcast_object(None)
         if code is not None:
-            raise SignalInterrupt("", code) if stopped else _build_silent_error(code)
-        return found
+            raise SignalInterrupt("", code) if is_interrupted else _build_silent_error(code)
+        return result
     try:
-        found = work()
+        result = work()
     except BaseException as error:
         _broadcast_object((None, isinstance(error, SignalInterrupt), getattr(error, "exit_code", FAILED)))
         raise
-    _broadcast_object((found, False, None))
-    return found
+    _broadcast_object((result, False, None))
+    return result
 
 
 @contextmanager
 def broadcast_from_rank0() -> Iterator[Callable[[T], T]]:
-    """For the first rank while the others are in `receive_from_rank0`: a function that tells them what they wait for, once.
+    """Yields a function that sends one value to the ranks waiting in `receive_from_rank0`; for rank 0, once.
 
-    Where the context is left without, they are sent home.
+    If the context exits without it, the waiting ranks receive None.
     """
-    told = False
+    is_sent = False
 
-    def tell(value: T) -> T:
-        nonlocal told
-        told = True
+    def send(value: T) -> T:
+        nonlocal is_sent
+        is_sent = True
         return _broadcast_object(value) if get_world_size() > 1 else value
 
     try:
-        yield tell
+        yield send
     finally:
-        if not told and get_world_size() > 1:
+        if not is_sent and get_world_size() > 1:
             _broadcast_object(None)
 
 
 def receive_from_rank0() -> Any:
-    """What the first rank tells the others; None: nothing, they may go home."""
+    """Returns the value that rank 0 sends; None when it sent nothing and this rank may exit."""
     return _broadcast_object(None)
 
 
 @contextmanager
 def raise_on_any_rank() -> Iterator[None]:
-    """What fails on one rank ends this context on all: there by its error, elsewhere by one that says nothing."""
+    """Raises on every rank when one fails in this context: its own error there, a silent KrillError elsewhere."""
     failure: Exception | None = None
     try:
         yield

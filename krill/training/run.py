@@ -1,7 +1,7 @@
-"""One training run, from a token store and a tokenizer to a model: Hydra-free, everything in its folder.
+"""Runs one training, from a token store and a tokenizer to a model, without Hydra. A run folder holds:
 
-checkpoints/    where it goes on when it was stopped
-model/          the result, loads with AutoModelForCausalLM.from_pretrained, tokenizer beside it
+checkpoints/    the checkpoints that an interrupted run resumes from
+model/          the trained model and its tokenizer; loads with AutoModelForCausalLM.from_pretrained
 metrics.jsonl   optimizer.json  skipped.jsonl  loss.png  sample.txt
 """
 
@@ -61,14 +61,17 @@ from krill.training.trainer import KrillTrainer, ValidationSet
 def run_training(
     config: TrainConfig, folder: Path, store: Path, tokenizer: Path, compute: ComputeSetup | None = None
 ) -> dict[str, Any]:
-    """Train in `folder` (continuing from its newest checkpoint) and return the final metrics.
+    """Trains in `folder`, resuming from its newest checkpoint if there is one, and returns the final metrics.
 
-    `compute`: as the preflight checks of this process resolved it; None: it is resolved here.
+    Called on every rank that the launcher started; `folder` is on storage that all ranks share, and rank 0 writes it.
 
-    Called on every rank that the environment announces; the first writes the folder, which all of them see.
+    Args:
+        compute: The result of this process's preflight checks. None: resolved here.
 
-    Raises UsageError when the data give no row or the device is not there, KrillError when there are checkpoints
-    and none verifies or memory is too small, Stopped when a signal ended the run after saving.
+    Raises:
+        UsageError: The data contain no row, or the device is not available.
+        KrillError: Checkpoints exist but none is valid, or the memory is too small.
+        SignalInterrupt: A signal ended the run, after a checkpoint was saved.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -78,180 +81,177 @@ def run_training(
         compute = resolve_compute_setup(config)
     with ranks.process_group(compute.device):
         return retry_on_oom(
-            lambda fitted: _train_once(fitted, folder, store, tokenizer, compute, stop), config, folder
+            lambda attempt: _train_once(attempt, folder, store, tokenizer, compute, stop), config, folder
         )
 
 
 def _train_once(
     config: TrainConfig, folder: Path, store: Path, tokenizer: Path, compute: ComputeSetup, stop: StopOnSignal
 ) -> dict[str, Any]:
-    """The run as far as memory goes; `stop` remembers a signal of the attempt before."""
+    """Trains once, as far as memory allows. `stop` is shared by the attempts: it keeps a signal received earlier."""
     with stop:
         record = Record(folder, is_writer=ranks.is_rank0())
-        setting = build_run_setup(config, folder, store, tokenizer, compute)
+        setup = build_run_setup(config, folder, store, tokenizer, compute)
         branch = resolve_branch(config.branch) if config.branch else None
-        own, broken = ranks.on_rank0(lambda: checkpoints.find_newest_valid(folder / "checkpoints"))
-        checkpoint = own or (branch.verify_checkpoint() if branch else None)
+        own_checkpoint, corrupt = ranks.on_rank0(
+            lambda: checkpoints.find_newest_valid(folder / "checkpoints")
+        )
+        checkpoint = own_checkpoint or (branch.verify_checkpoint() if branch else None)
         if checkpoint:
             check_checkpoint_sharding(checkpoint, config.hardware.sharding, ranks.get_world_size())
-        begun_in = branch.run_folder if branch and not own else folder
-        record.truncate_metrics(checkpoints.parse_step(checkpoint) if checkpoint else 0, begun_in)
+        started_in = branch.run_folder if branch and not own_checkpoint else folder
+        record.truncate_metrics(checkpoints.parse_step(checkpoint) if checkpoint else 0, started_in)
 
-        model = _build_model(setting)
-        loss = build_loss(model, config.hardware.loss, setting.device.type)
-        kernels = apply_kernels(model, config.hardware, setting.device.type)
+        model = _build_model(setup)
+        loss = build_loss(model, config.hardware.loss, setup.device.type)
+        kernels = apply_kernels(model, config.hardware, setup.device.type)
         if ranks.is_rank0():
-            log_header(setting, model, checkpoint, [f"loss {loss.name}", *kernels])
-            write_param_groups(setting, model)
+            log_header(setup, model, checkpoint, [f"loss {loss.name}", *kernels])
+            write_param_groups(setup, model)
         record.update(
-            data={"folder": str(store), "signature": setting.store.signature},
-            tokenizer={"folder": str(tokenizer), "signature": setting.tokenizer.signature},
+            data={"folder": str(store), "signature": setup.store.signature},
+            tokenizer={"folder": str(tokenizer), "signature": setup.tokenizer.signature},
             branch=branch and {"run": str(branch.run_folder), "step": branch.step},
             parameters=sum(parameter.numel() for parameter in model.parameters()),
-            steps=setting.length.steps,
-            rows_per_step=setting.batch_shape.rows_per_step,
+            steps=setup.length.steps,
+            rows_per_step=setup.batch_shape.rows_per_step,
         )
-        meter, uploads = ProgressReporter(record, setting), HubUploader(record, config.hub)
-        trainer = _build_trainer(setting, model, loss, stop, meter)
+        progress, uploader = ProgressReporter(record, setup), HubUploader(record, config.hub)
+        trainer = _build_trainer(setup, model, loss, stop, progress)
         if ranks.is_rank0():
-            keeping = CheckpointRetention(record, config, trainer.last_stable_step, broken)
-            trainer.add_callback(keeping)
-            trainer.add_callback(StoreVerifier(setting.store))
-            trainer.save_hooks = [
-                uploads.on_checkpoint_saved,
-                keeping.on_checkpoint_saved,
-            ]  # the latter deletes what is not to be kept
-        with uploads, trainer.async_saver, meter:
+            retention = CheckpointRetention(record, config, trainer.last_stable_step, corrupt)
+            trainer.add_callback(retention)
+            trainer.add_callback(StoreVerifier(setup.store))
+            # In this order: retention deletes checkpoints, which must be uploaded before.
+            trainer.save_hooks = [uploader.on_checkpoint_saved, retention.on_checkpoint_saved]
+        with uploader, trainer.async_saver, progress:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stop.raise_if_signaled(
-            trainer.state.global_step, setting.length.steps
-        )  # from here on a signal stops it at once
-        return _finish_run(trainer, setting, record, uploads)
+            trainer.state.global_step, setup.length.steps
+        )  # later signals interrupt at once
+        return _finish_run(trainer, setup, record, uploader)
 
 
 def _finish_run(
-    trainer: KrillTrainer, setting: RunSetup, record: Record, uploads: HubUploader
+    trainer: KrillTrainer, setup: RunSetup, record: Record, uploader: HubUploader
 ) -> dict[str, Any]:
-    """What is left to do when the training is over; the figures of the run."""
-    points = compute_validation_baselines(setting)
-    if points is not None and not trainer.already_validated():
+    """Validates, exports and reports the trained model; returns the final metrics."""
+    baselines = compute_validation_baselines(setup)
+    if baselines is not None and not trainer.already_validated():
         trainer.evaluate()
     weights = gather_full_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
 
-    def conclude() -> dict[str, Any]:
+    def write_results() -> dict[str, Any]:
         model = trainer.model
         if weights is not None:
-            model = _build_model(setting)
+            model = _build_model(setup)
             model.load_state_dict(weights)
-        metrics = collect_final_metrics(trainer, setting, points)
+        metrics = collect_final_metrics(trainer, setup, baselines)
         record.update(metrics=metrics)
-        save_final_model(model, setting, metrics, points)
-        uploads.finish()
-        log_summary(setting, metrics, points)
+        save_final_model(model, setup, metrics, baselines)
+        uploader.finish()
+        log_summary(setup, metrics, baselines)
         return metrics
 
-    return ranks.on_rank0(conclude)
+    return ranks.on_rank0(write_results)
 
 
-def _build_model(setting: RunSetup) -> Any:
-    tokenizer = setting.tokenizer
-    set_seed(setting.config.seed)  # of random and numpy as well: a model of one's own may draw from them
+def _build_model(setup: RunSetup) -> Any:
+    tokenizer = setup.tokenizer
+    set_seed(setup.config.seed)  # random and numpy too: a custom model may draw from them
     return build_model(
-        setting.config.model, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id,
-        get_attn_implementation(setting.attention_backend),
+        setup.config.model, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id,
+        get_attn_implementation(setup.attention_backend),
     )  # fmt: skip
 
 
 def _build_trainer(
-    setting: RunSetup, model: Any, loss: Loss, stop: StopOnSignal, meter: ProgressReporter
+    setup: RunSetup, model: Any, loss: Loss, stop: StopOnSignal, progress: ProgressReporter
 ) -> KrillTrainer:
-    config = setting.config
-    collate = RowCollator(setting.attention_backend, setting.device)
-    pace = build_throughput_meter(setting)
-    order = partial(
+    config = setup.config
+    collator = RowCollator(setup.attention_backend, setup.device)
+    throughput = build_throughput_meter(setup)
+    build_sampler = partial(
         RowBatchSampler,
-        len(setting.train_rows),
+        len(setup.train_rows),
         config.seed,
-        setting.length.steps,
-        setting.batch_shape,
-        setting.length.total_rows,
+        setup.length.steps,
+        setup.batch_shape,
+        setup.length.total_rows,
     )
     trainer = KrillTrainer(
         config,
         model,
-        _build_training_arguments(setting),
+        _build_training_arguments(setup),
         train_loader=lambda step: build_dataloader(
-            setting.train_rows, order(step, ranks.get_rank()), collate, config.hardware.workers
+            setup.train_rows, build_sampler(step, ranks.get_rank()), collator, config.hardware.workers
         ),
-        validation_set=_build_validation_set(setting, collate, stop),
-        throughput=pace,
+        validation_set=_build_validation_set(setup, collator, stop),
+        throughput=throughput,
         loss=loss,
-        pad_id=setting.tokenizer.pad_id,
-        skip_report=SkipReport(setting, order(lambda: 0).get_step_rows),
-        callbacks=[stop, meter, EarlyStopping(config.stop, setting.folder), SampleWriter(setting, pace)],
+        pad_id=setup.tokenizer.pad_id,
+        skip_report=SkipReport(setup, build_sampler(lambda: 0).get_step_rows),
+        callbacks=[stop, progress, EarlyStopping(config.stop, setup.folder), SampleWriter(setup, throughput)],
     )
     trainer.remove_callback(PrinterCallback)
-    set_seed(config.seed + ranks.get_rank())  # the weights were the same on all, what is dropped is not
+    set_seed(config.seed + ranks.get_rank())  # weights are equal on all ranks, dropout masks are not
     return trainer
 
 
-def _build_validation_set(
-    setting: RunSetup, collate: RowCollator, stop: StopOnSignal
-) -> ValidationSet | None:
-    """The validation rows in their order, as the trainer evaluates them until a signal comes.
+def _build_validation_set(setup: RunSetup, collator: RowCollator, stop: StopOnSignal) -> ValidationSet | None:
+    """Returns the validation rows in order, in batches that end early when a signal is received.
 
-    Ranks take batches in turn, and have as many: sharded weights are gathered by all of them for each.
+    Batches are dealt to the ranks in turn. Each rank gets the same number of them, because sharded weights are
+    gathered by all ranks for each batch.
     """
-    rows = setting.validation_rows
+    rows = setup.validation_rows
     if rows is None:
         return None
-    size = setting.config.batch.micro_batch_size
-    parts = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
-    parts += [[EMPTY_ROW]] * (-len(parts) % ranks.get_world_size())
-    batches = parts[ranks.get_rank() :: ranks.get_world_size()]
-    by_source = setting.store.manifest["splits"]["validation"]["by_source"]
-    of_segment = map_segments_to_sources(rows, setting.store.validation)
+    size = setup.config.batch.micro_batch_size
+    all_batches = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
+    all_batches += [[EMPTY_ROW]] * (-len(all_batches) % ranks.get_world_size())
+    batches = all_batches[ranks.get_rank() :: ranks.get_world_size()]
+    by_source = setup.store.manifest["splits"]["validation"]["by_source"]
+    segment_sources = map_segments_to_sources(rows, setup.store.validation)
 
-    def of_source() -> Iterator[dict[str, Any]]:
-        for batch, indices in zip(build_dataloader(rows, batches, collate, workers=0), batches, strict=True):
-            yield batch | {"sources": map_tokens_to_sources(rows, of_segment, indices)}
+    def iterate_batches() -> Iterator[dict[str, Any]]:
+        for batch, indices in zip(build_dataloader(rows, batches, collator, workers=0), batches, strict=True):
+            yield batch | {"sources": map_tokens_to_sources(rows, segment_sources, indices)}
 
     return ValidationSet(
         dataset=RowDataset(rows),
-        load_batches=lambda: stop.iterate_until_signal(of_source()),
-        text_bytes={name: by_source.get(name, {}).get("text_bytes", 0) for name in setting.store.sources},
-        eos_id=setting.tokenizer.eos_id,
+        load_batches=lambda: stop.iterate_until_signal(iterate_batches()),
+        text_bytes={name: by_source.get(name, {}).get("text_bytes", 0) for name in setup.store.sources},
+        eos_id=setup.tokenizer.eos_id,
     )
 
 
-def _build_training_arguments(setting: RunSetup) -> TrainingArguments:
-    """TrainingArguments with the defaults off that hide NaN, count tokens wrongly or wait for the device."""
-    config = setting.config
+def _build_training_arguments(setup: RunSetup) -> TrainingArguments:
+    """Returns TrainingArguments without the defaults that hide NaN, miscount tokens or wait for the device."""
+    config = setup.config
     arguments = TrainingArguments(
-        output_dir=str(setting.folder / "checkpoints"),
-        max_steps=setting.length.steps,
-        per_device_train_batch_size=setting.batch_shape.micro_batch_size,
-        gradient_accumulation_steps=setting.batch_shape.accumulation_steps,
-        max_grad_norm=config.optimizer.max_grad_norm or math.inf,  # inf: only measured
-        bf16=setting.precision == "bf16",
-        use_cpu=setting.device.type == "cpu",
+        output_dir=str(setup.folder / "checkpoints"),
+        max_steps=setup.length.steps,
+        per_device_train_batch_size=setup.batch_shape.micro_batch_size,
+        gradient_accumulation_steps=setup.batch_shape.accumulation_steps,
+        max_grad_norm=config.optimizer.max_grad_norm or math.inf,  # inf: measures the norm, does not clip
+        bf16=setup.precision == "bf16",
+        use_cpu=setup.device.type == "cpu",
         seed=config.seed,
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
-        eval_strategy="steps" if setting.validation_rows is not None else "no",
+        eval_strategy="steps" if setup.validation_rows is not None else "no",
         eval_steps=config.eval_every,
         save_strategy="steps",
         save_steps=config.save_every,
         ignore_data_skip=True,
         remove_unused_columns=False,
-        **build_tracker_arguments(config, setting.folder),
+        **build_tracker_arguments(config, setup.folder),
         disable_tqdm=True,
         include_num_input_tokens_seen="no",
         average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
         **build_fsdp_arguments(config.hardware.sharding, ranks.get_world_size()),
     )
-    arguments._n_gpu = min(
-        1, arguments.n_gpu
-    )  # a process has one device; DataParallel would tear documents apart
+    arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel, which would split packed documents
     return arguments

@@ -1,4 +1,4 @@
-"""What is settled before the first step: data, device, batch and length of a run."""
+"""Resolves the data, device, batch shape and length of a run before its first step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger("krill")
 
 @dataclass(frozen=True)
 class RunSetup:
-    """All that is settled before the first step."""
+    """Everything about a run that is resolved before its first step."""
 
     config: TrainConfig
     folder: Path
@@ -40,7 +40,7 @@ class RunSetup:
     precision: str
     attention_backend: str
     backend_reason: str | None
-    """Why it is that backend, where hardware.attention left it open."""
+    """The reason for this backend, where hardware.attention left the choice open."""
     batch_shape: BatchShape
     length: TrainingLength
     train_rows: Rows
@@ -48,10 +48,11 @@ class RunSetup:
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens that all ranks together train on in a step, padding included."""
         return self.batch_shape.rows_per_step * self.config.sequence_len
 
     def epochs_at(self, step: int) -> float:
-        """Passes over the rows after `step` steps; the empty rows that fill up a last step do not count."""
+        """Returns the passes over the rows after `step` steps, without the empty rows that fill up the last one."""
         served = step * self.batch_shape.rows_per_step
         return min(served, self.length.total_rows or served) / len(self.train_rows)
 
@@ -59,55 +60,60 @@ class RunSetup:
 def build_run_setup(
     config: TrainConfig, folder: Path, store: Path, tokenizer: Path, compute: ComputeSetup
 ) -> RunSetup:
-    """Reads the store and resolves rows, batch shape and length of the run."""
+    """Reads the store and resolves the rows, the batch shape and the length of the run.
+
+    Raises UsageError for a store without training tokens or of another tokenizer, and for a sample_prompt that is
+    longer than the model reads.
+    """
     if config.hardware.threads:
         torch.set_num_threads(config.hardware.threads)
-    opened = Store.open(store)
-    train = opened.get_split("train")
+    token_store = Store.open(store)
+    train = token_store.get_split("train")
     if train.tokens == 0:
-        raise UsageError("no training tokens in the store: every document fell into the validation split")
+        raise UsageError("no training tokens in the store: every document is in the validation split")
     rows = pack(train, config.sequence_len, config.packing)
-    validation = opened.get_split("validation")
+    validation = token_store.get_split("validation")
     if validation.tokens == 0:
-        log.warning("no document fell into the validation split: raise data.validation_fraction to get one")
-    batch = compute_batch_shape(config.batch, config.sequence_len, ranks.get_world_size())
-    ready = load_tokenizer(tokenizer)
-    if ready.signature != opened.tokenizer_signature:
+        log.warning("no document is in the validation split: increase data.validation_fraction to get one")
+    batch_shape = compute_batch_shape(config.batch, config.sequence_len, ranks.get_world_size())
+    loaded_tokenizer = load_tokenizer(tokenizer)
+    if loaded_tokenizer.signature != token_store.tokenizer_signature:
         raise UsageError(
-            f"{store} was made with another tokenizer than {tokenizer}: their ids mean other text. Remove the folder "
-            "of the tokens, and the same command makes them anew"
+            f"{store} was encoded with another tokenizer than {tokenizer}: its ids mean other text. Remove the "
+            "folder of the tokens, and the same command prepares them again"
         )
-    _check_sample_prompt(config, ready)
+    _check_sample_prompt(config, loaded_tokenizer)
     return RunSetup(
         config=config,
         folder=folder,
-        store=opened,
-        tokenizer=ready,
+        store=token_store,
+        tokenizer=loaded_tokenizer,
         device=torch.device(compute.device),
         precision=compute.precision,
         attention_backend=compute.attention_backend,
         backend_reason=compute.backend_reason,
-        batch_shape=batch,
-        length=compute_training_length(config, len(rows), batch.rows_per_step),
+        batch_shape=batch_shape,
+        length=compute_training_length(config, len(rows), batch_shape.rows_per_step),
         train_rows=rows,
         validation_rows=pack_windows(validation, config.sequence_len) if validation.tokens else None,
     )
 
 
 def _check_sample_prompt(config: TrainConfig, tokenizer: TokenizerFolder) -> None:
-    """Raise UsageError now, not when the training is done, for a sample_prompt that the model cannot read."""
+    """Raises UsageError for a sample_prompt that is too long for the model, before the training instead of after."""
     tokens = len(next(Encoder(tokenizer).encode_documents([config.sample_prompt or ""]))) - 1
     if tokens >= config.model.max_position_embeddings:
         raise UsageError(
-            f"sample_prompt has {tokens} tokens, the model reads {config.model.max_position_embeddings}; shorten it"
+            f"sample_prompt has {tokens} tokens, the model reads at most {config.model.max_position_embeddings}; "
+            "shorten it"
         )
 
 
-def compute_validation_baselines(setting: RunSetup) -> Baselines | None:
-    """What knows nothing would reach on the validation rows; None without any."""
-    if setting.validation_rows is None:
+def compute_validation_baselines(setup: RunSetup) -> Baselines | None:
+    """Returns the validation loss of models that see no context; None without validation rows."""
+    if setup.validation_rows is None:
         return None
     labels = np.concatenate(
-        [setting.validation_rows.get_row(index).labels for index in range(len(setting.validation_rows))]
+        [setup.validation_rows.get_row(index).labels for index in range(len(setup.validation_rows))]
     )
-    return compute_baselines(torch.from_numpy(labels[labels != IGNORE_INDEX]), setting.tokenizer.vocab_size)
+    return compute_baselines(torch.from_numpy(labels[labels != IGNORE_INDEX]), setup.tokenizer.vocab_size)

@@ -1,25 +1,27 @@
-"""The Trainer of krill: transformers' loop, with krill's data order, optimizer, validation and checkpoints.
+"""KrillTrainer: transformers' Trainer with krill's data order, optimizer, validation and checkpoints.
 
-Each method that is overridden is one seam:
+Overridden methods, and why:
     create_accelerator_and_postprocess
                             FSDP2 on the CPU as well
-    get_train_dataloader    rows by (seed, epoch, position); resume is the step number
+    get_train_dataloader    rows by (seed, epoch, position), so that the step number is all that resuming needs
     create_optimizer, create_scheduler
-    compute_loss            without full logits; the compiled model, where asked for
-    get_batch_samples       how long the loop waited for rows, and how many tokens they hold
-    _prepare_input          to the device, and no wait until that is done
-    training_step           its loss, for the guard
-    _clip_grad_norm, log    what the optimizer does to each group, and the pace, in the steps that are logged; bad
-                            steps are masked out, and told of in the line behind them
-    evaluate                per token over all validation rows, bits per byte
-    _save_checkpoint        written aside, hashed, then renamed; a validation that a signal cut is owed
+                            krill's optimizers and schedules
+    compute_loss            no full logits; the compiled model, where configured
+    get_batch_samples       counts the tokens and measures the time that the loop waits for rows
+    _prepare_input          copies to the device without waiting for it
+    training_step           passes the loss to the detector of bad steps
+    _clip_grad_norm, log    statistics of the optimizer and throughput in logged steps; bad steps are masked out
+                            and reported with the next line of metrics
+    evaluate                loss per token and bits per byte over all validation rows
+    _save_checkpoint        writes to a staging folder, hashes, then renames; stores whether a validation that a
+                            signal interrupted is pending
     _save, _save_optimizer_and_scheduler
-                            by a thread, where asked for
+                            in a background thread, where configured
     _load_optimizer_and_scheduler
-                            the state of a checkpoint under the options of the configuration
+                            the state of the checkpoint with the options of the configuration
     _init_training_state, _run_epoch
-                            save_every and the like as they are now; the loss since the last line of metrics, and
-                            what the guard knows
+                            current save_every etc. instead of the checkpoint's; restores the loss since the last
+                            line of metrics and the detector of bad steps
 """
 
 from __future__ import annotations
@@ -60,21 +62,21 @@ from krill.training.metrics.optimizer_stats import OptimizerStats
 from krill.training.metrics.throughput import ThroughputMeter
 
 PENDING_FILE = "pending_loss.json"
-"""In a checkpoint: each rank's losses since the last line of metrics, so that the next line is their mean too, and
-whether the validation of its step is still to be done."""
+"""File in a checkpoint: the loss of each rank, summed since the last line of metrics for the mean in the next line,
+and whether the validation of the step is pending."""
 SKIP_STEP_FILE = "guard.pt"
-"""In a checkpoint: what the guard knows of the steps before."""
+"""File in a checkpoint: the state of BadStepDetector."""
 
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """The validation rows, and the bytes of the text in them."""
+    """The validation rows and the size of their text."""
 
     dataset: RowDataset
     load_batches: Callable[[], Any]
-    """Those of this rank; each has as many batches."""
+    """Returns the batches of this rank; every rank has the same number."""
     text_bytes: dict[str, int]
-    """Of each source."""
+    """UTF-8 bytes of the validation text of each source."""
     eos_id: int
 
 
@@ -94,9 +96,9 @@ class KrillTrainer(Trainer):
         skip_report: SkipReport,
         callbacks: list[Any],
     ):
-        """Make it; nothing runs yet.
+        """Builds the trainer; nothing runs yet.
 
-        `train_loader`: given a function that tells the current step, the batches from there to the end.
+        `train_loader`: called with a function that returns the current step; returns the batches from that step on.
         """
         self.config, self.train_loader, self.validation_set = config, train_loader, validation_set
         self.throughput, self.loss, self.pad_id, self.skip_report = throughput, loss, pad_id, skip_report
@@ -107,7 +109,7 @@ class KrillTrainer(Trainer):
         self.staging_folder: Path | None = None
         self.is_validation_pending = False
         self.save_hooks: list[Callable[[int], None]] = []
-        """Called in their order with the step of a checkpoint that is in its place."""
+        """Called in this order with the step of each checkpoint that is complete."""
         self.async_saver = AsyncCheckpointSaver(self.run_save_hooks)
         self.optimizer_stats: OptimizerStats | None = None
         scheduler, steps = config.scheduler, arguments.max_steps
@@ -143,33 +145,32 @@ class KrillTrainer(Trainer):
             )
         return self.lr_scheduler
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
-        # Compiled is this pass only, so that names in checkpoints stay plain, and validation and generation eager.
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # Only this pass is compiled: names in checkpoints stay plain, validation and generation run eagerly.
         if self.config.hardware.compile:
             model = self.compiled_model = self.compiled_model or torch.compile(model)
         with self.loss.training_context():
-            return super().compute_loss(model, inputs, *rest, **named)
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def get_batch_samples(self, batches_left: Any, count: int, device: torch.device) -> Any:
-        began = time.perf_counter()
-        alone = self.args.world_size == 1  # else the count is gathered, which is done on the device
-        batches, items = super().get_batch_samples(
-            batches_left, count, torch.device("cpu") if alone else device
-        )
-        waited = time.perf_counter() - began
+        started_at = time.perf_counter()
+        if self.args.world_size == 1:  # no gathering of the token count, which needs the device
+            device = torch.device("cpu")
+        batches, items = super().get_batch_samples(batches_left, count, device)
+        waited = time.perf_counter() - started_at
         tokens = sum(int(batch["input_ids"].ne(self.pad_id).sum()) for batch in batches)
         self.throughput.add_batch(self.state.global_step, tokens, waited)
         self.loss_before_step = self._tr_loss.clone()
         return batches, self._prepare_input(items)
 
     def _prepare_input(self, data: Any) -> Any:
-        # Trainer's own copy waits until the device has done all that it still had to do.
+        # Trainer's copy is blocking: it waits for all work queued on the device.
         if isinstance(data, torch.Tensor):
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
 
-    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*arguments, **named)
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
         self.bad_step_detector.add_loss(loss)
         return loss
 
@@ -185,12 +186,12 @@ class KrillTrainer(Trainer):
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        bad, steps = (
+        bad_steps, steps = (
             self.bad_step_detector.read_bad_steps(self.state.global_step) if "loss" in logs else ([], 0)
         )
-        if bad:
-            good = steps - len(bad)
-            logs |= {"loss": logs["loss"] * steps / good if good else math.nan, "skipped": len(bad)}
+        if bad_steps:
+            good = steps - len(bad_steps)
+            logs |= {"loss": logs["loss"] * steps / good if good else math.nan, "skipped": len(bad_steps)}
         if "loss" in logs:
             logs |= self.throughput.collect_metrics(self.state.global_step, self.state.max_steps)
         if self.optimizer_stats and "loss" in logs:
@@ -198,13 +199,13 @@ class KrillTrainer(Trainer):
             self.optimizer_stats = None
         super().log(logs, start_time)
         if ranks.is_rank0():
-            self.skip_report.report(bad)
-        self.bad_step_detector.raise_if_diverged(bad, suggest_divergence_remedy(self.config.lr))
+            self.skip_report.report(bad_steps)
+        self.bad_step_detector.raise_if_diverged(bad_steps, suggest_divergence_remedy(self.config.lr))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation loss (nats per token) and bits per byte over all validation rows.
+        """Returns validation loss (nats per token) and bits per byte over all validation rows.
 
-        A signal cuts it: then the state is saved without, and the run that goes on begins with it.
+        A signal interrupts it: then a checkpoint is saved, and the resumed run validates first.
         """
         if self.validation_set is None:
             return {}
@@ -212,7 +213,7 @@ class KrillTrainer(Trainer):
         batches = (self._prepare_inputs(batch) for batch in self.validation_set.load_batches())
         try:
             with self.throughput.pause():
-                found = evaluate_batches(
+                totals = evaluate_batches(
                     self.model,
                     batches,
                     self.validation_set.eos_id,
@@ -222,13 +223,13 @@ class KrillTrainer(Trainer):
         except EvaluationInterrupted:
             self.is_validation_pending = self.control.should_save = self.control.should_training_stop = True
             return {}
-        metrics = _compute_evaluation_metrics(found, self.validation_set.text_bytes)
+        metrics = _compute_evaluation_metrics(totals, self.validation_set.text_bytes)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Trainer's own count leaves out attention and head, and walks the model at every micro step."""
+        """Returns 0: Trainer's count omits attention and head, and walks the model at every micro step."""
         return 0
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -237,39 +238,39 @@ class KrillTrainer(Trainer):
         groups, peaks = self.optimizer.param_groups, self.lr_scheduler.base_lrs
         options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         super()._load_optimizer_and_scheduler(checkpoint)
-        # It brings what its own configuration had set: rates, decay, momentum.
-        for group, asked in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(asked)
+        # The checkpoint restores the options it was saved with: learning rates, decay, momentum.
+        for group, configured in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(configured)
         self.lr_scheduler.base_lrs = peaks
         set_learning_rates(self.lr_scheduler, self.optimizer)
 
-    def _init_training_state(self, max_steps: int, *rest: Any) -> tuple[int, int]:
-        place: tuple[int, int] = super()._init_training_state(max_steps, *rest)
-        self.state.compute_steps(self.args, max_steps)  # else those of the checkpoint would stay
-        return place
+    def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
+        position: tuple[int, int] = super()._init_training_state(max_steps, *args)
+        self.state.compute_steps(self.args, max_steps)  # replaces those of the checkpoint
+        return position
 
-    def _run_epoch(self, *, resume_from_checkpoint: str | None, **rest: Any) -> None:
-        if self.control.should_training_stop:  # it had ended by its validation loss
+    def _run_epoch(self, *, resume_from_checkpoint: str | None, **kwargs: Any) -> None:
+        if self.control.should_training_stop:  # early stopping ended it before
             return
         if resume_from_checkpoint:
-            guard = torch.load(Path(resume_from_checkpoint) / SKIP_STEP_FILE, "cpu", weights_only=True)
-            self.bad_step_detector.load_state_dict(guard)  # to its own device
+            state = torch.load(Path(resume_from_checkpoint) / SKIP_STEP_FILE, "cpu", weights_only=True)
+            self.bad_step_detector.load_state_dict(state)
             pending = json.loads((Path(resume_from_checkpoint) / PENDING_FILE).read_text(encoding="utf-8"))
             sums = pending["sums"]
-            same = len(sums) == ranks.get_world_size()
-            self._tr_loss += sums[ranks.get_rank()] if same else sum(sums) / len(sums)
+            is_same_world_size = len(sums) == ranks.get_world_size()
+            self._tr_loss += sums[ranks.get_rank()] if is_same_world_size else sum(sums) / len(sums)
             self._globalstep_last_logged = pending["since"]
             if pending["validation"] and not self.already_validated():
                 self.evaluate()
-            if self.control.should_training_stop:  # cut again, as the checkpoint says already; or low enough
+            if self.control.should_training_stop:  # interrupted again, or early stopping
                 return
         if ranks.is_rank0():
             self.skip_report.truncate(self._globalstep_last_logged)
-        super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **rest)
+        super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.async_saver.finalize()
 
     def already_validated(self) -> bool:
-        """Whether the validation of this step is in the metrics, perhaps by a process that was killed since."""
+        """Returns whether metrics.jsonl has the validation of this step, also if a killed process wrote it."""
         lines = ranks.on_rank0(lambda: read_validations(Path(self.args.output_dir).parent))
         return any(line["step"] == self.state.global_step for line in lines)
 
@@ -284,8 +285,8 @@ class KrillTrainer(Trainer):
         }
         self.async_saver.finalize()
         step, in_background = self.state.global_step, self.config.save_in_background
-        later = partial(self.async_saver.start, step) if in_background else None
-        with staged_checkpoint_on_all_ranks(Path(self.args.output_dir), later) as self.staging_folder:
+        on_commit = partial(self.async_saver.start, step) if in_background else None
+        with staged_checkpoint_on_all_ranks(Path(self.args.output_dir), on_commit) as self.staging_folder:
             super()._save_checkpoint(model, trial)
             if ranks.is_rank0():
                 checkpoint = self.staging_folder / f"checkpoint-{step}"
@@ -313,22 +314,22 @@ class KrillTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
 
     def run_save_hooks(self, step: int) -> None:
-        """Tell those who wait for it that the checkpoint of a step is in its place."""
-        for tell in self.save_hooks:
-            tell(step)
+        """Calls the save hooks for the complete checkpoint of `step`."""
+        for hook in self.save_hooks:
+            hook(step)
 
 
 def _compute_evaluation_metrics(
-    found: list[ValidationTotals], text_bytes: dict[str, int]
+    totals: list[ValidationTotals], text_bytes: dict[str, int]
 ) -> dict[str, float]:
-    """The figures of a validation; of several sources those of each as well, by its name."""
-    whole = merge_validation_totals(found)
+    """Returns the metrics of a validation; with several sources also those of each, by name."""
+    overall = merge_validation_totals(totals)
     metrics = {
-        "eval_loss": whole.loss(),
-        "eval_bits_per_byte": whole.bits_per_byte(sum(text_bytes.values())),
+        "eval_loss": overall.loss(),
+        "eval_bits_per_byte": overall.bits_per_byte(sum(text_bytes.values())),
     }
-    for one, (source, size) in zip(found, text_bytes.items(), strict=True):
-        if one.tokens < whole.tokens and one.tokens and size:
-            metrics[f"eval_loss/{source}"] = one.loss()
-            metrics[f"eval_bits_per_byte/{source}"] = one.bits_per_byte(size)
+    for total, (source, size) in zip(totals, text_bytes.items(), strict=True):
+        if total.tokens < overall.tokens and total.tokens and size:
+            metrics[f"eval_loss/{source}"] = total.loss()
+            metrics[f"eval_bits_per_byte/{source}"] = total.bits_per_byte(size)
     return metrics

@@ -103,7 +103,7 @@ def test_a_plan_before_anything_is_there_writes_nothing(
     assert found["tokenizer"].startswith("train ")
     assert found["tokens"].startswith("prepare ")
     assert found["batch"] == "2 rows of 64 = 128 tokens per step"
-    assert "known when the tokens are prepared" in found["steps"]
+    assert "is known once the tokens are prepared" in found["steps"]
     assert found["folder"] == str(tmp_path / "outputs" / "runs" / "한국어")
     assert list(tmp_path.iterdir()) == []
 

@@ -104,7 +104,7 @@ def test_oom_in_the_middle_resumes_from_the_newest_checkpoint(
     assert krill_train(*overrides) == 0
     (folder,) = set(krill_train.runs()) - {undisturbed}
     assert attempts == [(0, 4), (1, 4), (2, 4), (3, 4), (2, 2), (2, 2), (3, 2), (3, 2), (4, 2), (4, 2)]
-    assert "going on from step 2" in capsys.readouterr().err
+    assert "resuming from step 2" in capsys.readouterr().err
     assert [line["step"] for line in read_metrics(folder) if "loss" in line] == [1, 2, 3, 4, 5]
     assert read_losses(folder) == pytest.approx(read_losses(undisturbed), abs=1e-5)
     status = read_status(folder) or {}
@@ -177,7 +177,7 @@ def test_one_row_that_does_not_fit_fails_with_remedies(
     krill_train: Any, limit_rows: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attempts = limit_rows(0)
-    assert krill_train(*FOUR, "hardware.loss=limit_rows") == 1
+    assert krill_train(*FOUR, "hardware.loss=full") == 1
     assert [rows for _, rows in attempts] == [4, 2, 1]
     error = capsys.readouterr().err.splitlines()[-1]
     assert "out of memory with one row of 64 tokens at a time" in error
@@ -230,11 +230,11 @@ def test_smaller_size_divides_the_rows_of_a_step(size: int, batch_shape: BatchSh
     assert shrink_micro_batch(size, batch_shape) == expected
 
 
-@pytest.mark.parametrize("overrides", [("batch.tokens=768",), ("batch.gradient_accumulation_steps=6",)])
+@pytest.mark.parametrize("extra_overrides", [("batch.tokens=768",), ("batch.gradient_accumulation_steps=6",)])
 def test_smaller_micro_batch_keeps_the_rows_of_a_step(
-    make_config: Configure, overrides: tuple[str, ...]
+    make_config: Configure, extra_overrides: tuple[str, ...]
 ) -> None:
-    config = make_config(*overrides)
+    config = make_config(*extra_overrides)
     requested = compute_batch_shape(config.batch, 64)
     smaller = compute_batch_shape(with_micro_batch_size(config, 1).batch, 64)
     assert smaller.micro_batch_size == 1 < requested.micro_batch_size

@@ -131,7 +131,7 @@ def test_a_model_without_its_tokenizer_must_have_as_many_entries(
     AutoModelForCausalLM.from_pretrained(finished / "model").save_pretrained(bare)
     words = (*STILL, f"model.from={bare}", "sequence_len=64")
     assert krill_train(*words, "tokenizer.vocab_size=319") == 2
-    assert "it has 320 entries and no tokenizer beside it" in capsys.readouterr().err
+    assert "it has 320 entries and no tokenizer in its folder" in capsys.readouterr().err
     assert krill_train(*words) == 0
 
 

@@ -57,7 +57,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     assert krill_train(*words) == 0
     told = capsys.readouterr()
     assert f"resuming in runs/llama_pico/{folder.name}" in told.err
-    assert f"going on from step {last}" in told.err
+    assert f"resuming from step {last}" in told.err
     assert told.out.strip() == f"runs/llama_pico/{folder.name}"
     assert krill_train.states() == ["finished", "finished"]
     assert_same_result(folder, whole)
@@ -77,7 +77,7 @@ def test_sigterm_saves_stops_with_75_and_the_same_command_goes_on(
     words = ("steps=7", "log_every=5", "save_every=50")
     whole = undisturbed(*words)
     assert train_and_signal(krill_train, signal.SIGTERM, 3, *words) == 75
-    assert "stopped by SIGTERM at step 3 of 7" in capsys.readouterr().err
+    assert "interrupted by SIGTERM at step 3 of 7" in capsys.readouterr().err
     (folder,) = set(krill_train.runs()) - {whole}
     status = read_status(folder)
     assert status is not None
@@ -104,7 +104,7 @@ def test_killed_after_the_last_step_only_the_rest_is_done(
 ) -> None:
     whole = undisturbed()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("krill.training.run.keep", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr("krill.training.run.save_final_model", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert krill_train() == 75  # outside of training: at once, and all is saved already
     (folder,) = set(krill_train.runs()) - {whole}
     assert krill_train.states().count("stopped") == 1

@@ -76,7 +76,7 @@ def test_what_determines_the_result_is_refused_unless_it_is_allowed(
     assert krill_train(f"resume={stopped}", "lr=1e-4", "resume_changed=true") == 0
     told = capsys.readouterr().err
     assert "changed     lr=0.0001 (was 0.003)" in told
-    assert "going on from step 2" in told
+    assert "resuming from step 2" in told
     rates = [line["lr"] for line in read_metrics(stopped) if "loss" in line]
     assert min(rates[:2]) > 5e-4 > max(rates[2:])
 

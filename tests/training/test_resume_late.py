@@ -43,10 +43,10 @@ def test_the_first_new_step_reads_as_many_rows_late_as_early(
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    monkeypatch.setattr("krill.training.run.final_metrics", lambda *_: {})  # no validation: it reads rows too
+    monkeypatch.setattr("krill.training.run.collect_final_metrics", lambda *_: {})  # no validation: it reads rows too
     for name in ("keep", "tell"):
         monkeypatch.setattr(f"krill.training.run.{name}", lambda *_: None)
-    monkeypatch.setattr("krill.training.run.reference_points", lambda *_: None)
+    monkeypatch.setattr("krill.training.run.compute_validation_baselines", lambda *_: None)
 
     config = make_config(f"steps={LATE + 5}", "save_every=2")
     stop_after(2)

@@ -302,7 +302,7 @@ def test_an_error_leaves_its_traceback_in_the_log(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr("krill.training.run.build", broken)
+    monkeypatch.setattr("krill.training.run.build_model", broken)
     assert krill_train() == 1
     (folder,) = krill_train.runs()
     status = read_status(folder)

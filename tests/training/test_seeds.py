@@ -107,7 +107,7 @@ def test_random_numpy_and_torch_are_seeded_before_the_model_and_before_the_first
         draw()
         return plain(self, *arguments)
 
-    monkeypatch.setattr("krill.training.run.build", built)
+    monkeypatch.setattr("krill.training.run.build_model", built)
     monkeypatch.setattr(KrillTrainer, "training_step", training_step)
     for seed in (5, 5, 6):
         run_of(

@@ -1,1 +1,1 @@
-"""What watches a training between its steps: one purpose, one file."""
+"""Callbacks that run between the steps of a training, one per file."""

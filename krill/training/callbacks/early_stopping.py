@@ -1,4 +1,4 @@
-"""Ends a run before its last step by its validation loss: the target is reached, or it has stopped falling."""
+"""Ends a run before its last step when the validation loss reaches a target or stops improving."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ log = logging.getLogger("krill")
 
 
 def get_stop_reason(stop: EarlyStoppingConfig, losses: list[float]) -> str | None:
-    """Why a run whose validations gave `losses`, in their order, is to end after the last of them; None: it is not.
+    """Returns why a run with the validation `losses`, in order, ends after the last of them; None: it continues.
 
-    A function of what stands in metrics.jsonl, so that a run that goes on decides as one that was never stopped.
+    Depends on metrics.jsonl only, so that a resumed run decides as an uninterrupted one does.
     """
     if not losses:
         return None
@@ -32,7 +32,7 @@ def get_stop_reason(stop: EarlyStoppingConfig, losses: list[float]) -> str | Non
 
 
 def read_stop_reason(stop: EarlyStoppingConfig, folder: Path, step: int) -> str | None:
-    """`get_stop_reason` at `step` of the run in `folder`; None where that step was not validated."""
+    """Returns `get_stop_reason` at `step` of the run in `folder`; None when that step was not validated."""
     lines = [line for line in read_validations(folder) if line["step"] <= step]
     if not lines or lines[-1]["step"] != step:
         return None
@@ -40,7 +40,7 @@ def read_stop_reason(stop: EarlyStoppingConfig, folder: Path, step: int) -> str 
 
 
 class EarlyStopping(TrainerCallback):
-    """Looks at each validation; ends the training with a checkpoint."""
+    """Checks the loss after each validation; ends the training with a checkpoint."""
 
     def __init__(self, stop: EarlyStoppingConfig, folder: Path):
         self.stop, self.folder = stop, folder
@@ -48,15 +48,15 @@ class EarlyStopping(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self._read_stop_reason(state):  # by the process that saved this checkpoint
+        if self._read_stop_reason(state):  # decided by the process that saved this checkpoint
             control.should_training_stop = True
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        why = self._read_stop_reason(state)
-        if why and state.global_step < state.max_steps:
-            log.info("stop at step %d of %d: %s", state.global_step, state.max_steps, why)
+        reason = self._read_stop_reason(state)
+        if reason and state.global_step < state.max_steps:
+            log.info("stopping at step %d of %d: %s", state.global_step, state.max_steps, reason)
             control.should_save = control.should_training_stop = True
 
     def _read_stop_reason(self, state: TrainerState) -> str | None:

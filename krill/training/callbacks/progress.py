@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar on a terminal, a line now and then elsewhere."""
+"""Reports progress: lines in metrics.jsonl, and a progress bar on a terminal or periodic log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from krill.training.setup import RunSetup
 log = logging.getLogger("krill")
 LOG_INTERVAL_SECONDS = 15.0
 TRAINER_LOG_KEYS = ("loss", "learning_rate", "grad_norm", "epoch")
-"""What transformers logs of a step; the rest is krill's, by the names that the metrics have."""
+"""Keys that transformers logs for a step; all other keys are krill's and keep their names in metrics.jsonl."""
 
 
 def is_logging_step(step: int, state: TrainerState) -> bool:
-    """Whether a step gets a line of metrics: the first, the last, and each log_every-th."""
+    """Returns whether `step` gets a line of metrics: the first, the last, and every log_every-th step."""
     return step in (1, state.max_steps) or step % state.logging_steps == 0
 
 
 class ProgressReporter(TrainerCallback):
-    """Writes each logged step to metrics.jsonl and shows it."""
+    """Writes logged steps and validations to metrics.jsonl and displays them."""
 
-    def __init__(self, record: Record, setting: RunSetup):
-        self.record, self.setup = record, setting
-        self.tokens_per_step = setting.tokens_per_step
+    def __init__(self, record: Record, setup: RunSetup):
+        self.record, self.setup = record, setup
+        self.tokens_per_step = setup.tokens_per_step
         self.last_log_time = 0.0
         self.bar: Progress | None = None
 
@@ -47,11 +47,11 @@ class ProgressReporter(TrainerCallback):
                 TextColumn("training"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[metrics]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, figures="")
+            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, metrics="")
             self.bar.start()
 
     def on_step_end(
@@ -71,19 +71,19 @@ class ProgressReporter(TrainerCallback):
     ) -> None:
         logs = logs or {}
         step = state.global_step
-        at: dict[str, Any] = {
+        position: dict[str, Any] = {
             "step": step,
             "epoch": round(self.setup.epochs_at(step), 6),
             "tokens": step * self.tokens_per_step,
         }
         if "loss" in logs:
             others = {key: value for key, value in logs.items() if key not in TRAINER_LOG_KEYS}
-            figures = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
-            self.record.append_metrics(at | _replace_non_finite({**figures, **others}))
+            metrics = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": logs.get("grad_norm")}
+            self.record.append_metrics(position | _replace_non_finite({**metrics, **others}))
             self._display_step(state, logs)
         elif "eval_loss" in logs:
-            figures = {key: value for key, value in logs.items() if key.startswith("eval_")}
-            self.record.append_metrics(at | figures)
+            metrics = {key: value for key, value in logs.items() if key.startswith("eval_")}
+            self.record.append_metrics(position | metrics)
             self._raise_if_not_finite(logs["eval_loss"], step)
             self._print_line(
                 f"step {step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f} nats/token  "
@@ -102,7 +102,7 @@ class ProgressReporter(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Removes the progress bar."""
         if self.bar:
             self.bar.stop()
             self.bar = None
@@ -110,19 +110,20 @@ class ProgressReporter(TrainerCallback):
     def _raise_if_not_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
             raise KrillError(
-                f"the validation loss is {loss} at step {step}: {DIVERGED_MESSAGE}; {suggest_divergence_remedy(self.setup.config.lr)}"
+                f"the validation loss is {loss} at step {step}: {DIVERGED_MESSAGE}; "
+                f"{suggest_divergence_remedy(self.setup.config.lr)}"
             )
 
     def _display_step(self, state: TrainerState, logs: dict[str, float]) -> None:
-        figures = f"loss {logs['loss']:.3f}  {logs['tokens_per_second']:,.0f} tokens/s"
+        metrics = f"loss {logs['loss']:.3f}  {logs['tokens_per_second']:,.0f} tokens/s"
         if "mfu" in logs:
-            figures += f"  {100 * logs['mfu']:.0f} % MFU"
+            metrics += f"  {100 * logs['mfu']:.0f} % MFU"
         if self.bar:
-            self.bar.update(self.task, figures=figures)
+            self.bar.update(self.task, metrics=metrics)
         elif time.monotonic() - self.last_log_time > LOG_INTERVAL_SECONDS:
             self.last_log_time = time.monotonic()
-            left = timedelta(seconds=round(logs["seconds_left"]))
-            log.info("step %d/%d  %s  %s left", state.global_step, state.max_steps, figures, left)
+            time_left = timedelta(seconds=round(logs["seconds_left"]))
+            log.info("step %d/%d  %s  %s left", state.global_step, state.max_steps, metrics, time_left)
 
     def _print_line(self, line: str) -> None:
         if self.bar:
@@ -132,8 +133,8 @@ class ProgressReporter(TrainerCallback):
             log.info(line)
 
 
-def _replace_non_finite(figures: dict[str, float | None]) -> dict[str, float | None]:
-    """None for what is not: in a line of bad steps only, no good step has a loss."""
+def _replace_non_finite(metrics: dict[str, float | None]) -> dict[str, float | None]:
+    """Returns `metrics` with None for NaN and infinity, e.g. the mean loss of a line without any good step."""
     return {
-        key: value if value is not None and math.isfinite(value) else None for key, value in figures.items()
+        key: value if value is not None and math.isfinite(value) else None for key, value in metrics.items()
     }

@@ -1,4 +1,4 @@
-"""What the model writes while it trains: a line of samples.jsonl every `sample_every` steps."""
+"""Writes a sample of the model to samples.jsonl every `sample_every` steps."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ log = logging.getLogger("krill")
 
 
 class SampleWriter(TrainerCallback):
-    """Continues `sample_prompt`; neither the random state nor the pace of the training notices."""
+    """Generates a continuation of `sample_prompt` without affecting random state or measured throughput."""
 
-    def __init__(self, setting: RunSetup, pace: ThroughputMeter):
-        self.setup, self.throughput = setting, pace
-        self.interval = setting.config.sample_every
-        self.file = setting.folder / "samples.jsonl"
+    def __init__(self, setup: RunSetup, throughput: ThroughputMeter):
+        self.setup, self.throughput = setup, throughput
+        self.interval = setup.config.sample_every
+        self.file = setup.folder / "samples.jsonl"
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

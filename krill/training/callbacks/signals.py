@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM, USR1, USR2: while training, save at the next step, then stop; before and after, stop at once.
+"""Saves a checkpoint and stops at the end of the step on SIGINT, SIGTERM, SIGUSR1 and SIGUSR2.
 
-A validation between two steps is left at its next batch, and done when the run goes on. What one rank receives ends
-all of them, at the same step.
+Before and after training, these signals stop the process at once. A validation is interrupted at its next batch and
+repeated when the run resumes. A signal to one rank stops all ranks at the same step.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 
 class EvaluationInterrupted(Exception):
-    """A signal came in a validation."""
+    """A signal was received during a validation."""
 
 
 class StopOnSignal(TrainerCallback):
-    """A context in which signals stop the run; a callback that stops the training where it can be saved.
+    """Context manager that handles signals, and callback that stops the training where it can be saved.
 
-    While training a signal is only noted; the loop saves and stops at the end of the step, but a second SIGINT
-    interrupts at once: what was saved before stays.
+    While training, the handler only records the signal; the loop saves and stops at the end of the step. A second
+    SIGINT interrupts at once; earlier checkpoints remain.
     """
 
     def __init__(self) -> None:
@@ -63,25 +63,25 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def iterate_until_signal(self, batches: Iterable[T]) -> Iterator[T]:
-        """`batches`, until a signal comes while training: then raises Cut."""
+        """Yields `batches`; raises EvaluationInterrupted once a signal is received."""
         for batch in batches:
             if self.pending_signal():
                 raise EvaluationInterrupted
             yield batch
 
     def raise_if_signaled(self, step: int, steps: int) -> None:
-        """Raise Stopped when a signal came while training, in its last step or the validation after it, too."""
-        if came := self.pending_signal():
+        """Raises SignalInterrupt if a signal was received during training, its last step and validation included."""
+        if received := self.pending_signal():
             ignore_repeated_signals()
             raise SignalInterrupt(
-                f"stopped by {came.name} at step {step} of {steps}; the state is saved, "
-                "the same command goes on",
-                EXIT_CODES[came],
-                came,
+                f"interrupted by {received.name} at step {step} of {steps}; progress saved. "
+                "Run the same command to resume.",
+                EXIT_CODES[received],
+                received,
             )
 
     def pending_signal(self) -> signal.Signals | None:
-        """The signal that this rank or another has received."""
+        """Returns the signal that any rank has received, or None."""
         number = ranks.all_reduce_max(self.received_signal or 0)
         return signal.Signals(number) if number else None
 
@@ -92,6 +92,8 @@ class StopOnSignal(TrainerCallback):
         if not self.is_training:
             ignore_repeated_signals()
             raise SignalInterrupt(
-                f"stopped by {received.name}; the same command goes on", EXIT_CODES[received], received
+                f"interrupted by {received.name}. Run the same command to resume.",
+                EXIT_CODES[received],
+                received,
             )
         self.received_signal = received

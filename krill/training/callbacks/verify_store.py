@@ -1,4 +1,4 @@
-"""Whether the tokens that a run reads are those that were written: all of the store is hashed while it trains."""
+"""Verifies the hashes of the token store in a background thread while the model trains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from krill.data.store import Store
 from krill.errors import KrillError
 
 FIRST_STEP_WAIT_SECONDS = 5.0
-"""Seconds that the first step waits for it; about 5 GB are hashed in them, and only larger stores while it trains."""
+"""How long the first step waits for the verification: enough to hash about 5 GB before training starts."""
 
 
 class StoreVerifier(TrainerCallback):
@@ -43,7 +43,7 @@ class StoreVerifier(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if state.global_step >= state.max_steps:  # a signal does not wait
+        if state.global_step >= state.max_steps:  # an interrupted run does not wait
             self.thread.join()
             self._raise_error()
 

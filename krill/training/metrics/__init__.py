@@ -1,1 +1,1 @@
-"""Figures of a run: validation, throughput, optimizer statistics, trackers."""
+"""Metrics of a run: validation, throughput, optimizer statistics, trackers."""

@@ -1,4 +1,4 @@
-"""What a validation measures: nats per token, bits per byte, and the two reference points beside them."""
+"""Computes the validation loss (nats per token), bits per byte, and two baselines to compare them with."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from krill.training.compute.head_loss import Loss
 
 @dataclass
 class ValidationTotals:
-    """Sums over validation rows; they add up over batches and ranks, so neither changes the result."""
+    """Sums over validation rows; sums over batches and ranks do not depend on how the rows are split."""
 
     nats: float = 0.0
     tokens: int = 0
     text_nats: float = 0.0
 
     def loss(self) -> float:
-        """Nats per predicted token (eos counts)."""
+        """Returns nats per predicted token, eos included."""
         return self.nats / self.tokens
 
     def bits_per_byte(self, text_bytes: int) -> float:
-        """Bits per UTF-8 byte of the text (eos does not count: it is no text)."""
+        """Returns bits per UTF-8 byte of the text, without the loss of eos tokens, which are not text."""
         return compute_bits_per_byte(self.text_nats, text_bytes)
 
 
 def compute_bits_per_byte(nats: float, text_bytes: int) -> float:
-    """Summed nats of a text's tokens as bits per UTF-8 byte of that text."""
+    """Converts the summed nats of a text's tokens to bits per UTF-8 byte of the text."""
     return nats / (math.log(2) * text_bytes)
 
 
@@ -44,13 +44,13 @@ def evaluate_batches(
     loss: Loss | None = None,
     sources: int = 1,
 ) -> list[ValidationTotals]:
-    """Score every labelled token of `batches` (already on the model's device), summed in float64 for each source and
-    over all ranks.
+    """Returns the totals of each source over all labelled tokens of `batches` and all ranks, summed in float64.
 
     Args:
-        batches: What the model takes, and with several sources that of each token: `sources`, int64 (B, T).
-        loss: How a token's nats are computed; None: from full logits.
-        sources: How many there are.
+        batches: Model inputs and `labels`, on the model's device; with several sources also `sources`, the source of
+            each token, int64 (B, T).
+        loss: Computes the nats of each token. None: from full logits.
+        sources: The number of sources.
     """
     loss = loss or Loss()
     training = model.training
@@ -61,14 +61,14 @@ def evaluate_batches(
         labels = batch["labels"][:, 1:]
         scored = labels != -100
         nats = loss.token_losses(model, inputs, batch["labels"])[:, :-1][scored].double().cpu()
-        of = (
+        source_ids = (
             batch["sources"][:, 1:][scored].cpu()
             if sources > 1
             else torch.zeros(len(nats), dtype=torch.int64)
         )
         text = (labels[scored] != eos_id).cpu()
         for total, weights in zip(sums, (nats, torch.ones_like(nats), nats * text), strict=True):
-            total += torch.bincount(of, weights, sources)
+            total += torch.bincount(source_ids, weights, sources)
     model.train(training)
     return [
         ValidationTotals(nats, int(tokens), text)
@@ -76,28 +76,28 @@ def evaluate_batches(
     ]
 
 
-def merge_validation_totals(validations: Iterable[ValidationTotals]) -> ValidationTotals:
-    """Of all the rows of several."""
-    total = ValidationTotals()
-    for one in validations:
-        total.nats += one.nats
-        total.tokens += one.tokens
-        total.text_nats += one.text_nats
-    return total
+def merge_validation_totals(totals: Iterable[ValidationTotals]) -> ValidationTotals:
+    """Returns the sum of several totals."""
+    merged = ValidationTotals()
+    for total in totals:
+        merged.nats += total.nats
+        merged.tokens += total.tokens
+        merged.text_nats += total.text_nats
+    return merged
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """What a model must beat to have learned anything, in nats per token of the validation text."""
+    """Losses of models without context, in nats per token of the validation text, which training must beat."""
 
     uniform: float
-    """ln V: knows nothing."""
+    """ln V, the loss of uniform predictions."""
     unigram: float
-    """Entropy of the token frequencies: knows how often each token occurs, and no context."""
+    """Entropy of the token frequencies in the validation text, the loss of the best prediction without context."""
 
 
 def compute_baselines(targets: Tensor, vocab_size: int) -> Baselines:
-    """The reference points of the validation text whose predicted tokens are `targets` (int64, 1-D)."""
+    """Returns the baselines of a validation text whose predicted tokens are `targets` (int64, 1-D)."""
     counts = torch.bincount(targets, minlength=vocab_size).double()
     shares = counts[counts > 0] / counts.sum()
     return Baselines(math.log(vocab_size), float(-(shares * shares.log()).sum()))

@@ -1,11 +1,12 @@
-"""How the optimizer moves the model in the steps that are logged: rate, gradient and update of each group.
+"""Measures learning rate, gradient norm and update size of each parameter group in logged steps.
 
     lr/<group>          learning rate of the step
-    grad_norm/<group>   norm of the group's gradients before clipping; grad_norm/muon and grad_norm/adamw: of a kind
+    grad_norm/<group>   norm of the group's gradients before clipping; grad_norm/muon and grad_norm/adamw: over all
+                        groups of that kind
     update_rms/<group>  root mean square of the update before learning rate and weight decay: about 0.2 for Muon at
                         scale: rms and, once its moments have settled, 0.2 to 0.4 for AdamW (Liu et al. 2025)
 
-A group's update is what Muon shows, or is computed from AdamW's state; of other optimizers there is none.
+Muon passes its updates to an observer, AdamW's are computed from its state; other optimizers have no update_rms.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from krill.optim.muon import Muon
 
 
 class OptimizerStats:
-    """One step: made before its gradients are clipped, read after it. Only reading waits for the device."""
+    """Statistics of one step: created before the gradients are clipped, read after it.
+
+    Only reading waits for the device.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
@@ -43,18 +47,18 @@ class OptimizerStats:
             optimizer.observer = self._record_update
 
     def collect_metrics(self) -> dict[str, float]:
-        """The figures that this module's head lists. To be called before the next step changes AdamW's state."""
+        """Returns the metrics listed in the module docstring. Call it before the next step changes AdamW's state."""
         if isinstance(self.optimizer, Muon):
             self.optimizer.observer = None
-        found = {f"grad_norm/{name}": norm for name, norm in self.grad_norms.items()}
+        norms_by_name = {f"grad_norm/{name}": norm for name, norm in self.grad_norms.items()}
         for name, group in self.groups.items():
             norms = self.update_norms.get(name) or _adamw_update_norms(self.optimizer, group)
             if norms:
                 elements = sum(p.numel() for p in group["params"])
-                found[f"update_rms/{name}"] = _combine_norms(norms) / math.sqrt(elements)
-        values = torch.stack(list(found.values())).tolist() if found else []
+                norms_by_name[f"update_rms/{name}"] = _combine_norms(norms) / math.sqrt(elements)
+        values = torch.stack(list(norms_by_name.values())).tolist() if norms_by_name else []
         return {f"lr/{name}": rate for name, rate in self.learning_rates.items()} | dict(
-            zip(found, values, strict=True)
+            zip(norms_by_name, values, strict=True)
         )
 
     def _record_update(self, group: dict[str, Any], updates: list[Tensor]) -> None:
@@ -63,7 +67,7 @@ class OptimizerStats:
 
 
 def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Of all elements together, 0-D; of DTensors that of the whole, on every rank."""
+    """Returns the norm over all elements, 0-D; for DTensors over all shards, on every rank."""
     norm = get_total_norm(tensors)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -73,7 +77,7 @@ def _combine_norms(norms: list[Tensor]) -> Tensor:
 
 
 def _adamw_update_norms(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[Tensor]:
-    """Norms of the last update of each parameter, from the moments that it left; one at a time, to spare memory."""
+    """Returns the norm of each parameter's last update, computed from its moments one at a time to save memory."""
     norms = []
     for p in group["params"]:
         state = optimizer.state.get(p, {})

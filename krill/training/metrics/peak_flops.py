@@ -1,4 +1,4 @@
-"""The FLOP/s that a device could do at best: from its data sheet, or measured where that is not known."""
+"""Looks up the peak FLOP/s of a device in NVIDIA's data sheets, or measures it for other devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BF16_TFLOPS = {
     "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A10G": 70,
     "A6000": 155, "L40S": 362, "L40": 181, "L4": 121, "5090": 210, "4090": 165, "3090": 71,
 }  # fmt: skip
-"""Dense bf16 with fp32 accumulation, NVIDIA's data sheets; part of the device's name → 10¹² FLOP/s, first match."""
+"""Dense bf16 with fp32 accumulation (NVIDIA's data sheets): part of the device name → 10¹² FLOP/s, first match."""
 
 MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
 MATMUL_REPEATS = 5
@@ -19,16 +19,16 @@ MATMUL_REPEATS = 5
 
 @lru_cache
 def get_peak_flops(device: str, precision: str, threads: int) -> float:
-    """FLOP/s of `device` (cuda or cpu) in matrix products in `precision` (bf16 or fp32) with `threads` CPU threads.
+    """Returns the FLOP/s of `device` (cuda or cpu) in matrix products in `precision` (bf16 or fp32).
 
-    Measured, by the fastest of a few square products, where the data sheet is not known: an upper bound in practice,
-    though a device that is busy otherwise shows less.
+    Without a data sheet it is measured by the fastest of a few square products: an upper bound in practice, but too
+    low on a device that is busy otherwise. `threads`, the number of CPU threads, is part of the cache key.
     """
     if device == "cuda" and precision == "bf16":
         name = torch.cuda.get_device_name()
-        known = next((tflops for part, tflops in BF16_TFLOPS.items() if part in name), None)
-        if known:
-            return known * 1e12
+        tflops = next((value for part, value in BF16_TFLOPS.items() if part in name), None)
+        if tflops:
+            return tflops * 1e12
     size = MATRIX_SIZE[device]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.ones(size, size, dtype=dtype, device=device)
@@ -36,8 +36,8 @@ def get_peak_flops(device: str, precision: str, threads: int) -> float:
 
 
 def _time_matmul(a: torch.Tensor) -> float:
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     torch.mm(a, a)
     if a.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - started_at

@@ -1,6 +1,6 @@
-"""Where the metrics go beside metrics.jsonl: TensorBoard, trackio, wandb, by transformers' own callbacks.
+"""Configures experiment trackers (TensorBoard, trackio, wandb) through the callbacks of transformers.
 
-TensorBoard and trackio stay on this machine; wandb goes where its own settings say (WANDB_MODE=offline: here).
+TensorBoard and trackio write to this machine; wandb follows its own settings (WANDB_MODE=offline: this machine).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ TRACKER_PROJECT = "krill"
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Raise UsageError when a tracker is not installed, or would look for a checkpoint that is not there yet."""
+    """Raises UsageError when a tracker is not installed, or would upload checkpoints that are still being written."""
     for name in config.trackers:
         if find_spec(name) is None:
             raise UsageError(f"trackers: {name} is not installed: pip install 'krill[{name}]'")
-    takes_checkpoints = "wandb" in config.trackers and os.environ.get("WANDB_LOG_MODEL") == "checkpoint"
-    if takes_checkpoints and config.save_in_background:
+    uploads_checkpoints = "wandb" in config.trackers and os.environ.get("WANDB_LOG_MODEL") == "checkpoint"
+    if uploads_checkpoints and config.save_in_background:
         raise UsageError(
-            "trackers: with WANDB_LOG_MODEL=checkpoint wandb takes each checkpoint when its save returns, and does "
-            "not wait for one in the background; write save_in_background=false, or WANDB_LOG_MODEL=end"
+            "trackers: with WANDB_LOG_MODEL=checkpoint wandb uploads each checkpoint when its save returns, and does "
+            "not wait for a save in the background; use save_in_background=false, or WANDB_LOG_MODEL=end"
         )
 
 
 def build_tracker_arguments(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """What TrainingArguments must hold for `config.trackers`, and no more: nothing is uploaded unasked.
+    """Returns the TrainingArguments that enable `config.trackers` and nothing else, so that nothing else is uploaded.
 
-    TensorBoard's events go to `folder`/tensorboard; runs that go on append to them.
+    TensorBoard's events are in `folder`/tensorboard; resumed runs append to them.
     """
     if "tensorboard" in config.trackers:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")

@@ -30,11 +30,11 @@ TO_REACH = ("steps=12", "eval_every=2", "save_every=100")
         ([5.0, 4.0, 4.5, 3.9], None),
     ],
 )
-def test_reasons(read_losses: list[float], words: str | None) -> None:
-    why = get_stop_reason(EarlyStoppingConfig(target_loss=3.0, patience=2), read_losses)
+def test_reasons(losses: list[float], words: str | None) -> None:
+    why = get_stop_reason(EarlyStoppingConfig(target_loss=3.0, patience=2), losses)
     assert (words is None) == (why is None)
     assert (words or "") in (why or "")
-    assert get_stop_reason(EarlyStoppingConfig(target_loss=None, patience=None), read_losses) is None
+    assert get_stop_reason(EarlyStoppingConfig(target_loss=None, patience=None), losses) is None
 
 
 def _target(krill_train: Any) -> tuple[str, int]:
@@ -57,7 +57,7 @@ def test_at_its_target_a_run_is_finished(krill_train: Any, capsys: pytest.Captur
         step
     ]
     assert (run / "model" / "model.safetensors").exists()
-    assert f"stop at step {step} of 12: validation loss" in capsys.readouterr().err
+    assert f"stopping at step {step} of 12: validation loss" in capsys.readouterr().err
 
 
 def test_ended_and_killed_before_its_model_was_written_it_trains_no_further(
@@ -71,7 +71,7 @@ def test_ended_and_killed_before_its_model_was_written_it_trains_no_further(
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr("krill.training.run.keep", interrupted)
+        patch.setattr("krill.training.run.save_final_model", interrupted)
         assert krill_train(*TO_REACH, word) == 75
     assert krill_train(*TO_REACH, word) == 0
     second: Path = krill_train.runs()[-1]

@@ -119,9 +119,9 @@ def test_it_goes_on_where_it_was_saved() -> None:
         ({"nan": "stop", "spike": 6}, [*wave(MIN_GOOD_STEPS), 9.0, 3.0], None),
     ],
 )
-def test_when_the_run_is_to_end(rules: dict[str, Any], read_losses: list[float], ends_at: int | None) -> None:
-    for together in (1, 2, len(read_losses)):  # however often it is read
-        assert _end(guard_of(**rules), read_losses, together) == ends_at
+def test_when_the_run_is_to_end(rules: dict[str, Any], losses: list[float], ends_at: int | None) -> None:
+    for together in (1, 2, len(losses)):  # however often it is read
+        assert _end(guard_of(**rules), losses, together) == ends_at
 
 
 def _end(guard: BadStepDetector, losses: list[float], together: int) -> int | None:

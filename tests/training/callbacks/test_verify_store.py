@@ -78,4 +78,4 @@ def test_tokens_of_another_tokenizer_are_refused(
 
     monkeypatch.setattr("krill.training.setup.Store.open", staticmethod(opened))
     assert krill_train() == 2
-    assert "was made with another tokenizer" in capsys.readouterr().err
+    assert "was encoded with another tokenizer" in capsys.readouterr().err
