@@ -7,6 +7,7 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import pytest
 import torch
 
 from krill.cli import app
-from krill.config.overrides import quote_override
 from krill.cli.compose import compose_config
 from krill.cli.train import run_task
+from krill.config.overrides import quote_override
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
 from krill.data.cache import get_or_prepare_store, get_or_train_tokenizer
@@ -153,13 +154,46 @@ def krill_train(
     return Commands(tmp_path, overrides, monkeypatch)
 
 
-@pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Leave krill's logger as it was: the commands put a handler on it."""
+@pytest.fixture(scope="session")
+def reference_run(
+    prepared_data: Prepared,
+    outputs: Path,
+    overrides: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """reference_run("lr=1"): the folder of an uninterrupted run, trained once per session. For reading only."""
+    folder = tmp_path_factory.mktemp("references")
+    for kind in ("tokenizers", "data"):
+        (folder / kind).symlink_to(outputs / kind)
+    runs: dict[tuple[str, ...], Path] = {}
+
+    def train(*more: str) -> Path:
+        if more not in runs:
+            runs[more] = folder / f"run-{len(runs)}"
+            with pytest.MonkeyPatch.context() as patch, _restored_logging():
+                patch.setenv("KRILL_OUTPUTS", str(folder))
+                patch.chdir(folder)
+                assert Commands(folder, overrides, patch)(*more, f"output={runs[more]}") == 0
+        return runs[more]
+
+    return train
+
+
+@contextmanager
+def _restored_logging() -> Iterator[None]:
     log = logging.getLogger("krill")
     before = log.level, log.propagate, list(log.handlers)
-    yield
-    log.level, log.propagate, log.handlers = before
+    try:
+        yield
+    finally:
+        log.level, log.propagate, log.handlers = before
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Restores krill's logger after each test: the commands add a handler to it."""
+    with _restored_logging():
+        yield
 
 
 @pytest.fixture(autouse=True)

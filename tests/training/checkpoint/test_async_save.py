@@ -64,14 +64,14 @@ def call_at_step_end(patch: pytest.MonkeyPatch, callback: Callable[[int], object
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    "extra_overrides",
     [
         ("optimizer=adamw", "model.tie_word_embeddings=true"),
         ("optimizer=muon_moonlight", "model.tie_word_embeddings=false", "optimizer.normuon=true"),
     ],
 )
 def test_every_file_has_the_bytes_of_a_synchronous_save(
-    overrides: tuple[str, ...], krill_train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    extra_overrides: tuple[str, ...], krill_train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = KrillTrainer._save_checkpoint
     folders = {False: tmp_path / "synchronous", True: tmp_path / "background"}
@@ -85,7 +85,7 @@ def test_every_file_has_the_bytes_of_a_synchronous_save(
             shutil.copytree(Path(self.args.output_dir) / name, folder / name)
 
     monkeypatch.setattr(KrillTrainer, "_save_checkpoint", save_twice)
-    assert krill_train(*overrides) == 0
+    assert krill_train(*extra_overrides) == 0
     expected, actual = (
         {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
         for folder in folders.values()

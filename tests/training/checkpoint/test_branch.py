@@ -36,7 +36,7 @@ def test_branch_is_bitwise_identical_to_a_run_with_its_schedule_from_the_beginni
     capsys.readouterr()
     assert krill_train(*LONGER, f"optimizer={optimizer}", f"branch={base_run}") == 0
     branch = krill_train.runs()[-1]
-    assert f"going on from step 8 of runs/llama_pico/{base_run.name}" in capsys.readouterr().err
+    assert f"resuming from step 8 of runs/llama_pico/{base_run.name}" in capsys.readouterr().err
     assert_same_result(branch, straight)
     assert (read_status(branch) or {})["branch"] == {"run": str(base_run), "step": 8}
     assert list_checkpoint_steps(base_run) == [8, 10]

@@ -59,7 +59,7 @@ def test_estimate_shows_flops_and_time(make_config: Configure) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    "extra_overrides",
     [
         (), ("hardware.loss=full",), ("hardware.gradient_checkpointing=true",), ("optimizer=adamw",),
         ("hardware.precision=bf16",), ("batch.tokens=768",), ("model=qwen3_pico",),
@@ -67,9 +67,9 @@ def test_estimate_shows_flops_and_time(make_config: Configure) -> None:
     ],
 )  # fmt: skip
 def test_memory_line_agrees_with_the_cost_function(
-    make_config: Configure, overrides: tuple[str, ...]
+    make_config: Configure, extra_overrides: tuple[str, ...]
 ) -> None:
-    config = make_config(*overrides)
+    config = make_config(*extra_overrides)
     model = build_meta_model(config.model, VOCAB_SIZE)
     expected = estimate_training_memory(
         model,
@@ -114,12 +114,18 @@ def test_sharding_does_not_change_the_disk_space(make_config: Configure) -> None
 
 
 @pytest.mark.parametrize(
-    ("overrides", "accumulation"), [((), " batch.gradient_accumulation_steps=4"), (("batch.tokens=512",), "")]
+    ("extra_overrides", "accumulation"),
+    [((), " batch.gradient_accumulation_steps=4"), (("batch.tokens=512",), "")],
 )
 def test_warning_suggests_a_micro_batch_that_fits(
-    make_config: Configure, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], accumulation: str
+    make_config: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    extra_overrides: tuple[str, ...],
+    accumulation: str,
 ) -> None:
-    config = make_config("batch.micro_batch_size=8", "sequence_len=64", "hardware.loss=full", *overrides)
+    config = make_config(
+        "batch.micro_batch_size=8", "sequence_len=64", "hardware.loss=full", *extra_overrides
+    )
     available = estimate_step_memory(config, VOCAB_SIZE, 3).total
     monkeypatch.setattr(memory, "get_device_memory", lambda device: available)
     advice = f"use batch.micro_batch_size=2{accumulation} for the same batch"
