@@ -1,4 +1,4 @@
-"""A small text, prepared once, and runs of a tiny model on it."""
+"""Fixtures: a small text, prepared once per session, and runs of a tiny model on it."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ WORDS = [
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 short documents, English and Korean, of very different lengths."""
-    chance = random.Random(0)
-    documents = [" ".join(chance.choices(WORDS, k=chance.randint(2, 20))) + f" {n}" for n in range(60)]
+    rng = random.Random(0)
+    documents = [" ".join(rng.choices(WORDS, k=rng.randint(2, 20))) + f" {n}" for n in range(60)]
     path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return path
@@ -64,13 +64,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tokenizer and tokens are made once for all tests."""
+    """The folder that holds the tokenizer and the tokens that all tests share."""
     return tmp_path_factory.mktemp("outputs")
 
 
 @pytest.fixture(scope="session")
 def overrides(texts: Path) -> list[str]:
-    """What every run of these tests is typed with."""
+    """Overrides of every run of these tests."""
     return [
         "model=llama_pico", "sequence_len=64", "batch.micro_batch_size=2", "data=files", f"data.paths=[{texts}]",
         "data.min_chars=0", "data.validation_fraction=0.2", "tokenizer.vocab_size=320", "hardware.threads=1",
@@ -80,55 +80,57 @@ def overrides(texts: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def make_config(overrides: list[str]) -> Callable[..., TrainConfig]:
-    """configure("lr=1"): the validated configuration of a run."""
+    """make_config("lr=1"): returns the validated configuration of a run."""
 
     def make(*more: str) -> TrainConfig:
-        typed = [*overrides, *more]
-        if any(text.startswith("epochs=") for text in more):
-            typed += ["steps=null"]
-        return validate_config(TrainConfig, compose_config("train", [quote_override(text) for text in typed]))
+        combined = [*overrides, *more]
+        if any(override.startswith("epochs=") for override in more):
+            combined += ["steps=null"]
+        return validate_config(
+            TrainConfig, compose_config("train", [quote_override(override) for override in combined])
+        )
 
     return make
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     store: Path
     tokenizer: TokenizerFolder
 
 
 @pytest.fixture(scope="session")
-def prepared_data(make_config: Callable[..., TrainConfig], outputs: Path) -> Prepared:
-    """Tokenizer and tokens of the text."""
+def prepared_data(make_config: Callable[..., TrainConfig], outputs: Path) -> PreparedData:
+    """Tokenizer and token store of the text."""
     config = make_config()
     inputs = RunInputs(config.data, config.tokenizer, outputs)
     tokenizer = get_or_train_tokenizer(inputs)
-    return Prepared(get_or_prepare_store(config, inputs, tokenizer), tokenizer)
+    return PreparedData(get_or_prepare_store(config, inputs, tokenizer), tokenizer)
 
 
 @pytest.fixture
-def train_in(prepared_data: Prepared, tmp_path: Path) -> Callable[[TrainConfig, str], Path]:
-    """train(config, "a"): run() in the folder a; returns the folder."""
+def train_in(prepared_data: PreparedData, tmp_path: Path) -> Callable[[TrainConfig, str], Path]:
+    """train_in(config, "a"): trains in the folder a of tmp_path; returns the folder."""
 
-    def work(config: TrainConfig, name: str = "run") -> Path:
+    def run(config: TrainConfig, name: str = "run") -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         run_training(config, folder, store=prepared_data.store, tokenizer=prepared_data.tokenizer.folder)
         return folder
 
-    return work
+    return run
 
 
 @dataclass(frozen=True)
-class Commands:
-    """The command krill-train in this process, all runs below one folder."""
+class TrainCommand:
+    """Calls krill-train in this process, with all runs in one outputs folder."""
 
     outputs: Path
     overrides: list[str]
-    patch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch
 
     def __call__(self, *more: str) -> int:
-        self.patch.setattr(sys, "argv", ["krill-train"])
+        self.monkeypatch.setattr(sys, "argv", ["krill-train"])
         return app.main("train", run_task, [*self.overrides, *more])
 
     def runs(self, name: str = "llama_pico") -> list[Path]:
@@ -140,23 +142,23 @@ class Commands:
 
 @pytest.fixture
 def krill_train(
-    prepared_data: Prepared,
+    prepared_data: PreparedData,
     outputs: Path,
     overrides: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> Commands:
-    """krill-train with the tests' text: krill_train("lr=1") returns the exit code. Runs start from none."""
+) -> TrainCommand:
+    """krill_train("lr=1"): runs krill-train on the shared text, without any run before; returns the exit code."""
     for kind in ("tokenizers", "data"):
         (tmp_path / kind).symlink_to(outputs / kind)
     monkeypatch.setenv("KRILL_OUTPUTS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    return Commands(tmp_path, overrides, monkeypatch)
+    return TrainCommand(tmp_path, overrides, monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def reference_run(
-    prepared_data: Prepared,
+    prepared_data: PreparedData,
     outputs: Path,
     overrides: list[str],
     tmp_path_factory: pytest.TempPathFactory,
@@ -173,7 +175,7 @@ def reference_run(
             with pytest.MonkeyPatch.context() as patch, _restored_logging():
                 patch.setenv("KRILL_OUTPUTS", str(folder))
                 patch.chdir(folder)
-                assert Commands(folder, overrides, patch)(*more, f"output={runs[more]}") == 0
+                assert TrainCommand(folder, overrides, patch)(*more, f"output={runs[more]}") == 0
         return runs[more]
 
     return train
@@ -190,20 +192,14 @@ def _restored_logging() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Restores krill's logger after each test: the commands add a handler to it."""
-    with _restored_logging():
-        yield
-
-
-@pytest.fixture(autouse=True)
 def one_thread() -> None:
+    """Tests run side by side on few cores."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def read_losses() -> Callable[[Path], list[float]]:
-    """The training losses of a run, and its validation losses behind them."""
+    """read_losses(run): returns the training losses of a run, then its validation losses."""
 
     def read(folder: Path) -> list[float]:
         lines = read_metrics(folder)
@@ -212,14 +208,14 @@ def read_losses() -> Callable[[Path], list[float]]:
     return read
 
 
-class Stream:
-    """Documents of random ids in memory: bos 0, eos 1, pad 2."""
+class RandomDocuments:
+    """Documents of random ids in memory, with the layout of a store's split: bos 0, eos 1, pad 2."""
 
     pad_id = 2
 
     def __init__(self, lengths: Sequence[int], vocab_size: int = 50):
-        chance = np.random.default_rng(0)
-        documents = [np.array([0, *chance.integers(3, vocab_size, length - 2), 1]) for length in lengths]
+        rng = np.random.default_rng(0)
+        documents = [np.array([0, *rng.integers(3, vocab_size, length - 2), 1]) for length in lengths]
         self.ends = np.cumsum([len(document) for document in documents]).astype(np.uint64)
         self._tokens = np.concatenate(documents)
 
@@ -229,9 +225,9 @@ class Stream:
 
 @pytest.fixture
 def make_rows() -> Callable[..., Rows]:
-    """rows([9, 20], 64): documents of those lengths, packed."""
+    """make_rows([9, 20], 64): returns documents of those lengths, packed into rows of 64 tokens."""
 
     def make(lengths: Sequence[int], sequence_len: int, strategy: Any = "best_fit") -> Rows:
-        return pack(Stream(lengths), sequence_len, strategy)
+        return pack(RandomDocuments(lengths), sequence_len, strategy)
 
     return make

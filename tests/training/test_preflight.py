@@ -72,4 +72,4 @@ def test_each_rank_needs_a_device(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     assert krill_train("hardware.processes=2", "device=cuda") == 2
-    assert "this machine has 1 CUDA devices" in capsys.readouterr().err
+    assert "this machine has 1 visible CUDA devices" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def test_the_first_new_step_reads_as_many_rows_late_as_early(
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     monkeypatch.setattr("krill.training.run.collect_final_metrics", lambda *_: {})  # no validation: it reads rows too
-    for name in ("keep", "tell"):
+    for name in ("save_final_model", "log_summary"):
         monkeypatch.setattr(f"krill.training.run.{name}", lambda *_: None)
     monkeypatch.setattr("krill.training.run.compute_validation_baselines", lambda *_: None)
 
