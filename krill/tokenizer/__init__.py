@@ -1,1 +1,1 @@
-"""Tokenizers: byte-level BPE trained on the run's own text, ready ones, ready ones with more entries."""
+"""Tokenizers: byte-level BPE trained on the text of the run, existing tokenizers, and extended ones."""

@@ -1,6 +1,6 @@
-"""Tokenizers on disk: trained here, or ready ones from a folder or the Hugging Face Hub.
+"""Loads tokenizers from a folder or the Hugging Face Hub, whether krill trained them or not.
 
-A folder holds what `AutoTokenizer.from_pretrained` reads; krill reads it without transformers.
+A tokenizer folder can be loaded by `AutoTokenizer.from_pretrained`; krill reads it without transformers.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class TokenizerFolder:
-    """A tokenizer on disk: what the other rooms need to know of it."""
+    """A tokenizer on disk, with the values that training and data preparation need."""
 
     folder: Path
     signature: str
     vocab_size: int
-    """Largest id + 1, added tokens included: the rows of the model's embedding."""
+    """Largest id + 1, including added tokens: the number of rows of the embedding."""
     bos_id: int
-    """Begins documents; the eos where the tokenizer has no bos."""
+    """Id of the token at the start of a document; the eos if the tokenizer has no bos."""
     eos_id: int
-    """Ends documents."""
+    """Id of the token at the end of a document."""
     pad_id: int
-    """Fills rows; the eos where the tokenizer has no pad: labels are ignored by place, not by id."""
+    """Id of the padding of rows; the eos if there is no pad, as labels are masked by position, not by id."""
 
     @cached_property
     def backend(self) -> tokenizers.Tokenizer:
-        """The tokenizer itself; encodes special tokens in the text as special tokens, and adds bos."""
+        """The tokenizer itself. It adds bos, and encodes special tokens written in the text as special tokens."""
         return tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`, special tokens left out."""
+        """Returns the text of `ids` without special tokens."""
         return self.backend.decode(ids, skip_special_tokens=True)
 
     def copy_to(self, folder: Path) -> None:
-        """Put the tokenizer's files beside a model, adding bos by itself even where the original did not.
+        """Copies the tokenizer's files to `folder`, the folder of a model, and makes the copy add bos.
 
-        So that every tool that loads the model sees what training saw: bos, then text.
+        Every tool that loads the model then encodes a prompt as in training: bos, then text.
         """
         for name in TOKENIZER_FILES:
             if (self.folder / name).is_file():
@@ -70,24 +70,24 @@ class TokenizerFolder:
 
 
 def load_tokenizer(folder: Path) -> TokenizerFolder:
-    """Read a tokenizer's folder, without transformers. Raises UsageError if it is of no use for training."""
+    """Loads a tokenizer folder without transformers. Raises UsageError if it cannot be used for training."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UsageError(
-            f"{folder}: no tokenizer.json there. tokenizer.path= is a folder that "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(folder) wrote, or the name of one on the Hub"
+            f"{folder}: no tokenizer.json in this folder; set tokenizer.path to a folder that "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(folder) wrote, or to a repository on the Hub"
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises Exception itself
         raise UsageError(
-            f"{path}: is no tokenizer that this version of tokenizers reads ({error})"
+            f"{path}: not a tokenizer that this version of tokenizers can read ({error})"
         ) from error
     roles = {role: _get_role_id(folder, backend, role) for role in ("bos_token", "eos_token", "pad_token")}
     eos = roles["eos_token"]
     if eos is None:
         raise UsageError(
-            f"{folder}: the tokenizer has no eos_token, so no document could end; "
+            f"{folder}: the tokenizer has no eos_token, which marks the end of a document; "
             "add one to its tokenizer_config.json"
         )
     bos, pad = (eos if roles[role] is None else roles[role] for role in ("bos_token", "pad_token"))
@@ -104,11 +104,14 @@ def load_tokenizer(folder: Path) -> TokenizerFolder:
 
 
 def resolve_tokenizer_folder(path: str, key: str = "tokenizer.path") -> Path:
-    """The local folder `path`, or the cached files of the Hub's repository of that name; `key` named it."""
+    """Returns the local folder `path`, or the downloaded files of the Hub repository `path`.
+
+    Raises UsageError, with the config key `key`, if there is neither, KrillError if the Hub cannot be reached.
+    """
     local = Path(path).expanduser()
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         if not local.is_dir():
-            raise UsageError(f"{key}={path}: no such folder (seen from {Path.cwd()})")
+            raise UsageError(f"{key}={path}: no such folder (relative to {Path.cwd()})")
         return local
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -117,24 +120,24 @@ def resolve_tokenizer_folder(path: str, key: str = "tokenizer.path") -> Path:
         return Path(snapshot_download(path, allow_patterns=list(TOKENIZER_FILES)))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UsageError(
-            f"{key}={path}: neither a folder here ({Path.cwd()}) nor on the Hugging Face Hub, or "
-            "you may not see it (hf auth login, HF_TOKEN)"
+            f"{key}={path}: not a folder in {Path.cwd()}, and not on the Hugging Face Hub or not "
+            "accessible (use hf auth login or HF_TOKEN)"
         ) from error
     except Exception as error:
         raise KrillError(
-            f"{key}={path}: no folder here ({Path.cwd()}), not in the Hub's cache, and the Hub can "
-            f"not be reached ({type(error).__name__}: {error}); give a folder, or train one: tokenizer=bpe_4k"
+            f"{key}={path}: not a folder in {Path.cwd()}, not in the Hub cache, and the Hub cannot be "
+            f"reached ({type(error).__name__}: {error}); use a local folder, or train one with tokenizer=bpe_4k"
         ) from error
 
 
 def _get_role_id(folder: Path, backend: tokenizers.Tokenizer, role: str) -> int | None:
-    """Id of the bos, eos or pad token that the folder's files name; None if they name none."""
+    """Returns the id of the bos, eos or pad token by the folder's files; None if they do not define it."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         try:
             token = json.loads(path.read_text(encoding="utf-8")).get(role) if path.is_file() else None
         except (ValueError, AttributeError) as error:
-            raise UsageError(f"{path}: is no JSON object ({error})") from error
+            raise UsageError(f"{path}: not a JSON object ({error})") from error
         if isinstance(token, dict):
             token = token.get("content")
         if token is not None:
@@ -146,7 +149,7 @@ def _get_role_id(folder: Path, backend: tokenizers.Tokenizer, role: str) -> int 
 
 
 def _read_signature(folder: Path, roles: list[int]) -> str:
-    """The signature in record.json while tokenizer.json is the one it was written for, else the content's."""
+    """Returns the signature in record.json if it belongs to this tokenizer.json, else a signature of the content."""
     digest = hash_file(folder / "tokenizer.json")
     path = folder / "record.json"
     if path.is_file():
@@ -155,12 +158,12 @@ def _read_signature(folder: Path, roles: list[int]) -> str:
             if record["tokenizer"] == digest:
                 return record["signature"]
         except (ValueError, TypeError, KeyError):
-            log.warning("%s: is not a record that krill wrote; the tokenizer counts by its content", path)
+            log.warning("%s: not a record by krill; identifying the tokenizer by its content instead", path)
     return compute_signature("ready", digest, roles)
 
 
 def build_bos_processor(token: str, token_id: int) -> processors.PostProcessor:
-    """What puts bos before a text, and before the second of two."""
+    """Returns a post-processor that adds bos before a text, and before each text of a pair."""
     return processors.TemplateProcessing(
         single="bos $A",
         pair="bos $A bos:1 $B:1",

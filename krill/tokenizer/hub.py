@@ -1,4 +1,4 @@
-"""Uploading a tokenizer to the Hugging Face Hub, which happens only when it is asked for."""
+"""Uploads a tokenizer to the Hugging Face Hub, if tokenizer.push_to is set."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ log = logging.getLogger("krill")
 
 
 def push_tokenizer_to_hub(tokenizer: TokenizerFolder, repository: str, private: bool) -> None:
-    """Upload the tokenizer's files to `repository`, which is made if it is not there, `private` or not.
+    """Uploads the tokenizer's files to `repository`, which is created, `private` or public, if it does not exist.
 
-    A repository that is there keeps its visibility. Raises KrillError where the Hub refuses or cannot be reached.
+    An existing repository keeps its visibility. Raises KrillError if the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -30,6 +30,6 @@ def push_tokenizer_to_hub(tokenizer: TokenizerFolder, repository: str, private: 
         reason = str(error).strip().partition("\n")[0]
         raise KrillError(
             f"tokenizer.push_to={repository}: not uploaded ({type(error).__name__}: {reason}). The tokenizer is in "
-            f"{tokenizer.folder}; log in (hf auth login, or HF_TOKEN) and give the same command again"
+            f"{tokenizer.folder}; log in (hf auth login or HF_TOKEN) and run the same command again"
         ) from error
     log.info("tokenizer: uploaded to %s", repository)

@@ -1,4 +1,4 @@
-"""Recipes and text for the tests of tokenizers."""
+"""Recipes, text and round trips for the tests of tokenizers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TEXTS = [
 ] * 20
 
 
-def recipe(**keys: Any) -> TokenizerConfig:
-    """A small recipe: 330 entries, two special tokens beside bos, eos and pad."""
+def make_recipe(**keys: Any) -> TokenizerConfig:
+    """Returns a small recipe: 330 entries, two special tokens beside bos, eos and pad; changed by `keys`."""
     small = {"vocab_size": 330, "special_tokens": ["<|im_start|>", "<think>"], "chat_template": None}
-    return option("_bpe", **{"name": "test", **small, **keys})
+    return load_option("_bpe", **{"name": "test", **small, **keys})
 
 
-def option(name: str, /, **keys: Any) -> TokenizerConfig:
-    """conf/tokenizer/<name>.yaml as composed, changed by `keys`."""
+def load_option(name: str, /, **keys: Any) -> TokenizerConfig:
+    """Returns conf/tokenizer/<name>.yaml as composed, changed by `keys`."""
     content: dict[str, Any] = {"path": None, "base": None}
     for file in dict.fromkeys(("_bpe", name)):
         content |= yaml.safe_load((CONF_DIR / f"tokenizer/{file}.yaml").read_text(encoding="utf-8"))
@@ -38,50 +38,53 @@ def option(name: str, /, **keys: Any) -> TokenizerConfig:
     return TokenizerConfig.model_validate({**content, **keys})
 
 
-def train(folder: Path, texts: Sequence[str] = TEXTS, **keys: Any) -> TokenizerFolder:
-    """A tokenizer of the small recipe, changed by `keys`."""
-    return trained(folder, recipe(**keys), texts)
+def train_small(folder: Path, texts: Sequence[str] = TEXTS, **keys: Any) -> TokenizerFolder:
+    """Trains a tokenizer by the small recipe, changed by `keys`."""
+    return train_recipe(folder, make_recipe(**keys), texts)
 
 
-def trained(folder: Path, config: TokenizerConfig, texts: Sequence[str] = TEXTS) -> TokenizerFolder:
-    """The tokenizer of a recipe, in a new folder."""
+def train_recipe(folder: Path, config: TokenizerConfig, texts: Sequence[str] = TEXTS) -> TokenizerFolder:
+    """Trains a tokenizer by a recipe in a new folder."""
     folder.mkdir()
     train_tokenizer(config, lambda: iter(texts), folder)
     return load_tokenizer(folder)
 
 
 @cache
-def english() -> list[str]:
-    """Python's own help, a topic each: 0.7 MB."""
+def load_english() -> list[str]:
+    """Returns the topics of Python's help, a document each: 0.5 MB."""
     return [topics[name] for name in sorted(topics)]
 
 
 @cache
-def korean() -> list[str]:
-    """Made up: stems by a law like Zipf's, each with a particle or an ending; 300 KB."""
-    draw = random.Random(1)
-    stems = [
-        "".join(chr(draw.randint(0xAC00, 0xD7A3)) for _ in range(draw.randint(1, 3))) for _ in range(2000)
-    ]
-    often = [1 / (rank + 5) for rank in range(len(stems))]
+def make_korean() -> list[str]:
+    """Returns synthetic documents: stems by Zipf's law, each with a particle or an ending; 300 KB."""
+    rng = random.Random(1)
+    stems = ["".join(chr(rng.randint(0xAC00, 0xD7A3)) for _ in range(rng.randint(1, 3))) for _ in range(2000)]
+    weights = [1 / (rank + 5) for rank in range(len(stems))]
     endings = ["은", "는", "이", "가", "을", "를", "에서", "으로", "하다", "했다", "합니다", ""]
     documents = []
     for _ in range(200):
-        words = [stem + draw.choice(endings) for stem in draw.choices(stems, often, k=150)]
+        words = [stem + rng.choice(endings) for stem in rng.choices(stems, weights, k=150)]
         documents.append(" ".join(words) + ".")
     return documents
 
 
-def code_points(size: int = 0x4000) -> list[str]:
-    """Every code point of Unicode but the surrogates, so many in a text, in their order."""
+def list_code_points(size: int = 0x4000) -> list[str]:
+    """Returns texts of `size` code points that have every code point but the surrogates, in order."""
     points = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]
     return ["".join(map(chr, points[start : start + size])) for start in range(0, len(points), size)]
 
 
-def given_back(tokenizer: TokenizerFolder, text: str) -> str:
-    """The text that the ids of `text` stand for; special tokens in it are text."""
+def round_trip(tokenizer: TokenizerFolder, text: str) -> str:
+    """Encodes and decodes a text; special tokens written in it are text."""
+    return round_trip_batch(tokenizer, [text])[0]
+
+
+def round_trip_batch(tokenizer: TokenizerFolder, texts: list[str]) -> list[str]:
+    """Encodes and decodes texts; special tokens written in them are text."""
     backend = tokenizer.backend
     backend.encode_special_tokens = True
-    ids = backend.encode(text, add_special_tokens=False).ids
+    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
     backend.encode_special_tokens = False
-    return backend.decode(ids, skip_special_tokens=False)
+    return backend.decode_batch([encoding.ids for encoding in encodings], skip_special_tokens=False)

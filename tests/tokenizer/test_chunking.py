@@ -1,18 +1,25 @@
-"""What trainers are fed: texts as they are, runs without end in pieces."""
+"""Texts are unchanged for trainers, except that very long runs are cut."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recipes import TEXTS, english, korean
+from recipes import TEXTS, load_english, make_korean
 
-from krill.text.batching import batch_by_size
-from krill.tokenizer.chunking import ENCODE_BATCH_CHARACTERS, MAX_RUN_CHARACTERS, chunk_texts
+from krill.tokenizer.chunking import MAX_RUN_CHARACTERS, chunk_texts
 
 
-def test_ordinary_texts_pass_as_they_are() -> None:
-    texts = ["", " ", *TEXTS, *english(), *korean(), "x" * MAX_RUN_CHARACTERS, " " * MAX_RUN_CHARACTERS]
+def test_ordinary_texts_are_unchanged() -> None:
+    texts = [
+        "",
+        " ",
+        *TEXTS,
+        *load_english(),
+        *make_korean(),
+        "x" * MAX_RUN_CHARACTERS,
+        " " * MAX_RUN_CHARACTERS,
+    ]
     assert list(chunk_texts(texts)) == texts
 
 
@@ -22,27 +29,17 @@ def test_ordinary_texts_pass_as_they_are() -> None:
         max_size=5,
     )
 )
-def test_pieces_make_the_text_again_and_none_holds_a_long_run(runs: list[tuple[str, int]]) -> None:
+def test_chunks_join_to_the_text_and_have_no_long_run(runs: list[tuple[str, int]]) -> None:
     text = "".join(letter * count for letter, count in runs)
-    found = list(chunk_texts([text]))
-    assert "".join(found) == text
-    for piece in found:
-        words = "".join(" " if letter.isspace() else "x" for letter in piece)
+    chunks = list(chunk_texts([text]))
+    assert "".join(chunks) == text
+    for chunk in chunks:
+        words = "".join(" " if letter.isspace() else "x" for letter in chunk)
         assert max(map(len, words.split(" "))) <= 2 * MAX_RUN_CHARACTERS
         assert max(map(len, words.split("x"))) <= 2 * MAX_RUN_CHARACTERS
 
 
 @pytest.mark.parametrize("letter", [" ", "a", "가"])
 def test_a_long_run_is_cut(letter: str) -> None:
-    found = list(chunk_texts([letter * 10 * MAX_RUN_CHARACTERS]))
-    assert [len(piece) for piece in found] == [MAX_RUN_CHARACTERS] * 10
-
-
-def test_batches_hold_about_as_much_as_is_encoded_at_once() -> None:
-    texts = ["x" * (ENCODE_BATCH_CHARACTERS // 3), "y"] * 10
-    found = list(batch_by_size(texts, ENCODE_BATCH_CHARACTERS, len))
-    assert [text for batch in found for text in batch] == texts
-    assert all(
-        ENCODE_BATCH_CHARACTERS <= sum(map(len, batch)) < 2 * ENCODE_BATCH_CHARACTERS for batch in found[:-1]
-    )
-    assert list(batch_by_size([], ENCODE_BATCH_CHARACTERS, len)) == []
+    chunks = list(chunk_texts([letter * 10 * MAX_RUN_CHARACTERS]))
+    assert [len(chunk) for chunk in chunks] == [MAX_RUN_CHARACTERS] * 10
