@@ -1,4 +1,4 @@
-"""The cluster is what the other tests take it for."""
+"""The test cluster behaves as the other tests assume."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, wait_for
+from slurm_cluster import Cluster, wait_for
 
 
-def test_a_task_sees_the_gpus_that_it_asked_for(cluster: Cluster, tmp_path: Path) -> None:
-    for count, seen in ((0, "none"), (1, "0"), (2, "0,1")):
-        asked = [f"--gres=gpu:{count}"] if count else []
+def test_a_task_sees_the_gpus_that_it_requested(cluster: Cluster, tmp_path: Path) -> None:
+    for count, visible in ((0, "none"), (1, "0"), (2, "0,1")):
+        options = [f"--gres=gpu:{count}"] if count else []
         job = cluster.submit(
-            "echo ${CUDA_VISIBLE_DEVICES:-none}", f"--output={tmp_path}/{count}", *asked, "--wait"
+            "echo ${CUDA_VISIBLE_DEVICES:-none}", f"--output={tmp_path}/{count}", *options, "--wait"
         )
-        assert (tmp_path / str(count)).read_text() == f"{seen}\n"
+        assert (tmp_path / str(count)).read_text() == f"{visible}\n"
         assert cluster.wait_state(job, {"COMPLETED"}) == {job: "COMPLETED"}
     with pytest.raises(AssertionError, match="Requested node configuration is not available"):
         cluster.submit("true", "--gres=gpu:3")
 
 
-def test_two_nodes_have_names_and_room(cluster: Cluster) -> None:
-    words = ("srun", "-N2", "--ntasks-per-node=2", "--cpus-per-task=8", "--mem=64000")
-    nodes = cluster.ask(*words, "bash", "-c", "echo $SLURMD_NODENAME; getent hosts $SLURMD_NODENAME >&2")
+def test_both_nodes_have_names_and_free_resources(cluster: Cluster) -> None:
+    arguments = ("srun", "-N2", "--ntasks-per-node=2", "--cpus-per-task=8", "--mem=64000")
+    nodes = cluster.run(*arguments, "bash", "-c", "echo $SLURMD_NODENAME; getent hosts $SLURMD_NODENAME >&2")
     assert sorted(nodes.split()) == ["n1", "n1", "n2", "n2"]
 
 
 def test_an_array_has_a_state_for_each_task(cluster: Cluster) -> None:
     job = cluster.submit("exit $((SLURM_ARRAY_TASK_ID == 1))", "--array=0-2")
-    ended = cluster.wait_state(job, {"COMPLETED", "FAILED"})
-    assert ended == {f"{job}_0": "COMPLETED", f"{job}_1": "FAILED", f"{job}_2": "COMPLETED"}
-    assert cluster.sacct(job) == ended
+    states = cluster.wait_state(job, {"COMPLETED", "FAILED"})
+    assert states == {f"{job}_0": "COMPLETED", f"{job}_1": "FAILED", f"{job}_2": "COMPLETED"}
+    assert cluster.sacct(job) == states
 
 
-def test_limits_are_refused_at_once(cluster: Cluster) -> None:
+def test_limits_are_enforced_at_submission(cluster: Cluster) -> None:
     for option in ("--partition=nonsense", "--qos=nonsense", "--account=nonsense", "--mem=65G"):
         with pytest.raises(AssertionError, match="error"):
             cluster.submit("true", option)
@@ -51,7 +51,7 @@ def test_limits_are_refused_at_once(cluster: Cluster) -> None:
     cluster.wait_idle()
 
 
-SAVES = """
+PREEMPTIBLE_SCRIPT = """
 trap 'echo USR2' USR2
 trap 'echo TERM' TERM
 echo start ${SLURM_RESTART_COUNT:-0}
@@ -59,25 +59,25 @@ if [ -z "$SLURM_RESTART_COUNT" ]; then for _ in $(seq 300); do sleep 0.2; done; 
 """
 
 
-@pytest.mark.parametrize("sent", [True, False])
-def test_preemption_starts_a_job_again(cluster: Cluster, tmp_path: Path, sent: bool) -> None:
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_a_preempted_job_is_requeued(cluster: Cluster, tmp_path: Path, is_sent: bool) -> None:
     log = tmp_path / "log"
-    with cluster.user_signal(sent):
+    with cluster.user_signal(is_sent):
         job = cluster.submit(
-            SAVES, f"--output={log}", "--open-mode=append", "--signal=B:USR2@60", "--nodes=2"
+            PREEMPTIBLE_SCRIPT, f"--output={log}", "--open-mode=append", "--signal=B:USR2@60", "--nodes=2"
         )
         wait_for(lambda: log.exists() and "start" in log.read_text())
-        other = cluster.preempt(1)
-        cluster.wait_state(other, {"COMPLETED"})
+        urgent = cluster.preempt(1)
+        cluster.wait_state(urgent, {"COMPLETED"})
         cluster.wait_state(job, {"COMPLETED"})
-    told = [line for line in log.read_text().splitlines() if line.split()[0] in ("start", "USR2", "TERM")]
-    assert (told[0], told[-1]) == ("start 0", "start 1")
-    assert sorted(told[1:-1]) == (["TERM", "USR2"] if sent else ["TERM"]), "both at once, in any order"
+    messages = [line for line in log.read_text().splitlines() if line.split()[0] in ("start", "USR2", "TERM")]
+    assert (messages[0], messages[-1]) == ("start 0", "start 1")
+    assert sorted(messages[1:-1]) == (["TERM", "USR2"] if is_sent else ["TERM"]), "both at once, in any order"
 
 
-def test_signals_and_starts_by_hand(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_can_be_signalled_and_requeued(cluster: Cluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    job = cluster.submit(SAVES, f"--output={log}", "--open-mode=append")
+    job = cluster.submit(PREEMPTIBLE_SCRIPT, f"--output={log}", "--open-mode=append")
     wait_for(lambda: log.exists() and "start 0" in log.read_text())
     cluster.cancel(job, "B:USR2")
     wait_for(lambda: "USR2" in log.read_text())
@@ -87,16 +87,16 @@ def test_signals_and_starts_by_hand(cluster: Cluster, tmp_path: Path) -> None:
     assert "start 1" in log.read_text()
 
 
-def test_it_ends_only_its_own(cluster: Cluster, tmp_path: Path) -> None:
-    """Another folder, the same ports: refused at once, and this cluster goes on."""
+def test_cluster_sh_ends_only_its_own_daemons(cluster: Cluster, tmp_path: Path) -> None:
+    """Another folder with the same ports is an error at once, and this cluster keeps running."""
     script = Path(__file__).with_name("cluster.sh")
     env = cluster.env | {"KRILL_SLURM_DIR": str(tmp_path)}
-    port = int(cluster.ask("scontrol", "show", "config").split("SlurmctldPort")[1].split()[1]) - 17
+    port = int(cluster.run("scontrol", "show", "config").split("SlurmctldPort")[1].split()[1]) - 17
     env["KRILL_SLURM_PORT"] = str(port)
     done = subprocess.run(
         ["bash", script, "run", "true"], env=env, text=True, capture_output=True, timeout=60
     )
     assert done.returncode == 1
     assert "is taken, by another cluster?" in done.stderr
-    assert set(cluster.ask("sinfo", "-hN", "-o", "%T").split()) == {"idle"}
-    assert "n2" in cluster.ask("getent", "hosts", "n2")
+    assert set(cluster.run("sinfo", "-hN", "-o", "%T").split()) == {"idle"}
+    assert "n2" in cluster.run("getent", "hosts", "n2")

@@ -1,4 +1,4 @@
-"""What the documents show of a cluster works: their blocks run one after the other in one folder."""
+"""The blocks of docs/cluster.md run, one after another in one folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from conftest import Cluster, Krill
 from document_blocks import list_blocks, write_shims
+from slurm_cluster import Cluster, Krill
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cluster.md"
 

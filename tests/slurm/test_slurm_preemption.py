@@ -1,4 +1,4 @@
-"""Preempted, out of time, started again by an administrator: the run goes on by itself, to the same bytes."""
+"""A run resumes automatically after preemption, a time limit or a requeue, and ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -6,60 +6,62 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, Cluster, Krill, wait_for
+from slurm_cluster import SMALL_RUN, Cluster, Krill, wait_for
 
-LONG = (*SMALL[:-2], "steps=400", "eval_every=400", "save_every=400", "log_every=5")
+LONG_RUN = (*SMALL_RUN[:-2], "steps=400", "eval_every=400", "save_every=400", "log_every=5")
 
 
-def weights(run: Path) -> bytes:
+def read_weights(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def undisturbed(made: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights of the run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "outputs").symlink_to(made)
-    Krill(folder)("train", "output=run", "device=cpu", *LONG)
-    return weights(folder / "run")
+def uninterrupted_weights(prepared_outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    (folder / "outputs").symlink_to(prepared_outputs)
+    Krill(folder)("train", "output=run", "device=cpu", *LONG_RUN)
+    return read_weights(folder / "run")
 
 
 @pytest.mark.parametrize("mode", ["at once", "with grace", "without the user signal"])
-def test_preempted_twice_it_ends_with_the_same_weights(
-    cluster: Cluster, krill: Krill, undisturbed: bytes, mode: str
+def test_a_run_preempted_twice_ends_with_the_same_weights(
+    cluster: Cluster, krill: Krill, uninterrupted_weights: bytes, mode: str
 ) -> None:
     partition = "spot" if mode == "with grace" else "gpu"
-    usual = mode != "without the user signal"
-    with nullcontext() if usual else cluster.user_signal(False):
+    has_signal = mode != "without the user signal"
+    with nullcontext() if has_signal else cluster.user_signal(False):
         waiting = krill.start(
-            "train", "output=run", "hardware=slurm_gpu", f"hardware.slurm.partition={partition}", *LONG
+            "train", "output=run", "hardware=slurm_gpu", f"hardware.slurm.partition={partition}", *LONG_RUN
         )
-        for time in (1, 2):
-            begun = wait_for(
-                lambda time=time: krill.status("run").get("starts") == time and krill.lines("run") + 1
+        for start in (1, 2):
+            first_step = wait_for(
+                lambda start=start: (
+                    krill.status("run").get("starts") == start and krill.count_logged_steps("run") + 1
+                )
             )
-            wait_for(lambda begun=begun: krill.lines("run") > begun + 5)
+            wait_for(lambda first_step=first_step: krill.count_logged_steps("run") > first_step + 5)
             cluster.preempt()
         assert waiting.wait(timeout=300) == 0, krill.messages()
     status = krill.status("run")
     assert (status["state"], status["starts"]) == ("finished", 3)
-    assert weights(krill.folder / "run") == undisturbed
-    steps = [int(line.split('"step": ')[1].split(",")[0]) for line in _metrics(krill)]
+    assert read_weights(krill.folder / "run") == uninterrupted_weights
+    steps = [int(line.split('"step": ')[1].split(",")[0]) for line in _read_metrics(krill)]
     assert steps == sorted(steps), "each step was logged once"
 
     job = status["slurm_job_id"]
     cluster.requeue(job)  # by an administrator, after the end
-    wait_for(lambda: "finished already" in _log_of_job(krill))
+    wait_for(lambda: "already finished" in _read_job_log(krill))
     cluster.wait_idle()
     assert krill.status("run") == status
-    assert cluster.states(job) == ["COMPLETED"]
+    assert cluster.final_states(job) == ["COMPLETED"]
 
 
-def _metrics(krill: Krill) -> list[str]:
+def _read_metrics(krill: Krill) -> list[str]:
     return (krill.folder / "run" / "metrics.jsonl").read_text().splitlines()
 
 
-def _log_of_job(krill: Krill) -> str:
+def _read_job_log(krill: Krill) -> str:
     (log,) = (krill.folder / "outputs" / "jobs").glob("*/*_0_log.err")
     return log.read_text()
 
@@ -83,27 +85,27 @@ def build(vocab_size, **tokens):
 """
 
 
-def test_a_time_limit_is_only_a_pause(cluster: Cluster, krill: Krill) -> None:
-    """A minute, of a run that needs more."""
-    krill.own_model(SLOW_MODEL)
-    words = ("model=own", *LONG[1:], "optimizer=adamw")
+def test_a_run_resumes_after_its_time_limit(cluster: Cluster, krill: Krill) -> None:
+    """The limit is a minute, and the run needs more."""
+    krill.add_custom_model(SLOW_MODEL)
+    arguments = ("model=own", *LONG_RUN[1:], "optimizer=adamw")
     (krill.folder / "slow").touch()
-    output = krill("train", "output=run", "hardware=slurm_gpu", "hardware.slurm.partition=short", *words)
+    output = krill("train", "output=run", "hardware=slurm_gpu", "hardware.slurm.partition=short", *arguments)
     assert output == "run\n"
     status = krill.status("run")
     assert status["state"] == "finished"
     assert status["starts"] > 1
     (krill.folder / "slow").unlink()
-    krill("train", "output=plain", "device=cpu", *words)
-    assert weights(krill.folder / "run") == weights(krill.folder / "plain")
+    krill("train", "output=local", "device=cpu", *arguments)
+    assert read_weights(krill.folder / "run") == read_weights(krill.folder / "local")
 
 
-def test_it_is_not_started_again_for_ever(cluster: Cluster, krill: Krill) -> None:
-    waiting = krill.start("train", "output=run", "hardware=slurm_gpu", "hardware.slurm.requeues=0", *LONG)
-    wait_for(lambda: krill.lines("run") > 2)
+def test_requeues_are_limited_by_the_configuration(cluster: Cluster, krill: Krill) -> None:
+    waiting = krill.start("train", "output=run", "hardware=slurm_gpu", "hardware.slurm.requeues=0", *LONG_RUN)
+    wait_for(lambda: krill.count_logged_steps("run") > 2)
     job = krill.status("run")["slurm_job_id"]
     cluster.cancel(job, "USR2")
     assert waiting.wait(timeout=120) == 1
-    assert "has been started again 0 times (hardware.slurm.requeues)" in krill.messages()
+    assert "was requeued 0 times (hardware.slurm.requeues)" in krill.messages()
     assert krill.status("run")["state"] == "stopped"
-    assert cluster.states(job) == ["FAILED"]
+    assert cluster.final_states(job) == ["FAILED"]

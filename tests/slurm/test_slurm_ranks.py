@@ -1,4 +1,4 @@
-"""Ranks that are tasks of a job: one run folder, the losses of one process, and the one that fails is named."""
+"""Ranks that are tasks of a SLURM job: one run folder, the losses of a single process, the failing rank is named."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, Cluster, Krill
+from slurm_cluster import SMALL_RUN, Cluster, Krill
 
-EQUAL = (
-    *SMALL[:2],
+EXACT_RUN = (
+    *SMALL_RUN[:2],
     "steps=20",
     "eval_every=20",
     "log_every=1",
@@ -38,28 +38,33 @@ def build(vocab_size, max_position_embeddings, **tokens):
 """
 
 
-def losses(krill: Krill, run: str) -> list[float]:
+def read_losses(krill: Krill, run: str) -> list[float]:
     lines = map(json.loads, (krill.folder / run / "metrics.jsonl").read_text().splitlines())
     return [value for line in lines for key, value in line.items() if key in ("loss", "eval_loss")]
 
 
 def test_two_nodes_of_two_tasks_are_one_run(cluster: Cluster, krill: Krill) -> None:
-    krill("train", "output=nodes", "hardware=slurm_nodes", "batch.micro_batch_size=2", *EQUAL)
-    krill("train", "output=one", "device=cpu", "batch.micro_batch_size=8", *EQUAL)
-    assert losses(krill, "nodes") == pytest.approx(losses(krill, "one"), rel=1e-5)
-    assert len(losses(krill, "one")) == 21
+    krill("train", "output=nodes", "hardware=slurm_nodes", "batch.micro_batch_size=2", *EXACT_RUN)
+    krill("train", "output=single", "device=cpu", "batch.micro_batch_size=8", *EXACT_RUN)
+    assert read_losses(krill, "nodes") == pytest.approx(read_losses(krill, "single"), rel=1e-5)
+    assert len(read_losses(krill, "single")) == 21
     job = krill.status("nodes")["slurm_job_id"]
-    assert "node=2" in cluster.ask("sacct", "-nPX", "-j", job, "-o", "AllocTRES")
-    assert cluster.states(job) == ["COMPLETED"]
+    assert "node=2" in cluster.run("sacct", "-nPX", "-j", job, "-o", "AllocTRES")
+    assert cluster.final_states(job) == ["COMPLETED"]
     assert not list((krill.folder / "outputs").glob("runs/*")), "one run folder"
 
 
-def test_under_srun_of_ones_own_the_tasks_are_the_ranks(cluster: Cluster, krill: Krill) -> None:
+def test_tasks_of_the_users_own_srun_are_the_ranks(cluster: Cluster, krill: Krill) -> None:
     script = Path(sys.executable).with_name("krill-train")
-    words = [script, "output=run", "device=cpu", "batch.micro_batch_size=2", *EQUAL]
+    arguments = [script, "output=run", "device=cpu", "batch.micro_batch_size=2", *EXACT_RUN]
     srun = ["srun", "--nodes=2", "--ntasks=4", "--cpus-per-task=1"]
     done = subprocess.run(
-        [*srun, *words], cwd=krill.folder, env=krill.environment, text=True, capture_output=True, timeout=200
+        [*srun, *arguments],
+        cwd=krill.folder,
+        env=krill.environment,
+        text=True,
+        capture_output=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "run\n"
@@ -68,16 +73,16 @@ def test_under_srun_of_ones_own_the_tasks_are_the_ranks(cluster: Cluster, krill:
 
 
 def test_the_rank_that_failed_first_is_named(cluster: Cluster, krill: Krill) -> None:
-    krill.own_model(FAILS_ON_RANK_3)
-    words = (
+    krill.add_custom_model(FAILS_ON_RANK_3)
+    arguments = (
         "model=own",
         "hardware=slurm_nodes",
-        *SMALL[1:-2],
+        *SMALL_RUN[1:-2],
         "steps=50",
         "optimizer=adamw",
     )
-    krill("train", "output=run", *words, code=1)
+    krill("train", "output=run", *arguments, code=1)
     status = krill.status("run")
     assert status["state"] == "failed"
     assert status["error"] == "rank 3: ValueError: a bad cable (on n2)"
-    assert cluster.states(status["slurm_job_id"]) == ["FAILED"]
+    assert cluster.final_states(status["slurm_job_id"]) == ["FAILED"]

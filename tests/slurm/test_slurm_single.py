@@ -1,4 +1,4 @@
-"""A command that is no sweep: one job, which nothing that happens here changes."""
+"""A single command is one job, which later changes of code, configuration or environment do not affect."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, Cluster, Krill, wait_for
+from slurm_cluster import SMALL_RUN, Cluster, Krill, wait_for
 
-OWN_MODEL = """
+CUSTOM_MODEL = """
 import krill
 from pathlib import Path
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -25,50 +25,56 @@ def build(vocab_size, max_position_embeddings, **tokens):
 """
 
 
-def test_the_launcher_alone_submits_too(cluster: Cluster, krill: Krill) -> None:
-    words = ("hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=1", "hydra.launcher.name=mine")
-    run = krill("train", *words, "device=cpu", *SMALL).strip()
+def test_the_launcher_option_alone_submits(cluster: Cluster, krill: Krill) -> None:
+    arguments = (
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.gpus_per_node=1",
+        "hydra.launcher.name=mine",
+    )
+    run = krill("train", *arguments, "device=cpu", *SMALL_RUN).strip()
     status = krill.status(run)
     assert run.startswith("outputs/runs/llama_pico/")
     assert status["state"] == "finished"
-    told = cluster.ask("sacct", "-nPX", "-j", status["slurm_job_id"], "-o", "JobName,AllocTRES,Timelimit")
-    assert told.startswith("mine|")
-    assert "gres/gpu=1" in told
-    assert "|10:00:00" in told
+    accounting = cluster.run(
+        "sacct", "-nPX", "-j", status["slurm_job_id"], "-o", "JobName,AllocTRES,Timelimit"
+    )
+    assert accounting.startswith("mine|")
+    assert "gres/gpu=1" in accounting
+    assert "|10:00:00" in accounting
 
 
-def test_code_that_is_edited_while_it_waits_does_not_change_it(cluster: Cluster, krill: Krill) -> None:
-    krill.own_model(OWN_MODEL)
-    words = ("model=own", "hardware=slurm_gpu", *SMALL[1:], "optimizer=adamw", "detach=true")
-    krill("train", "output=run", *words, "hardware.slurm.options.hold=true")
-    assert [row["state"] for row in krill.rows("run")] == ["queued"]
-    (krill.folder / "own.py").write_text(OWN_MODEL.replace("16", "32"))
+def test_later_edits_of_the_code_do_not_change_a_queued_job(cluster: Cluster, krill: Krill) -> None:
+    krill.add_custom_model(CUSTOM_MODEL)
+    arguments = ("model=own", "hardware=slurm_gpu", *SMALL_RUN[1:], "optimizer=adamw", "detach=true")
+    krill("train", "output=run", *arguments, "hardware.slurm.options.hold=true")
+    assert [row["state"] for row in krill.list_runs("run")] == ["queued"]
+    (krill.folder / "own.py").write_text(CUSTOM_MODEL.replace("16", "32"))
     (krill.folder / "conf" / "model" / "own.yaml").write_text("nonsense")
-    krill("train", "output=run", "hardware=slurm_gpu", *SMALL, code=2)
+    krill("train", "output=run", "hardware=slurm_gpu", *SMALL_RUN, code=2)
     assert "belongs to SLURM job" in krill.messages() or "another configuration" in krill.messages()
 
     (jobs,) = (krill.folder / "outputs" / "jobs").glob("*/jobs.json")
-    cluster.ask("scontrol", "release", json.loads(jobs.read_text())["0"])
+    cluster.run("scontrol", "release", json.loads(jobs.read_text())["0"])
     wait_for(lambda: krill.status("run")["state"] == "finished")
     assert json.loads((krill.folder / "run" / "model" / "config.json").read_text())["n_embd"] == 16
     assert (krill.folder / "ran").read_text() == str(jobs.parent / "code" / "krill" / "__init__.py")
     assert krill.status("run")["versions"]["krill"]
 
 
-def test_its_folder_is_not_given_twice(cluster: Cluster, krill: Krill) -> None:
-    words = ("hardware=slurm_gpu", *SMALL, "detach=true", "hardware.slurm.options={hold: true}")
-    krill("train", *words)
-    krill("train", *words)  # the first one waits: this is another run
-    rows = krill.rows("outputs/runs/llama_pico")
-    assert [row["state"] for row in rows] == ["queued", "queued"]
-    assert len({row["job"] for row in rows}) == 2
-    for row in rows:
+def test_a_queued_run_keeps_its_folder(cluster: Cluster, krill: Krill) -> None:
+    arguments = ("hardware=slurm_gpu", *SMALL_RUN, "detach=true", "hardware.slurm.options={hold: true}")
+    krill("train", *arguments)
+    krill("train", *arguments)  # another run, since the first one is queued
+    runs = krill.list_runs("outputs/runs/llama_pico")
+    assert [row["state"] for row in runs] == ["queued", "queued"]
+    assert len({row["job"] for row in runs}) == 2
+    for row in runs:
         krill("runs", "cancel", row["folder"])
-    wait_for(lambda: {row["state"] for row in krill.rows("outputs/runs/llama_pico")} == {"cancelled"})
+    wait_for(lambda: {row["state"] for row in krill.list_runs("outputs/runs/llama_pico")} == {"cancelled"})
 
 
-def test_what_sbatch_refuses_leaves_no_folder(krill: Krill) -> None:
-    krill("train", "hardware=slurm_gpu", *SMALL, "hardware.slurm.qos=nonsense", code=2)
+def test_a_run_that_sbatch_rejects_leaves_no_folder(krill: Krill) -> None:
+    krill("train", "hardware=slurm_gpu", *SMALL_RUN, "hardware.slurm.qos=nonsense", code=2)
     assert "change hardware.slurm.qos=" in krill.messages()
     assert not list((krill.folder / "outputs").glob("runs/*/*"))
 
@@ -89,15 +95,17 @@ def test_dry_run_prints_the_script(cluster: Cluster, krill: Krill) -> None:
     assert not (krill.folder / "outputs" / "runs").exists()
 
 
-def test_what_it_was_typed_in_does_not_matter(cluster: Cluster, krill: Krill, tmp_path: Path) -> None:
-    """From inside a job, with the outputs elsewhere, and nothing of the environment handed on."""
+def test_a_job_does_not_depend_on_the_environment_of_its_submission(
+    cluster: Cluster, krill: Krill, tmp_path: Path
+) -> None:
+    """It is submitted from inside a job, with the outputs elsewhere, and does not inherit the environment."""
     elsewhere = tmp_path / "else where"
     (tmp_path / "outputs").rename(elsewhere)
     script = Path(sys.executable).with_name("krill-train")
-    words = ["hardware=slurm_gpu", *SMALL, "hardware.slurm.options={export: NONE}"]
+    arguments = ["hardware=slurm_gpu", *SMALL_RUN, "hardware.slurm.options={export: NONE}"]
     environment = krill.environment | {"KRILL_OUTPUTS": "else where"}
     done = subprocess.run(
-        ["srun", "-n", "1", script, *words], cwd=tmp_path, env=environment, text=True, capture_output=True,
+        ["srun", "-n", "1", script, *arguments], cwd=tmp_path, env=environment, text=True, capture_output=True,
         timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -107,15 +115,13 @@ def test_what_it_was_typed_in_does_not_matter(cluster: Cluster, krill: Krill, tm
 
 
 @pytest.mark.parametrize("command", ["train", "tokenizer"])
-def test_who_interrupts_the_waiting_is_told_that_the_job_goes_on(
-    cluster: Cluster, krill: Krill, command: str
-) -> None:
-    words = SMALL if command == "train" else ()
-    waiting = krill.start(command, "hardware=slurm_cpu", *words, "hardware.slurm.options={hold: true}")
+def test_interrupting_the_wait_leaves_the_job_running(cluster: Cluster, krill: Krill, command: str) -> None:
+    arguments = SMALL_RUN if command == "train" else ()
+    waiting = krill.start(command, "hardware=slurm_cpu", *arguments, "hardware.slurm.options={hold: true}")
     wait_for(lambda: "submitted   job" in krill.messages())
     waiting.send_signal(2)
     assert waiting.wait(timeout=30) == 130
-    assert "the jobs go on without this command" in krill.messages()
+    assert "the jobs continue without this command" in krill.messages()
     job = krill.messages().split("submitted   job ")[1].split()[0]
-    assert "PENDING" in cluster.ask("squeue", "-h", "-o", "%T", "-j", job)
+    assert "PENDING" in cluster.run("squeue", "-h", "-o", "%T", "-j", job)
     cluster.cancel(job)
