@@ -1,4 +1,4 @@
-"""Nothing half-written is ever visible under its final name."""
+"""Writes files and folders atomically: partial content is never visible under the final name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("krill")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) so that a reader sees the old file or the new one, never a part."""
+    """Writes `text` as UTF-8; a reader sees the old file or the new one, never a part of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -35,35 +35,35 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Writes `value` as indented JSON, atomically. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
-def make_once(folder: Path, make: Callable[[Path], None], resumes: bool = False) -> bool:
-    """Make `folder` by calling `make` on a hidden folder beside it, then rename; False: it was there.
+def make_once(folder: Path, build: Callable[[Path], None], resume: bool = False) -> bool:
+    """Creates `folder` by `build(partial)` on a hidden folder beside it, which is then renamed.
 
-    Processes that want the same folder wait for the one that makes it (a file lock, which the kernel
-    gives up when its holder dies). What a killed maker left behind is removed first, unless `make` resumes:
-    then it finds it there, and what it has made stays after a failure, too (but for a UsageError: with other
-    input it would be of no use). An empty folder counts as none.
+    Returns False if `folder` exists and is not empty. Other processes that need the same folder wait (for a file
+    lock, which the kernel releases when its holder dies). The partial folder of a killed process is removed first,
+    unless `resume` is set: then `build` continues in it, and it is also kept after an error (other than UsageError,
+    after which it would be of no use). Raises NotADirectoryError if `folder` is a file.
     """
     if is_nonempty_folder(folder):
         return False
-    if folder.exists() and not folder.is_dir():  # told now, not when all is made
+    if folder.exists() and not folder.is_dir():  # raised now, not after `build`
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _acquire_lock(FileLock(folder.with_name(f".{folder.name}.lock")), folder):
         if is_nonempty_folder(folder):
             return False
-        partial = partial_folder(folder)
-        if partial.exists() and not resumes:
+        partial = get_partial_folder(folder)
+        if partial.exists() and not resume:
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
         try:
             with name_folder_in_errors(partial):
-                make(partial)
+                build(partial)
         except BaseException as error:
-            if not resumes or isinstance(error, UsageError):
+            if not resume or isinstance(error, UsageError):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         os.replace(partial, folder)
@@ -71,7 +71,7 @@ def make_once(folder: Path, make: Callable[[Path], None], resumes: bool = False)
 
 
 def create_first_free(parent: Path, names: Iterable[str]) -> Path:
-    """Make the first of these folders that is not there yet; of several processes each gets one of its own."""
+    """Creates and returns the first of these folders that does not exist; each process gets a different one."""
     for name in names:
         with suppress(FileExistsError):
             (parent / name).mkdir(parents=True)
@@ -80,14 +80,14 @@ def create_first_free(parent: Path, names: Iterable[str]) -> Path:
 
 
 def create_timestamped_folder(parent: Path, name: str) -> Path:
-    """Make <time>-<name>; of the same second <time>-<name>-2 and so on."""
+    """Creates and returns <time>-<name>, or <time>-<name>-2 and so on within the same second."""
     stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{name}"
     return create_first_free(parent, chain([stem], (f"{stem}-{attempt}" for attempt in range(2, 1000))))
 
 
 @contextmanager
 def name_folder_in_errors(folder: Path) -> Iterator[None]:
-    """That no space is left says `folder`: a write does not know its file's name."""
+    """Adds `folder` to errors of a full disk, which do not name a file if they are raised by a write."""
     try:
         yield
     except OSError as error:
@@ -97,19 +97,19 @@ def name_folder_in_errors(folder: Path) -> Iterator[None]:
 
 
 def _acquire_lock(lock: FileLock, folder: Path) -> AbstractContextManager[Any]:
-    """The lock, acquired until the context ends; says so where it has to be waited for."""
+    """Acquires the lock until the context ends; logs if it has to wait."""
     try:
         return lock.acquire(blocking=False)
     except Timeout:
-        log.info("waiting for another process that makes %s", folder)
+        log.info("waiting     for another process that is creating %s", folder)
         return lock.acquire()
 
 
 def is_nonempty_folder(folder: Path) -> bool:
-    """Whether a folder is there and not empty."""
+    """Returns whether `folder` is a folder that is not empty."""
     return folder.is_dir() and any(folder.iterdir())
 
 
-def partial_folder(folder: Path) -> Path:
-    """Where `folder` is while it is made."""
+def get_partial_folder(folder: Path) -> Path:
+    """Returns the folder in which `make_once` builds `folder`."""
     return folder.with_name(f".{folder.name}.partial")

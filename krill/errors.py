@@ -1,4 +1,4 @@
-"""Errors that a person can mend: one message, no traceback, an exit code."""
+"""Errors that the user can fix, reported as one message with an exit code and no traceback."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ DONE, FAILED, USAGE, SWEEP_FAILED, REQUEUE, INTERRUPTED = 0, 1, 2, 3, 75, 130
 
 
 class KrillError(Exception):
-    """The task failed; the message says why and what to do."""
+    """The command failed; the message says why and what to do."""
 
     exit_code = FAILED
 
 
 class UsageError(KrillError):
-    """The configuration or the input is wrong: found before any work was done."""
+    """The configuration or the input is invalid; detected before any work is done."""
 
     exit_code = USAGE
 
 
 class SignalInterrupt(BaseException):
-    """A signal ended the run after its state was saved; the same command goes on.
+    """A signal ended the command after its state was saved; the same command resumes it.
 
-    No Exception, as KeyboardInterrupt is none: whoever catches any error and goes on must not go on.
+    Like KeyboardInterrupt it is not an Exception, so that code that catches any error and continues ignores it.
     """
 
     def __init__(self, message: str, exit_code: int, received: Signals | None = None):

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, USR1, USR2: stop in an orderly way, so that the same command goes on."""
+"""Handles SIGINT, SIGTERM, SIGUSR1 and SIGUSR2: interrupts a command so that the same command resumes it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ EXIT_CODES = {
     signal.SIGUSR2: errors.REQUEUE,
 }
 REPEAT_WINDOW = 10.0
-"""Seconds in which a signal that is repeated is ignored: schedulers and people repeat them, and what winds up must
-not be interrupted (a worker would wait for a lock for ever)."""
+"""Seconds in which a repeated signal is ignored: schedulers and users repeat them, and the shutdown must not be
+interrupted (a worker could wait for a lock forever)."""
 
 _last_signal_time = float("-inf")
 
 
 @contextmanager
 def raise_on_signal() -> Iterator[None]:
-    """A signal raises Stopped: for work of which every finished piece is on disk already."""
+    """Makes signals raise SignalInterrupt in this context: for work whose finished pieces are already on disk."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -42,7 +42,7 @@ def raise_on_signal() -> Iterator[None]:
     try:
         yield
     except SignalInterrupt:
-        # The process ends, and its exit code must stay; only who waits at a keyboard may still lose patience.
+        # The process exits, and its exit code must not change; only Ctrl-C may still interrupt the shutdown.
         previous = dict.fromkeys(previous, signal.SIG_IGN) | {signal.SIGINT: _raise_interrupt}
         raise
     finally:
@@ -51,12 +51,12 @@ def raise_on_signal() -> Iterator[None]:
 
 
 def describe_exit(code: int) -> str:
-    """How a process ended that did not end well, by the return code that subprocess gives."""
+    """Describes how a failed process ended, by its return code as in subprocess."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def ignore_repeated_signals() -> None:
-    """From now on, for a while, signals are repetitions of one that is obeyed already."""
+    """Treats signals of the next REPEAT_WINDOW seconds as repetitions of the current one."""
     global _last_signal_time
     _last_signal_time = time.monotonic()
 
@@ -67,7 +67,7 @@ def _raise_interrupt(number: int, frame: FrameType | None) -> None:
     ignore_repeated_signals()
     received = signal.Signals(number)
     raise SignalInterrupt(
-        f"stopped by {received.name}; what is done stays, the same command goes on",
+        f"interrupted by {received.name}; progress saved. Run the same command to resume.",
         EXIT_CODES[received],
         received,
     )
@@ -78,10 +78,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(worker: int = 0) -> None:
-    """Ask the kernel (Linux) to kill this process when its parent dies; the DataLoader calls it in each worker.
+    """Asks the kernel (Linux) to kill this process when its parent dies; also the `worker_init_fn` of the DataLoader.
 
-    After a kill -9 the same command, given again at once, would otherwise find the ranks and workers of the killed run,
-    with their memory and open files: torch's workers look for their parent every five seconds only, ranks never.
+    Otherwise, after a kill -9, ranks and workers of the killed run would still hold memory and files when the same
+    command is run again: torch's workers check for their parent only every five seconds, ranks never.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Nothing half-written is ever visible under its final name."""
+"""Partial content is never visible under the final name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from krill import atomic
 
 
-def test_a_file_is_replaced_whole_and_leaves_no_other(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_no_temporary_file_is_left(tmp_path: Path) -> None:
     path = tmp_path / "말.txt"
     atomic.write_text(path, "old")
     atomic.write_text(path, "새 글\n")
@@ -20,14 +20,14 @@ def test_a_file_is_replaced_whole_and_leaves_no_other(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     atomic.write_text(path, "old")
 
-    def full(_: int) -> None:
+    def raise_disk_full(_: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", raise_disk_full)
     with pytest.raises(OSError, match="disk full"):
         atomic.write_text(path, "new")
     assert path.read_text() == "old"
@@ -43,30 +43,30 @@ def test_json_is_readable_and_strict(tmp_path: Path) -> None:
     assert "이름" in path.read_text(encoding="utf-8")
 
 
-def fill(folder: Path) -> None:
+def build(folder: Path) -> None:
     (folder / "a").write_text("whole")
 
 
-def refuse(folder: Path) -> None:
-    raise AssertionError(f"made {folder} again")
+def fail_if_called(folder: Path) -> None:
+    raise AssertionError(f"{folder} is built again")
 
 
-def test_a_folder_is_made_once(tmp_path: Path) -> None:
-    assert atomic.make_once(tmp_path / "deep" / "x", fill)
-    assert not atomic.make_once(tmp_path / "deep" / "x", refuse)
+def test_a_folder_is_built_once(tmp_path: Path) -> None:
+    assert atomic.make_once(tmp_path / "deep" / "x", build)
+    assert not atomic.make_once(tmp_path / "deep" / "x", fail_if_called)
     assert (tmp_path / "deep" / "x" / "a").read_text() == "whole"
 
 
-def test_an_empty_folder_counts_as_none(tmp_path: Path) -> None:
+def test_an_empty_folder_counts_as_missing(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    assert atomic.make_once(tmp_path / "x", fill)
+    assert atomic.make_once(tmp_path / "x", build)
     assert (tmp_path / "x" / "a").exists()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_maker_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failed_build_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     def fail(folder: Path) -> None:
-        fill(folder)
+        build(folder)
         raise error("no")
 
     with pytest.raises(error, match="no"):
@@ -75,37 +75,40 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path: Path, error: type[BaseExcep
     assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
-def test_what_a_killed_maker_left_is_not_taken_over(tmp_path: Path) -> None:
+def test_the_partial_folder_of_a_killed_process_is_not_reused(tmp_path: Path) -> None:
     partial = tmp_path / ".x.partial"
     partial.mkdir()
     (partial / "half").write_text("half")
-    assert atomic.make_once(tmp_path / "x", fill)
+    assert atomic.make_once(tmp_path / "x", build)
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["a"]
 
 
-def _slowly(folder: Path) -> None:
+def _build_slowly(folder: Path) -> None:
     time.sleep(0.2)
-    fill(folder)
+    build(folder)
 
 
-def _make(folder: Path) -> bool:
-    return atomic.make_once(folder, _slowly)
+def _make_once(folder: Path) -> bool:
+    return atomic.make_once(folder, _build_slowly)
 
 
-def test_of_several_processes_one_makes_it_and_the_others_wait(tmp_path: Path) -> None:
+def test_one_process_builds_the_folder_and_the_others_wait(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        made = pool.map(_make, [tmp_path / "x"] * 3, chunksize=1)
-    assert sorted(made) == [False, False, True]
+        results = pool.map(_make_once, [tmp_path / "x"] * 3, chunksize=1)
+    assert sorted(results) == [False, False, True]
     assert (tmp_path / "x" / "a").read_text() == "whole"
 
 
-def test_a_full_disk_names_the_folder_and_a_file_in_the_way_is_told_first(tmp_path: Path) -> None:
-    def full(_: Path) -> None:
+def test_errors_of_a_full_disk_name_the_folder(tmp_path: Path) -> None:
+    def raise_disk_full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left") as failed:
-        atomic.make_once(tmp_path / "x", full, resumes=True)
-    assert failed.value.filename == str(tmp_path / ".x.partial")
-    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="No space left") as error:
+        atomic.make_once(tmp_path / "x", raise_disk_full, resume=True)
+    assert error.value.filename == str(tmp_path / ".x.partial")
+
+
+def test_a_file_in_place_of_the_folder_is_reported_before_the_build(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
     with pytest.raises(NotADirectoryError):
-        atomic.make_once(tmp_path / "file", refuse)
+        atomic.make_once(tmp_path / "file", fail_if_called)

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from krill.atomic import is_nonempty_folder, make_once, name_folder_in_errors, partial_folder, write_json
+from krill.atomic import get_partial_folder, is_nonempty_folder, make_once, name_folder_in_errors, write_json
 from krill.config.schema import TrainConfig
 from krill.data.inputs import RunInputs
 from krill.data.packing import pack
@@ -73,7 +73,7 @@ def get_or_prepare_store(
         if manifest["signature"] != inputs.store_signature:
             raise build_text_changed_error(inputs.data)
 
-    is_new = make_once(folder, prepare, resumes=True)
+    is_new = make_once(folder, prepare, resume=True)
     if not is_new and not (folder / "manifest.json").is_file():
         raise UsageError(f"{folder} is not empty and holds no tokens; set output= to another folder")
     store = Store.open(folder)
@@ -92,8 +92,8 @@ def prepare_store_task(inputs: RunInputs, tokenizer: TokenizerFolder, output: Pa
     folder = output or inputs.store_folder
     if not is_nonempty_folder(folder):
         try:
-            with name_folder_in_errors(partial_folder(folder)):
-                prepare_task_parts(inputs.data, tokenizer, partial_folder(folder), inputs.source)
+            with name_folder_in_errors(get_partial_folder(folder)):
+                prepare_task_parts(inputs.data, tokenizer, get_partial_folder(folder), inputs.source)
         except FileNotFoundError:
             if not is_nonempty_folder(folder):
                 raise  # else another job has merged all parts meanwhile, and they are gone
