@@ -132,22 +132,22 @@ def _run_with_hydra(
     from krill.cli import argv, compose
     from krill.sweep.session import Session
 
-    typed = argv.parse_arguments(words, bare)
-    folders = paths.find_user_config_dirs(typed.config_dirs)
-    if typed.is_multirun and typed.is_print_only:
+    parsed = argv.parse_arguments(words, bare)
+    folders = paths.find_user_config_dirs(parsed.config_dirs)
+    if parsed.is_multirun and parsed.is_print_only:
         raise UsageError(
             "-m runs every point, --cfg and --info print one configuration: leave one of them out"
         )
-    launcher = typed.get_value("hydra/launcher")
+    launcher = parsed.get_value("hydra/launcher")
     if (
         launcher not in (None, "basic", "submitit_slurm")
-        and not typed.is_multirun
-        and not typed.is_print_only
+        and not parsed.is_multirun
+        and not parsed.is_print_only
     ):
         raise UsageError(f"hydra/launcher={launcher} starts the points of a sweep: add -m")
     if before is not None:
-        before(typed, folders)
-    overrides = compose.normalize_overrides(command, typed)
+        before(parsed, folders)
+    overrides = compose.normalize_overrides(command, parsed)
     for used, hidden in paths.find_shadowed_configs([*folders, paths.CONF_DIR]):
         log.warning("conf: %s is used; it hides %s", used, hidden)
 
@@ -155,12 +155,12 @@ def _run_with_hydra(
     error: Exception | None = None
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        compose.run_hydra(command, session, [*typed.flags, *overrides], folders)
+        compose.run_hydra(command, session, [*parsed.flags, *overrides], folders)
     except Exception as raised:
         error = raised
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
-    if typed.is_completion:
+    if parsed.is_completion:
         return errors.DONE  # an incomplete argument is not an error
     if session.sweep is not None:
         from krill.sweep.sweeper import finish_sweep

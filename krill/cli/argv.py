@@ -58,7 +58,7 @@ def parse_arguments(argv: Sequence[str], bare: str | None = None) -> ParsedArgum
     `bare`: the key of which one argument without "=" is the value. Raises UsageError that lists every argument that
     is neither a flag nor an override.
     """
-    typed, wrong = ParsedArguments(), []
+    parsed, wrong = ParsedArguments(), []
     words = list(argv)
     example = {
         None: "options are chosen as in model=tiny_ko",
@@ -69,27 +69,27 @@ def parse_arguments(argv: Sequence[str], bare: str | None = None) -> ParsedArgum
         word = words.pop(0)
         flag, glued, value = word.partition("=")
         if flag in ("--config-dir", "-cd"):
-            typed.config_dirs.append(value if glued else _pop_flag_value(word, words))
+            parsed.config_dirs.append(value if glued else _pop_flag_value(word, words))
         elif flag in _VALUE_FLAGS:
-            typed.flags += [word] if glued else [word, _pop_flag_value(word, words)]
+            parsed.flags += [word] if glued else [word, _pop_flag_value(word, words)]
         elif word in _BOOLEAN_FLAGS:
-            typed.flags.append(word)
+            parsed.flags.append(word)
         elif flag in _INFO_FLAGS:
-            typed.flags.append(word)
+            parsed.flags.append(word)
             if not glued and words and "=" not in words[0] and not words[0].startswith("-"):
-                typed.flags.append(words.pop(0))
+                parsed.flags.append(words.pop(0))
         elif word.startswith("-"):
             wrong.append(_describe_dashed_argument(word, words))
         elif OVERRIDE_PATTERN.match(word) or word.startswith("~"):
-            typed.overrides.append(word)
+            parsed.overrides.append(word)
         elif bare is not None:
-            typed.overrides.append(f"{bare}={word}")
+            parsed.overrides.append(f"{bare}={word}")
             bare = None
         else:
             wrong.append(f"'{word}' is not key=value; {example}")
     if wrong:
         raise UsageError("\n".join(wrong))
-    return typed
+    return parsed
 
 
 def _pop_flag_value(flag: str, words: list[str]) -> str:

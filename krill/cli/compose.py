@@ -30,6 +30,7 @@ from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
 from krill.config.schema import InspectConfig, TrainConfig
 from krill.config.validation import (
     find_closest_name,
+    find_renamed_key,
     format_unknown_key_error,
     iterate_dotted_keys,
     validate_config,
@@ -99,16 +100,16 @@ def compose_config(command: str, overrides: Sequence[str], folders: Sequence[Pat
         GlobalHydra.instance().clear()
 
 
-def normalize_overrides(command: str, typed: ParsedArguments) -> list[str]:
+def normalize_overrides(command: str, arguments: ParsedArguments) -> list[str]:
     """Returns the overrides for Hydra: quoted, with from= expanded and the other key of exclusive pairs cleared."""
-    earlier = typed.get_value("from")
-    typed.overrides = typed.overrides_without("from")
-    none = [group for group in OPTIONAL_GROUPS if typed.get_value(group) == "null"]
-    overrides = [_prefix_free_key(quote_override(word)) for word in typed.overrides_without(*none)]
+    earlier = arguments.get_value("from")
+    arguments.overrides = arguments.overrides_without("from")
+    none = [group for group in OPTIONAL_GROUPS if arguments.get_value(group) == "null"]
+    overrides = [_prefix_free_key(quote_override(word)) for word in arguments.overrides_without(*none)]
     if earlier is not None:
         if command == "infer":
             raise UsageError(f"from= is for training; use model={earlier}")
-        overrides = [*_load_overrides_of_run(Path(earlier), typed), *overrides]
+        overrides = [*_load_overrides_of_run(Path(earlier), arguments), *overrides]
     return clear_exclusive_keys(overrides) if issubclass(COMMAND_SCHEMAS[command], TrainConfig) else overrides
 
 
@@ -123,7 +124,7 @@ def drop_inspect_keys(overrides: Sequence[str]) -> list[str]:
     return [word for word in overrides if word.lstrip("+~").partition("=")[0] not in own]
 
 
-def _load_overrides_of_run(folder: Path, typed: ParsedArguments) -> list[str]:
+def _load_overrides_of_run(folder: Path, arguments: ParsedArguments) -> list[str]:
     """Returns the overrides of the run in `folder`, without those that concern its folder or are set again.
 
     A group that is chosen again drops all earlier overrides of its keys.
@@ -132,7 +133,7 @@ def _load_overrides_of_run(folder: Path, typed: ParsedArguments) -> list[str]:
     if not file.is_file():
         raise UsageError(f"from={folder}: no run of krill there ({file} is missing)")
     parsed = OverridesParser.create().parse_overrides(to_unresolved_list(OmegaConf.load(file)))
-    overridden = typed.keys()
+    overridden = arguments.keys()
     cleared = {key for pair in EXCLUSIVE_KEYS if overridden.intersection(pair) for key in pair}
     dropped = {*NOT_INHERITED_KEYS, *overridden, *cleared}
     return [
@@ -213,6 +214,8 @@ def _format_hydra_error(error: BaseException) -> str:
 
 def _describe_unknown_key(command: str, key: str, known: Sequence[str], folders: Sequence[Path]) -> str:
     """Returns the message for a key that this configuration does not have, though another option of its group may."""
+    if find_renamed_key(key):
+        return format_unknown_key_error(key, known)
     group = key.partition(".")[0]
     others = list_config_options(group, [*folders, CONF_DIR]) if group in known and "." in key else {}
     keys = {name: _list_keys(command, group, name, folders) for name in others}

@@ -108,7 +108,7 @@ def _find_trained_tokenizer(option: str, folders: Sequence[Path]) -> Path:
     return folder
 
 
-def _resolve_model_arguments(typed: ParsedArguments, folders: Sequence[Path]) -> None:
+def _resolve_model_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -> None:
     """Rewrites model=X to model.path=X: a trained model, never an option of the config group of that name.
 
     tokenizer=X becomes tokenizer.path=X, where X may be an option: the tokenizer that it trains on the built-in text.
@@ -116,15 +116,15 @@ def _resolve_model_arguments(typed: ParsedArguments, folders: Sequence[Path]) ->
     """
     from krill.config.overrides import replace_key
 
-    typed.overrides = [replace_key(text, "model", "model.path") for text in typed.overrides]
-    option = typed.get_value("tokenizer")
+    parsed.overrides = [replace_key(text, "model", "model.path") for text in parsed.overrides]
+    option = parsed.get_value("tokenizer")
     if option in paths.list_config_options("tokenizer", [*folders, paths.CONF_DIR]):
-        typed.overrides = [
-            *typed.overrides_without("tokenizer"),
+        parsed.overrides = [
+            *parsed.overrides_without("tokenizer"),
             f"tokenizer.path={_find_trained_tokenizer(option, folders)}",
         ]
-    typed.overrides = [replace_key(text, "tokenizer", "tokenizer.path") for text in typed.overrides]
-    name = typed.get_value("experiment")
+    parsed.overrides = [replace_key(text, "tokenizer", "tokenizer.path") for text in parsed.overrides]
+    name = parsed.get_value("experiment")
     if name is None:
         return
     from krill.cli import compose
@@ -141,9 +141,9 @@ def _resolve_model_arguments(typed: ParsedArguments, folders: Sequence[Path]) ->
             raise
         wrong = compose.diagnose_overrides("train", [f"experiment={name}"], folders, error)
         raise UsageError("\n".join(wrong)) from error
-    typed.overrides = typed.overrides_without("experiment")
+    parsed.overrides = parsed.overrides_without("experiment")
     runs = sorted((get_outputs_root() / "runs" / config.name).glob("*"), reverse=True)
     done = [run for run in runs if (read_status(run) or {}).get("state") == "finished"]
     if not done and config.hub.id is None:
         raise UsageError(f"experiment={name}: no finished run yet; make one: krill-train experiment={name}")
-    typed.overrides.append(f"model.path={done[0] if done else config.hub.id}")
+    parsed.overrides.append(f"model.path={done[0] if done else config.hub.id}")

@@ -164,27 +164,27 @@ def _read_recorded_signature(folder: Path) -> str | None:
         return None
 
 
-def _resolve_folder_arguments(typed: ParsedArguments, folders: Sequence[Path]) -> None:
+def _resolve_folder_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -> None:
     """Rewrites data=FOLDER to store=FOLDER and tokenizer=FOLDER to tokenizer.path=FOLDER, unless they name an option.
 
     output=FOLDER, to which krill-preprocess wrote the tokens, becomes store=FOLDER too.
     """
-    if typed.is_multirun:
+    if parsed.is_multirun:
         raise UsageError(
             "krill-inspect has no -m: it prints, and makes no folders. Several row lengths side by side: "
             "sequence_lens=[512,1024]"
         )
-    colours = typed.get_value("text") is not None
-    typed.overrides = [_resolve_folder_override(word, folders, colours) for word in typed.overrides]
-    _require_one_subject(typed)
+    colours = parsed.get_value("text") is not None
+    parsed.overrides = [_resolve_folder_override(word, folders, colours) for word in parsed.overrides]
+    _require_one_subject(parsed)
 
 
-def _require_one_subject(typed: ParsedArguments) -> None:
+def _require_one_subject(parsed: ParsedArguments) -> None:
     """Raises UsageError when several stores, or tokens and tokenizers, are requested at once."""
-    stores = [word for word in typed.overrides if word.startswith("store=")]
+    stores = [word for word in parsed.overrides if word.startswith("store=")]
     if len(stores) > 1:
         raise UsageError(f"{' and '.join(stores)}: one store at a time; leave one of them out")
-    keys = typed.keys()
+    keys = parsed.keys()
     subjects = [f"{key}=" for key in ("store", "tokenizers", "text") if key in keys]
     if len(subjects) > 1:
         raise UsageError(
