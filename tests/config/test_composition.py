@@ -1,20 +1,20 @@
-"""Every option composes and validates with every command; who wins where a value is set twice; the original's
-numbers, literally."""
+"""Every option composes and validates with every command; which value wins; the original's numbers, literally."""
 
 from __future__ import annotations
 
 import math
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from compositions import OPTION_ROWS, compose, load_config, load_option
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from krill.cli.argv import ParsedArguments, clear_exclusive_keys
+from krill.cli.argv import ParsedArguments
 from krill.cli.compose import compose_config, normalize_overrides
+from krill.config.overrides import clear_exclusive_keys
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
 from krill.config.schema import (
     CosineSchedulerConfig,
@@ -27,51 +27,68 @@ from krill.config.schema import (
 from krill.config.validation import validate_config
 from krill.errors import UsageError
 
-OPTIONS = [(group, name) for group in list_config_groups() for name in list_config_options(group, [CONF_DIR])]
-REQUIRED_OVERRIDES = {
-    "data=files": ["data.paths=[a.txt]"],
-    "tokenizer=pretrained": ["tokenizer.path=folder"],
-    "tokenizer=extended": ["tokenizer.base=folder", "tokenizer.vocab_size=1000"],
-    "model=auto": ["model.model_type=gpt2"],
-    "model=pretrained": ["model.from=folder"],
-}
 DIFFERING_NAMES = {"model=auto": "gpt2", "scheduler=cosine_to_zero": "cosine"}
-"""What an option is called where that is not its own name."""
+"""Option → the name in its section, where that is not the option's own name."""
+
 FILTER_RULES = {"none": [], "web": ["language", "symbols", "links", "words", "lines", "repetition"]}
 ACCUMULATION_KEY = "gradient_accumulation_steps"
 DEFAULT_LRS = {"adamw": 1e-3, "muon_keller": 3e-3, "muon_moonlight": 3e-3, "muon_pto": 3e-3}
 
 
-@cache
-def load_config(*words: str, command: str = "train") -> TrainConfig:
-    return validate_config(TrainConfig, compose_config(command, clear_exclusive_keys(words)))
-
-
 # --- everything composes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("group", "name"), OPTIONS)
-def test_every_option_composes_with_every_command(group: str, name: str):
-    words = [f"{group}={name}", *REQUIRED_OVERRIDES.get(f"{group}={name}", [])]
-    train = load_config(*words)
-    assert load_config(*words, command="preprocess") == train
-    assert load_config(*words, command="tokenizer") == train
-    section = getattr(train, group, None)
-    if group == "filters":
-        assert [rule.name for rule in train.data.filters] == FILTER_RULES[name]
-    elif group != "experiment":
-        assert section is not None
-        assert section.name == DIFFERING_NAMES.get(words[0], name)
+@pytest.mark.parametrize("row", OPTION_ROWS, ids=" ".join)
+def test_every_option_composes(row: tuple[str, ...]):
+    config = load_config(*row)
+    for option in row:
+        group, _, name = option.partition("=")
+        if group == "filters":
+            assert [rule.name for rule in config.data.filters] == FILTER_RULES[name]
+        else:
+            assert getattr(config, group).name == DIFFERING_NAMES.get(option, name)
 
 
-def test_filters_are_chosen_apart_from_the_data(tmp_path: Path):
+def test_the_rows_contain_every_option():
+    options = {
+        f"{group}={name}" for group in list_config_groups() for name in list_config_options(group, [CONF_DIR])
+    }
+    chosen = {option for row in OPTION_ROWS for option in row}
+    assert chosen | {f"experiment={name}" for name in EXPERIMENTS} == options
+
+
+@pytest.mark.parametrize("command", ["preprocess", "tokenizer"])
+def test_other_commands_compose_as_train_does(command: str):
+    """Their files add nothing to train.yaml, so that every option composes with them as well."""
+    assert yaml.safe_load((CONF_DIR / f"{command}.yaml").read_text()) == {"defaults": ["train", "_self_"]}
+    assert load_config(command=command) == load_config()
+    assert load_config(*OPTION_ROWS[0], command=command) == load_config(*OPTION_ROWS[0])
+    assert load_config("experiment=tiny_ko", command=command) == load_config("experiment=tiny_ko")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["lr=1e-2"],
+        [],
+        ["seed=1", "experiment=tiny_ko", "data.datasets=[{path: x}]", "optimizer=adamw", "epochs=3", "~sweep.search"],
+        ["+model.config.n_layer=2", "model.model_type=gpt2", "model=auto", "hydra/launcher=basic"],
+    ],
+)  # fmt: skip
+def test_shared_compositions_are_those_of_hydra(overrides: list[str]):
+    composed = compose_config("train", overrides)
+    for _ in range(2):  # setting values does not change what is shared
+        assert compose("train", *overrides) == composed
+
+
+def test_filters_are_chosen_separately_from_the_data(tmp_path: Path):
     (tmp_path / "data").mkdir()
-    own = "defaults: [_rules, _self_]\nname: mine\nsource: python_docs\nfilters: [{name: length, max_chars: 9}]\n"
-    (tmp_path / "data" / "mine.yaml").write_text(own)
+    option = "defaults: [_rules, _self_]\nname: mine\nsource: python_docs\nfilters: [{name: length, max_chars: 9}]\n"
+    (tmp_path / "data" / "mine.yaml").write_text(option)
     rules = {}
     for words in ([], ["filters=web"], ["filters=none"], ["data.filters=[]"]):
-        found = validate_config(TrainConfig, compose_config("train", ["data=mine", *words], [tmp_path]))
-        rules[" ".join(words)] = [rule.name for rule in found.data.filters]
+        config = validate_config(TrainConfig, compose_config("train", ["data=mine", *words], [tmp_path]))
+        rules[" ".join(words)] = [rule.name for rule in config.data.filters]
     assert rules == {
         "": ["length"],
         "filters=web": FILTER_RULES["web"],
@@ -86,12 +103,12 @@ def test_filters_are_chosen_apart_from_the_data(tmp_path: Path):
 
 
 @pytest.mark.parametrize("group", ["filters", "experiment"])
-def test_null_chooses_nothing(group: str):
+def test_null_chooses_no_option(group: str):
     assert normalize_overrides("train", ParsedArguments(overrides=[f"{group}=null", "seed=1"])) == ["seed=1"]
 
 
 def test_infer_composes():
-    assert validate_config(InferConfig, compose_config("infer", ["model.path=x"])).model.path == "x"
+    assert validate_config(InferConfig, compose("infer", "model.path=x")).model.path == "x"
 
 
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local", "submitit_slurm"])
@@ -100,12 +117,12 @@ def test_every_launcher_composes(launcher: str):
 
 
 @pytest.mark.parametrize("optimizer", DEFAULT_LRS)
-def test_optimizers_and_models_go_together(optimizer: str):
+def test_every_optimizer_composes_with_other_models(optimizer: str):
     for words in (["model=tiny_ko"], ["model=qwen3_pico"], ["experiment=qwen_micro_1k"]):
         assert load_config(*words, f"optimizer={optimizer}").optimizer.name == optimizer
 
 
-def test_the_default_needs_no_network_and_no_gpu():
+def test_the_default_needs_neither_network_nor_gpu():
     default = load_config()
     assert default.data.source == "python_docs"
     assert default.model.name == "llama_nano"
@@ -117,22 +134,22 @@ def test_the_default_needs_no_network_and_no_gpu():
     assert default.steps is not None
 
 
-# --- who wins ----------------------------------------------------------------------------------------------
+# --- which value wins ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", DEFAULT_LRS)
-def test_an_optimizer_has_its_own_default_lr(optimizer: str):
+def test_each_optimizer_sets_the_default_lr(optimizer: str):
     assert load_config(f"optimizer={optimizer}").lr == DEFAULT_LRS[optimizer]
 
 
 @pytest.mark.parametrize("optimizer", DEFAULT_LRS)
-def test_an_experiment_beats_the_optimizers_default_also_when_it_is_swapped(optimizer: str):
+def test_the_lr_of_an_experiment_overrides_that_of_any_optimizer(optimizer: str):
     assert load_config("experiment=tiny_ko", f"optimizer={optimizer}").lr == 1e-3
     assert load_config(f"optimizer={optimizer}", "experiment=tiny_ko").lr == 1e-3
 
 
 @pytest.mark.parametrize("optimizer", DEFAULT_LRS)
-def test_the_command_line_beats_both_and_drives_the_whole_optimizer(optimizer: str):
+def test_the_lr_of_the_command_line_overrides_both_and_sets_all_rates_of_the_optimizer(optimizer: str):
     for words in ([], ["experiment=tiny_ko"]):
         one, two = (load_config(*words, f"optimizer={optimizer}", f"lr={lr}") for lr in (1e-2, 2e-2))
         assert (one.lr, one.optimizer.lr) == (1e-2, 1e-2)
@@ -142,13 +159,13 @@ def test_the_command_line_beats_both_and_drives_the_whole_optimizer(optimizer: s
             assert two.optimizer.muon_weight_decay == one.optimizer.muon_weight_decay
 
 
-def test_a_sweep_over_optimizers_keeps_each_ones_default():
+def test_a_sweep_over_optimizers_uses_the_default_lr_of_each():
     overrides = OverridesParser.create().parse_overrides(["optimizer=adamw,muon_keller", "seed=1"])
     points = BasicSweeper.split_arguments(overrides, None)[0]
     assert [load_config(*point).lr for point in points] == [1e-3, 3e-3]
 
 
-def test_a_group_chosen_by_hand_beats_the_experiments():
+def test_a_chosen_option_overrides_that_of_an_experiment():
     chosen = load_config("experiment=tiny_ko", "data=python_docs", "scheduler=constant")
     assert chosen.data.name == "python_docs"
     assert chosen.model.name == "tiny_ko"
@@ -162,7 +179,7 @@ def test_steps_and_epochs_clear_each_other(experiment: str | None):
 
 
 @pytest.mark.parametrize(
-    ("set_there", "typed", "left"),
+    ("experiment", "override", "expected"),
     [
         ("steps: 7", "epochs=2", {"steps": None, "epochs": 2}),
         ("epochs: 7", "steps=2", {"steps": 2, "epochs": None}),
@@ -170,15 +187,15 @@ def test_steps_and_epochs_clear_each_other(experiment: str | None):
         (f"batch: {{{ACCUMULATION_KEY}: 2}}", "batch.tokens=1024", {"tokens": 1024, ACCUMULATION_KEY: None}),
     ],
 )
-def test_what_is_typed_clears_the_other_key_of_an_experiment(
-    tmp_path: Path, set_there: str, typed: str, left: dict[str, int | None]
+def test_an_override_clears_the_exclusive_key_of_an_experiment(
+    tmp_path: Path, experiment: str, override: str, expected: dict[str, int | None]
 ):
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{set_there}\n")
-    words = clear_exclusive_keys(["experiment=mine", typed])
-    ours = validate_config(TrainConfig, compose_config("train", words, [tmp_path]))
-    found = ours.model_dump() | ours.batch.model_dump()
-    assert {key: found[key] for key in left} == left
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{experiment}\n")
+    words = clear_exclusive_keys(["experiment=mine", override])
+    config = validate_config(TrainConfig, compose_config("train", words, [tmp_path]))
+    values = config.model_dump() | config.batch.model_dump()
+    assert {key: values[key] for key in expected} == expected
 
 
 def test_the_model_follows_the_sequence_length():
@@ -192,45 +209,45 @@ def test_the_model_follows_the_sequence_length():
 @pytest.mark.parametrize(
     ("optimizer", "factor"), [("muon_moonlight", 1.0), ("muon_keller", 5.5426), ("muon_pto", 5.5426)]
 )
-def test_the_rate_of_the_matrices_at_width_768(optimizer: str, factor: float):
+def test_muon_lr_at_width_768(optimizer: str, factor: float):
     muon = load_config("model=tiny_ko", f"optimizer={optimizer}", "lr=1e-3").optimizer
     assert isinstance(muon, MuonConfig)
     assert muon.muon_lr == pytest.approx(1e-3 * factor, rel=1e-4)
 
 
-def test_the_rate_follows_the_scale_whatever_the_preset():
+def test_muon_lr_follows_the_scale_for_every_preset():
     for optimizer in ("muon_moonlight", "muon_keller"):
-        rms, spectral = (load_config(f"optimizer={optimizer}", f"optimizer.scale={scale}", "model=tiny_ko", "lr=1e-3")
+        rms, spectral = (load_config("model=tiny_ko", f"optimizer={optimizer}", f"optimizer.scale={scale}", "lr=1e-3")
                          .optimizer for scale in ("rms", "spectral"))  # fmt: skip
         assert (rms.muon_lr, rms.muon_weight_decay) == (1e-3, 0.1)
         assert spectral.muon_lr == pytest.approx(5.5426e-3, rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    "word", ["lr=abc", "model.hidden_size=wide", "model.hidden_size=-4", "optimizer.scale=big"]
+    "override", ["lr=abc", "model.hidden_size=wide", "model.hidden_size=-4", "optimizer.scale=big"]
 )
 @pytest.mark.parametrize("optimizer", ["muon_moonlight", "muon_keller"])
-def test_what_is_no_number_is_named(word: str, optimizer: str):
-    with pytest.raises(UsageError, match=word.partition("=")[0]) as told:
-        load_config(f"optimizer={optimizer}", word)
-    assert "interpolation" not in str(told.value)
+def test_an_invalid_value_is_reported_by_its_key(override: str, optimizer: str):
+    with pytest.raises(UsageError, match=override.partition("=")[0]) as raised:
+        load_config(f"optimizer={optimizer}", override)
+    assert "interpolation" not in str(raised.value)
 
 
 @pytest.mark.parametrize("optimizer", ["muon_moonlight", "muon_keller", "muon_pto"])
-def test_rate_times_decay_is_that_of_adamw(optimizer: str):
+def test_muon_lr_times_decay_equals_adamws(optimizer: str):
     muon = load_config(f"optimizer={optimizer}", "lr=2e-3", "optimizer.weight_decay=0.1").optimizer
     assert isinstance(muon, MuonConfig)
     assert muon.muon_lr * muon.muon_weight_decay == pytest.approx(2e-3 * 0.1)
 
 
-def test_the_presets_say_what_they_are():
+def test_the_muon_presets():
     keys = ("scale", "weight_decay", "momentum", "nesterov", "ns_steps", "betas", "eps", "max_grad_norm")
-    found = {
+    presets = {
         name: tuple(getattr(load_config(f"optimizer={name}").optimizer, key) for key in keys)
         for name in DEFAULT_LRS
         if name != "adamw"
     }
-    assert found == {
+    assert presets == {
         "muon_moonlight": ("rms", 0.1, 0.95, True, 5, (0.9, 0.95), 1e-8, 1.0),
         "muon_keller": ("spectral", 0.1, 0.95, True, 5, (0.9, 0.95), 1e-10, 1.0),
         "muon_pto": ("spectral", 0.0, 0.95, True, 5, (0.9, 0.95), 1e-10, 1.0),
@@ -243,7 +260,7 @@ SIZES = {"pico": (16, 2, 64, 4, 4), "micro": (256, 12, 1024, 4, 2), "small": (76
 INIT = {"pico": 0.02, "micro": 1 / math.sqrt(256), "small": 1 / math.sqrt(768)}
 
 
-def shape(model: Any) -> tuple[int, ...]:
+def get_shape(model: Any) -> tuple[int, ...]:
     assert isinstance(model, TransformerConfig)
     heads = (model.num_attention_heads, model.num_key_value_heads)
     return (model.hidden_size, model.num_hidden_layers, model.intermediate_size, *heads)
@@ -252,10 +269,10 @@ def shape(model: Any) -> tuple[int, ...]:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("size", SIZES)
 def test_the_originals_models(family: str, size: str):
-    model = load_config(f"model={family}_{size}").model
+    model = load_option(f"model={family}_{size}").model
     assert isinstance(model, TransformerConfig)
     assert model.family == family
-    assert shape(model) == SIZES[size]
+    assert get_shape(model) == SIZES[size]
     assert model.tie_word_embeddings
     assert model.rope_theta == 10_000
     assert model.head_dim == (128 if family == "qwen3" else None)
@@ -263,15 +280,15 @@ def test_the_originals_models(family: str, size: str):
 
 
 def test_the_originals_tiny_ko():
-    ours = load_config("experiment=tiny_ko")
-    assert isinstance(ours.model, TransformerConfig)
-    assert ours.model.family == "llama"
-    assert shape(ours.model) == (768, 27, 1920, 12, 4)
-    assert ours.model.rope_theta == 1_000_000
-    assert ours.model.tie_word_embeddings
-    assert ours.model.initializer_range == pytest.approx(1 / math.sqrt(768))
-    assert isinstance(ours.data, HubDataConfig)
-    assert [(data.path, data.split, data.text_column) for data in ours.data.datasets] == [
+    config = load_config("experiment=tiny_ko")
+    assert isinstance(config.model, TransformerConfig)
+    assert config.model.family == "llama"
+    assert get_shape(config.model) == (768, 27, 1920, 12, 4)
+    assert config.model.rope_theta == 1_000_000
+    assert config.model.tie_word_embeddings
+    assert config.model.initializer_range == pytest.approx(1 / math.sqrt(768))
+    assert isinstance(config.data, HubDataConfig)
+    assert [(data.path, data.split, data.text_column) for data in config.data.datasets] == [
         ("HAERAE-HUB/KOREAN-WEBTEXT", "train[:10000]", "text"),
         ("HAERAE-HUB/KOREAN-SyntheticText-1.5B", "train[:10000]", "text"),
         ("minpeter/fineweb-2-edu-korean", "train[:10000]", "text"),
@@ -279,43 +296,43 @@ def test_the_originals_tiny_ko():
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "sequence_len", "model", "optimizer", "micro_batch", "resume"),
-    [
-        ("llama_pico_1k", 1024, "llama_pico", "muon_moonlight", 2048, "auto"),
-        ("qwen_pico_1k", 1024, "qwen3_pico", "muon_moonlight", 2048, "auto"),
-        ("qwen_micro_1k", 1024, "qwen3_micro", "muon_pto", 32, False),
-        ("tiny_ko", 8192, "tiny_ko", "muon_moonlight", 16, "auto"),
-    ],
-)
-def test_the_originals_example_files(
-    name: str, sequence_len: int, model: str, optimizer: str, micro_batch: int, resume: bool | str
-):
-    ours = load_config(f"experiment={name}")
-    assert ours.name == name
-    assert ours.sequence_len == sequence_len
-    assert ours.model.name == model
-    assert ours.optimizer.name == optimizer
-    assert ours.batch.micro_batch_size == micro_batch
-    assert ours.batch.gradient_accumulation_steps in (None, 1)
-    assert ours.resume == resume
-    assert (ours.epochs, ours.steps) == (1, None)
-    assert (ours.lr, ours.optimizer.weight_decay) == (1e-3, 0.01)
-    assert ours.data.min_tokens == 150
-    assert ours.data.min_chars == 100
-    assert ours.data.validation_fraction == 0.001
-    assert ours.tokenizer.vocab_size == 32_000
-    assert ours.packing == "wrapped"
-    assert isinstance(ours.scheduler, CosineSchedulerConfig)
-    assert (ours.scheduler.warmup, ours.scheduler.min_ratio) == (0.05, 0.0)
+EXPERIMENTS = {
+    "llama_pico_1k": (1024, "llama_pico", "muon_moonlight", 2048, "auto"),
+    "qwen_pico_1k": (1024, "qwen3_pico", "muon_moonlight", 2048, "auto"),
+    "qwen_micro_1k": (1024, "qwen3_micro", "muon_pto", 32, False),
+    "tiny_ko": (8192, "tiny_ko", "muon_moonlight", 16, "auto"),
+}
+"""Experiment → sequence length, model, optimizer, micro batch size and resume of the original's file."""
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_originals_example_files(name: str):
+    sequence_len, model, optimizer, micro_batch, resume = EXPERIMENTS[name]
+    config = load_config(f"experiment={name}")
+    assert config.name == name
+    assert config.sequence_len == sequence_len
+    assert config.model.name == model
+    assert config.optimizer.name == optimizer
+    assert config.batch.micro_batch_size == micro_batch
+    assert config.batch.gradient_accumulation_steps in (None, 1)
+    assert config.resume == resume
+    assert (config.epochs, config.steps) == (1, None)
+    assert (config.lr, config.optimizer.weight_decay) == (1e-3, 0.01)
+    assert config.data.min_tokens == 150
+    assert config.data.min_chars == 100
+    assert config.data.validation_fraction == 0.001
+    assert config.tokenizer.vocab_size == 32_000
+    assert config.packing == "wrapped"
+    assert isinstance(config.scheduler, CosineSchedulerConfig)
+    assert (config.scheduler.warmup, config.scheduler.min_ratio) == (0.05, 0.0)
     if name != "tiny_ko":
-        assert isinstance(ours.data, HubDataConfig)
-        (data,) = ours.data.datasets
+        assert isinstance(config.data, HubDataConfig)
+        (data,) = config.data.datasets
         assert (data.path, data.split, data.text_column) == ("pretraining/tiny-korean-100k", "train", "text")
 
 
-def test_no_number_reads_as_text():
-    """YAML 1.1 takes 1e-3 for text; krill's files write 1.0e-03."""
+def test_numbers_in_conf_are_not_read_as_text():
+    """YAML 1.1 reads 1e-3 as text; conf/ uses 1.0e-03."""
     for file in CONF_DIR.rglob("*.yaml"):
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
         texts = [value for value in flatten_leaves(values) if isinstance(value, str)]
