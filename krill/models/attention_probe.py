@@ -1,7 +1,7 @@
-"""What a model asks of its attention function, found by running it on the meta device: nothing is allocated.
+"""Record how a model calls its attention function, by running it on the meta device: nothing is allocated.
 
-An architecture may attend within a window, cap its scores, drop some of them or add sinks, each under keys of its own
-name. Here they are read where they arrive: in the call of the function that transformers' AttentionInterface chose.
+An architecture may use a sliding window, softcapping, dropout or attention sinks, each under configuration keys of a
+different name. They are therefore recorded in the call of the function that transformers' AttentionInterface selects.
 """
 
 from __future__ import annotations
@@ -18,72 +18,76 @@ from transformers import AttentionInterface, PreTrainedModel, masking_utils
 PROBE_NAME = "krill_recorder"
 
 SCORE_FEATURES = {"softcap": "softcapping", "s_aux": "attention sinks", "position_bias": "position bias"}
-"""Arguments that change the scores beyond query, key and mask, and what each is."""
+"""Arguments that change the scores beyond query, key and mask, and the feature of each."""
 
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One layer's attention."""
+    """The attention of one layer."""
 
     heads: int
-    """Query heads."""
+    """Number of query heads."""
     key_width: int
     value_width: int
     window: int | None
-    """Tokens that one sees, itself included; None: all before it."""
+    """Number of tokens that a token attends to, itself included; None: all before it."""
     dropout: float
     causal: bool
     features: tuple[str, ...]
-    """What it uses of FEATURES, in words."""
+    """The features of `SCORE_FEATURES` that it uses."""
     has_boundaries: bool
-    """Whether the documents' boundaries reached it."""
+    """Whether the document boundaries were passed to it."""
 
 
 @dataclass(frozen=True)
 class AttentionProfile:
-    """How a model attends."""
+    """The attention of a model."""
 
     calls: list[AttentionCall]
-    """One for each layer that attends, in their order."""
+    """One for each layer with attention, in order."""
     has_document_mask: bool
-    """Whether transformers looks into position_ids for documents when it builds the masks of sdpa and eager."""
+    """Whether transformers detects documents in position_ids when it builds the masks of sdpa and eager."""
 
 
 def probe_attention(model: PreTrainedModel, rows: int = 1, tokens: int = 16) -> AttentionProfile:
-    """What one forward pass in training mode over `rows` × `tokens` ids asks for.
+    """Records the attention of a forward pass in training mode with `rows` × `tokens` ids.
 
     Args:
-        model: on the meta device; its attention implementation and mode are as before afterwards.
+        model: A model on the meta device; its attention implementation and mode are restored afterwards.
 
     Raises:
-        Exception: whatever the architecture raises when it is given ids and position ids only.
+        Exception: any error of the architecture when it receives ids and position ids only.
     """
     calls: list[AttentionCall] = []
-    before, training, pad = model.config._attn_implementation, model.training, model.config.pad_token_id
+    implementation, training, pad = (
+        model.config._attn_implementation,
+        model.training,
+        model.config.pad_token_id,
+    )
     ids = torch.zeros((rows, tokens), dtype=torch.int64, device="meta")
     try:
         model.set_attn_implementation(PROBE_NAME)
         model.train()
-        model.config.pad_token_id = None  # some look for padding in the ids, which here are none
-        with _record_position_reads() as readings:
+        model.config.pad_token_id = None  # some look for padding in the ids, which have no values here
+        with _record_document_detection() as detections:
             model(input_ids=ids, position_ids=ids, use_cache=False, document_lengths=calls)
     finally:
         model.config.pad_token_id = pad
         model.train(training)
-        model.set_attn_implementation(before)
-    return AttentionProfile(calls, has_document_mask=bool(readings))
+        model.set_attn_implementation(implementation)
+    return AttentionProfile(calls, has_document_mask=bool(detections))
 
 
 @contextmanager
-def _record_position_reads() -> Iterator[list[None]]:
-    """A list that grows when transformers looks for documents, which it could not do on the meta device."""
-    readings: list[None] = []
-    before = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: readings.append(None)
+def _record_document_detection() -> Iterator[list[None]]:
+    """Yields a list that grows when transformers detects documents, which is not possible on the meta device."""
+    detections: list[None] = []
+    original = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: detections.append(None)
     try:
-        yield readings
+        yield detections
     finally:
-        masking_utils.find_packed_sequence_indices = before
+        masking_utils.find_packed_sequence_indices = original
 
 
 def _probe_forward(
@@ -96,9 +100,9 @@ def _probe_forward(
     sliding_window: int | None = None,
     is_causal: bool | None = None,
     document_lengths: list[AttentionCall] | None = None,
-    **others: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function that notes how it is called in the list that stands in for the boundaries."""
+    """Records its call in the list that is passed in place of the document boundaries."""
     call = AttentionCall(
         heads=query_BHTD.shape[1],
         key_width=query_BHTD.shape[3],
@@ -106,7 +110,7 @@ def _probe_forward(
         window=sliding_window,
         dropout=dropout,
         causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
-        features=tuple(words for name, words in SCORE_FEATURES.items() if others.get(name) is not None),
+        features=tuple(feature for name, feature in SCORE_FEATURES.items() if kwargs.get(name) is not None),
         has_boundaries=document_lengths is not None,
     )
     if document_lengths is not None:
@@ -115,8 +119,8 @@ def _probe_forward(
 
 
 class FlashAttentionStub(torch.autograd.Function):
-    """A stand-in for Flash Attention that keeps what it keeps for the backward pass: its input, its output and
-    (B, H, T) fp32 sums."""
+    """A stub that saves the same tensors for the backward pass as Flash Attention: inputs, output and (B, H, T) fp32
+    sums."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""model.family=auto: any causal architecture of transformers, under the keys of its own configuration class."""
+"""Build model.family=auto: any causal architecture of transformers, with the keys of its configuration class."""
 
 from __future__ import annotations
 
@@ -17,44 +17,49 @@ from krill.errors import UsageError
 RESERVED_KEYS = {
     "vocab_size": "it follows the tokenizer", "bos_token_id": "it follows the tokenizer",
     "eos_token_id": "it follows the tokenizer", "pad_token_id": "it follows the tokenizer",
-    "max_position_embeddings": "write model.max_position_embeddings=…", "use_cache": "it is off while training",
-    "dtype": "weights are fp32; write hardware.precision=…",
+    "max_position_embeddings": "set model.max_position_embeddings=…", "use_cache": "it is off during training",
+    "dtype": "weights are fp32; set hardware.precision=…",
 }  # fmt: skip
-"""Keys that krill sets itself, and what to do instead."""
+"""Keys that krill sets, and what to do instead."""
 
 
 def build_auto_model(config: AutoModelConfig, vocab_size: int, ids: dict[str, int]) -> PreTrainedModel:
-    """The model with random fp32 weights; `ids`: bos_token_id, eos_token_id, pad_token_id.
+    """Builds the model with random fp32 weights.
+
+    Args:
+        config: Section `model` of the configuration.
+        vocab_size: Number of tokens.
+        ids: bos_token_id, eos_token_id and pad_token_id.
 
     Raises:
-        UsageError: no such architecture, no such key of it, or values that it refuses.
+        UsageError: the architecture is unknown, it does not have a key, or it does not accept a value.
     """
-    ours = {"vocab_size": vocab_size, "max_position_embeddings": config.max_position_embeddings, **ids}
+    overrides = {"vocab_size": vocab_size, "max_position_embeddings": config.max_position_embeddings, **ids}
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            _build_config(config, ours), dtype=torch.float32
+            _build_config(config, overrides), dtype=torch.float32
         )
     except (StrictDataclassError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise UsageError(
-            f"model.config: transformers cannot build {config.model_type} with these keys ({said})"
+            f"model.config: transformers cannot build {config.model_type} with these keys ({message})"
         ) from error
     return model
 
 
-def _build_config(config: AutoModelConfig, ours: dict[str, int]) -> PreTrainedConfig:
-    """The class's own configuration, `ours` over it as far as the class has such keys."""
-    kind = _get_config_class(config.model_type)
-    known = _list_config_keys(kind)
-    wrong = [
-        f"model.config.{key}: {_explain_rejected_key(key, kind, known)}"
+def _build_config(config: AutoModelConfig, overrides: dict[str, int]) -> PreTrainedConfig:
+    """Builds the configuration of transformers, with the `overrides` whose keys its class has."""
+    config_class = _get_config_class(config.model_type)
+    known = _list_config_keys(config_class)
+    errors = [
+        f"model.config.{key}: {_explain_rejected_key(key, config_class, known)}"
         for key in config.config
-        if not _can_set(key, kind, known)
+        if not _can_set(key, config_class, known)
     ]
-    if wrong:
-        raise UsageError("\n".join(wrong))
-    values = {key: value for key, value in ours.items() if key in known} | config.config
-    return kind(**values)
+    if errors:
+        raise UsageError("\n".join(errors))
+    values = {key: value for key, value in overrides.items() if key in known} | config.config
+    return config_class(**values)
 
 
 def _get_config_class(model_type: str) -> type[PreTrainedConfig]:
@@ -63,29 +68,35 @@ def _get_config_class(model_type: str) -> type[PreTrainedConfig]:
         near = difflib.get_close_matches(model_type, known, n=3, cutoff=0.5)
         raise UsageError(
             f"model.model_type={model_type}: transformers has no causal language model of that name"
-            + (f"; near are {', '.join(near)}" if near else "; gpt2, gpt_neox, qwen2, mistral are some")
+            + (
+                f"; similar names: {', '.join(near)}"
+                if near
+                else "; for example gpt2, gpt_neox, qwen2, mistral"
+            )
         )
-    kind: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
-    return kind
+    config_class: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
+    return config_class
 
 
-def _list_config_keys(kind: type[PreTrainedConfig]) -> set[str]:
-    """The class's keys, by its own names and by those that transformers shares between classes."""
-    own = {field.name for field in dataclasses.fields(kind) if not field.name.startswith("_")}
-    return own | set(kind.attribute_map)
+def _list_config_keys(config_class: type[PreTrainedConfig]) -> set[str]:
+    """Lists the keys of the class, by its names and by those that transformers shares between classes."""
+    own = {field.name for field in dataclasses.fields(config_class) if not field.name.startswith("_")}
+    return own | set(config_class.attribute_map)
 
 
-def _can_set(key: str, kind: type[PreTrainedConfig], known: set[str]) -> bool:
-    return key in known and _get_shared_name(key, kind) not in RESERVED_KEYS
+def _can_set(key: str, config_class: type[PreTrainedConfig], known: set[str]) -> bool:
+    return key in known and _get_shared_name(key, config_class) not in RESERVED_KEYS
 
 
-def _explain_rejected_key(key: str, kind: type[PreTrainedConfig], known: set[str]) -> str:
+def _explain_rejected_key(key: str, config_class: type[PreTrainedConfig], known: set[str]) -> str:
     if key in known:
-        return f"leave it out; {RESERVED_KEYS[_get_shared_name(key, kind)]}"
+        return f"leave it out; {RESERVED_KEYS[_get_shared_name(key, config_class)]}"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"{kind.__name__} of transformers has no such key." + (f" Did you mean {near[0]}?" if near else "")
+    return f"{config_class.__name__} of transformers has no such key." + (
+        f" Did you mean {near[0]}?" if near else ""
+    )
 
 
-def _get_shared_name(key: str, kind: type[PreTrainedConfig]) -> str:
-    """n_positions of GPT-2 is max_position_embeddings elsewhere."""
-    return {own: shared for shared, own in kind.attribute_map.items()}.get(key, key)
+def _get_shared_name(key: str, config_class: type[PreTrainedConfig]) -> str:
+    """Returns the name shared between classes: n_positions of GPT-2 is max_position_embeddings elsewhere."""
+    return {own: shared for shared, own in config_class.attribute_map.items()}.get(key, key)

@@ -1,4 +1,4 @@
-"""A transformers model from configuration: every number of the architecture is right at construction."""
+"""Build a transformers model from the configuration, with every number of the architecture set at construction."""
 
 from __future__ import annotations
 
@@ -34,10 +34,17 @@ MODEL_FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
 def build_model(
     config: ModelConfig, vocab_size: int, bos_id: int, eos_id: int, pad_id: int, attention: str = "sdpa"
 ) -> PreTrainedModel:
-    """A model with random weights from torch's generator, or those of model.from; the vocabulary is the tokenizer's.
+    """Builds a model with random weights from torch's generator, or with the weights of model.from.
 
-    `attention`: the backend of transformers' attention interface. The cache is off: with one, transformers does
-    not look for documents in position_ids, and rows would leak.
+    The cache is off: with a cache, transformers does not detect documents in position_ids, and rows would leak.
+
+    Args:
+        config: Section `model` of the configuration.
+        vocab_size: Number of tokens of the tokenizer.
+        bos_id: Id of the token at the beginning of a document.
+        eos_id: Id of the token at the end of a document.
+        pad_id: Id of the padding token.
+        attention: Backend of transformers' attention interface.
     """
     ids = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
     if isinstance(config, PretrainedModelConfig):
@@ -58,22 +65,22 @@ def _build_random_model(
     if isinstance(config, AutoModelConfig):
         return build_auto_model(config, vocab_size, ids)
     if isinstance(config, CustomModelConfig):
-        longest = config.max_position_embeddings
-        make = custom_code.import_custom_function(config.build)
-        return make(vocab_size=vocab_size, max_position_embeddings=longest, **ids, **config.options)
-    numbers, make = MODEL_FAMILIES[config.family]
-    return make(numbers(vocab_size=vocab_size, **ids, **_build_config_kwargs(config)))
+        build = custom_code.import_custom_function(config.build)
+        max_positions = config.max_position_embeddings
+        return build(vocab_size=vocab_size, max_position_embeddings=max_positions, **ids, **config.options)
+    config_class, model_class = MODEL_FAMILIES[config.family]
+    return model_class(config_class(vocab_size=vocab_size, **ids, **_build_config_kwargs(config)))
 
 
 def _build_config_kwargs(config: TransformerConfig) -> dict[str, Any]:
-    """The keys of the architecture. rope_theta set after construction would be ignored by transformers 5."""
-    numbers = config.model_dump(exclude={"name", "family", "rope_theta"})
-    numbers["head_dim"] = config.head_dim or config.hidden_size // config.num_attention_heads
-    return numbers | {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+    """Returns the keys of the architecture. transformers 5 ignores a rope_theta set after construction."""
+    kwargs = config.model_dump(exclude={"name", "family", "rope_theta"})
+    kwargs["head_dim"] = config.head_dim or config.hidden_size // config.num_attention_heads
+    return kwargs | {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
 
 
 def build_meta_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
-    """The model on the meta device: shapes, and no weights. Of model.from it has that model's own vocabulary."""
+    """Builds the model on the meta device, without weights. With model.from, it has that model's vocabulary."""
     with torch.device("meta"):
         if isinstance(config, PretrainedModelConfig):
             return build_pretrained_architecture(config)
@@ -81,5 +88,5 @@ def build_meta_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Parameters of the model, tied ones once, without allocating any."""
+    """Counts the parameters of the model, tied ones once, without allocating any."""
     return sum(parameter.numel() for parameter in build_meta_model(config, vocab_size).parameters())

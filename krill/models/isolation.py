@@ -1,7 +1,8 @@
-"""Which attention backends compute an architecture exactly and keep the documents of a row apart.
+"""Select an attention backend that computes an architecture exactly and isolates the documents of a row.
 
-Found by a forward pass on the meta device (`krill.models.attention_probe`), whatever the architecture calls its keys.
-What cannot isolate is refused before anything is prepared.
+The requirements are determined by a forward pass on the meta device (`krill.models.attention_probe`), independently
+of the names of the architecture's keys. An architecture that cannot isolate documents is rejected before any data is
+prepared.
 """
 
 from __future__ import annotations
@@ -17,71 +18,80 @@ from krill.models.attention_probe import AttentionProfile, probe_attention
 from krill.models.build import build_meta_model
 
 SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}
-"""Kinds of layers that a boundary and a window describe; the others are known to their masks only."""
+"""Layer types that boundaries and a window describe completely; others are described by their masks only."""
 
 LENGTH_BACKEND_FEATURES: dict[str, set[str]] = {
     "varlen": set(),
     "flash_attention_2": {"softcapping"},
     "flash_attention_3": {"softcapping"},
 }
-"""Backends that are told the lengths of documents, and what each can do to scores."""
+"""Backends that receive the lengths of documents, and the score features that each supports."""
 
 MAX_FLASH_HEAD_DIM = 256
-"""Of a head, in Flash Attention."""
+"""The largest width of a head in Flash Attention."""
 
-NO_DROPOUT_MESSAGE = "has no dropout; set the attention's dropout to 0 to use it"
+NO_DROPOUT_MESSAGE = "does not support dropout; set the attention dropout to 0 to use it"
 
 
 def select_isolating_backend(
-    config: ModelConfig, asked: str, chosen: str, device: str
+    config: ModelConfig, requested: str, preferred: str, device: str
 ) -> tuple[str, str | None]:
-    """The backend for `config`: `chosen`, or with `asked` = auto another one that can, and why it is another.
+    """Selects the attention backend for a model.
+
+    Args:
+        config: Section `model` of the configuration.
+        requested: Value of hardware.attention; with auto, other backends are considered.
+        preferred: The backend to use if it supports the model.
+        device: cpu or cuda.
+
+    Returns:
+        The backend, and the objection to `preferred` if it is another one.
 
     Raises:
-        UsageError: the architecture carries something from one document to the next whatever computes it, or the
-            backend that was asked for cannot compute it.
+        UsageError: the architecture does not isolate documents with any backend, or the requested one does not
+            support it.
     """
     if isinstance(config, TransformerConfig):
-        return chosen, None
-    model = build_meta_model(config, vocab_size=64).to(torch.bfloat16)  # some kernels are for bf16 only
+        return preferred, None
+    model = build_meta_model(config, vocab_size=64).to(torch.bfloat16)  # some kernels support bf16 only
     attention = _probe_or_raise(model, config)
-    candidates = (chosen, "sdpa", "eager") if asked == "auto" else (chosen,)
+    candidates = (preferred, "sdpa", "eager") if requested == "auto" else (preferred,)
     objections = {backend: find_objection(backend, model, attention, device) for backend in candidates}
-    able = [backend for backend, wrong in objections.items() if wrong is None]
-    if not able:
-        told = "; ".join(f"{backend}: {wrong}" for backend, wrong in objections.items())
-        other = "hardware.attention=auto, or " if asked != "auto" else ""
+    supported = [backend for backend, objection in objections.items() if objection is None]
+    if not supported:
+        reasons = "; ".join(f"{backend}: {objection}" for backend, objection in objections.items())
+        alternative = "hardware.attention=auto, or " if requested != "auto" else ""
         raise UsageError(
-            f"model.family={config.family} ({_get_model_type(model)}): {told}. Write {other}another model"
+            f"model.family={config.family} ({_get_model_type(model)}): {reasons}. Use {alternative}another model"
         )
-    return able[0], objections[chosen]
+    return supported[0], objections[preferred]
 
 
 def _probe_or_raise(model: PreTrainedModel, config: ModelConfig) -> AttentionProfile:
-    """How `model` attends. Raises UsageError where not every layer attends by transformers' interface alone."""
-    what = f"model.family={config.family} ({_get_model_type(model)})"
-    refusal = f"{what} cannot keep the documents of a row apart: {{}}. Write another model.model_type"
+    """Probes `model`; raises UsageError unless every layer attends through transformers' interface only."""
+    name = f"model.family={config.family} ({_get_model_type(model)})"
+    message = f"{name} cannot isolate the documents of a row: {{}}. Use another model.model_type"
     if model.config.is_encoder_decoder:
-        raise UsageError(refusal.format("it has an encoder"))
+        raise UsageError(message.format("it has an encoder"))
     if model._is_stateful:
-        raise UsageError(refusal.format("its state runs on from one to the next"))
+        raise UsageError(message.format("its state carries over from one to the next"))
     if not model._supports_attention_backend:
-        raise UsageError(refusal.format("its attention does not go through transformers' AttentionInterface"))
+        raise UsageError(message.format("its attention does not go through transformers' AttentionInterface"))
     if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise UsageError(refusal.format("it takes no position_ids"))
+        raise UsageError(message.format("it does not accept position_ids"))
     try:
         attention = probe_attention(model)
-    except Exception as error:  # whatever its code raises
-        said = " ".join(str(error).split())
+    except Exception as error:  # any error of its code
+        text = " ".join(str(error).split())
         raise UsageError(
-            refusal.format(f"a forward pass failed with {type(error).__name__}: {said}")
+            message.format(f"a forward pass failed with {type(error).__name__}: {text}")
         ) from error
     layers = model.config.get_text_config().num_hidden_layers
     if len(attention.calls) != layers:
-        raise UsageError(refusal.format(f"{len(attention.calls)} of its {layers} layers attend"))
+        raise UsageError(message.format(f"{len(attention.calls)} of its {layers} layers attend"))
     if not all(call.causal for call in attention.calls):
         raise UsageError(
-            f"{what}: a token sees those after it; write model.config.is_decoder=true where it has that"
+            f"{name}: tokens attend to later ones; set model.config.is_decoder=true if the model has this key"
         )
     return attention
 
@@ -89,18 +99,18 @@ def _probe_or_raise(model: PreTrainedModel, config: ModelConfig) -> AttentionPro
 def find_objection(
     backend: str, model: PreTrainedModel, attention: AttentionProfile, device: str
 ) -> str | None:
-    """Why `backend` would compute something else than the architecture, or leak; None: it does neither."""
+    """Returns why `backend` would leak or not compute the architecture exactly, or None if it would do neither."""
     if backend in LENGTH_BACKEND_FEATURES:
         return _find_length_objection(backend, model, attention, device)
     features = {name for call in attention.calls for name in call.features}
     if not attention.has_document_mask:
-        return "position_ids do not reach its mask, documents would see each other"
+        return "position_ids do not reach its mask, so documents would attend to each other"
     if backend == "sdpa" and (features or not model._supports_sdpa):
-        return f"has no {_join_names(features) or 'such attention in transformers'}"
+        return f"does not support {_join_names(features) or 'this architecture in transformers'}"
     if backend == "flex":
-        lacking = features - {"softcapping", "position bias"}
-        if lacking or not model._supports_flex_attn:
-            return f"has no {_join_names(lacking) or 'such attention in transformers'}"
+        unsupported = features - {"softcapping", "position bias"}
+        if unsupported or not model._supports_flex_attn:
+            return f"does not support {_join_names(unsupported) or 'this architecture in transformers'}"
         if any(call.dropout for call in attention.calls):
             return NO_DROPOUT_MESSAGE
     return None
@@ -109,26 +119,26 @@ def find_objection(
 def _find_length_objection(
     backend: str, model: PreTrainedModel, attention: AttentionProfile, device: str
 ) -> str | None:
-    """The objection to a backend that is told the lengths of documents and sees no mask."""
+    """Returns the objection to a backend that receives the lengths of documents and no mask, or None."""
     calls = attention.calls
-    lacking = {name for call in calls for name in call.features} - LENGTH_BACKEND_FEATURES[backend]
-    if lacking:
-        return f"has no {_join_names(lacking)}"
+    unsupported = {name for call in calls for name in call.features} - LENGTH_BACKEND_FEATURES[backend]
+    if unsupported:
+        return f"does not support {_join_names(unsupported)}"
     if not all(call.has_boundaries for call in calls):
-        return "the documents' boundaries do not reach every layer"
-    kinds = list(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if set(kinds) - SUPPORTED_LAYER_TYPES:
-        return f"has no {_join_names(set(kinds) - SUPPORTED_LAYER_TYPES)}"
-    if kinds.count("sliding_attention") > sum(call.window is not None for call in calls):
+        return "the document boundaries do not reach every layer"
+    layer_types = list(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if set(layer_types) - SUPPORTED_LAYER_TYPES:
+        return f"does not support {_join_names(set(layer_types) - SUPPORTED_LAYER_TYPES)}"
+    if layer_types.count("sliding_attention") > sum(call.window is not None for call in calls):
         return "the sliding window does not reach every layer"
-    drops = backend == "flash_attention_2" or (backend == "varlen" and device == "cpu")
-    if any(call.dropout for call in calls) and not drops:
+    supports_dropout = backend == "flash_attention_2" or (backend == "varlen" and device == "cpu")
+    if any(call.dropout for call in calls) and not supports_dropout:
         return NO_DROPOUT_MESSAGE
     if any(call.key_width != call.value_width for call in calls):
-        return "wants keys as wide as values"
-    widest = max(call.key_width for call in calls)
-    if device == "cuda" and widest > MAX_FLASH_HEAD_DIM:
-        return f"has heads of {MAX_FLASH_HEAD_DIM} at most ({widest})"
+        return "requires keys as wide as values"
+    head_dim = max(call.key_width for call in calls)
+    if device == "cuda" and head_dim > MAX_FLASH_HEAD_DIM:
+        return f"supports heads of at most {MAX_FLASH_HEAD_DIM}, not {head_dim}"
     return None
 
 

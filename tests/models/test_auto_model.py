@@ -1,4 +1,4 @@
-"""model.family=auto: the architecture's own keys, and nothing that krill sets itself."""
+"""model.family=auto accepts the keys of the architecture, except those that krill sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_tiny_model(config: AutoModelConfig) -> Any:
 
 
 @pytest.mark.parametrize("keys", [{"n_embd": 24, "n_layer": 2}, {"hidden_size": 24, "num_hidden_layers": 2}])
-def test_keys_go_by_the_classes_own_name_or_the_shared_one(keys: dict[str, Any]) -> None:
+def test_keys_use_the_name_of_the_class_or_the_shared_name(keys: dict[str, Any]) -> None:
     config = make_auto_config(**keys, n_head=3)
     model = build_tiny_model(config)
     assert model.config.model_type == "gpt2"
@@ -32,19 +32,19 @@ def test_keys_go_by_the_classes_own_name_or_the_shared_one(keys: dict[str, Any])
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "phi3"])
-def test_vocabulary_ids_and_length_follow_and_the_cache_is_off(model_type: str) -> None:
+def test_vocabulary_ids_and_length_are_set_and_the_cache_is_off(model_type: str) -> None:
     model = build_tiny_model(
         make_auto_config(model_type, hidden_size=24, num_hidden_layers=1, num_attention_heads=3)
     )
     assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == 90
-    for place in (model.config, model.generation_config):
-        assert (place.bos_token_id, place.eos_token_id, place.pad_token_id) == (5, 6, 7)
+    for config in (model.config, model.generation_config):
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (5, 6, 7)
     assert model.config.max_position_embeddings == 40
     assert model.config.use_cache is False
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_the_seed_decides_the_weights() -> None:
+def test_the_seed_determines_the_weights() -> None:
     small = make_auto_config(n_embd=24, n_layer=1, n_head=3)
     torch.manual_seed(1)
     one = build_tiny_model(small)
@@ -54,27 +54,27 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"n_embed": 3}, r"model\.config\.n_embed: GPT2Config .* no such key\. Did you mean n_embd\?"),
         ({"vocab_size": 9}, r"model\.config\.vocab_size: leave it out; it follows the tokenizer"),
-        ({"n_positions": 9}, r"leave it out; write model\.max_position_embeddings="),
+        ({"n_positions": 9}, r"leave it out; set model\.max_position_embeddings="),
         ({"use_cache": True}, "leave it out; it is off"),
         ({"n_embd": "wide"}, r"cannot build gpt2 .*expected int"),
         ({"n_embd": 33}, "divisible"),
     ],
 )
-def test_a_key_that_cannot_be_is_named(keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_errors_name_an_invalid_key(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         build_tiny_model(make_auto_config(**keys))
 
 
-def test_all_wrong_keys_are_told_at_once() -> None:
-    with pytest.raises(UsageError) as told:
+def test_all_invalid_keys_are_reported_together() -> None:
+    with pytest.raises(UsageError) as error:
         build_tiny_model(make_auto_config(n_embed=3, n_layers=2))
-    assert len(str(told.value).splitlines()) == 2
+    assert len(str(error.value).splitlines()) == 2
 
 
-def test_an_architecture_that_is_not_there_is_named() -> None:
-    with pytest.raises(UsageError, match=r"model\.model_type=gptt2: .* near are gpt2"):
+def test_the_error_names_an_unknown_architecture() -> None:
+    with pytest.raises(UsageError, match=r"model\.model_type=gptt2: .* similar names: .*gpt2"):
         build_tiny_model(make_auto_config("gptt2"))

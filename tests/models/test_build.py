@@ -1,8 +1,9 @@
-"""Models are what their numbers say: parameters, heads, rotary base, tied weights, initial weights."""
+"""Models match their configuration: parameters, heads, rotary base, tied weights, initial weights."""
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ ORIGINAL: dict[str, tuple[int, int, int, int, int, int]] = {
 }
 
 
+@cache
 def load_preset(name: str) -> TransformerConfig:
     from omegaconf import OmegaConf
 
@@ -34,13 +36,13 @@ def load_preset(name: str) -> TransformerConfig:
     )
 
 
-def make_small_config(**changes: Any) -> TransformerConfig:
+def make_small_config(**overrides: Any) -> TransformerConfig:
     values: dict[str, Any] = {
         "name": "small", "family": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": None, "max_position_embeddings": 32,
         "rope_theta": 1e4, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "initializer_range": 0.02,
     }  # fmt: skip
-    return TransformerConfig.model_validate(values | changes)
+    return TransformerConfig.model_validate(values | overrides)
 
 
 def build_small_model(config: TransformerConfig, vocab_size: int = 300) -> Any:
@@ -49,12 +51,10 @@ def build_small_model(config: TransformerConfig, vocab_size: int = 300) -> Any:
 
 
 @pytest.mark.parametrize("name", ORIGINAL)
-def test_the_originals_models_have_as_many_parameters_as_their_numbers_give(name: str) -> None:
+def test_presets_of_the_original_have_the_expected_number_of_parameters(name: str) -> None:
     hidden, intermediate, layers, heads, kv_heads, width = ORIGINAL[name]
     attention = 2 * hidden * heads * width + 2 * hidden * kv_heads * width
-    norms = 2 * hidden + (
-        2 * width if name.startswith("qwen3") else 0
-    )  # Qwen3 norms queries and keys as well
+    norms = 2 * hidden + (2 * width if name.startswith("qwen3") else 0)  # Qwen3 norms queries and keys too
     layer = attention + 3 * hidden * intermediate + norms
     assert count_parameters(load_preset(name), 32_000) == 32_000 * hidden + layers * layer + hidden
 
@@ -66,7 +66,7 @@ def test_counting_allocates_nothing() -> None:
     assert count_parameters(huge, 1000) > 5e12
 
 
-def test_untied_embeddings_count_twice() -> None:
+def test_untied_embeddings_are_counted_twice() -> None:
     tied, untied = (
         count_parameters(make_small_config(tie_word_embeddings=tie), 300) for tie in (True, False)
     )
@@ -103,56 +103,56 @@ def test_initial_weights_have_the_standard_deviation(family: str, std: float) ->
     assert (model.model.norm.weight == 1).all()
 
 
-def test_the_originals_initial_weights_follow_the_width() -> None:
+def test_initial_weights_of_the_original_depend_on_the_width() -> None:
     assert load_preset("tiny_ko").initializer_range == pytest.approx(1 / math.sqrt(768))
     assert load_preset("llama_micro").initializer_range == pytest.approx(1 / 16)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_the_width_of_a_head(family: str) -> None:
+def test_head_dim(family: str) -> None:
     assert build_small_model(make_small_config(family=family)).config.head_dim == 16
     model = build_small_model(make_small_config(family=family, head_dim=24))
     assert model.model.layers[0].self_attn.q_proj.weight.shape == (4 * 24, 64)
     assert model.model.layers[0].self_attn.k_proj.weight.shape == (2 * 24, 64)
 
 
-def test_every_number_of_the_configuration_arrives() -> None:
+def test_every_key_of_the_configuration_takes_effect() -> None:
     config = make_small_config(rms_norm_eps=1e-3, max_position_embeddings=77, num_hidden_layers=3)
-    theirs = build_small_model(config).config
+    built = build_small_model(config).config
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
                 "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "initializer_range"):  # fmt: skip
-        assert getattr(theirs, key) == getattr(config, key), key
+        assert getattr(built, key) == getattr(config, key), key
 
 
-def test_vocabulary_and_special_ids_are_the_tokenizers() -> None:
+def test_vocabulary_and_special_ids_come_from_the_tokenizer() -> None:
     model = build_small_model(make_small_config(), vocab_size=311)
     assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == 311
-    for place in (model.config, model.generation_config):
-        assert (place.bos_token_id, place.eos_token_id, place.pad_token_id) == (5, 6, 7)
+    for config in (model.config, model.generation_config):
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (5, 6, 7)
 
 
-def test_weights_are_fp32_and_the_seed_decides_them() -> None:
+def test_weights_are_fp32_and_determined_by_the_seed() -> None:
     one, two = build_small_model(make_small_config()), build_small_model(make_small_config())
     torch.manual_seed(1)
     other = build_model(make_small_config(), 300, 5, 6, 7)
-    same = [torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)]
-    assert all(same)
+    equal = [torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)]
+    assert all(equal)
     assert not torch.equal(one.get_input_embeddings().weight, other.get_input_embeddings().weight)
     assert {parameter.dtype for parameter in one.parameters()} == {torch.float32}
 
 
-def test_no_cache_while_training_or_rows_would_leak() -> None:
+def test_the_cache_is_off_so_that_rows_do_not_leak() -> None:
     assert build_small_model(make_small_config()).config.use_cache is False
 
 
 @pytest.mark.parametrize("backend", ["varlen", "sdpa", "eager"])
-def test_the_backend_is_the_one_that_was_asked_for(backend: str) -> None:
+def test_the_requested_attention_backend_is_set(backend: str) -> None:
     import krill.training.compute.attention  # noqa: F401  (registers varlen)
 
     assert build_model(make_small_config(), 300, 5, 6, 7, backend).config._attn_implementation == backend
 
 
-# --- a person's own ----------------------------------------------------------------------------------------
+# --- custom models -----------------------------------------------------------------------------------------
 
 CUSTOM_MODEL = """
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -171,7 +171,7 @@ def make_custom_config(reference: str, **options: Any) -> CustomModelConfig:
     )
 
 
-def test_a_model_of_ones_own_gets_vocabulary_ids_and_options(tmp_path: Path) -> None:
+def test_a_custom_model_receives_vocabulary_ids_and_options(tmp_path: Path) -> None:
     file = tmp_path / "own_model.py"
     file.write_text(CUSTOM_MODEL)
     model: Any = build_model(make_custom_config(f"{file}:make", width=12), 300, 5, 6, 7)
@@ -182,6 +182,6 @@ def test_a_model_of_ones_own_gets_vocabulary_ids_and_options(tmp_path: Path) -> 
     assert count_parameters(make_custom_config(f"{file}:make", width=12), 300) == expected
 
 
-def test_a_function_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_function(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.py"):
         build_model(make_custom_config(f"{tmp_path}/none.py:make"), 300, 5, 6, 7)

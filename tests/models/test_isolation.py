@@ -1,7 +1,8 @@
-"""Documents of a row are apart in architectures other than Llama and Qwen3 too, or the architecture is refused."""
+"""Documents of a row are isolated in architectures other than Llama and Qwen3 too, or a backend is rejected."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -41,11 +42,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 SUPPORTED_BACKENDS: dict[str, set[str]] = {name: {"varlen", "sdpa", "eager"} for name in ARCHITECTURES} | {
-    "opt": {"varlen"},  # transformers gives its mask no position ids
+    "opt": {"varlen"},  # transformers does not pass position ids to its mask
     "gemma2": {"eager"},
     "gemma2 without cap": {"varlen", "eager"},
 }
-"""The backends that compute each architecture as it is."""
+"""The backends that compute each architecture exactly."""
 
 
 def make_auto_config(model_type: str, **keys: Any) -> AutoModelConfig:
@@ -62,23 +63,30 @@ def build_small_model(name: str, backend: str) -> Any:
     )
 
 
-def compute_logits(name: str, backend: str, ids: torch.Tensor, **boundaries: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = build_small_model(name, backend).train()(input_ids=ids, **boundaries).logits
-    return found
-
-
 def make_row() -> torch.Tensor:
-    chance = torch.Generator().manual_seed(1)
-    return torch.randint(3, 50, (1, WIDTH), generator=chance)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, 50, (1, WIDTH), generator=generator)
+
+
+@torch.no_grad()
+def compute_row_logits(name: str, backend: str, **boundaries: Any) -> tuple[torch.Tensor, ...]:
+    """Computes the logits of each document in the row."""
+    logits = build_small_model(name, backend).train()(input_ids=make_row(), **boundaries).logits
+    return logits[0].split(LENGTHS)  # type: ignore[no-any-return]
+
+
+@cache
+@torch.no_grad()
+def compute_separate_logits(name: str) -> tuple[torch.Tensor, ...]:
+    """Computes the logits of each document by itself, with eager attention."""
+    model = build_small_model(name, "eager").train()
+    return tuple(model(input_ids=document).logits[0] for document in make_row().split(LENGTHS, dim=1))
 
 
 def measure_leak(name: str, backend: str, **boundaries: Any) -> float:
-    """Largest difference between the logits of documents in a row and those of each alone, computed eagerly."""
-    ids = make_row()
-    together = compute_logits(name, backend, ids, **boundaries)[0].split(LENGTHS)
-    alone = [compute_logits(name, "eager", document)[0] for document in ids.split(LENGTHS, dim=1)]
-    return max((one - other).abs().max().item() for one, other in zip(together, alone, strict=True))
+    """Returns the largest difference between the logits of documents in a row and of separate documents."""
+    row, separate = compute_row_logits(name, backend, **boundaries), compute_separate_logits(name)
+    return max((one - other).abs().max().item() for one, other in zip(row, separate, strict=True))
 
 
 def make_boundaries(backend: str) -> dict[str, Any]:
@@ -88,7 +96,7 @@ def make_boundaries(backend: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("backend", ["varlen", "sdpa", "eager"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_documents_are_as_if_alone_or_the_backend_is_refused(name: str, backend: str) -> None:
+def test_documents_are_isolated_or_the_backend_is_rejected(name: str, backend: str) -> None:
     model_type, keys = ARCHITECTURES[name]
     if backend in SUPPORTED_BACKENDS[name]:
         assert select_isolating_backend(make_auto_config(model_type, **keys), backend, backend, "cpu") == (
@@ -97,39 +105,37 @@ def test_documents_are_as_if_alone_or_the_backend_is_refused(name: str, backend:
         )
         assert measure_leak(name, backend, **make_boundaries(backend)) <= 1e-5
     else:
-        with pytest.raises(UsageError, match=r"Write hardware\.attention=auto"):
+        with pytest.raises(UsageError, match=r"Use hardware\.attention=auto"):
             select_isolating_backend(make_auto_config(model_type, **keys), backend, backend, "cpu")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_without_boundaries_the_test_above_would_fail(name: str) -> None:
+def test_documents_leak_without_boundaries(name: str) -> None:
     assert measure_leak(name, "eager") > 1e-2
 
 
-def test_a_cap_that_varlen_has_not_would_be_left_out() -> None:
+def test_varlen_would_ignore_a_softcap() -> None:
     assert measure_leak("gemma2", "varlen", **make_boundaries("varlen")) > 1e-2
 
 
-def test_opt_would_leak_where_it_is_refused() -> None:
+def test_opt_would_leak_with_a_rejected_backend() -> None:
     assert measure_leak("opt", "sdpa", **make_boundaries("sdpa")) > 1e-2
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_auto_takes_one_that_can(name: str) -> None:
+def test_auto_selects_the_first_supported_backend(name: str) -> None:
     model_type, keys = ARCHITECTURES[name]
-    taken, why = select_isolating_backend(make_auto_config(model_type, **keys), "auto", "varlen", "cpu")
-    assert (why is None) is (taken == "varlen")
-    assert taken == next(
-        backend for backend in ("varlen", "sdpa", "eager") if backend in SUPPORTED_BACKENDS[name]
-    )
+    backend, reason = select_isolating_backend(make_auto_config(model_type, **keys), "auto", "varlen", "cpu")
+    assert (reason is None) is (backend == "varlen")
+    assert backend == next(b for b in ("varlen", "sdpa", "eager") if b in SUPPORTED_BACKENDS[name])
 
 
-def test_dropout_of_scores_is_not_left_out_silently() -> None:
-    dropping = make_auto_config("gpt2", **SIZES)
-    assert select_isolating_backend(dropping, "auto", "varlen", "cpu") == ("varlen", None)
-    assert select_isolating_backend(dropping, "auto", "varlen", "cuda")[0] == "sdpa"
-    with pytest.raises(UsageError, match=r"varlen: has no dropout.*hardware\.attention=auto"):
-        select_isolating_backend(dropping, "varlen", "varlen", "cuda")
+def test_attention_dropout_is_never_ignored() -> None:
+    config_with_dropout = make_auto_config("gpt2", **SIZES)
+    assert select_isolating_backend(config_with_dropout, "auto", "varlen", "cpu") == ("varlen", None)
+    assert select_isolating_backend(config_with_dropout, "auto", "varlen", "cuda")[0] == "sdpa"
+    with pytest.raises(UsageError, match=r"varlen: does not support dropout.*hardware\.attention=auto"):
+        select_isolating_backend(config_with_dropout, "varlen", "varlen", "cuda")
 
 
 FLASH = ("flash_attention_2", "flash_attention_3")
@@ -150,11 +156,11 @@ CUDA_OBJECTIONS: dict[str, tuple[AutoModelConfig, dict[str, str | None]]] = {
         {"flex": "position_ids", **dict.fromkeys(FLASH)},
     ),
 }
-"""What an architecture wants, and which backends of CUDA object, by what."""
+"""Configuration, and the objection of each CUDA backend to it."""
 
 
 @pytest.mark.parametrize("name", CUDA_OBJECTIONS)
-def test_backends_of_cuda_object_to_what_they_lack(name: str) -> None:
+def test_cuda_backends_object_to_unsupported_features(name: str) -> None:
     model, objections = CUDA_OBJECTIONS[name]
     for backend, objection in objections.items():
         if objection is None:
@@ -165,16 +171,16 @@ def test_backends_of_cuda_object_to_what_they_lack(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "why"),
+    ("model_type", "reason"),
     [
         ("bloom", "AttentionInterface"),
         ("gptj", "AttentionInterface"),
-        ("mamba", "its state runs on"),
-        ("qwen3_next", "its state runs on"),
-        ("bert", "sees those after it"),
+        ("mamba", "its state carries over"),
+        ("qwen3_next", "its state carries over"),
+        ("bert", "tokens attend to later ones"),
         ("gpt_oss", "attention sinks"),
     ],
 )
-def test_what_cannot_isolate_is_refused(model_type: str, why: str) -> None:
-    with pytest.raises(UsageError, match=why):
-        select_isolating_backend(make_auto_config(model_type), "auto", "varlen", "cpu")
+def test_architectures_that_cannot_isolate_are_rejected(model_type: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        select_isolating_backend(make_auto_config(model_type, num_hidden_layers=4), "auto", "varlen", "cpu")

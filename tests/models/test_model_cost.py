@@ -1,9 +1,10 @@
-"""What a model is said to cost is what it costs: parameters, FLOPs by torch's own counter, bytes of a real step."""
+"""Estimated costs match measurements: parameters, FLOPs by torch's counter, bytes of a real step."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -51,7 +52,7 @@ def make_auto_config(model_type: str, **keys: Any) -> AutoModelConfig:
 MODELS: dict[str, ModelConfig] = {
     "llama": make_gated_config("llama"),
     "llama untied": make_gated_config("llama", tie_word_embeddings=False),
-    "llama, every head its own": make_gated_config("llama", num_key_value_heads=4),
+    "llama without shared heads": make_gated_config("llama", num_key_value_heads=4),
     "qwen3": make_gated_config("qwen3", head_dim=24),
     "qwen3 untied": make_gated_config("qwen3", tie_word_embeddings=False),
     "gpt2": make_auto_config("gpt2", attn_pdrop=0.0),
@@ -71,40 +72,40 @@ def run_forward_backward(model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parameters_are_those_of_the_built_model(name: str) -> None:
+def test_parameter_counts_match_the_built_model(name: str) -> None:
     model = build_small_model(MODELS[name])
-    counted = get_parameter_counts(build_meta_model(MODELS[name], VOCABULARY))
-    assert counted == get_parameter_counts(model)
-    assert (
-        counted.total == model.num_parameters() == len(torch.cat([p.flatten() for p in model.parameters()]))
-    )
+    counts = get_parameter_counts(build_meta_model(MODELS[name], VOCABULARY))
+    assert counts == get_parameter_counts(model)
+    assert counts.total == model.num_parameters() == len(torch.cat([p.flatten() for p in model.parameters()]))
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     positions = 64 * 32 if name == "gpt2" else 0
-    assert counted.embeddings == VOCABULARY * 32 + positions
+    assert counts.embeddings == VOCABULARY * 32 + positions
     vectors = sum(p.numel() for p in model.parameters() if p.ndim < 2)
     lookups = 0 if tied else VOCABULARY * 32  # a tied embedding is looked up and multiplied with
-    assert counted.matmul == counted.total - vectors - positions - lookups
+    assert counts.matmul == counts.total - vectors - positions - lookups
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_flops_are_those_that_torch_counts(name: str) -> None:
-    """Eager attention computes all pairs, T for each token, those that a window masks as well."""
+def test_flops_match_the_counter_of_torch(name: str) -> None:
+    """Eager attention computes all T pairs of each token, including those that a window masks."""
     with FlopCounterMode(display=False) as counter:
         run_forward_backward(build_small_model(MODELS[name]))
-    ours = compute_training_flops(build_meta_model(MODELS[name], VOCABULARY), TOKENS, attended=TOKENS)
+    estimate = compute_training_flops(
+        build_meta_model(MODELS[name], VOCABULARY), TOKENS, attended_tokens=TOKENS
+    )
     masked = 3 * 12 * 32 * (TOKENS - 8) if name == "mistral" else 0
-    assert counter.get_total_flops() == ROWS * TOKENS * (ours + masked)
+    assert counter.get_total_flops() == ROWS * TOKENS * (estimate + masked)
 
 
-def test_flops_by_the_formula() -> None:
+def test_flops_match_the_formula() -> None:
     weights = get_parameter_counts(build_meta_model(MODELS["qwen3"], VOCABULARY)).matmul
     attention = 12 * 3 * 4 * 24  # layers, heads, head_dim
     model = build_meta_model(MODELS["qwen3"], VOCABULARY)
     assert compute_training_flops(model, TOKENS) == 6 * weights + attention * (TOKENS + 1) / 2
-    assert compute_training_flops(model, TOKENS, attended=5) == 6 * weights + attention * 5
+    assert compute_training_flops(model, TOKENS, attended_tokens=5) == 6 * weights + attention * 5
 
 
-def test_a_token_of_experts_meets_those_it_is_sent_to() -> None:
+def test_only_the_selected_experts_are_counted_per_token() -> None:
     keys = {"intermediate_size": 48, "moe_intermediate_size": 16, "num_key_value_heads": 2}
     one, two = (
         get_parameter_counts(
@@ -122,79 +123,79 @@ def test_a_token_of_experts_meets_those_it_is_sent_to() -> None:
     ("lengths", "window", "expected"),
     [([4], None, 2.5), ([4, 2], None, 13 / 6), ([4], 2, 7 / 4), ([1, 1, 1], None, 1.0), ([3], 9, 2.0)],
 )
-def test_tokens_attended_to(lengths: list[int], window: int | None, expected: float) -> None:
-    by_hand = [min(place + 1, window or place + 1) for length in lengths for place in range(length)]
-    assert (
-        compute_mean_attention_span(lengths, window) == sum(by_hand) / len(by_hand) == pytest.approx(expected)
-    )
+def test_mean_attention_span(lengths: list[int], window: int | None, expected: float) -> None:
+    spans = [min(index + 1, window or index + 1) for length in lengths for index in range(length)]
+    assert compute_mean_attention_span(lengths, window) == sum(spans) / len(spans) == pytest.approx(expected)
 
 
-def load_optimizer_section(*words: str) -> Any:
-    return validate_config(TrainConfig, compose_config("train", words)).optimizer
+@cache
+def load_config(*overrides: str) -> TrainConfig:
+    return validate_config(TrainConfig, compose_config("train", overrides))
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [("optimizer=adamw",), ("optimizer=muon_moonlight",), ("optimizer=muon_keller", "optimizer.normuon=true")],
     ids=["adamw", "muon", "normuon"],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["llama", "llama untied", "gpt2"])
-def test_fixed_memory_is_that_of_a_real_step(name: str, words: tuple[str, ...]) -> None:
-    config = load_optimizer_section(*words)
+def test_fixed_memory_matches_a_real_step(name: str, overrides: tuple[str, ...]) -> None:
+    config = load_config(*overrides).optimizer
     model = build_small_model(MODELS[name])
     optimizer = build_optimizer(model, config)
     run_forward_backward(model)
     optimizer.step()
-    shape = build_meta_model(MODELS[name], VOCABULARY)
-    memory = estimate_training_memory(shape, build_param_groups(shape, config), ROWS, TOKENS)
+    meta_model = build_meta_model(MODELS[name], VOCABULARY)
+    memory = estimate_training_memory(meta_model, build_param_groups(meta_model, config), ROWS, TOKENS)
     assert memory.weights == sum(p.nbytes for p in model.parameters())
     assert memory.gradients == sum(p.grad.nbytes for p in model.parameters())
-    kept = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    assert memory.optimizer == sum(tensor.nbytes for tensor in kept)
+    tensors = [
+        value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+    ]
+    assert memory.optimizer == sum(tensor.nbytes for tensor in tensors)
     assert memory.optimizer == sum(map(compute_state_bytes, build_param_groups(model, config)))
     assert memory.total == memory.fixed + memory.activations + memory.logits
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt_neox"])
-def test_activations_are_those_that_autograd_keeps(name: str) -> None:
-    """Against a real fp32 pass; its Flash Attention on the CPU keeps what that on CUDA keeps."""
+def test_activations_match_the_tensors_saved_by_autograd(name: str) -> None:
+    """Compares with a real fp32 pass; Flash Attention saves the same tensors on the CPU as on CUDA."""
     model = build_small_model(MODELS[name], "sdpa").train()
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, int] = {}
-    held = []
+    saved_bytes: dict[int, int] = {}
+    tensors = []
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        held.append(tensor)
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        tensors.append(tensor)
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
+            saved_bytes[storage._cdata] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         out = model(input_ids=torch.randint(3, VOCABULARY, (ROWS, TOKENS)))
     del out
-    shape = build_meta_model(MODELS[name], VOCABULARY)
-    memory = estimate_training_memory(shape, [], ROWS, TOKENS)
-    assert memory.activations == pytest.approx(sum(kept.values()), rel=0.1)
+    memory = estimate_training_memory(build_meta_model(MODELS[name], VOCABULARY), [], ROWS, TOKENS)
+    assert memory.activations == pytest.approx(sum(saved_bytes.values()), rel=0.1)
 
 
-def test_logits_by_the_formula() -> None:
-    def logits(chunk: int | None, precision: str = "fp32") -> int:
-        shape = build_meta_model(MODELS["llama"], VOCABULARY)
-        return estimate_training_memory(shape, [], ROWS, TOKENS, precision, logits_at_once=chunk).logits
+def test_logits_match_the_formula() -> None:
+    def estimate(chunk: int | None, precision: str = "fp32") -> int:
+        model = build_meta_model(MODELS["llama"], VOCABULARY)
+        return estimate_training_memory(model, [], ROWS, TOKENS, precision, logits_chunk_tokens=chunk).logits
 
-    assert logits(None) == ROWS * TOKENS * VOCABULARY * 12
-    assert logits(None, "bf16") == ROWS * TOKENS * VOCABULARY * 14
-    assert logits(TOKENS) == TOKENS * VOCABULARY * 8 + (VOCABULARY + ROWS * TOKENS) * 32 * 4
-    assert logits(10**6) == logits(ROWS * TOKENS)  # no chunk is larger than the batch
+    assert estimate(None) == ROWS * TOKENS * VOCABULARY * 12
+    assert estimate(None, "bf16") == ROWS * TOKENS * VOCABULARY * 14
+    assert estimate(TOKENS) == TOKENS * VOCABULARY * 8 + (VOCABULARY + ROWS * TOKENS) * 32 * 4
+    assert estimate(10**6) == estimate(ROWS * TOKENS)  # no chunk is larger than the batch
 
 
 def measure_peak_bytes(work: Callable[[], None]) -> int:
-    """Bytes that torch's allocator gave out at most, beyond what there was before `work`."""
+    """Returns the peak of the bytes that torch's allocator hands out during `work`."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
-    found: Any = profiler.profiler
-    events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
+    profiler_internals: Any = profiler.profiler
+    events = [event for event in profiler_internals.kineto_results.events() if event.name() == "[memory]"]
     sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(accumulate(sizes))
 
@@ -202,31 +203,30 @@ def measure_peak_bytes(work: Callable[[], None]) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", [320, 4096])
 @pytest.mark.parametrize("loss", ["full", "chunked"])
-@pytest.mark.parametrize("recomputed", [False, True])
-def test_the_peak_of_a_real_step_is_as_estimated(vocabulary: int, loss: str, recomputed: bool) -> None:
-    """On the CPU, in fp32, where weights, gradients and optimizer are there already."""
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_estimated_peak_matches_a_real_step(vocabulary: int, loss: str, checkpointing: bool) -> None:
+    """Runs on the CPU in fp32; weights and gradients are allocated before."""
     rows, tokens = 4, 256
-    config = validate_config(
-        TrainConfig, compose_config("train", [f"hardware.gradient_checkpointing={recomputed}"])
-    )
+    config = load_config("model.num_hidden_layers=3", f"hardware.gradient_checkpointing={checkpointing}")
     model = build_model(config.model, vocabulary, 0, 1, 2, "sdpa").train()
-    how = build_loss(model, loss, "cpu")
+    head_loss = build_loss(model, loss, "cpu")
     apply_kernels(model, config.hardware, "cpu")
     ids = torch.randint(3, vocabulary, (rows, tokens))
 
     def step() -> None:
-        with how.training_context():
+        with head_loss.training_context():
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
 
-    step()
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
     memory = estimate_training_memory(
         build_meta_model(config.model, vocabulary), [], rows, tokens,
-        logits_at_once=CHUNK["cpu"] if loss == "chunked" else None, recomputed=recomputed,
+        logits_chunk_tokens=CHUNK["cpu"] if loss == "chunked" else None, gradient_checkpointing=checkpointing,
     )  # fmt: skip
     assert memory.activations + memory.logits == pytest.approx(measure_peak_bytes(step), rel=0.15)
 
 
-def test_bf16_keeps_less_but_a_copy_of_the_weights() -> None:
+def test_bf16_saves_smaller_activations_and_a_copy_of_the_weights() -> None:
     memories = {
         precision: estimate_training_memory(
             build_meta_model(MODELS["llama"], VOCABULARY), [], rows=64, sequence_len=64, precision=precision
@@ -246,17 +246,17 @@ PUBLISHED = {
     "qwen3_1.7b": (151_936, 1_720_574_976),
     "qwen3_4b": (151_936, 4_022_468_096),
 }
-"""Vocabulary and parameters of the published model."""
+"""Vocabulary size and number of parameters of the published model."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     vocabulary, expected = PUBLISHED[name]
-    model = validate_config(TrainConfig, compose_config("train", [f"model={name}"])).model
+    model = load_config(f"model={name}").model
     assert get_parameter_counts(build_meta_model(model, vocabulary)).total == expected
 
 
-def test_counting_leaves_the_configuration_as_it_was() -> None:
+def test_counting_does_not_change_the_configuration() -> None:
     model = build_meta_model(MODELS["llama"], VOCABULARY)
     before = copy.deepcopy(model.config.to_dict())
     compute_training_flops(model, TOKENS)

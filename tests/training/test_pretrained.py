@@ -113,7 +113,7 @@ def test_another_tokenizer_is_refused_and_the_right_one_named(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["model.from=nowhere"], "model.from=nowhere: no model there"),
+        (["model.from=nowhere"], "model.from=nowhere: not a model"),
         (["sequence_len=128"], "write sequence_len=64"),
     ],
 )
@@ -143,9 +143,9 @@ def test_weights_that_are_missing_are_no_random_ones(finished: Path, tmp_path: P
     with pytest.raises(UsageError, match=r"lacks 9 weights"):
         build_model(read_from(lacking), 320, 5, 6, 7)
     (lacking / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="holds no weights"):
+    with pytest.raises(UsageError, match="has no weights"):
         build_model(read_from(lacking), 320, 5, 6, 7)
-    with pytest.raises(UsageError, match="320 embeddings, the tokenizer 321"):
+    with pytest.raises(UsageError, match="320 embeddings, the tokenizer has 321"):
         build_model(read_from(finished), 321, 5, 6, 7)
 
 
@@ -169,5 +169,5 @@ def test_an_architecture_that_leaks_is_refused_before_anything_is_made(
     krill_train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train("model=auto", "model.model_type=mamba", "sequence_len=64") == 2
-    assert "its state runs on from one to the next" in capsys.readouterr().err
+    assert "its state carries over from one to the next" in capsys.readouterr().err
     assert not krill_train.runs("mamba")
