@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from krill.tables import format_table
 from krill.training.compute.cross_entropy import chunked_cross_entropy
 from krill.training.compute.head_loss import liger_cross_entropy
 from krill.training.compute.liger import has_liger
@@ -147,11 +148,8 @@ def main() -> None:
         }
         for name in memory
     }
-    print(f"{'':<8} {'peak MB':>9} {'of full':>8} {'seconds':>8} {'of full':>8}")
-    for name, row in rows.items():
-        print(
-            f"{name:<8} {row['peak_mb']:>9} {row['of_full']:>8} {row['seconds']:>8} {row['time_of_full']:>8}"
-        )
+    lines = [(name, *map(str, row.values())) for name, row in rows.items()]
+    print("\n".join(format_table(lines, ("", "peak MB", "of full", "seconds", "of full"))))
     cuda = asked.device == "cuda"
     result = {
         "question": "peak memory and time of the loss, forward and backward",

@@ -34,6 +34,7 @@ import pyarrow.parquet
 import rensa
 
 from krill.config.schema import MinHashConfig
+from krill.tables import format_table
 from krill.text.minhash import MinHashSigner, compute_jaccard_similarity, find_near_duplicates
 from krill.text.shingles import hash_shingles, sort_unique
 
@@ -186,10 +187,12 @@ def show(language: str, result: dict[str, Any]) -> None:
     print(f"\n{language}: {near['size']} {near['unit']}s, threshold {near['threshold']}: "
           f"{result['dropped']:,} of {result['documents']:,} documents dropped, least similarity "
           f"{result['least_similarity']}; {speed['together']} MB/s (keys {speed['keys']})")  # fmt: skip
-    print(f"{'copies':<8}{'pairs':>6}{'J p10':>8}{'median':>8}{'p90':>8}{'theory':>8}{'recall':>8}")
-    for kind, row in result["copies"].items():
-        values = "".join(f"{value:>8.3f}" for value in list(row.values())[1:])
-        print(f"{kind:<8}{row['pairs']:>6}{values}")
+    rows = [
+        (kind, str(row["pairs"]), *(f"{value:.3f}" for value in list(row.values())[1:]))
+        for kind, row in result["copies"].items()
+    ]
+    header = ("copies", "pairs", "J p10", "median", "p90", "theory", "recall")
+    print("\n".join(format_table(rows, header)))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from krill.cli.compose import compose_config
 from krill.config import schema
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options, read_config_description
+from krill.tables import format_markdown_table
 
 PAGE = Path(__file__).with_name("reference.md")
 
@@ -96,7 +97,7 @@ def text() -> str:
             (f"`{name}`", read_config_description(file))
             for name, file in sorted(list_config_options(group, [CONF_DIR]).items())
         ]
-        lines += [f"### {group}=\n", *_table(("option", "what it is"), rows), ""]
+        lines += [f"### {group}=\n", *format_markdown_table(("option", "what it is"), rows), ""]
     lines += ["## krill-train, krill-preprocess, krill-tokenizer\n", _doc(schema.TrainConfig)]
     lines += [*_keys(schema.TrainConfig, "", compose_config("train", []), {name for name, _ in SECTIONS}), ""]
     for section, kinds in SECTIONS:
@@ -164,7 +165,7 @@ def _keys(
         sentence = " ".join((field.description or "").split()).replace("<", "&lt;")
         default = _default(field, key, values)
         rows.append((f"`{prefix}{key}`", _type(properties[key]), default, sentence))
-    return _table(("key", "type", "default", "meaning"), rows)
+    return format_markdown_table(("key", "type", "default", "meaning"), rows)
 
 
 def _default(field: FieldInfo, key: str, values: DictConfig | None) -> str:
@@ -223,11 +224,6 @@ def _bounds(node: dict[str, Any]) -> Iterator[str]:
     parts = [f"{sign} {node[key]:g}" for key, sign in signs.items() if key in node]
     if parts:
         yield ", ".join(parts)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    lines = [head, ("---",) * len(head), *rows]
-    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from krill.config import paths
+from krill.tables import format_table
 
 COMMAND_EXAMPLES: dict[str, list[str]] = {
     "train": [
@@ -148,6 +149,4 @@ def _list_options(group: str, folders: Sequence[Path]) -> list[tuple[str, Path]]
 
 
 def _format_table(rows: Iterable[tuple[str, str]]) -> list[str]:
-    pairs = list(rows)
-    width = max((len(name) for name, _ in pairs), default=0)
-    return [f"  {name:<{width}}  {sentence}".rstrip() for name, sentence in pairs]
+    return format_table(rows, left=(0, 1), indent="  ")

@@ -7,6 +7,7 @@ import sys
 
 from krill.config.paths import CONF_DIR, read_config_description
 from krill.errors import DONE, USAGE
+from krill.tables import format_table
 
 COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer", "runs")
 COMMAND_ALIASES = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect", "inference": "infer"}
@@ -37,7 +38,7 @@ def main() -> int:
 
 def _format_help() -> str:
     lines = ["krill: pretrain language models from scratch", "", "usage: krill COMMAND [key=value …]", ""]
-    lines += [f"  {name:<12}{_describe_command(name)}" for name in COMMANDS]
+    lines += format_table([(name, _describe_command(name)) for name in COMMANDS], left=(0, 1), indent="  ")
     also = ", ".join(f"{old} = {new}" for old, new in COMMAND_ALIASES.items())
     return "\n".join([*lines, "", f"also: {also}", "each has its own help: krill train --help"])
 

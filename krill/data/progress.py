@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from krill.sources.source import Part
+from krill.tables import format_table
 
 log = logging.getLogger("krill")
 PREPARATION_LOG_SECONDS = 15.0
@@ -106,12 +107,13 @@ def format_dropped_table(dropped: dict[str, dict[str, Any]], num_documents: int)
     """Returns a table with a line per rule: dropped documents, their share of `num_documents`, bytes, an example."""
     if not dropped:
         return []
-    lines = [f"  {'dropped by':<28} {'documents':>12} {'share':>7} {'MB':>9}  example"]
+    rows = []
     for rule, counts in sorted(dropped.items(), key=lambda item: -item[1]["documents"]):
         example = counts["examples"][0] if counts["examples"] else {"place": "", "text": ""}
         share = counts["documents"] / max(1, num_documents)
         location = f"{example['place']} {example['text'][:40]!r}" if example["text"] else example["place"]
-        lines.append(
-            f"  {rule:<28} {counts['documents']:>12,} {share:>7.2%} {counts['bytes'] / 1e6:>9.2f}  {location}"
+        rows.append(
+            (rule, f"{counts['documents']:,}", f"{share:.2%}", f"{counts['bytes'] / 1e6:.2f}", location)
         )
-    return lines
+    header = ("dropped by", "documents", "share", "MB", "example")
+    return format_table(rows, header, left=(0, 4), indent="  ", min_widths=(28, 11, 6, 8))

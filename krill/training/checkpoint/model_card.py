@@ -13,6 +13,7 @@ import yaml
 
 from krill.config.schema import CustomModelConfig, CustomOptimizerConfig
 from krill.runs.record import collect_versions, read_git_state, read_metrics, read_validations
+from krill.tables import format_markdown_table
 from krill.training.metrics.evaluate import Baselines
 from krill.training.setup import RunSetup
 
@@ -66,14 +67,13 @@ def _describe_model(setup: RunSetup, parameters: int) -> dict[str, Any]:
 def _format_data(setup: RunSetup) -> str:
     splits = setup.store.manifest["splits"]
     rows = [
-        (PurePath(source).name, counts["documents"], counts["tokens"], counts["text_bytes"])
+        (PurePath(source).name, *(f"{counts[key]:,}" for key in ("documents", "tokens", "text_bytes")))
         for source, counts in splits["train"]["by_source"].items()
     ]
-    lines = [f"| {name} | {documents:,} | {tokens:,} | {size:,} |" for name, documents, tokens, size in rows]
-    head = "## Data\n\n| source | documents | tokens | bytes |\n|---|---|---|---|"
+    table = format_markdown_table(("source", "documents", "tokens", "bytes"), rows)
     validation = f"{splits['validation']['tokens']:,} tokens are held out for validation."
     return "\n".join(
-        [head, *lines, "", f"{validation} Signature of the tokens: `{setup.store.signature[:16]}`."]
+        ["## Data", "", *table, "", f"{validation} Signature of the tokens: `{setup.store.signature[:16]}`."]
     )
 
 
@@ -100,17 +100,18 @@ def _describe_training(setup: RunSetup, metrics: dict[str, Any]) -> dict[str, An
 def _format_results(setup: RunSetup, metrics: dict[str, Any], baselines: Baselines | None) -> str:
     if baselines is None:
         return ""
-    lines = ["", "| source | validation loss | bits per byte |", "|---|---|---|"]
+    rows = []
     last = read_validations(setup.folder)[-1]
     for source in setup.store.sources:
         if f"eval_loss/{source}" in last:
             loss, bits = last[f"eval_loss/{source}"], last[f"eval_bits_per_byte/{source}"]
-            lines.append(f"| {source} | {loss:.4f} | {bits:.4f} |")
+            rows.append((source, f"{loss:.4f}", f"{bits:.4f}"))
+    table = format_markdown_table(("source", "validation loss", "bits per byte"), rows)
     return "\n".join([
         "## Results", "",
         f"Validation loss {metrics['eval_loss']:.4f} nats per token, {metrics['eval_bits_per_byte']:.4f} bits per "
         f"byte. Baselines: uniform {baselines.uniform:.4f} nats, unigram {baselines.unigram:.4f} nats.",
-        *(lines if len(lines) > 3 else []),
+        *(["", *table] if rows else []),
     ])  # fmt: skip
 
 
@@ -118,14 +119,18 @@ def _format_curve(setup: RunSetup) -> str:
     """Returns a table of the losses at the validated steps, or at the logged steps of a run without validation."""
     validations = {line["step"]: line for line in read_validations(setup.folder)}
     logged = {line["step"]: line for line in read_metrics(setup.folder) if "loss" in line}
-    lines = [
-        f"| {step:,} | {line['tokens']:,} | {_format_value(logged, step, 'loss')} "
-        f"| {_format_value(validations, step, 'eval_loss')} "
-        f"| {_format_value(validations, step, 'eval_bits_per_byte')} |"
+    rows = [
+        (
+            f"{step:,}",
+            f"{line['tokens']:,}",
+            _format_value(logged, step, "loss"),
+            _format_value(validations, step, "eval_loss"),
+            _format_value(validations, step, "eval_bits_per_byte"),
+        )
         for step, line in _thin_curve(sorted((validations or logged).items()))
     ]
-    head = "| step | tokens | training loss | validation loss | bits per byte |\n|---|---|---|---|---|"
-    return "\n".join(["## Curve", "", head, *lines])
+    header = ("step", "tokens", "training loss", "validation loss", "bits per byte")
+    return "\n".join(["## Curve", "", *format_markdown_table(header, rows)])
 
 
 def _format_value(lines: dict[int, dict[str, Any]], step: int, key: str) -> str:
@@ -158,5 +163,4 @@ def _strip_folders(value: Any) -> Any:
 
 
 def _format_table(title: str, values: dict[str, Any]) -> str:
-    lines = [f"| {name} | {value} |" for name, value in values.items()]
-    return "\n".join([f"## {title}", "", "| | |", "|---|---|", *lines])
+    return "\n".join([f"## {title}", "", *format_markdown_table(("", ""), values.items())])
