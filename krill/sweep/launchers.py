@@ -33,9 +33,7 @@ class SweepLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by other sweepers. Raises UsageError."""
-        raise UsageError(
-            "this hydra/launcher runs the points of krill's own sweeper: leave hydra/sweeper out"
-        )
+        raise UsageError("this hydra/launcher needs the sweeper of krill: leave hydra.sweeper out")
 
     @abstractmethod
     def launch_batch(self, sweep: Sweep, run_point: Callable[[Any], Any]) -> None:
