@@ -1,7 +1,7 @@
-"""A Hugging Face Hub on this machine: repositories of models in memory, behind as much of the Hub's HTTP API as
-huggingface_hub uses to make, read, change and delete them. It fails where a test asks it to.
+"""A local Hugging Face Hub: model repositories in memory, behind the part of the Hub's HTTP API that huggingface_hub
+uses to create, read, change and delete them. Requests fail when a test wants them to.
 
-Every file is a plain one (no LFS, no Xet), every commit keeps the whole tree, and whoever has the token owns all.
+All files are regular (no LFS, no Xet), every commit stores the whole tree, and the one token owns everything.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Tree = dict[str, bytes]
 
 @dataclass
 class Repository:
-    """Commits in their order, each with its message and all files."""
+    """Commits in order, each with its message and all files."""
 
     private: bool
     commits: dict[str, tuple[str, Tree]] = field(default_factory=dict)
@@ -53,16 +53,16 @@ class Repository:
 
 
 @dataclass
-class Failing:
-    """Which requests fail, and how: a status, or "drop" for a connection that breaks off."""
+class Failure:
+    """Which requests fail, and how: with an HTTP status, or "drop" for a broken connection."""
 
-    asked: re.Pattern[str]
+    pattern: re.Pattern[str]
     how: int | str
     times: int
 
 
 class HubServer(ThreadingHTTPServer):
-    """`repositories` is what it holds, `requests` what it was asked, as method and path."""
+    """The server. `requests` lists each request as method and path; requests wait until `gate` is set."""
 
     daemon_threads = True
 
@@ -70,30 +70,30 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
-        self.failing: list[Failing] = []
-        self.held = threading.Event()
-        self.held.set()
-        self.busy = threading.Lock()
+        self.failures: list[Failure] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.lock = threading.Lock()
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     @contextmanager
-    def fails(self, asked: str, how: int | str, times: int = 1000) -> Iterator[None]:
-        """While the block runs, so many requests whose method and path match fail: with a status, or "drop"."""
-        entry = Failing(re.compile(asked), how, times)
-        self.failing.append(entry)
+    def fail_requests(self, pattern: str, how: int | str, times: int = 1000) -> Iterator[None]:
+        """Fails up to `times` requests whose method and path match, within the context: a status, or "drop"."""
+        failure = Failure(re.compile(pattern), how, times)
+        self.failures.append(failure)
         try:
             yield
         finally:
-            self.failing.remove(entry)
+            self.failures.remove(failure)
 
-    def asked(self, what: str) -> int:
-        return sum(bool(re.search(what, request)) for request in self.requests)
+    def count_requests(self, pattern: str) -> int:
+        return sum(bool(re.search(pattern, request)) for request in self.requests)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
+        """Ignores clients that disconnect."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -110,19 +110,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        asked = f"{self.command} {path}"
+        request = f"{self.command} {path}"
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.requests.append(asked)
-        self.server.held.wait(60)
-        for failing in self.server.failing:
-            if failing.times and failing.asked.search(asked):
-                failing.times -= 1
-                self._fail(failing.how)
+        self.server.requests.append(request)
+        self.server.gate.wait(60)
+        for failure in self.server.failures:
+            if failure.times and failure.pattern.search(request):
+                failure.times -= 1
+                self._fail(failure.how)
                 return
-        for route, work in ROUTES:
-            if match := re.fullmatch(route, asked):
-                with self.server.busy:
-                    work(self, *match.groups())
+        for route, handle in ROUTES:
+            if match := re.fullmatch(route, request):
+                with self.server.lock:
+                    handle(self, *match.groups())
                 return
         self._send(404, {"error": "no such address"})
 
@@ -131,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
         else:
-            self._send(int(how), {"error": "as the test asked for"})
+            self._send(int(how), {"error": "requested by the test"})
 
     def _send(self, status: int, content: Any = None, **headers: str) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -146,32 +146,32 @@ class Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def _repository(self, name: str, write: bool = False) -> Repository | None:
-        """The repository, or None when the refusal has been sent."""
-        found = self.server.repositories.get(name)
-        if found and (self._authorized() or not (write or found.private)):
-            return found
+        """Returns the repository, or None after sending an error."""
+        repository = self.server.repositories.get(name)
+        if repository and (self._authorized() or not (write or repository.private)):
+            return repository
         self._send(404 if self._authorized() else 401, {}, X_Error_Code="RepoNotFound")
         return None
 
-    # --- what is asked of it -------------------------------------------------------------------------------
+    # --- routes --------------------------------------------------------------------------------------------
 
     def create(self) -> None:
-        asked = json.loads(self.body)
-        name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+        body = json.loads(self.body)
+        name = f"{body['organization']}/{body['name']}" if body.get("organization") else body["name"]
         url = {"url": f"{self.server.address}/{name}"}
         if not self._authorized():
             self._send(401, {"error": "Invalid username or password."})
         elif name in self.server.repositories:
             self._send(409, url | {"error": "You already created this model repo"})
         else:
-            made = Repository(private=bool(asked.get("private") or asked.get("visibility") == "private"))
-            made.add("initial commit", {".gitattributes": b""})
-            self.server.repositories[name] = made
+            repository = Repository(private=bool(body.get("private") or body.get("visibility") == "private"))
+            repository.add("initial commit", {".gitattributes": b""})
+            self.server.repositories[name] = repository
             self._send(200, url)
 
     def delete(self) -> None:
-        asked = json.loads(self.body)
-        name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+        body = json.loads(self.body)
+        name = f"{body['organization']}/{body['name']}" if body.get("organization") else body["name"]
         if self._repository(name, write=True):
             del self.server.repositories[name]
             self._send(200, {})
@@ -180,42 +180,49 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, {"errors": [], "warnings": []})
 
     def info(self, name: str, revision: str | None = None) -> None:
-        if found := self._repository(name):
-            sha = revision if revision in found.commits else found.head
-            siblings = [{"rfilename": path} for path in found.commits[sha][1]]
+        if repository := self._repository(name):
+            sha = revision if revision in repository.commits else repository.head
+            siblings = [{"rfilename": path} for path in repository.commits[sha][1]]
             self._send(
-                200, {"id": name, "modelId": name, "sha": sha, "private": found.private, "siblings": siblings}
+                200,
+                {
+                    "id": name,
+                    "modelId": name,
+                    "sha": sha,
+                    "private": repository.private,
+                    "siblings": siblings,
+                },
             )
 
     def tree(self, name: str, revision: str, folder: str | None = None) -> None:
-        if found := self._repository(name):
-            tree = found.commits[revision if revision in found.commits else found.head][1]
-            inside = {
+        if repository := self._repository(name):
+            tree = repository.commits[revision if revision in repository.commits else repository.head][1]
+            files = {
                 path: data for path, data in tree.items() if path.startswith(f"{folder}/" if folder else "")
             }
-            if folder and not inside:
+            if folder and not files:
                 self._send(404, {}, X_Error_Code="EntryNotFound")
                 return
             self._send(
                 200,
                 [
-                    {"type": "file", "path": path, "size": len(data), "oid": blob(data)}
-                    for path, data in inside.items()
+                    {"type": "file", "path": path, "size": len(data), "oid": git_blob_hash(data)}
+                    for path, data in files.items()
                 ],
             )
 
     def preupload(self, name: str) -> None:
-        if found := self._repository(name, write=True):
+        if repository := self._repository(name, write=True):
             files = [
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False,
-                 "oid": blob(found.files[file["path"]]) if file["path"] in found.files else None}
+                 "oid": git_blob_hash(repository.files[file["path"]]) if file["path"] in repository.files else None}
                 for file in json.loads(self.body)["files"]
             ]  # fmt: skip
             self._send(200, {"files": files})
 
     def commit(self, name: str) -> None:
-        if found := self._repository(name, write=True):
-            tree, message = dict(found.files), ""
+        if repository := self._repository(name, write=True):
+            tree, message = dict(repository.files), ""
             for line in map(json.loads, self.body.splitlines()):
                 value = line["value"]
                 if line["key"] == "header":
@@ -223,12 +230,12 @@ class Handler(BaseHTTPRequestHandler):
                 elif line["key"] == "file":
                     tree[value["path"]] = base64.b64decode(value["content"])
                 else:
-                    gone = [
+                    deleted = [
                         path for path in tree if path == value["path"] or path.startswith(f"{value['path']}/")
                     ]
-                    for path in gone:
+                    for path in deleted:
                         del tree[path]
-            sha = found.add(message, tree)
+            sha = repository.add(message, tree)
             self._send(
                 200,
                 {
@@ -239,14 +246,14 @@ class Handler(BaseHTTPRequestHandler):
             )
 
     def resolve(self, name: str, revision: str, path: str) -> None:
-        if not (found := self._repository(name)):
+        if not (repository := self._repository(name)):
             return
-        sha = revision if revision in found.commits else found.head
-        data = found.commits[sha][1].get(path)
+        sha = revision if revision in repository.commits else repository.head
+        data = repository.commits[sha][1].get(path)
         if data is None:
             self._send(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
             return
-        headers = {"X_Repo_Commit": sha, "ETag": f'"{blob(data)}"', "Accept_Ranges": "bytes"}
+        headers = {"X_Repo_Commit": sha, "ETag": f'"{git_blob_hash(data)}"', "Accept_Ranges": "bytes"}
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(match[1]), int(match[2] or len(data) - 1)
             headers["Content_Range"] = f"bytes {first}-{last}/{len(data)}"
@@ -269,14 +276,14 @@ ROUTES: list[tuple[str, Any]] = [
 ]
 
 
-def blob(data: bytes) -> str:
-    """What git calls a file of this content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def git_blob_hash(data: bytes) -> str:
+    """Returns git's hash of a file with this content."""
+    return hashlib.sha1(b"git_blob_hash %d\0" % len(data) + data).hexdigest()
 
 
 @contextmanager
 def hub_server(patch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """The server, running, and this process's huggingface_hub, logged in, talking to it without pauses."""
+    """Runs a server and points this process's huggingface_hub at it, logged in and without waits between retries."""
     with HubServer() as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         constants = "huggingface_hub.constants"
@@ -291,5 +298,5 @@ def hub_server(patch: pytest.MonkeyPatch) -> Iterator[HubServer]:
             "huggingface_hub.utils._http.time", SimpleNamespace(**vars(time) | {"sleep": lambda _: None})
         )
         yield server
-        server.held.set()
+        server.gate.set()
         server.shutdown()

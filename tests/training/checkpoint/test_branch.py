@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ BASE = ("scheduler=wsd", "steps=10", "save_every=100", "keep_checkpoints=1", "ev
 LONGER = ("scheduler=wsd", "steps=12", "scheduler.decay=0.33333", "save_every=100", "eval_every=5")
 
 
-@pytest.fixture
-def base_run(krill_train: Any) -> Path:
-    assert krill_train(*BASE) == 0
-    return krill_train.runs()[0]
+@pytest.fixture(scope="session")
+def base_run(reference_run: Callable[..., Path]) -> Path:
+    return reference_run(*BASE)
 
 
 @pytest.mark.parametrize("optimizer", ["muon_moonlight", "adamw"])
@@ -51,25 +51,25 @@ def test_branch_follows_its_own_schedule_from_its_first_step(krill_train: Any, b
         f"branch={base_run}",
     )
     assert krill_train(*overrides) == 0
-    rates = [
-        [line["lr/matrices"] for line in read_metrics(run) if "loss" in line] for run in krill_train.runs()
-    ]
-    assert rates[0][:8] == rates[1][:8]
-    assert rates[0][8] > rates[1][8]
-    assert all(
-        line["lr"] == line["lr/embeddings"] for line in read_metrics(krill_train.runs()[1]) if "lr" in line
+    (branch,) = krill_train.runs()
+    base_rates, rates = (
+        [line["lr/matrices"] for line in read_metrics(run) if "loss" in line] for run in (base_run, branch)
     )
+    assert base_rates[:8] == rates[:8]
+    assert base_rates[8] > rates[8]
+    assert all(line["lr"] == line["lr/embeddings"] for line in read_metrics(branch) if "lr" in line)
 
 
-def test_interrupted_branch_resumes_in_its_own_folder(krill_train: Any, base_run: Path) -> None:
+def test_interrupted_branch_resumes_in_its_own_folder(
+    krill_train: Any, base_run: Path, reference_run: Callable[..., Path]
+) -> None:
     overrides = (*LONGER, f"branch={base_run}")
-    assert krill_train(*overrides) == 0
-    undisturbed = krill_train.runs()[-1]
+    undisturbed = reference_run(*overrides)
     assert train_and_signal(krill_train, signal.SIGTERM, 10, *overrides) == 75
-    interrupted = krill_train.runs()[-1]
+    (interrupted,) = krill_train.runs()
     assert list_checkpoint_steps(interrupted) == [10]
     assert krill_train(*overrides) == 0
-    assert krill_train.states() == ["finished"] * 3
+    assert krill_train.states() == ["finished"]
     assert_same_result(interrupted, undisturbed)
 
 
@@ -109,7 +109,7 @@ def test_decay_on_other_text_keeps_the_tokenizer_of_the_base_run(
         ("scheduler.decay=0.5", "use scheduler=wsd scheduler.decay=0.33333333 or less, or more steps"),
         ("scheduler=cosine scheduler.decay=null", "the decay of this schedule would have started at step 1"),
         ("scheduler.warmup=0.9 scheduler.decay=0.1", "the warm-up of this schedule would last until step 11"),
-        ("steps=null epochs=2", "branch= needs steps="),
+        ("steps=null epochs=2", "branch= needs the steps of the whole run"),
         ("tokenizer.vocab_size=330", "that run used another tokenizer; use tokenizer=pretrained"),
     ],
 )
@@ -123,7 +123,7 @@ def test_branch_that_cannot_match_a_straight_run_is_rejected(
         capsys.readouterr()
         assert krill_train(*arguments) == 2
         assert message in capsys.readouterr().err
-    assert krill_train.runs() == [base_run]
+    assert krill_train.runs() == []
 
 
 def test_cosine_run_has_no_checkpoint_to_branch_off(

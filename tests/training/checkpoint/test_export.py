@@ -1,4 +1,4 @@
-"""model/ is what others read: transformers, and servers that take plain Llama or Qwen3 weights by their names."""
+"""transformers, and servers that load plain Llama or Qwen3 weights by name, read model/ and compute the same."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from krill.runs import checkpoints
 
 IDS = torch.tensor([[1, 70, 71, 90, 300, 17, 5, 200, 131], [1, 9, 8, 7, 6, 5, 4, 3, 2]])
-STACK = {
+STACKED_MODULES = {
     "q_proj": "qkv_proj",
     "k_proj": "qkv_proj",
     "v_proj": "qkv_proj",
     "gate_proj": "gate_up_proj",
     "up_proj": "gate_up_proj",
 }
-"""Weights that vLLM keeps as one, in the order of their rows."""
+"""Weights that vLLM concatenates into one, in the order of their rows."""
 
 
 class PlainWeights:
-    """Reads a model as vLLM does: every number from config.json, weights by name, projections stacked.
+    """Loads a model as vLLM does: all numbers from config.json, weights by name, projections stacked.
 
     Source: vLLM, vllm/model_executor/models/llama.py and qwen3.py (load_weights, stacked_params_mapping).
     """
@@ -40,11 +40,11 @@ class PlainWeights:
         for name, weight in self._read(folder):
             assert weight.dtype == getattr(torch, self.config["dtype"])
             *_, module, _ = name.split(".")
-            stack = STACK.get(module, module)
+            stack = STACKED_MODULES.get(module, module)
             parts.setdefault(name.replace(module, stack), {})[module] = weight
         self.weights = {
-            name: torch.cat([found[part] for part in STACK if part in found] or [*found.values()])
-            for name, found in parts.items()
+            name: torch.cat([of[part] for part in STACKED_MODULES if part in of] or [*of.values()])
+            for name, of in parts.items()
         }
         self.unused = set(self.weights)
 
@@ -55,13 +55,13 @@ class PlainWeights:
                 for name in names:
                     yield name, tensors.get_tensor(name)
 
-    def take(self, name: str) -> torch.Tensor:
+    def get_weight(self, name: str) -> torch.Tensor:
         self.unused.discard(name)
         return self.weights[name].float()
 
-    def logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """(batch, length) int64 → (batch, length, vocabulary) float32."""
-        embeddings = self.take("model.embed_tokens.weight")
+    def compute_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Computes logits: (batch, length) int64 → (batch, length, vocabulary) float32."""
+        embeddings = self.get_weight("model.embed_tokens.weight")
         assert len(embeddings) == self.config["vocab_size"]
         assert ids.shape[1] <= self.config["max_position_embeddings"]
         x = embeddings[ids]
@@ -69,39 +69,39 @@ class PlainWeights:
             name = f"model.layers.{layer}"
             x = x + self._attention(f"{name}.self_attn", self._norm(f"{name}.input_layernorm", x))
             x = x + self._mlp(f"{name}.mlp", self._norm(f"{name}.post_attention_layernorm", x))
-        head = embeddings if self.config["tie_word_embeddings"] else self.take("lm_head.weight")
+        head = embeddings if self.config["tie_word_embeddings"] else self.get_weight("lm_head.weight")
         return self._norm("model.norm", x) @ head.T
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         rms = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config["rms_norm_eps"])
-        return x * rms * self.take(f"{name}.weight")
+        return x * rms * self.get_weight(f"{name}.weight")
 
     def _mlp(self, name: str, x: torch.Tensor) -> torch.Tensor:
         assert self.config["hidden_act"] == "silu"
-        gate, up = (x @ self.take(f"{name}.gate_up_proj.weight").T).chunk(2, dim=-1)
-        return (F.silu(gate) * up) @ self.take(f"{name}.down_proj.weight").T
+        gate, up = (x @ self.get_weight(f"{name}.gate_up_proj.weight").T).chunk(2, dim=-1)
+        return (F.silu(gate) * up) @ self.get_weight(f"{name}.down_proj.weight").T
 
     def _attention(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        heads, of_kv = self.config["num_attention_heads"], self.config["num_key_value_heads"]
+        heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
         width = self.config["head_dim"]
         batch, length, _ = x.shape
-        stacked = x @ self.take(f"{name}.qkv_proj.weight").T
+        stacked = x @ self.get_weight(f"{name}.qkv_proj.weight").T
         q, k, v = (
             part.unflatten(-1, (-1, width)).transpose(1, 2)
-            for part in stacked.split([heads * width, of_kv * width, of_kv * width], dim=-1)
+            for part in stacked.split([heads * width, kv_heads * width, kv_heads * width], dim=-1)
         )
         if self.architecture == "Qwen3ForCausalLM":
             q, k = self._norm(f"{name}.q_norm", q), self._norm(f"{name}.k_norm", k)
-        q, k = self._rotated(q), self._rotated(k)
-        k, v = (part.repeat_interleave(heads // of_kv, dim=1) for part in (k, v))
+        q, k = self._rotate(q), self._rotate(k)
+        k, v = (part.repeat_interleave(heads // kv_heads, dim=1) for part in (k, v))
         scores = (q @ k.transpose(-1, -2) / width**0.5).masked_fill(
             torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf
         )
         mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, heads * width)
-        return mixed @ self.take(f"{name}.o_proj.weight").T
+        return mixed @ self.get_weight(f"{name}.o_proj.weight").T
 
-    def _rotated(self, x: torch.Tensor) -> torch.Tensor:
-        """RoPE as in Llama's own form: the halves of a head are the two coordinates."""
+    def _rotate(self, x: torch.Tensor) -> torch.Tensor:
+        """Applies RoPE in Llama's form, where the halves of a head are the two coordinates."""
         length, width = x.shape[-2:]
         theta = self.config["rope_parameters"]["rope_theta"]
         assert self.config["rope_parameters"]["rope_type"] == "default"
@@ -117,8 +117,8 @@ class PlainWeights:
         )
 
 
-def trained(krill_train: Any, *words: str) -> Path:
-    assert krill_train("steps=2", "save_every=2", "lr=0.05", *words) == 0
+def train_model(krill_train: Any, *extra_overrides: str) -> Path:
+    assert krill_train("steps=2", "save_every=2", "lr=0.05", *extra_overrides) == 0
     run: Path = krill_train.runs("m")[-1]
     return run / "model"
 
@@ -130,18 +130,22 @@ LLAMA = (
 QWEN = ("model=qwen3_pico", "name=m", "model.num_key_value_heads=1", "model.head_dim=8")
 
 
-@pytest.mark.parametrize("words", [LLAMA, QWEN], ids=["llama", "qwen3"])
-def test_a_loader_of_plain_weights_computes_the_same(words: tuple[str, ...], krill_train: Any) -> None:
-    folder = trained(krill_train, *words)
+@pytest.mark.parametrize("model_overrides", [LLAMA, QWEN], ids=["llama", "qwen3"])
+def test_loader_of_plain_weights_computes_the_same_logits(
+    model_overrides: tuple[str, ...], krill_train: Any
+) -> None:
+    folder = train_model(krill_train, *model_overrides)
     plain = PlainWeights(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        torch.testing.assert_close(plain.logits(IDS), model(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            plain.compute_logits(IDS), model(input_ids=IDS).logits, rtol=1e-4, atol=1e-4
+        )
     assert plain.unused == set()
 
 
-def test_config_json_has_what_such_loaders_ask_for(krill_train: Any) -> None:
-    folder = trained(krill_train, *LLAMA)
+def test_config_json_has_the_keys_that_loaders_read(krill_train: Any) -> None:
+    folder = train_model(krill_train, *LLAMA)
     config = json.loads((folder / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 777
     assert config["torch_dtype"] == config["dtype"] == "float32"
@@ -155,22 +159,24 @@ def test_config_json_has_what_such_loaders_ask_for(krill_train: Any) -> None:
     assert config["vocab_size"] == len(tokenizer)
 
 
-def test_bf16_where_asked_for_and_only_in_the_model(krill_train: Any) -> None:
-    full = trained(krill_train, *LLAMA)
-    half = trained(krill_train, *LLAMA, "export_dtype=bf16")
-    assert half.parent != full.parent, "another result, so another run"
-    config = json.loads((half / "config.json").read_text())
+def test_export_dtype_applies_to_the_model_and_not_to_checkpoints(krill_train: Any) -> None:
+    fp32_folder = train_model(krill_train, *LLAMA)
+    bf16_folder = train_model(krill_train, *LLAMA, "export_dtype=bf16")
+    assert bf16_folder.parent != fp32_folder.parent, "another result needs another run"
+    config = json.loads((bf16_folder / "config.json").read_text())
     assert config["torch_dtype"] == config["dtype"] == "bfloat16"
-    assert "those here are bf16" in (half / "README.md").read_text()
-    small, large = (AutoModelForCausalLM.from_pretrained(folder, dtype="auto") for folder in (half, full))
-    assert (small.dtype, large.dtype) == (torch.bfloat16, torch.float32)
+    assert "exported as bf16" in (bf16_folder / "README.md").read_text()
+    bf16_model, fp32_model = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype="auto") for folder in (bf16_folder, fp32_folder)
+    )
+    assert (bf16_model.dtype, fp32_model.dtype) == (torch.bfloat16, torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(
-            small(input_ids=IDS).logits.float(), large(input_ids=IDS).logits, rtol=0.05, atol=0.05
+            bf16_model(input_ids=IDS).logits.float(), fp32_model(input_ids=IDS).logits, rtol=0.05, atol=0.05
         )
-    for (name, mine), theirs in zip(small.named_parameters(), large.parameters(), strict=True):
-        assert torch.equal(mine, theirs.bfloat16()), name
-    (checkpoint,) = checkpoints.list_checkpoints(half.parent / "checkpoints")
+    for (name, actual), expected in zip(bf16_model.named_parameters(), fp32_model.parameters(), strict=True):
+        assert torch.equal(actual, expected.bfloat16()), name
+    (checkpoint,) = checkpoints.list_checkpoints(bf16_folder.parent / "checkpoints")
     with safe_open(checkpoint / "model.safetensors", "pt") as tensors:
         names = list(tensors.keys())
         assert {tensors.get_tensor(name).dtype for name in names} == {torch.float32}

@@ -1,11 +1,11 @@
-"""What a run puts on the Hub when it is asked to, and how it goes on from there on another machine."""
+"""A run uploads its checkpoints and its model to the Hub if configured, and resumes from there on another machine."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from krill.training.callbacks.signals import StopOnSignal
 
 ID = "hub.id=me/mine"
 RUN = (ID, "hub.checkpoints=true", "steps=5", "save_every=2", "eval_every=2", "sample_every=2")
-DOWN = "GET /api/models/me/mine$"
-"""What is asked first by a run that may go on from the Hub, and by nothing else."""
+LOOKUP = "GET /api/models/me/mine$"
+"""The first request of a run that may resume from the Hub; nothing else sends it."""
 
 
 @pytest.fixture
@@ -32,65 +32,66 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
-def there(hub: HubServer) -> Repository:
+def get_repository(hub: HubServer) -> Repository:
     return hub.repositories["me/mine"]
 
 
-def step_there(hub: HubServer) -> int:
-    step: int = json.loads(there(hub).files["last-checkpoint/manifest.json"])["step"]
+def get_uploaded_step(hub: HubServer) -> int:
+    step: int = json.loads(get_repository(hub).files["last-checkpoint/manifest.json"])["step"]
     return step
 
 
-def move_away(krill_train: Any, name: str = "elsewhere") -> Path:
-    """All runs so far lie elsewhere, as for a machine that has none of them."""
+def move_runs(krill_train: Any, name: str = "elsewhere") -> Path:
+    """Moves all runs out of runs/, as if this machine had none of them."""
     moved: Path = krill_train.outputs / name
     (krill_train.outputs / "runs").rename(moved)
     return moved / "llama_pico"
 
 
-@pytest.fixture
-def whole(krill_train: Any, hub: HubServer) -> Path:
-    """A run that nothing stopped, which knows of no Hub; on another machine."""
-    assert krill_train(*(word for word in RUN if word != "hub.checkpoints=true")) == 0
-    return next(move_away(krill_train, "undisturbed").iterdir())
+@pytest.fixture(scope="session")
+def undisturbed_run(reference_run: Callable[..., Path]) -> Path:
+    """A run without the Hub."""
+    return reference_run(*RUN[2:])
 
 
 @pytest.fixture
-def stopped(krill_train: Any, hub: HubServer) -> None:
-    """One was stopped after step 2, on another machine; the Hub has that step."""
+def interrupted_elsewhere(krill_train: Any, hub: HubServer) -> None:
+    """Interrupts a run after step 2 on another machine; the Hub has that step."""
     assert train_and_signal(krill_train, signal.SIGTERM, 2, *RUN) == 75
-    assert step_there(hub) == 2
-    move_away(krill_train)
+    assert get_uploaded_step(hub) == 2
+    move_runs(krill_train)
 
 
 # --- uploading ---------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_connected_to_unless_asked(krill_train: Any, hub: HubServer) -> None:
+def test_hub_is_not_contacted_unless_configured(krill_train: Any, hub: HubServer) -> None:
     assert krill_train(ID, "steps=1") == 0
     assert hub.requests == []
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_the_model_goes_to_a_private_repository_unless_asked_otherwise(
+def test_model_is_pushed_to_a_private_repository_by_default(
     private: bool, krill_train: Any, hub: HubServer
 ) -> None:
     assert krill_train(ID, "steps=1", "hub.push=true", *([] if private else ["hub.private=false"])) == 0
     (run,) = krill_train.runs()
-    assert there(hub).private is private
+    assert get_repository(hub).private is private
     names = {".gitattributes", *(path.name for path in (run / "model").iterdir())}
     assert (
-        set(there(hub).files) == names >= {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+        set(get_repository(hub).files)
+        == names
+        >= {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
     )
-    assert there(hub).files["model.safetensors"] == (run / "model/model.safetensors").read_bytes()
+    assert get_repository(hub).files["model.safetensors"] == (run / "model/model.safetensors").read_bytes()
 
 
-def test_the_last_checkpoint_then_the_model_come_last(krill_train: Any, hub: HubServer) -> None:
+def test_last_checkpoint_is_uploaded_before_the_model(krill_train: Any, hub: HubServer) -> None:
     assert krill_train(*RUN, "hub.push=true") == 0
     (run,) = krill_train.runs()
-    *_, before, last = there(hub).messages
+    *_, before, last = get_repository(hub).messages
     assert (before, last) == ("krill: checkpoint of step 5", f"krill: {run.name}")
-    files = there(hub).files
+    files = get_repository(hub).files
     checkpoint = run / "checkpoints/checkpoint-5"
     names = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
     record = {"run/config.yaml", "run/status.json", "run/metrics.jsonl", "run/samples.jsonl"}
@@ -102,153 +103,160 @@ def test_the_last_checkpoint_then_the_model_come_last(krill_train: Any, hub: Hub
     assert not any((run / ".upload").glob("*"))
 
 
-def test_a_file_that_the_new_checkpoint_does_not_have_goes(krill_train: Any, hub: HubServer) -> None:
+def test_file_missing_in_the_new_checkpoint_is_deleted(krill_train: Any, hub: HubServer) -> None:
     assert krill_train(*RUN, "steps=1") == 0
-    there(hub).files["last-checkpoint/scaler.pt"] = b"of an older one"
-    there(hub).files["notes.md"] = b"mine"
+    get_repository(hub).files["last-checkpoint/scaler.pt"] = b"of an older one"
+    get_repository(hub).files["notes.md"] = b"mine"
     assert krill_train(*RUN, "steps=1", "resume=false") == 0
-    assert "last-checkpoint/scaler.pt" not in there(hub).files
-    assert "notes.md" in there(hub).files
+    assert "last-checkpoint/scaler.pt" not in get_repository(hub).files
+    assert "notes.md" in get_repository(hub).files
 
 
-def test_what_a_slow_upload_leaves_out_is_never_the_last(
+def test_slow_upload_never_skips_the_last_checkpoint(
     krill_train: Any, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(StopOnSignal, "on_train_end", lambda *_, **__: hub.held.set())
-    hub.held.clear()
+    monkeypatch.setattr(StopOnSignal, "on_train_end", lambda *_, **__: hub.gate.set())
+    hub.gate.clear()
     assert krill_train(*RUN, "save_every=1", "keep_checkpoints=1", "keep_best=false", "resume=false") == 0
-    steps = [message for message in there(hub).messages if "checkpoint" in message]
-    assert len(steps) <= 2, "the one that was held, and the last"
+    steps = [message for message in get_repository(hub).messages if "checkpoint" in message]
+    assert len(steps) <= 2, "the checkpoint whose upload was held, and the last one"
     assert steps[-1] == "krill: checkpoint of step 5"
 
 
 @pytest.mark.parametrize("how", [500, "drop"])
-def test_a_failed_upload_is_told_and_the_next_one_is_tried(
+def test_failed_upload_is_logged_and_retried_with_the_next_checkpoint(
     how: int | str, krill_train: Any, hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with hub.fails("POST /api/repos/create", how, times=1):
+    with hub.fail_requests("POST /api/repos/create", how, times=1):
         assert krill_train(*RUN, "hub.push=true", "resume=false") == 0
     assert "checkpoint of step 2 not uploaded: " in capsys.readouterr().err
-    assert step_there(hub) == 5
-    assert "model.safetensors" in there(hub).files
+    assert get_uploaded_step(hub) == 5
+    assert "model.safetensors" in get_repository(hub).files
 
 
-def test_where_it_fails_to_the_end_nothing_is_lost_and_the_same_command_tries_again(
-    krill_train: Any, whole: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch,
+def test_upload_that_keeps_failing_loses_nothing_and_the_same_command_retries(
+    krill_train: Any, undisturbed_run: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    with hub.fails("commit", 401):
+    with hub.fail_requests("commit", 401):
         assert krill_train(*RUN, "hub.push=true") == 1
-    told = capsys.readouterr().err
-    assert "hub: the upload to me/mine failed (" in told
-    assert "give the same command again to try once more" in told
+    errors = capsys.readouterr().err
+    assert "hub: the upload to me/mine failed (" in errors
+    assert "run the same command to retry" in errors
     assert krill_train.states() == ["failed"]
     monkeypatch.setattr("krill.training.trainer.KrillTrainer.training_step", None)
     assert krill_train(*RUN, "hub.push=true") == 0
     assert krill_train.states() == ["finished"]
-    assert step_there(hub) == 5
+    assert get_uploaded_step(hub) == 5
     (run,) = krill_train.runs()
-    assert_same_result(run, whole)
+    assert_same_result(run, undisturbed_run)
 
 
-def test_a_signal_is_obeyed_when_the_hub_is_away(krill_train: Any, hub: HubServer) -> None:
-    with hub.fails(".", "drop"):
+def test_signal_ends_the_run_while_the_hub_is_unreachable(krill_train: Any, hub: HubServer) -> None:
+    with hub.fail_requests(".", "drop"):
         assert train_and_signal(krill_train, signal.SIGTERM, 3, *RUN) == 75
     assert hub.repositories == {}
 
 
-# --- going on ----------------------------------------------------------------------------------------------
+# --- resuming ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("stopped")
-@pytest.mark.parametrize("words", [("resume=remote",), ("resume=auto",), ("resume=remote", "output=mine")])
-def test_it_goes_on_elsewhere_to_the_same_bytes(
-    words: tuple[str, ...], krill_train: Any, whole: Path, hub: HubServer,
+@pytest.mark.usefixtures("interrupted_elsewhere")
+@pytest.mark.parametrize(
+    "extra_overrides", [("resume=remote",), ("resume=auto",), ("resume=remote", "output=mine")]
+)
+def test_run_resumed_on_another_machine_has_the_same_bytes(
+    extra_overrides: tuple[str, ...], krill_train: Any, undisturbed_run: Path, hub: HubServer,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert krill_train(*RUN, *words) == 0
-    run = krill_train.outputs / "mine" if "output=mine" in words else krill_train.runs()[0]
-    told = (run / "log.txt").read_text()
-    assert "resume: step 2 from me/mine" in told
-    assert "resuming from step 2" in told
-    assert_same_result(run, whole)
-    assert (run / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+    assert krill_train(*RUN, *extra_overrides) == 0
+    run = krill_train.outputs / "mine" if "output=mine" in extra_overrides else krill_train.runs()[0]
+    log = (run / "log.txt").read_text()
+    assert "resume: step 2 from me/mine" in log
+    assert "resuming from step 2" in log
+    assert_same_result(run, undisturbed_run)
+    assert (run / "samples.jsonl").read_bytes() == (undisturbed_run / "samples.jsonl").read_bytes()
     assert (read_status(run) or {})["remote"] == {"id": "me/mine", "step": 2}
     assert not list(run.glob(".remote*"))
-    assert json.loads(there(hub).files["last-checkpoint/run/status.json"])["state"] == "finished"
+    assert json.loads(get_repository(hub).files["last-checkpoint/run/status.json"])["state"] == "finished"
 
 
-@pytest.mark.usefixtures("stopped")
-def test_auto_takes_the_newer_of_both(krill_train: Any, whole: Path, hub: HubServer) -> None:
+@pytest.mark.usefixtures("interrupted_elsewhere")
+def test_resume_auto_uses_the_newer_checkpoint(
+    krill_train: Any, undisturbed_run: Path, hub: HubServer
+) -> None:
     assert train_and_signal(krill_train, signal.SIGTERM, 4, *RUN) == 75  # here, from the Hub's step 2
-    move_away(krill_train, "third")
-    (krill_train.outputs / "elsewhere").rename(krill_train.outputs / "runs")  # where it had stopped at step 2
+    move_runs(krill_train, "third")
+    (krill_train.outputs / "elsewhere").rename(krill_train.outputs / "runs")  # interrupted at step 2 there
     assert krill_train(*RUN) == 0
     (run,) = krill_train.runs()
     assert "resume: step 4 from me/mine" in (run / "log.txt").read_text()
-    assert_same_result(run, whole)
+    assert_same_result(run, undisturbed_run)
 
 
-def test_auto_goes_on_here_where_the_hub_is_older_or_away(
-    krill_train: Any, whole: Path, hub: HubServer
+def test_resume_auto_continues_locally_if_the_hub_is_older_or_unreachable(
+    krill_train: Any, undisturbed_run: Path, hub: HubServer
 ) -> None:
     assert train_and_signal(krill_train, signal.SIGTERM, 2, *RUN) == 75
-    with hub.fails("commit", 401):
+    with hub.fail_requests("commit", 401):
         assert train_and_signal(krill_train, signal.SIGTERM, 4, *RUN) == 75
-    assert step_there(hub) == 2
-    with hub.fails(DOWN, "drop"):
+    assert get_uploaded_step(hub) == 2
+    with hub.fail_requests(LOOKUP, "drop"):
         assert krill_train(*RUN) == 0
     (run,) = krill_train.runs()
-    assert_same_result(run, whole)
-    assert not hub.asked("GET .*optimizer.pt")
+    assert_same_result(run, undisturbed_run)
+    assert not hub.count_requests("GET .*optimizer.pt")
 
 
-def test_auto_tells_that_the_hub_is_away(
+def test_resume_auto_warns_that_the_hub_is_unreachable(
     krill_train: Any, hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with hub.fails(DOWN, "drop"):
+    with hub.fail_requests(LOOKUP, "drop"):
         assert krill_train(*RUN, "steps=1") == 0
     assert "me/mine cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("stopped")
-def test_a_remote_run_that_is_stopped_goes_on_in_its_folder(
-    krill_train: Any, whole: Path, hub: HubServer
+@pytest.mark.usefixtures("interrupted_elsewhere")
+def test_interrupted_remote_run_resumes_in_its_own_folder(
+    krill_train: Any, undisturbed_run: Path, hub: HubServer
 ) -> None:
-    words = (*(word for word in RUN if word != "hub.checkpoints=true"), "resume=remote")
-    assert train_and_signal(krill_train, signal.SIGTERM, 4, *words) == 75
-    assert step_there(hub) == 2
+    overrides = (*(override for override in RUN if override != "hub.checkpoints=true"), "resume=remote")
+    assert train_and_signal(krill_train, signal.SIGTERM, 4, *overrides) == 75
+    assert get_uploaded_step(hub) == 2
     hub.requests.clear()
-    assert krill_train(*words) == 0
-    assert not hub.asked("GET .*optimizer.pt")
+    assert krill_train(*overrides) == 0
+    assert not hub.count_requests("GET .*optimizer.pt")
     (run,) = krill_train.runs()
-    assert_same_result(run, whole)
+    assert_same_result(run, undisturbed_run)
 
 
-@pytest.mark.usefixtures("stopped")
-def test_remote_leaves_a_run_alone_that_is_only_here(krill_train: Any, hub: HubServer) -> None:
+@pytest.mark.usefixtures("interrupted_elsewhere")
+def test_resume_remote_ignores_a_run_that_is_only_local(krill_train: Any, hub: HubServer) -> None:
     assert train_and_signal(krill_train, signal.SIGTERM, 2, ID, *RUN[2:]) == 75
     assert krill_train(*RUN, "resume=remote") == 0
     assert sorted(krill_train.states()) == ["finished", "stopped"]
 
 
-@pytest.mark.usefixtures("whole")
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("extra_overrides", "message"),
     [
         ((ID,), "resume=remote: no checkpoint in me/mine"),
         ((), "resume=remote needs a repository; set hub.id=user/name"),
     ],
 )
-def test_remote_fails_where_there_is_none(
-    words: tuple[str, ...], told: str, krill_train: Any, hub: HubServer, capsys: pytest.CaptureFixture[str]
+def test_resume_remote_fails_without_a_checkpoint_on_the_hub(
+    extra_overrides: tuple[str, ...],
+    message: str,
+    krill_train: Any,
+    hub: HubServer,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert krill_train("resume=remote", *words) == 2
-    assert told in capsys.readouterr().err
+    assert krill_train("resume=remote", *extra_overrides) == 2
+    assert message in capsys.readouterr().err
     assert krill_train.runs() == []
 
 
-def test_remote_fails_where_only_a_model_is(
+def test_resume_remote_fails_if_the_hub_has_only_a_model(
     krill_train: Any, hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train(ID, "hub.push=true", "steps=1") == 0
@@ -256,72 +264,72 @@ def test_remote_fails_where_only_a_model_is(
     assert "no checkpoint in me/mine" in capsys.readouterr().err
 
 
-def test_remote_fails_where_the_hub_is_away(
+def test_resume_remote_fails_if_the_hub_is_unreachable(
     krill_train: Any, hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with hub.fails(DOWN, "drop"):
+    with hub.fail_requests(LOOKUP, "drop"):
         assert krill_train(ID, "resume=remote") == 1
     assert "resume=remote: me/mine cannot be read" in capsys.readouterr().err
     assert krill_train.runs() == []
 
 
-@pytest.mark.usefixtures("stopped")
+@pytest.mark.usefixtures("interrupted_elsewhere")
 @pytest.mark.parametrize("resume", ["remote", "auto"])
-def test_the_checkpoint_of_another_configuration_is_neither_taken_nor_replaced(
+def test_checkpoint_of_another_configuration_is_neither_used_nor_replaced(
     resume: str, krill_train: Any, hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = there(hub).head
+    before = get_repository(hub).head
     assert krill_train(*RUN, "seed=1", f"resume={resume}") == 2
     assert "holds the checkpoint of another configuration (step 2 of llama_pico)" in capsys.readouterr().err
-    assert there(hub).head == before
+    assert get_repository(hub).head == before
     assert not (krill_train.outputs / "runs").exists()
     assert krill_train(*RUN, "seed=1", "resume=false") == 0
-    assert step_there(hub) == 5
+    assert get_uploaded_step(hub) == 5
 
 
-def test_a_finished_run_is_left_alone(
+def test_finished_run_on_the_hub_is_not_resumed(
     krill_train: Any, hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train(*RUN) == 0
-    move_away(krill_train)
+    move_runs(krill_train)
     assert krill_train(*RUN, "resume=remote") == 2
     assert "the run in me/mine is finished" in capsys.readouterr().err
     assert krill_train(*RUN) == 0
     assert "resume: step" not in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("stopped")
-def test_what_does_not_arrive_as_it_was_saved_is_not_taken(
+@pytest.mark.usefixtures("interrupted_elsewhere")
+def test_corrupt_download_is_not_used(
     krill_train: Any, hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = there(hub).files["last-checkpoint/optimizer.pt"]
-    there(hub).files["last-checkpoint/optimizer.pt"] = good[:-1] + b"x"
+    good = get_repository(hub).files["last-checkpoint/optimizer.pt"]
+    get_repository(hub).files["last-checkpoint/optimizer.pt"] = good[:-1] + b"x"
     assert krill_train(*RUN, "resume=remote") == 1
-    told = capsys.readouterr().err
-    assert "checkpoint-2/optimizer.pt was changed since it was saved" in told
-    assert "its checkpoint is not what was saved" in told
+    errors = capsys.readouterr().err
+    assert "checkpoint-2/optimizer.pt was changed since it was saved" in errors
+    assert "its checkpoint is not what was saved" in errors
     (run,) = krill_train.runs()
     assert checkpoints.list_checkpoints(run / "checkpoints") == []
-    there(hub).files["last-checkpoint/optimizer.pt"] = good
+    get_repository(hub).files["last-checkpoint/optimizer.pt"] = good
     assert krill_train(*RUN, "resume=remote") == 0
     assert krill_train.states() == ["finished"]
 
 
-@pytest.mark.usefixtures("stopped")
-def test_a_connection_that_breaks_off_is_told_and_the_same_command_goes_on(
+@pytest.mark.usefixtures("interrupted_elsewhere")
+def test_broken_connection_is_reported_and_the_same_command_resumes(
     krill_train: Any, hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with hub.fails("GET .*model.safetensors", "drop"):
+    with hub.fail_requests("GET .*model.safetensors", "drop"):
         assert krill_train(*RUN, "resume=remote") == 1
     assert "its checkpoint did not come to runs/llama_pico/" in capsys.readouterr().err
     assert krill_train(*RUN, "resume=remote") == 0
     assert krill_train.states() == ["finished"]
 
 
-def test_a_reader_of_the_model_does_not_fetch_the_checkpoint(krill_train: Any, hub: HubServer) -> None:
+def test_loading_the_model_does_not_download_the_checkpoint(krill_train: Any, hub: HubServer) -> None:
     assert krill_train(*RUN, "hub.push=true") == 0
     shutil.rmtree(krill_train.outputs / "runs")
     hub.requests.clear()
     folder, _ = locate_model("me/mine")
     assert (folder / "model.safetensors").exists()
-    assert not hub.asked("last-checkpoint")
+    assert not hub.count_requests("last-checkpoint")
