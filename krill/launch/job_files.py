@@ -72,7 +72,9 @@ def build_slots(points: Sequence[Point]) -> list[dict[str, str]]:
     configs = [point.config for point in points]
     ranks = max(resolve_world_size(config) if isinstance(config, TrainConfig) else 1 for config in configs)
     threads = first.hardware.threads if isinstance(first, TrainConfig) else None
-    return pool.build_slot_environments(first.sweep.max_parallel, first.device, ranks, len(points), threads)
+    # A preparation uses all cores itself.
+    num_commands = len(points) if points[0].invocation.command in ("train", "infer") else 1
+    return pool.build_slot_environments(first.sweep.max_parallel, first.device, ranks, num_commands, threads)
 
 
 def create_submission_folder(parent: Path, name: str = "") -> Path:

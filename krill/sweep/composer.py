@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, open_dict
 
 from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.schema import TrainConfig
@@ -30,6 +34,8 @@ class Composer:
         self.dry_run = bool(config.dry_run)
         self._loader, self._config, self._folder = loader, config, folder
         self._inputs = InputsCache()
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+        """Overrides of config groups → the configuration that Hydra composes of them."""
 
     def compose_points(
         self, overrides_of_points: Sequence[Sequence[str]]
@@ -47,17 +53,45 @@ class Composer:
         return points, errors
 
     def _compose_point(self, overrides: Sequence[str]) -> Point:
-        composed = self._loader.load_sweep_config(self._config, list(overrides))
+        composed = self._compose_config(overrides)
         hydra = composed.hydra
         with open_dict(composed):
             del composed["hydra"]
-        invocation = SweepPoint(OmegaConf.create(composed), hydra, self._folder)
+        invocation = SweepPoint(composed, hydra, self._folder)
         config = invocation.validate(COMMAND_SCHEMAS[self.command])
         if self.command == "train":
             assert isinstance(config, TrainConfig)
             raise_if_task(config)
         identity = compute_identity(self.command, config, self._inputs.open(config))
         return Point(invocation, config, invocation.resolve_folder(None, identity), identity)
+
+    def _compose_config(self, overrides: Sequence[str]) -> DictConfig:
+        """Returns what Hydra's load_sweep_config returns.
+
+        Hydra composes the chosen groups once per choice; values are then set in a copy by Hydra's own function, which
+        takes a tenth of the time.
+        """
+        parsed = OverridesParser.create(self._loader).parse_overrides(list(overrides))
+        if any(override.is_hydra_override() for override in parsed):
+            return self._loader.load_sweep_config(self._config, list(overrides))
+        values = [override for override in parsed if not self._is_group(override)]
+        groups = tuple(str(override.input_line) for override in parsed if override not in values)
+        if groups not in self._bases:
+            self._bases[groups] = self._loader.load_sweep_config(self._config, list(groups))
+        composed = copy.deepcopy(self._bases[groups])
+        ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+        composed.hydra.overrides.task = [override.input_line for override in parsed]
+        names = composed.hydra.job.config.override_dirname
+        composed.hydra.job.override_dirname = get_overrides_dirname(
+            parsed, kv_sep=names.kv_sep, item_sep=names.item_sep, exclude_keys=names.exclude_keys
+        )
+        return composed
+
+    def _is_group(self, override: Override) -> bool:
+        """Whether Hydra reads an override as the choice of a config group."""
+        return self._loader.repository.group_exists(override.key_or_group) and not isinstance(
+            override.value(), dict
+        )
 
 
 def format_point_errors(errors: PointErrors, num_points: int | None = None) -> str:

@@ -26,8 +26,8 @@ class SweepConfig(Section):
     """How a sweep (-m) chooses and runs its points."""
 
     max_parallel: Literal["auto"] | PositiveInt
-    """Maximum number of points that run at once. auto: on this machine one per GPU, or one on the CPU; on
-    SLURM no limit."""
+    """Maximum number of points that run at once. auto: on this machine one per GPU, or on a CPU one
+    per core and 4 GiB of free memory (one preparation at a time); on SLURM no limit."""
     on_failure: Literal["continue", "stop"]
     """Whether points that have not started still run after one has failed."""
     search: Literal["grid", "random", "tpe"]
