@@ -1,4 +1,4 @@
-"""sweep.search=: points that are drawn, run as those of any sweep."""
+"""Searches (sweep.search): their points are sampled, and run like those of any sweep."""
 
 from __future__ import annotations
 
@@ -15,67 +15,65 @@ pytestmark = pytest.mark.slow
 SPACE = "lr=tag(log,interval(1e-3,1e-1))"
 
 
-def told_of(sweep: Path) -> dict[str, Any]:
+def read_sweep_json(sweep: Path) -> dict[str, Any]:
     return json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
 
 
-def tried(sweep: Path) -> list[list[str]]:
-    return told_of(sweep)["tried"]
+def read_tried_points(sweep: Path) -> list[list[str]]:
+    return read_sweep_json(sweep)["tried"]
 
 
-def test_a_search_goes_on_where_it_was_stopped(krill: Krill, corpus: str, tmp_path: Path):
-    words = ("-m", SPACE, "data=files", corpus, *SMALL_RUN, "sweep.search=tpe", "hydra/launcher=basic")
-    whole, parts = tmp_path / "outputs" / "sweeps" / "whole", tmp_path / "outputs" / "sweeps" / "parts"
+def test_an_interrupted_search_resumes(krill: Krill, corpus: str, tmp_path: Path):
+    overrides = ("-m", SPACE, "data=files", corpus, *SMALL_RUN, "sweep.search=tpe", "hydra/launcher=basic")
+    whole, resumed = (tmp_path / "outputs" / "sweeps" / name for name in ("whole", "resumed"))
 
-    done = krill("train", *words, "sweep.trials=12", "name=whole")
+    done = krill("train", *overrides, "sweep.trials=12", "name=whole")
 
-    assert "12 points, drawn by tpe, the first 10 now" in done.stderr
+    assert "12 points, sampled by tpe, the first 10 now" in done.stderr
     assert "11 points: 11 finished; best" in done.stderr
     table = read_table(whole)
     assert len(table) == 12
     assert [row["eval_loss"] for row in table] == sorted(row["eval_loss"] for row in table)
 
-    shutil.copytree(whole, parts)  # as it is after a kill in the middle of the last but one point
-    told = told_of(parts)
-    for point in told["points"][10:]:
-        shutil.rmtree(parts / point["folder"])
-    told["tried"], told["points"] = told["tried"][:11], told["points"][:11]
-    (parts / "sweep.json").write_text(json.dumps(told), encoding="utf-8")
+    shutil.copytree(whole, resumed)  # the state after a kill during the last but one point
+    sweep = read_sweep_json(resumed)
+    for point in sweep["points"][10:]:
+        shutil.rmtree(resumed / point["folder"])
+    sweep["tried"], sweep["points"] = sweep["tried"][:11], sweep["points"][:11]
+    (resumed / "sweep.json").write_text(json.dumps(sweep), encoding="utf-8")
 
-    done = krill("train", *words, "sweep.trials=12", "name=parts")
+    done = krill("train", *overrides, "sweep.trials=12", "name=resumed")
 
     assert done.stderr.count("already finished") == 10
-    assert tried(parts) == tried(whole)
+    assert read_tried_points(resumed) == read_tried_points(whole)
 
 
-def test_random_points_are_all_known_beforehand(krill: Krill, corpus: str, tmp_path: Path):
-    words = ("-m", "tokenizer.vocab_size=int(interval(300,600))", "data=files", corpus, "name=drawn")
+def test_more_random_trials_keep_the_earlier_points(krill: Krill, corpus: str, tmp_path: Path):
+    overrides = ("-m", "tokenizer.vocab_size=int(interval(300,600))", "data=files", corpus, "name=random")
 
-    krill("tokenizer", *words, "sweep.search=random", "sweep.trials=3", "hydra/launcher=basic")
-    sweep = tmp_path / "outputs" / "sweeps" / "drawn"
-    three = tried(sweep)
-    krill("tokenizer", *words, "sweep.search=random", "sweep.trials=4", "hydra/launcher=basic")
+    krill("tokenizer", *overrides, "sweep.search=random", "sweep.trials=3", "hydra/launcher=basic")
+    sweep = tmp_path / "outputs" / "sweeps" / "random"
+    first_points = read_tried_points(sweep)
+    krill("tokenizer", *overrides, "sweep.search=random", "sweep.trials=4", "hydra/launcher=basic")
 
-    assert len(three) == 3
-    assert tried(sweep)[:3] == three
+    assert len(first_points) == 3
+    assert read_tried_points(sweep)[:3] == first_points
     assert len(list((tmp_path / "outputs" / "tokenizers").glob("bpe_4k-*"))) == 4
 
 
-def test_a_point_that_is_no_valid_one_is_left_out_of_what_goes_on(
-    krill: Krill, corpus: str, tmp_path: Path
-):
+def test_an_invalid_point_of_an_earlier_search_is_skipped(krill: Krill, corpus: str, tmp_path: Path):
     sizes = ("model.num_attention_heads=2,3", "model.hidden_size=24,32", "model.num_key_value_heads=1")
-    words = (
+    overrides = (
         "-m", *sizes, "data=files", corpus, *SMALL_RUN, "sweep.search=random", "hydra/launcher=basic", "name=odd",
     )  # fmt: skip
     sweep = tmp_path / "outputs" / "sweeps" / "odd"
-    krill("train", *words, "sweep.trials=1", "seed=3")
-    told = told_of(sweep)
-    # as tpe may have drawn it late
-    told["tried"].append(["model.num_attention_heads=3", "model.hidden_size=32"])
-    (sweep / "sweep.json").write_text(json.dumps(told), encoding="utf-8")
+    krill("train", *overrides, "sweep.trials=1", "seed=3")
+    sweep_json = read_sweep_json(sweep)
+    # as tpe may have sampled it late
+    sweep_json["tried"].append(["model.num_attention_heads=3", "model.hidden_size=32"])
+    (sweep / "sweep.json").write_text(json.dumps(sweep_json), encoding="utf-8")
 
-    done = krill("train", *words, "sweep.trials=2", "seed=3", code=3)
+    done = krill("train", *overrides, "sweep.trials=2", "seed=3", code=3)
 
     assert "already finished" in done.stderr
     assert "does not divide hidden_size=32" in done.stderr
@@ -83,7 +81,7 @@ def test_a_point_that_is_no_valid_one_is_left_out_of_what_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("command", "words", "said"),
+    ("command", "overrides", "message"),
     [
         ("train", ["lr=interval(-1,1)", "sweep.search=tpe", "sweep.trials=5"], "lr"),
         ("train", [SPACE, "sweep.search=tpee", "sweep.trials=5"], "sweep.search"),
@@ -102,9 +100,9 @@ def test_a_point_that_is_no_valid_one_is_left_out_of_what_goes_on(
         ("train", ["optimizer.eps=0,1e-8", "sweep.search=tpe", "sweep.trials=20"], "optimizer.eps"),
     ],
 )
-def test_what_cannot_be_searched_is_told_before_anything_starts(
-    krill: Krill, tmp_path: Path, command: str, words: list[str], said: str
+def test_an_invalid_search_is_an_error_before_anything_starts(
+    krill: Krill, tmp_path: Path, command: str, overrides: list[str], message: str
 ):
-    done = krill(command, "-m", *words, code=2)
-    assert said in done.stderr
+    done = krill(command, "-m", *overrides, code=2)
+    assert message in done.stderr
     assert not (tmp_path / "outputs").exists()
