@@ -7,7 +7,6 @@ of blocking forever; workers of a parent that is killed exit.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import resource
 import signal
@@ -19,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,7 +71,7 @@ class WorkerPool:
     def _run_in_processes(
         self, work: WorkFunction[WorkItemT, WorkResultT], context: Any, items: Iterator[WorkItemT]
     ) -> Iterator[tuple[WorkItemT, WorkResultT]]:
-        spawn = multiprocessing.get_context("spawn")
+        spawn = get_context("spawn")
         counts = spawn.Array("q", [0, 0, 0])
         pool = ProcessPoolExecutor(
             self.num_workers,
@@ -139,7 +139,7 @@ def _set_malloc_threshold() -> None:
 
 def _exit_with_parent(counts: Any) -> None:
     """Exits when the parent exits, or soon after the pool is shut down: an item may take minutes."""
-    parent = multiprocessing.parent_process()
+    parent = parent_process()
     assert parent is not None
     while not wait_for([parent.sentinel], PROGRESS_POLL_SECONDS):
         if counts.get_obj()[2]:  # without the lock, which another worker may hold

@@ -1,4 +1,4 @@
-"""Leaks are what the plain way of counting them gives."""
+"""Tests of the contamination measure against a naive implementation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krill.data import contamination as module
@@ -21,7 +21,7 @@ TEXTS = st.lists(st.lists(st.integers(2, 3), min_size=1, max_size=30), max_size=
 
 @dataclass(frozen=True)
 class InMemorySplit:
-    """Documents as a split gives them."""
+    """A split in memory."""
 
     texts: list[list[int]]
     kind: str = "<u2"
@@ -62,9 +62,14 @@ def count_naively(train: list[list[int]], validation: list[list[int]], ngram: in
     def ngrams(text: list[int]) -> list[tuple[int, ...]]:
         return [tuple(text[start : start + ngram]) for start in range(len(text) - ngram + 1)]
 
-    known = {gram for text in train for gram in ngrams(text)}
+    train_ngrams = {gram for text in train for gram in ngrams(text)}
     leaked = [
-        {start + step for start, gram in enumerate(ngrams(text)) if gram in known for step in range(ngram)}
+        {
+            start + step
+            for start, gram in enumerate(ngrams(text))
+            if gram in train_ngrams
+            for step in range(ngram)
+        }
         for text in validation
     ]
     return {
@@ -73,21 +78,21 @@ def count_naively(train: list[list[int]], validation: list[list[int]], ngram: in
         "leaked_tokens": sum(map(len, leaked)),
         "documents": len(validation),
         "leaked_documents": sum(
-            2 * len(found) >= len(text) for found, text in zip(leaked, validation, strict=True)
+            2 * len(positions) >= len(text) for positions, text in zip(leaked, validation, strict=True)
         ),
     }
 
 
+@settings(deadline=None)
 @given(TEXTS, TEXTS, st.integers(1, 13), st.sampled_from(["<u2", "<u4"]))
-def test_equals_the_plain_way(
+def test_counts_equal_a_naive_implementation(
     train: list[list[int]], validation: list[list[int]], ngram: int, dtype: str
 ) -> None:
     assert count(train, validation, ngram, dtype) == count_naively(train, validation, ngram)
 
 
 @pytest.mark.parametrize("ngram", [4, 9, 13])
-def test_across_stretches(ngram: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """N-grams over a stretch's border are found, wherever they lie."""
+def test_ngrams_across_chunks_are_found(ngram: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     train, validation = (
         [random.integers(2, 3 + 12 // ngram, random.integers(1, 60)).tolist() for _ in range(40)]
@@ -96,20 +101,20 @@ def test_across_stretches(ngram: int, monkeypatch: pytest.MonkeyPatch) -> None:
     validation += [text[start % 9 : start % 9 + 15] or [2] for start, text in enumerate(train[:30])]
     expected = count_naively(train, validation, ngram)
     assert 0 < expected["leaked_tokens"] < expected["validation_tokens"]
-    for stretch in (1, 5, 64):
-        monkeypatch.setattr(module, "_CHUNK_TOKENS", stretch)
+    for chunk_tokens in (1, 5, 64):
+        monkeypatch.setattr(module, "_CHUNK_TOKENS", chunk_tokens)
         assert count(train, validation, ngram) == expected
 
 
-def test_a_quotation_is_counted_a_shorter_one_is_not() -> None:
+def test_quotation_is_counted_only_if_long_enough() -> None:
     words = np.arange(2, 2000).tolist()
-    found = count([words], [[*range(3000, 3010), *words[100:120]], words[500:512] + [4000] * 30], 13)
-    assert found["leaked_tokens"] == 20
-    assert found["leaked_documents"] == 1
+    result = count([words], [[*range(3000, 3010), *words[100:120]], words[500:512] + [4000] * 30], 13)
+    assert result["leaked_tokens"] == 20
+    assert result["leaked_documents"] == 1
 
 
-def test_boundaries_are_no_part_of_an_ngram() -> None:
-    """The place decides, not the id: a text may hold the tokens that stand between documents."""
+def test_ngrams_do_not_cross_document_boundaries() -> None:
+    """Boundaries are positions, not ids: a text may contain the ids of bos and eos."""
     train = [[5, 6], [7, 8]]
     assert count(train, [[5, 6, EOS, BOS, 7, 8]], 4)["leaked_tokens"] == 0
     assert count(train, [[6, EOS, BOS, 7]], 4)["leaked_tokens"] == 0
@@ -119,19 +124,18 @@ def test_boundaries_are_no_part_of_an_ngram() -> None:
 @pytest.mark.parametrize(
     ("train", "validation"), [([], []), ([[2] * 20], []), ([], [[2] * 20]), ([[2]], [[2]])]
 )
-def test_nothing_to_compare(train: list[list[int]], validation: list[list[int]]) -> None:
-    found = count(train, validation, 13)
-    assert found["leaked_tokens"] == found["leaked_documents"] == 0
-    assert found["documents"] == len(validation)
+def test_splits_without_ngrams_have_no_leaks(train: list[list[int]], validation: list[list[int]]) -> None:
+    result = count(train, validation, 13)
+    assert result["leaked_tokens"] == result["leaked_documents"] == 0
+    assert result["documents"] == len(validation)
 
 
-def test_of_a_large_split_every_kth_document_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kth_document_of_a_large_split_is_examined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_SAMPLE_TOKENS", 40)
-    texts = [[10 * number + place for place in range(8)] for number in range(12)]
-    found = count(
-        texts[:6], texts, 3
-    )  # 120 tokens: every fourth document, and the first two of the three leak
-    assert found == {
+    texts = [[10 * number + index for index in range(8)] for number in range(12)]
+    # 120 tokens: every fourth document is examined, and the first two of the three leak.
+    result = count(texts[:6], texts, 3)
+    assert result == {
         "ngram": 3,
         "validation_tokens": 24,
         "leaked_tokens": 16,

@@ -1,4 +1,4 @@
-"""The fast engine gives the reference's ids, or is not used; nothing is silently different."""
+"""Tests that the fast engine gives the ids of the reference or is not used."""
 
 from __future__ import annotations
 
@@ -50,8 +50,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
     return train_small_tokenizer(tmp_path_factory.mktemp("engine") / "t")
 
 
+@pytest.fixture(scope="module")
+def encoders(tokenizer: TokenizerFolder) -> list[Encoder]:
+    """Returns an encoder of each engine; building one takes longer than encoding a text."""
+    return [Encoder(tokenizer, engine) for engine in ("fast", "hf")]
+
+
 @pytest.mark.parametrize("changes", [{"pattern": "gpt4"}, {"pattern": "gpt2"}, {"normalizer": "nfc"}])
-def test_every_recipe_of_krill_can_be_encoded_fast(tmp_path: Path, changes: dict[str, str]) -> None:
+def test_fast_engine_supports_every_recipe(tmp_path: Path, changes: dict[str, str]) -> None:
     backend = Encoder(train_small_tokenizer(tmp_path / "t", **changes)).backend
     check_same_ids(
         GigatokenEngine(backend),
@@ -66,27 +72,27 @@ def test_every_recipe_of_krill_can_be_encoded_fast(tmp_path: Path, changes: dict
         st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["<|eos|>", "<think>a"])
     )
 )
-def test_any_text_has_the_same_tokens(tokenizer: TokenizerFolder, texts: list[str]) -> None:
-    fast, reference = (Encoder(tokenizer, engine).encode(texts) for engine in ("fast", "hf"))
+def test_engines_give_the_same_tokens_for_any_text(encoders: list[Encoder], texts: list[str]) -> None:
+    fast, reference = (encoder.encode(texts) for encoder in encoders)
     np.testing.assert_array_equal(fast.tokens, reference.tokens)
     np.testing.assert_array_equal(fast.lengths, reference.lengths)
 
 
 class WrongEngine:
-    """An engine with another id for one text."""
+    """An engine with a wrong id for one text."""
 
-    def __init__(self, right: HuggingFaceEngine) -> None:
-        self._correct_engine = right
+    def __init__(self, reference: HuggingFaceEngine) -> None:
+        self._reference = reference
 
     def encode_batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids, lengths = self._correct_engine.encode_batch(texts)
+        ids, lengths = self._reference.encode_batch(texts)
         if "poison" in "".join(texts):
             ids = ids.copy()
             ids[-1] += 1
         return ids, lengths
 
 
-def test_a_difference_is_found_and_named(tokenizer: TokenizerFolder) -> None:
+def test_different_ids_raise_with_the_text(tokenizer: TokenizerFolder) -> None:
     reference = HuggingFaceEngine(Encoder(tokenizer).backend)
     check_same_ids(WrongEngine(reference), reference, CORPUS)
     with pytest.raises(EngineMismatch, match="begins 'poison 독'"):
@@ -95,7 +101,7 @@ def test_a_difference_is_found_and_named(tokenizer: TokenizerFolder) -> None:
         VerifiedEngine(WrongEngine(reference), reference).encode_batch(["poison"])
 
 
-def test_auto_takes_what_is_right(
+def test_auto_uses_the_fast_engine_if_its_ids_are_equal(
     tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "krill")
@@ -108,12 +114,12 @@ def test_auto_takes_what_is_right(
     )
     monkeypatch.setattr(engines, "GigatokenEngine", lambda backend: WrongEngine(HuggingFaceEngine(backend)))
     assert select_engine("auto", backend, lambda: ["poison"], 10**9) == "hf"
-    assert "Hugging Face tokenizers (gigatoken gives other ids" in caplog.text
+    assert "Hugging Face tokenizers (gigatoken gives different ids" in caplog.text
     with pytest.raises(UsageError, match=r"data\.engine=hf"):
         select_engine("fast", backend, lambda: ["poison"], 10)
 
 
-def test_without_gigatoken(
+def test_auto_falls_back_without_gigatoken(
     tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "krill")
@@ -125,7 +131,7 @@ def test_without_gigatoken(
         select_engine("fast", backend, lambda: CORPUS, 10)
 
 
-def test_a_tokenizer_that_gigatoken_does_not_know_is_left_to_the_reference(
+def test_auto_falls_back_for_unsupported_tokenizers(
     tokenizer: TokenizerFolder,
 ) -> None:
     backend = Encoder(tokenizer).backend
@@ -135,7 +141,7 @@ def test_a_tokenizer_that_gigatoken_does_not_know_is_left_to_the_reference(
         select_engine("fast", backend, lambda: CORPUS, 10)
 
 
-def test_the_reference_is_the_tokenizer(tokenizer: TokenizerFolder) -> None:
+def test_reference_equals_the_tokenizer(tokenizer: TokenizerFolder) -> None:
     ids, lengths = HuggingFaceEngine(tokenizer.backend).encode_batch(CORPUS)
     expected = [tokenizer.backend.encode(text, add_special_tokens=False).ids for text in CORPUS]
     assert [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] == expected
