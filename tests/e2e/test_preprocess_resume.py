@@ -1,4 +1,4 @@
-"""A preparation that is killed, stopped, out of space, given twice or shared by shards: the same bytes in the end."""
+"""Tests that interrupted, concurrent and distributed preparations give the same store, byte for byte."""
 
 from __future__ import annotations
 
@@ -15,68 +15,58 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from commands import SMALL, Command
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from console import SMALL_RUN, Krill
+from stores import make_byte_tokenizer, read_store_content
 
 pytestmark = pytest.mark.slow
 
-LONG = 3000
+MAX_CHARS = 3000
 PARTS = 5
-"""A part is at least 4 MiB of lines."""
-GO_ON = "what is done stays, the same command goes on"
+"""Number of parts of the text; a part has at least 4 MiB of lines."""
+TRAINING_ARGUMENTS = [
+    argument for argument in SMALL_RUN if "vocab" not in argument and "validation" not in argument
+]
+INTERRUPTED = "progress saved. Run the same command to resume."
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """text.jsonl, of as many parts, but mostly of documents that a filter drops; tokenizer/, one token a byte."""
-    folder, choose = tmp_path_factory.mktemp("material"), random.Random(0)
+    """Returns a folder with text.jsonl, mostly documents that a filter drops, and tokenizer/, one token per byte."""
+    folder, generator = tmp_path_factory.mktemp("material"), random.Random(0)
     words = ["가을", "하늘", "바다", "the", "of", "and", "model", "token", "data", "안녕", "loss"]
-    padding = " ".join(choose.choices(words, k=2 * LONG))
+    padding = " ".join(generator.choices(words, k=2 * MAX_CHARS))
     with open(folder / "text.jsonl", "w", encoding="utf-8") as file:
         while file.tell() < PARTS * 4 * 2**20:
             for _ in range(3):
-                text = " ".join(choose.choices(words, k=choose.randrange(30, 300)))
+                text = " ".join(generator.choices(words, k=generator.randrange(30, 300)))
                 file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            file.write(json.dumps({"text": f"{choose.random()} {padding}"}, ensure_ascii=False) + "\n")
-    (folder / "tokenizer").mkdir()
-    tokens = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(tokens[:3])
-    backend.save(str(folder / "tokenizer" / "tokenizer.json"))
-    roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(roles))
+            file.write(json.dumps({"text": f"{generator.random()} {padding}"}, ensure_ascii=False) + "\n")
+    make_byte_tokenizer(folder / "tokenizer")
     return folder
 
 
 @pytest.fixture
-def words(material: Path) -> list[str]:
-    return settings(material / "text.jsonl", material)
+def arguments(material: Path) -> list[str]:
+    return make_arguments(material / "text.jsonl", material)
 
 
 @pytest.fixture(scope="module")
 def expected(material: Path) -> dict[str, bytes]:
-    """The store that one process makes when it is let alone."""
-    words = [*settings(material / "text.jsonl", material), "data.workers=1", "output=store"]
-    subprocess.run([script("preprocess"), *words], cwd=material, check=True, capture_output=True)
-    return content(material / "store")
+    """Returns the content of the store that a single uninterrupted process prepares."""
+    arguments = [*make_arguments(material / "text.jsonl", material), "data.workers=1", "output=store"]
+    subprocess.run([console_script("preprocess"), *arguments], cwd=material, check=True, capture_output=True)
+    return read_store_content(material / "store")
 
 
-def settings(text: Path, material: Path) -> list[str]:
+def make_arguments(text: Path, material: Path) -> list[str]:
     return [
         "data=files", f"data.paths=[{text}]", "tokenizer=pretrained",
-        f"tokenizer.path={material / 'tokenizer'}", f"data.filters=[{{name: length, max_chars: {LONG}}}]",
+        f"tokenizer.path={material / 'tokenizer'}", f"data.filters=[{{name: length, max_chars: {MAX_CHARS}}}]",
         "data.validation_fraction=0.02", "data.engine=hf",
     ]  # fmt: skip
 
 
-def content(store: Path) -> dict[str, bytes]:
-    """All that is in the folder, but how it was made."""
-    return {path.name: path.read_bytes() for path in store.iterdir() if path.name != "record.json"}
-
-
-def script(command: str) -> str:
+def console_script(command: str) -> str:
     return str(Path(sys.executable).with_name(f"krill-{command}"))
 
 
@@ -85,68 +75,68 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    """start("preprocess", …): the command begins in tmp_path, in a session of its own."""
+    """start("preprocess", …) starts krill-preprocess in tmp_path as the leader of a new session."""
 
-    def begin(command: str, *words: str) -> subprocess.Popen[str]:
+    def start_command(command: str, *arguments: str) -> subprocess.Popen[str]:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         return subprocess.Popen(
-            [script(command), *words], cwd=tmp_path, env=environment, text=True, start_new_session=True,
+            [console_script(command), *arguments], cwd=tmp_path, env=environment, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    return begin
+    return start_command
 
 
-def wait_until(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
-    while process.poll() is None and not there():
+def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    while process.poll() is None and not condition():
         time.sleep(0.001)
 
 
-def made(partial: Path) -> dict[str, int]:
-    """The finished parts of a preparation that goes on there, and when each was made."""
+def list_parts(partial: Path) -> dict[str, int]:
+    """Returns the finished parts of a partial store with their modification times."""
     return {path.name: path.stat().st_mtime_ns for path in partial.glob("parts/*.npz")}
 
 
-def alive(session: int) -> int:
-    """How many processes of a session live."""
-    found = 0
+def count_processes(session: int) -> int:
+    """Returns the number of running processes of a session."""
+    count = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, _, of = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+            state, _, _, process_session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
         except OSError:
             continue
-        found += int(of) == session and state != "Z"
-    return found
+        count += int(process_session) == session and state != "Z"
+    return count
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_killed_it_goes_on_to_the_same_bytes(
-    krill: Command, start: Start, words: list[str], expected: dict[str, bytes], tmp_path: Path
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_killed_preparation_resumes_to_the_same_bytes(
+    krill: Krill, start: Start, arguments: list[str], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     partial = tmp_path / ".store.partial"
     moments: Sequence[Callable[[], bool]] = (
-        lambda: len(made(partial)) >= 1,
-        lambda: len(made(partial)) >= 3,
+        lambda: len(list_parts(partial)) >= 1,
+        lambda: len(list_parts(partial)) >= 3,
         lambda: any(partial.glob("train-*")),
     )
-    done: dict[str, int] = {}
+    finished: dict[str, int] = {}
     for moment in moments:
-        process = start("preprocess", *words, "data.workers=2", "output=store")
+        process = start("preprocess", *arguments, "data.workers=2", "output=store")
         wait_until(process, moment)
         process.kill()
         process.communicate()
-        assert made(partial).items() >= done.items()  # what was made is not made again
-        done = made(partial)
+        assert list_parts(partial).items() >= finished.items()  # finished parts are not written again
+        finished = list_parts(partial)
         for _ in range(100):
-            if not alive(process.pid):
+            if not count_processes(process.pid):
                 break
             time.sleep(0.1)
-        assert not alive(process.pid)
-    assert len(done) >= 3
-    (partial / ".manifest.json.1.partial").write_text("what a killed writer leaves")
+        assert not count_processes(process.pid)
+    assert len(finished) >= 3
+    (partial / ".manifest.json.1.partial").write_text("left by a killed writer")
 
-    krill("preprocess", *words, "data.workers=2", "output=store")
-    assert content(tmp_path / "store") == expected
+    krill("preprocess", *arguments, "data.workers=2", "output=store")
+    assert read_store_content(tmp_path / "store") == expected
 
 
 @pytest.mark.parametrize(
@@ -158,10 +148,10 @@ def test_killed_it_goes_on_to_the_same_bytes(
     ],
     ids=["SIGTERM", "SIGINT", "SIGUSR1 to krill-train"],
 )
-def test_a_signal_stops_it_once_however_often_it_is_sent(
-    krill: Command, start: Start, words: list[str], tmp_path: Path, command: str, number: int, code: int
+def test_repeated_signals_stop_the_preparation_once(
+    krill: Krill, start: Start, arguments: list[str], tmp_path: Path, command: str, number: int, code: int
 ) -> None:
-    process = start(command, *words, "data.workers=2", *(SMALL[:3] if command == "train" else ()))
+    process = start(command, *arguments, "data.workers=2", *(SMALL_RUN[:3] if command == "train" else ()))
     wait_until(process, lambda: any(tmp_path.glob("outputs/data/.*.partial/parts/*.npz")))
     for _ in range(3):
         process.send_signal(number)
@@ -169,27 +159,27 @@ def test_a_signal_stops_it_once_however_often_it_is_sent(
     _, messages = process.communicate(timeout=60)
     assert process.returncode == code
     assert messages.splitlines()[-1] == (
-        f"krill-{command}: error: stopped by {signal.Signals(number).name}; {GO_ON}"
+        f"krill-{command}: error: interrupted by {signal.Signals(number).name}; {INTERRUPTED}"
     )
 
     (partial,) = tmp_path.glob("outputs/data/.*.partial")
-    assert made(partial)
-    krill("preprocess", *words)
+    assert list_parts(partial)
+    krill("preprocess", *arguments)
     assert not list(tmp_path.glob("outputs/data/.*.partial"))
 
 
-def test_without_space_it_says_so_and_goes_on_when_there_is_some(
-    krill: Command, words: list[str], expected: dict[str, bytes], tmp_path: Path
+def test_full_disk_raises_and_the_preparation_resumes(
+    krill: Krill, arguments: list[str], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """A limit on the size of files stands for a full disk: the parts fit, the store they are merged to does not."""
-    largest = max(map(len, expected.values()))
+    """A file size limit replaces a full disk: the parts fit, the merged store does not."""
+    max_bytes = max(map(len, expected.values())) // 2
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, largest // 2))
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 
     failed = subprocess.run(
-        [script("preprocess"), *words, "output=store"],
-        cwd=tmp_path, text=True, capture_output=True, preexec_fn=limit,
+        [console_script("preprocess"), *arguments, "output=store"],
+        cwd=tmp_path, text=True, capture_output=True, preexec_fn=limit_file_size,
     )  # fmt: skip
     assert failed.returncode == 1
     assert failed.stdout == ""
@@ -199,176 +189,179 @@ def test_without_space_it_says_so_and_goes_on_when_there_is_some(
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "store").exists()
 
-    krill("preprocess", *words, "output=store")
-    assert content(tmp_path / "store") == expected
-    assert (
-        json.loads((tmp_path / "store" / "record.json").read_text())["documents"] == 0
-    )  # none encoded again
+    krill("preprocess", *arguments, "output=store")
+    assert read_store_content(tmp_path / "store") == expected
+    record = json.loads((tmp_path / "store" / "record.json").read_text())
+    assert record["documents"] == 0, "documents were encoded again"
 
 
-def test_a_place_that_cannot_be_used_is_told_before_the_work(
-    krill: Command, words: list[str], tmp_path: Path
-) -> None:
+def test_unusable_output_raises_before_any_work(krill: Krill, arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "mine.txt").write_text("in the way")
-    for output, named, code in ("file", "file", 1), ("file/below", "file", 1), ("folder", "folder", 2):
-        done = krill("preprocess", *words, f"output={output}", code=code)
-        assert done.stderr.splitlines()[-1].startswith(f"krill-preprocess: error: {tmp_path / named}")
+    (tmp_path / "folder" / "other.txt").write_text("in the way")
+    for output, path, code in ("file", "file", 1), ("file/below", "file", 1), ("folder", "folder", 2):
+        done = krill("preprocess", *arguments, f"output={output}", code=code)
+        assert done.stderr.splitlines()[-1].startswith(f"krill-preprocess: error: {tmp_path / path}")
         assert "Traceback" not in done.stderr
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {"file", "folder"}
 
 
-def test_one_makes_it_and_the_others_wait(start: Start, words: list[str], tmp_path: Path) -> None:
-    training = [*words, *(word for word in SMALL if "vocab" not in word and "validation" not in word)]
-    processes = [start("preprocess", *words), start("preprocess", *words), start("train", *training)]
+def test_concurrent_commands_prepare_once_and_wait(
+    start: Start, arguments: list[str], tmp_path: Path
+) -> None:
+    training = [*arguments, *TRAINING_ARGUMENTS]
+    processes = [start("preprocess", *arguments), start("preprocess", *arguments), start("train", *training)]
     messages = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], messages
-    assert sum("tokens: made" in text for text in messages) == 1
+    assert sum("tokens: prepared" in text for text in messages) == 1
     assert sum("tokens: reused" in text for text in messages) == 2
-    assert any("waiting for another process" in text for text in messages)
+    assert any("for another process that is creating" in text for text in messages)
 
 
-def test_jobs_of_shards_and_a_whole_preparation_do_not_disturb_each_other(
-    start: Start, words: list[str], expected: dict[str, bytes], tmp_path: Path
+def test_concurrent_tasks_and_a_full_preparation_give_the_same_store(
+    start: Start, arguments: list[str], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     jobs = [["data.num_tasks=2", "data.task=0"], ["data.num_tasks=2", "data.task=1"], []]
-    processes = [start("preprocess", *words, *job, "data.workers=1", "output=store") for job in jobs]
+    processes = [start("preprocess", *arguments, *job, "data.workers=1", "output=store") for job in jobs]
     messages = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], messages
-    assert content(tmp_path / "store") == expected
+    assert read_store_content(tmp_path / "store") == expected
 
 
-def test_shards_are_prepared_by_a_sweep_and_merged(
-    krill: Command, words: list[str], expected: dict[str, bytes], tmp_path: Path
+def test_tasks_are_prepared_by_a_sweep_and_merged(
+    krill: Krill, arguments: list[str], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    sweep = ("-m", *words, "data.num_tasks=6", "data.task=range(0,6)")  # more than there are parts
+    sweep = ("-m", *arguments, "data.num_tasks=6", "data.task=range(0,6)")  # more tasks than parts
     krill("preprocess", *sweep)
     (partial,) = tmp_path.glob("outputs/data/.*.partial")
-    before = made(partial)
+    before = list_parts(partial)
     assert len(before) == PARTS
     (partial / "parts" / "00002.npz").unlink()
 
-    refused = krill("preprocess", *words, "data.num_tasks=6", code=1)
-    assert "not prepared yet: shard 3" in refused.stderr
+    refused = krill("preprocess", *arguments, "data.num_tasks=6", code=1)
+    assert "not prepared yet: task 3" in refused.stderr
     assert "krill-preprocess -m data.num_tasks=6 data.task=3" in refused.stderr
-    assert made(partial) == {name: moment for name, moment in before.items() if name != "00002.npz"}
+    remaining = {name: modified for name, modified in before.items() if name != "00002.npz"}
+    assert list_parts(partial) == remaining
 
     krill("preprocess", *sweep)
-    assert made(partial).items() >= {name: at for name, at in before.items() if name != "00002.npz"}.items()
-    merged = krill("preprocess", *words, "data.num_tasks=6")
-    assert content(tmp_path / merged.stdout.strip()) == expected
+    assert list_parts(partial).items() >= remaining.items()
+    merged = krill("preprocess", *arguments, "data.num_tasks=6")
+    assert read_store_content(tmp_path / merged.stdout.strip()) == expected
 
     shutil.rmtree(tmp_path / "outputs" / "data")
-    krill("preprocess", *sweep)  # the points are finished, but what they made is gone
-    assert len(made(partial)) == PARTS
+    krill("preprocess", *sweep)  # the points are finished, but their result was deleted
+    assert len(list_parts(partial)) == PARTS
 
 
-def test_training_merges_shards_and_names_one_that_is_missing(
-    krill: Command, words: list[str], expected: dict[str, bytes], tmp_path: Path
+def test_training_merges_tasks_and_reports_a_missing_one(
+    krill: Krill, arguments: list[str], expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    shards = (*words, "data.num_tasks=2")
-    training = (*shards, *(word for word in SMALL if "vocab" not in word and "validation" not in word))
-    krill("preprocess", *shards, "data.task=0")
+    task_arguments = (*arguments, "data.num_tasks=2")
+    training = (*task_arguments, *TRAINING_ARGUMENTS)
+    krill("preprocess", *task_arguments, "data.task=0")
     refused = krill("train", *training, code=1)
-    assert "not prepared yet: shard 1" in refused.stderr
+    assert "not prepared yet: task 1" in refused.stderr
     assert not (tmp_path / "outputs" / "runs").exists()
 
-    krill("preprocess", *shards, "data.task=1")
+    krill("preprocess", *task_arguments, "data.task=1")
     krill("train", *training)
     (store,) = tmp_path.glob("outputs/data/files-*")
-    assert content(store) == expected
+    assert read_store_content(store) == expected
 
 
-def test_a_shard_that_cannot_be_is_refused(krill: Command, words: list[str], tmp_path: Path) -> None:
+def test_invalid_tasks_raise(krill: Krill, arguments: list[str], tmp_path: Path) -> None:
     for command, job in (
         ("preprocess", ["data.task=1"]),
         ("preprocess", ["data.num_tasks=2", "data.task=2"]),
         ("train", ["data.num_tasks=2", "data.task=0"]),
         ("train", ["-m", "data.num_tasks=2", "data.task=0,1"]),
     ):
-        done = krill(command, *words, *job, code=2)
-        assert "shard" in done.stderr
+        done = krill(command, *arguments, *job, code=2)
+        assert "task" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-GROWS = """
+GROWING_FILTER = """
 from pathlib import Path
 
 def keep(text):
     if not Path("grown").exists():
         Path("grown").touch()
         with open("text.jsonl", "a") as file:
-            file.write('{"text": "another one, of which nobody knew when it began"}\\n')
+            file.write('{"text": "a document that is appended during the preparation"}\\n')
     return True
 """
 
 
-def test_a_text_that_changes_while_it_is_read_makes_no_store(
-    krill: Command, material: Path, tmp_path: Path
+def test_text_that_changes_during_the_preparation_raises(
+    krill: Krill, material: Path, tmp_path: Path
 ) -> None:
-    text = "one of those that are long enough, not of the few that are short and of no use to anybody"
+    text = "a text that is long enough to pass the rule for the minimum number of characters of a document"
     lines = (json.dumps({"text": f"document {number}: {text}"}) for number in range(99))
     (tmp_path / "text.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / "grows.py").write_text(GROWS)
-    words = (
-        *settings(Path("text.jsonl"), material), "data.min_chars=1",
-        "data.filters=[{name: custom, keep: 'grows.py:keep'}]",
+    (tmp_path / "growing.py").write_text(GROWING_FILTER)
+    arguments = (
+        *make_arguments(Path("text.jsonl"), material), "data.min_chars=1",
+        "data.filters=[{name: custom, keep: 'growing.py:keep'}]",
     )  # fmt: skip
-    done = krill("preprocess", *words, code=2)
+    done = krill("preprocess", *arguments, code=2)
     assert "changed" in done.stderr
     assert not [path for path in tmp_path.glob("outputs/data/.*") if path.is_dir()]
 
-    krill("preprocess", *words)
+    krill("preprocess", *arguments)
     (store,) = tmp_path.glob("outputs/data/files-*")
     assert json.loads((store / "manifest.json").read_text())["read"]["documents"] == 100
 
     (tmp_path / "grown").unlink()
-    done = krill("preprocess", *words, "data.num_tasks=1", "data.task=0", "data.min_chars=2", code=2)
+    done = krill("preprocess", *arguments, "data.num_tasks=1", "data.task=0", "data.min_chars=2", code=2)
     assert "changed" in done.stderr
     assert not list(tmp_path.glob("outputs/data/.*/parts/*"))
 
     (tmp_path / "grown").unlink()
-    words = ("data=files", *words[1:2], *words[-2:], "tokenizer.vocab_size=300")
-    done = krill("tokenizer", *words, code=2)
+    arguments = ("data=files", *arguments[1:2], *arguments[-2:], "tokenizer.vocab_size=300")
+    done = krill("tokenizer", *arguments, code=2)
     assert "changed" in done.stderr
     assert not list(tmp_path.glob("outputs/tokenizers/bpe*"))
 
 
-def test_a_place_that_was_begun_with_other_settings_holds_nothing_of_them(
-    krill: Command, material: Path, tmp_path: Path
-) -> None:
+def test_partial_output_of_other_settings_is_not_reused(krill: Krill, material: Path, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"text": "one"}\n{"text": "another"}\n{"text": "three"}\n')
-    words = settings(Path("text.jsonl"), material)
-    krill("preprocess", *words, "data.min_chars=1", "output=store")
-    (tmp_path / "store").rename(tmp_path / ".store.partial")  # killed before it got its name
+    arguments = make_arguments(Path("text.jsonl"), material)
+    krill("preprocess", *arguments, "data.min_chars=1", "output=store")
+    (tmp_path / "store").rename(tmp_path / ".store.partial")  # killed before it was renamed
     (tmp_path / ".store.partial" / "train-00001.tokens").write_text("another shard")
     for output in ("store", "fresh"):
-        krill("preprocess", *words, "data.min_chars=4", f"output={output}")
-    assert content(tmp_path / "store") == content(tmp_path / "fresh")
+        krill("preprocess", *arguments, "data.min_chars=4", f"output={output}")
+    assert read_store_content(tmp_path / "store") == read_store_content(tmp_path / "fresh")
 
 
-def test_what_determines_the_tokens_names_the_folder(krill: Command, material: Path, tmp_path: Path) -> None:
+def test_folder_name_depends_on_what_determines_the_tokens(
+    krill: Krill, material: Path, tmp_path: Path
+) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "another"}\n')
-    (tmp_path / "mine.py").write_text("def keep(text):\n    return True\n")
-    words = [
-        word for word in settings(Path("a.jsonl"), material) if not word.startswith(("data.filters", "data.engine"))
-    ]  # fmt: skip
+    (tmp_path / "custom.py").write_text("def keep(text):\n    return True\n")
+    excluded = ("data.filters", "data.engine")
+    arguments = [
+        argument
+        for argument in make_arguments(Path("a.jsonl"), material)
+        if not argument.startswith(excluded)
+    ]
 
-    def folders(*more: str) -> list[str]:
-        done = krill("preprocess", "-m", *words, *more, "dry_run=true")
+    def list_folders(*overrides: str) -> list[str]:
+        done = krill("preprocess", "-m", *arguments, *overrides, "dry_run=true")
         return [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("tokens ")]
 
-    own = "data.filters=[{name: custom, keep: 'mine.py:keep'}]"
-    same = folders(own, "data.workers=null,2", "data.engine=hf,auto", "data.num_tasks=3")
+    custom = "data.filters=[{name: custom, keep: 'custom.py:keep'}]"
+    same = list_folders(custom, "data.workers=null,2", "data.engine=hf,auto", "data.num_tasks=3")
     assert len(same) == 4
     assert len(set(same)) == 1
-    others = folders("data.min_chars=1,2", "data.normalize=none,nfc", "data.minhash.threshold=null,0.8")
+    others = list_folders("data.min_chars=1,2", "data.normalize=none,nfc", "data.minhash.threshold=null,0.8")
     assert len(set(others)) == 8
-    (tmp_path / "mine.py").write_text("def keep(text):\n    return False\n")
-    changed = folders(own)
+    (tmp_path / "custom.py").write_text("def keep(text):\n    return False\n")
+    changed = list_folders(custom)
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "anothes"}\n')
-    assert len({*same, *others, *changed, *folders(own)}) == 1 + 8 + 1 + 1
+    assert len({*same, *others, *changed, *list_folders(custom)}) == 1 + 8 + 1 + 1
     assert not (tmp_path / "outputs").exists()
 
 
@@ -387,16 +380,18 @@ NAMES = (
 )
 
 
-def test_files_may_have_any_name(krill: Command, material: Path, tmp_path: Path) -> None:
+def test_files_with_unusual_names_are_read(krill: Krill, material: Path, tmp_path: Path) -> None:
     folder = tmp_path / "이상한, 이름"
     for number, name in enumerate(NAMES):
-        place = folder / name / f"{name}.jsonl"
-        place.parent.mkdir(parents=True)
-        place.write_text(json.dumps({"text": f"document number {number}"}) + "\n{cut", encoding="utf-8-sig")
-    words = [word for word in settings(folder, material) if not word.startswith("data.paths")]
-    words += ["data.min_chars=1", "data.validation_fraction=0"]
+        path = folder / name / f"{name}.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"text": f"document number {number}"}) + "\n{cut", encoding="utf-8-sig")
+    arguments = [
+        argument for argument in make_arguments(folder, material) if not argument.startswith("data.paths")
+    ]
+    arguments += ["data.min_chars=1", "data.validation_fraction=0"]
     for paths in ("['이상한, 이름']", "'이상한, 이름/**/*.jsonl'"):
-        store = tmp_path / krill("preprocess", *words, f"data.paths={paths}").stdout.strip()
+        store = tmp_path / krill("preprocess", *arguments, f"data.paths={paths}").stdout.strip()
         manifest = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
         assert manifest["splits"]["train"]["documents"] == len(NAMES)
         (skipped,) = manifest["skipped"].values()
