@@ -159,16 +159,16 @@ def _hash_ngrams(tokens: np.ndarray, starts: slice | np.ndarray, length: int) ->
     Of a slice, only positions with a complete n-gram are used. Mixes eight bytes at a time, like MurmurHash.
     """
     width = 8 // tokens.itemsize
-    runs = len(tokens) - length + 1
-    if runs <= 0:
+    num_ngrams = len(tokens) - length + 1
+    if num_ngrams <= 0:
         return np.zeros(0, np.uint64)
-    whole = length - length % width
+    vector_length = length - length % width  # tokens that are read eight bytes at a time
     hashes: np.ndarray | None = None
-    for offset in [*range(0, whole, width), *range(whole, length)]:
-        kind = np.dtype("<u8") if offset < whole else tokens.dtype
-        every = np.ndarray((runs,), kind, tokens.data, offset * tokens.itemsize, (tokens.itemsize,))
-        piece = every[starts].astype(np.uint64)
-        hashes = piece if hashes is None else np.bitwise_xor(hashes, piece, out=hashes)
+    for offset in [*range(0, vector_length, width), *range(vector_length, length)]:
+        dtype = np.dtype("<u8") if offset < vector_length else tokens.dtype
+        values = np.ndarray((num_ngrams,), dtype, tokens.data, offset * tokens.itemsize, (tokens.itemsize,))
+        words = values[starts].astype(np.uint64)
+        hashes = words if hashes is None else np.bitwise_xor(hashes, words, out=hashes)
         hashes *= _HASH_MULTIPLIER
         hashes ^= hashes >> np.uint64(32)
     assert hashes is not None

@@ -83,19 +83,19 @@ def compute_store_layout(
         skipped.merge(part_file.record["skipped"])
         for key in read_counts:
             read_counts[key] += part_file.record["read"].get(key, 0)
-    kept = find_first_copies(documents.digest)
+    is_kept = find_first_copies(documents.digest)
     texts = _StoredTexts(context, parts, part_files, documents)
-    texts.count_dropped(dropped, "duplicate", np.flatnonzero(~kept))
+    texts.count_dropped(dropped, "duplicate", np.flatnonzero(~is_kept))
     if context.data.minhash.threshold is not None:
-        _drop_near_duplicates(context, part_files, kept, texts, dropped)
+        _drop_near_duplicates(context, part_files, is_kept, texts, dropped)
     validation = is_validation(documents.digest, context.data.validation_fraction)
-    repeats = _compute_repeats(documents, np.array(context.source.weights), kept & ~validation)
-    texts.count_dropped(dropped, "weight", np.flatnonzero(kept & ~validation & (repeats == 0)))
+    repeats = _compute_repeats(documents, np.array(context.source.weights), is_kept & ~validation)
+    texts.count_dropped(dropped, "weight", np.flatnonzero(is_kept & ~validation & (repeats == 0)))
     order = {
         "train": np.concatenate(
             [np.flatnonzero(repeats > number) for number in range(max(1, repeats.max(initial=0)))]
         ),
-        "validation": np.flatnonzero(kept & validation),
+        "validation": np.flatnonzero(is_kept & validation),
     }
     repeated = order["train"][np.count_nonzero(repeats) :]
     return StoreLayout(
@@ -159,12 +159,12 @@ def _build_document_table(part_files: Sequence[PartFile], parts: Sequence[Part])
 def _drop_near_duplicates(
     context: PreparationContext,
     part_files: Sequence[PartFile],
-    kept: np.ndarray,
+    is_kept: np.ndarray,
     texts: _StoredTexts,
     dropped: DropStats,
 ) -> None:
-    """Clears `kept`, bool (documents,), where a document is a near copy of an earlier kept document."""
-    candidates = np.flatnonzero(kept)
+    """Clears `is_kept`, bool (documents,), where a document is a near copy of an earlier kept document."""
+    candidates = np.flatnonzero(is_kept)
 
     def read_band(number: int) -> np.ndarray:
         return np.concatenate([part.read_column(f"band{number}") for part in part_files])[candidates]
@@ -176,7 +176,7 @@ def _drop_near_duplicates(
         context.data.minhash,
     )
     copy, first = candidates[copies >= 0], candidates[copies[copies >= 0]]
-    kept[copy] = False
+    is_kept[copy] = False
     texts.count_dropped(dropped, "near duplicate", copy, first)
 
 

@@ -1,6 +1,6 @@
 """Iterates over the elements of a file that is one JSON array, in bounded memory.
 
-Not with ijson: it stops at invalid UTF-8, NaN and lone surrogates, which cost at most one record here, and its
+ijson is not used: it stops at invalid UTF-8, NaN and lone surrogates, which cost at most one record here, and its
 memory grows with the square of the nesting depth.
 """
 

@@ -78,7 +78,7 @@ class Source(ABC):
 
     @cached_property
     def fingerprint(self) -> Any:
-        """`compute_fingerprint` as it was when first asked: what the signatures of a run are made of."""
+        """The result of the first `compute_fingerprint`, from which the signatures of a run are computed."""
         return self.compute_fingerprint()
 
     @abstractmethod

@@ -20,7 +20,7 @@ def make_custom(reference: str) -> CustomDataConfig:
 
 
 def test_custom_function(tmp_path: Path) -> None:
-    code = tmp_path / "mine.py"
+    code = tmp_path / "custom.py"
     code.write_text("def read(count):\n    yield from ['a', None, 'b'] * count\n")
     config = make_custom(f"{code}:read")
     source, skipped = open_source(config), SkippedRecords()
@@ -36,7 +36,7 @@ def test_custom_function(tmp_path: Path) -> None:
 
 def test_missing_custom_function_raises_when_opened(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
-        open_source(make_custom(f"{tmp_path}/mine.py:read"))
+        open_source(make_custom(f"{tmp_path}/custom.py:read"))
 
 
 def test_python_docs() -> None:
