@@ -36,7 +36,7 @@ def get_or_train_tokenizer(
     if inputs.tokenizer.path is not None:
         if output is not None:
             raise UsageError("tokenizer.path names a ready tokenizer: there is nothing to train into output=")
-        log.info("tokenizer: %s", inputs.tokenizer.path)
+        log.info("tokenizer   %s", inputs.tokenizer.path)
         return load_tokenizer(inputs.tokenizer_folder)
     folder = output or inputs.tokenizer_folder
 
@@ -53,7 +53,7 @@ def get_or_train_tokenizer(
     tokenizer = load_tokenizer(folder)
     if tokenizer.signature != inputs.tokenizer_signature:
         raise UsageError(f"{folder} holds another tokenizer; remove it, or set output= to another folder")
-    log.info("tokenizer: %s %s", "trained" if is_new else "reused", folder)
+    log.info("tokenizer   %s %s", "trained" if is_new else "reused", folder)
     return tokenizer
 
 
@@ -81,7 +81,7 @@ def get_or_prepare_store(
         raise UsageError(f"{folder} holds other tokens; remove it, or set output= to another folder")
     if is_new:
         store.remove_leftovers()  # a late task could write there until now
-    log.info("tokens: %s %s", "prepared" if is_new else "reused", folder)
+    log.info("tokens      %s %s", "prepared" if is_new else "reused", folder)
     if is_new:
         _log_packing(store, config.sequence_len, config.packing)
     return folder
@@ -99,7 +99,7 @@ def prepare_store_task(inputs: RunInputs, tokenizer: TokenizerFolder, output: Pa
                 raise  # else another job has merged all parts meanwhile, and they are gone
         else:
             return folder
-    log.info("tokens: reused %s", folder)
+    log.info("tokens      reused %s", folder)
     return folder
 
 
@@ -107,6 +107,6 @@ def _log_packing(store: Store, sequence_len: int, packing: Literal["wrapped", "b
     """Logs how the documents fill rows of `sequence_len` tokens."""
     rows = pack(store.train, sequence_len, packing)
     log.info(
-        "rows: %s of %d tokens (packing=%s): %.2f %% padding, %.1f %% of the documents cut, no token lost",
+        "rows        %s of %d tokens (packing=%s): %.2f %% padding, %.1f %% of the documents cut, no token lost",
         f"{len(rows):,}", sequence_len, packing, 100 * rows.padding_fraction, 100 * rows.cut_fraction,
     )  # fmt: skip

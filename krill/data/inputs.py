@@ -48,9 +48,7 @@ class RunInputs:
         recipe = compute_recipe_signature(self.tokenizer)
         if self.tokenizer.path is not None:
             return recipe
-        return compute_signature(
-            "tokenizer", recipe, collect_text_rules(self.data), self.source.fingerprint
-        )
+        return compute_signature("tokenizer", recipe, collect_text_rules(self.data), self.source.fingerprint)
 
     @cached_property
     def store_signature(self) -> str:
@@ -71,6 +69,6 @@ class RunInputs:
         return self.outputs / "data" / f"{self.data.name}-{self.store_signature[:8]}"
 
     def raise_if_changed(self) -> None:
-        """Raise UsageError if the text, the code that reads it, or a base tokenizer is not what it was when opened."""
+        """Raise UsageError if the text, the code that reads it, or a base tokenizer has changed since it was opened."""
         if RunInputs(self.data, self.tokenizer, self.outputs).tokenizer_signature != self.tokenizer_signature:
             raise build_text_changed_error(self.data)

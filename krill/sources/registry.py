@@ -55,8 +55,8 @@ class PythonDocsSource(Source):
         for number, text in enumerate(python_docs.read_python_docs(), 1):
             yield Document(text, (0, number))
 
-    def describe_location(self, part: Part, place: tuple[int, int]) -> str:
-        return f"python_docs: document {place[1]}"
+    def describe_location(self, part: Part, location: tuple[int, int]) -> str:
+        return f"python_docs: document {location[1]}"
 
 
 class CustomSource(Source):
@@ -83,5 +83,5 @@ class CustomSource(Source):
                 reason = f"is not text but {type(text).__name__}"
                 skipped.add(reason, functools.partial(self.describe_location, part, (0, number)))
 
-    def describe_location(self, part: Part, place: tuple[int, int]) -> str:
-        return f"{self._config.read}: item {place[1]}"
+    def describe_location(self, part: Part, location: tuple[int, int]) -> str:
+        return f"{self._config.read}: item {location[1]}"

@@ -32,4 +32,4 @@ def push_tokenizer_to_hub(tokenizer: TokenizerFolder, repository: str, private: 
             f"tokenizer.push_to={repository}: not uploaded ({type(error).__name__}: {reason}). The tokenizer is in "
             f"{tokenizer.folder}; log in (hf auth login or HF_TOKEN) and run the same command again"
         ) from error
-    log.info("tokenizer: uploaded to %s", repository)
+    log.info("tokenizer   uploaded to %s", repository)

@@ -38,7 +38,7 @@ def train_with_rustbpe(config: TokenizerConfig, texts: Iterable[str]) -> tokeniz
     num_entries = recipe.compute_vocab_size(config) - len(special_tokens)
     ranks = _learn_token_ranks(config, texts, num_entries + num_entries // 50 + 64)
     if ranks is None:
-        log.warning("tokenizer: rustbpe cannot split this text; using Hugging Face's trainer instead")
+        log.warning("tokenizer   rustbpe cannot split this text; using Hugging Face's trainer instead")
         return None
     merges = recover_merges(ranks, config.max_token_length)[: num_entries - 256]
     tokenizer = _build_tokenizer(config, special_tokens, merges)
@@ -47,7 +47,7 @@ def train_with_rustbpe(config: TokenizerConfig, texts: Iterable[str]) -> tokeniz
         merges and not _is_frequent(tokenizer, last, _iterate_chunks(config, texts), config.min_frequency)
     ):
         log.warning(
-            "tokenizer: rustbpe found too few entries in this text; using Hugging Face's trainer instead"
+            "tokenizer   rustbpe found too few entries in this text; using Hugging Face's trainer instead"
         )
         return None
     return tokenizer

@@ -71,7 +71,7 @@ def train_tokenizer(
             f"{config.min_frequency}); {_suggest_vocab_size(size, config.multiple_of)}use more text"
         )
     log.info(
-        "tokenizer: %d entries from %s documents, %.1f MB, %.1f s",
+        "tokenizer   %d entries from %s documents, %.1f MB, %.1f s",
         size, f"{sample.num_documents:,}", sample.num_bytes / 1e6, time.monotonic() - began,
     )  # fmt: skip
     return {

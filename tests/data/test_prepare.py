@@ -183,13 +183,13 @@ def test_store_is_prepared_once_and_reused(
     assert not outputs.exists()
     folder = get_or_prepare_store(config, tokenizer, outputs)
     assert folder == expected
-    assert f"tokens: prepared {folder}" in caplog.text
+    assert f"tokens      prepared {folder}" in caplog.text
     caplog.clear()
     assert folder.parent == outputs / "data"
     assert folder.name == f"글-{Store.open(folder).signature[:8]}"
     assert get_or_prepare_store(config, tokenizer, outputs) == folder
-    assert "tokens: prepared" not in caplog.text
-    assert f"tokens: reused {folder}" in caplog.text
+    assert "tokens      prepared" not in caplog.text
+    assert f"tokens      reused {folder}" in caplog.text
 
 
 def test_folder_depends_on_content_and_rules_not_on_the_path(
@@ -231,7 +231,7 @@ def test_interrupted_preparation_leaves_no_store_and_resumes(
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "write_parts", interrupt)  # not called: the part exists
         get_or_prepare_store(config, tokenizer, tmp_path / "outputs")
-    assert "tokens: prepared" in caplog.text
+    assert "tokens      prepared" in caplog.text
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if path.name.endswith(".partial")]
 
 

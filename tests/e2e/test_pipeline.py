@@ -7,16 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import SMALL, Command, status
+from console import SMALL_RUN, Krill, read_status_file
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_default_learns(krill: Command, tmp_path: Path):
+def test_the_default_learns(krill: Krill, tmp_path: Path):
     """The default in miniature (a quarter of its steps): well below what token frequencies alone give."""
     done = krill("train", "steps=125", "hardware.threads=1")
     run = tmp_path / done.stdout.splitlines()[-1]
-    metrics = status(run)["metrics"]
+    metrics = read_status_file(run)["metrics"]
     assert isinstance(metrics, dict)
     assert metrics["unigram"] - metrics["eval_loss"] > 0.8
     for file in (
@@ -37,17 +37,17 @@ def test_the_default_learns(krill: Command, tmp_path: Path):
     assert answer.stdout.strip()
 
 
-def test_preparing_twice_makes_nothing_twice(krill: Command, corpus: str):
+def test_preparing_twice_makes_nothing_twice(krill: Krill, corpus: str):
     words = ("data=files", corpus, "tokenizer.vocab_size=600")
     first, second = krill("preprocess", *words), krill("preprocess", *words)
-    assert "tokenizer: made" in first.stderr
-    assert "tokens: made" in first.stderr
-    assert "tokenizer: reused" in second.stderr
-    assert "tokens: reused" in second.stderr
+    assert "tokenizer   trained" in first.stderr
+    assert "tokens      prepared" in first.stderr
+    assert "tokenizer   reused" in second.stderr
+    assert "tokens      reused" in second.stderr
     assert first.stdout == second.stdout
 
 
-def test_results_go_where_they_are_asked_for(krill: Command, corpus: str, tmp_path: Path):
+def test_results_go_where_they_are_asked_for(krill: Krill, corpus: str, tmp_path: Path):
     words = ("data=files", corpus, "tokenizer.vocab_size=600")
     assert krill("tokenizer", *words, "output=내 토크나이저").stdout == "내 토크나이저\n"
     assert (tmp_path / "내 토크나이저" / "tokenizer.json").is_file()
@@ -55,12 +55,12 @@ def test_results_go_where_they_are_asked_for(krill: Command, corpus: str, tmp_pa
     assert (tmp_path / "tokens" / "manifest.json").is_file()
 
     ready = "tokenizer.path=내 토크나이저"
-    done = krill("train", "data=files", corpus, ready, *SMALL, "output=run")
+    done = krill("train", "data=files", corpus, ready, *SMALL_RUN, "output=run")
     assert done.stdout == "run\n"
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["vocab_size"] == 600
 
 
-def test_korean_names_and_prompts(krill: Command, tmp_path: Path):
+def test_korean_names_and_prompts(krill: Krill, tmp_path: Path):
     folder = tmp_path / "말뭉치"
     folder.mkdir()
     texts = (
@@ -72,7 +72,7 @@ def test_korean_names_and_prompts(krill: Command, tmp_path: Path):
     )
     done = krill(
         "train", "data=files", "data.paths=[말뭉치/가.jsonl]", "name=한국어", "tokenizer.vocab_size=300",
-        *(word for word in SMALL if "vocab" not in word),
+        *(word for word in SMALL_RUN if "vocab" not in word),
     )  # fmt: skip
     run = done.stdout.strip()
     assert run.startswith("outputs/runs/한국어/")
@@ -84,17 +84,17 @@ def test_korean_names_and_prompts(krill: Command, tmp_path: Path):
     assert said["prompt"] == prompt
 
 
-def test_a_run_is_repeated_with_changes(krill: Command, corpus: str, tmp_path: Path):
-    run = krill("train", "data=files", corpus, *SMALL, "output=first").stdout.strip()
+def test_a_run_is_repeated_with_changes(krill: Krill, corpus: str, tmp_path: Path):
+    run = krill("train", "data=files", corpus, *SMALL_RUN, "output=first").stdout.strip()
     done = krill("train", f"from={run}", "lr=1e-4", "name=again")
     again = tmp_path / done.stdout.strip()
     assert again.parent.name == "again"
-    assert status(again)["tokenizer"] == status(tmp_path / run)["tokenizer"]
+    assert read_status_file(again)["tokenizer"] == read_status_file(tmp_path / run)["tokenizer"]
     assert "lr: 0.0001" in (again / "config.yaml").read_text()
 
 
-def test_infer_answers_each_line_of_a_pipe(krill: Command, corpus: str, tmp_path: Path):
-    run = krill("train", "data=files", corpus, *SMALL, "name=one").stdout.strip()
+def test_infer_answers_each_line_of_a_pipe(krill: Krill, corpus: str, tmp_path: Path):
+    run = krill("train", "data=files", corpus, *SMALL_RUN, "name=one").stdout.strip()
     done = krill("infer", "-m", f"model={run}", "temperature=0.2,0.8", "prompt=a, b", "max_new_tokens=4")
     points = [path for path in Path(done.stdout.splitlines()[-1]).glob("[!.]*") if path.is_dir()]
     assert len(points) == 2
@@ -102,14 +102,14 @@ def test_infer_answers_each_line_of_a_pipe(krill: Command, corpus: str, tmp_path
         assert json.loads((point / "answers.jsonl").read_text())["prompt"] == "a, b"
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(krill: Command, corpus: str, tmp_path: Path):
+def test_a_folder_that_cannot_be_written_is_one_line(krill: Krill, corpus: str, tmp_path: Path):
     (tmp_path / "outputs").write_text("in the way")
-    done = krill("train", "data=files", corpus, *SMALL, code=1)
+    done = krill("train", "data=files", corpus, *SMALL_RUN, code=1)
     assert "Traceback" not in done.stderr
     assert str(tmp_path / "outputs") in done.stderr
 
 
-def test_the_tiny_ko_model_trains_on_the_default_data(krill: Command, tmp_path: Path):
+def test_the_tiny_ko_model_trains_on_the_default_data(krill: Krill, tmp_path: Path):
     """187 M parameters, two steps of one short row: the whole chain at a real model's size."""
     if shutil.disk_usage(tmp_path).free < 8e9:
         pytest.skip("needs 8 GB of free disk")
@@ -125,9 +125,9 @@ def test_the_tiny_ko_model_trains_on_the_default_data(krill: Command, tmp_path: 
     shutil.rmtree(tmp_path / done.stdout.strip())
 
 
-def test_infer_takes_a_tokenizer_by_folder_or_option(krill: Command, corpus: str, tmp_path: Path):
+def test_infer_takes_a_tokenizer_by_folder_or_option(krill: Krill, corpus: str, tmp_path: Path):
     words = ("data=files", corpus, "tokenizer.vocab_size=600")
-    run = krill("train", "data=files", corpus, *SMALL, "output=run").stdout.strip()
+    run = krill("train", "data=files", corpus, *SMALL_RUN, "output=run").stdout.strip()
     tokenizer = krill("tokenizer", *words, "output=토크나이저").stdout.strip()
     krill("infer", run, f"tokenizer={tokenizer}", "prompt=a", "max_new_tokens=2")
     missing = krill("infer", run, "tokenizer=bpe_32k", "prompt=a", code=2)

@@ -213,8 +213,8 @@ def test_concurrent_commands_prepare_once_and_wait(
     processes = [start("preprocess", *arguments), start("preprocess", *arguments), start("train", *training)]
     messages = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], messages
-    assert sum("tokens: prepared" in text for text in messages) == 1
-    assert sum("tokens: reused" in text for text in messages) == 2
+    assert sum("tokens      prepared" in text for text in messages) == 1
+    assert sum("tokens      reused" in text for text in messages) == 2
     assert any("for another process that is creating" in text for text in messages)
 
 

@@ -421,8 +421,8 @@ def test_is_trained_once_and_reused(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert first.folder == expected == tmp_path / "tokenizers" / f"test-{first.signature[:8]}"
     assert first.signature == compute_tokenizer_signature(config)
     assert get_or_train_tokenizer(config, tmp_path) == first
-    assert f"tokenizer: trained {first.folder}" in caplog.text
-    assert f"tokenizer: reused {first.folder}" in caplog.text
+    assert f"tokenizer   trained {first.folder}" in caplog.text
+    assert f"tokenizer   reused {first.folder}" in caplog.text
     record = json.loads((first.folder / "record.json").read_text())
     assert record["signature"] == first.signature
     assert record["text"]["documents"] < len(TEXTS), "validation documents are not trained on"
