@@ -1,13 +1,13 @@
 """Question: what does a preparation lose when it is killed?
 
-krill-preprocess with two workers is started and ended by SIGKILL at a random moment of the seconds that it needs when
-it is let alone, every fourth time of its merge; then the same command is given again, and so on. When a run was
-quicker than its kill, its store is compared and removed, and the next one begins anew. For each engine:
+Starts krill-preprocess with two workers and kills it with SIGKILL at a random moment of the time that an undisturbed
+run takes, every fourth time during its merge; then the same command is started again, and so on. If a run finishes
+before its kill, its store is compared and removed, and the next run starts from scratch. For each engine:
 
-    killed in    how often while it started, while it made parts, while it merged them
-    remade       parts that were finished before a kill and were made again after it       must be 0
-    orphans      processes of a run that were there a second after it was killed           must be 0
-    same         all stores were, to the byte, that of a run that was let alone            must be true
+    killed in    how often during start-up, while writing parts, while merging them
+    remade       parts that were finished before a kill and written again after it         must be 0
+    orphans      processes of a run that still exist a second after it was killed          must be 0
+    same         all stores are bitwise identical to that of an undisturbed run            must be true
 
 Prints a table and writes results/interruptions.json.
 
@@ -36,10 +36,10 @@ from typing import Any
 
 ENGINES = ("hf", "fast")
 MERGE_SHARE = 0.05
-"""A merge takes about so much of a run."""
+"""The approximate share of the merge in the time of a run."""
 
 
-def words(files: list[str], tokenizer: Path, engine: str, output: Path) -> list[str]:
+def build_command(files: list[str], tokenizer: Path, engine: str, output: Path) -> list[str]:
     script = Path(sys.executable).with_name("krill-preprocess")
     return [
         str(script), "data=files", f"data.paths=[{','.join(files)}]", "tokenizer=pretrained",
@@ -47,43 +47,43 @@ def words(files: list[str], tokenizer: Path, engine: str, output: Path) -> list[
     ]  # fmt: skip
 
 
-def content(store: Path) -> dict[str, bytes]:
-    """Every file but record.json, which tells how the store was made."""
+def read_store(store: Path) -> dict[str, bytes]:
+    """Returns the bytes of every file except record.json, which records how the store was built."""
     return {path.name: path.read_bytes() for path in store.iterdir() if path.name != "record.json"}
 
 
-def alive(session: int) -> int:
-    """How many processes of a session live: a command that begins one has its workers in it."""
-    found = 0
+def count_session_processes(session: int) -> int:
+    """Returns the number of live processes of a session: a command in its own session and its workers."""
+    count = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, _, of = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+            state, _, _, process_session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
         except OSError:
             continue
-        found += int(of) == session and state != "Z"
-    return found
+        count += int(process_session) == session and state != "Z"
+    return count
 
 
 class Preparation:
-    """One command, given again and again until its store is there."""
+    """One command, run again and again until its store is complete."""
 
-    def __init__(self, command: list[str], output: Path, seconds: float, choose: random.Random) -> None:
-        self.command, self.output, self.seconds, self.choose = command, output, seconds, choose
+    def __init__(self, command: list[str], output: Path, seconds: float, rng: random.Random) -> None:
+        self.command, self.output, self.seconds, self.rng = command, output, seconds, rng
         self.partial = output.with_name(f".{output.name}.partial")
         self.killed_in: Counter[str] = Counter()
         self.remade = self.orphans = 0
-        self.made: dict[str, int] = {}
+        self.finished_parts: dict[str, int] = {}
 
-    def kill(self, in_merge: bool) -> bool:
-        """Run it and kill it; False: it was quicker."""
+    def run_and_kill(self, in_merge: bool) -> bool:
+        """Runs the command and kills it; returns False if it finished before."""
         process = subprocess.Popen(
             self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        until = time.monotonic() + self.choose.random() * self.seconds
+        until = time.monotonic() + self.rng.random() * self.seconds
         if in_merge:
             while process.poll() is None and not any(self.partial.glob("train-*")):
                 time.sleep(0.001)
-            until = time.monotonic() + self.choose.random() * self.seconds * MERGE_SHARE
+            until = time.monotonic() + self.rng.random() * self.seconds * MERGE_SHARE
         while process.poll() is None and time.monotonic() < until:
             time.sleep(0.001)
         running = process.poll() is None
@@ -91,49 +91,49 @@ class Preparation:
         process.wait()
         if not running or self.output.exists():
             return False
-        self.killed_in[self.phase()] += 1
+        self.killed_in[self.get_phase()] += 1
         self.compare_parts()
         time.sleep(1)
-        self.orphans += alive(process.pid)
+        self.orphans += count_session_processes(process.pid)
         return True
 
-    def phase(self) -> str:
+    def get_phase(self) -> str:
         if any(self.partial.glob("train-*")):
             return "merge"
         return "parts" if (self.partial / "parts").is_dir() else "start"
 
     def compare_parts(self) -> None:
-        """Count the finished parts that are others than before."""
+        """Counts the finished parts that were written again."""
         if (self.partial / "manifest.json").exists():
-            return  # all is merged: the parts are removed
+            return  # everything is merged and the parts are removed
         now = {path.name: path.stat().st_mtime_ns for path in self.partial.glob("parts/*.npz")}
-        self.remade += sum(now.get(name) != moment for name, moment in self.made.items())
-        self.made = now
+        self.remade += sum(now.get(name) != modified for name, modified in self.finished_parts.items())
+        self.finished_parts = now
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         shutil.rmtree(self.output)
-        self.made = {}
+        self.finished_parts = {}
 
 
-def measured(files: list[str], tokenizer: Path, engine: str, root: Path, kills: int) -> dict[str, Any]:
-    alone = root / f"{engine}-alone"
+def measure(files: list[str], tokenizer: Path, engine: str, root: Path, kills: int) -> dict[str, Any]:
+    undisturbed = root / f"{engine}-alone"
     began = time.monotonic()
-    subprocess.run(words(files, tokenizer, engine, alone), check=True, capture_output=True)
-    seconds, expected = time.monotonic() - began, content(alone)
+    subprocess.run(build_command(files, tokenizer, engine, undisturbed), check=True, capture_output=True)
+    seconds, expected = time.monotonic() - began, read_store(undisturbed)
 
     output = root / f"{engine}-killed"
-    command = words(files, tokenizer, engine, output)
+    command = build_command(files, tokenizer, engine, output)
     preparation = Preparation(command, output, seconds, random.Random(engine))
     stores, same = 0, True
     while preparation.killed_in.total() < kills:
-        if not preparation.kill(in_merge=preparation.killed_in.total() % 4 == 3):
-            stores, same = stores + 1, same and content(output) == expected
-            preparation.begin_anew()
+        if not preparation.run_and_kill(in_merge=preparation.killed_in.total() % 4 == 3):
+            stores, same = stores + 1, same and read_store(output) == expected
+            preparation.reset()
     subprocess.run(command, check=True, capture_output=True)
     return {
         "seconds": round(seconds, 1), "kills": kills, "killed_in": dict(preparation.killed_in),
         "stores": stores + 1, "remade": preparation.remade, "orphans": preparation.orphans,
-        "same": same and content(output) == expected,
+        "same": same and read_store(output) == expected,
     }  # fmt: skip
 
 
@@ -141,16 +141,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("files", nargs="+", help="text files, as data.paths takes them")
     parser.add_argument("--kills", type=int, default=20, help="per engine")
-    asked = parser.parse_args()
-    files = [str(Path(file).absolute()) for file in asked.files]
-    with tempfile.TemporaryDirectory() as place:
-        tokenizer = Path(place) / "tokenizer"
+    arguments = parser.parse_args()
+    files = [str(Path(file).absolute()) for file in arguments.files]
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        tokenizer = root / "tokenizer"
         command = Path(sys.executable).with_name("krill-tokenizer")
-        chosen = ["data=files", f"data.paths=[{','.join(files)}]", f"output={tokenizer}"]
-        subprocess.run([str(command), *chosen], check=True, capture_output=True)
-        engines = {engine: measured(files, tokenizer, engine, Path(place), asked.kills) for engine in ENGINES}
-    for engine, found in engines.items():
-        print(engine, *(f"{key} {value}" for key, value in found.items()), sep="   ")
+        overrides = ["data=files", f"data.paths=[{','.join(files)}]", f"output={tokenizer}"]
+        subprocess.run([str(command), *overrides], check=True, capture_output=True)
+        engines = {engine: measure(files, tokenizer, engine, root, arguments.kills) for engine in ENGINES}
+    for engine, figures in engines.items():
+        print(engine, *(f"{key} {value}" for key, value in figures.items()), sep="   ")
     result = {
         "question": "what a preparation loses that is killed at random moments and started again",
         "date": date.today().isoformat(),

@@ -1,23 +1,23 @@
 """Question: what does a training lose when it is killed?
 
-Each variant of one small training is run undisturbed. Then the same command is run in another folder, ended at a
-random moment and given again, so many times, and at last let finish. Of four kills one comes while the process
-starts, two between steps and one within a save. When a run was quicker than its kill, it is compared and the next
-one begins anew.
+Runs each variant of one small training undisturbed. Then the same command runs in another folder, is ended at a
+random moment and started again, --kills times, and finally runs to its end. Of four kills one happens during
+start-up, two between steps and one within a save. If a run finishes before its kill, it is compared and the next one
+starts from scratch.
 
-    killed in    how often it hit the start, the steps, a save, and the end, when the last step was done
-    runs         that the kills were spread over
-    orphans      processes of a run that were there a second after it was killed           must be 0
-    same         all runs ended with the weights, the newest checkpoint's weights and the lines of metrics (less
-                 what a clock says) of the undisturbed one, to the bit                      must be true
+    killed in    the number of kills during start-up, between steps, in a save, and after the last step
+    runs         the number of runs that the kills are spread over
+    orphans      processes of a run that still exist a second after it was killed          must be 0
+    same         all runs end with the weights, the newest checkpoint's weights and the lines of metrics (without
+                 clock-dependent values) of the undisturbed run, bit for bit               must be true
 
-Prints a table and writes results/kills.json; with another --result, that file.
+Prints a table and writes results/kills.json, or the file of --result.
 
     python benchmarks/kills.py                       (half an hour on two cores; with --forked half of that)
     python benchmarks/kills.py --forked --kills 3 --variants adamw workers --result /tmp/kills.json
 
-A start is the command krill-train; with --forked a copy of this process, which has loaded krill already: seconds
-quicker, and the same from the command line on.
+Each start runs the command krill-train; with --forked it forks this process, which has imported krill already. That
+is seconds faster, and identical from the command line on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
 
 SCRIPTS = Path(sys.executable).parent
-CLOCK = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
+CLOCK_METRICS = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
 PHASES = ("steps", "start", "steps", "save")
 WORDS = [
     "the", "quick", "fox", "jumps", "over", "a", "lazy", "dog", "강아지가", "여우를", "따라", "뛰어간다", "잔다",
@@ -63,10 +63,10 @@ TRAINING = [
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the training, and what ends it."""
+    """The overrides of one variant of the training, and the signal that ends it."""
 
-    words: tuple[str, ...] = ()
-    number: signal.Signals = signal.SIGKILL
+    overrides: tuple[str, ...] = ()
+    signal_number: signal.Signals = signal.SIGKILL
 
 
 VARIANTS = {
@@ -75,7 +75,7 @@ VARIANTS = {
     "muon_keller": Variant(("optimizer=muon_keller",)),
     "muon_pto": Variant(("optimizer=muon_pto",)),
     "workers": Variant(("hardware.workers=2",)),
-    "sigterm": Variant(number=signal.SIGTERM),
+    "sigterm": Variant(signal_number=signal.SIGTERM),
     "ranks": Variant(("hardware.processes=2",)),
 }
 
@@ -84,7 +84,7 @@ VARIANTS = {
 
 
 class Process:
-    """A command in a session of its own. `forked`: a copy of this process does what the command's words say."""
+    """A command in its own session. `forked`: a fork of this process runs it instead of a new one."""
 
     def __init__(self, command: Sequence[str], log: Path, forked: bool = False):
         self.code: int | None = None
@@ -99,49 +99,49 @@ class Process:
             os.dup2(written, 2)
             if not forked:
                 os.execv(command[0], list(command))
-            code = _trained(command[1:])
+            code = _run_krill_train(command[1:])
         finally:
             os._exit(code)
 
-    def ended(self) -> bool:
-        """Whether it has; `code` is its exit code then, negative for a signal."""
+    def has_ended(self) -> bool:
+        """Returns whether the process has ended; then `code` is its exit code, negative for a signal."""
         if self.code is None:
-            found, status = os.waitpid(self.id, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if found else None
+            pid, status = os.waitpid(self.id, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code is not None
 
-    def wait(self, happened: Callable[[], bool] = lambda: False) -> None:
-        """Until it has happened, or the process has ended."""
-        while not self.ended() and not happened():
+    def wait(self, condition: Callable[[], bool] = lambda: False) -> None:
+        """Waits until `condition` is true or the process has ended."""
+        while not self.has_ended() and not condition():
             time.sleep(0.001)
 
-    def tree(self) -> list[int]:
-        """The process and all that descend from it."""
-        found = [self.id]
-        for process in found:
+    def list_tree(self) -> list[int]:
+        """Returns the process and all its descendants."""
+        processes = [self.id]
+        for process in processes:
             for children in Path(f"/proc/{process}/task").glob("*/children"):
                 with suppress(OSError):  # it has just ended
-                    found += map(int, children.read_text().split())
-        return found
+                    processes += map(int, children.read_text().split())
+        return processes
 
 
-def _trained(words: Sequence[str]) -> int:
+def _run_krill_train(overrides: Sequence[str]) -> int:
     from krill.cli import app
     from krill.cli.train import run_task
 
     sys.argv = ["krill-train"]
-    return app.main("train", run_task, words)
+    return app.main("train", run_task, overrides)
 
 
-def left(processes: list[int]) -> int:
-    """How many of them are there a second from now."""
+def count_orphans(processes: list[int]) -> int:
+    """Returns the number of processes that still exist after a second."""
     until = time.monotonic() + 1
-    while any(map(_alive, processes)) and time.monotonic() < until:
+    while any(map(_is_alive, processes)) and time.monotonic() < until:
         time.sleep(0.01)
-    return sum(map(_alive, processes))
+    return sum(map(_is_alive, processes))
 
 
-def _alive(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -153,132 +153,143 @@ def _alive(process: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """What an undisturbed run takes: until its first step is logged, from there to its end, for a save."""
+class PhaseSeconds:
+    """The seconds of an undisturbed run: until its first logged step, from there to its end, and of a save."""
 
     start: float
     steps: float
     save: float
 
-    def of(self, phase: str, kills: int) -> float:
-        """Within what time a phase is hit; so short for the steps that one run outlasts most of the kills."""
+    def get_max_delay(self, phase: str, kills: int) -> float:
+        """Returns the largest delay of a kill; short enough between steps for one run to take most of the kills."""
         return 1.5 * self.steps / kills if phase == "steps" else getattr(self, phase)
 
 
 class Run:
-    """One command, given again and again until its run has finished."""
+    """One command, started again and again until its run has finished."""
 
     def __init__(self, variant: Variant, folder: Path, steps: int, forked: bool):
         self.variant, self.folder, self.steps, self.forked = variant, folder, steps, forked
         self.log = folder.with_suffix(".log")
 
     def start(self) -> Process:
-        self.before = self._metrics()
-        self.saved = max(
+        self.previous_metrics_inode = self._get_metrics_inode()
+        self.saved_step = max(
             map(checkpoints.parse_step, checkpoints.list_checkpoints(self.folder / "checkpoints")), default=0
         )
-        words = [*TEXT, *TRAINING, *self.variant.words, f"steps={self.steps}", f"output={self.folder}"]
-        return Process([str(SCRIPTS / "krill-train"), *words], self.log, self.forked)
+        overrides = [
+            *TEXT,
+            *TRAINING,
+            *self.variant.overrides,
+            f"steps={self.steps}",
+            f"output={self.folder}",
+        ]
+        return Process([str(SCRIPTS / "krill-train"), *overrides], self.log, self.forked)
 
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         return (read_status(self.folder) or {}).get("state") == "finished"
 
-    def saving(self) -> bool:
+    def is_saving(self) -> bool:
         return (self.folder / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists()
 
-    def stepped(self) -> bool:
-        """Whether the last process has logged a step; lines that the one before has left are cut first."""
-        return self._metrics() != self.before and self._last_step() > self.saved
+    def has_stepped(self) -> bool:
+        """Returns whether the last process has logged a step; it first rewrites the previous process's file."""
+        is_rewritten = self._get_metrics_inode() != self.previous_metrics_inode
+        return is_rewritten and self._get_last_step() > self.saved_step
 
-    def _metrics(self) -> int:
+    def _get_metrics_inode(self) -> int:
         file = self.folder / "metrics.jsonl"
         return file.stat().st_ino if file.exists() else 0
 
-    def _last_step(self) -> int:
+    def _get_last_step(self) -> int:
         return max((line["step"] for line in read_metrics(self.folder)), default=0)
 
-    def finish(self) -> Seconds:
-        """Let it run to its end, and look on."""
+    def finish(self) -> PhaseSeconds:
+        """Runs to the end and measures the phases."""
         began, process = time.monotonic(), self.start()
-        process.wait(self.stepped)
-        first, looks, saving = time.monotonic(), 0, 0
-        while not process.ended():
-            looks, saving = looks + 1, saving + self.saving()
+        process.wait(self.has_stepped)
+        first_step, samples, saving = time.monotonic(), 0, 0
+        while not process.has_ended():
+            samples, saving = samples + 1, saving + self.is_saving()
             time.sleep(0.001)
-        self._demand(process.code == 0, process)
-        steps = time.monotonic() - first
-        return Seconds(first - began, steps, steps * saving / max(looks, 1) / (self.steps / SAVE_EVERY))
+        self._check(process.code == 0, process)
+        steps = time.monotonic() - first_step
+        save = steps * saving / max(samples, 1) / (self.steps / SAVE_EVERY)
+        return PhaseSeconds(first_step - began, steps, save)
 
-    def kill(self, phase: str, delay: float) -> tuple[str, int] | None:
-        """Run it and end it `delay` seconds into a phase: where it was hit, and its orphans; None: it was quicker."""
+    def run_and_kill(self, phase: str, delay: float) -> tuple[str, int] | None:
+        """Runs and kills the command `delay` seconds into a phase.
+
+        Returns the phase that the kill hit and the number of orphans, or None if the run finished before.
+        """
         process = self.start()
         if phase != "start":
-            process.wait(self.stepped)
+            process.wait(self.has_stepped)
         if phase == "save":
-            process.wait(self.saving)
+            process.wait(self.is_saving)
         until = time.monotonic() + delay
         process.wait(lambda: time.monotonic() >= until)
-        if process.ended():
-            self._demand(process.code == 0, process)
+        if process.has_ended():
+            self._check(process.code == 0, process)
             return None
-        processes = process.tree()
-        os.kill(process.id, self.variant.number)
-        hit = self._phase()
+        processes = process.list_tree()
+        os.kill(process.id, self.variant.signal_number)
+        killed_phase = self._get_phase()
         process.wait()
-        self._demand(process.code in (-self.variant.number, REQUEUE, 0), process)
-        return None if self.finished() else (hit, left(processes))
+        self._check(process.code in (-self.variant.signal_number, REQUEUE, 0), process)
+        return None if self.is_finished() else (killed_phase, count_orphans(processes))
 
-    def _phase(self) -> str:
-        if not self.stepped():
+    def _get_phase(self) -> str:
+        if not self.has_stepped():
             return "start"
-        if self.saving():
+        if self.is_saving():
             return "save"
-        return "end" if self._last_step() == self.steps else "steps"
+        return "end" if self._get_last_step() == self.steps else "steps"
 
-    def _demand(self, good: bool, process: Process) -> None:
-        if not good:
-            raise SystemExit(f"{self.log.read_text()[-3000:]}\nkrill-train has ended with {process.code}")
+    def _check(self, condition: bool, process: Process) -> None:
+        if not condition:
+            raise SystemExit(f"{self.log.read_text()[-3000:]}\nkrill-train ended with {process.code}")
 
-    def result(self) -> tuple[bytes, bytes, list[dict[str, Any]]]:
-        """What must be the same: the weights, those of the newest checkpoint, the metrics less the clock's."""
+    def read_result(self) -> tuple[bytes, bytes, list[dict[str, Any]]]:
+        """Returns what must not differ: final weights, the newest checkpoint's weights, clock-free metrics."""
         newest = checkpoints.list_checkpoints(self.folder / "checkpoints")[-1]
         lines = read_metrics(self.folder)
         return (
             (self.folder / "model" / "model.safetensors").read_bytes(),
             (newest / "model.safetensors").read_bytes(),
-            [{key: value for key, value in line.items() if key not in CLOCK} for line in lines],
+            [{key: value for key, value in line.items() if key not in CLOCK_METRICS} for line in lines],
         )
 
 
-def measured(name: str, root: Path, kills: int, steps: int, forked: bool) -> dict[str, Any]:
-    """The figures of a variant, as this script's head lists them."""
-    variant, choose = VARIANTS[name], random.Random(name)
-    whole = Run(variant, root / f"{name}-whole", steps, forked)
-    seconds, expected = whole.finish(), whole.result()
+def measure(name: str, root: Path, kills: int, steps: int, forked: bool) -> dict[str, Any]:
+    """Returns the figures of a variant, as listed in this script's head."""
+    variant, rng = VARIANTS[name], random.Random(name)
+    undisturbed = Run(variant, root / f"{name}-whole", steps, forked)
+    seconds, expected = undisturbed.finish(), undisturbed.read_result()
 
     run = Run(variant, root / f"{name}-killed", steps, forked)
     killed_in: Counter[str] = Counter()
     runs, orphans, same = 1, 0, True
     while killed_in.total() < kills:
         phase = PHASES[killed_in.total() % len(PHASES)]
-        killed = run.kill(phase, choose.random() * seconds.of(phase, kills))
-        if killed is None:
-            runs, same = runs + 1, same and run.result() == expected
+        kill = run.run_and_kill(phase, rng.random() * seconds.get_max_delay(phase, kills))
+        if kill is None:
+            runs, same = runs + 1, same and run.read_result() == expected
             shutil.rmtree(run.folder)
             continue
-        killed_in[killed[0]] += 1
-        orphans += killed[1]
+        killed_in[kill[0]] += 1
+        orphans += kill[1]
     run.finish()
     return {
         "seconds": round(seconds.start + seconds.steps, 1), "kills": kills, "killed_in": dict(killed_in),
-        "runs": runs, "orphans": orphans, "same": same and run.result() == expected,
+        "runs": runs, "orphans": orphans, "same": same and run.read_result() == expected,
     }  # fmt: skip
 
 
 def prepare(root: Path) -> None:
-    """A small text, and the tokenizer and tokens that all runs share."""
-    choose = random.Random(0)
-    texts = [" ".join(choose.choices(WORDS, k=choose.randint(2, 20))) + f" {n}" for n in range(300)]
+    """Prepares a small text, and the tokenizer and tokens that all runs share."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(2, 20))) + f" {n}" for n in range(300)]
     file = root / "text.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     TEXT.append(f"data.paths=[{file}]")
@@ -288,32 +299,33 @@ def prepare(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20, help="per variant")
-    parser.add_argument("--steps", type=int, default=240, help="of a run")
+    parser.add_argument("--steps", type=int, default=240, help="per run")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT")
     parser.add_argument(
         "--forked", action="store_true", help="fork this process instead of running the command"
     )
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "kills.json")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     result = {
         "question": "what a training loses that is ended at random moments and started again",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("krill", "torch", "transformers")},
-        "steps": asked.steps,
-        "forked": asked.forked,
+        "steps": arguments.steps,
+        "forked": arguments.forked,
         "variants": {},
     }
-    with tempfile.TemporaryDirectory() as place:
-        os.environ |= {"KRILL_OUTPUTS": place, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        prepare(Path(place))
-        if asked.forked:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        os.environ |= {"KRILL_OUTPUTS": temporary, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        prepare(root)
+        if arguments.forked:
             import_module("krill.training.run")
-        for name in asked.variants:
-            found = measured(name, Path(place), asked.kills, asked.steps, asked.forked)
-            print(f"{name:<16}", *(f"{key} {value}" for key, value in found.items()), sep="   ", flush=True)
-            result["variants"][name] = found
-            asked.result.write_text(json.dumps(result, indent=2) + "\n")
+        for name in arguments.variants:
+            figures = measure(name, root, arguments.kills, arguments.steps, arguments.forked)
+            print(f"{name:<16}", *(f"{key} {value}" for key, value in figures.items()), sep="   ", flush=True)
+            result["variants"][name] = figures
+            arguments.result.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Question: how much memory does a preparation need, and does it grow with the text?
 
-Cuts a quarter and the whole of a JSONL file, prepares each with both engines and watches the whole process tree:
-the sum of proportional set sizes (a page that several processes share counts once), 20 times a second. Prints a
-table and writes results/memory.json.
+Prepares a quarter and the whole of a JSONL file with both engines and measures the whole process tree 20 times per
+second: the sum of proportional set sizes (a page that several processes share counts once). Prints a table and writes
+results/memory.json.
 
     python benchmarks/memory.py text.jsonl          (3 minutes for 330 MB on two cores; Linux)
 
@@ -24,20 +24,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def tree(root: int) -> list[int]:
-    """The process and all that descend from it."""
-    found = [root]
-    for process in found:
+def list_process_tree(root: int) -> list[int]:
+    """Returns the process and all its descendants."""
+    processes = [root]
+    for process in processes:
         for children in Path(f"/proc/{process}/task").glob("*/children"):
             try:
-                found += map(int, children.read_text().split())
+                processes += map(int, children.read_text().split())
             except OSError:
                 continue
-    return found
+    return processes
 
 
-def resident(process: int) -> int:
-    """Bytes: the proportional set size; 0 if the process has just ended."""
+def read_pss(process: int) -> int:
+    """Returns the proportional set size in bytes; 0 if the process has just ended."""
     try:
         text = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
@@ -45,8 +45,8 @@ def resident(process: int) -> int:
     return int(text.partition("\nPss:")[2].split()[0]) * 1024 if "\nPss:" in text else 0
 
 
-def prepared(text: Path, tokenizer: Path, engine: str, folder: Path) -> dict[str, float]:
-    """Peak memory in MB and seconds of one preparation."""
+def measure_preparation(text: Path, tokenizer: Path, engine: str, folder: Path) -> dict[str, float]:
+    """Runs one preparation; returns its peak memory in MB and its seconds."""
     command = [
         "krill-preprocess", "data=files", f"data.paths=[{text}]", "tokenizer=pretrained",
         f"tokenizer.path={tokenizer}", f"data.engine={engine}", f"output={folder}",
@@ -54,7 +54,7 @@ def prepared(text: Path, tokenizer: Path, engine: str, folder: Path) -> dict[str
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, sum(map(resident, tree(process.pid))))
+        peak = max(peak, sum(map(read_pss, list_process_tree(process.pid))))
         time.sleep(0.05)
     assert process.returncode == 0, command
     record = json.loads((folder / "record.json").read_text())
@@ -71,12 +71,12 @@ def prepared(text: Path, tokenizer: Path, engine: str, folder: Path) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("text", type=Path, help="a JSONL file with the key text")
-    whole = parser.parse_args().text.absolute()
+    text = parser.parse_args().text.absolute()
     rows: dict[str, list[dict[str, float]]] = {"hf": [], "fast": []}
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
         quarter = root / "quarter.jsonl"
-        with open(whole, "rb") as source, open(quarter, "wb") as target:
+        with open(text, "rb") as source, open(quarter, "wb") as target:
             lines = (line for number, line in enumerate(source) if number % 4 == 0)
             target.writelines(lines)
         subprocess.run(
@@ -84,10 +84,12 @@ def main() -> None:
              f"output={root / 'tokenizer'}"],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        for engine, found in rows.items():
-            for name, text in (("quarter", quarter), ("whole", whole)):
-                found.append(prepared(text, root / "tokenizer", engine, root / f"{engine}-{name}"))
-                print(f"{engine:<5} {name:<8} {found[-1]}")
+        for engine, results in rows.items():
+            for name, file in (("quarter", quarter), ("whole", text)):
+                results.append(
+                    measure_preparation(file, root / "tokenizer", engine, root / f"{engine}-{name}")
+                )
+                print(f"{engine:<5} {name:<8} {results[-1]}")
     growth = {
         engine: round((b["peak_mb"] - a["peak_mb"]) / (b["text_mb"] - a["text_mb"]), 3)
         for engine, (a, b) in rows.items()

@@ -1,15 +1,15 @@
-"""Question: how much longer does a step of krill-train take than one of a loop written by hand?
+"""Question: how much longer does a step of krill-train take than a step of a plain PyTorch loop?
 
-For each optimizer one real run trains, and after every ten of its steps (as many as between two lines of metrics) a
-plain PyTorch loop does ten of its own: a copy of the model, the same rows from the same loader, the same loss,
-attention, clipping, optimizer and schedule. A ratio is that of a block of krill's to the mean of the plain blocks
-before and after it, so that what slows the machine slows both.
+For each optimizer one real run trains, and after every ten of its steps (the interval between two lines of metrics) a
+plain PyTorch loop runs ten of its own: a copy of the model, the same rows from the same loader, the same loss,
+attention, clipping, optimizer and schedule. A ratio compares a block of krill's steps with the mean of the plain
+blocks before and after it, so that a slow machine slows both.
 
     step_ms     median of each
-    ratio       median of the pairs, with its quartiles         must be ≤ 1.03 where a step takes 100 ms and more
-    data_wait   share of krill's time in which it waited for rows, median         must be < 0.01
+    ratio       median of the pairs, with its quartiles         must be ≤ 1.03 if a step takes at least 100 ms
+    data_wait   share of krill's time that is spent waiting for rows, median      must be < 0.01
 
-Prints a table and writes results/overhead.json; with another --result, that file.
+Prints a table and writes results/overhead.json, or the file of --result.
 
     python benchmarks/overhead.py                               (4 minutes on one core)
 """
@@ -52,19 +52,19 @@ OPTIMIZERS = ("adamw", "muon_moonlight")
 BLOCK = 10
 
 
-def plain_steps(trainer: KrillTrainer) -> Iterator[None]:
-    """The loop written by hand, a step at a time."""
+def run_plain_steps(trainer: KrillTrainer) -> Iterator[None]:
+    """Runs the plain loop, one step per item."""
     config, steps = trainer.config, trainer.args.max_steps
     model = copy.deepcopy(trainer.model).train()
-    loss_without_logits = build_loss(model, config.hardware.loss, "cpu")
+    loss_function = build_loss(model, config.hardware.loss, "cpu")
     optimizer = build_optimizer(model, config.optimizer)
     schedule = build_scheduler(config.scheduler, optimizer, steps)
-    # Two blocks more than krill makes, which is as long as the loader.
+    # Endless: the plain loop runs two blocks more than krill, whose steps the loader covers.
     batches = (batch for _ in count() for batch in trainer.train_loader(lambda: 0))
     for step, batch in enumerate(batches, 1):
-        predicted = batch["labels"][:, 1:].ne(IGNORE_INDEX).sum()
-        with loss_without_logits.training_context():
-            loss = model(**batch, num_items_in_batch=predicted).loss
+        num_items = batch["labels"][:, 1:].ne(IGNORE_INDEX).sum()
+        with loss_function.training_context():
+            loss = model(**batch, num_items_in_batch=num_items).loss
         loss.backward()
         clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
         optimizer.step()
@@ -75,65 +75,65 @@ def plain_steps(trainer: KrillTrainer) -> Iterator[None]:
         yield
 
 
-class Alternate(TrainerCallback):
-    """Times blocks of the run that it is a part of, and plain ones between them."""
+class BlockTimer(TrainerCallback):
+    """Times blocks of the run's steps, and runs and times plain blocks between them."""
 
     def __init__(self, trainer: KrillTrainer):
-        self.trainer, self.steps = trainer, plain_steps(trainer)
+        self.trainer, self.steps = trainer, run_plain_steps(trainer)
         self.krill: list[float] = []
         self.plain: list[float] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._plain_block()  # what the first steps do once is not counted
-        self._plain_block()
+        self._run_plain_block()  # the first block warms up and is not counted
+        self._run_plain_block()
         self.plain = self.plain[1:]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % BLOCK == 0:
             self.krill.append(time.perf_counter() - self.began)
             with self.trainer.throughput.pause():
-                self._plain_block()
+                self._run_plain_block()
 
-    def _plain_block(self) -> None:
+    def _run_plain_block(self) -> None:
         began = time.perf_counter()
         for _ in range(BLOCK):
             next(self.steps)
         self.began = time.perf_counter()
         self.plain.append(self.began - began)
 
-    def ratios(self) -> list[float]:
-        """Of each block of krill's but the first."""
-        around = zip(self.krill, self.plain[:-1], self.plain[1:], strict=True)
-        return [2 * block / (before + after) for block, before, after in around][1:]
+    def compute_ratios(self) -> list[float]:
+        """Returns the ratio of each block of krill's except the first."""
+        blocks = zip(self.krill, self.plain[:-1], self.plain[1:], strict=True)
+        return [2 * block / (before + after) for block, before, after in blocks][1:]
 
 
-def measured(optimizer: str, asked: argparse.Namespace, root: Path) -> dict[str, Any]:
-    words = [
-        f"model={asked.model}", f"optimizer={optimizer}", f"sequence_len={asked.sequence_len}", "device=cpu",
-        f"batch.micro_batch_size={asked.rows}", f"steps={(asked.pairs + 1) * BLOCK}", f"log_every={BLOCK}",
+def measure(optimizer: str, arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
+    overrides = [
+        f"model={arguments.model}", f"optimizer={optimizer}", f"sequence_len={arguments.sequence_len}", "device=cpu",
+        f"batch.micro_batch_size={arguments.rows}", f"steps={(arguments.pairs + 1) * BLOCK}", f"log_every={BLOCK}",
         "hardware.threads=1", "eval_every=1000000", "save_every=1000000",
     ]  # fmt: skip
-    config = validate_config(TrainConfig, compose_config("train", words))
+    config = validate_config(TrainConfig, compose_config("train", overrides))
     tokenizer, store = prepare_inputs(config, RunInputs(config.data, config.tokenizer, root))
     folder = root / optimizer
     folder.mkdir()
-    watched: list[Alternate] = []
+    timers: list[BlockTimer] = []
 
-    class Watched(KrillTrainer):
+    class TimedTrainer(KrillTrainer):
         def train(self, **rest: Any) -> Any:
-            watched.append(Alternate(self))
-            self.add_callback(watched[0])
+            timers.append(BlockTimer(self))
+            self.add_callback(timers[0])
             return super().train(**rest)
 
-    vars(training)["KrillTrainer"] = Watched
+    vars(training)["KrillTrainer"] = TimedTrainer
     training.run_training(config, folder, store=store, tokenizer=tokenizer)
-    (seen,) = watched
-    ratios = seen.ratios()
+    (timer,) = timers
+    ratios = timer.compute_ratios()
     waits = [line["data_wait"] for line in read_metrics(folder) if "data_wait" in line]
     return {
         "step_ms": {
-            "krill": round(1000 * statistics.median(seen.krill[1:]) / BLOCK, 1),
-            "plain": round(1000 * statistics.median(seen.plain[1:]) / BLOCK, 1),
+            "krill": round(1000 * statistics.median(timer.krill[1:]) / BLOCK, 1),
+            "plain": round(1000 * statistics.median(timer.plain[1:]) / BLOCK, 1),
         },
         "pairs": len(ratios),
         "ratio": round(statistics.median(ratios), 4),
@@ -146,25 +146,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="llama_nano")
     parser.add_argument("--sequence-len", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=2, help="of a step")
+    parser.add_argument("--rows", type=int, default=2, help="per step")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place:
-        found = {name: measured(name, asked, Path(place)) for name in asked.optimizers}
-    for name, figures in found.items():
+    with tempfile.TemporaryDirectory() as temporary:
+        results = {name: measure(name, arguments, Path(temporary)) for name in arguments.optimizers}
+    for name, figures in results.items():
         print(f"{name:<16}", *(f"{key} {value}" for key, value in figures.items()), sep="   ")
     result = {
         "question": "how much longer a step of krill-train takes than one of a plain PyTorch loop",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "threads": 1},
         "versions": {name: version(name) for name in ("krill", "torch", "transformers", "accelerate")},
-        "setting": {"model": asked.model, "sequence_len": asked.sequence_len, "rows": asked.rows},
-        "optimizers": found,
+        "setting": {"model": arguments.model, "sequence_len": arguments.sequence_len, "rows": arguments.rows},
+        "optimizers": results,
     }
-    asked.result.write_text(json.dumps(result, indent=2) + "\n")
+    arguments.result.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run goes on at its millionth step with as little work as at its second."""
+"""Tests that resuming at step one million reads as few rows as resuming at step two."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ LATE = 1_000_000
 
 
 @pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """stop_after(3): runs end at step 3."""
-    plain = ProgressReporter.on_step_end
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """stop_at(3): runs end at step 3."""
+    original = ProgressReporter.on_step_end
 
-    def work(step: int) -> None:
+    def set_last_step(step: int) -> None:
         def on_step_end(self: ProgressReporter, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            plain(self, args, state, control, **rest)
+            original(self, args, state, control, **rest)
             control.should_training_stop |= state.global_step == step
 
         monkeypatch.setattr(ProgressReporter, "on_step_end", on_step_end)
 
-    return work
+    return set_last_step
 
 
-def test_the_first_new_step_reads_as_many_rows_late_as_early(
-    train_in: Callable[..., Path], make_config: Callable[..., Any], stop_after: Callable[[int], None],
+def test_the_first_resumed_step_reads_as_many_rows_late_as_early(
+    train_in: Callable[..., Path], make_config: Callable[..., Any], stop_at: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     spec = importlib.util.spec_from_file_location("resume_time", SCRIPT)
@@ -43,30 +43,31 @@ def test_the_first_new_step_reads_as_many_rows_late_as_early(
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    monkeypatch.setattr("krill.training.run.collect_final_metrics", lambda *_: {})  # no validation: it reads rows too
+    # No validation at the end, which reads rows too.
+    monkeypatch.setattr("krill.training.run.collect_final_metrics", lambda *_: {})
     for name in ("save_final_model", "log_summary"):
         monkeypatch.setattr(f"krill.training.run.{name}", lambda *_: None)
     monkeypatch.setattr("krill.training.run.compute_validation_baselines", lambda *_: None)
 
     config = make_config(f"steps={LATE + 5}", "save_every=2")
-    stop_after(2)
+    stop_at(2)
     early = train_in(config, "early")
     shutil.copytree(early, early.with_name("late"))
-    script.move(early.with_name("late"), LATE)
+    script.move_checkpoint(early.with_name("late"), LATE)
 
     calls: Counter[str] = Counter()
-    for owner, name in ((batches, "row_at"), (Rows, "row")):
-        plain = getattr(owner, name)
+    for owner, name in ((batches, "row_at"), (Rows, "get_row")):
+        original = getattr(owner, name)
 
-        def counted(*arguments: Any, plain: Any = plain, name: str = name) -> Any:
+        def counted(*args: Any, original: Any = original, name: str = name) -> Any:
             calls[name] += 1
-            return plain(*arguments)
+            return original(*args)
 
         monkeypatch.setattr(owner, name, counted)
-    found = []
+    counts = []
     for folder, step in (("early", 2), ("late", LATE)):
         calls.clear()
-        stop_after(step + 1)
+        stop_at(step + 1)
         train_in(config, folder)
-        found.append(dict(calls))
-    assert found[0] == found[1] == {"row_at": 2, "row": 2}
+        counts.append(dict(calls))
+    assert counts[0] == counts[1] == {"row_at": 2, "get_row": 2}
