@@ -69,6 +69,6 @@ class RunInputs:
         return self.outputs / "data" / f"{self.data.name}-{self.store_signature[:8]}"
 
     def raise_if_changed(self) -> None:
-        """Raise UsageError if the text, the code that reads it, or a base tokenizer has changed since it was opened."""
+        """Raise UsageError if the text, the code that reads it or a base tokenizer has changed since then."""
         if RunInputs(self.data, self.tokenizer, self.outputs).tokenizer_signature != self.tokenizer_signature:
             raise build_text_changed_error(self.data)
