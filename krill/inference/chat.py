@@ -1,4 +1,4 @@
-"""The prompt on a terminal, or one prompt a line from a pipe."""
+"""Reads prompts from the terminal, or one per line from a pipe, and answers them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ EXIT_COMMANDS = ("quit", "exit")
 
 
 def read_prompts() -> Iterator[str]:
-    """What the person types, until quit, exit or the end of the input; empty lines are passed over."""
-    terminal = sys.stdin.isatty()
-    if terminal:
-        print("type a text to continue; quit or exit ends", file=sys.stderr)
+    """Yields the lines of standard input until quit, exit or the end of the input; skips empty lines."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        print("enter a text to continue; quit or exit to end", file=sys.stderr)
     while True:
-        if terminal:
+        if is_terminal:
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line or line.strip() in EXIT_COMMANDS:
@@ -25,15 +25,16 @@ def read_prompts() -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def run_chat(answer: Callable[[str], None]) -> None:
-    """Answer each prompt; Ctrl-C ends, as the end of the input does.
+def run_chat(respond: Callable[[str], None]) -> None:
+    """Calls `respond` with each prompt until the end of the input or Ctrl-C.
 
-    At a terminal a prompt that is refused (too long, say) costs itself only; from a pipe it is an error.
+    On a terminal, an invalid prompt (for example, one that is too long) is reported and the chat continues; from a
+    pipe its UsageError is raised.
     """
     try:
         for prompt in read_prompts():
             try:
-                answer(prompt)
+                respond(prompt)
             except UsageError as error:
                 if not sys.stdin.isatty():
                     raise

@@ -1,4 +1,4 @@
-"""Text from a model: one continuation, streamed or whole."""
+"""Generates text from a model, as a stream or at once."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from krill.tokenizer.artifact import TokenizerFolder
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen."""
+    """Parameters of generation, as in transformers."""
 
     max_new_tokens: int = 128
     temperature: float = 0.6
-    """0: always the most likely token."""
+    """0: greedy decoding."""
     top_p: float = 0.95
     repetition_penalty: float = 1.5
     seed: int = 0
 
 
 class _TextStreamer(BaseStreamer):
-    """Hands text on as soon as it is whole: bytes of a character that is not finished wait."""
+    """Writes text as soon as it is complete; the bytes of an incomplete character are held back."""
 
     def __init__(self, decode: Callable[[list[int]], str], write: Callable[[str], None]):
         self._decode, self._write_callback = decode, write
@@ -37,7 +37,7 @@ class _TextStreamer(BaseStreamer):
         self._is_prompt = True
 
     def put(self, value: Any) -> None:
-        if self._is_prompt:  # generate() hands over the prompt first
+        if self._is_prompt:  # generate() passes the prompt first
             self._is_prompt = False
             return
         self._ids += value.flatten().tolist()
@@ -61,30 +61,29 @@ def generate(
     sampling: SamplingParams,
     write: Callable[[str], None] | None = None,
 ) -> str:
-    """The model's continuation of bos + `prompt`, without the prompt; `write` gets it piece by piece.
+    """Returns the model's continuation of bos + `prompt`, without the prompt; `write` gets it as a stream.
 
-    The prompt is text: special tokens written out in it count as the characters they are. Raises UsageError
-    for a prompt that fills the model's context.
+    The prompt is text: special tokens written in it are ordinary characters. Raises UsageError for a prompt that
+    fills the context of the model.
     """
     ids = next(Encoder(tokenizer).encode_documents([prompt])).tolist()[:-1]
     inputs = torch.tensor([ids], device=model.device)
-    room = model.config.max_position_embeddings - len(ids)
-    if room < 1:
+    context_length = model.config.max_position_embeddings
+    if len(ids) >= context_length:
         raise UsageError(
-            f"the prompt has {len(ids)} tokens, the model reads {model.config.max_position_embeddings}; shorten it"
+            f"the prompt has {len(ids)} tokens, but the context of the model has {context_length}; shorten it"
         )
-    before = len(tokenizer.decode(ids))
+    prompt_length = len(tokenizer.decode(ids))
 
-    def decode(
-        new: list[int],
-    ) -> str:  # with what stands before: some decoders drop the space that begins a text
-        return tokenizer.decode(ids + new)[before:]
+    def decode(new_ids: list[int]) -> str:
+        # Decoded together with the prompt: some decoders drop a space at the start of a text.
+        return tokenizer.decode(ids + new_ids)[prompt_length:]
 
-    stream = _TextStreamer(decode, write) if write else None
+    streamer = _TextStreamer(decode, write) if write else None
     torch.manual_seed(sampling.seed)
-    choice: dict[str, Any] = {"do_sample": False}
+    sampling_options: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
-        choice = {
+        sampling_options = {
             "do_sample": True,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -92,22 +91,22 @@ def generate(
         }
     was_training = model.training
     model.eval()
-    out = model.generate(
+    output = model.generate(
         inputs,
         attention_mask=torch.ones_like(inputs),
-        max_new_tokens=min(sampling.max_new_tokens, room),
+        max_new_tokens=min(sampling.max_new_tokens, context_length - len(ids)),
         repetition_penalty=sampling.repetition_penalty,
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
         use_cache=True,
-        streamer=stream,
-        **choice,
+        streamer=streamer,
+        **sampling_options,
     )
     model.train(was_training)
-    return decode(out[0, len(ids) :].tolist())
+    return decode(output[0, len(ids) :].tolist())
 
 
 def generate_sample(model: PreTrainedModel, tokenizer: TokenizerFolder, prompt: str, seed: int) -> str:
-    """A short text to look at when a training ends, the prompt included."""
+    """Returns a short text, including the prompt, to log during and after a training."""
     sampling = SamplingParams(max_new_tokens=80, temperature=0.8, repetition_penalty=1.1, seed=seed)
     return prompt + generate(model, tokenizer, prompt, sampling)

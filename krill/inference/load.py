@@ -1,4 +1,4 @@
-"""From what a person names to a model and its tokenizer: a run, a folder, a glob, a Hub id."""
+"""Loads a model and its tokenizer from a run, a model folder, a glob, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -18,42 +18,52 @@ from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_to
 
 
 def load_model_and_tokenizer(
-    name: str, device: torch.device, tokenizer: str | None = None
+    name_or_path: str, device: torch.device, tokenizer_path: str | None = None
 ) -> tuple[PreTrainedModel, TokenizerFolder]:
-    """The model on `device`, ready to generate, and its tokenizer (`tokenizer`: another one than that beside it).
+    """Returns the model on `device` in evaluation mode, and its tokenizer, or the tokenizer at `tokenizer_path`.
 
-    Raises UsageError where `name` is no model, or where the tokenizer has more entries than the model.
+    Raises UsageError if there is no model, or if the tokenizer has more entries than the model.
     """
-    folder, beside = locate_model(name)
-    place = resolve_tokenizer_folder(tokenizer) if tokenizer is not None else beside
-    if place is None:
-        raise UsageError(f"{folder}: no tokenizer.json beside the model; name one: tokenizer=…")
+    folder, tokenizer_folder = locate_model(name_or_path)
+    if tokenizer_path is not None:
+        tokenizer_folder = resolve_tokenizer_folder(tokenizer_path)
+    if tokenizer_folder is None:
+        raise UsageError(f"{folder}: no tokenizer.json in the folder of the model; set tokenizer=FOLDER")
     model: Any
     try:
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UsageError(f"model={name}: transformers cannot load {folder} ({_first_line(error)})") from error
-    if info["missing_keys"]:  # transformers would leave them random
-        missing = sorted(info["missing_keys"])
-        raise UsageError(f"model={name}: {folder} lacks {len(missing)} weights, the first is {missing[0]}")
-    chosen = load_tokenizer(place)
-    if chosen.vocab_size > model.config.vocab_size:
         raise UsageError(
-            f"{chosen.folder}: the tokenizer has {chosen.vocab_size} entries, the model {model.config.vocab_size}"
+            f"model={name_or_path}: transformers cannot load {folder} ({_get_first_line(error)})"
+        ) from error
+    if info["missing_keys"]:  # transformers would initialize them randomly
+        missing = sorted(info["missing_keys"])
+        raise UsageError(
+            f"model={name_or_path}: weights are missing in {folder} ({len(missing)}, first {missing[0]})"
         )
-    return model.to(device).eval(), chosen
+    tokenizer = load_tokenizer(tokenizer_folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UsageError(
+            f"{tokenizer.folder}: the tokenizer has {tokenizer.vocab_size} entries, but the model only "
+            f"{model.config.vocab_size}"
+        )
+    return model.to(device).eval(), tokenizer
 
 
-def locate_model(name: str) -> tuple[Path, Path | None]:
-    """Folders of the weights and of the tokenizer (None: not there); of an unfinished run its newest checkpoint."""
-    path = Path(name).expanduser()
-    if not path.exists() and glob.has_magic(name):
+def locate_model(name_or_path: str) -> tuple[Path, Path | None]:
+    """Returns the folders of the weights and of the tokenizer (None if there is none).
+
+    Of an unfinished run it is the newest checkpoint, of a glob the newest folder. Raises UsageError if there is no
+    model, KrillError if the Hub cannot be reached.
+    """
+    path = Path(name_or_path).expanduser()
+    if not path.exists() and glob.has_magic(name_or_path):
         matches = [Path(match) for match in glob.glob(str(path)) if Path(match).is_dir()]
         if not matches:
-            raise UsageError(f"model={name}: no folder matches")
+            raise UsageError(f"model={name_or_path}: no matching folder")
         path = max(matches, key=lambda match: match.stat().st_mtime)
     if not path.exists():
-        return _download_hub_model(name)
+        return _download_hub_model(name_or_path)
     if (path / "config.json").is_file():
         return path, path if (path / "tokenizer.json").is_file() else _find_run_tokenizer(path)
     if (path / "model" / "config.json").is_file():
@@ -61,11 +71,13 @@ def locate_model(name: str) -> tuple[Path, Path | None]:
     checkpoints = list_checkpoints(path / "checkpoints")
     if checkpoints:
         return checkpoints[-1], _find_run_tokenizer(path)
-    raise UsageError(f"model={name}: no model there; it is a run's folder (outputs/runs/…) or a model's")
+    raise UsageError(
+        f"model={name_or_path}: no model in this folder; use the folder of a run (outputs/runs/…) or of a model"
+    )
 
 
 def _find_run_tokenizer(path: Path) -> Path | None:
-    """The tokenizer of the run that `path` is, or is a checkpoint of."""
+    """Returns the tokenizer folder of the run at `path`, or of the run whose checkpoint is at `path`."""
     for folder in (path, *path.resolve().parents[:2]):
         status = read_status(folder)
         if status and "tokenizer" in status:
@@ -75,23 +87,23 @@ def _find_run_tokenizer(path: Path) -> Path | None:
 
 def _download_hub_model(name: str) -> tuple[Path, Path]:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"model={name}: no such folder, and no Hub id (user/name)")
+        raise UsageError(f"model={name}: no such folder, and not a Hub id (user/name)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
         folder = Path(
-            snapshot_download(name, allow_patterns=wanted, ignore_patterns=f"{HUB_CHECKPOINT_FOLDER}/*")
+            snapshot_download(name, allow_patterns=patterns, ignore_patterns=f"{HUB_CHECKPOINT_FOLDER}/*")
         )
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UsageError(f"model={name}: neither a folder here nor a model on the Hub") from error
+        raise UsageError(f"model={name}: neither a folder nor a model on the Hub") from error
     except Exception as error:
         raise KrillError(
-            f"model={name}: no folder here, and the Hub cannot be reached ({type(error).__name__})"
+            f"model={name}: not a folder, and the Hub cannot be reached ({type(error).__name__})"
         ) from error
     return folder, folder
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""A picture of two plots side by side, written whole or not at all."""
+"""Saves a figure of two plots side by side as PNG, atomically."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FONT_FAMILIES = (
     "Malgun Gothic",
     "AppleGothic",
 )
-"""Tried in turn for each letter of a name; those that are not installed are left out."""
+"""Fonts in order of preference, for each character; fonts that are not installed are skipped."""
 
 
 @contextmanager
 def saved_figure(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The left and the right plot (matplotlib axes), to draw on; at the end they are in `path`, a PNG file.
+    """Yields the left and the right plot (matplotlib axes) and saves the figure to `path`, a PNG file, at the end.
 
-    Raises KrillError where that cannot be written.
+    Raises KrillError if the file cannot be written.
     """
     import warnings
 
@@ -39,7 +39,7 @@ def saved_figure(path: Path) -> Iterator[tuple[Any, Any]]:
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = {"font.family": [name for name in FONT_FAMILIES if name in installed]}
     with pyplot.rc_context(fonts), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # no such font here: boxes are drawn
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # no font has them: boxes are drawn
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), dpi=120)
         try:
             yield left, right
@@ -49,7 +49,7 @@ def saved_figure(path: Path) -> Iterator[tuple[Any, Any]]:
             _save_figure(figure, path)
         finally:
             pyplot.close(figure)
-    log.info("plot: %s", path)
+    log.info("plot        %s", path)
 
 
 def _save_figure(figure: Any, path: Path) -> None:
@@ -59,4 +59,4 @@ def _save_figure(figure: Any, path: Path) -> None:
         figure.savefig(partial, format="png")
         partial.replace(path)
     except OSError as error:
-        raise KrillError(f"plot={path}: {error.strerror}; name another file") from error
+        raise KrillError(f"plot={path}: {error.strerror}; set plot= to another file") from error

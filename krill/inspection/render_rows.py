@@ -1,9 +1,9 @@
-"""Rows of tokens, or a text, for a terminal, coloured by token, and readable without colours too.
+"""Renders rows of tokens, or a text, for a terminal, coloured by token and readable without colours.
 
-    special     yellow       ⟨eos⟩              word    blue, two shades in turn, so that borders are seen
+    special     yellow       ⟨eos⟩              word    blue, in two alternating shades
     undecodable red          ⟨\\xec\\x95⟩         other   magenta
 
-Ids stand in brackets behind what they spell. A line tells where each document begins.
+Ids are in brackets after their text. A line marks the beginning of each document.
 """
 
 from __future__ import annotations
@@ -25,71 +25,78 @@ _KIND_STYLES = {"special": "yellow", "other": "magenta", "undecodable": "red"}
 _WORD_STYLES = ("blue", "bright_blue")
 
 MAX_SPAN_TOKENS = 16
-"""A run of more tokens, such as a ruled line, is shown by its beginning where rows are not shown whole."""
+"""A span of more tokens, such as a horizontal rule, is truncated if rows are."""
 
 
 def make_stdout_console() -> Console:
-    """Standard output: in colours on a terminal or with FORCE_COLOR, without any escape with NO_COLOR."""
-    plain = bool(os.environ.get("NO_COLOR"))
+    """Returns a console for standard output: with colours on a terminal or with FORCE_COLOR, never with NO_COLOR."""
+    is_plain = bool(os.environ.get("NO_COLOR"))
     return Console(
-        highlight=False, markup=False, emoji=False, soft_wrap=True, color_system=None if plain else "auto"
+        highlight=False, markup=False, emoji=False, soft_wrap=True, color_system=None if is_plain else "auto"
     )
 
 
 class RowDisplayOptions(NamedTuple):
-    """How rows are shown."""
+    """How rows are displayed."""
 
     show_ids: bool
-    """With the ids in brackets."""
+    """Whether to add the ids in brackets."""
     width: int
-    """Columns of the screen."""
+    """Width of the terminal in columns."""
     max_lines: int | None
-    """So many lines of a row are shown; None: all."""
+    """Maximum number of lines of a row; None: no limit."""
 
 
 def render_row(
-    rows: Rows, index: int, split: Split, sources: list[str], speller: TokenRenderer, view: RowDisplayOptions
+    rows: Rows,
+    index: int,
+    split: Split,
+    sources: list[str],
+    renderer: TokenRenderer,
+    options: RowDisplayOptions,
 ) -> Text:
-    """Row `index` of `rows`, which are those of `split`. Raises IndexError if there is no such row."""
+    """Renders row `index` of `rows`, the packed rows of `split`. Raises IndexError if the row does not exist."""
     row = rows.get_row(index)
     segments = slice(rows.offsets[index], rows.offsets[index + 1])
     starts, lengths = rows.starts[segments].tolist(), rows.lengths[segments].tolist()
     filled = sum(lengths)
     padding = rows.sequence_len - filled
-    page = _ScreenText(view)
-    number = f"{len(lengths)} {'segment' if len(lengths) == 1 else 'segments'}"
-    page.append_line(
-        f"row {index} of {len(rows):,}: {filled:,} tokens in {number}, {padding:,} padding", "bold"
+    screen = _ScreenText(options)
+    segment_count = f"{len(lengths)} {'segment' if len(lengths) == 1 else 'segments'}"
+    screen.append_line(
+        f"row {index} of {len(rows):,}: {filled:,} tokens in {segment_count}, {padding:,} padding", "bold"
     )
-    shown = 0
+    num_shown = 0
     for start, length in zip(starts, lengths, strict=True):
-        if page.is_full:
+        if screen.is_full:
             break
-        page.append_line(_describe_document(split, sources, start, length), "cyan")
-        for piece in speller.render(row.input_ids[shown : shown + length].tolist()):
-            if page.is_full:
+        screen.append_line(_describe_document(split, sources, start, length), "cyan")
+        for span in renderer.render(row.input_ids[num_shown : num_shown + length].tolist()):
+            if screen.is_full:
                 break
-            page.append_span(piece)
-            shown += len(piece.ids)
-        page.end_line()
-    if shown < filled:
-        page.append_line(f"… {filled - shown:,} more of {filled:,} tokens; all of them: full=true", "dim")
+            screen.append_span(span)
+            num_shown += len(span.ids)
+        screen.end_line()
+    if num_shown < filled:
+        screen.append_line(
+            f"… {filled - num_shown:,} more of {filled:,} tokens; use full=true for all", "dim"
+        )
     elif padding:
-        page.append_line(f"⟨padding⟩ × {padding:,}", "dim")
-    return page.text
+        screen.append_line(f"⟨padding⟩ × {padding:,}", "dim")
+    return screen.text
 
 
-def render_text_tokens(pieces: Iterable[TokenSpan], ids: bool) -> Text:
-    """A text by its tokens, whole."""
-    page = _ScreenText(RowDisplayOptions(ids, 1, None))
-    for piece in pieces:
-        page.append_span(piece)
-    page.end_line()
-    return page.text
+def render_text_tokens(spans: Iterable[TokenSpan], show_ids: bool) -> Text:
+    """Renders a whole text by its tokens."""
+    screen = _ScreenText(RowDisplayOptions(show_ids, 1, None))
+    for span in spans:
+        screen.append_span(span)
+    screen.end_line()
+    return screen.text
 
 
 def _describe_document(split: Split, sources: list[str], start: int, length: int) -> str:
-    """Which document, and which of its tokens, begin at token `start` of the split."""
+    """Describes the document at token `start` of the split, and the range of its tokens unless it is complete."""
     document = int(np.searchsorted(split.ends, np.uint64(start), side="right"))
     begin = int(split.ends[document - 1]) if document else 0
     size = int(split.ends[document]) - begin
@@ -98,41 +105,43 @@ def _describe_document(split: Split, sources: list[str], start: int, length: int
 
 
 class _ScreenText:
-    """Text that knows how many lines of the screen it takes."""
+    """Text that tracks the number of lines it takes on the screen."""
 
-    def __init__(self, view: RowDisplayOptions) -> None:
+    def __init__(self, options: RowDisplayOptions) -> None:
         self.text = Text()
-        self._options = view
+        self._options = options
         self._num_lines = self._line_width = self._num_words = 0
 
     @property
     def is_full(self) -> bool:
-        """Whether no further line is to be shown."""
-        begun = self._line_width // self._options.width
-        return self._options.max_lines is not None and self._num_lines + begun >= self._options.max_lines
+        """Whether the maximum number of lines is reached."""
+        num_wrapped = self._line_width // self._options.width
+        return (
+            self._options.max_lines is not None and self._num_lines + num_wrapped >= self._options.max_lines
+        )
 
     def append_line(self, text: str, style: str) -> None:
-        """Append a line of its own."""
+        """Appends a separate line."""
         self.end_line()
         self._append(text, style)
         self.end_line()
 
-    def append_span(self, piece: TokenSpan) -> None:
-        """Append a piece; the line ends where its text ends one."""
-        text, ids = escape_unprintable(piece.text), [*map(str, piece.ids)]
+    def append_span(self, span: TokenSpan) -> None:
+        """Appends a span, and ends the line if its text has a line end."""
+        text, ids = escape_unprintable(span.text), [*map(str, span.ids)]
         if self._options.max_lines is not None and len(ids) > MAX_SPAN_TOKENS:
             text, ids = f"{text[:MAX_SPAN_TOKENS]}…", [*ids[: MAX_SPAN_TOKENS // 2], "…", ids[-1]]
-        if piece.kind in ("special", "undecodable"):
+        if span.kind in ("special", "undecodable"):
             text = f"⟨{text}⟩"
-        self._num_words += piece.kind == "word"
-        self._append(text, _KIND_STYLES.get(piece.kind) or _WORD_STYLES[self._num_words % 2])
+        self._num_words += span.kind == "word"
+        self._append(text, _KIND_STYLES.get(span.kind) or _WORD_STYLES[self._num_words % 2])
         if self._options.show_ids:
             self._append(f"[{' '.join(ids)}]", "dim")
-        if "\n" in piece.text:
+        if "\n" in span.text:
             self.end_line()
 
     def end_line(self) -> None:
-        """Begin a new line, unless one has just begun."""
+        """Starts a new line, unless the current line is empty."""
         if self._line_width:
             self.text.append("\n")
             self._num_lines += -(-self._line_width // self._options.width)

@@ -1,4 +1,4 @@
-"""The figures of `krill.inspection.store_stats` as text for a terminal or a pipe, and as a picture."""
+"""Formats the statistics of `krill.inspection.store_stats` as text, and plots them."""
 
 from __future__ import annotations
 
@@ -14,162 +14,162 @@ from krill.inspection.formatting import (
     format_decimal,
     format_integer,
     format_percent,
-    format_table_lines,
     truncate_to_width,
 )
+from krill.tables import format_table
 
 BAR_WIDTH = 40
-"""Columns of the longest bar."""
+"""Length of the longest bar, in columns."""
 
 
-def format_store_report(figures: dict[str, Any]) -> str:
-    """All figures, a block each."""
+def format_store_report(stats: dict[str, Any]) -> str:
+    """Formats all statistics, a block each."""
     blocks = [
-        [*_format_header(figures)],
-        [*_format_splits(figures["counts"])],
-        [*_format_sources(figures["counts"])],
-        [*_format_exclusions(figures["losses"])],
-        [*_format_lengths(figures["lengths"])],
-        [*_format_packing(figures["filling"])],
-        [*_format_vocabulary(figures["vocabulary"])],
+        [*_format_header(stats)],
+        [*_format_splits(stats["counts"])],
+        [*_format_sources(stats["counts"])],
+        [*_format_exclusions(stats["losses"])],
+        [*_format_lengths(stats["lengths"])],
+        [*_format_packing(stats["filling"])],
+        [*_format_vocabulary(stats["vocabulary"])],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def plot_store(figures: dict[str, Any], path: Path) -> None:
-    """Draw the lengths of documents and the share of each source to `path`, a PNG file."""
+def plot_store(stats: dict[str, Any], path: Path) -> None:
+    """Plots the lengths of documents and the share of each source to `path`, a PNG file."""
     with saved_figure(path) as (left, right):
-        bins = figures["lengths"]["bins"]
-        left.bar([_format_range(found) for found in bins], [found["documents"] for found in bins], width=0.9)
+        bins = stats["lengths"]["bins"]
+        left.bar([_format_range(one) for one in bins], [one["documents"] for one in bins], width=0.9)
         left.tick_params(axis="x", rotation=45)
         left.set_xlabel("tokens of a document, training split")
         left.set_ylabel("documents")
         left.grid(axis="y", alpha=0.3)
-        sources = _sort_by_tokens(figures["counts"]["sources"])
+        sources = _sort_by_tokens(stats["counts"]["sources"])
         right.barh(
             [truncate_to_width(name, 30) for name, _ in sources[:MAX_LISTED_SOURCES]],
-            [100 * (found["share"] or 0) for _, found in sources[:MAX_LISTED_SOURCES]],
+            [100 * (counts["share"] or 0) for _, counts in sources[:MAX_LISTED_SOURCES]],
         )
         right.invert_yaxis()
-        more = (
+        note = (
             f" ({MAX_LISTED_SOURCES} of {len(sources):,} sources)"
             if len(sources) > MAX_LISTED_SOURCES
             else ""
         )
-        right.set_xlabel(f"share of tokens, %{more}")
+        right.set_xlabel(f"share of tokens, %{note}")
         right.grid(axis="x", alpha=0.3)
 
 
 # --- blocks ------------------------------------------------------------------------------------------------
 
 
-def _format_header(figures: dict[str, Any]) -> Iterator[str]:
-    tokenizer = figures["tokenizer"]
-    yield f"folder      {figures['folder']}"
-    yield f"signature   {figures['signature']}"
+def _format_header(stats: dict[str, Any]) -> Iterator[str]:
+    tokenizer = stats["tokenizer"]
+    yield f"folder      {stats['folder']}"
+    yield f"signature   {stats['signature']}"
     yield (
         f"tokenizer   {tokenizer['vocab_size']:,} entries, bos {tokenizer['bos_id']}, eos {tokenizer['eos_id']}, "
-        f"pad {tokenizer['pad_id']}; ids are {figures['dtype']}"
+        f"pad {tokenizer['pad_id']}; ids are {stats['dtype']}"
     )
-    if figures["verified"]:
-        yield "files       every hash is the manifest's"
+    if stats["verified"]:
+        yield "files       every hash matches the manifest"
 
 
 def _format_splits(counts: dict[str, Any]) -> Iterator[str]:
-    rows = [_format_counts(name, found) for name, found in counts["splits"].items()]
-    yield from format_table_lines(
-        ("split", *_COUNT_COLUMNS), [*rows, _format_counts("total", counts["total"])]
-    )
+    rows = [_format_counts(name, split) for name, split in counts["splits"].items()]
+    yield from format_table([*rows, _format_counts("total", counts["total"])], ("split", *_COUNT_COLUMNS))
 
 
 def _format_sources(counts: dict[str, Any]) -> Iterator[str]:
     ranked = _sort_by_tokens(counts["sources"])
     rows = [
-        _format_counts(truncate_to_width(name, EXCERPT_WIDTH), found)
-        for name, found in ranked[:MAX_LISTED_SOURCES]
+        _format_counts(truncate_to_width(name, EXCERPT_WIDTH), source)
+        for name, source in ranked[:MAX_LISTED_SOURCES]
     ]
-    yield from format_table_lines(("source", *_COUNT_COLUMNS), rows)
+    yield from format_table(rows, ("source", *_COUNT_COLUMNS))
     if len(ranked) > MAX_LISTED_SOURCES:
-        yield f"… {len(ranked) - MAX_LISTED_SOURCES:,} more sources; all of them: format=json"
+        yield f"… {len(ranked) - MAX_LISTED_SOURCES:,} more sources; use format=json for all"
 
 
-def _format_exclusions(losses: dict[str, Any]) -> Iterator[str]:
-    if losses["dropped"]:
-        head = ("dropped", "documents", "bytes", "tokens", "for example")
+def _format_exclusions(exclusions: dict[str, Any]) -> Iterator[str]:
+    if exclusions["dropped"]:
+        header = ("dropped", "documents", "bytes", "tokens", "example")
         rows = [
             (
                 rule,
-                *(format_integer(found.get(key)) for key in ("documents", "bytes", "tokens")),
-                _format_example(found),
+                *(format_integer(counts.get(key)) for key in ("documents", "bytes", "tokens")),
+                _format_example(counts),
             )
-            for rule, found in losses["dropped"].items()
+            for rule, counts in exclusions["dropped"].items()
         ]
-        yield from format_table_lines(head, rows, left=(0, 4))
-    if losses["skipped"]:
+        yield from format_table(rows, header, left=(0, 4))
+    if exclusions["skipped"]:
         rows = [
             (
                 reason,
-                format_integer(found.get("records")),
-                truncate_to_width(", ".join(found.get("places", [])), EXCERPT_WIDTH),
+                format_integer(counts.get("records")),
+                truncate_to_width(", ".join(counts.get("places", [])), EXCERPT_WIDTH),
             )
-            for reason, found in losses["skipped"].items()
+            for reason, counts in exclusions["skipped"].items()
         ]
-        yield from format_table_lines(("skipped", "records", "first places"), rows, left=(0, 2))
-    if (repeated := losses["repeated"] or {}).get("documents"):
+        yield from format_table(rows, ("skipped", "records", "first locations"), left=(0, 2))
+    if (repeated := exclusions["repeated"] or {}).get("documents"):
         yield (
             f"repeated    {repeated['documents']:,} documents ({repeated.get('tokens', 0):,} tokens) "
-            "are there again, for the weight of their source"
+            "are repetitions, by the weight of their source"
         )
-    if losses["leaks"] is not None:
-        yield from _format_contamination(losses["leaks"])
+    if exclusions["leaks"] is not None:
+        yield from _format_contamination(exclusions["leaks"])
 
 
 def _format_contamination(leaks: Any) -> Iterator[str]:
-    """Validation tokens that also stand in the training text."""
+    """Formats how many validation tokens are also in the training text."""
     if not isinstance(leaks, dict) or "leaked_tokens" not in leaks:
         yield f"leaks       {json.dumps(leaks, ensure_ascii=False)}"
         return
     share = leaks["leaked_tokens"] / max(1, leaks.get("validation_tokens", 0))
     yield (
         f"leaks       {leaks['leaked_tokens']:,} of {leaks.get('validation_tokens', 0):,} validation tokens "
-        f"({format_percent(share)}) and {leaks.get('leaked_documents', 0):,} of {leaks.get('documents', 0):,} documents "
-        f"are in the training text too, by runs of {leaks.get('ngram', '?')} tokens"
+        f"({format_percent(share)}) and {leaks.get('leaked_documents', 0):,} of {leaks.get('documents', 0):,} "
+        f"documents are also in the training text ({leaks.get('ngram', '?')}-grams)"
     )
 
 
 def _format_lengths(lengths: dict[str, Any]) -> Iterator[str]:
     if not lengths["bins"]:
-        yield "lengths     no document to train on"
+        yield "lengths     no documents to train on"
         return
     yield (
-        f"lengths     of training documents in tokens: mean {lengths['mean']:,.1f}, "
+        f"lengths     tokens per training document: mean {lengths['mean']:,.1f}, "
         f"median {lengths['median']:,.0f}, p95 {lengths['p95']:,.0f}, max {lengths['max']:,}"
     )
-    most = max(found["documents"] for found in lengths["bins"])
-    documents = sum(found["documents"] for found in lengths["bins"])
+    counts = [one["documents"] for one in lengths["bins"]]
     rows = [
-        (_format_range(found), format_integer(found["documents"]), format_percent(found["documents"] / documents),
-         "█" * -(-BAR_WIDTH * found["documents"] // most))
-        for found in lengths["bins"]
+        (_format_range(one), format_integer(count), format_percent(count / sum(counts)),
+         "█" * -(-BAR_WIDTH * count // max(counts)))
+        for one, count in zip(lengths["bins"], counts, strict=True)
     ]  # fmt: skip
-    yield from format_table_lines(("tokens", "documents", "share", ""), rows, left=(3,))
+    yield from format_table(rows, ("tokens", "documents", "share", ""), left=(3,))
 
 
-def _format_packing(filled: list[dict[str, Any]]) -> Iterator[str]:
-    head = ("sequence_len", "packing", "rows", "padding", "documents cut", "share")
+def _format_packing(stats: list[dict[str, Any]]) -> Iterator[str]:
+    header = ("sequence_len", "packing", "rows", "padding", "documents cut", "share")
     rows = [
-        (format_integer(found["sequence_len"]), found["packing"], format_integer(found["rows"]), format_percent(found["padding"]),
-         format_integer(found["documents_cut"]), format_percent(found["documents_cut_share"]))
-        for found in filled
+        (
+            format_integer(one["sequence_len"]), one["packing"], format_integer(one["rows"]),
+            format_percent(one["padding"]), format_integer(one["documents_cut"]),
+            format_percent(one["documents_cut_share"]),
+        )
+        for one in stats
     ]  # fmt: skip
-    yield from format_table_lines(head, rows, left=(1,))
+    yield from format_table(rows, header, left=(1,))
 
 
-def _format_vocabulary(found: dict[str, Any]) -> Iterator[str]:
-    which = "all" if found["counted"] == found["tokens"] else f"{found['counted']:,} of the"
+def _format_vocabulary(usage: dict[str, Any]) -> Iterator[str]:
+    counted = "all" if usage["counted"] == usage["tokens"] else f"{usage['counted']:,} of the"
     yield (
-        f"vocabulary  {found['used']:,} of {found['size']:,} ids occur in {which} {found['tokens']:,} "
-        f"training tokens, {found['never']:,} never{'; the most frequent:' if found['most_frequent'] else ''}"
+        f"vocabulary  {usage['used']:,} of {usage['size']:,} ids occur in {counted} {usage['tokens']:,} "
+        f"training tokens, {usage['never']:,} never{'; the most frequent:' if usage['most_frequent'] else ''}"
     )
     rows = [
         (
@@ -178,10 +178,10 @@ def _format_vocabulary(found: dict[str, Any]) -> Iterator[str]:
             format_percent(token["share"]),
             _quote_token(token["text"]),
         )
-        for token in found["most_frequent"]
+        for token in usage["most_frequent"]
     ]
     if rows:
-        yield from format_table_lines(("id", "count", "share", "text"), rows, left=(3,))
+        yield from format_table(rows, ("id", "count", "share", "text"), left=(3,))
 
 
 # --- cells -------------------------------------------------------------------------------------------------
@@ -189,29 +189,30 @@ def _format_vocabulary(found: dict[str, Any]) -> Iterator[str]:
 _COUNT_COLUMNS = ("documents", "tokens", "share", "text bytes", "bytes/token")
 
 
-def _format_counts(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+def _format_counts(name: str, counts: dict[str, Any]) -> tuple[str, ...]:
     return (
-        name, format_integer(found["documents"]), format_integer(found["tokens"]), format_percent(found["share"]),
-        format_integer(found["text_bytes"]), format_decimal(found["bytes_per_token"]),
+        name, format_integer(counts["documents"]), format_integer(counts["tokens"]), format_percent(counts["share"]),
+        format_integer(counts["text_bytes"]), format_decimal(counts["bytes_per_token"]),
     )  # fmt: skip
 
 
 def _sort_by_tokens(sources: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The sources with their counts, the largest first."""
+    """Returns the sources with their counts, the largest first."""
     return sorted(sources.items(), key=lambda item: -item[1]["tokens"])
 
 
-def _format_example(found: dict[str, Any]) -> str:
-    """The first document that a rule dropped: its place and how it begins."""
-    examples = found.get("examples") or [""]
+def _format_example(counts: dict[str, Any]) -> str:
+    """Formats the first document that a rule dropped: its location and its beginning."""
+    examples = counts.get("examples") or [""]
     first = examples[0]
-    words = f"{first.get('place', '')}: {first.get('text', '')}" if isinstance(first, dict) else str(first)
-    return truncate_to_width(words, EXCERPT_WIDTH)
+    text = f"{first.get('place', '')}: {first.get('text', '')}" if isinstance(first, dict) else str(first)
+    return truncate_to_width(text, EXCERPT_WIDTH)
 
 
-def _format_range(found: dict[str, int]) -> str:
-    return f"{found['from']:,}" if found["from"] == found["to"] else f"{found['from']:,}–{found['to']:,}"
+def _format_range(bounds: dict[str, int]) -> str:
+    first, last = bounds["from"], bounds["to"]
+    return f"{first:,}" if first == last else f"{first:,}–{last:,}"
 
 
-def _quote_token(words: str | None) -> str:
-    return "" if words is None else f'"{words}"'
+def _quote_token(text: str | None) -> str:
+    return "" if text is None else f'"{text}"'

@@ -1,7 +1,7 @@
-"""What is in a token store, in figures: counts, lengths of documents, how they fill rows, which tokens occur.
+"""Computes the statistics of a token store: counts, lengths of documents, packing, usage of the vocabulary.
 
-Reads the manifest, where documents end, and a bounded number of tokens. Every figure is a JSON value. Lengths,
-rows and tokens are those of the training split, bos and eos included.
+Reads the manifest, the ends of documents and a bounded number of tokens. Every statistic is a JSON value. Lengths,
+rows and tokens are those of the training split, including bos and eos.
 
 25 M tokens in 100,000 documents take 0.2 s and 11 MB beside the memory map (one core).
 """
@@ -22,19 +22,21 @@ if TYPE_CHECKING:
     from krill.inspection.token_display import TokenRenderer
 
 TOKENS_PER_BLOCK = 2**20
-"""Tokens that are counted at once."""
+"""Number of tokens that are counted at once."""
 
 PackingMethod = Literal["wrapped", "best_fit"]
 
 
-def compute_store_stats(store: Store, config: InspectConfig, speller: TokenRenderer | None) -> dict[str, Any]:
-    """Every figure of the functions below, for what `config` asks.
+def compute_store_stats(
+    store: Store, config: InspectConfig, renderer: TokenRenderer | None
+) -> dict[str, Any]:
+    """Returns the statistics of all functions below, for the settings of `config`.
 
-    Without a `speller` the texts of the most frequent tokens are null.
+    Without a `renderer` the texts of the most frequent tokens are null.
     """
-    found = compute_vocabulary_usage(store.train, store.vocab_size, config.vocabulary_tokens, config.top)
-    for token in found["most_frequent"]:
-        token["text"] = speller.render_token(token["id"]) if speller else None
+    vocabulary = compute_vocabulary_usage(store.train, store.vocab_size, config.vocabulary_tokens, config.top)
+    for token in vocabulary["most_frequent"]:
+        token["text"] = renderer.render_token(token["id"]) if renderer else None
     return {
         "folder": str(store.folder),
         "signature": store.signature,
@@ -48,14 +50,14 @@ def compute_store_stats(store: Store, config: InspectConfig, speller: TokenRende
             compute_packing_stats(store.train, length, config.packing)
             for length in dict.fromkeys([config.sequence_len, *config.sequence_lens])
         ],
-        "vocabulary": found,
+        "vocabulary": vocabulary,
     }
 
 
 def compute_counts(store: Store) -> dict[str, Any]:
-    """Per split, and per source over both splits: documents, tokens, text_bytes, share, bytes_per_token.
+    """Returns documents, tokens, text_bytes, share and bytes_per_token, per split and per source over both splits.
 
-    `share` is the share of all tokens; bytes_per_token leaves bos and eos out, which stand for no text.
+    share: of all tokens. bytes_per_token: without bos and eos, which are not text.
     """
     splits = store.manifest["splits"]
     total = _sum_counts([splits[name] for name in SPLITS])
@@ -63,36 +65,37 @@ def compute_counts(store: Store) -> dict[str, Any]:
         source: _sum_counts([splits[name].get("by_source", {}).get(source, {}) for name in SPLITS])
         for source in store.sources
     }
-    every = total["tokens"]
+    total_tokens = total["tokens"]
     return {
-        "splits": {name: _add_ratios(_sum_counts([splits[name]]), every) for name in SPLITS},
-        "total": _add_ratios(total, every),
-        "sources": {source: _add_ratios(values, every) for source, values in sources.items()},
+        "splits": {name: _add_ratios(_sum_counts([splits[name]]), total_tokens) for name in SPLITS},
+        "total": _add_ratios(total, total_tokens),
+        "sources": {source: _add_ratios(values, total_tokens) for source, values in sources.items()},
     }
 
 
 def collect_exclusions(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What is not in the store as it was read: dropped per rule, skipped per reason, repeated, leaks if checked.
+    """Returns how the store differs from its sources: dropped, skipped, repeated, and leaks if they were checked.
 
-    Rule → documents, bytes, tokens, examples; reason → records, places. A bare number is a count.
+    dropped: rule → documents, bytes, tokens, examples. skipped: reason → records, places. A number alone in the
+    manifest is a count.
     """
-    dropped = {rule: _to_counts(found, "documents") for rule, found in manifest.get("dropped", {}).items()}
-    skipped = {reason: _to_counts(found, "records") for reason, found in manifest.get("skipped", {}).items()}
-    also = {key: manifest.get(key) for key in ("repeated", "leaks")}
-    return {"dropped": dropped, "skipped": skipped, **also}
+    dropped = {rule: _to_counts(value, "documents") for rule, value in manifest.get("dropped", {}).items()}
+    skipped = {reason: _to_counts(value, "records") for reason, value in manifest.get("skipped", {}).items()}
+    others = {key: manifest.get(key) for key in ("repeated", "leaks")}
+    return {"dropped": dropped, "skipped": skipped, **others}
 
 
 def compute_length_stats(split: Split) -> dict[str, Any]:
-    """Tokens of documents: mean, median, p95, max (null without documents), and bins from 2ᵏ to 2ᵏ⁺¹ − 1."""
+    """Returns mean, median, p95 and max tokens per document (null without documents), and bins 2ᵏ to 2ᵏ⁺¹ − 1."""
     tokens = np.diff(split.ends.astype(np.int64), prepend=0)
     if not len(tokens):
         return {"mean": None, "median": None, "p95": None, "max": None, "bins": []}
-    # frexp gives the exponent exactly, which log2 in floating point does not.
+    # frexp gives the exact exponent; log2 would round.
     exponents = np.frexp(np.maximum(tokens, 1))[1] - 1
     documents = np.bincount(exponents)
-    held = np.bincount(exponents, weights=tokens).astype(np.int64)
+    bin_tokens = np.bincount(exponents, weights=tokens).astype(np.int64)
     bins = [
-        {"from": 2**k, "to": 2 ** (k + 1) - 1, "documents": int(documents[k]), "tokens": int(held[k])}
+        {"from": 2**k, "to": 2 ** (k + 1) - 1, "documents": int(documents[k]), "tokens": int(bin_tokens[k])}
         for k in range(int(exponents.min()), len(documents))
     ]
     median, p95 = np.percentile(tokens, (50, 95)).tolist()
@@ -102,7 +105,7 @@ def compute_length_stats(split: Split) -> dict[str, Any]:
 
 
 def compute_packing_stats(split: Split, sequence_len: int, packing: PackingMethod) -> dict[str, Any]:
-    """How the documents fill rows: rows, the share of padding, the documents that are cut and their share."""
+    """Returns the number of rows, the share of padding, and the number and the share of documents that are cut."""
     rows = pack(split, sequence_len, packing)
     return {
         "sequence_len": sequence_len,
@@ -115,30 +118,32 @@ def compute_packing_stats(split: Split, sequence_len: int, packing: PackingMetho
     }
 
 
-def compute_vocabulary_usage(split: Split, size: int, at_most: int | None, top: int) -> dict[str, Any]:
-    """How often each of `size` ids occurs among at most `at_most` tokens, spread evenly over the split.
+def compute_vocabulary_usage(
+    split: Split, vocab_size: int, max_tokens: int | None, top: int
+) -> dict[str, Any]:
+    """Counts the occurrences of each id among at most `max_tokens` tokens, spread evenly over the split.
 
-    counted: tokens that were looked at; used, never: ids that occur and that do not; most_frequent: the `top`
-    ids with their count and share. Raises KrillError for an id that the vocabulary has not.
+    counted: the number of counted tokens. used, never: the number of ids that do and do not occur. most_frequent: the
+    `top` ids with their count and share. Raises KrillError for an id that is not in the vocabulary.
     """
-    occurrences = np.zeros(size, np.int64)
-    for start, stop in _iterate_blocks(split.tokens, at_most):
+    occurrences = np.zeros(vocab_size, np.int64)
+    for start, stop in _iterate_blocks(split.tokens, max_tokens):
         tokens = split.read(start, stop)
-        if (highest := int(tokens.max())) >= size:
+        if (highest := int(tokens.max())) >= vocab_size:
             raise KrillError(
-                f"{split.name}: token id {highest} among tokens [{start}, {stop}), but the vocabulary has {size} "
-                "entries: the files are damaged; verify=true names the one"
+                f"{split.name}: token id {highest} among tokens [{start}, {stop}), but the vocabulary has "
+                f"{vocab_size} entries: a file is corrupt; use verify=true to find it"
             )
-        occurrences += np.bincount(tokens, minlength=size)
+        occurrences += np.bincount(tokens, minlength=vocab_size)
     counted = int(occurrences.sum())
     used = int(np.count_nonzero(occurrences))
     order = np.argsort(-occurrences, kind="stable")[: min(top, used)].tolist()
     return {
-        "size": size,
+        "size": vocab_size,
         "counted": counted,
         "tokens": split.tokens,
         "used": used,
-        "never": size - used,
+        "never": vocab_size - used,
         "most_frequent": [
             {
                 "id": token,
@@ -151,21 +156,21 @@ def compute_vocabulary_usage(split: Split, size: int, at_most: int | None, top: 
 
 
 def _divide_or_none(part: float, whole: float) -> float | None:
-    """part / whole; None where there is no whole."""
+    """Returns part / whole, or None if `whole` is 0."""
     return part / whole if whole else None
 
 
-def _iterate_blocks(total: int, at_most: int | None) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the stretches that are counted; they do not overlap."""
-    if at_most is None or at_most >= total:
+def _iterate_blocks(total: int, max_tokens: int | None) -> Iterator[tuple[int, int]]:
+    """Yields the ranges (start, stop) to count; they do not overlap."""
+    if max_tokens is None or max_tokens >= total:
         yield from (
             (start, min(start + TOKENS_PER_BLOCK, total)) for start in range(0, total, TOKENS_PER_BLOCK)
         )
         return
-    size = min(TOKENS_PER_BLOCK, at_most)
-    number = at_most // size
-    for index in range(number):
-        start = index * (total - size) // max(1, number - 1)
+    size = min(TOKENS_PER_BLOCK, max_tokens)
+    num_blocks = max_tokens // size
+    for index in range(num_blocks):
+        start = index * (total - size) // max(1, num_blocks - 1)
         yield start, start + size
 
 
@@ -175,14 +180,14 @@ def _sum_counts(parts: list[dict[str, Any]]) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _add_ratios(values: dict[str, int], every: int) -> dict[str, Any]:
+def _add_ratios(values: dict[str, int], total_tokens: int) -> dict[str, Any]:
     text_tokens = values["tokens"] - 2 * values["documents"]
     return {
         **values,
-        "share": _divide_or_none(values["tokens"], every),
+        "share": _divide_or_none(values["tokens"], total_tokens),
         "bytes_per_token": _divide_or_none(values["text_bytes"], text_tokens),
     }
 
 
-def _to_counts(found: Any, count: str) -> dict[str, Any]:
-    return dict(found) if isinstance(found, dict) else {count: found}
+def _to_counts(value: Any, key: str) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {key: value}

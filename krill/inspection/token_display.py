@@ -1,7 +1,7 @@
-"""Token ids as a person reads them: words, other signs, special tokens, and what is no character by itself.
+"""Renders token ids as readable spans: words, other characters, special tokens, and undecodable bytes.
 
-One character can be several tokens: most Hangul syllables of a byte-level BPE with a small vocabulary are. None
-of them can be decoded alone, so such tokens are joined until whole characters come out.
+One character can be several tokens, as most Hangul syllables in a byte-level BPE with a small vocabulary. Such tokens
+cannot be decoded alone, so they are joined until they form whole characters.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _BYTE_TOKEN_PATTERN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenSpan(NamedTuple):
-    """Tokens that are shown as one."""
+    """Consecutive tokens that are displayed together."""
 
     kind: SpanKind
     text: str
-    """Of a special token its name; of what is undecodable its bytes as \\xe3."""
+    """The name of a special token; undecodable bytes as \\xe3; otherwise the text."""
     ids: tuple[int, ...]
 
 
 class TokenRenderer:
-    """Spells the ids of one tokenizer."""
+    """Converts the ids of one tokenizer to text for display."""
 
     def __init__(self, tokenizer: TokenizerFolder) -> None:
         self._backend = tokenizer.backend
@@ -46,45 +46,45 @@ class TokenRenderer:
         self._has_space_marker = "▁" in decoder
 
     def render(self, ids: Sequence[int]) -> list[TokenSpan]:
-        """The pieces of a stretch of ONE document, in order; together they hold every id once.
+        """Returns the spans of consecutive tokens of one document, in order; they have every id once.
 
-        A run of tokens without a letter or digit is one piece, and so is a run that decodes to nothing.
+        Consecutive tokens without a letter or digit are one span, and so are consecutive undecodable tokens.
         """
         contents = [*map(self.get_text_bytes, ids)]
-        found: list[TokenSpan] = []
+        spans: list[TokenSpan] = []
         start = 0
         while start < len(ids):
             stop, kind, text = self._read_span(ids, contents, start)
-            piece = TokenSpan(kind, text, tuple(ids[start:stop]))
-            if found and kind == found[-1].kind and kind in ("other", "undecodable"):
-                found[-1] = TokenSpan(kind, found[-1].text + text, found[-1].ids + piece.ids)
+            span = TokenSpan(kind, text, tuple(ids[start:stop]))
+            if spans and kind == spans[-1].kind and kind in ("other", "undecodable"):
+                spans[-1] = TokenSpan(kind, spans[-1].text + text, spans[-1].ids + span.ids)
             else:
-                found.append(piece)
+                spans.append(span)
             start = stop
-        return found
+        return spans
 
     def render_token(self, token: int) -> str:
-        """One token by itself, on one line."""
-        (piece,) = self.render([token])
-        return escape_unprintable(piece.text)
+        """Returns a single token as text on one line."""
+        (span,) = self.render([token])
+        return escape_unprintable(span.text)
 
     def get_text_bytes(self, token: int) -> bytes | None:
-        """The bytes of text that one token stands for, none where the id has no entry; None: it is special."""
+        """Returns the bytes of text of a token, empty if the id has no entry; None for a special token."""
         return None if token in self._special_ids else self._decode_entry(token)
 
     def _read_span(
         self, ids: Sequence[int], contents: list[bytes | None], start: int
     ) -> tuple[int, SpanKind, str]:
-        """Where the piece that begins at `start` ends, what it is, and its text."""
+        """Returns the end, the kind and the text of the span that begins at `start`."""
         first = contents[start]
         if first is None:
             return start + 1, "special", self._get_special_name(ids[start])
         content = b""
         for stop in range(start, len(ids)):
-            more = contents[stop]
-            if more is None:
+            token_bytes = contents[stop]
+            if token_bytes is None:
                 break
-            content += more
+            content += token_bytes
             try:
                 text = content.decode()
             except UnicodeDecodeError as error:
@@ -95,7 +95,7 @@ class TokenRenderer:
         return start + 1, "undecodable", first.decode(errors="backslashreplace")
 
     def _decode_entry(self, token: int) -> bytes:
-        """The bytes of the text that `token` stands for."""
+        """Returns the bytes of the text of `token`."""
         entry = self._added_tokens.get(token)
         if entry is not None:
             return entry.encode()
@@ -107,13 +107,13 @@ class TokenRenderer:
         return (entry.replace("▁", " ") if self._has_space_marker else entry).encode()
 
     def _get_special_name(self, token: int) -> str:
-        """<|eos|> → eos."""
+        """Returns the name of a special token: eos for <|eos|>."""
         content = self._added_tokens.get(token) or self._backend.id_to_token(token) or str(token)
         return content.strip("<|>[]") or content
 
 
 def escape_unprintable(text: str) -> str:
-    """`text` on one line and harmless to a terminal: what cannot be printed is escaped, a line's end is ↵."""
+    """Returns `text` on one line and safe for a terminal: unprintable characters are escaped, line ends become ↵."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text.replace("\n", "↵")

@@ -151,7 +151,7 @@ def test_the_plot_goes_where_it_is_asked_for(told: Inspect, here: Path):
     code, out, err = told("tokens", SHORT, "rows=0", "format=json", "plot=그림/tokens.png")
     assert code == 0
     assert json.loads(out)
-    assert "plot: 그림/tokens.png" in err
+    assert "plot        그림/tokens.png" in err
     assert (here / "그림" / "tokens.png").read_bytes().startswith(b"\x89PNG")
     (here / "file").touch()
     code, out, err = told("tokens", SHORT, "rows=0", "plot=file/tokens.png")
@@ -173,7 +173,7 @@ def test_the_plot_goes_where_it_is_asked_for(told: Inspect, here: Path):
         ("tokens rows=-1", "rows=-1: input should be greater than or equal to 0"),
         ("tokens sequence_lens=[4]", "input should be greater than or equal to 8"),
         ("tokens format=yaml", "'text' or 'json'"),
-        ("tokens plot=lengths.jpg", "write plot=lengths.jpg.png"),
+        ("tokens plot=lengths.jpg", "set plot=lengths.jpg.png"),
         ("tokens rowz=1", "no such key 'rowz'. Did you mean row?"),
         ("data=files data.paths=[nothere.jsonl]", "nothere.jsonl: no such file or folder"),
         ("tokenizers=[bpe_33k]", "neither an option nor a folder"),

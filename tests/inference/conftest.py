@@ -1,4 +1,4 @@
-"""A tokenizer of bytes and an untrained model of 64 tokens' context."""
+"""A byte tokenizer and an untrained model with a context of 64 tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from krill.config.schema import TransformerConfig
 from krill.models.build import build_model
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 
-SPECIALS = ["<|bos|>", "<|eos|>", "<|pad|>"]
+SPECIAL_TOKENS = ["<|bos|>", "<|eos|>", "<|pad|>"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,16 +26,16 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
-    """One token a byte, so that a Hangul syllable is three; bos 0, eos 1, pad 2."""
+    """Has one token per byte, so that a Hangul syllable is three tokens; bos 0, eos 1, pad 2."""
     folder = tmp_path_factory.mktemp("bytes")
-    names = [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    names = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = ByteLevel()
-    backend.add_special_tokens(SPECIALS)
+    backend.add_special_tokens(SPECIAL_TOKENS)
     backend.post_processor = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
     backend.save(str(folder / "tokenizer.json"))
-    roles = dict(zip(("bos_token", "eos_token", "pad_token"), SPECIALS, strict=True))
+    roles = dict(zip(("bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS, strict=True))
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **roles})
     )
@@ -44,7 +44,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
 
 @pytest.fixture(scope="session")
 def model(tokenizer: TokenizerFolder) -> Any:
-    """Random weights, large enough that one token is clearly the most likely."""
+    """Has random weights that are large enough to make one token clearly the most likely."""
     torch.manual_seed(3)
     config = TransformerConfig(
         name="tiny", family="llama", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -56,7 +56,7 @@ def model(tokenizer: TokenizerFolder) -> Any:
 
 @pytest.fixture(scope="session")
 def model_folder(model: Any, tokenizer: TokenizerFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As a finished run leaves it."""
+    """The folder of a model and its tokenizer, as a finished run writes it."""
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
     tokenizer.copy_to(folder)

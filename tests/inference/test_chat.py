@@ -1,4 +1,4 @@
-"""Prompts are lines, each answered, until quit, exit or the end of the input."""
+"""Each line is a prompt and is answered, until quit, exit or the end of the input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_all_prompts(monkeypatch: pytest.MonkeyPatch, stdin: io.StringIO) -> lis
 
 
 @pytest.mark.parametrize(
-    ("typed", "expected"),
+    ("text", "expected"),
     [
         ("one\ntwo\n", ["one", "two"]),
         ("one\nlast without end", ["one", "last without end"]),
@@ -35,68 +35,68 @@ def read_all_prompts(monkeypatch: pytest.MonkeyPatch, stdin: io.StringIO) -> lis
         ("", []),
     ],
 )
-def test_prompts(monkeypatch: pytest.MonkeyPatch, typed: str, expected: list[str]) -> None:
-    assert read_all_prompts(monkeypatch, io.StringIO(typed)) == expected
+def test_prompts_are_lines(monkeypatch: pytest.MonkeyPatch, text: str, expected: list[str]) -> None:
+    assert read_all_prompts(monkeypatch, io.StringIO(text)) == expected
 
 
-def test_a_pipe_sees_no_prompt_sign(
+def test_a_pipe_gets_no_prompt_marker(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read_all_prompts(monkeypatch, io.StringIO("one\n"))
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_person_is_told_how_to_end_and_sees_a_sign(
+def test_a_terminal_gets_instructions_and_a_prompt_marker(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert read_all_prompts(monkeypatch, FakeTerminal("one\nquit\n")) == ["one"]
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "quit or exit ends" in told.err
-    assert told.err.count("> ") == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert "quit or exit to end" in error
+    assert error.count("> ") == 2
 
 
 def test_each_prompt_is_answered_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\ntwo\nexit\nthree\n"))
-    answered: list[str] = []
-    run_chat(answered.append)
-    assert answered == ["one", "two"]
+    prompts: list[str] = []
+    run_chat(prompts.append)
+    assert prompts == ["one", "two"]
 
 
-def test_an_interrupt_ends_as_the_end_of_the_input_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
-    answered: list[str] = []
+    prompts: list[str] = []
 
-    def answer(prompt: str) -> None:
-        answered.append(prompt)
+    def respond(prompt: str) -> None:
+        prompts.append(prompt)
         raise KeyboardInterrupt
 
-    run_chat(answer)
-    assert answered == ["one"]
+    run_chat(respond)
+    assert prompts == ["one"]
 
 
-def test_an_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_raised_for_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
 
-    def answer(prompt: str) -> None:
+    def respond(prompt: str) -> None:
         raise UsageError("too long")
 
     with pytest.raises(UsageError, match="too long"):
-        run_chat(answer)
+        run_chat(respond)
 
 
-def test_a_prompt_that_is_refused_does_not_end_the_conversation(
+def test_an_invalid_prompt_does_not_end_the_chat_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", FakeTerminal("too long\nshort\n"))
-    answered = []
+    prompts = []
 
-    def answer(prompt: str) -> None:
+    def respond(prompt: str) -> None:
         if prompt == "too long":
             raise UsageError("shorten it")
-        answered.append(prompt)
+        prompts.append(prompt)
 
-    run_chat(answer)
+    run_chat(respond)
 
-    assert answered == ["short"]
+    assert prompts == ["short"]
     assert "shorten it" in capsys.readouterr().err

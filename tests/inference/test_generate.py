@@ -1,4 +1,4 @@
-"""Text from a model: the same for the same seed, whole or streamed, from exactly the prompt that was given."""
+"""Generated text depends on the seed alone, whether streamed or not, and continues exactly the given prompt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAMPLED = SamplingParams(max_new_tokens=16, temperature=1.0, top_p=1.0, repetiti
 
 
 class ScriptedModel(torch.nn.Module):
-    """Says the tokens that it was given, whatever the prompt; remembers what it was asked."""
+    """Generates the given tokens for any prompt; records the arguments."""
 
     training = False
     device = torch.device("cpu")
@@ -32,8 +32,8 @@ class ScriptedModel(torch.nn.Module):
         super().__init__()
         self.ids = ids
 
-    def generate(self, inputs: torch.Tensor, streamer: Any = None, **asked: Any) -> torch.Tensor:
-        self.prompt, self.generate_kwargs = inputs[0].tolist(), asked
+    def generate(self, inputs: torch.Tensor, streamer: Any = None, **kwargs: Any) -> torch.Tensor:
+        self.prompt, self.generate_kwargs = inputs[0].tolist(), kwargs
         if streamer:
             streamer.put(inputs)
             for token in self.ids:
@@ -46,63 +46,61 @@ def encode_text(tokenizer: TokenizerFolder, text: str) -> list[int]:
     return next(Encoder(tokenizer).encode_documents([text])).tolist()[1:]
 
 
-# --- choosing ----------------------------------------------------------------------------------------------
+# --- sampling ----------------------------------------------------------------------------------------------
 
 
-def test_temperature_0_is_the_most_likely_token_each_time(model: Any, tokenizer: TokenizerFolder) -> None:
+def test_temperature_0_is_greedy_decoding(model: Any, tokenizer: TokenizerFolder) -> None:
     answers = {generate(model, tokenizer, "ab", dataclasses.replace(GREEDY, seed=seed)) for seed in (0, 1)}
     ids = [tokenizer.bos_id, *encode_text(tokenizer, "ab")[:-1]]
-    before = len(ids)
+    prompt_length = len(ids)
     with torch.no_grad():
-        while len(ids) < before + 16 and ids[-1] != tokenizer.eos_id:
+        while len(ids) < prompt_length + 16 and ids[-1] != tokenizer.eos_id:
             ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    assert answers == {tokenizer.decode(ids[before:])}
+    assert answers == {tokenizer.decode(ids[prompt_length:])}
     assert len(next(iter(answers))) > 3
 
 
-def test_the_same_seed_says_the_same_and_another_something_else(
-    model: Any, tokenizer: TokenizerFolder
-) -> None:
-    one, again = (generate(model, tokenizer, "ab", SAMPLED) for _ in range(2))
+def test_the_text_depends_on_the_seed(model: Any, tokenizer: TokenizerFolder) -> None:
+    first, second = (generate(model, tokenizer, "ab", SAMPLED) for _ in range(2))
     other = generate(model, tokenizer, "ab", dataclasses.replace(SAMPLED, seed=1))
-    assert one == again
-    assert one != other
+    assert first == second
+    assert first != other
 
 
 @pytest.mark.parametrize(
     "change", [{"temperature": 0.1}, {"top_p": 0.01}], ids=lambda change: next(iter(change))
 )
-def test_each_knob_of_drawing_has_an_effect(
+def test_every_sampling_parameter_has_an_effect(
     model: Any, tokenizer: TokenizerFolder, change: dict[str, float]
 ) -> None:
-    plain, turned = (
+    plain, changed = (
         [generate(model, tokenizer, "ab", dataclasses.replace(sampling, seed=seed)) for seed in range(2)]
         for sampling in (SAMPLED, dataclasses.replace(SAMPLED, **change))
     )
     assert plain[0] != plain[1]
-    assert turned != plain
+    assert changed != plain
 
 
-def test_a_penalty_keeps_it_from_repeating(model: Any, tokenizer: TokenizerFolder) -> None:
-    def distinct(penalty: float) -> int:
+def test_the_repetition_penalty_reduces_repetition(model: Any, tokenizer: TokenizerFolder) -> None:
+    def count_distinct(penalty: float) -> int:
         sampling = SamplingParams(max_new_tokens=40, temperature=0, repetition_penalty=penalty)
-        scripted = generate(model, tokenizer, "ab", sampling)
-        return len(set(scripted.encode()))
+        text = generate(model, tokenizer, "ab", sampling)
+        return len(set(text.encode()))
 
-    assert distinct(10.0) > distinct(1.0)
+    assert count_distinct(10.0) > count_distinct(1.0)
 
 
-def test_at_most_so_many_tokens_and_never_beyond_the_context(model: Any, tokenizer: TokenizerFolder) -> None:
-    def tokens(prompt: str, most: int) -> int:
+def test_max_new_tokens_is_limited_by_the_context(model: Any, tokenizer: TokenizerFolder) -> None:
+    def get_limit(prompt: str, max_new_tokens: int) -> int:
         scripted = ScriptedModel([])
-        generate(scripted, tokenizer, prompt, SamplingParams(max_new_tokens=most))  # type: ignore[arg-type]
+        generate(scripted, tokenizer, prompt, SamplingParams(max_new_tokens=max_new_tokens))  # type: ignore[arg-type]
         return scripted.generate_kwargs["max_new_tokens"]
 
-    assert tokens("ab", 10) == 10
-    assert tokens("x" * 60, 10) == 3  # bos, 60 and 3 are the context of 64
+    assert get_limit("ab", 10) == 10
+    assert get_limit("x" * 60, 10) == 3  # bos, 60 and 3 are the context of 64
 
 
-def test_training_mode_is_given_back(model: Any, tokenizer: TokenizerFolder) -> None:
+def test_training_mode_is_restored(model: Any, tokenizer: TokenizerFolder) -> None:
     model.train()
     generate(model, tokenizer, "ab", GREEDY)
     assert model.training
@@ -114,7 +112,7 @@ def test_training_mode_is_given_back(model: Any, tokenizer: TokenizerFolder) -> 
 # --- the prompt --------------------------------------------------------------------------------------------
 
 
-def test_the_prompt_begins_a_document(tokenizer: TokenizerFolder) -> None:
+def test_the_prompt_is_the_start_of_a_document(tokenizer: TokenizerFolder) -> None:
     scripted = ScriptedModel([1])
     generate(scripted, tokenizer, "ab", GREEDY)  # type: ignore[arg-type]
     assert scripted.prompt == [tokenizer.bos_id, *encode_text(tokenizer, "ab")[:-1]]
@@ -123,17 +121,19 @@ def test_the_prompt_begins_a_document(tokenizer: TokenizerFolder) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["<|eos|>", "a<|bos|>b<|pad|>"])
-def test_a_literal_special_token_is_text(tokenizer: TokenizerFolder, prompt: str) -> None:
+def test_a_special_token_written_in_the_prompt_is_text(tokenizer: TokenizerFolder, prompt: str) -> None:
     scripted = ScriptedModel([1])
     generate(scripted, tokenizer, prompt, GREEDY)  # type: ignore[arg-type]
-    assert len(scripted.prompt) == 1 + len(prompt)  # a token a byte
+    assert len(scripted.prompt) == 1 + len(prompt)  # one token per byte
     assert not {0, 1, 2} & set(scripted.prompt[1:])
     assert tokenizer.decode(scripted.prompt) == prompt
 
 
-def test_a_prompt_that_fills_the_context_is_refused(model: Any, tokenizer: TokenizerFolder) -> None:
+def test_a_prompt_that_fills_the_context_is_rejected(model: Any, tokenizer: TokenizerFolder) -> None:
     assert generate(model, tokenizer, "x" * 62, GREEDY) is not None
-    with pytest.raises(UsageError, match="the prompt has 64 tokens, the model reads 64; shorten it"):
+    with pytest.raises(
+        UsageError, match="the prompt has 64 tokens, but the context of the model has 64; shorten it"
+    ):
         generate(model, tokenizer, "x" * 63, GREEDY)
 
 
@@ -141,16 +141,16 @@ def test_a_prompt_that_fills_the_context_is_refused(model: Any, tokenizer: Token
 
 
 @pytest.mark.parametrize("text", ["옛날 옛적에 호랑이가", "a가b나", "no Hangul", "😀", ""])
-def test_pieces_are_whole_characters_and_make_the_answer(tokenizer: TokenizerFolder, text: str) -> None:
+def test_the_stream_has_whole_characters_and_joins_to_the_text(tokenizer: TokenizerFolder, text: str) -> None:
     pieces: list[str] = []
     answer = generate(ScriptedModel(encode_text(tokenizer, text)), tokenizer, "ab", GREEDY, pieces.append)  # type: ignore[arg-type]
     assert answer == text
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
-    assert [piece for piece in pieces if piece] == list(text)  # each as soon as its last byte is there
+    assert [piece for piece in pieces if piece] == list(text)  # each one as soon as it is complete
 
 
-def test_a_character_that_never_ends_is_shown_as_such(tokenizer: TokenizerFolder) -> None:
+def test_an_incomplete_character_at_the_end_is_written(tokenizer: TokenizerFolder) -> None:
     pieces: list[str] = []
     ids = [*encode_text(tokenizer, "b")[:-1], *encode_text(tokenizer, "가")[:2]]
     answer = generate(ScriptedModel(ids), tokenizer, "a", GREEDY, pieces.append)  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ def test_a_character_that_never_ends_is_shown_as_such(tokenizer: TokenizerFolder
     assert answer.startswith("b\ufffd")
 
 
-def test_a_real_models_stream_makes_the_answer(model: Any, tokenizer: TokenizerFolder) -> None:
+def test_the_stream_of_a_model_joins_to_the_text(model: Any, tokenizer: TokenizerFolder) -> None:
     for seed in range(3):
         pieces: list[str] = []
         sampling = dataclasses.replace(SAMPLED, seed=seed)
@@ -167,7 +167,7 @@ def test_a_real_models_stream_makes_the_answer(model: Any, tokenizer: TokenizerF
 
 
 def test_the_space_before_the_first_word_is_kept(tmp_path: Path) -> None:
-    """Decoders of the SentencePiece kind drop the space that begins a text; an answer begins none."""
+    """SentencePiece decoders drop a space at the start of a text, which a continuation is not."""
     vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2, "▁the": 3, "▁fox": 4, "▁runs": 5}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -188,8 +188,8 @@ def test_the_space_before_the_first_word_is_kept(tmp_path: Path) -> None:
     assert answer == "".join(pieces) == " fox runs"
 
 
-def test_a_sample_holds_its_prompt(model: Any, tokenizer: TokenizerFolder) -> None:
-    one, again = (generate_sample(model, tokenizer, "가나", seed=5) for _ in range(2))
-    assert one == again
-    assert one.startswith("가나")
-    assert one != generate_sample(model, tokenizer, "가나", seed=6)
+def test_a_sample_includes_its_prompt(model: Any, tokenizer: TokenizerFolder) -> None:
+    first, second = (generate_sample(model, tokenizer, "가나", seed=5) for _ in range(2))
+    assert first == second
+    assert first.startswith("가나")
+    assert first != generate_sample(model, tokenizer, "가나", seed=6)

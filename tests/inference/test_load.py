@@ -1,4 +1,4 @@
-"""From what a person names to a model: a run, a model, a checkpoint, a glob, a Hub id; or a clear error."""
+"""Models are loaded from a run, a model folder, a checkpoint, a glob or the Hub; errors are clear."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from krill.tokenizer.artifact import TokenizerFolder
 
 
 @pytest.fixture
-def finished(tmp_path: Path, model_folder: Path) -> Path:
+def finished_run(tmp_path: Path, model_folder: Path) -> Path:
     run = tmp_path / "finished"
     shutil.copytree(model_folder, run / "model")
     return run
 
 
 @pytest.fixture
-def unfinished(tmp_path: Path, model_folder: Path, tokenizer: TokenizerFolder) -> Path:
-    """A run with two checkpoints, which hold no tokenizer."""
+def unfinished_run(tmp_path: Path, model_folder: Path, tokenizer: TokenizerFolder) -> Path:
+    """A run with two checkpoints, which have no tokenizer."""
     run = tmp_path / "unfinished"
     for step in (9, 10):
         checkpoint = run / "checkpoints" / f"checkpoint-{step}"
@@ -39,78 +39,83 @@ def unfinished(tmp_path: Path, model_folder: Path, tokenizer: TokenizerFolder) -
     return run
 
 
-def test_a_models_folder(model_folder: Path) -> None:
+def test_a_model_folder(model_folder: Path) -> None:
     assert locate_model(str(model_folder)) == (model_folder, model_folder)
 
 
-def test_a_finished_runs_folder(finished: Path, unfinished: Path) -> None:
-    assert locate_model(str(finished)) == (finished / "model", finished / "model")
-    shutil.copytree(unfinished / "checkpoints", finished / "checkpoints")
-    assert locate_model(str(finished))[0] == finished / "model"
+def test_a_finished_run(finished_run: Path, unfinished_run: Path) -> None:
+    assert locate_model(str(finished_run)) == (finished_run / "model", finished_run / "model")
+    shutil.copytree(unfinished_run / "checkpoints", finished_run / "checkpoints")
+    assert locate_model(str(finished_run))[0] == finished_run / "model"
 
 
-def test_an_unfinished_run_gives_its_newest_checkpoint(unfinished: Path, tokenizer: TokenizerFolder) -> None:
-    assert locate_model(str(unfinished)) == (unfinished / "checkpoints" / "checkpoint-10", tokenizer.folder)
+def test_an_unfinished_run_gives_its_newest_checkpoint(
+    unfinished_run: Path, tokenizer: TokenizerFolder
+) -> None:
+    assert locate_model(str(unfinished_run)) == (
+        unfinished_run / "checkpoints" / "checkpoint-10",
+        tokenizer.folder,
+    )
 
 
 def test_a_checkpoint_by_name(
-    unfinished: Path, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
+    unfinished_run: Path, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = unfinished / "checkpoints" / "checkpoint-9"
+    checkpoint = unfinished_run / "checkpoints" / "checkpoint-9"
     assert locate_model(str(checkpoint)) == (checkpoint, tokenizer.folder)
     monkeypatch.chdir(checkpoint.parent)
     assert locate_model("checkpoint-9") == (Path("checkpoint-9"), tokenizer.folder)
 
 
-def test_a_glob_gives_the_newest(finished: Path, unfinished: Path) -> None:
-    pattern = str(finished.parent / "*finished")
-    os.utime(unfinished, (2e9, 2e9))
-    assert locate_model(pattern)[0] == unfinished / "checkpoints" / "checkpoint-10"
-    os.utime(finished, (2.1e9, 2.1e9))
-    assert locate_model(pattern)[0] == finished / "model"
+def test_a_glob_gives_the_newest(finished_run: Path, unfinished_run: Path) -> None:
+    pattern = str(finished_run.parent / "*finished")
+    os.utime(unfinished_run, (2e9, 2e9))
+    assert locate_model(pattern)[0] == unfinished_run / "checkpoints" / "checkpoint-10"
+    os.utime(finished_run, (2.1e9, 2.1e9))
+    assert locate_model(pattern)[0] == finished_run / "model"
 
 
-def test_a_folder_whose_name_looks_like_a_glob_is_meant_itself(finished: Path) -> None:
-    odd = finished.rename(finished.with_name("[odd]"))
+def test_an_existing_folder_takes_precedence_over_a_glob(finished_run: Path) -> None:
+    odd = finished_run.rename(finished_run.with_name("[odd]"))
     assert locate_model(str(odd))[0] == odd / "model"
 
 
-def test_home_is_understood(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(finished.parent))
-    assert locate_model("~/finished")[0] == finished / "model"
+def test_a_tilde_is_the_home_folder(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(finished_run.parent))
+    assert locate_model("~/finished")[0] == finished_run / "model"
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_model_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     for name, message in (
-        ("empty", "no model there"),
-        ("file", "no model there"),
-        ("none/*", "no folder matches"),
-        ("a/b/c", "no such folder, and no Hub id"),
-        ("none", "no such folder, and no Hub id"),
-        ("./none/x", "no such folder, and no Hub id"),
+        ("empty", "no model in this folder"),
+        ("file", "no model in this folder"),
+        ("none/*", "no matching folder"),
+        ("a/b/c", "no such folder, and not a Hub id"),
+        ("none", "no such folder, and not a Hub id"),
+        ("./none/x", "no such folder, and not a Hub id"),
     ):
         with pytest.raises(UsageError, match=message):
             locate_model(name if name in ("a/b/c", "none", "./none/x") else str(tmp_path / name))
 
 
-def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, model_folder: Path) -> None:
+def test_a_model_without_a_tokenizer_is_rejected(tmp_path: Path, model_folder: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "x" / "y" / "m")
     (tmp_path / "x" / "y" / "m" / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=r"no tokenizer\.json"):
         load_model_and_tokenizer(str(tmp_path / "x" / "y" / "m"), torch.device("cpu"))
 
 
-def test_broken_weights_are_told_in_one_sentence(tmp_path: Path, model_folder: Path) -> None:
+def test_the_error_for_an_invalid_config_is_one_line(tmp_path: Path, model_folder: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match="transformers cannot load") as refused:
+    with pytest.raises(UsageError, match="transformers cannot load") as error:
         load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
-def test_cut_off_weights_are_told_in_one_sentence(tmp_path: Path, model_folder: Path) -> None:
+def test_truncated_weights_are_rejected(tmp_path: Path, model_folder: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "m")
     weights = tmp_path / "m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
@@ -118,13 +123,13 @@ def test_cut_off_weights_are_told_in_one_sentence(tmp_path: Path, model_folder: 
         load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
 
 
-def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, model_folder: Path) -> None:
+def test_missing_weights_are_rejected(tmp_path: Path, model_folder: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "m")
     weights = load_file(tmp_path / "m" / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        UsageError, match=r"lacks 1 weights, the first is model\.layers\.1\.mlp\.up_proj\.weight"
+        UsageError, match=r"weights are missing in .* \(1, first model\.layers\.1\.mlp\.up_proj\.weight\)"
     ):
         load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
 
@@ -133,33 +138,35 @@ def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        KrillError, match="model=me/mine: no folder here, and the Hub cannot be reached"
-    ) as refused:
+        KrillError, match="model=me/mine: not a folder, and the Hub cannot be reached"
+    ) as error:
         locate_model("me/mine")
-    assert refused.value.exit_code == 1
+    assert error.value.exit_code == 1
 
 
-def test_a_hub_id_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="neither a folder here nor a model on the Hub"):
+def test_an_invalid_hub_id_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="neither a folder nor a model on the Hub"):
         locate_model("not ok/at all!")
 
 
-def test_loaded_it_is_ready_to_generate(model_folder: Path, model: Any, tokenizer: TokenizerFolder) -> None:
-    loaded, its = load_model_and_tokenizer(str(model_folder), torch.device("cpu"))
+def test_a_loaded_model_is_ready_to_generate(
+    model_folder: Path, model: Any, tokenizer: TokenizerFolder
+) -> None:
+    loaded, loaded_tokenizer = load_model_and_tokenizer(str(model_folder), torch.device("cpu"))
     assert not loaded.training
-    assert its.vocab_size == tokenizer.vocab_size
+    assert loaded_tokenizer.vocab_size == tokenizer.vocab_size
     ids = torch.tensor([[0, 70, 71]])
     with torch.no_grad():
         torch.testing.assert_close(loaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
 
 
-def test_another_tokenizer_can_be_named(
+def test_another_tokenizer_can_be_used(
     model_folder: Path, tokenizer: TokenizerFolder, tmp_path: Path
 ) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(model_folder, bare)
     (bare / "tokenizer.json").unlink()
-    with pytest.raises(UsageError, match=r"no tokenizer\.json beside the model; name one: tokenizer="):
+    with pytest.raises(UsageError, match=r"no tokenizer\.json in the folder of the model; set tokenizer="):
         load_model_and_tokenizer(str(bare), torch.device("cpu"))
     assert (
         load_model_and_tokenizer(str(bare), torch.device("cpu"), str(tokenizer.folder))[1].folder

@@ -1,4 +1,4 @@
-"""The figures are those of the documents, by whatever way they are counted; rows read as the text they came from."""
+"""The statistics of a store agree with its documents; rendered rows have the original text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stores import ENGLISH, KOREAN, encoded, make_tokenizer, write_store
+from stores import ENGLISH, KOREAN, encode, make_tokenizer, write_store
 
 from krill.data.packing import pack
 from krill.data.store import Store
 from krill.errors import KrillError
-from krill.inspection import store_report as inspection_report
-from krill.inspection import store_stats as inspection
+from krill.inspection import store_report, store_stats
 from krill.inspection.render_rows import RowDisplayOptions, render_row
 from krill.inspection.token_display import TokenRenderer, escape_unprintable
 from krill.tokenizer.artifact import TokenizerFolder
@@ -33,7 +32,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
 
 
 @pytest.fixture(scope="module")
-def speller(tokenizer: TokenizerFolder) -> TokenRenderer:
+def renderer(tokenizer: TokenizerFolder) -> TokenRenderer:
     return TokenRenderer(tokenizer)
 
 
@@ -43,7 +42,7 @@ def store(tmp_path: Path, tokenizer: TokenizerFolder, request: pytest.FixtureReq
 
 
 class FakeSplit:
-    """Documents of the given lengths, as a split has them."""
+    """A split of documents of the given lengths."""
 
     pad_id = 2
 
@@ -55,11 +54,11 @@ class FakeSplit:
         return np.arange(start, stop)
 
 
-# --- figures -----------------------------------------------------------------------------------------------
+# --- statistics --------------------------------------------------------------------------------------------
 
 
-def test_counts_leave_boundaries_out_of_bytes_per_token(store: Store):
-    counts = inspection.compute_counts(store)
+def test_bytes_per_token_exclude_bos_and_eos(store: Store):
+    counts = store_stats.compute_counts(store)
     train = counts["splits"]["train"]
     texts = [text for _, text in DOCUMENTS]
     assert train["documents"] == 5
@@ -67,33 +66,33 @@ def test_counts_leave_boundaries_out_of_bytes_per_token(store: Store):
     assert train["bytes_per_token"] == pytest.approx(train["text_bytes"] / (train["tokens"] - 10))
     assert counts["total"]["documents"] == 6
     assert counts["sources"]["web"]["documents"] == 4
-    for shares in (counts["splits"], counts["sources"]):
-        assert sum(found["share"] for found in shares.values()) == pytest.approx(1)
+    for group in (counts["splits"], counts["sources"]):
+        assert sum(one["share"] for one in group.values()) == pytest.approx(1)
 
 
 def test_an_empty_validation_split_and_one_document(tmp_path: Path, tokenizer: TokenizerFolder):
     store = write_store(tmp_path / "store", tokenizer, [("web", "가")])
-    assert inspection.compute_counts(store)["splits"]["validation"] == {
+    assert store_stats.compute_counts(store)["splits"]["validation"] == {
         "documents": 0, "tokens": 0, "text_bytes": 0, "share": 0.0, "bytes_per_token": None
     }  # fmt: skip
-    found = inspection.compute_length_stats(store.train)
+    found = store_stats.compute_length_stats(store.train)
     assert found["mean"] == found["median"] == found["p95"] == found["max"] == store.train.tokens
     assert [entry["documents"] for entry in found["bins"]] == [1]
-    assert inspection.compute_packing_stats(store.train, 64, "best_fit")["rows"] == 1
+    assert store_stats.compute_packing_stats(store.train, 64, "best_fit")["rows"] == 1
 
 
 def test_a_split_without_documents_has_no_lengths_and_no_rows(tmp_path: Path, tokenizer: TokenizerFolder):
     empty = write_store(tmp_path / "store", tokenizer, [("web", "가")]).validation
-    assert inspection.compute_length_stats(empty)["mean"] is None
+    assert store_stats.compute_length_stats(empty)["mean"] is None
     for packing in ("wrapped", "best_fit"):
-        filled = inspection.compute_packing_stats(empty, 64, packing)
+        filled = store_stats.compute_packing_stats(empty, 64, packing)
         assert (filled["rows"], filled["padding"], filled["documents_cut"]) == (0, 0, 0)
-    assert inspection.compute_vocabulary_usage(empty, 10, None, 3)["never"] == 10
+    assert store_stats.compute_vocabulary_usage(empty, 10, None, 3)["never"] == 10
 
 
 def test_bins_begin_at_powers_of_two():
     lengths = [1, 2, 3, 4, 7, 8, 2**20 - 1, 2**20]
-    found = inspection.compute_length_stats(FakeSplit(lengths))
+    found = store_stats.compute_length_stats(FakeSplit(lengths))
     filled = {entry["from"]: entry["documents"] for entry in found["bins"] if entry["documents"]}
     assert filled == {1: 1, 2: 2, 4: 2, 8: 1, 2**19: 1, 2**20: 1}
     assert sum(entry["tokens"] for entry in found["bins"]) == sum(lengths)
@@ -101,24 +100,24 @@ def test_bins_begin_at_powers_of_two():
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(8, 20))
-def test_a_document_is_cut_where_it_lies_in_two_rows(lengths: list[int], sequence_len: int):
+def test_a_document_is_cut_if_it_is_in_two_rows(lengths: list[int], sequence_len: int):
     ends = np.cumsum(lengths)
     starts = ends - lengths
     wrapped = sum(
         int(a // sequence_len != (b - 1) // sequence_len) for a, b in zip(starts, ends, strict=True)
     )
-    longer = sum(length > sequence_len for length in lengths)
-    for packing, cut in (("wrapped", wrapped), ("best_fit", longer)):
-        found = inspection.compute_packing_stats(FakeSplit(lengths), sequence_len, packing)
-        assert found["documents_cut"] == cut
+    too_long = sum(length > sequence_len for length in lengths)
+    for packing, expected_cut in (("wrapped", wrapped), ("best_fit", too_long)):
+        found = store_stats.compute_packing_stats(FakeSplit(lengths), sequence_len, packing)
+        assert found["documents_cut"] == expected_cut
         assert found["tokens"] == sum(lengths)
         assert found["padding"] == pytest.approx(1 - sum(lengths) / (found["rows"] * sequence_len))
 
 
 def test_the_vocabulary_counts_every_token(store: Store, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inspection, "TOKENS_PER_BLOCK", 7)
+    monkeypatch.setattr(store_stats, "TOKENS_PER_BLOCK", 7)
     expected = Counter(store.train.read(0, store.train.tokens).tolist())
-    found = inspection.compute_vocabulary_usage(store.train, store.vocab_size, None, 5)
+    found = store_stats.compute_vocabulary_usage(store.train, store.vocab_size, None, 5)
     assert {entry["id"]: entry["count"] for entry in found["most_frequent"]} == dict(
         sorted(expected.items(), key=lambda item: (-item[1], item[0]))[:5]
     )
@@ -126,37 +125,37 @@ def test_the_vocabulary_counts_every_token(store: Store, monkeypatch: pytest.Mon
     assert found["counted"] == found["tokens"] == store.train.tokens
 
 
-@pytest.mark.parametrize("at_most", [1, 7, 20, 29, 10**9])
-def test_a_sample_of_the_vocabulary_is_spread_and_bounded(
-    store: Store, monkeypatch: pytest.MonkeyPatch, at_most: int
+@pytest.mark.parametrize("max_tokens", [1, 7, 20, 29, 10**9])
+def test_vocabulary_usage_is_counted_on_an_even_bounded_sample(
+    store: Store, monkeypatch: pytest.MonkeyPatch, max_tokens: int
 ):
-    monkeypatch.setattr(inspection, "TOKENS_PER_BLOCK", 7)
-    blocks = [*inspection._iterate_blocks(store.train.tokens, at_most)]
+    monkeypatch.setattr(store_stats, "TOKENS_PER_BLOCK", 7)
+    blocks = [*store_stats._iterate_blocks(store.train.tokens, max_tokens)]
     assert all(stop <= start for (_, stop), (start, _) in pairwise(blocks))
     assert blocks[0][0] == 0
     if len(blocks) > 1:
         assert blocks[-1][1] == store.train.tokens
-    counted = inspection.compute_vocabulary_usage(store.train, store.vocab_size, at_most, 1)["counted"]
-    assert counted == sum(stop - start for start, stop in blocks) <= at_most
+    counted = store_stats.compute_vocabulary_usage(store.train, store.vocab_size, max_tokens, 1)["counted"]
+    assert counted == sum(stop - start for start, stop in blocks) <= max_tokens
 
 
-def test_an_id_outside_the_vocabulary_is_told(store: Store):
+def test_an_id_outside_the_vocabulary_is_an_error(store: Store):
     with pytest.raises(KrillError, match=r"token id \d+ among tokens \[0, \d+\), .* has 10 entries"):
-        inspection.compute_vocabulary_usage(store.train, 10, None, 1)
+        store_stats.compute_vocabulary_usage(store.train, 10, None, 1)
 
 
-def test_losses_take_numbers_for_counts():
+def test_numbers_in_the_manifest_are_counts():
     manifest: dict[str, Any] = {
         "dropped": {"duplicate": {"documents": 2, "bytes": 9, "tokens": 0}, "short": 3},
         "skipped": {"invalid JSON": 4},
     }
-    assert inspection.collect_exclusions(manifest) == {
+    assert store_stats.collect_exclusions(manifest) == {
         "dropped": {"duplicate": {"documents": 2, "bytes": 9, "tokens": 0}, "short": {"documents": 3}},
         "skipped": {"invalid JSON": {"records": 4}},
         "repeated": None,
         "leaks": None,
     }
-    assert inspection.collect_exclusions({}) == {
+    assert store_stats.collect_exclusions({}) == {
         "dropped": {},
         "skipped": {},
         "repeated": None,
@@ -164,67 +163,69 @@ def test_losses_take_numbers_for_counts():
     }
 
 
-# --- pieces ------------------------------------------------------------------------------------------------
+# --- spans -------------------------------------------------------------------------------------------------
 
 
 @given(st.text(max_size=60))
-def test_pieces_hold_every_id_once_and_read_as_the_text(tokenizer: TokenizerFolder, text: str):
-    ids = encoded(tokenizer, text.encode("utf-8", "replace").decode())
-    pieces = TokenRenderer(tokenizer).render(ids)
-    assert [token for piece in pieces for token in piece.ids] == ids
-    assert (pieces[0].kind, pieces[-1].kind) == ("special", "special")
-    assert "".join(piece.text for piece in pieces[1:-1]) == text.encode("utf-8", "replace").decode()
+def test_spans_have_every_id_once_and_the_text(tokenizer: TokenizerFolder, text: str):
+    ids = encode(tokenizer, text.encode("utf-8", "replace").decode())
+    spans = TokenRenderer(tokenizer).render(ids)
+    assert [token for span in spans for token in span.ids] == ids
+    assert (spans[0].kind, spans[-1].kind) == ("special", "special")
+    assert "".join(span.text for span in spans[1:-1]) == text.encode("utf-8", "replace").decode()
 
 
-def test_a_character_of_several_tokens_is_one_piece(tokenizer: TokenizerFolder, speller: TokenRenderer):
-    ids = encoded(tokenizer, "뷁")[1:-1]
+def test_a_character_of_several_tokens_is_one_span(tokenizer: TokenizerFolder, renderer: TokenRenderer):
+    ids = encode(tokenizer, "뷁")[1:-1]
     assert len(ids) == 3
-    assert speller.render(ids) == [("word", "뷁", tuple(ids))]
+    assert renderer.render(ids) == [("word", "뷁", tuple(ids))]
 
 
-def test_half_a_character_is_undecodable(tokenizer: TokenizerFolder, speller: TokenRenderer):
-    first, second, third = encoded(tokenizer, "뷁")[1:-1]
-    after = encoded(tokenizer, "a")[1]
-    assert speller.render([second, third, after, first, second]) == [
+def test_a_part_of_a_character_is_undecodable(tokenizer: TokenizerFolder, renderer: TokenRenderer):
+    first, second, third = encode(tokenizer, "뷁")[1:-1]
+    after = encode(tokenizer, "a")[1]
+    assert renderer.render([second, third, after, first, second]) == [
         ("undecodable", r"\xb7\x81", (second, third)),
         ("word", "a", (after,)),
         ("undecodable", r"\xeb\xb7", (first, second)),
     ]
 
 
-def test_signs_are_joined_and_words_are_not(tokenizer: TokenizerFolder, speller: TokenRenderer):
-    ids = encoded(tokenizer, "text words… ?! ----\n")
-    kinds = [piece.kind for piece in speller.render(ids)]
+def test_punctuation_is_joined_and_words_are_not(tokenizer: TokenizerFolder, renderer: TokenRenderer):
+    ids = encode(tokenizer, "text words… ?! ----\n")
+    kinds = [span.kind for span in renderer.render(ids)]
     assert ("other", "other") not in pairwise(kinds)
     assert kinds[-2:] == ["other", "special"]
     assert ("word", "word") in pairwise(kinds)
 
 
-def test_a_literal_special_token_is_no_special_token(tokenizer: TokenizerFolder, speller: TokenRenderer):
-    (special,) = speller.render([tokenizer.eos_id])
+def test_a_special_token_written_in_text_is_not_special(tokenizer: TokenizerFolder, renderer: TokenRenderer):
+    (special,) = renderer.render([tokenizer.eos_id])
     assert special == ("special", "eos", (tokenizer.eos_id,))
     backend = tokenizer.backend
     backend.encode_special_tokens = True
-    spelled = backend.encode("<|eos|>", add_special_tokens=False).ids
+    ids = backend.encode("<|eos|>", add_special_tokens=False).ids
     backend.encode_special_tokens = False
-    assert "special" not in {piece.kind for piece in speller.render(spelled)}
+    assert "special" not in {span.kind for span in renderer.render(ids)}
 
 
-def test_what_is_shown_cannot_steer_a_terminal():
+def test_control_characters_are_escaped():
     assert escape_unprintable("a\x1b[31m\u202e\xa0\tb\n") == r"a\x1b[31m\u202e\xa0\tb↵"
 
 
 # --- rows and the report -----------------------------------------------------------------------------------
 
 
-def render_plain_row(store: Store, speller: TokenRenderer, index: int, sequence_len: int, **view: Any) -> str:
+def render_plain_row(
+    store: Store, renderer: TokenRenderer, index: int, sequence_len: int, **options: Any
+) -> str:
     rows = pack(store.train, sequence_len, "wrapped")
-    options = RowDisplayOptions(**{"ids": False, "width": 80, "lines": None, **view})
-    return render_row(rows, index, store.train, store.sources, speller, options).plain
+    display_options = RowDisplayOptions(**{"show_ids": False, "width": 80, "max_lines": None, **options})
+    return render_row(rows, index, store.train, store.sources, renderer, display_options).plain
 
 
-def test_a_row_reads_as_its_documents(store: Store, speller: TokenRenderer):
-    text = render_plain_row(store, speller, 0, store.train.tokens + 5)
+def test_a_row_has_the_text_of_its_documents(store: Store, renderer: TokenRenderer):
+    text = render_plain_row(store, renderer, 0, store.train.tokens + 5)
     first, *lines = text.splitlines()
     assert first == f"row 0 of 1: {store.train.tokens:,} tokens in 5 segments, 5 padding"
     assert lines[0].startswith("── document 0 (책), ")
@@ -235,34 +236,37 @@ def test_a_row_reads_as_its_documents(store: Store, speller: TokenRenderer):
     ]
 
 
-def test_a_cut_document_tells_which_part_is_here(store: Store, speller: TokenRenderer):
+def test_a_cut_document_names_the_range_of_its_tokens(store: Store, renderer: TokenRenderer):
     size = int(store.train.ends[0])
-    assert f"document 0 (책), {size:,} tokens, tokens 8 to 15\n" in render_plain_row(store, speller, 1, 8)
+    assert f"document 0 (책), {size:,} tokens, tokens 8 to 15\n" in render_plain_row(store, renderer, 1, 8)
 
 
-def test_ids_stand_behind_what_they_spell(store: Store, speller: TokenRenderer, tokenizer: TokenizerFolder):
-    lines = render_plain_row(store, speller, 0, store.train.tokens, ids=True).splitlines()
+def test_ids_follow_their_text(store: Store, renderer: TokenRenderer, tokenizer: TokenizerFolder):
+    lines = render_plain_row(store, renderer, 0, store.train.tokens, show_ids=True).splitlines()
     (line,) = [line for line in lines if "⟨bos⟩[0]a" in line]
-    a, b = encoded(tokenizer, "ab")[1:-1]
+    a, b = encode(tokenizer, "ab")[1:-1]
     assert line == f"⟨bos⟩[0]a[{a}]b[{b}]⟨eos⟩[1]"
 
 
 @pytest.mark.parametrize("width", [20, 40, 200])
-def test_a_long_row_is_cut_to_the_screen_with_a_note(store: Store, speller: TokenRenderer, width: int):
+def test_a_long_row_is_truncated_to_the_screen(store: Store, renderer: TokenRenderer, width: int):
     total = store.train.tokens
-    text = render_plain_row(store, speller, 0, total, ids=True, width=width, lines=8)
-    assert f" of {total:,} tokens; all of them: full=true" in text.splitlines()[-1]
+    text = render_plain_row(store, renderer, 0, total, show_ids=True, width=width, max_lines=8)
+    assert f" of {total:,} tokens; use full=true for all" in text.splitlines()[-1]
     assert sum(max(1, -(-len(line) // width)) for line in text.splitlines()[:-1]) <= 12
 
 
 def test_a_long_run_does_not_fill_the_screen(
-    tmp_path: Path, tokenizer: TokenizerFolder, speller: TokenRenderer
+    tmp_path: Path, tokenizer: TokenizerFolder, renderer: TokenRenderer
 ):
     store = write_store(tmp_path / "store", tokenizer, [("web", "=" * 999 + "end")])
-    short, whole = (render_plain_row(store, speller, 0, 2000, ids=True, lines=lines) for lines in (20, None))
+    short, full = (
+        render_plain_row(store, renderer, 0, 2000, show_ids=True, max_lines=max_lines)
+        for max_lines in (20, None)
+    )
     assert "full=true" not in short
-    assert len(short) < 400 < len(whole)
-    assert "=" * 999 in whole
+    assert len(short) < 400 < len(full)
+    assert "=" * 999 in full
 
 
 MANIFEST_EXTRAS: dict[str, Any] = {
@@ -281,23 +285,24 @@ MANIFEST_EXTRAS: dict[str, Any] = {
 
 
 def compute_all_stats(store: Store) -> dict[str, Any]:
-    """What `inspection.figures` gives, without a configuration."""
-    vocabulary = inspection.compute_vocabulary_usage(store.train, store.vocab_size, None, 3)
+    """Returns the result of `compute_store_stats` without a configuration."""
+    vocabulary = store_stats.compute_vocabulary_usage(store.train, store.vocab_size, None, 3)
     for token in vocabulary["most_frequent"]:
         token["text"] = None
     return {
         "folder": "f", "signature": "s", "dtype": "uint16", "tokenizer": store.manifest["tokenizer"],
-        "verified": True, "counts": inspection.compute_counts(store), "losses": inspection.collect_exclusions(store.manifest),
-        "lengths": inspection.compute_length_stats(store.train),
-        "filling": [inspection.compute_packing_stats(store.train, 64, "best_fit")], "vocabulary": vocabulary,
+        "verified": True, "counts": store_stats.compute_counts(store),
+        "losses": store_stats.collect_exclusions(store.manifest),
+        "lengths": store_stats.compute_length_stats(store.train),
+        "filling": [store_stats.compute_packing_stats(store.train, 64, "best_fit")], "vocabulary": vocabulary,
     }  # fmt: skip
 
 
-def test_the_report_tells_what_was_lost(tmp_path: Path, tokenizer: TokenizerFolder):
+def test_the_report_lists_dropped_and_skipped_documents(tmp_path: Path, tokenizer: TokenizerFolder):
     store = write_store(tmp_path / "store", tokenizer, DOCUMENTS, **MANIFEST_EXTRAS)
-    found = compute_all_stats(store)
-    text = inspection_report.format_store_report(found)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    stats = compute_all_stats(store)
+    text = store_report.format_store_report(stats)
+    assert json.loads(json.dumps(stats, allow_nan=False)) == stats
     lines = [line.split() for line in text.splitlines()]
     assert ["duplicate", "2", "5,110", "0", "a.jsonl:3:", "가↵나"] in lines
     assert ["min_chars", "7", "69", "0"] in lines
@@ -310,18 +315,18 @@ def test_the_report_tells_what_was_lost(tmp_path: Path, tokenizer: TokenizerFold
 
 def test_the_report_lists_the_largest_sources(tmp_path: Path, tokenizer: TokenizerFolder):
     documents = [(f"source {index:02d}", "가" * (index + 1)) for index in range(30)]
-    text = inspection_report.format_store_report(
+    text = store_report.format_store_report(
         compute_all_stats(write_store(tmp_path / "store", tokenizer, documents))
     )
     assert "source 29" in text
     assert "source 05" not in text
-    assert "… 10 more sources; all of them: format=json" in text
+    assert "… 10 more sources; use format=json for all" in text
 
 
-def test_the_plot_is_a_picture(tmp_path: Path, tokenizer: TokenizerFolder):
+def test_the_plot_is_a_png_file(tmp_path: Path, tokenizer: TokenizerFolder):
     store = write_store(tmp_path / "store", tokenizer, [("web", ENGLISH), ("책", KOREAN)])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        inspection_report.plot_store(compute_all_stats(store), tmp_path / "store.png")
+        store_report.plot_store(compute_all_stats(store), tmp_path / "store.png")
     assert (tmp_path / "store.png").read_bytes().startswith(b"\x89PNG")
     assert not [*tmp_path.glob(".*partial")]
