@@ -1,6 +1,6 @@
 """krill-runs: list, watch, show, compare, tail and cancel runs and sweeps.
 
-It composes no configuration, so its words are those of other commands of this kind: krill-runs show RUN --json.
+It does not compose a configuration, so its arguments follow the usual form: krill-runs show RUN --json.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def main() -> int:
     return app.run_and_report("runs", lambda: _run_subcommand(sys.argv[1:]))
 
 
-def _run_subcommand(words: Sequence[str]) -> int:
-    works = {
+def _run_subcommand(command_line: Sequence[str]) -> int:
+    subcommands = {
         "list": _list, "show": _show, "compare": _compare, "watch": _watch, "tail": _tail, "cancel": _cancel
     }  # fmt: skip
-    arguments = build_parser(works).parse_args(list(words) or ["list"])
-    code: int = arguments.work(arguments)
-    return code
+    arguments = build_parser(subcommands).parse_args(list(command_line) or ["list"])
+    exit_code: int = arguments.subcommand(arguments)
+    return exit_code
 
 
 def _resolve_arguments(arguments: argparse.Namespace) -> list[RunOrGroup]:
@@ -51,33 +51,33 @@ def _find_all() -> list[RunOrGroup]:
     return runs_under(get_outputs_root().absolute())
 
 
-def _build_rows(places: Sequence[RunOrGroup]) -> list[RunRow]:
-    """A row for each run in these places, each once."""
+def _build_rows(items: Sequence[RunOrGroup]) -> list[RunRow]:
+    """Builds a row for each run and each run of a group, each once."""
     from krill.runs import table
     from krill.runs.find import expand_runs
 
-    runs = {run.folder: run for place in places for run in expand_runs(place)}
+    runs = {run.folder: run for item in items for run in expand_runs(item)}
     return table.build_rows(list(runs.values()))
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from krill.runs import table
 
-    places = _resolve_arguments(arguments) if arguments.runs else _find_all()
-    every = _build_rows(places)
-    rows = [row for row in every if row.state in arguments.state and arguments.name in (None, row.name)]
+    items = _resolve_arguments(arguments) if arguments.runs else _find_all()
+    all_rows = _build_rows(items)
+    rows = [row for row in all_rows if row.state in arguments.state and arguments.name in (None, row.name)]
     if arguments.json:
         print(table.to_json(rows))
     elif arguments.csv:
         print(table.to_csv(rows), end="")
     elif not rows:
-        app.log.info("no runs%s in %s", " of this kind" if every else "", get_outputs_root())
+        app.log.info("no runs%s in %s", " of this state or name" if all_rows else "", get_outputs_root())
     elif arguments.runs or arguments.state != FILTER_STATES:
-        table.print_table(rows, sys.stdout, whole=True)
+        table.print_table(rows, sys.stdout, full_paths=True)
     else:
         from krill.cli import runs_view
 
-        runs_view.print_newest(places, rows)
+        runs_view.print_newest(items, rows)
     return errors.DONE
 
 
@@ -85,18 +85,18 @@ def _show(arguments: argparse.Namespace) -> int:
     from krill.runs.find import Run
     from krill.runs.summary import describe_run, describe_sweep
 
-    places = _resolve_arguments(arguments)
+    items = _resolve_arguments(arguments)
     if arguments.json:
-        found = [describe_run(place) if isinstance(place, Run) else describe_sweep(place) for place in places]
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        described = [describe_run(item) if isinstance(item, Run) else describe_sweep(item) for item in items]
+        print(json.dumps(described, indent=2, ensure_ascii=False))
         return errors.DONE
     from krill.cli import runs_view
 
-    for place in places:
-        if isinstance(place, Run):
-            runs_view.print_run(place)
+    for item in items:
+        if isinstance(item, Run):
+            runs_view.print_run(item)
         else:
-            runs_view.print_sweep(place)
+            runs_view.print_sweep(item)
     return errors.DONE
 
 
@@ -110,12 +110,12 @@ def _compare(arguments: argparse.Namespace) -> int:
         return errors.DONE
     differing = diff_configs([Path(row.folder) for row in rows])
     if arguments.json:
-        own = {
-            key: dict(zip((row.folder for row in rows), map(table.finite_or_none, each), strict=True))
-            for key, each in differing.items()
+        differences = {
+            key: dict(zip((row.folder for row in rows), map(table.finite_or_none, values), strict=True))
+            for key, values in differing.items()
         }
-        whole = {"differences": own, "runs": [table.row_to_dict(row) for row in rows]}
-        print(json.dumps(whole, indent=2, ensure_ascii=False, default=str))
+        comparison = {"differences": differences, "runs": [table.row_to_dict(row) for row in rows]}
+        print(json.dumps(comparison, indent=2, ensure_ascii=False, default=str))
     else:
         from krill.cli import runs_view
 
@@ -128,27 +128,44 @@ def _watch(arguments: argparse.Namespace) -> int:
     from krill.runs.find import run_at
     from krill.runs.run_state import ACTIVE_STATES
 
-    chosen = [
-        place.folder for place in _resolve_arguments(arguments)
-    ]  # once: a name may come to mean another run
-    followed: set[str] = set()
+    # Resolved once: a name may match another run later.
+    folders = [item.folder for item in _resolve_arguments(arguments)]
+    watched: set[str] = set()
 
-    def look() -> list[RunRow]:
+    def read_rows() -> list[RunRow]:
         rows = _build_rows(
-            [place for folder in chosen if (place := run_at(folder))] if chosen else _find_all()
+            [item for folder in folders if (item := run_at(folder))] if folders else _find_all()
         )
-        rows = [row for row in rows if chosen or row.state in ACTIVE_STATES or row.folder in followed]
-        followed.update(row.folder for row in rows)
+        rows = [row for row in rows if folders or row.state in ACTIVE_STATES or row.folder in watched]
+        watched.update(row.folder for row in rows)
         return rows
 
-    if not runs_view.watch_table(look, arguments.every):
-        app.log.info("nothing runs or waits in %s", get_outputs_root())
+    if not runs_view.watch_table(read_rows, arguments.every):
+        app.log.info("no running or queued runs in %s", get_outputs_root())
     return errors.DONE
 
 
 def _tail(arguments: argparse.Namespace) -> int:
     from krill.runs.find import Run
-    from krill.runs.log_tail import LOG_POLL_SECONDS, follow_log, read_tail
+    from krill.runs.log_tail import follow_log, read_tail
+    from krill.runs.record import relative_path
+
+    for item in _resolve_arguments(arguments):
+        if not isinstance(item, Run):
+            folder = relative_path(item.folder)
+            raise UsageError(f"{folder} is not a single run; use one of those in: krill-runs list {folder}")
+        file = _wait_for_log(item.folder, arguments.rank, wait=arguments.f)
+        tail, offset = read_tail(file, arguments.n)
+        text = tail.decode("utf-8", errors="replace")
+        print(text, end="" if arguments.f or not text or text.endswith("\n") else "\n", flush=True)
+        for text in follow_log(file, offset, item.folder) if arguments.f else ():
+            print(text, end="", flush=True)
+    return errors.DONE
+
+
+def _wait_for_log(folder: Path, rank: int, wait: bool) -> Path:
+    """Returns the log of a run; with `wait`, waits for it while the run is active. Raises UsageError without one."""
+    from krill.runs.log_tail import LOG_POLL_SECONDS
     from krill.runs.record import relative_path
     from krill.runs.run_state import (
         ACTIVE_STATES,
@@ -157,28 +174,19 @@ def _tail(arguments: argparse.Namespace) -> int:
         read_run_or_submission_status,
     )
 
-    for place in _resolve_arguments(arguments):
-        if not isinstance(place, Run):
+    while True:
+        file = folder / (f"log-rank{rank}.txt" if rank else "log.txt")
+        status = read_run_or_submission_status(folder)
+        if status and not rank:
+            file = find_log_file(folder, status)
+        if file.is_file():
+            return file
+        if not wait or get_run_state(folder).state not in ACTIVE_STATES:
             raise UsageError(
-                f"{relative_path(place.folder)} is no single run; name one of: krill-runs list {relative_path(place.folder)}"
+                f"{relative_path(file)} does not exist; see the state of the run with krill-runs show "
+                f"{relative_path(folder)}"
             )
-        while True:
-            own = place.folder / (f"log-rank{arguments.rank}.txt" if arguments.rank else "log.txt")
-            status = read_run_or_submission_status(place.folder)
-            file = find_log_file(place.folder, status) if status and not arguments.rank else own
-            if file.is_file():
-                break
-            if not arguments.f or get_run_state(place.folder).state not in ACTIVE_STATES:
-                raise UsageError(
-                    f"{relative_path(file)} is not there; krill-runs show {relative_path(place.folder)} tells how the run stands"
-                )
-            time.sleep(LOG_POLL_SECONDS)
-        end, position = read_tail(file, arguments.n)
-        text = end.decode("utf-8", errors="replace")
-        print(text, end="" if arguments.f or not text or text.endswith("\n") else "\n", flush=True)
-        for text in follow_log(file, position, place.folder) if arguments.f else ():
-            print(text, end="", flush=True)
-    return errors.DONE
+        time.sleep(LOG_POLL_SECONDS)
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
@@ -186,16 +194,15 @@ def _cancel(arguments: argparse.Namespace) -> int:
     from krill.runs.find import Run, expand_runs
     from krill.runs.record import relative_path
 
-    done = True
-    for place in _resolve_arguments(arguments):
-        # A folder of runs that is no sweep stands for all of them.
-        whole = (
-            [place.folder]
-            if isinstance(place, Run) or place.sweep_record
-            else [run.folder for run in expand_runs(place)]
-        )
-        said = [each for folder in whole for each in cancel(folder)]
-        for what, well in said or [(f"{relative_path(place.folder)}: nothing of it runs or waits", True)]:
-            app.log.info(what)
-            done &= well
-    return errors.DONE if done else errors.FAILED
+    succeeded = True
+    for item in _resolve_arguments(arguments):
+        # A folder of runs that is not a sweep is expanded.
+        is_one = isinstance(item, Run) or item.sweep_record
+        folders = [item.folder] if is_one else [run.folder for run in expand_runs(item)]
+        results = [result for folder in folders for result in cancel(folder)]
+        if not results:
+            app.log.info("%s: nothing is running or queued", relative_path(item.folder))
+        for message, success in results:
+            app.log.info(message)
+            succeeded &= success
+    return errors.DONE if succeeded else errors.FAILED

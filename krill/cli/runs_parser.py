@@ -1,4 +1,4 @@
-"""The words of krill-runs: its commands, their options, what is said of a wrong one."""
+"""The argument parser of krill-runs: its subcommands, their options and usage errors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ RUNS_EXAMPLES = """examples
   krill-runs tail -f 5018b806
   krill-runs cancel outputs/sweeps/llama_nano
 
-RUN is a folder, a glob (the newest that matches), or the beginning of a run's name or signature.
+RUN is a folder, a glob (the newest match), or a prefix of the name or signature of a run.
 """
 
 
 class _ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong as all commands of krill do."""
+    """Reports usage errors like the other commands of krill."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see krill-runs --help")
@@ -39,76 +39,80 @@ class _ArgumentParser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             near = difflib.get_close_matches(str(value), list(action.choices), n=1)
-            meant = f" Did you mean {near[0]}?" if near else ""
-            raise UsageError(f"no command '{value}'.{meant} There are: {', '.join(action.choices)}")
+            suggestion = f" Did you mean {near[0]}?" if near else ""
+            raise UsageError(f"no command '{value}'.{suggestion} Available: {', '.join(action.choices)}")
 
 
-def build_parser(works: Mapping[str, Subcommand]) -> argparse.ArgumentParser:
-    """The parser; what it returns for a command has its function of `works` as `work`."""
-    whole = _ArgumentParser(
+def build_parser(subcommands: Mapping[str, Subcommand]) -> argparse.ArgumentParser:
+    """Builds the parser; the parsed arguments have the function of the subcommand as `subcommand`."""
+    parser = _ArgumentParser(
         "krill-runs",
         description=DESCRIPTION,
         epilog=RUNS_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole.add_argument("--version", action="version", version=f"krill {__version__}")
-    commands = whole.add_subparsers(parser_class=_ArgumentParser, metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"krill {__version__}")
+    subparsers = parser.add_subparsers(parser_class=_ArgumentParser, metavar="COMMAND", required=True)
 
-    def add(name: str, sentence: str, places: str = "*") -> argparse.ArgumentParser:
-        command: argparse.ArgumentParser = commands.add_parser(name, help=sentence, description=sentence)
-        command.add_argument("runs", nargs=places, metavar="RUN", help="a run, a sweep, or a folder of runs")
-        command.set_defaults(work=works[name])
+    def add(name: str, description: str, nargs: str = "*") -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = subparsers.add_parser(
+            name, help=description, description=description
+        )
+        command.add_argument("runs", nargs=nargs, metavar="RUN", help="a run, a sweep, or a folder of runs")
+        command.set_defaults(subcommand=subcommands[name])
         return command
 
-    listing = add("list", "every run, a line each, the newest first; without RUN sweeps are one line")
-    listing.add_argument(
-        "--state", type=_parse_states, default=FILTER_STATES, help="only these, as in running,failed"
+    list_command = add("list", "list runs, newest first, one line each; without RUN a sweep is one line")
+    list_command.add_argument(
+        "--state", type=_parse_states, default=FILTER_STATES, help="only these states, as in running,failed"
     )
-    listing.add_argument("--name", help="only runs of this name")
-    showing = add("show", "all that is known of a run or a sweep", "+")
-    comparing = add("compare", "what runs have set otherwise, and what came of it, best first", "+")
-    for command in (listing, showing, comparing):
-        forms = command.add_mutually_exclusive_group()
-        forms.add_argument("--json", action="store_true", help="for scripts")
-        if command is not showing:
-            forms.add_argument("--csv", action="store_true", help="for tables")
-    watching = add("watch", "a table that follows them until nothing runs or waits any more")
-    watching.add_argument(
+    list_command.add_argument("--name", help="only runs of this name")
+    show_command = add("show", "show all known values of a run or a sweep", "+")
+    compare_command = add("compare", "compare the configurations and results of runs, best first", "+")
+    for command in (list_command, show_command, compare_command):
+        formats = command.add_mutually_exclusive_group()
+        formats.add_argument("--json", action="store_true", help="print JSON")
+        if command is not show_command:
+            formats.add_argument("--csv", action="store_true", help="print CSV")
+    watch_command = add("watch", "show a live table until nothing is running or queued")
+    watch_command.add_argument(
         "--every",
         type=_build_number_type(float, 0.01),
         default=2.0,
         metavar="SECONDS",
-        help="time between two looks",
+        help="update interval",
     )
-    tailing = add("tail", "the end of a run's log", "+")
-    tailing.add_argument(
-        "-n", type=_build_number_type(int, 0), default=20, metavar="LINES", help="so many lines"
+    tail_command = add("tail", "print the end of a run's log", "+")
+    tail_command.add_argument(
+        "-n", type=_build_number_type(int, 0), default=20, metavar="LINES", help="number of lines"
     )
-    tailing.add_argument("-f", action="store_true", help="go on until the run ends")
-    tailing.add_argument("--rank", type=_build_number_type(int, 0), default=0, help="the log of another rank")
-    add("cancel", "end what runs or waits; what is done is saved", "+")
-    return whole
+    tail_command.add_argument("-f", action="store_true", help="follow the log until the run ends")
+    tail_command.add_argument(
+        "--rank", type=_build_number_type(int, 0), default=0, help="the log of another rank"
+    )
+    add("cancel", "cancel running and queued runs; their progress is saved", "+")
+    return parser
 
 
 def _parse_states(text: str) -> tuple[str, ...]:
     states = tuple(state.strip() for state in text.split(","))
     if unknown := [state for state in states if state not in FILTER_STATES]:
         near = difflib.get_close_matches(unknown[0], FILTER_STATES, n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
+        suggestion = f" Did you mean {near[0]}?" if near else ""
         raise argparse.ArgumentTypeError(
-            f"no state '{unknown[0]}'.{meant} There are: {', '.join(FILTER_STATES)}"
+            f"no state '{unknown[0]}'.{suggestion} Available: {', '.join(FILTER_STATES)}"
         )
     return states
 
 
-def _build_number_type(kind: type[int] | type[float], least: float) -> Any:
-    def number(text: str) -> float:
+def _build_number_type(number_type: type[int] | type[float], minimum: float) -> Any:
+    def parse_number(text: str) -> float:
         try:
-            value = kind(text)
+            value = number_type(text)
         except ValueError:
-            value = kind(-1)
-        if not value >= least:
-            raise argparse.ArgumentTypeError(f"'{text}' should be a number from {least:g} on")
+            value = number_type(-1)
+        if not value >= minimum:
+            raise argparse.ArgumentTypeError(f"'{text}' should be a number of at least {minimum:g}")
         return value
 
-    return number
+    return parse_number

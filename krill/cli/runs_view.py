@@ -1,4 +1,4 @@
-"""krill-runs on the screen: what is listed, shown, compared and watched."""
+"""The terminal output of krill-runs: lists, single runs, comparisons and the live table."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from krill.runs.summary import build_sweep_command, describe_run, suggest_comman
 from krill.runs.table import RunRow
 
 
-def print_newest(places: Sequence[RunOrGroup], rows: Sequence[RunRow]) -> None:
-    """Single runs as a table, then sweeps, a line each."""
-    of_folder = {row.folder: row for row in rows}
-    single = [of_folder[str(place.folder)] for place in places if str(place.folder) in of_folder]
+def print_newest(items: Sequence[RunOrGroup], rows: Sequence[RunRow]) -> None:
+    """Prints single runs as a table, then one line per sweep."""
+    by_folder = {row.folder: row for row in rows}
+    single = [by_folder[str(item.folder)] for item in items if str(item.folder) in by_folder]
     if single:
-        table.print_table(single, sys.stdout, whole=True)
-    for sweep in places:
+        table.print_table(single, sys.stdout, full_paths=True)
+    for sweep in items:
         if isinstance(sweep, RunGroup):
-            points = [of_folder[str(run.folder)] for run in sweep.runs if str(run.folder) in of_folder]
+            points = [by_folder[str(run.folder)] for run in sweep.runs if str(run.folder) in by_folder]
             if points:
                 print(f"{relative_path(sweep.folder)}: {summarize_sweep(points)}")
 
 
 def print_run(run: Run) -> None:
-    """All that is known of it, a line each; the end of its log where something went wrong."""
+    """Prints all known values of a run, one per line, and the end of its log if it has an error."""
     (row,) = table.build_rows([run])
     for key, value in describe_run(run).items():
         if value not in (None, "", [], {}):
@@ -48,20 +48,20 @@ def print_run(run: Run) -> None:
 
 
 def print_sweep(sweep: RunGroup) -> None:
-    """A sweep, or another folder with runs: in one line, as a table, what to type next."""
+    """Prints a summary line, a table, and the command to run next for a sweep or another folder with runs."""
     rows = table.sort_best_first(table.build_rows(sweep.runs))
     print(f"{relative_path(sweep.folder)}: {summarize_sweep(rows)}")
-    table.print_table(rows, sys.stdout, whole=not sweep.sweep_record)
-    again = build_sweep_command(sweep.folder)
-    if again and any(row.state not in (*ACTIVE_STATES, "finished") for row in rows):
-        _print_next_commands([again])
-    elif again:
-        print(f"{'typed':<20}{again}")
+    table.print_table(rows, sys.stdout, full_paths=not sweep.sweep_record)
+    command = build_sweep_command(sweep.folder)
+    if command and any(row.state not in (*ACTIVE_STATES, "finished") for row in rows):
+        _print_next_commands([command])
+    elif command:
+        print(f"{'command':<20}{command}")
 
 
-def _print_next_commands(words: Sequence[str]) -> None:
-    for index, line in enumerate(words):
-        print(f"{'' if index else 'next':<20}{line}")
+def _print_next_commands(commands: Sequence[str]) -> None:
+    for index, command in enumerate(commands):
+        print(f"{'' if index else 'next':<20}{command}")
 
 
 def _format_value(value: Any) -> str:
@@ -71,40 +71,43 @@ def _format_value(value: Any) -> str:
 
 
 def print_differences(rows: Sequence[RunRow], differing: Mapping[str, Sequence[Any]]) -> None:
-    """A table of the runs, then a row for each key that differs, with a column for each run, by its number."""
+    """Prints a table of the runs, then a row per differing key with a column for each run, by its number."""
     table.print_table(rows, sys.stdout)
     if not differing:
-        print("their configurations are the same")
+        print("the configurations are identical")
         return
-    screen = Table("key", *(f"#{number}" for number in range(1, len(rows) + 1)))
-    for key, each in differing.items():
-        screen.add_row(escape(key), *(escape(str(value)) for value in each))
-    table.make_console(sys.stdout).print(screen)
+    rendered = Table("key", *(f"#{number}" for number in range(1, len(rows) + 1)))
+    for key, values in differing.items():
+        rendered.add_row(escape(key), *(escape(str(value)) for value in values))
+    table.make_console(sys.stdout).print(rendered)
 
 
-def watch_table(look: Callable[[], Sequence[RunRow]], every: float) -> int:
-    """Show what `look` finds until nothing of it runs or waits; how many runs that were."""
+def watch_table(read_rows: Callable[[], Sequence[RunRow]], interval: float) -> int:
+    """Shows the rows of `read_rows` every `interval` seconds until none is running or queued.
+
+    Returns the number of runs.
+    """
     console, lines = Console(), _StateLines()
-    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as screen:
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
-            rows = look()
-            if screen is None:
+            rows = read_rows()
+            if live is None:
                 lines.update(rows)
             else:
-                screen.update(table.render_table(rows, whole=True), refresh=True)
+                live.update(table.render_table(rows, full_paths=True), refresh=True)
             if not any(row.state in ACTIVE_STATES for row in rows):
                 return len(rows)
-            time.sleep(every)
+            time.sleep(interval)
 
 
 class _StateLines:
-    """In place of a live table, where there is no terminal: a line for each run whose state changed."""
+    """Prints a line for each run whose state changed, instead of a live table without a terminal."""
 
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
 
     def update(self, rows: Sequence[RunRow]) -> None:
-        """Print what is new."""
+        """Prints the runs whose state changed."""
         for row in rows:
             if self.states.get(row.folder) != row.state:
                 self.states[row.folder] = row.state

@@ -86,7 +86,7 @@ def _run_on_rank0(
         if claimed.state == "finished":
             log.info("already finished, skipping: %s", relative_path(claimed.folder))
         else:
-            if claimed.state == "continued":
+            if claimed.state == "resumed":
                 log.info("resuming in %s", relative_path(claimed.folder))
                 for line in diff_from_last_start(config, claimed.folder):
                     log.info(line)

@@ -1,4 +1,4 @@
-"""Ending what runs or waits: a process here, a job of SLURM."""
+"""Cancel runs: signal their processes on this machine, or cancel their SLURM jobs."""
 
 from __future__ import annotations
 
@@ -16,39 +16,47 @@ from krill.runs.record import read_status, relative_path
 from krill.runs.run_state import ACTIVE_STATES, get_run_states
 
 CLOCK_TOLERANCE = 60.0
-"""Seconds that a clock which is set may move the beginning of a process."""
+"""Seconds by which an adjusted clock may shift the start time of a process."""
 
 
 def cancel(folder: Path) -> Iterator[tuple[str, bool]]:
-    """End a run, or a sweep with all of its points; (what was done, whether it is or will be ended) of each."""
-    passed_on = False
+    """Cancels a run, or a sweep with all of its points.
+
+    Yields (message, whether it has ended or will end) for each process or job.
+    """
+    is_forwarded = False
     if is_sweep(folder):
-        told = read_sweep(folder)
-        if told.get("host") == socket.gethostname() and _is_sweep_process_alive(told):
-            # It would begin further points; those that run it signals itself.
-            os.kill(told["pid"], signal.SIGTERM)
-            passed_on = True
-            yield f"process {told['pid']}, which runs {relative_path(folder)}: asked to save and end", True
-    for point, stands in get_run_states(list_point_folders(folder) if is_sweep(folder) else [folder]).items():
-        if stands.state not in ACTIVE_STATES:
+        record = read_sweep(folder)
+        if record.get("host") == socket.gethostname() and _is_sweep_process_alive(record):
+            # Without the signal it would start further points; it forwards the signal to running points.
+            os.kill(record["pid"], signal.SIGTERM)
+            is_forwarded = True
+            yield (
+                f"{relative_path(folder)}: sent SIGTERM to process {record['pid']}, which runs the sweep",
+                True,
+            )
+    for point, state in get_run_states(list_point_folders(folder) if is_sweep(folder) else [folder]).items():
+        if state.state not in ACTIVE_STATES:
             if not is_sweep(folder):
-                yield f"{relative_path(point)} is {stands.state}: there is nothing to end", True
-        elif stands.job:
-            yield _cancel_job(point, stands.job)
-        elif not passed_on:
+                yield f"{relative_path(point)}: nothing to cancel, it is {state.state}", True
+        elif state.job:
+            yield _cancel_job(point, state.job)
+        elif not is_forwarded:
             yield _signal_process(point)
 
 
-def _is_sweep_process_alive(told: dict[str, Any]) -> bool:
-    """Whether the process that wrote this sweep.json still is: its number may have been given to another one, even of
-    krill, which began later."""
+def _is_sweep_process_alive(sweep_record: dict[str, Any]) -> bool:
+    """Returns whether the process that wrote this sweep.json is alive.
+
+    Its PID may have been reused by another process, even of krill, which was then started later.
+    """
     import psutil
 
     try:
-        process = psutil.Process(int(told["pid"]))
-        wrote = datetime.fromisoformat(told["start"]).timestamp()
-        return process.create_time() < wrote + CLOCK_TOLERANCE and any(
-            "krill" in word for word in process.cmdline()
+        process = psutil.Process(int(sweep_record["pid"]))
+        sweep_start = datetime.fromisoformat(sweep_record["start"]).timestamp()
+        return process.create_time() < sweep_start + CLOCK_TOLERANCE and any(
+            "krill" in argument for argument in process.cmdline()
         )
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
@@ -58,7 +66,10 @@ def _cancel_job(point: Path, job: str) -> tuple[str, bool]:
     try:
         done = subprocess.run(["scancel", job], capture_output=True, text=True)
     except FileNotFoundError:
-        return f"{relative_path(point)}: no scancel here; where SLURM is, type scancel {job}", False
+        return (
+            f"{relative_path(point)}: scancel is not available; run it on a machine of the cluster: scancel {job}",
+            False,
+        )
     if done.returncode:
         return f"{relative_path(point)}: scancel {job}: {done.stderr.strip()}", False
     return f"{relative_path(point)}: job {job} cancelled", True
@@ -68,11 +79,11 @@ def _signal_process(point: Path) -> tuple[str, bool]:
     status = read_status(point) or {}
     host, pid = status.get("host"), status.get("pid")
     if host != socket.gethostname():
-        return f"{relative_path(point)} runs on {host}: give the command there", False
+        return f"{relative_path(point)}: the run is on {host}; run this command there", False
     try:
         os.kill(int(str(pid)), signal.SIGTERM)
     except ProcessLookupError:
         return f"{relative_path(point)}: process {pid} has ended", True
     except PermissionError:
-        return f"{relative_path(point)}: process {pid} belongs to somebody else", False
-    return f"{relative_path(point)}: process {pid} asked to save and end", True
+        return f"{relative_path(point)}: process {pid} belongs to another user", False
+    return f"{relative_path(point)}: sent SIGTERM to process {pid}, which saves and exits", True

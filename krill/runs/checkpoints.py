@@ -1,8 +1,8 @@
-"""Checkpoints appear whole or not at all, prove what they hold before a run goes on from them, and the oldest go.
+"""Save checkpoints atomically, verify them before a run resumes from them, and delete the oldest.
 
 checkpoints/checkpoint-100/     weights, optimizer, schedule, RNG, trainer state
-    manifest.json               the step, bytes and xxh3_128 of each file, and a signature of all that; written last
-checkpoints/.partial/           one that is being saved, or deleted
+    manifest.json               the step, size and xxh3_128 of each file, and a signature of all of it; written last
+checkpoints/.partial/           a checkpoint that is being saved or deleted
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ log = logging.getLogger("krill")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run's checkpoints/ folder by their names, oldest first."""
+    """Lists the checkpoints in a run's checkpoints/ folder, oldest first; their contents are not verified."""
     return sorted(
         (path for path in folder.glob("checkpoint-*") if _NAME_PATTERN.fullmatch(path.name)), key=parse_step
     )
 
 
 def parse_step(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was saved."""
+    """Returns the optimizer step after which a checkpoint was saved."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -48,9 +48,9 @@ def parse_step(checkpoint: Path) -> int:
 
 @contextmanager
 def staged_checkpoint(folder: Path) -> Iterator[Path]:
-    """A hidden folder to save into; what stands in it when the block ends gets its manifest and its final name.
+    """Yields a hidden folder to save into; when the block ends, its checkpoints get a manifest and their final name.
 
-    What a failed save has written is removed. Raises KrillError where there was no room for it.
+    Files of a failed save are removed. Raises KrillError if the disk is full.
     """
     partial = folder / PARTIAL_FOLDER
     remove_partial(folder)
@@ -67,21 +67,21 @@ def staged_checkpoint(folder: Path) -> Iterator[Path]:
         if not _is_disk_full(error):
             raise
         raise KrillError(
-            f"{relative_path(folder)}: no room for another checkpoint ({free / 1e6:,.1f} MB were free): {error}. Its half is "
-            "removed, what was saved before stays; make room there (keep_checkpoints= and keep_best= say how many "
-            "are kept), then the same command goes on"
+            f"{relative_path(folder)}: not enough space for another checkpoint ({free / 1e6:,.1f} MB were free): "
+            f"{error}. The partial checkpoint was removed, earlier ones were kept. Free some space "
+            "(keep_checkpoints= and keep_best= set how many are kept) and run the same command to resume"
         ) from error
     remove_partial(folder)
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a save, or a deletion, that was cut off has left."""
+    """Removes the remains of an interrupted save or deletion."""
     if (folder / PARTIAL_FOLDER).exists():
         shutil.rmtree(folder / PARTIAL_FOLDER)
 
 
 def write_checkpoint_manifest(checkpoint: Path) -> None:
-    """Write the manifest of a checkpoint whose files are all there. They are read back: mostly from memory."""
+    """Writes the manifest of a checkpoint whose files are complete; reads them back, mostly from the page cache."""
     files = {
         file.relative_to(checkpoint).as_posix(): {"bytes": file.stat().st_size, "xxh3_128": hash_file(file)}
         for file in sorted(checkpoint.rglob("*"))
@@ -92,7 +92,7 @@ def write_checkpoint_manifest(checkpoint: Path) -> None:
 
 
 def _fsync_files(checkpoint: Path) -> None:
-    """Bring every file and folder to the disk, so that a power cut cannot leave an empty one behind."""
+    """Flushes every file and folder to the disk, so that a power failure cannot leave an empty one."""
     for path in (*checkpoint.rglob("*"), checkpoint):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -102,18 +102,17 @@ def _fsync_files(checkpoint: Path) -> None:
 
 
 def _move_into_place(checkpoint: Path, final: Path) -> None:
-    """Rename it; one of the same step steps aside first, so that neither is ever there by half."""
+    """Renames a checkpoint; an existing one of the same step is moved away first, so that neither is ever partial."""
     if final.exists():
         os.replace(final, checkpoint.with_name(f"old-{final.name}"))
     os.replace(checkpoint, final)
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed because the disk, the quota or the file's size is at its limit.
+    """Returns whether a write failed because of the limit of the disk, the quota or the file size.
 
-    safetensors tells the number in its message only, and torch.save tells none: the writer of its archive
-    (inline_container) says that a position is not the expected one, and in the last bytes of it only that a stream is
-    bad.
+    safetensors reports the error number in its message only, and torch.save reports none: the writer of its archive
+    (inline_container) reports an unexpected position, or in the last bytes of the archive a bad stream.
     """
     if isinstance(error, OSError):
         return error.errno in _DISK_FULL_ERRNOS
@@ -122,40 +121,40 @@ def _is_disk_full(error: BaseException) -> bool:
     return any(sign in text for sign in signs)
 
 
-# --- going on ----------------------------------------------------------------------------------------------
+# --- resume ------------------------------------------------------------------------------------------------
 
 
 def find_newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint that verifies, and those that were passed over: each is told, and stays.
+    """Returns the newest valid checkpoint, and the corrupt ones that were skipped; these are logged and kept.
 
-    Raises KrillError when something looks like a checkpoint and nothing verifies: to begin anew unasked would
-    throw the work away (verl #7952).
+    Raises KrillError if there are checkpoints and none of them is valid: starting from scratch without being asked
+    to would discard the work (verl #7952).
     """
     if (folder / PARTIAL_FOLDER).exists():
-        log.info("checkpoint  a save that was cut off is removed: %s", relative_path(folder / PARTIAL_FOLDER))
+        log.info("checkpoint  removing an interrupted save: %s", relative_path(folder / PARTIAL_FOLDER))
         remove_partial(folder)
-    named = list_checkpoints(folder)
-    others = [path for path in folder.glob("checkpoint-*") if path not in named]
-    broken: list[Path] = []
-    for checkpoint in (*reversed(named), *others):
-        wrong = verify(checkpoint)
-        if not wrong:
-            return checkpoint, broken
-        for line in wrong:
-            log.warning("checkpoint  passed over: %s", line)
-        broken.append(checkpoint)
-    if broken:
+    numbered = list_checkpoints(folder)
+    others = [path for path in folder.glob("checkpoint-*") if path not in numbered]
+    corrupt: list[Path] = []
+    for checkpoint in (*reversed(numbered), *others):
+        problems = verify(checkpoint)
+        if not problems:
+            return checkpoint, corrupt
+        for line in problems:
+            log.warning("skipping corrupt checkpoint: %s", line)
+        corrupt.append(checkpoint)
+    if corrupt:
         raise KrillError(
-            f"{relative_path(folder)}: none of the checkpoints there verifies, so there is nothing to go on from; put a copy "
-            "of one back, or write resume=false to begin anew in a new folder (and another output=, if you named one)"
+            f"{relative_path(folder)}: none of the checkpoints is valid, so the run cannot resume. Restore a copy of "
+            "one, or set resume=false to start from scratch in a new folder (with another output=, if it is set)"
         )
-    return None, broken
+    return None, corrupt
 
 
-def verify(checkpoint: Path, contents: bool = True) -> list[str]:
-    """What is wrong with a checkpoint, a line for each file; none: it is whole and unchanged.
+def verify(checkpoint: Path, check_hashes: bool = True) -> list[str]:
+    """Returns the problems of a checkpoint, one line per file; empty if it is complete and unchanged.
 
-    `contents`: hash the files as well, which reads them all; without, only their sizes are compared.
+    With `check_hashes`, all files are read and hashed; without it, only their sizes are compared.
     """
     manifest = _read_manifest(checkpoint)
     if isinstance(manifest, str):
@@ -163,39 +162,40 @@ def verify(checkpoint: Path, contents: bool = True) -> list[str]:
     name = f"checkpoint-{manifest['step']}"
     if checkpoint.name != name:
         return [
-            f"{relative_path(checkpoint)} was saved at step {manifest['step']}; rename it {name} to go on from it"
+            f"{relative_path(checkpoint)} was saved at step {manifest['step']}; rename it to {name} to resume from it"
         ]
-    wrong = (
-        (file, _verify_file(checkpoint / file, entry, contents)) for file, entry in manifest["files"].items()
+    problems = (
+        (file, _verify_file(checkpoint / file, entry, check_hashes))
+        for file, entry in manifest["files"].items()
     )
-    return [f"{relative_path(checkpoint / file)} {what}" for file, what in wrong if what]
+    return [f"{relative_path(checkpoint / file)} {problem}" for file, problem in problems if problem]
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any] | str:
-    """What the manifest says, or what is wrong with it."""
+    """Returns the manifest, or a description of its problem."""
     try:
         manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())
-        sealed = manifest.pop("signature")
+        signature = manifest.pop("signature")
     except FileNotFoundError:
-        return "is missing: the checkpoint was not saved to its end"
+        return "is missing: the checkpoint was not saved completely"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except (ValueError, KeyError, AttributeError, TypeError):
         return "is damaged"
-    if sealed != compute_signature(manifest):
+    if signature != compute_signature(manifest):
         return "was changed since it was saved"
     if manifest["format"] != MANIFEST_FORMAT:
-        return f"has format {manifest['format']}, this version of krill reads format {MANIFEST_FORMAT}"
+        return f"has format {manifest['format']}; this version of krill reads format {MANIFEST_FORMAT}"
     return manifest
 
 
-def _verify_file(file: Path, entry: dict[str, Any], contents: bool) -> str | None:
+def _verify_file(file: Path, entry: dict[str, Any], check_hashes: bool) -> str | None:
     try:
         size = file.stat().st_size
         if size != entry["bytes"]:
-            return f"has {size} bytes, {entry['bytes']} were saved"
-        if contents and hash_file(file) != entry["xxh3_128"]:
-            return "was changed since it was saved (another xxh3_128)"
+            return f"has {size} bytes instead of {entry['bytes']}"
+        if check_hashes and hash_file(file) != entry["xxh3_128"]:
+            return "was changed since it was saved (different xxh3_128)"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
@@ -203,26 +203,30 @@ def _verify_file(file: Path, entry: dict[str, Any], contents: bool) -> str | Non
     return None
 
 
-# --- keeping -----------------------------------------------------------------------------------------------
+# --- retention ---------------------------------------------------------------------------------------------
 
 
-def complete_checkpoints(folder: Path, broken: Collection[Path] = ()) -> list[Path]:
-    """The checkpoints whose files are all there in their sizes, less those known to be `broken`; oldest first."""
+def complete_checkpoints(folder: Path, corrupt: Collection[Path] = ()) -> list[Path]:
+    """Returns the checkpoints with all files at their sizes, without those in `corrupt`; oldest first."""
     return [
-        path for path in list_checkpoints(folder) if path not in broken and not verify(path, contents=False)
+        path
+        for path in list_checkpoints(folder)
+        if path not in corrupt and not verify(path, check_hashes=False)
     ]
 
 
 def rotate_checkpoints(
-    folder: Path, keep: int, spared: Collection[int] = (), broken: Collection[Path] = ()
+    folder: Path, keep: int, keep_steps: Collection[int] = (), corrupt: Collection[Path] = ()
 ) -> None:
-    """Delete the sound ones, but for the newest `keep` and those of the steps `spared`.
+    """Deletes all complete checkpoints except the newest `keep` and those of the steps `keep_steps`.
 
-    To be called after a save, which has hashed the newest. A broken one neither counts nor goes.
+    Call it after a save, which has hashed the newest. Corrupt checkpoints are neither counted nor deleted.
     """
-    for checkpoint in complete_checkpoints(folder, broken)[:-keep]:
-        if parse_step(checkpoint) not in spared:
+    for checkpoint in complete_checkpoints(folder, corrupt)[:-keep]:
+        if parse_step(checkpoint) not in keep_steps:
             partial = folder / PARTIAL_FOLDER
             partial.mkdir(exist_ok=True)
-            os.replace(checkpoint, partial / checkpoint.name)  # a deletion that is cut off leaves no half
+            os.replace(
+                checkpoint, partial / checkpoint.name
+            )  # an interrupted deletion leaves no partial checkpoint
             remove_partial(folder)

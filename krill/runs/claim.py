@@ -1,11 +1,11 @@
-"""The folder of a run: a new one, or the one where this very run goes on.
+"""Claim the folder of a run: a new one, or the folder of the unfinished run to resume.
 
     outputs/runs/<name>/<time>-<sig8>/      a run
-    outputs/sweeps/<name>/<sig8>/           a sweep's point
+    outputs/sweeps/<name>/<sig8>/           a point of a sweep
 
-A folder belongs to the process that holds the lock in it; the kernel gives the lock up when that process dies,
-so that an unfinished run whose writer is gone can be told from one that lives. One that waits in SLURM's queue
-belongs to its job.
+A folder belongs to the process that holds the lock in it. The kernel releases the lock when that process dies, which
+distinguishes an unfinished run whose writer is gone from an active one. A run that waits in SLURM's queue belongs to
+its job.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_state
 
 @dataclass
 class Claim:
-    """A run folder that this process may write, until it ends."""
+    """A run folder that this process may write until it releases the lock."""
 
     folder: Path
     lock: FileLock | None
-    state: Literal["new", "continued", "finished"]
-    """finished: the folder holds the finished result already; nothing is to be done (and no lock is held)."""
+    state: Literal["new", "resumed", "finished"]
+    """finished: the folder already has the finished result; there is nothing to do, and no lock is held."""
 
     def __enter__(self) -> Claim:
         return self
@@ -42,70 +42,88 @@ class Claim:
 
 
 def claim(
-    signature: str, runs: Path, place: Path | None = None, resume: bool | str = "auto", changed: bool = False
+    signature: str,
+    runs_folder: Path,
+    output: Path | None = None,
+    resume: bool | str = "auto",
+    allow_changed: bool = False,
 ) -> Claim:
-    """The folder for a run: a new one below `runs`, or the one where this very run goes on.
+    """Claims the folder for a run: a new one in `runs_folder`, or the folder of the run to resume.
 
-    `place`: the folder that was asked for (output=, a sweep's point), which then is the one. `changed`: the run
-    in the folder that `resume` names may have had another signature until now. Raises UsageError
-    when it belongs to another run or to a living process, or when there is nothing to resume.
+    Args:
+        signature: Signature of the run.
+        runs_folder: Folder of the runs of this name.
+        output: The folder to use (output=, or the point of a sweep); None: chosen by `resume`.
+        resume: Value of the key `resume`.
+        allow_changed: The run in the folder that `resume` names may have another signature.
+
+    Raises:
+        UsageError: the folder belongs to another run or an active process, or there is no run to resume.
     """
-    named = Path(resume) if isinstance(resume, str) and resume not in ("auto", "local", "remote") else None
-    if changed and named is None:
-        raise UsageError("resume_changed=true needs the folder of the run that is to go on: resume=<folder>")
-    if place is not None:
-        return _claim_output(place, signature, resume)
-    if named is not None:
-        return _resume_named(named, signature, changed)
+    resume_folder = (
+        Path(resume) if isinstance(resume, str) and resume not in ("auto", "local", "remote") else None
+    )
+    if allow_changed and resume_folder is None:
+        raise UsageError("resume_changed=true needs the folder of the run to resume: set resume=<folder>")
+    if output is not None:
+        return _claim_output(output, signature, resume)
+    if resume_folder is not None:
+        return _resume_named(resume_folder, signature, allow_changed)
     if resume is not False:
-        for folder in sorted(runs.glob("*"), reverse=True):
+        for folder in sorted(runs_folder.glob("*"), reverse=True):
             if _is_unfinished(folder, signature, from_hub=resume == "remote"):
                 lock = _try_lock(folder)
-                if lock and _is_unfinished(folder, signature):  # its writer may have finished in between
-                    return Claim(folder, lock, "continued")
+                if lock and _is_unfinished(folder, signature):  # the writer may have finished in the meantime
+                    return Claim(folder, lock, "resumed")
                 if lock:
                     lock.release()
     if resume in ("local", True):
-        raise UsageError(f"resume={resume}: no unfinished run of this configuration in {runs}")
-    return _claim_new(runs, signature)
+        raise UsageError(f"resume={resume}: no unfinished run of this configuration in {runs_folder}")
+    return _claim_new(runs_folder, signature)
 
 
-def _claim_new(runs: Path, signature: str) -> Claim:
+def _claim_new(runs_folder: Path, signature: str) -> Claim:
     try:
-        folder = create_timestamped_folder(runs, signature[:8])
+        folder = create_timestamped_folder(runs_folder, signature[:8])
     except FileExistsError as error:
-        raise UsageError(f"{runs}: a thousand runs began in one second") from error
+        raise UsageError(
+            f"{runs_folder}: a thousand runs were started in the same second; try again"
+        ) from error
     return Claim(folder, _try_lock(folder), "new")
 
 
 def _claim_output(folder: Path, signature: str, resume: bool | str) -> Claim:
-    """The folder that was named: empty, or holding this very run."""
+    """Claims the folder of output=, which must be empty or hold this run."""
     status = read_status(folder)
     if status is None:
         if folder.exists() and (not folder.is_dir() or any(_list_visible(folder))):
-            raise UsageError(f"output={folder} is not empty and holds no run of krill; name another folder")
+            raise UsageError(
+                f"output={folder} is not empty and does not hold a run of krill; use another folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         return Claim(folder, _lock_or_raise(folder), "new")
     if status["signature"] != signature:
-        raise UsageError(f"output={folder} holds a run of another configuration; name another folder")
+        raise UsageError(f"output={folder} holds a run of another configuration; use another folder")
     if status["state"] == "finished":
         return Claim(folder, None, "finished")
-    if status["state"] == "queued" and "starts" not in status:  # only submitted so far
+    if status["state"] == "queued" and "starts" not in status:  # submitted and not started yet
         _raise_if_queued(folder)
         return Claim(folder, _lock_or_raise(folder), "new")
     if resume is False:
-        raise UsageError(f"output={folder} holds an unfinished run and resume=false; name another folder")
+        raise UsageError(
+            f"output={folder} holds an unfinished run and resume=false is set; use another folder"
+        )
     return _resume_in(folder)
 
 
-def _resume_named(folder: Path, signature: str, changed: bool) -> Claim:
+def _resume_named(folder: Path, signature: str, allow_changed: bool) -> Claim:
     status = read_status(folder)
     if status is None:
-        raise UsageError(f"resume={folder}: no run of krill there (status.json is missing)")
-    if status["signature"] != signature and not changed:
+        raise UsageError(f"resume={folder}: not a run of krill (status.json is missing)")
+    if status["signature"] != signature and not allow_changed:
         raise UsageError(
-            f"resume={folder}: that run has another configuration; to begin a new run from its settings "
-            f"write from={folder}, to go on in it with this one resume_changed=true"
+            f"resume={folder}: the run has another configuration; set from={folder} to start a new run with its "
+            "settings, or resume_changed=true to resume it with this configuration"
         )
     if status["state"] == "finished":
         return Claim(folder, None, "finished")
@@ -115,14 +133,14 @@ def _resume_named(folder: Path, signature: str, changed: bool) -> Claim:
 def _resume_in(folder: Path) -> Claim:
     _raise_if_queued(folder)
     lock = _lock_or_raise(folder)
-    if (read_status(folder) or {}).get("state") == "finished":  # by the process that held it until now
+    if (read_status(folder) or {}).get("state") == "finished":  # by the process that held the lock
         lock.release()
         return Claim(folder, None, "finished")
-    return Claim(folder, lock, "continued")
+    return Claim(folder, lock, "resumed")
 
 
 def _is_unfinished(folder: Path, signature: str, from_hub: bool = False) -> bool:
-    """`from_hub`: and the run went on there from a checkpoint on the Hub (krill.runs.hub)."""
+    """With `from_hub`, the run must also have started from a checkpoint on the Hub (krill.runs.hub)."""
     status = read_status(folder)
     if status is None or (from_hub and "remote" not in status):
         return False
@@ -134,17 +152,17 @@ def _is_unfinished(folder: Path, signature: str, from_hub: bool = False) -> bool
 
 
 def _find_active_job_state(folder: Path) -> RunState | None:
-    """How a run stands that a job of SLURM has or will have; None: there is none. A job itself need not ask."""
+    """Returns the state of a run that belongs to an active SLURM job, else None; inside a job always None."""
     if slurm.get_current_job():
         return None
-    stands = get_run_state(folder)
-    return stands if stands.job and stands.state in ACTIVE_STATES else None
+    state = get_run_state(folder)
+    return state if state.job and state.state in ACTIVE_STATES else None
 
 
 def _raise_if_queued(folder: Path) -> None:
-    if stands := _find_active_job_state(folder):
+    if state := _find_active_job_state(folder):
         raise UsageError(
-            f"{folder} belongs to SLURM job {stands.job}, which is {stands.detail}; to end that: "
+            f"{folder} belongs to SLURM job {state.job}, which is {state.detail}; to cancel it: "
             f"krill-runs cancel {folder}"
         )
 

@@ -1,4 +1,4 @@
-"""What several runs have set otherwise, beside what came of it."""
+"""Compare the configurations of several runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import yaml
 
 
 def diff_configs(folders: Sequence[Path]) -> dict[str, list[Any]]:
-    """Dotted key of the configuration → its value in each run, of those keys that differ; None: no such key."""
+    """Returns each dotted key whose value differs, with its value in each run; None: the run lacks the key."""
     configs = [flatten_config(_read_config(folder)) for folder in folders]
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: [config.get(key) for config in configs] for key in keys}
-    return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
+    return {
+        key: run_values
+        for key, run_values in values.items()
+        if any(value != run_values[0] for value in run_values)
+    }
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -26,12 +30,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def flatten_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key → value, of everything that is no mapping itself."""
-    found: dict[str, Any] = {}
+    """Returns dotted key → value for all values except nested mappings, which are flattened."""
+    flat: dict[str, Any] = {}
     for key, value in values.items():
-        found |= (
+        flat |= (
             flatten_config(value, f"{prefix}{key}.")
             if isinstance(value, dict) and value
             else {f"{prefix}{key}": value}
         )
-    return found
+    return flat

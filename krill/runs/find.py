@@ -1,4 +1,4 @@
-"""Runs and sweeps by what a person calls them; each status is read once."""
+"""Find runs and sweeps by folder, name, signature or glob; each status is read once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from krill.runs.record import read_json_object, read_status, relative_path
 from krill.runs.run_state import read_run_or_submission_status, read_submission_status
 
 MAX_SEARCH_DEPTH = 3
-"""Folders below one that is named in which runs are looked for: outputs/runs/<name>/<run>."""
+"""Levels of subfolders that are searched for runs: outputs/runs/<name>/<run>."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class Run:
 
     folder: Path
     status: dict[str, Any] | None
-    """What it wrote of itself; None: it has not begun."""
+    """Its status.json; None: it has not started."""
     sweep: Path | None = None
     sweep_entry: dict[str, Any] = field(default_factory=dict)
-    """What its sweep says of it: command, overrides."""
+    """Its entry in sweep.json: command, overrides."""
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """A sweep, or any folder with runs in it."""
+    """A sweep, or any other folder with runs."""
 
     folder: Path
     sweep_record: dict[str, Any]
-    """Its sweep.json; empty for what is no sweep."""
+    """Its sweep.json; empty if it is not a sweep."""
     runs: list[Run]
 
 
@@ -45,22 +45,22 @@ RunOrGroup = Run | RunGroup
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder holds the points of a sweep."""
+    """Returns whether a folder holds the points of a sweep."""
     return (folder / "sweep.json").is_file()
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """sweep.json of a sweep; empty where it cannot be read."""
+    """Reads sweep.json; empty if it cannot be read."""
     return read_json_object(folder / "sweep.json")
 
 
 def list_point_folders(sweep: Path) -> list[Path]:
-    """Folders of a sweep's points: those of the sweep that was given last, and what else is there."""
+    """Lists the folders of a sweep's points: those in sweep.json first, then other runs in its folder."""
     return [run.folder for run in _iterate_points(sweep, read_sweep(sweep))]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The run in each of these folders, begun or not."""
+    """Reads the run in each of these folders, started or not."""
     points = cache(lambda sweep: _index_points(read_sweep(sweep)) if is_sweep(sweep) else None)
     return [
         _make_run(folder, read_run_or_submission_status(folder), points(folder.parent)) for folder in folders
@@ -68,79 +68,75 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def runs_under(root: Path) -> list[RunOrGroup]:
-    """Every single run and every sweep below an outputs folder, the newest first; and what was submitted that has no
-    folder of its own."""
+    """Returns all single runs and sweeps in an outputs folder, and submissions without a run folder, newest first."""
     runs = [run for name in _list_subfolders(root / "runs") for run in _list_runs(name)]
     jobs = [
         Run(folder, status)
         for folder in _list_subfolders(root / "jobs")
         if (status := read_submission_status(folder))
     ]
-    sweeps = [place for folder in _list_subfolders(root / "sweeps") if (place := run_at(folder))]
+    sweeps = [item for folder in _list_subfolders(root / "sweeps") if (item := run_at(folder))]
     return sorted([*runs, *jobs, *sweeps], key=_get_start_time, reverse=True)
 
 
 def run_at(folder: Path) -> RunOrGroup | None:
-    """What lies in `folder`: a run, a sweep, or runs."""
+    """Returns the run, the sweep or the runs in `folder`; None if there is none."""
     if (status := read_run_or_submission_status(folder)) is not None:
         return read_runs([folder])[0] if is_sweep(folder.parent) else Run(folder, status)
     if is_sweep(folder):
-        told = read_sweep(folder)
-        return RunGroup(folder, told, list(_iterate_points(folder, told)))
+        record = read_sweep(folder)
+        return RunGroup(folder, record, list(_iterate_points(folder, record)))
     runs = list(_iterate_runs(folder, MAX_SEARCH_DEPTH))
     return RunGroup(folder, {}, runs) if runs else None
 
 
-def expand_runs(place: RunOrGroup) -> list[Run]:
-    """The runs that a place stands for: itself, or those in it."""
-    return [place] if isinstance(place, Run) else place.runs
+def expand_runs(item: RunOrGroup) -> list[Run]:
+    """Returns the run itself, or the runs of the group."""
+    return [item] if isinstance(item, Run) else item.runs
 
 
 def resolve_run(text: str, root: Path) -> RunOrGroup:
-    """The run or sweep that `text` means: its folder, a glob (the newest), or the beginning of its name or signature.
+    """Returns the run or sweep of a folder, a glob (the newest match), or a prefix of a name or signature.
 
-    Raises UsageError when there is none, or more than one.
+    Raises UsageError if there is no match, or more than one.
     """
-    if place := run_at(Path(text).absolute()):
-        return place
-    matches = [place for path in glob.glob(text) if (place := run_at(Path(path).absolute()))]
-    if matches:
-        return max(matches, key=_get_start_time)
-    every = runs_under(root)
-    every += [run for place in every if isinstance(place, RunGroup) for run in place.runs]
-    fitting = [place for place in every if text in (place.folder.name, _get_signature(place)[:8])]
-    fitting = fitting or [
-        place
-        for place in every
-        if place.folder.name.startswith(text) or _get_signature(place).startswith(text)
+    if item := run_at(Path(text).absolute()):
+        return item
+    globbed = [item for path in glob.glob(text) if (item := run_at(Path(path).absolute()))]
+    if globbed:
+        return max(globbed, key=_get_start_time)
+    items = runs_under(root)
+    items += [run for item in items if isinstance(item, RunGroup) for run in item.runs]
+    matches = [item for item in items if text in (item.folder.name, _get_signature(item)[:8])]
+    matches = matches or [
+        item for item in items if item.folder.name.startswith(text) or _get_signature(item).startswith(text)
     ]
-    if not fitting:
-        raise UsageError(f"{text}: no run or sweep of this name; krill-runs lists all")
-    if len(fitting) > 1:
-        raise UsageError(
-            f"{text} may be {', '.join(str(relative_path(place.folder)) for place in fitting)}: write more of it"
-        )
-    return fitting[0]
+    if not matches:
+        raise UsageError(f"{text}: no run or sweep of this name; krill-runs lists all of them")
+    if len(matches) > 1:
+        candidates = ", ".join(str(relative_path(item.folder)) for item in matches)
+        raise UsageError(f"{text} is ambiguous: it matches {candidates}; use a longer prefix")
+    return matches[0]
 
 
 def _make_run(folder: Path, status: dict[str, Any] | None, points: dict[str, dict[str, Any]] | None) -> Run:
-    """`points`: those that the sweep in the parent folder knows; None: there is none."""
+    """Builds a run; `points` are the points in the sweep.json of the parent folder, None if it is not a sweep."""
     return Run(
         folder, status, folder.parent if points is not None else None, (points or {}).get(folder.name, {})
     )
 
 
-def _iterate_points(sweep: Path, told: dict[str, Any]) -> Iterator[Run]:
-    listed = _index_points(told)
+def _iterate_points(sweep: Path, sweep_record: dict[str, Any]) -> Iterator[Run]:
+    listed = _index_points(sweep_record)
     for name in listed:
         yield _make_run(sweep / name, read_status(sweep / name), listed)
     for folder in _list_subfolders(sweep):
         if folder.name not in listed and (status := read_status(folder)) is not None:
-            yield Run(folder, status, sweep, {"command": told.get("command")})
+            yield Run(folder, status, sweep, {"command": sweep_record.get("command")})
 
 
 def _index_points(sweep: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name of its folder → what sweep.json says of a point, and the sweep's command."""
+    """Returns folder name → entry of each point in sweep.json, with the command of the sweep."""
     points = sweep.get("points")
     points = [point for point in points if isinstance(point, dict)] if isinstance(points, list) else []
     command = {"command": sweep.get("command")}
@@ -166,26 +162,26 @@ def _list_subfolders(parent: Path) -> Sequence[Path]:
         return sorted(
             entry for entry in parent.iterdir() if not entry.name.startswith(".") and entry.is_dir()
         )
-    except OSError:  # not there, or somebody else's
+    except OSError:  # missing, or of another user
         return []
 
 
-def _get_signature(place: RunOrGroup) -> str:
-    return str((place.status or {}).get("signature", "")) if isinstance(place, Run) else ""
+def _get_signature(item: RunOrGroup) -> str:
+    return str((item.status or {}).get("signature", "")) if isinstance(item, Run) else ""
 
 
-def _get_start_time(place: RunOrGroup) -> str:
-    """When it began, as it says; of what only waits so far: when it was written."""
-    if isinstance(place, RunGroup):
-        start = place.sweep_record.get("start")
-        return start if isinstance(start, str) else max(map(_get_start_time, place.runs), default="")
-    if place.status is None:
+def _get_start_time(item: RunOrGroup) -> str:
+    """Returns the recorded start time; for a run that is still queued, the time of its submission."""
+    if isinstance(item, RunGroup):
+        start = item.sweep_record.get("start")
+        return start if isinstance(start, str) else max(map(_get_start_time, item.runs), default="")
+    if item.status is None:
         return ""
-    if start := place.status.get("start"):
+    if start := item.status.get("start"):
         return str(start)
     for name in ("status.json", slurm.JOBS_FILE):
         try:
-            written = (place.folder / name).stat().st_mtime
+            written = (item.folder / name).stat().st_mtime
         except OSError:
             continue
         return datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")

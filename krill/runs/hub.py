@@ -1,10 +1,10 @@
-"""A run on the Hugging Face Hub: its newest checkpoint, from where it goes on on another machine, and its model.
+"""Upload the newest checkpoint and the model of a run to the Hugging Face Hub, and resume from it on another machine.
 
-last-checkpoint/        a checkpoint as it lies in checkpoints/, its manifest included
-last-checkpoint/run/    what the run had written about itself when it was saved: RECORD
+last-checkpoint/        a checkpoint of checkpoints/ with its manifest
+last-checkpoint/run/    the record of the run when the checkpoint was saved: RECORD_FILES
 *                       the finished model
 
-Each upload is one commit: a reader sees the state before or the state after it, never a part.
+Each upload is one commit: a reader sees the state before or after it, never a partial one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("krill")
 
 @dataclass(frozen=True)
 class HubCheckpoint:
-    """A checkpoint of a run that lies on the Hub."""
+    """A checkpoint of a run on the Hub."""
 
     repository: str
     commit: str
@@ -45,9 +45,9 @@ class HubCheckpoint:
 
 
 def stage_upload(run: Path, checkpoint: Path, folder: Path) -> None:
-    """Put into `folder`, a new one, what is to be uploaded: the training goes on, and deletes old checkpoints.
+    """Stages an upload in `folder`, which is created, because the training continues and deletes old checkpoints.
 
-    The checkpoint's files are linked, where the file system can, the record is copied.
+    The files of the checkpoint are hard-linked if the file system supports it; the record is copied.
     """
     shutil.copytree(checkpoint, folder, copy_function=_link_or_copy)
     (folder / "run").mkdir()
@@ -64,7 +64,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def upload_checkpoint(hub: HubConfig, staged: Path, step: int) -> None:
-    """Replace last-checkpoint/ by what `staged` holds. Raises what the Hub's client raises."""
+    """Replaces last-checkpoint/ with the files in `staged`. Raises the errors of the Hub client."""
     from huggingface_hub import HfApi
 
     files = {f"{HUB_CHECKPOINT_FOLDER}/{file}": source for file, source in _list_files(staged).items()}
@@ -72,9 +72,9 @@ def upload_checkpoint(hub: HubConfig, staged: Path, step: int) -> None:
 
 
 def upload_model(hub: HubConfig, run: Path) -> str:
-    """Upload model/ where hub.push asks for it, and mark the run there as finished; returns the commit's address.
+    """Uploads model/ if hub.push is set, and marks the run on the Hub as finished; returns the URL of the commit.
 
-    Raises what the Hub's client raises.
+    Raises the errors of the Hub client.
     """
     from huggingface_hub import HfApi
 
@@ -94,11 +94,11 @@ def _list_files(folder: Path) -> dict[str, Path]:
 
 
 def _create_commit(api: Any, hub: HubConfig, files: dict[str, Any], message: str) -> str:
-    """One commit; what else lies in last-checkpoint/ goes with a new checkpoint."""
+    """Creates one commit; with a new checkpoint, all other files in last-checkpoint/ are deleted."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.utils import disable_progress_bars
 
-    disable_progress_bars()  # they would cross that of the training
+    disable_progress_bars()  # they would interfere with the progress bar of the training
     api.create_repo(hub.id, private=hub.private, exist_ok=True)
     changes: list[Any] = [CommitOperationAdd(path, source) for path, source in files.items()]
     if f"{HUB_CHECKPOINT_FOLDER}/{checkpoints.MANIFEST}" in files:
@@ -107,86 +107,89 @@ def _create_commit(api: Any, hub: HubConfig, files: dict[str, Any], message: str
     return str(api.create_commit(hub.id, changes, commit_message=message).commit_url)
 
 
-# --- going on ----------------------------------------------------------------------------------------------
+# --- resume ------------------------------------------------------------------------------------------------
 
 
 def find_remote_checkpoint(config: TrainConfig, signature: str) -> HubCheckpoint | None:
-    """What the run of `signature` may go on from on the Hub; None: not asked for, or nothing there.
+    """Returns the checkpoint on the Hub from which the run of `signature` can resume, or None.
 
-    Asked is with resume=remote, and with resume=auto where hub.checkpoints is on; otherwise nothing is connected to.
-    Raises UsageError for resume=remote when there is nothing to go on from, and for both when an unfinished run of
-    another configuration is there; KrillError for resume=remote when the Hub cannot be reached.
+    The Hub is contacted only with resume=remote, or with resume=auto and hub.checkpoints=true.
+
+    Raises:
+        UsageError: with resume=remote, there is no checkpoint; or the Hub has an unfinished run of another
+            configuration.
+        KrillError: with resume=remote, the Hub cannot be reached.
     """
-    asked = config.resume == "remote"
-    if not asked and not (config.resume == "auto" and config.hub.checkpoints):
+    is_required = config.resume == "remote"
+    if not is_required and not (config.resume == "auto" and config.hub.checkpoints):
         return None
     assert config.hub.id is not None
     try:
         remote = _fetch_newest(config.hub.id)
-    except Exception as error:  # the Hub's client raises errors of several libraries
-        if asked:
+    except Exception as error:  # the Hub client raises errors of several libraries
+        if is_required:
             raise KrillError(
-                f"resume=remote: {config.hub.id} cannot be read ({describe_error(error)}); try again, or write resume=local "
-                "to go on with what is on this machine"
+                f"resume=remote: {config.hub.id} cannot be read ({describe_error(error)}); try again, or set "
+                "resume=local to resume from this machine"
             ) from error
-        log.warning("hub         %s cannot be read (%s): what is on this machine counts",
+        log.warning("hub         %s cannot be read (%s), using the checkpoints on this machine",
                     config.hub.id, describe_error(error))  # fmt: skip
         return None
-    if remote is None and asked:
+    if remote is None and is_required:
         raise UsageError(
-            f"resume=remote: no checkpoint in {config.hub.id}, or none that you may read (hf auth login); a run puts "
-            "its checkpoints there with hub.checkpoints=true"
+            f"resume=remote: no checkpoint in {config.hub.id}, or no permission to read it (hf auth login); runs "
+            "upload checkpoints with hub.checkpoints=true"
         )
-    return remote and _check_resumable(remote, signature, asked)
+    return remote and _check_resumable(remote, signature, is_required)
 
 
-def _check_resumable(remote: HubCheckpoint, signature: str, asked: bool) -> HubCheckpoint | None:
+def _check_resumable(remote: HubCheckpoint, signature: str, is_required: bool) -> HubCheckpoint | None:
     finished = remote.status["state"] == "finished"
-    if remote.status["signature"] != signature and (asked or not finished):
+    if remote.status["signature"] != signature and (is_required or not finished):
         raise UsageError(
             f"hub.id={remote.repository} holds the checkpoint of another configuration (step {remote.step} of "
-            f"{remote.status.get('name')}); name another repository, or write resume=false to begin anew and replace "
-            "it"
+            f"{remote.status.get('name')}); use another repository, or set resume=false to start from scratch and "
+            "replace it"
         )
-    if finished and asked:
+    if finished and is_required:
         raise UsageError(
-            f"resume=remote: the run in {remote.repository} is finished; write resume=false to train it again"
+            f"resume=remote: the run in {remote.repository} is finished; set resume=false to train again"
         )
     return None if finished else remote
 
 
 def download_checkpoint(remote: HubCheckpoint | None, run: Path) -> None:
-    """Bring a run folder, which this process has claimed, to the checkpoint on the Hub, where that is newer.
+    """Downloads the checkpoint on the Hub into a run folder claimed by this process, if it is newer than local ones.
 
-    Raises KrillError when the checkpoint does not arrive as it was saved.
+    Raises KrillError if the downloaded checkpoint is not valid.
     """
-    here = checkpoints.complete_checkpoints(run / "checkpoints")
-    if remote is None or (here and checkpoints.parse_step(here[-1]) >= remote.step):
+    local = checkpoints.complete_checkpoints(run / "checkpoints")
+    if remote is None or (local and checkpoints.parse_step(local[-1]) >= remote.step):
         return
-    log.info("resume: step %d from %s", remote.step, remote.repository)
-    record, place = Record(run), {"id": remote.repository, "step": remote.step}
-    record.update(remote=place)
-    aside = run / DOWNLOAD_FOLDER
-    shutil.rmtree(aside, ignore_errors=True)
-    downloaded = _download_snapshot(remote, aside)
+    log.info("resume      step %d from %s", remote.step, remote.repository)
+    record, source = Record(run), {"id": remote.repository, "step": remote.step}
+    record.update(remote=source)
+    staging = run / DOWNLOAD_FOLDER
+    shutil.rmtree(staging, ignore_errors=True)
+    downloaded = _download_snapshot(remote, staging)
     with checkpoints.staged_checkpoint(run / "checkpoints") as folder:
-        os.replace(downloaded / "run", aside / "run")
+        os.replace(downloaded / "run", staging / "run")
         checkpoint = folder / f"checkpoint-{remote.step}"
         os.replace(downloaded, checkpoint)
-        wrong = checkpoints.verify(checkpoint)
-        if wrong:
+        problems = checkpoints.verify(checkpoint)
+        if problems:
             raise KrillError(
-                "\n".join(wrong)
-                + f"\n{remote.repository}: its checkpoint is not what was saved; write resume=local "
-                "to go on with what is on this machine, or resume=false to begin anew"
+                "\n".join(problems)
+                + f"\n{remote.repository}: the checkpoint is corrupt; set resume=local to resume from this machine, "
+                "or resume=false to start from scratch"
             )
-        (checkpoint / checkpoints.MANIFEST).unlink()  # the end of the block writes it anew
-        # Before the checkpoint is there, so that no step lacks its lines.
+        (checkpoint / checkpoints.MANIFEST).unlink()  # written again at the end of the block
+        # Before the checkpoint appears, so that its step does not lack lines.
         for name in JSONL_FILES:
-            if (aside / "run" / name).exists():
-                os.replace(aside / "run" / name, run / name)
-    shutil.rmtree(aside)
-    record.update(uploaded=place)
+            if (staging / "run" / name).exists():
+                os.replace(staging / "run" / name, run / name)
+    shutil.rmtree(staging)
+    record.update(uploaded=source)
 
 
 def _fetch_newest(repository: str) -> HubCheckpoint | None:
@@ -196,7 +199,7 @@ def _fetch_newest(repository: str) -> HubCheckpoint | None:
     api = HfApi()
     try:
         commit = api.model_info(repository).sha
-        with TemporaryDirectory() as folder:  # the cache would answer for a Hub that is not there
+        with TemporaryDirectory() as folder:  # the cache would hide that the Hub cannot be reached
             fetch = partial(api.hf_hub_download, repository, revision=commit, local_dir=folder)
             manifest = json.loads(Path(fetch(f"{HUB_CHECKPOINT_FOLDER}/{checkpoints.MANIFEST}")).read_bytes())
             status = json.loads(Path(fetch(f"{HUB_CHECKPOINT_FOLDER}/run/status.json")).read_bytes())
@@ -207,7 +210,7 @@ def _fetch_newest(repository: str) -> HubCheckpoint | None:
 
 
 def _download_snapshot(remote: HubCheckpoint, folder: Path) -> Path:
-    """last-checkpoint/ in a folder that was not there."""
+    """Downloads last-checkpoint/ into a new folder and returns its path."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -219,14 +222,14 @@ def _download_snapshot(remote: HubCheckpoint, folder: Path) -> Path:
             local_dir=folder,
             allow_patterns=f"{HUB_CHECKPOINT_FOLDER}/*",
         )
-    except Exception as error:  # the Hub's client raises errors of several libraries
+    except Exception as error:  # the Hub client raises errors of several libraries
         raise KrillError(
-            f"{remote.repository}: its checkpoint did not come to {relative_path(folder)} ({describe_error(error)}); give the same "
-            "command again"
+            f"{remote.repository}: the checkpoint could not be downloaded to {relative_path(folder)} "
+            f"({describe_error(error)}); run the same command again"
         ) from error
     return folder / HUB_CHECKPOINT_FOLDER
 
 
 def describe_error(error: Exception) -> str:
-    """The kind of an error, and its first line."""
+    """Returns the type and the first line of an error."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,4 +1,4 @@
-"""The end of a log, and what comes after it."""
+"""Read the end of a log file and follow it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ from krill.runs.run_state import ACTIVE_STATES, get_run_state
 
 LOG_BLOCK_BYTES = 2**16
 LOG_POLL_SECONDS = 0.5
-"""Seconds between two looks at a log that grows."""
+"""Seconds between two reads of a growing log."""
 
 
 def read_tail(file: Path, lines: int) -> tuple[bytes, int]:
-    """The last `lines` of a file, however long they are, and the place in the file where they end."""
+    """Returns the last `lines` of a file, however long they are, and the offset of their end in bytes."""
     with open(file, "rb") as content:
-        end = place = content.seek(0, 2)
-        found = b""
-        while place and found.count(b"\n") <= lines:
-            size = min(LOG_BLOCK_BYTES, place)
-            place -= size
-            content.seek(place)
-            found = content.read(size) + found
-    pieces = found.removesuffix(b"\n").split(b"\n")
-    kept = b"\n".join(pieces[-lines:]) if lines else b""
-    return (kept + b"\n" if kept and found.endswith(b"\n") else kept), end
+        end = offset = content.seek(0, 2)
+        tail = b""
+        while offset and tail.count(b"\n") <= lines:
+            size = min(LOG_BLOCK_BYTES, offset)
+            offset -= size
+            content.seek(offset)
+            tail = content.read(size) + tail
+    pieces = tail.removesuffix(b"\n").split(b"\n")
+    last = b"\n".join(pieces[-lines:]) if lines else b""
+    return (last + b"\n" if last and tail.endswith(b"\n") else last), end
 
 
 def read_last_lines(file: Path, lines: int) -> list[str]:
-    """The last `lines` of a file as text."""
+    """Returns the last `lines` of a file as text."""
     return read_tail(file, lines)[0].decode("utf-8", errors="replace").splitlines()
 
 
-def follow_log(file: Path, place: int, run: Path) -> Iterator[str]:
-    """What is written to a log after `place`, as it comes, until the run has ended."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a letter may be written in two parts
+def follow_log(file: Path, offset: int, run: Path) -> Iterator[str]:
+    """Yields the text written to a log after `offset` bytes, until the run ends."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be written in two parts
     with open(file, "rb") as content:
-        content.seek(place)
+        content.seek(offset)
         while True:
-            goes_on = (
-                get_run_state(run).state in ACTIVE_STATES
-            )  # before reading: what is written last is read, too
-            yield decoder.decode(content.read(), final=not goes_on)
-            if not goes_on:
+            # Checked before reading, so that the last lines are read as well.
+            is_active = get_run_state(run).state in ACTIVE_STATES
+            yield decoder.decode(content.read(), final=not is_active)
+            if not is_active:
                 return
             time.sleep(LOG_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Plot the losses of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from krill.runs.record import read_metrics
 
 
 def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> Path:
-    """Draw training and validation loss over steps to `folder`/loss.png, the reference points as lines."""
+    """Plots training and validation loss over steps to `folder`/loss.png, with the baselines as lines.
+
+    Losses are in nats per token. Returns the path of the plot.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

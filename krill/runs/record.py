@@ -1,4 +1,4 @@
-"""What a run writes about itself: status.json, config.yaml, metrics.jsonl, log.txt."""
+"""Write and read the record of a run: status.json, config.yaml, metrics.jsonl, log.txt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from krill import atomic, errors
 from krill.errors import KrillError, SignalInterrupt
 from krill.runs.slurm import get_current_job
 
-if TYPE_CHECKING:  # krill-runs needs no schema, which takes longer to load than all that it does
+if TYPE_CHECKING:  # krill-runs does not need the schema, which takes longer to import than the command itself
     from krill.config.schema import Section
 
 RecordedState = Literal["queued", "running", "finished", "failed", "stopped"]
@@ -33,16 +33,15 @@ STATUS_TYPES: dict[str, type] = {
     "error": str, "host": str, "pid": int, "slurm_job_id": str, "submission": str, "submitted_as": str, "result": str,
     "starts": int, "steps": int,
 }  # fmt: skip
-"""Of what kind an entry of status.json is, where it is not null."""
+"""Type of each entry in status.json, unless it is null."""
 log = logging.getLogger("krill")
 
 METRICS_TAIL_BYTES = 2**14
-"""Bytes of metrics.jsonl that are read to know how far a run is."""
+"""Bytes at the end of metrics.jsonl that are read to determine the progress of a run."""
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """status.json of a run folder, or None where there is none, or none of krill's; entries of a wrong kind are left
-    out."""
+    """Reads status.json of a run folder, without entries of a wrong type; None if it is missing or not krill's."""
     status = read_json_object(folder / "status.json")
     if not isinstance(status.get("signature"), str) or status.get("state") not in RECORDED_STATES:
         return None
@@ -54,7 +53,7 @@ def read_status(folder: Path) -> dict[str, Any] | None:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """What a JSON file holds; empty where there is none, it cannot be read, or it holds something else."""
+    """Reads a JSON object from a file; empty if the file is missing, cannot be read, or holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError):
@@ -63,14 +62,14 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether what belongs in `folder` is finished; a result elsewhere that it names must still be there."""
+    """Returns whether the run in `folder` is finished and its result, which may be elsewhere, still exists."""
     status = read_status(folder) or {"state": ""}
     # The result of a task does not exist before all tasks are merged.
     return status["state"] == "finished" and Path(status.get("result") or folder).exists()
 
 
 def relative_path(folder: Path) -> Path:
-    """`folder` as short as it can be typed from here."""
+    """Returns `folder` relative to the working directory if it is inside it, else unchanged."""
     try:
         return folder.relative_to(Path.cwd())
     except ValueError:
@@ -78,7 +77,7 @@ def relative_path(folder: Path) -> Path:
 
 
 class Record:
-    """Writes a run folder's files; of several processes that train together one writes."""
+    """Writes the files of a run folder; of several ranks, only one is the writer."""
 
     def __init__(self, folder: Path, is_writer: bool = True):
         self.folder, self.is_writer = folder, is_writer
@@ -86,7 +85,7 @@ class Record:
 
     @contextmanager
     def record_lifecycle(self, config: Section, signature: str, overrides: list[str]) -> Iterator[None]:
-        """Say what runs, then how it ended, whatever happens in between; messages also go to log.txt."""
+        """Records the start and the end of a run, however it ends; log messages are also written to log.txt."""
         self._begin(config, signature, overrides)
         with self.log_to_file():
             try:
@@ -105,7 +104,7 @@ class Record:
             self._end("finished", errors.DONE)
 
     def _begin(self, config: Section, signature: str, overrides: list[str]) -> None:
-        # status.json comes first: a folder with other files only would be taken for something else's.
+        # status.json is written first: without it, a folder with other files would not be recognized as a run.
         self.update(
             state="running",
             exit=None,
@@ -129,29 +128,29 @@ class Record:
         self.update(state=state, exit=exit_code, end=now(), **values)
 
     def update(self, **values: Any) -> None:
-        """Change entries of status.json; what another record of this run wrote there stays."""
+        """Updates entries of status.json; entries written by another record of this run are kept."""
         self.status = (read_status(self.folder) or self.status) | values
         if self.is_writer:
             atomic.write_json(self.folder / "status.json", self.status)
 
     def append_metrics(self, values: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl."""
         if self.is_writer:
             append_jsonl(self.folder / "metrics.jsonl", values)
 
-    def truncate_metrics(self, step: int, begun_in: Path) -> None:
-        """Begin with the lines up to `step` of the run in `begun_in`, this one or another: it goes on from there."""
+    def truncate_metrics(self, step: int, source_run: Path) -> None:
+        """Replaces metrics.jsonl with the lines up to `step` of the run that is resumed, which may be another one."""
         if self.is_writer:
-            kept = (line for line in read_metrics(begun_in) if line["step"] <= step)
-            write_jsonl(self.folder / "metrics.jsonl", kept)
+            lines = (line for line in read_metrics(source_run) if line["step"] <= step)
+            write_jsonl(self.folder / "metrics.jsonl", lines)
 
     @contextmanager
     def log_to_file(self, name: str = "log.txt") -> Iterator[None]:
-        """krill's messages also go to a file of the folder, with the time, and the details there alone."""
+        """Writes krill's log messages with timestamps to a file in the folder as well; debug messages only there."""
         handler = logging.FileHandler(self.folder / name, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        level, screen = log.level, [(other, other.level) for other in log.handlers]
-        for other, _ in screen:
+        level, others = log.level, [(other, other.level) for other in log.handlers]
+        for other, _ in others:
             other.setLevel(max(other.level, logging.INFO))
         log.setLevel(logging.DEBUG)
         log.addHandler(handler)
@@ -161,41 +160,41 @@ class Record:
             log.removeHandler(handler)
             handler.close()
             log.setLevel(level)
-            for other, before in screen:
-                other.setLevel(before)
+            for other, other_level in others:
+                other.setLevel(other_level)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that was cut off by a kill is left out."""
+    """Reads the lines of metrics.jsonl, without a last line truncated by a kill."""
     return read_jsonl(folder / "metrics.jsonl")
 
 
 def read_last_metrics(folder: Path, keys: Collection[str]) -> dict[str, Any]:
-    """The newest value of each of these metrics that the end of metrics.jsonl holds, however long that is."""
+    """Reads the newest value of each of these metrics from the end of metrics.jsonl (`METRICS_TAIL_BYTES`)."""
     try:
         with open(folder / "metrics.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - METRICS_TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:
         return {}
-    found: dict[str, Any] = {}
+    latest: dict[str, Any] = {}
     for line in reversed(lines[:-1]):
         try:
-            found = json.loads(line) | found
-        except (ValueError, TypeError):  # the first one may have been cut
+            latest = json.loads(line) | latest
+        except (ValueError, TypeError):  # the first line may be truncated
             continue
-        if found.keys() >= set(keys):
+        if latest.keys() >= set(keys):
             break
-    return {key: found[key] for key in keys if key in found}
+    return {key: latest[key] for key in keys if key in latest}
 
 
 def read_validations(folder: Path) -> list[dict[str, Any]]:
-    """Those lines of metrics.jsonl that a validation wrote."""
+    """Reads the lines of metrics.jsonl with a validation loss."""
     return [line for line in read_metrics(folder) if "eval_loss" in line]
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file of JSON lines, none where there is no file; a last one that a kill cut off is left out."""
+    """Reads a JSON lines file, without a last line truncated by a kill; empty if the file is missing."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -204,29 +203,29 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
 
 
 def write_jsonl(file: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Replace a file of JSON lines."""
+    """Writes a JSON lines file, replacing an existing one."""
     atomic.write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def append_jsonl(file: Path, line: dict[str, Any]) -> None:
-    """Add one to a file of JSON lines."""
+    """Appends a line to a JSON lines file."""
     with open(file, "a", encoding="utf-8") as open_file:
         open_file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def truncate_jsonl(file: Path, step: int) -> None:
-    """Leave the lines up to a step in a file of JSON lines, if it is there: the run goes on from that step."""
+    """Removes the lines after a step from a JSON lines file, if it exists, because the run resumes from that step."""
     if file.exists():
         write_jsonl(file, [line for line in read_jsonl(file) if line["step"] <= step])
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """Returns the current time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def compute_wall_seconds(status: dict[str, Any]) -> float | None:
-    """Wall time between start and end of a run, or until now; None where that is not known."""
+    """Computes the wall time in seconds from the start to the end of a run, or until now; None if unknown."""
     try:
         start = datetime.fromisoformat(status["start"]).timestamp()
         end = datetime.fromisoformat(status["end"]).timestamp() if status.get("end") else time.time()
@@ -236,30 +235,32 @@ def compute_wall_seconds(status: dict[str, Any]) -> float | None:
 
 
 def collect_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that determine a run."""
-    found = {"python": platform.python_version(), "platform": sys.platform}
+    """Collects the versions of Python and of the packages that determine a run."""
+    versions = {"python": platform.python_version(), "platform": sys.platform}
     for package in ("krill", "torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy"):
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def read_git_state() -> dict[str, Any] | None:
-    """Commit of krill's checkout and whether it was changed since; None for an installed package.
+    """Returns the commit of krill's checkout and whether it has changes; None for an installed package.
 
-    Of a copy that a job runs: that of the checkout it was copied from (krill.launch.snapshot).
+    For a code snapshot that a job runs, this is the checkout from which it was copied (krill.launch.snapshot).
     """
     source = Path(__file__).resolve().parents[2]
     if (source / "git.json").is_file() and os.environ.get("KRILL_CODE") == str(source):
-        told: dict[str, Any] | None = json.loads((source / "git.json").read_text(encoding="utf-8"))
-        return told
+        state: dict[str, Any] | None = json.loads((source / "git.json").read_text(encoding="utf-8"))
+        return state
     if not (source / ".git").exists():
         return None
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, check=True)
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True
+        )
         return done.stdout.strip()
 
     try:

@@ -1,6 +1,6 @@
-"""How a run really stands: what it wrote of itself, held against its lock, its process and SLURM.
+"""Determine the actual state of a run from its status.json, its lock, its process and SLURM.
 
-A run that is killed cannot say so: its status.json says "running" for ever.
+A killed run cannot update its status.json, which keeps the state "running".
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ ActualState = Literal[
 ]
 
 ACTIVE_STATES = frozenset({"queued", "running"})
-"""States of runs that somebody else is at, or will be."""
+"""States of runs that belong to a process or a queued job."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """One run."""
+    """The actual state of a run."""
 
     state: ActualState
     detail: str = ""
-    """What is to be said of it: the error, or what SLURM says."""
+    """The error, the state in SLURM, or what is uncertain about the state."""
     job: str | None = None
     """Its SLURM job."""
 
 
 def get_run_states(folders: Sequence[Path]) -> dict[Path, RunState]:
-    """How the runs in `folders` stand; SLURM is asked once for all."""
+    """Returns the states of the runs in `folders`, with one query to SLURM."""
     return determine_run_states({folder: read_run_or_submission_status(folder) for folder in folders})
 
 
 def determine_run_states(statuses: Mapping[Path, dict[str, Any] | None]) -> dict[Path, RunState]:
-    """`get_run_states` of runs whose status is known already."""
+    """Returns the states of runs whose status.json has been read already, with one query to SLURM."""
     jobs = {folder: find_slurm_job(status) for folder, status in statuses.items() if status}
     states = slurm.query_job_states(
         {job for folder, job in jobs.items() if job and _is_unsettled(statuses[folder])}
@@ -53,18 +53,18 @@ def determine_run_states(statuses: Mapping[Path, dict[str, Any] | None]) -> dict
 
 
 def get_run_state(folder: Path) -> RunState:
-    """How the run in `folder` stands."""
+    """Returns the state of the run in `folder`."""
     return get_run_states([folder])[folder]
 
 
 def read_run_or_submission_status(folder: Path) -> dict[str, Any] | None:
-    """What is known of the run in `folder`; of a submission whose result has no folder yet: that it waits."""
+    """Reads the status of the run in `folder`, or of a submission without a run folder, which is queued."""
     status = read_status(folder)
     return read_submission_status(folder) if status is None else status
 
 
 def read_submission_status(folder: Path) -> dict[str, Any] | None:
-    """A status for the one call in outputs/jobs/<…> that has no run folder, as a preparation has none."""
+    """Returns a status for the single invocation in outputs/jobs/<…> without a run folder, such as a preparation."""
     call = read_json_object(folder / "0.json")
     if not call or call.get("folder") or not read_json_object(folder / slurm.JOBS_FILE):
         return None
@@ -80,7 +80,7 @@ def read_submission_status(folder: Path) -> dict[str, Any] | None:
 
 
 def find_slurm_job(status: dict[str, Any]) -> str | None:
-    """The SLURM job of a run: the one that it runs in, or waits for."""
+    """Returns the SLURM job in which a run is executed or for which it is queued."""
     if status["state"] != "queued":
         return status.get("slurm_job_id")
     job = read_json_object(Path(status.get("submission") or os.devnull) / slurm.JOBS_FILE).get(
@@ -90,7 +90,7 @@ def find_slurm_job(status: dict[str, Any]) -> str | None:
 
 
 def find_log_file(folder: Path, status: dict[str, Any]) -> Path:
-    """Where the messages of a run are: its log, else what its job printed before there was one."""
+    """Returns the log of a run, or the output file of its job if there is no log yet."""
     own, job = folder / "log.txt", find_slurm_job(status)
     if own.exists() or not status.get("submission"):
         return own
@@ -117,17 +117,21 @@ def _determine_run_state(
     if job is None:
         return _determine_process_state(folder, status)
     if job not in states:
-        return RunState(state, f"job {job}; SLURM cannot be asked from here", job)
-    of_job = states[job]
-    if of_job in slurm.ACTIVE_JOB_STATES:
-        return RunState("running" if of_job in ("RUNNING", "COMPLETING") else "queued", of_job.lower(), job)
-    if of_job == "COMPLETED" and status.get("submission") == str(folder):  # nobody but SLURM can say so
+        return RunState(state, f"job {job}; SLURM cannot be queried from this machine", job)
+    job_state = states[job]
+    if job_state in slurm.ACTIVE_JOB_STATES:
+        return RunState(
+            "running" if job_state in ("RUNNING", "COMPLETING") else "queued", job_state.lower(), job
+        )
+    if job_state == "COMPLETED" and status.get("submission") == str(folder):  # known to SLURM only
         return RunState("finished", "", job)
-    if of_job == "CANCELLED":
-        return RunState("cancelled", f"SLURM: {of_job}", job)
+    if job_state == "CANCELLED":
+        return RunState("cancelled", f"SLURM: {job_state}", job)
     if state == "stopped":
         return RunState("stopped", error, job)
-    return RunState("killed" if of_job == slurm.UNKNOWN_JOB_STATE else "failed", f"SLURM: {of_job}", job)
+    return RunState(
+        "killed" if job_state == slurm.UNKNOWN_JOB_STATE else "failed", f"SLURM: {job_state}", job
+    )
 
 
 def _determine_process_state(folder: Path, status: dict[str, Any]) -> RunState:
@@ -136,20 +140,23 @@ def _determine_process_state(folder: Path, status: dict[str, Any]) -> RunState:
         return RunState("stopped", status.get("error") or "")
     if state == "queued":
         return RunState("killed", "was never submitted")
-    here = host == socket.gethostname()
-    if here and not _is_process_alive(pid):
+    is_local = host == socket.gethostname()
+    if is_local and not _is_process_alive(pid):
         return RunState("killed", f"process {pid} is gone")
-    locked = _is_locked(folder)
-    if locked:
+    is_locked = _is_locked(folder)
+    if is_locked:
         return RunState("running")
-    if not here:  # some file systems show no locks of other machines
-        return RunState("running", f"on {host}, says its status; its lock is not seen from here")
-    if locked is None:
-        return RunState("running", f"process {pid} lives; its lock cannot be read")
+    if not is_local:  # some file systems do not share locks between machines
+        return RunState(
+            "running", f"on {host} according to status.json; its lock is not visible on this machine"
+        )
+    if is_locked is None:
+        return RunState("running", f"process {pid} is alive; its lock cannot be read")
     return RunState("killed", f"process {pid} is gone")
 
 
 def _is_process_alive(pid: Any) -> bool:
+    """Returns whether a process has this PID; the PID may have been reused, which the lock of the run shows."""
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, OverflowError, TypeError, ValueError):
@@ -160,9 +167,10 @@ def _is_process_alive(pid: Any) -> bool:
 
 
 def _is_locked(folder: Path) -> bool | None:
-    """Whether a process holds the lock of a run; None: it cannot be told.
+    """Returns whether a process holds the lock of a run; None if this cannot be determined.
 
-    The file is only read: looking must neither make one nor need the right to write, as runs of others are looked at.
+    The lock file is only read: the check must neither create it nor require write permission, because it is also used
+    for runs of other users.
     """
     try:
         file = os.open(folder / ".lock", os.O_RDONLY)

@@ -1,6 +1,6 @@
-"""What SLURM says of jobs, asked once for all of them.
+"""Query the states of SLURM jobs, with one call for all of them.
 
-A job is known by the number that people type: 17, or 17_3 for a task of an array.
+Jobs are identified as in SLURM's commands: 17, or 17_3 for a task of an array.
 """
 
 from __future__ import annotations
@@ -22,40 +22,41 @@ ACTIVE_JOB_STATES = frozenset(
         "RESIZING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD",
     }
 )  # fmt: skip
-"""States of jobs that may still do something."""
+"""States of jobs that run or may run again."""
 
 JOBS_FILE = "jobs.json"
-"""In the folder of a submission: index of the job → its number in SLURM."""
+"""File in the folder of a submission: index of the job → its SLURM job id."""
 
 UNKNOWN_JOB_STATE = "UNKNOWN"
-"""Of a job that neither the queue nor the accounting knows."""
+"""State of a job that is neither in the queue nor in the accounting."""
 
 
 def is_slurm_available() -> bool:
-    """Whether this machine can ask SLURM."""
+    """Returns whether SLURM can be queried from this machine."""
     return shutil.which("squeue") is not None
 
 
 def get_current_job() -> str | None:
-    """The job that this process runs in."""
+    """Returns the job in which this process runs."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def get_job_output_file(submission: Path, job: str, stream: Literal["out", "err"]) -> Path:
-    """The file of what a job prints, or its first task, where submitit puts it."""
+    """Returns the output file of a job's first task, as submitit names it."""
     return submission / f"{job}_0_log.{stream}"
 
 
 def get_node_name() -> str:
-    """The name of this machine, as SLURM calls it where it does."""
+    """Returns the name of this machine, in SLURM if it has one there."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def query_job_states(jobs: Collection[str]) -> dict[str, str]:
-    """Job → SLURM's state of it (RUNNING, FAILED, OUT_OF_MEMORY, …); empty where SLURM cannot be asked.
+    """Returns job → state in SLURM (RUNNING, FAILED, OUT_OF_MEMORY, …); empty if SLURM cannot be queried.
 
-    The queue is asked first, as it is right at once; the accounting, where there is one, for those that have left it.
+    The queue is queried first because it is up to date; the accounting, if the cluster has one, is queried for jobs
+    that have left the queue.
     """
     if not jobs or not is_slurm_available():
         return {}
@@ -63,15 +64,15 @@ def query_job_states(jobs: Collection[str]) -> dict[str, str]:
         queue = run_slurm_command("squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T")
     except UsageError:
         return {}
-    found = _parse_job_states(queue)
-    if gone := sorted(set(jobs) - found.keys()):
-        told: dict[str, str] = {}
-        with suppress(UsageError):  # not every cluster has an accounting
+    states = _parse_job_states(queue)
+    if left := sorted(set(jobs) - states.keys()):
+        accounting: dict[str, str] = {}
+        with suppress(UsageError):  # not every cluster has accounting
             options = ("--noheader", "--parsable2", "--allocations", "--format=JobID,State")
-            told = _parse_job_states(run_slurm_command("sacct", *options, f"--jobs={','.join(gone)}"))
-        # The accounting is some seconds late: what has left the queue does nothing any more.
-        found |= {job: _normalize_final_state(told.get(job)) for job in gone}
-    return {job: found[job] for job in jobs}
+            accounting = _parse_job_states(run_slurm_command("sacct", *options, f"--jobs={','.join(left)}"))
+        # The accounting lags by some seconds; a job that has left the queue is not active in any case.
+        states |= {job: _normalize_final_state(accounting.get(job)) for job in left}
+    return {job: states[job] for job in jobs}
 
 
 def _parse_job_states(lines: list[str]) -> dict[str, str]:
@@ -79,19 +80,19 @@ def _parse_job_states(lines: list[str]) -> dict[str, str]:
 
 
 def _normalize_final_state(state: str | None) -> str:
-    word = (state or UNKNOWN_JOB_STATE).split()[0]  # CANCELLED by 1000
-    return UNKNOWN_JOB_STATE if word in ACTIVE_JOB_STATES else word
+    name = (state or UNKNOWN_JOB_STATE).split()[0]  # CANCELLED by 1000
+    return UNKNOWN_JOB_STATE if name in ACTIVE_JOB_STATES else name
 
 
-def run_slurm_command(*words: str) -> list[str]:
-    """Lines of a SLURM command's answer. Raises UsageError that says what SLURM said."""
+def run_slurm_command(*arguments: str) -> list[str]:
+    """Runs a SLURM command and returns the lines of its output. Raises UsageError with SLURM's message."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"{words[0]}: SLURM does not answer ({error})") from error
+        raise UsageError(f"{arguments[0]}: SLURM does not respond ({error})") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or [
+        lines = (done.stderr or done.stdout).strip().splitlines() or [
             f"ended with exit code {done.returncode}"
         ]
-        raise UsageError(f"{words[0]}: {said[-1]}")
+        raise UsageError(f"{arguments[0]}: {lines[-1]}")
     return done.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""Runs side by side: a row each, as a table, as CSV, as JSON."""
+"""Tables of runs, one row per run: on the terminal, as CSV and as JSON."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from krill.runs.record import compute_wall_seconds, read_last_metrics
 from krill.runs.run_state import ACTIVE_STATES, RunState, determine_run_states, find_log_file
 
 DEFAULT_WIDTH = 200
-"""Columns of a table that is not printed to a terminal."""
+"""Width in characters of a table that is not printed to a terminal."""
 
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run; what is not known, or not yet, is None."""
+    """The values of a run; None if a value is not known (yet)."""
 
     folder: str
     name: str
@@ -48,97 +48,101 @@ class RunRow:
     sweep: str | None
 
 
-def read_rows(folders: Sequence[Path], failures: Mapping[Path, str] | None = None) -> list[RunRow]:
-    """A row per run folder, in their order. `failures`: of runs that could not say themselves how they ended."""
-    return build_rows(read_runs(folders), failures)
+def read_rows(folders: Sequence[Path], errors: Mapping[Path, str] | None = None) -> list[RunRow]:
+    """Reads one row per run folder, in order. `errors` has the errors of runs that could not record them."""
+    return build_rows(read_runs(folders), errors)
 
 
-def build_rows(runs: Sequence[Run], failures: Mapping[Path, str] | None = None) -> list[RunRow]:
-    """`read_rows` of runs that were found already."""
-    stands, known = determine_run_states({run.folder: run.status for run in runs}), failures or {}
-    return [_build_row(run, stands[run.folder], known.get(run.folder)) for run in runs]
+def build_rows(runs: Sequence[Run], errors: Mapping[Path, str] | None = None) -> list[RunRow]:
+    """Builds one row per run; like `read_rows`, for runs that have been read already."""
+    states = determine_run_states({run.folder: run.status for run in runs})
+    errors = errors or {}
+    return [_build_row(run, states[run.folder], errors.get(run.folder)) for run in runs]
 
 
-def sort_best_first(table: Sequence[RunRow]) -> list[RunRow]:
-    """The lowest validation loss first, runs without one last."""
-    return sorted(table, key=lambda row: (_sort_key(row.eval_loss), _sort_key(row.loss)))
+def sort_best_first(rows: Sequence[RunRow]) -> list[RunRow]:
+    """Sorts by validation loss, the lowest first and runs without one last; ties by training loss."""
+    return sorted(rows, key=lambda row: (_sort_key(row.eval_loss), _sort_key(row.loss)))
 
 
 def _sort_key(value: float | None) -> float:
     return math.inf if value is None or math.isnan(value) else value
 
 
-def _build_row(run: Run, stands: RunState, failure: str | None) -> RunRow:
+def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
     status = run.status or {}
     last = read_last_metrics(run.folder, ("step", "loss", "tokens_per_second"))
     final, best = status.get("metrics") or {}, status.get("best") or {}
     overrides = status.get("overrides") or run.sweep_entry.get("overrides") or []
 
-    def number(key: str, *places: Mapping[str, Any]) -> Any:
-        return next((each[key] for each in places if isinstance(each.get(key), (int, float))), None)
+    def get_number(key: str, *sources: Mapping[str, Any]) -> Any:
+        return next((source[key] for source in sources if isinstance(source.get(key), (int, float))), None)
 
     return RunRow(
         folder=str(run.folder),
         name=status.get("name") or "",
         command=str(status.get("command") or run.sweep_entry.get("command") or "train"),
-        state="failed" if failure else stands.state,
-        why=failure or stands.detail,
+        state="failed" if external_error else state.state,
+        why=external_error or state.detail,
         overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
-        step=number("step", final, last),
+        step=get_number("step", final, last),
         steps=status.get("steps"),
-        loss=number("loss", final, last),
-        eval_loss=number("eval_loss", final, best),
-        eval_bits_per_byte=number("eval_bits_per_byte", final),
-        tokens_per_second=number("tokens_per_second", last),
-        seconds=compute_wall_seconds(status) if stands.state != "killed" else None,
+        loss=get_number("loss", final, last),
+        eval_loss=get_number("eval_loss", final, best),
+        eval_bits_per_byte=get_number("eval_bits_per_byte", final),
+        tokens_per_second=get_number("tokens_per_second", last),
+        seconds=compute_wall_seconds(status) if state.state != "killed" else None,
         start=status.get("start"),
         end=status.get("end"),
         starts=status.get("starts"),
         host=status.get("host"),
-        job=stands.job or status.get("slurm_job_id"),
-        error=failure or (stands.detail if stands.state not in ACTIVE_STATES else ""),
+        job=state.job or status.get("slurm_job_id"),
+        error=external_error or (state.detail if state.state not in ACTIVE_STATES else ""),
         log=str(find_log_file(run.folder, status)) if run.status else "",
         sweep=None if run.sweep is None else str(run.sweep),
     )
 
 
-def to_csv(table: Sequence[RunRow]) -> str:
-    """A line of names, then one for each row."""
+def to_csv(rows: Sequence[RunRow]) -> str:
+    """Formats rows as CSV with a header line."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([field.name for field in fields(RunRow)])
-    for row in table:
+    for row in rows:
         writer.writerow((asdict(row) | {"overrides": " ".join(row.overrides)}).values())
     return text.getvalue()
 
 
-def to_json(table: Sequence[RunRow]) -> str:
-    """A list of objects; what is no number (a loss that diverged) is null, as JSON has none."""
-    return json.dumps([row_to_dict(row) for row in table], indent=2, ensure_ascii=False)
+def to_json(rows: Sequence[RunRow]) -> str:
+    """Formats rows as a JSON list of objects; values that are not finite (a diverged loss) become null."""
+    return json.dumps([row_to_dict(row) for row in rows], indent=2, ensure_ascii=False)
 
 
 def row_to_dict(row: RunRow) -> dict[str, Any]:
-    """A row as JSON holds it."""
+    """Converts a row to JSON types."""
     return {key: finite_or_none(value) for key, value in asdict(row).items()}
 
 
 def finite_or_none(value: Any) -> Any:
-    """A value as JSON holds it."""
+    """Returns the value, or None if it is a float that is not finite, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_csv(table: Sequence[RunRow], folder: Path) -> Path:
-    """Write `folder`/table.csv."""
+def write_csv(rows: Sequence[RunRow], folder: Path) -> Path:
+    """Writes `folder`/table.csv and returns its path."""
     path = folder / "table.csv"
-    atomic.write_text(path, to_csv(table))
+    atomic.write_text(path, to_csv(rows))
     return path
 
 
-def print_table(table: Sequence[RunRow], file: IO[str], whole: bool = False) -> None:
-    """Print the table, then what went wrong or is uncertain, a line each. `whole`: name folders by their paths."""
+def print_table(rows: Sequence[RunRow], file: IO[str], full_paths: bool = False) -> None:
+    """Prints the table, then one line for each run with an error or an uncertain state.
+
+    With `full_paths`, folders are shown as paths instead of names.
+    """
     console = make_console(file)
-    console.print(render_table(table, whole))
-    for row in table:
+    console.print(render_table(rows, full_paths))
+    for row in rows:
         if row.error:
             log = f"  ({row.log})" if row.log else ""
             console.print(f"{Path(row.folder).name}: {row.error}{log}", highlight=False, markup=False)
@@ -147,46 +151,48 @@ def print_table(table: Sequence[RunRow], file: IO[str], whole: bool = False) -> 
 
 
 def make_console(file: IO[str]) -> Any:
-    """rich's console; wide where there is no terminal whose width it could have."""
+    """Creates a rich console, with a width of `DEFAULT_WIDTH` if `file` is not a terminal."""
     from rich.console import Console
 
     return Console(file=file, width=None if file.isatty() else DEFAULT_WIDTH)
 
 
-def find_differing_overrides(typed: Sequence[Sequence[str]]) -> list[str]:
-    """Of what was typed for each run, what was not typed for all of them alike."""
-    shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
-    return [" ".join(word for word in words if word not in shared) for words in typed]
+def find_differing_overrides(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the overrides of each run that are not shared by all runs."""
+    shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
+    return [" ".join(item for item in own if item not in shared) for own in overrides]
 
 
-def render_table(table: Sequence[RunRow], whole: bool = False) -> Any:
-    """The table for rich: what was typed for every run alike is left out."""
+def render_table(rows: Sequence[RunRow], full_paths: bool = False) -> Any:
+    """Renders the table for rich, without the overrides that all runs share."""
     from rich.markup import escape
     from rich.table import Table
 
     from krill.runs.record import relative_path
 
-    screen = Table()
-    screen.add_column("#")
-    screen.add_column("state", no_wrap=True)
-    screen.add_column("overrides", overflow="ellipsis" if whole else "fold", no_wrap=whole, max_width=50)
+    rendered = Table()
+    rendered.add_column("#")
+    rendered.add_column("state", no_wrap=True)
+    rendered.add_column(
+        "overrides", overflow="ellipsis" if full_paths else "fold", no_wrap=full_paths, max_width=50
+    )
     for name in ("step", "train loss", "val. loss", "bits/byte", "seconds", "folder"):
-        screen.add_column(name, overflow="fold")
-    own = find_differing_overrides([row.overrides for row in table])
-    for index, row in enumerate(table):
-        screen.add_row(
+        rendered.add_column(name, overflow="fold")
+    differing = find_differing_overrides([row.overrides for row in rows])
+    for index, row in enumerate(rows):
+        rendered.add_row(
             str(index + 1),
             row.state + (f" {row.job}" if row.job and row.state in ("queued", "running") else ""),
-            escape(own[index]),
+            escape(differing[index]),
             "" if row.step is None else f"{row.step}/{row.steps or '?'}",
             _format_number(row.loss),
             _format_number(row.eval_loss),
             _format_number(row.eval_bits_per_byte),
             _format_number(row.seconds, 0),
-            escape(str(relative_path(Path(row.folder))) if whole else Path(row.folder).name),
+            escape(str(relative_path(Path(row.folder))) if full_paths else Path(row.folder).name),
         )
-    return screen
+    return rendered
 
 
-def _format_number(value: float | None, places: int = 4) -> str:
-    return "" if value is None else f"{value:.{places}f}"
+def _format_number(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Runs and sweeps by what a person calls them, whatever else lies about."""
+"""Runs and sweeps are found by folder, name, signature and glob, whatever other files there are."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from krill.runs import find, record, table
 
 def make_run(folder: Path, **status: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {"state": "finished", "signature": folder.name[-8:] + "0" * 56, **status}
-    (folder / "status.json").write_text(json.dumps(whole))
+    content = {"state": "finished", "signature": folder.name[-8:] + "0" * 56, **status}
+    (folder / "status.json").write_text(json.dumps(content))
     return folder
 
 
-def make_sweep(folder: Path, *points: str, **told: Any) -> Path:
+def make_sweep(folder: Path, *points: str, **entries: Any) -> Path:
     folder.mkdir(parents=True)
     listed = [{"folder": name, "overrides": [f"seed={index}"]} for index, name in enumerate(points)]
-    (folder / "sweep.json").write_text(json.dumps({"command": "preprocess", "points": listed, **told}))
+    (folder / "sweep.json").write_text(json.dumps({"command": "preprocess", "points": listed, **entries}))
     return folder
 
 
@@ -37,15 +37,15 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_newest_first_and_what_waits_for_the_first_time_is_new(root: Path) -> None:
+def test_newest_runs_come_first_and_queued_runs_count_from_their_submission(root: Path) -> None:
     make_run(root / "runs/a/3-cccc1111", state="queued")  # written now
-    names = [place.folder.name for place in find.runs_under(root)]
+    names = [item.folder.name for item in find.runs_under(root)]
     assert names == ["s", "2-aaaa2222", "1-aaaa1111", "3-cccc1111"], "2030 is later"
     make_run(root / "runs/a/2-aaaa2222", start="2020-01-02T00:00:00+00:00")
-    assert [place.folder.name for place in find.runs_under(root)][-2:] == ["3-cccc1111", "2-aaaa2222"]
+    assert [item.folder.name for item in find.runs_under(root)][-2:] == ["3-cccc1111", "2-aaaa2222"]
 
 
-def test_a_point_knows_its_sweep_and_what_was_typed_for_it_before_it_begins(root: Path) -> None:
+def test_a_point_has_its_sweep_and_overrides_before_it_starts(root: Path) -> None:
     for row in (
         table.build_rows(find.expand_runs(find.resolve_run("s", root)))[1],
         table.read_rows([root / "sweeps/s/bbbb2222"])[0],
@@ -54,26 +54,28 @@ def test_a_point_knows_its_sweep_and_what_was_typed_for_it_before_it_begins(root
         assert row.sweep == str(root / "sweeps/s")
 
 
-@pytest.mark.parametrize("word", ["1-aaaa1111", "aaaa1", "1-", "runs/a/1*"])
-def test_a_run_has_many_names(root: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+@pytest.mark.parametrize("text", ["1-aaaa1111", "aaaa1", "1-", "runs/a/1*"])
+def test_a_run_is_found_by_folder_name_signature_or_glob(
+    root: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     monkeypatch.chdir(root)
-    assert find.resolve_run(word, root).folder == root / "runs/a/1-aaaa1111"
+    assert find.resolve_run(text, root).folder == root / "runs/a/1-aaaa1111"
 
 
-def test_a_glob_takes_the_newest_and_a_beginning_must_be_clear(root: Path) -> None:
+def test_a_glob_matches_the_newest_run_and_a_prefix_must_be_unique(root: Path) -> None:
     assert find.resolve_run(f"{root}/runs/a/*", root).folder.name == "2-aaaa2222"
     with pytest.raises(UsageError, match=r"1-aaaa1111.*2-aaaa2222|2-aaaa2222.*1-aaaa1111"):
         find.resolve_run("aaaa", root)
 
 
 @pytest.mark.parametrize(
-    ("place", "count"), [(".", 4), ("runs", 2), ("runs/a", 2), ("sweeps", 2), ("sweeps/s", 2)]
+    ("folder", "count"), [(".", 4), ("runs", 2), ("runs/a", 2), ("sweeps", 2), ("sweeps/s", 2)]
 )
-def test_any_folder_stands_for_the_runs_in_it(root: Path, place: str, count: int) -> None:
-    assert len(find.expand_runs(find.resolve_run(str(root / place), root))) == count
+def test_a_folder_matches_the_runs_in_it(root: Path, folder: str, count: int) -> None:
+    assert len(find.expand_runs(find.resolve_run(str(root / folder), root))) == count
 
 
-def test_what_is_no_run_of_krill_is_passed_over(root: Path) -> None:
+def test_files_that_are_not_runs_are_ignored(root: Path) -> None:
     for name, text in (("x", "no JSON"), ("y", "[]"), ("z", '{"state": ["running"], "signature": "a"}')):
         (root / "runs/foreign" / name).mkdir(parents=True)
         (root / "runs/foreign" / name / "status.json").write_text(text)
@@ -89,17 +91,17 @@ def test_what_is_no_run_of_krill_is_passed_over(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "entries",
     [
         {"start": 5}, {"start": "yesterday"}, {"metrics": None}, {"metrics": {"eval_loss": "low"}}, {"best": 3},
         {"overrides": None}, {"overrides": [1, {}]}, {"name": None}, {"submission": 5, "state": "queued"},
         {"submission": "/x"}, {"pid": "p", "state": "running"}, {"starts": "2"}, {"host": []},
     ],
 )  # fmt: skip
-def test_what_is_odd_in_a_status_is_left_out(root: Path, wrong: dict[str, Any]) -> None:
-    run = make_run(root / "runs/a/1-aaaa1111", **wrong)
+def test_invalid_entries_of_a_status_are_ignored(root: Path, entries: dict[str, Any]) -> None:
+    run = make_run(root / "runs/a/1-aaaa1111", **entries)
     (run / "metrics.jsonl").write_text('5\n{"step": 3}\n["x"]\n')
-    rows = table.build_rows([run for place in find.runs_under(root) for run in find.expand_runs(place)])
+    rows = table.build_rows([run for item in find.runs_under(root) for run in find.expand_runs(item)])
     assert len(json.loads(table.to_json(rows))) == 4
     assert {row.step for row in rows} == {3, None}
     table.render_table(rows)
@@ -107,13 +109,13 @@ def test_what_is_odd_in_a_status_is_left_out(root: Path, wrong: dict[str, Any]) 
 
 
 def test_each_status_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Path] = []
+    folders: list[Path] = []
 
-    def counted(folder: Path) -> dict[str, Any] | None:
-        read.append(folder)
+    def count_and_read(folder: Path) -> dict[str, Any] | None:
+        folders.append(folder)
         return record.read_status(folder)
 
-    for module in ("find", "standing"):
-        monkeypatch.setattr(f"krill.runs.{module}.read_status", counted)
-    table.build_rows([run for place in find.runs_under(root) for run in find.expand_runs(place)])
-    assert sorted(read) == sorted({*read})
+    for module in ("find", "run_state"):
+        monkeypatch.setattr(f"krill.runs.{module}.read_status", count_and_read)
+    table.build_rows([run for item in find.runs_under(root) for run in find.expand_runs(item)])
+    assert sorted(folders) == sorted({*folders})

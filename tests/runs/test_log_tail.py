@@ -1,4 +1,4 @@
-"""The end of a log, and what is written after it."""
+"""Reading the end of a log and following it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ from krill.runs.log_tail import follow_log, read_last_lines, read_tail
 
 
 @pytest.mark.parametrize("block", [1, 3, 2**16])
-def test_the_last_lines_however_long_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
+def test_last_lines_of_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(log_tail, "LOG_BLOCK_BYTES", block)
     file = tmp_path / "log.txt"
-    chosen = random.Random(0)
+    generator = random.Random(0)
     for ending in ("", "\n"):
-        lines = ["가" * chosen.randrange(300) for _ in range(20)] + ["끝"]
+        lines = ["가" * generator.randrange(300) for _ in range(20)] + ["끝"]
         file.write_text("\n".join(lines) + ending)
         for count in (1, 2, 20, 21, 100):
             assert read_last_lines(file, count) == lines[-count:]
@@ -37,7 +35,7 @@ def test_the_last_lines_however_long_they_are(
     assert read_last_lines(file, 2) == ["a", ""]
 
 
-def test_followed_until_the_run_ends_and_nothing_is_lost(
+def test_a_log_is_followed_until_the_run_ends_without_losing_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_tail, "LOG_POLL_SECONDS", 0.01)
@@ -46,12 +44,12 @@ def test_followed_until_the_run_ends_and_nothing_is_lost(
     (claimed.folder / "status.json").write_text(json.dumps(status))
     log = claimed.folder / "log.txt"
     log.write_text("before\n")
-    _, place = read_tail(log, 1)
+    _, offset = read_tail(log, 1)
     log.write_text("before\nbetween\n")
 
     def write() -> None:
         with open(log, "ab") as file:
-            for byte in "가나다\nlast\n".encode():  # a letter comes in parts
+            for byte in "가나다\nlast\n".encode():  # a character arrives in parts
                 file.write(bytes([byte]))
                 file.flush()
                 time.sleep(0.01)
@@ -59,7 +57,7 @@ def test_followed_until_the_run_ends_and_nothing_is_lost(
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert "".join(follow_log(log, place, claimed.folder)) == "between\n가나다\nlast\n"
+    assert "".join(follow_log(log, offset, claimed.folder)) == "between\n가나다\nlast\n"
     writer.join()
     assert claimed.lock is not None
     claimed.lock.release()

@@ -1,4 +1,4 @@
-"""The plot of a run is a picture, whatever lines the run has."""
+"""The losses of a run are plotted for any lines of metrics."""
 
 from __future__ import annotations
 
@@ -21,27 +21,25 @@ def write_metrics_lines(folder: Path, lines: list[dict[str, Any]]) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_it_draws_both_losses_and_the_reference_points(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: dict[str, Any] = {}
-    plot, line = Axes.plot, Axes.axhline
+def test_the_plot_has_both_losses_and_the_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plotted: dict[str, Any] = {}
+    plot, axhline = Axes.plot, Axes.axhline
 
-    def remember(self: Axes, x: Any, y: Any, *rest: Any, label: str, **more: Any) -> Any:
-        drawn[label] = list(zip(x, y, strict=True))
-        return plot(self, x, y, *rest, label=label, **more)
+    def record_plot(self: Axes, x: Any, y: Any, *args: Any, label: str, **kwargs: Any) -> Any:
+        plotted[label] = list(zip(x, y, strict=True))
+        return plot(self, x, y, *args, label=label, **kwargs)
 
-    def remember_line(self: Axes, y: float, **more: Any) -> Any:
-        drawn.setdefault("lines", []).append(y)
-        return line(self, y, **more)
+    def record_axhline(self: Axes, y: float, **kwargs: Any) -> Any:
+        plotted.setdefault("lines", []).append(y)
+        return axhline(self, y, **kwargs)
 
-    monkeypatch.setattr(Axes, "plot", remember)
-    monkeypatch.setattr(Axes, "axhline", remember_line)
+    monkeypatch.setattr(Axes, "plot", record_plot)
+    monkeypatch.setattr(Axes, "axhline", record_axhline)
     write_metrics_lines(tmp_path, LINES)
     path = plot_losses(tmp_path, uniform=6.0, unigram=4.2)
     assert path == tmp_path / "loss.png"
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert drawn == {
+    assert plotted == {
         "training": [(1, 5.0), (2, 4.0), (3, 3.0)],
         "validation": [(2, 4.5)],
         "lines": [6.0, 4.2],
@@ -49,7 +47,7 @@ def test_it_draws_both_losses_and_the_reference_points(
     assert {entry.name for entry in tmp_path.iterdir()} == {"metrics.jsonl", "loss.png"}
 
 
-def test_without_validation_and_reference_points(tmp_path: Path) -> None:
+def test_a_plot_without_validation_and_baselines(tmp_path: Path) -> None:
     write_metrics_lines(tmp_path, LINES[:2])
     assert plot_losses(tmp_path, None, None).stat().st_size > 1000
 

@@ -1,4 +1,4 @@
-"""What a run says about itself is true, whatever ends it."""
+"""The record of a run is correct however the run ends."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Small(Section):
 
 
 @pytest.fixture(autouse=True)
-def level() -> Iterator[None]:
-    """As the commands set it."""
+def info_level() -> Iterator[None]:
+    """Sets the log level of the commands."""
     before = log.level
     log.setLevel(logging.INFO)
     yield
@@ -45,7 +45,7 @@ def level() -> Iterator[None]:
 
 
 def run_and_read_status(folder: Path, error: BaseException | None = None) -> dict[str, Any]:
-    """status.json of a run that `error` ended."""
+    """Returns status.json of a run that `error` ended."""
 
     def run() -> None:
         with Record(folder).record_lifecycle(Small(), SIGNATURE, ["lr=0.5"]):
@@ -67,7 +67,7 @@ def run_and_read_status(folder: Path, error: BaseException | None = None) -> dic
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "code", "told"),
+    ("error", "state", "code", "message"),
     [
         (None, "finished", 0, None),
         (SignalInterrupt("stopped by SIGTERM", 75), "stopped", 75, None),
@@ -79,11 +79,11 @@ def run_and_read_status(folder: Path, error: BaseException | None = None) -> dic
     ],
     ids=["finished", "stopped", "interrupted", "task", "usage", "bug", "exit"],
 )
-def test_the_state_is_true(
-    tmp_path: Path, error: BaseException | None, state: str, code: int, told: str | None
+def test_the_state_describes_how_the_run_ended(
+    tmp_path: Path, error: BaseException | None, state: str, code: int, message: str | None
 ) -> None:
     status = run_and_read_status(tmp_path, error)
-    assert (status["state"], status["exit"], status["error"]) == (state, code, told)
+    assert (status["state"], status["exit"], status["error"]) == (state, code, message)
     assert (status["name"], status["signature"], status["overrides"]) == ("작은", SIGNATURE, ["lr=0.5"])
     assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == {
         "name": "작은",
@@ -92,7 +92,7 @@ def test_the_state_is_true(
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KrillError("no")])
-def test_a_failure_leaves_its_traceback_in_the_log_only(
+def test_a_traceback_is_written_to_the_log_only(
     tmp_path: Path, error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen = logging.StreamHandler()
@@ -108,11 +108,11 @@ def test_a_failure_leaves_its_traceback_in_the_log_only(
     assert log.level == logging.INFO
 
 
-def test_messages_and_details_go_to_the_log_of_each_start(tmp_path: Path) -> None:
-    for word in ("one", "하나"):
+def test_messages_of_every_start_are_written_to_the_log(tmp_path: Path) -> None:
+    for text in ("one", "하나"):
         with Record(tmp_path).record_lifecycle(Small(), SIGNATURE, []):
-            log.info("%s for all", word)
-            log.debug("%s for the log", word)
+            log.info("%s for all", text)
+            log.debug("%s for the log", text)
     log.info("after")
     lines = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split(maxsplit=3)[3] for line in lines] == [
@@ -120,7 +120,7 @@ def test_messages_and_details_go_to_the_log_of_each_start(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
-def test_a_second_start_counts_and_forgets_the_failure(tmp_path: Path) -> None:
+def test_a_second_start_is_counted_and_clears_the_error(tmp_path: Path) -> None:
     first = run_and_read_status(tmp_path, ValueError("bad"))
     Record(tmp_path).update(start="2020-01-01T00:00:00+00:00", data={"signature": "d"})
     second = run_and_read_status(tmp_path)
@@ -130,7 +130,7 @@ def test_a_second_start_counts_and_forgets_the_failure(tmp_path: Path) -> None:
     assert second["data"] == {"signature": "d"}
 
 
-def test_two_records_of_a_run_keep_what_the_other_wrote(tmp_path: Path) -> None:
+def test_two_records_of_a_run_keep_the_entries_of_each_other(tmp_path: Path) -> None:
     outer, inner = Record(tmp_path), Record(tmp_path)
     with outer.record_lifecycle(Small(), SIGNATURE, []):
         inner.update(metrics={"eval_loss": 2.0})
@@ -138,24 +138,24 @@ def test_two_records_of_a_run_keep_what_the_other_wrote(tmp_path: Path) -> None:
     assert (read_status(tmp_path) or {})["state"] == "finished"
 
 
-def test_killed_before_the_configuration_was_written_the_folder_is_still_the_runs_own(
+def test_a_run_killed_before_it_wrote_its_configuration_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: Any, **__: Any) -> Any:
+    def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("krill.runs.record.yaml.safe_dump", killed)
+        patch.setattr("krill.runs.record.yaml.safe_dump", interrupt)
         with pytest.raises(KeyboardInterrupt), Record(tmp_path).record_lifecycle(Small(), SIGNATURE, []):
             pass
     with claim(SIGNATURE, tmp_path, tmp_path) as claimed:
-        assert claimed.state == "continued"
+        assert claimed.state == "resumed"
 
 
 # --- metrics.jsonl -----------------------------------------------------------------------------------------
 
 
-def test_metrics_are_lines(tmp_path: Path) -> None:
+def test_metrics_are_appended_as_lines(tmp_path: Path) -> None:
     record = Record(tmp_path)
     assert read_metrics(tmp_path) == []
     for step in (1, 2):
@@ -164,12 +164,12 @@ def test_metrics_are_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rest", ['{"step": 3, "lo', "{", '{"step": 3}'])
-def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path, rest: str) -> None:
+def test_a_truncated_last_line_is_ignored(tmp_path: Path, rest: str) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n' + rest)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_lines_after_the_checkpoint_are_dropped_and_the_cut_one_too(tmp_path: Path) -> None:
+def test_lines_after_the_checkpoint_and_a_truncated_line_are_removed(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 1}\n{"step": 2}\n{"step": 2, "e": 1}\n{"step": 3}\n{"st'
     )
@@ -184,16 +184,16 @@ def test_lines_after_the_checkpoint_are_dropped_and_the_cut_one_too(tmp_path: Pa
     ]
 
 
-# --- figures of the status ---------------------------------------------------------------------------------
+# --- status ------------------------------------------------------------------------------------------------
 
 
-def test_seconds_of_a_run() -> None:
+def test_wall_seconds() -> None:
     start = "2030-01-01T00:00:00+00:00"
     assert compute_wall_seconds({"start": start, "end": "2030-01-01T00:01:30+00:00"}) == 90
     assert compute_wall_seconds({}) is None
-    assert (
-        compute_wall_seconds({"start": "2020-01-01T00:00:00+00:00", "end": None}) or 0
-    ) > 1e8  # still running
+    until_now = compute_wall_seconds({"start": "2020-01-01T00:00:00+00:00", "end": None})
+    assert until_now is not None
+    assert until_now > 1e8
 
 
 def test_versions_and_commit() -> None:
@@ -204,7 +204,7 @@ def test_versions_and_commit() -> None:
         assert isinstance(state["dirty"], bool)
 
 
-def test_folders_are_shown_as_short_as_they_can_be_typed(
+def test_paths_are_shown_relative_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -212,17 +212,17 @@ def test_folders_are_shown_as_short_as_they_can_be_typed(
     assert relative_path(tmp_path.parent / "b") == tmp_path.parent / "b"
 
 
-def test_status_is_json_that_others_read(tmp_path: Path) -> None:
+def test_the_status_is_json(tmp_path: Path) -> None:
     run_and_read_status(tmp_path)
     json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
     assert read_status(tmp_path / "none") is None
 
 
-def test_the_newest_metrics_are_those_at_the_end_of_however_many(tmp_path: Path) -> None:
+def test_last_metrics_are_read_from_the_end_of_a_long_file(tmp_path: Path) -> None:
     lines = [{"step": step, "loss": 9.0 - step / 1e4, "tokens_per_second": 5.0} for step in range(20_000)]
     write_jsonl(tmp_path / "metrics.jsonl", [*lines, {"step": 20_000, "eval_loss": 3.0}])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('7\n{"step": 20001, "lo')
-    found = read_last_metrics(tmp_path, ("step", "loss", "eval_loss", "none"))
-    assert found == {"step": 20_000, "loss": lines[-1]["loss"], "eval_loss": 3.0}
+    metrics = read_last_metrics(tmp_path, ("step", "loss", "eval_loss", "none"))
+    assert metrics == {"step": 20_000, "loss": lines[-1]["loss"], "eval_loss": 3.0}
     assert read_last_metrics(tmp_path / "not there", ("step",)) == {}

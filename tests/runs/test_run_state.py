@@ -1,4 +1,4 @@
-"""What a run wrote of itself is held against its process, its lock and SLURM."""
+"""The actual state of a run is determined from its status, its process, its lock and SLURM."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ from krill.runs.run_state import find_log_file, get_run_state, get_run_states
 
 
 @pytest.fixture(autouse=True)
-def outside_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_slurm_env(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [key for key in os.environ if key.startswith("SLURM_")]:
         monkeypatch.delenv(name)
 
 
-def make_run(folder: Path, state: str, **more: Any) -> Path:
+def make_run(folder: Path, state: str, **entries: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    status = {"state": state, "signature": "a" * 64, "host": socket.gethostname(), "pid": os.getpid(), **more}
+    status = {
+        "state": state,
+        "signature": "a" * 64,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        **entries,
+    }
     (folder / "status.json").write_text(json.dumps(status))
     return folder
 
@@ -33,30 +39,32 @@ def make_run(folder: Path, state: str, **more: Any) -> Path:
 def fake_slurm_answers(
     folder: Path, patch: pytest.MonkeyPatch, squeue: str, sacct: str = "", code: int = 0
 ) -> Path:
-    """SLURM that says this; what it is asked is noted."""
-    for name, text, end in (("squeue", squeue, code), ("sacct", sacct, 0)):
+    """Installs fake SLURM commands with these outputs; returns the file that lists their calls."""
+    for name, output, exit_code in (("squeue", squeue, code), ("sacct", sacct, 0)):
         file = folder / "bin" / name
         file.parent.mkdir(exist_ok=True)
-        file.write_text(f"#!/bin/sh\necho {name} >> {folder}/asked\ncat <<EOF\n{text}\nEOF\nexit {end}\n")
+        file.write_text(
+            f"#!/bin/sh\necho {name} >> {folder}/calls\ncat <<EOF\n{output}\nEOF\nexit {exit_code}\n"
+        )
         file.chmod(0o755)
     patch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    return folder / "asked"
+    return folder / "calls"
 
 
 @pytest.mark.parametrize("state", ["finished", "failed", "stopped"])
-def test_what_has_ended_stands_as_it_says(tmp_path: Path, state: str) -> None:
+def test_the_recorded_state_of_an_ended_run_is_its_state(tmp_path: Path, state: str) -> None:
     folder = make_run(tmp_path / "a", state, error="because")
     assert (get_run_state(folder).state, get_run_state(folder).detail) == (state, "because")
     assert get_run_state(tmp_path / "none").state == "not started"
 
 
-def test_one_that_was_killed_is_not_running_for_ever(tmp_path: Path) -> None:
-    text = (
+def test_a_killed_run_is_not_reported_as_running(tmp_path: Path) -> None:
+    script = (
         "import sys, time; from pathlib import Path; from krill.runs.claim import claim\n"
         "claimed = claim('a' * 64, Path(sys.argv[1])); print(claimed.folder, flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", text, tmp_path], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         folder = make_run(Path(process.stdout.readline().strip()), "running", pid=process.pid)
@@ -66,33 +74,33 @@ def test_one_that_was_killed_is_not_running_for_ever(tmp_path: Path) -> None:
     assert "is gone" in get_run_state(folder).detail
 
 
-def test_a_number_that_another_process_has_now_is_no_sign_of_life(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "a", "running")  # this very process lives, but holds no lock there
+def test_a_reused_pid_does_not_mean_that_the_run_is_alive(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", "running")  # this process is alive but does not hold the lock
     assert get_run_state(folder).state == "killed"
 
 
-def test_what_cannot_be_seen_from_here_is_said(tmp_path: Path) -> None:
-    stands = get_run_state(make_run(tmp_path / "a", "running", host="elsewhere"))
-    assert stands.state == "running"
-    assert "elsewhere" in stands.detail
+def test_the_detail_says_that_the_lock_of_another_machine_is_not_visible(tmp_path: Path) -> None:
+    run_state = get_run_state(make_run(tmp_path / "a", "running", host="elsewhere"))
+    assert run_state.state == "running"
+    assert "elsewhere" in run_state.detail
 
 
-def test_looking_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_determining_the_state_creates_no_files(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", "running")
     get_run_state(folder)
     assert [file.name for file in folder.iterdir()] == ["status.json"]
 
 
-def test_a_lock_that_cannot_be_read_is_no_death(tmp_path: Path) -> None:
-    """That of somebody else's run, in outputs that several people share."""
+def test_a_run_with_an_unreadable_lock_is_not_reported_as_killed(tmp_path: Path) -> None:
+    """Such as the lock of another user in a shared outputs folder."""
     folder = make_run(tmp_path / "a", "running")
-    (folder / ".lock").symlink_to(".lock")  # refused to whomever, even to root
-    stands = get_run_state(folder)
-    assert (stands.state, "cannot be read" in stands.detail) == ("running", True)
+    (folder / ".lock").symlink_to(".lock")  # cannot be opened, even by root
+    run_state = get_run_state(folder)
+    assert (run_state.state, "cannot be read" in run_state.detail) == ("running", True)
     assert get_run_state(make_run(folder, "running", pid=2**22 + 1)).state == "killed"
 
 
-def test_a_lock_that_is_held_is_seen_without_the_right_to_write(tmp_path: Path) -> None:
+def test_a_held_lock_is_detected_without_write_permission(tmp_path: Path) -> None:
     with claim("a" * 64, tmp_path) as claimed:
         folder = make_run(claimed.folder, "running")
         (folder / ".lock").chmod(0o444)
@@ -104,7 +112,7 @@ JOBS = "7|RUNNING\n8_1|PENDING\n9|FAILED\n10|OUT_OF_MEMORY\n11|CANCELLED\n12|COM
 
 
 @pytest.mark.parametrize(
-    ("state", "job", "real"),
+    ("state", "job", "actual"),
     [
         ("running", "7", "running"), ("running", "8_1", "queued"), ("stopped", "8_1", "queued"),
         ("running", "9", "failed"), ("running", "10", "failed"), ("running", "11", "cancelled"),
@@ -112,36 +120,38 @@ JOBS = "7|RUNNING\n8_1|PENDING\n9|FAILED\n10|OUT_OF_MEMORY\n11|CANCELLED\n12|COM
         ("running", "99", "killed"), ("finished", "11", "finished"),
     ],
 )  # fmt: skip
-def test_slurm_knows_better(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, job: str, real: str
+def test_the_state_in_slurm_takes_precedence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, job: str, actual: str
 ) -> None:
     fake_slurm_answers(tmp_path, monkeypatch, JOBS)
-    stands = get_run_state(make_run(tmp_path / "a", state, slurm_job_id=job))
-    assert stands.state == real
-    if real == "failed":
-        assert stands.detail.startswith("SLURM: ")
+    run_state = get_run_state(make_run(tmp_path / "a", state, slurm_job_id=job))
+    assert run_state.state == actual
+    if actual == "failed":
+        assert run_state.detail.startswith("SLURM: ")
 
 
-def test_the_accounting_is_asked_for_what_has_left_the_queue(
+def test_the_accounting_is_queried_for_jobs_that_have_left_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_slurm_answers(tmp_path, monkeypatch, "", "7|CANCELLED by 0\n8|RUNNING")
     assert slurm.query_job_states(["7", "8"]) == {"7": "CANCELLED", "8": "UNKNOWN"}, (
-        "the accounting is late for 8"
+        "the accounting lags for 8"
     )
 
 
-def test_slurm_that_does_not_answer_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_not_reported_as_killed_if_slurm_does_not_respond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_slurm_answers(tmp_path, monkeypatch, "", code=1)
-    stands = get_run_state(make_run(tmp_path / "a", "running", slurm_job_id="7"))
-    assert stands.state == "running"
-    assert "cannot be asked" in stands.detail
+    run_state = get_run_state(make_run(tmp_path / "a", "running", slurm_job_id="7"))
+    assert run_state.state == "running"
+    assert "cannot be queried" in run_state.detail
 
 
-def test_it_is_asked_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = fake_slurm_answers(tmp_path, monkeypatch, JOBS)
+def test_slurm_is_queried_once_for_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_slurm_answers(tmp_path, monkeypatch, JOBS)
     get_run_states([make_run(tmp_path / str(number), "running", slurm_job_id="7") for number in range(20)])
-    assert asked.read_text().split() == ["squeue"]
+    assert calls.read_text().split() == ["squeue"]
 
 
 def make_submission(tmp_path: Path, job: str | None = "8_1") -> Path:
@@ -152,7 +162,7 @@ def make_submission(tmp_path: Path, job: str | None = "8_1") -> Path:
     return make_run(tmp_path / "a", "queued", submission=str(submission), submitted_as="1")
 
 
-def test_one_that_waits_knows_its_job_by_its_submission(
+def test_a_queued_run_finds_its_job_through_its_submission(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_slurm_answers(tmp_path, monkeypatch, JOBS)
@@ -164,12 +174,12 @@ def test_one_that_waits_knows_its_job_by_its_submission(
     assert find_log_file(folder, status) == folder / "log.txt"
 
 
-def test_one_whose_submission_was_killed_before_it_was_submitted(tmp_path: Path) -> None:
+def test_a_run_whose_submission_was_killed_is_killed(tmp_path: Path) -> None:
     assert get_run_state(make_submission(tmp_path, job=None)).state == "killed"
 
 
 @pytest.mark.parametrize("jobs", ["[]", "{", '{"1": 8}'])
-def test_a_submission_that_is_damaged_is_told_as_one_that_never_was(tmp_path: Path, jobs: str) -> None:
+def test_a_corrupt_submission_counts_as_missing(tmp_path: Path, jobs: str) -> None:
     folder = make_submission(tmp_path, job=None)
     (tmp_path / "submission" / "jobs.json").write_text(jobs)
     assert get_run_state(folder).state == "killed"
@@ -179,7 +189,7 @@ def test_a_submission_that_is_damaged_is_told_as_one_that_never_was(tmp_path: Pa
     ("number", "state"),
     [("7", "running"), ("8_1", "queued"), ("9", "failed"), ("11", "cancelled"), ("12", "finished")],
 )
-def test_of_a_call_without_a_run_folder_slurm_alone_knows(
+def test_the_state_of_a_submission_without_a_run_folder_comes_from_slurm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str, state: str
 ) -> None:
     fake_slurm_answers(tmp_path, monkeypatch, JOBS)
@@ -192,10 +202,10 @@ def test_of_a_call_without_a_run_folder_slurm_alone_knows(
     (tmp_path / "jobs.json").write_text(json.dumps({"0": number}))
     assert (get_run_state(tmp_path).state, get_run_state(tmp_path).job) == (state, number)
     (tmp_path / "0.json").write_text(json.dumps(call | {"folder": "outputs/runs/a"}))
-    assert get_run_state(tmp_path).state == "not started", "its run stands for it"
+    assert get_run_state(tmp_path).state == "not started", "its run has its own state"
 
 
-def test_a_folder_that_waits_in_the_queue_is_given_to_nobody_but_its_job(
+def test_the_folder_of_a_queued_run_can_be_claimed_only_by_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_slurm_answers(tmp_path, monkeypatch, JOBS)
@@ -203,5 +213,5 @@ def test_a_folder_that_waits_in_the_queue_is_given_to_nobody_but_its_job(
     with claim("a" * 64, tmp_path) as claimed:
         assert claimed.folder != folder
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    with claim("a" * 64, tmp_path, place=folder) as claimed:
+    with claim("a" * 64, tmp_path, output=folder) as claimed:
         assert (claimed.folder, claimed.state) == (folder, "new")

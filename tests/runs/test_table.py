@@ -1,4 +1,4 @@
-"""Runs side by side: the best first, those without a result last, all of it in a CSV file."""
+"""Tables of runs: best first, runs without a result last, with all values in a CSV file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from krill.runs import table
 
 def make_run(folder: Path, overrides: list[str], **status: Any) -> Path:
     folder.mkdir()
-    whole = {"state": "finished", "signature": "a", "overrides": overrides, **status}
-    (folder / "status.json").write_text(json.dumps(whole))
+    content = {"state": "finished", "signature": "a", "overrides": overrides, **status}
+    (folder / "status.json").write_text(json.dumps(content))
     return folder
 
 
@@ -41,7 +41,7 @@ def run_names(rows: list[table.RunRow]) -> list[str]:
     return [Path(row.folder).name for row in rows]
 
 
-def test_the_best_first_and_those_without_a_validation_last(runs: list[Path]) -> None:
+def test_best_runs_come_first_and_runs_without_validation_last(runs: list[Path]) -> None:
     assert run_names(table.sort_best_first(table.read_rows(runs))) == [
         "best",
         "worse",
@@ -52,7 +52,7 @@ def test_the_best_first_and_those_without_a_validation_last(runs: list[Path]) ->
     ]
 
 
-def test_without_any_validation_the_training_loss_decides(tmp_path: Path) -> None:
+def test_runs_without_validation_are_sorted_by_training_loss(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(loss), [], metrics={"loss": loss}) for loss in (3.0, 1.0, 2.0)]
     assert run_names(table.sort_best_first(table.read_rows(folders))) == ["1.0", "2.0", "3.0"]
 
@@ -63,7 +63,7 @@ def test_states(runs: list[Path]) -> None:
     assert states["not there"] == "not started"
 
 
-def test_the_csv_holds_every_figure_in_this_order(runs: list[Path], tmp_path: Path) -> None:
+def test_the_csv_has_every_value_in_the_order_of_the_table(runs: list[Path], tmp_path: Path) -> None:
     path = table.write_csv(table.sort_best_first(table.read_rows(runs)), tmp_path)
     assert path == tmp_path / "table.csv"
     with open(path, newline="", encoding="utf-8") as file:
@@ -78,24 +78,24 @@ def test_the_csv_holds_every_figure_in_this_order(runs: list[Path], tmp_path: Pa
     assert lines[4]["eval_loss"] == ""
 
 
-def test_the_table_shows_what_differs_and_what_failed(
+def test_the_table_shows_differing_overrides_and_errors(
     runs: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     table.print_table(table.sort_best_first(table.read_rows(runs[:4])), sys.stderr)
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "lr=4" in told.err
-    assert "steps=4" not in told.err  # the same everywhere
-    assert told.err.index("lr=4") < told.err.index("lr=1") < told.err.index("lr=2")
-    assert "2.5000" in told.err
-    assert "failed: out of memory" in told.err.replace("\n", "")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "lr=4" in captured.err
+    assert "steps=4" not in captured.err  # shared by all runs
+    assert captured.err.index("lr=4") < captured.err.index("lr=1") < captured.err.index("lr=2")
+    assert "2.5000" in captured.err
+    assert "failed: out of memory" in captured.err.replace("\n", "")
 
 
 @pytest.mark.parametrize(
     "text", ["data.paths=[/some/a.jsonl]", "data.paths=[a.jsonl,b.jsonl]", "name=[bold]x"]
 )
-def test_brackets_in_what_was_typed_are_shown_as_they_are(
+def test_brackets_in_overrides_are_shown_literally(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -104,9 +104,9 @@ def test_brackets_in_what_was_typed_are_shown_as_they_are(
         make_run(tmp_path / "b", ["lr=2"], metrics={"eval_loss": 2.0}),
     ]
     table.print_table(table.read_rows(folders), sys.stderr)
-    told = capsys.readouterr().err
-    assert f"{text} lr=1" in told
-    assert "[bold]a: [/red] went wrong" in told
+    printed = capsys.readouterr().err
+    assert f"{text} lr=1" in printed
+    assert "[bold]a: [/red] went wrong" in printed
 
 
 def test_a_table_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

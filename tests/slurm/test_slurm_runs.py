@@ -26,7 +26,7 @@ def test_a_submitted_preparation_is_watched_by_its_job_folder(cluster: Cluster, 
     assert "300 entries" in krill("runs", "tail", path)
     assert "nothing to end" not in krill.messages()
     krill("runs", "cancel", path)
-    assert "is finished: there is nothing to end" in krill.messages()
+    assert "nothing to cancel, it is finished" in krill.messages()
 
 
 def test_a_queued_command_is_cancelled(cluster: Cluster, krill: Krill) -> None:

@@ -1,4 +1,4 @@
-"""A run goes on with what is set otherwise than at its last start: listed, or refused unless it is allowed."""
+"""Tests resuming with a changed configuration: changes are listed, or refused unless they are allowed."""
 
 from __future__ import annotations
 
@@ -14,76 +14,78 @@ from krill.runs.record import read_metrics, read_status
 
 
 @pytest.fixture
-def stopped(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A run that was stopped after its second step of four."""
+def interrupted_run(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A run interrupted after its second step of four."""
     assert train_and_signal(krill_train, signal.SIGTERM, 2) == 75
     capsys.readouterr()
     (run,) = krill_train.runs()
     return run
 
 
-def test_how_often_it_saves_is_listed_and_changes_nothing(
-    krill_train: Any, stopped: Path, capsys: pytest.CaptureFixture[str]
+def test_a_changed_interval_is_listed_and_changes_no_result(
+    krill_train: Any, interrupted_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train("save_every=1") == 0
-    told = capsys.readouterr().err
-    assert "changed     save_every=1 (was 2)" in told
-    assert told.count("changed  ") == 1
-    assert "rounding" not in told
+    output = capsys.readouterr().err
+    assert "changed     save_every=1 (was 2)" in output
+    assert output.count("changed  ") == 1
+    assert "rounding" not in output
     assert krill_train("output=whole") == 0
-    assert read_metrics_without_clock(stopped) == read_metrics_without_clock(krill_train.outputs / "whole")
+    assert read_metrics_without_clock(interrupted_run) == read_metrics_without_clock(
+        krill_train.outputs / "whole"
+    )
 
 
-def test_another_split_of_a_step_is_the_same_run_but_for_rounding(
-    krill_train: Any, stopped: Path, capsys: pytest.CaptureFixture[str]
+def test_another_split_of_a_step_changes_only_rounding(
+    krill_train: Any, interrupted_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     split = ("batch.micro_batch_size=1", "batch.gradient_accumulation_steps=2", "hardware.attention=sdpa")
     assert krill_train(*split) == 0
-    told = capsys.readouterr().err
-    assert "changed     batch.micro_batch_size=1 (was 2)" in told
-    assert "changed     hardware.attention=sdpa (was auto)" in told
-    assert "but for rounding, not to the bit" in told
+    output = capsys.readouterr().err
+    assert "changed     batch.micro_batch_size=1 (was 2)" in output
+    assert "changed     hardware.attention=sdpa (was auto)" in output
+    assert "but for rounding, not to the bit" in output
     assert krill_train("output=whole") == 0
-    mine, theirs = (
+    losses, expected = (
         [line["loss"] for line in read_metrics(run) if "loss" in line]
-        for run in (stopped, krill_train.outputs / "whole")
+        for run in (interrupted_run, krill_train.outputs / "whole")
     )
-    assert len(mine) == 4
-    assert mine == pytest.approx(theirs, rel=1e-5)
+    assert len(losses) == 4
+    assert losses == pytest.approx(expected, rel=1e-5)
 
 
-def test_nothing_is_listed_where_nothing_changed(
-    krill_train: Any, stopped: Path, capsys: pytest.CaptureFixture[str]
+def test_an_unchanged_configuration_lists_nothing(
+    krill_train: Any, interrupted_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train() == 0
     assert "changed  " not in capsys.readouterr().err
     assert krill_train("output=whole") == 0
-    assert_same_result(stopped, krill_train.outputs / "whole")
+    assert_same_result(interrupted_run, krill_train.outputs / "whole")
 
 
-def test_more_rows_a_step_are_another_run(krill_train: Any, stopped: Path) -> None:
+def test_more_rows_per_step_start_another_run(krill_train: Any, interrupted_run: Path) -> None:
     assert krill_train("batch.gradient_accumulation_steps=2") == 0
     assert sorted(krill_train.states()) == ["finished", "stopped"]
 
 
-def test_what_determines_the_result_is_refused_unless_it_is_allowed(
-    krill_train: Any, stopped: Path, capsys: pytest.CaptureFixture[str]
+def test_a_change_of_the_result_is_refused_unless_allowed(
+    krill_train: Any, interrupted_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert krill_train(f"resume={stopped}", "lr=1e-4") == 2
-    assert "to go on in it with this one resume_changed=true" in capsys.readouterr().err
-    assert (read_status(stopped) or {})["state"] == "stopped"
+    assert krill_train(f"resume={interrupted_run}", "lr=1e-4") == 2
+    assert "resume_changed=true to resume it with this configuration" in capsys.readouterr().err
+    assert (read_status(interrupted_run) or {})["state"] == "stopped"
 
-    assert krill_train(f"resume={stopped}", "lr=1e-4", "resume_changed=true") == 0
-    told = capsys.readouterr().err
-    assert "changed     lr=0.0001 (was 0.003)" in told
-    assert "resuming from step 2" in told
-    rates = [line["lr"] for line in read_metrics(stopped) if "loss" in line]
+    assert krill_train(f"resume={interrupted_run}", "lr=1e-4", "resume_changed=true") == 0
+    output = capsys.readouterr().err
+    assert "changed     lr=0.0001 (was 0.003)" in output
+    assert "resuming from step 2" in output
+    rates = [line["lr"] for line in read_metrics(interrupted_run) if "loss" in line]
     assert min(rates[:2]) > 5e-4 > max(rates[2:])
 
 
-def test_it_must_be_said_which_run(
-    krill_train: Any, stopped: Path, capsys: pytest.CaptureFixture[str]
+def test_resume_changed_requires_a_run(
+    krill_train: Any, interrupted_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train("resume_changed=true", "lr=1e-4") == 2
     assert "resume=<folder>" in capsys.readouterr().err
-    assert krill_train.runs() == [stopped]
+    assert krill_train.runs() == [interrupted_run]

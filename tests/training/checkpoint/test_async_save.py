@@ -280,7 +280,7 @@ def test_full_disk_ends_the_run_early_and_loses_no_checkpoint(
     with limit_file_size(max_size):
         assert krill_train(*overrides, BACKGROUND) == 1
     errors = capsys.readouterr().err
-    assert errors.count("no room for another checkpoint") == 1
+    assert errors.count("not enough space for another checkpoint") == 1
     assert "the traceback above" not in errors
     assert list_checkpoint_steps(run) == [2, 3]
     assert not (run / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists()

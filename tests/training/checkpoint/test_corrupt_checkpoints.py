@@ -51,7 +51,10 @@ def test_corrupt_checkpoint_is_skipped_and_the_result_is_the_same(
     damage(interrupted_run / "checkpoints" / "checkpoint-4" / name)
     assert krill_train(*EVERY_STEP) == 0
     log = (interrupted_run / "log.txt").read_text()
-    assert f"passed over: runs/llama_pico/{interrupted_run.name}/checkpoints/checkpoint-4/{name}" in log
+    assert (
+        f"skipping corrupt checkpoint: runs/llama_pico/{interrupted_run.name}/checkpoints/checkpoint-4/{name}"
+        in log
+    )
     assert "resuming from step 3" in log
     assert_same_result(interrupted_run, undisturbed_run)
 
@@ -132,7 +135,7 @@ def test_full_disk_loses_no_checkpoint_and_the_same_command_resumes(
             patch.setattr("transformers.Trainer.save_model", save_no_weights)
         assert krill_train(*EVERY_STEP) == 1
     errors = capsys.readouterr().err
-    assert "no room for another checkpoint" in errors
+    assert "not enough space for another checkpoint" in errors
     assert "the traceback above" not in errors
     assert list_checkpoint_steps(interrupted_run) == [2, 3, 4]
     assert not (interrupted_run / "checkpoints" / checkpoints.PARTIAL_FOLDER).exists()

@@ -172,7 +172,7 @@ def test_run_resumed_on_another_machine_has_the_same_bytes(
     assert krill_train(*RUN, *extra_overrides) == 0
     run = krill_train.outputs / "mine" if "output=mine" in extra_overrides else krill_train.runs()[0]
     log = (run / "log.txt").read_text()
-    assert "resume: step 2 from me/mine" in log
+    assert "resume      step 2 from me/mine" in log
     assert "resuming from step 2" in log
     assert_same_result(run, undisturbed_run)
     assert (run / "samples.jsonl").read_bytes() == (undisturbed_run / "samples.jsonl").read_bytes()
@@ -190,7 +190,7 @@ def test_resume_auto_uses_the_newer_checkpoint(
     (krill_train.outputs / "elsewhere").rename(krill_train.outputs / "runs")  # interrupted at step 2 there
     assert krill_train(*RUN) == 0
     (run,) = krill_train.runs()
-    assert "resume: step 4 from me/mine" in (run / "log.txt").read_text()
+    assert "resume      step 4 from me/mine" in (run / "log.txt").read_text()
     assert_same_result(run, undisturbed_run)
 
 
@@ -295,7 +295,7 @@ def test_finished_run_on_the_hub_is_not_resumed(
     assert krill_train(*RUN, "resume=remote") == 2
     assert "the run in me/mine is finished" in capsys.readouterr().err
     assert krill_train(*RUN) == 0
-    assert "resume: step" not in capsys.readouterr().err
+    assert "resume      step" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("interrupted_elsewhere")
@@ -307,7 +307,7 @@ def test_corrupt_download_is_not_used(
     assert krill_train(*RUN, "resume=remote") == 1
     errors = capsys.readouterr().err
     assert "checkpoint-2/optimizer.pt was changed since it was saved" in errors
-    assert "its checkpoint is not what was saved" in errors
+    assert "the checkpoint is corrupt" in errors
     (run,) = krill_train.runs()
     assert checkpoints.list_checkpoints(run / "checkpoints") == []
     get_repository(hub).files["last-checkpoint/optimizer.pt"] = good
@@ -321,7 +321,7 @@ def test_broken_connection_is_reported_and_the_same_command_resumes(
 ) -> None:
     with hub.fail_requests("GET .*model.safetensors", "drop"):
         assert krill_train(*RUN, "resume=remote") == 1
-    assert "its checkpoint did not come to runs/llama_pico/" in capsys.readouterr().err
+    assert "the checkpoint could not be downloaded to runs/llama_pico/" in capsys.readouterr().err
     assert krill_train(*RUN, "resume=remote") == 0
     assert krill_train.states() == ["finished"]
 
