@@ -1,4 +1,4 @@
-"""A model, an optimizer and a data source of one's own: one Python file and one YAML each, in one's own folder."""
+"""A custom model, optimizer and data source: one Python file and one YAML each, in the user's folder."""
 
 from __future__ import annotations
 
@@ -75,94 +75,99 @@ SMALL = (*CHOICE, "tokenizer.vocab_size=350", "batch.micro_batch_size=2", "steps
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A working directory with the files of a person."""
+def working_dir(tmp_path: Path) -> Path:
+    """A working directory with the files of a user."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text.lstrip("\n"), encoding="utf-8")
     return tmp_path
 
 
-def status(folder: Path) -> dict[str, object]:
+def read_status(folder: Path) -> dict[str, object]:
     return json.loads((folder / "status.json").read_text(encoding="utf-8"))
 
 
-def trained(done: CompletedCommand, place: Path) -> Path:
+def get_run_folder(done: CompletedCommand, working_dir: Path) -> Path:
+    """Returns the folder that a successful krill-train printed."""
     assert done.returncode == 0, done.stderr
-    return place / done.stdout.splitlines()[-1]
+    return working_dir / done.stdout.splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_they_train_and_their_code_is_part_of_what_the_run_is(place: Path):
-    first = trained(run_command(place, "krill-train", *SMALL), place)
-    assert status(first)["state"] == "finished"
+def test_custom_components_train_and_their_code_is_part_of_the_signature(working_dir: Path):
+    first = get_run_folder(run_command(working_dir, "krill-train", *SMALL), working_dir)
+    assert read_status(first)["state"] == "finished"
     config = json.loads((first / "model" / "config.json").read_text())
     assert (config["architectures"], config["n_embd"], config["vocab_size"]) == (["GPT2LMHeadModel"], 16, 350)
-    stores = list((place / "outputs" / "data").glob("mine-*"))
+    stores = list((working_dir / "outputs" / "data").glob("mine-*"))
     assert len(stores) == 1
 
-    shown = run_command(place, "krill-train", f"from={first}", "steps=9", "--cfg", "job")
-    again = yaml.safe_load(shown.stdout)
-    assert (again["steps"], again["model"]["name"], again["batch"]["micro_batch_size"]) == (9, "mine", 2)
+    printed = run_command(working_dir, "krill-train", f"from={first}", "steps=9", "--cfg", "job")
+    config = yaml.safe_load(printed.stdout)
+    assert (config["steps"], config["model"]["name"], config["batch"]["micro_batch_size"]) == (9, "mine", 2)
 
-    (place / "my_optimizer.py").write_text(FILES["my_optimizer.py"] + "# changed\n")
-    second = trained(run_command(place, "krill-train", *SMALL), place)
-    assert status(second)["signature"] != status(first)["signature"]
-    assert list((place / "outputs" / "data").glob("mine-*")) == stores
+    (working_dir / "my_optimizer.py").write_text(FILES["my_optimizer.py"] + "# changed\n")
+    second = get_run_folder(run_command(working_dir, "krill-train", *SMALL), working_dir)
+    assert read_status(second)["signature"] != read_status(first)["signature"]
+    assert list((working_dir / "outputs" / "data").glob("mine-*")) == stores
 
 
 @pytest.mark.parametrize("name", ["my_model.py", "my_optimizer.py", "my_data.py"])
-def test_each_file_changes_the_signature(place: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    monkeypatch.chdir(place)
-    before = signature(place)
-    assert signature(place) == before
-    (place / name).write_text(FILES[name] + "# changed\n", encoding="utf-8")
-    assert signature(place) != before
+def test_each_file_changes_the_signature(working_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(working_dir)
+    before = compute_run_signature(working_dir)
+    assert compute_run_signature(working_dir) == before
+    (working_dir / name).write_text(FILES[name] + "# changed\n", encoding="utf-8")
+    assert compute_run_signature(working_dir) != before
 
 
-def signature(place: Path) -> str:
-    """The identity of the run, as a new process would compute it."""
-    for module in [name for name in sys.modules if name.startswith("krill_own_")]:
+def compute_run_signature(working_dir: Path) -> str:
+    """Returns the signature of the run as a new process computes it."""
+    for module in [name for name in sys.modules if name.startswith("krill_custom_")]:
         del sys.modules[module]
-    config = validate_config(TrainConfig, compose_config("train", CHOICE, [place / "conf"]))
+    config = validate_config(TrainConfig, compose_config("train", CHOICE, [working_dir / "conf"]))
     return identity.compute_identity("train", config, RunInputs.open(config))
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("override", "message"),
     [
         ("model.build=gone.py:build", "gone.py: no such file"),
         ("model.build=my_model.py:bild", "my_model.py has no function 'bild'"),
         ("optimizer.build=gone.py:build", "gone.py: no such file"),
-        ("optimizer.build=my_optimizer.py", "write file.py:function"),
+        ("optimizer.build=my_optimizer.py", "use file.py:function"),
         ("data.read=gone.py:read", "gone.py: no such file"),
         ("data.read=no_such_module:read", "no module 'no_such_module'"),
     ],
 )
-def test_what_is_not_there_is_an_error_of_usage(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, told: str
+def test_missing_code_is_a_usage_error(
+    working_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    message: str,
 ):
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(working_dir)
     monkeypatch.setattr(sys, "argv", sys.argv)
-    assert app.main("train", train.run_task, [*SMALL, word]) == 2
+    assert app.main("train", train.run_task, [*SMALL, override]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("krill-train: error: ")
-    assert told in line
-    assert not (place / "outputs").exists()
+    assert message in line
+    assert not (working_dir / "outputs").exists()
 
 
-def test_a_preset_that_needs_a_width_says_so(place: Path):
-    told = error_messages(run_command(place, "krill-train", "model=mine", "optimizer=muon_keller"))
-    assert told == [
+def test_a_preset_that_needs_a_hidden_size_reports_it(working_dir: Path):
+    messages = error_messages(run_command(working_dir, "krill-train", "model=mine", "optimizer=muon_keller"))
+    assert messages == [
         "optimizer.muon_lr: the model has no hidden_size to derive it from at optimizer.scale=spectral; set "
-        "optimizer.muon_lr and optimizer.muon_weight_decay, or write optimizer=muon_moonlight"
+        "optimizer.muon_lr and optimizer.muon_weight_decay, or use optimizer=muon_moonlight"
     ]
 
 
 def test_options_reach_the_function(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    working_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(working_dir)
     monkeypatch.setattr(sys, "argv", sys.argv)
     parameters = []
     for width in ("16", "32"):

@@ -1,4 +1,4 @@
-"""A person's own configurations: --config-dir, KRILL_CONF and ./conf; theirs wins, and what is hidden is told."""
+"""The user's configurations in --config-dir, KRILL_CONF and ./conf: which takes precedence, which files it hides."""
 
 from __future__ import annotations
 
@@ -18,93 +18,95 @@ sequence_len: {length}
 """
 
 
-def write(conf: Path, name: str, length: int, group: str = "model") -> Path:
-    """A model of krill's with another sequence length."""
+def write_model(conf: Path, name: str, length: int, group: str = "model") -> Path:
+    """Writes a model option: one of krill's with another sequence length."""
     (conf / group).mkdir(parents=True, exist_ok=True)
     file = conf / group / f"{name}.yaml"
     file.write_text(MODEL.format(sentence=f"길이 {length}", length=length), encoding="utf-8")
     return file
 
 
-def length(done: CompletedCommand) -> int:
-    """The sequence length of a printed configuration."""
+def get_sequence_len(done: CompletedCommand) -> int:
+    """Returns the sequence length of a printed configuration."""
     assert done.returncode == 0, done.stderr
     return yaml.safe_load(done.stdout)["sequence_len"]
 
 
-def shown(cwd: Path, *words: str, **environment: str) -> CompletedCommand:
-    return run_command(cwd, "krill-train", *words, "--cfg", "job", **environment)
+def print_config(cwd: Path, *overrides: str, **environment: str) -> CompletedCommand:
+    return run_command(cwd, "krill-train", *overrides, "--cfg", "job", **environment)
 
 
-def test_each_way_in(tmp_path: Path):
-    write(tmp_path / "a", "mine", 40)
-    write(tmp_path / "b", "yours", 48)
-    write(tmp_path / "conf", "ours", 56)
+def test_options_of_each_folder(tmp_path: Path):
+    write_model(tmp_path / "a", "mine", 40)
+    write_model(tmp_path / "b", "yours", 48)
+    write_model(tmp_path / "conf", "ours", 56)
     environment = {"KRILL_CONF": str(tmp_path / "b")}
-    assert length(shown(tmp_path, "model=mine", "--config-dir", "a", **environment)) == 40
-    assert length(shown(tmp_path, "--config-dir=a", "model=yours", **environment)) == 48
-    assert length(shown(tmp_path, "model=ours", "--config-dir", "a", **environment)) == 56
+    assert get_sequence_len(print_config(tmp_path, "model=mine", "--config-dir", "a", **environment)) == 40
+    assert get_sequence_len(print_config(tmp_path, "--config-dir=a", "model=yours", **environment)) == 48
+    assert get_sequence_len(print_config(tmp_path, "model=ours", "--config-dir", "a", **environment)) == 56
 
 
-def test_the_nearer_one_wins_and_says_what_it_hides(tmp_path: Path):
-    """--config-dir before KRILL_CONF (its first folder first) before ./conf before krill's own."""
-    files = [write(tmp_path / name, "llama_pico2", size) for name, size in (("a", 40), ("b", 48), ("c", 56))]
-    local = write(tmp_path / "conf", "llama_pico2", 64)
-    places = {"KRILL_CONF": os.pathsep.join(str(tmp_path / name) for name in ("b", "c"))}
+def test_precedence_of_folders_and_the_report_of_hidden_files(tmp_path: Path):
+    """--config-dir precedes KRILL_CONF (in its order), which precedes ./conf, which precedes krill's own."""
+    files = [
+        write_model(tmp_path / name, "llama_pico2", size) for name, size in (("a", 40), ("b", 48), ("c", 56))
+    ]
+    local = write_model(tmp_path / "conf", "llama_pico2", 64)
+    environment = {"KRILL_CONF": os.pathsep.join(str(tmp_path / name) for name in ("b", "c"))}
 
-    done = shown(tmp_path, "model=llama_pico2", "--config-dir", "a", **places)
-    assert length(done) == 40
+    done = print_config(tmp_path, "model=llama_pico2", "--config-dir", "a", **environment)
+    assert get_sequence_len(done) == 40
     hidden = [line.partition("it hides ")[2] for line in done.stderr.splitlines()]
     assert hidden == [str(file) for file in (*files[1:], local)]
     assert all(f"conf: {files[0]} is used" in line for line in done.stderr.splitlines())
-    assert length(shown(tmp_path, "model=llama_pico2", **places)) == 48
-    assert length(shown(tmp_path, "model=llama_pico2")) == 64
+    assert get_sequence_len(print_config(tmp_path, "model=llama_pico2", **environment)) == 48
+    assert get_sequence_len(print_config(tmp_path, "model=llama_pico2")) == 64
 
 
-def test_a_name_of_krills_own_is_replaced_and_that_is_told(tmp_path: Path):
-    file = write(tmp_path / "conf", "llama_nano", 72)
+def test_replacing_an_option_of_krill_is_reported(tmp_path: Path):
+    file = write_model(tmp_path / "conf", "llama_nano", 72)
     file.write_text(file.read_text().replace("llama_pico", "llama_micro"))
-    done = shown(tmp_path)
-    assert length(done) == 72
+    done = print_config(tmp_path)
+    assert get_sequence_len(done) == 72
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"conf: {file} is used; it hides ")
     assert line.endswith(os.path.join("model", "llama_nano.yaml"))
 
 
-def test_the_conf_of_another_tool_is_not_taken(tmp_path: Path):
+def test_the_conf_folder_of_another_tool_is_ignored(tmp_path: Path):
     (tmp_path / "conf" / "server").mkdir(parents=True)
     (tmp_path / "conf" / "train.yaml").write_text("anything: else\n")
-    done = shown(tmp_path)
+    done = print_config(tmp_path)
     assert done.returncode == 0
     assert done.stderr == ""
     assert "anything" not in yaml.safe_load(done.stdout)
 
 
-def test_an_experiment_of_a_person(tmp_path: Path):
+def test_an_experiment_of_the_user(tmp_path: Path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "실험.yaml").write_text(
         "# @package _global_\n# 내 실험\ndefaults:\n  - override /model: tiny_ko\nlr: 5.0e-4\nseed: 7\n"
     )
-    values = yaml.safe_load(shown(tmp_path, "experiment=실험", "seed=8").stdout)
+    values = yaml.safe_load(print_config(tmp_path, "experiment=실험", "seed=8").stdout)
     assert (values["model"]["name"], values["lr"], values["seed"]) == ("tiny_ko", 5e-4, 8)
 
 
-def test_a_persons_options_are_among_those_that_are_near(tmp_path: Path):
-    write(tmp_path / "mine", "my_llama", 40)
-    (told,) = error_messages(run_command(tmp_path, "krill-train", "model=my_lama", "--config-dir", "mine"))
-    assert "Did you mean model=my_llama?" in told
+def test_options_of_the_user_are_suggested(tmp_path: Path):
+    write_model(tmp_path / "mine", "my_llama", 40)
+    (message,) = error_messages(run_command(tmp_path, "krill-train", "model=my_lama", "--config-dir", "mine"))
+    assert "Did you mean model=my_llama?" in message
 
 
 @pytest.mark.parametrize("way", ["--config-dir", "KRILL_CONF"])
-def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, way: str):
+def test_a_missing_folder_is_an_error(tmp_path: Path, way: str):
     words, environment = (
         (["--config-dir", "none"], {}) if way == "--config-dir" else ([], {"KRILL_CONF": "none"})
     )
-    (told,) = error_messages(run_command(tmp_path, "krill-train", *words, **environment))
-    assert told.startswith("no such folder of configurations: none")
+    (message,) = error_messages(run_command(tmp_path, "krill-train", *words, **environment))
+    assert message.startswith("no such configuration folder: none")
 
 
-def test_completion_knows_a_persons_options(tmp_path: Path):
-    write(tmp_path / "conf", "내것", 40)
+def test_completion_offers_options_of_the_user(tmp_path: Path):
+    write_model(tmp_path / "conf", "내것", 40)
     done = run_command(tmp_path, "krill-train", "-sc", "query=bash", COMP_LINE="krill-train model=내")
     assert done.stdout.strip() == "model=내것"

@@ -1,4 +1,4 @@
-"""Where configurations come from and results go to: the strongest folder first, krill's own last."""
+"""Where configurations are read from and results are written to; the first folder has precedence, krill's is last."""
 
 from __future__ import annotations
 
@@ -20,65 +20,64 @@ from krill.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("KRILL_CONF", "KRILL_OUTPUTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_krills_own_are_found():
+def test_krills_configurations_are_found():
     assert (CONF_DIR / "train.yaml").is_file()
     expected = ["data", "experiment", "filters", "hardware", "model", "optimizer", "scheduler", "tokenizer"]
     assert list_config_groups() == expected
 
 
-def test_outputs(here: Path, monkeypatch: pytest.MonkeyPatch):
-    assert get_outputs_root() == here / "outputs"
+def test_the_outputs_root(working_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    assert get_outputs_root() == working_dir / "outputs"
     monkeypatch.setenv("KRILL_OUTPUTS", "elsewhere")
-    assert get_outputs_root() == here / "elsewhere"
+    assert get_outputs_root() == working_dir / "elsewhere"
     monkeypatch.setenv("KRILL_OUTPUTS", "")
-    assert get_outputs_root() == here / "outputs"
+    assert get_outputs_root() == working_dir / "outputs"
 
 
-def test_the_order_of_a_persons_folders(here: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_precedence_of_user_folders(working_dir: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("a", "b", "c", "conf/model"):
-        (here / name).mkdir(parents=True)
+        (working_dir / name).mkdir(parents=True)
     monkeypatch.setenv("KRILL_CONF", os.pathsep.join(["b", "c", "a"]))
-    assert find_user_config_dirs(["a"]) == [here / name for name in ("a", "b", "c", "conf")]
+    assert find_user_config_dirs(["a"]) == [working_dir / name for name in ("a", "b", "c", "conf")]
 
 
-def test_conf_counts_only_with_one_of_krills_groups(here: Path):
+def test_conf_counts_only_with_a_group_of_krill(working_dir: Path):
     assert find_user_config_dirs([]) == []
-    (here / "conf" / "server").mkdir(parents=True)
+    (working_dir / "conf" / "server").mkdir(parents=True)
     assert find_user_config_dirs([]) == []
-    (here / "conf" / "optimizer").mkdir()
-    assert find_user_config_dirs([]) == [here / "conf"]
+    (working_dir / "conf" / "optimizer").mkdir()
+    assert find_user_config_dirs([]) == [working_dir / "conf"]
 
 
-def test_krills_own_folder_is_nobodys(monkeypatch: pytest.MonkeyPatch):
+def test_krills_folder_is_not_a_user_folder(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(CONF_DIR.parent)
     assert find_user_config_dirs([str(CONF_DIR)]) == []
     assert find_shadowed_configs([*find_user_config_dirs([]), CONF_DIR]) == []
 
 
-def test_a_folder_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UsageError, match="no such folder of configurations: none"):
+def test_a_given_folder_must_exist(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UsageError, match="no such configuration folder: none"):
         find_user_config_dirs(["none"])
     monkeypatch.setenv("KRILL_CONF", "nowhere")
     with pytest.raises(UsageError, match="nowhere"):
         find_user_config_dirs([])
 
 
-def test_the_first_folder_that_has_a_name_wins(here: Path):
-    first, second = here / "first", here / "second"
+def test_the_first_folder_with_a_name_has_precedence(working_dir: Path):
+    first, second = working_dir / "first", working_dir / "second"
     for folder in (first, second):
         (folder / "model").mkdir(parents=True)
         (folder / "model" / "both.yaml").touch()
         (folder / "model" / f"{folder.name}.yaml").touch()
         (folder / "model" / "_part.yaml").touch()
-    found = list_config_options("model", [first, second])
-    assert found == {
+    assert list_config_options("model", [first, second]) == {
         "both": first / "model" / "both.yaml",
         "first": first / "model" / "first.yaml",
         "second": second / "model" / "second.yaml",
@@ -89,7 +88,7 @@ def test_the_first_folder_that_has_a_name_wins(here: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "description"),
     [
         ("# 한 문장\nx: 1\n", "한 문장"),
         ("# @package _global_\n# What it is\nx: 1\n", "What it is"),
@@ -97,6 +96,6 @@ def test_the_first_folder_that_has_a_name_wins(here: Path):
         ("", ""),
     ],
 )
-def test_a_file_says_what_it_is(here: Path, text: str, sentence: str):
-    (here / "file.yaml").write_text(text, encoding="utf-8")
-    assert read_config_description(here / "file.yaml") == sentence
+def test_the_description_is_the_first_comment(working_dir: Path, text: str, description: str):
+    (working_dir / "file.yaml").write_text(text, encoding="utf-8")
+    assert read_config_description(working_dir / "file.yaml") == description

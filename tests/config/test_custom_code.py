@@ -1,4 +1,4 @@
-"""A person's own function: found by file or module, known by its file's content, missed with a clear error."""
+"""Functions of the user: imported by file or module, hashed by their file's content, clear errors if missing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from krill.errors import UsageError
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def code_file(tmp_path: Path) -> Path:
     path = tmp_path / "내 코드.py"
     path.write_text("def answer():\n    return 42\n\nclass Thing:\n    pass\n\nwrapped = print\n")
     return path
 
 
-def test_a_function_of_a_file(file: Path, monkeypatch: pytest.MonkeyPatch):
-    assert import_custom_function(f"{file}:answer")() == 42
-    monkeypatch.chdir(file.parent)
-    assert import_custom_function(f"{file.name}:answer")() == 42
+def test_a_function_of_a_file(code_file: Path, monkeypatch: pytest.MonkeyPatch):
+    assert import_custom_function(f"{code_file}:answer")() == 42
+    monkeypatch.chdir(code_file.parent)
+    assert import_custom_function(f"{code_file.name}:answer")() == 42
 
 
 def test_a_function_of_a_module():
@@ -29,61 +29,63 @@ def test_a_function_of_a_module():
     assert hash_custom_function("textwrap:dedent") == hash_custom_function("textwrap:wrap")  # one file
 
 
-def test_two_files_of_one_name_are_two(file: Path, tmp_path: Path):
-    other = tmp_path / "other" / file.name
+def test_files_with_the_same_name_are_different_modules(code_file: Path, tmp_path: Path):
+    other = tmp_path / "other" / code_file.name
     other.parent.mkdir()
     other.write_text("def answer():\n    return 43\n")
-    assert (import_custom_function(f"{file}:answer")(), import_custom_function(f"{other}:answer")()) == (
+    assert (import_custom_function(f"{code_file}:answer")(), import_custom_function(f"{other}:answer")()) == (
         42,
         43,
     )
 
 
-def test_the_digest_is_that_of_the_content(file: Path, tmp_path: Path):
+def test_the_hash_is_that_of_the_content(code_file: Path, tmp_path: Path):
     copy = tmp_path / "copy.py"
-    copy.write_bytes(file.read_bytes())
+    copy.write_bytes(code_file.read_bytes())
     assert (
         hash_custom_function(f"{copy}:answer")
-        == hash_custom_function(f"{file}:answer")
-        == hash_custom_function(f"{file}:Thing")
+        == hash_custom_function(f"{code_file}:answer")
+        == hash_custom_function(f"{code_file}:Thing")
     )
     copy.write_text(copy.read_text().replace("42", "41"))
-    assert hash_custom_function(f"{copy}:answer") != hash_custom_function(f"{file}:answer")
+    assert hash_custom_function(f"{copy}:answer") != hash_custom_function(f"{code_file}:answer")
 
 
 @pytest.mark.parametrize(
-    ("reference", "told"),
+    ("reference", "message"),
     [
         ("nothere.py:answer", "nothere.py: no such file"),
         ("{file}:question", "has no function 'question'"),
-        ("{file}", "write file.py:function"),
-        ("answer", "write file.py:function"),
-        ("{file}:", "write file.py:function"),
+        ("{file}", "use file.py:function"),
+        ("answer", "use file.py:function"),
+        ("{file}:", "use file.py:function"),
         ("no_such_package.module:answer", "no module 'no_such_package.module'"),
         ("json.nothere:answer", "no module 'json.nothere'"),
     ],
 )
-def test_what_is_not_there(file: Path, reference: str, told: str):
-    with pytest.raises(UsageError, match=told):
-        import_custom_function(reference.format(file=file))
+def test_a_missing_function_is_an_error(code_file: Path, reference: str, message: str):
+    with pytest.raises(UsageError, match=message):
+        import_custom_function(reference.format(file=code_file))
 
 
-def test_what_is_not_python_has_no_digest(file: Path):
-    with pytest.raises(UsageError, match="name a function of your own"):
-        hash_custom_function(f"{file}:wrapped")
+def test_code_without_a_python_source_has_no_hash(code_file: Path):
+    with pytest.raises(UsageError, match="use a function of your own"):
+        hash_custom_function(f"{code_file}:wrapped")
 
 
-def test_a_module_that_misses_another_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_import_of_a_module_is_reported_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "krill_test_incomplete.py").write_text("import krill_test_absent\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="krill_test_absent"):
         import_custom_function("krill_test_incomplete:answer")
 
 
-def test_code_that_does_not_run_is_tried_again(tmp_path: Path):
+def test_a_failed_import_is_tried_again(tmp_path: Path):
     path = tmp_path / "broken.py"
     path.write_text("1 / 0\n")
     with pytest.raises(ZeroDivisionError):
         import_custom_function(f"{path}:answer")
-    path.write_text("def answer():\n    return 'mended, and longer'\n")
-    assert import_custom_function(f"{path}:answer")().startswith("mended")
+    path.write_text("def answer():\n    return 'fixed, and longer'\n")
+    assert import_custom_function(f"{path}:answer")().startswith("fixed")

@@ -1,4 +1,4 @@
-"""The expressions that conf/ may use."""
+"""The resolvers of conf/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from krill.config.resolvers import inverse_sqrt, muon_decay, muon_lr, null_if_set, sweep_folder
 
 
-def test_numbers():
+def test_values():
     assert inverse_sqrt(256) == 1 / 16
     assert muon_lr("rms", 0.3, None) == 0.3
     assert muon_lr("spectral", 1.0, 768) == pytest.approx(5.5426, abs=1e-4)
@@ -19,11 +19,11 @@ def test_numbers():
     assert null_if_set(2, 3) is None
 
 
-def test_yaml_reaches_them():
+def test_resolvers_are_registered():
     assert OmegaConf.create({"x": "${krill.muon_lr:spectral,0.5,100}"}).x == pytest.approx(1.0)
 
 
-def test_a_sweeps_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_folder_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KRILL_OUTPUTS", raising=False)
     assert sweep_folder(None, "이름") == str(tmp_path / "outputs" / "sweeps" / "이름")

@@ -1,16 +1,15 @@
-"""YAML and schema are equal in both directions; every field has its sentence; sections refuse what cannot be."""
+"""YAML and schema have the same keys; every field is documented; sections reject invalid values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any, get_args
 
 import pytest
+from compositions import OPTION_ROWS, add_required_overrides, compose, load_config, load_option
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
-from krill.cli.compose import compose_config
 from krill.config import schema
 from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.paths import CONF_DIR, list_config_options
@@ -28,68 +27,51 @@ CUSTOM_SECTIONS = {
     schema.CustomFilter,
     schema.LengthFilter,
 }
-"""Sections that no option of krill uses: a person writes their YAML."""
+"""Sections that no option of krill uses, for a user's YAML."""
 
 
 @cache
-def compose_values(*words: str) -> dict[str, Any]:
-    """The composed YAML of train, resolved; missing values stay ???."""
-    needed = ["model.model_type=gpt2"] if "model=auto" in words else []  # the model's name follows it
-    found = OmegaConf.to_container(compose_config("train", [*words, *needed]), resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+def compose_values(*overrides: str) -> dict[str, Any]:
+    """Returns the composed YAML of train as a dict, resolved."""
+    values = OmegaConf.to_container(compose("train", *add_required_overrides(overrides)), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
-def iterate_sections() -> Iterator[tuple[type[BaseModel], set[str]]]:
-    """Every section that an option of conf/ fills, and the keys that the YAML gives it."""
-    yield TrainConfig, set(compose_values())
-    for group in ("model", "data", "tokenizer", "optimizer", "scheduler", "hardware"):
-        for name in list_config_options(group, [CONF_DIR]):
-            section = compose_values(f"{group}={name}")[group]
-            yield type(getattr(load_config(f"{group}={name}"), group)), set(section)
-    yield (
-        type(load_config("hardware=slurm_gpu").hardware.slurm),
-        set(compose_values("hardware=slurm_gpu")["hardware"]["slurm"]),
-    )
+@cache
+def list_sections() -> list[tuple[type[BaseModel], set[str]]]:
+    """Returns every section that an option of conf/ fills, with the keys that the YAML gives it."""
+    sections: list[tuple[type[BaseModel], set[str]]] = [(TrainConfig, set(compose_values()))]
+    for row in OPTION_ROWS:
+        config, values = load_config(*row), compose_values(*row)
+        for group in (option.partition("=")[0] for option in row):
+            if group != "filters":
+                sections.append((type(getattr(config, group)), set(values[group])))
+        if config.hardware.slurm is not None:
+            sections.append((type(config.hardware.slurm), set(values["hardware"]["slurm"])))
+        for rule, rule_values in zip(config.data.filters, values["data"]["filters"], strict=True):
+            sections.append((type(rule), set(rule_values)))
     for key in ("batch", "stop", "skip_step", "hub", "sweep"):
-        yield type(getattr(load_config(), key)), set(compose_values()[key])
-    yield type(load_config().data.minhash), set(compose_values()["data"]["minhash"])
-    rules = load_config("filters=web").data.filters
-    for rule, written in zip(rules, compose_values("filters=web")["data"]["filters"], strict=True):
-        yield type(rule), set(written)
+        sections.append((type(getattr(load_config(), key)), set(compose_values()[key])))
+    sections.append((type(load_config().data.minhash), set(compose_values()["data"]["minhash"])))
+    return sections
 
 
-@cache
-def load_config(*words: str) -> TrainConfig:
-    needed = ["data.paths=[x]"] if "data=files" in words else []
-    needed += ["model.model_type=gpt2"] if "model=auto" in words else []
-    needed += ["model.from=x"] if "model=pretrained" in words else []
-    needed += ["tokenizer.path=x"] if "tokenizer=pretrained" in words else []
-    needed += ["tokenizer.base=x", "tokenizer.vocab_size=1000"] if "tokenizer=extended" in words else []
-    return validate_config(TrainConfig, compose_config("train", [*words, *needed]))
-
-
-@pytest.mark.slow
 def test_every_key_of_the_yaml_is_a_field_and_every_field_a_key():
-    for section, keys in iterate_sections():
+    for section, keys in list_sections():
         fields = {field.alias or name for name, field in section.model_fields.items()}
         assert keys == fields, section.__name__
 
 
-def test_infers_keys_are_its_fields():
-    found = OmegaConf.to_container(compose_config("infer", []))
-    assert isinstance(found, dict)
-    assert set(found) == set(schema.InferConfig.model_fields)
-
-
-def test_inspects_keys_are_its_fields():
-    found = OmegaConf.to_container(compose_config("inspect", []))
-    assert isinstance(found, dict)
-    assert set(found) == set(schema.InspectConfig.model_fields)
+@pytest.mark.parametrize("command", ["infer", "inspect"])
+def test_the_keys_of_other_commands_are_their_fields(command: str):
+    values = OmegaConf.to_container(compose(command))
+    assert isinstance(values, dict)
+    assert set(values) == set(COMMAND_SCHEMAS[command].model_fields)
 
 
 def test_every_section_is_filled_by_some_option():
-    filled = {section for section, _ in iterate_sections()} | {
+    filled = {section for section, _ in list_sections()} | {
         schema.InferConfig,
         schema.HubDatasetConfig,
         schema.FileEntryConfig,
@@ -99,31 +81,30 @@ def test_every_section_is_filled_by_some_option():
     assert concrete - CUSTOM_SECTIONS == filled
 
 
-def test_every_choice_of_a_union_is_named_by_an_option():
+def test_every_member_of_a_union_is_chosen_by_an_option():
     for group, union in (
         ("model", schema.ModelConfig),
         ("data", schema.DataConfig),
         ("optimizer", schema.OptimizerConfig),
     ):
         members = set(get_args(get_args(union)[0])) - CUSTOM_SECTIONS
-        made = {
-            type(getattr(load_config(f"{group}={name}"), group))
+        chosen = {
+            type(getattr(load_option(f"{group}={name}"), group))
             for name in list_config_options(group, [CONF_DIR])
         }
-        assert made == members
+        assert chosen == members
     rules = set(get_args(get_args(schema.Filter)[0])) - CUSTOM_SECTIONS
-    assert {type(rule) for rule in load_config("filters=web").data.filters} == rules
+    assert {type(rule) for rule in load_option("filters=web").data.filters} == rules
 
 
-def test_a_rule_without_thresholds_is_that_of_filters_web():
-    for rule in load_config("filters=web").data.filters:
+def test_the_default_thresholds_of_rules_are_those_of_filters_web():
+    for rule in load_option("filters=web").data.filters:
         assert type(rule)(name=rule.name) == rule
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
-def test_every_field_has_its_sentence(section: type[schema.Section]):
-    own = [name for name in section.model_fields if name in section.__annotations__]
-    for name in own:
+def test_every_field_is_documented(section: type[schema.Section]):
+    for name in section.model_fields.keys() & section.__annotations__.keys():
         field = section.model_fields[name]
         is_section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
         if not is_section and field.discriminator is None:
@@ -131,18 +112,18 @@ def test_every_field_has_its_sentence(section: type[schema.Section]):
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
-def test_what_is_unsigned_is_a_field(section: type[schema.Section]):
+def test_every_unsigned_key_is_a_field(section: type[schema.Section]):
     assert set(section.model_fields) >= section.unsigned_keys()
 
 
 @pytest.mark.parametrize("command", COMMAND_SCHEMAS)
-def test_an_unknown_key_is_refused(command: str):
-    words = ["model.path=x"] if command == "infer" else []
+def test_an_unknown_key_is_rejected(command: str):
+    overrides = ["model.path=x"] if command == "infer" else []
     with pytest.raises(UsageError, match=r"no such key 'sead'\. Did you mean seed\?"):
-        validate_config(COMMAND_SCHEMAS[command], compose_config(command, [*words, "+sead=1"]))
+        validate_config(COMMAND_SCHEMAS[command], compose(command, *overrides, "+sead=1"))
 
 
-def test_what_says_the_same_thing_twice_is_refused():
+def test_contradicting_values_are_rejected():
     with pytest.raises(ValidationError, match="set one to null"):
         BatchConfig(micro_batch_size=1, gradient_accumulation_steps=2, tokens=256)
     with pytest.raises(ValidationError, match=r"hub\.id=user/name"):
@@ -150,36 +131,34 @@ def test_what_says_the_same_thing_twice_is_refused():
     assert HubConfig(id="user/name", push=True, checkpoints=False, private=True).push
 
 
-def test_pad_is_a_token_of_its_own():
-    whole = load_config().tokenizer.model_dump()
+def test_the_pad_token_differs_from_boundary_tokens():
+    values = load_config().tokenizer.model_dump()
     for role in ("bos_token", "eos_token"):
         with pytest.raises(ValidationError, match="pad_token must differ"):
-            TokenizerConfig(**whole | {"pad_token": whole[role]})
-    assert TokenizerConfig(
-        **whole | {"bos_token": whole["eos_token"]}
-    )  # one boundary token may serve as both
+            TokenizerConfig(**values | {"pad_token": values[role]})
+    assert TokenizerConfig(**values | {"bos_token": values["eos_token"]})  # one token may be both
 
 
-def test_exactly_one_of_steps_and_epochs():
-    for words in (["epochs=2", "steps=3"], ["epochs=null", "steps=null"]):
+def test_exactly_one_of_steps_and_epochs_is_set():
+    for overrides in (["epochs=2", "steps=3"], ["epochs=null", "steps=null"]):
         with pytest.raises(UsageError, match="exactly one of steps and epochs"):
-            load_config(*words)
+            load_config(*overrides)
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "", "~", "a\\b", "줄\n바꿈", "이름" * 40])
-def test_a_name_is_the_name_of_a_folder(name: str):
-    whole = load_config().model_dump()
-    with pytest.raises(ValidationError, match=r"names no folder|bytes long"):
-        TrainConfig(**whole | {"name": name})
-    assert TrainConfig(**whole | {"name": "이름" * 33}).name == "이름" * 33
+def test_a_name_must_be_a_valid_folder_name(name: str):
+    values = load_config().model_dump()
+    with pytest.raises(ValidationError, match=r"is not a folder name|bytes long"):
+        TrainConfig(**values | {"name": name})
+    assert TrainConfig(**values | {"name": "이름" * 33}).name == "이름" * 33
 
 
-def test_a_validated_configuration_does_not_change():
+def test_a_validated_configuration_is_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         load_config().seed = 1  # type: ignore[misc]
 
 
-def test_a_value_is_not_a_number_by_being_infinite():
+def test_infinite_numbers_and_nan_are_rejected():
     for value in (".inf", ".nan"):
         with pytest.raises(UsageError, match="lr"):
             load_config(f"lr={value}")

@@ -1,48 +1,41 @@
-"""The signature changes with what determines the result, and with nothing else; it is the same in every process."""
+"""A signature changes with keys that determine the result and with no others; it is the same in every process."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
+from compositions import load_config
 
-from krill.cli.compose import compose_config
 from krill.config.schema import Section, TrainConfig
+from krill.config.schema.base import Unsigned
 from krill.config.signature import compute_signature
-from krill.config.validation import validate_config
 
 
 class Sample(Section):
     width: int
-    name: str
+    name: Unsigned[str]
     parts: list[int]
-    UNSIGNED: ClassVar[frozenset[str]] = frozenset({"name"})
 
 
 SAMPLE = Sample(width=3, name="가", parts=[1, 2])
 EXPECTED_SIGNATURE = "c5609dd64ff727443f839ab4bb07e9d256a55ff656f8495865c16e233292ccd1"
-"""Folders on a person's disk carry it: a change makes everything that was made before be made again."""
+"""Folders on users' disks have such names: if it changes, every result is computed again."""
 
 
-@cache
-def load_config(*words: str) -> TrainConfig:
-    return validate_config(TrainConfig, compose_config("train", words))
-
-
-def test_a_known_value():
+def test_the_signature_of_a_sample_is_pinned():
     assert compute_signature("sample", 1, SAMPLE, ["한글"]) == EXPECTED_SIGNATURE
 
 
-def test_another_process_says_the_same():
+def test_every_process_computes_the_same_signature():
     program = (
-        "from krill.config.schema import InferConfig, ModelPlace\n"
-        "from krill.config.signature import signature\n"
-        "print(signature({'b': 1, 'a': ['한글', None, 0.1]}, ModelPlace(path='x')))"
+        "from krill.config.schema import ModelPathConfig\n"
+        "from krill.config.signature import compute_signature\n"
+        "print(compute_signature({'b': 1, 'a': ['한글', None, 0.1]}, ModelPathConfig(path='x')))"
     )
-    said = {
+    signatures = {
         subprocess.run(
             [sys.executable, "-c", program],
             env={"PYTHONHASHSEED": seed},
@@ -52,11 +45,11 @@ def test_another_process_says_the_same():
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(said) == 1
-    assert len(said.pop().strip()) == 64
+    assert len(signatures) == 1
+    assert len(signatures.pop().strip()) == 64
 
 
-def test_parts_and_their_order_count():
+def test_all_parts_and_their_order_count():
     assert compute_signature("a", "b") != compute_signature("b", "a")
     assert compute_signature("a", 1) != compute_signature("a", "1")
     assert compute_signature(["a"], ["b"]) != compute_signature(["a", "b"])
@@ -80,7 +73,8 @@ UNSIGNED = [
     "resume_changed=true", "batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
     "skip_step.max_skips=3", "sweep.max_parallel=3", "sweep.search=random",
 ]  # fmt: skip
-"""What does not change the run's own part; the caller adds what data and tokenizer hold and the rows of a step."""
+"""Overrides that do not change the signature of the configuration; the identity of a run adds the signature of its
+data and tokenizer and the rows of a step."""
 
 SIGNED = [
     "seed=1", "lr=1e-2", "steps=7", "sequence_len=128", "packing=wrapped", "model=llama_pico",
@@ -92,32 +86,32 @@ SIGNED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("word", UNSIGNED)
-def test_where_and_how_often_do_not_count(word: str):
-    other = load_config(word)
+@pytest.mark.parametrize("override", UNSIGNED)
+def test_unsigned_keys_do_not_count(override: str):
+    other = load_config(override)
     assert other != load_config()
     assert compute_signature("train", other) == compute_signature("train", load_config())
 
 
-@pytest.mark.parametrize("word", SIGNED)
-def test_what_determines_the_model_counts(word: str):
-    assert compute_signature("train", load_config(word)) != compute_signature("train", load_config())
+@pytest.mark.parametrize("override", SIGNED)
+def test_keys_that_determine_the_model_count(override: str):
+    assert compute_signature("train", load_config(override)) != compute_signature("train", load_config())
 
 
 def test_every_field_is_on_one_of_the_lists():
-    """A new field must be decided upon: does it change what is made?"""
-    named = {word.partition("=")[0].partition(".")[0] for word in (*UNSIGNED, *SIGNED)} | {"epochs", "detach"}
-    assert named == set(TrainConfig.model_fields)
+    """For a new field, decide whether it changes the result."""
+    listed = {override.partition("=")[0].partition(".")[0] for override in (*UNSIGNED, *SIGNED)}
+    assert listed | {"epochs", "detach"} == set(TrainConfig.model_fields)
 
 
-def test_a_reader_sees_no_difference_between_spellings():
+def test_the_spelling_of_a_number_does_not_count():
     assert compute_signature(load_config("lr=1e-3")) == compute_signature(load_config("lr=0.001"))
     assert compute_signature(load_config("epochs=1", "steps=null")) == compute_signature(
         load_config("epochs=1.0", "steps=null")
     )
 
 
-def test_values_that_are_not_json_are_refused():
+def test_values_that_are_not_json_are_rejected():
     value: Any = object()
     with pytest.raises(TypeError):
         compute_signature(value)
