@@ -1,10 +1,10 @@
 """Question: do the shipped filters keep text and drop junk, in Korean and English, and how fast?
 
-Runs filters=web over real documents of more than 500 characters and over generated junk of nine kinds in both
-languages, and times filters, cleaning and masking on one core. Prints tables and writes results/filters.json.
+Runs filters=web on real documents of more than 500 characters and on generated junk of nine kinds in both languages,
+and times filters, cleaning and masking on one core. Prints tables and writes results/filters.json.
 
-    python benchmarks/filters.py FOLDER     (a minute; FOLDER holds ko.parquet, ko_heldout.parquet and the same of
-                                             en, with the columns text and source)
+    python benchmarks/filters.py FOLDER     (a minute; FOLDER has ko.parquet, ko_heldout.parquet, en.parquet and
+                                             en_heldout.parquet, with the columns text and source)
 
 Must hold: at least 90 % of the held-out documents of each language are kept, at least 90 % of the junk of each kind
 and language is dropped.
@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("ko_heldout", "en_heldout", "ko", "en")
-SEED, OF_EACH = 0, 300
+SEED, SAMPLES_PER_KIND = 0, 300
 
 # --- junk --------------------------------------------------------------------------------------------------
 
@@ -55,81 +55,81 @@ RUNS = {"ko": "ㅋㅎㅠㅜ하아오ㅇ~", "en": "aholxz!-="}
 SYMBOLS = "★☆■□▶◀※@#$%^&*()_+=~|\\/<>[]{};:?!.,-→♥♪◆●○"
 
 
-def repeated_words(draw: random.Random, language: str) -> str:
+def repeated_words(rng: random.Random, language: str) -> str:
     """One to four words in any order."""
-    few = draw.sample(WORDS[language], draw.randint(1, 4))
-    return " ".join(draw.choices(few, k=draw.randint(120, 400)))
+    chosen = rng.sample(WORDS[language], rng.randint(1, 4))
+    return " ".join(rng.choices(chosen, k=rng.randint(120, 400)))
 
 
-def repeated_lines(draw: random.Random, language: str) -> str:
+def repeated_lines(rng: random.Random, language: str) -> str:
     """Two to six lines in any order."""
-    few = [f"{_words(draw, language, 3, 10)}." for _ in range(draw.randint(2, 6))]
-    return "\n".join(draw.choices(few, k=draw.randint(40, 80)))
+    chosen = [f"{_words(rng, language, 3, 10)}." for _ in range(rng.randint(2, 6))]
+    return "\n".join(rng.choices(chosen, k=rng.randint(40, 80)))
 
 
-def repeated_phrases(draw: random.Random, language: str) -> str:
-    """A phrase again and again, at times a word between."""
-    phrase = _words(draw, language, 4, 9)
-    gaps = (f" {draw.choice(WORDS[language])}" if draw.random() < 0.3 else "" for _ in range(60))
+def repeated_phrases(rng: random.Random, language: str) -> str:
+    """One phrase repeated, sometimes with a word in between."""
+    phrase = _words(rng, language, 4, 9)
+    gaps = (f" {rng.choice(WORDS[language])}" if rng.random() < 0.3 else "" for _ in range(60))
     return " ".join(phrase + gap for gap in gaps)
 
 
-def repeated_characters(draw: random.Random, language: str) -> str:
-    """Runs of one letter, apart or not."""
-    runs = (draw.choice(RUNS[language]) * draw.randint(5, 60) for _ in range(draw.randint(25, 60)))
-    return draw.choice(["", " ", "\n"]).join(runs)
+def repeated_characters(rng: random.Random, language: str) -> str:
+    """Runs of one letter, separated or not."""
+    runs = (rng.choice(RUNS[language]) * rng.randint(5, 60) for _ in range(rng.randint(25, 60)))
+    return rng.choice(["", " ", "\n"]).join(runs)
 
 
-def symbol_noise(draw: random.Random, language: str) -> str:
-    """Four groups of symbols to each word."""
+def symbol_noise(rng: random.Random, language: str) -> str:
+    """Four groups of symbols for each word."""
     return " ".join(
-        draw.choice(WORDS[language])
-        if draw.random() < 0.2
-        else "".join(draw.choices(SYMBOLS, k=draw.randint(1, 12)))
-        for _ in range(draw.randint(120, 300))
+        rng.choice(WORDS[language])
+        if rng.random() < 0.2
+        else "".join(rng.choices(SYMBOLS, k=rng.randint(1, 12)))
+        for _ in range(rng.randint(120, 300))
     )
 
 
-def link_list(draw: random.Random, language: str) -> str:
+def link_list(rng: random.Random, language: str) -> str:
     """Bare addresses, titles with addresses, or Markdown."""
-    style = draw.randrange(3)
+    style = rng.randrange(3)
     lines = []
-    for index in range(draw.randint(15, 50)):
-        address, title = _address(draw), _words(draw, language, 1, 6)
+    for index in range(rng.randint(15, 50)):
+        address, title = _address(rng), _words(rng, language, 1, 6)
         lines.append((address, f"{index + 1}. {title} - {address}", f"* [{title}]({address})")[style])
     return "\n".join(lines)
 
 
-def number_table(draw: random.Random, language: str) -> str:
-    """A head of words, then rows of numbers, some with a word in front."""
-    gap = draw.choice(["\t", ", ", " ", " | "])
+def number_table(rng: random.Random, language: str) -> str:
+    """A header of words, then rows of numbers, some starting with a word."""
+    gap = rng.choice(["\t", ", ", " ", " | "])
 
     def number() -> str:
-        return draw.choice(
-            [str(draw.randint(0, 99999)), f"{draw.random() * 1000:.2f}", f"{draw.randint(1000, 999999):,}"]
+        return rng.choice(
+            [str(rng.randint(0, 99999)), f"{rng.random() * 1000:.2f}", f"{rng.randint(1000, 999999):,}"]
         )
 
     rows = [
-        [draw.choice(WORDS[language]) if draw.random() < 0.5 else str(row), *(number() for _ in range(4))]
-        for row in range(draw.randint(30, 90))
+        [rng.choice(WORDS[language]) if rng.random() < 0.5 else str(row), *(number() for _ in range(4))]
+        for row in range(rng.randint(30, 90))
     ]
-    return "\n".join(gap.join(row) for row in [draw.choices(WORDS[language], k=5), *rows])
+    return "\n".join(gap.join(row) for row in [rng.choices(WORDS[language], k=5), *rows])
 
 
-def keyboard_mash(draw: random.Random, language: str) -> str:
-    """Random keys; in Korean also the syllables that they make."""
+def keyboard_mash(rng: random.Random, language: str) -> str:
+    """Random keys; in Korean also random syllables."""
 
     def word() -> str:
-        if language == "ko" and draw.random() < 0.4:
-            return "".join(chr(draw.randint(0xAC00, 0xD7A3)) for _ in range(draw.randint(1, 4)))
-        return "".join(draw.choices(KEYS[language], k=draw.randint(2, 10)))
+        if language == "ko" and rng.random() < 0.4:
+            return "".join(chr(rng.randint(0xAC00, 0xD7A3)) for _ in range(rng.randint(1, 4)))
+        return "".join(rng.choices(KEYS[language], k=rng.randint(2, 10)))
 
-    return " ".join(word() for _ in range(draw.randint(120, 300)))
+    return " ".join(word() for _ in range(rng.randint(120, 300)))
 
 
-def menu(draw: random.Random, language: str) -> str:
-    """What stands around the text of a page: one to three words a line."""
-    return "\n".join(_words(draw, language, 1, 3) for _ in range(draw.randint(100, 200)))
+def menu(rng: random.Random, language: str) -> str:
+    """The navigation around the text of a page: one to three words per line."""
+    return "\n".join(_words(rng, language, 1, 3) for _ in range(rng.randint(100, 200)))
 
 
 JUNK: dict[str, Callable[[random.Random, str], str]] = {
@@ -148,51 +148,55 @@ JUNK: dict[str, Callable[[random.Random, str], str]] = {
 }
 
 
-def _words(draw: random.Random, language: str, least: int, most: int) -> str:
-    return " ".join(draw.choices(WORDS[language], k=draw.randint(least, most)))
+def _words(rng: random.Random, language: str, min_words: int, max_words: int) -> str:
+    return " ".join(rng.choices(WORDS[language], k=rng.randint(min_words, max_words)))
 
 
-def _address(draw: random.Random) -> str:
-    host = "".join(draw.choices(string.ascii_lowercase, k=draw.randint(5, 12)))
+def _address(rng: random.Random) -> str:
+    host = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(5, 12)))
     parts = (
-        "".join(draw.choices(string.ascii_lowercase + string.digits, k=draw.randint(3, 12)))
-        for _ in range(draw.randint(1, 4))
+        "".join(rng.choices(string.ascii_lowercase + string.digits, k=rng.randint(3, 12)))
+        for _ in range(rng.randint(1, 4))
     )
-    return f"https://www.{host}{draw.choice(['.com', '.co.kr', '.net'])}/{'/'.join(parts)}"
+    return f"https://www.{host}{rng.choice(['.com', '.co.kr', '.net'])}/{'/'.join(parts)}"
 
 
-# --- what is measured --------------------------------------------------------------------------------------
+# --- measurements ------------------------------------------------------------------------------------------
 
 
-def on_junk(dropped_by: Callable[[str], str | None]) -> dict[str, dict[str, Any]]:
-    """Per kind and language: the share dropped, and by which rules."""
-    draw, result = random.Random(SEED), {}
+def measure_junk(find_dropping_rule: Callable[[str], str | None]) -> dict[str, dict[str, Any]]:
+    """Returns the dropped share for each kind and language, and the rules that dropped it."""
+    rng, result = random.Random(SEED), {}
     for kind, make in JUNK.items():
         for language in ("ko", "en"):
-            rules = Counter(dropped_by(make(draw, language)) for _ in range(OF_EACH))
+            rules = Counter(find_dropping_rule(make(rng, language)) for _ in range(SAMPLES_PER_KIND))
             kept = rules.pop(None, 0)
             result[f"{kind} {language}"] = {
-                "dropped": round(1 - kept / OF_EACH, 4),
+                "dropped": round(1 - kept / SAMPLES_PER_KIND, 4),
                 "by": dict(rules.most_common()),
             }
     return result
 
 
-def on_text(dropped_by: Callable[[str], str | None], rows: list[dict[str, str]]) -> dict[str, Any]:
-    """The share kept in all and per source, and the rules that dropped the rest."""
-    verdicts = [(row["source"], dropped_by(row["text"])) for row in rows]
-    of_source = Counter(source for source, _ in verdicts)
+def measure_text(
+    find_dropping_rule: Callable[[str], str | None], rows: list[dict[str, str]]
+) -> dict[str, Any]:
+    """Returns the kept share in total and per source, and the rules that dropped the rest."""
+    verdicts = [(row["source"], find_dropping_rule(row["text"])) for row in rows]
+    source_counts = Counter(source for source, _ in verdicts)
     kept = Counter(source for source, rule in verdicts if rule is None)
     return {
         "documents": len(rows),
         "kept": round(kept.total() / len(rows), 4),
-        "kept of": {source: round(kept[source] / count, 4) for source, count in sorted(of_source.items())},
+        "kept of": {
+            source: round(kept[source] / count, 4) for source, count in sorted(source_counts.items())
+        },
         "dropped by": dict(Counter(rule for _, rule in verdicts if rule).most_common()),
     }
 
 
-def rate(function: Callable[[str], Any], texts: Iterable[str]) -> dict[str, float]:
-    """MB and documents per CPU second, the best of three."""
+def measure_rate(function: Callable[[str], Any], texts: Iterable[str]) -> dict[str, float]:
+    """Returns MB and documents per CPU second, the best of three."""
     texts = list(texts)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     seconds = []
@@ -218,8 +222,8 @@ def main() -> None:
         sys.exit(f"usage: python {sys.argv[0]} FOLDER")
     folder = Path(sys.argv[1])
     data = validate_config(TrainConfig, compose_config("train", ["filters=web"])).data
-    dropped_by = Filters(data.filters).find_dropping_rule
-    dropped_by("warm up")
+    find_dropping_rule = Filters(data.filters).find_dropping_rule
+    find_dropping_rule("warm up")
     rows = {file: parquet.read_table(folder / f"{file}.parquet").to_pylist() for file in FILES}
     long = {file: [row for row in rows[file] if len(row["text"]) > 500] for file in FILES}
     result = {
@@ -227,24 +231,24 @@ def main() -> None:
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version(), "numpy": version("numpy")},
-        "text over 500 characters": {file: on_text(dropped_by, long[file]) for file in FILES},
-        "junk": on_junk(dropped_by),
+        "text over 500 characters": {file: measure_text(find_dropping_rule, long[file]) for file in FILES},
+        "junk": measure_junk(find_dropping_rule),
         "rates": {
-            f"{name} {file}": rate(function, (row["text"] for row in found[file]))
+            f"{name} {file}": measure_rate(function, (row["text"] for row in found[file]))
             for name, function, found in (
-                ("filters, over 500 characters,", dropped_by, long),
+                ("filters, over 500 characters,", find_dropping_rule, long),
                 ("cleaning", build_cleaner(data), rows),
                 ("masking", mask_pii, rows),
             )
             for file in ("ko", "en")
         },
     }
-    show(result)
+    print_tables(result)
     target = ROOT / "benchmarks" / "results" / "filters.json"
     target.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def show(result: dict[str, Any]) -> None:
+def print_tables(result: dict[str, Any]) -> None:
     print(f"{'text over 500 characters':<36}{'kept':>7}   (held-out: at least 0.90)")
     for file, found in result["text over 500 characters"].items():
         print(f"  {file:<34}{found['kept']:7.3f}   of {found['documents']}: {found['dropped by']}")

@@ -1,24 +1,24 @@
-"""Question: how much lower does Muon bring the loss than AdamW, and do its three presets differ?
+"""Question: how much lower is the loss with Muon than with AdamW, and do its three presets differ?
 
-A Llama of 1.97 million parameters (4 layers, hidden 192, vocabulary 1024) learns 4 rows of 256 tokens a step, with a
-cosine to a tenth after a warm-up of 8 %, clipped to 1; `krill-train` runs once for each line below, rate and seed.
-With one seed all runs have the same initial weights and the same rows in the same order.
+A Llama with 1.97 million parameters (4 layers, hidden size 192, vocabulary 1024) trains on 4 rows of 256 tokens per
+step, with a cosine decay to a tenth after a warm-up of 8 %, gradients clipped to 1; `krill-train` runs once for each
+line below, learning rate and seed. With the same seed all runs have the same initial weights and rows.
 
-    adamw, muon_*     250 steps at each of five and of four rates
+    adamw, muon_*     250 steps at each of five (AdamW) or four learning rates
     adamw @500        twice the steps; muon_* @125: half
     cautious, normuon, polar_express
-                      that option of muon_moonlight, on top of the preset
+                      muon_moonlight with that option
     upstream          muon_pto by pytorch_optimizer
 
-Figures are validation losses in nats per token, means over the seeds. Finished runs are kept, so that the same
-command goes on where it was stopped. Prints tables and writes results/muon_quality.json.
+Figures are validation losses in nats per token, means over the seeds. Finished runs are kept, so the same command
+resumes after an interruption. Prints tables and writes results/muon_quality.json.
 
     python benchmarks/muon_quality.py                       (90 minutes on one core, half of it with --jobs 2)
-    python benchmarks/muon_quality.py data=files 'data.paths=[a.parquet]'      (any keys of krill-train, for all runs)
+    python benchmarks/muon_quality.py data=files 'data.paths=[a.parquet]'      (any overrides, for all runs)
 
 Must hold: every muon_* at its best rate is 0.30 below AdamW at its best; every muon_* @125 is not above AdamW's best
-@250; the presets at their best rates are within 0.06 of each other; another preset at the same rate costs 0.10 at
-most at each of the rates, and so does the default rate against the best; upstream is within 0.01 of muon_pto.
+@250; the presets at their best rates are within 0.06 of each other; another preset at the same rate costs at most
+0.10 at each rate, and so does the default rate compared with the best; upstream is within 0.01 of muon_pto.
 """
 
 from __future__ import annotations
@@ -61,47 +61,52 @@ optimizer:
 SEEDS = (1, 2, 3)
 
 
-class Way(NamedTuple):
+class Variant(NamedTuple):
     """One line of the table."""
 
     name: str
-    keys: tuple[str, ...]
+    overrides: tuple[str, ...]
     rates: tuple[float, ...]
     steps: int = 250
 
 
-def _ways() -> list[Way]:
-    def option(name: str, *keys: str) -> Way:
-        return Way(name, ("optimizer=muon_moonlight", *keys), MUON_RATES[1:3])
+def _list_variants() -> list[Variant]:
+    def option(name: str, *overrides: str) -> Variant:
+        return Variant(name, ("optimizer=muon_moonlight", *overrides), MUON_RATES[1:3])
 
     return [
-        Way("adamw", ("optimizer=adamw",), ADAMW_RATES),
-        *(Way(preset, (f"optimizer={preset}",), MUON_RATES) for preset in PRESETS),
-        *(Way(f"{preset} @125", (f"optimizer={preset}",), MUON_RATES[1:3], 125) for preset in PRESETS),
+        Variant("adamw", ("optimizer=adamw",), ADAMW_RATES),
+        *(Variant(preset, (f"optimizer={preset}",), MUON_RATES) for preset in PRESETS),
+        *(Variant(f"{preset} @125", (f"optimizer={preset}",), MUON_RATES[1:3], 125) for preset in PRESETS),
         option("cautious", "optimizer.cautious=true"),
         option("normuon", "optimizer.normuon=true"),
         option("polar_express", "optimizer.ns_coefficients=polar_express"),
-        Way("upstream", ("optimizer=upstream",), MUON_RATES[1:2]),
-        Way("adamw @500", ("optimizer=adamw",), ADAMW_RATES[1:3], 500),
+        Variant("upstream", ("optimizer=upstream",), MUON_RATES[1:2]),
+        Variant("adamw @500", ("optimizer=adamw",), ADAMW_RATES[1:3], 500),
     ]
 
 
 class Run(NamedTuple):
-    """One training."""
+    """One training of a variant."""
 
-    way: Way
+    variant: Variant
     rate: float
     seed: int
 
     def loss(self, folder: Path, extra: list[str]) -> float:
-        """Train below `folder`, unless that is done, and read the validation loss of the end."""
-        place = folder / f"{self.way.name.replace(' ', '')}-{self.rate:g}-{self.seed}"
-        status = place / "status.json"
+        """Trains below `folder`, unless that run is finished, and returns its final validation loss."""
+        run_folder = folder / f"{self.variant.name.replace(' ', '')}-{self.rate:g}-{self.seed}"
+        status = run_folder / "status.json"
         if not status.exists() or json.loads(status.read_text())["state"] != "finished":
             script = Path(sys.executable).with_name("krill-train")
-            words = [*self.way.keys, f"lr={self.rate}", f"seed={self.seed}", f"steps={self.way.steps}"]
+            run_overrides = [
+                *self.variant.overrides,
+                f"lr={self.rate}",
+                f"seed={self.seed}",
+                f"steps={self.variant.steps}",
+            ]
             subprocess.run(
-                [script, *MODEL, *words, f"output={place.absolute()}", *extra],
+                [script, *MODEL, *run_overrides, f"output={run_folder.absolute()}", *extra],
                 cwd=folder, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
@@ -111,36 +116,38 @@ class Run(NamedTuple):
 Losses = dict[str, dict[float, list[float]]]
 
 
-def trained(folder: Path, extra: list[str], jobs: int) -> Losses:
-    """Way → rate → loss of each seed."""
+def run_all(folder: Path, extra: list[str], jobs: int) -> Losses:
+    """Runs everything; returns variant → rate → loss of each seed."""
     config = folder / "conf" / "optimizer" / "upstream.yaml"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(UPSTREAM_CONFIG, encoding="utf-8")
-    runs = [Run(way, rate, seed) for way in _ways() for rate in way.rates for seed in SEEDS]
-    runs[0].loss(folder, extra)  # makes the tokenizer and the tokens that all others find
+    runs = [
+        Run(variant, rate, seed) for variant in _list_variants() for rate in variant.rates for seed in SEEDS
+    ]
+    runs[0].loss(folder, extra)  # prepares the tokenizer and the tokens for all others
     losses: Losses = defaultdict(lambda: defaultdict(list))
     with ThreadPoolExecutor(jobs) as pool:
         for run, loss in zip(runs, pool.map(lambda run: run.loss(folder, extra), runs), strict=True):
-            print(f"{run.way.name:<22} lr {run.rate:<7g} seed {run.seed}  {loss:.4f}", flush=True)
-            losses[run.way.name][run.rate].append(loss)
+            print(f"{run.variant.name:<22} lr {run.rate:<7g} seed {run.seed}  {loss:.4f}", flush=True)
+            losses[run.variant.name][run.rate].append(loss)
     return losses
 
 
-def best(rates: dict[float, list[float]]) -> tuple[float, float]:
-    """The rate with the lowest mean loss, and that loss."""
+def find_best(rates: dict[float, list[float]]) -> tuple[float, float]:
+    """Returns the rate with the lowest mean loss, and that loss."""
     rate = min(rates, key=lambda rate: statistics.mean(rates[rate]))
     return rate, statistics.mean(rates[rate])
 
 
-def findings(losses: Losses) -> dict[str, Any]:
-    """What must hold, as figures in nats."""
-    tops = {name: best(rates) for name, rates in losses.items()}
-    presets = {name: tops[name] for name in PRESETS}
+def compute_findings(losses: Losses) -> dict[str, Any]:
+    """Returns the figures for what must hold, in nats."""
+    bests = {name: find_best(rates) for name, rates in losses.items()}
+    presets = {name: bests[name] for name in PRESETS}
     option_bases = {rate: losses["muon_moonlight"][rate] for rate in MUON_RATES[1:3]}
     return {
-        "below_adamw": {name: round(tops["adamw"][1] - loss, 4) for name, (_, loss) in presets.items()},
+        "below_adamw": {name: round(bests["adamw"][1] - loss, 4) for name, (_, loss) in presets.items()},
         "half_the_steps_below_adamw": {
-            name: round(tops["adamw"][1] - tops[f"{name} @125"][1], 4) for name in PRESETS
+            name: round(bests["adamw"][1] - bests[f"{name} @125"][1], 4) for name in PRESETS
         },
         "apart": round(
             max(loss for _, loss in presets.values()) - min(loss for _, loss in presets.values()), 4
@@ -151,54 +158,54 @@ def findings(losses: Losses) -> dict[str, Any]:
             for name, (_, loss) in presets.items()
         },
         "upstream_minus_muon_pto": round(
-            tops["upstream"][1] - statistics.mean(losses["muon_pto"][tops["upstream"][0]]), 4
+            bests["upstream"][1] - statistics.mean(losses["muon_pto"][bests["upstream"][0]]), 4
         ),
         "option_minus_plain": {
-            name: round(tops[name][1] - best(option_bases)[1], 4)
+            name: round(bests[name][1] - find_best(option_bases)[1], 4)
             for name in ("cautious", "normuon", "polar_express")
         },
         "adamw_with_twice_the_steps_minus_best_muon": round(
-            tops["adamw @500"][1] - min(loss for _, loss in presets.values()), 4
+            bests["adamw @500"][1] - min(loss for _, loss in presets.values()), 4
         ),
     }
 
 
 def _spread(losses: Losses, rate: float) -> float:
-    """How far the presets are apart at one rate."""
+    """Returns the difference between the best and the worst preset at one rate."""
     means = [statistics.mean(losses[name][rate]) for name in PRESETS]
     return max(means) - min(means)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--runs", type=Path, default=Path("outputs/muon_quality"), help="where the runs are kept"
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/muon_quality"), help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, one thread each")
     parser.add_argument("--result", default="muon_quality", help="name of the file in results/")
-    parser.add_argument("keys", nargs="*", help="keys of krill-train for all runs")
-    asked = parser.parse_args()
-    losses = trained(asked.runs.absolute(), asked.keys, asked.jobs)
+    parser.add_argument("overrides", nargs="*", help="overrides of krill-train for all runs")
+    arguments = parser.parse_args()
+    losses = run_all(arguments.runs.absolute(), arguments.overrides, arguments.jobs)
     print()
     for name, rates in losses.items():
-        cells = (f"{rate:g}: {statistics.mean(of_rate):.3f}" for rate, of_rate in rates.items())
+        cells = (f"{rate:g}: {statistics.mean(seed_losses):.3f}" for rate, seed_losses in rates.items())
         print(f"{name:<22} {'   '.join(cells)}")
-    found = findings(losses)
+    found = compute_findings(losses)
     print(json.dumps(found, indent=2))
     result = {
         "question": "validation loss in nats per token: way, learning rate, one figure for each seed",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "processor": "cpu", "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("krill", "torch", "transformers", "pytorch_optimizer")},
-        "keys": [*MODEL, *asked.keys],
+        "keys": [*MODEL, *arguments.overrides],
         "seeds": SEEDS,
         "findings": found,
         "losses": {
-            name: {f"{rate:g}": [round(loss, 4) for loss in of_rate] for rate, of_rate in rates.items()}
+            name: {
+                f"{rate:g}": [round(loss, 4) for loss in seed_losses] for rate, seed_losses in rates.items()
+            }
             for name, rates in losses.items()
         },
     }
-    path = Path(__file__).parent / "results" / f"{asked.result}.json"
+    path = Path(__file__).parent / "results" / f"{arguments.result}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

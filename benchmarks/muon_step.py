@@ -1,15 +1,16 @@
-"""Question: what does an optimizer step cost for a whole model, and what share of a training step is that?
+"""Question: what does an optimizer step cost for a whole model, and what share of a training step is it?
 
 For each model, built once, these optimizers step on the same gradients, one after the other (their states together do
-not fit a device), median of several rounds:
+not fit on a device), median of several rounds:
 
     adamw             krill's optimizer=adamw (fused)
     muon_*            krill's presets, and options of muon_moonlight
     torch             torch.optim.Muon on the hidden matrices, fused AdamW on the rest
     upstream          pytorch_optimizer 4.1 on the parameter groups of optimizer=muon_pto
 
-`share` is that step over itself and the forward and backward passes of 262,144 tokens, which are timed in rows of
-2048 (bf16 autocast on CUDA). Prints a table and writes results/muon_step.json; with another --result, that file.
+`share` is the step's part of the step together with the forward and backward passes of 262,144 tokens, which are
+timed in rows of 2048 (bf16 autocast on CUDA). Prints a table and writes results/muon_step.json, or the file of
+--result.
 
     python benchmarks/muon_step.py                                  (needs a CUDA device with 48 GB; 10 minutes)
     python benchmarks/muon_step.py --models llama_nano --device cpu --rounds 3 --tokens 4096 --result /tmp/a.json
@@ -42,8 +43,8 @@ from krill.models.build import build_model
 from krill.optim.build import build_optimizer
 from krill.optim.groups import build_param_groups
 
-VOCABULARY, ROW = 32_000, 2048
-WAYS = {
+VOCAB_SIZE, ROW = 32_000, 2048
+VARIANTS = {
     "adamw": ("optimizer=adamw",),
     "muon_moonlight": ("optimizer=muon_moonlight",),
     "muon_keller": ("optimizer=muon_keller",),
@@ -72,12 +73,12 @@ class TorchMuon:
             optimizer.step()
 
 
-def configured(*words: str) -> TrainConfig:
-    return validate_config(TrainConfig, compose_config("train", list(words)))
+def build_config(*overrides: str) -> TrainConfig:
+    return validate_config(TrainConfig, compose_config("train", list(overrides)))
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    """What `work` takes until the device is done with it."""
+def measure_seconds(work: Callable[[], object], device: str) -> float:
+    """Returns the seconds of `work`, including the device's work."""
     _wait(device)
     began = time.perf_counter()
     work()
@@ -90,38 +91,43 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measured(preset: str, device: str, rounds: int, tokens: int) -> dict[str, Any]:
-    """Parameters, milliseconds of the passes, and of each optimizer's step."""
-    configs = {name: configured(f"model={preset}", f"sequence_len={ROW}", *way) for name, way in WAYS.items()}
+def measure(preset: str, device: str, rounds: int, tokens: int) -> dict[str, Any]:
+    """Returns the number of parameters and the milliseconds of the passes and of each optimizer's step."""
+    configs = {
+        name: build_config(f"model={preset}", f"sequence_len={ROW}", *overrides)
+        for name, overrides in VARIANTS.items()
+    }
     torch.manual_seed(0)
-    model = build_model(configs["adamw"].model, VOCABULARY, bos_id=0, eos_id=1, pad_id=2).to(device)
-    ids = torch.randint(VOCABULARY, (1, ROW), device=device)
+    model = build_model(configs["adamw"].model, VOCAB_SIZE, bos_id=0, eos_id=1, pad_id=2).to(device)
+    ids = torch.randint(VOCAB_SIZE, (1, ROW), device=device)
 
-    def passes() -> None:
+    def run_passes() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
 
-    passes()
-    of_passes = statistics.median(seconds(passes, device) for _ in range(rounds)) * tokens / ROW
+    run_passes()
+    passes_seconds = (
+        statistics.median(measure_seconds(run_passes, device) for _ in range(rounds)) * tokens / ROW
+    )
     steps = {
-        name: step_seconds(build_optimizer(model, config.optimizer), device, rounds)
+        name: measure_step_seconds(build_optimizer(model, config.optimizer), device, rounds)
         for name, config in configs.items()
     }
     groups = build_optimizer(model, configs["muon_pto"].optimizer).param_groups
-    steps["upstream"] = step_seconds(build_upstream_muon(groups), device, rounds)
-    steps["torch"] = step_seconds(TorchMuon(model, configs["muon_moonlight"]), device, rounds)
+    steps["upstream"] = measure_step_seconds(build_upstream_muon(groups), device, rounds)
+    steps["torch"] = measure_step_seconds(TorchMuon(model, configs["muon_moonlight"]), device, rounds)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "passes_ms": round(1000 * of_passes, 2),
+        "passes_ms": round(1000 * passes_seconds, 2),
         "step_ms": {name: round(1000 * value, 3) for name, value in steps.items()},
-        "share": {name: round(value / (value + of_passes), 4) for name, value in steps.items()},
+        "share": {name: round(value / (value + passes_seconds), 4) for name, value in steps.items()},
     }
 
 
-def step_seconds(optimizer: Any, device: str, rounds: int) -> float:
+def measure_step_seconds(optimizer: Any, device: str, rounds: int) -> float:
     optimizer.step()
-    return statistics.median(seconds(optimizer.step, device) for _ in range(rounds))
+    return statistics.median(measure_seconds(optimizer.step, device) for _ in range(rounds))
 
 
 def main() -> None:
@@ -129,15 +135,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["tiny_ko", "llama_1b"])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=262_144, help="of a training step")
+    parser.add_argument("--tokens", type=int, default=262_144, help="per training step")
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "muon_step.json")
-    asked = parser.parse_args()
-    found = {name: measured(name, asked.device, asked.rounds, asked.tokens) for name in asked.models}
-    for name, figures in found.items():
+    arguments = parser.parse_args()
+    results = {
+        name: measure(name, arguments.device, arguments.rounds, arguments.tokens) for name in arguments.models
+    }
+    for name, figures in results.items():
         print(f"{name}: {figures['parameters']:,} parameters, passes {figures['passes_ms']:,} ms")
-        for way, value in figures["step_ms"].items():
-            print(f"    {way:<16} {value:>10.3f} ms   {100 * figures['share'][way]:6.2f} % of the step")
-    cuda = asked.device == "cuda"
+        for optimizer, value in figures["step_ms"].items():
+            share = 100 * figures["share"][optimizer]
+            print(f"    {optimizer:<16} {value:>10.3f} ms   {share:6.2f} % of the step")
+    cuda = arguments.device == "cuda"
     result = {
         "question": "milliseconds of one optimizer step, and its share of a training step",
         "date": date.today().isoformat(),
@@ -147,10 +156,10 @@ def main() -> None:
             "cores": os.cpu_count(),
         },
         "versions": {name: version(name) for name in ("krill", "torch", "transformers", "pytorch_optimizer")},
-        "tokens_per_step": asked.tokens,
-        "models": found,
+        "tokens_per_step": arguments.tokens,
+        "models": results,
     }
-    asked.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    arguments.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

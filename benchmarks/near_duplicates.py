@@ -1,14 +1,14 @@
 """Question: which copies does near-duplicate removal find, does it drop anything else, and at what speed?
 
 Reads ko.parquet and en.parquet (columns id and text; a copy of document X with some share of its words edited has
-the id dup:<kind>:X) from a folder. For each language and shingle: recall beside what theory gives for the Jaccard
-similarities measured, the least similarity of any dropped document to the copy that is kept, and MB of UTF-8 text
-per CPU second, keys and verification together. Then the same keys with shingles cut in Python, as reference, and
-time and memory for two million short documents. Prints tables and writes results/near_duplicates.json.
+the id dup:<kind>:X) from a folder. For each language and shingle setting: recall compared with the theoretical recall
+for the measured Jaccard similarities, the lowest similarity of a dropped document to the copy that is kept, and MB of
+UTF-8 text per CPU second, keys and verification together. Then the same keys with shingles cut in Python, as a
+reference, and time and memory for two million short documents. Prints tables and writes results/near_duplicates.json.
 
     python benchmarks/near_duplicates.py FOLDER          (about 2 minutes)
 
-Must hold: recall 1.00 for exact and ws, at least 0.98 for near01; least similarity at least 0.5; 5 MB/s.
+Must hold: recall 1.00 for exact and ws, at least 0.98 for near01; lowest similarity at least 0.5; 5 MB/s.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ SETTINGS = [
 KINDS = ["exact", "ws", "near01", "near05", "near10", "near20", "near30"]
 
 
-def cpu_seconds(work: Callable[[], Any], times: int = 3) -> tuple[float, Any]:
-    """Least CPU seconds of some runs, all threads together, and the result."""
+def measure_cpu_seconds(work: Callable[[], Any], times: int = 3) -> tuple[float, Any]:
+    """Returns the lowest CPU seconds of several runs, over all threads, and the result."""
     best, result = float("inf"), None
     for _ in range(times):
         began = time.process_time()
@@ -57,106 +57,109 @@ def cpu_seconds(work: Callable[[], Any], times: int = 3) -> tuple[float, Any]:
     return best, result
 
 
-def megabytes(texts: list[str]) -> float:
+def count_megabytes(texts: list[str]) -> float:
     return sum(len(text.encode()) for text in texts) / 1e6
 
 
-def jaccard(one: str, other: str, near: MinHashConfig) -> float:
-    """Similarity of two texts by their shingles, computed anew."""
-    hashes, offsets = hash_shingles([one, other], near.unit, near.size)
+def compute_jaccard(one: str, other: str, config: MinHashConfig) -> float:
+    """Computes the Jaccard similarity of two texts from their shingles."""
+    hashes, offsets = hash_shingles([one, other], config.unit, config.size)
     return compute_jaccard_similarity(sort_unique(hashes[: offsets[1]]), sort_unique(hashes[offsets[1] :]))
 
 
-def measure(ids: list[str], texts: list[str], near: MinHashConfig) -> dict[str, Any]:
-    """Speed, recall and precision of one setting on one language."""
-    signing, keys = cpu_seconds(lambda: MinHashSigner(near).compute_keys(texts))
+def measure(ids: list[str], texts: list[str], config: MinHashConfig) -> dict[str, Any]:
+    """Returns speed, recall and precision of one setting for one language."""
+    signing, keys = measure_cpu_seconds(lambda: MinHashSigner(config).compute_keys(texts))
     bands = np.ascontiguousarray(keys.T)
-    merging, copies = cpu_seconds(
+    merging, copies = measure_cpu_seconds(
         lambda: find_near_duplicates(
-            len(texts), lambda band: bands[band], lambda some: [texts[index] for index in some], near
+            len(texts), lambda band: bands[band], lambda some: [texts[index] for index in some], config
         )
     )
     dropped = np.flatnonzero(copies >= 0).tolist()
-    size = megabytes(texts)
+    size = count_megabytes(texts)
     return {
-        "near": near.model_dump(),
+        "near": config.model_dump(),
         "megabytes": round(size, 1),
         "documents": len(texts),
         "dropped": len(dropped),
         "least_similarity": round(
-            min(jaccard(texts[index], texts[copies[index]], near) for index in dropped), 3
+            min(compute_jaccard(texts[index], texts[copies[index]], config) for index in dropped), 3
         ),
         "mb_per_cpu_second": {
             "keys": round(size / signing, 1),
             "near_copies": round(size / merging, 1),
             "together": round(size / (signing + merging), 1),
         },
-        "copies": recall(ids, texts, copies, near),
+        "copies": measure_recall(ids, texts, copies, config),
     }
 
 
-def recall(
-    ids: list[str], texts: list[str], copies: np.ndarray, near: MinHashConfig
+def measure_recall(
+    ids: list[str], texts: list[str], copies: np.ndarray, config: MinHashConfig
 ) -> dict[str, dict[str, float]]:
-    """Per kind: pairs with both sides present, their similarities, the share that is similar and no pair any more."""
-    assert near.threshold is not None
-    place = {name: index for index, name in enumerate(ids)}
-    found: defaultdict[str, list[tuple[float, bool]]] = defaultdict(list)
-    for name, index in place.items():
+    """Returns for each kind the number of complete pairs, their similarities, and theoretical and actual recall.
+
+    Recall is the share of all pairs that are similar and of which one document was dropped.
+    """
+    assert config.threshold is not None
+    indices = {name: index for index, name in enumerate(ids)}
+    pairs: defaultdict[str, list[tuple[float, bool]]] = defaultdict(list)
+    for name, index in indices.items():
         kind, _, original = name.removeprefix("dup:").partition(":")
-        if name.startswith("dup:") and original in place:
-            pair = (index, place[original])
-            dropped = bool((copies[list(pair)] >= 0).any())
-            found[kind].append((jaccard(texts[pair[0]], texts[pair[1]], near), dropped))
+        if name.startswith("dup:") and original in indices:
+            pair = (index, indices[original])
+            was_dropped = bool((copies[list(pair)] >= 0).any())
+            pairs[kind].append((compute_jaccard(texts[pair[0]], texts[pair[1]], config), was_dropped))
     result = {}
     for kind in KINDS:
-        alike, gone = (np.array(column) for column in zip(*found[kind], strict=True))
-        theory = (1 - (1 - alike**near.rows) ** near.bands) * (alike >= near.threshold)
+        similarity, is_dropped = (np.array(column) for column in zip(*pairs[kind], strict=True))
+        theory = (1 - (1 - similarity**config.rows) ** config.bands) * (similarity >= config.threshold)
         result[kind] = {
-            "pairs": len(alike),
-            "jaccard_p10": round(float(np.percentile(alike, 10)), 3),
-            "jaccard_median": round(float(np.median(alike)), 3),
-            "jaccard_p90": round(float(np.percentile(alike, 90)), 3),
+            "pairs": len(similarity),
+            "jaccard_p10": round(float(np.percentile(similarity, 10)), 3),
+            "jaccard_median": round(float(np.median(similarity)), 3),
+            "jaccard_p90": round(float(np.percentile(similarity, 90)), 3),
             "theory": round(float(theory.mean()), 3),
-            "recall": round(float((gone & (alike >= near.threshold)).mean()), 3),
+            "recall": round(float((is_dropped & (similarity >= config.threshold)).mean()), 3),
         }
     return result
 
 
-def in_python(texts: list[str], near: MinHashConfig) -> Any:
-    """Signatures the usual way: shingles cut as strings, hashed by rensa."""
-    units = [text.split() if near.unit == "word" else "".join(text.split()) for text in texts]
+def sign_in_python(texts: list[str], config: MinHashConfig) -> Any:
+    """Computes signatures the usual way: shingles cut as Python strings, hashed by rensa."""
+    units = [text.split() if config.unit == "word" else "".join(text.split()) for text in texts]
     cut = [
         {
-            " ".join(unit[start : start + near.size])
-            if near.unit == "word"
-            else unit[start : start + near.size]
-            for start in range(max(1, len(unit) - near.size + 1))
+            " ".join(unit[start : start + config.size])
+            if config.unit == "word"
+            else unit[start : start + config.size]
+            for start in range(max(1, len(unit) - config.size + 1))
         }
         for unit in units
     ]
-    return rensa.RMinHash.digest_matrix_from_token_sets(cut, near.bands * near.rows, 1).to_rows()
+    return rensa.RMinHash.digest_matrix_from_token_sets(cut, config.bands * config.rows, 1).to_rows()
 
 
-def reference(texts: list[str], near: MinHashConfig) -> dict[str, float]:
-    """MB per CPU second of the keys alone, ours and the usual way, on the same text."""
-    size = megabytes(texts)
-    ours, _ = cpu_seconds(lambda: MinHashSigner(near).compute_keys(texts))
-    usual, _ = cpu_seconds(lambda: in_python(texts, near), times=1)
+def measure_reference(texts: list[str], config: MinHashConfig) -> dict[str, float]:
+    """Returns MB per CPU second of the keys alone, by krill and the usual way, on the same text."""
+    size = count_megabytes(texts)
+    krill, _ = measure_cpu_seconds(lambda: MinHashSigner(config).compute_keys(texts))
+    python, _ = measure_cpu_seconds(lambda: sign_in_python(texts, config), times=1)
     return {
-        "keys": round(size / ours, 1),
-        "shingles_in_python": round(size / usual, 1),
-        "ratio": round(usual / ours, 1),
+        "keys": round(size / krill, 1),
+        "shingles_in_python": round(size / python, 1),
+        "ratio": round(python / krill, 1),
     }
 
 
-def scale(documents: int = 2_000_000, share: float = 0.05) -> dict[str, float]:
-    """Many short documents, a share of them copies that share each key with a chance of one half."""
-    near = SETTINGS[0]
-    chosen = np.random.default_rng(0)
+def measure_scale(documents: int = 2_000_000, share: float = 0.05) -> dict[str, float]:
+    """Removes near duplicates from short documents, of which a share are copies that keep each key with p = 0.5."""
+    config = SETTINGS[0]
+    rng = np.random.default_rng(0)
     original = np.arange(documents)
-    copied = chosen.random(documents) < share
-    original[copied] = chosen.integers(0, documents, int(copied.sum()))
+    copied = rng.random(documents) < share
+    original[copied] = rng.integers(0, documents, int(copied.sum()))
 
     def band(index: int) -> np.ndarray:
         keys = original.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -166,25 +169,25 @@ def scale(documents: int = 2_000_000, share: float = 0.05) -> dict[str, float]:
 
     band(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds, copies = cpu_seconds(
+    seconds, copies = measure_cpu_seconds(
         lambda: find_near_duplicates(
-            documents, band, lambda some: [f"{original[index]:016d}" for index in some], near
+            documents, band, lambda some: [f"{original[index]:016d}" for index in some], config
         ),
         times=1,
     )
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     return {
         "documents": documents,
         "copies": int(copied.sum()),
         "dropped": int((copies >= 0).sum()),
         "cpu_seconds": round(seconds, 1),
-        "bytes_per_document": round(grown / documents, 1),
+        "bytes_per_document": round(growth / documents, 1),
     }
 
 
-def show(language: str, result: dict[str, Any]) -> None:
-    near, speed = result["near"], result["mb_per_cpu_second"]
-    print(f"\n{language}: {near['size']} {near['unit']}s, threshold {near['threshold']}: "
+def print_table(language: str, result: dict[str, Any]) -> None:
+    config, speed = result["near"], result["mb_per_cpu_second"]
+    print(f"\n{language}: {config['size']} {config['unit']}s, threshold {config['threshold']}: "
           f"{result['dropped']:,} of {result['documents']:,} documents dropped, least similarity "
           f"{result['least_similarity']}; {speed['together']} MB/s (keys {speed['keys']})")  # fmt: skip
     rows = [
@@ -197,19 +200,19 @@ def show(language: str, result: dict[str, Any]) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    scaled = scale()  # first: it reads the peak of this process's memory
+    scaled = measure_scale()  # must run first: it reads the peak memory of this process
     results: dict[str, dict[str, Any]] = {"ko": {}, "en": {}}
     sample: list[str] = []
-    for (language, found), near in itertools.product(results.items(), SETTINGS):
+    for (language, settings), config in itertools.product(results.items(), SETTINGS):
         table = pyarrow.parquet.read_table(folder / f"{language}.parquet")
         ids, texts = table["id"].to_pylist(), [text.strip() for text in table["text"].to_pylist()]
-        key = f"{near.unit}-{near.size} {near.threshold}"
-        found[key] = measure(ids, texts, near)
-        show(language, found[key])
-        if near is SETTINGS[0]:
+        key = f"{config.unit}-{config.size} {config.threshold}"
+        settings[key] = measure(ids, texts, config)
+        print_table(language, settings[key])
+        if config is SETTINGS[0]:
             sample += texts[::8]
-    references = {near.unit: reference(sample, near) for near in (SETTINGS[0], SETTINGS[2])}
-    print(f"\nkeys alone, {megabytes(sample):.1f} MB: {references}\n{scaled}")
+    references = {config.unit: measure_reference(sample, config) for config in (SETTINGS[0], SETTINGS[2])}
+    print(f"\nkeys alone, {count_megabytes(sample):.1f} MB: {references}\n{scaled}")
     report = {
         "question": "which copies near-duplicate removal finds, what else it drops, and at what speed",
         "date": date.today().isoformat(),

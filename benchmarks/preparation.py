@@ -1,15 +1,15 @@
-"""Question: how fast is raw text made into tokens, beside the engines' own limit and the original's way?
+"""Question: how fast does krill turn raw text into tokens, compared with the engines alone and with datasets.map?
 
 On the same text, with the same tokenizer and threads, alternating, the median of several rounds:
 
-    hf limit      Hugging Face tokenizers' encode_batch_fast on texts in memory: nothing read, cleaned or stored
+    hf limit      Hugging Face tokenizers' encode_batch_fast on texts in memory: nothing is read, cleaned or stored
     hf            krill from the files to the store, engine=hf
     fast limit    gigatoken's encode_batch on texts in memory
     fast          krill from the files to the store, engine=fast
     original      datasets.map to clean, a Python set against duplicates, the tokenizer in map, TRL packing, saved
 
-Each is a process of its own, cold; krill's start (imports, workers, comparing the engines) is measured by the same
-command on one document and taken off. Prints a table, checks that all stores are the same to the byte, and writes
+Each runs in its own process, cold; krill's start-up (imports, workers, comparing the engines) is measured with the
+same command on one document and subtracted. Prints a table, checks that all stores are bitwise identical, and writes
 results/preparation_<megabytes>mb.json.
 
     python benchmarks/preparation.py ko.parquet en.parquet          (10 minutes for 59 MB on two cores)
@@ -32,49 +32,49 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-WAYS = ("hf limit", "fast limit", "hf", "fast", "original")
+VARIANTS = ("hf limit", "fast limit", "hf", "fast", "original")
 BATCH = 1_000_000
 
 
-def texts(files: list[str]) -> list[str]:
+def read_texts(files: list[str]) -> list[str]:
     import pyarrow.parquet
 
     return [text for file in files for text in pyarrow.parquet.read_table(file).column("text").to_pylist()]
 
 
-def batches(texts: list[str], size: int) -> list[list[str]]:
-    found: list[list[str]] = [[]]
+def split_batches(texts: list[str], size: int) -> list[list[str]]:
+    batches: list[list[str]] = [[]]
     characters = 0
     for text in texts:
-        found[-1].append(text)
+        batches[-1].append(text)
         characters += len(text)
         if characters > size:
-            found.append([])
+            batches.append([])
             characters = 0
-    return [batch for batch in found if batch]
+    return [batch for batch in batches if batch]
 
 
-def hf_limit(files: list[str], tokenizer: Path, _: Path) -> float:
+def time_hf_limit(files: list[str], tokenizer: Path, _: Path) -> float:
     from tokenizers import Tokenizer
 
-    backend, all_texts = Tokenizer.from_file(str(tokenizer / "tokenizer.json")), texts(files)
+    backend, all_texts = Tokenizer.from_file(str(tokenizer / "tokenizer.json")), read_texts(files)
     began = time.perf_counter()
-    for batch in batches(all_texts, BATCH):
+    for batch in split_batches(all_texts, BATCH):
         backend.encode_batch_fast(batch, add_special_tokens=False)
     return time.perf_counter() - began
 
 
-def fast_limit(files: list[str], tokenizer: Path, _: Path) -> float:
+def time_fast_limit(files: list[str], tokenizer: Path, _: Path) -> float:
     import gigatoken
 
-    backend, all_texts = gigatoken.Tokenizer(str(tokenizer / "tokenizer.json")), texts(files)
+    backend, all_texts = gigatoken.Tokenizer(str(tokenizer / "tokenizer.json")), read_texts(files)
     began = time.perf_counter()
-    for batch in batches(all_texts, BATCH):
+    for batch in split_batches(all_texts, BATCH):
         backend.encode_batch(batch)
     return time.perf_counter() - began
 
 
-def krill(files: list[str], tokenizer: Path, folder: Path, engine: str) -> float:
+def time_krill(files: list[str], tokenizer: Path, folder: Path, engine: str) -> float:
     command = [
         "krill-preprocess", "data=files", f"data.paths=[{','.join(files)}]", "tokenizer=pretrained",
         f"tokenizer.path={tokenizer}", "data.min_chars=1", f"data.engine={engine}", f"output={folder}",
@@ -83,7 +83,7 @@ def krill(files: list[str], tokenizer: Path, folder: Path, engine: str) -> float
     return json.loads((folder / "record.json").read_text())["seconds"]
 
 
-def original(files: list[str], tokenizer: Path, folder: Path) -> float:
+def time_original(files: list[str], tokenizer: Path, folder: Path) -> float:
     from datasets import load_dataset
     from transformers import PreTrainedTokenizerFast
     from trl import pack_dataset
@@ -97,7 +97,7 @@ def original(files: list[str], tokenizer: Path, folder: Path) -> float:
     def clean(row: dict[str, str]) -> dict[str, str]:
         return {"text": row["text"].strip().encode("utf-8", "ignore").decode("utf-8")}
 
-    def new(row: dict[str, str]) -> bool:
+    def is_new(row: dict[str, str]) -> bool:
         if not row["text"] or row["text"] in seen:
             return False
         seen.add(row["text"])
@@ -106,34 +106,34 @@ def original(files: list[str], tokenizer: Path, folder: Path) -> float:
     def encode(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"input_ids": [[*ids, backend.eos_token_id] for ids in backend(rows["text"]).input_ids]}
 
-    data = data.map(clean, num_proc=workers).filter(new)
+    data = data.map(clean, num_proc=workers).filter(is_new)
     data = data.map(encode, batched=True, remove_columns=data.column_names, num_proc=workers)
     packed = pack_dataset(data, 1024, strategy="wrapped", map_kwargs={"batch_size": len(data)})
     packed.save_to_disk(str(folder / "packed"))
     return time.perf_counter() - began
 
 
-def one(way: str, files: list[str], tokenizer: Path, folder: Path) -> float:
-    match way:
+def time_variant(variant: str, files: list[str], tokenizer: Path, folder: Path) -> float:
+    match variant:
         case "hf limit":
-            return hf_limit(files, tokenizer, folder)
+            return time_hf_limit(files, tokenizer, folder)
         case "fast limit":
-            return fast_limit(files, tokenizer, folder)
+            return time_fast_limit(files, tokenizer, folder)
         case "original":
-            return original(files, tokenizer, folder)
-    return krill(files, tokenizer, folder, way)
+            return time_original(files, tokenizer, folder)
+    return time_krill(files, tokenizer, folder, variant)
 
 
-def measured(way: str, files: list[str], tokenizer: Path, folder: Path) -> float:
-    """Seconds of one way in a process of its own."""
-    command = [sys.executable, __file__, *files, "--way", way, "--tokenizer", str(tokenizer)]
+def measure(variant: str, files: list[str], tokenizer: Path, folder: Path) -> float:
+    """Returns the seconds of one variant in its own process."""
+    command = [sys.executable, __file__, *files, "--variant", variant, "--tokenizer", str(tokenizer)]
     command += ["--folder", str(folder)]
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | quiet)
     return float(found.stdout.splitlines()[-1])
 
 
-def same(first: Path, second: Path) -> bool:
+def is_same_store(first: Path, second: Path) -> bool:
     names = {path.name for path in first.iterdir()} - {"record.json"}
     return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
@@ -143,18 +143,18 @@ def main() -> None:
     parser.add_argument("files", nargs="+", help="Parquet files with a column text")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--skip-original", action="store_true")
-    for name in ("--way", "--tokenizer", "--folder"):
+    for name in ("--variant", "--tokenizer", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    files = [str(Path(file).absolute()) for file in asked.files]
-    if asked.way:
-        print(one(asked.way, files, Path(asked.tokenizer), Path(asked.folder)))
+    arguments = parser.parse_args()
+    files = [str(Path(file).absolute()) for file in arguments.files]
+    if arguments.variant:
+        print(time_variant(arguments.variant, files, Path(arguments.tokenizer), Path(arguments.folder)))
         return
-    ways = [way for way in WAYS if way != "original" or not asked.skip_original]
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    variants = [variant for variant in VARIANTS if variant != "original" or not arguments.skip_original]
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     start: dict[str, list[float]] = {"hf": [], "fast": []}
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
         tokenizer = root / "tokenizer"
         subprocess.run(
             ["krill-tokenizer", "data=files", f"data.paths=[{','.join(files)}]", "tokenizer=bpe_32k",
@@ -163,35 +163,43 @@ def main() -> None:
         )  # fmt: skip
         small = root / "one.jsonl"
         small.write_text(json.dumps({"text": "one document"}) + "\n")
-        for turn in range(asked.rounds):
-            for way in ways:
-                folder = root / f"{way.replace(' ', '-')}-{turn}"
+        for number in range(arguments.rounds):
+            for variant in variants:
+                folder = root / f"{variant.replace(' ', '-')}-{number}"
                 folder.mkdir()
-                seconds[way].append(measured(way, files, tokenizer, folder))
-                if way in start:
+                seconds[variant].append(measure(variant, files, tokenizer, folder))
+                if variant in start:
                     (folder / "one").mkdir()
-                    start[way].append(measured(way, [str(small)], tokenizer, folder / "one"))
+                    start[variant].append(measure(variant, [str(small)], tokenizer, folder / "one"))
                     (folder / "one").rename(root / f"{folder.name}-one")
-            assert same(root / f"hf-{turn}", root / f"fast-{turn}"), "the engines' stores differ"
-        megabytes = sum(len(text.encode()) for text in texts(files)) / 1e6
+            assert is_same_store(root / f"hf-{number}", root / f"fast-{number}"), "the engines' stores differ"
+        megabytes = sum(len(text.encode()) for text in read_texts(files)) / 1e6
     net = {
-        way: [total - begun for total, begun in zip(values, start.get(way, [0.0] * len(values)), strict=True)]
-        for way, values in seconds.items()
+        variant: [
+            total - start_up
+            for total, start_up in zip(values, start.get(variant, [0.0] * len(values)), strict=True)
+        ]
+        for variant, values in seconds.items()
     }
-    rates = {way: megabytes / statistics.median(values) for way, values in net.items()}
+    rates = {variant: megabytes / statistics.median(values) for variant, values in net.items()}
 
-    def ratio(way: str, other: str) -> float:
-        return round(statistics.median(b / a for a, b in zip(net[way], net[other], strict=True)), 3)
+    def compute_ratio(variant: str, other: str) -> float:
+        return round(statistics.median(b / a for a, b in zip(net[variant], net[other], strict=True)), 3)
 
     ratios = {
-        "hf / hf limit": ratio("hf", "hf limit"),
-        "fast / fast limit": ratio("fast", "fast limit"),
-        "fast / hf": ratio("fast", "hf"),
+        "hf / hf limit": compute_ratio("hf", "hf limit"),
+        "fast / fast limit": compute_ratio("fast", "fast limit"),
+        "fast / hf": compute_ratio("fast", "hf"),
     }
     if "original" in net:
-        ratios |= {"hf / original": ratio("hf", "original"), "fast / original": ratio("fast", "original")}
-    for way in ways:
-        print(f"{way:<12} {rates[way]:>8.2f} MB/s   {' '.join(f'{value:.2f}' for value in net[way])} s")
+        ratios |= {
+            "hf / original": compute_ratio("hf", "original"),
+            "fast / original": compute_ratio("fast", "original"),
+        }
+    for variant in variants:
+        print(
+            f"{variant:<12} {rates[variant]:>8.2f} MB/s   {' '.join(f'{value:.2f}' for value in net[variant])} s"
+        )
     for name, value in ratios.items():
         print(f"{name:<20} {value:>8.2f}")
     result = {
@@ -200,9 +208,9 @@ def main() -> None:
         "megabytes": round(megabytes, 1),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("krill", "tokenizers", "gigatoken", "datasets", "trl")},
-        "megabytes_per_second": {way: round(rate, 2) for way, rate in rates.items()},
-        "seconds": {way: [round(value, 3) for value in values] for way, values in net.items()},
-        "start_seconds": {way: round(statistics.median(values), 3) for way, values in start.items()},
+        "megabytes_per_second": {variant: round(rate, 2) for variant, rate in rates.items()},
+        "seconds": {variant: [round(value, 3) for value in values] for variant, values in net.items()},
+        "start_seconds": {variant: round(statistics.median(values), 3) for variant, values in start.items()},
         "ratios": ratios,
     }  # fmt: skip
     path = Path(__file__).parent / "results" / f"preparation_{round(megabytes)}mb.json"

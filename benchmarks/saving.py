@@ -40,7 +40,7 @@ from krill.cli.train import prepare_inputs
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
 from krill.data.inputs import RunInputs
-from krill.training import train as training
+from krill.training import run as training
 from krill.training.trainer import KrillTrainer
 
 KINDS = ("nothing", "once", "background")
