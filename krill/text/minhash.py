@@ -170,20 +170,20 @@ class _Buckets:
         shared: Counter[int] = Counter()
         is_complete = True
         for bucket in buckets:
-            if kept := int(self._kept_counts[bucket]):
+            if num_kept := int(self._kept_counts[bucket]):
                 start = self._starts[bucket]
-                shared.update(self._members[start : start + min(kept, MAX_COMPARISONS)].tolist())
-                is_complete &= kept <= MAX_COMPARISONS
+                shared.update(self._members[start : start + min(num_kept, MAX_COMPARISONS)].tolist())
+                is_complete &= num_kept <= MAX_COMPARISONS
         likeliest = sorted(shared, key=lambda document: (-shared[document], document))
         return likeliest[:MAX_COMPARISONS], is_complete and len(likeliest) <= MAX_COMPARISONS
 
     def add_candidate(self, document: int, buckets: list[int]) -> None:
         """Adds `document` as a candidate for later documents to those of its `buckets` that have room."""
         for bucket in buckets:
-            kept = int(self._kept_counts[bucket])
-            if kept < MAX_COMPARISONS:
-                self._members[self._starts[bucket] + kept] = document
-            self._kept_counts[bucket] = min(kept, MAX_COMPARISONS) + 1
+            num_kept = int(self._kept_counts[bucket])
+            if num_kept < MAX_COMPARISONS:
+                self._members[self._starts[bucket] + num_kept] = document
+            self._kept_counts[bucket] = min(num_kept, MAX_COMPARISONS) + 1
 
 
 def _group_shared_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

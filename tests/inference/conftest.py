@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers.decoders import ByteLevel
-from tokenizers.processors import TemplateProcessing
+from stores import make_byte_tokenizer
 
 from krill.config.schema import TransformerConfig
 from krill.models.build import build_model
-from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
-
-SPECIAL_TOKENS = ["<|bos|>", "<|eos|>", "<|pad|>"]
+from krill.tokenizer.artifact import TokenizerFolder
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +22,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
     """Has one token per byte, so that a Hangul syllable is three tokens; bos 0, eos 1, pad 2."""
-    folder = tmp_path_factory.mktemp("bytes")
-    names = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = ByteLevel()
-    backend.add_special_tokens(SPECIAL_TOKENS)
-    backend.post_processor = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", 0)])
-    backend.save(str(folder / "tokenizer.json"))
-    roles = dict(zip(("bos_token", "eos_token", "pad_token"), SPECIAL_TOKENS, strict=True))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **roles})
-    )
-    return load_tokenizer(folder)
+    return make_byte_tokenizer(tmp_path_factory.mktemp("tokenizers") / "bytes")
 
 
 @pytest.fixture(scope="session")

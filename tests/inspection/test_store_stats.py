@@ -75,9 +75,9 @@ def test_an_empty_validation_split_and_one_document(tmp_path: Path, tokenizer: T
     assert store_stats.compute_counts(store)["splits"]["validation"] == {
         "documents": 0, "tokens": 0, "text_bytes": 0, "share": 0.0, "bytes_per_token": None
     }  # fmt: skip
-    found = store_stats.compute_length_stats(store.train)
-    assert found["mean"] == found["median"] == found["p95"] == found["max"] == store.train.tokens
-    assert [entry["documents"] for entry in found["bins"]] == [1]
+    stats = store_stats.compute_length_stats(store.train)
+    assert stats["mean"] == stats["median"] == stats["p95"] == stats["max"] == store.train.tokens
+    assert [entry["documents"] for entry in stats["bins"]] == [1]
     assert store_stats.compute_packing_stats(store.train, 64, "best_fit")["rows"] == 1
 
 
@@ -92,11 +92,11 @@ def test_a_split_without_documents_has_no_lengths_and_no_rows(tmp_path: Path, to
 
 def test_bins_begin_at_powers_of_two():
     lengths = [1, 2, 3, 4, 7, 8, 2**20 - 1, 2**20]
-    found = store_stats.compute_length_stats(FakeSplit(lengths))
-    filled = {entry["from"]: entry["documents"] for entry in found["bins"] if entry["documents"]}
+    stats = store_stats.compute_length_stats(FakeSplit(lengths))
+    filled = {entry["from"]: entry["documents"] for entry in stats["bins"] if entry["documents"]}
     assert filled == {1: 1, 2: 2, 4: 2, 8: 1, 2**19: 1, 2**20: 1}
-    assert sum(entry["tokens"] for entry in found["bins"]) == sum(lengths)
-    assert all(following["from"] == entry["to"] + 1 for entry, following in pairwise(found["bins"]))
+    assert sum(entry["tokens"] for entry in stats["bins"]) == sum(lengths)
+    assert all(following["from"] == entry["to"] + 1 for entry, following in pairwise(stats["bins"]))
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(8, 20))
@@ -108,21 +108,21 @@ def test_a_document_is_cut_if_it_is_in_two_rows(lengths: list[int], sequence_len
     )
     too_long = sum(length > sequence_len for length in lengths)
     for packing, expected_cut in (("wrapped", wrapped), ("best_fit", too_long)):
-        found = store_stats.compute_packing_stats(FakeSplit(lengths), sequence_len, packing)
-        assert found["documents_cut"] == expected_cut
-        assert found["tokens"] == sum(lengths)
-        assert found["padding"] == pytest.approx(1 - sum(lengths) / (found["rows"] * sequence_len))
+        stats = store_stats.compute_packing_stats(FakeSplit(lengths), sequence_len, packing)
+        assert stats["documents_cut"] == expected_cut
+        assert stats["tokens"] == sum(lengths)
+        assert stats["padding"] == pytest.approx(1 - sum(lengths) / (stats["rows"] * sequence_len))
 
 
 def test_the_vocabulary_counts_every_token(store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(store_stats, "TOKENS_PER_BLOCK", 7)
     expected = Counter(store.train.read(0, store.train.tokens).tolist())
-    found = store_stats.compute_vocabulary_usage(store.train, store.vocab_size, None, 5)
-    assert {entry["id"]: entry["count"] for entry in found["most_frequent"]} == dict(
+    stats = store_stats.compute_vocabulary_usage(store.train, store.vocab_size, None, 5)
+    assert {entry["id"]: entry["count"] for entry in stats["most_frequent"]} == dict(
         sorted(expected.items(), key=lambda item: (-item[1], item[0]))[:5]
     )
-    assert (found["used"], found["never"]) == (len(expected), store.vocab_size - len(expected))
-    assert found["counted"] == found["tokens"] == store.train.tokens
+    assert (stats["used"], stats["never"]) == (len(expected), store.vocab_size - len(expected))
+    assert stats["counted"] == stats["tokens"] == store.train.tokens
 
 
 @pytest.mark.parametrize("max_tokens", [1, 7, 20, 29, 10**9])
