@@ -1,4 +1,4 @@
-"""What cannot be right is refused before anything is prepared, with the key to change."""
+"""A run that cannot work is rejected before anything is prepared, and the error names the key to change."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from krill.training.accelerate_env import check_accelerate_env
     [
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED"),
         ({"ACCELERATE_USE_DEEPSPEED": "1", "ACCELERATE_USE_FSDP": "false"}, "--use_fsdp --fsdp_version=2"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP_VERSION=2"),  # accelerate then takes version 1
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP_VERSION=2"),  # accelerate's default is version 1
         ({"ACCELERATE_USE_FSDP": "True", "FSDP_VERSION": "1"}, "fsdp_version: 2"),
     ],
 )
-def test_deepspeed_and_fsdp_1_are_refused(environ: dict[str, str], key: str) -> None:
+def test_deepspeed_and_fsdp_1_are_rejected(environ: dict[str, str], key: str) -> None:
     with pytest.raises(UsageError, match=key):
         check_accelerate_env(environ)
 
@@ -32,15 +32,15 @@ def test_deepspeed_and_fsdp_1_are_refused(environ: dict[str, str], key: str) -> 
         {},
         {"ACCELERATE_USE_DEEPSPEED": "false", "ACCELERATE_USE_FSDP": "0"},
         {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
-        {"FSDP_VERSION": "1"},  # asks for nothing
+        {"FSDP_VERSION": "1"},  # FSDP is not enabled
     ],
 )
-def test_ddp_and_fsdp_2_are_not(environ: dict[str, str]) -> None:
+def test_ddp_and_fsdp_2_are_accepted(environ: dict[str, str]) -> None:
     check_accelerate_env(environ)
 
 
 @pytest.mark.parametrize("dry_run", ["true", "false"])
-def test_the_command_refuses_before_it_makes_a_folder(
+def test_command_fails_before_it_creates_a_folder(
     krill_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dry_run: str
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
@@ -51,13 +51,13 @@ def test_the_command_refuses_before_it_makes_a_folder(
 
 @pytest.mark.parametrize("name", ["_flat_param", "_fsdp_wrapped_module"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon_moonlight"])
-def test_parameters_that_fsdp_1_wrapped_are_refused(make_config: Any, name: str, optimizer: str) -> None:
+def test_parameters_wrapped_by_fsdp_1_are_rejected(make_config: Any, name: str, optimizer: str) -> None:
     model = nn.ModuleDict({name: nn.Linear(4, 4)})
     with pytest.raises(UsageError, match=f"{name}.*fsdp_version=2"):
         build_optimizer(model, make_config(f"optimizer={optimizer}").optimizer)
 
 
-def test_ranks_that_were_started_are_not_started_again(
+def test_processes_are_not_started_by_a_started_rank(
     krill_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -65,7 +65,7 @@ def test_ranks_that_were_started_are_not_started_again(
     assert "2 ranks were started (WORLD_SIZE): leave hardware.processes out" in capsys.readouterr().err
 
 
-def test_each_rank_needs_a_device(
+def test_more_ranks_than_devices_are_rejected(
     krill_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
