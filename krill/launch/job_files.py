@@ -43,11 +43,11 @@ class Point:
 
 
 def label_points(points: Sequence[Point]) -> list[str]:
-    """Returns a label for each point: the overrides in which it differs from the others."""
+    """Returns a label for each point: the overrides in which it differs from the other points."""
     from krill.runs.table import find_differing_overrides
 
     overrides = [point.invocation.overrides for point in points]
-    return [label or "as typed" for label in find_differing_overrides(overrides)]
+    return [label or "single point" for label in find_differing_overrides(overrides)]
 
 
 def skip_finished(points: Sequence[Point]) -> list[Point]:

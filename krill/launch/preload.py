@@ -189,13 +189,13 @@ def spawn_forked(
     stderr: StandardStream | None = None,
 ) -> PreloadedProcess | None:
     """Ask the server at `address` to run `command`. Returns None where only a real process would behave correctly."""
-    words = [os.fspath(word) for word in command]
-    arguments = parse_python_command(words)
+    command_line = [os.fspath(argument) for argument in command]
+    arguments = parse_python_command(command_line)
     if arguments is None:
         return None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     request = {
-        "command": words,
+        "command": command_line,
         "arguments": arguments,
         "environment": dict(os.environ if env is None else env),
         "folder": os.path.join(os.getcwd(), cwd or ""),
@@ -225,7 +225,7 @@ def spawn_forked(
     if not pid:
         connection.close()
         return None
-    return PreloadedProcess(words, pid, connection)
+    return PreloadedProcess(command_line, pid, connection)
 
 
 def parse_python_command(command: Sequence[str]) -> list[str] | None:

@@ -321,9 +321,9 @@ def _read(connection: socket.socket, length: int) -> bytes:
 
 
 if __name__ == "__main__":
-    place, descriptor, names = sys.argv[1:4]
-    given = main(Path(place), socket.socket(fileno=int(descriptor)), names.split(","))
-    if given is None:
-        os._exit(0)  # nothing is left to do but to free what was imported
-    become_process(given)
-    run_and_exit(given.arguments)
+    address, descriptor, names = sys.argv[1:4]
+    request = main(Path(address), socket.socket(fileno=int(descriptor)), names.split(","))
+    if request is None:
+        os._exit(0)  # skips the slow teardown of the imported modules
+    become_process(request)
+    run_and_exit(request.arguments)

@@ -1,5 +1,6 @@
-"""Errors of ranks, each in a file of the run folder until it is read: the error of the rank that failed first is the
-error of the run. The other ranks only see that a connection broke.
+"""Errors of ranks, each in a file of the run folder until it is read.
+
+The error of the rank that failed first is the error of the run: the other ranks only see that a connection broke.
 """
 
 from __future__ import annotations
