@@ -1,4 +1,4 @@
-"""From text to batches: an epoch serves every token of the store once, whoever prepared and whoever trains."""
+"""Tests that an epoch serves every token of the store once, for any number of tasks, ranks and workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from krill.training.batches import RowBatchSampler, RowCollator, build_dataloade
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Made of five parts by three jobs, in many shards; document lengths from a few to hundreds of tokens."""
+    """A store from five parts by three tasks, in many shards; documents have a few to hundreds of tokens."""
     folder = tmp_path_factory.mktemp("epoch")
     tokenizer = make_tokenizer(folder / "tokenizer")
     lines = (
@@ -31,14 +31,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
     (folder / "a.jsonl").write_text("\n".join(lines))
     rules = yaml.safe_load((CONF_DIR / "data/_rules.yaml").read_text(encoding="utf-8"))
-    keys = {
+    section = {
         "name": "x",
         "source": "files",
         "paths": [str(folder / "a.jsonl")],
         "text_column": "text",
         "min_chars": 0,
     }
-    data = FilesDataConfig(**{**rules, **keys, "num_tasks": 3, "workers": 1})
+    data = FilesDataConfig(**{**rules, **section, "num_tasks": 3, "workers": 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "compute_part_bytes", lambda total: total // 5)
         for shard in range(3):
@@ -54,12 +54,12 @@ def test_every_token_is_served_once(store: Store, packing: str, ranks: int, work
     assert len(store.train.shards) > 5
     shape = BatchShape(2, 1, world_size=ranks)
     steps = -(-len(rows) // shape.rows_per_step)
-    collate = RowCollator("sdpa", torch.device("cpu"))
+    collator = RowCollator("sdpa", torch.device("cpu"))
     served = np.zeros(store.vocab_size, np.int64)
     padding = 0
     for rank in range(ranks):
         positions = RowBatchSampler(len(rows), 0, steps, shape, len(rows), lambda: 0, rank)
-        for batch in build_dataloader(rows, positions, collate, workers):
+        for batch in build_dataloader(rows, positions, collator, workers):
             served += np.bincount(batch["input_ids"].flatten().numpy(), minlength=store.vocab_size)
             padding += batch["input_ids"].numel()
     served[store.pad_id] -= padding - store.train.tokens

@@ -1,4 +1,4 @@
-"""A training that is killed again and again, wherever that hits it, ends with the bytes of one that was not."""
+"""Tests that a training killed repeatedly at random moments ends with the same bytes as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -25,14 +25,23 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
         ("ranks", 3, 40),
     ],
 )
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     variant: str, kills: int, steps: int, tmp_path: Path
 ) -> None:
     result = tmp_path / "kills.json"
-    words = ["--forked", f"--kills={kills}", f"--steps={steps}", "--variants", variant, f"--result={result}"]
-    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=500)
+    arguments = [
+        "--forked",
+        f"--kills={kills}",
+        f"--steps={steps}",
+        "--variants",
+        variant,
+        f"--result={result}",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr
-    found = json.loads(result.read_text())["variants"][variant]
-    assert found["same"]
-    assert found["orphans"] == 0
-    assert sum(found["killed_in"].values()) == kills
+    report = json.loads(result.read_text())["variants"][variant]
+    assert report["same"]
+    assert report["orphans"] == 0
+    assert sum(report["killed_in"].values()) == kills

@@ -1,4 +1,4 @@
-"""A run from the command to the model: its folder, its figures, what two runs have in common."""
+"""Tests a run from the command to the model: its folder, its metrics, and what two runs have in common."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from krill.runs.record import read_metrics, read_status
 from krill.training.batch_shape import BatchShape
 from krill.training.batches import RowBatchSampler
 
-Configure = Callable[..., TrainConfig]
-Train = Callable[..., Path]
-Losses = Callable[[Path], list[float]]
+MakeConfig = Callable[..., TrainConfig]
+TrainIn = Callable[..., Path]
+ReadLosses = Callable[[Path], list[float]]
 LARGE = "model.initializer_range=0.5"
-"""Weights so large that rows have very different losses, and a leak shows."""
+"""Weights so large that rows have very different losses and attention across documents is measurable."""
 
 
 # --- the folder --------------------------------------------------------------------------------------------
 
 
-def test_a_run_writes_the_folder_of_the_design(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_the_documented_files(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert krill_train("eval_every=2", "keep_checkpoints=2", "save_every=1", "sample_prompt=the quick") == 0
     (folder,) = krill_train.runs()
     assert {path.name for path in folder.iterdir()} == {
@@ -71,16 +71,14 @@ def test_a_run_writes_the_folder_of_the_design(krill_train: Any, capsys: pytest.
     assert {"python", "torch", "transformers"} <= status["versions"].keys()
     assert "Traceback" not in (folder / "log.txt").read_text()
 
-    shown = capsys.readouterr()
-    assert shown.out.splitlines()[-1] == f"runs/llama_pico/{folder.name}"
-    assert (
-        str(krill_train.outputs) not in shown.err.split("name        ")[1]
-    )  # paths are as short as typed here
-    assert f"next        krill-infer runs/llama_pico/{folder.name}" in shown.err
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1] == f"runs/llama_pico/{folder.name}"
+    assert str(krill_train.outputs) not in output.err.split("name        ")[1], "paths are relative"
+    assert f"next        krill-infer runs/llama_pico/{folder.name}" in output.err
 
 
-def test_the_model_loads_with_transformers_and_scores_the_same(
-    train_in: Train, make_config: Configure, prepared_data: Any
+def test_the_model_loads_with_transformers_and_has_the_same_loss(
+    train_in: TrainIn, make_config: MakeConfig, prepared_data: Any
 ) -> None:
     folder = train_in(make_config("eval_every=2", LARGE, "model=qwen3_pico", "model.rope_theta=5e5"))
     config = json.loads((folder / "model" / "config.json").read_text())
@@ -97,26 +95,26 @@ def test_the_model_loads_with_transformers_and_scores_the_same(
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     nats, tokens = 0.0, 0
     split = Store.open(prepared_data.store).validation
-    held = pack_windows(split, 64)
-    for start, length in zip(held.starts.tolist(), held.lengths.tolist(), strict=True):  # each alone
-        piece = torch.from_numpy(split.read(start, start + length).astype("int64"))
+    windows = pack_windows(split, 64)
+    for start, length in zip(windows.starts.tolist(), windows.lengths.tolist(), strict=True):
+        ids = torch.from_numpy(split.read(start, start + length).astype("int64"))
         with torch.no_grad():
-            logits = model(input_ids=piece[None]).logits[0, :-1]
-        nats += F.cross_entropy(logits, piece[1:], reduction="sum").item()
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+        nats += F.cross_entropy(logits, ids[1:], reduction="sum").item()
         tokens += length - 1
     status = read_status(folder) or json.loads((folder / "status.json").read_text())
     assert nats / tokens == pytest.approx(status["metrics"]["eval_loss"], rel=1e-5)
 
 
 def test_validation_does_not_depend_on_the_micro_batch(
-    train_in: Train, make_config: Configure, read_losses: Losses
+    train_in: TrainIn, make_config: MakeConfig, read_losses: ReadLosses
 ) -> None:
-    one = train_in(make_config(LARGE, "steps=1", "lr=1e-9", "batch.micro_batch_size=1"), "one")
-    five = train_in(make_config(LARGE, "steps=1", "lr=1e-9", "batch.micro_batch_size=5"), "five")
-    assert read_losses(one)[-1] == pytest.approx(read_losses(five)[-1], rel=1e-6)
+    ones = train_in(make_config(LARGE, "steps=1", "lr=1e-9", "batch.micro_batch_size=1"), "one")
+    fives = train_in(make_config(LARGE, "steps=1", "lr=1e-9", "batch.micro_batch_size=5"), "five")
+    assert read_losses(ones)[-1] == pytest.approx(read_losses(fives)[-1], rel=1e-6)
 
 
-def test_without_validation_text_it_trains_and_says_so(
+def test_a_run_without_validation_text_trains_and_warns(
     krill_train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train("data.validation_fraction=0") == 0
@@ -125,15 +123,15 @@ def test_without_validation_text_it_trains_and_says_so(
     assert status is not None
     assert "eval_loss" not in status["metrics"]
     assert status["metrics"]["loss"] > 0
-    assert "raise data.validation_fraction" in capsys.readouterr().err
+    assert "increase data.validation_fraction" in capsys.readouterr().err
 
 
-# --- what is computed --------------------------------------------------------------------------------------
+# --- the computation ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", ["varlen", "sdpa", "eager"])
-def test_the_trained_loss_is_of_documents_alone(
-    backend: str, train_in: Train, make_config: Configure, prepared_data: Any, read_losses: Losses
+def test_the_training_loss_isolates_documents(
+    backend: str, train_in: TrainIn, make_config: MakeConfig, prepared_data: Any, read_losses: ReadLosses
 ) -> None:
     config = make_config(
         LARGE, f"hardware.attention={backend}", "batch.micro_batch_size=8", "steps=1", "seed=3"
@@ -146,12 +144,14 @@ def test_the_trained_loss_is_of_documents_alone(
     )
     rows = pack(Store.open(prepared_data.store).train, 64, "best_fit")
     order = RowBatchSampler(len(rows), config.seed, 1, BatchShape(8, 1), None, lambda: 0)
-    nats, tokens, leaking = 0.0, 0, 0.0
+    nats, tokens, leaking_nats = 0.0, 0, 0.0
     with torch.no_grad():
         for index in next(iter(order)):
             row, start = rows.get_row(index), 0
-            whole = model(input_ids=torch.from_numpy(row.input_ids)[None]).logits[0, :-1]
-            leaking += F.cross_entropy(whole, torch.from_numpy(row.labels[1:]), reduction="sum").item()
+            full_row = model(input_ids=torch.from_numpy(row.input_ids)[None]).logits[0, :-1]
+            leaking_nats += F.cross_entropy(
+                full_row, torch.from_numpy(row.labels[1:]), reduction="sum"
+            ).item()
             for length in row.lengths.tolist():
                 labels = torch.from_numpy(row.labels[start + 1 : start + length])
                 if (labels != -100).any():
@@ -161,23 +161,23 @@ def test_the_trained_loss_is_of_documents_alone(
                     tokens += length - 1
                 start += length
     assert read_losses(folder)[0] == pytest.approx(nats / tokens, rel=1e-5)
-    assert abs(leaking - nats) / tokens > 1e-3  # else the line above shows nothing
+    assert abs(leaking_nats - nats) / tokens > 1e-3  # otherwise the line above proves nothing
 
 
-def plain_gradient_descent(config: TrainConfig, file: Path, max_grad_norm: float = 0.0) -> TrainConfig:
-    """`config` with an optimizer that, unlike Adam, does not undo a wrong scale of the gradient."""
+def with_sgd(config: TrainConfig, file: Path, max_grad_norm: float = 0.0) -> TrainConfig:
+    """Returns `config` with SGD, which unlike Adam does not hide a wrong scale of the gradient."""
     file.write_text(
         "import torch\n\ndef sgd(model, lr, **_):\n    return torch.optim.SGD(model.parameters(), lr)\n"
     )
     values = config.model_dump()
     values["optimizer"] = {
         key: values["optimizer"][key] for key in ("lr", "weight_decay", "betas", "eps")
-    } | {"name": "custom", "build_model": f"{file}:sgd", "options": {}, "max_grad_norm": max_grad_norm}
+    } | {"name": "custom", "build": f"{file}:sgd", "options": {}, "max_grad_norm": max_grad_norm}
     return TrainConfig.model_validate(values)
 
 
-def test_the_split_of_a_batch_changes_neither_loss_nor_weights(
-    train_in: Train, make_config: Configure, prepared_data: Any, read_losses: Losses, tmp_path: Path
+def test_micro_batches_change_neither_loss_nor_weights(
+    train_in: TrainIn, make_config: MakeConfig, prepared_data: Any, read_losses: ReadLosses, tmp_path: Path
 ) -> None:
     folders = []
     for micro, accumulation in ((4, 1), (2, 2), (1, 4)):
@@ -185,58 +185,57 @@ def test_the_split_of_a_batch_changes_neither_loss_nor_weights(
             LARGE, f"batch.micro_batch_size={micro}", f"batch.gradient_accumulation_steps={accumulation}",
             "epochs=1", "lr=0.05",
         )  # fmt: skip
-        folders.append(
-            train_in(plain_gradient_descent(config, tmp_path / "sgd.py"), f"{micro}x{accumulation}")
-        )
-    whole = load_file(folders[0] / "model" / "model.safetensors")
+        folders.append(train_in(with_sgd(config, tmp_path / "sgd.py"), f"{micro}x{accumulation}"))
+    reference_weights = load_file(folders[0] / "model" / "model.safetensors")
     for folder in folders[1:]:
         assert read_losses(folder) == pytest.approx(read_losses(folders[0]), rel=1e-5)
         for name, weights in load_file(folder / "model" / "model.safetensors").items():
-            torch.testing.assert_close(weights, whole[name], rtol=0, atol=1e-5)
+            torch.testing.assert_close(weights, reference_weights[name], rtol=0, atol=1e-5)
 
-    # The last step, which empty rows fill up, and rows of unlike numbers of labels: a mean of means would differ.
+    # The last step has empty rows, and rows differ in their number of labels: a mean of means would differ.
     rows = pack(Store.open(prepared_data.store).train, 64, "best_fit")
     assert len(rows) % 4
     assert len({int((rows.get_row(index).labels != -100).sum()) for index in range(len(rows))}) > 3
 
 
-def test_same_seed_same_losses_to_the_bit_another_seed_others(
-    train_in: Train, make_config: Configure, read_losses: Losses
+def test_a_seed_determines_the_losses_bit_for_bit(
+    train_in: TrainIn, make_config: MakeConfig, read_losses: ReadLosses
 ) -> None:
     first, second = (read_losses(train_in(make_config("eval_every=2"), name)) for name in ("first", "second"))
     other = read_losses(train_in(make_config("eval_every=2", "seed=1"), "other"))
     assert first == second
-    assert all(mine != its for mine, its in zip(first, other, strict=True))
+    assert all(loss != other_loss for loss, other_loss in zip(first, other, strict=True))
 
 
-def test_seeing_less_often_changes_nothing(
-    train_in: Train, make_config: Configure, read_losses: Losses
+def test_intervals_of_logging_validation_and_saving_change_no_result(
+    train_in: TrainIn, make_config: MakeConfig, read_losses: ReadLosses
 ) -> None:
-    often = train_in(make_config("eval_every=1", "save_every=1"), "often")
-    seldom = train_in(
+    frequent = train_in(make_config("eval_every=1", "save_every=1"), "often")
+    infrequent = train_in(
         make_config("eval_every=100", "save_every=100", "log_every=2", "hardware.workers=1"), "seldom"
     )
-    assert read_losses(often)[-1] == read_losses(seldom)[-1]
-    steps = {line["step"]: line["loss"] for line in read_metrics(often) if "loss" in line}
-    lines = [line for line in read_metrics(seldom) if "loss" in line]
+    assert read_losses(frequent)[-1] == read_losses(infrequent)[-1]
+    steps = {line["step"]: line["loss"] for line in read_metrics(frequent) if "loss" in line}
+    lines = [line for line in read_metrics(infrequent) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 4]
-    assert lines[2]["loss"] == pytest.approx(
-        (steps[3] + steps[4]) / 2, rel=1e-6
-    )  # the mean since the line before
+    mean = (steps[3] + steps[4]) / 2  # since the previous line
+    assert lines[2]["loss"] == pytest.approx(mean, rel=1e-6)
 
 
-def test_in_bf16_the_weights_stay_fp32(train_in: Train, make_config: Configure, read_losses: Losses) -> None:
-    plain, folder = (
+def test_bf16_keeps_weights_in_fp32(
+    train_in: TrainIn, make_config: MakeConfig, read_losses: ReadLosses
+) -> None:
+    fp32, folder = (
         train_in(make_config(f"hardware.precision={name}", LARGE, "steps=2"), name)
         for name in ("fp32", "bf16")
     )
     weights = load_file(folder / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-    assert read_losses(folder) != pytest.approx(read_losses(plain), rel=1e-5)
-    assert read_losses(folder) == pytest.approx(read_losses(plain), rel=0.02)
+    assert read_losses(folder) != pytest.approx(read_losses(fp32), rel=1e-5)
+    assert read_losses(folder) == pytest.approx(read_losses(fp32), rel=0.02)
 
 
-def test_the_rate_follows_the_schedule_of_this_run(train_in: Train, make_config: Configure) -> None:
+def test_the_learning_rate_follows_the_schedule(train_in: TrainIn, make_config: MakeConfig) -> None:
     config = make_config("steps=6", "scheduler.warmup=0.4")
     rates = [line["lr"] for line in read_metrics(train_in(config)) if "lr" in line]
     assert rates == pytest.approx(
@@ -245,34 +244,34 @@ def test_the_rate_follows_the_schedule_of_this_run(train_in: Train, make_config:
     assert rates[0] < rates[1] > rates[-1]
 
 
-@pytest.mark.parametrize("norm", [0.01, 0.0])
-def test_gradients_are_clipped_to_the_norm(
-    train_in: Train, make_config: Configure, tmp_path: Path, norm: float
+@pytest.mark.parametrize("max_grad_norm", [0.01, 0.0])
+def test_gradients_are_clipped_to_max_grad_norm(
+    train_in: TrainIn, make_config: MakeConfig, tmp_path: Path, max_grad_norm: float
 ) -> None:
-    config = plain_gradient_descent(
+    config = with_sgd(
         make_config(LARGE, "steps=2", "save_every=1", "scheduler=constant", "scheduler.warmup=0", "lr=1"),
         tmp_path / "sgd.py",
-        max_grad_norm=norm,
+        max_grad_norm=max_grad_norm,
     )
     folder = train_in(config)
     before, after = (
-        load_file(place / "model.safetensors")
-        for place in checkpoints.list_checkpoints(folder / "checkpoints")
+        load_file(checkpoint / "model.safetensors")
+        for checkpoint in checkpoints.list_checkpoints(folder / "checkpoints")
     )
     moved = torch.cat([(after[name] - before[name]).flatten() for name in before]).norm().item()
-    assert (moved == pytest.approx(0.01, rel=1e-2)) is bool(norm)
+    assert (moved == pytest.approx(0.01, rel=1e-2)) is bool(max_grad_norm)
     assert moved > 0
 
 
-def test_one_epoch_counts_as_one(train_in: Train, make_config: Configure) -> None:
+def test_one_epoch_ends_at_epoch_1(train_in: TrainIn, make_config: MakeConfig) -> None:
     lines = read_metrics(train_in(make_config("epochs=1")))
     assert lines[-1]["epoch"] == 1.0
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------
+# --- failures ----------------------------------------------------------------------------------------------
 
 
-def test_a_diverged_run_fails_with_the_remedy_and_a_true_status(
+def test_a_diverged_run_fails_with_a_remedy_and_records_it(
     krill_train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train("optimizer=adamw", "lr=1e30", "skip_step.max_skips=2") == 1
@@ -281,34 +280,34 @@ def test_a_diverged_run_fails_with_the_remedy_and_a_true_status(
     assert status is not None
     assert status["state"] == "failed"
     assert status["exit"] == 1
-    assert " is nan at step " in status["error"]  # of loss or gradients: NaN is not averaged away
+    assert " is nan at step " in status["error"]  # loss or gradients: NaN is not averaged away
     assert "diverged" in status["error"]
     assert "lower lr=1e+30" in capsys.readouterr().err
     assert not (folder / "model").exists()
 
 
 def test_a_sample_prompt_that_is_too_long_fails_before_training(
-    train_in: Train, make_config: Configure
+    train_in: TrainIn, make_config: MakeConfig
 ) -> None:
     prompt = "x" * 64
-    with pytest.raises(UsageError, match="sample_prompt has 65 tokens, the model reads 64"):
+    with pytest.raises(UsageError, match="sample_prompt has 65 tokens, the model reads at most 64"):
         train_in(make_config(f"sample_prompt={prompt}"), "run")
     train_in(make_config(f"sample_prompt={prompt[:62]}", "steps=1"), "fits")
 
 
-def test_an_error_leaves_its_traceback_in_the_log(
+def test_the_log_has_the_traceback_of_an_error(
     krill_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("no such luck")
+    def raise_error(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("build failed")
 
-    monkeypatch.setattr("krill.training.run.build_model", broken)
+    monkeypatch.setattr("krill.training.run.build_model", raise_error)
     assert krill_train() == 1
     (folder,) = krill_train.runs()
     status = read_status(folder)
     assert status is not None
-    assert (status["state"], status["error"]) == ("failed", "RuntimeError: no such luck")
+    assert (status["state"], status["error"]) == ("failed", "RuntimeError: build failed")
     text = (folder / "log.txt").read_text()
     assert "Traceback" in text
-    assert "in broken" in text
+    assert "in raise_error" in text
     capsys.readouterr()

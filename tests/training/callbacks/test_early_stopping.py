@@ -1,4 +1,4 @@
-"""A run ends by its validation loss, also when it goes on after a kill."""
+"""Tests that a run ends by its validation loss, also when it was interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TO_REACH = ("steps=12", "eval_every=2", "save_every=100")
 
 
 @pytest.mark.parametrize(
-    ("losses", "words"),
+    ("losses", "message"),
     [
         ([], None),
         ([5.0, 4.0, 3.1], None),
@@ -30,24 +30,24 @@ TO_REACH = ("steps=12", "eval_every=2", "save_every=100")
         ([5.0, 4.0, 4.5, 3.9], None),
     ],
 )
-def test_reasons(losses: list[float], words: str | None) -> None:
-    why = get_stop_reason(EarlyStoppingConfig(target_loss=3.0, patience=2), losses)
-    assert (words is None) == (why is None)
-    assert (words or "") in (why or "")
+def test_reason_to_stop(losses: list[float], message: str | None) -> None:
+    reason = get_stop_reason(EarlyStoppingConfig(target_loss=3.0, patience=2), losses)
+    assert (message is None) == (reason is None)
+    assert (message or "") in (reason or "")
     assert get_stop_reason(EarlyStoppingConfig(target_loss=None, patience=None), losses) is None
 
 
-def _target(krill_train: Any) -> tuple[str, int]:
-    """A target that a run of twelve steps reaches on its way, and the step where it does."""
-    assert krill_train(*TO_REACH, "name=whole") == 0
-    lines = [line for line in read_metrics(krill_train.runs("whole")[0]) if "eval_loss" in line]
+def _find_target(krill_train: Any) -> tuple[str, int]:
+    """Returns an override with a target that a run of twelve steps reaches, and the step at which it does."""
+    assert krill_train(*TO_REACH, "name=without_target") == 0
+    lines = [line for line in read_metrics(krill_train.runs("without_target")[0]) if "eval_loss" in line]
     assert lines[2]["eval_loss"] > lines[3]["eval_loss"] > lines[4]["eval_loss"]
     return f"stop.target_loss={lines[3]['eval_loss'] + 1e-6}", lines[3]["step"]
 
 
-def test_at_its_target_a_run_is_finished(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    word, step = _target(krill_train)
-    assert krill_train(*TO_REACH, word) == 0
+def test_a_run_finishes_at_its_target(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    override, step = _find_target(krill_train)
+    assert krill_train(*TO_REACH, override) == 0
     (run,) = krill_train.runs()
     status = read_status(run) or {}
     assert status["state"] == "finished"
@@ -60,27 +60,27 @@ def test_at_its_target_a_run_is_finished(krill_train: Any, capsys: pytest.Captur
     assert f"stopping at step {step} of 12: validation loss" in capsys.readouterr().err
 
 
-def test_ended_and_killed_before_its_model_was_written_it_trains_no_further(
+def test_a_stopped_run_killed_before_its_export_does_not_train_further(
     krill_train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    word, step = _target(krill_train)
-    assert krill_train(*TO_REACH, word) == 0
-    (whole,) = krill_train.runs()
+    override, step = _find_target(krill_train)
+    assert krill_train(*TO_REACH, override) == 0
+    (uninterrupted,) = krill_train.runs()
 
-    def interrupted(*_: Any) -> None:
+    def send_sigterm(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr("krill.training.run.save_final_model", interrupted)
-        assert krill_train(*TO_REACH, word) == 75
-    assert krill_train(*TO_REACH, word) == 0
-    second: Path = krill_train.runs()[-1]
-    assert second != whole
-    assert_same_result(second, whole)
-    assert (read_status(second) or {})["metrics"]["step"] == step
+        patch.setattr("krill.training.run.save_final_model", send_sigterm)
+        assert krill_train(*TO_REACH, override) == 75
+    assert krill_train(*TO_REACH, override) == 0
+    resumed: Path = krill_train.runs()[-1]
+    assert resumed != uninterrupted
+    assert_same_result(resumed, uninterrupted)
+    assert (read_status(resumed) or {})["metrics"]["step"] == step
 
 
-def test_out_of_patience(krill_train: Any) -> None:
+def test_a_run_ends_when_patience_runs_out(krill_train: Any) -> None:
     assert krill_train(*TO_REACH, "optimizer=adamw", "lr=3", "eval_every=1", "stop.patience=2") == 0
     (run,) = krill_train.runs()
     losses = [line["eval_loss"] for line in read_metrics(run) if "eval_loss" in line]

@@ -1,4 +1,4 @@
-"""Samples on the way: written at their steps, once each, and the training does not notice."""
+"""Tests samples during training: written once at their steps, without effect on the training."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from faults import train_and_signal
 from trainings import assert_same_result
 
 
-def samples(run: Path) -> list[dict[str, Any]]:
+def read_samples(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
-def test_they_are_written_and_change_nothing(krill_train: Any) -> None:
+def test_samples_are_written_and_change_no_result(krill_train: Any) -> None:
     assert krill_train("steps=6") == 0
     assert krill_train("steps=6", "sample_every=2", "sample_prompt=the quick", "resume=false") == 0
     without, run = krill_train.runs()
-    assert [line["step"] for line in samples(run)] == [2, 4, 6]
-    assert all(line["text"].startswith("the quick") for line in samples(run))
+    assert [line["step"] for line in read_samples(run)] == [2, 4, 6]
+    assert all(line["text"].startswith("the quick") for line in read_samples(run))
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (without, run)]
     assert weights[0] == weights[1]
     assert not (without / "samples.jsonl").exists()
 
 
-def test_a_run_that_goes_on_has_each_of_them_once(krill_train: Any) -> None:
-    words = ("steps=6", "sample_every=1", "save_every=100")
-    assert krill_train(*words) == 0
-    (whole,) = krill_train.runs()
-    assert train_and_signal(krill_train, signal.SIGTERM, 4, *words) == 75
-    stopped = krill_train.runs()[-1]
-    with open(stopped / "samples.jsonl", "a") as file:
-        file.write('{"step": 5, "text": "of a process that was killed"}\n{"step": 6, "te')
-    assert krill_train(*words) == 0
-    assert samples(stopped) == samples(whole)
-    assert_same_result(stopped, whole)
+def test_a_resumed_run_has_each_sample_once(krill_train: Any) -> None:
+    overrides = ("steps=6", "sample_every=1", "save_every=100")
+    assert krill_train(*overrides) == 0
+    (uninterrupted,) = krill_train.runs()
+    assert train_and_signal(krill_train, signal.SIGTERM, 4, *overrides) == 75
+    interrupted = krill_train.runs()[-1]
+    with open(interrupted / "samples.jsonl", "a") as file:
+        file.write('{"step": 5, "text": "written by a killed process"}\n{"step": 6, "te')
+    assert krill_train(*overrides) == 0
+    assert read_samples(interrupted) == read_samples(uninterrupted)
+    assert_same_result(interrupted, uninterrupted)

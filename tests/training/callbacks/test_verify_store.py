@@ -1,4 +1,4 @@
-"""A training does not go on with tokens that are not those that were written, nor with another tokenizer's."""
+"""Tests that a run stops when its token store is corrupt or belongs to another tokenizer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from krill.training.callbacks import verify_store
 
 
 @pytest.fixture
-def tokens(krill_train: Any, prepared_data: Any) -> Path:
-    """The store of the runs, in a place of its own: it may be damaged."""
+def store(krill_train: Any, prepared_data: Any) -> Path:
+    """A copy of the token store of the runs, which the test may corrupt."""
     folder: Path = krill_train.outputs / "data"
     folder.unlink()
     return Path(shutil.copytree(prepared_data.store, folder / prepared_data.store.name))
@@ -29,24 +29,24 @@ def flip_bit_of_largest_shard(store: Path) -> Path:
     return file
 
 
-def test_a_flipped_byte_ends_it_before_the_first_step(
-    krill_train: Any, tokens: Path, capsys: pytest.CaptureFixture[str]
+def test_a_corrupt_store_ends_the_run_before_the_first_step(
+    krill_train: Any, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = flip_bit_of_largest_shard(tokens)
+    file = flip_bit_of_largest_shard(store)
     assert krill_train("output=run") == 1
-    told = capsys.readouterr().err
-    assert f"{file.name} has changed since it was written" in told
+    error = capsys.readouterr().err
+    assert f"{file.name} has changed since it was written" in error
     run = krill_train.outputs / "run"
     assert (read_status(run) or {})["state"] == "failed"
     assert not (run / "metrics.jsonl").read_text()
-    assert file.exists(), "nothing is removed unasked"
+    assert file.exists(), "the corrupt file is not removed"
 
 
-def test_one_that_takes_longer_is_found_while_it_trains(
-    krill_train: Any, tokens: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_corruption_found_during_training_ends_the_run(
+    krill_train: Any, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flip_bit_of_largest_shard(tokens)
-    plain, steps = verify_store.StoreVerifier.on_step_end, []
+    flip_bit_of_largest_shard(store)
+    original, steps = verify_store.StoreVerifier.on_step_end, []
 
     def on_step_end(
         self: verify_store.StoreVerifier, args: Any, state: Any, control: Any, **rest: Any
@@ -54,7 +54,7 @@ def test_one_that_takes_longer_is_found_while_it_trains(
         steps.append(state.global_step)
         if state.global_step == 3:
             self._verify()
-        plain(self, args, state, control, **rest)
+        original(self, args, state, control, **rest)
 
     monkeypatch.setattr(verify_store.StoreVerifier, "on_train_begin", lambda *_, **__: None)
     monkeypatch.setattr(verify_store.StoreVerifier, "on_step_end", on_step_end)
@@ -66,16 +66,16 @@ def test_one_that_takes_longer_is_found_while_it_trains(
     assert not (run / "model").exists()
 
 
-def test_tokens_of_another_tokenizer_are_refused(
+def test_a_store_of_another_tokenizer_is_refused(
     krill_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = Store.open.__func__  # type: ignore[attr-defined]
+    original = Store.open.__func__  # type: ignore[attr-defined]
 
-    def opened(folder: Path) -> Store:
-        store = plain(Store, folder)
-        store.tokenizer_signature = "0" * 64
-        return store
+    def open_with_another_tokenizer(folder: Path) -> Store:
+        opened_store = original(Store, folder)
+        opened_store.tokenizer_signature = "0" * 64
+        return opened_store
 
-    monkeypatch.setattr("krill.training.setup.Store.open", staticmethod(opened))
+    monkeypatch.setattr("krill.training.setup.Store.open", staticmethod(open_with_another_tokenizer))
     assert krill_train() == 2
     assert "was encoded with another tokenizer" in capsys.readouterr().err

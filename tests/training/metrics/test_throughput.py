@@ -1,4 +1,4 @@
-"""Each figure of the pace against a known answer."""
+"""Tests throughput metrics against known answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from krill.data.store import Store
 from krill.runs.record import read_metrics
-from krill.training.metrics import throughput as module
+from krill.training.metrics import throughput as throughput_module
 from krill.training.metrics.peak_flops import get_peak_flops
 from krill.training.metrics.throughput import ThroughputMeter
 
@@ -21,54 +21,54 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """The time in seconds, as the test sets it."""
+    """The fake time in seconds, which the test sets."""
     now = {"s": 0.0}
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now["s"]))
+    monkeypatch.setattr(throughput_module, "time", SimpleNamespace(perf_counter=lambda: now["s"]))
     return now
 
 
-def test_speed_is_of_the_steps_since_the_last_line(clock: dict[str, float]) -> None:
-    pace = ThroughputMeter(CPU, flops_per_token=10.0, peak_flops=1000.0)
-    pace.add_batch(0, 100, 7.0)  # seven seconds for workers to start
+def test_throughput_counts_the_steps_since_the_last_line(clock: dict[str, float]) -> None:
+    meter = ThroughputMeter(CPU, flops_per_token=10.0, peak_flops=1000.0)
+    meter.add_batch(0, 100, 7.0)  # workers took seven seconds to start
     clock["s"] = 2.0
-    found = pace.collect_metrics(1, 11)
-    assert (found["tokens_per_second"], found["mfu"], found["data_wait"]) == (50.0, 0.5, 0.0)
-    assert found["seconds_left"] == 20.0
+    metrics = meter.collect_metrics(1, 11)
+    assert (metrics["tokens_per_second"], metrics["mfu"], metrics["data_wait"]) == (50.0, 0.5, 0.0)
+    assert metrics["seconds_left"] == 20.0
     for step in (1, 2):
-        pace.add_batch(step, 30, 0.25)
+        meter.add_batch(step, 30, 0.25)
     clock["s"] = 4.5
-    found = pace.collect_metrics(3, 11)
-    assert (found["tokens_per_second"], found["data_wait"]) == (24.0, 0.2)
-    assert found["seconds_left"] == 8 * 1.25
+    metrics = meter.collect_metrics(3, 11)
+    assert (metrics["tokens_per_second"], metrics["data_wait"]) == (24.0, 0.2)
+    assert metrics["seconds_left"] == 8 * 1.25
 
 
-def test_validation_takes_no_time_from_training_and_no_step_either(clock: dict[str, float]) -> None:
-    pace = ThroughputMeter(CPU)
-    pace.add_batch(0, 10, 0.0)
+def test_a_pause_is_not_counted(clock: dict[str, float]) -> None:
+    meter = ThroughputMeter(CPU)
+    meter.add_batch(0, 10, 0.0)
     clock["s"] = 1.0
-    with pace.pause():
+    with meter.pause():
         clock["s"] = 61.0
-    pace.add_batch(1, 10, 0.0)
+    meter.add_batch(1, 10, 0.0)
     clock["s"] = 62.0
-    assert pace.collect_metrics(2, 4)["tokens_per_second"] == 10.0
+    assert meter.collect_metrics(2, 4)["tokens_per_second"] == 10.0
 
 
-def test_a_run_that_goes_on_counts_its_own_steps(clock: dict[str, float]) -> None:
-    pace = ThroughputMeter(CPU)
-    pace.add_batch(500, 10, 0.0)
+def test_a_resumed_run_counts_its_own_steps(clock: dict[str, float]) -> None:
+    meter = ThroughputMeter(CPU)
+    meter.add_batch(500, 10, 0.0)
     clock["s"] = 1.0
-    assert pace.collect_metrics(501, 601)["seconds_left"] == 100.0
+    assert meter.collect_metrics(501, 601)["seconds_left"] == 100.0
 
 
-def test_without_flops_there_is_no_utilization() -> None:
+def test_without_flops_there_is_no_mfu() -> None:
     assert "mfu" not in ThroughputMeter(CPU).collect_metrics(1, 2)
 
 
-def test_memory_grows_with_what_is_held() -> None:
-    before = module.get_peak_memory(CPU)
-    held = bytearray(module.get_peak_memory(CPU) + 200_000_000)
-    assert module.get_peak_memory(CPU) >= before + 150_000_000
-    del held
+def test_peak_memory_grows_with_allocations() -> None:
+    before = throughput_module.get_peak_memory(CPU)
+    allocated = bytearray(throughput_module.get_peak_memory(CPU) + 200_000_000)
+    assert throughput_module.get_peak_memory(CPU) >= before + 150_000_000
+    del allocated
 
 
 @pytest.mark.parametrize(("name", "tflops"), [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756)])
@@ -85,7 +85,7 @@ def test_an_unknown_device_is_measured() -> None:
     assert 1e8 < get_peak_flops("cpu", "fp32", 1) < 1e14
 
 
-def test_padding_is_no_token(
+def test_padding_is_not_counted(
     train_in: Callable[..., Path],
     make_config: Callable[..., Any],
     prepared_data: Any,
@@ -103,9 +103,7 @@ def test_padding_is_no_token(
     assert sum(served) == Store.open(prepared_data.store).get_split("train").tokens
 
 
-def test_the_metrics_of_a_run_hold_them(
-    train_in: Callable[..., Path], make_config: Callable[..., Any]
-) -> None:
+def test_a_run_records_throughput(train_in: Callable[..., Path], make_config: Callable[..., Any]) -> None:
     lines = [line for line in read_metrics(train_in(make_config("steps=4", "log_every=2"))) if "loss" in line]
     for line in lines:
         assert {"tokens_per_second", "data_wait", "memory_gb", "seconds_left", "mfu"} <= line.keys()

@@ -1,4 +1,4 @@
-"""What a tracker that was asked for gets, and that nothing is uploaded unasked."""
+"""Tests that configured trackers get the metrics, and that nothing else is uploaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from krill.runs.record import read_metrics
 from krill.training.metrics import trackers
 
 
-def test_tensorboard_gets_every_figure_of_the_metrics(krill_train: Any) -> None:
+def test_tensorboard_gets_every_metric(krill_train: Any) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,16 +21,16 @@ def test_tensorboard_gets_every_figure_of_the_metrics(krill_train: Any) -> None:
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     lines = read_metrics(run)
     for key in ("loss", "grad_norm", "tokens_per_second", "update_rms/matrices", "lr/vectors"):
-        of_lines = {line["step"]: line[key] for line in lines if key in line}
+        expected = {line["step"]: line[key] for line in lines if key in line}
         assert {event.step: event.value for event in events.Scalars(f"train/{key}")} == pytest.approx(
-            of_lines, rel=1e-6
+            expected, rel=1e-6
         )
     assert events.Scalars("eval/bits_per_byte")[0].value == pytest.approx(
         lines[-1]["eval_bits_per_byte"], rel=1e-6
     )
 
 
-def test_one_that_is_not_installed_is_named_before_anything_is_made(
+def test_a_missing_tracker_is_an_error_before_anything_is_written(
     krill_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "trackio" else find_spec(name))
@@ -39,20 +39,20 @@ def test_one_that_is_not_installed_is_named_before_anything_is_made(
     assert krill_train.runs() == []
 
 
-def test_nothing_is_uploaded_unasked(
+def test_nothing_is_uploaded_by_default(
     make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WANDB_PROJECT", "WANDB_DIR", "TENSORBOARD_LOGGING_DIR"):
         monkeypatch.delenv(name, raising=False)
-    found = trackers.build_tracker_arguments(make_config(), tmp_path)
-    assert found["report_to"] == "none"
-    found = trackers.build_tracker_arguments(make_config("trackers=[trackio]", "name=a"), tmp_path)
-    assert found["report_to"] == ["trackio"]
-    assert found["project"] == "krill"
-    assert found["run_name"] == f"a/{tmp_path.name}"
-    assert (found["trackio_space_id"], found["trackio_static_space_id"]) == (None, False)
+    arguments = trackers.build_tracker_arguments(make_config(), tmp_path)
+    assert arguments["report_to"] == "none"
+    arguments = trackers.build_tracker_arguments(make_config("trackers=[trackio]", "name=a"), tmp_path)
+    assert arguments["report_to"] == ["trackio"]
+    assert arguments["project"] == "krill"
+    assert arguments["run_name"] == f"a/{tmp_path.name}"
+    assert (arguments["trackio_space_id"], arguments["trackio_static_space_id"]) == (None, False)
 
 
-def test_another_name_is_refused(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_tracker_is_refused(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert krill_train("trackers=[mlflow]") == 2
     assert "trackers" in capsys.readouterr().err
