@@ -42,10 +42,10 @@ def assert_same_result(run: Path, expected: Path) -> None:
 
 
 def plan_lines(config: TrainConfig, outputs: Path) -> list[str]:
-    """What krill-train dry_run=true prints for `config`, with everything below `outputs`."""
+    """Returns the lines that krill-train dry_run=true prints for `config`, with all paths in `outputs`."""
     return plan_run(config, RunInputs(config.data, config.tokenizer, outputs))
 
 
 def build_setup(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> RunSetup:
-    """The setup of a run as krill-train resolves it in this process."""
+    """Returns the setup of a run as krill-train resolves it in this process."""
     return build_run_setup(config, folder, store, tokenizer, resolve_compute_setup(config))
