@@ -1,7 +1,7 @@
-"""Write docs/reference.md from the schema and the composed defaults: python docs/make_reference.py
+"""Writes docs/reference.md from the schema and the composed defaults: python docs/make_reference.py
 
-The sentences are those beneath the fields of krill/config/schema.py. tests/e2e/test_docs.py holds the committed file
-to what this makes.
+Its sentences are those below the fields of krill/config/schema/. tests/e2e/test_docs.py checks that the committed
+page is up to date.
 """
 
 from __future__ import annotations
@@ -67,135 +67,147 @@ SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
     ("hardware.slurm", [(schema.SlurmConfig, "hardware=slurm_gpu")]),
     ("sweep", [(schema.SweepConfig, "hardware=auto")]),
     ("batch", [(schema.BatchConfig, "hardware=auto")]),
+    ("stop", [(schema.EarlyStoppingConfig, "hardware=auto")]),
+    ("skip_step", [(schema.SkipStepConfig, "hardware=auto")]),
     ("hub", [(schema.HubConfig, "hardware=auto")]),
 ]
-"""Section → its classes, each with the option whose values are shown as defaults."""
+"""Section → its classes, each with the option whose values are the defaults in its table."""
 
 PREFIXES = {schema.FileEntryConfig: "data.paths[].", schema.HubDatasetConfig: "data.datasets[]."}
-"""Classes that are no section of their own, but entries of a list in one."""
+"""Classes of list entries → the prefix of their keys."""
 
-RULES = OmegaConf.load(CONF_DIR / "data" / "_rules.yaml")
-"""What every source shares."""
+SHARED_DATA = OmegaConf.load(CONF_DIR / "data" / "_rules.yaml")
+"""Keys of `data` that every source has, with their defaults."""
 
 HEAD = """# Reference
 
-Every key, made by `docs/make_reference.py` from the schema and `conf/`; do not edit it by hand. How configurations
-are composed: [configuration.md](configuration.md).
+All configuration keys. `docs/make_reference.py` generates this page from the schema and `conf/`; do not edit it.
+[configuration.md](configuration.md) describes how configurations are composed.
 
-A default such as `= lr` follows that key. "to be set" has no default. Where a section has several tables, the option
-that is chosen decides which one holds.
+A default such as `= lr` follows that key. A key with the default "required" must be set. If a section has several
+tables, the chosen option determines which one applies.
 
 ## Options
 """
 
 
-def text() -> str:
-    """The whole page."""
+def build_page() -> str:
+    """Returns the page as Markdown."""
     lines = [HEAD]
     for group in list_config_groups():
         rows = [
             (f"`{name}`", read_config_description(file))
             for name, file in sorted(list_config_options(group, [CONF_DIR]).items())
         ]
-        lines += [f"### {group}=\n", *format_markdown_table(("option", "what it is"), rows), ""]
-    lines += ["## krill-train, krill-preprocess, krill-tokenizer\n", _doc(schema.TrainConfig)]
-    lines += [*_keys(schema.TrainConfig, "", compose_config("train", []), {name for name, _ in SECTIONS}), ""]
+        lines += [f"### {group}=\n", *format_markdown_table(("option", "description"), rows), ""]
+    lines += ["## krill-train, krill-preprocess, krill-tokenizer\n", _get_description(schema.TrainConfig)]
+    lines += [
+        *_format_keys(schema.TrainConfig, "", compose_config("train", []), {name for name, _ in SECTIONS}),
+        "",
+    ]
     for section, kinds in SECTIONS:
         lines.append(f"### {section}\n")
         if section == "data":
-            lines += _shared_by_sources()
+            lines += _format_shared_data_keys()
         for kind, option in kinds:
             values = OmegaConf.select(compose_config("train", [option]), section) if option else None
-            shown = (
-                f"{_doc(kind)[:-1]} Defaults of `{option}`:\n" if option in _options(section) else _doc(kind)
+            description = (
+                f"{_get_description(kind)[:-1]} Defaults of `{option}`:\n"
+                if option in _list_options(section)
+                else _get_description(kind)
             )
             if section == "data.filters[]":
-                shown = f"`name: {_name(kind)}` {shown[0].lower()}{shown[1:]}"
+                description = f"`name: {_get_rule_name(kind)}` {description[0].lower()}{description[1:]}"
             prefix = PREFIXES.get(kind, f"{section}.")
-            lines += [shown, *_keys(kind, prefix, values, _said_before(kind, values)), ""]
-    lines += ["## krill-inspect\n", f"{_doc(schema.InspectConfig)[:-1]} Its keys beside those above:\n"]
-    inspect, above = compose_config("inspect", []), set(schema.TrainConfig.model_fields)
-    lines += [*_keys(schema.InspectConfig, "", inspect, above), ""]
-    lines += ["## krill-infer\n", _doc(schema.InferConfig)]
+            lines += [description, *_format_keys(kind, prefix, values, _get_shared_keys(kind, values)), ""]
+    lines += [
+        "## krill-inspect\n",
+        f"{_get_description(schema.InspectConfig)[:-1]} Its keys in addition to those above:\n",
+    ]
+    inspect, train_keys = compose_config("inspect", []), set(schema.TrainConfig.model_fields)
+    lines += [*_format_keys(schema.InspectConfig, "", inspect, train_keys), ""]
+    lines += ["## krill-infer\n", _get_description(schema.InferConfig)]
     infer = compose_config("infer", [])
-    lines += [*_keys(schema.InferConfig, "", infer, {"model", "tokenizer"})]
-    lines += _keys(schema.ModelPathConfig, "model.", infer.model)[2:]
-    lines += _keys(schema.TokenizerPathConfig, "tokenizer.", infer.tokenizer)[2:]
+    lines += [*_format_keys(schema.InferConfig, "", infer, {"model", "tokenizer"})]
+    lines += _format_keys(schema.ModelPathConfig, "model.", infer.model)[2:]
+    lines += _format_keys(schema.TokenizerPathConfig, "tokenizer.", infer.tokenizer)[2:]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _shared_by_sources() -> list[str]:
-    """The keys that every source has, those of data.minhash among them."""
+def _format_shared_data_keys() -> list[str]:
+    """Returns the table of the keys that every source has, including data.minhash."""
     return [
-        "Every source has these keys; what an option of `data=` sets otherwise stands in its own table.\n",
-        *_keys(schema._BaseDataConfig, "data.", RULES, {"name", "minhash"}),
-        *_keys(schema.MinHashConfig, "data.minhash.", RULES.near)[2:],
+        "Every source has these keys; the tables below contain the values that an option of `data=` changes.\n",
+        *_format_keys(schema.data._BaseDataConfig, "data.", SHARED_DATA, {"name", "minhash"}),
+        *_format_keys(schema.MinHashConfig, "data.minhash.", SHARED_DATA.minhash)[2:],
         "",
     ]
 
 
-def _said_before(kind: type[BaseModel], values: DictConfig | None) -> set[str]:
-    """Keys whose row would say again what that of all sources, or the line above the table, says."""
-    if issubclass(kind, schema._BaseDataConfig):
-        return {str(key) for key, value in RULES.items() if values is None or values[key] == value}
+def _get_shared_keys(kind: type[BaseModel], values: DictConfig | None) -> set[str]:
+    """Returns the keys of `kind` without a row: those equal to a shared key, or in the line above the table."""
+    if issubclass(kind, schema.data._BaseDataConfig):
+        return {str(key) for key, value in SHARED_DATA.items() if values is None or values[key] == value}
     return {"name"} if kind in FILTERS else set()
 
 
-def _name(kind: type[BaseModel]) -> str:
+def _get_rule_name(kind: type[BaseModel]) -> str:
     return get_args(kind.model_fields["name"].annotation)[0]
 
 
-def _options(section: str) -> set[str | None]:
+def _list_options(section: str) -> set[str | None]:
     return {f"{section}={name}" for name in list_config_options(section, [CONF_DIR])}
 
 
-def _doc(kind: type[BaseModel]) -> str:
+def _get_description(kind: type[BaseModel]) -> str:
     return " ".join((kind.__doc__ or "").split()) + "\n"
 
 
-def _keys(
-    kind: type[BaseModel], prefix: str, values: DictConfig | None, without: set[str] | None = None
+def _format_keys(
+    kind: type[BaseModel], prefix: str, values: DictConfig | None, excluded: set[str] | None = None
 ) -> list[str]:
     properties = kind.model_json_schema()["properties"]
     rows = []
     for name, field in kind.model_fields.items():
         key = field.alias or name
-        if key in (without or ()):
+        if key in (excluded or ()):
             continue
-        sentence = " ".join((field.description or "").split()).replace("<", "&lt;")
-        default = _default(field, key, values)
-        rows.append((f"`{prefix}{key}`", _type(properties[key]), default, sentence))
-    return format_markdown_table(("key", "type", "default", "meaning"), rows)
+        meaning = " ".join((field.description or "").split()).replace("<", "&lt;")
+        default = _format_default(field, key, values)
+        rows.append((f"`{prefix}{key}`", _format_type(properties[key]), default, meaning))
+    return format_markdown_table(("key", "type", "default", "description"), rows)
 
 
-def _default(field: FieldInfo, key: str, values: DictConfig | None) -> str:
+def _format_default(field: FieldInfo, key: str, values: DictConfig | None) -> str:
     if values is None or key not in values:
         return (
-            "to be set" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
+            "required"
+            if field.is_required()
+            else f"`{_format_value(field.get_default(call_default_factory=True))}`"
         )
     if OmegaConf.is_missing(values, key):
-        return "to be set"
+        return "required"
     raw = OmegaConf.to_container(values, resolve=False)[key]
-    followed = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
-    return f"= `{followed[1]}`" if followed else f"`{_yaml(values[key])}`"
+    source = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
+    return f"= `{source[1]}`" if source else f"`{_format_value(values[key])}`"
 
 
-def _yaml(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value)
     if isinstance(value, list):
-        return f"[{', '.join(map(_yaml, value))}]"
+        return f"[{', '.join(map(_format_value, value))}]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_format_value(item)}" for key, item in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _type(node: dict[str, Any]) -> str:
-    """The type of a key in words, from its JSON schema."""
+def _format_type(node: dict[str, Any]) -> str:
+    """Returns the type of a key in words, from its JSON schema."""
     if "anyOf" in node:
-        return " or ".join(map(_type, node["anyOf"]))
+        return " or ".join(map(_format_type, node["anyOf"]))
     if "const" in node:
         return f"`{node['const']}`"
     if "enum" in node:
@@ -203,13 +215,13 @@ def _type(node: dict[str, Any]) -> str:
     if "$ref" in node or "oneOf" in node:
         return "section"
     if "prefixItems" in node:
-        return f"list of {len(node['prefixItems'])}: {_type(node['prefixItems'][0])}"
+        return f"list of {len(node['prefixItems'])}: {_format_type(node['prefixItems'][0])}"
     if node.get("type") == "array":
-        return f"list of {_type(node['items'])}".replace("section", "sections")
-    return " ".join([_WORDS[node["type"]], *_bounds(node)])
+        return f"list of {_format_type(node['items'])}".replace("section", "sections")
+    return " ".join([_TYPE_NAMES[node["type"]], *_format_bounds(node)])
 
 
-_WORDS = {
+_TYPE_NAMES = {
     "string": "text",
     "integer": "integer",
     "number": "number",
@@ -219,7 +231,7 @@ _WORDS = {
 }
 
 
-def _bounds(node: dict[str, Any]) -> Iterator[str]:
+def _format_bounds(node: dict[str, Any]) -> Iterator[str]:
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     parts = [f"{sign} {node[key]:g}" for key, sign in signs.items() if key in node]
     if parts:
@@ -227,4 +239,4 @@ def _bounds(node: dict[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(text(), encoding="utf-8")
+    PAGE.write_text(build_page(), encoding="utf-8")

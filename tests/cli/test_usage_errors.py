@@ -110,12 +110,12 @@ def test_a_value_that_others_follow_is_told_once(here: Path):
         ("optimizer=adamw,muon_kellr", "Did you mean optimizer=muon_keller?"),
         ("model=null,tiny_ko", "unknown option 'null' for model"),
         ("lrr=1,2", "Did you mean lr?"),
-        ("batch.tokens=256,300", "write 256 or 512"),
+        ("batch.tokens=256,300", "use 256 or 512"),
         ("data=files lr=1,2", "data.paths is not set"),
         ("data=files data.paths=[nothere.txt] lr=1,2", "nothere.txt: no such file"),
         ("sweep=null lr=1,2", "sweep"),
         ("sweep.search=random sweep.trials=2 seed=x lr=1,2", "seed=x: input should be a valid integer"),
-        ("lr=interval(1,2)", "an interval has no points of its own"),
+        ("lr=interval(1,2)", "a grid cannot sweep an interval"),
     ],
 )
 def test_a_sweep_is_checked_before_its_first_point(here: Path, words: str, fix: str):
@@ -135,11 +135,11 @@ def test_a_sweep_names_the_points_that_are_wrong(here: Path):
     [
         ("krill-preprocess", "data.min_chars=few", "data.min_chars=few: input should be a valid integer"),
         ("krill-tokenizer", "tokenizer.vocab_size=12", "greater than or equal to 300"),
-        ("krill-infer", "", "write model=…"),
+        ("krill-infer", "", "use model=…"),
         ("krill-infer", "model=nothere prompt=가", "model=nothere: no such folder"),
         ("krill-infer", "experiment=nope", "unknown option 'nope' for experiment"),
         ("krill-infer", "experiment=tiny_ko", "krill-train experiment=tiny_ko"),
-        ("krill-infer", "from=x", "write model=x"),
+        ("krill-infer", "from=x", "use model=x"),
         ("krill-infer", "model=x promt=y", "Did you mean prompt?"),
     ],
 )

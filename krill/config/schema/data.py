@@ -30,7 +30,7 @@ class MinHashConfig(Section):
 
 class _BaseDataConfig(Section):
     name: Unsigned[FolderName]
-    """Names the folder of the prepared tokens: outputs/data/<name>-<signature>."""
+    """Name of the folder of the prepared tokens: outputs/data/<name>-<signature>."""
     normalize: Literal["none", "nfc"]
     """Unicode normalization of the text. NFKC is not offered: it destroys Korean jamo such as ㅋ."""
     ftfy: bool

@@ -33,7 +33,7 @@ class InspectConfig(TrainConfig):
     rows: NonNegativeInt
     """Number of training rows to show, chosen by seed; 0: none."""
     row: NonNegativeInt | None
-    """Index of a single training row to show, from 0; null: show rows rows."""
+    """Index of a single training row to show, from 0; null: as many rows as rows sets."""
     full: bool
     """Show entire rows; false: the part that fits a screen."""
     ids: bool

@@ -14,9 +14,10 @@ class TokenizerConfig(Section):
     (`base`)."""
 
     name: Unsigned[FolderName]
-    """Names the folder: outputs/tokenizers/<name>-<signature>."""
+    """Name of the folder: outputs/tokenizers/<name>-<signature>."""
     path: str | None
-    """Folder or Hub id of an existing tokenizer; nothing is trained, and the keys below have no effect."""
+    """Folder or Hub id of an existing tokenizer; if set, nothing is trained and the keys below have no
+    effect."""
     base: Unsigned[str | None]
     """Folder or Hub id of an existing byte-level BPE tokenizer to extend with further entries. Its ids,
     pattern, normalizer and bos, eos and pad tokens do not change."""
