@@ -155,7 +155,7 @@ def main() -> None:
         print(f"{length:>6} {row['rows']:>5} {row['documents']:>9} {cells}", flush=True)
     cuda = device.type == "cuda"
     result = {
-        "question": "a training step with documents apart, by varlen, over one with plain causal attention",
+        "question": "time of a training step with isolated documents (varlen) over one with plain causal attention",
         "date": date.today().isoformat(),
         "hardware": {
             "machine": platform.machine(),

@@ -234,8 +234,8 @@ def main() -> None:
         "text over 500 characters": {file: measure_text(find_dropping_rule, long[file]) for file in FILES},
         "junk": measure_junk(find_dropping_rule),
         "rates": {
-            f"{name} {file}": measure_rate(function, (row["text"] for row in found[file]))
-            for name, function, found in (
+            f"{name} {file}": measure_rate(function, (row["text"] for row in documents[file]))
+            for name, function, documents in (
                 ("filters, over 500 characters,", find_dropping_rule, long),
                 ("cleaning", build_cleaner(data), rows),
                 ("masking", mask_pii, rows),
@@ -250,14 +250,14 @@ def main() -> None:
 
 def print_tables(result: dict[str, Any]) -> None:
     print(f"{'text over 500 characters':<36}{'kept':>7}   (held-out: at least 0.90)")
-    for file, found in result["text over 500 characters"].items():
-        print(f"  {file:<34}{found['kept']:7.3f}   of {found['documents']}: {found['dropped by']}")
+    for file, figures in result["text over 500 characters"].items():
+        print(f"  {file:<34}{figures['kept']:7.3f}   of {figures['documents']}: {figures['dropped by']}")
     print(f"{'junk':<36}{'dropped':>7}   (at least 0.90)")
-    for kind, found in result["junk"].items():
-        print(f"  {kind:<34}{found['dropped']:7.3f}   {found['by']}")
+    for kind, figures in result["junk"].items():
+        print(f"  {kind:<34}{figures['dropped']:7.3f}   {figures['by']}")
     print("one core")
-    for name, found in result["rates"].items():
-        print(f"  {name:<34}{found['MB/s']:7.1f} MB/s {found['documents/s']:9,} documents/s")
+    for name, figures in result["rates"].items():
+        print(f"  {name:<34}{figures['MB/s']:7.1f} MB/s {figures['documents/s']:9,} documents/s")
 
 
 if __name__ == "__main__":

@@ -188,8 +188,8 @@ def main() -> None:
     for name, rates in losses.items():
         cells = (f"{rate:g}: {statistics.mean(seed_losses):.3f}" for rate, seed_losses in rates.items())
         print(f"{name:<22} {'   '.join(cells)}")
-    found = compute_findings(losses)
-    print(json.dumps(found, indent=2))
+    findings = compute_findings(losses)
+    print(json.dumps(findings, indent=2))
     result = {
         "question": "validation loss in nats per token: way, learning rate, one figure for each seed",
         "date": date.today().isoformat(),
@@ -197,7 +197,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("krill", "torch", "transformers", "pytorch_optimizer")},
         "keys": [*MODEL, *arguments.overrides],
         "seeds": SEEDS,
-        "findings": found,
+        "findings": findings,
         "losses": {
             name: {
                 f"{rate:g}": [round(loss, 4) for loss in seed_losses] for rate, seed_losses in rates.items()

@@ -129,8 +129,8 @@ def measure(variant: str, files: list[str], tokenizer: Path, folder: Path) -> fl
     command = [sys.executable, __file__, *files, "--variant", variant, "--tokenizer", str(tokenizer)]
     command += ["--folder", str(folder)]
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | quiet)
-    return float(found.stdout.splitlines()[-1])
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | quiet)
+    return float(done.stdout.splitlines()[-1])
 
 
 def is_same_store(first: Path, second: Path) -> bool:

@@ -139,7 +139,7 @@ def main() -> None:
     for since, figures in seconds.items():
         print(f"{since:<8}", *(f"{key} {value}" for key, value in figures.items()), sep="   ")
     result = {
-        "question": "seconds until the first new step of a run that goes on, early and late in it",
+        "question": "seconds until the first new step of a resumed run, early and late in it",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("krill", "torch", "transformers")},

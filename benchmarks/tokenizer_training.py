@@ -185,7 +185,7 @@ def main() -> None:
         print(f"{name:<17} {figures}")
     print(f"the extension took {extension:.1f} s")
     result = {
-        "question": "32000 entries: seconds beside the trainers alone, bytes per token on held-out text",
+        "question": "32000 entries: seconds compared with the trainers alone, bytes per token on held-out text",
         "date": date.today().isoformat(),
         "megabytes": round(sum(len(text.encode()) for text in read_texts(files)) / 1e6, 1),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},

@@ -290,7 +290,7 @@ def main() -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # plain Trainer would use all devices
     cuda = arguments.device == "cuda"
     result: dict[str, Any] = {
-        "question": "tokens per second in training, beside plain Trainer and a plain compiled loop",
+        "question": "tokens per second in training, compared with plain Trainer and a plain compiled loop",
         "date": date.today().isoformat(),
         "hardware": {
             "machine": platform.machine(),
