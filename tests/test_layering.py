@@ -9,8 +9,8 @@ from pathlib import Path
 
 KRILL = Path(__file__).parents[1] / "krill"
 ROOMS = (
-    "errors", "atomic", "signals", "tables", "config", "sources", "text", "tokenizer", "data", "models", "optim", "runs",
-    "inspection", "inference", "training", "launch", "sweep", "cli",
+    "errors", "atomic", "signals", "tables", "config", "sources", "text", "tokenizer", "data", "models", "optim",
+    "runs", "inspection", "inference", "training", "launch", "sweep", "cli",
 )  # fmt: skip
 """From the lowest room to the highest."""
 
@@ -70,7 +70,7 @@ def list_public_names(tree: ast.Module) -> Iterator[str]:
 
 def test_a_public_name_means_one_thing() -> None:
     defined = defaultdict(list)
-    for name, path, tree in list_modules():
+    for name, _, tree in list_modules():
         type_variables = {
             target.id
             for node in tree.body
