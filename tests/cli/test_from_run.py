@@ -119,5 +119,5 @@ def test_the_command_takes_it(tmp_path: Path, then: Path):
 
 def test_inference_has_no_from(tmp_path: Path, then: Path):
     assert error_messages(run_command(tmp_path, "krill-infer", f"from={then.name}")) == [
-        f"from= is for training; write model={then.name}"
+        f"from= is for training; use model={then.name}"
     ]
