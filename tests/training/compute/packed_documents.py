@@ -1,4 +1,4 @@
-"""Documents packed into rows, as krill hands them to a model, and how far each is from itself alone."""
+"""Documents packed into rows as krill passes them to a model, and their difference from each document alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ WIDTH = 64
 LAYERS = 2
 
 
-def model(family: Any, backend: str) -> Any:
-    """Two layers with weights so large that a leak changes everything."""
+def build_tiny_model(family: Any, backend: str) -> Any:
+    """Builds two layers with weights so large that attention across documents changes all logits."""
     torch.manual_seed(1)
     config = TransformerConfig(
         name="tiny", family=family, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS,
@@ -31,33 +31,35 @@ def model(family: Any, backend: str) -> Any:
     return build_model(config, 50, bos_id=0, eos_id=1, pad_id=2, attention=get_attn_implementation(backend))
 
 
-def documents(batch: list[Row]) -> Iterator[tuple[int, slice, Tensor]]:
-    """(row, place, ids) of every document in a batch, padding left out."""
+def iter_documents(batch: list[Row]) -> Iterator[tuple[int, slice, Tensor]]:
+    """Yields (row, position, ids) of each document in a batch, without padding."""
     for number, row in enumerate(batch):
         start = 0
         for length in row.lengths.tolist():
-            place = slice(start, start + length)
+            position = slice(start, start + length)
             start += length
-            if row.input_ids[place][0] != 2:
-                yield number, place, torch.from_numpy(row.input_ids[place])
+            if row.input_ids[position][0] != 2:
+                yield number, position, torch.from_numpy(row.input_ids[position])
 
 
-def packed(
-    rows: Callable[..., Rows], micro: int, backend: str, device: torch.device = CPU
+def build_packed_batch(
+    make_rows: Callable[..., Rows], batch_size: int, backend: str, device: torch.device = CPU
 ) -> tuple[list[Row], dict[str, Any]]:
-    """The rows of most documents of a packed text, as krill hands them to the model; boundaries for `device`."""
-    made = rows(LENGTHS, WIDTH)
-    batch = sorted(map(made.get_row, range(len(made))), key=lambda row: -len(row.lengths))[:micro]
-    assert len(batch[0].lengths) >= 3, "no row here holds several documents"
+    """Returns the rows with the most documents, and the model's inputs with document boundaries for `device`."""
+    rows = make_rows(LENGTHS, WIDTH)
+    batch = sorted(map(rows.get_row, range(len(rows))), key=lambda row: -len(row.lengths))[:batch_size]
+    assert len(batch[0].lengths) >= 3, "no row has several documents"
     return batch, RowCollator(backend, device)(batch)
 
 
-def largest_difference(net: Any, batch: list[Row], logits: Tensor, skip_first: bool = False) -> float:
-    """Between the logits in rows and those of each document alone, by plain causal attention."""
-    net.set_attn_implementation("sdpa")
+def compute_largest_difference(
+    model: Any, batch: list[Row], logits: Tensor, skip_first: bool = False
+) -> float:
+    """Returns the largest difference between `logits` and those of each document alone, with causal SDPA."""
+    model.set_attn_implementation("sdpa")
     differences = [
-        (logits[row, place] - net(input_ids=ids.to(logits.device)[None]).logits[0]).abs().max().item()
-        for row, place, ids in documents(batch)
-        if not (skip_first and place.start == 0)
+        (logits[row, position] - model(input_ids=ids.to(logits.device)[None]).logits[0]).abs().max().item()
+        for row, position, ids in iter_documents(batch)
+        if not (skip_first and position.start == 0)
     ]
     return max(differences)

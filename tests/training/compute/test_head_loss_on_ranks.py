@@ -1,4 +1,4 @@
-"""The loss without logits on two ranks: the gradients of one process with the whole batch, under DDP and FSDP2."""
+"""The chunked loss on two ranks, under DDP and FSDP2, has the gradients of one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from krill.training.compute.head_loss import HeadLoss
 RANKS, TARGETS = 2, 4 * 19
 
 
-def llama(tied: bool) -> LlamaForCausalLM:
+def build_llama(tied: bool) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -29,8 +29,8 @@ def llama(tied: bool) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def sharded(model: Any, tied: bool) -> nn.Module:
-    """As accelerate shards: each layer; the embedding; norm and head together, with the embedding if tied."""
+def shard(model: Any, tied: bool) -> nn.Module:
+    """Shards like accelerate: each layer; the embedding; norm and head together, with the embedding if tied."""
     for layer in model.model.layers:
         fully_shard(layer)
     tail = [model.model.norm, model.lm_head]
@@ -42,31 +42,33 @@ def sharded(model: Any, tied: bool) -> nn.Module:
     return fully_shard(model)
 
 
-def compare(way: str, tied: bool) -> None:
-    """Fails where the gradients of this rank are not those of the whole batch."""
+def assert_same_gradients(strategy: str, tied: bool) -> None:
+    """Asserts that the gradients of this rank are those of the whole batch."""
     rank = dist.get_rank()
     ids = torch.randint(50, (4, 20), generator=torch.Generator().manual_seed(1))
-    alone, model = llama(tied), llama(tied)
-    alone(input_ids=ids, labels=ids, num_items_in_batch=TARGETS).loss.backward()
+    reference, model = build_llama(tied), build_llama(tied)
+    reference(input_ids=ids, labels=ids, num_items_in_batch=TARGETS).loss.backward()
 
-    wrapped = DistributedDataParallel(model) if way == "ddp" else sharded(model, tied)
-    mine = ids.chunk(RANKS)[rank]
-    for _ in range(2):  # the second pass finds what the first left behind
+    wrapped = DistributedDataParallel(model) if strategy == "ddp" else shard(model, tied)
+    rank_ids = ids.chunk(RANKS)[rank]
+    for _ in range(2):  # the second pass would show state left by the first
         model.zero_grad()
         with HeadLoss(model).training_context():
-            loss = wrapped(input_ids=mine, labels=mine, num_items_in_batch=TARGETS).loss
-        (loss * RANKS).backward()  # ranks are averaged
-    for (name, found), expected in zip(model.named_parameters(), alone.parameters(), strict=True):
-        gradient, whole = found.grad, expected.grad
-        if isinstance(gradient, DTensor):
-            gradient = gradient.full_tensor()
-        assert gradient is not None
-        assert whole is not None
-        assert (gradient - whole).norm() <= 2e-6 * whole.norm(), name
+            loss = wrapped(input_ids=rank_ids, labels=rank_ids, num_items_in_batch=TARGETS).loss
+        (loss * RANKS).backward()  # gradients are averaged over ranks
+    for (name, parameter), reference_parameter in zip(
+        model.named_parameters(), reference.parameters(), strict=True
+    ):
+        actual, expected = parameter.grad, reference_parameter.grad
+        if isinstance(actual, DTensor):
+            actual = actual.full_tensor()
+        assert actual is not None
+        assert expected is not None
+        assert (actual - expected).norm() <= 2e-6 * expected.norm(), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
-def test_ranks_have_the_gradients_of_one_process(way: str, tied: bool, tmp_path: Path) -> None:
-    run_on_ranks(RANKS, compare, way, tied, folder=tmp_path)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_ranks_have_the_gradients_of_one_process(strategy: str, tied: bool, tmp_path: Path) -> None:
+    run_on_ranks(RANKS, assert_same_gradients, strategy, tied, folder=tmp_path)
