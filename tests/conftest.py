@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                folder = report.nodeid.rpartition("/")[0]
+                folder = report.nodeid.partition("::")[0].rpartition("/")[0]
                 seconds[folder] = seconds.get(folder, 0.0) + report.duration
     terminalreporter.section("time per folder")
     for folder, total in sorted(seconds.items(), key=lambda item: -item[1]):

@@ -49,8 +49,8 @@ def test_what_looks_at_runs_loads_neither_torch_nor_the_schema(tmp_path: Path, w
     assert not loaded(tmp_path, "runs", *words).intersection((*HEAVY, "hydra", "pydantic", "omegaconf"))
 
 
-def test_the_help_of_the_umbrella_loads_nothing(tmp_path: Path):
-    assert not loaded(tmp_path, "umbrella", "--help").intersection((*HEAVY, "hydra", "pydantic"))
+def test_the_help_of_krill_loads_nothing(tmp_path: Path):
+    assert not loaded(tmp_path, "main", "--help").intersection((*HEAVY, "hydra", "pydantic"))
 
 
 @pytest.mark.parametrize(
