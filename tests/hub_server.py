@@ -1,7 +1,7 @@
 """A local Hugging Face Hub: model repositories in memory, behind the part of the Hub's HTTP API that huggingface_hub
-uses to create, read, change and delete them. Requests fail when a test wants them to.
+uses to create, read, change and delete them. Tests can make requests fail.
 
-All files are regular (no LFS, no Xet), every commit stores the whole tree, and the one token owns everything.
+All files are regular (no LFS, no Xet), every commit stores the complete tree, and the only token has all permissions.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Repository:
 
 @dataclass
 class Failure:
-    """Which requests fail, and how: with an HTTP status, or "drop" for a broken connection."""
+    """Requests that fail, and how: with an HTTP status, or "drop" for a broken connection."""
 
     pattern: re.Pattern[str]
     how: int | str
@@ -62,7 +62,7 @@ class Failure:
 
 
 class HubServer(ThreadingHTTPServer):
-    """The server. `requests` lists each request as method and path; requests wait until `gate` is set."""
+    """Serves the repositories. `requests` lists method and path of each request; they wait until `gate` is set."""
 
     daemon_threads = True
 
@@ -104,11 +104,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._answer()
+        self._respond()
 
     do_HEAD = do_POST = do_DELETE = do_GET
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         path = unquote(urlsplit(self.path).path)
         request = f"{self.command} {path}"
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -278,11 +278,11 @@ ROUTES: list[tuple[str, Any]] = [
 
 def git_blob_hash(data: bytes) -> str:
     """Returns git's hash of a file with this content."""
-    return hashlib.sha1(b"git_blob_hash %d\0" % len(data) + data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @contextmanager
-def hub_server(patch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def run_hub_server(patch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """Runs a server and points this process's huggingface_hub at it, logged in and without waits between retries."""
     with HubServer() as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()

@@ -256,5 +256,5 @@ def test_adamw_modules_that_match_nothing_are_an_error():
 
 
 def test_polar_express_with_too_few_steps_is_rejected_in_the_configuration():
-    with pytest.raises(ValueError, match=r"write optimizer\.ns_steps=5"):
+    with pytest.raises(ValueError, match=r"set optimizer\.ns_steps=5"):
         muon("muon_keller", ns_coefficients="polar_express", ns_steps=4)

@@ -24,7 +24,7 @@ def test_a_submitted_preparation_is_watched_by_its_job_folder(cluster: Cluster, 
     cluster.run("scontrol", "release", json.loads((job / "jobs.json").read_text())["0"])
     assert krill("runs", "watch", path, "--every", "0.3").splitlines()[-1].endswith(": finished")
     assert "300 entries" in krill("runs", "tail", path)
-    assert "nothing to end" not in krill.messages()
+    assert "nothing to cancel" not in krill.messages()
     krill("runs", "cancel", path)
     assert "nothing to cancel, it is finished" in krill.messages()
 

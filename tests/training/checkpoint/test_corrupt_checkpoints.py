@@ -75,7 +75,7 @@ def test_run_without_a_valid_checkpoint_fails_and_says_how_to_start_from_scratch
     before = (interrupted_run / "metrics.jsonl").read_bytes()
     for _ in range(2):
         assert krill_train(*EVERY_STEP) == 1
-        assert "none of the checkpoints there verifies" in capsys.readouterr().err
+        assert "none of the checkpoints is valid" in capsys.readouterr().err
     assert (interrupted_run / "metrics.jsonl").read_bytes() == before
     assert list_checkpoint_steps(interrupted_run) == [2, 3, 4]
     assert krill_train(*EVERY_STEP, "resume=false") == 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from faults import train_and_signal
-from hub_server import HubServer, Repository, hub_server
+from hub_server import HubServer, Repository, run_hub_server
 from trainings import assert_same_result
 
 from krill.inference.load import locate_model
@@ -28,7 +28,7 @@ LOOKUP = "GET /api/models/me/mine$"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    with hub_server(monkeypatch) as server:
+    with run_hub_server(monkeypatch) as server:
         yield server
 
 
