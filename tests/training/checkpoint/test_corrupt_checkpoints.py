@@ -89,7 +89,7 @@ def test_copy_named_after_another_step_is_skipped(
     shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-5")
     assert krill_train(*EVERY_STEP) == 0
     log = (interrupted_run / "log.txt").read_text()
-    assert "checkpoint-5 was saved at step 2; rename it checkpoint-2" in log
+    assert "checkpoint-5 was saved at step 2; rename it to checkpoint-2" in log
     assert "resuming from step 4" in log
     assert_same_result(interrupted_run, undisturbed_run)
 
