@@ -167,7 +167,7 @@ def test_the_plot_goes_where_it_is_asked_for(told: Inspect, here: Path):
         ("outputs", "outputs is not a token store (no manifest.json); create one with krill-preprocess"),
         ("store=nothere", "nothere is not a token store"),
         ("tokens store=tokens", "store=tokens and store=tokens: one store at a time"),
-        ("tokens more", "'more' is not key=value; one word names the tokens"),
+        ("tokens more", "'more' is not key=value; one argument names the tokens"),
         ("-m tokens sequence_len=8,16", "sequence_lens=[512,1024]"),
         ("tokens tokenizer=bpe_33k", "Did you mean tokenizer=bpe_32k?"),
         ("tokens rows=-1", "rows=-1: input should be greater than or equal to 0"),
@@ -180,7 +180,7 @@ def test_the_plot_goes_where_it_is_asked_for(told: Inspect, here: Path):
         ("tokenizers=[bpe_33k]", "Did you mean bpe_32k? Options there are: "),
         ("tokenizers=[./nothere]", "tokenizers=./nothere: no such folder (relative to "),
         ("tokenizers=[tokens]", "tokens: no tokenizer.json in this folder"),
-        ("tokenizers=bpe_4k,bpe_32k", "write tokenizers=[…] for a list"),
+        ("tokenizers=bpe_4k,bpe_32k", "use tokenizers=[…] for a list"),
         ("tokenizers=[bpe_4k] tokenizer=bpe_32k", "leave tokenizer= out"),
         ("tokenizers=[bpe_4k] data=tokens", "store= and tokenizers=: one at a time"),
         ("tokenizers=[bpe_4k] text=a", "tokenizers= and text=: one at a time"),
@@ -190,7 +190,7 @@ def test_the_plot_goes_where_it_is_asked_for(told: Inspect, here: Path):
         ("text=a tokenizer=./nothere", "tokenizer.path=./nothere: no such folder"),
         ("text=a tokenizer=bpe_32k", "not trained yet; run: krill-tokenizer tokenizer=bpe_32k"),
         ("text=a plot=a.png", "plot= draws a store or tokenizers=, not text="),
-        ("text=\udcff tokenizer=outputs/tokenizers/test-tttttttt", "text=: is no UTF-8 (character 1)"),
+        ("text=\udcff tokenizer=outputs/tokenizers/test-tttttttt", "text= is not valid UTF-8 (character 1)"),
     ],
 )
 def test_a_mistake_names_the_fix(told: Inspect, words: str, why: str):
