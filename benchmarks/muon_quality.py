@@ -52,6 +52,7 @@ UPSTREAM_CONFIG = f"""# @package _global_
 defaults:
   - _adamw@optimizer
   - _self_
+lr: 3.0e-03
 optimizer:
   name: custom
   build: {Path(__file__).with_name("upstream_muon.py").resolve()}:build
