@@ -26,7 +26,7 @@ def print_tokenizer_comparison(config: InspectConfig, call: Invocation) -> None:
 
     if not config.data.validation_fraction:
         raise UsageError(
-            "data.validation_fraction=0: no document is held out, so there are none to evaluate tokenizers on; set "
+            "data.validation_fraction=0: no document is held out, so there is nothing to evaluate tokenizers on; set "
             "data.validation_fraction=0.01"
         )
     source = open_source(config.data, is_read_only=True)
@@ -105,7 +105,7 @@ def _compute_figures(config: InspectConfig, source: Source, folders: Mapping[str
     if not figures["documents"]:
         raise UsageError(
             f"data.validation_fraction={config.data.validation_fraction:g}: no document of this data is held "
-            "out, so there are none to evaluate tokenizers on; add text, or raise data.validation_fraction"
+            "out, so there is nothing to evaluate tokenizers on; add text, or raise data.validation_fraction"
         )
     return {"data": config.data.name, **figures}
 

@@ -275,11 +275,11 @@ def test_tokenizers_are_judged_on_what_is_held_out(
     assert [line.split()[:2] for line in out.splitlines()] == [["tokenizer", "read"]] * 3
 
 
-def test_tokenizers_that_are_not_made_yet_name_the_commands_that_make_them(told: Inspect, data: Path):
+def test_tokenizers_that_are_not_trained_yet_name_the_commands_that_make_them(told: Inspect, data: Path):
     why = refused(told(*DATA, "tokenizers=[bpe_4k,bpe_32k]", "eval_bytes=99", "plot=a.png")).splitlines()
     assert len(why) == 2
     for line, option in zip(why, ("bpe_4k", "bpe_32k"), strict=True):
-        command = shlex.split(line.partition("make it: ")[2])
+        command = shlex.split(line.partition("run: ")[2])
         assert command == [
             "krill-tokenizer",
             DATA[0],
@@ -302,7 +302,7 @@ def test_an_option_of_ones_own_may_be_judged(told: Inspect, data: Path, monkeypa
 
 def test_data_of_which_nothing_is_held_out_is_refused(told: Inspect, data: Path):
     words = (*DATA[:2], "data.validation_fraction=1e-9", f"tokenizers=[{MINE}]")
-    assert "data.validation_fraction=1e-09: of this data no document is held out" in refused(told(*words))
+    assert "data.validation_fraction=1e-09: no document of this data is held out" in refused(told(*words))
 
 
 @pytest.mark.parametrize(
