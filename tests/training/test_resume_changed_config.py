@@ -44,7 +44,7 @@ def test_another_split_of_a_step_changes_only_rounding(
     output = capsys.readouterr().err
     assert "changed     batch.micro_batch_size=1 (was 2)" in output
     assert "changed     hardware.attention=sdpa (was auto)" in output
-    assert "but for rounding, not to the bit" in output
+    assert "up to rounding, not to the bit" in output
     assert krill_train("output=whole") == 0
     losses, expected = (
         [line["loss"] for line in read_metrics(run) if "loss" in line]

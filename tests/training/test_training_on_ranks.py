@@ -157,7 +157,7 @@ def test_a_run_resumes_with_another_number_of_ranks(
     assert krill_train(*overrides, "batch.micro_batch_size=8", "output=moved") == 0
     error = capsys.readouterr().err
     assert "changed     hardware.processes=1 (was 2)" in error
-    assert "but for rounding" in error
+    assert "up to rounding" in error
     assert read_losses_and_norms(resumed) == pytest.approx(
         read_losses_and_norms(krill_train.outputs / "whole"), rel=1e-5
     )
