@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import IntervalSweep, Override
 
@@ -224,6 +223,8 @@ class SampledSearch:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        import numpy as np
+
         seed = np.random.SeedSequence([self.seed, len(self.history)]).generate_state(1)[0]
         study = optuna.create_study(sampler=SAMPLERS[self.sampler_name](int(seed)))
         if self.is_adaptive:

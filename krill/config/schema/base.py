@@ -28,6 +28,7 @@ class Section(BaseModel):
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
         protected_namespaces=(),
+        defer_build=True,  # --cfg, completion and the parent of a sweep import schemas that they do not use
     )
 
     @classmethod
