@@ -1,8 +1,8 @@
 """The code blocks of the documents, and the shims that stand in for the krill commands in them.
 
 A bash block is run unless an HTML comment right before it says why not (<!-- not run: reason -->), or that it runs on
-a cluster. A shim adds small settings where an example leaves a key at its default and shortens the run, so that a block
-takes seconds. With KRILL_PRELOADED set, commands are forked from the server at that address.
+a cluster. A shim adds small settings where an example leaves a key at its default and shortens the run, so that a
+block takes seconds. With KRILL_PRELOADED set, commands are forked from the server at that address.
 """
 
 from __future__ import annotations
