@@ -77,7 +77,7 @@ def test_only_failed_and_cancelled_points_run_again(cluster: Cluster, krill: Kri
     (failing / "16").touch()
     arguments = (
         "-m", "model=own", "model.options.hidden_size=16,24,32,40", "hardware=slurm_gpu", *SMALL_RUN[1:], "steps=300",
-        "name=four", "log_every=1", "optimizer=adamw",
+        "eval_every=50", "name=four", "log_every=1", "optimizer=adamw",
     )  # fmt: skip
     sweep = Path("outputs/sweeps/four")
     sweep_process = krill.start("train", *arguments)
@@ -86,7 +86,7 @@ def test_only_failed_and_cancelled_points_run_again(cluster: Cluster, krill: Kri
         wait_for(lambda size=size: krill.count_logged_steps(points[size]) > 5)
     os.kill(krill.status(points["24"])["pid"], signal.SIGKILL)
     krill("runs", "cancel", str(points["32"]))
-    assert sweep_process.wait(timeout=300) == 3, krill.messages()
+    assert sweep_process.wait(timeout=400) == 3, krill.messages()
 
     rows = {row["folder"]: row for row in krill.list_runs(str(sweep))}
     row_of = {size: rows[str(krill.folder / point)] for size, point in points.items()}
