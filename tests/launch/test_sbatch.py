@@ -130,7 +130,7 @@ def test_time_limits_with_units(text: str, minutes: int) -> None:
 
 @pytest.mark.parametrize("text", ["43200", "12", "soon", "'1:2:3'"])
 def test_a_time_limit_without_unit_is_rejected(text: str) -> None:
-    with pytest.raises(UsageError, match=r"write 90m, 12h, 2d"):
+    with pytest.raises(UsageError, match=r"use 90m, 12h, 2d"):
         make_config("hardware=slurm_gpu", f"hardware.slurm.time={text}")
 
 
