@@ -23,9 +23,9 @@ def test_the_benchmark_times_every_optimizer(tmp_path: Path, monkeypatch: pytest
     spec.loader.exec_module(script)
     monkeypatch.setattr(script, "ROW", 64)
     monkeypatch.setattr(script, "VOCAB_SIZE", 512)
-    arguments = ["--models", "llama_nano", "--device", "cpu", "--rounds", "1", "--tokens", "2048"]
+    arguments = ["--models", "llama_pico", "--device", "cpu", "--rounds", "1", "--tokens", "2048"]
     monkeypatch.setattr(sys, "argv", ["muon_step.py", *arguments, "--result", str(tmp_path / "result.json")])
     script.main()
-    result = json.loads((tmp_path / "result.json").read_text())["models"]["llama_nano"]
+    result = json.loads((tmp_path / "result.json").read_text())["models"]["llama_pico"]
     assert result["step_ms"].keys() == {*script.VARIANTS, "upstream", "torch"}
     assert all(0 < share < 1 for share in result["share"].values())
