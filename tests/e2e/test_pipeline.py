@@ -134,4 +134,4 @@ def test_infer_takes_a_tokenizer_by_folder_or_option(krill: Krill, corpus: str, 
     assert "krill-tokenizer tokenizer=bpe_32k" in missing.stderr
     krill("tokenizer")
     larger = krill("infer", run, "tokenizer=bpe_4k", "prompt=a", code=2)
-    assert "4096 entries, the model 600" in larger.stderr
+    assert "the tokenizer has 4096 entries, but the model only 600" in larger.stderr
