@@ -306,7 +306,7 @@ def test_rank0_writes_for_both_ranks(krill_train: Any, tmp_path: Path) -> None:
     size = (tmp_path / "synchronous" / "checkpoints/checkpoint-6/model.safetensors").stat().st_size
     with limit_file_size(size // 2):
         assert krill_train(*overrides, BACKGROUND, "output=full") == 1
-    assert "no room" in (read_status(tmp_path / "full") or {})["error"]
+    assert "not enough space" in (read_status(tmp_path / "full") or {})["error"]
 
 
 # --- limits and cost ---------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_rank0_writes_for_both_ranks(krill_train: Any, tmp_path: Path) -> None:
 
 def test_sharded_checkpoints_are_rejected(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert krill_train(BACKGROUND, "hardware.sharding=fsdp2") == 2
-    assert "write save_in_background=false or hardware.sharding=none" in capsys.readouterr().err
+    assert "set save_in_background=false or hardware.sharding=none" in capsys.readouterr().err
     assert krill_train.runs() == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,11 @@ class PlainWeights:
         )
 
 
+TRAINING = ("steps=2", "save_every=2", "lr=0.05")
+
+
 def train_model(krill_train: Any, *extra_overrides: str) -> Path:
-    assert krill_train("steps=2", "save_every=2", "lr=0.05", *extra_overrides) == 0
+    assert krill_train(*TRAINING, *extra_overrides) == 0
     run: Path = krill_train.runs("m")[-1]
     return run / "model"
 
@@ -132,9 +135,9 @@ QWEN = ("model=qwen3_pico", "name=m", "model.num_key_value_heads=1", "model.head
 
 @pytest.mark.parametrize("model_overrides", [LLAMA, QWEN], ids=["llama", "qwen3"])
 def test_loader_of_plain_weights_computes_the_same_logits(
-    model_overrides: tuple[str, ...], krill_train: Any
+    model_overrides: tuple[str, ...], reference_run: Callable[..., Path]
 ) -> None:
-    folder = train_model(krill_train, *model_overrides)
+    folder = reference_run(*TRAINING, *model_overrides) / "model"
     plain = PlainWeights(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -144,8 +147,8 @@ def test_loader_of_plain_weights_computes_the_same_logits(
     assert plain.unused == set()
 
 
-def test_config_json_has_the_keys_that_loaders_read(krill_train: Any) -> None:
-    folder = train_model(krill_train, *LLAMA)
+def test_config_json_has_the_keys_that_loaders_read(reference_run: Callable[..., Path]) -> None:
+    folder = reference_run(*TRAINING, *LLAMA) / "model"
     config = json.loads((folder / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 777
     assert config["torch_dtype"] == config["dtype"] == "float32"
