@@ -30,23 +30,28 @@ _last_signal_time = float("-inf")
 
 @contextmanager
 def raise_on_signal() -> Iterator[None]:
-    """Makes signals raise SignalInterrupt in this context: for work whose finished pieces are already on disk."""
+    """Makes signals raise SignalInterrupt in this context: for work whose finished pieces are already on disk.
+
+    The process exits after the outermost of these contexts, or once one has raised, and its exit code must not change
+    (SLURM would report a finished job as failed), so later signals are ignored, except for Ctrl-C.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     global _last_signal_time
     _last_signal_time = float("-inf")
-    previous: dict[signal.Signals, Any] = {
+    later: dict[signal.Signals, Any] = {
         number: signal.signal(number, _raise_interrupt) for number in EXIT_CODES
     }
+    if later[signal.SIGTERM] is not _raise_interrupt:
+        later = dict.fromkeys(later, signal.SIG_IGN) | {signal.SIGINT: later[signal.SIGINT]}
     try:
         yield
     except SignalInterrupt:
-        # The process exits, and its exit code must not change; only Ctrl-C may still interrupt the shutdown.
-        previous = dict.fromkeys(previous, signal.SIG_IGN) | {signal.SIGINT: _raise_interrupt}
+        later = dict.fromkeys(later, signal.SIG_IGN) | {signal.SIGINT: _raise_interrupt}
         raise
     finally:
-        for number, handler in previous.items():
+        for number, handler in later.items():
             signal.signal(number, handler)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ class _UserSearchPath(SearchPathPlugin):
 _list_all_files = FileConfigSource.list
 
 
+@functools.wraps(_list_all_files)
 def _list_options(source: FileConfigSource, config_path: str, results_filter: ObjectType | None) -> list[str]:
     """List the options of a group, for completion and glob(*), without files whose names begin with _."""
     return [name for name in _list_all_files(source, config_path, results_filter) if not name.startswith("_")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -96,6 +98,19 @@ def test_a_repeated_signal_does_not_interrupt_the_cleanup(has_trained: bool) -> 
         with pytest.raises(SignalInterrupt):
             train_and_stop()
         send(signal.SIGTERM)  # while the status of the run is written
+
+
+def test_a_signal_after_the_work_does_not_change_the_exit_code() -> None:
+    """SLURM sends the signal of a time limit to a job that has finished its run and is shutting down."""
+    script = (
+        "import os, signal\n"
+        "from krill.signals import raise_on_signal\n"
+        "with raise_on_signal():\n"
+        "    pass\n"
+        "for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):\n"
+        "    os.kill(os.getpid(), number)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_previous_handlers_are_restored() -> None:
