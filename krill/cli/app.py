@@ -45,31 +45,37 @@ def main(
     command: str,
     run_task: RunTask,
     argv: Sequence[str] | None = None,
-    bare: str | None = None,
-    before: ArgumentHook | None = None,
+    positional_key: str | None = None,
+    prepare_arguments: ArgumentHook | None = None,
 ) -> int:
     """Run one command and return its exit code.
 
-    `bare`: the key of which an argument without "=" is the value. `before`: called with the parsed arguments and the
-    user's configuration folders before Hydra sees them.
+    `positional_key`: the key of which an argument without "=" is the value. `prepare_arguments`: called with the
+    parsed arguments and the user's configuration folders before Hydra sees them.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     configure_logging()
-    return run_and_report(command, lambda: _dispatch(command, run_task, words, bare, before))
+    return run_and_report(
+        command, lambda: _dispatch(command, run_task, arguments, positional_key, prepare_arguments)
+    )
 
 
 def _dispatch(
-    command: str, run_task: RunTask, words: list[str], bare: str | None, before: ArgumentHook | None
+    command: str,
+    run_task: RunTask,
+    arguments: list[str],
+    positional_key: str | None,
+    prepare_arguments: ArgumentHook | None,
 ) -> int:
-    if {"--help", "-h"} & set(words):
-        return _print_help(command, words)
-    if "--version" in words:
+    if {"--help", "-h"} & set(arguments):
+        return _print_help(command, arguments)
+    if "--version" in arguments:
         from krill import __version__
 
         print(f"krill {__version__}")
         return errors.DONE
     with _signal_scope(command):
-        return _run_with_hydra(command, run_task, words, bare, before)
+        return _run_with_hydra(command, run_task, arguments, positional_key, prepare_arguments)
 
 
 def run_and_report(command: str, work: Callable[[], int]) -> int:
@@ -118,21 +124,27 @@ def configure_logging() -> None:
     log.setLevel(logging.INFO)
 
 
-def _print_help(command: str, words: list[str]) -> int:
+def _print_help(command: str, arguments: list[str]) -> int:
     from krill.cli import help
 
-    given = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
+    given = [
+        arguments[i + 1] for i, argument in enumerate(arguments[:-1]) if argument in ("--config-dir", "-cd")
+    ]
     print(help.format_help(command, [*paths.find_user_config_dirs(given), paths.CONF_DIR]), flush=True)
     return errors.DONE
 
 
 def _run_with_hydra(
-    command: str, run_task: RunTask, words: list[str], bare: str | None, before: ArgumentHook | None
+    command: str,
+    run_task: RunTask,
+    arguments: list[str],
+    positional_key: str | None,
+    prepare_arguments: ArgumentHook | None,
 ) -> int:
     from krill.cli import argv, compose
     from krill.sweep.session import Session
 
-    parsed = argv.parse_arguments(words, bare)
+    parsed = argv.parse_arguments(arguments, positional_key)
     folders = paths.find_user_config_dirs(parsed.config_dirs)
     if parsed.is_multirun and parsed.is_print_only:
         raise UsageError(
@@ -145,8 +157,8 @@ def _run_with_hydra(
         and not parsed.is_print_only
     ):
         raise UsageError(f"hydra/launcher={launcher} starts the points of a sweep: add -m")
-    if before is not None:
-        before(parsed, folders)
+    if prepare_arguments is not None:
+        prepare_arguments(parsed, folders)
     overrides = compose.normalize_overrides(command, parsed)
     for used, hidden in paths.find_shadowed_configs([*folders, paths.CONF_DIR]):
         log.warning("conf: %s is used; it hides %s", used, hidden)

@@ -52,11 +52,11 @@ class ParsedArguments:
         return [text for text in self.overrides if get_override_key(text) not in keys]
 
 
-def parse_arguments(argv: Sequence[str], bare: str | None = None) -> ParsedArguments:
+def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> ParsedArguments:
     """Returns the flags and the overrides in `argv`, in any order.
 
-    `bare`: the key of which one argument without "=" is the value. Raises UsageError that lists every argument that
-    is neither a flag nor an override.
+    `positional_key`: the key of which one argument without "=" is the value. Raises UsageError that lists every
+    argument that is neither a flag nor an override.
     """
     parsed, wrong = ParsedArguments(), []
     words = list(argv)
@@ -64,7 +64,7 @@ def parse_arguments(argv: Sequence[str], bare: str | None = None) -> ParsedArgum
         None: "options are chosen as in model=tiny_ko",
         "model": 'set the prompt with prompt="…"',
         "data": "one argument names the tokens, options are chosen as in tokenizer=bpe_32k",
-    }[bare]
+    }[positional_key]
     while words:
         word = words.pop(0)
         flag, glued, value = word.partition("=")
@@ -82,9 +82,9 @@ def parse_arguments(argv: Sequence[str], bare: str | None = None) -> ParsedArgum
             wrong.append(_describe_dashed_argument(word, words))
         elif OVERRIDE_PATTERN.match(word) or word.startswith("~"):
             parsed.overrides.append(word)
-        elif bare is not None:
-            parsed.overrides.append(f"{bare}={word}")
-            bare = None
+        elif positional_key is not None:
+            parsed.overrides.append(f"{positional_key}={word}")
+            positional_key = None
         else:
             wrong.append(f"'{word}' is not key=value; {example}")
     if wrong:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Entry point of krill-infer."""
-    return app.main("infer", run_task, bare="model", before=_resolve_model_arguments)
+    return app.main("infer", run_task, positional_key="model", prepare_arguments=_resolve_model_arguments)
 
 
 def run_task(composed: Any) -> None:
@@ -31,15 +31,15 @@ def run_task(composed: Any) -> None:
     app.run_command(composed, InferConfig, _run_inference)
 
 
-def _run_inference(config: InferConfig, call: Invocation) -> None:
+def _run_inference(config: InferConfig, invocation: Invocation) -> None:
     if config.dry_run:
         from krill.inference.load import locate_model
 
         print(f"model       {locate_model(config.model.path)[0]}")
-    elif call.is_sweep_point:
-        call.run_stage(config, None, lambda folder: _write_answers(config, folder))
+    elif invocation.is_sweep_point:
+        invocation.run_stage(config, None, lambda folder: _write_answers(config, folder))
     else:
-        _write_answers(config, Path(config.output) if config.output else None, call.is_interactive)
+        _write_answers(config, Path(config.output) if config.output else None, invocation.is_interactive)
 
 
 def _write_answers(config: InferConfig, folder: Path | None, is_interactive: bool = False) -> Path:

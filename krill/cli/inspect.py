@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Entry point of krill-inspect."""
-    return app.main("inspect", run_task, bare="data", before=_resolve_folder_arguments)
+    return app.main("inspect", run_task, positional_key="data", prepare_arguments=_resolve_folder_arguments)
 
 
 def run_task(composed: Any) -> None:
@@ -34,7 +34,7 @@ def run_task(composed: Any) -> None:
     app.run_command(composed, InspectConfig, inspect)
 
 
-def inspect(config: InspectConfig, call: Invocation) -> None:
+def inspect(config: InspectConfig, invocation: Invocation) -> None:
     """Prints what is in the tokens of `config`, or compares its tokenizers; writes nothing but the plot."""
     if config.tokenizers or config.text is not None:
         from krill.cli import inspect_tokenizers
@@ -44,7 +44,7 @@ def inspect(config: InspectConfig, call: Invocation) -> None:
             if config.tokenizers
             else inspect_tokenizers.print_text_tokens
         )
-        show(config, call)
+        show(config, invocation)
         return
     folder = _resolve_store_folder(config)
     if config.dry_run:
@@ -53,7 +53,7 @@ def inspect(config: InspectConfig, call: Invocation) -> None:
     if config.store is None and not folder.is_dir():
         from krill.cli import compose
 
-        command = shlex.join(["krill-preprocess", *compose.drop_inspect_keys(call.overrides)])
+        command = shlex.join(["krill-preprocess", *compose.drop_inspect_keys(invocation.overrides)])
         raise UsageError(f"{folder}: these tokens are not prepared yet; run: {command}")
 
     from krill.data.store import Store
@@ -64,7 +64,7 @@ def inspect(config: InspectConfig, call: Invocation) -> None:
     store = Store.open(folder)
     if config.verify:
         store.verify()
-    asked = any(word.startswith(("tokenizer=", "tokenizer.")) for word in call.overrides)
+    asked = any(word.startswith(("tokenizer=", "tokenizer.")) for word in invocation.overrides)
     tokenizer = _find_tokenizer(config, store, asked)
     speller = None if tokenizer is None else TokenRenderer(tokenizer)
     figures = inspection.compute_store_stats(store, config, speller)

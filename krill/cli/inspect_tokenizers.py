@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from krill.sources.source import Source
 
 
-def print_tokenizer_comparison(config: InspectConfig, call: Invocation) -> None:
+def print_tokenizer_comparison(config: InspectConfig, invocation: Invocation) -> None:
     """Prints a comparison of tokenizers on the held-out text of the data; writes nothing but the plot."""
     from krill.sources.registry import open_source
 
@@ -30,11 +30,11 @@ def print_tokenizer_comparison(config: InspectConfig, call: Invocation) -> None:
             "data.validation_fraction=0.01"
         )
     source = open_source(config.data, is_read_only=True)
-    folders = _resolve_folders(config, call)
+    folders = _resolve_folders(config, invocation)
     if config.dry_run:
         _print_folders(folders.values())
         return
-    _require_trained(folders, call)
+    _require_trained(folders, invocation)
     figures = _compute_figures(config, source, folders)
 
     from krill.inspection import compare_report
@@ -47,7 +47,7 @@ def print_tokenizer_comparison(config: InspectConfig, call: Invocation) -> None:
         print(compare_report.format_tokenizer_report(figures))
 
 
-def print_text_tokens(config: InspectConfig, call: Invocation) -> None:
+def print_text_tokens(config: InspectConfig, invocation: Invocation) -> None:
     """Prints the tokens of config.text; special tokens in it are read as text."""
     from krill.data.inputs import RunInputs
 
@@ -65,7 +65,7 @@ def print_text_tokens(config: InspectConfig, call: Invocation) -> None:
         _print_folders([folder])
         return
     if not folder.is_dir():
-        raise UsageError(_describe_missing(folder, compose.drop_inspect_keys(call.overrides)))
+        raise UsageError(_describe_missing(folder, compose.drop_inspect_keys(invocation.overrides)))
 
     from krill.data.encoding import Encoder
     from krill.inspection.render_rows import make_stdout_console, render_text_tokens
@@ -113,12 +113,14 @@ def _compute_figures(config: InspectConfig, source: Source, folders: Mapping[str
 # --- which tokenizers --------------------------------------------------------------------------------------
 
 
-def _resolve_folders(config: InspectConfig, call: Invocation) -> dict[str, Path]:
+def _resolve_folders(config: InspectConfig, invocation: Invocation) -> dict[str, Path]:
     """Returns the folder of each tokenizer of `config` by its name; one that is not trained yet does not exist."""
-    own = [Path(source.path) for source in call.hydra.runtime.config_sources if source.provider == "user"]
+    own = [
+        Path(source.path) for source in invocation.hydra.runtime.config_sources if source.provider == "user"
+    ]
     known = list_config_options("tokenizer", [*own, CONF_DIR])
     return {
-        name: _resolve_option(_build_arguments(name, call), own)
+        name: _resolve_option(_build_arguments(name, invocation), own)
         if name in known
         else _resolve_named_folder(name, known)
         for name in config.tokenizers
@@ -156,10 +158,10 @@ def _resolve_named_folder(name: str, known: Mapping[str, Path]) -> Path:
         raise type(error)(f"{error}\n{there}") from error
 
 
-def _require_trained(folders: Mapping[str, Path], call: Invocation) -> None:
+def _require_trained(folders: Mapping[str, Path], invocation: Invocation) -> None:
     """Raises UsageError that names the command for every tokenizer that is not trained yet."""
     missing = [
-        _describe_missing(folder, _build_arguments(name, call))
+        _describe_missing(folder, _build_arguments(name, invocation))
         for name, folder in folders.items()
         if not folder.is_dir()
     ]
@@ -171,11 +173,11 @@ def _describe_missing(folder: Path, words: Sequence[str]) -> str:
     return f"{folder}: not trained yet; run: {shlex.join(['krill-tokenizer', *words])}"
 
 
-def _build_arguments(option: str, call: Invocation) -> list[str]:
+def _build_arguments(option: str, invocation: Invocation) -> list[str]:
     """Returns the overrides with which krill-tokenizer trains that option."""
     others = [
         word
-        for word in compose.drop_inspect_keys(call.overrides)
+        for word in compose.drop_inspect_keys(invocation.overrides)
         if word.partition("=")[0] not in ("tokenizer", "tokenizer.path")
     ]
     return [*others, f"tokenizer={option}"]

@@ -25,15 +25,17 @@ def run_task(composed: Any) -> None:
     app.run_command(composed, TrainConfig, _run_preprocess)
 
 
-def _run_preprocess(config: TrainConfig, call: Invocation) -> None:
+def _run_preprocess(config: TrainConfig, invocation: Invocation) -> None:
     from krill.data.inputs import RunInputs
 
     inputs = RunInputs.open(config)
     if config.dry_run:
         print("\n".join(describe_store_dry_run(config, inputs)))
         return
-    call.run_stage(
-        config, inputs, lambda output: preprocess(config, inputs, None if call.is_sweep_point else output)
+    invocation.run_stage(
+        config,
+        inputs,
+        lambda output: preprocess(config, inputs, None if invocation.is_sweep_point else output),
     )
 
 

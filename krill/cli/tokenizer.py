@@ -25,17 +25,17 @@ def run_task(composed: Any) -> None:
     app.run_command(composed, TrainConfig, _run_tokenizer)
 
 
-def _run_tokenizer(config: TrainConfig, call: Invocation) -> None:
+def _run_tokenizer(config: TrainConfig, invocation: Invocation) -> None:
     from krill.data.inputs import RunInputs
 
     inputs = RunInputs.open(config)
     if config.dry_run:
         print("\n".join(describe_tokenizer_dry_run(config, inputs)))
         return
-    call.run_stage(
+    invocation.run_stage(
         config,
         inputs,
-        lambda output: prepare_tokenizer(config, inputs, None if call.is_sweep_point else output),
+        lambda output: prepare_tokenizer(config, inputs, None if invocation.is_sweep_point else output),
     )
 
 

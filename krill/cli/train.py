@@ -30,7 +30,7 @@ def run_task(composed: Any) -> float | None:
     return app.run_command(composed, TrainConfig, train)
 
 
-def train(config: TrainConfig, call: Invocation) -> float | None:
+def train(config: TrainConfig, invocation: Invocation) -> float | None:
     """Checks what can be checked, then trains on all ranks; rank 0 claims the folder and prepares the data."""
     from krill.data.inputs import RunInputs
     from krill.launch.identity import raise_if_task
@@ -41,7 +41,7 @@ def train(config: TrainConfig, call: Invocation) -> float | None:
     if config.dry_run:
         from krill.training.estimate.dry_run import plan_run
 
-        print("\n".join([*plan_run(config, inputs), *diff_from_experiment(config, call.choices)]))
+        print("\n".join([*plan_run(config, inputs), *diff_from_experiment(config, invocation.choices)]))
         return None
     export_torchrun_env()
 
@@ -51,14 +51,14 @@ def train(config: TrainConfig, call: Invocation) -> float | None:
     compute = run_preflight_checks(config, inputs)
     with ranks.process_group(compute.device):
         if ranks.is_rank0():
-            return _run_on_rank0(config, call, inputs, compute)
+            return _run_on_rank0(config, invocation, inputs, compute)
         if folders := ranks.receive_from_rank0():
             _run_training(config, compute, *folders)
         return None
 
 
 def _run_on_rank0(
-    config: TrainConfig, call: Invocation, inputs: RunInputs, compute: ComputeSetup
+    config: TrainConfig, invocation: Invocation, inputs: RunInputs, compute: ComputeSetup
 ) -> float | None:
     """Claims the run folder, prepares tokenizer and tokens, records the run, and trains with the other ranks."""
     from krill.launch.identity import compute_identity
@@ -70,7 +70,7 @@ def _run_on_rank0(
     with ranks.broadcast_from_rank0() as broadcast:
         identity = compute_identity("train", config, inputs)
         # A new run gets no folder before its input has proved good; a sweep's point records that it did not.
-        is_new = not call.has_assigned_folder and (
+        is_new = not invocation.has_assigned_folder and (
             config.output is not None or config.resume in ("auto", "remote", False)
         )
         remote = find_remote_checkpoint(config, identity)
@@ -78,9 +78,9 @@ def _run_on_rank0(
         claimed = claim(
             identity,
             inputs.outputs / "runs" / config.name,
-            call.resolve_folder(config.output, identity),
-            call.resolve_resume(config.resume),
-            config.resume_changed and not call.has_assigned_folder,
+            invocation.resolve_folder(config.output, identity),
+            invocation.resolve_resume(config.resume),
+            config.resume_changed and not invocation.has_assigned_folder,
         )
         record = Record(claimed.folder)
         if claimed.state == "finished":
@@ -90,14 +90,14 @@ def _run_on_rank0(
                 log.info("resuming in %s", relative_path(claimed.folder))
                 for line in diff_from_last_start(config, claimed.folder):
                     log.info(line)
-            with claimed, record.record_lifecycle(config, identity, call.overrides):
-                call.save_hydra_config(claimed.folder)
+            with claimed, record.record_lifecycle(config, identity, invocation.overrides):
+                invocation.save_hydra_config(claimed.folder)
                 tokenizer, store = prepared or prepare_inputs(config, inputs)
-                for line in diff_from_experiment(config, call.choices):
+                for line in diff_from_experiment(config, invocation.choices):
                     log.info(line)
                 download_checkpoint(remote, claimed.folder)
                 _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
-        call.print_result_folder(claimed.folder)
+        invocation.print_result_folder(claimed.folder)
     return record.status.get("metrics", {}).get("eval_loss")
 
 

@@ -49,9 +49,9 @@ def test_every_invalid_argument_is_reported():
 
 
 def test_the_first_bare_argument_is_the_model_only_with_bare():
-    assert parse_arguments(["outputs/모델", "prompt=가"], bare="model").overrides == [
+    assert parse_arguments(["outputs/모델", "prompt=가"], positional_key="model").overrides == [
         "model=outputs/모델",
         "prompt=가",
     ]
     with pytest.raises(UsageError, match="'second' is not key=value; set the prompt with prompt="):
-        parse_arguments(["first", "second"], bare="model")
+        parse_arguments(["first", "second"], positional_key="model")
