@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from krill.launch.preload import PRELOADED_MODULES, PreloadedServer
+from krill.launch.preload import PRELOADED_MODULES, RUNNING_SERVER_VARIABLE, PreloadedServer
 
 SECONDS = 300
 SMALL_RUN = (
@@ -80,8 +80,13 @@ def run_words(
         return subprocess.run(
             words, cwd=cwd, env=environment, text=True, capture_output=True, timeout=SECONDS
         )
+    server = get_server()
+    if server.address is not None:
+        environment = environment | {
+            RUNNING_SERVER_VARIABLE: str(server.address)
+        }  # for the points of a sweep
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        process = get_server().spawn(words, env=environment, cwd=cwd, stdout=stdout, stderr=stderr)
+        process = server.spawn(words, env=environment, cwd=cwd, stdout=stdout, stderr=stderr)
         try:
             code = process.wait(SECONDS)
         finally:

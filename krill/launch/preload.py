@@ -10,7 +10,8 @@ guaranteed: the command is not Python of this installation, the environment diff
 the imports, the server could not import its modules without starting a thread, or the system is not Linux.
 
 A command is killed when its handle is closed, all of them when the server ends, and the server ends with the process
-that started it, however that process ends. `krill.launch.preload_server` is the other side.
+that started it, however that process ends. A process with KRILL_PRELOADED in its environment, the address of a server
+that runs, uses that one instead of starting its own. `krill.launch.preload_server` is the other side.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ PRELOADED_MODULES = {
     "infer": ("krill.cli.infer", "krill.inference.chat", "krill.inference.generate", "krill.inference.load"),
 }  # fmt: skip
 """Command → modules that each of its points would import."""
+RUNNING_SERVER_VARIABLE = "KRILL_PRELOADED"
+RUNTIME_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "PATH", "PWD", "OLDPWD", "SHLVL", "_"})
+RUNTIME_PREFIXES = ("KRILL_", "SLURM", "PYTEST_")
+"""Variables in which a command may differ from the server: no module keeps them at import."""
 MESSAGE_LENGTH = struct.Struct("<i")
 TITLE_BYTES = 1024
 """Bytes that the server reserves in its own command line for those that `ps` shows of its children."""
@@ -122,6 +127,11 @@ class PreloadedServer:
         """
         if not (sys.platform == "linux" if can_fork is None else can_fork):
             return cls(None, None)
+        environment = os.environ if environment is None else environment
+        running = environment.get(RUNNING_SERVER_VARIABLE)
+        # It would refuse a command whose environment differs in what is read at import from that of this process.
+        if running and select_import_variables(environment) == select_import_variables(os.environ):
+            return cls(None, Path(running))
         temporary = tempfile.gettempdir()
         folder = tempfile.mkdtemp(
             prefix="krill-", dir=temporary if len(temporary) <= MAX_FOLDER_LENGTH else "/tmp"
@@ -136,7 +146,7 @@ class PreloadedServer:
                     str(address), str(listener.fileno()), ",".join(modules), "-" * TITLE_BYTES,
                 ],
                 # Never None: C's environment has what readline sets, os.environ has not.
-                env=dict(os.environ if environment is None else environment),
+                env=dict(environment),
                 stdin=subprocess.PIPE,  # its end is the end of this process
                 stdout=subprocess.DEVNULL,
                 pass_fds=[listener.fileno()],
@@ -226,6 +236,15 @@ def spawn_forked(
         connection.close()
         return None
     return PreloadedProcess(command_line, pid, connection)
+
+
+def select_import_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that a module may have read at import: all but those known to be read later."""
+    return {
+        key: value
+        for key, value in environment.items()
+        if key not in RUNTIME_VARIABLES and not key.startswith(RUNTIME_PREFIXES)
+    }
 
 
 def parse_python_command(command: Sequence[str]) -> list[str] | None:

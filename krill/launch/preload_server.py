@@ -31,14 +31,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from krill.launch.preload import MESSAGE_LENGTH
+from krill.launch.preload import MESSAGE_LENGTH, select_import_variables
 from krill.signals import die_with_parent
 
 IMPORT_ENVIRONMENT = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 """Set during the imports, so that pyarrow starts no thread and looking for GPUs does not initialize CUDA."""
-RUNTIME_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "PATH", "PWD", "OLDPWD", "SHLVL", "_"})
-RUNTIME_PREFIXES = ("KRILL_", "SLURM", "PYTEST_")
-"""Variables in which a command may differ from the server: no module keeps them at import."""
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that the children handle; the server would leave them behind if it died of one."""
 
@@ -213,15 +210,6 @@ class ForkServer:
             child.connection.close()
         for end in (self.listener, self.wakeup, self.woken):
             end.close()
-
-
-def select_import_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variables that a module may have read at import: all but those known to be read later."""
-    return {
-        key: value
-        for key, value in environment.items()
-        if key not in RUNTIME_VARIABLES and not key.startswith(RUNTIME_PREFIXES)
-    }
 
 
 def become_process(request: CommandRequest) -> None:
