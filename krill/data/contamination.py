@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from krill.data.store import Split
-from krill.data.worker_pool import count_cpu_cores
+from krill.resources import count_cpu_cores
 from krill.text.shingles import sort_unique
 
 CONTAMINATION_NGRAM = 13

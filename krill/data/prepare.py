@@ -27,8 +27,9 @@ from krill.data.engines import EngineMismatch
 from krill.data.merge import StoreLayout, compute_store_layout, write_shards
 from krill.data.part_writer import PreparationContext, write_parts
 from krill.data.progress import PreparationProgress, log_preparation_summary
-from krill.data.worker_pool import WorkerPool, count_cpu_cores
+from krill.data.worker_pool import WorkerPool
 from krill.errors import KrillError, UsageError
+from krill.resources import count_cpu_cores
 from krill.sources.registry import open_source
 from krill.sources.source import Part, SkippedRecords, Source, sample_evenly
 from krill.text import minhash
@@ -288,8 +289,8 @@ def _require_documents(layout: StoreLayout, data: DataConfig) -> None:
         reasons.append(f"validation split {num_validation:,}")
     raise UsageError(
         f"data {data.name}: no document is left to train on ({'; '.join(reasons) or 'the source has none'}). "
-        f"Lower data.min_chars={data.min_chars}, data.min_tokens={data.min_tokens} or "
-        f"data.validation_fraction={data.validation_fraction:g}, relax data.filters, or use other data"
+        f"Lower data.min_chars (it is {data.min_chars}), data.min_tokens ({data.min_tokens}) or "
+        f"data.validation_fraction ({data.validation_fraction:g}), relax data.filters, or use other data"
     )
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +18,10 @@ from contextlib import suppress
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
-from pathlib import Path
 from typing import Any, TypeVar
 
 from krill.errors import KrillError
+from krill.resources import read_peak_rss
 from krill.signals import EXIT_CODES
 
 WorkItemT = TypeVar("WorkItemT")
@@ -37,11 +35,6 @@ PROGRESS_POLL_SECONDS = 0.5
 """Seconds between two polls of the shared counts."""
 WORKER_GRACE_SECONDS = 3.0
 """Seconds that a worker has to exit after the pool is shut down."""
-
-
-def count_cpu_cores() -> int:
-    """Returns the number of CPU cores that this process may use (SLURM and taskset restrict them)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerPool:
@@ -66,7 +59,7 @@ class WorkerPool:
 
     def estimate_peak_memory(self) -> int:
         """Returns an upper bound in bytes: the sum of the peak resident sets of this process and all workers."""
-        return _read_peak_rss() + sum(self._peak_memory_by_pid.values())
+        return read_peak_rss() + sum(self._peak_memory_by_pid.values())
 
     def _run_in_processes(
         self, work: WorkFunction[WorkItemT, WorkResultT], context: Any, items: Iterator[WorkItemT]
@@ -160,13 +153,4 @@ def _run_item(item: Any) -> tuple[int, int, Any]:
 
     on_progress(0, 0)
     ((_, result),) = work(context, [item], on_progress)
-    return os.getpid(), _read_peak_rss(), result
-
-
-def _read_peak_rss() -> int:
-    try:  # not getrusage: on Linux a child inherits its parent's peak
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+    return os.getpid(), read_peak_rss(), result

@@ -19,8 +19,8 @@ import tokenizers
 
 from krill.data.encoding import Encoder
 from krill.data.engines import GigatokenEngine, HuggingFaceEngine, check_same_ids
-from krill.data.worker_pool import count_cpu_cores
 from krill.inspection.token_display import TokenRenderer
+from krill.resources import count_cpu_cores
 from krill.text.batching import batch_by_size
 from krill.text.features import TextFeatures
 from krill.text.sample import SampledText

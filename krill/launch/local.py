@@ -18,6 +18,7 @@ from krill.config.schema import TrainConfig
 from krill.errors import KrillError, SignalInterrupt
 from krill.launch.rank_errors import get_rank_log_name, pop_first_rank_error
 from krill.launch.supervise import ProcessGroup
+from krill.resources import count_cpu_cores
 from krill.signals import EXIT_CODES, describe_exit
 from krill.training.compute.device import resolve_world_size
 
@@ -51,7 +52,7 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
 def _build_environment(rank: int, config: TrainConfig, port: int) -> dict[str, str]:
     """Returns torchrun's variables for `rank`, and its share of the CPU unless OMP_NUM_THREADS is set."""
     world_size = resolve_world_size(config)
-    threads = config.hardware.threads or max(1, (os.cpu_count() or 1) // world_size)
+    threads = config.hardware.threads or max(1, count_cpu_cores() // world_size)
     variables = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
         "RANK": rank,

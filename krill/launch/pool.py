@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from krill.data.worker_pool import count_cpu_cores
 from krill.errors import SignalInterrupt, UsageError
 from krill.launch.devices import list_visible_gpus
 from krill.launch.supervise import ProcessGroup, SpawnFunction, spawn_process
+from krill.resources import count_cpu_cores
 
 MEMORY_PER_COMMAND = 4 * 2**30
 """Bytes of the machine's memory for each command that runs on the CPU at once, where krill chooses their number."""

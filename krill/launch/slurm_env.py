@@ -6,6 +6,7 @@ import os
 import random
 import signal
 
+from krill.errors import UsageError
 from krill.runs.slurm import run_slurm_command
 
 
@@ -43,6 +44,13 @@ def requeue_job(received: signal.Signals | None, max_requeues: int) -> str | Non
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or os.environ.get("SLURM_PROCID", "0") != "0":
         return None
+    try:
+        return _requeue_running_job(job, received, max_requeues)
+    except UsageError as error:  # the state is saved, and the exit code of the interrupted command says so
+        return f"job {job} was not requeued ({error}); run the same command to resume"
+
+
+def _requeue_running_job(job: str, received: signal.Signals | None, max_requeues: int) -> str | None:
     description = " ".join(run_slurm_command("scontrol", "show", "job", "--oneliner", job))
     fields = dict(field.split("=", 1) for field in description.split() if "=" in field)
     requeues = int(os.environ.get("SLURM_RESTART_COUNT") or 0)

@@ -23,6 +23,7 @@ import xxhash
 from krill.atomic import write_json
 from krill.config.paths import get_outputs_root
 from krill.config.signature import hash_file
+from krill.resources import count_cpu_cores
 
 MIN_CACHED_BYTES = 2**23
 """Smaller files are hashed as fast as a kept hash is found (5 GB/s)."""
@@ -38,7 +39,7 @@ def hash_files_cached(paths: list[Path], is_read_only: bool = False) -> list[str
     `is_read_only`: use hashes of the cache but write none, as in a dry run.
     """
     hash_one = partial(hash_file_cached, is_read_only=is_read_only)
-    threads = min(HASH_THREADS, os.cpu_count() or 1, len(paths))
+    threads = min(HASH_THREADS, count_cpu_cores(), len(paths))
     if threads < 2:
         return [hash_one(path) for path in paths]
     with ThreadPoolExecutor(threads) as pool:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from krill.data.worker_pool import ProgressCallback, WorkerPool, count_cpu_cores
+from krill.data.worker_pool import ProgressCallback, WorkerPool
 from krill.errors import KrillError, UsageError
+from krill.resources import count_cpu_cores
 
 WorkResults = Iterator[tuple[int, Any]]
 

@@ -104,3 +104,20 @@ def test_requeues_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert message is not None
     assert "was requeued 3 times" in message
     assert "requeue" not in calls
+
+
+def test_an_unreachable_slurm_does_not_hide_that_the_run_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_slurm.install(tmp_path, monkeypatch)
+    (tmp_path / "bin" / "scontrol").write_text(
+        "#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n"
+    )
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    message = slurm_env.requeue_job(signal.SIGUSR2, max_requeues=3)
+    assert message is not None
+    assert (
+        "not requeued (scontrol: Unable to contact slurm controller); run the same command to resume"
+        in message
+    )

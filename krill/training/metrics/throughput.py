@@ -12,8 +12,6 @@ seconds_left        until the last step at this speed
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ import torch
 from krill.config.schema import CustomModelConfig
 from krill.models.build import build_meta_model
 from krill.models.cost import compute_mean_attention_span, compute_training_flops
+from krill.resources import read_peak_rss
 from krill.training import ranks
 from krill.training.metrics.peak_flops import get_peak_flops
 from krill.training.setup import RunSetup
@@ -87,8 +86,7 @@ def get_peak_memory(device: torch.device) -> int:
     """Returns the peak memory in bytes: of tensors on a CUDA device, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+    return read_peak_rss()
 
 
 def build_throughput_meter(setup: RunSetup) -> ThroughputMeter:

@@ -1,0 +1,23 @@
+"""What this process may use of the machine, and what it has used."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+
+def count_cpu_cores() -> int:
+    """Returns the number of CPU cores that this process may use (SLURM and taskset restrict them)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_peak_rss() -> int:
+    """Returns the peak resident memory of this process in bytes."""
+    try:  # not getrusage: on Linux a child inherits its parent's peak
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
