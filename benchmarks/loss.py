@@ -37,9 +37,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krill.tables import format_table
+from krill.training.compute.backends import has_liger
 from krill.training.compute.cross_entropy import chunked_cross_entropy
 from krill.training.compute.head_loss import liger_cross_entropy
-from krill.training.compute.liger import has_liger
 
 TOKENS, HIDDEN, VOCAB_SIZE = 4096, 256, 32_000
 LIMIT = 0.25

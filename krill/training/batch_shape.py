@@ -53,6 +53,18 @@ def resolve_batch_shape(config: TrainConfig) -> BatchShape:
     return compute_batch_shape(config.batch, config.sequence_len, resolve_world_size(config))
 
 
+def shrink_micro_batch(size: int, batch_shape: BatchShape) -> int:
+    """Returns the largest micro batch of at most half of `size` rows that divides the rows of a step."""
+    return max(rows for rows in range(1, size // 2 + 1) if batch_shape.rows_per_rank % rows == 0)
+
+
+def with_micro_batch_size(config: TrainConfig, size: int) -> TrainConfig:
+    """Returns `config` with micro batches of `size` rows and the same number of rows per step."""
+    rows = compute_batch_shape(config.batch, config.sequence_len).rows_per_step
+    batch = BatchConfig(micro_batch_size=size, gradient_accumulation_steps=rows // size, tokens=None)
+    return config.model_copy(update={"batch": batch})
+
+
 @dataclass(frozen=True)
 class TrainingLength:
     """The length of a run."""

@@ -14,11 +14,12 @@ from typing import TypeVar
 
 import torch
 
-from krill.config.schema import BatchConfig, TrainConfig
+from krill.config.schema import TrainConfig
 from krill.errors import KrillError
 from krill.runs.record import Record, read_status
 from krill.training import ranks
-from krill.training.batch_shape import BatchShape, compute_batch_shape
+from krill.training.batch_shape import compute_batch_shape, shrink_micro_batch, with_micro_batch_size
+from krill.training.estimate.memory import suggest_oom_remedies
 
 ResultT = TypeVar("ResultT")
 log = logging.getLogger("krill")
@@ -76,33 +77,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in str(error) for message in OOM_MESSAGES)
 
 
-def shrink_micro_batch(size: int, batch_shape: BatchShape) -> int:
-    """Returns the largest micro batch of at most half of `size` rows that divides the rows of a step."""
-    return max(rows for rows in range(1, size // 2 + 1) if batch_shape.rows_per_rank % rows == 0)
-
-
-def with_micro_batch_size(config: TrainConfig, size: int) -> TrainConfig:
-    """Returns `config` with micro batches of `size` rows and the same number of rows per step."""
-    rows = compute_batch_shape(config.batch, config.sequence_len).rows_per_step
-    batch = BatchConfig(micro_batch_size=size, gradient_accumulation_steps=rows // size, tokens=None)
-    return config.model_copy(update={"batch": batch})
-
-
 def release_memory() -> None:
     """Frees unreferenced memory: model, optimizer and trainer refer to each other in cycles."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def suggest_oom_remedies(config: TrainConfig) -> str:
-    """Returns the overrides to try if not even one row fits, as text."""
-    hardware = config.hardware
-    remedies = [
-        *([] if hardware.gradient_checkpointing else ["hardware.gradient_checkpointing=true"]),
-        *(["hardware.loss=chunked"] if hardware.loss == "full" else []),
-        *(["save_in_background=false"] if config.save_in_background else []),
-        f"sequence_len={config.sequence_len // 2}",
-        "or a smaller model=",
-    ]
-    return ", ".join(remedies)

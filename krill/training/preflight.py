@@ -16,8 +16,8 @@ from krill.tokenizer.recipe import compute_vocab_size
 from krill.training.accelerate_env import check_accelerate_env
 from krill.training.batch_shape import resolve_batch_shape
 from krill.training.checkpoint.branch import check_branch, resolve_branch
+from krill.training.compute.backends import check_kernels
 from krill.training.compute.device import resolve_device, world_size_from_env
-from krill.training.compute.liger import check_kernels
 from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
 from krill.training.metrics.trackers import check_trackers
 
@@ -48,7 +48,7 @@ def _check_ranks(config: TrainConfig, device: str) -> None:
     if device == "cuda" and started == 1 and requested > torch.cuda.device_count():
         raise UsageError(
             f"hardware.processes={requested}, but this machine has {torch.cuda.device_count()} visible CUDA devices; "
-            "each rank needs one"
+            f"each rank needs one: use hardware.processes={torch.cuda.device_count() or 1}"
         )
 
 

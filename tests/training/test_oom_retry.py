@@ -18,9 +18,14 @@ from krill.errors import KrillError
 from krill.models.build import build_model
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
-from krill.training.batch_shape import BatchShape, compute_batch_shape
+from krill.training.batch_shape import (
+    BatchShape,
+    compute_batch_shape,
+    shrink_micro_batch,
+    with_micro_batch_size,
+)
 from krill.training.compute.head_loss import HeadLoss
-from krill.training.oom_retry import is_out_of_memory, retry_on_oom, shrink_micro_batch, with_micro_batch_size
+from krill.training.oom_retry import is_out_of_memory, retry_on_oom
 from krill.training.trainer import KrillTrainer
 
 Train = Callable[..., Path]

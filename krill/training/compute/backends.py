@@ -1,9 +1,11 @@
-"""Selects the attention backend of a run: the requested one, or the fastest on this machine."""
+"""Selects the attention backend and the loss of a run, and checks what the device and the installation support."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 
+from krill.config.schema import HardwareConfig
 from krill.errors import UsageError
 
 FLASH_PACKAGES = {
@@ -48,6 +50,41 @@ def select_attention_backend(requested: str, device: str, precision: str) -> tup
             "use hardware.attention=auto"
         )
     return requested, None
+
+
+def has_liger() -> bool:
+    """Returns whether Liger is installed, without importing it: that takes seconds, and its kernels need CUDA."""
+    return find_spec("liger_kernel") is not None
+
+
+def select_loss(requested: str, device: str) -> str:
+    """Returns full, chunked or liger, for hardware.loss on `device`; auto: liger on CUDA if installed, else chunked.
+
+    Raises UsageError if liger is requested and cannot run.
+    """
+    if requested == "auto":
+        return "liger" if device == "cuda" and has_liger() else "chunked"
+    if requested == "liger" and not (device == "cuda" and has_liger()):
+        raise UsageError(
+            "hardware.loss=liger needs a CUDA device and the package liger-kernel (pip install 'krill[cuda]'); "
+            "use hardware.loss=auto"
+        )
+    return requested
+
+
+def check_kernels(hardware: HardwareConfig, device: str) -> None:
+    """Raises UsageError if `hardware` requests kernels that the device or the installation does not support."""
+    select_loss(hardware.loss, device)
+    if hardware.liger is True and not (device == "cuda" and has_liger()):
+        raise UsageError(
+            "hardware.liger=true needs a CUDA device and the package liger-kernel (pip install 'krill[cuda]'); "
+            "use hardware.liger=auto"
+        )
+    if hardware.compile and device != "cuda":
+        raise UsageError(
+            "hardware.compile=true needs a CUDA device: on the CPU every new number of documents in a row compiles "
+            "the model again, step after step; use hardware.compile=false"
+        )
 
 
 def _check_flash_installed(requested: str, device: str) -> None:

@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 
 from krill.data.packing import IGNORE_INDEX
 from krill.errors import UsageError
+from krill.training.compute.backends import select_loss
 from krill.training.compute.cross_entropy import chunked_cross_entropy, per_token_cross_entropy
-from krill.training.compute.liger import select_loss
 
 SummedLossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(hidden states (N, H), weight (V, H), labels (N,), bias (V,) or None) → summed loss of labelled tokens, nats."""

@@ -1,54 +1,19 @@
-"""Applies Liger's kernels and gradient checkpointing to a model, and checks what the device supports."""
+"""Applies Liger's kernels and gradient checkpointing to a model."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from krill.config.schema import HardwareConfig
 from krill.errors import UsageError
+from krill.training.compute.backends import check_kernels, has_liger
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LIGER_KERNELS = {"rope": True, "rms_norm": True, "swiglu": True}
 """The Liger kernels that are applied; its loss is hardware.loss=liger."""
-
-
-def has_liger() -> bool:
-    """Returns whether Liger is installed, without importing it: that takes seconds, and its kernels need CUDA."""
-    return find_spec("liger_kernel") is not None
-
-
-def select_loss(requested: str, device: str) -> str:
-    """Returns full, chunked or liger, for hardware.loss on `device`; auto: liger on CUDA if installed, else chunked.
-
-    Raises UsageError if liger is requested and cannot run.
-    """
-    if requested == "auto":
-        return "liger" if device == "cuda" and has_liger() else "chunked"
-    if requested == "liger" and not (device == "cuda" and has_liger()):
-        raise UsageError(
-            "hardware.loss=liger needs a CUDA device and the package liger-kernel (pip install 'krill[cuda]'); "
-            "use hardware.loss=auto"
-        )
-    return requested
-
-
-def check_kernels(hardware: HardwareConfig, device: str) -> None:
-    """Raises UsageError if `hardware` requests kernels that the device or the installation does not support."""
-    select_loss(hardware.loss, device)
-    if hardware.liger is True and not (device == "cuda" and has_liger()):
-        raise UsageError(
-            "hardware.liger=true needs a CUDA device and the package liger-kernel (pip install 'krill[cuda]'); "
-            "use hardware.liger=auto"
-        )
-    if hardware.compile and device != "cuda":
-        raise UsageError(
-            "hardware.compile=true needs a CUDA device: on the CPU every new number of documents in a row compiles "
-            "the model again, step after step; use hardware.compile=false"
-        )
 
 
 def apply_kernels(model: PreTrainedModel, hardware: HardwareConfig, device: str) -> list[str]:

@@ -19,11 +19,10 @@ from krill.models.cost import (
     get_parameter_counts,
 )
 from krill.optim.groups import build_param_groups
-from krill.training.batch_shape import resolve_batch_shape
+from krill.training.batch_shape import resolve_batch_shape, shrink_micro_batch
+from krill.training.compute.backends import select_loss
 from krill.training.compute.cross_entropy import CHUNK
 from krill.training.compute.device import resolve_device, resolve_precision, resolve_world_size
-from krill.training.compute.liger import select_loss
-from krill.training.oom_retry import shrink_micro_batch, suggest_oom_remedies
 
 
 def estimate_step_memory(config: TrainConfig, vocab_size: int, rows: int) -> MemoryEstimate:
@@ -117,6 +116,19 @@ def _suggest_micro_batch_size(config: TrainConfig, vocab_size: int, available: i
             overrides = f"batch.micro_batch_size={size}{'' if config.batch.tokens else accumulation}"
             return f"not enough memory; use {overrides} for the same batch"
     return f"not enough memory even with one row at a time; use {suggest_oom_remedies(config)}"
+
+
+def suggest_oom_remedies(config: TrainConfig) -> str:
+    """Returns the overrides to try if not even one row fits, as text."""
+    hardware = config.hardware
+    remedies = [
+        *([] if hardware.gradient_checkpointing else ["hardware.gradient_checkpointing=true"]),
+        *(["hardware.loss=chunked"] if hardware.loss == "full" else []),
+        *(["save_in_background=false"] if config.save_in_background else []),
+        f"sequence_len={config.sequence_len // 2}",
+        "or a smaller model=",
+    ]
+    return ", ".join(remedies)
 
 
 def format_bytes(size: float) -> str:

@@ -26,8 +26,9 @@ from packed_documents import (
 from krill.config.schema import HardwareConfig
 from krill.data.packing import Rows
 from krill.training.batches import RowCollator
+from krill.training.compute.backends import has_liger
 from krill.training.compute.head_loss import build_loss
-from krill.training.compute.liger import apply_kernels, has_liger
+from krill.training.compute.liger import apply_kernels
 
 BACKENDS = {
     "varlen": ("varlen", CPU, None),

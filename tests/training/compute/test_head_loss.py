@@ -31,7 +31,7 @@ from krill.config.schema import TrainConfig
 from krill.data.packing import Rows
 from krill.errors import UsageError
 from krill.training.batches import RowCollator, build_dataloader
-from krill.training.compute import cross_entropy, liger
+from krill.training.compute import backends, cross_entropy, liger
 from krill.training.compute.cross_entropy import chunked_cross_entropy, per_token_cross_entropy
 from krill.training.compute.head_loss import HeadLoss, Loss, _load_liger_loss, build_loss, probe_head_loss
 from krill.training.metrics.evaluate import evaluate_batches
@@ -427,7 +427,8 @@ def liger_stub(monkeypatch: pytest.MonkeyPatch) -> LigerStub:
     }.items():
         monkeypatch.setitem(sys.modules, f"liger_kernel{name}", module)
     monkeypatch.setattr("krill.training.compute.head_loss._load_liger_loss", _load_liger_loss.__wrapped__)
-    monkeypatch.setattr(liger, "has_liger", lambda: True)
+    for module in (liger, backends):
+        monkeypatch.setattr(module, "has_liger", lambda: True)
     return stub
 
 
