@@ -146,7 +146,8 @@ def write_parts(
 ) -> Iterator[tuple[tuple[int, Part], None]]:
     """Writes parts, given as (index, part), and yields each when it is finished, in order.
 
-    A Rust thread encodes while Python reads and cleans the next batches, across part boundaries.
+    A second thread encodes (in Rust, without Python's lock) while this one reads and cleans the next batches, across
+    part boundaries.
     `on_progress`(documents, bytes of text) is called after each batch. Raises UsageError for input that cannot be
     used, EngineMismatch if the fast engine gives different ids than the reference.
     """

@@ -16,7 +16,7 @@ TrainOrInferConfig = TypeVar("TrainOrInferConfig", TrainConfig, InferConfig)
 def resolve_auto_processes(config: TrainOrInferConfig) -> TrainOrInferConfig:
     """Returns `config` with hardware.processes=auto replaced by the number of GPUs, here or on a node of the job.
 
-    Raises UsageError when there is no GPU, or no SLURM to ask.
+    Raises UsageError if device=cuda and there is no GPU, or if the cluster cannot be queried.
     """
     if config.hardware.processes != "auto":
         return config

@@ -2,7 +2,8 @@
 
 checkpoints/    the checkpoints that an interrupted run resumes from
 model/          the trained model and its tokenizer; loads with AutoModelForCausalLM.from_pretrained
-metrics.jsonl   optimizer.json  skipped.jsonl  loss.png  sample.txt
+config.yaml     .hydra/  status.json  log.txt
+metrics.jsonl   samples.jsonl  skipped.jsonl  optimizer.json  loss.png  sample.txt
 """
 
 from __future__ import annotations

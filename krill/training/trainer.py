@@ -7,12 +7,14 @@ Overridden methods, and why:
     create_optimizer, create_scheduler
                             krill's optimizers and schedules
     compute_loss            no full logits; the compiled model, where configured
+    floating_point_ops      0: Trainer's count omits attention and head
     get_batch_samples       counts the tokens and measures the time that the loop waits for rows
     _prepare_input          copies to the device without waiting for it
     training_step           passes the loss to the detector of bad steps
     _clip_grad_norm, log    statistics of the optimizer and throughput in logged steps; bad steps are masked out
                             and reported with the next line of metrics
     evaluate                loss per token and bits per byte over all validation rows
+    _get_output_dir         the staging folder while a checkpoint is saved
     _save_checkpoint        writes to a staging folder, hashes, then renames; stores whether a validation that a
                             signal interrupted is pending
     _save, _save_optimizer_and_scheduler

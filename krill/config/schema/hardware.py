@@ -59,7 +59,7 @@ class SlurmConfig(Section):
     account: str | None
     """Account that the job is charged to."""
     qos: str | None
-    """Quality of service."""
+    """Quality of service (sbatch --qos)."""
     constraint: str | None
     """Features that the nodes must have."""
     setup: Annotated[list[str], BeforeValidator(to_list)]
@@ -72,7 +72,7 @@ class HardwareConfig(Section):
     """How a run is computed."""
 
     name: Unsigned[FolderName]
-    """Name of the option."""
+    """Name of the option of hardware=; recorded, without effect."""
     precision: Literal["auto", "fp32", "bf16"]
     """Data type of the forward pass; weights are fp32. auto: bf16 on CUDA devices that support it, otherwise
     fp32."""
@@ -102,6 +102,7 @@ class HardwareConfig(Section):
     workers: Unsigned[NonNegativeInt]
     """Number of processes per rank that load rows; 0: the training process loads them."""
     threads: Unsigned[PositiveInt | None]
-    """Number of CPU threads per rank; null: torch's default."""
+    """Number of CPU threads per rank; null: OMP_NUM_THREADS if it is set, otherwise torch's default for one rank
+    and an equal share of the cores for several."""
     slurm: Unsigned[SlurmConfig | None]
     """SLURM job that the command is submitted as; null: it runs on this machine."""

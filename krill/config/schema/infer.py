@@ -46,7 +46,8 @@ class InferConfig(Section):
     seed: NonNegativeInt
     """Seed of the sampling."""
     device: Unsigned[Literal["auto", "cpu", "cuda"]]
-    """Device that the model runs on."""
+    """Device that the model runs on. auto: a CUDA device if there is one, otherwise the CPU; cuda: an error if
+    there is none."""
     output: Unsigned[str | None]
     """Folder that answers.jsonl is written to; null: it is not written."""
     dry_run: Unsigned[bool]
@@ -54,5 +55,6 @@ class InferConfig(Section):
     detach: Unsigned[bool]
     """Submit to SLURM and return; false: wait and print the answer."""
     hardware: Unsigned[HardwareConfig]
-    """How the model is computed; keys that concern training have no effect."""
+    """Where the command runs: on this machine, or in the SLURM job in hardware.slurm. The other keys have no
+    effect."""
     sweep: Unsigned[SweepConfig]

@@ -16,8 +16,8 @@ class TokenizerConfig(Section):
     name: Unsigned[FolderName]
     """Name of the folder: outputs/tokenizers/<name>-<signature>."""
     path: str | None
-    """Folder or Hub id of an existing tokenizer; if set, nothing is trained and the keys below have no
-    effect."""
+    """Folder or Hub id of an existing tokenizer; if set, nothing is trained, and of the keys below
+    only push_to and private have an effect."""
     base: Unsigned[str | None]
     """Folder or Hub id of an existing byte-level BPE tokenizer to extend with further entries. Its ids,
     pattern, normalizer and bos, eos and pad tokens do not change."""
@@ -25,8 +25,8 @@ class TokenizerConfig(Section):
     """Total number of entries: 256 bytes, merges and special tokens. Training fails unless it is met
     exactly."""
     multiple_of: PositiveInt
-    """Rounds vocab_size up to a multiple of this number; 64 or 128 suit matrix units. The added entries are
-    real."""
+    """Rounds vocab_size up to a multiple of this number; 64 or 128 suit matrix units. The additional
+    entries are learned like the others."""
     min_frequency: PositiveInt
     """Minimum number of occurrences for a pair to be merged."""
     max_token_length: PositiveInt | None

@@ -1,1 +1,4 @@
-"""Callbacks that run between the steps of a training, one per file."""
+"""Work between the steps of training: progress, samples, signals, early stopping, skipped steps.
+
+Callbacks for checkpoints are in krill.training.checkpoint.
+"""

@@ -4,7 +4,8 @@
     grad_norm/<group>   norm of the group's gradients before clipping; grad_norm/muon and grad_norm/adamw: over all
                         groups of that kind
     update_rms/<group>  root mean square of the update before learning rate and weight decay: about 0.2 for Muon at
-                        scale: rms and, once its moments have settled, 0.2 to 0.4 for AdamW (Liu et al. 2025)
+                        scale: rms and, once its moments have settled, 0.2 to 0.4 for AdamW, up to 1 in its
+                        first steps (Liu et al. 2025)
 
 Muon passes its updates to an observer, AdamW's are computed from its state; other optimizers have no update_rms.
 """
