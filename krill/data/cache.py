@@ -27,7 +27,7 @@ log = logging.getLogger("krill")
 def get_or_train_tokenizer(
     inputs: RunInputs, output: Path | None = None, warn: bool = False
 ) -> TokenizerFolder:
-    """Returns the tokenizer of a run: the ready one of tokenizer.path, or one trained once and reused.
+    """Returns the tokenizer of a run: the existing one of tokenizer.path, or one trained once and reused.
 
     `output`: the folder to write instead of the one below outputs/. `warn`: log which records were skipped, as
     `get_or_prepare_store` does. Raises UsageError for a path or text that cannot be used, KrillError if the text
@@ -35,7 +35,9 @@ def get_or_train_tokenizer(
     """
     if inputs.tokenizer.path is not None:
         if output is not None:
-            raise UsageError("tokenizer.path names a ready tokenizer: there is nothing to train into output=")
+            raise UsageError(
+                "tokenizer.path is set, so no tokenizer is trained: leave out output=, or tokenizer.path="
+            )
         log.info("tokenizer   %s", inputs.tokenizer.path)
         return load_tokenizer(inputs.tokenizer_folder)
     folder = output or inputs.tokenizer_folder

@@ -41,7 +41,7 @@ class RunInputs:
 
     @cached_property
     def tokenizer_signature(self) -> str:
-        """Signature of the tokenizer: its recipe and the text, or the content of a ready one.
+        """Signature of the tokenizer: its recipe and the text, or the content of an existing one.
 
         Rules that drop documents after tokenization (min_tokens, near duplicates) are not part of it.
         """
@@ -57,7 +57,7 @@ class RunInputs:
 
     @cached_property
     def tokenizer_folder(self) -> Path:
-        """Where the tokenizer is or will be; a Hub id is downloaded to the Hub's cache."""
+        """The folder in which the tokenizer is or will be; a Hub id is downloaded to the Hub's cache."""
         if self.tokenizer.path is not None:
             return resolve_tokenizer_folder(self.tokenizer.path)
         name = f"{self.tokenizer.name}-{self.tokenizer_signature[:8]}"
@@ -65,10 +65,10 @@ class RunInputs:
 
     @cached_property
     def store_folder(self) -> Path:
-        """Where the tokens are or will be."""
+        """The folder in which the tokens are or will be."""
         return self.outputs / "data" / f"{self.data.name}-{self.store_signature[:8]}"
 
     def raise_if_changed(self) -> None:
-        """Raise UsageError if the text, the code that reads it or a base tokenizer has changed since then."""
+        """Raises UsageError if the text, its reader or a base tokenizer has changed since its signature was made."""
         if RunInputs(self.data, self.tokenizer, self.outputs).tokenizer_signature != self.tokenizer_signature:
             raise build_text_changed_error(self.data)

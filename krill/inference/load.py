@@ -16,6 +16,8 @@ from krill.runs.hub import HUB_CHECKPOINT_FOLDER
 from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
 
+_USE_COMPLETE_MODEL = "use the folder of a finished run or of a complete model"
+
 
 def load_model_and_tokenizer(
     name_or_path: str, device: torch.device, tokenizer_path: str | None = None
@@ -34,18 +36,20 @@ def load_model_and_tokenizer(
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(
-            f"model={name_or_path}: transformers cannot load {folder} ({_get_first_line(error)})"
+            f"model={name_or_path}: transformers cannot load {folder} ({_get_first_line(error)}); "
+            f"{_USE_COMPLETE_MODEL}"
         ) from error
     if info["missing_keys"]:  # transformers would initialize them randomly
         missing = sorted(info["missing_keys"])
         raise UsageError(
-            f"model={name_or_path}: weights are missing in {folder} ({len(missing)}, first {missing[0]})"
+            f"model={name_or_path}: weights are missing in {folder} ({len(missing)}, first {missing[0]}); "
+            f"{_USE_COMPLETE_MODEL}"
         )
     tokenizer = load_tokenizer(tokenizer_folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(
             f"{tokenizer.folder}: the tokenizer has {tokenizer.vocab_size} entries, but the model only "
-            f"{model.config.vocab_size}"
+            f"{model.config.vocab_size}; set tokenizer= to the tokenizer that the model was trained with"
         )
     return model.to(device).eval(), tokenizer
 
@@ -53,14 +57,16 @@ def load_model_and_tokenizer(
 def locate_model(name_or_path: str) -> tuple[Path, Path | None]:
     """Returns the folders of the weights and of the tokenizer (None if there is none).
 
-    Of an unfinished run it is the newest checkpoint, of a glob the newest folder. Raises UsageError if there is no
-    model, KrillError if the Hub cannot be reached.
+    For an unfinished run, returns the newest checkpoint; for a glob, the newest folder. Raises UsageError if there is
+    no model, KrillError if the Hub cannot be reached.
     """
     path = Path(name_or_path).expanduser()
     if not path.exists() and glob.has_magic(name_or_path):
         matches = [Path(match) for match in glob.glob(str(path)) if Path(match).is_dir()]
         if not matches:
-            raise UsageError(f"model={name_or_path}: no matching folder")
+            raise UsageError(
+                f"model={name_or_path}: no folder matches (relative to {Path.cwd()}); krill-runs lists the runs"
+            )
         path = max(matches, key=lambda match: match.stat().st_mtime)
     if not path.exists():
         return _download_hub_model(name_or_path)
@@ -97,10 +103,14 @@ def _download_hub_model(name: str) -> tuple[Path, Path]:
             snapshot_download(name, allow_patterns=patterns, ignore_patterns=f"{HUB_CHECKPOINT_FOLDER}/*")
         )
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UsageError(f"model={name}: neither a folder nor a model on the Hub") from error
+        raise UsageError(
+            f"model={name}: neither a folder nor a model on the Hub; check the name, or log in (hf auth login) if it "
+            "is private"
+        ) from error
     except Exception as error:
         raise KrillError(
-            f"model={name}: not a folder, and the Hub cannot be reached ({type(error).__name__})"
+            f"model={name}: not a folder, and the Hub cannot be reached ({type(error).__name__}); use a folder, or "
+            "try again"
         ) from error
     return folder, folder
 

@@ -195,4 +195,9 @@ def _explain_refusal(message: str) -> str:
 
 def _describe_submitted(jobs: Mapping[str, str]) -> str:
     arrays = ", ".join(dict.fromkeys(job.partition("_")[0] for job in jobs.values()))
-    return f" (submitted before: {arrays})" if arrays else ""
+    return (
+        f"; arrays submitted already: {arrays} (cancel: scancel {arrays.replace(', ', ' ')}; the same command "
+        "submits the rest)"
+        if arrays
+        else ""
+    )

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from krill.config.paths import get_outputs_root
 from krill.config.schema import InferConfig, TrainConfig
-from krill.errors import FAILED, KrillError, SignalInterrupt, UsageError
+from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch import job_files, snapshot
 from krill.launch.invocation import SingleRun, SubmittedJob
 from krill.launch.job_files import Point
@@ -233,8 +233,7 @@ def _report_job_end(monitor: JobMonitor, job: SubmittedJob) -> None:
     state = monitor.wait_for_final_state()
     if state != "COMPLETED":
         detail = get_run_state(job.folder).detail if job.folder else ""
-        failure = KrillError(
-            f"job {monitor.job}: {state}{f', {detail}' if detail else ''}; {monitor.stderr_file}"
+        raise KrillError(
+            f"job {monitor.job} ended as {state}{f', {detail}' if detail else ''}; see {monitor.stderr_file}, then "
+            "run the same command again"
         )
-        failure.exit_code = FAILED
-        raise failure

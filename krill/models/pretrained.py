@@ -17,6 +17,8 @@ from krill.errors import KrillError, UsageError
 WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 """Files that transformers loads, in order of preference."""
 
+_USE_OTHER_MODEL = "use model.from=<finished run, model folder or Hub id>"
+
 
 def resolve_model_folder(model_from: str) -> Path:
     """Returns the folder of config.json and weights.
@@ -49,7 +51,8 @@ def _download_model(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UsageError(
-            f"model.from={name}: neither a folder nor a model on the Hugging Face Hub"
+            f"model.from={name}: neither a folder nor a model on the Hugging Face Hub; check the name, or log in "
+            "(hf auth login) if it is private"
         ) from error
     except Exception as error:
         raise KrillError(
@@ -68,7 +71,9 @@ def _find_weights(folder: Path, model_from: str) -> list[Path]:
     for pattern in WEIGHT_PATTERNS:
         if files := sorted(folder.glob(pattern)):
             return files
-    raise UsageError(f"model.from={model_from}: {folder} has no weights ({' or '.join(WEIGHT_PATTERNS)})")
+    raise UsageError(
+        f"model.from={model_from}: {folder} has no weights ({' or '.join(WEIGHT_PATTERNS)}); {_USE_OTHER_MODEL}"
+    )
 
 
 def load_pretrained_model(config: PretrainedModelConfig, vocab_size: int) -> PreTrainedModel:
@@ -87,12 +92,13 @@ def load_pretrained_model(config: PretrainedModelConfig, vocab_size: int) -> Pre
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         message = str(error).strip().partition("\n")[0]
         raise UsageError(
-            f"model.from={config.from_}: transformers cannot load {folder} ({message})"
+            f"model.from={config.from_}: transformers cannot load {folder} ({message}); {_USE_OTHER_MODEL}"
         ) from error
     if info["missing_keys"]:  # transformers would leave them random
         missing = sorted(info["missing_keys"])
         raise UsageError(
-            f"model.from={config.from_}: {folder} lacks {len(missing)} weights, the first of them {missing[0]}"
+            f"model.from={config.from_}: {folder} lacks {len(missing)} weights, the first of them {missing[0]}; "
+            f"{_USE_OTHER_MODEL}"
         )
     size = model.get_input_embeddings().weight.shape[0]
     if vocab_size > size:
@@ -117,5 +123,5 @@ def load_model_config(config: PretrainedModelConfig) -> Any:
     except (OSError, ValueError) as error:
         message = str(error).strip().partition("\n")[0]
         raise UsageError(
-            f"model.from={config.from_}: {folder}/config.json is not usable ({message})"
+            f"model.from={config.from_}: {folder}/config.json is not usable ({message}); {_USE_OTHER_MODEL}"
         ) from error

@@ -78,7 +78,9 @@ def claim(
                 if lock:
                     lock.release()
     if resume in ("local", True):
-        raise UsageError(f"resume={resume}: no unfinished run of this configuration in {runs_folder}")
+        raise UsageError(
+            f"resume={resume}: no unfinished run of this configuration in {runs_folder}; set resume=auto to start one"
+        )
     return _claim_new(runs_folder, signature)
 
 
@@ -119,7 +121,9 @@ def _claim_output(folder: Path, signature: str, resume: bool | str) -> Claim:
 def _resume_named(folder: Path, signature: str, allow_changed: bool) -> Claim:
     status = read_status(folder)
     if status is None:
-        raise UsageError(f"resume={folder}: not a run of krill (status.json is missing)")
+        raise UsageError(
+            f"resume={folder}: not a run of krill (status.json is missing); krill-runs lists the runs"
+        )
     if status["signature"] != signature and not allow_changed:
         raise UsageError(
             f"resume={folder}: the run has another configuration; set from={folder} to start a new run with its "
@@ -185,6 +189,7 @@ def _lock_or_raise(folder: Path) -> FileLock:
     if lock is None:
         status = read_status(folder) or {}
         raise UsageError(
-            f"{folder} is being written by process {status.get('pid', '?')} on {status.get('host', '?')}"
+            f"{folder} is being written by process {status.get('pid', '?')} on {status.get('host', '?')}; wait for "
+            f"it, cancel it with krill-runs cancel {folder}, or use another folder"
         )
     return lock

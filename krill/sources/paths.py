@@ -60,11 +60,11 @@ def _expand_entry(entry: str, problems: list[str]) -> list[Path]:
     if path.exists():
         return [path]
     if not glob.has_magic(entry):
-        problems.append(f"{entry}: no such file or folder (relative to {Path.cwd()})")
+        problems.append(f"{entry}: no such file or folder (relative to {Path.cwd()}); check data.paths")
         return []
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     if not matches:
-        problems.append(f"{entry}: matches no file (relative to {Path.cwd()})")
+        problems.append(f"{entry}: matches no file (relative to {Path.cwd()}); check data.paths")
     files: list[Path] = []
     for match in matches:
         if not match.is_dir():

@@ -25,6 +25,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "record.json"
 )  # fmt: skip
 
+_SAVE_AGAIN = "save it again with AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+
 
 @dataclass(frozen=True)
 class TokenizerFolder:
@@ -43,7 +45,8 @@ class TokenizerFolder:
 
     @cached_property
     def backend(self) -> tokenizers.Tokenizer:
-        """The tokenizer itself. It adds bos, and encodes special tokens written in the text as special tokens."""
+        """The tokenizer itself, as saved. One trained by krill adds bos; special tokens written in a text are
+        encoded as special tokens."""
         return tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
     def decode(self, ids: list[int]) -> str:
@@ -81,7 +84,7 @@ def load_tokenizer(folder: Path) -> TokenizerFolder:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises Exception itself
         raise UsageError(
-            f"{path}: not a tokenizer that this version of tokenizers can read ({error})"
+            f"{path}: not a tokenizer that this version of tokenizers can read ({error}); {_SAVE_AGAIN}"
         ) from error
     roles = {role: _get_role_id(folder, backend, role) for role in ("bos_token", "eos_token", "pad_token")}
     eos = roles["eos_token"]
@@ -111,7 +114,9 @@ def resolve_tokenizer_folder(path: str, key: str = "tokenizer.path") -> Path:
     local = Path(path).expanduser()
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         if not local.is_dir():
-            raise UsageError(f"{key}={path}: no such folder (relative to {Path.cwd()})")
+            raise UsageError(
+                f"{key}={path}: no such folder (relative to {Path.cwd()}); use a folder or a Hub id (owner/name)"
+            )
         return local
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -137,13 +142,15 @@ def _get_role_id(folder: Path, backend: tokenizers.Tokenizer, role: str) -> int 
         try:
             token = json.loads(path.read_text(encoding="utf-8")).get(role) if path.is_file() else None
         except (ValueError, AttributeError) as error:
-            raise UsageError(f"{path}: not a JSON object ({error})") from error
+            raise UsageError(f"{path}: not a JSON object ({error}); {_SAVE_AGAIN}") from error
         if isinstance(token, dict):
             token = token.get("content")
         if token is not None:
             token_id = backend.token_to_id(token)
             if token_id is None:
-                raise UsageError(f"{path}: {role} {token!r} is not in the vocabulary of tokenizer.json")
+                raise UsageError(
+                    f"{path}: {role} {token!r} is not in the vocabulary of tokenizer.json; {_SAVE_AGAIN}"
+                )
             return token_id
     return None
 

@@ -70,11 +70,14 @@ def build_run_setup(
     token_store = Store.open(store)
     train = token_store.get_split("train")
     if train.tokens == 0:
-        raise UsageError("no training tokens in the store: every document is in the validation split")
+        raise UsageError(
+            f"{store}: no tokens to train on, every document is in the validation split; lower "
+            "data.validation_fraction"
+        )
     rows = pack(train, config.sequence_len, config.packing)
     validation = token_store.get_split("validation")
     if validation.tokens == 0:
-        log.warning("no document is in the validation split: increase data.validation_fraction to get one")
+        log.warning("validation  no document is held out; raise data.validation_fraction to measure the loss")
     batch_shape = compute_batch_shape(config.batch, config.sequence_len, ranks.get_world_size())
     loaded_tokenizer = load_tokenizer(tokenizer)
     if loaded_tokenizer.signature != token_store.tokenizer_signature:

@@ -91,7 +91,7 @@ def test_a_path_without_a_model_is_rejected(tmp_path: Path) -> None:
     for name, message in (
         ("empty", "no model in this folder"),
         ("file", "no model in this folder"),
-        ("none/*", "no matching folder"),
+        ("none/*", "no folder matches"),
         ("a/b/c", "no such folder, and not a Hub id"),
         ("none", "no such folder, and not a Hub id"),
         ("./none/x", "no such folder, and not a Hub id"),

@@ -282,7 +282,7 @@ def test_a_diverged_run_fails_with_a_remedy_and_records_it(
     assert status["exit"] == 1
     assert " is nan at step " in status["error"]  # loss or gradients: NaN is not averaged away
     assert "diverged" in status["error"]
-    assert "lower lr=1e+30" in capsys.readouterr().err
+    assert "set lr= below 1e+30" in capsys.readouterr().err
     assert not (folder / "model").exists()
 
 

@@ -59,9 +59,11 @@ class TransformerConfig(_BaseModelConfig):
     @model_validator(mode="after")
     def _check_heads(self) -> TransformerConfig:
         if self.num_attention_heads % self.num_key_value_heads:
+            heads = self.num_attention_heads
+            divisors = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
             raise ValueError(
-                f"num_key_value_heads={self.num_key_value_heads} does not divide "
-                f"num_attention_heads={self.num_attention_heads}"
+                f"num_key_value_heads={self.num_key_value_heads} does not divide num_attention_heads={heads}; "
+                f"use one of {divisors}"
             )
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(

@@ -130,7 +130,7 @@ class BadStepDetector:
 
 def suggest_divergence_remedy(lr: float) -> str:
     """Returns the overrides to try for a training that has diverged, as text."""
-    return f"lower lr={lr:g}, or raise scheduler.warmup"
+    return f"set lr= below {lr:g}, or raise scheduler.warmup"
 
 
 def _all_reduce_mean(values: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def resolve_branch(branch: str) -> Branch:
             f"branch={branch}: neither a run of krill nor one of its checkpoints; use branch=<run> or "
             "branch=<run>/checkpoints/checkpoint-<step>"
         )
-    run_config = _load_run_config(run)
+    run_config = _load_run_config(run, path)
     if not is_run:
         return Branch(run, path, run_config, status)
     first, last = stable_phase(run_config.scheduler, status["steps"])
@@ -90,13 +90,14 @@ def resolve_branch(branch: str) -> Branch:
     return Branch(run, stable[-1], run_config, status)
 
 
-def _load_run_config(run: Path) -> TrainConfig:
+def _load_run_config(run: Path, branch: Path) -> TrainConfig:
     try:
         values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         return TrainConfig.model_validate(values)
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise UsageError(
-            f"branch: {relative_path(run)}/config.yaml is not a training configuration of this version of krill"
+            f"branch: {relative_path(run)}/config.yaml is not a training configuration of this version of krill; "
+            f"branch from a run of this version, or set model=pretrained model.from={relative_path(branch)}"
         ) from error
 
 

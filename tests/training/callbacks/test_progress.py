@@ -70,7 +70,7 @@ def test_lines_have_tokens_and_epochs(reporter: ProgressReporter, tmp_path: Path
 def test_a_diverged_validation_is_recorded_and_raises(
     reporter: ProgressReporter, tmp_path: Path, loss: float
 ) -> None:
-    message = r"validation loss is \w+ at step 8: the training has diverged.* lower lr=0\.003"
+    message = r"validation loss is \w+ at step 8: the training has diverged.* set lr= below 0\.003"
     with pytest.raises(KrillError, match=message):
         log(reporter, 8, eval_loss=loss, eval_bits_per_byte=loss)
     assert [line["step"] for line in read_metrics(tmp_path)] == [8]

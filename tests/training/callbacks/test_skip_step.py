@@ -351,7 +351,7 @@ def test_diverged_run_ends_and_keeps_the_last_good_weights(
     (run,) = krill_train.runs()
     error = (read_status(run) or {})["error"]
     assert error.startswith("the loss is nan at step 7, bad step 5 in a row: the training has diverged")
-    assert "lower lr=0.003" in capsys.readouterr().err
+    assert "set lr= below 0.003" in capsys.readouterr().err
     assert read_metrics(run)[-1]["step"] == 8
     assert [line["step"] for line in read_jsonl(run / "skipped.jsonl")] == [3, 4, 5, 6, 7, 8]
     weights = load_file(checkpoints.list_checkpoints(run / "checkpoints")[-1] / "model.safetensors")
