@@ -1,4 +1,4 @@
-"""Run an invocation from a job file: `python -m krill.cli.job FOLDER INDEX [slurm]`, for the pool and SLURM jobs."""
+"""Runs an invocation from a job file: `python -m krill.cli.job FOLDER INDEX [slurm]`, for the pool and SLURM jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_MAX_REQUEUES = 100
 
 
 def main(folder: Path, index: int, is_on_slurm: bool) -> int:
-    """Run the job and return its exit code; on SLURM, requeue it if a signal interrupted it."""
+    """Runs the job and returns its exit code; on SLURM, requeues it if a signal interrupted it."""
     app.configure_logging()
     job = job_files.read_job_file(folder, index, is_on_slurm)
     return app.run_and_report(job.command, lambda: _run_job(job))
@@ -52,7 +52,7 @@ def _get_max_requeues(job: SubmittedJob) -> int:
 
 
 def _record_failure(job: SubmittedJob, error: Exception) -> None:
-    """Record in the result folder an error that occurred before the run could record its own."""
+    """Records in the result folder an error that occurred before the run could record its own."""
     from krill.runs.record import Record, now, read_status
 
     if job.folder is None or (job.is_on_slurm and os.environ.get("SLURM_PROCID", "0") != "0"):

@@ -1,4 +1,4 @@
-"""Where configurations are read from and results are written to. Imports the standard library only."""
+"""The folders that configurations are read from and results are written to. Imports the standard library only."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class InputsCache:
 
 
 def raise_if_task(config: TrainConfig) -> None:
-    """Raise UsageError for data.task, which is for krill-preprocess alone."""
+    """Raises UsageError for data.task, which is for krill-preprocess alone."""
     if config.data.task is not None:
         raise UsageError(
             "data.task is for the jobs of krill-preprocess; training reads all parts: leave it out"

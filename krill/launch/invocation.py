@@ -99,7 +99,7 @@ class Invocation(ABC):
         return resume
 
     def run_stage(self, config: Any, inputs: RunInputs | None, work: Callable[[Path | None], Path]) -> None:
-        """Call `work`(folder), which returns the folder of the result, and print it.
+        """Calls `work`(folder), which returns the folder of the result, and prints it.
 
         A sweep's point records its state and its result in its own folder instead, which `work` then gets. `inputs`:
         those of `config`, if the command has any.
@@ -124,7 +124,7 @@ class Invocation(ABC):
             record.update(result=str(work(claimed.folder)))
 
     def save_hydra_config(self, folder: Path) -> None:
-        """Write the composed configuration to `folder`/.hydra, from which from= repeats the run."""
+        """Writes the composed configuration to `folder`/.hydra, from which from= repeats the run."""
         from omegaconf import OmegaConf
 
         from krill import atomic
@@ -139,7 +139,7 @@ class Invocation(ABC):
             atomic.write_text(folder / ".hydra" / f"{name}.yaml", text)
 
     def print_result_folder(self, folder: Path) -> None:
-        """Print the last line of standard output, the folder of the result; a sweep prints its own instead."""
+        """Prints the last line of standard output, the folder of the result; a sweep prints its own instead."""
         if not self.is_sweep_point:
             from krill.runs.record import relative_path
 
@@ -197,7 +197,9 @@ class SubmittedJob(Invocation):
         return self.config
 
     def resolve_folder(self, output: str | None, identity: str) -> Path | None:
-        """As in Invocation. Raises UsageError when `identity` differs from the signature at submission."""
+        """Returns the folder that was assigned at submission, else what `origin` resolves.
+
+        Raises UsageError when `identity` differs from the signature at submission."""
         if self.identity and identity and self.identity != identity:
             raise UsageError("text or weights changed after the submission; run the command again")
         return self.folder or self.origin.resolve_folder(output, identity)

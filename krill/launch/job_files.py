@@ -78,12 +78,12 @@ def build_slots(points: Sequence[Point]) -> list[dict[str, str]]:
 
 
 def create_submission_folder(parent: Path, name: str = "") -> Path:
-    """Create the folder of a submission, named after the time and `name`; without a name it is numbered."""
+    """Creates the folder of a submission, named after the time and `name`; without a name it is numbered."""
     return create_timestamped_folder(parent, name) if name else create_first_free(parent, map(str, count(1)))
 
 
 def write_job_files(folder: Path, jobs: Sequence[SubmittedJob]) -> None:
-    """Write a file for each job, named by its index."""
+    """Writes a file for each job, named by its index."""
     for index, job in enumerate(jobs):
         hydra = {
             "job": {"config_name": job.command},

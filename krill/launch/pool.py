@@ -64,7 +64,7 @@ def run_commands(
     on_exit: Callable[[int, int], bool],
     spawn: SpawnFunction = spawn_process,
 ) -> None:
-    """Run `commands`, one at a time in each of the `slots`.
+    """Runs `commands`, one at a time in each of the `slots`.
 
     `output_stems`: paths without a suffix of the files to which each command's output goes; None: it is printed.
     `on_start`(index) and `on_exit`(index, return code) are called for each command; when `on_exit` returns False, no

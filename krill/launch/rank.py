@@ -19,7 +19,7 @@ log = logging.getLogger("krill")
 
 
 def main(folder: Path, store: Path, tokenizer: Path) -> int:
-    """Train as the rank in the environment; record an error for the parent. Returns the exit code."""
+    """Trains as the rank in the environment; records an error for the parent. Returns the exit code."""
     rank = int(os.environ["RANK"])
     if rank == 0:
         terminal = logging.StreamHandler()

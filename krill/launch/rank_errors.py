@@ -25,15 +25,15 @@ def get_rank_log_name(rank: int) -> str:
 
 
 def write_rank_error(folder: Path, rank: int, error: str) -> None:
-    """Write the error of `rank`, unless it is empty because the rank ends after another one has failed."""
+    """Writes the error of `rank`, unless it is empty because the rank ends after another one has failed."""
     if error:
         atomic.write_json(_get_error_file(folder, rank), {"time": time.time(), "error": error})
 
 
 @contextmanager
 def record_rank_error(folder: Path, rank: int, world_size: int) -> Iterator[None]:
-    """A context for ranks without a common parent, as SLURM starts them: rank 0 raises the error of the rank that
-    failed first."""
+    """Raises on rank 0 the error of the rank that failed first; for ranks without a common parent, as SLURM starts
+    them."""
     try:
         yield
     except Exception as error:

@@ -109,7 +109,7 @@ class Submission:
         ]
 
     def submit(self) -> dict[str, str]:
-        """Submit the arrays. Returns index → number of the job, which jobs.json gets too.
+        """Submits the arrays. Returns index → number of the job, which jobs.json gets too.
 
         Raises UsageError with the error of sbatch and the key to change.
         """
@@ -160,7 +160,7 @@ class Submission:
 
 @contextmanager
 def _clean_job_environment() -> Iterator[None]:
-    """A context without the variables of a job, which would change a job submitted from it; SLURM_CONF stays."""
+    """Removes the variables of a job, which would change a job submitted from it, for a context; SLURM_CONF stays."""
     from submitit.helpers import clean_env
 
     preserved = {key: value for key, value in os.environ.items() if key == "SLURM_CONF"}

@@ -11,7 +11,7 @@ from krill.runs.slurm import run_slurm_command
 
 
 def export_torchrun_env() -> None:
-    """Set torchrun's variables for this task of srun, unless it is the only one.
+    """Sets torchrun's variables for this task of srun, unless it is the only one.
 
     A batch script has SLURM's variables too, except those of a step: it is not a rank.
     """
@@ -36,7 +36,7 @@ def export_torchrun_env() -> None:
 
 
 def requeue_job(received: signal.Signals | None, max_requeues: int) -> str | None:
-    """Requeue this job after `received` at its time limit or a preemption; its state is saved.
+    """Requeues this job after `received` at its time limit or a preemption; its state is saved.
 
     Returns a message for the log; None: the job is not requeued. SLURM itself requeues a job that is preempted
     without notice; one that has time to save and exits would count as ended. A cancelled job stays cancelled.

@@ -23,7 +23,7 @@ PROGRESS_SECONDS = 60.0
 
 
 def monitor_runs(runs: Mapping[Path, str]) -> None:
-    """Log when a run (folder → label) starts and ends, and the progress of all, until all have ended."""
+    """Logs when a run (folder → label) starts and ends, and the progress of all, until all have ended."""
     start = last_message = time.monotonic()
     previous: dict[Path, RunState] = {}
     while True:
@@ -77,7 +77,7 @@ class JobMonitor:
         self._offset = 0
 
     def follow(self) -> None:
-        """Print its messages and states until the job is no longer active."""
+        """Prints its messages and states until the job is no longer active."""
         start, state = time.monotonic(), ""
         while True:
             now = slurm.query_job_states([self.job]).get(self.job, state)

@@ -18,7 +18,7 @@ IGNORED_FILES = shutil.ignore_patterns("__pycache__", ".*")
 
 
 def snapshot_code(folder: Path, custom_code: Iterable[str] = ()) -> Path:
-    """Copy krill, its configurations and the user's code into `folder`, which jobs have in PYTHONPATH.
+    """Copies krill, its configurations and the user's code into `folder`, which jobs have in PYTHONPATH.
 
     `custom_code`: references from configurations, such as my_model.py:build. The whole package of a module is copied,
     unless it is installed.

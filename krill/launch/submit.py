@@ -30,9 +30,9 @@ CUSTOM_CODE_KEYS = ("build", "keep", "read")
 
 
 def submit_points(folder: Path, points: Sequence[Point], dry_run: bool) -> None:
-    """Submit the points of the sweep in `folder` that are neither finished nor queued; wait unless detach=true.
+    """Submits the points of the sweep in `folder` that are neither finished nor queued; waits unless detach=true.
 
-    `dry_run`: print the scripts instead.
+    `dry_run`: prints the scripts instead.
     """
     from krill.runs.run_state import ACTIVE_STATES, get_run_states
 
@@ -68,9 +68,9 @@ def _group_by_request(points: Sequence[Point]) -> list[list[SubmittedJob]]:
 
 
 def submit_run(config: TrainConfig | InferConfig, run: SingleRun) -> None:
-    """Submit a single command; wait for its job and print its output, unless detach=true.
+    """Submits a single command; waits for its job and prints its output, unless detach=true.
 
-    A training gets its folder now, in which the job resumes whenever it is started again.
+    A training run gets its folder now, in which the job resumes whenever it is started again.
     """
     if world_size_from_env() > 1:
         raise UsageError("ranks were started already (WORLD_SIZE): leave hardware=slurm_… out")
@@ -96,7 +96,7 @@ def submit_run(config: TrainConfig | InferConfig, run: SingleRun) -> None:
 
 
 def _claim_folder(config: TrainConfig, run: SingleRun) -> SubmittedJob | None:
-    """Returns the job of a training with its new or unfinished folder; None: it is finished already."""
+    """Returns the job of a training run with its new or unfinished folder; None: it is finished already."""
     from krill.data.inputs import RunInputs
     from krill.launch.identity import compute_identity, raise_if_task
     from krill.runs.claim import claim
@@ -143,7 +143,7 @@ def _build_request(job: SubmittedJob) -> dict[str, Any]:
 
 
 def _submit_jobs(folder: Path, jobs: Sequence[SubmittedJob]) -> dict[str, str]:
-    """Write the files that the jobs need, record in each result folder that it is queued, and submit.
+    """Writes the files that the jobs need, records in each result folder that it is queued, and submits.
 
     Returns index → number of the job.
     """
@@ -208,7 +208,7 @@ def _list_custom_code(config: TrainConfig | InferConfig) -> list[str]:
 
 @contextmanager
 def _report_interrupted_wait(folder: Path) -> Iterator[None]:
-    """A context for the wait for jobs: when the user interrupts it, logs that the jobs continue."""
+    """Logs that the jobs continue when the user interrupts the wait for them, the context."""
     try:
         yield
     except (SignalInterrupt, KeyboardInterrupt):
@@ -225,7 +225,7 @@ def _log_next_commands(folder: Path) -> None:
 
 
 def _report_job_end(monitor: JobMonitor, job: SubmittedJob) -> None:
-    """Print the output of the job. Raises KrillError when it did not complete."""
+    """Prints the output of the job. Raises KrillError when it did not complete."""
     from krill.runs.run_state import get_run_state
 
     with suppress(FileNotFoundError):

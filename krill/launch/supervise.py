@@ -1,4 +1,4 @@
-"""Child processes: started in sessions of their own, polled, signalled and ended together."""
+"""Child processes: started in sessions of their own, polled, signaled and ended together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def spawn_process(
     stdout: IO[bytes] | None = None,
     stderr: IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a command as a new process. The terminal's Ctrl-C reaches the parent alone, which forwards it."""
+    """Starts a command as a new process. The terminal's Ctrl-C reaches the parent alone, which forwards it."""
     return subprocess.Popen(
         command, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
     )
@@ -72,7 +72,7 @@ class ProcessGroup:
         environment: Mapping[str, str],
         output_stem: Path | None = None,
     ) -> None:
-        """Start process `number` with `environment` added to ours.
+        """Starts process `number` with `environment` added to ours.
 
         `output_stem`: standard output is appended to <stem>.out and standard error to <stem>.log; None: to ours.
         """
@@ -84,7 +84,7 @@ class ProcessGroup:
             self._running[number] = self._spawn(command, os.environ | environment, **streams)
 
     def wait_any(self) -> list[tuple[int, int]]:
-        """Wait until at least one process has ended. Returns (number, return code) of each, in the order of start."""
+        """Waits until at least one process has ended. Returns (number, return code) of each, in order of start."""
         while True:
             codes = [(number, process.poll()) for number, process in self._running.items()]
             ended = [(number, code) for number, code in codes if code is not None]
@@ -95,12 +95,12 @@ class ProcessGroup:
             time.sleep(POLL_SECONDS)
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to all of them."""
+        """Sends a signal to all of them."""
         for process in self._running.values():
             process.send_signal(number)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for all of them; those that run longer than `timeout` seconds are killed."""
+        """Waits for all of them; those that run longer than `timeout` seconds are killed."""
         deadline = None if timeout is None else time.monotonic() + timeout
         for process in self._running.values():
             try:
@@ -111,13 +111,13 @@ class ProcessGroup:
         self._running.clear()
 
     def kill(self) -> None:
-        """Kill all of them, without waiting."""
+        """Kills all of them, without waiting."""
         for process in self._running.values():
             process.kill()
 
     @contextmanager
     def forward_signals(self) -> Iterator[None]:
-        """A context in which the signals of krill.signals go to all of them instead of this process."""
+        """Forwards the signals of krill.signals to all of them, instead of this process, within the context."""
 
         def forward(number: int, frame: FrameType | None) -> None:
             self.send_signal(number)

@@ -1,4 +1,4 @@
-"""Record how a model calls its attention function, by running it on the meta device: nothing is allocated.
+"""Records how a model calls its attention function, by running it on the meta device: nothing is allocated.
 
 An architecture may use a sliding window, softcapping, dropout or attention sinks, each under configuration keys of a
 different name. They are therefore recorded in the call of the function that transformers' AttentionInterface selects.

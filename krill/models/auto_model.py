@@ -1,4 +1,4 @@
-"""Build model.family=auto: any causal architecture of transformers, with the keys of its configuration class."""
+"""Builds model.family=auto: any causal architecture of transformers, with the keys of its configuration class."""
 
 from __future__ import annotations
 

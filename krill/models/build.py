@@ -1,4 +1,4 @@
-"""Build a transformers model from the configuration, with every number of the architecture set at construction."""
+"""Builds a transformers model from the configuration, with every number of the architecture set at construction."""
 
 from __future__ import annotations
 

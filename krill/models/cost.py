@@ -1,4 +1,4 @@
-"""Estimate the cost of training a model: parameters, FLOPs per token, bytes of a training step.
+"""Estimates the cost of training a model: parameters, FLOPs per token, bytes of a training step.
 
 All estimates use the model on the meta device (`krill.models.build.build_meta_model`): nothing is allocated.
 

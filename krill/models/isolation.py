@@ -1,4 +1,4 @@
-"""Select an attention backend that computes an architecture exactly and isolates the documents of a row.
+"""Selects an attention backend that computes an architecture exactly and isolates the documents of a row.
 
 The requirements are determined by a forward pass on the meta device (`krill.models.attention_probe`), independently
 of the names of the architecture's keys. An architecture that cannot isolate documents is rejected before any data is

@@ -1,4 +1,4 @@
-"""Load the architecture and the weights of a trained model, for model=pretrained."""
+"""Loads the architecture and the weights of a trained model, for model=pretrained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build the optimizer that the configuration describes."""
+"""Builds the optimizer that the configuration describes."""
 
 from __future__ import annotations
 

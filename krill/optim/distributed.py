@@ -1,4 +1,4 @@
-"""Orthogonalize matrices on several ranks: each matrix is computed once, by the rank that owns it.
+"""Orthogonalizes matrices on several ranks: each matrix is computed once, by the rank that owns it.
 
 Owners are assigned by the cost of a Newton–Schulz iteration, so that each of W ranks does about 1/W of the work.
 The communication depends on the placement of the matrices:

@@ -1,4 +1,4 @@
-"""Orthogonalize matrices with a few Newton–Schulz iterations, the core of Muon.
+"""Orthogonalizes matrices with a few Newton–Schulz iterations, the core of Muon.
 
 An odd polynomial is applied repeatedly to the singular values of a matrix until all are near 1; this needs matrix
 products only, no decomposition. `keller`: the same quintic in every step, from Jordan et al. 2024, "Muon: An

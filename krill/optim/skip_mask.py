@@ -1,4 +1,4 @@
-"""Mask out the update of a bad step on the device: weights and state keep their bits, and the host does not wait.
+"""Masks out the update of a bad step on the device: weights and state keep their bits; the host does not wait.
 
 This follows torch's convention, the attribute `found_inf` of an optimizer: a 0-D fp32 tensor on the device of the
 parameters that is 1 in a step to skip and 0 otherwise (torch.amp.GradScaler sets it; fused kernels read it and return

@@ -1,4 +1,4 @@
-"""Cancel runs: signal their processes on this machine, or cancel their SLURM jobs."""
+"""Cancels runs: signals their processes on this machine, or cancels their SLURM jobs."""
 
 from __future__ import annotations
 

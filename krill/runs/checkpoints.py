@@ -1,4 +1,4 @@
-"""Save checkpoints atomically, verify them before a run resumes from them, and delete the oldest.
+"""Saves checkpoints atomically, verifies them before a run resumes from them, and deletes the oldest.
 
 checkpoints/checkpoint-100/     weights, optimizer, schedule, RNG, trainer state
     manifest.json               the step, size and xxh3_128 of each file, and a signature of all of it; written last

@@ -1,4 +1,4 @@
-"""Claim the folder of a run: a new one, or the folder of the unfinished run to resume.
+"""Claims the folder of a run: a new one, or the folder of the unfinished run to resume.
 
     outputs/runs/<name>/<time>-<sig8>/      a run
     outputs/sweeps/<name>/<sig8>/           a point of a sweep

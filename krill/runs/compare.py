@@ -1,4 +1,4 @@
-"""Compare the configurations of several runs."""
+"""Compares the configurations of several runs."""
 
 from __future__ import annotations
 

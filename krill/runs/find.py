@@ -1,4 +1,4 @@
-"""Find runs and sweeps by folder, name, signature or glob; each status is read once."""
+"""Finds runs and sweeps by folder, name, signature or glob; each status is read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upload the newest checkpoint and the model of a run to the Hugging Face Hub, and resume from it on another machine.
+"""Uploads the newest checkpoint and the model of a run to the Hugging Face Hub, and resumes on another machine.
 
 last-checkpoint/        a checkpoint of checkpoints/ with its manifest
 last-checkpoint/run/    the record of the run when the checkpoint was saved: RECORD_FILES

@@ -1,4 +1,4 @@
-"""Read the end of a log file and follow it."""
+"""Reads the end of a log file and follows it."""
 
 from __future__ import annotations
 

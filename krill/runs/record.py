@@ -1,4 +1,4 @@
-"""Write and read the record of a run: status.json, config.yaml, metrics.jsonl, log.txt."""
+"""Writes and reads the record of a run: status.json, config.yaml, metrics.jsonl, log.txt."""
 
 from __future__ import annotations
 

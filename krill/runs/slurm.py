@@ -1,4 +1,4 @@
-"""Query the states of SLURM jobs, with one call for all of them.
+"""Queries the states of SLURM jobs, with one call for all of them.
 
 Jobs are identified as in SLURM's commands: 17, or 17_3 for a task of an array.
 """

@@ -1,4 +1,4 @@
-"""Summarize runs and sweeps: one line, all known values, and the commands to run next."""
+"""Summarizes runs and sweeps: one line, all known values, and the commands to run next."""
 
 from __future__ import annotations
 

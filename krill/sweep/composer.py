@@ -88,7 +88,7 @@ class Composer:
         return composed
 
     def _is_group(self, override: Override) -> bool:
-        """Whether Hydra reads an override as the choice of a config group."""
+        """Returns whether Hydra reads an override as the choice of a config group."""
         return self._loader.repository.group_exists(override.key_or_group) and not isinstance(
             override.value(), dict
         )

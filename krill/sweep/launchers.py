@@ -37,7 +37,7 @@ class SweepLauncher(Launcher):
 
     @abstractmethod
     def launch_batch(self, sweep: Sweep, run_point: Callable[[Any], Any]) -> None:
-        """Run the batch of `sweep` and wait for it; points that are finished are skipped.
+        """Runs the batch of `sweep` and waits for it; points that are finished are skipped.
 
         `run_point`: runs a point's invocation in this process.
         """
@@ -47,7 +47,7 @@ class PoolLauncher(SweepLauncher):
     """Runs the points of a sweep on this machine, each in a process of its own."""
 
     def launch_batch(self, sweep: Sweep, run_point: Callable[[Any], Any]) -> None:
-        """As in SweepLauncher; a dry run prints the points in this process, one after another."""
+        """Runs the batch; a dry run prints the points in this process, one after another."""
         if sweep.dry_run:
             for point in sweep.batch:
                 run_point(point.invocation)
@@ -62,7 +62,7 @@ class SlurmLauncher(SweepLauncher):
         """`options`: the keys of hydra.launcher, which krill.launch.submit reads from the configuration."""
 
     def launch_batch(self, sweep: Sweep, run_point: Callable[[Any], Any]) -> None:
-        """As in SweepLauncher; skips points that are queued too, and does not wait with detach=true."""
+        """Submits the batch; skips points that are queued too, and does not wait with detach=true."""
         from krill.launch import submit
 
         submit.submit_points(sweep.folder, sweep.batch, sweep.dry_run)
@@ -116,7 +116,7 @@ def _get_server(sweep: Sweep, points: Sequence[Point], environment: Mapping[str,
 
 
 def _record_failure(sweep: Sweep, point: Point, reason: str, log_file: Path | None) -> None:
-    """Record why a point ended that could not record it itself."""
+    """Records why a point ended that could not record it itself."""
     from krill.runs.record import read_status
 
     status = read_status(point.folder)

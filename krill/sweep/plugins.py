@@ -12,7 +12,7 @@ from krill.sweep.sweeper import Sweeper
 
 
 def register_plugins() -> None:
-    """Register krill's launchers and its sweeper. Hydra accepts plugins of the package hydra_plugins only."""
+    """Registers krill's launchers and its sweeper. Hydra accepts plugins of the package hydra_plugins only."""
     sys.modules["hydra_plugins.krill"] = sys.modules[__name__]
     for plugin in (PoolLauncher, SlurmLauncher, Sweeper):
         plugin.__module__ = "hydra_plugins.krill"

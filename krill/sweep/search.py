@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SIGNIFICANT_DIGITS = 4
-"""Of a sampled number: more would be noise in names and tables."""
+"""Significant digits of a sampled number; more would only clutter names and tables."""
 
 TPE_STARTUP_TRIALS = 10
 """Points that tpe samples at random before it has results to learn from; Optuna's default."""
@@ -45,7 +45,7 @@ class Search(Protocol):
         """
 
     def tell(self, losses: Sequence[float | None]) -> None:
-        """Report the results of the points of the last `ask`: losses in nats per token; None: the point has none."""
+        """Reports the results of the points of the last `ask`: losses in nats per token; None: the point has none."""
 
     def boundary_points(self) -> list[list[str]]:
         """Returns points at the bounds of the space, which show early the errors that later points would have."""
@@ -182,7 +182,7 @@ class SampledSearch:
         self._distributions = {dimension.key: dimension.distribution for dimension in space}
 
     def restore_history(self, tried: Iterable[Sequence[str]]) -> None:
-        """Start with the points of an earlier search that are in this space."""
+        """Starts with the points of an earlier search that are in this space."""
         valid = [list(point) for point in tried if self._parse_values(point) is not None]
         self._restored = valid[: self.trials]
 
@@ -200,7 +200,7 @@ class SampledSearch:
         return [[*self.fixed_overrides, *point] for point in self.history[num_asked:]]
 
     def tell(self, losses: Sequence[float | None]) -> None:
-        """Record the results from which an adaptive search learns."""
+        """Records the results from which an adaptive search learns."""
         self._losses += losses
 
     def boundary_points(self) -> list[list[str]]:

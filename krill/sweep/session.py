@@ -42,7 +42,7 @@ class Sweep:
     """The fork server of the points that run on this machine; it serves all batches."""
 
     def set_batch(self, batch: Sequence[Point]) -> None:
-        """Set the points to launch next. Points with the same result are one point, except in a dry run on this
+        """Sets the points to launch next. Points with the same result are one point, except in a dry run on this
         machine, which prints the cost of each."""
         first: dict[Path, Point] = {}
         for point in batch:
@@ -55,12 +55,12 @@ class Sweep:
             log.info("sweep       %d duplicate points skipped", duplicates)
 
     def record_invalid_points(self, errors: str) -> None:
-        """Log the errors of points that cannot start; the sweep then counts as failed."""
+        """Logs the errors of points that cannot start; the sweep then counts as failed."""
         log.error("%s", errors)
         self.has_invalid_points = True
 
     def close(self) -> None:
-        """End the fork server, if there is one."""
+        """Ends the fork server, if there is one."""
         if self.server is not None:
             self.server.close()
 
@@ -80,7 +80,7 @@ class Session:
         """The error of a single run; if it were raised, Hydra would print a line of its own."""
 
     def __call__(self, composed: Any) -> Any:
-        """Run what Hydra composed: a single run, or a point of another sweeper than krill's."""
+        """Runs what Hydra composed: a single run, or a point of another sweeper than krill's."""
         invocation = build_invocation(composed)
         if isinstance(invocation, SweepPoint):
             return run_point(self.run_task, invocation)
@@ -92,14 +92,14 @@ class Session:
 
 
 def run_composed_point(run_task: RunTask, composed: Any) -> Any:
-    """Run the point that one of Hydra's own launchers composed, in whatever process it starts."""
+    """Runs the point that one of Hydra's own launchers composed, in whatever process it starts."""
     invocation = build_invocation(composed)
     assert isinstance(invocation, SweepPoint)
     return run_point(run_task, invocation)
 
 
 def run_point(run_task: RunTask, point: SweepPoint) -> Any:
-    """Run one point of a sweep; an error is logged with its overrides, a signal ends the process."""
+    """Runs one point of a sweep; an error is logged with its overrides, a signal ends the process."""
     try:
         return run_task(point)
     except Exception as error:

@@ -54,7 +54,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         self.session = task_function
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Compose and validate the points, hand them to the launcher; repeat while a search asks for more.
+        """Composes and validates the points, hands them to the launcher; repeats while a search asks for more.
 
         Raises UsageError that lists everything wrong in any of the first points.
         """
@@ -85,7 +85,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         self, sweep: Sweep, search: Search, composer: Composer, arguments: Sequence[str],
         points: Sequence[Point | None], errors: PointErrors,
     ) -> list[JobReturn]:  # fmt: skip
-        """Run the first points, and those that the search asks for next."""
+        """Runs the first points, and those that the search asks for next."""
         try:
             results = self._run_batch(sweep, search, arguments, points, errors)
         except UsageError:  # no point has started
@@ -104,7 +104,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         self, sweep: Sweep, search: Search, arguments: Sequence[str],
         points: Sequence[Point | None], errors: PointErrors,
     ) -> list[JobReturn]:  # fmt: skip
-        """Add these points to the sweep, record them, and hand them to the launcher."""
+        """Adds these points to the sweep, records them, and hands them to the launcher."""
         if errors:
             sweep.record_invalid_points(format_point_errors(errors))
         sweep.set_batch([point for point in points if point])
@@ -128,7 +128,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
 
 
 def _restore_search(search: Search, composer: Composer, folder: Path) -> bool:
-    """Restore the history of the same search from sweep.json; it is the same if its first point has the same folder.
+    """Restores the history of the same search from sweep.json; it is the same if its first point has the same folder.
 
     Returns whether there was one.
     """
@@ -145,7 +145,7 @@ def _restore_search(search: Search, composer: Composer, folder: Path) -> bool:
 def _compose_first_batch(
     search: Search, composer: Composer, folder: Path
 ) -> tuple[list[Point | None], PointErrors]:
-    """Compose the first points. Returns them, and the errors of points that an earlier search left out already.
+    """Composes the first points. Returns them, and the errors of points that an earlier search left out already.
 
     Raises UsageError for everything wrong in any other point, or at the bounds of the search space.
     """
@@ -184,7 +184,7 @@ def _count_parallel_points(point: Point) -> int:
 
 
 def _ask_next_batch(search: Search, sweep: Sweep, points: Sequence[Point | None]) -> list[list[str]]:
-    """Report the losses of `points` to the search. Returns the overrides of the next points, none when it is done."""
+    """Reports the losses of `points` to the search. Returns the overrides of the next points, none at its end."""
     if sweep.dry_run:
         return []
     rows = sweep.build_rows()
@@ -201,7 +201,7 @@ def _ask_next_batch(search: Search, sweep: Sweep, points: Sequence[Point | None]
 
 
 def _write_sweep_json(config: DictConfig, sweep: Sweep, search: Search, arguments: Sequence[str]) -> None:
-    """Write sweep.json, which lists all points for krill-runs, also those that have not started."""
+    """Writes sweep.json, which lists all points for krill-runs, also those that have not started."""
     value = {
         "command": sweep.command,
         "typed": to_unresolved_list(OmegaConf.create(list(arguments))),
@@ -218,7 +218,7 @@ def _write_sweep_json(config: DictConfig, sweep: Sweep, search: Search, argument
 
 
 def finish_sweep(sweep: Sweep, has_error: bool) -> int:
-    """Print the table, write it to table.csv and print the sweep's folder. Returns the exit code.
+    """Prints the table, writes it to table.csv and prints the sweep's folder. Returns the exit code.
 
     `has_error`: whether Hydra reported an error; it decides the exit code of a dry run, which records nothing.
     """

@@ -4,7 +4,7 @@ The sample has the documents with the smallest digests, up to the requested numb
 the weight of their source, so that a source has the same share of the sample as of training. Memory: at most 1.25
 times the bytes of the sample, whatever the size of the sources.
 
-Of a split much larger than the sample, evenly chosen parts are read and represent the others; only then does the
+If a split is much larger than the sample, evenly chosen parts are read and represent the others; only then does the
 sample depend on how the text is divided into files.
 """
 

@@ -33,7 +33,7 @@ _FIRST_LETTER = 0x10000
 
 
 class TokenizerExtension(NamedTuple):
-    """What is added to a base tokenizer."""
+    """The additions to a base tokenizer."""
 
     base: TokenizerFolder
     tokenizer_json: dict[str, Any]

@@ -50,7 +50,7 @@ def train_tokenizer(
     Special tokens that are written in the text are ordinary text. Raises UsageError for special tokens that cannot
     be distinguished from text, KrillError if the text yields fewer entries than requested.
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     sample = _CountedTexts(texts)
     if config.base is not None:
         size = extend_tokenizer(config, sample, folder)
@@ -72,7 +72,7 @@ def train_tokenizer(
         )
     log.info(
         "tokenizer   %d entries from %s documents, %.1f MB, %.1f s",
-        size, f"{sample.num_documents:,}", sample.num_bytes / 1e6, time.monotonic() - began,
+        size, f"{sample.num_documents:,}", sample.num_bytes / 1e6, time.monotonic() - start_time,
     )  # fmt: skip
     return {
         "tokenizer": hash_file(folder / "tokenizer.json"),
@@ -139,5 +139,5 @@ class _CountedTexts:
 
     @property
     def digest(self) -> str:
-        """Hash of all texts, independent of their order."""
+        """The hash of all texts, independent of their order."""
         return xxhash.xxh3_128_hexdigest(b"".join(sorted(self._digests)))

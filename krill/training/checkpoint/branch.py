@@ -43,7 +43,7 @@ class Branch:
 
     @property
     def signature_inputs(self) -> list[Any]:
-        """What of the branch determines a result: the run's signature and the step."""
+        """Returns what determines a result of the branch: the run's signature and the step."""
         return [self.status["signature"], self.step]
 
     def verify_checkpoint(self) -> Path:

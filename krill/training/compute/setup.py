@@ -12,7 +12,7 @@ from krill.training.compute.device import resolve_device, resolve_precision, res
 
 @dataclass(frozen=True)
 class ComputeSetup:
-    """What `device`, `hardware` and the environment amount to in this process."""
+    """The compute settings that `device`, `hardware` and the environment resolve to in this process."""
 
     device: str
     """cuda or cpu."""
