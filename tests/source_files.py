@@ -28,7 +28,7 @@ def make_files(*paths: Path | str | dict[str, Any], column: str = "text") -> Fil
 
 
 def make_hub(*datasets: HubDatasetConfig) -> HubDataConfig:
-    """Returns the configuration of a source of Hub data sets with the default rules."""
+    """Returns the configuration of a source of Hub datasets with the default rules."""
     return HubDataConfig(**RULES, name="test", source="hub", datasets=list(datasets))
 
 

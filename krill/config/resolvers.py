@@ -19,7 +19,7 @@ def null_if_set(value: Any, default: Any) -> Any:
 
 
 def inverse_sqrt(width: int) -> float:
-    """Returns 1/√width, the initializer range of the original's Llama models."""
+    """Returns 1/√width, the initializer range of minpeter/krill's Llama models."""
     return 1.0 / math.sqrt(width)
 
 

@@ -2,7 +2,7 @@
 
 A validation token is leaked if it is in an n-gram of tokens that also occurs in the training split, as in the
 contamination analyses of GPT-3 (Brown et al. 2020, appendix C: 13-grams) and Llama 2 (Touvron et al. 2023, appendix
-A.6, which counts tokens). Exact and near duplicates are removed before; quotations, licences and templates remain.
+A.6, which counts tokens). Exact and near duplicates are removed before; quotations, licenses and templates remain.
 An n-gram is within the text of one document; bos and eos are in none.
 
 A large validation split is sampled by taking every k-th document, so memory does not grow with it.

@@ -1,6 +1,6 @@
-"""The token store: all tokens of a data set, prepared once and read through memory maps.
+"""The token store: all tokens of a dataset, prepared once and read through memory maps.
 
-One folder per data set and tokenizer. Each split (train, validation) has shards of complete documents:
+One folder per dataset and tokenizer. Each split (train, validation) has shards of complete documents:
 
     train-00000.tokens    token ids, little-endian uint16 (uint32 if the vocabulary needs it)
     train-00000.ends      uint64, end of each document in tokens from the shard's beginning
@@ -237,7 +237,7 @@ class Split:
         return _concatenate(arrays, self.dtype)
 
     def copy(self, start: int, stop: int) -> np.ndarray:
-        """Like `read`, but reads from the files instead of the memory maps: for a pass over the whole split.
+        """Reads as `read` does, but from the files instead of the memory maps: for a pass over the whole split.
 
         Accessed pages of a map count as memory of the process until the system reclaims them.
         """

@@ -107,6 +107,6 @@ def generate(
 
 
 def generate_sample(model: PreTrainedModel, tokenizer: TokenizerFolder, prompt: str, seed: int) -> str:
-    """Returns a short text, including the prompt, to log during and after a training."""
+    """Returns a short text, including the prompt, to log during and after training."""
     sampling = SamplingParams(max_new_tokens=80, temperature=0.8, repetition_penalty=1.1, seed=seed)
     return prompt + generate(model, tokenizer, prompt, sampling)

@@ -1,4 +1,4 @@
-"""Renders rows of tokens, or a text, for a terminal, coloured by token and readable without colours.
+"""Renders rows of tokens, or a text, for a terminal, colored by token and readable without colors.
 
     special     yellow       ⟨eos⟩              word    blue, in two alternating shades
     undecodable red          ⟨\\xec\\x95⟩         other   magenta
@@ -29,7 +29,7 @@ MAX_SPAN_TOKENS = 16
 
 
 def make_stdout_console() -> Console:
-    """Returns a console for standard output: with colours on a terminal or with FORCE_COLOR, never with NO_COLOR."""
+    """Returns a console for standard output: with colors on a terminal or with FORCE_COLOR, never with NO_COLOR."""
     is_plain = bool(os.environ.get("NO_COLOR"))
     return Console(
         highlight=False, markup=False, emoji=False, soft_wrap=True, color_system=None if is_plain else "auto"

@@ -1,4 +1,4 @@
-"""Plot the losses of a run."""
+"""Plots the losses of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> P
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     for value, label in ((uniform, "uniform guess"), (unigram, "token frequencies alone")):
         if value is not None:
-            axes.axhline(value, linestyle="--", linewidth=1, color="grey")
+            axes.axhline(value, linestyle="--", linewidth=1, color="gray")
             axes.annotate(
                 label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
             )

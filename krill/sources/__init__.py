@@ -1,1 +1,1 @@
-"""Sources of text: local files, Hub data sets, the Python documentation, a custom function."""
+"""Sources of text: local files, Hub datasets, the Python documentation, a custom function."""

@@ -5,7 +5,7 @@ docstrings of the standard library. Docstrings are read from the source files wi
 because imports have side effects. Modules written in C have no source file and are omitted, except `builtins`,
 which is always loaded.
 
-The text is part of Python and is under the PSF licence.
+The text is part of Python and is under the PSF license.
 """
 
 from __future__ import annotations

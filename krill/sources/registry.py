@@ -1,4 +1,4 @@
-"""The kinds of sources: the built-in text, files, data sets of the Hub, a custom function."""
+"""The kinds of sources: the built-in text, files, datasets of the Hub, a custom function."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from krill.sources.source import Document, Part, SkippedRecords, Source
 def open_source(config: DataConfig, is_read_only: bool = False) -> Source:
     """Returns the source that `config` describes.
 
-    Reads no more than both ends of files; data sets of the Hub are not looked up yet. `is_read_only`: hashes of
+    Reads no more than both ends of files; datasets of the Hub are not looked up yet. `is_read_only`: hashes of
     files are not written to the cache. Raises one UsageError that names every file that is missing, empty or of an
     unsupported kind.
     """

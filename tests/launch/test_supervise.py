@@ -1,4 +1,4 @@
-"""Child processes are polled, signalled and ended together."""
+"""Child processes are polled, signaled and ended together."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ class Section(BaseModel):
 
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-"""A number in [0, 1)."""
+"""A number in [0, 1): unlike a Share it is never 1."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-"""A number in [0, 1]."""
+"""A number in [0, 1]: unlike a Fraction it may be 1."""
 
 
 def _validate_folder_name(value: str) -> str:

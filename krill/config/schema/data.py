@@ -22,7 +22,7 @@ class MinHashConfig(Section):
     size: Annotated[int, Field(ge=1, le=64)]
     """Number of consecutive units in a shingle: 10 suits characters, 3 to 5 suits words."""
     bands: PositiveInt
-    """Bands of the signature: documents of similarity J are compared with probability 1 − (1 −
+    """Number of bands of the signature; documents of similarity J are compared with probability 1 − (1 −
     J^rows)^bands."""
     rows: PositiveInt
     """Number of MinHash values in a band."""
@@ -53,7 +53,8 @@ class _BaseDataConfig(Section):
     """Encoder: Hugging Face tokenizers (hf) or gigatoken (fast, needs the fast extra). auto: fast if it is
     installed and gives the same ids on the run's own text. The tokens are the same."""
     workers: Unsigned[PositiveInt | None]
-    """Number of processes that prepare; null: chosen by the size of the input, at most one per core."""
+    """Number of worker processes that read and encode; null: chosen by the size of the input, at most one per
+    core."""
     num_tasks: Unsigned[PositiveInt]
     """Number of tasks that share the preparation, one job per data.task; without data.task the tasks are
     merged."""

@@ -84,7 +84,7 @@ class HubConfig(Section):
     """Uploads to the Hugging Face Hub."""
 
     id: str | None
-    """Repository on the Hub, user/name."""
+    """Repository on the Hub, user/name, to upload to with push and checkpoints, and to resume from."""
     push: bool
     """Upload the final model."""
     checkpoints: bool
@@ -131,7 +131,8 @@ class TrainConfig(Section):
     output: Unsigned[str | None]
     """Folder of the result; null: a new folder in outputs/."""
     device: Unsigned[Literal["auto", "cpu", "cuda"]]
-    """Device that the model runs on."""
+    """Device that the model runs on. auto: a CUDA device if there is one, otherwise the CPU; cuda: an error if
+    there is none."""
     dry_run: Unsigned[bool]
     """Write nothing; print what the command would do."""
     detach: Unsigned[bool]

@@ -27,7 +27,7 @@ chunk adds to the whole weight gradient in memory (not measured)."""
 def chunked_cross_entropy(
     hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, bias_V: Tensor | None = None
 ) -> Tensor:
-    """Returns the summed loss of the labelled tokens in nats (label -100 is ignored), fp32 scalar; one backward only.
+    """Returns the summed loss of the labeled tokens in nats (label -100 is ignored), fp32 scalar; one backward only.
 
     Under autocast, matrix products are in its dtype; softmax and sums, including the weight gradient, are in fp32.
     """
@@ -124,10 +124,10 @@ def _compute_logit_gradients(log_probs_CV: Tensor, labels_C: Tensor) -> Tensor:
 
     Overwrites `log_probs_CV`.
     """
-    is_labelled = labels_C != IGNORE_INDEX
+    is_labeled = labels_C != IGNORE_INDEX
     errors_CV = log_probs_CV.exp_()
     errors_CV[torch.arange(len(labels_C), device=labels_C.device), labels_C.clamp(min=0)] -= 1
-    return errors_CV.mul_(is_labelled.unsqueeze(1))  # selecting rows by the mask would wait for the device
+    return errors_CV.mul_(is_labeled.unsqueeze(1))  # selecting rows by the mask would wait for the device
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

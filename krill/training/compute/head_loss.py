@@ -30,7 +30,7 @@ from krill.training.compute.backends import select_loss
 from krill.training.compute.cross_entropy import chunked_cross_entropy, per_token_cross_entropy
 
 SummedLossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(hidden states (N, H), weight (V, H), labels (N,), bias (V,) or None) → summed loss of labelled tokens, nats."""
+"""(hidden states (N, H), weight (V, H), labels (N,), bias (V,) or None) → summed loss of labeled tokens, nats."""
 
 PROBE_TOKENS, PROBE_LOGIT, PROBE_TOLERANCE = 8, 100.0, 1e-3
 """The probe's row length, its largest logit (a cap leaves small ones unchanged) and its relative tolerance."""
@@ -63,7 +63,7 @@ class Loss:
         return nullcontext()
 
     def token_losses(self, model: torch.nn.Module, inputs: dict[str, Any], labels_BT: Tensor) -> Tensor:
-        """Returns the loss of each next token in nats, (B, T) fp32; 0 where the next token is not labelled."""
+        """Returns the loss of each next token in nats, (B, T) fp32; 0 where the next token is not labeled."""
         logits = model(**inputs, use_cache=False).logits
         targets = shift_labels(labels_BT).flatten()
         chunks = zip(logits.flatten(0, 1).split(2048), targets.split(2048), strict=True)
@@ -194,7 +194,7 @@ def probe_head_loss(model: PreTrainedModel) -> str | None:
 def liger_cross_entropy(
     hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, bias_V: Tensor | None = None
 ) -> Tensor:
-    """Computes Liger's fused linear cross-entropy, summed over the labelled tokens, in nats. CUDA."""
+    """Computes Liger's fused linear cross-entropy, summed over the labeled tokens, in nats. CUDA."""
     loss: Tensor = _load_liger_loss()(weight_VH, hidden_NH, labels_N, bias_V)
     return loss
 

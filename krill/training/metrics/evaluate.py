@@ -44,7 +44,7 @@ def evaluate_batches(
     loss: Loss | None = None,
     sources: int = 1,
 ) -> list[ValidationTotals]:
-    """Returns the totals of each source over all labelled tokens of `batches` and all ranks, summed in float64.
+    """Returns the totals of each source over all labeled tokens of `batches` and all ranks, summed in float64.
 
     Args:
         batches: Model inputs and `labels`, on the model's device; with several sources also `sources`, the source of

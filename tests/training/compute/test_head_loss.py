@@ -64,7 +64,7 @@ def build_llama(tied: bool = True, bias: bool = False, initializer_range: float 
 
 
 def make_batch(rows: int = 3, length: int = 20) -> dict[str, Any]:
-    """Returns rows of two documents each; some tokens are not labelled."""
+    """Returns rows of two documents each; some tokens are not labeled."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 50, (rows, length), generator=generator)
     labels = ids.masked_fill(torch.rand(ids.shape, generator=generator) < 0.2, -100)
