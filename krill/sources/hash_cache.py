@@ -1,10 +1,9 @@
-"""Hashes of files' contents, kept on disk: a large file that has not changed is hashed once, not once a command.
+"""Caches the hashes of large files on disk, so that an unchanged file is not read again by each command.
 
 outputs/.cache/digests/<hash of the path>.json
 
-A hash counts while size, times, inode and device are what they were. It is kept only of a file that had been
-left alone for a while when hashing began: a change within the same tick of the clock would not show
-(git calls such entries racy).
+An entry is valid while size, times, inode and device are unchanged. It is stored only for a file that had not changed
+for two seconds: a change within one tick of the clock would not be visible (git calls such entries racy).
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from krill.config.signature import hash_file
 from krill.resources import count_cpu_cores
 
 MIN_CACHED_BYTES = 2**23
-"""Smaller files are hashed as fast as a kept hash is found (5 GB/s)."""
+"""Hashing a smaller file takes no longer than reading its entry (5 GB/s)."""
 MIN_FILE_AGE_NS = 2 * 10**9
-"""Nanoseconds without a change before a hash is kept: longer than the tick of any file system's clock."""
+"""Nanoseconds without a change before a hash is stored: longer than the tick of any file system's clock."""
 HASH_THREADS = 8
-"""xxhash lets other threads run: two hash twice as fast, from a network's disk more."""
+"""xxhash releases Python's lock: two threads hash twice as fast, on a network file system more."""
 
 
 def hash_files_cached(paths: list[Path], is_read_only: bool = False) -> list[str]:
@@ -48,19 +47,21 @@ def hash_files_cached(paths: list[Path], is_read_only: bool = False) -> list[str
 
 def hash_file_cached(path: Path, is_read_only: bool = False) -> str:
     """Returns the hex xxh3_128 of a file's bytes; see `hash_files_cached`."""
-    began, status = time.time_ns(), os.stat(path)
+    start_ns, status = time.time_ns(), os.stat(path)
     if status.st_size < MIN_CACHED_BYTES:
         return hash_file(path)
-    place, state = _get_entry_path(path), _get_file_state(status)
-    kept = _read_entry(place)
-    if kept.get("state") == state and isinstance(kept.get("xxh3_128"), str):
-        return kept["xxh3_128"]
+    entry_path, state = _get_entry_path(path), _get_file_state(status)
+    entry = _read_entry(entry_path)
+    if entry.get("state") == state and isinstance(entry.get("xxh3_128"), str):
+        return entry["xxh3_128"]
     digest = hash_file(path)
-    left_alone = status.st_ctime_ns < began - MIN_FILE_AGE_NS and _get_file_state(os.stat(path)) == state
-    if not is_read_only and left_alone and get_outputs_root().is_dir():
-        with contextlib.suppress(OSError):  # a folder that is read only keeps no hashes
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_json(place, {"path": str(path.absolute()), "state": state, "xxh3_128": digest})
+    was_unchanged = (
+        status.st_ctime_ns < start_ns - MIN_FILE_AGE_NS and _get_file_state(os.stat(path)) == state
+    )
+    if not is_read_only and was_unchanged and get_outputs_root().is_dir():
+        with contextlib.suppress(OSError):  # a read-only folder stores no hashes
+            entry_path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(entry_path, {"path": str(path.absolute()), "state": state, "xxh3_128": digest})
     return digest
 
 
@@ -70,7 +71,7 @@ def _get_entry_path(path: Path) -> Path:
 
 
 def _get_file_state(status: os.stat_result) -> dict[str, int]:
-    """What changes with a file's content."""
+    """Returns the attributes that change when the content does."""
     return {
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
@@ -80,10 +81,10 @@ def _get_file_state(status: os.stat_result) -> dict[str, int]:
     }
 
 
-def _read_entry(place: Path) -> dict[str, Any]:
-    """What was kept; {} if nothing, or nothing that can be read."""
+def _read_entry(entry_path: Path) -> dict[str, Any]:
+    """Returns the cached entry; empty if there is none or it cannot be read."""
     try:
-        kept = json.loads(place.read_bytes())
+        entry = json.loads(entry_path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return entry if isinstance(entry, dict) else {}
