@@ -25,7 +25,7 @@ def compute_signature(*parts: Any) -> str:
 
 def _to_json_value(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        unsigned = value.unsigned_keys() if isinstance(value, Section) else frozenset()
+        unsigned = value.get_unsigned_keys() if isinstance(value, Section) else frozenset()
         return {
             key: _to_json_value(getattr(value, key))
             for key in type(value).model_fields

@@ -47,7 +47,7 @@ class Search(Protocol):
     def tell(self, losses: Sequence[float | None]) -> None:
         """Reports the results of the points of the last `ask`: losses in nats per token; None: the point has none."""
 
-    def boundary_points(self) -> list[list[str]]:
+    def list_boundary_points(self) -> list[list[str]]:
         """Returns points at the bounds of the space, which show early the errors that later points would have."""
 
     def describe(self, num_first: int) -> str:
@@ -110,7 +110,7 @@ class GridSearch:
     def tell(self, losses: Sequence[float | None]) -> None:
         """Does nothing."""
 
-    def boundary_points(self) -> list[list[str]]:
+    def list_boundary_points(self) -> list[list[str]]:
         """Returns none: all points are validated before the first starts."""
         return []
 
@@ -162,7 +162,7 @@ class Dimension:
             return None
         return value if self.low <= value <= self.high else None
 
-    def boundary_overrides(self) -> list[str]:
+    def list_boundary_overrides(self) -> list[str]:
         """Returns the overrides for both bounds, or for each choice."""
         return [self.format_override(value) for value in self.choices or (self.low, self.high)]
 
@@ -203,15 +203,15 @@ class SampledSearch:
         """Records the results from which an adaptive search learns."""
         self._losses += losses
 
-    def boundary_points(self) -> list[list[str]]:
+    def list_boundary_points(self) -> list[list[str]]:
         """Returns a point for each bound and choice of each key; none if all points are sampled at once."""
         if not self.is_adaptive:
             return []
-        first = [dimension.boundary_overrides()[0] for dimension in self.space]
+        first = [dimension.list_boundary_overrides()[0] for dimension in self.space]
         return [
             [*self.fixed_overrides, *first[:index], override, *first[index + 1 :]]
             for index, dimension in enumerate(self.space)
-            for override in dimension.boundary_overrides()
+            for override in dimension.list_boundary_overrides()
         ]
 
     def describe(self, num_first: int) -> str:

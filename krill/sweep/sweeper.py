@@ -151,19 +151,19 @@ def _compose_first_batch(
     """
     is_restored = _restore_search(search, composer, folder)
     points, errors = composer.compose_points(search.ask(1))
-    _, boundary_errors = composer.compose_points(search.boundary_points())
+    _, boundary_errors = composer.compose_points(search.list_boundary_points())
     if boundary_errors or (errors and not is_restored):
         raise UsageError(format_point_errors(boundary_errors | errors, len(points)))
     valid = [point for point in points if point]
     if len({point.invocation.hydra.launcher._target_ for point in valid}) > 1:
         raise UsageError("some points are for SLURM and some for this machine: run a command for each")
     if search.is_adaptive:
-        _count_parallel_points(valid[0])
+        _check_adaptive(valid[0])
     return points, errors
 
 
-def _count_parallel_points(point: Point) -> int:
-    """Returns how many points of an adaptive search run at once. Raises UsageError when it cannot be adaptive."""
+def _check_adaptive(point: Point) -> None:
+    """Raises UsageError when a search cannot learn from the results of such points."""
     settings = point.config.sweep
     if point.invocation.command != "train":
         raise UsageError(
@@ -180,7 +180,6 @@ def _count_parallel_points(point: Point) -> int:
             f"sweep.search={settings.search} on SLURM needs the number of jobs that run at once, from which the next "
             "ones learn: set it, as in sweep.max_parallel=4"
         )
-    return len(job_files.build_slots([point]))
 
 
 def _ask_next_batch(search: Search, sweep: Sweep, points: Sequence[Point | None]) -> list[list[str]]:
@@ -194,7 +193,7 @@ def _ask_next_batch(search: Search, sweep: Sweep, points: Sequence[Point | None]
     settings = sweep.points[0].config.sweep
     if settings.on_failure == "stop" and any(row is None or row.state != "finished" for row in results):
         return []
-    proposed = search.ask(_count_parallel_points(sweep.points[0]) if search.is_adaptive else 1)
+    proposed = search.ask(len(job_files.build_slots(sweep.points[:1])) if search.is_adaptive else 1)
     if proposed:
         log.info("sweep       %s", summarize_sweep(rows))
     return proposed

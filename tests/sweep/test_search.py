@@ -126,11 +126,11 @@ def test_points_without_a_loss_do_not_end_the_search():
 
 
 def test_an_adaptive_search_has_points_at_the_bounds_of_its_space():
-    points = make_sampled_search("tpe").boundary_points()
+    points = make_sampled_search("tpe").list_boundary_points()
     assert ["steps=7", "lr=1e-05", "model.depth=12", "optimizer=adamw"] in points
     assert ["steps=7", "lr=1.0", "model.depth=1", "optimizer=adamw"] in points
     assert ["steps=7", "lr=1e-05", "model.depth=1", "optimizer=muon"] in points
-    assert not make_sampled_search("random").boundary_points()
+    assert not make_sampled_search("random").list_boundary_points()
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Section(BaseModel):
     )
 
     @classmethod
-    def unsigned_keys(cls) -> frozenset[str]:
+    def get_unsigned_keys(cls) -> frozenset[str]:
         """Returns the keys whose type is `Unsigned[...]`."""
         return frozenset(
             key

@@ -107,7 +107,7 @@ def check_branch(branch: Branch, config: TrainConfig, tokenizer_signature: str) 
     differing = [
         key
         for key in TrainConfig.model_fields
-        if key not in TrainConfig.unsigned_keys() | CHANGEABLE_KEYS
+        if key not in TrainConfig.get_unsigned_keys() | CHANGEABLE_KEYS
         and compute_signature(getattr(config, key)) != compute_signature(getattr(run_config, key))
     ]
     rows = resolve_batch_shape(config).rows_per_step

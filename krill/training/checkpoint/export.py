@@ -22,10 +22,10 @@ def export_model(model: Any, folder: Path, dtype: Literal["fp32", "bf16"]) -> No
         parameter.data = parameter.data.to(EXPORT_DTYPES[dtype])
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    atomic.write_json(folder / "config.json", config | _legacy_config_keys(config))
+    atomic.write_json(folder / "config.json", config | _build_legacy_config_keys(config))
 
 
-def _legacy_config_keys(config: dict[str, Any]) -> dict[str, Any]:
+def _build_legacy_config_keys(config: dict[str, Any]) -> dict[str, Any]:
     """Returns the keys that software written for transformers 4 reads: without rope_theta it silently uses 10,000."""
     theta = (config.get("rope_parameters") or {}).get("rope_theta")
     return {"torch_dtype": config["dtype"]} | ({} if theta is None else {"rope_theta": theta})

@@ -59,7 +59,7 @@ def _describe_model(setup: RunSetup, parameters: int) -> dict[str, Any]:
     rows: dict[str, Any] = {"family": model.family, "parameters": f"{parameters:,}"}
     if not isinstance(model, CustomModelConfig):
         rows |= _strip_folders(
-            model.model_dump(by_alias=True, exclude=set(setup.config.unsigned_keys()) - {"batch"})
+            model.model_dump(by_alias=True, exclude=set(setup.config.get_unsigned_keys()) - {"batch"})
         )
     return rows | {"vocabulary": setup.tokenizer.vocab_size}
 
@@ -146,7 +146,7 @@ def _thin_curve(curve: list[Any]) -> Iterable[Any]:
 def _format_config(setup: RunSetup) -> str:
     """Returns the configuration that determines the result, as YAML."""
     values = setup.config.model_dump(
-        mode="json", by_alias=True, exclude=set(setup.config.unsigned_keys()) - {"batch"}
+        mode="json", by_alias=True, exclude=set(setup.config.get_unsigned_keys()) - {"batch"}
     )
     text = yaml.safe_dump(_strip_folders(values), allow_unicode=True, sort_keys=False)
     return f"<details><summary>Configuration</summary>\n\n```yaml\n{text}```\n\n</details>"

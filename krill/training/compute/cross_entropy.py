@@ -47,8 +47,8 @@ def per_token_cross_entropy(
     weight_VH, bias_V = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
     return torch.cat(
         [
-            _nll_loss(_log_probs(hidden_NH[part].to(dtype), weight_VH, bias_V), labels_N[part])
-            for part in _chunks(hidden_NH)
+            _nll_loss(_compute_log_probs(hidden_NH[part].to(dtype), weight_VH, bias_V), labels_N[part])
+            for part in _iterate_chunks(hidden_NH)
         ]
     )
 
@@ -68,9 +68,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = hidden_NH.new_zeros((), dtype=torch.float32)
         with torch.autocast(hidden_NH.device.type, enabled=False):
             cast_VH, cast_V = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
-            for part in _chunks(hidden_NH):
+            for part in _iterate_chunks(hidden_NH):
                 hidden_CH, labels_C = hidden_NH[part].to(dtype), labels_N[part]
-                log_probs_CV = _log_probs(hidden_CH, cast_VH, cast_V)
+                log_probs_CV = _compute_log_probs(hidden_CH, cast_VH, cast_V)
                 loss += _nll_loss(log_probs_CV, labels_C).sum()
                 if is_grad_enabled:
                     errors_CV = _compute_logit_gradients(log_probs_CV, labels_C)
@@ -105,12 +105,12 @@ def _get_compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
-def _chunks(hidden_NH: Tensor) -> Iterator[slice]:
+def _iterate_chunks(hidden_NH: Tensor) -> Iterator[slice]:
     size = CHUNK.get(hidden_NH.device.type, CHUNK["cpu"])
     return (slice(first, first + size) for first in range(0, len(hidden_NH), size))
 
 
-def _log_probs(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+def _compute_log_probs(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
     """Returns log-probabilities, (C, V) fp32."""
     return F.log_softmax(F.linear(hidden_CH, weight_VH, bias_V), -1, dtype=torch.float32)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from krill.data.packing import IGNORE_INDEX
 from krill.training import ranks
 from krill.training.compute.head_loss import Loss
 
@@ -59,7 +60,7 @@ def evaluate_batches(
     for batch in batches:
         inputs = {key: value for key, value in batch.items() if key not in ("labels", "sources")}
         labels = batch["labels"][:, 1:]
-        scored = labels != -100
+        scored = labels != IGNORE_INDEX
         nats = loss.token_losses(model, inputs, batch["labels"])[:, :-1][scored].double().cpu()
         source_ids = (
             batch["sources"][:, 1:][scored].cpu()

@@ -41,7 +41,7 @@ class OptimizerStats:
         for name, group in self.groups.items():
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if gradients:
-                self.grad_norms[name] = _total_norm(gradients)
+                self.grad_norms[name] = _compute_total_norm(gradients)
                 kinds[group.get("kind", name)].append(self.grad_norms[name])
         self.grad_norms |= {kind: _combine_norms(norms) for kind, norms in kinds.items()}
         if isinstance(optimizer, Muon):
@@ -53,7 +53,7 @@ class OptimizerStats:
             self.optimizer.observer = None
         norms_by_name = {f"grad_norm/{name}": norm for name, norm in self.grad_norms.items()}
         for name, group in self.groups.items():
-            norms = self.update_norms.get(name) or _adamw_update_norms(self.optimizer, group)
+            norms = self.update_norms.get(name) or _compute_adamw_update_norms(self.optimizer, group)
             if norms:
                 elements = sum(p.numel() for p in group["params"])
                 norms_by_name[f"update_rms/{name}"] = _combine_norms(norms) / math.sqrt(elements)
@@ -64,10 +64,10 @@ class OptimizerStats:
 
     def _record_update(self, group: dict[str, Any], updates: list[Tensor]) -> None:
         name = next(name for name, known in self.groups.items() if known is group)
-        self.update_norms[name].append(_total_norm(updates))
+        self.update_norms[name].append(_compute_total_norm(updates))
 
 
-def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
+def _compute_total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Returns the norm over all elements, 0-D; for DTensors over all shards, on every rank."""
     norm = get_total_norm(tensors)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -77,7 +77,7 @@ def _combine_norms(norms: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def _adamw_update_norms(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[Tensor]:
+def _compute_adamw_update_norms(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> list[Tensor]:
     """Returns the norm of each parameter's last update, computed from its moments one at a time to save memory."""
     norms = []
     for p in group["params"]:
@@ -88,5 +88,5 @@ def _adamw_update_norms(optimizer: torch.optim.Optimizer, group: dict[str, Any])
             if group.get("eps_before_correction"):
                 eps = eps / correction
             root = state["exp_avg_sq"].sqrt().div_(correction).add_(eps)
-            norms.append(_total_norm([state["exp_avg"].div(root).div_(1 - beta1**step)]))
+            norms.append(_compute_total_norm([state["exp_avg"].div(root).div_(1 - beta1**step)]))
     return norms
