@@ -43,11 +43,11 @@ class ParsedArguments:
             None,
         )
 
-    def keys(self) -> set[str]:
+    def get_keys(self) -> set[str]:
         """Returns the keys of all overrides."""
         return {get_override_key(text) for text in self.overrides}
 
-    def overrides_without(self, *keys: str) -> list[str]:
+    def get_overrides_without(self, *keys: str) -> list[str]:
         """Returns the overrides of all keys but `keys`."""
         return [text for text in self.overrides if get_override_key(text) not in keys]
 
@@ -58,48 +58,48 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
     `positional_key`: the key of which one argument without "=" is the value. Raises UsageError that lists every
     argument that is neither a flag nor an override.
     """
-    parsed, wrong = ParsedArguments(), []
-    words = list(argv)
+    parsed, errors = ParsedArguments(), []
+    arguments = list(argv)
     example = {
         None: "options are chosen as in model=tiny_ko",
         "model": 'set the prompt with prompt="…"',
         "data": "one argument names the tokens, options are chosen as in tokenizer=bpe_32k",
     }[positional_key]
-    while words:
-        word = words.pop(0)
-        flag, glued, value = word.partition("=")
+    while arguments:
+        argument = arguments.pop(0)
+        flag, equals, value = argument.partition("=")
         if flag in ("--config-dir", "-cd"):
-            parsed.config_dirs.append(value if glued else _pop_flag_value(word, words))
+            parsed.config_dirs.append(value if equals else _pop_flag_value(argument, arguments))
         elif flag in _VALUE_FLAGS:
-            parsed.flags += [word] if glued else [word, _pop_flag_value(word, words)]
-        elif word in _BOOLEAN_FLAGS:
-            parsed.flags.append(word)
+            parsed.flags += [argument] if equals else [argument, _pop_flag_value(argument, arguments)]
+        elif argument in _BOOLEAN_FLAGS:
+            parsed.flags.append(argument)
         elif flag in _INFO_FLAGS:
-            parsed.flags.append(word)
-            if not glued and words and "=" not in words[0] and not words[0].startswith("-"):
-                parsed.flags.append(words.pop(0))
-        elif word.startswith("-"):
-            wrong.append(_describe_dashed_argument(word, words))
-        elif OVERRIDE_PATTERN.match(word) or word.startswith("~"):
-            parsed.overrides.append(word)
+            parsed.flags.append(argument)
+            if not equals and arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
+                parsed.flags.append(arguments.pop(0))
+        elif argument.startswith("-"):
+            errors.append(_describe_dashed_argument(argument, arguments))
+        elif OVERRIDE_PATTERN.match(argument) or argument.startswith("~"):
+            parsed.overrides.append(argument)
         elif positional_key is not None:
-            parsed.overrides.append(f"{positional_key}={word}")
+            parsed.overrides.append(f"{positional_key}={argument}")
             positional_key = None
         else:
-            wrong.append(f"'{word}' is not key=value; {example}")
-    if wrong:
-        raise UsageError("\n".join(wrong))
+            errors.append(f"'{argument}' is not key=value; {example}")
+    if errors:
+        raise UsageError("\n".join(errors))
     return parsed
 
 
-def _pop_flag_value(flag: str, words: list[str]) -> str:
-    if not words:
+def _pop_flag_value(flag: str, arguments: list[str]) -> str:
+    if not arguments:
         raise UsageError(f"{flag} needs a value after it")
-    return words.pop(0)
+    return arguments.pop(0)
 
 
-def _describe_dashed_argument(word: str, words: list[str]) -> str:
-    name, glued, value = word.lstrip("-").partition("=")
-    if not glued and words and not words[0].startswith("-") and "=" not in words[0]:
-        value = words.pop(0)
-    return f"krill takes key=value, not {word}: use {name.replace('-', '_')}={value or '…'}"
+def _describe_dashed_argument(argument: str, arguments: list[str]) -> str:
+    name, equals, value = argument.lstrip("-").partition("=")
+    if not equals and arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
+        value = arguments.pop(0)
+    return f"krill takes key=value, not {argument}: use {name.replace('-', '_')}={value or '…'}"

@@ -30,10 +30,10 @@ from krill.config.overrides import EXCLUSIVE_KEYS, clear_exclusive_keys, quote_o
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
 from krill.config.schema import InspectConfig, TrainConfig
 from krill.config.validation import (
-    find_closest_name,
     find_renamed_key,
     format_unknown_key_error,
     iterate_dotted_keys,
+    suggest,
     validate_config,
 )
 from krill.errors import UsageError
@@ -66,7 +66,7 @@ _list_all_files = FileConfigSource.list
 
 @functools.wraps(_list_all_files)
 def _list_options(source: FileConfigSource, config_path: str, results_filter: ObjectType | None) -> list[str]:
-    """List the options of a group, for completion and glob(*), without files whose names begin with _."""
+    """Lists the options of a group, for completion and glob(*), without files whose names begin with _."""
     return [name for name in _list_all_files(source, config_path, results_filter) if not name.startswith("_")]
 
 
@@ -74,7 +74,7 @@ _UserSearchPath.__module__ = "hydra_plugins.krill"  # Hydra accepts plugins from
 
 
 def set_search_path(folders: Sequence[Path]) -> None:
-    """Register `folders` as search path, the first one first, and the plugins that configurations name."""
+    """Registers `folders` as search path, the first one first, and the plugins that configurations name."""
     from krill.sweep.plugins import register_plugins
 
     _UserSearchPath.folders = list(folders)
@@ -85,7 +85,7 @@ def set_search_path(folders: Sequence[Path]) -> None:
 
 
 def run_hydra(command: str, session: Session, arguments: Sequence[str], folders: Sequence[Path]) -> None:
-    """Run Hydra, which calls `session` for a single run or hands it to krill's sweeper."""
+    """Runs Hydra, which calls `session` for a single run or hands it to krill's sweeper."""
     set_search_path(folders)
     sys.argv = [f"krill-{command}", *arguments]
     hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(session)()
@@ -105,9 +105,11 @@ def compose_config(command: str, overrides: Sequence[str], folders: Sequence[Pat
 def normalize_overrides(command: str, arguments: ParsedArguments) -> list[str]:
     """Returns the overrides for Hydra: quoted, with from= expanded and the other key of exclusive pairs cleared."""
     earlier = arguments.get_value("from")
-    arguments.overrides = arguments.overrides_without("from")
+    arguments.overrides = arguments.get_overrides_without("from")
     none = [group for group in OPTIONAL_GROUPS if arguments.get_value(group) == "null"]
-    overrides = [_prefix_free_key(quote_override(word)) for word in arguments.overrides_without(*none)]
+    overrides = [
+        _prefix_free_key(quote_override(override)) for override in arguments.get_overrides_without(*none)
+    ]
     if earlier is not None:
         if command == "infer":
             raise UsageError(f"from= is for training; use model={earlier}")
@@ -116,14 +118,14 @@ def normalize_overrides(command: str, arguments: ParsedArguments) -> list[str]:
 
 
 def _prefix_free_key(override: str) -> str:
-    """Add the ++ that Hydra requires for keys of a free mapping, which no YAML lists."""
+    """Adds the ++ that Hydra requires for keys of a free mapping, which no YAML lists."""
     return f"++{override}" if override.startswith(UNCHECKED_PREFIXES) else override
 
 
 def drop_inspect_keys(overrides: Sequence[str]) -> list[str]:
     """Returns overrides of krill-inspect without the keys that no other command has."""
     own = InspectConfig.model_fields.keys() - TrainConfig.model_fields.keys()
-    return [word for word in overrides if word.lstrip("+~").partition("=")[0] not in own]
+    return [override for override in overrides if override.lstrip("+~").partition("=")[0] not in own]
 
 
 def _load_overrides_of_run(folder: Path, arguments: ParsedArguments) -> list[str]:
@@ -135,7 +137,7 @@ def _load_overrides_of_run(folder: Path, arguments: ParsedArguments) -> list[str
     if not file.is_file():
         raise UsageError(f"from={folder}: no run of krill there ({file} is missing)")
     parsed = OverridesParser.create().parse_overrides(to_unresolved_list(OmegaConf.load(file)))
-    overridden = arguments.keys()
+    overridden = arguments.get_keys()
     cleared = {key for pair in EXCLUSIVE_KEYS if overridden.intersection(pair) for key in pair}
     dropped = {*NOT_INHERITED_KEYS, *overridden, *cleared}
     return [
@@ -146,7 +148,7 @@ def _load_overrides_of_run(folder: Path, arguments: ParsedArguments) -> list[str
 
 
 def is_usage_error(error: BaseException) -> bool:
-    """Whether Hydra or OmegaConf refused the command line."""
+    """Returns whether Hydra or OmegaConf refused the command line."""
     return isinstance(error, (HydraException, OmegaConfBaseException)) or _is_null_group_error(error)
 
 
@@ -159,47 +161,47 @@ def diagnose_overrides(
 ) -> list[str]:
     """Returns a message for every error in `overrides`, found by composing without the invalid ones."""
     sweep = "-m" in sys.argv or "--multirun" in sys.argv
-    sentences, parsed = [], []
+    messages, parsed = [], []
     for text in overrides:
         try:
             item = OverridesParser.create().parse_override(text)
         except HydraException:
-            sentences.append(f"cannot read {text}; quote the value: {text.partition('=')[0]}='…'")
+            messages.append(f"cannot read {text}; quote the value: {text.partition('=')[0]}='…'")
             continue
         if _has_nested_interval(item.value()):
-            sentences.append(f"{text}: an interval cannot be one of several values")
+            messages.append(f"{text}: an interval cannot be one of several values")
             continue
         parsed.append(item)
     parsed = [item for item in parsed if not isinstance(item.value(), Glob)]
     groups = {item.key_or_group: item for item in parsed if _is_group(item.key_or_group, folders)}
-    good = []
+    valid = []
     for group, item in groups.items():
         if item.is_add():
-            sentences.append(f"{item.input_line}: use it without +")
-        wrong = [_describe_unknown_option(group, name, folders) for name in _get_values(item)]
-        sentences += [sentence for sentence in wrong if sentence]
-        if not any(wrong):
-            good.append(f"{group}={_get_values(item)[0]}")
-    known = list(iterate_dotted_keys(OmegaConf.to_container(compose_config(command, good, folders))))
+            messages.append(f"{item.input_line}: use it without +")
+        errors = [_describe_unknown_option(group, name, folders) for name in _get_values(item)]
+        messages += filter(None, errors)
+        if not any(errors):
+            valid.append(f"{group}={_get_values(item)[0]}")
+    known = list(iterate_dotted_keys(OmegaConf.to_container(compose_config(command, valid, folders))))
     for item in parsed:
-        key, several = item.key_or_group, item.is_sweep_override()
-        if several and not sweep:
-            sentences.append(
+        key, has_several_values = item.key_or_group, item.is_sweep_override()
+        if has_several_values and not sweep:
+            messages.append(
                 f"{item.input_line}: several values; add -m to sweep, or use {key}=[…] for a list"
             )
         elif key in groups or key.startswith("hydra"):
             continue
         elif key not in known and not item.is_add():
-            sentences.append(_describe_unknown_key(command, key, known, folders))
+            messages.append(_describe_unknown_key(command, key, known, folders))
         else:
-            good.append(f"{'++' if item.is_add() else ''}{key}={_get_raw_values(item)[0]}")
+            valid.append(f"{'++' if item.is_add() else ''}{key}={_get_raw_values(item)[0]}")
     try:
-        validate_config(COMMAND_SCHEMAS[command], compose_config(command, good, folders))
+        validate_config(COMMAND_SCHEMAS[command], compose_config(command, valid, folders))
     except UsageError as wrong_values:
-        sentences += str(wrong_values).splitlines()
+        messages += str(wrong_values).splitlines()
     except (HydraException, OmegaConfBaseException) as other:
-        sentences.append(str(other).splitlines()[0])
-    return list(dict.fromkeys(sentences)) or [_format_hydra_error(error)]
+        messages.append(str(other).splitlines()[0])
+    return list(dict.fromkeys(messages)) or [_format_hydra_error(error)]
 
 
 def _has_nested_interval(value: Any) -> bool:
@@ -208,10 +210,10 @@ def _has_nested_interval(value: Any) -> bool:
 
 def _format_hydra_error(error: BaseException) -> str:
     """Returns Hydra's message as one line."""
-    sentence = str(error).strip().splitlines()[0]
+    message = str(error).strip().splitlines()[0]
     if isinstance(error, MissingConfigException) and error.options:
-        sentence += f". There are: {', '.join(error.options)}"
-    return sentence
+        message += f". Available: {', '.join(error.options)}"
+    return message
 
 
 def _describe_unknown_key(command: str, key: str, known: Sequence[str], folders: Sequence[Path]) -> str:
@@ -221,10 +223,10 @@ def _describe_unknown_key(command: str, key: str, known: Sequence[str], folders:
     group = key.partition(".")[0]
     others = list_config_options(group, [*folders, CONF_DIR]) if group in known and "." in key else {}
     keys = {name: _list_keys(command, group, name, folders) for name in others}
-    having = [f"{group}={name}" for name in keys if key in keys[name]]
-    if having:
-        some = having if len(having) <= 3 else [*having[:2], f"{len(having) - 2} others"]
-        return f"no such key '{key}' here; it belongs to {' or '.join(some)}"
+    options = [f"{group}={name}" for name in keys if key in keys[name]]
+    if options:
+        shown = options if len(options) <= 3 else [*options[:2], f"{len(options) - 2} others"]
+        return f"no such key '{key}' here; it belongs to {' or '.join(shown)}"
     return format_unknown_key_error(
         key, [*known, *_list_groups(folders), *(key for option in keys.values() for key in option)]
     )
@@ -253,9 +255,7 @@ def _describe_unknown_option(group: str, name: str, folders: Sequence[Path]) -> 
     known = list_config_options(group, [*folders, CONF_DIR])
     if name in known or "," in name:
         return None
-    near = find_closest_name(name, known)
-    meant = f" Did you mean {group}={near}?" if near else ""
-    return f"unknown option '{name}' for {group}.{meant} There are: {', '.join(known)}"
+    return f"unknown option '{name}' for {group}. {suggest(name, known, f'{group}={{}}')}"
 
 
 def _get_values(item: Override) -> list[str]:

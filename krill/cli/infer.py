@@ -120,7 +120,7 @@ def _resolve_model_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -
     option = parsed.get_value("tokenizer")
     if option in paths.list_config_options("tokenizer", [*folders, paths.CONF_DIR]):
         parsed.overrides = [
-            *parsed.overrides_without("tokenizer"),
+            *parsed.get_overrides_without("tokenizer"),
             f"tokenizer.path={_find_trained_tokenizer(option, folders)}",
         ]
     parsed.overrides = [replace_key(text, "tokenizer", "tokenizer.path") for text in parsed.overrides]
@@ -141,7 +141,7 @@ def _resolve_model_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -
             raise
         wrong = compose.diagnose_overrides("train", [f"experiment={name}"], folders, error)
         raise UsageError("\n".join(wrong)) from error
-    parsed.overrides = parsed.overrides_without("experiment")
+    parsed.overrides = parsed.get_overrides_without("experiment")
     runs = sorted((get_outputs_root() / "runs" / config.name).glob("*"), reverse=True)
     done = [run for run in runs if (read_status(run) or {}).get("state") == "finished"]
     if not done and config.hub.id is None:

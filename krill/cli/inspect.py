@@ -57,47 +57,50 @@ def inspect(config: InspectConfig, invocation: Invocation) -> None:
         raise UsageError(f"{folder}: these tokens are not prepared yet; run: {command}")
 
     from krill.data.store import Store
-    from krill.inspection import store_report as inspection_report
-    from krill.inspection import store_stats as inspection
+    from krill.inspection import store_report, store_stats
     from krill.inspection.token_display import TokenRenderer
 
     store = Store.open(folder)
     if config.verify:
         store.verify()
-    asked = any(word.startswith(("tokenizer=", "tokenizer.")) for word in invocation.overrides)
-    tokenizer = _find_tokenizer(config, store, asked)
-    speller = None if tokenizer is None else TokenRenderer(tokenizer)
-    figures = inspection.compute_store_stats(store, config, speller)
+    is_tokenizer_set = any(
+        override.startswith(("tokenizer=", "tokenizer.")) for override in invocation.overrides
+    )
+    tokenizer = _find_tokenizer(config, store, is_tokenizer_set)
+    renderer = None if tokenizer is None else TokenRenderer(tokenizer)
+    stats = store_stats.compute_store_stats(store, config, renderer)
     if config.plot is not None:
-        inspection_report.plot_store(figures, Path(config.plot))
+        store_report.plot_store(stats, Path(config.plot))
     if config.format == "json":
-        print(json.dumps(figures, ensure_ascii=False, indent=2, allow_nan=False))
+        print(json.dumps(stats, ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        _print_store(config, store, speller, figures)
+        _print_store(config, store, renderer, stats)
 
 
 def _print_store(
-    config: InspectConfig, store: Store, speller: TokenRenderer | None, figures: dict[str, Any]
+    config: InspectConfig, store: Store, renderer: TokenRenderer | None, stats: dict[str, Any]
 ) -> None:
     """Prints the statistics, then rows."""
     from krill.data.packing import pack
-    from krill.inspection import store_report as inspection_report
+    from krill.inspection import store_report
     from krill.inspection.render_rows import RowDisplayOptions, make_stdout_console, render_row
 
     screen = make_stdout_console()
     view = RowDisplayOptions(config.ids, screen.width, None if config.full else max(8, screen.height - 4))
-    shown = []
+    rendered_rows = []
     if config.rows or config.row is not None:
-        if speller is None:
+        if renderer is None:
             raise UsageError(
                 f"{store.folder}: the tokenizer of these tokens (signature {store.tokenizer_signature[:8]}) is not "
                 f"below {get_outputs_root() / 'tokenizers'}; set tokenizer=FOLDER, or show no rows with rows=0"
             )
         rows = pack(store.train, config.sequence_len, config.packing)
         chosen = _choose_rows(config, len(rows))
-        shown = [render_row(rows, index, store.train, store.sources, speller, view) for index in chosen]
-    print(inspection_report.format_store_report(figures))
-    for row in shown:
+        rendered_rows = [
+            render_row(rows, index, store.train, store.sources, renderer, view) for index in chosen
+        ]
+    print(store_report.format_store_report(stats))
+    for row in rendered_rows:
         screen.print()
         screen.print(row, end="")
 
@@ -110,10 +113,10 @@ def _choose_rows(config: InspectConfig, rows: int) -> list[int]:
         random = np.random.default_rng(config.seed)
         return sorted(random.choice(rows, min(config.rows, rows), replace=False).tolist())
     if config.row >= rows:
-        there = f"they count from 0 to {rows - 1:,}" if rows else "there is none"
+        valid = f"use 0 to {rows - 1:,}" if rows else "there are no rows"
         raise UsageError(
             f"row={config.row}: no such row with sequence_len={config.sequence_len} and packing={config.packing}; "
-            f"{there}"
+            f"{valid}"
         )
     return [config.row]
 
@@ -130,22 +133,24 @@ def _resolve_store_folder(config: InspectConfig) -> Path:
     return RunInputs.open(config).store_folder
 
 
-def _find_tokenizer(config: InspectConfig, store: Store, asked: bool) -> TokenizerFolder | None:
+def _find_tokenizer(config: InspectConfig, store: Store, is_tokenizer_set: bool) -> TokenizerFolder | None:
     """Returns the tokenizer that encoded the tokens, or None if it is not found.
 
-    `asked`: whether one was named; UsageError if that is another.
+    `is_tokenizer_set`: whether the command line names a tokenizer; raises UsageError if it is not that of the store.
     """
     from krill.tokenizer.artifact import load_tokenizer
 
     candidates = sorted(record.parent for record in get_outputs_root().glob("tokenizers/*/record.json"))
-    if asked or config.store is None:
+    if is_tokenizer_set or config.store is None:
         from krill.data.inputs import RunInputs
 
         folder = RunInputs.open(config).tokenizer_folder
-        if asked and not (folder.is_dir() and load_tokenizer(folder).signature == store.tokenizer_signature):
+        is_right = folder.is_dir() and load_tokenizer(folder).signature == store.tokenizer_signature
+        if is_tokenizer_set and not is_right:
             raise UsageError(
-                f"tokenizer {folder}: is not the one that made the tokens in {store.folder} (signature "
-                f"{store.tokenizer_signature[:8]}); leave tokenizer= out, or name the folder of that one"
+                f"tokenizer {folder} did not encode the tokens in {store.folder} (signature "
+                f"{store.tokenizer_signature[:8]}); leave out tokenizer=, or set tokenizer= to the folder of the "
+                "tokenizer that did"
             )
         candidates = [folder, *candidates]
     for folder in candidates:
@@ -174,51 +179,51 @@ def _resolve_folder_arguments(parsed: ParsedArguments, folders: Sequence[Path]) 
             "krill-inspect has no -m: it prints, and makes no folders. Several row lengths side by side: "
             "sequence_lens=[512,1024]"
         )
-    colours = parsed.get_value("text") is not None
-    parsed.overrides = [_resolve_folder_override(word, folders, colours) for word in parsed.overrides]
+    has_text = parsed.get_value("text") is not None
+    parsed.overrides = [
+        _resolve_folder_override(override, folders, has_text) for override in parsed.overrides
+    ]
     _require_one_subject(parsed)
 
 
 def _require_one_subject(parsed: ParsedArguments) -> None:
     """Raises UsageError when several stores, or tokens and tokenizers, are requested at once."""
-    stores = [word for word in parsed.overrides if word.startswith("store=")]
+    stores = [override for override in parsed.overrides if override.startswith("store=")]
     if len(stores) > 1:
         raise UsageError(f"{' and '.join(stores)}: one store at a time; leave one of them out")
-    keys = parsed.keys()
+    keys = parsed.get_keys()
     subjects = [f"{key}=" for key in ("store", "tokenizers", "text") if key in keys]
     if len(subjects) > 1:
         raise UsageError(
             f"{' and '.join(subjects)}: one at a time. store= (data=FOLDER, output=) shows tokens, tokenizers= "
-            "judges tokenizers on the held-out text of the data, text= shows a text by its tokens"
+            "compares tokenizers on the held-out text of the data, text= shows the tokens of a text"
         )
     if "tokenizers" in keys and keys & {"tokenizer", "tokenizer.path"}:
-        raise UsageError("tokenizers= names every tokenizer itself; leave tokenizer= out")
+        raise UsageError("tokenizers= names every tokenizer itself; leave out tokenizer=")
 
 
-def _resolve_folder_override(word: str, folders: Sequence[Path], colours: bool) -> str:
+def _resolve_folder_override(override: str, folders: Sequence[Path], has_text: bool) -> str:
     """Returns an override with a folder moved to the key that takes folders.
 
-    `colours`: a text is shown, so tokenizer= may be of the Hub, too, unless it is almost an option.
+    `has_text`: text= is set, so tokenizer= may be a Hub id, unless it is almost the name of an option.
     """
-    from krill.config.validation import find_closest_name
+    from krill.config.validation import find_closest_name, suggest
 
-    key, _, value = word.partition("=")
+    key, _, value = override.partition("=")
     if key == "output" and value != "null":
         return f"store={value}"
     if key not in ("data", "tokenizer"):
-        return word
+        return override
     known = paths.list_config_options(key, [*folders, paths.CONF_DIR])
     if value in known or "," in value or value == "null":
-        return word
+        return override
     if key == "tokenizer":
-        elsewhere = (
-            "/" in value or Path(value).is_dir() or (colours and find_closest_name(value, known) is None)
+        is_path = (
+            "/" in value or Path(value).is_dir() or (has_text and find_closest_name(value, known) is None)
         )
-        return f"tokenizer.path={value}" if elsewhere else word
+        return f"tokenizer.path={value}" if is_path else override
     if Path(value).expanduser().is_dir():
         return f"store={value}"
-    near = find_closest_name(value, known)
-    meant = f" Did you mean data={near}?" if near else ""
     raise UsageError(
-        f"data={value}: neither an option nor a folder (seen from {Path.cwd()}).{meant} There are: {', '.join(known)}"
+        f"data={value}: neither an option nor a folder (relative to {Path.cwd()}). {suggest(value, known, 'data={}')}"
     )

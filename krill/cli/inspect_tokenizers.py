@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from krill.cli import compose
 from krill.config.paths import CONF_DIR, list_config_options
 from krill.config.schema import TrainConfig
-from krill.config.validation import find_closest_name, validate_config
+from krill.config.validation import find_closest_name, suggest, validate_config
 from krill.errors import KrillError, UsageError
 
 if TYPE_CHECKING:
@@ -35,16 +35,16 @@ def print_tokenizer_comparison(config: InspectConfig, invocation: Invocation) ->
         _print_folders(folders.values())
         return
     _require_trained(folders, invocation)
-    figures = _compute_figures(config, source, folders)
+    metrics = _compute_metrics(config, source, folders)
 
     from krill.inspection import compare_report
 
     if config.plot is not None:
-        compare_report.plot_tokenizers(figures, Path(config.plot))
+        compare_report.plot_tokenizers(metrics, Path(config.plot))
     if config.format == "json":
-        print(json.dumps(figures, ensure_ascii=False, indent=2, allow_nan=False))
+        print(json.dumps(metrics, ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        print(compare_report.format_tokenizer_report(figures))
+        print(compare_report.format_tokenizer_report(metrics))
 
 
 def print_text_tokens(config: InspectConfig, invocation: Invocation) -> None:
@@ -90,7 +90,7 @@ def print_text_tokens(config: InspectConfig, invocation: Invocation) -> None:
     make_stdout_console().print(render_text_tokens(pieces, config.ids), end="")
 
 
-def _compute_figures(config: InspectConfig, source: Source, folders: Mapping[str, Path]) -> dict[str, Any]:
+def _compute_metrics(config: InspectConfig, source: Source, folders: Mapping[str, Path]) -> dict[str, Any]:
     """Returns the metrics of the tokenizers on held-out text. Raises UsageError if there are none."""
     from krill.inspection.compare_tokenizers import evaluate_tokenizers
     from krill.sources.source import SkippedRecords
@@ -101,13 +101,13 @@ def _compute_figures(config: InspectConfig, source: Source, folders: Mapping[str
     skipped = SkippedRecords()
     sample = TextSample(source, config.data, "validation", config.eval_bytes, skipped)
     skipped.warn()
-    figures = evaluate_tokenizers(tokenizers, sample, source.names)
-    if not figures["documents"]:
+    metrics = evaluate_tokenizers(tokenizers, sample, source.names)
+    if not metrics["documents"]:
         raise UsageError(
             f"data.validation_fraction={config.data.validation_fraction:g}: no document of this data is held "
             "out, so there is nothing to evaluate tokenizers on; add text, or raise data.validation_fraction"
         )
-    return {"data": config.data.name, **figures}
+    return {"data": config.data.name, **metrics}
 
 
 # --- which tokenizers --------------------------------------------------------------------------------------
@@ -115,28 +115,30 @@ def _compute_figures(config: InspectConfig, source: Source, folders: Mapping[str
 
 def _resolve_folders(config: InspectConfig, invocation: Invocation) -> dict[str, Path]:
     """Returns the folder of each tokenizer of `config` by its name; one that is not trained yet does not exist."""
-    own = [
+    user_folders = [
         Path(source.path) for source in invocation.hydra.runtime.config_sources if source.provider == "user"
     ]
-    known = list_config_options("tokenizer", [*own, CONF_DIR])
+    known = list_config_options("tokenizer", [*user_folders, CONF_DIR])
     return {
-        name: _resolve_option(_build_arguments(name, invocation), own)
+        name: _resolve_option(_build_arguments(name, invocation), user_folders)
         if name in known
         else _resolve_named_folder(name, known)
         for name in config.tokenizers
     }
 
 
-def _resolve_option(words: Sequence[str], own: Sequence[Path]) -> Path:
+def _resolve_option(overrides: Sequence[str], user_folders: Sequence[Path]) -> Path:
     """Returns the folder of the tokenizer that krill-tokenizer trains with these overrides."""
     from krill.data.inputs import RunInputs
 
     try:
-        config = validate_config(TrainConfig, compose.compose_config("train", words, own))
+        config = validate_config(TrainConfig, compose.compose_config("train", overrides, user_folders))
     except Exception as error:
         if not compose.is_usage_error(error):
             raise
-        raise UsageError("\n".join(compose.diagnose_overrides("train", words, own, error))) from error
+        raise UsageError(
+            "\n".join(compose.diagnose_overrides("train", overrides, user_folders, error))
+        ) from error
     return RunInputs.open(config).tokenizer_folder
 
 
@@ -146,16 +148,16 @@ def _resolve_named_folder(name: str, known: Mapping[str, Path]) -> Path:
 
     if "/" in name or Path(name).is_dir():
         return resolve_tokenizer_folder(name, "tokenizers")
-    there = f"Options there are: {', '.join(known)}"
-    if near := find_closest_name(name, known):
+    hint = suggest(name, known)
+    if find_closest_name(name, known):
         raise UsageError(
-            f"tokenizers=[{name}]: neither an option nor a folder (seen from {Path.cwd()}). Did you mean {near}? "
-            f"{there}; one of the Hub is owner/name"
+            f"tokenizers=[{name}]: neither an option nor a folder (relative to {Path.cwd()}). {hint}, or a Hub id "
+            "(owner/name)"
         )
     try:
         return resolve_tokenizer_folder(name, "tokenizers")
     except KrillError as error:
-        raise type(error)(f"{error}\n{there}") from error
+        raise type(error)(f"{error}\n{hint}") from error
 
 
 def _require_trained(folders: Mapping[str, Path], invocation: Invocation) -> None:
@@ -169,16 +171,16 @@ def _require_trained(folders: Mapping[str, Path], invocation: Invocation) -> Non
         raise UsageError("\n".join(missing))
 
 
-def _describe_missing(folder: Path, words: Sequence[str]) -> str:
-    return f"{folder}: not trained yet; run: {shlex.join(['krill-tokenizer', *words])}"
+def _describe_missing(folder: Path, overrides: Sequence[str]) -> str:
+    return f"{folder}: not trained yet; run: {shlex.join(['krill-tokenizer', *overrides])}"
 
 
 def _build_arguments(option: str, invocation: Invocation) -> list[str]:
     """Returns the overrides with which krill-tokenizer trains that option."""
     others = [
-        word
-        for word in compose.drop_inspect_keys(invocation.overrides)
-        if word.partition("=")[0] not in ("tokenizer", "tokenizer.path")
+        override
+        for override in compose.drop_inspect_keys(invocation.overrides)
+        if override.partition("=")[0] not in ("tokenizer", "tokenizer.path")
     ]
     return [*others, f"tokenizer={option}"]
 

@@ -26,11 +26,10 @@ def main() -> int:
         return DONE
     command = COMMAND_ALIASES.get(name, name)
     if command not in COMMANDS:
-        import difflib
+        from krill.config.validation import suggest
 
-        near = difflib.get_close_matches(name, (*COMMANDS, *COMMAND_ALIASES), n=1)
-        meant = f" Did you mean krill {near[0]}?" if near else ""
-        print(f"krill: error: no command '{name}'.{meant} There are: {', '.join(COMMANDS)}", file=sys.stderr)
+        hint = suggest(name, (*COMMANDS, *COMMAND_ALIASES), "krill {}")
+        print(f"krill: error: no command '{name}'. {hint}", file=sys.stderr)
         return USAGE
     del sys.argv[1]
     return importlib.import_module(f"krill.cli.{command}").main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, get_args
 
@@ -38,9 +37,9 @@ class _ArgumentParser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            near = difflib.get_close_matches(str(value), list(action.choices), n=1)
-            suggestion = f" Did you mean {near[0]}?" if near else ""
-            raise UsageError(f"no command '{value}'.{suggestion} Available: {', '.join(action.choices)}")
+            from krill.config.validation import suggest
+
+            raise UsageError(f"no command '{value}'. {suggest(str(value), action.choices)}")
 
 
 def build_parser(subcommands: Mapping[str, Subcommand]) -> argparse.ArgumentParser:
@@ -97,11 +96,9 @@ def build_parser(subcommands: Mapping[str, Subcommand]) -> argparse.ArgumentPars
 def _parse_states(text: str) -> tuple[str, ...]:
     states = tuple(state.strip() for state in text.split(","))
     if unknown := [state for state in states if state not in FILTER_STATES]:
-        near = difflib.get_close_matches(unknown[0], FILTER_STATES, n=1)
-        suggestion = f" Did you mean {near[0]}?" if near else ""
-        raise argparse.ArgumentTypeError(
-            f"no state '{unknown[0]}'.{suggestion} Available: {', '.join(FILTER_STATES)}"
-        )
+        from krill.config.validation import suggest
+
+        raise argparse.ArgumentTypeError(f"no state '{unknown[0]}'. {suggest(unknown[0], FILTER_STATES)}")
     return states
 
 

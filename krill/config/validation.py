@@ -88,6 +88,17 @@ def find_closest_name(name: str, candidates: Iterable[str]) -> str | None:
     return by_last_part[matches[0]] if matches else None
 
 
+def suggest(name: str, candidates: Iterable[str], template: str = "{}") -> str:
+    """Returns "Did you mean <the closest candidate>? Available: <all candidates>", the end of an error message.
+
+    `template`: the form of the closest candidate, such as model={}.
+    """
+    names = list(candidates)
+    closest = find_closest_name(name, names)
+    question = f"Did you mean {template.format(closest)}? " if closest else ""
+    return f"{question}Available: {', '.join(names)}"
+
+
 def find_renamed_key(key: str) -> str | None:
     """Returns the present name of a key in `RENAMED_KEYS` or in a section there, or None."""
     for old, new in RENAMED_KEYS.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from krill.config.schema import SlurmConfig
+from krill.config.validation import suggest
 from krill.errors import UsageError
 from krill.runs.slurm import run_slurm_command
 
@@ -27,7 +28,7 @@ class PartitionNodes:
 
 
 def require_slurm() -> None:
-    """Raise UsageError if jobs cannot be submitted from this machine."""
+    """Raises UsageError if jobs cannot be submitted from this machine."""
     if not all(map(shutil.which, ("sbatch", "sinfo", "squeue", "scontrol"))):
         raise UsageError(
             "no SLURM on this machine (sbatch is missing): run the command on a login node of the cluster, or "
@@ -60,8 +61,10 @@ def query_nodes(partition: str | None, gpu_type: str | None = None) -> Partition
     ]
     nodes = [line for line in lines if _is_partition(line[0], partition)]
     if not nodes:
-        names = ", ".join(sorted({line[0].rstrip("*") for line in lines}))
-        raise UsageError(f"hardware.slurm.partition={partition}: no such partition; there are: {names}")
+        names = sorted({line[0].rstrip("*") for line in lines})
+        raise UsageError(
+            f"hardware.slurm.partition={partition}: no such partition. {suggest(str(partition), names)}"
+        )
     return PartitionNodes(
         min_cpus=min(int(line[2].rstrip("+")) for line in nodes),
         gpu_counts=frozenset(_count_gpus(line[1], gpu_type) for line in nodes),

@@ -1,4 +1,4 @@
-"""Sort a model's parameters into optimizer groups by their role, not by their name.
+"""Sorts a model's parameters into optimizer groups by their role, not by their name.
 
 Embeddings and head are found through the model's `get_input_embeddings` and `get_output_embeddings`, so that GPT-2's
 `wte` or NeoX's `embed_out` are recognized as well as Llama's, tied or not. Muon trains the hidden matrices; AdamW
@@ -162,7 +162,7 @@ def _split_excluded(
         if not any(_matches(matrix.name, pattern) for matrix in hidden):
             names = sorted({matrix.name.rpartition(".")[2] for matrix in hidden})
             raise UsageError(
-                f"optimizer.adamw_modules: no module with a hidden matrix matches {pattern!r}; available: "
+                f"optimizer.adamw_modules: no module with a hidden matrix matches {pattern!r}. Available: "
                 f"{', '.join(names)}"
             )
     is_excluded = [any(_matches(matrix.name, pattern) for pattern in patterns) for matrix in hidden]

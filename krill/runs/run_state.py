@@ -1,4 +1,4 @@
-"""Determine the actual state of a run from its status.json, its lock, its process and SLURM.
+"""Determines the actual state of a run from its status.json, its lock, its process and SLURM.
 
 A killed run cannot update its status.json, which keeps the state "running".
 """
@@ -65,13 +65,13 @@ def read_run_or_submission_status(folder: Path) -> dict[str, Any] | None:
 
 def read_submission_status(folder: Path) -> dict[str, Any] | None:
     """Returns a status for the single invocation in outputs/jobs/<…> without a run folder, such as a preparation."""
-    call = read_json_object(folder / "0.json")
-    if not call or call.get("folder") or not read_json_object(folder / slurm.JOBS_FILE):
+    invocation = read_json_object(folder / "0.json")
+    if not invocation or invocation.get("folder") or not read_json_object(folder / slurm.JOBS_FILE):
         return None
     try:
-        hydra = call["hydra"]
+        hydra = invocation["hydra"]
         return {
-            "state": "queued", "signature": "", "name": str(call["config"]["name"]),
+            "state": "queued", "signature": "", "name": str(invocation["config"]["name"]),
             "command": str(hydra["job"]["config_name"]), "overrides": list(hydra["overrides"]["task"]),
             "submission": str(folder), "submitted_as": "0",
         }  # fmt: skip

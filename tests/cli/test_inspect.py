@@ -1,4 +1,4 @@
-"""krill-inspect shows a store by folder or by what would make it, judges tokenizers, colours a text; it reads and
+"""krill-inspect shows a store by folder or by what would make it, compares tokenizers, colors a text; it reads and
 never makes, and mistakes name the fix."""
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def test_the_same_seed_shows_the_same_rows(told: Inspect):
     assert first == again != other
 
 
-def test_colours_are_for_terminals(told: Inspect, monkeypatch: pytest.MonkeyPatch):
+def test_colors_are_for_terminals(told: Inspect, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     _, out, _ = told("tokens", SHORT)
@@ -115,7 +115,7 @@ def test_rows_need_the_tokenizer_and_figures_do_not(told: Inspect, here: Path):
 
 def test_a_tokenizer_of_other_tokens_is_refused(told: Inspect, here: Path):
     make_tokenizer(here / "other", signature="o" * 64, vocab_size=320)
-    assert "is not the one that made the tokens in tokens (signature tttttttt)" in refused(
+    assert "did not encode the tokens in tokens (signature tttttttt)" in refused(
         told("tokens", "tokenizer=other")
     )
 
@@ -131,7 +131,7 @@ def test_one_row_is_shown_or_the_rows_there_are(told: Inspect):
     assert out.count("\nrow ") == 1
     assert "\nrow 1 of " in out
     why = refused(told("tokens", SHORT, "row=1000"))
-    assert "row=1000: no such row with sequence_len=64 and packing=best_fit; they count from 0 to " in why
+    assert "row=1000: no such row with sequence_len=64 and packing=best_fit; use 0 to " in why
 
 
 def test_damage_is_told_by_the_store(told: Inspect, here: Path):
@@ -162,8 +162,8 @@ def test_the_plot_goes_where_it_is_asked_for(told: Inspect, here: Path):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ("nothere", "data=nothere: neither an option nor a folder (seen from "),
-        ("data=python_doc", "Did you mean data=python_docs? There are: "),
+        ("nothere", "data=nothere: neither an option nor a folder (relative to "),
+        ("data=python_doc", "Did you mean data=python_docs? Available: "),
         ("outputs", "outputs is not a token store (no manifest.json); create one with krill-preprocess"),
         ("store=nothere", "nothere is not a token store"),
         ("tokens store=tokens", "store=tokens and store=tokens: one store at a time"),
@@ -177,11 +177,11 @@ def test_the_plot_goes_where_it_is_asked_for(told: Inspect, here: Path):
         ("tokens rowz=1", "no such key 'rowz'. Did you mean row?"),
         ("data=files data.paths=[nothere.jsonl]", "nothere.jsonl: no such file or folder"),
         ("tokenizers=[bpe_33k]", "neither an option nor a folder"),
-        ("tokenizers=[bpe_33k]", "Did you mean bpe_32k? Options there are: "),
+        ("tokenizers=[bpe_33k]", "Did you mean bpe_32k? Available: "),
         ("tokenizers=[./nothere]", "tokenizers=./nothere: no such folder (relative to "),
         ("tokenizers=[tokens]", "tokens: no tokenizer.json in this folder"),
         ("tokenizers=bpe_4k,bpe_32k", "use tokenizers=[…] for a list"),
-        ("tokenizers=[bpe_4k] tokenizer=bpe_32k", "leave tokenizer= out"),
+        ("tokenizers=[bpe_4k] tokenizer=bpe_32k", "leave out tokenizer="),
         ("tokenizers=[bpe_4k] data=tokens", "store= and tokenizers=: one at a time"),
         ("tokenizers=[bpe_4k] text=a", "tokenizers= and text=: one at a time"),
         ("tokenizers=[bpe_4k] data.validation_fraction=0", "no document is held out"),
@@ -331,7 +331,7 @@ def test_a_text_is_shown_by_its_tokens_as_typed(told: Inspect, text: str):
     assert out.split("\n\n", 1)[1].replace("↵", "") == (text.replace("\t", "\\t") + "\n" if text else "")
 
 
-def test_a_text_is_coloured(told: Inspect, monkeypatch: pytest.MonkeyPatch):
+def test_a_text_is_colored(told: Inspect, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     _, out, _ = told(f"tokenizer={MINE}", "text=한국어 문장은 <|eos|>")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from console import error_messages, run_command
 
-from krill.cli.main import COMMANDS
+from krill.cli.main import COMMAND_ALIASES, COMMANDS
 
 
 def test_the_help_names_every_command(tmp_path: Path):
@@ -52,4 +52,4 @@ def test_an_unknown_command_is_told_the_near_one(tmp_path: Path, typed: str, mea
 def test_a_command_of_no_likeness_gets_the_list(tmp_path: Path):
     (told,) = error_messages(run_command(tmp_path, "krill", "xyzzy"))
     assert "Did you mean" not in told
-    assert told.endswith(f"There are: {', '.join(COMMANDS)}")
+    assert told.endswith(f"Available: {', '.join((*COMMANDS, *COMMAND_ALIASES))}")

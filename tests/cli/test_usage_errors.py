@@ -12,9 +12,9 @@ from console import error_messages, is_empty, run_command
 from krill.cli import app, train
 
 CASES = {
-    "optimizer=muon_kellr": "Did you mean optimizer=muon_keller? There are: adamw, muon_keller",
+    "optimizer=muon_kellr": "Did you mean optimizer=muon_keller? Available: adamw, muon_keller",
     "experiment=tiny_kko": "Did you mean experiment=tiny_ko?",
-    "model=null": "unknown option 'null' for model. There are: auto, llama_125m",
+    "model=null": "unknown option 'null' for model. Available: auto, llama_125m",
     "lrr=1e-3": "no such key 'lrr'. Did you mean lr?",
     "+lrr=1e-3": "no such key 'lrr'. Did you mean lr?",
     "+experiment=tiny_ko": "use it without +",
@@ -49,7 +49,7 @@ CASES = {
     "from=nothere": "from=nothere: no run of krill there",
     "resume=nothere": "resume=nothere: not a run of krill",
     "--config-dir nothere": "no such configuration folder: nothere",
-    "-m hydra/launcher=nope": "There are: basic, pool, submitit_local, submitit_slurm",
+    "-m hydra/launcher=nope": "Available: basic, pool, submitit_local, submitit_slurm",
     "hydra/launcher=submitit_local": "add -m",
     "-m --cfg job": "leave one of them out",
 }

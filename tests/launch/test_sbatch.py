@@ -49,7 +49,7 @@ def test_processes_auto_is_the_number_of_gpus_per_node(slurm_calls: Path) -> Non
         make_hardware("hardware=slurm_node", partition)
     with pytest.raises(UsageError, match="partition cpu has no GPUs: choose another"):
         make_hardware("hardware=slurm_node", "hardware.slurm.partition=cpu")
-    with pytest.raises(UsageError, match="no such partition; there are: a100, cpu, mixed"):
+    with pytest.raises(UsageError, match=r"no such partition\. Available: a100, cpu, mixed"):
         make_hardware("hardware=slurm_node", "hardware.slurm.partition=gpu")
 
 

@@ -250,7 +250,7 @@ def test_adamw_modules_selects_matrices_for_adamw():
 
 def test_adamw_modules_that_match_nothing_are_an_error():
     with pytest.raises(
-        KrillError, match=r"optimizer\.adamw_modules.*'router'.*available: down_proj, gate_proj"
+        KrillError, match=r"optimizer\.adamw_modules.*'router'.*Available: down_proj, gate_proj"
     ):
         build_param_groups(_build_model("llama_tied"), muon("muon_keller", adamw_modules=["router"]))
 
