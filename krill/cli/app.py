@@ -1,4 +1,4 @@
-"""What all commands share: argv → Hydra → the function of the command → exit code.
+"""The steps that all commands share: argv → Hydra → the function of the command → exit code.
 
     main("train", run_task, argv)      run_task(invocation) runs the command once
 
@@ -48,7 +48,7 @@ def main(
     positional_key: str | None = None,
     prepare_arguments: ArgumentHook | None = None,
 ) -> int:
-    """Run one command and return its exit code.
+    """Runs one command and returns its exit code.
 
     `positional_key`: the key of which an argument without "=" is the value. `prepare_arguments`: called with the
     parsed arguments and the user's configuration folders before Hydra sees them.
@@ -99,7 +99,7 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
                 command, KrillError(f"{path}{error.strerror}; fix that, or set output= to another folder")
             )
         traceback.print_exc()
-        print(f"krill-{command}: failed; the traceback above says where", file=sys.stderr)
+        print(f"krill-{command}: failed with an unexpected error; see the traceback above", file=sys.stderr)
         return errors.FAILED
 
 
@@ -108,14 +108,14 @@ def _signal_scope(command: str | None) -> AbstractContextManager[None]:
 
 
 def print_error(command: str, error: KrillError | SignalInterrupt) -> int:
-    """Print each line of the error and return its exit code."""
+    """Prints each line of the error and returns its exit code."""
     for line in str(error).splitlines():
         print(f"krill-{command}: error: {line}", file=sys.stderr)
     return error.exit_code
 
 
 def configure_logging() -> None:
-    """Send krill's messages to standard error, without a prefix."""
+    """Sends krill's messages to standard error, without a prefix."""
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -161,7 +161,7 @@ def _run_with_hydra(
         prepare_arguments(parsed, folders)
     overrides = compose.normalize_overrides(command, parsed)
     for used, hidden in paths.find_shadowed_configs([*folders, paths.CONF_DIR]):
-        log.warning("conf: %s is used; it hides %s", used, hidden)
+        log.warning("conf        %s hides %s", used, hidden)
 
     session = Session(run_task)
     error: Exception | None = None
@@ -188,7 +188,7 @@ def _run_with_hydra(
 def run_command(
     invocation: Invocation, schema: type[ConfigT], work: Callable[[ConfigT, Invocation], Any]
 ) -> Any:
-    """Validate the configuration of `invocation` and return `work`(config, invocation), or submit it to SLURM."""
+    """Validates the configuration of `invocation` and returns `work`(config, invocation), or submits it to SLURM."""
     configure_logging()
     with _signal_scope(invocation.command):  # again: the process of a launcher does not come through main
         config = invocation.validate(schema)

@@ -1,7 +1,7 @@
-"""Documents from data sets of the Hugging Face Hub, read with the datasets library.
+"""Documents from datasets of the Hugging Face Hub, read with the datasets library.
 
-A data set is either loaded (downloaded once to the cache, then memory-mapped; parts are ranges of rows) or
-streamed (parts are the data set's files).
+A dataset is either loaded (downloaded once to the cache, then memory-mapped; parts are ranges of rows) or
+streamed (parts are the dataset's files).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from krill.sources.source import (
 log = logging.getLogger("krill")
 
 ASSUMED_SHARD_BYTES = 2**28
-"""Assumed size of a file of a streamed data set; the actual size is unknown until it is read."""
+"""Assumed size of a file of a streamed dataset; the actual size is unknown until it is read."""
 STREAM_BATCH_ROWS = 1000
-"""Rows per batch of a streamed data set."""
+"""Rows per batch of a streamed dataset."""
 
 
 class HubSource(Source):
-    """Reads data sets of the Hub, or folders that `datasets` can read, in order; each is one source."""
+    """Reads datasets of the Hub, or folders that `datasets` can read, in order; each is one source."""
 
     def __init__(self, config: HubDataConfig, is_read_only: bool = False) -> None:
         self._is_read_only = is_read_only
@@ -46,10 +46,10 @@ class HubSource(Source):
         names = disambiguate_names(paths, [_format_dataset_name(dataset) for dataset in config.datasets])
         super().__init__(names, [dataset.weight for dataset in config.datasets])
         self._loaded_datasets: dict[int, Any] = {}
-        """Opened data sets by index. They pickle as file names, so workers do not access the Hub."""
+        """Opened datasets by index. They pickle as file names, so workers do not access the Hub."""
 
     def compute_fingerprint(self) -> Any:
-        """Returns the name, settings and commit of each data set; offline, the commit of the cached copy."""
+        """Returns the name, settings and commit of each dataset; offline, the commit of the cached copy."""
         return [
             {
                 "name": name,
@@ -65,7 +65,7 @@ class HubSource(Source):
         parts: list[Part] = []
         for source, (dataset, size) in enumerate(zip(self._datasets, sizes, strict=True)):
             opened = self._open_dataset(source)
-            # Units that can be read independently: rows of a loaded data set, files of a streamed one.
+            # Units that can be read independently: rows of a loaded dataset, files of a streamed one.
             units = opened.num_shards if _is_streaming(opened) else len(opened)
             step = 1 if _is_streaming(opened) else max(1, part_bytes * units // size)
             if dataset.limit is not None:
@@ -130,7 +130,7 @@ class HubSource(Source):
         return self._loaded_datasets[index]
 
     def _estimate_size(self, index: int) -> int:
-        """Returns the size of a data set in bytes, estimated if it is streamed."""
+        """Returns the size of a dataset in bytes, estimated if it is streamed."""
         opened = self._open_dataset(index)
         if _is_streaming(opened):
             return ASSUMED_SHARD_BYTES * opened.num_shards
@@ -146,7 +146,7 @@ class HubSource(Source):
         commit = _get_hub_commit(path)
         if commit is not None:
             return commit
-        # The cache names the folder of a data set after its commit.
+        # The cache names the folder of a dataset after its commit.
         cached = self._open_dataset(index)
         return (
             Path(cached.cache_files[0]["filename"]).parent.name if cached.cache_files else cached._fingerprint
@@ -174,7 +174,7 @@ def _require_text_column(dataset: HubDatasetConfig, schema: Any) -> None:
 def _read_row_range(
     opened: Any, start: int, end: int, dataset: HubDatasetConfig
 ) -> Iterator[str | UnreadableRecord]:
-    """Yields the texts of a range of rows of a loaded data set."""
+    """Yields the texts of a range of rows of a loaded dataset."""
     column = opened.select_columns([dataset.text_column]).with_format("arrow")
     step = compute_batch_rows(len(opened), opened.data.column(dataset.text_column).nbytes)
     for first in range(start, end, step):
@@ -184,7 +184,7 @@ def _read_row_range(
 def _read_dataset_shard(
     opened: Any, index: int, dataset: HubDatasetConfig
 ) -> Iterator[str | UnreadableRecord]:
-    """Yields the texts of one file of a streamed data set."""
+    """Yields the texts of one file of a streamed dataset."""
     shard = opened.shard(num_shards=opened.num_shards, index=index)
     if opened.column_names is not None:
         shard = shard.select_columns([dataset.text_column])
@@ -200,10 +200,10 @@ def _read_table(table: Any, dataset: HubDatasetConfig) -> Iterator[str | Unreada
 
 @functools.cache
 def _get_hub_commit(path: str) -> str | None:
-    """Returns the newest commit of a data set on the Hub, offline the last one seen; None if unknown.
+    """Returns the newest commit of a dataset on the Hub, offline the last one seen; None if unknown.
 
     Downloads a snapshot of two small files, which records the commit in the Hub's cache: data prepared online is
-    found again offline. Raises UsageError if the data set does not exist or is not accessible.
+    found again offline. Raises UsageError if the dataset does not exist or is not accessible.
     """
     if os.path.isdir(path):
         return None
@@ -216,19 +216,19 @@ def _get_hub_commit(path: str) -> str | None:
         )
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UsageError(
-            f"{path}: no such data set on the Hugging Face Hub, or you do not have access to it. "
+            f"{path}: no such dataset on the Hugging Face Hub, or you do not have access to it. "
             "Check data.datasets, or log in (hf auth login, HF_TOKEN)"
         ) from error
     except Exception as error:
-        log.warning("%s: the Hugging Face Hub cannot be reached (%s)", path, type(error).__name__)
+        log.warning("hub         %s: the Hugging Face Hub cannot be reached (%s)", path, type(error).__name__)
         return None
     return Path(snapshot).name
 
 
 def _load_dataset(dataset: HubDatasetConfig, commit: str | None) -> Any:
-    """Opens the data set, streamed if requested and possible.
+    """Opens the dataset, streamed if requested and possible.
 
-    Raises UsageError for a data set, configuration or split that does not exist, KrillError if loading fails.
+    Raises UsageError for a dataset, configuration or split that does not exist, KrillError if loading fails.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
@@ -237,17 +237,18 @@ def _load_dataset(dataset: HubDatasetConfig, commit: str | None) -> Any:
     load = functools.partial(load_dataset, path, dataset.config, split=dataset.split, revision=commit)
     try:
         if dataset.streaming and "[" in dataset.split:
-            log.warning("%s: a slice is loaded, not streamed", name)
+            log.warning("hub         %s: a slice is loaded, not streamed", name)
         elif dataset.streaming and (commit is not None or os.path.isdir(path)):
             try:
                 return load(streaming=True)
             except ConnectionError as error:
-                log.warning("%s: cannot be streamed (%s); using the cached copy", name, error)
+                log.warning("hub         %s: cannot be streamed (%s); using the cached copy", name, error)
         return load()
     except DatasetNotFoundError as error:
         raise UsageError(f"{path}: {error}. If it is private or gated, log in (hf auth login)") from error
     except ValueError as error:
-        raise UsageError(f"{name}: {error}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"{name}: {reason}; check config= and split= in data.datasets") from error
     except Exception as error:
         raise KrillError(
             f"{name}: cannot be loaded ({type(error).__name__}: {error}). "

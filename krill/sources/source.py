@@ -33,7 +33,7 @@ class Part(NamedTuple):
     source: int
     """Index in the source's `names`."""
     span: Any
-    """What `Source.read` reads; JSON values that do not depend on the path of the data."""
+    """The slice that `Source.read` reads; JSON values that do not depend on the path of the data."""
     size: int
     """Bytes of input, or rows if bytes are unknown; for work distribution and progress."""
 
@@ -64,7 +64,7 @@ class SkippedRecords:
         for reason, counts in sorted(self.reasons.items()):
             num_others = counts["records"] - len(counts["places"])
             locations = ", ".join(counts["places"]) + (f" and {num_others:,} more" if num_others else "")
-            log.warning("skipped, %s: %s", reason, locations)
+            log.warning("skipped     %s: %s", reason, locations)
 
 
 class Source(ABC):
@@ -112,6 +112,7 @@ def sample_evenly(parts: Sequence[Part], count: int) -> Sequence[Part]:
 
 
 def describe_missing_column(name: str, column: str, columns: list[str], key: str = "data.text_column") -> str:
+    """Returns the error message for a file or dataset without the text column, which `key` sets."""
     return f"{name}: no column {column!r}; it has {', '.join(columns)}. Set the column with the text: {key}="
 
 

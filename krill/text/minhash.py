@@ -126,7 +126,7 @@ def find_near_duplicates(
                 num_capped += not is_complete
     if num_capped:
         log.warning(
-            "near duplicates: %s of %s documents have more than %d candidates; only the likeliest were compared, "
+            "duplicates  %s of %s documents have more than %d candidates; only the likeliest were compared, "
             "so some near duplicates may remain", f"{num_capped:,}", f"{num_documents:,}", MAX_COMPARISONS,
         )  # fmt: skip
     return duplicates
@@ -205,9 +205,9 @@ def _collect_compared(block: _Block, buckets: _Buckets) -> set[int]:
     first_documents: dict[int, int] = {}
     for document, bucket_ids in block:
         candidates, _ = buckets.find_candidates(bucket_ids)
-        neighbours = {first_documents.setdefault(bucket, document) for bucket in bucket_ids} - {document}
-        if candidates or neighbours:
-            compared |= {document, *candidates, *neighbours}
+        neighbors = {first_documents.setdefault(bucket, document) for bucket in bucket_ids} - {document}
+        if candidates or neighbors:
+            compared |= {document, *candidates, *neighbors}
     return compared
 
 

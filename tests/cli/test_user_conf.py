@@ -56,9 +56,9 @@ def test_precedence_of_folders_and_the_report_of_hidden_files(tmp_path: Path):
 
     done = print_config(tmp_path, "model=llama_pico2", "--config-dir", "a", **environment)
     assert get_sequence_len(done) == 40
-    hidden = [line.partition("it hides ")[2] for line in done.stderr.splitlines()]
+    hidden = [line.partition(" hides ")[2] for line in done.stderr.splitlines()]
     assert hidden == [str(file) for file in (*files[1:], local)]
-    assert all(f"conf: {files[0]} is used" in line for line in done.stderr.splitlines())
+    assert all(line.startswith(f"conf        {files[0]} hides ") for line in done.stderr.splitlines())
     assert get_sequence_len(print_config(tmp_path, "model=llama_pico2", **environment)) == 48
     assert get_sequence_len(print_config(tmp_path, "model=llama_pico2")) == 64
 
@@ -69,7 +69,7 @@ def test_replacing_an_option_of_krill_is_reported(tmp_path: Path):
     done = print_config(tmp_path)
     assert get_sequence_len(done) == 72
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"conf: {file} is used; it hides ")
+    assert line.startswith(f"conf        {file} hides ")
     assert line.endswith(os.path.join("model", "llama_nano.yaml"))
 
 

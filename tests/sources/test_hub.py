@@ -1,4 +1,4 @@
-"""Tests of the Hub source: loaded and streamed data sets give the same documents."""
+"""Tests of the Hub source: loaded and streamed datasets give the same documents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _cached_datasets(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    """Returns the folder of a data set of three files."""
+    """Returns the folder of a dataset of three files."""
     for name in "abc":
         lines = [{"text": f"{name}{index}", "id": index} for index in range(5)]
         write_json_lines(tmp_path / f"train-{name}.jsonl", *lines, {"text": None, "id": 5})

@@ -56,7 +56,7 @@ class EarlyStopping(TrainerCallback):
     ) -> None:
         reason = self._read_stop_reason(state)
         if reason and state.global_step < state.max_steps:
-            log.info("stopping at step %d of %d: %s", state.global_step, state.max_steps, reason)
+            log.info("stopping    at step %d of %d: %s", state.global_step, state.max_steps, reason)
             control.should_save = control.should_training_stop = True
 
     def _read_stop_reason(self, state: TrainerState) -> str | None:

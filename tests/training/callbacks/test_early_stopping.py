@@ -57,7 +57,7 @@ def test_a_run_finishes_at_its_target(krill_train: Any, capsys: pytest.CaptureFi
         step
     ]
     assert (run / "model" / "model.safetensors").exists()
-    assert f"stopping at step {step} of 12: validation loss" in capsys.readouterr().err
+    assert f"stopping    at step {step} of 12: validation loss" in capsys.readouterr().err
 
 
 def test_a_stopped_run_killed_before_its_export_does_not_train_further(
