@@ -17,7 +17,7 @@ from krill.runs.slurm import get_current_job
 log = logging.getLogger("krill")
 
 DEFAULT_MAX_REQUEUES = 100
-"""For a job without hardware.slurm, as with hydra/launcher=submitit_slurm alone."""
+"""The value for a job without hardware.slurm, as with hydra/launcher=submitit_slurm alone."""
 
 
 def main(folder: Path, index: int, is_on_slurm: bool) -> int:

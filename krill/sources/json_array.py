@@ -17,7 +17,7 @@ from krill.errors import UsageError
 from krill.sources.formats import BOM, READ_BLOCK_BYTES, UnreadableRecord, read_blocks
 
 _INVALID_UTF8 = re.compile("[\udc80-\udcff]")
-"""What "surrogateescape" decodes invalid UTF-8 to."""
+"""The characters to which "surrogateescape" decodes invalid UTF-8."""
 _NON_WHITESPACE = re.compile(r"[^ \t\r\n]")
 _TOKEN_MARGIN = 16
 """An error within this many characters of the end of the buffer may be an incomplete token."""

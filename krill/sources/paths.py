@@ -27,7 +27,7 @@ class PathEntry(NamedTuple):
     """One entry of `data.paths`."""
 
     path: str
-    """As given in data.paths."""
+    """The path as given in data.paths."""
     files: list[Path]
     """Sorted."""
     column: str

@@ -125,7 +125,7 @@ def test_every_rule_is_counted(
 
 def test_no_usable_document_raises_with_the_counts(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
     path = write_texts(tmp_path / "a.jsonl", ["short", "short", "longer"])
-    with pytest.raises(UsageError, match=r"min_chars 2; min_tokens 1\).*data\.min_chars=6"):
+    with pytest.raises(UsageError, match=r"min_chars 2; min_tokens 1\).*data\.min_chars \(it is 6\)"):
         prepare_and_open(tmp_path / "store", make_data_config(path, min_chars=6, min_tokens=50), tokenizer)
     assert not (tmp_path / "store/manifest.json").exists()
 
