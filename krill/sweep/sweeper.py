@@ -180,6 +180,7 @@ def _check_adaptive(point: Point) -> None:
             f"sweep.search={settings.search} on SLURM needs the number of jobs that run at once, from which the next "
             "ones learn: set it, as in sweep.max_parallel=4"
         )
+    job_files.build_slots([point])  # raises UsageError if there are fewer GPUs than the slots need
 
 
 def _ask_next_batch(search: Search, sweep: Sweep, points: Sequence[Point | None]) -> list[list[str]]:
