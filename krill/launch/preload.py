@@ -47,7 +47,7 @@ PRELOADED_MODULES = {
 """Command → modules that each of its points would import."""
 RUNNING_SERVER_VARIABLE = "KRILL_PRELOADED"
 RUNTIME_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "PATH", "PWD", "OLDPWD", "SHLVL", "_"})
-RUNTIME_PREFIXES = ("KRILL_", "SLURM", "PYTEST_")
+RUNTIME_PREFIXES = ("HYDRA_", "KRILL_", "PYTEST_", "SLURM")
 """Variables in which a command may differ from the server: no module keeps them at import."""
 MESSAGE_LENGTH = struct.Struct("<i")
 TITLE_BYTES = 1024

@@ -180,7 +180,7 @@ def test_a_sweep_that_sbatch_rejects_leaves_no_status(krill: Krill) -> None:
     assert "change hardware.slurm.qos=" in krill.messages()
     assert not list((krill.folder / SWEEP).glob("*/status.json"))
     krill("train", *arguments, "hardware.slurm.partition=nonsense", code=2)
-    assert "there are: gpu, short, spot, urgent" in krill.messages()
+    assert "Available: gpu, short, spot, urgent" in krill.messages()
 
 
 @pytest.mark.parametrize("option", ["slurm_gpu", "slurm_node"])
