@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from krill.config.schema import TrainConfig
 from krill.errors import KrillError, SignalInterrupt
+from krill.launch.preload import PreloadedServer
 from krill.launch.rank_errors import get_rank_log_name, pop_first_rank_error
 from krill.launch.supervise import ProcessGroup
 from krill.resources import count_cpu_cores
@@ -38,7 +39,7 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
     # The ranks meet at this store: unlike a port that was free a moment ago, no other process can take it.
     store_server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     command = [sys.executable, "-m", "krill.launch.rank", str(folder), str(store), str(tokenizer)]
-    ranks = ProcessGroup()
+    ranks = ProcessGroup(PreloadedServer.get_running().spawn)
     for rank in range(world_size):
         ranks.start(rank, command, _build_environment(rank, config, store_server.port))
     with ranks.forward_signals():

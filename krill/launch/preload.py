@@ -46,7 +46,10 @@ PRELOADED_MODULES = {
 }  # fmt: skip
 """Command → modules that each of its points would import."""
 RUNNING_SERVER_VARIABLE = "KRILL_PRELOADED"
-RUNTIME_VARIABLES = frozenset({"CUDA_VISIBLE_DEVICES", "PATH", "PWD", "OLDPWD", "SHLVL", "_"})
+RUNTIME_VARIABLES = frozenset({
+    "CUDA_VISIBLE_DEVICES", "PATH", "PWD", "OLDPWD", "SHLVL", "_", "RANK", "LOCAL_RANK", "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE",
+})  # fmt: skip
 RUNTIME_PREFIXES = ("HYDRA_", "KRILL_", "PYTEST_", "SLURM")
 """Variables in which a command may differ from the server: no module keeps them at import."""
 MESSAGE_LENGTH = struct.Struct("<i")
@@ -115,6 +118,12 @@ class PreloadedServer:
         self.process, self.address = process, address
 
     @classmethod
+    def get_running(cls) -> PreloadedServer:
+        """Returns the server that KRILL_PRELOADED names; without one, every command is a real process."""
+        address = os.environ.get(RUNNING_SERVER_VARIABLE)
+        return cls(None, Path(address) if address else None)
+
+    @classmethod
     def start(
         cls,
         modules: Sequence[str],
@@ -128,10 +137,10 @@ class PreloadedServer:
         if not (sys.platform == "linux" if can_fork is None else can_fork):
             return cls(None, None)
         environment = os.environ if environment is None else environment
-        running = environment.get(RUNNING_SERVER_VARIABLE)
-        # It would refuse a command whose environment differs in what is read at import from that of this process.
-        if running and select_import_variables(environment) == select_import_variables(os.environ):
-            return cls(None, Path(running))
+        running = cls.get_running()
+        # The server refuses commands whose import-time environment differs from its own, which this process has.
+        if running.address and select_import_variables(environment) == select_import_variables(os.environ):
+            return running
         temporary = tempfile.gettempdir()
         folder = tempfile.mkdtemp(
             prefix="krill-", dir=temporary if len(temporary) <= MAX_FOLDER_LENGTH else "/tmp"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from console import get_server
+from torch.distributed import TCPStore
 from trainings import TWO_RANKS, assert_same_result
 
+from krill.launch.supervise import Process
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
 
@@ -30,18 +34,20 @@ def read_losses_and_norms(run: Path) -> dict[tuple[int, str], float]:
     }
 
 
-def start_command(krill_train: Any, *overrides: str) -> subprocess.Popen[bytes]:
-    """Starts krill-train in a new process."""
-    return subprocess.Popen(
-        [str(COMMAND), *krill_train.overrides, *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+def start_command(krill_train: Any, *overrides: str, **environment: object) -> Process:
+    """Starts krill-train in a process of its own; its output goes to the file command.log."""
+    added = {key: str(value) for key, value in environment.items()}
+    with open(krill_train.outputs / "command.log", "ab") as log:
+        return get_server().spawn(
+            [COMMAND, *krill_train.overrides, *overrides], env=os.environ | added, stdout=log, stderr=log
+        )
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_step(folder: Path, step: int, process: Process) -> None:
     """Waits until the run in `folder` has written the line of `step`."""
     deadline = time.monotonic() + 120
     while not any(line["step"] >= step for line in read_metrics(folder)):
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.poll() is None, (folder.parent / "command.log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -128,7 +134,7 @@ def test_sharding_has_the_same_losses_and_resumes_with_the_same_bytes(
 
     process = start_command(krill_train, *overrides, "output=stopped")
     wait_for_step(interrupted, 4, process)
-    process.terminate()
+    process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     capsys.readouterr()
     assert krill_train(*overrides, "hardware.sharding=none", "output=stopped") == 2
@@ -223,12 +229,20 @@ def test_torchrun_starts_the_ranks_of_one_run(krill_train: Any, tmp_path: Path) 
         read_losses_and_norms(tmp_path / "one"), rel=1e-5
     )
 
-    again = subprocess.run(
-        [*command, *krill_train.overrides, *overrides], capture_output=True, text=True, timeout=200
-    )
-    assert again.returncode == 0, again.stderr
-    assert "already finished" in again.stderr
-    refused = subprocess.run(
-        [*command, *krill_train.overrides, *overrides, "seed=1"], capture_output=True, text=True, timeout=200
-    )
-    assert refused.stderr.count("holds a run of another configuration") == 1
+    def run_again(*more: str) -> str:
+        """Starts the same ranks without torchrun, whose own start takes seconds; returns what they printed."""
+        (tmp_path / "command.log").write_bytes(b"")
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        ranks = [
+            start_command(
+                krill_train, *overrides, *more, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2,
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=store.port, TORCHELASTIC_USE_AGENT_STORE=True,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        for rank in ranks:
+            rank.wait(60)
+        return (tmp_path / "command.log").read_text()
+
+    assert "already finished" in run_again()
+    assert run_again("seed=1").count("holds a run of another configuration") == 1
