@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
+from console import get_clean_environment, get_server
 from filelock import FileLock, Timeout
+
+from krill.launch.supervise import Process
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
 SMALL_RUN = (
@@ -174,28 +177,27 @@ def reserve_cluster() -> tuple[FileLock, dict[str, str]]:
 
 
 class Krill:
-    """Runs krill's commands in a folder."""
+    """Runs krill's commands in a folder, forked from the server of the tests; jobs are real processes."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("KRILL_", "OMP_"))}
-        self.environment = clean | {"HF_HUB_OFFLINE": "1"}
+        self.environment = get_clean_environment()
 
-    def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, command: str, *arguments: str, stdout: IO[bytes] | None = None) -> Process:
         """Starts a command; its standard error is appended to the file `messages`."""
         script = Path(sys.executable).with_name(f"krill-{command}")
-        with open(self.folder / "messages", "a") as messages:
-            return subprocess.Popen(
-                [script, *arguments], cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE,
-                stderr=messages,
-            )  # fmt: skip
+        with open(self.folder / "messages", "ab") as messages:
+            return get_server().spawn(
+                [script, *arguments], env=self.environment, cwd=self.folder, stdout=stdout, stderr=messages
+            )
 
     def __call__(self, command: str, *arguments: str, code: int = 0) -> str:
         """Runs a command and returns its standard output; `code`: the expected exit code."""
-        process = self.start(command, *arguments)
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == code, self.messages()
-        return output
+        with tempfile.TemporaryFile() as stdout:
+            process = self.start(command, *arguments, stdout=stdout)
+            assert process.wait(400) == code, self.messages()
+            stdout.seek(0)
+            return stdout.read().decode()
 
     def add_custom_model(self, code: str, options: str = "{}") -> None:
         """Adds the option model=own, built by the function build of own.py."""
