@@ -42,6 +42,14 @@ PRELOADED_MODULES = {
         "krill.training.preflight", "krill.training.run", "hydra.core.hydra_config",
         "matplotlib.backends.backend_agg", "matplotlib.pyplot", "transformers.models.llama.modeling_llama",
     ),
+    "preprocess": (
+        "krill.cli.preprocess", "krill.data.cache", "krill.data.inputs", "krill.data.prepare",
+        "krill.launch.identity", "krill.runs.claim", "hydra.core.hydra_config",
+    ),
+    "tokenizer": (
+        "krill.cli.tokenizer", "krill.data.cache", "krill.data.inputs", "krill.launch.identity", "krill.runs.claim",
+        "krill.tokenizer.train", "hydra.core.hydra_config",
+    ),
     "infer": ("krill.cli.infer", "krill.inference.chat", "krill.inference.generate", "krill.inference.load"),
 }  # fmt: skip
 """Command → modules that each of its points would import."""

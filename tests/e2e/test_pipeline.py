@@ -13,12 +13,12 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_default_learns(krill: Krill, tmp_path: Path):
-    """The default in miniature (a quarter of its steps): well below what token frequencies alone give."""
-    done = krill("train", "steps=125", "hardware.threads=1")
+    """The default in miniature (a sixth of its steps): well below what token frequencies alone give."""
+    done = krill("train", "steps=80", "hardware.threads=1")
     run = tmp_path / done.stdout.splitlines()[-1]
     metrics = read_status_file(run)["metrics"]
     assert isinstance(metrics, dict)
-    assert metrics["unigram"] - metrics["eval_loss"] > 0.8
+    assert metrics["unigram"] - metrics["eval_loss"] > 0.4
     for file in (
         "loss.png",
         "sample.txt",
@@ -29,7 +29,7 @@ def test_the_default_learns(krill: Krill, tmp_path: Path):
     ):
         assert (run / file).stat().st_size > 0
 
-    again = krill("train", "dry_run=true", "steps=125", "hardware.threads=1")
+    again = krill("train", "dry_run=true", "steps=80", "hardware.threads=1")
     assert "reuse" in again.stdout
     assert "prepare " not in again.stdout
 
@@ -114,7 +114,7 @@ def test_the_tiny_ko_model_trains_on_the_default_data(krill: Krill, tmp_path: Pa
     if shutil.disk_usage(tmp_path).free < 8e9:
         pytest.skip("needs 8 GB of free disk")
     done = krill(
-        "train", "model=tiny_ko", "optimizer=muon_keller", "steps=2", "sequence_len=256",
+        "train", "model=tiny_ko", "optimizer=adamw", "steps=2", "sequence_len=64",
         "batch.micro_batch_size=1", "data.validation_fraction=0.002", "keep_checkpoints=1",
     )  # fmt: skip
     assert "experiment=tiny_ko" in done.stderr
