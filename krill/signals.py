@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import signal
 import sys
 import threading
@@ -89,4 +88,6 @@ def die_with_parent(worker: int = 0) -> None:
     command is run again: torch's workers check for their parent only every five seconds, ranks never.
     """
     if sys.platform == "linux":
+        import ctypes
+
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
-from krill.cli.config_diff import diff_from_experiment, diff_from_last_start
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -39,6 +38,7 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
     raise_if_task(config)
     inputs = RunInputs.open(config)  # an unusable file is reported before torch is imported
     if config.dry_run:
+        from krill.cli.config_diff import diff_from_experiment
         from krill.training.estimate.dry_run import plan_run
 
         print("\n".join([*plan_run(config, inputs), *diff_from_experiment(config, invocation.choices)]))
@@ -61,6 +61,7 @@ def _run_on_rank0(
     config: TrainConfig, invocation: Invocation, inputs: RunInputs, compute: ComputeSetup
 ) -> float | None:
     """Claims the run folder, prepares tokenizer and tokens, records the run, and trains with the other ranks."""
+    from krill.cli.config_diff import diff_from_experiment, diff_from_last_start
     from krill.launch.identity import compute_identity
     from krill.runs.claim import claim
     from krill.runs.hub import download_checkpoint, find_remote_checkpoint
