@@ -163,6 +163,10 @@ def _run_with_hydra(
     for used, hidden in paths.find_shadowed_configs([*folders, paths.CONF_DIR]):
         log.warning("conf        %s hides %s", used, hidden)
 
+    if not parsed.is_print_only:
+        from krill.sweep.plugins import register_plugins
+
+        register_plugins()
     session = Session(run_task)
     error: Exception | None = None
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -179,7 +183,10 @@ def _run_with_hydra(
 
         return finish_sweep(session.sweep, has_error=error is not None)
     if error is not None and compose.is_usage_error(error):
-        raise UsageError("\n".join(compose.diagnose_overrides(command, overrides, folders, error))) from error
+        from krill.cli.diagnosis import diagnose_overrides
+
+        messages = diagnose_overrides(command, overrides, folders, error, parsed.is_multirun)
+        raise UsageError("\n".join(messages)) from error
     if error := error or session.error:
         raise error
     return errors.DONE

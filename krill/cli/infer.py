@@ -96,12 +96,10 @@ def _stream_text(piece: str) -> None:
 
 def _find_trained_tokenizer(option: str, folders: Sequence[Path]) -> Path:
     """Returns the folder of the tokenizer that an option of the group tokenizer trains."""
-    from krill.cli import compose
-    from krill.config.schema import TrainConfig
-    from krill.config.validation import validate_config
+    from krill.cli.diagnosis import compose_train_config
     from krill.data.inputs import RunInputs
 
-    config = validate_config(TrainConfig, compose.compose_config("train", [f"tokenizer={option}"], folders))
+    config = compose_train_config([f"tokenizer={option}"], folders)
     folder = RunInputs.open(config).tokenizer_folder
     if not folder.is_dir():
         raise UsageError(f"tokenizer={option}: not trained yet; run krill-tokenizer tokenizer={option}")
@@ -127,20 +125,10 @@ def _resolve_model_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -
     name = parsed.get_value("experiment")
     if name is None:
         return
-    from krill.cli import compose
-    from krill.config.schema import TrainConfig
-    from krill.config.validation import validate_config
+    from krill.cli.diagnosis import compose_train_config
     from krill.runs.record import read_status
 
-    try:
-        config = validate_config(
-            TrainConfig, compose.compose_config("train", [f"experiment={name}"], folders)
-        )
-    except Exception as error:
-        if not compose.is_usage_error(error):
-            raise
-        wrong = compose.diagnose_overrides("train", [f"experiment={name}"], folders, error)
-        raise UsageError("\n".join(wrong)) from error
+    config = compose_train_config([f"experiment={name}"], folders)
     parsed.overrides = parsed.get_overrides_without("experiment")
     runs = sorted((get_outputs_root() / "runs" / config.name).glob("*"), reverse=True)
     done = [run for run in runs if (read_status(run) or {}).get("state") == "finished"]

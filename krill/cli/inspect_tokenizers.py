@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import compose
+from krill.cli.diagnosis import compose_train_config
 from krill.config.paths import CONF_DIR, list_config_options
-from krill.config.schema import TrainConfig
-from krill.config.validation import find_closest_name, suggest, validate_config
+from krill.config.validation import find_closest_name, suggest
 from krill.errors import KrillError, UsageError
 
 if TYPE_CHECKING:
@@ -131,14 +131,7 @@ def _resolve_option(overrides: Sequence[str], user_folders: Sequence[Path]) -> P
     """Returns the folder of the tokenizer that krill-tokenizer trains with these overrides."""
     from krill.data.inputs import RunInputs
 
-    try:
-        config = validate_config(TrainConfig, compose.compose_config("train", overrides, user_folders))
-    except Exception as error:
-        if not compose.is_usage_error(error):
-            raise
-        raise UsageError(
-            "\n".join(compose.diagnose_overrides("train", overrides, user_folders, error))
-        ) from error
+    config = compose_train_config(overrides, user_folders)
     return RunInputs.open(config).tokenizer_folder
 
 

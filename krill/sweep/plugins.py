@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from krill.sweep.launchers import PoolLauncher, SlurmLauncher
@@ -17,6 +16,3 @@ def register_plugins() -> None:
     for plugin in (PoolLauncher, SlurmLauncher, Sweeper):
         plugin.__module__ = "hydra_plugins.krill"
         Plugins.instance().register(plugin)
-    # conf/hydra/launcher has other options with these names.
-    for name in ("submitit_local", "submitit_slurm"):
-        ConfigStore.instance().repo["hydra"]["launcher"].pop(f"{name}.yaml", None)

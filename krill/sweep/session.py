@@ -7,14 +7,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from krill.errors import SignalInterrupt
 from krill.launch.invocation import Invocation, SweepPoint, build_invocation
-from krill.launch.job_files import Point
-from krill.launch.preload import PreloadedServer
-from krill.runs import table
-from krill.runs.table import RunRow
+
+if TYPE_CHECKING:
+    from krill.launch.job_files import Point
+    from krill.launch.preload import PreloadedServer
+    from krill.runs.table import RunRow
 
 RunTask = Callable[[Invocation], Any]
 """Runs a command once; each command has one, named run_task."""
@@ -66,6 +67,8 @@ class Sweep:
 
     def build_rows(self) -> list[RunRow]:
         """Returns a row for each point so far, the best first."""
+        from krill.runs import table
+
         return table.sort_best_first(table.read_rows([point.folder for point in self.points], self.failures))
 
 
