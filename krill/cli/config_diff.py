@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -31,13 +32,7 @@ def diff_from_experiment(config: TrainConfig, choices: Mapping[str, str]) -> lis
     name = config.model.name
     if name not in list_config_options("experiment", [CONF_DIR]) or choices.get("experiment") == name:
         return []
-    from krill.cli.compose import compose_config
-    from krill.config.schema import TrainConfig
-    from krill.config.validation import validate_config
-
-    theirs = flatten_config(
-        validate_config(TrainConfig, compose_config("train", [f"experiment={name}"])).model_dump()
-    )
+    theirs = _compose_experiment(name)
     ours = flatten_config(config.model_dump())
     parts = [
         f"{key}={ours.get(key)} ({theirs.get(key)})"
@@ -45,6 +40,17 @@ def diff_from_experiment(config: TrainConfig, choices: Mapping[str, str]) -> lis
         if ours.get(key) != theirs.get(key)
     ]
     return [f"differs     from experiment={name}: {', '.join(parts)}"] if parts else []
+
+
+@cache
+def _compose_experiment(name: str) -> dict[str, Any]:
+    """Returns the keys of krill's own experiment, composed once for all points of a sweep."""
+    from krill.cli.compose import compose_config
+    from krill.config.schema import TrainConfig
+    from krill.config.validation import validate_config
+
+    config = validate_config(TrainConfig, compose_config("train", [f"experiment={name}"]))
+    return flatten_config(config.model_dump())
 
 
 def diff_from_last_start(config: TrainConfig, folder: Path) -> list[str]:

@@ -26,9 +26,8 @@ def run_task(composed: Any) -> None:
 
 
 def _run_tokenizer(config: TrainConfig, invocation: Invocation) -> None:
-    from krill.data.inputs import RunInputs
 
-    inputs = RunInputs.open(config)
+    inputs = invocation.open_inputs(config)
     if config.dry_run:
         print("\n".join(describe_tokenizer_dry_run(config, inputs)))
         return

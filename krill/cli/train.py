@@ -31,12 +31,11 @@ def run_task(composed: Any) -> float | None:
 
 def train(config: TrainConfig, invocation: Invocation) -> float | None:
     """Checks what can be checked, then trains on all ranks; rank 0 claims the folder and prepares the data."""
-    from krill.data.inputs import RunInputs
     from krill.launch.identity import raise_if_task
     from krill.launch.slurm_env import export_torchrun_env
 
     raise_if_task(config)
-    inputs = RunInputs.open(config)  # an unusable file is reported before torch is imported
+    inputs = invocation.open_inputs(config)  # an unusable file is reported before torch is imported
     if config.dry_run:
         from krill.cli.config_diff import diff_from_experiment
         from krill.training.estimate.dry_run import plan_run

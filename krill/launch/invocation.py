@@ -43,6 +43,7 @@ class Invocation(ABC):
         """`composed_config`: the configuration without the node hydra; `hydra`: that node."""
         self.composed_config = composed_config
         self.hydra = hydra
+        self._validated: Any = None
 
     @property
     def command(self) -> str:
@@ -85,10 +86,20 @@ class Invocation(ABC):
         from krill.config.validation import validate_config
         from krill.launch.auto_processes import resolve_auto_processes
 
-        config: Any = resolve_auto_processes(validate_config(schema, self.composed_config))  # type: ignore[type-var]
-        if config.detach and not self.is_for_slurm:
-            raise UsageError("detach=true is for SLURM jobs: add hardware=slurm_gpu or another slurm_ option")
-        return cast("ConfigT", config)
+        if self._validated is None:
+            config: Any = resolve_auto_processes(validate_config(schema, self.composed_config))  # type: ignore[type-var]
+            if config.detach and not self.is_for_slurm:
+                raise UsageError(
+                    "detach=true is for SLURM jobs: add hardware=slurm_gpu or another slurm_ option"
+                )
+            self._validated = config
+        return cast("ConfigT", self._validated)
+
+    def open_inputs(self, config: TrainConfig) -> RunInputs:
+        """Returns the inputs of `config`, the validated configuration. Raises UsageError for unusable files."""
+        from krill.data.inputs import RunInputs
+
+        return RunInputs.open(config)
 
     @abstractmethod
     def resolve_folder(self, output: str | None, identity: str) -> Path | None:
@@ -163,10 +174,15 @@ class SweepPoint(Invocation):
     def __init__(self, composed_config: Any, hydra: Any, sweep_folder: Path):
         super().__init__(composed_config, hydra)
         self.sweep_folder = sweep_folder
+        self.inputs: RunInputs | None = None
+        """Opened by the sweep, for all points that share them."""
 
     @property
     def is_sweep_point(self) -> bool:
         return True
+
+    def open_inputs(self, config: TrainConfig) -> RunInputs:
+        return self.inputs or super().open_inputs(config)
 
     def resolve_folder(self, output: str | None, identity: str) -> Path:
         return self.sweep_folder / identity[:8]

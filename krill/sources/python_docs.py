@@ -56,7 +56,7 @@ def fingerprint_python_docs() -> str:
 
 def require_python_docs() -> None:
     """Raises UsageError if this Python has no documentation."""
-    if not _list_modules():
+    if next(_iterate_modules(), None) is None:
         raise UsageError(_NO_DOCS_MESSAGE)
 
 
@@ -82,15 +82,17 @@ def _read_topics() -> Iterator[str]:
 
 def _list_modules() -> list[tuple[str, Path]]:
     """Returns (dotted name, source file) of the standard library's Python modules, without tests, sorted."""
+    return sorted(_iterate_modules())
+
+
+def _iterate_modules() -> Iterator[tuple[str, Path]]:
     root = Path(sysconfig.get_path("stdlib"))
-    modules = []
     for name in sys.stdlib_module_names:
         single, package = root / f"{name}.py", root / name
         for path in [single] if single.is_file() else package.rglob("*.py"):
             parts = path.relative_to(root).with_suffix("").parts
             if not _TEST_FOLDERS.intersection(parts[:-1]):
-                modules.append((".".join(parts).removesuffix(".__init__"), path))
-    return sorted(modules)
+                yield ".".join(parts).removesuffix(".__init__"), path
 
 
 def _extract_module_blocks(name: str, path: Path) -> Iterator[str]:

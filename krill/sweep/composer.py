@@ -62,7 +62,8 @@ class Composer:
         if self.command == "train":
             assert isinstance(config, TrainConfig)
             raise_if_task(config)
-        identity = compute_identity(self.command, config, self._inputs.open(config))
+        invocation.inputs = self._inputs.open(config)
+        identity = compute_identity(self.command, config, invocation.inputs)
         return Point(invocation, config, invocation.resolve_folder(None, identity), identity)
 
     def _compose_config(self, overrides: Sequence[str]) -> DictConfig:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from krill.config.schema import CustomModelConfig, TrainConfig, WSDSchedulerConfig
-from krill.models.build import build_meta_model
+from krill.models.build import build_meta_model, count_parameters
 from krill.models.cost import compute_training_flops
 from krill.training.batch_shape import resolve_batch_shape
 from krill.training.compute.device import resolve_device, resolve_precision, resolve_world_size
@@ -19,6 +21,36 @@ from krill.training.metrics.peak_flops import get_peak_flops
 ASSUMED_MFU = 0.4
 """The assumed model FLOPs utilization. PaLM reports 0.46 (Chowdhery et al. 2022); krill's default run reaches 0.4 to
 0.6 on a CPU. Very small models on a GPU stay far below."""
+
+
+COST_KEYS = {
+    "model", "sequence_len", "optimizer", "batch", "steps", "device", "hardware", "save_every", "keep_checkpoints",
+    "keep_best", "save_in_background",
+}  # fmt: skip
+"""Keys that determine the cost of a run, besides the kind of the scheduler."""
+
+
+@dataclass(frozen=True)
+class _CostKey:
+    """What determines the cost of `config`: the points of a sweep that differ in nothing else are estimated once."""
+
+    values: str
+    config: TrainConfig = field(compare=False)
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> _CostKey:
+        values = config.model_dump_json(include=COST_KEYS, exclude={"optimizer": {"lr"}})
+        return cls(values + config.scheduler.name, config)
+
+
+def count_run_parameters(config: TrainConfig, vocab_size: int) -> int:
+    """Returns the number of parameters of the model that `config` trains."""
+    return _count_run_parameters(_CostKey.of(config), vocab_size)
+
+
+@lru_cache(maxsize=64)
+def _count_run_parameters(key: _CostKey, vocab_size: int) -> int:
+    return count_parameters(key.config.model, vocab_size)
 
 
 def format_cost_lines(
@@ -33,9 +65,21 @@ def format_cost_lines(
         attended: the mean number of tokens that a token attends to (`compute_mean_attended_tokens`); None: as if one
             document filled a row.
     """
+    available = memory.get_device_memory(resolve_device(config.device))
+    return list(_format_cost_lines(_CostKey.of(config), vocab_size, steps, attended, available))
+
+
+@lru_cache(maxsize=64)
+def _format_cost_lines(
+    key: _CostKey, vocab_size: int, steps: int | None, attended: float | None, available: int
+) -> list[str]:
+    config = key.config
     if isinstance(config.model, CustomModelConfig):
         return ["cost        unknown for a custom model"]
-    lines = [*memory.format_memory_lines(config, vocab_size), _describe_disk(config, vocab_size, steps)]
+    lines = [
+        *memory.format_memory_lines(config, vocab_size, available),
+        _describe_disk(config, vocab_size, steps),
+    ]
     if steps is None:
         return lines
     return [*_describe_compute(config, vocab_size, steps, attended), *lines]

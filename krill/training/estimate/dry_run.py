@@ -17,7 +17,6 @@ def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
     Raises UsageError for everything that the run itself would reject before it starts.
     """
     from krill.data.store import Store
-    from krill.models.build import count_parameters
     from krill.training.estimate import cost
 
     compute = run_preflight_checks(config, inputs)
@@ -25,7 +24,7 @@ def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
     batch = resolve_batch_shape(config)
     tokens_per_step = batch.rows_per_step * config.sequence_len
     vocab_size = _get_vocab_size(config, tokenizer)
-    parameters = count_parameters(config.model, vocab_size)
+    parameters = cost.count_run_parameters(config, vocab_size)
     lines = [
         f"name        {config.name}",
         f"model       {config.model.name}: {parameters:,} parameters, vocabulary {vocab_size}",

@@ -81,9 +81,12 @@ def get_device_memory(device: str) -> int:
         return machine
 
 
-def format_memory_lines(config: TrainConfig, vocab_size: int) -> list[str]:
-    """Returns a line on the memory of a step, and a warning with a suggestion if the device has too little."""
-    batch, available = resolve_batch_shape(config), get_device_memory(resolve_device(config.device))
+def format_memory_lines(config: TrainConfig, vocab_size: int, available: int) -> list[str]:
+    """Returns a line on the memory of a step, and a warning with a suggestion if the device has too little.
+
+    `available`: bytes of the device, as from `get_device_memory`.
+    """
+    batch = resolve_batch_shape(config)
     estimate = estimate_step_memory(config, vocab_size, batch.micro_batch_size)
     parts = (
         f"{part} {format_bytes(getattr(estimate, part))}"
