@@ -28,9 +28,9 @@ def format_store_report(stats: dict[str, Any]) -> str:
         [*_format_header(stats)],
         [*_format_splits(stats["counts"])],
         [*_format_sources(stats["counts"])],
-        [*_format_exclusions(stats["losses"])],
+        [*_format_exclusions(stats["exclusions"])],
         [*_format_lengths(stats["lengths"])],
-        [*_format_packing(stats["filling"])],
+        [*_format_packing(stats["packing"])],
         [*_format_vocabulary(stats["vocabulary"])],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)

@@ -44,9 +44,9 @@ def compute_store_stats(
         "tokenizer": store.manifest["tokenizer"],
         "verified": config.verify,
         "counts": compute_counts(store),
-        "losses": collect_exclusions(store.manifest),
+        "exclusions": collect_exclusions(store.manifest),
         "lengths": compute_length_stats(store.train),
-        "filling": [
+        "packing": [
             compute_packing_stats(store.train, length, config.packing)
             for length in dict.fromkeys([config.sequence_len, *config.sequence_lens])
         ],

@@ -93,7 +93,7 @@ def test_json_holds_every_figure_and_nothing_else(told: Inspect, here: Path):
     assert (code, err) == (0, "")
     figures = json.loads(out)
     assert figures["counts"]["total"]["documents"] == 5
-    assert [filled["sequence_len"] for filled in figures["filling"]] == [64, 8, 16]
+    assert [filled["sequence_len"] for filled in figures["packing"]] == [64, 8, 16]
     assert figures["verified"] is True
     assert all(token["text"] for token in figures["vocabulary"]["most_frequent"])
 

@@ -292,9 +292,9 @@ def compute_all_stats(store: Store) -> dict[str, Any]:
     return {
         "folder": "f", "signature": "s", "dtype": "uint16", "tokenizer": store.manifest["tokenizer"],
         "verified": True, "counts": store_stats.compute_counts(store),
-        "losses": store_stats.collect_exclusions(store.manifest),
+        "exclusions": store_stats.collect_exclusions(store.manifest),
         "lengths": store_stats.compute_length_stats(store.train),
-        "filling": [store_stats.compute_packing_stats(store.train, 64, "best_fit")], "vocabulary": vocabulary,
+        "packing": [store_stats.compute_packing_stats(store.train, 64, "best_fit")], "vocabulary": vocabulary,
     }  # fmt: skip
 
 
