@@ -2,7 +2,7 @@
 
 Each is a process of krill.launch.rank that reads its rank from the environment, as torchrun sets it. Rank 0 prints to
 the terminal; the others write log-rank1.txt and so on beside log.txt. A signal to the parent is forwarded to all of
-them. When one fails, the others are ended; when the parent is killed, the kernel kills all.
+them. When one fails, the others are terminated; when the parent is killed, the kernel kills all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RANK_GRACE_SECONDS = 10.0
 
 
 def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> None:
-    """Run krill.training.run.run_training on hardware.processes ranks, with the configuration in `folder`.
+    """Runs krill.training.run.run_training on hardware.processes ranks, with the configuration in `folder`.
 
     Raises:
         KrillError: a rank failed; the message says which one, and why.
@@ -68,7 +68,7 @@ def _build_environment(rank: int, config: TrainConfig, port: int) -> dict[str, s
 
 
 def _wait_for_first_failure(ranks: ProcessGroup) -> tuple[int, int] | None:
-    """Wait until all ranks have ended, or one has failed. Returns the failed rank and its return code."""
+    """Waits until all ranks have ended, or one has failed. Returns the failed rank and its return code."""
     while ranks:
         for rank, code in ranks.wait_any():
             if code:

@@ -83,7 +83,7 @@ class PreloadedProcess:
         return self._receive(0.0)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until it ends. Raises subprocess.TimeoutExpired after `timeout` seconds."""
+        """Waits until it ends. Raises subprocess.TimeoutExpired after `timeout` seconds."""
         code = self._receive(timeout)
         if code is None:
             assert timeout is not None
@@ -91,17 +91,17 @@ class PreloadedProcess:
         return code
 
     def send_signal(self, sig: int) -> None:
-        """Send a signal, unless the process has ended."""
+        """Sends a signal, unless the process has ended."""
         if self.poll() is None:
             with contextlib.suppress(OSError):
                 self._connection.sendall(bytes([sig]))
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
+        """Sends SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL."""
+        """Sends SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def _receive(self, timeout: float | None) -> int | None:
@@ -138,7 +138,7 @@ class PreloadedServer:
         environment: Mapping[str, str] | None = None,
         can_fork: bool | None = None,
     ) -> PreloadedServer:
-        """Start a server that imports `modules` in `environment`; returns before they are imported.
+        """Starts a server that imports `modules` in `environment`; returns before they are imported.
 
         `can_fork`: False to start real processes only, which is the default where forking is not safe.
         """
@@ -162,7 +162,7 @@ class PreloadedServer:
                     sys.executable, "-m", SERVER_MODULE,
                     str(address), str(listener.fileno()), ",".join(modules), "-" * TITLE_BYTES,
                 ],
-                # Never None: C's environment has what readline sets, os.environ has not.
+                # Never None: os.environ lacks what readline sets in the environment of C.
                 env=dict(environment),
                 stdin=subprocess.PIPE,  # its end is the end of this process
                 stdout=subprocess.DEVNULL,
@@ -180,7 +180,7 @@ class PreloadedServer:
         stdout: StandardStream | None = None,
         stderr: StandardStream | None = None,
     ) -> Process:
-        """Run `command` in its own session; the arguments are those of subprocess.Popen."""
+        """Runs `command` in its own session; the arguments are those of subprocess.Popen."""
         if self.address is not None:
             forked = spawn_forked(self.address, command, env, cwd, stdin, stdout, stderr)
             if forked is not None:
@@ -190,7 +190,7 @@ class PreloadedServer:
         )
 
     def close(self) -> None:
-        """Kill the server and every command that it runs."""
+        """Kills the server and every command that it runs."""
         if self.process is not None:
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -215,7 +215,7 @@ def spawn_forked(
     stdout: StandardStream | None = None,
     stderr: StandardStream | None = None,
 ) -> PreloadedProcess | None:
-    """Ask the server at `address` to run `command`. Returns None where only a real process would behave correctly."""
+    """Asks the server at `address` to run `command`. Returns None where only a real process would behave as asked."""
     command_line = [os.fspath(argument) for argument in command]
     arguments = parse_python_command(command_line)
     if arguments is None:
@@ -234,7 +234,7 @@ def spawn_forked(
     body = json.dumps(request).encode()
     with contextlib.ExitStack() as files:
         streams = [
-            _descriptor(stream, number, files) for number, stream in enumerate((stdin, stdout, stderr))
+            _get_descriptor(stream, number, files) for number, stream in enumerate((stdin, stdout, stderr))
         ]
         connection = socket.socket(socket.AF_UNIX)
         try:
@@ -294,7 +294,7 @@ def _is_this_python(program: str) -> bool:
 
 
 def relay_command(address: Path, command: Sequence[str]) -> int:
-    """Run `command` on the server in place of this process, with its streams and signals; returns its exit code."""
+    """Runs `command` on the server in place of this process, with its streams and signals; returns its exit code."""
     process = spawn_forked(address, command, stdin=0)
     if process is None:
         os.execv(command[0], list(command))
@@ -308,7 +308,7 @@ def relay_command(address: Path, command: Sequence[str]) -> int:
     return code
 
 
-def _descriptor(stream: StandardStream | None, number: int, files: contextlib.ExitStack) -> int:
+def _get_descriptor(stream: StandardStream | None, number: int, files: contextlib.ExitStack) -> int:
     if stream is None:
         return number
     if stream == subprocess.DEVNULL:

@@ -82,7 +82,7 @@ def main(address: Path, listener: socket.socket, modules: list[str]) -> CommandR
 
 
 def import_single_threaded(modules: list[str]) -> None:
-    """Import `modules` without starting a thread or initializing CUDA."""
+    """Imports `modules` without starting a thread or initializing CUDA."""
     added = {key: value for key, value in IMPORT_ENVIRONMENT.items() if key not in os.environ}
     os.environ |= added
     for module in modules:
@@ -141,7 +141,7 @@ class ForkServer:
             self._reap()
 
     def _accept(self, connection: socket.socket) -> CommandRequest | None:
-        """Fork a child for a request. Returns None in the server."""
+        """Forks a child for a request. Returns None in the server."""
         server = os.getpid()
         streams: list[int] = []
         try:
@@ -203,7 +203,7 @@ class ForkServer:
             os.waitpid(pid, 0)
 
     def _close(self) -> None:
-        """Close in a child what belongs to the server."""
+        """Closes in a child what belongs to the server."""
         signal.set_wakeup_fd(-1)
         self.selector.close()
         for child in self.children.values():
@@ -213,7 +213,7 @@ class ForkServer:
 
 
 def become_process(request: CommandRequest) -> None:
-    """Make this child what a process that the client had started itself would be."""
+    """Makes this child what a process that the client had started itself would be."""
     die_with_parent()
     if os.getppid() != request.server:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -238,7 +238,7 @@ def become_process(request: CommandRequest) -> None:
 
 
 def reset_signals(ignored: set[int], blocked: set[int]) -> None:
-    """Set the handlers of a Python that subprocess starts from a process that ignores and blocks these signals."""
+    """Sets the handlers of a Python that subprocess starts from a process that ignores and blocks these signals."""
     python = {signal.SIGPIPE, signal.SIGXFSZ}
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if number in python or number in ignored:
@@ -251,7 +251,7 @@ def reset_signals(ignored: set[int], blocked: set[int]) -> None:
 
 
 def set_process_title(command: list[str]) -> None:
-    """Show `command` in `ps` and /proc/<pid>/cmdline, cut to the bytes that are reserved."""
+    """Shows `command` in `ps` and /proc/<pid>/cmdline, cut to the bytes that are reserved."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])
     text = b"\0".join(map(os.fsencode, command))[: end - start - 1]
@@ -259,7 +259,7 @@ def set_process_title(command: list[str]) -> None:
 
 
 def run_python(arguments: list[str]) -> None:
-    """Run what `python ARGUMENTS` would run."""
+    """Runs what `python ARGUMENTS` would run."""
     if arguments[0] == "-m":
         sys.path[0] = os.getcwd()
         sys.argv = arguments[1:]
