@@ -77,7 +77,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 class Model(LlamaForCausalLM):
     def forward(self, input_ids=None, position_ids=None, **rest):
         if self.training and Path("slow").exists():
-            time.sleep(0.25)
+            time.sleep(0.22)
         return super().forward(input_ids=input_ids, position_ids=position_ids, **rest)
 
 def build(vocab_size, **tokens):

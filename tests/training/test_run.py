@@ -123,7 +123,7 @@ def test_a_run_without_validation_text_trains_and_warns(
     assert status is not None
     assert "eval_loss" not in status["metrics"]
     assert status["metrics"]["loss"] > 0
-    assert "increase data.validation_fraction" in capsys.readouterr().err
+    assert "raise data.validation_fraction" in capsys.readouterr().err
 
 
 # --- the computation ----------------------------------------------------------------------------------------
