@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import gc
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,10 @@ class Composer:
         self.dry_run = bool(config.dry_run)
         self._loader, self._config, self._folder = loader, config, folder
         self._inputs = InputsCache()
-        self._bases: dict[tuple[str, ...], DictConfig] = {}
-        """Overrides of config groups → the configuration that Hydra composes of them."""
+        self._parser = OverridesParser.create(loader)
+        self._parsed: dict[str, Override] = {}
+        self._bases: dict[tuple[str, ...], bytes] = {}
+        """Overrides of config groups → the configuration that Hydra composes of them, pickled."""
 
     def compose_points(
         self, overrides_of_points: Sequence[Sequence[str]]
@@ -43,13 +47,14 @@ class Composer:
         """Returns a point for each list of overrides, None if it is not valid, and all errors."""
         points: list[Point | None] = []
         errors: PointErrors = {}
-        for overrides in overrides_of_points:
-            try:
-                points.append(self._compose_point(overrides))
-            except UsageError as error:
-                points.append(None)
-                for line in str(error).splitlines():
-                    errors.setdefault(line, []).append(" ".join(overrides))
+        with _paused_garbage_collection():
+            for overrides in overrides_of_points:
+                try:
+                    points.append(self._compose_point(overrides))
+                except UsageError as error:
+                    points.append(None)
+                    for line in str(error).splitlines():
+                        errors.setdefault(line, []).append(" ".join(overrides))
         return points, errors
 
     def _compose_point(self, overrides: Sequence[str]) -> Point:
@@ -70,16 +75,16 @@ class Composer:
         """Returns what Hydra's load_sweep_config returns.
 
         Hydra composes the chosen groups once per choice; values are then set in a copy by Hydra's own function, which
-        takes a tenth of the time.
+        takes a twentieth of the time (to unpickle a copy takes a quarter of the time of deepcopy).
         """
-        parsed = OverridesParser.create(self._loader).parse_overrides(list(overrides))
+        parsed = [self._parse_override(override) for override in overrides]
         if any(override.is_hydra_override() for override in parsed):
             return self._loader.load_sweep_config(self._config, list(overrides))
         values = [override for override in parsed if not self._is_group(override)]
         groups = tuple(str(override.input_line) for override in parsed if override not in values)
         if groups not in self._bases:
-            self._bases[groups] = self._loader.load_sweep_config(self._config, list(groups))
-        composed = copy.deepcopy(self._bases[groups])
+            self._bases[groups] = pickle.dumps(self._loader.load_sweep_config(self._config, list(groups)))
+        composed: DictConfig = pickle.loads(self._bases[groups])
         ConfigLoaderImpl._apply_overrides_to_config(values, composed)
         composed.hydra.overrides.task = [override.input_line for override in parsed]
         names = composed.hydra.job.config.override_dirname
@@ -88,11 +93,30 @@ class Composer:
         )
         return composed
 
+    def _parse_override(self, override: str) -> Override:
+        """Parses an override once for all points that have it."""
+        if override not in self._parsed:
+            self._parsed[override] = self._parser.parse_override(override)
+        return self._parsed[override]
+
     def _is_group(self, override: Override) -> bool:
         """Returns whether Hydra reads an override as the choice of a config group."""
         return self._loader.repository.group_exists(override.key_or_group) and not isinstance(
             override.value(), dict
         )
+
+
+@contextmanager
+def _paused_garbage_collection() -> Iterator[None]:
+    """Keeps Python from visiting all configurations again and again: a quarter of the time for 1,000 points."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def format_point_errors(errors: PointErrors, num_points: int | None = None) -> str:

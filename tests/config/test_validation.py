@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from compositions import compose
+from compositions import OPTION_ROWS, REQUIRED_OVERRIDES, compose
 from omegaconf import OmegaConf
 
 from krill.config.schema import InferConfig, TrainConfig
-from krill.config.validation import find_closest_name, format_unknown_key_error, validate_config
+from krill.config.validation import (
+    find_closest_name,
+    format_unknown_key_error,
+    resolve_interpolations,
+    validate_config,
+)
 from krill.errors import UsageError
 
 VALID_CONFIG = {
@@ -99,3 +104,20 @@ def test_a_removed_key_is_reported_as_removed():
     assert format_unknown_key_error("optimizer.backend", KNOWN_KEYS) == (
         "no such key 'optimizer.backend': it was removed. Muon is always krill's; leave the key out"
     )
+
+
+@pytest.mark.parametrize("options", [*OPTION_ROWS, ("experiment=tiny_ko",)], ids=" ".join)
+def test_interpolations_are_resolved_as_omegaconf_resolves_them(options: tuple[str, ...]):
+    required = [override for option in options for override in REQUIRED_OVERRIDES.get(option, [])]
+    composed = compose("train", *options, *required)
+    assert resolve_interpolations(OmegaConf.to_container(composed, resolve=False), composed) == (
+        OmegaConf.to_container(composed, resolve=True)
+    )
+
+
+def test_nested_and_escaped_interpolations_are_resolved():
+    text = "a: {b: [1, '${c}', {d: '${a.b.0}'}]}\nc: {e: '${f}'}\nf: 2\ng: '\\${f}'\nh: '???'\ni: 'x${f}'\nj: null"
+    composed = OmegaConf.create(text)
+    resolved = resolve_interpolations(OmegaConf.to_container(composed, resolve=False), composed)
+    assert resolved == OmegaConf.to_container(composed, resolve=True)
+    assert resolved["a"]["b"] == [1, {"e": 2}, {"d": 1}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from pathlib import Path
 
 from krill.config.schema import TrainConfig
@@ -46,9 +47,7 @@ def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
         lines.append(
             f"steps       {config.epochs:g} epochs; the number is known once the tokens are prepared"
         )
-    attended = (
-        cost.compute_mean_attended_tokens(train.ends, config.sequence_len) if train and train.tokens else None
-    )
+    attended = _compute_attended_tokens(store, config.sequence_len) if train and train.tokens else None
     lines += cost.format_cost_lines(config, vocab_size, steps, attended)
     if config.branch is not None:
         from krill.training.checkpoint.branch import resolve_branch
@@ -61,7 +60,23 @@ def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
 
 
 def _get_vocab_size(config: TrainConfig, folder: Path) -> int:
-    from krill.tokenizer.artifact import load_tokenizer
     from krill.tokenizer.recipe import compute_vocab_size
 
-    return load_tokenizer(folder).vocab_size if folder.is_dir() else compute_vocab_size(config.tokenizer)
+    return _read_vocab_size(folder) if folder.is_dir() else compute_vocab_size(config.tokenizer)
+
+
+@lru_cache(maxsize=64)
+def _read_vocab_size(folder: Path) -> int:
+    """Reads a tokenizer once for all points of a sweep."""
+    from krill.tokenizer.artifact import load_tokenizer
+
+    return load_tokenizer(folder).vocab_size
+
+
+@lru_cache(maxsize=64)
+def _compute_attended_tokens(store: Path, sequence_len: int) -> float:
+    """Reads the lengths of the documents once for all points of a sweep."""
+    from krill.data.store import Store
+    from krill.training.estimate import cost
+
+    return cost.compute_mean_attended_tokens(Store.open(store).get_split("train").ends, sequence_len)
