@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and what it has used."""
+"""Counts the cores that this process may use, and reads the memory that it has used."""
 
 from __future__ import annotations
 

@@ -31,8 +31,9 @@ _last_signal_time = float("-inf")
 def raise_on_signal() -> Iterator[None]:
     """Makes signals raise SignalInterrupt in this context: for work whose finished pieces are already on disk.
 
-    The process exits after the outermost of these contexts, or once one has raised, and its exit code must not change
-    (SLURM would report a finished job as failed), so later signals are ignored, except for Ctrl-C.
+    For commands: the process exits after the outermost of these contexts, or once one has raised, and its exit code
+    must not change (SLURM would report a finished job as failed), so later signals are ignored, except for Ctrl-C.
+    Code that calls a command in its own process and continues has to set its handlers again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,6 +51,8 @@ def raise_on_signal() -> Iterator[None]:
         later = dict.fromkeys(later, signal.SIG_IGN) | {signal.SIGINT: _raise_interrupt}
         raise
     finally:
+        if later[signal.SIGTERM] is signal.SIG_IGN:
+            ignore_repeated_signals()  # while the handlers are replaced one by one
         for number, handler in later.items():
             signal.signal(number, handler)
 

@@ -31,7 +31,7 @@ def _krill_logger() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _signal_handlers() -> Iterator[None]:
-    """Restore signal handlers: a command that was interrupted in this process ignores signals afterwards."""
+    """Restore signal handlers: a command that was run in this process ignores signals afterwards."""
     handlers = {number: signal.getsignal(number) for number in EXIT_CODES}
     yield
     for number, handler in handlers.items():

@@ -1,4 +1,4 @@
-"""Says what is wrong with overrides that Hydra refused: every error, each with what to type instead."""
+"""Reports every error in overrides that Hydra refused, each with the override to use instead."""
 
 from __future__ import annotations
 

@@ -145,8 +145,9 @@ def _find_tokenizer(config: InspectConfig, store: Store, is_tokenizer_set: bool)
         from krill.data.inputs import RunInputs
 
         folder = RunInputs.open(config).tokenizer_folder
-        is_right = folder.is_dir() and load_tokenizer(folder).signature == store.tokenizer_signature
-        if is_tokenizer_set and not is_right:
+        if is_tokenizer_set and not (
+            folder.is_dir() and load_tokenizer(folder).signature == store.tokenizer_signature
+        ):
             raise UsageError(
                 f"tokenizer {folder} did not encode the tokens in {store.folder} (signature "
                 f"{store.tokenizer_signature[:8]}); leave out tokenizer=, or set tokenizer= to the folder of the "

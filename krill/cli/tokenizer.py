@@ -26,7 +26,6 @@ def run_task(composed: Any) -> None:
 
 
 def _run_tokenizer(config: TrainConfig, invocation: Invocation) -> None:
-
     inputs = invocation.open_inputs(config)
     if config.dry_run:
         print("\n".join(describe_tokenizer_dry_run(config, inputs)))

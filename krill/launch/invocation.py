@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from krill.errors import UsageError
 
@@ -93,7 +93,8 @@ class Invocation(ABC):
                     "detach=true is for SLURM jobs: add hardware=slurm_gpu or another slurm_ option"
                 )
             self._validated = config
-        return cast("ConfigT", self._validated)
+        assert isinstance(self._validated, schema)
+        return self._validated
 
     def open_inputs(self, config: TrainConfig) -> RunInputs:
         """Returns the inputs of `config`, the validated configuration. Raises UsageError for unusable files."""

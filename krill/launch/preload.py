@@ -190,7 +190,7 @@ class PreloadedServer:
         )
 
     def close(self) -> None:
-        """Kills the server and every command that it runs."""
+        """Kills the server and every command that it runs; one that KRILL_PRELOADED names keeps running."""
         if self.process is not None:
             assert self.process.stdin is not None
             self.process.stdin.close()

@@ -48,7 +48,7 @@ def test_every_invalid_argument_is_reported():
     assert len(str(raised.value).splitlines()) == 3
 
 
-def test_the_first_bare_argument_is_the_model_only_with_bare():
+def test_the_first_argument_without_a_key_is_the_value_of_the_positional_key():
     assert parse_arguments(["outputs/모델", "prompt=가"], positional_key="model").overrides == [
         "model=outputs/모델",
         "prompt=가",

@@ -229,8 +229,8 @@ def test_torchrun_starts_the_ranks_of_one_run(krill_train: Any, tmp_path: Path) 
         read_losses_and_norms(tmp_path / "one"), rel=1e-5
     )
 
-    def run_again(*more: str) -> str:
-        """Starts the same ranks without torchrun, whose own start takes seconds; returns what they printed."""
+    def run_again(*more: str) -> tuple[list[int], str]:
+        """Starts the same ranks without torchrun, whose own start takes seconds; returns exit codes and output."""
         (tmp_path / "command.log").write_bytes(b"")
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         ranks = [
@@ -240,9 +240,11 @@ def test_torchrun_starts_the_ranks_of_one_run(krill_train: Any, tmp_path: Path) 
             )
             for rank in range(2)
         ]  # fmt: skip
-        for rank in ranks:
-            rank.wait(60)
-        return (tmp_path / "command.log").read_text()
+        return [rank.wait(60) for rank in ranks], (tmp_path / "command.log").read_text()
 
-    assert "already finished" in run_again()
-    assert run_again("seed=1").count("holds a run of another configuration") == 1
+    codes, printed = run_again()
+    assert codes == [0, 0]
+    assert "already finished" in printed
+    codes, printed = run_again("seed=1")
+    assert codes == [2, 0]
+    assert printed.count("holds a run of another configuration") == 1, "rank 0 alone says so"

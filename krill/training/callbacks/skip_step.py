@@ -129,7 +129,7 @@ class BadStepDetector:
 
 
 def suggest_divergence_remedy(lr: float) -> str:
-    """Returns the overrides to try for a training that has diverged, as text."""
+    """Returns the overrides to try for a training run that has diverged, as text."""
     return f"set lr= below {lr:g}, or raise scheduler.warmup"
 
 

@@ -32,20 +32,21 @@ COST_KEYS = {
 
 @dataclass(frozen=True)
 class _CostKey:
-    """What determines the cost of `config`: the points of a sweep that differ in nothing else are estimated once."""
+    """The values that determine the cost of `config`; points of a sweep with the same values are estimated once."""
 
     values: str
     config: TrainConfig = field(compare=False)
 
     @classmethod
-    def of(cls, config: TrainConfig) -> _CostKey:
+    def from_config(cls, config: TrainConfig) -> _CostKey:
         values = config.model_dump_json(include=COST_KEYS, exclude={"optimizer": {"lr"}})
-        return cls(values + config.scheduler.name, config)
+        environment = (resolve_device(config.device), resolve_world_size(config), torch.get_num_threads())
+        return cls(f"{values} {config.scheduler.name} {environment}", config)
 
 
 def count_run_parameters(config: TrainConfig, vocab_size: int) -> int:
     """Returns the number of parameters of the model that `config` trains."""
-    return _count_run_parameters(_CostKey.of(config), vocab_size)
+    return _count_run_parameters(_CostKey.from_config(config), vocab_size)
 
 
 @lru_cache(maxsize=64)
@@ -66,7 +67,7 @@ def format_cost_lines(
             document filled a row.
     """
     available = memory.get_device_memory(resolve_device(config.device))
-    return list(_format_cost_lines(_CostKey.of(config), vocab_size, steps, attended, available))
+    return list(_format_cost_lines(_CostKey.from_config(config), vocab_size, steps, attended, available))
 
 
 @lru_cache(maxsize=64)

@@ -105,9 +105,12 @@ def test_a_signal_after_the_work_does_not_change_the_exit_code() -> None:
     script = (
         "import os, signal\n"
         "from krill.signals import raise_on_signal\n"
+        "numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)\n"
+        "for number in numbers:\n"
+        "    signal.signal(number, signal.SIG_DFL)\n"
         "with raise_on_signal():\n"
         "    pass\n"
-        "for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):\n"
+        "for number in numbers:\n"
         "    os.kill(os.getpid(), number)\n"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
