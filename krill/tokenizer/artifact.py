@@ -129,9 +129,10 @@ def resolve_tokenizer_folder(path: str, key: str = "tokenizer.path") -> Path:
             "accessible (use hf auth login or HF_TOKEN)"
         ) from error
     except Exception as error:
+        reason = str(error).partition("\n")[0]
         raise KrillError(
             f"{key}={path}: not a folder in {Path.cwd()}, not in the Hub cache, and the Hub cannot be "
-            f"reached ({type(error).__name__}: {error}); use a local folder, or train one with tokenizer=bpe_4k"
+            f"reached ({type(error).__name__}: {reason}); use a local folder, or train one with tokenizer=bpe_4k"
         ) from error
 
 
