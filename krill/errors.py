@@ -28,3 +28,8 @@ class SignalInterrupt(BaseException):
     def __init__(self, message: str, exit_code: int, received: Signals | None = None):
         super().__init__(message)
         self.exit_code, self.signal = exit_code, received
+
+
+def get_first_line(error: BaseException) -> str:
+    """Returns the first line of the error's message, or its type if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -103,7 +103,7 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
         return errors.FAILED
 
 
-def _signal_scope(command: str | None) -> AbstractContextManager[None]:
+def _signal_scope(command: str) -> AbstractContextManager[None]:
     return raise_on_signal() if command in RESUMABLE_COMMANDS else nullcontext()
 
 

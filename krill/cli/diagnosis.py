@@ -23,7 +23,7 @@ from krill.config.validation import (
     suggest,
     validate_config,
 )
-from krill.errors import UsageError
+from krill.errors import UsageError, get_first_line
 
 
 def compose_train_config(overrides: Sequence[str], folders: Sequence[Path]) -> TrainConfig:
@@ -83,7 +83,7 @@ def diagnose_overrides(
     except UsageError as wrong_values:
         messages += str(wrong_values).splitlines()
     except (HydraException, OmegaConfBaseException) as other:
-        messages.append(str(other).splitlines()[0])
+        messages.append(get_first_line(other))
     return list(dict.fromkeys(messages)) or [_format_hydra_error(error)]
 
 
@@ -93,7 +93,7 @@ def _has_nested_interval(value: Any) -> bool:
 
 def _format_hydra_error(error: BaseException) -> str:
     """Returns Hydra's message as one line."""
-    message = str(error).strip().splitlines()[0]
+    message = get_first_line(error)
     if isinstance(error, MissingConfigException) and error.options:
         message += f". Available: {', '.join(error.options)}"
     return message

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from krill.errors import UsageError
+from krill.errors import UsageError, get_first_line
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
@@ -41,11 +41,11 @@ def validate_config(schema: type[SchemaT], composed: DictConfig) -> SchemaT:
     except InterpolationToMissingValueError as error:
         raise UsageError("\n".join(map(_format_not_set, missing))) from error
     except InterpolationKeyError as error:
-        source = _first_line(error).partition("'")[2].partition("'")[0]
+        source = get_first_line(error).partition("'")[2].partition("'")[0]
         raise UsageError(f"{error.full_key} follows {source}, which is not set; set one of them") from error
     except OmegaConfBaseException as error:
-        reason = _first_line(error).partition(" raised while resolving interpolation: ")[2]
-        raise UsageError(f"{error.full_key}: {reason}" if reason else _first_line(error)) from error
+        reason = get_first_line(error).partition(" raised while resolving interpolation: ")[2]
+        raise UsageError(f"{error.full_key}: {reason}" if reason else get_first_line(error)) from error
     messages = [*map(_format_not_set, missing)]
     try:
         config = schema.model_validate(values)
@@ -61,21 +61,17 @@ def resolve_interpolations(unresolved: Any, node: Any) -> Any:
 
     `unresolved`: the plain container of `node`.
     """
-    if not isinstance(unresolved, (dict, list)):
+    if isinstance(unresolved, dict):
+        return {key: _resolve_item(value, node, key) for key, value in unresolved.items()}
+    return [_resolve_item(value, node, index) for index, value in enumerate(unresolved)]
+
+
+def _resolve_item(unresolved: Any, node: Any, key: Any) -> Any:
+    if isinstance(unresolved, (dict, list)):
+        return resolve_interpolations(unresolved, node[key])
+    if not (isinstance(unresolved, str) and "${" in unresolved):
         return unresolved
-    keys = unresolved if isinstance(unresolved, dict) else range(len(unresolved))
-    values = [
-        _get_resolved(node[key])
-        if isinstance(unresolved[key], str) and "${" in unresolved[key]
-        else resolve_interpolations(unresolved[key], node[key])
-        if isinstance(unresolved[key], (dict, list))
-        else unresolved[key]
-        for key in keys
-    ]
-    return dict(zip(keys, values, strict=True)) if isinstance(unresolved, dict) else values
-
-
-def _get_resolved(value: Any) -> Any:
+    value = node[key]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
@@ -184,7 +180,3 @@ def _strip_union_tags(location: tuple[int | str, ...]) -> list[int | str]:
 
 def _format_input(value: Any) -> str:
     return "null" if value is None else str(value)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from krill.errors import KrillError, UsageError
+from krill.errors import KrillError, UsageError, get_first_line
 
 log = logging.getLogger("krill")
 
@@ -110,7 +110,7 @@ def select_engine(
             raise KrillError("gigatoken is not installed: pip install 'krill[fast]'")
         check_same_ids(GigatokenEngine(backend), HuggingFaceEngine(backend), sample())
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = get_first_line(error)
         if engine == "fast":
             raise UsageError(
                 f"data.engine=fast: {reason}; or use Hugging Face tokenizers: data.engine=hf"

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from krill.errors import KrillError, UsageError
+from krill.errors import KrillError, UsageError, get_first_line
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.hub import HUB_CHECKPOINT_FOLDER
 from krill.runs.record import read_status
@@ -36,7 +36,7 @@ def load_model_and_tokenizer(
         model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(
-            f"model={name_or_path}: transformers cannot load {folder} ({_get_first_line(error)}); "
+            f"model={name_or_path}: transformers cannot load {folder} ({get_first_line(error)}); "
             f"{_USE_COMPLETE_MODEL}"
         ) from error
     if info["missing_keys"]:  # transformers would initialize them randomly
@@ -113,7 +113,3 @@ def _download_hub_model(name: str) -> tuple[Path, Path]:
             "try again"
         ) from error
     return folder, folder
-
-
-def _get_first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

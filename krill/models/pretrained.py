@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from krill.config.schema import PretrainedModelConfig
 from krill.config.signature import hash_file
-from krill.errors import KrillError, UsageError
+from krill.errors import KrillError, UsageError, get_first_line
 
 WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 """Files that transformers loads, in order of preference."""
@@ -90,7 +90,7 @@ def load_pretrained_model(config: PretrainedModelConfig, vocab_size: int) -> Pre
             folder, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        message = str(error).strip().partition("\n")[0]
+        message = get_first_line(error)
         raise UsageError(
             f"model.from={config.from_}: transformers cannot load {folder} ({message}); {_USE_OTHER_MODEL}"
         ) from error
@@ -121,7 +121,7 @@ def load_model_config(config: PretrainedModelConfig) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        message = str(error).strip().partition("\n")[0]
+        message = get_first_line(error)
         raise UsageError(
             f"model.from={config.from_}: {folder}/config.json is not usable ({message}); {_USE_OTHER_MODEL}"
         ) from error

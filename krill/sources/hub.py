@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from krill.config.schema import HubDataConfig, HubDatasetConfig
-from krill.errors import KrillError, UsageError
+from krill.errors import KrillError, UsageError, get_first_line
 from krill.sources.formats import UnreadableRecord
 from krill.sources.hash_cache import hash_files_cached
 from krill.sources.parquet import compute_batch_rows, extract_texts, find_column_problem
@@ -247,7 +247,7 @@ def _load_dataset(dataset: HubDatasetConfig, commit: str | None) -> Any:
     except DatasetNotFoundError as error:
         raise UsageError(f"{path}: {error}. If it is private or gated, log in (hf auth login)") from error
     except ValueError as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = get_first_line(error)
         raise UsageError(f"{name}: {reason}; check config= and split= in data.datasets") from error
     except Exception as error:
         raise KrillError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
+from krill.errors import get_first_line
 from krill.sources.formats import UnreadableRecord
 from krill.sources.source import describe_missing_column
 
@@ -85,7 +86,7 @@ def find_parquet_problem(path: Path, column: str) -> str | None:
                 return f"{path}: has no rows; remove it from data.paths"
             return find_column_problem(str(path), column, file.schema_arrow)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = get_first_line(error)
         return f"{path}: is not a complete Parquet file ({reason}); recreate it or remove it from data.paths"
 
 

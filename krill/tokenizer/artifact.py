@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import processors
 
 from krill.config.signature import compute_signature, hash_file
-from krill.errors import KrillError, UsageError
+from krill.errors import KrillError, UsageError, get_first_line
 
 log = logging.getLogger("krill")
 
@@ -129,7 +129,7 @@ def resolve_tokenizer_folder(path: str, key: str = "tokenizer.path") -> Path:
             "accessible (use hf auth login or HF_TOKEN)"
         ) from error
     except Exception as error:
-        reason = str(error).partition("\n")[0]
+        reason = get_first_line(error)
         raise KrillError(
             f"{key}={path}: not a folder in {Path.cwd()}, not in the Hub cache, and the Hub cannot be "
             f"reached ({type(error).__name__}: {reason}); use a local folder, or train one with tokenizer=bpe_4k"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from krill.errors import KrillError
+from krill.errors import KrillError, get_first_line
 from krill.tokenizer.artifact import TOKENIZER_FILES, TokenizerFolder
 
 log = logging.getLogger("krill")
@@ -27,7 +27,7 @@ def push_tokenizer_to_hub(tokenizer: TokenizerFolder, repository: str, private: 
             commit_message=f"Tokenizer with {tokenizer.vocab_size} entries, signature {tokenizer.signature[:8]}",
         )
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = get_first_line(error)
         raise KrillError(
             f"tokenizer.push_to={repository}: not uploaded ({type(error).__name__}: {reason}). The tokenizer is in "
             f"{tokenizer.folder}; log in (hf auth login or HF_TOKEN) and run the same command again"

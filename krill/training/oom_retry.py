@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from krill.config.schema import TrainConfig
-from krill.errors import KrillError
+from krill.errors import KrillError, get_first_line
 from krill.runs.record import Record, read_status
 from krill.training import ranks
 from krill.training.batch_shape import compute_batch_shape, shrink_micro_batch, with_micro_batch_size
@@ -57,7 +57,7 @@ def retry_on_oom(attempt: Callable[[TrainConfig], ResultT], config: TrainConfig,
                     f"out of memory with one row of {config.sequence_len} tokens at a time; use "
                     f"{suggest_oom_remedies(config)}"
                 ) from error
-            message = str(error).partition("\n")[0]
+            message = get_first_line(error)
         # Outside of the except block, where the error no longer holds the attempt's frames and their memory.
         release_memory()
         smaller = shrink_micro_batch(size, requested)
