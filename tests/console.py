@@ -64,6 +64,12 @@ def get_server() -> PreloadedServer:
     return server
 
 
+def get_preloaded_environment() -> dict[str, str]:
+    """Returns the variable with which a command forks the points of a sweep, and ranks, from the same server."""
+    address = get_server().address
+    return {} if address is None else {RUNNING_SERVER_VARIABLE: str(address)}
+
+
 def run_command(
     cwd: Path, command: str, *arguments: str, is_preloaded: bool = True, **environment: str
 ) -> CompletedCommand:
@@ -80,13 +86,9 @@ def run_words(
         return subprocess.run(
             words, cwd=cwd, env=environment, text=True, capture_output=True, timeout=SECONDS
         )
-    server = get_server()
-    if server.address is not None:
-        environment = environment | {
-            RUNNING_SERVER_VARIABLE: str(server.address)
-        }  # for the points of a sweep
+    environment = environment | get_preloaded_environment()
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        process = server.spawn(words, env=environment, cwd=cwd, stdout=stdout, stderr=stderr)
+        process = get_server().spawn(words, env=environment, cwd=cwd, stdout=stdout, stderr=stderr)
         try:
             code = process.wait(SECONDS)
         finally:

@@ -19,7 +19,7 @@ from pydoc_data.topics import topics
 import pyarrow
 import pyarrow.parquet
 import pytest
-from console import get_clean_environment, get_server
+from console import get_clean_environment, get_preloaded_environment
 from document_blocks import NAMED, is_run, list_blocks, write_shims
 
 from krill.cli.main import COMMANDS
@@ -56,7 +56,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("document", WITH_BLOCKS, ids=lambda path: path.name)
 def test_what_a_document_shows_works(document: Path, place: Path) -> None:
     path = f"{place.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = get_clean_environment() | {"PATH": path, "KRILL_PRELOADED": str(get_server().address)}
+    environment = get_clean_environment() | {"PATH": path} | get_preloaded_environment()
     for block in list_blocks(document):
         if named := NAMED.search(block.before):
             file = place / named["name"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from console import get_server
+from console import get_preloaded_environment
 
 from krill.cli import app
 from krill.cli.compose import compose_config
@@ -26,7 +26,6 @@ from krill.config.validation import validate_config
 from krill.data.cache import get_or_prepare_store, get_or_train_tokenizer
 from krill.data.inputs import RunInputs
 from krill.data.packing import Rows, pack
-from krill.launch.preload import RUNNING_SERVER_VARIABLE
 from krill.runs.record import read_metrics, read_status
 from krill.tokenizer.artifact import TokenizerFolder
 from krill.training.run import run_training
@@ -154,9 +153,8 @@ def krill_train(
     for kind in ("tokenizers", "data"):
         (tmp_path / kind).symlink_to(outputs / kind)
     monkeypatch.setenv("KRILL_OUTPUTS", str(tmp_path))
-    monkeypatch.setenv(
-        RUNNING_SERVER_VARIABLE, str(get_server().address)
-    )  # for ranks and the points of a sweep
+    for name, value in get_preloaded_environment().items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return TrainCommand(tmp_path, overrides, monkeypatch)
 
@@ -179,7 +177,8 @@ def reference_run(
             runs[more] = folder / f"run-{len(runs)}"
             with pytest.MonkeyPatch.context() as patch, _restored_logging():
                 patch.setenv("KRILL_OUTPUTS", str(folder))
-                patch.setenv(RUNNING_SERVER_VARIABLE, str(get_server().address))
+                for name, value in get_preloaded_environment().items():
+                    patch.setenv(name, value)
                 patch.chdir(folder)
                 assert TrainCommand(folder, overrides, patch)(*more, f"output={runs[more]}") == 0
         return runs[more]

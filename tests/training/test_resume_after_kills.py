@@ -16,11 +16,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
 @pytest.mark.parametrize(
     ("variants", "kills", "steps"),
     [
-        (
-            ("muon_moonlight", "workers"),
-            4,
-            32,
-        ),  # one kill during start-up, two between steps, one within a save
+        # One kill during start-up, two between steps, one within a save.
+        (("muon_moonlight", "workers"), 4, 32),
         (("adamw", "muon_keller", "muon_pto", "sigterm"), 2, 24),
         (("ranks",), 1, 24),
     ],
