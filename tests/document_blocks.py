@@ -47,6 +47,9 @@ elif command != "krill-runs" and not {{"--help", "--cfg", "-sc"}} & set(words):
         del small["steps"]
     if "data" in keys and not {{"tokenizer.vocab_size", "tokenizer.path"}} & set(keys):
         small["tokenizer.vocab_size"] = "600"
+    has_path = any("=" not in word and not word.startswith("-") for word in words)
+    if not has_path and not {{"data", "experiment", "from"}} & set(keys):
+        small["data.validation_fraction"] = "0.003"  # validation takes longer than the run
     if keys.get("data") == "data=files":
         small["data.validation_fraction"] = "0.1"
     if {{"model.hidden_size"}} & set(small) and {{"batch.tokens"}} & set(keys):

@@ -13,6 +13,7 @@ from krill.config import paths
 from krill.config.paths import get_outputs_root
 from krill.errors import UsageError
 from krill.launch.invocation import Invocation
+from krill.resources import paused_garbage_collection
 
 if TYPE_CHECKING:
     from krill.cli.argv import ParsedArguments
@@ -60,13 +61,14 @@ def infer(config: InferConfig, is_interactive: bool = True) -> list[dict[str, st
 
     `is_interactive`: whether to ask for prompts where config.prompt is null; otherwise the model starts a document.
     """
-    import torch
-    from transformers.utils import logging as transformers_logging
+    with paused_garbage_collection():
+        import torch
+        from transformers.utils import logging as transformers_logging
 
-    from krill.inference.chat import run_chat
-    from krill.inference.generate import SamplingParams, generate
-    from krill.inference.load import load_model_and_tokenizer
-    from krill.training.compute.device import resolve_device
+        from krill.inference.chat import run_chat
+        from krill.inference.generate import SamplingParams, generate
+        from krill.inference.load import load_model_and_tokenizer
+        from krill.training.compute.device import resolve_device
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
+from krill.resources import paused_garbage_collection
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -44,8 +45,9 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
         return None
     export_torchrun_env()
 
-    from krill.training import ranks
-    from krill.training.preflight import run_preflight_checks
+    with paused_garbage_collection():
+        from krill.training import ranks
+        from krill.training.preflight import run_preflight_checks
 
     compute = run_preflight_checks(config, inputs)
     with ranks.process_group(compute.device):

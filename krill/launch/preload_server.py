@@ -32,6 +32,7 @@ from types import ModuleType
 from typing import Any
 
 from krill.launch.preload import MESSAGE_LENGTH, select_import_variables
+from krill.resources import paused_garbage_collection
 from krill.signals import die_with_parent
 
 IMPORT_ENVIRONMENT = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -85,8 +86,9 @@ def import_single_threaded(modules: list[str]) -> None:
     """Imports `modules` without starting a thread or initializing CUDA."""
     added = {key: value for key, value in IMPORT_ENVIRONMENT.items() if key not in os.environ}
     os.environ |= added
-    for module in modules:
-        importlib.import_module(module)
+    with paused_garbage_collection():
+        for module in modules:
+            importlib.import_module(module)
     for key in added:
         del os.environ[key]
 

@@ -12,6 +12,7 @@ import yaml
 from krill.config.schema import TrainConfig
 from krill.errors import DONE, FAILED, INTERRUPTED, KrillError, SignalInterrupt
 from krill.launch.rank_errors import get_rank_log_name, write_rank_error
+from krill.resources import paused_garbage_collection
 from krill.runs.record import Record
 from krill.signals import die_with_parent, raise_on_signal
 
@@ -30,7 +31,8 @@ def main(folder: Path, store: Path, tokenizer: Path) -> int:
     with Record(folder).log_to_file(get_rank_log_name(rank)), raise_on_signal():
         try:
             die_with_parent()
-            from krill.training.run import run_training
+            with paused_garbage_collection():
+                from krill.training.run import run_training
 
             config = TrainConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
             run_training(config, folder, store=store, tokenizer=tokenizer)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, Krill, find_running_cluster, reserve_cluster, run_script
+from slurm_cluster import SMALL_VALIDATION, Cluster, Krill, find_running_cluster, reserve_cluster, run_script
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,19 +50,23 @@ def cluster() -> Iterator[Cluster]:
 def prepared_outputs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An outputs folder with the tokenizer and the tokens of the built-in text."""
     folder = tmp_path_factory.mktemp("prepared")
-    Krill(folder)("preprocess")
+    Krill(folder)("preprocess", SMALL_VALIDATION)
     return folder / "outputs"
 
 
 @pytest.fixture
-def krill(cluster: Cluster, prepared_outputs: Path, tmp_path: Path) -> Iterator[Krill]:
-    """Commands in an empty folder with the tokens and a site profile; all jobs are cancelled after the test."""
-    (tmp_path / "conf" / "hardware").mkdir(parents=True)
-    site = "# @package _global_\n# The fake GPUs of the test cluster compute nothing\ndevice: cpu\n"
-    (tmp_path / "conf" / "hardware" / "_site.yaml").write_text(site)
+def krill(
+    cluster: Cluster, prepared_outputs: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Krill]:
+    """Commands in an empty folder with the tokens and a site profile; all jobs are cancelled after the test.
+
+    Jobs are forked from the server of the tests, except in a test with the mark real_jobs.
+    """
     (tmp_path / "outputs").mkdir()
     for name in ("data", "tokenizers"):
         shutil.copytree(prepared_outputs / name, tmp_path / "outputs" / name)
-    yield Krill(tmp_path)
+    krill = Krill(tmp_path)
+    krill.write_site_profile(forks_jobs=request.node.get_closest_marker("real_jobs") is None)
+    yield krill
     cluster.run("scancel", "--me")
     cluster.wait_idle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,15 +16,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from console import get_clean_environment, get_server
+from console import get_clean_environment, get_preloaded_environment, get_server
 from filelock import FileLock, Timeout
 
 from krill.launch.supervise import Process
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
+FORKED_JOBS = Path(__file__).with_name("forked_jobs")
+SMALL_VALIDATION = "data.validation_fraction=0.003"
+"""Validation on the 3 % of the default takes longer than a small run."""
 SMALL_RUN = (
-    "model=llama_pico", "sequence_len=64", "batch.micro_batch_size=2", "hardware.threads=1", "steps=4",
-    "eval_every=4",
+    "model=llama_pico", SMALL_VALIDATION, "sequence_len=64", "batch.micro_batch_size=2", "hardware.threads=1",
+    "steps=4", "eval_every=4",
 )  # fmt: skip
 """Overrides that make a run small."""
 
@@ -177,7 +181,7 @@ def reserve_cluster() -> tuple[FileLock, dict[str, str]]:
 
 
 class Krill:
-    """Runs krill's commands in a folder, forked from the server of the tests; jobs are real processes."""
+    """Runs krill's commands in a folder, forked from the server of the tests."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -198,6 +202,28 @@ class Krill:
             assert process.wait(400) == code, self.messages()
             stdout.seek(0)
             return stdout.read().decode()
+
+    def write_site_profile(self, forks_jobs: bool) -> None:
+        """Writes what holds for all jobs; `forks_jobs`: from the server of the tests."""
+        lines = ["# @package _global_", "# The fake GPUs of the test cluster compute nothing", "device: cpu"]
+        if forks_jobs and (preloaded := get_preloaded_environment()):
+            environment = self.folder / "server_environment.json"
+            environment.write_text(json.dumps(self.environment))
+            exports = preloaded | {"KRILL_SERVER_ENVIRONMENT": str(environment)}
+            lines += ["hardware:", "  slurm:", "    setup:"]
+            lines += [f"      - export {name}={shlex.quote(value)}" for name, value in exports.items()]
+            lines += [f"      - export PYTHONPATH={shlex.quote(str(FORKED_JOBS))}:$PYTHONPATH"]
+        profile = self.folder / "conf" / "hardware" / "_site.yaml"
+        profile.parent.mkdir(parents=True)
+        profile.write_text("\n".join([*lines, ""]))
+
+    def add_text(self) -> list[str]:
+        """Writes a short text; returns the overrides that read it."""
+        lines = (
+            json.dumps({"text": f"{number} is a short text about {number + 1}"}) for number in range(200)
+        )
+        (self.folder / "short.jsonl").write_text("\n".join(lines))
+        return ["data=files", "data.paths=[short.jsonl]", "data.min_chars=1"]
 
     def add_custom_model(self, code: str, options: str = "{}") -> None:
         """Adds the option model=own, built by the function build of own.py."""

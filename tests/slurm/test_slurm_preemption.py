@@ -25,7 +25,12 @@ def uninterrupted_weights(prepared_outputs: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize(
-    ("mode", "preemptions"), [("at once", 2), ("with grace", 1), ("without the user signal", 1)]
+    ("mode", "preemptions"),
+    [
+        pytest.param("at once", 2, marks=pytest.mark.real_jobs),
+        ("with grace", 1),
+        ("without the user signal", 1),
+    ],
 )
 def test_a_preempted_run_ends_with_the_same_weights(
     cluster: Cluster, krill: Krill, uninterrupted_weights: bytes, mode: str, preemptions: int

@@ -11,7 +11,7 @@ import pytest
 from slurm_cluster import SMALL_RUN, Cluster, Krill
 
 EXACT_RUN = (
-    *SMALL_RUN[:2],
+    *SMALL_RUN[:3],
     "steps=20",
     "eval_every=20",
     "log_every=1",

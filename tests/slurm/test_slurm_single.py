@@ -43,6 +43,7 @@ def test_the_launcher_option_alone_submits(cluster: Cluster, krill: Krill) -> No
     assert "|10:00:00" in accounting
 
 
+@pytest.mark.real_jobs
 def test_later_edits_of_the_code_do_not_change_a_queued_job(cluster: Cluster, krill: Krill) -> None:
     krill.add_custom_model(CUSTOM_MODEL)
     arguments = ("model=own", "hardware=slurm_gpu", *SMALL_RUN[1:], "optimizer=adamw", "detach=true")
@@ -95,6 +96,7 @@ def test_dry_run_prints_the_script(cluster: Cluster, krill: Krill) -> None:
     assert not (krill.folder / "outputs" / "runs").exists()
 
 
+@pytest.mark.real_jobs
 def test_a_job_does_not_depend_on_the_environment_of_its_submission(
     cluster: Cluster, krill: Krill, tmp_path: Path
 ) -> None:

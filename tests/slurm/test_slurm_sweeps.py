@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SMALL_RUN, Cluster, Krill, wait_for
+from slurm_cluster import SMALL_RUN, SMALL_VALIDATION, Cluster, Krill, wait_for
 
 SWEEP = Path("outputs/sweeps/llama_pico")
 
@@ -53,7 +53,15 @@ def test_a_sweep_from_an_empty_folder_ends_in_a_table(cluster: Cluster, krill: K
 
 def test_every_command_can_be_submitted(cluster: Cluster, krill: Krill) -> None:
     shutil.rmtree(krill.folder / "outputs" / "data")
-    krill("preprocess", "-m", "data.num_tasks=4", "data.task=range(0,4)", "hardware=slurm_cpu", "name=tasks")
+    krill(
+        "preprocess",
+        "-m",
+        SMALL_VALIDATION,
+        "data.num_tasks=4",
+        "data.task=range(0,4)",
+        "hardware=slurm_cpu",
+        "name=tasks",
+    )
     rows = krill.list_runs("outputs/sweeps/tasks")
     assert [row["state"] for row in rows] == ["finished"] * 4
     krill("train", "output=run", "data.num_tasks=4", *SMALL_RUN, "steps=2")
@@ -67,7 +75,8 @@ def test_every_command_can_be_submitted(cluster: Cluster, krill: Krill) -> None:
     assert output == krill(
         "infer", "device=cpu", "model=run", "max_new_tokens=4", "prompt=Return", "temperature=0"
     )
-    assert krill("inspect", "hardware=slurm_cpu", "rows=0").startswith(krill("inspect", "rows=0")[:200])
+    report = krill("inspect", SMALL_VALIDATION, "rows=0")
+    assert krill("inspect", SMALL_VALIDATION, "hardware=slurm_cpu", "rows=0").startswith(report[:200])
 
 
 def test_only_failed_and_cancelled_points_run_again(cluster: Cluster, krill: Krill) -> None:
@@ -118,7 +127,9 @@ def _find_points(krill: Krill, sweep: Path, count: int) -> dict[str, Path]:
 
 def test_more_points_than_an_array_may_have_tasks(cluster: Cluster, krill: Krill) -> None:
     with cluster.max_array(5):
-        arguments = ("-m", "tokenizer.vocab_size=range(300,312)", "hardware=slurm_cpu", "name=many")
+        arguments = (
+            "-m", "tokenizer.vocab_size=range(300,312)", "hardware=slurm_cpu", "name=many", *krill.add_text()
+        )  # fmt: skip
         script = krill("tokenizer", *arguments, "dry_run=true")
         assert [line.partition("=")[2] for line in script.splitlines() if "--array" in line] == [
             "0-4%5", "0-4%5", "0-1%2",
@@ -162,7 +173,7 @@ def test_a_sweep_may_have_jobs_of_different_sizes(cluster: Cluster, krill: Krill
     experiments.mkdir()
     for name, hardware, size in (("small", "slurm_cpu", 300), ("large", "slurm_gpu", 310)):
         (experiments / f"{name}.yaml").write_text(EXPERIMENT.format(hardware=hardware, size=size))
-    arguments = ("-m", "experiment=small,large", "name=sizes")
+    arguments = ("-m", "experiment=small,large", "name=sizes", *krill.add_text())
     script = krill("tokenizer", *arguments, "dry_run=true")
     assert script.count("#SBATCH --job-name=") == 2
     assert script.count("#SBATCH --gpus-per-node=1") == 1
