@@ -86,9 +86,8 @@ def _hash_custom_code(config: TrainConfig) -> list[str]:
 
 
 def _get_branch_identity(config: TrainConfig) -> list[Any]:
-    """Returns what identifies the checkpoint that a run branches off, if it does."""
     if config.branch is None:
         return []
-    from krill.training.checkpoint.branch import resolve_branch
+    from krill.training.checkpoint.branch import get_branch_identity
 
-    return resolve_branch(config.branch).signature_inputs
+    return get_branch_identity(config)

@@ -1,25 +1,45 @@
-"""Learning-rate schedules: warm-up, then constant, cosine, or stable with a final decay (WSD).
+"""Learning-rate schedules: warm-up, then constant, cosine, or stable with a final decay (WSD); and their restart.
 
 Cosine as in Loshchilov & Hutter 2017, "SGDR"; WSD as in Hu et al. 2024, "MiniCPM", and its 1 − √progress
 decay as in Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations".
 
 Steps are counted from 0. Step `warm-up − 1` is the first at the full learning rate. The decay is laid out so that no
 step is wasted at a rate of zero: the step after the last one would reach `min_ratio`.
+
+A run that continues after its decay restarts its schedule over the new steps: warmed up again as in Ibrahim et al.
+2024, "Simple and Scalable Strategies to Continually Pre-train Large Language Models", at the peak at once as in SGDR,
+or at the rate that it had.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from krill.config.schema import ConstantSchedulerConfig, CosineSchedulerConfig, WSDSchedulerConfig
 
+AnySchedulerConfig = ConstantSchedulerConfig | CosineSchedulerConfig | WSDSchedulerConfig
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Where and how a schedule starts again."""
+
+    kind: Literal["rewarm", "decay", "constant"]
+    """rewarm: from the earlier rate up to the peak; decay: at the peak at once; constant: at the earlier rate."""
+    step: int
+    """The first step of the restarted schedule, counted from 0."""
+    factor: float
+    """The earlier learning rate as a fraction of the peak, 0 to 1."""
+
 
 def compute_lr_factor(
-    config: ConstantSchedulerConfig | CosineSchedulerConfig | WSDSchedulerConfig, step: int, total_steps: int
+    config: AnySchedulerConfig, step: int, total_steps: int, restart: Restart | None = None
 ) -> float:
     """Computes the learning rate of optimizer step `step`, as a fraction of its peak.
 
@@ -27,6 +47,8 @@ def compute_lr_factor(
         config: `warmup` and `decay` are fractions of `total_steps`, rounded to at least one step each.
         step: Counted from 0; at `total_steps` and after, the factor keeps its final value.
         total_steps: Optimizer steps of the whole run, at least 1.
+        restart: The steps from `restart.step` on are a schedule of their own, of which `warmup` and `decay` are
+            fractions.
 
     Returns:
         A factor greater than 0 in every step of the run and at most 1.
@@ -36,6 +58,8 @@ def compute_lr_factor(
     """
     if total_steps < 1:
         raise ValueError(f"a schedule needs at least one step, got total_steps={total_steps}")
+    if restart is not None:
+        return _compute_restarted_factor(config, step - restart.step, total_steps - restart.step, restart)
     warmup, decay = stable_phase(config, total_steps)
     if step < warmup:
         return (step + 1) / warmup
@@ -48,14 +72,30 @@ def compute_lr_factor(
     return config.min_ratio + (1 - config.min_ratio) * shape
 
 
+def _compute_restarted_factor(config: AnySchedulerConfig, step: int, steps: int, restart: Restart) -> float:
+    """`step` and `steps` are counted from the restart."""
+    if restart.kind == "constant":
+        return restart.factor
+    factor = compute_lr_factor(config, step, steps)
+    if step >= stable_phase(config, steps)[0]:
+        return factor
+    return 1.0 if restart.kind == "decay" else restart.factor + (1 - restart.factor) * factor
+
+
 def stable_phase(
-    config: ConstantSchedulerConfig | CosineSchedulerConfig | WSDSchedulerConfig, total_steps: int
+    config: AnySchedulerConfig, total_steps: int, restart: Restart | None = None
 ) -> tuple[int, int]:
     """Returns the number of steps after which the warm-up ends, and the number after which the decay begins.
 
     A run trained for a number of steps between the two, both included, can continue under another schedule as if it
-    had been trained under that one.
+    had been trained under that one. No step is between the two of a schedule that was restarted as a constant below
+    its peak.
     """
+    if restart is not None:
+        if restart.kind == "constant":
+            return (total_steps + 1, total_steps) if restart.factor < 1 else (restart.step, total_steps)
+        first, last = stable_phase(config, total_steps - restart.step)
+        return restart.step + first, restart.step + last
     warmup = max(1, round(config.warmup * total_steps))
     if isinstance(config, ConstantSchedulerConfig):
         return warmup, max(warmup, total_steps)
@@ -65,15 +105,13 @@ def stable_phase(
 
 
 def build_scheduler(
-    config: ConstantSchedulerConfig | CosineSchedulerConfig | WSDSchedulerConfig,
-    optimizer: Optimizer,
-    total_steps: int,
+    config: AnySchedulerConfig, optimizer: Optimizer, total_steps: int, restart: Restart | None = None
 ) -> LambdaLR:
     """Builds a scheduler that scales the learning rate of every group, from its own peak, by `compute_lr_factor`.
 
     Its `state_dict` contains numbers only: the schedule itself always comes from the configuration.
     """
-    return LambdaLR(optimizer, partial(compute_lr_factor, config, total_steps=total_steps))
+    return LambdaLR(optimizer, partial(compute_lr_factor, config, total_steps=total_steps, restart=restart))
 
 
 def set_learning_rates(scheduler: LambdaLR, optimizer: Optimizer) -> None:

@@ -80,4 +80,4 @@ def log_summary(setup: RunSetup, metrics: dict[str, Any], baselines: Baselines |
     folder = shlex.quote(str(relative_path(setup.folder)))
     log.info("plot        %s", relative_path(plot))
     log.info("next        krill-infer %s", folder)
-    log.info("            krill-train from=%s steps=%d", folder, 2 * setup.length.steps)
+    log.info("            krill-train continue=%s steps=%d", folder, 2 * setup.length.steps)

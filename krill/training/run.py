@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from krill.config.schema import TrainConfig
 from krill.models.build import build_model
+from krill.optim.schedules import Restart
 from krill.runs import checkpoints
 from krill.runs.record import Record
 from krill.training import ranks
@@ -38,7 +40,7 @@ from krill.training.callbacks.samples import SampleWriter
 from krill.training.callbacks.signals import StopOnSignal
 from krill.training.callbacks.skip_report import SkipReport
 from krill.training.callbacks.verify_store import StoreVerifier
-from krill.training.checkpoint.branch import resolve_branch
+from krill.training.checkpoint.branch import resolve_branch, resolve_restart
 from krill.training.checkpoint.hub_upload import HubUploader
 from krill.training.checkpoint.retention import CheckpointRetention
 from krill.training.compute.attention import get_attn_implementation
@@ -94,6 +96,7 @@ def _train_once(
         record = Record(folder, is_writer=ranks.is_rank0())
         setup = build_run_setup(config, folder, store, tokenizer, compute)
         branch = resolve_branch(config.branch) if config.branch else None
+        restart = resolve_restart(branch, config) if branch else None
         own_checkpoint, corrupt = ranks.on_rank0(
             lambda: checkpoints.find_newest_valid(folder / "checkpoints")
         )
@@ -107,18 +110,23 @@ def _train_once(
         loss = build_loss(model, config.hardware.loss, setup.device.type)
         kernels = apply_kernels(model, config.hardware, setup.device.type)
         if ranks.is_rank0():
-            log_header(setup, model, checkpoint, [f"loss {loss.name}", *kernels])
+            log_header(setup, model, checkpoint, restart, [f"loss {loss.name}", *kernels])
             write_param_groups(setup, model)
         record.update(
             data={"folder": str(store), "signature": setup.store.signature},
             tokenizer={"folder": str(tokenizer), "signature": setup.tokenizer.signature},
-            branch=branch and {"run": str(branch.run_folder), "step": branch.step},
+            branch=branch
+            and {
+                "run": str(branch.run_folder),
+                "step": branch.step,
+                "restart": restart and asdict(restart),
+            },
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             steps=setup.length.steps,
             rows_per_step=setup.batch_shape.rows_per_step,
         )
         progress, uploader = ProgressReporter(record, setup), HubUploader(record, config.hub)
-        trainer = _build_trainer(setup, model, loss, stop, progress)
+        trainer = _build_trainer(setup, model, loss, stop, progress, restart)
         if ranks.is_rank0():
             retention = CheckpointRetention(record, config, trainer.last_stable_step, corrupt)
             trainer.add_callback(retention)
@@ -167,7 +175,12 @@ def _build_model(setup: RunSetup) -> Any:
 
 
 def _build_trainer(
-    setup: RunSetup, model: Any, loss: Loss, stop: StopOnSignal, progress: ProgressReporter
+    setup: RunSetup,
+    model: Any,
+    loss: Loss,
+    stop: StopOnSignal,
+    progress: ProgressReporter,
+    restart: Restart | None,
 ) -> KrillTrainer:
     config = setup.config
     collator = RowCollator(setup.attention_backend, setup.device)
@@ -191,6 +204,7 @@ def _build_trainer(
         throughput=throughput,
         loss=loss,
         pad_id=setup.tokenizer.pad_id,
+        restart=restart,
         skip_report=SkipReport(setup, build_sampler(lambda: 0).get_step_rows),
         callbacks=[stop, progress, EarlyStopping(config.stop, setup.folder), SampleWriter(setup, throughput)],
     )

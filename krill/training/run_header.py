@@ -9,6 +9,7 @@ from typing import Any
 from krill import atomic
 from krill.config.schema import CustomModelConfig, CustomOptimizerConfig, OptimizerConfig, TrainConfig
 from krill.optim.groups import build_param_groups, list_parameter_assignments, summarize_groups
+from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
 from krill.runs.record import relative_path
 from krill.training.estimate import memory
@@ -17,7 +18,9 @@ from krill.training.setup import RunSetup
 log = logging.getLogger("krill")
 
 
-def log_header(setup: RunSetup, model: Any, checkpoint: Path | None, kernels: list[str]) -> None:
+def log_header(
+    setup: RunSetup, model: Any, checkpoint: Path | None, restart: Restart | None, kernels: list[str]
+) -> None:
     """Logs what is about to run: name, folder, model, tokens, steps, optimizer, device and memory."""
     config, train = setup.config, setup.store.get_split("train")
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -38,6 +41,8 @@ def log_header(setup: RunSetup, model: Any, checkpoint: Path | None, kernels: li
         setup.epochs_at(setup.length.steps),
         _format_resume(setup, checkpoint) if checkpoint else "",
     )  # fmt: skip
+    if restart is not None:
+        log.info("schedule    %s", _format_restart(config, setup.length.steps, restart))
     log.info("optimizer   %s", _format_optimizer(model, config.optimizer))
     reason = f" (auto: {setup.backend_reason})" if setup.backend_reason else ""
     parts = [setup.device.type, setup.precision, f"attention {setup.attention_backend}{reason}", *kernels]
@@ -56,6 +61,19 @@ def _format_resume(setup: RunSetup, checkpoint: Path) -> str:
     run = checkpoint.parents[1]
     origin = "" if run == setup.folder else f" of {relative_path(run)}"
     return f"; resuming from step {checkpoints.parse_step(checkpoint)}{origin}"
+
+
+def _format_restart(config: TrainConfig, steps: int, restart: Restart) -> str:
+    earlier = f"{restart.factor * config.lr:.3g}"
+    if restart.kind == "constant":
+        return f"constant at the rate of step {restart.step}, {earlier}"
+    if restart.kind == "decay":
+        return f"{config.scheduler.name} again from step {restart.step}, at {config.lr:g} at once"
+    warmup = stable_phase(config.scheduler, steps, restart)[0] - restart.step
+    return (
+        f"{config.scheduler.name} again from step {restart.step}, warmed up from {earlier} to {config.lr:g} in "
+        f"{warmup} steps"
+    )
 
 
 def _format_optimizer(model: Any, config: OptimizerConfig) -> str:

@@ -45,7 +45,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from krill import atomic
 from krill.config.schema import TrainConfig, WSDSchedulerConfig
 from krill.optim.build import build_optimizer
-from krill.optim.schedules import build_scheduler, set_learning_rates, stable_phase
+from krill.optim.schedules import Restart, build_scheduler, set_learning_rates, stable_phase
 from krill.optim.skip_mask import supports_found_inf, wrap_step_skip
 from krill.runs.record import read_validations
 from krill.training import ranks
@@ -95,6 +95,7 @@ class KrillTrainer(Trainer):
         throughput: ThroughputMeter,
         loss: Loss,
         pad_id: int,
+        restart: Restart | None,
         skip_report: SkipReport,
         callbacks: list[Any],
     ):
@@ -104,6 +105,7 @@ class KrillTrainer(Trainer):
         """
         self.config, self.train_loader, self.validation_set = config, train_loader, validation_set
         self.throughput, self.loss, self.pad_id, self.skip_report = throughput, loss, pad_id, skip_report
+        self.restart = restart
         self.compiled_model: Any = None
         self.optimizer: Any
         self.lr_scheduler: Any
@@ -116,7 +118,7 @@ class KrillTrainer(Trainer):
         self.optimizer_stats: OptimizerStats | None = None
         scheduler, steps = config.scheduler, arguments.max_steps
         self.last_stable_step = (
-            stable_phase(scheduler, steps)[1] if isinstance(scheduler, WSDSchedulerConfig) else None
+            stable_phase(scheduler, steps, restart)[1] if isinstance(scheduler, WSDSchedulerConfig) else None
         )
         super().__init__(
             model=model,
@@ -143,7 +145,7 @@ class KrillTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             self.lr_scheduler = build_scheduler(
-                self.config.scheduler, optimizer or self.optimizer, num_training_steps
+                self.config.scheduler, optimizer or self.optimizer, num_training_steps, self.restart
             )
         return self.lr_scheduler
 

@@ -128,6 +128,10 @@ class TrainConfig(Section):
     logged."""
     branch: Unsigned[str | None]
     """Run, or checkpoint of a run, to branch from: continue it with another length, schedule or text."""
+    branch_schedule: Unsigned[Literal["exact", "auto", "rewarm", "decay", "constant"]]
+    """Learning rate of a branch. exact: as if it had always had this schedule, from a checkpoint at the peak rate.
+    Otherwise the schedule starts again over the new steps: rewarm, from the earlier rate up to the peak; decay,
+    at the peak at once; constant, at the earlier rate. auto (continue=): exact where possible, else rewarm."""
     output: Unsigned[str | None]
     """Folder of the result; null: a new folder in outputs/."""
     device: Unsigned[Literal["auto", "cpu", "cuda"]]

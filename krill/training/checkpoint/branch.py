@@ -1,16 +1,20 @@
 """Branching: a run that continues from a checkpoint of another run, with another length, schedule or text.
 
-Its purpose: one long stable phase (scheduler=wsd or constant) and several decays from it, of different lengths or on
-different text (Hu et al. 2024, "MiniCPM", section 4). The branch is a run with its own folder; its final weights are
-bitwise identical to those of a run that had its schedule from the beginning.
+One purpose is one long stable phase (scheduler=wsd or constant) and several decays from it, of different lengths or
+on different text (Hu et al. 2024, "MiniCPM", section 4). The branch is a run with its own folder; its final weights
+are bitwise identical to those of a run that had its schedule from the beginning.
+
+The other is a longer training of a run whose learning rate has decayed (continue=): weights, optimizer state and the
+position in the text are those of the checkpoint, and branch_schedule says how the schedule starts again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import ValidationError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from krill.config.schema import TrainConfig
 from krill.config.signature import compute_signature
 from krill.errors import KrillError, UsageError
-from krill.optim.schedules import stable_phase
+from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
 from krill.runs.record import read_status, relative_path
 from krill.training.batch_shape import resolve_batch_shape
@@ -26,6 +30,9 @@ from krill.training.batch_shape import resolve_batch_shape
 CHANGEABLE_KEYS = {"steps", "epochs", "scheduler", "branch", "stop", "export_dtype"}
 """The signed keys that a branch may change; the text may differ as well (it is signed by its content), the tokenizer
 may not."""
+RATE_KEYS = {"lr", "muon_lr", "weight_decay", "muon_weight_decay"}
+"""The keys of the optimizer that may change too where the schedule restarts."""
+SCHEDULER_FILE = "scheduler.pt"
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,10 @@ class Branch:
         return checkpoints.parse_step(self.checkpoint)
 
     @property
-    def signature_inputs(self) -> list[Any]:
-        """Returns what determines a result of the branch: the run's signature and the step."""
-        return [self.status["signature"], self.step]
+    def stable_phase(self) -> tuple[int, int]:
+        """Returns the first and the last step at which the run's learning rate was at its peak."""
+        restart = (self.status.get("branch") or {}).get("restart")
+        return stable_phase(self.config.scheduler, self.status["steps"], restart and Restart(**restart))
 
     def verify_checkpoint(self) -> Path:
         """Returns the path of the checkpoint. Raises KrillError if it fails verification."""
@@ -76,16 +84,14 @@ def resolve_branch(branch: str) -> Branch:
     run_config = _load_run_config(run, path)
     if not is_run:
         return Branch(run, path, run_config, status)
-    first, last = stable_phase(run_config.scheduler, status["steps"])
-    stable = [
-        checkpoint
-        for checkpoint in checkpoints.list_checkpoints(run / "checkpoints")
-        if first <= checkpoints.parse_step(checkpoint) <= last
-    ]
+    saved = checkpoints.list_checkpoints(run / "checkpoints")
+    first, last = Branch(run, path, run_config, status).stable_phase
+    stable = [checkpoint for checkpoint in saved if first <= checkpoints.parse_step(checkpoint) <= last]
     if not stable:
         raise UsageError(
             f"branch={branch}: no checkpoint of that run is between its warm-up and its decay (steps {first} "
-            f"to {last}); with scheduler=wsd the last one before the decay is always kept"
+            f"to {last}); with scheduler=wsd the last one before the decay is always kept. To continue from its last "
+            f"checkpoint with a restarted schedule: continue={branch} steps=<more than {status['steps']}>"
         )
     return Branch(run, stable[-1], run_config, status)
 
@@ -101,14 +107,55 @@ def _load_run_config(run: Path, branch: Path) -> TrainConfig:
         ) from error
 
 
+def get_branch_identity(config: TrainConfig) -> list[Any]:
+    """Returns what determines the result of a branch: the run's signature, the step and the schedule's restart."""
+    assert config.branch is not None
+    branch = resolve_branch(config.branch)
+    kind = _resolve_restart_kind(branch, config)
+    return [branch.status["signature"], branch.step, *([kind] if kind else [])]
+
+
+def resolve_restart(branch: Branch, config: TrainConfig) -> Restart | None:
+    """Returns how the schedule starts again at the checkpoint; None: as if it had always been this schedule.
+
+    Raises UsageError for branch_schedule=constant if the learning rate of the checkpoint is zero.
+    """
+    kind = _resolve_restart_kind(branch, config)
+    if kind is None:
+        return None
+    state = torch.load(branch.checkpoint / SCHEDULER_FILE, "cpu", weights_only=True)
+    earlier_lr = branch.config.lr * state["_last_lr"][0] / state["base_lrs"][0]
+    if kind == "constant" and earlier_lr == 0:
+        raise UsageError(
+            f"branch_schedule=constant: the learning rate of {relative_path(branch.checkpoint)} is zero; use "
+            "branch_schedule=rewarm"
+        )
+    return Restart(kind, branch.step, min(1.0, earlier_lr / config.lr))
+
+
+def _resolve_restart_kind(
+    branch: Branch, config: TrainConfig
+) -> Literal["rewarm", "decay", "constant"] | None:
+    if config.branch_schedule == "exact":
+        return None
+    if config.branch_schedule != "auto":
+        return config.branch_schedule
+    first, last = branch.stable_phase
+    new_first, new_last = stable_phase(config.scheduler, config.steps or 1)
+    is_exact = max(first, new_first) <= branch.step <= min(last, new_last) and config.lr == branch.config.lr
+    return None if is_exact else "rewarm"
+
+
 def check_branch(branch: Branch, config: TrainConfig, tokenizer_signature: str) -> None:
     """Raises UsageError if training from `branch` could not continue as if it had always had this configuration."""
     run_config, prefix = branch.config, f"branch={relative_path(branch.checkpoint)}"
+    restart = resolve_restart(branch, config)
+    signed = TrainConfig.model_fields.keys() - TrainConfig.get_unsigned_keys() - CHANGEABLE_KEYS
     differing = [
         key
         for key in TrainConfig.model_fields
-        if key not in TrainConfig.get_unsigned_keys() | CHANGEABLE_KEYS
-        and compute_signature(getattr(config, key)) != compute_signature(getattr(run_config, key))
+        if key in signed
+        and _get_compared_value(config, key, restart) != _get_compared_value(run_config, key, restart)
     ]
     rows = resolve_batch_shape(config).rows_per_step
     if rows != branch.status["rows_per_step"]:
@@ -129,11 +176,14 @@ def check_branch(branch: Branch, config: TrainConfig, tokenizer_signature: str) 
             f"{prefix}: the checkpoint is at step {branch.step} already; use steps= with more than {branch.step} "
             f"(it is {config.steps})"
         )
-    first, last = stable_phase(run_config.scheduler, branch.status["steps"])
+    if restart is not None:
+        return
+    first, last = branch.stable_phase
     if not first <= branch.step <= last:
         raise UsageError(
             f"{prefix}: its learning rate was not at the peak, but before the end of the warm-up (step {first}) or "
-            f"in the decay (from step {last}); use a checkpoint in between"
+            f"in the decay (from step {last}); use a checkpoint in between, or restart the schedule with "
+            "branch_schedule=rewarm"
         )
     first, last = stable_phase(config.scheduler, config.steps)
     if branch.step < first:
@@ -146,6 +196,16 @@ def check_branch(branch: Branch, config: TrainConfig, tokenizer_signature: str) 
             f"{prefix}: the decay of this schedule would have started at step {last}, before step {branch.step}; use "
             f"scheduler=wsd scheduler.decay={max_decay} or less, or more steps"
         )
+
+
+def _get_compared_value(config: TrainConfig, key: str, restart: Restart | None) -> Any:
+    """Returns the value of a key that a branch shares with its run; rates may differ where a schedule restarts."""
+    value = getattr(config, key)
+    if restart is not None and key == "lr":
+        return None
+    if restart is not None and key == "optimizer":
+        return {name: item for name, item in value.model_dump().items() if name not in RATE_KEYS}
+    return compute_signature(value)
 
 
 class SaveAtStep(TrainerCallback):

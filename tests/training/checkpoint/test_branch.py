@@ -38,7 +38,7 @@ def test_branch_is_bitwise_identical_to_a_run_with_its_schedule_from_the_beginni
     branch = krill_train.runs()[-1]
     assert f"resuming from step 8 of runs/llama_pico/{base_run.name}" in capsys.readouterr().err
     assert_same_result(branch, straight)
-    assert (read_status(branch) or {})["branch"] == {"run": str(base_run), "step": 8}
+    assert (read_status(branch) or {})["branch"] == {"run": str(base_run), "step": 8, "restart": None}
     assert list_checkpoint_steps(base_run) == [8, 10]
 
 

@@ -1,0 +1,116 @@
+"""A finished run is trained for longer: weights, optimizer and position go on, and the schedule starts again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import train_and_signal
+from trainings import assert_same_result
+
+from krill.runs.record import read_metrics, read_status
+
+RUN = ("steps=6", "eval_every=3", "save_every=100")
+
+
+def read_rates(run: Path) -> list[float]:
+    return [line["lr"] for line in read_metrics(run) if "lr" in line]
+
+
+@pytest.fixture(scope="session")
+def constant_run(reference_run: Callable[..., Path]) -> Path:
+    return reference_run("scheduler=constant", *RUN)
+
+
+@pytest.fixture(scope="session")
+def cosine_run(reference_run: Callable[..., Path]) -> Path:
+    return reference_run("scheduler=cosine", "scheduler.warmup=0.2", *RUN)
+
+
+def test_a_run_at_the_peak_continues_as_if_it_had_always_been_longer(
+    krill_train: Any, constant_run: Path, reference_run: Callable[..., Path]
+) -> None:
+    straight = reference_run("scheduler=constant", "scheduler.warmup=0.1", *RUN, "steps=10")
+    assert krill_train(f"continue={constant_run}", "scheduler.warmup=0.1", *RUN, "steps=10") == 0
+    (continued,) = krill_train.runs()
+    assert read_rates(continued) == read_rates(straight)
+    assert_same_result(continued, straight)
+
+
+def test_a_decayed_run_is_warmed_up_again(
+    krill_train: Any, cosine_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krill_train(f"continue={cosine_run}", "steps=16") == 0
+    printed = capsys.readouterr().err
+    assert "schedule    cosine again from step 6, warmed up from 0.0003 to 0.003 in 2 steps" in printed
+    (continued,) = krill_train.runs()
+    assert f"krill-train continue=runs/llama_pico/{continued.name} steps=32" in printed
+    rates = read_rates(continued)
+    assert rates[:6] == read_rates(cosine_run)
+    assert rates[6:8] == pytest.approx([0.00165, 0.003]), "half of the way up, then the peak"
+    assert rates[7:] == sorted(rates[7:], reverse=True)
+    assert rates[-1] < rates[7] / 5
+
+
+def test_the_rows_of_a_continued_run_follow_those_of_the_run(
+    krill_train: Any, cosine_run: Path, reference_run: Callable[..., Path]
+) -> None:
+    """With the same rates as one long run, which only the next rows, moments and weights can give."""
+    straight = reference_run("scheduler=constant", "scheduler.warmup=0.0", *RUN, "steps=8", "lr=1e-3")
+    first = reference_run("scheduler=constant", "scheduler.warmup=0.0", *RUN, "lr=1e-3")
+    assert (
+        krill_train(f"continue={first}", "branch_schedule=decay", "scheduler.warmup=0.5", *RUN, "steps=8")
+        == 0
+    )
+    (continued,) = krill_train.runs()
+    assert_same_result(continued, straight)
+
+
+def test_the_choices_of_the_schedule(krill_train: Any, cosine_run: Path) -> None:
+    for number, (kind, rates) in enumerate({"constant": [3e-4, 3e-4], "decay": [3e-3, 3e-4]}.items()):
+        assert krill_train(f"continue={cosine_run}", "steps=8", f"branch_schedule={kind}") == 0
+        continued = krill_train.runs()[number]
+        assert read_rates(continued)[6] == pytest.approx(rates[0])
+        assert read_rates(continued)[7] <= rates[0] * 1.001
+        branch = (read_status(continued) or {})["branch"]
+        assert branch["restart"] == {"kind": kind, "step": 6, "factor": pytest.approx(0.1)}
+
+
+def test_a_lower_rate_may_be_chosen_and_nothing_else(
+    krill_train: Any, cosine_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krill_train(f"continue={cosine_run}", "steps=8", "lr=1e-3") == 0
+    assert max(read_rates(krill_train.runs()[0])[6:]) <= 1e-3
+    assert krill_train(f"continue={cosine_run}", "steps=8", "optimizer.ns_steps=3") == 2
+    assert "optimizer differ from that run's" in capsys.readouterr().err
+
+
+def test_an_interrupted_continuation_resumes_and_can_be_continued(krill_train: Any, cosine_run: Path) -> None:
+    overrides = (f"continue={cosine_run}", "steps=10", "save_every=2")
+    assert krill_train(*overrides, "output=undisturbed") == 0
+    assert train_and_signal(krill_train, signal.SIGTERM, 8, *overrides) == 75
+    assert krill_train(*overrides) == 0
+    (resumed,) = krill_train.runs()
+    assert_same_result(resumed, Path("undisturbed"))
+    assert krill_train(f"continue={resumed}", "steps=12", "output=third") == 0
+    assert len(read_rates(Path("third"))) == 12
+
+
+def test_what_cannot_be_continued_is_refused(
+    krill_train: Any, cosine_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for overrides, message in {
+        (
+            f"continue={cosine_run}",
+            "steps=null",
+        ): "it is at step 6; set steps= to the number of steps of the whole run",
+        (f"continue={cosine_run}", "steps=6"): "use steps= with more than 6",
+        (f"continue={cosine_run}", "steps=8", f"from={cosine_run}"): "leave from= out",
+        ("continue=nowhere", "steps=8"): "continue=nowhere: ",
+    }.items():
+        assert krill_train(*overrides) == 2
+        assert message in capsys.readouterr().err
+    assert krill_train.runs() == []
