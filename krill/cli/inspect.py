@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.config import paths
 from krill.config.paths import get_outputs_root
-from krill.errors import UsageError
+from krill.errors import KrillError, UsageError
 from krill.launch.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -155,10 +156,12 @@ def _find_tokenizer(config: InspectConfig, store: Store, is_tokenizer_set: bool)
             )
         candidates = [folder, *candidates]
     for folder in candidates:
-        if folder.is_dir() and _read_recorded_signature(folder) in (None, store.tokenizer_signature):
-            tokenizer = load_tokenizer(folder)
-            if tokenizer.signature == store.tokenizer_signature:
-                return tokenizer
+        recorded = _read_recorded_signature(folder)
+        if folder.is_dir() and recorded in (None, store.tokenizer_signature):
+            with suppress(*[] if recorded else [KrillError]):  # a damaged record of any tokenizer
+                tokenizer = load_tokenizer(folder)
+                if tokenizer.signature == store.tokenizer_signature:
+                    return tokenizer
     return None
 
 

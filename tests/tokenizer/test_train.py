@@ -452,6 +452,9 @@ def test_a_trained_tokenizer_has_the_same_signature_by_its_path(tmp_path: Path) 
     )
     path = trained.folder / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
+    with pytest.raises(KrillError, match=r"tokenizer\.json has changed since krill wrote it\. Restore it"):
+        get_or_train_tokenizer(by_path, tmp_path)
+    (trained.folder / "record.json").unlink()
     assert get_or_train_tokenizer(by_path, tmp_path).signature != trained.signature
 
 
