@@ -43,12 +43,14 @@ class RunInputs:
     def tokenizer_signature(self) -> str:
         """Signature of the tokenizer: its recipe and the text, or the content of an existing one.
 
-        Rules that drop documents after tokenization (min_tokens, near duplicates) are not part of it.
+        Rules that drop documents after tokenization (min_tokens, near duplicates) are not part of it. Nor is the order
+        of the sources, as the sample does not depend on it.
         """
         recipe = compute_recipe_signature(self.tokenizer)
         if self.tokenizer.path is not None:
             return recipe
-        return compute_signature("tokenizer", recipe, collect_text_rules(self.data), self.source.fingerprint)
+        text = self.source.unordered_fingerprint
+        return compute_signature("tokenizer", recipe, collect_text_rules(self.data), text)
 
     @cached_property
     def tokenizer_settings(self) -> dict[str, str]:

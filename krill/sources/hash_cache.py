@@ -2,8 +2,9 @@
 
 outputs/.cache/digests/<hash of the path>.json
 
-An entry is valid while size, times, inode and device are unchanged; a damaged one is ignored. It is stored only for a file that had not changed
-for two seconds: a change within one tick of the clock would not be visible (git calls such entries racy).
+An entry is valid while size, times, inode and device are unchanged; a damaged one is ignored. It is stored only for a
+file that had not changed for two seconds: a change within one tick of the clock would not be visible (git calls such
+entries racy).
 """
 
 from __future__ import annotations
