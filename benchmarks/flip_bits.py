@@ -53,7 +53,21 @@ from krill.tokenizer.artifact import TokenizerFolder, hash_settings, load_tokeni
 OUTCOMES = ("told", "other", "same", "WRONG")
 MAX_EXAMPLES = 5
 """Maximum number of wrong changes that are described per file."""
-WORDS = ["the", "quick", "fox", "jumps", "over", "a", "lazy", "dog", "강아지가", "여우를", "따라", "뛰어간다", "잔다"]
+WORDS = [
+    "the",
+    "quick",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "강아지가",
+    "여우를",
+    "따라",
+    "뛰어간다",
+    "잔다",
+]
 
 
 @dataclass(frozen=True)
@@ -230,9 +244,9 @@ def flip_file(path: Path, subject: Subject, flips: int, cuts: int) -> dict[str, 
     }  # fmt: skip
 
 
-def run_kind(kind: str, folder: Path, flips: int, cuts: int) -> dict[str, dict[str, Any]]:
-    """Returns the result of each file of a kind, by its name; everything is made in `folder`."""
-    subject = KINDS[kind](Saved(folder))
+def run_kind(kind: str, saved: Saved, flips: int, cuts: int) -> dict[str, dict[str, Any]]:
+    """Returns the result of each file of a kind, by its name."""
+    subject = KINDS[kind](saved)
     return {path.name: flip_file(path, subject, flips, cuts) for path in subject.files}
 
 
@@ -246,10 +260,9 @@ def main() -> int:
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "flip_bits.json")
     options = parser.parse_args()
     logging.getLogger("krill").setLevel(logging.CRITICAL)
-    results = {}
-    for kind in options.kinds:
-        with tempfile.TemporaryDirectory() as folder:
-            results[kind] = run_kind(kind, Path(folder), options.flips, options.cuts)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Saved(Path(folder))
+        results = {kind: run_kind(kind, saved, options.flips, options.cuts) for kind in options.kinds}
     rows = [
         (kind, name, *(f"{result[key]:,}" for key in ("bytes", *OUTCOMES)))
         for kind, files in results.items()

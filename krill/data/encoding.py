@@ -149,7 +149,12 @@ def _build_text_only_backend(tokenizer: TokenizerFolder) -> tuple[Tokenizer, lis
     content = json.loads(tokenizer.backend.to_str())
     for token in content["added_tokens"]:
         token["special"] = token["special"] or token["id"] in control
-    copy = Tokenizer.from_str(json.dumps(content))
+    try:
+        copy = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise UsageError(
+            f"{tokenizer.folder / 'tokenizer.json'}: contradicts itself ({error}); restore it"
+        ) from error
     copy.encode_special_tokens = True
     copy.no_padding()
     copy.no_truncation()

@@ -43,8 +43,8 @@ class RunInputs:
     def tokenizer_signature(self) -> str:
         """Signature of the tokenizer: its recipe and the text, or the content of an existing one.
 
-        Rules that drop documents after tokenization (min_tokens, near duplicates) are not part of it. Nor is the order
-        of the sources, as the sample does not depend on it.
+        Rules that drop documents after tokenization (min_tokens, near duplicates) are not part of it, nor is the
+        order of the sources, as the sample does not depend on it.
         """
         recipe = compute_recipe_signature(self.tokenizer)
         if self.tokenizer.path is not None:
