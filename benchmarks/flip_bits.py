@@ -228,7 +228,8 @@ def judge(read: Callable[[], tuple[str, Any]], expected: tuple[str, Any]) -> tup
 
 def flip_file(path: Path, subject: Subject, flips: int, cuts: int) -> dict[str, Any]:
     """Returns the number of each outcome for one file, and examples of wrong ones; the file is left as it was."""
-    content, expected, counts, wrong = path.read_bytes(), subject.read(), Counter[str](), []
+    content, expected, counts = path.read_bytes(), subject.read(), Counter[str]()
+    wrong: list[str] = []
     for number, (description, changed) in enumerate(iterate_changes(content, flips, cuts, len(content)), 1):
         path.write_bytes(changed)
         outcome, detail = judge(subject.read, expected)

@@ -75,16 +75,15 @@ class TokenizerFolder:
 
     @cached_property
     def _model_json(self) -> str:
-        """The tokenizer.json of a model's folder; unchanged if it adds bos and has no dropout."""
+        """The tokenizer.json of a model's folder; unchanged if it adds bos, by its name, and has no dropout."""
         path = self.folder / "tokenizer.json"
-        backend = _load_backend(path)
-        adds_bos = backend.encode("a").ids[:1] == [self.bos_id]
+        backend, text = _load_backend(path), path.read_text(encoding="utf-8")
+        bos, content = backend.id_to_token(self.bos_id), json.loads(text)
+        assert bos is not None
+        adds_bos = backend.encode("a").ids[:1] == [self.bos_id] and _names_bos(content, bos)
         if not adds_bos:
-            bos = backend.id_to_token(self.bos_id)
-            assert bos is not None
             backend.post_processor = build_bos_processor(bos, self.bos_id)
-        text = path.read_text(encoding="utf-8")
-        return text if adds_bos and not _has_dropout(json.loads(text)) else backend.to_str(pretty=True)
+        return text if adds_bos and not _has_dropout(content) else backend.to_str(pretty=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in self.__dataclass_fields__}
@@ -247,6 +246,15 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None
     return backend
+
+
+def _names_bos(content: dict[str, Any], bos: str) -> bool:
+    """Returns whether the template of a tokenizer.json, if it has one, names bos by its own string."""
+    processor = content["post_processor"] or {"type": None}
+    templates = [
+        part for part in processor.get("processors", [processor]) if part["type"] == "TemplateProcessing"
+    ]
+    return all(bos in template["special_tokens"] for template in templates)
 
 
 def _has_dropout(content: dict[str, Any]) -> bool:

@@ -29,7 +29,7 @@ from recipes import (
     train_small,
 )
 from stores import make_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from krill.config.paths import CONF_DIR
 from krill.config.schema import PythonDocsDataConfig, TokenizerConfig, TrainConfig
@@ -514,18 +514,25 @@ def test_the_template_names_bos_by_its_string(bos: str) -> None:
 def test_the_copy_of_a_model_has_the_signature_and_the_length_of_the_model(
     tmp_path: Path, tokenizer: TokenizerFolder
 ) -> None:
-    without_bos = json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8"))
-    without_bos["post_processor"] = None
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "plain/tokenizer.json").write_text(json.dumps(without_bos), encoding="utf-8")
-    shutil.copy(tokenizer.folder / "tokenizer_config.json", tmp_path / "plain")
-    for number, original in enumerate((tokenizer, load_tokenizer(tmp_path / "plain"))):
+    other_name = processors.TemplateProcessing(single="bos $A", pair="bos $A $B", special_tokens=[("bos", 0)])
+    originals = [tokenizer]
+    for name, post_processor in (("none", None), ("other", json.loads(other_name.__getstate__()))):
+        content = json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8"))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(
+            json.dumps({**content, "post_processor": post_processor})
+        )
+        shutil.copy(tokenizer.folder / "tokenizer_config.json", tmp_path / name)
+        originals.append(load_tokenizer(tmp_path / name))
+    for number, original in enumerate(originals):
         folder = tmp_path / f"{number}"
         folder.mkdir()
         original.copy_to(folder, 128)
         copy = load_tokenizer(folder)
         assert copy.signature == original.signature
         assert copy.backend.encode("a").ids[0] == copy.bos_id
+        template = json.loads(copy.backend.to_str())["post_processor"]["single"]
+        assert template[0]["SpecialToken"]["id"] == "<|bos|>"
         assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 128
         assert (
             Encoder(copy).encode(["가 a"]).tokens.tolist()
