@@ -250,7 +250,7 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
 
 def _names_bos(content: dict[str, Any], bos: str) -> bool:
     """Returns whether the template of a tokenizer.json, if it has one, names bos by its own string."""
-    processor = content["post_processor"] or {"type": None}
+    processor = content.get("post_processor") or {"type": None}
     templates = [
         part for part in processor.get("processors", [processor]) if part["type"] == "TemplateProcessing"
     ]
