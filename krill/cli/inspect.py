@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,11 +156,16 @@ def _find_tokenizer(config: InspectConfig, store: Store, is_tokenizer_set: bool)
         candidates = [folder, *candidates]
     for folder in candidates:
         recorded = _read_recorded_signature(folder)
-        if folder.is_dir() and recorded in (None, store.tokenizer_signature):
-            with suppress(*[] if recorded else [KrillError]):  # a damaged record of any tokenizer
-                tokenizer = load_tokenizer(folder)
-                if tokenizer.signature == store.tokenizer_signature:
-                    return tokenizer
+        if not folder.is_dir() or recorded not in (None, store.tokenizer_signature):
+            continue
+        try:
+            tokenizer = load_tokenizer(folder)
+        except KrillError:
+            if recorded is not None:
+                raise
+            continue  # a damaged record, perhaps of another tokenizer
+        if tokenizer.signature == store.tokenizer_signature:
+            return tokenizer
     return None
 
 

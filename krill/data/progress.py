@@ -19,7 +19,7 @@ log = logging.getLogger("krill")
 PREPARATION_LOG_SECONDS = 15.0
 """Minimum seconds between two log lines where there is no progress bar."""
 
-MAX_REPEATED_SHARE = 10
+MAX_REPEATED_RATIO = 10
 """Repetitions, as a multiple of the text's own tokens, above which weights look like shares."""
 
 
@@ -96,10 +96,10 @@ def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
     )  # fmt: skip
     if repeated["documents"]:
         log.info(
-            "repeated    %s of these documents are stored again, by weight: the store has %.1f times these tokens",
+            "repeated    %s repetitions of these documents, by weight: the store has %.1f times these tokens",
             f"{repeated['documents']:,}", 1 + repeated["tokens"] / max(1, tokens),
         )  # fmt: skip
-    if repeated["tokens"] > MAX_REPEATED_SHARE * tokens:
+    if repeated["tokens"] > MAX_REPEATED_RATIO * tokens:
         log.warning(
             "weight      a weight is the number of times that a document occurs in an epoch, not a share; divide the "
             "weights by the smallest for the same mix in a smaller store"

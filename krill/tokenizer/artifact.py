@@ -8,7 +8,6 @@ of itself, so that a changed folder is not mistaken for the one that its signatu
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import tokenizers
 from tokenizers import processors
 
-from krill.atomic import format_json
+from krill.atomic import write_json
 from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
 from krill.config.signature import compute_signature, hash_file
 from krill.errors import KrillError, UsageError, get_first_line
@@ -63,19 +62,28 @@ class TokenizerFolder:
         The copy adds bos and has no dropout: every tool that loads the model encodes a prompt as in training. It has
         the signature of the original, as it gives the same ids.
         """
-        for name in SETTINGS_FILES:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
-        (folder / "tokenizer.json").write_text(self._model_json, encoding="utf-8")
+        for name, content in self._model_files.items():
+            (folder / name).write_bytes(content)
         settings = _read_settings(folder / "tokenizer_config.json")
-        (folder / "tokenizer_config.json").write_text(
-            format_json({**settings, "model_max_length": max_length}), encoding="utf-8"
-        )
-        write_record(folder, self.signature, _read_record(self.folder) or {})
+        write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": max_length})
+        write_record(folder, self.signature, self._facts)
 
     @cached_property
-    def _model_json(self) -> str:
-        """The tokenizer.json of a model's folder; unchanged if it adds bos, by its name, and has no dropout."""
+    def _model_files(self) -> dict[str, bytes]:
+        """The files for the folder of a model, read once per run: its checkpoints and its model are the same."""
+        files = {
+            name: (self.folder / name).read_bytes()
+            for name in SETTINGS_FILES
+            if (self.folder / name).is_file()
+        }
+        return {"tokenizer.json": self._build_model_json().encode(), **files}
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        return _read_record(self.folder) or {}
+
+    def _build_model_json(self) -> str:
+        """Returns the tokenizer.json for a model; unchanged if it adds bos, by its name, and has no dropout."""
         path = self.folder / "tokenizer.json"
         backend, text = _load_backend(path), path.read_text(encoding="utf-8")
         bos, content = backend.id_to_token(self.bos_id), json.loads(text)

@@ -274,7 +274,7 @@ def test_large_weights_are_quick_and_reported(
     assert manifest["splits"]["train"]["documents"] == 3 * 1000 + 197 * 2
     assert manifest["repeated"]["documents"] == 3 * 999 + 197
     assert "tokens      200 documents kept" in caplog.text
-    assert "repeated    3,194 of these documents are stored again, by weight" in caplog.text
+    assert "repeated    3,194 repetitions of these documents, by weight: the store has " in caplog.text
     assert "weight      a weight is the number of times that a document occurs in an epoch" in caplog.text
     assert format_dry_run_sample(data, open_source(data))[0].startswith("mix         a.jsonl 8")
 
