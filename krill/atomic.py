@@ -36,7 +36,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically. Raises ValueError for NaN and infinity."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(path, format_json(value))
+
+
+def format_json(value: Any) -> str:
+    """Returns `value` as the text of an indented JSON file. Raises ValueError for NaN and infinity."""
+    return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 def make_once(folder: Path, build: Callable[[Path], None], resume: bool = False) -> bool:

@@ -11,11 +11,10 @@ import numpy as np
 from source_files import RULES
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from krill.atomic import write_json
 from krill.config.schema import FilesDataConfig, TokenizerConfig
 from krill.data.prepare import prepare_store
 from krill.data.store import SPLITS, Store, build_manifest, write_manifest, write_shard
-from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, write_record
 from krill.tokenizer.train import train_tokenizer
 
 ENGLISH = "Natural language is learned from text, and text is made of words that come again. "
@@ -41,7 +40,7 @@ def make_tokenizer(folder: Path, signature: str = "t" * 64, **keys: Any) -> Toke
     folder.mkdir(parents=True)
     texts = [ENGLISH, KOREAN] * 20
     record = train_tokenizer(TokenizerConfig.model_validate({**recipe, **keys}), lambda: iter(texts), folder)
-    write_json(folder / "record.json", {"signature": signature, **record})
+    write_record(folder, signature, record)
     return load_tokenizer(folder)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from krill.cli import app
 from krill.config import paths
 from krill.config.paths import get_outputs_root
-from krill.errors import UsageError
+from krill.errors import KrillError, UsageError
 from krill.launch.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -155,10 +155,17 @@ def _find_tokenizer(config: InspectConfig, store: Store, is_tokenizer_set: bool)
             )
         candidates = [folder, *candidates]
     for folder in candidates:
-        if folder.is_dir() and _read_recorded_signature(folder) in (None, store.tokenizer_signature):
+        recorded = _read_recorded_signature(folder)
+        if not folder.is_dir() or recorded not in (None, store.tokenizer_signature):
+            continue
+        try:
             tokenizer = load_tokenizer(folder)
-            if tokenizer.signature == store.tokenizer_signature:
-                return tokenizer
+        except KrillError:
+            if recorded is not None:
+                raise
+            continue  # a damaged record, perhaps of another tokenizer
+        if tokenizer.signature == store.tokenizer_signature:
+            return tokenizer
     return None
 
 

@@ -18,6 +18,14 @@ def null_if_set(value: Any, default: Any) -> Any:
     return default if value is None else None
 
 
+def size_label(entries: Any) -> str:
+    """Returns the name of a vocabulary size: 8k for 8192 or 8000, otherwise the number itself."""
+    for thousand in (1000, 1024):
+        if isinstance(entries, int) and entries >= thousand and entries % thousand == 0:
+            return f"{entries // thousand}k"
+    return str(entries)
+
+
 def inverse_sqrt(width: int) -> float:
     """Returns 1/√width, the initializer range of minpeter/krill's Llama models."""
     return 1.0 / math.sqrt(width)
@@ -66,5 +74,5 @@ def sweep_folder(output: str | None, name: str, dry_run: bool = False) -> str:
     return str(Path(output).absolute() if output else get_outputs_root() / "sweeps" / name)
 
 
-for _resolver in (null_if_set, inverse_sqrt, muon_lr, muon_decay, sweep_folder):
+for _resolver in (null_if_set, size_label, inverse_sqrt, muon_lr, muon_decay, sweep_folder):
     OmegaConf.register_new_resolver(f"krill.{_resolver.__name__}", _resolver, replace=True)

@@ -9,7 +9,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from krill.atomic import get_partial_folder, is_nonempty_folder, make_once, name_folder_in_errors, write_json
+from krill.atomic import get_partial_folder, is_nonempty_folder, make_once, name_folder_in_errors
 from krill.config.schema import TrainConfig
 from krill.data.inputs import RunInputs
 from krill.data.packing import pack
@@ -18,7 +18,7 @@ from krill.data.store import Store
 from krill.errors import UsageError
 from krill.sources.source import SkippedRecords
 from krill.text.sample import TextSample
-from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, write_record
 from krill.tokenizer.train import train_tokenizer
 
 log = logging.getLogger("krill")
@@ -49,7 +49,7 @@ def get_or_train_tokenizer(
         if warn:
             skipped.warn()
         inputs.raise_if_changed()
-        write_json(partial / "record.json", {"signature": inputs.tokenizer_signature, **record})
+        write_record(partial, inputs.tokenizer_signature, record)
 
     is_new = make_once(folder, train)
     tokenizer = load_tokenizer(folder)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 
 from krill.config.schema import DataConfig
 from krill.data.progress import format_dropped_table
-from krill.sources.source import SkippedRecords, Source, sample_evenly
+from krill.sources.source import Part, SkippedRecords, Source, sample_evenly
 from krill.text.dedup import SeenDigests
 from krill.text.documents import DocumentRules, DropStats, iterate_kept_documents
 
@@ -16,9 +17,12 @@ DRY_RUN_DOCUMENTS = 2000
 DRY_RUN_PARTS = 20
 """Maximum number of parts whose first documents are sampled, evenly spaced."""
 
+MAX_MIX_SOURCES = 10
+"""Maximum number of sources whose share is printed."""
+
 
 def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
-    """Returns the lines of a table of what the text rules keep and drop in a sample.
+    """Returns the share of each source, and the lines of a table of what the text rules keep and drop in a sample.
 
     Rules that need tokens or all documents (min_tokens, max_tokens, near duplicates, duplicates across parts) are not
     applied.
@@ -34,9 +38,21 @@ def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
             documents, rules, duplicates, dropped, partial(source.describe_location, part)
         )
         num_kept += sum(1 for _ in kept)
-    lines = [
+    lines = _format_mix(source, parts)
+    lines += [
         f"sample      {num_sampled:,} documents of {len(sampled)} of {len(parts)} parts: {num_kept:,} kept"
     ]
     lines += format_dropped_table(dropped.by_rule, num_sampled)
     lines += [f"  {reason}: {counts['records']:,} records" for reason, counts in skipped.reasons.items()]
     return lines
+
+
+def _format_mix(source: Source, parts: Sequence[Part]) -> list[str]:
+    """Returns a line with the share of each source in the training text; no line for a single source."""
+    sizes = [0.0] * len(source.names)
+    for part in parts:
+        sizes[part.source] += part.size * source.weights[part.source]
+    ranked = sorted(zip(sizes, source.names, strict=True), key=lambda item: -item[0])
+    shares = [f"{name} {size / max(1.0, sum(sizes)):.1%}" for size, name in ranked[:MAX_MIX_SOURCES]]
+    others = f", and {len(ranked) - MAX_MIX_SOURCES} more" if len(ranked) > MAX_MIX_SOURCES else ""
+    return [f"mix         {', '.join(shares)}{others} (size x weight)"] if len(ranked) > 1 else []

@@ -7,7 +7,7 @@ text. Otherwise the author of a training text could decide where documents end.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -53,7 +53,7 @@ class Encoder:
         self._bos_id, self._eos_id = tokenizer.bos_id, tokenizer.eos_id
         self._folder = tokenizer.folder
         self._control_ids = np.unique([tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id])
-        self.backend, self._literals = _build_text_only_backend(tokenizer)
+        self.backend, self._literals, self._unknown_id = _build_text_only_backend(tokenizer)
         self._reference = HuggingFaceEngine(self.backend)
         self._engine: Engine = self._reference
         if engine == "fast":
@@ -68,6 +68,19 @@ class Encoder:
         Metaspace) are not applied: they change the representation of spaces, not the text.
         """
         return len(content if self._normalizer is None else self._normalizer.normalize_str(text).encode())
+
+    def count_unknown(self, tokens: np.ndarray) -> int:
+        """Returns the number of unk tokens, each of which represents text that the vocabulary does not have."""
+        return 0 if self._unknown_id is None else int(np.count_nonzero(tokens == self._unknown_id))
+
+    def iterate_round_trips(self, texts: list[str]) -> Iterator[tuple[str, str]]:
+        """Yields each text, in the tokenizer's Unicode form, and what its tokens are decoded to."""
+        if not texts:
+            return
+        ids, lengths = self._reference.encode_batch(texts)
+        parts = np.split(ids, np.cumsum(lengths)[:-1])
+        decoded = self.backend.decode_batch([part.tolist() for part in parts], skip_special_tokens=False)
+        yield from zip(map(build_expected_text(self.backend), texts), decoded, strict=True)
 
     def encode(self, texts: list[str]) -> EncodedDocuments:
         """Encodes a batch of documents.
@@ -126,8 +139,9 @@ class Encoder:
 
 
 @lru_cache(maxsize=1)
-def _build_text_only_backend(tokenizer: TokenizerFolder) -> tuple[Tokenizer, list[str]]:
-    """Returns a copy of the tokenizer that encodes special tokens as text, and the literals of its control tokens.
+def _build_text_only_backend(tokenizer: TokenizerFolder) -> tuple[Tokenizer, list[str], int | None]:
+    """Returns a copy of the tokenizer that encodes special tokens as text, the literals of its control tokens, and
+    the id of its unk token, if it has one.
 
     `encode_special_tokens` applies to tokens flagged as special; some tokenizers do not flag their control tokens.
     """
@@ -135,9 +149,44 @@ def _build_text_only_backend(tokenizer: TokenizerFolder) -> tuple[Tokenizer, lis
     content = json.loads(tokenizer.backend.to_str())
     for token in content["added_tokens"]:
         token["special"] = token["special"] or token["id"] in control
-    copy = Tokenizer.from_str(json.dumps(content))
+    try:
+        copy = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise UsageError(
+            f"{tokenizer.folder / 'tokenizer.json'}: contradicts itself ({error}); restore it"
+        ) from error
     copy.encode_special_tokens = True
     copy.no_padding()
     copy.no_truncation()
     literals = sorted(filter(None, map(copy.id_to_token, control)), key=len, reverse=True)
-    return copy, [literal for literal in literals if len(literal) > 1]
+    return (
+        copy,
+        [literal for literal in literals if len(literal) > 1],
+        _get_unknown_id(content["model"], copy),
+    )
+
+
+def build_expected_text(backend: Tokenizer) -> Callable[[str], str]:
+    """Returns the function from a text to its expected decoding: itself, or its NFC or NFD if so normalized.
+
+    The change of a text by any other normalizer, such as NFKC or lower case, counts as a loss.
+    """
+    normalizer = json.loads(backend.to_str())["normalizer"]
+    parts = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
+    if normalizer and {part["type"] for part in parts} <= {"NFC", "NFD"}:
+        return backend.normalizer.normalize_str
+    return str
+
+
+def find_first_difference(one: str, other: str) -> int:
+    return next(
+        (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )
+
+
+def _get_unknown_id(model: dict[str, Any], backend: Tokenizer) -> int | None:
+    """Returns the id of the token that `model` of a tokenizer.json writes for text it has no other token for."""
+    if model["type"] == "Unigram":
+        return model["unk_id"]
+    return None if model["unk_token"] is None else backend.token_to_id(model["unk_token"])

@@ -11,7 +11,7 @@ from krill.config.signature import compute_signature
 from krill.data.prepare import build_text_changed_error, compute_store_signature
 from krill.sources.registry import open_source
 from krill.text.documents import collect_text_rules
-from krill.tokenizer.artifact import resolve_tokenizer_folder
+from krill.tokenizer.artifact import hash_settings, resolve_tokenizer_folder
 from krill.tokenizer.train import compute_recipe_signature
 
 
@@ -43,12 +43,22 @@ class RunInputs:
     def tokenizer_signature(self) -> str:
         """Signature of the tokenizer: its recipe and the text, or the content of an existing one.
 
-        Rules that drop documents after tokenization (min_tokens, near duplicates) are not part of it.
+        Rules that drop documents after tokenization (min_tokens, near duplicates) are not part of it, nor is the
+        order of the sources, as the sample does not depend on it.
         """
         recipe = compute_recipe_signature(self.tokenizer)
         if self.tokenizer.path is not None:
             return recipe
-        return compute_signature("tokenizer", recipe, collect_text_rules(self.data), self.source.fingerprint)
+        text = self.source.unordered_fingerprint
+        return compute_signature("tokenizer", recipe, collect_text_rules(self.data), text)
+
+    @cached_property
+    def tokenizer_settings(self) -> dict[str, str]:
+        """Hashes of the files with the chat template and other settings of an existing tokenizer.
+
+        They do not change the tokens, but models contain them. Those of a trained tokenizer are in its recipe.
+        """
+        return hash_settings(self.tokenizer_folder) if self.tokenizer.path is not None else {}
 
     @cached_property
     def store_signature(self) -> str:

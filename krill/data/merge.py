@@ -8,14 +8,14 @@ the store are then copied from the parts by any worker; an interrupted merge reu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from krill.atomic import write_json
+from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
 from krill.data import store
 from krill.data.part_writer import PartFile, PreparationContext
 from krill.sources.source import Part, SkippedRecords
@@ -64,8 +64,10 @@ class StoreLayout:
     """The shards of each split."""
     read_counts: dict[str, int]
     """Documents and tokens read."""
+    unknown_tokens: int
+    """Number of unk tokens among the tokens read."""
     repeated_counts: dict[str, int]
-    """Repeated documents and tokens, for source weights above 1."""
+    """Repeated documents and tokens and their text bytes, for source weights above 1."""
     dropped: DropStats
     skipped: SkippedRecords
 
@@ -92,9 +94,7 @@ def compute_store_layout(
     repeats = _compute_repeats(documents, np.array(context.source.weights), is_kept & ~validation)
     texts.count_dropped(dropped, "weight", np.flatnonzero(is_kept & ~validation & (repeats == 0)))
     order = {
-        "train": np.concatenate(
-            [np.flatnonzero(repeats > number) for number in range(max(1, repeats.max(initial=0)))]
-        ),
+        "train": np.concatenate([*_iterate_passes(repeats)]),
         "validation": np.flatnonzero(is_kept & validation),
     }
     repeated = order["train"][np.count_nonzero(repeats) :]
@@ -105,7 +105,12 @@ def compute_store_layout(
             for name, index in order.items()
         },
         read_counts=read_counts,
-        repeated_counts={"documents": len(repeated), "tokens": int(documents.length[repeated].sum())},
+        unknown_tokens=sum(part_file.record["unknown_tokens"] for part_file in part_files),
+        repeated_counts={
+            "documents": len(repeated),
+            "tokens": int(documents.length[repeated].sum()),
+            "text_bytes": int(documents.text_bytes[repeated].sum()),
+        },
         dropped=dropped,
         skipped=skipped,
     )
@@ -125,8 +130,8 @@ def write_shards(
 def _write_or_reuse_shard(context: PreparationContext, shard: ShardLayout) -> dict[str, Any]:
     folder = context.folder.parent
     path = context.folder / f"{shard.name}.json"
-    if path.is_file():
-        finished = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ChecksumError):  # not written yet, or damaged
+        finished = read_checksummed_json(path)
         if finished["identity"] == context.store_signature and store.has_shard(
             folder, context.dtype, finished["record"]
         ):
@@ -134,7 +139,7 @@ def _write_or_reuse_shard(context: PreparationContext, shard: ShardLayout) -> di
     record = store.write_shard(
         folder, shard.name, context.dtype, _copy_tokens(context, shard), shard.length, shard.source
     )
-    write_json(path, {"identity": context.store_signature, "record": record})
+    write_checksummed_json(path, {"identity": context.store_signature, "record": record})
     return record
 
 
@@ -236,6 +241,15 @@ def _compute_repeats(documents: DocumentTable, weights: np.ndarray, train: np.nd
     fractions = (weights - integers)[documents.source]
     uniform = (documents.digest[:, 1] >> np.uint64(11)).astype(np.float64) / 2**53
     return np.where(train, integers[documents.source] + (uniform < fractions), 0)
+
+
+def _iterate_passes(repeats: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the indices of the documents of each pass: all that occur once, then all that occur twice, and so on."""
+    index = np.flatnonzero(repeats)
+    yield index
+    for number in range(1, int(repeats.max(initial=0))):
+        index = index[repeats[index] > number]
+        yield index
 
 
 def _count_split(documents: DocumentTable, index: np.ndarray, names: list[str]) -> dict[str, Any]:

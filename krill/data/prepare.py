@@ -9,11 +9,11 @@ counted as dropped.
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from krill.atomic import write_json
 from krill.config.schema import DataConfig
 from krill.config.signature import compute_signature
 from krill.data import contamination, engines, store
-from krill.data.encoding import Encoder
+from krill.data.encoding import Encoder, find_first_difference
 from krill.data.engines import EngineMismatch
 from krill.data.merge import StoreLayout, compute_store_layout, write_shards
 from krill.data.part_writer import PreparationContext, write_parts
@@ -43,7 +43,9 @@ LIGHT_BYTES_PER_WORKER, HEAVY_BYTES_PER_WORKER = 2**29, 2**23
 duplicates, ftfy) or slow work (Hugging Face tokenizers)."""
 
 SAMPLE_PARTS, SAMPLE_CHARACTERS = 8, 20_000
-"""Number of parts, and characters per part, on which the engines are compared."""
+"""Number of parts, and characters per part, on which the engines are compared and the tokenizer is checked."""
+EXCERPT_CHARACTERS = 24
+"""Characters that are quoted of a text that the tokenizer changes."""
 
 
 def compute_store_signature(data: DataConfig, tokenizer_signature: str, fingerprint: Any) -> str:
@@ -75,6 +77,7 @@ def prepare_store(
             _require_all_tasks(data, parts, missing)
         progress = PreparationProgress(parts, missing)
         pool = _write_missing_parts(context, parts, all_parts, progress)
+        _require_intact_parts(context, len(parts))
         processes = {"workers": pool.num_workers, "threads": pool.num_threads}
         _merge(context, parts, pool, shard_tokens)
         _write_record(folder, pool, progress, time.monotonic() - start_time, processes)
@@ -118,7 +121,8 @@ def sample_texts(context: PreparationContext, parts: Sequence[Part]) -> list[str
     for part in sample_evenly(parts, SAMPLE_PARTS):
         characters = 0
         for document in context.source.read(part, SkippedRecords()):
-            texts.append(context.rules.apply_rules(document.text)[0][: SAMPLE_CHARACTERS - characters])
+            text = context.rules.apply_rules(document.text)[0]
+            texts.append(text[: SAMPLE_CHARACTERS - characters].rstrip())
             characters += len(texts[-1])
             if characters >= SAMPLE_CHARACTERS:
                 break
@@ -142,10 +146,12 @@ def _build_context(
 
 def _is_complete(folder: Path, signature: str) -> bool:
     """Returns whether `folder` is a finished store with this signature that only has not been renamed yet."""
-    manifest = folder / "manifest.json"
-    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["signature"] != signature:
-        manifest.unlink()  # from another configuration with the same output=
-    return manifest.is_file()
+    with suppress(KrillError):
+        if store.Store.open(folder).signature == signature:
+            return True
+    # None yet, a damaged one, or one from another configuration with the same output=.
+    (folder / "manifest.json").unlink(missing_ok=True)
+    return False
 
 
 def _list_missing(context: PreparationContext, indices: Sequence[int]) -> list[int]:
@@ -171,6 +177,33 @@ def _require_all_tasks(data: DataConfig, parts: Sequence[Part], missing: Sequenc
         )
 
 
+def _warn_of_changed_texts(encoder: Encoder, sample: list[str]) -> None:
+    """Logs how many of the sampled texts the tokenizer does not decode unchanged."""
+    changed = [(text, decoded) for text, decoded in encoder.iterate_round_trips(sample) if text != decoded]
+    if not changed:
+        return
+    text, decoded = changed[0]
+    start = max(0, find_first_difference(text, decoded) - EXCERPT_CHARACTERS // 2)
+    excerpt = slice(start, start + EXCERPT_CHARACTERS)
+    log.warning(
+        "round trip  %d of %d sampled texts (%.1f %%) are not decoded unchanged: the tokenizer loses part of the "
+        "text, for example %r becomes %r; a byte-level tokenizer loses nothing",
+        len(changed), len(sample), 100 * len(changed) / len(sample), text[excerpt], decoded[excerpt],
+    )  # fmt: skip
+
+
+def _require_intact_parts(context: PreparationContext, num_parts: int) -> None:
+    """Raises KrillError after the removal of parts that have changed since they were written."""
+    changed = [index for index in range(num_parts) if not context.get_part_file(index).is_intact()]
+    if changed:
+        _delete_parts(context, changed)
+        raise KrillError(
+            f"{context.folder}: {len(changed)} of {num_parts} finished parts have changed since they were written "
+            f"(the first is {changed[0]:05d}), as by a faulty disk. They were removed: run the same command again to "
+            "prepare them again"
+        )
+
+
 def _write_missing_parts(
     context: PreparationContext, parts: Sequence[Part], assigned: Sequence[int], progress: PreparationProgress
 ) -> WorkerPool:
@@ -180,12 +213,9 @@ def _write_missing_parts(
         return WorkerPool(1, count_cpu_cores(), progress.advance)
     missing_parts = [parts[index] for index in missing]
     size = sum(part.size for part in missing_parts)
-    engine = engines.select_engine(
-        context.data.engine,
-        Encoder(context.tokenizer).backend,
-        lambda: sample_texts(context, missing_parts),
-        size,
-    )
+    encoder, sample = Encoder(context.tokenizer), sample_texts(context, missing_parts)
+    engine = engines.select_engine(context.data.engine, encoder.backend, lambda: sample, size)
+    _warn_of_changed_texts(encoder, sample)
     is_heavy = (
         engine == "hf"
         or context.data.filters
@@ -271,6 +301,7 @@ def _build_manifest(
             key: getattr(tokenizer, key) for key in ("signature", "vocab_size", "bos_id", "eos_id", "pad_id")
         },
         read=layout.read_counts,
+        unknown_tokens=layout.unknown_tokens,
         repeated=layout.repeated_counts,
         dropped=dict(sorted(layout.dropped.by_rule.items())),
         skipped=dict(sorted(layout.skipped.reasons.items())),

@@ -19,6 +19,9 @@ log = logging.getLogger("krill")
 PREPARATION_LOG_SECONDS = 15.0
 """Minimum seconds between two log lines where there is no progress bar."""
 
+MAX_REPEATED_RATIO = 10
+"""Repetitions, as a multiple of the text's own tokens, above which weights look like shares."""
+
 
 class PreparationProgress:
     """Counts the work done by the workers; a context manager that displays it."""
@@ -81,16 +84,33 @@ class PreparationProgress:
 
 def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
     """Logs what was kept, and a table of what each rule dropped, with an example."""
-    splits = manifest["splits"]
+    splits, repeated, read = manifest["splits"], manifest["repeated"], manifest["read"]
     documents, tokens, text_bytes = (
-        sum(split[key] for split in splits.values()) for key in ("documents", "tokens", "text_bytes")
+        sum(split[key] for split in splits.values()) - repeated[key]
+        for key in ("documents", "tokens", "text_bytes")
     )
     log.info(
         "tokens      %s documents kept (%s for validation), %s tokens from %.1f MB of text, %.2f bytes/token, %.1f s",
         f"{documents:,}", f"{splits['validation']['documents']:,}", f"{tokens:,}", text_bytes / 1e6,
         text_bytes / max(1, tokens - 2 * documents), seconds,
     )  # fmt: skip
-    for line in format_dropped_table(manifest["dropped"], manifest["read"]["documents"]):
+    if repeated["documents"]:
+        log.info(
+            "repeated    %s repetitions of these documents, by weight: the store has %.1f times these tokens",
+            f"{repeated['documents']:,}", 1 + repeated["tokens"] / max(1, tokens),
+        )  # fmt: skip
+    if repeated["tokens"] > MAX_REPEATED_RATIO * tokens:
+        log.warning(
+            "weight      a weight is the number of times that a document occurs in an epoch, not a share; divide the "
+            "weights by the smallest for the same mix in a smaller store"
+        )
+    if unknown := manifest["unknown_tokens"]:
+        log.warning(
+            "unknown     %s of %s tokens (%.2f %%) are the unk token: the tokenizer cannot represent this text, and "
+            "it is lost; use a byte-level tokenizer, such as tokenizer=bpe_32k",
+            f"{unknown:,}", f"{read['tokens']:,}", 100 * unknown / read["tokens"],
+        )  # fmt: skip
+    for line in format_dropped_table(manifest["dropped"], read["documents"]):
         log.info("%s", line)
     for reason, counts in manifest["skipped"].items():
         log.info("  %-28s %12s records skipped", reason, f"{counts['records']:,}")

@@ -5,7 +5,7 @@ One folder per dataset and tokenizer. Each split (train, validation) has shards 
     train-00000.tokens    token ids, little-endian uint16 (uint32 if the vocabulary needs it)
     train-00000.ends      uint64, end of each document in tokens from the shard's beginning
     train-00000.sources   uint16, each document's index in the manifest's `sources`
-    manifest.json         the content, and an xxh3_128 of every file; written last
+    manifest.json         the content, an xxh3_128 of every file, and a checksum of itself; written last
 
 The rows of a run are packed when it is loaded, so sequence length and packing can change without tokenizing again,
 and opening takes milliseconds. A store with a manifest is complete. How it was prepared (host, time, memory) is in
@@ -22,23 +22,76 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
-from krill.atomic import write_json
+from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
 from krill.config.signature import hash_file
 from krill.errors import KrillError, UsageError
 
 FORMAT = "krill-tokens"
-VERSION = 1
+VERSION = 2
+"""Part of the signature of every store. 2: the manifest has a checksum."""
 SPLITS = ("train", "validation")
 SHARD_TOKENS = 2**28
 """Maximum tokens of a shard, unless a single document is longer (512 MB of uint16)."""
 
 _END_DTYPE, _SOURCE_DTYPE = np.dtype("<u8"), np.dtype("<u2")
 MAX_SOURCES = 2**16
+
+
+class _Record(BaseModel, strict=True):
+    """A part of the manifest; keys that are not listed are allowed."""
+
+
+class _Counts(_Record):
+    documents: NonNegativeInt
+    tokens: NonNegativeInt
+    text_bytes: NonNegativeInt
+
+
+class _ShardHashes(_Record):
+    tokens: str
+    ends: str
+    sources: str
+
+
+class _ShardRecord(_Record):
+    name: str
+    documents: PositiveInt
+    tokens: PositiveInt
+    xxh3_128: _ShardHashes
+
+
+class _SplitRecord(_Counts):
+    by_source: dict[str, _Counts]
+    shards: list[_ShardRecord]
+
+
+class _Splits(_Record):
+    train: _SplitRecord
+    validation: _SplitRecord
+
+
+class _TokenizerRecord(_Record):
+    signature: str
+    vocab_size: PositiveInt
+    bos_id: NonNegativeInt
+    eos_id: NonNegativeInt
+    pad_id: NonNegativeInt
+
+
+class _Manifest(_Record):
+    format: Literal["krill-tokens"]
+    version: Literal[2]
+    dtype: Literal["uint16", "uint32"]
+    signature: str
+    tokenizer: _TokenizerRecord
+    sources: list[str]
+    splits: _Splits
 
 
 def write_shard(
@@ -91,8 +144,8 @@ def build_manifest(
 ) -> dict[str, Any]:
     """Returns the manifest of a store; `facts` (JSON values) are added to it.
 
-    `splits` has documents, tokens, text_bytes, by_source and shards of each split. `Store` requires
-    facts["signature"], and facts["tokenizer"] with signature, vocab_size, bos_id, eos_id and pad_id.
+    `splits` has documents, tokens, text_bytes, by_source and shards of each split; facts["signature"] and
+    facts["tokenizer"] are required. `_Manifest` has the types.
     """
     head = {"format": FORMAT, "version": VERSION, "dtype": dtype.name}
     return {**head, **facts, "sources": sources, "splits": splits}
@@ -101,7 +154,7 @@ def build_manifest(
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes the manifest, which completes the store; all other files must be on disk."""
     _fsync_folder(folder)
-    write_json(folder / "manifest.json", manifest)
+    write_checksummed_json(folder / "manifest.json", manifest)
 
 
 class Store:
@@ -125,8 +178,8 @@ class Store:
     def open(cls, folder: Path) -> Store:
         """Opens a store; reads only the manifest and the file sizes.
 
-        Raises UsageError if there is no store or its format is not supported, KrillError if a file is missing or its
-        size differs from the manifest. `verify` also checks the content.
+        Raises UsageError if there is no store or its format is not supported, KrillError if the manifest has changed,
+        a file is missing or its size differs. `verify` also checks the content of the files.
         """
         store = cls(folder, _read_manifest(folder))
         for path, size, _ in store._list_files():
@@ -314,15 +367,34 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not a token store (no manifest.json); create one with krill-preprocess"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_checksummed_json(path)
+    except ChecksumError as error:
+        _require_supported_format(path)
+        raise KrillError(f"{path} has changed since it was written. {_suggest_rebuild(folder)}") from error
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise KrillError(
+            f"{path}: {key}: {error.errors()[0]['msg'].lower()}. {_suggest_rebuild(folder)}"
+        ) from error
+    return manifest
+
+
+def _require_supported_format(path: Path) -> None:
+    """Raises UsageError for the manifest of another version of krill, KrillError if it is not a manifest at all."""
+    try:
+        manifest = json.loads(path.read_bytes())
         format_name, version = manifest["format"], manifest["version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise KrillError(f"{path} is not a manifest of a token store. {_suggest_rebuild(folder)}") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise KrillError(
+            f"{path} is not a manifest of a token store. {_suggest_rebuild(path.parent)}"
+        ) from error
     if (format_name, version) != (FORMAT, VERSION):
         raise UsageError(
-            f"{path} has format {format_name} {version}, expected {FORMAT} {VERSION}. {_suggest_rebuild(folder)}"
+            f"{path} has format {format_name} {version}, expected {FORMAT} {VERSION}. "
+            f"{_suggest_rebuild(path.parent)}"
         )
-    return manifest
 
 
 def _suggest_rebuild(folder: Path) -> str:

@@ -98,7 +98,7 @@ def _download_hub_model(name: str) -> tuple[Path, Path]:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         folder = Path(
             snapshot_download(name, allow_patterns=patterns, ignore_patterns=f"{HUB_CHECKPOINT_FOLDER}/*")
         )

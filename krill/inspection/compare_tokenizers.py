@@ -9,7 +9,6 @@ tokenizer (two cores), most of it for encoding and decoding by Hugging Face, and
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from krill.data.encoding import Encoder
+from krill.data.encoding import Encoder, build_expected_text, find_first_difference
 from krill.data.engines import GigatokenEngine, HuggingFaceEngine, check_same_ids
 from krill.inspection.token_display import TokenRenderer
 from krill.resources import count_cpu_cores
@@ -159,7 +158,7 @@ class _TokenizerEvaluator:
         self._label, self._tokenizer = label, tokenizer
         self._encoder = Encoder(tokenizer)
         self.backend = self._encoder.backend
-        self._get_expected_text = _build_expected_text(self.backend)
+        self._get_expected_text = build_expected_text(self.backend)
         self._is_text_entry, self._is_partial_character = _classify_entries(tokenizer)
         self._occurrences = np.zeros(tokenizer.vocab_size, np.int64)
         self._source_counts = np.zeros((num_sources, 6), np.int64)
@@ -219,7 +218,7 @@ class _TokenizerEvaluator:
         expected = [*map(self._get_expected_text, batch.texts)]
         failed = [text != actual for text, actual in zip(expected, decoded, strict=True)]
         for index in np.flatnonzero(failed)[: MAX_FAILURE_EXAMPLES - len(self._examples)].tolist():
-            position = _find_first_difference(expected[index], decoded[index])
+            position = find_first_difference(expected[index], decoded[index])
             context = slice(max(0, position - _CONTEXT_CHARS), position + _CONTEXT_CHARS)
             self._examples.append(
                 {
@@ -228,18 +227,6 @@ class _TokenizerEvaluator:
                 }
             )  # fmt: skip
         return np.array(failed)
-
-
-def _build_expected_text(backend: tokenizers.Tokenizer) -> Callable[[str], str]:
-    """Returns the function from a text to its expected decoding: itself, or its NFC or NFD if so normalized.
-
-    The change of a text by any other normalizer, such as NFKC or lower case, counts as a failure.
-    """
-    normalizer = json.loads(backend.to_str())["normalizer"]
-    parts = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
-    if normalizer and {part["type"] for part in parts} <= {"NFC", "NFD"}:
-        return backend.normalizer.normalize_str
-    return str
 
 
 def _classify_entries(tokenizer: TokenizerFolder) -> tuple[np.ndarray, np.ndarray]:
@@ -257,13 +244,6 @@ def _is_valid_utf8(content: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _find_first_difference(one: str, other: str) -> int:
-    return next(
-        (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
-        min(len(one), len(other)),
-    )
 
 
 def _compute_ratios_by_name(names: Iterable[str], counts: np.ndarray) -> dict[str, Any]:

@@ -118,6 +118,11 @@ def _format_exclusions(exclusions: dict[str, Any]) -> Iterator[str]:
             f"repeated    {repeated['documents']:,} documents ({repeated.get('tokens', 0):,} tokens) "
             "are repetitions, by the weight of their source"
         )
+    if unknown := exclusions.get("unknown"):
+        yield (
+            f"unknown     {unknown['tokens']:,} tokens ({format_percent(unknown['share'])}) are the unk token: "
+            "text that the tokenizer cannot represent"
+        )
     if exclusions["leaks"] is not None:
         yield from _format_contamination(exclusions["leaks"])
 

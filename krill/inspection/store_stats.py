@@ -74,14 +74,16 @@ def compute_counts(store: Store) -> dict[str, Any]:
 
 
 def collect_exclusions(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Returns how the store differs from its sources: dropped, skipped, repeated, and leaks if they were checked.
+    """Returns how the store differs from its sources: documents dropped, skipped and repeated, lost text, and leaks.
 
     dropped: rule → documents, bytes, tokens, examples. skipped: reason → records, places. A number alone in the
-    manifest is a count.
+    manifest is a count. unknown: the unk tokens, if there are any, and their share of all tokens.
     """
     dropped = {rule: _to_counts(value, "documents") for rule, value in manifest.get("dropped", {}).items()}
     skipped = {reason: _to_counts(value, "records") for reason, value in manifest.get("skipped", {}).items()}
     others = {key: manifest.get(key) for key in ("repeated", "leaks")}
+    if unknown := manifest.get("unknown_tokens"):
+        others["unknown"] = {"tokens": unknown, "share": unknown / manifest["read"]["tokens"]}
     return {"dropped": dropped, "skipped": skipped, **others}
 
 

@@ -25,7 +25,7 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
     if command == "tokenizer":
         return inputs.tokenizer_signature
     if command == "train":
-        return _compute_run_identity(config, inputs.store_signature)
+        return _compute_run_identity(config, inputs)
     task = config.data.task
     if task is None:
         return inputs.store_signature
@@ -58,14 +58,15 @@ def raise_if_task(config: TrainConfig) -> None:
         )
 
 
-def _compute_run_identity(config: TrainConfig, store_signature: str) -> str:
+def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
     stops_early = bool(config.stop.target_loss or config.stop.patience)
     return compute_signature(
         "train",
         2,
         config,
         resolve_batch_shape(config).rows_per_step,
-        store_signature,
+        inputs.store_signature,
+        inputs.tokenizer_settings,
         _hash_custom_code(config),
         *_get_branch_identity(config),
         *([config.eval_every] if stops_early else []),

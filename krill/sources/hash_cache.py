@@ -2,24 +2,23 @@
 
 outputs/.cache/digests/<hash of the path>.json
 
-An entry is valid while size, times, inode and device are unchanged. It is stored only for a file that had not changed
-for two seconds: a change within one tick of the clock would not be visible (git calls such entries racy).
+An entry is valid while size, times, inode and device are unchanged; a damaged one is ignored. It is stored only for a
+file that had not changed for two seconds: a change within one tick of the clock would not be visible (git calls such
+entries racy).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
-from krill.atomic import write_json
+from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
 from krill.config.paths import get_outputs_root
 from krill.config.signature import hash_file
 from krill.resources import count_cpu_cores
@@ -51,9 +50,10 @@ def hash_file_cached(path: Path, is_read_only: bool = False) -> str:
     if status.st_size < MIN_CACHED_BYTES:
         return hash_file(path)
     entry_path, state = _get_entry_path(path), _get_file_state(status)
-    entry = _read_entry(entry_path)
-    if entry.get("state") == state and isinstance(entry.get("xxh3_128"), str):
-        return entry["xxh3_128"]
+    with contextlib.suppress(OSError, ChecksumError):  # none yet, or damaged
+        entry = read_checksummed_json(entry_path)
+        if entry["state"] == state:
+            return entry["xxh3_128"]
     digest = hash_file(path)
     was_unchanged = (
         status.st_ctime_ns < start_ns - MIN_FILE_AGE_NS and _get_file_state(os.stat(path)) == state
@@ -61,7 +61,9 @@ def hash_file_cached(path: Path, is_read_only: bool = False) -> str:
     if not is_read_only and was_unchanged and get_outputs_root().is_dir():
         with contextlib.suppress(OSError):  # a read-only folder stores no hashes
             entry_path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(entry_path, {"path": str(path.absolute()), "state": state, "xxh3_128": digest})
+            write_checksummed_json(
+                entry_path, {"path": str(path.absolute()), "state": state, "xxh3_128": digest}
+            )
     return digest
 
 
@@ -79,12 +81,3 @@ def _get_file_state(status: os.stat_result) -> dict[str, int]:
         "inode": status.st_ino,
         "device": status.st_dev,
     }
-
-
-def _read_entry(entry_path: Path) -> dict[str, Any]:
-    """Returns the cached entry; empty if there is none or it cannot be read."""
-    try:
-        entry = json.loads(entry_path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return entry if isinstance(entry, dict) else {}

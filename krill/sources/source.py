@@ -7,6 +7,7 @@ Problems of a whole file (missing, empty, no column) raise UsageError.
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +84,14 @@ class Source(ABC):
 
     @abstractmethod
     def compute_fingerprint(self) -> Any:
-        """Returns a JSON value that changes when the text changes, or what is read of it."""
+        """Returns a JSON value that changes when the text changes, or what is read of it; a list if it has an item
+        per source."""
+
+    @property
+    def unordered_fingerprint(self) -> Any:
+        """The fingerprint without the order of the sources, for results that do not depend on it."""
+        entries = self.fingerprint
+        return sorted(entries, key=_to_sort_key) if isinstance(entries, list) else entries
 
     @abstractmethod
     def list_parts(self) -> list[Part]:
@@ -99,6 +107,10 @@ class Source(ABC):
     @abstractmethod
     def describe_location(self, part: Part, location: tuple[int, int]) -> str:
         """Returns a document's location for messages, such as a.jsonl:12."""
+
+
+def _to_sort_key(entry: Any) -> str:
+    return json.dumps(entry, sort_keys=True)
 
 
 def compute_part_bytes(total: int) -> int:

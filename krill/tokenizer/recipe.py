@@ -19,7 +19,7 @@ from krill.config.schema import TokenizerConfig
 from krill.errors import UsageError
 from krill.tokenizer.artifact import build_bos_processor
 
-VERSION = 4
+VERSION = 5
 """Part of every signature; incremented when a change of the recipe or of the sample changes the tokenizer."""
 
 _WORD_STARTS, _WORD_ENDS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"

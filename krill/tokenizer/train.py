@@ -17,10 +17,10 @@ import xxhash
 from tokenizers import trainers
 
 from krill.config.schema import TokenizerConfig
-from krill.config.signature import compute_signature, hash_file
+from krill.config.signature import compute_signature
 from krill.errors import KrillError, UsageError
 from krill.tokenizer import recipe, rustbpe
-from krill.tokenizer.artifact import load_tokenizer, resolve_tokenizer_folder
+from krill.tokenizer.artifact import hash_settings, load_tokenizer, resolve_tokenizer_folder
 from krill.tokenizer.chunking import chunk_texts
 from krill.tokenizer.extend import extend_tokenizer, prepare_extension
 
@@ -36,7 +36,8 @@ def compute_recipe_signature(config: TokenizerConfig) -> str:
         return load_tokenizer(resolve_tokenizer_folder(config.path)).signature
     base = None
     if config.base is not None:
-        base = prepare_extension(config).base.signature
+        base_folder = prepare_extension(config).base
+        base = [base_folder.signature, hash_settings(base_folder.folder)]
     else:
         recipe.check_recipe(config)
     return compute_signature("recipe", recipe.VERSION, _collect_trainer_versions(config), base, config)
@@ -75,7 +76,6 @@ def train_tokenizer(
         size, f"{sample.num_documents:,}", sample.num_bytes / 1e6, time.monotonic() - start_time,
     )  # fmt: skip
     return {
-        "tokenizer": hash_file(folder / "tokenizer.json"),
         "text": {"xxh3_128": sample.digest, "documents": sample.num_documents, "bytes": sample.num_bytes},
         "vocab_size": size,
         "recipe": config.model_dump(exclude={"path", "name", "push_to", "private"}),

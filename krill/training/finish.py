@@ -48,7 +48,7 @@ def save_final_model(
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     model.config.use_cache = True
     export_model(model, partial_folder, setup.config.export_dtype)
-    setup.tokenizer.copy_to(partial_folder)
+    setup.tokenizer.copy_to(partial_folder, setup.config.model.max_position_embeddings)
     card = build_model_card(setup, metrics, baselines, sum(p.numel() for p in model.parameters()))
     atomic.write_text(partial_folder / "README.md", card)
     partial_folder.rename(final)

@@ -203,7 +203,7 @@ def _build_trainer(
         validation_set=_build_validation_set(setup, collator, stop),
         throughput=throughput,
         loss=loss,
-        pad_id=setup.tokenizer.pad_id,
+        tokenizer=setup.tokenizer,
         restart=restart,
         skip_report=SkipReport(setup, build_sampler(lambda: 0).get_step_rows),
         callbacks=[stop, progress, EarlyStopping(config.stop, setup.folder), SampleWriter(setup, throughput)],

@@ -48,6 +48,7 @@ from krill.optim.build import build_optimizer
 from krill.optim.schedules import Restart, build_scheduler, set_learning_rates, stable_phase
 from krill.optim.skip_mask import supports_found_inf, wrap_step_skip
 from krill.runs.record import read_validations
+from krill.tokenizer.artifact import TokenizerFolder
 from krill.training import ranks
 from krill.training.batches import RowDataset
 from krill.training.callbacks.progress import is_logging_step
@@ -94,7 +95,7 @@ class KrillTrainer(Trainer):
         validation_set: ValidationSet | None,
         throughput: ThroughputMeter,
         loss: Loss,
-        pad_id: int,
+        tokenizer: TokenizerFolder,
         restart: Restart | None,
         skip_report: SkipReport,
         callbacks: list[Any],
@@ -104,8 +105,8 @@ class KrillTrainer(Trainer):
         `train_loader`: called with a function that returns the current step; returns the batches from that step on.
         """
         self.config, self.train_loader, self.validation_set = config, train_loader, validation_set
-        self.throughput, self.loss, self.pad_id, self.skip_report = throughput, loss, pad_id, skip_report
-        self.restart = restart
+        self.throughput, self.loss, self.skip_report = throughput, loss, skip_report
+        self.tokenizer, self.restart = tokenizer, restart
         self.compiled_model: Any = None
         self.optimizer: Any
         self.lr_scheduler: Any
@@ -162,7 +163,7 @@ class KrillTrainer(Trainer):
             device = torch.device("cpu")
         batches, items = super().get_batch_samples(batches_left, count, device)
         waited = time.perf_counter() - started_at
-        tokens = sum(int(batch["input_ids"].ne(self.pad_id).sum()) for batch in batches)
+        tokens = sum(int(batch["input_ids"].ne(self.tokenizer.pad_id).sum()) for batch in batches)
         self.throughput.add_batch(self.state.global_step, tokens, waited)
         self.loss_before_step = self._tr_loss.clone()
         return batches, self._prepare_input(items)
@@ -296,6 +297,7 @@ class KrillTrainer(Trainer):
                 checkpoint = self.staging_folder / f"checkpoint-{step}"
                 atomic.write_json(checkpoint / PENDING_FILE, pending)
                 torch.save(self.bad_step_detector.state_dict(), checkpoint / SKIP_STEP_FILE)
+                self.tokenizer.copy_to(checkpoint, self.config.model.max_position_embeddings)
         self.staging_folder = None
         if not in_background:
             self.run_save_hooks(step)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from krill.config.resolvers import inverse_sqrt, muon_decay, muon_lr, null_if_set, sweep_folder
+from krill.config.resolvers import inverse_sqrt, muon_decay, muon_lr, null_if_set, size_label, sweep_folder
 
 
 def test_values():
@@ -17,6 +17,8 @@ def test_values():
     assert muon_lr("spectral", 3e-3, 256) * muon_decay("spectral", 0.1, 256) == pytest.approx(3e-3 * 0.1)
     assert null_if_set(None, 3) == 3
     assert null_if_set(2, 3) is None
+    sizes = (300, 4096, 8000, 8192, 8193, 65536, "x", None)
+    assert [size_label(size) for size in sizes] == ["300", "4k", "8k", "8k", "8193", "64k", "x", "None"]
 
 
 def test_resolvers_are_registered():

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from source_files import write_texts
-from stores import make_byte_tokenizer, make_data_config, prepare_and_open, read_store_content
-from tokenizers import normalizers
+from stores import (
+    ENGLISH,
+    KOREAN,
+    make_byte_tokenizer,
+    make_data_config,
+    make_tokenizer,
+    prepare_and_open,
+    read_store_content,
+)
+from tokenizers import Tokenizer, decoders, models, normalizers
 
 from krill.config.schema import FilesDataConfig, TokenizerConfig, TrainConfig
 from krill.data import cache
 from krill.data import prepare as preparation
+from krill.data.dry_run_sample import format_dry_run_sample
 from krill.data.inputs import RunInputs
 from krill.data.store import Split, Store
 from krill.errors import KrillError, UsageError
-from krill.tokenizer.artifact import TokenizerFolder
+from krill.inspection.store_stats import collect_exclusions
+from krill.sources.registry import open_source
+from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 
 TEXTS = [f"문서 number {index}: " + "word " * (index % 7 + 1) for index in range(200)]
 
@@ -149,6 +164,124 @@ def test_text_bytes_are_counted_after_normalization(tmp_path: Path) -> None:
     ).train
     assert train.text_bytes == 30
     assert train.tokens == 32
+
+
+def make_unigram(folder: Path) -> TokenizerFolder:
+    """Writes a tokenizer without Hangul, which lower-cases."""
+    pieces = [(token, 0.0) for token in ("<unk>", "<s>", "</s>")] + [(letter, -3.0) for letter in "abcdef "]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0))
+    backend.normalizer = normalizers.Lowercase()
+    backend.decoder = decoders.Fuse()
+    folder.mkdir()
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    return load_tokenizer(folder)
+
+
+def test_lost_text_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "krill")
+    texts = ["abc 가 나 def", "bad", "Bad face"]
+    data = make_data_config(write_texts(tmp_path / "a.jsonl", texts), validation_fraction=0.0)
+    manifest = prepare_and_open(tmp_path / "store", data, make_unigram(tmp_path / "unigram")).manifest
+    assert manifest["unknown_tokens"] == 2
+    share = 100 * 2 / manifest["read"]["tokens"]
+    assert (
+        f"unknown     2 of {manifest['read']['tokens']} tokens ({share:.2f} %) are the unk token"
+        in caplog.text
+    )
+    assert "round trip  2 of 3 sampled texts (66.7 %) are not decoded unchanged" in caplog.text
+    assert collect_exclusions(manifest)["unknown"] == {"tokens": 2, "share": pytest.approx(share / 100)}
+
+
+def test_a_tokenizer_that_loses_nothing_is_not_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "krill")
+    data = make_data_config(write_texts(tmp_path / "a.jsonl", [*TEXTS, "e\u0301 <|eos|> 가"]))
+    tokenizer = make_byte_tokenizer(tmp_path / "nfc", normalizers.NFC())
+    assert prepare_and_open(tmp_path / "store", data, tokenizer).manifest["unknown_tokens"] == 0
+    assert "round trip" not in caplog.text
+    assert "unknown" not in caplog.text
+
+
+@pytest.mark.parametrize("engine", ["hf", "auto"])
+def test_dropout_of_a_tokenizer_is_off(tmp_path: Path, engine: str) -> None:
+    backend = make_tokenizer(tmp_path / "bpe").backend
+    backend.model.dropout = 0.5
+    (tmp_path / "dropout").mkdir()
+    backend.save(str(tmp_path / "dropout/tokenizer.json"))
+    shutil.copy(tmp_path / "bpe/tokenizer_config.json", tmp_path / "dropout")
+    tokenizers = [load_tokenizer(tmp_path / name) for name in ("bpe", "dropout")]
+    data = make_data_config(write_texts(tmp_path / "a.jsonl", [ENGLISH * 3, KOREAN * 3]), engine=engine)
+    tokens = [
+        prepare_and_open(tmp_path / f"{number}", data, tokenizer).train.read(0, 50).tolist()
+        for number, tokenizer in enumerate(tokenizers)
+    ]
+    assert tokens[0] == tokens[1]
+    (tmp_path / "model").mkdir()
+    tokenizers[1].copy_to(tmp_path / "model", 64)
+    assert json.loads((tmp_path / "model/tokenizer.json").read_text())["model"]["dropout"] is None
+
+
+def test_parts_that_have_changed_are_prepared_again(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    data = make_data_config(write_texts(tmp_path / "a.jsonl", TEXTS))
+    expected = read_store_content(prepare_and_open(tmp_path / "one", data, tokenizer).folder)
+    for kind, position in (("tokens", 1000), ("npz", 600)):
+        folder = tmp_path / kind
+        preparation.prepare_task_parts(data.model_copy(update={"num_tasks": 1, "task": 0}), tokenizer, folder)
+        path = folder / f"parts/00000.{kind}"
+        content = bytearray(path.read_bytes())
+        content[position] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(
+            KrillError, match=r"1 of 1 finished parts have changed .* run the same command again"
+        ):
+            preparation.prepare_store(data, tokenizer, folder)
+        preparation.prepare_store(data, tokenizer, folder)
+        assert read_store_content(folder) == expected
+
+
+def test_a_damaged_record_of_a_shard_is_ignored(
+    tmp_path: Path, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_data_config(write_texts(tmp_path / "a.jsonl", TEXTS))
+    expected = read_store_content(prepare_and_open(tmp_path / "one", data, tokenizer).folder)
+    folder = tmp_path / "two"
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation.store, "write_manifest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            preparation.prepare_store(data, tokenizer, folder)
+    record = folder / "parts/train-00000.json"
+    record.write_text(record.read_text().replace('"documents": ', '"documents": 1'))
+    (folder / "manifest.json").write_text("{")
+    preparation.prepare_store(data, tokenizer, folder)
+    assert read_store_content(folder) == expected
+
+
+def test_large_weights_are_quick_and_reported(
+    tmp_path: Path, tokenizer: TokenizerFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "krill")
+    paths = [
+        write_texts(tmp_path / f"{name}.jsonl", texts)
+        for name, texts in zip("ab", (TEXTS[:3], TEXTS[3:]), strict=True)
+    ]
+    entries = [{"path": str(path), "weight": weight} for path, weight in zip(paths, (1000, 2), strict=True)]
+    data = make_data_config(validation_fraction=0.0, paths=entries)
+    started_at = time.process_time()
+    manifest = prepare_and_open(tmp_path / "store", data, tokenizer).manifest
+    assert time.process_time() - started_at < 3
+    assert manifest["splits"]["train"]["documents"] == 3 * 1000 + 197 * 2
+    assert manifest["repeated"]["documents"] == 3 * 999 + 197
+    assert "tokens      200 documents kept" in caplog.text
+    assert "repeated    3,194 repetitions of these documents, by weight: the store has " in caplog.text
+    assert "weight      a weight is the number of times that a document occurs in an epoch" in caplog.text
+    assert format_dry_run_sample(data, open_source(data))[0].startswith("mix         a.jsonl 8")
+
+
+def test_a_weight_that_is_a_mistake_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 1000"):
+        make_data_config(paths=[{"path": str(tmp_path), "weight": 1e6}])
 
 
 # --- reuse ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from krill.checksum import read_checksummed_json
 from krill.data.store import Store, build_manifest, write_manifest, write_shard
 from krill.errors import KrillError, UsageError
 
@@ -33,8 +34,8 @@ def write_test_store(folder: Path, dtype: str = "uint16", shards: tuple[int, ...
         lengths = np.array([len(document) for document in tokens])
         records.append(write_shard(folder, f"train-{number:05d}", np.dtype(dtype), tokens, lengths, sources))
         first += count
-    counts = {"documents": first, "tokens": sum(LENGTHS[:first]), "text_bytes": 10 * first}
-    empty = {"documents": 0, "tokens": 0, "text_bytes": 0}
+    counts = {"documents": first, "tokens": sum(LENGTHS[:first]), "text_bytes": 10 * first, "by_source": {}}
+    empty = {"documents": 0, "tokens": 0, "text_bytes": 0, "by_source": {}}
     splits = {"train": {**counts, "shards": records}, "validation": {**empty, "shards": []}}
     facts: dict[str, Any] = {"signature": "s", "tokenizer": TOKENIZER}
     write_manifest(folder, build_manifest(np.dtype(dtype), ["하나", "two"], splits, **facts))
@@ -109,7 +110,24 @@ def corrupt(folder: Path) -> None:
 
 def change_format(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 1}))
+
+
+def change_bytes(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"text_bytes": 80', '"text_bytes": 90', 1))
+
+
+def lose_a_key(folder: Path) -> None:
+    manifest = read_checksummed_json(folder / "manifest.json")
+    del manifest["splits"]["train"]["text_bytes"]
+    write_manifest(folder, manifest)
+
+
+def change_a_type(folder: Path) -> None:
+    manifest = read_checksummed_json(folder / "manifest.json")
+    manifest["tokenizer"]["bos_id"] = "0"
+    write_manifest(folder, manifest)
 
 
 def write_foreign_manifest(folder: Path) -> None:
@@ -123,7 +141,14 @@ def write_foreign_manifest(folder: Path) -> None:
         (remove, KrillError, r"train-00001\.ends is missing\. Remove"),
         (corrupt, KrillError, r"manifest\.json is not a manifest"),
         (write_foreign_manifest, KrillError, r"manifest\.json is not a manifest"),
-        (change_format, UsageError, r"has format krill-tokens 99, expected krill-tokens 1"),
+        (change_format, UsageError, r"has format krill-tokens 1, expected krill-tokens 2\. Remove"),
+        (change_bytes, KrillError, r"manifest\.json has changed since it was written\. Remove"),
+        (lose_a_key, KrillError, r"manifest\.json: splits\.train\.text_bytes: field required\. Remove"),
+        (
+            change_a_type,
+            KrillError,
+            r"manifest\.json: tokenizer\.bos_id: input should be a valid integer\. Remove",
+        ),
     ],
 )
 def test_opening_a_damaged_store_raises(

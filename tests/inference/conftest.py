@@ -42,5 +42,5 @@ def model_folder(model: Any, tokenizer: TokenizerFolder, tmp_path_factory: pytes
     """The folder of a model and its tokenizer, as a finished run writes it."""
     folder = tmp_path_factory.mktemp("model")
     model.save_pretrained(folder)
-    tokenizer.copy_to(folder)
+    tokenizer.copy_to(folder, 64)
     return folder

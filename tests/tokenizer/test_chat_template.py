@@ -197,7 +197,7 @@ def test_the_template_is_part_of_every_copy(trained: TokenizerFolder, tokenizer:
     from transformers import AutoTokenizer
 
     (tmp_path / "copied").mkdir()
-    trained.copy_to(tmp_path / "copied")
+    trained.copy_to(tmp_path / "copied", 64)
     tokenizer.save_pretrained(tmp_path / "saved")
     for name in ("copied", "saved"):
         assert (tmp_path / name / "chat_template.jinja").is_file()

@@ -52,7 +52,7 @@ def make_llama_like(folder: Path, base: TokenizerFolder, **model: Any) -> Tokeni
     content["model"] |= {"vocab": {entry: token for token, entry in enumerate(entries)}, **model}
     ids = {token: len(entries) + index for index, token in enumerate(specials)}
     content["added_tokens"] = [{**token, "id": ids[token["content"]]} for token in content["added_tokens"]]
-    content["post_processor"]["special_tokens"]["bos"]["ids"] = [ids["<|bos|>"]]
+    content["post_processor"]["special_tokens"]["<|bos|>"]["ids"] = [ids["<|bos|>"]]
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     roles = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
     settings = {

@@ -56,11 +56,13 @@ def test_an_option_is_trained_once_and_reused(capsys: pytest.CaptureFixture[str]
 
 def test_the_order_of_files_does_not_change_the_tokenizer(capsys: pytest.CaptureFixture[str]) -> None:
     small = ("tokenizer.vocab_size=600", "data=files")
-    contents = []
+    folders = []
     for paths in ("[en.jsonl,ko.jsonl]", "[ko.jsonl,en.jsonl]", "*.jsonl"):
         assert run_tokenizer(*small, f"data.paths={paths}") == 0
-        contents.append((read_printed_folder(capsys) / "tokenizer.json").read_bytes())
-    assert len({*contents}) == 1
+        folders.append(read_printed_folder(capsys))
+    assert len({(folder / "tokenizer.json").read_bytes() for folder in folders}) == 1
+    assert folders[0] == folders[1] != folders[2]
+    assert folders[0].name.startswith("bpe_600-")
 
 
 def test_an_extension_can_encode_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -27,6 +28,8 @@ from recipes import (
     train_recipe,
     train_small,
 )
+from stores import make_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from krill.config.paths import CONF_DIR
 from krill.config.schema import PythonDocsDataConfig, TokenizerConfig, TrainConfig
@@ -36,7 +39,7 @@ from krill.data.inputs import RunInputs
 from krill.errors import KrillError, UsageError
 from krill.sources import python_docs
 from krill.text.cleaning import clean
-from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
+from krill.tokenizer.artifact import TokenizerFolder, build_bos_processor, load_tokenizer
 
 SPECIAL_TOKENS = ["<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<think>"]
 PATTERNS = ["gpt2", "gpt4", "gpt4o", "qwen2"]
@@ -452,7 +455,89 @@ def test_a_trained_tokenizer_has_the_same_signature_by_its_path(tmp_path: Path) 
     )
     path = trained.folder / "tokenizer.json"
     path.write_text(path.read_text() + "\n")
+    with pytest.raises(KrillError, match=r"tokenizer\.json has changed since krill wrote it\. Restore it"):
+        get_or_train_tokenizer(by_path, tmp_path)
+    (trained.folder / "record.json").unlink()
     assert get_or_train_tokenizer(by_path, tmp_path).signature != trained.signature
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("tokenizer_config.json", '"bos_token": "<|bos|>"', '"cos_token": "<|bos|>"'),
+        ("tokenizer_config.json", "1048576", "1048577"),
+        ("record.json", '"signature": "t', '"signature": "u'),
+        ("record.json", '"checksum"', '"checksun"'),
+    ],
+)
+def test_a_changed_folder_is_reported(tmp_path: Path, name: str, old: str, new: str) -> None:
+    path = make_tokenizer(tmp_path / "t").folder / name
+    content = path.read_text(encoding="utf-8")
+    assert old in content
+    path.write_text(content.replace(old, new), encoding="utf-8")
+    with pytest.raises(KrillError, match=f"{name} has changed since krill wrote it.*remove .*record.json"):
+        load_tokenizer(path.parent)
+
+
+def test_the_roles_are_in_the_signature_and_the_chat_template_is_not(
+    tmp_path: Path, tokenizer: TokenizerFolder
+) -> None:
+    roles = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+    base = save_and_load(tmp_path / "base", tokenizer, **roles)
+    signatures = {base.signature}
+    for role in ("bos_token", "pad_token", "unk_token"):
+        signatures.add(save_and_load(tmp_path / role, tokenizer, **roles | {role: "<think>"}).signature)
+    assert len(signatures) == 4
+    identities = []
+    for template in ("a", "b"):
+        (base.folder / "chat_template.jinja").write_text(template)
+        inputs = open_inputs(make_config(make_recipe(path=str(base.folder))), tmp_path)
+        assert inputs.tokenizer_signature == base.signature
+        identities.append(inputs.tokenizer_settings)
+    assert identities[0] != identities[1], "a run with another template writes another model folder"
+
+
+@pytest.mark.parametrize("bos", ["<|bos|>", "$bos:1"])
+def test_the_template_names_bos_by_its_string(bos: str) -> None:
+    """llama.cpp's converter reads whether a model expects bos from the first piece of `single`."""
+    backend = Tokenizer(models.WordLevel({bos: 0, "a": 1, "b": 2}, "a"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = build_bos_processor(bos, 0)
+    template = json.loads(backend.to_str())["post_processor"]
+    assert template["single"][0] == {"SpecialToken": {"id": bos, "type_id": 0}}
+    assert template["special_tokens"] == {bos: {"id": bos, "ids": [0], "tokens": [bos]}}
+    assert backend.encode("a b").ids == [0, 1, 2]
+    assert backend.encode("a", "b").ids == [0, 1, 0, 2]
+    assert backend.encode("a", "b").type_ids == [0, 0, 1, 1]
+
+
+def test_the_copy_of_a_model_has_the_signature_and_the_length_of_the_model(
+    tmp_path: Path, tokenizer: TokenizerFolder
+) -> None:
+    other_name = processors.TemplateProcessing(single="bos $A", pair="bos $A $B", special_tokens=[("bos", 0)])
+    originals = [tokenizer]
+    for name, post_processor in (("none", None), ("other", json.loads(other_name.__getstate__()))):
+        content = json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8"))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(
+            json.dumps({**content, "post_processor": post_processor})
+        )
+        shutil.copy(tokenizer.folder / "tokenizer_config.json", tmp_path / name)
+        originals.append(load_tokenizer(tmp_path / name))
+    for number, original in enumerate(originals):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        original.copy_to(folder, 128)
+        copy = load_tokenizer(folder)
+        assert copy.signature == original.signature
+        assert copy.backend.encode("a").ids[0] == copy.bos_id
+        template = json.loads(copy.backend.to_str())["post_processor"]["single"]
+        assert template[0]["SpecialToken"]["id"] == "<|bos|>"
+        assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 128
+        assert (
+            Encoder(copy).encode(["가 a"]).tokens.tolist()
+            == Encoder(original).encode(["가 a"]).tokens.tolist()
+        )
 
 
 def save_and_load(folder: Path, tokenizer: TokenizerFolder, **settings: Any) -> TokenizerFolder:

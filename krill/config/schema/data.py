@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from krill.config.schema.base import FolderName, Fraction, Section, Unsigned, to_list
 from krill.config.schema.filters import Filter
+
+Weight = Annotated[float, Field(gt=0.0, le=1000.0)]
+"""How often documents occur in an epoch. Higher values are a mistake, such as a size or a share in a wrong unit."""
 
 
 class MinHashConfig(Section):
@@ -84,7 +87,7 @@ class FileEntryConfig(Section):
     """A file, folder or glob."""
     text_column: str | None = None
     """Column (or JSON key) that contains the text; null: data.text_column."""
-    weight: PositiveFloat = 1.0
+    weight: Weight = 1.0
     """How often its training documents occur in an epoch: 2 twice, 0.5 every second document (chosen by a
     hash)."""
     limit: PositiveInt | None = None
@@ -116,7 +119,7 @@ class HubDatasetConfig(Section):
     """Column that contains the text; other columns are dropped."""
     streaming: bool = False
     """Stream from the Hub instead of downloading to the cache first."""
-    weight: PositiveFloat = 1.0
+    weight: Weight = 1.0
     """How often its training documents occur in an epoch: 2 twice, 0.5 every second document (chosen by a
     hash)."""
     limit: PositiveInt | None = None

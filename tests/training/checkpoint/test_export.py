@@ -180,6 +180,10 @@ def test_export_dtype_applies_to_the_model_and_not_to_checkpoints(krill_train: A
     for (name, actual), expected in zip(bf16_model.named_parameters(), fp32_model.parameters(), strict=True):
         assert torch.equal(actual, expected.bfloat16()), name
     (checkpoint,) = checkpoints.list_checkpoints(bf16_folder.parent / "checkpoints")
+    for folder in (checkpoint, bf16_folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.model_max_length == 64, "the model reads no more"
+        assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id
     with safe_open(checkpoint / "model.safetensors", "pt") as tensors:
         names = list(tensors.keys())
         assert {tensors.get_tensor(name).dtype for name in names} == {torch.float32}
