@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 MAX_LISTED_PROBLEMS = 15
 """Maximum number of problems in a message."""
 
 
-def list_folder(folder: Path, problems: list[str]) -> list[Path]:
-    """Returns all files below a folder except hidden ones and lost+found, sorted.
+def walk_folder(folder: Path, problems: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder at and below `folder`, with the names of its files, except hidden ones and lost+found.
 
-    Links to folders are followed; a folder that is reached in several ways is listed once, not below a link if
-    possible. Adds to `problems` each folder that cannot be read and each link to nothing.
+    Links to folders are followed; a folder that is reached in several ways is visited once, not below a link if
+    possible. Adds each folder that cannot be read to `problems`.
     """
-    files: list[Path] = []
     seen: set[tuple[int, int]] = set()
     roots = [folder]
     for root in roots:  # grows by the links that are found
@@ -30,8 +30,16 @@ def list_folder(folder: Path, problems: list[str]) -> list[Path]:
             seen.add((status.st_dev, status.st_ino))
             names[:] = [name for name in names if not (name.startswith(".") or name == "lost+found")]
             links += [Path(parent, name) for name in names if os.path.islink(os.path.join(parent, name))]
-            files += [Path(parent, name) for name in file_names if not name.startswith(".")]
+            yield parent, [name for name in file_names if not name.startswith(".")]
         roots += sorted(links)
+
+
+def list_folder(folder: Path, problems: list[str]) -> list[Path]:
+    """Returns all files below a folder that `walk_folder` visits, sorted.
+
+    Adds to `problems` each folder that cannot be read and each link to nothing.
+    """
+    files = [Path(parent, name) for parent, names in walk_folder(folder, problems) for name in names]
     for path in files:
         if os.path.islink(path) and not os.path.exists(path):
             problems.append(describe_broken_link(path))

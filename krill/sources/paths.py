@@ -12,7 +12,7 @@ from typing import NamedTuple
 from krill.config.schema import FileEntryConfig, FilesDataConfig
 from krill.errors import UsageError
 from krill.sources.file_checks import find_file_problem
-from krill.sources.folders import MAX_LISTED_PROBLEMS, list_folder
+from krill.sources.folders import MAX_LISTED_PROBLEMS, list_folder, walk_folder
 from krill.sources.formats import SUPPORTED_FORMATS, parse_file_kind
 from krill.sources.parquet import has_rows
 
@@ -68,7 +68,7 @@ def _expand_entry(entry: str, problems: list[str]) -> list[Path]:
     if not glob.has_magic(entry):
         problems.append(f"{entry}: no such file or folder (relative to {Path.cwd()}); check data.paths")
         return []
-    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    matches = [Path(match) for match in sorted({str(Path(match)) for match in _glob(str(path), problems)})]
     if not matches:
         problems.append(f"{entry}: matches no file (relative to {Path.cwd()}); check data.paths")
     files: list[Path] = []
@@ -78,6 +78,22 @@ def _expand_entry(entry: str, problems: list[str]) -> list[Path]:
         elif "**" not in entry:
             files += _list_supported_files(match, problems)
     return files
+
+
+def _glob(pattern: str, problems: list[str]) -> list[str]:
+    """Returns the paths that match; ** visits each folder once, also where links lead in a circle."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return glob.glob(pattern)
+    index = parts.index("**")
+    rest = "/".join(parts[index + 1 :]) or "*"
+    prefix = "/".join(parts[:index]) or ("/" if pattern.startswith("/") else ".")
+    return [
+        match
+        for base in filter(os.path.isdir, glob.glob(prefix))
+        for folder, _ in walk_folder(Path(base), problems)
+        for match in _glob(f"{glob.escape(folder)}/{rest}", problems)
+    ]
 
 
 def _list_supported_files(folder: Path, problems: list[str]) -> list[Path]:

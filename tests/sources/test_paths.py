@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import gzip
 import json
 import os
@@ -219,6 +220,9 @@ def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     make_link(tmp_path / "disk/ko/up", "../..")
     make_link(tmp_path / "disk/ko/.hidden", "..")
     (entry,) = resolve_paths(make_files(tmp_path / "in"))
+    (by_glob,) = resolve_paths(make_files(tmp_path / "in/**/*.txt"))
+    assert {path.resolve() for path in by_glob.files} == {path.resolve() for path in entry.files}
+    assert len(by_glob.files) == 3
     assert [str(path.relative_to(tmp_path / "in")) for path in entry.files] == [
         "ko/b.txt", "ko/deep/c.txt", "own/a.txt",
     ]  # fmt: skip
@@ -344,3 +348,27 @@ def test_error_of_an_entry_with_settings_names_its_key() -> None:
     with pytest.raises(UsageError) as error:
         validate_config(TrainConfig, composed)
     assert str(error.value) == "data.paths.1.weight=0: input should be greater than 0"
+
+
+@pytest.mark.parametrize(
+    "pattern", ["**/*.txt", "**", "x/**/*.txt", "x/**", "*/**/1.txt", "**/y/**/*.txt", "./x/**"]
+)
+def test_glob_matches_what_the_glob_module_matches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "1.txt",
+        "x/1.txt",
+        "x-y/1.txt",
+        "x/y/1.txt",
+        "x/y/[z]/1.txt",
+        "x/.hidden/1.txt",
+        "x/.1.txt",
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("x")
+    expected = [match for match in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(match)]
+    for start in ("", f"{tmp_path}/"):
+        (entry,) = resolve_paths(make_files(start + pattern))
+        assert entry.files == [Path(start + match) for match in expected]
