@@ -206,8 +206,9 @@ def _format_value(value: Any) -> str:
 
 def _format_type(node: dict[str, Any]) -> str:
     """Returns the type of a key in words, from its JSON schema."""
-    if "anyOf" in node:
-        return " or ".join(map(_format_type, node["anyOf"]))
+    options = node.get("anyOf") or ("discriminator" not in node and node.get("oneOf"))
+    if options:
+        return " or ".join(map(_format_type, options))
     if "const" in node:
         return f"`{node['const']}`"
     if "enum" in node:

@@ -32,4 +32,4 @@ class SignalInterrupt(BaseException):
 
 def get_first_line(error: BaseException) -> str:
     """Returns the first line of the error's message, or its type if the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip() or type(error).__name__).split("\n")[0]  # a file name may contain U+2028

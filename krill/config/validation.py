@@ -169,12 +169,15 @@ def _format_not_set(key: str) -> str:
 
 
 def _strip_union_tags(location: tuple[int | str, ...]) -> list[int | str]:
-    """Drops the discriminator values that pydantic inserts after the names of sections that are unions."""
+    """Drops the discriminator values that pydantic inserts after the names of sections that are unions.
+
+    Those of unions in lists are written <…> in the schema.
+    """
     tagged = {"model", "data", "optimizer", "scheduler"}
     return [
         part
         for index, part in enumerate(location)
-        if index == 0 or location[index - 1] not in tagged or index > 1
+        if (index == 0 or location[index - 1] not in tagged or index > 1) and not str(part).startswith("<")
     ]
 
 

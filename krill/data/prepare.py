@@ -318,10 +318,17 @@ def _require_documents(layout: StoreLayout, data: DataConfig) -> None:
     ]
     if num_validation := layout.splits["validation"]["documents"]:
         reasons.append(f"validation split {num_validation:,}")
+    dropped = layout.dropped.by_rule
+    advice = [
+        f"lower data.{key} (it is {getattr(data, key)})"
+        for key in ("min_chars", "min_tokens", "validation_fraction")
+        if key in dropped or (key == "validation_fraction" and num_validation)
+    ]
+    advice += ["relax data.filters"] if data.filters else []
+    advice += ["mend the records named above"] if layout.skipped.reasons else []
     raise UsageError(
-        f"data {data.name}: no document is left to train on ({'; '.join(reasons) or 'the source has none'}). "
-        f"Lower data.min_chars (it is {data.min_chars}), data.min_tokens ({data.min_tokens}) or "
-        f"data.validation_fraction ({data.validation_fraction:g}), relax data.filters, or use other data"
+        f"data {data.name}: no document is left to train on ({'; '.join(reasons) or 'the source has none'}): "
+        f"{', '.join([*advice, 'or use other data'])}"
     )
 
 

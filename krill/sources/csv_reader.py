@@ -8,6 +8,7 @@ has as many fields as there are columns.
 from __future__ import annotations
 
 import csv
+import sys
 from collections import deque
 from collections.abc import Iterator
 from copy import copy
@@ -16,27 +17,40 @@ from itertools import chain, islice, tee
 from pathlib import Path
 
 from krill.errors import UsageError
-from krill.sources.formats import UnreadableRecord, parse_file_kind, read_line_blocks
-from krill.sources.source import describe_missing_column
+from krill.sources.formats import (
+    READ_BLOCK_BYTES,
+    TOO_LONG,
+    UnreadableRecord,
+    parse_file_kind,
+    read_line_blocks,
+)
+from krill.sources.source import find_column_name_problem
 
 MAX_FIELD_CHARACTERS = 2**27
 """Maximum length of a field in characters; bounds what an unclosed quotation mark can consume."""
+_TOO_LONG_LINE = "\ud800\n"
+"""Replaces a line that is too long; no other line contains a surrogate of this half."""
 
 
-def read_csv_texts(path: Path, column: str) -> Iterator[tuple[int, str | UnreadableRecord]]:
+def read_csv_texts(
+    path: Path, column: str, max_bytes: int = sys.maxsize
+) -> Iterator[tuple[int, str | UnreadableRecord]]:
     """Yields (line on which the row begins, text) for each row.
 
-    Raises UsageError for a file without the column or without rows.
+    A row with a line longer than `max_bytes` is `TOO_LONG`. Raises UsageError for a file without the column, with two
+    columns of its name, or without rows.
     """
-    rows = _read_rows(path)
+    rows = _read_rows(path, max_bytes)
     columns = _read_header(rows, path)
-    if column not in columns:
-        raise UsageError(describe_missing_column(str(path), column, columns))
+    if problem := find_column_name_problem(str(path), column, columns):
+        raise UsageError(problem)
     index, width, has_rows = columns.index(column), len(columns), False
     for number, row in rows:
         has_rows = True
         if isinstance(row, UnreadableRecord):
             yield number, row
+        elif len(row) <= index and any(_TOO_LONG_LINE[0] in field for field in row):
+            yield number, TOO_LONG
         elif len(row) > width and any(row[width:]):
             yield number, UnreadableRecord("more fields than columns")
         elif len(row) <= index:
@@ -50,35 +64,37 @@ def read_csv_texts(path: Path, column: str) -> Iterator[tuple[int, str | Unreada
 def find_csv_problem(path: Path, column: str) -> str | None:
     """Returns what is wrong with the header, or None; reads only the beginning of the file."""
     try:
-        columns = _read_header(_read_rows(path), path)
+        columns = _read_header(_read_rows(path, READ_BLOCK_BYTES), path)
     except UsageError as error:
         return str(error)
     except OSError as error:
         return f"{path}: cannot be read ({error}); recreate it or remove it from data.paths"
-    return None if column in columns else describe_missing_column(str(path), column, columns)
+    return find_column_name_problem(str(path), column, columns)
 
 
 def _validate_utf8(text: str) -> str | UnreadableRecord:
     try:
         text.encode()
     except UnicodeEncodeError:  # surrogates from invalid bytes, see _decode_lines
-        return UnreadableRecord("invalid UTF-8")
+        return TOO_LONG if _TOO_LONG_LINE[0] in text else UnreadableRecord("invalid UTF-8")
     return text
 
 
 def _read_header(rows: Iterator[tuple[int, list[str] | UnreadableRecord]], path: Path) -> list[str]:
     _, header = next(rows, (1, UnreadableRecord("")))
-    if isinstance(header, UnreadableRecord):
+    if isinstance(header, UnreadableRecord) or any(_TOO_LONG_LINE[0] in field for field in header):
         raise UsageError(f"{path}:1: the header row, which names the columns, is not valid CSV; fix it")
     return header
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, list[str] | UnreadableRecord]]:
+def _read_rows(path: Path, max_bytes: int) -> Iterator[tuple[int, list[str] | UnreadableRecord]]:
     """Yields (line on which a row begins, its fields); skips blank lines."""
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     tabs = parse_file_kind(path)[0] == ".tsv"
     reader = partial(csv.reader, delimiter="\t" if tabs else ",", strict=True)
-    row_lines, parser_lines = tee(_decode_lines(path))  # row_lines stays where the current row begins
+    row_lines, parser_lines = tee(
+        _decode_lines(path, max_bytes)
+    )  # row_lines stays where the current row begins
     rows, lines_before, number, columns = reader(parser_lines), 0, 1, 0
     while True:
         row: list[str] | UnreadableRecord
@@ -112,8 +128,9 @@ def _parse_unquoted(lines: Iterator[str], columns: int) -> list[str] | None:
     return first if is_unquoted else None
 
 
-def _decode_lines(path: Path) -> Iterator[str]:
+def _decode_lines(path: Path, max_bytes: int) -> Iterator[str]:
     """Yields the lines with their line ends; invalid UTF-8 becomes surrogates."""
     return chain.from_iterable(
-        [line.decode("utf-8", "surrogateescape") + "\n" for line in block] for block in read_line_blocks(path)
+        [_TOO_LONG_LINE if line is None else line.decode("utf-8", "surrogateescape") + "\n" for line in block]
+        for block in read_line_blocks(path, max_bytes=max_bytes)
     )

@@ -1,8 +1,10 @@
 """Documents from local files.
 
-.jsonl  one JSON object per line                 .parquet    a string column
-.json   the same, or one array of objects        .csv .tsv   the first row names the columns
-.txt    one document: the whole file             all except .parquet also with .gz or .zst
+.jsonl .json   one JSON object per line, one array of objects, or objects that extend over several lines
+.parquet       a string column
+.csv .tsv      the first row names the columns
+.txt           one document: the whole file
+               all except .parquet also with .gz or .zst
 
 A part is a list of file slices: byte ranges of JSON lines, aligned to line boundaries; row groups of Parquet;
 all other files as a whole.
@@ -20,8 +22,10 @@ from typing import Any, NamedTuple
 from krill.config.schema import FilesDataConfig
 from krill.errors import KrillError
 from krill.sources.csv_reader import read_csv_texts
+from krill.sources.file_checks import require_readable_records
 from krill.sources.formats import (
     BOM,
+    TOO_LONG,
     UnreadableRecord,
     count_newlines,
     find_line_start,
@@ -29,7 +33,7 @@ from krill.sources.formats import (
     read_blocks,
 )
 from krill.sources.hash_cache import hash_files_cached
-from krill.sources.json_reader import is_json_array, read_json_texts
+from krill.sources.json_reader import detect_json_layout, read_json_texts
 from krill.sources.parquet import count_rows_before, measure_row_groups, read_parquet_texts
 from krill.sources.paths import resolve_paths
 from krill.sources.source import (
@@ -39,6 +43,7 @@ from krill.sources.source import (
     Source,
     compute_part_bytes,
     disambiguate_names,
+    identify_record_limit,
 )
 
 MAX_NUMBERED_BYTES = 2**30
@@ -63,6 +68,7 @@ class FileSource(Source):
 
     def __init__(self, config: FilesDataConfig, is_read_only: bool = False) -> None:
         self._is_read_only = is_read_only
+        self._max_record_bytes = config.max_record_bytes
         self._entries = resolve_paths(config)
         paths = [entry.path for entry in self._entries]
         names = disambiguate_names([Path(path).name or path for path in paths], paths)
@@ -81,7 +87,8 @@ class FileSource(Source):
                 "text_column": entry.column,
                 "weight": entry.weight,
                 "limit": entry.limit,
-                "files": [f"{parse_file_kind(path)[0]} {next(digests)}" for path in entry.files],
+                "files": [f"{_describe_format(path)} {next(digests)}" for path in entry.files],
+                **identify_record_limit(self._max_record_bytes),
             }
             for name, entry in zip(self.names, self._entries, strict=True)
         ]
@@ -112,7 +119,7 @@ class FileSource(Source):
             return f"{path}: row {count_rows_before(path, start) + number}"
         if start > MAX_NUMBERED_BYTES:
             return f"{path}: line {number} after byte {start}"
-        if end is None and is_json_array(path):
+        if end is None and _is_json(path) and detect_json_layout(path) != "lines":
             return f"{path}: record {number}"
         number += self._count_lines_before(path, start) if start else 0
         return f"{path}:{number}" if number else str(path)
@@ -122,7 +129,7 @@ class FileSource(Source):
         for index, (file, start, end) in enumerate(part.span):
             path, number = entry.files[file], 0
             try:
-                for number, text in _read_texts(path, entry.column, start, end):
+                for number, text in _read_texts(path, entry.column, start, end, self._max_record_bytes):
                     if isinstance(text, str):
                         yield Document(text, (index, number))
                     else:
@@ -144,6 +151,18 @@ class FileSource(Source):
         return count
 
 
+def _is_json(path: Path) -> bool:
+    return parse_file_kind(path)[0] in (".jsonl", ".json")
+
+
+def _describe_format(path: Path) -> str:
+    """Returns what determines how the bytes of a file are read: its kind, and a layout that is unusual for it."""
+    kind = parse_file_kind(path)[0]
+    layout = detect_json_layout(path) if _is_json(path) else "lines"
+    is_usual = layout == "lines" or (kind, layout) == (".json", "array")
+    return kind if is_usual else f"{kind} {layout}"
+
+
 def _get_text_size(path: Path, column: str) -> int:
     """Returns the size of a file for part planning: bytes, for Parquet those of the text column."""
     if parse_file_kind(path)[0] == ".parquet":
@@ -158,7 +177,7 @@ def _slice_file(file: int, path: Path, column: str, slice_bytes: int) -> Iterato
         for group, (rows, size) in enumerate(measure_row_groups(path, column)):
             if rows:
                 yield FileSlice(file, group, group + 1, size)
-    elif compression or kind not in (".jsonl", ".json") or is_json_array(path):
+    elif compression or not _is_json(path) or detect_json_layout(path) != "lines":
         yield FileSlice(file, 0, None, path.stat().st_size)
     else:
         start, size = 0, path.stat().st_size
@@ -186,23 +205,33 @@ def _group_slices(source: int, slices: Iterable[FileSlice], part_bytes: int | No
 
 
 def _read_texts(
-    path: Path, column: str, start: int, end: int | None
+    path: Path, column: str, start: int, end: int | None, max_bytes: int
 ) -> Iterator[tuple[int, str | UnreadableRecord]]:
-    """Yields (line, row or record number within the slice, text)."""
+    """Yields (line, row or record number within the slice, text); raises UsageError for an unreadable file."""
     match parse_file_kind(path)[0]:
         case ".parquet":
             assert end is not None
-            return read_parquet_texts(path, column, start, end)
+            texts = read_parquet_texts(path, column, start, end, max_bytes)
+            is_whole = end == len(measure_row_groups(path, column))
         case ".csv" | ".tsv":
-            return read_csv_texts(path, column)
+            texts, is_whole = read_csv_texts(path, column, max_bytes), True
         case ".txt":
-            return _read_whole_file(path)
+            texts, is_whole = _read_whole_file(path, max_bytes), True
         case _:
-            return read_json_texts(path, column, start, end)
+            texts = read_json_texts(path, column, start, end, max_bytes)
+            is_whole = end is None or end == path.stat().st_size
+    return texts if start else require_readable_records(path, texts, is_whole)
 
 
-def _read_whole_file(path: Path) -> Iterator[tuple[int, str | UnreadableRecord]]:
-    content = b"".join(read_blocks(path)).removeprefix(BOM)
+def _read_whole_file(path: Path, max_bytes: int) -> Iterator[tuple[int, str | UnreadableRecord]]:
+    blocks, size = [], 0
+    for block in read_blocks(path):
+        blocks.append(block)
+        size += len(block)
+        if size > max_bytes:
+            yield 0, TOO_LONG
+            return
+    content = b"".join(blocks).removeprefix(BOM)
     try:
         yield 0, content.decode()
     except UnicodeDecodeError as error:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import sys
+import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow
 
@@ -23,6 +27,11 @@ class UnreadableRecord(NamedTuple):
 
     reason: str
     """The reason that records are counted by; must not contain anything specific to one record."""
+    is_intact: bool = False
+    """Whether the record itself can be read: it only has no text, for example null."""
+
+
+TOO_LONG = UnreadableRecord("longer than data.max_record_bytes")
 
 
 def parse_file_kind(path: Path) -> tuple[str, str | None]:
@@ -40,9 +49,7 @@ def read_blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[
     """
     _, compression = parse_file_kind(path)
     if compression:
-        with pyarrow.input_stream(str(path), compression=compression) as stream:
-            while block := stream.read(READ_BLOCK_BYTES):
-                yield block
+        yield from _decompress_blocks(path, compression)
         return
     remaining = path.stat().st_size - start if end is None else end - start
     with open(path, "rb", buffering=0) as file:
@@ -52,20 +59,50 @@ def read_blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[
             yield block
 
 
-def read_line_blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[list[bytes]]:
-    """Yields the lines of a file or byte range, without LF and BOM, one list per block read."""
+def _decompress_blocks(path: Path, compression: str) -> Iterator[bytes]:
+    # Python's gzip reads zeros after the data, as the gzip command does; pyarrow's does not.
+    open_stream: Any = (
+        gzip.open if compression == "gzip" else partial(pyarrow.input_stream, compression=compression)
+    )
+    with open_stream(str(path)) as stream:
+        try:
+            while block := stream.read(READ_BLOCK_BYTES):
+                yield block
+        except EOFError as error:
+            raise OSError("Truncated gzip data") from error
+        except zlib.error as error:
+            raise OSError(f"corrupt gzip data: {error}") from error
+
+
+def read_line_blocks(
+    path: Path, start: int = 0, end: int | None = None, max_bytes: int | None = None
+) -> Iterator[list[bytes | None]]:
+    """Yields the lines of a file or byte range, without LF and BOM, one list per block read.
+
+    A line of more than `max_bytes` bytes is None; at most `max_bytes` bytes of it are held in memory.
+    """
+    limit = sys.maxsize if max_bytes is None else max_bytes
     pieces: list[bytes] = []  # of an unfinished line; joined once, however long the line is
+    size = 0  # of the unfinished line
     for index, block in enumerate(read_blocks(path, start, end)):
-        lines = block.split(b"\n")
+        lines: list[Any] = block.split(b"\n")
         if index == 0 and start == 0:
             lines[0] = lines[0].removeprefix(BOM)
-        pieces.append(lines[0])
+        size += len(lines[0])
+        if size <= limit:
+            pieces.append(lines[0])
+        else:
+            pieces.clear()
         if len(lines) > 1:
-            lines[0] = b"".join(pieces)
-            pieces = [lines.pop()]
+            lines[0] = b"".join(pieces) if size <= limit else None
+            size, pieces = len(lines[-1]), [lines.pop()]
+            if len(block) > limit:
+                lines = [line if line is None or len(line) <= limit else None for line in lines]
             yield lines
-    if last := b"".join(pieces):
-        yield [last]
+    if size > limit:
+        yield [None]
+    elif size:
+        yield [b"".join(pieces)]
 
 
 def find_line_start(path: Path, position: int) -> int:
@@ -86,4 +123,14 @@ def count_newlines(path: Path, start: int, end: int) -> int:
 
 def read_beginning(path: Path) -> bytes:
     """Returns the first decompressed bytes of a file, at most READ_BLOCK_BYTES; b"" if it is empty."""
-    return next(read_blocks(path), b"")
+    beginning = bytearray()
+    for block in read_blocks(path):
+        beginning += block
+        if len(beginning) >= READ_BLOCK_BYTES:
+            break
+    return bytes(beginning[:READ_BLOCK_BYTES])
+
+
+def is_longer(text: str, max_bytes: int) -> bool:
+    """Returns whether the UTF-8 of a text is longer than `max_bytes`."""
+    return 4 * len(text) > max_bytes and len(text.encode("utf-8", "surrogatepass")) > max_bytes

@@ -2,20 +2,30 @@
 
 A dataset is either loaded (downloaded once to the cache, then memory-mapped; parts are ranges of rows) or
 streamed (parts are the dataset's files).
+
+`datasets` caches the text of a local folder by its README and its last name. krill gives each content of a folder a
+cache of its own, so that neither an older content nor another folder is read from it.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
+import re
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from krill.config.schema import HubDataConfig, HubDatasetConfig
-from krill.errors import KrillError, UsageError, get_first_line
+from krill.errors import KrillError, UsageError
+from krill.sources.folders import MAX_LISTED_PROBLEMS, list_folder
 from krill.sources.formats import UnreadableRecord
 from krill.sources.hash_cache import hash_files_cached
 from krill.sources.parquet import compute_batch_rows, extract_texts, find_column_problem
@@ -26,6 +36,7 @@ from krill.sources.source import (
     Source,
     compute_part_bytes,
     disambiguate_names,
+    identify_record_limit,
 )
 
 log = logging.getLogger("krill")
@@ -34,6 +45,8 @@ ASSUMED_SHARD_BYTES = 2**28
 """Assumed size of a file of a streamed dataset; the actual size is unknown until it is read."""
 STREAM_BATCH_ROWS = 1000
 """Rows per batch of a streamed dataset."""
+MAX_REASON_CHARACTERS = 400
+"""Maximum length of a message of `datasets` within an error; schemas can be long."""
 
 
 class HubSource(Source):
@@ -42,6 +55,7 @@ class HubSource(Source):
     def __init__(self, config: HubDataConfig, is_read_only: bool = False) -> None:
         self._is_read_only = is_read_only
         self._datasets = config.datasets
+        self._max_record_bytes = config.max_record_bytes
         paths = [dataset.path for dataset in config.datasets]
         names = disambiguate_names(paths, [_format_dataset_name(dataset) for dataset in config.datasets])
         super().__init__(names, [dataset.weight for dataset in config.datasets])
@@ -55,6 +69,7 @@ class HubSource(Source):
                 "name": name,
                 **dataset.model_dump(include={"config", "split", "text_column", "weight", "limit"}),
                 "revision": self._get_revision(index),
+                **identify_record_limit(self._max_record_bytes),
             }
             for index, (name, dataset) in enumerate(zip(self.names, self._datasets, strict=True))
         ]
@@ -94,9 +109,9 @@ class HubSource(Source):
         is_streaming = _is_streaming(opened)
         for index in range(end - start if is_streaming else 1):
             rows = (
-                _read_dataset_shard(opened, start + index, dataset)
+                _read_dataset_shard(opened, start + index, dataset, self._max_record_bytes)
                 if is_streaming
-                else _read_row_range(opened, start, end, dataset)
+                else _read_row_range(opened, start, end, dataset, self._max_record_bytes)
             )
             number = 0
             try:
@@ -119,7 +134,12 @@ class HubSource(Source):
     def _open_dataset(self, index: int) -> Any:
         if index not in self._loaded_datasets:
             dataset = self._datasets[index]
-            opened = _load_dataset(dataset, _get_hub_commit(dataset.path))
+            if os.path.isdir(dataset.path):
+                opened = self._load_folder(dataset)
+            else:
+                commit = _get_hub_commit(dataset.path)
+                opened = _load_dataset(dataset, commit)
+                _require_commit(dataset, opened, commit)
             if opened.features is not None:
                 _require_text_column(dataset, opened.features.arrow_schema)
             if not _is_streaming(opened) and not len(opened):
@@ -128,6 +148,22 @@ class HubSource(Source):
                 )
             self._loaded_datasets[index] = opened
         return self._loaded_datasets[index]
+
+    def _load_folder(self, dataset: HubDatasetConfig) -> Any:
+        """Opens a local folder with a cache of `datasets` for its present content alone."""
+        import datasets.config
+
+        before = _identify_folder(dataset, self._is_read_only)
+        name = f"krill-{xxhash.xxh3_64_hexdigest(json.dumps(before).encode())}"
+        cache = Path(datasets.config.HF_DATASETS_CACHE, name)
+        opened = _load_dataset(dataset, None, cache)
+        if _identify_folder(dataset, self._is_read_only) != before:
+            shutil.rmtree(cache, ignore_errors=True)
+            raise UsageError(
+                f"{_format_dataset_name(dataset)}: changed while it was read; run the same command again when "
+                "nothing writes to it"
+            )
+        return opened
 
     def _estimate_size(self, index: int) -> int:
         """Returns the size of a dataset in bytes, estimated if it is streamed."""
@@ -140,16 +176,29 @@ class HubSource(Source):
         """Returns the identity of the content: a folder's file hashes, or the commit of the Hub or cached copy."""
         path = self._datasets[index].path
         if os.path.isdir(path):
-            files = sorted(item for item in Path(path).rglob("*") if item.is_file())
-            digests = hash_files_cached(files, self._is_read_only)
-            return [f"{file.relative_to(path)} {digest}" for file, digest in zip(files, digests, strict=True)]
+            return _identify_folder(self._datasets[index], self._is_read_only)
         commit = _get_hub_commit(path)
         if commit is not None:
             return commit
         # The cache names the folder of a dataset after its commit.
         cached = self._open_dataset(index)
-        return (
-            Path(cached.cache_files[0]["filename"]).parent.name if cached.cache_files else cached._fingerprint
+        return _get_cached_commit(cached) or cached._fingerprint
+
+
+def _get_cached_commit(opened: Any) -> str | None:
+    """Returns the commit of a loaded dataset, after which the cache names its folder; None if it is streamed."""
+    files = [] if _is_streaming(opened) else opened.cache_files
+    return Path(files[0]["filename"]).parent.name if files else None
+
+
+def _require_commit(dataset: HubDatasetConfig, opened: Any, commit: str | None) -> None:
+    """Raises KrillError if `datasets` used a cached copy of another commit: the Hub was unreachable."""
+    cached = _get_cached_commit(opened)
+    is_commit = re.fullmatch("[0-9a-f]{40}", cached or "")  # old caches have other names
+    if cached is not None and commit is not None and is_commit and cached != commit:
+        raise KrillError(
+            f"{_format_dataset_name(dataset)}: commit {commit[:8]} cannot be downloaded, and the cache has "
+            f"{cached[:8]}. Run the same command again when the Hugging Face Hub can be reached"
         )
 
 
@@ -172,17 +221,17 @@ def _require_text_column(dataset: HubDatasetConfig, schema: Any) -> None:
 
 
 def _read_row_range(
-    opened: Any, start: int, end: int, dataset: HubDatasetConfig
+    opened: Any, start: int, end: int, dataset: HubDatasetConfig, max_bytes: int
 ) -> Iterator[str | UnreadableRecord]:
     """Yields the texts of a range of rows of a loaded dataset."""
     column = opened.select_columns([dataset.text_column]).with_format("arrow")
     step = compute_batch_rows(len(opened), opened.data.column(dataset.text_column).nbytes)
     for first in range(start, end, step):
-        yield from _read_table(column[first : min(first + step, end)], dataset)
+        yield from _read_table(column[first : min(first + step, end)], dataset, max_bytes)
 
 
 def _read_dataset_shard(
-    opened: Any, index: int, dataset: HubDatasetConfig
+    opened: Any, index: int, dataset: HubDatasetConfig, max_bytes: int
 ) -> Iterator[str | UnreadableRecord]:
     """Yields the texts of one file of a streamed dataset."""
     shard = opened.shard(num_shards=opened.num_shards, index=index)
@@ -190,12 +239,51 @@ def _read_dataset_shard(
         shard = shard.select_columns([dataset.text_column])
     for table in shard.with_format("arrow").iter(batch_size=STREAM_BATCH_ROWS):
         _require_text_column(dataset, table.schema)
-        yield from _read_table(table, dataset)
+        yield from _read_table(table, dataset, max_bytes)
 
 
-def _read_table(table: Any, dataset: HubDatasetConfig) -> Iterator[str | UnreadableRecord]:
+def _read_table(table: Any, dataset: HubDatasetConfig, max_bytes: int) -> Iterator[str | UnreadableRecord]:
     for chunk in table.column(dataset.text_column).chunks:
-        yield from extract_texts(chunk, dataset.text_column)
+        yield from extract_texts(chunk, dataset.text_column, max_bytes)
+
+
+def _identify_folder(dataset: HubDatasetConfig, is_read_only: bool) -> list[str]:
+    """Returns name and hash of each file that `datasets` reads for a local folder; remote files by URL.
+
+    The files that say how to read the others are among them; hidden and other files are not.
+    """
+    from datasets import load_dataset_builder
+    from datasets.config import DATASETDICT_INFOS_FILENAME, REPOCARD_FILENAME, REPOYAML_FILENAME
+
+    folder = Path(dataset.path).absolute()
+    problems: list[str] = []
+    list_folder(folder, problems)  # datasets leaves out what it cannot list
+    if problems:
+        raise UsageError("\n".join(problems[:MAX_LISTED_PROBLEMS]))
+    with _explain_errors(dataset):
+        builder = load_dataset_builder(dataset.path, dataset.config)
+    files = {folder / name for name in (REPOCARD_FILENAME, REPOYAML_FILENAME, DATASETDICT_INFOS_FILENAME)}
+    files = {file for file in files if file.is_file()}
+    remote_files = set()
+    for data_files in (builder.config.data_files or {}).values():
+        for url, metadata in zip(data_files, data_files.origin_metadata, strict=True):
+            path = url.rpartition("::")[2]  # archive members are written zip://member::archive
+            if "://" in path:
+                remote_files.add(" ".join([url, *metadata]))
+            else:
+                files.add(Path(path))
+    by_name = {_get_relative_path(file, folder): file for file in files}
+    names = sorted(by_name)
+    digests = hash_files_cached([by_name[name] for name in names], is_read_only)
+    return [*(f"{name} {digest}" for name, digest in zip(names, digests, strict=True)), *sorted(remote_files)]
+
+
+def _get_relative_path(file: Path, folder: Path) -> Path:
+    """Returns the path relative to the folder, which `datasets` may have resolved; that of a file elsewhere."""
+    for root in (folder, folder.resolve()):
+        if file.is_relative_to(root):
+            return file.relative_to(root)
+    return file
 
 
 @functools.cache
@@ -225,17 +313,24 @@ def _get_hub_commit(path: str) -> str | None:
     return Path(snapshot).name
 
 
-def _load_dataset(dataset: HubDatasetConfig, commit: str | None) -> Any:
+def _load_dataset(dataset: HubDatasetConfig, commit: str | None, cache: Path | None = None) -> Any:
     """Opens the dataset, streamed if requested and possible.
 
-    Raises UsageError for a dataset, configuration or split that does not exist, KrillError if loading fails.
+    `cache`: the cache folder of `datasets`; None: its default. Raises UsageError for a dataset, configuration or
+    split that does not exist and for files that cannot be read, KrillError if loading fails.
     """
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
 
     path, name = dataset.path, _format_dataset_name(dataset)
-    load = functools.partial(load_dataset, path, dataset.config, split=dataset.split, revision=commit)
-    try:
+    load = functools.partial(
+        load_dataset,
+        path,
+        dataset.config,
+        split=dataset.split,
+        revision=commit,
+        cache_dir=cache and str(cache),
+    )
+    with _explain_errors(dataset):
         if dataset.streaming and "[" in dataset.split:
             log.warning("hub         %s: a slice is loaded, not streamed", name)
         elif dataset.streaming and (commit is not None or os.path.isdir(path)):
@@ -244,13 +339,43 @@ def _load_dataset(dataset: HubDatasetConfig, commit: str | None) -> Any:
             except ConnectionError as error:
                 log.warning("hub         %s: cannot be streamed (%s); using the cached copy", name, error)
         return load()
+
+
+@contextmanager
+def _explain_errors(dataset: HubDatasetConfig) -> Iterator[None]:
+    """Replaces errors of `datasets` by errors that say what to do."""
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    path, name = dataset.path, _format_dataset_name(dataset)
+    try:
+        yield
     except DatasetNotFoundError as error:
         raise UsageError(f"{path}: {error}. If it is private or gated, log in (hf auth login)") from error
-    except ValueError as error:
-        reason = get_first_line(error)
-        raise UsageError(f"{name}: {reason}; check config= and split= in data.datasets") from error
     except Exception as error:
+        reason = _describe_cause(error)
+        if isinstance(error, ValueError) and re.search("config|split", reason, re.IGNORECASE):
+            raise UsageError(f"{name}: {reason}; check config= and split= in data.datasets") from error
+        if os.path.isdir(path) and isinstance(error, FileNotFoundError):
+            raise UsageError(
+                f"{name}: {reason}; check path= in data.datasets and data_files in the folder's README.md"
+            ) from error
+        if os.path.isdir(path) and isinstance(error, (ValueError, DatasetsError)):
+            raise UsageError(
+                f"{name}: cannot be read ({reason}). krill's own reader needs only the text column, and skips "
+                f"damaged records: data=files data.paths=[{path}]"
+            ) from error
         raise KrillError(
-            f"{name}: cannot be loaded ({type(error).__name__}: {error}). "
-            "Offline it must be in the cache. To use your own text: data=files data.paths=[text.jsonl]"
+            f"{name}: cannot be loaded ({reason}). Offline it must be in the cache. To use your own text: "
+            "data=files data.paths=[text.jsonl]"
         ) from error
+
+
+def _describe_cause(error: BaseException) -> str:
+    """Returns type and message of the original error in one line; a long message without its middle."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if len(reason) > MAX_REASON_CHARACTERS:
+        half = MAX_REASON_CHARACTERS // 2
+        reason = f"{reason[:half]} … {reason[-half:]}"
+    return reason

@@ -16,8 +16,9 @@ from krill.config.schema import (
 )
 from krill.sources import python_docs
 from krill.sources.files import FileSource
+from krill.sources.formats import TOO_LONG, is_longer
 from krill.sources.hub import HubSource
-from krill.sources.source import Document, Part, SkippedRecords, Source
+from krill.sources.source import Document, Part, SkippedRecords, Source, identify_record_limit
 
 
 def open_source(config: DataConfig, is_read_only: bool = False) -> Source:
@@ -69,7 +70,11 @@ class CustomSource(Source):
 
     def compute_fingerprint(self) -> Any:
         """Covers the code and its options; the user names there what the code reads."""
-        return {"code": custom_code.hash_custom_function(self._config.read), "options": self._config.options}
+        return {
+            "code": custom_code.hash_custom_function(self._config.read),
+            "options": self._config.options,
+            **identify_record_limit(self._config.max_record_bytes),
+        }
 
     def list_parts(self) -> list[Part]:
         return [Part(0, None, 1)]
@@ -77,10 +82,11 @@ class CustomSource(Source):
     def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
         texts = custom_code.import_custom_function(self._config.read)(**self._config.options)
         for number, text in enumerate(texts, 1):
-            if isinstance(text, str):
+            if isinstance(text, str) and not is_longer(text, self._config.max_record_bytes):
                 yield Document(text, (0, number))
             else:
-                reason = f"is not text but {type(text).__name__}"
+                is_text = isinstance(text, str)
+                reason = TOO_LONG.reason if is_text else f"is not text but {type(text).__name__}"
                 skipped.add(reason, functools.partial(self.describe_location, part, (0, number)))
 
     def describe_location(self, part: Part, location: tuple[int, int]) -> str:

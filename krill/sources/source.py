@@ -14,10 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from krill.config.schema.data import DEFAULT_MAX_RECORD_BYTES
+
 log = logging.getLogger("krill")
 
 MAX_SKIPPED_EXAMPLES = 3
 """Maximum number of example locations per reason; all records are counted."""
+
+MAX_LISTED_COLUMNS, MAX_LISTED_CHARACTERS = 10, 40
+"""Maximum number of columns in a message, and of the characters of each."""
 
 
 class Document(NamedTuple):
@@ -118,14 +123,38 @@ def compute_part_bytes(total: int) -> int:
     return min(max(total // 1000, 4 * 2**20), 256 * 2**20)
 
 
+def identify_record_limit(max_record_bytes: int) -> dict[str, int]:
+    """Returns the part of a source's fingerprint for data.max_record_bytes; empty for the default."""
+    return {} if max_record_bytes == DEFAULT_MAX_RECORD_BYTES else {"max_record_bytes": max_record_bytes}
+
+
 def sample_evenly(parts: Sequence[Part], count: int) -> Sequence[Part]:
     """Returns at most `count` of the parts, evenly spaced and including the first."""
     return parts[:: max(1, -(-len(parts) // count))]
 
 
+def find_column_name_problem(
+    name: str, column: str, columns: list[str], key: str = "data.text_column"
+) -> str | None:
+    """Returns why a file or dataset does not have exactly one text column, which `key` sets, or None."""
+    if column not in columns:
+        return describe_missing_column(name, column, columns, key)
+    if columns.count(column) > 1:
+        return f"{name}: has {columns.count(column)} columns named {column!r}; rename all but one"
+    return None
+
+
 def describe_missing_column(name: str, column: str, columns: list[str], key: str = "data.text_column") -> str:
     """Returns the error message for a file or dataset without the text column, which `key` sets."""
-    return f"{name}: no column {column!r}; it has {', '.join(columns)}. Set the column with the text: {key}="
+    names = [shorten(" ".join(item.split()), MAX_LISTED_CHARACTERS) for item in columns[:MAX_LISTED_COLUMNS]]
+    if num_others := len(columns) - len(names):
+        names.append(f"{num_others:,} more")
+    return f"{name}: no column {column!r}; it has {', '.join(names)}. Set the column with the text: {key}="
+
+
+def shorten(text: str, length: int) -> str:
+    """Returns at most the first `length` characters, with an ellipsis if there are more."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def disambiguate_names(short_names: list[str], full_names: list[str]) -> list[str]:

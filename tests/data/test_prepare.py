@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from source_files import write_texts
+from source_files import write_json_lines, write_texts
 from stores import (
     ENGLISH,
     KOREAN,
@@ -372,9 +372,19 @@ def test_unusable_input_leaves_no_files(tmp_path: Path, tokenizer: TokenizerFold
     config = make_config(
         make_data_config(write_texts(tmp_path / "a.jsonl", TEXTS), min_chars=10**6), tokenizer
     )
-    with pytest.raises(UsageError, match="no document is left"):
+    advice = r"no document is left .*: lower data\.min_chars \(it is 1000000\), or use other data$"
+    with pytest.raises(UsageError, match=advice):
         get_or_prepare_store(config, tokenizer, tmp_path / "outputs")
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if not path.name.endswith(".lock")]
+
+
+def test_advice_for_skipped_records_names_no_limit(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    path = write_json_lines(tmp_path / "a.jsonl", {"text": None})
+    config = make_config(make_data_config(path), tokenizer)
+    with pytest.raises(
+        UsageError, match=r"'text' is null 1\): mend the records named above, or use other data$"
+    ):
+        get_or_prepare_store(config, tokenizer, tmp_path / "outputs")
 
 
 def test_folder_with_other_tokens_raises(tmp_path: Path, tokenizer: TokenizerFolder) -> None:

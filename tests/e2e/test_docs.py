@@ -48,6 +48,7 @@ def place(tmp_path: Path) -> Path:
     pyarrow.parquet.write_table(table, here / "b.parquet")
     with open(here / "letters.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("date", "body"), *((str(day), text) for day, text in enumerate(texts))])
+    (here / "old.csv").write_text("body\n옛날 옛적에\n", encoding="cp949")
     write_all_shims(tmp_path / "bin")
     return here
 

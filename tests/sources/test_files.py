@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import shutil
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -290,15 +293,6 @@ def test_null_and_invalid_parquet_values_are_skipped(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
-def test_text_file_in_another_encoding_is_skipped(tmp_path: Path, name: str) -> None:
-    content = "첫 줄\n".encode() + "둘째".encode("cp949")
-    path = write_bytes(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
-    skipped = SkippedRecords()
-    assert read_texts(open_source(make_files(path)), skipped) == []
-    assert skipped.reasons == {"invalid UTF-8": {"records": 1, "places": [f"{path}:2"]}}
-
-
 def test_lines_far_into_a_file_are_located_by_byte_offset(
     tmp_path: Path, set_part_bytes: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,3 +349,247 @@ def test_deleted_file_raises(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(KrillError, match=r"a\.jsonl: the rest cannot be read .*No such file"):
         list(source.read(part, SkippedRecords()))
+
+
+def test_column_named_twice_in_json_counts_as_its_last(tmp_path: Path) -> None:
+    path = write_json_lines(tmp_path / "a.jsonl", b'{"text": "a", "text": "b"}')
+    assert read_texts(open_source(make_files(path))) == ["b"]
+
+
+def test_parquet_with_other_columns_of_one_name_is_read(tmp_path: Path) -> None:
+    table = pa.table([pa.array([1]), pa.array([2]), pa.array(["a"])], names=["id", "id", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert read_texts(open_source(make_files(tmp_path))) == ["a"]
+
+
+# --- layouts of JSON ----------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "array in .jsonl": ("a.jsonl", json.dumps(RECORDS)),
+    "array in .jsonl.gz": ("a.jsonl.gz", json.dumps(RECORDS, indent=1)),
+    "array with a record per line": ("a.jsonl", "[\n" + ",\n".join(map(json.dumps, RECORDS)) + "\n]\n"),
+    "pretty objects": ("a.json", "\n".join(json.dumps(record, indent=2) for record in RECORDS)),
+    "pretty objects in .jsonl": ("a.jsonl", "".join(json.dumps(record, indent=2) for record in RECORDS)),
+    "pretty object with its first key": (
+        "a.json",
+        '{"id": 1,\n"text": "document 0"}\n{"text": "document 1"}',
+    ),
+    "one line": ("a.json", json.dumps(RECORDS[0])),
+    "BOM": ("a.json", "\ufeff" + json.dumps(RECORDS[0], indent=2)),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+@pytest.mark.parametrize("block", [7, 2**20])
+def test_json_is_read_whatever_its_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, block: int
+) -> None:
+    name, text = LAYOUTS[case]
+    path = write_bytes(tmp_path / name, compress_gzip_if(name, text.encode()))
+    monkeypatch.setattr("krill.sources.json_array.READ_BLOCK_BYTES", block)
+    skipped = SkippedRecords()
+    texts = read_texts(open_source(make_files(path)), skipped)
+    assert texts == TEXTS[: len(texts)]
+    assert len(texts) == text.count('"text"')
+    assert not skipped.reasons
+
+
+def compress_gzip_if(name: str, content: bytes) -> bytes:
+    return gzip.compress(content) if name.endswith(".gz") else content
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b'{"text": "cut',
+        b'{"text": "a"} junk',
+        b'{"text": "a",',
+        b"{",
+        b"[WARN] x",
+        b'{"text"',
+        b"[1, 2]",
+        b'[{"text": "a"}]',
+    ],
+)
+def test_damaged_first_line_costs_only_that_line(tmp_path: Path, first: bytes) -> None:
+    path = write_json_lines(tmp_path / "a.jsonl", first, *RECORDS)
+    assert read_texts(open_source(make_files(path))) == TEXTS
+
+
+def test_location_and_fingerprint_of_an_unusual_layout(tmp_path: Path) -> None:
+    array = write_bytes(tmp_path / "a.jsonl", json.dumps([*RECORDS, {"text": None}]).encode())
+    source, skipped = open_source(make_files(array)), SkippedRecords()
+    assert read_texts(source, skipped) == TEXTS
+    assert skipped.reasons["'text' is null"]["places"] == [f"{array}: record 4"]
+    assert source.compute_fingerprint()[0]["files"][0].startswith(".jsonl array ")
+
+
+def test_malformed_object_of_several_lines_raises_with_its_line(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "a.json", b'{\n  "id": 1\n  "text": "x"\n}\n')
+    with pytest.raises(UsageError, match=r"a\.json:3: invalid JSON"):
+        read_texts(open_source(make_files(path)))
+
+
+def test_bom_at_the_start_of_any_line_is_no_damage(tmp_path: Path) -> None:
+    bom = b"\xef\xbb\xbf"
+    lines = [bom + json.dumps(record).encode() for record in RECORDS]
+    path = write_json_lines(tmp_path / "a.jsonl", *lines, bom)
+    skipped = SkippedRecords()
+    assert read_texts(open_source(make_files(path)), skipped) == TEXTS
+    assert not skipped.reasons
+
+
+SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
+"""Characters other than CR and LF at which str.splitlines splits."""
+
+
+def test_only_lf_ends_a_line(tmp_path: Path) -> None:
+    text = f"a{SEPARATORS}b"
+    folder = tmp_path / f"글{SEPARATORS}"
+    folder.mkdir()
+    record = json.dumps({"text": "x\u2028y\u2029z\x85"}, ensure_ascii=False).encode()
+    write_json_lines(folder / f"a{SEPARATORS}.jsonl", record, b'{"text": 5}')
+    write_bytes(folder / "b.csv", f'text\n{text}\n"{text}"\n'.encode())
+    write_bytes(folder / "c.tsv", f'id\ttext\n1\t"{text}\n'.encode())
+    write_bytes(folder / "d.txt", text.encode())
+    skipped = SkippedRecords()
+    texts = read_texts(open_source(make_files(folder)), skipped)
+    assert texts == ["x\u2028y\u2029z\x85", text, text, f'"{text}', text]
+    assert skipped.reasons["'text' is not text but int"]["places"] == [f"{folder}/a{SEPARATORS}.jsonl:2"]
+
+
+# --- files of which nearly nothing can be read --------------------------------------------------------------
+
+UNREADABLE = {
+    "html": (
+        "a.jsonl",
+        b"<!DOCTYPE html>\n<html>\n</html>\n",
+        r"none of 3 records .*begins with '<!DOCTYPE html>",
+    ),
+    "trailing commas": ("a.jsonl", b'{"text": "a"},\n' * 5 + b'{"text": "a"}\n', "only 1 of 6 records"),
+    "lists": ("a.jsonl", b'["a"]\n["b"]\n', r"none of 2 records can be read \(not a JSON object 2\)"),
+    "list of texts": ("a.json", b'["a", "b"]', "none of 2 records"),
+    "column of lists": ("a.jsonl", b'{"text": ["a"]}\n', "'text' is not text but list 1"),
+    "latin-1": ("a.jsonl", '{"text": "été"}\n'.encode("latin-1"), "is not UTF-8 .*iconv -f ENCODING"),
+    "cp949 array": ("a.json", '[{"text": "한국어"}, {"x": "a\nb"}]'.encode("cp949"), "is CP949"),
+    "csv": ("a.csv", b"text\n" + b'"a\n' * 9, "none of 9 records can be read .invalid CSV 9"),
+    "late byte": ("a.txt", b"a\n" * 2**16 + b"\xff", "none of 1 records can be read .invalid UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_file_of_which_nearly_nothing_can_be_read_raises(tmp_path: Path, case: str) -> None:
+    name, content, message = UNREADABLE[case]
+    good = write_json_lines(tmp_path / "good.jsonl", *RECORDS)
+    with pytest.raises(UsageError, match=rf"{re.escape(name)}: .*{message}") as error:
+        read_texts(open_source(make_files(good, write_bytes(tmp_path / name, content))))
+    assert len(str(error.value)) < 800
+
+
+def test_beginning_of_a_large_file_is_judged_by_many_records(
+    tmp_path: Path, set_part_bytes: Callable[[int], None]
+) -> None:
+    set_part_bytes(1)
+    path = write_json_lines(tmp_path / "a.jsonl", b"damaged", *RECORDS)
+    assert read_texts(open_source(make_files(path))) == TEXTS
+    set_part_bytes(200)
+    path = write_json_lines(tmp_path / "a.jsonl", *[b"damaged"] * 30, *RECORDS)
+    with pytest.raises(UsageError, match="none of 25 records can be read"):
+        read_texts(open_source(make_files(path)))
+
+
+def test_parquet_in_another_encoding_raises(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
+    path = write_parquet(tmp_path / "a.parquet", text=pa.chunked_array([broken] * 3))
+    with pytest.raises(UsageError, match=r"none of 3 records can be read .invalid UTF-8 3.*another encoding"):
+        read_texts(open_source(make_files(path)))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl"])
+def test_file_of_nulls_is_skipped_and_counted(tmp_path: Path, name: str) -> None:
+    if name == "a.parquet":
+        write_parquet(tmp_path / name, text=pa.nulls(3))
+    else:
+        write_json_lines(tmp_path / name, *[{"text": None}] * 3)
+    write_json_lines(tmp_path / "b.jsonl", *RECORDS)
+    skipped = SkippedRecords()
+    assert read_texts(open_source(make_files(tmp_path)), skipped) == TEXTS
+    assert skipped.reasons["'text' is null"]["records"] == 3
+
+
+def test_invalid_value_of_a_dictionary_column_costs_only_its_rows(tmp_path: Path) -> None:
+    values = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff")]
+    )
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 0]), values, safe=False)
+    path = write_parquet(tmp_path / "a.parquet", text=column)
+    skipped = SkippedRecords()
+    assert read_texts(open_source(make_files(path)), skipped) == ["a", "a"]
+    assert skipped.reasons["invalid UTF-8"] == {"records": 1, "places": [f"{path}: row 2"]}
+
+
+# --- long records -------------------------------------------------------------------------------------------
+
+
+def make_long_files(folder: Path) -> Iterator[Path]:
+    """Yields files whose second record of three is too long for a limit of 100 bytes."""
+    texts = ["a", "가" * 40, "b"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False).encode() for text in texts]
+    yield write_json_lines(folder / "a.jsonl", *lines)
+    yield write_bytes(folder / "b.jsonl.gz", gzip.compress(b"\n".join(lines)))
+    yield write_bytes(folder / "c.json", json.dumps([{"text": text} for text in texts]).encode())
+    yield write_table(folder / "d.csv", [("text",), *((text,) for text in texts)])
+    yield write_table(folder / "e.tsv", [("id", "text"), *(("1", text) for text in texts)], "\t")
+    yield write_parquet(folder / "f.parquet", text=texts)
+
+
+def test_long_record_is_skipped_and_counted(tmp_path: Path) -> None:
+    for path in make_long_files(tmp_path):
+        config = make_files(path).model_copy(update={"max_record_bytes": 100})
+        source, skipped = open_source(config), SkippedRecords()
+        assert read_texts(source, skipped) == ["a", "b"], path
+        ((reason, counts),) = skipped.reasons.items()
+        assert (reason, counts["records"]) == ("longer than data.max_record_bytes", 1)
+        assert counts["places"][0].startswith(str(path))
+        assert source.compute_fingerprint() != open_source(make_files(path)).compute_fingerprint()
+
+
+def test_long_text_file_raises(tmp_path: Path) -> None:
+    path = write_bytes(tmp_path / "a.txt.gz", gzip.compress(bytes(10**6).replace(b"\0", b"a")))
+    config = make_files(path).model_copy(update={"max_record_bytes": 10**5})
+    with pytest.raises(
+        UsageError, match=r"longer than data\.max_record_bytes.* set a higher data\.max_record_bytes"
+    ):
+        read_texts(open_source(config))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+def test_compressed_record_does_not_fill_the_memory(tmp_path: Path, name: str) -> None:
+    beginning = {"a.jsonl": b'{"text": "', "a.json": b'[{"text": "', "a.csv": b"text\n", "a.txt": b""}[name]
+    path = tmp_path / f"{name}.gz"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(beginning)
+        for _ in range(24):
+            file.write(b"a" * 2**20)
+    source = open_source(make_files(path).model_copy(update={"max_record_bytes": 2**20}))
+    tracemalloc.start()
+    with pytest.raises(UsageError, match=r"longer than data\.max_record_bytes"):
+        read_texts(source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * 2**20
+
+
+def test_zeros_after_compressed_data_are_ignored(tmp_path: Path) -> None:
+    lines = write_json_lines(tmp_path / "a.jsonl", *RECORDS).read_bytes()
+    path = write_bytes(tmp_path / "b.jsonl.gz", gzip.compress(lines) + bytes(10_000))
+    assert read_texts(open_source(make_files(path))) == TEXTS
+
+
+def test_records_in_a_list_within_an_object_are_an_error_with_the_command_that_extracts_them(
+    tmp_path: Path,
+) -> None:
+    path = write_bytes(tmp_path / "a.json", json.dumps({"version": 1, "data": RECORDS}, indent=1).encode())
+    with pytest.raises(UsageError, match="no column 'text'; it has version, data") as error:
+        read_texts(open_source(make_files(path)))
+    assert f"""jq -c '.["data"][]' {path} > a.jsonl""" in str(error.value)

@@ -15,10 +15,12 @@ from source_files import (
     read_texts,
     write_json_lines,
     write_parquet,
+    write_texts,
 )
 
 from krill.config.schema import HubDatasetConfig
 from krill.errors import KrillError, UsageError
+from krill.sources import hub
 from krill.sources.registry import open_source
 from krill.sources.source import SkippedRecords
 
@@ -123,7 +125,7 @@ def test_reads_configurations_of_parquet_files(tmp_path: Path) -> None:
 def test_fingerprint_depends_on_content_and_settings(folder: str) -> None:
     before = open_source(make_hub(HubDatasetConfig(path=folder))).compute_fingerprint()
     json.dumps(before)
-    for change in ({"limit": 2}, {"weight": 2}, {"text_column": "id"}, {"config": "x"}, {"split": "test"}):
+    for change in ({"limit": 2}, {"weight": 2}, {"text_column": "id"}, {"split": "test"}):
         assert open_source(make_hub(HubDatasetConfig(path=folder, **change))).compute_fingerprint() != before
     write_json_lines(Path(folder) / "train-a.jsonl", *RECORDS)
     assert open_source(make_hub(HubDatasetConfig(path=folder))).compute_fingerprint() != before
@@ -171,3 +173,113 @@ def test_column_that_is_not_text_raises(folder: str, streaming: bool) -> None:
         read_texts(
             open_source(make_hub(HubDatasetConfig(path=folder, text_column="id", streaming=streaming)))
         )
+
+
+# --- local folders ------------------------------------------------------------------------------------------
+
+
+def make_listed_folder(folder: Path, pattern: str, *texts: str) -> str:
+    """Writes a clone of a Hub dataset: its README lists the data files; returns its path."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files: {pattern}\n---\n"
+    )
+    write_texts(folder / "data/train.jsonl", texts)
+    return str(folder)
+
+
+def read_folder(path: str, **settings: Any) -> tuple[Any, list[str]]:
+    """Returns fingerprint and texts, read as a new process reads them."""
+    source = open_source(make_hub(HubDatasetConfig(path=path, **settings)))
+    return source.compute_fingerprint(), read_texts(source)
+
+
+def test_changed_folder_gives_its_new_text_and_another_fingerprint(tmp_path: Path) -> None:
+    path = make_listed_folder(tmp_path / "ds", "data/*.jsonl", "old")
+    before, texts = read_folder(path)
+    assert texts == ["old"]
+    make_listed_folder(tmp_path / "ds", "data/*.jsonl", "new", "newer")
+    after, texts = read_folder(path)
+    assert (texts, after != before) == (["new", "newer"], True)
+    make_listed_folder(tmp_path / "ds", "data/*.jsonl", "old")
+    assert read_folder(path) == (before, ["old"])
+
+
+def test_folders_of_one_last_name_give_their_own_text(tmp_path: Path) -> None:
+    for parent in ("one", "two"):
+        path = make_listed_folder(tmp_path / parent / "corpus", "data/*.jsonl", parent)
+        assert read_folder(path)[1] == [parent]
+
+
+def test_linked_and_outside_files_are_read_and_identified(tmp_path: Path) -> None:
+    for name in ("linked", "outside"):
+        write_texts(tmp_path / name / "a.jsonl", ["old"])
+    path = make_listed_folder(tmp_path / "ds", "[data/*.jsonl, more/*.jsonl, ../outside/*.jsonl]", "own")
+    (tmp_path / "ds/more").symlink_to("../linked")
+    fingerprints = [read_folder(path)[0]]
+    for name in ("linked", "outside"):
+        write_texts(tmp_path / name / "a.jsonl", [f"new {name}"])
+        fingerprint, texts = read_folder(path)
+        assert f"new {name}" in texts
+        assert fingerprint not in fingerprints
+        fingerprints.append(fingerprint)
+
+
+def test_fingerprint_of_a_folder_covers_only_what_is_read(tmp_path: Path) -> None:
+    path = make_listed_folder(tmp_path / "a/ds", "data/*.jsonl", "text")
+    config = make_hub(HubDatasetConfig(path=path))
+    before = open_source(config).compute_fingerprint()
+    for name in (".cache/huggingface/train.jsonl.metadata", ".git/index", "LICENSE"):
+        (tmp_path / "a/ds" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a/ds" / name).write_text("1")
+    assert open_source(config).compute_fingerprint() == before
+    (tmp_path / "link").symlink_to("a/ds")
+    linked = open_source(make_hub(HubDatasetConfig(path=str(tmp_path / "link")))).compute_fingerprint()
+    assert linked[0]["revision"] == before[0]["revision"]
+
+
+def test_folder_that_changes_while_it_is_read_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_listed_folder(tmp_path / "ds", "data/*.jsonl", "old")
+    load = hub._load_dataset
+
+    def change_and_load(*args: Any) -> Any:
+        make_listed_folder(tmp_path / "ds", "data/*.jsonl", "new")
+        return load(*args)
+
+    monkeypatch.setattr(hub, "_load_dataset", change_and_load)
+    with pytest.raises(UsageError, match="changed while it was read"):
+        read_folder(path)
+    monkeypatch.undo()
+    make_listed_folder(tmp_path / "ds", "data/*.jsonl", "old")
+    assert read_folder(path)[1] == ["old"]
+
+
+def test_broken_link_in_a_folder_raises(tmp_path: Path) -> None:
+    path = make_listed_folder(tmp_path / "ds", "data/*.jsonl", "text")
+    (tmp_path / "ds/data/more.jsonl").symlink_to("/nonexistent/blob")
+    with pytest.raises(UsageError, match=r"more\.jsonl: is a link to nothing \(/nonexistent/blob\)"):
+        read_folder(path)
+
+
+def test_error_names_the_original_cause(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "a.jsonl", {"text": "a", **{f"{index}" * 30: 1 for index in range(50)}})
+    write_json_lines(tmp_path / "b.jsonl", {"text": "b", "other": "x"})
+    with pytest.raises(UsageError, match=r"column names don't match.*data=files data\.paths=") as error:
+        read_folder(str(tmp_path))
+    assert len(str(error.value)) < 1000
+
+
+def test_cached_copy_of_another_commit_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    write_json_lines(tmp_path / "train.jsonl", *RECORDS)
+    cached = datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+    file = Path(cached.cache_files[0]["filename"])
+    copy = file.parent.rename(file.parent.parent / ("a" * 40)) / file.name
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_file(str(copy)))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: f"/snapshots/{'b' * 40}")
+    with pytest.raises(KrillError, match="commit bbbbbbbb cannot be downloaded, and the cache has aaaaaaaa"):
+        read_folder("user/d")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: f"/snapshots/{'a' * 40}")
+    assert read_folder("user/e")[1] == TEXTS

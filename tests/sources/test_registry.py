@@ -34,6 +34,16 @@ def test_custom_function(tmp_path: Path) -> None:
     json.dumps(source.compute_fingerprint())
 
 
+def test_long_text_of_a_custom_function_is_skipped(tmp_path: Path) -> None:
+    code = tmp_path / "custom.py"
+    code.write_text("def read(count):\n    yield from ['a', '가' * 40, 'b']\n")
+    config = make_custom(f"{code}:read")
+    source, skipped = open_source(config.model_copy(update={"max_record_bytes": 100})), SkippedRecords()
+    assert [text for _, text in read_locations_and_texts(source, skipped)] == ["a", "b"]
+    assert skipped.reasons["longer than data.max_record_bytes"]["places"] == [f"{code}:read: item 2"]
+    assert source.compute_fingerprint() != open_source(config).compute_fingerprint()
+
+
 def test_missing_custom_function_raises_when_opened(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         open_source(make_custom(f"{tmp_path}/custom.py:read"))

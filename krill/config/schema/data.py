@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from krill.config.schema.base import FolderName, Fraction, Section, Unsigned, to_list
 from krill.config.schema.filters import Filter
 
 Weight = Annotated[float, Field(gt=0.0, le=1000.0)]
 """How often documents occur in an epoch. Higher values are a mistake, such as a size or a share in a wrong unit."""
+DEFAULT_MAX_RECORD_BYTES = 2**27
+"""Default of data.max_record_bytes, also for configurations and signatures from before the key existed."""
 
 
 class MinHashConfig(Section):
@@ -34,6 +45,9 @@ class MinHashConfig(Section):
 class _BaseDataConfig(Section):
     name: Unsigned[FolderName]
     """Name of the folder of the prepared tokens: outputs/data/<name>-<signature>."""
+    max_record_bytes: PositiveInt = DEFAULT_MAX_RECORD_BYTES
+    """Maximum size of a record (a line, an element, a value of a column, a .txt file), which is held in memory.
+    Longer records are skipped and counted."""
     normalize: Literal["none", "nfc"]
     """Unicode normalization of the text. NFKC is not offered: it destroys Korean jamo such as ㅋ."""
     ftfy: bool
@@ -94,12 +108,22 @@ class FileEntryConfig(Section):
     """Maximum number of documents that are read; null: all."""
 
 
+def _get_entry_tag(value: Any) -> str:
+    return "<entry>" if isinstance(value, (Mapping, FileEntryConfig)) else "<path>"
+
+
+_PathOrEntry = Annotated[
+    Annotated[str, Tag("<path>")] | Annotated[FileEntryConfig, Tag("<entry>")], Discriminator(_get_entry_tag)
+]
+"""A path, or a path with settings; the tag chooses which errors are reported."""
+
+
 class FilesDataConfig(_BaseDataConfig):
     """Local files: .jsonl, .json, .parquet, .csv, .tsv, .txt, each also .gz or .zst."""
 
     source: Literal["files"]
     """Kind of source."""
-    paths: Annotated[list[str | FileEntryConfig], BeforeValidator(to_list), Field(min_length=1)]
+    paths: Annotated[list[_PathOrEntry], BeforeValidator(to_list), Field(min_length=1)]
     """Files, folders or globs, read in this order. An entry can have settings: {path: …, weight: 2, limit:
     1000}."""
     text_column: str
