@@ -58,12 +58,9 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("data.paths=[…]", "files, folders or globs, with data=files"),
         ("data.text_column=text", "the column that holds the text"),
         ("data.min_chars=N", "shorter documents are dropped"),
-        ("data.minhash.threshold=0.8", "near duplicates are dropped (pip install 'krill[dedup]')"),
+        ("data.minhash.threshold=0.8", "near duplicates are dropped; needs the extra dedup"),
         ("data.pii=mask", "e-mail addresses, phone and resident numbers become placeholders"),
-        (
-            "data.engine=auto|hf|fast",
-            "fast is gigatoken (pip install 'krill[fast]'); the tokens are the same",
-        ),
+        ("data.engine=auto|hf|fast", "fast is gigatoken, of the extra fast; the tokens are the same"),
         ("data.workers=N", "processes; by default chosen by the size of the input"),
         (
             "data.num_tasks=N data.task=K",
