@@ -173,7 +173,7 @@ def _read_recorded_signature(folder: Path) -> str | None:
 def _resolve_folder_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -> None:
     """Rewrites data=FOLDER to store=FOLDER and tokenizer=FOLDER to tokenizer.path=FOLDER, unless they name an option.
 
-    output=FOLDER, to which krill-preprocess wrote the tokens, becomes store=FOLDER too.
+    output=FOLDER, to which krill-preprocess wrote the tokens, becomes store=FOLDER too; data=RUN becomes from=RUN.
     """
     if parsed.is_multirun:
         raise UsageError(
@@ -209,6 +209,8 @@ def _resolve_folder_override(override: str, folders: Sequence[Path], has_text: b
     `has_text`: text= is set, so tokenizer= may be a Hub id, unless it is almost the name of an option.
     """
     from krill.config.validation import find_closest_name, suggest
+    from krill.runs.find import run_at
+    from krill.runs.resolve import OVERRIDES, resolve_run_folder
 
     key, _, value = override.partition("=")
     if key == "output" and value != "null":
@@ -223,8 +225,13 @@ def _resolve_folder_override(override: str, folders: Sequence[Path], has_text: b
             "/" in value or Path(value).is_dir() or (has_text and find_closest_name(value, known) is None)
         )
         return f"tokenizer.path={value}" if is_path else override
-    if Path(value).expanduser().is_dir():
+    path = Path(value).expanduser()
+    if path.is_dir() and run_at(path.absolute()) is None:
         return f"store={value}"
-    raise UsageError(
-        f"data={value}: neither an option nor a folder (relative to {Path.cwd()}). {suggest(value, known, 'data={}')}"
-    )
+    try:
+        return f"from={resolve_run_folder(key, value, get_outputs_root(), OVERRIDES)}"
+    except UsageError as error:
+        options = suggest(value, known, "data={}")
+        raise UsageError(
+            f"data={value}: neither an option nor a folder (relative to {Path.cwd()}). {options}\n{error}"
+        ) from error

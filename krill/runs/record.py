@@ -77,6 +77,12 @@ def relative_path(folder: Path) -> Path:
         return folder
 
 
+def get_validation_loss(status: dict[str, Any]) -> float | None:
+    """Returns the final validation loss in a status, or the lowest so far; None: there is none."""
+    losses = ((status.get(key) or {}).get("eval_loss") for key in ("metrics", "best"))
+    return next((loss for loss in losses if isinstance(loss, (int, float))), None)
+
+
 class Record:
     """Writes the files of a run folder; of several ranks, only one is the writer."""
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 from krill import atomic
 from krill.runs import slurm
 from krill.runs.find import Run, read_runs
-from krill.runs.record import compute_wall_seconds, read_last_metrics
+from krill.runs.record import compute_wall_seconds, get_validation_loss, read_last_metrics
 from krill.runs.run_state import ACTIVE_STATES, RunState, determine_run_states, find_log_file
 
 DEFAULT_WIDTH = 200
@@ -72,7 +72,7 @@ def _sort_key(value: float | None) -> float:
 def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
     status = run.status or {}
     last = read_last_metrics(run.folder, ("step", "loss", "tokens_per_second"))
-    final, best = status.get("metrics") or {}, status.get("best") or {}
+    final = status.get("metrics") or {}
     overrides = status.get("overrides") or run.sweep_entry.get("overrides") or []
 
     def get_number(key: str, *sources: Mapping[str, Any]) -> Any:
@@ -88,7 +88,7 @@ def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
         step=get_number("step", final, last),
         steps=status.get("steps"),
         loss=get_number("loss", final, last),
-        eval_loss=get_number("eval_loss", final, best),
+        eval_loss=get_validation_loss(status),
         eval_bits_per_byte=get_number("eval_bits_per_byte", final),
         tokens_per_second=get_number("tokens_per_second", last),
         seconds=compute_wall_seconds(status) if state.state != "killed" else None,
