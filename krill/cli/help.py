@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from krill.config import paths
-from krill.tables import format_table
+from krill.tables import fit_table
 
 COMMAND_EXAMPLES: dict[str, list[str]] = {
     "train": [
@@ -112,8 +112,11 @@ _FLAGS = [
 ]
 
 
-def format_help(command: str, folders: Sequence[Path]) -> str:
-    """Returns the help of a command; `folders`: configuration folders, the one with precedence first."""
+def format_help(command: str, folders: Sequence[Path], width: int | None = None) -> str:
+    """Returns the help of a command; `folders`: configuration folders, the one with precedence first.
+
+    `width`: of the terminal; None: not a terminal.
+    """
     primary = next(path for folder in folders if (path := folder / f"{command}.yaml").is_file())
     lines = [
         f"krill-{command}: {paths.read_config_description(primary)}",
@@ -123,17 +126,16 @@ def format_help(command: str, folders: Sequence[Path]) -> str:
     groups = paths.list_config_groups() if command == "train" else _COMMAND_GROUPS.get(command, [])
     for group in groups:
         lines += ["", f"{group}="]
-        lines += _format_table(
-            (name, paths.read_config_description(file)) for name, file in _list_options(group, folders)
-        )
+        options = _list_options(group, folders)
+        lines += _format_table(((name, paths.read_config_description(file)) for name, file in options), width)
     flags = [(flag, sentence) for flag, sentence in _FLAGS if (command, flag) != ("inspect", "-m")]
     lines += [
         "",
         "keys",
-        *_format_table(COMMAND_KEYS[command]),
+        *_format_table(COMMAND_KEYS[command], width),
         "",
         "flags",
-        *_format_table(flags),
+        *_format_table(flags, width),
         "",
         "examples",
     ]
@@ -145,5 +147,5 @@ def _list_options(group: str, folders: Sequence[Path]) -> list[tuple[str, Path]]
     return sorted(paths.list_config_options(group, folders).items())
 
 
-def _format_table(rows: Iterable[tuple[str, str]]) -> list[str]:
-    return format_table(rows, left=(0, 1), indent="  ")
+def _format_table(rows: Iterable[tuple[str, str]], width: int | None) -> list[str]:
+    return fit_table(("", ""), rows, width, left=(0, 1), indent="  ", fold=(0, 1))[1:]

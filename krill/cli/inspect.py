@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from krill.config import paths
 from krill.config.paths import get_outputs_root
 from krill.errors import UsageError
 from krill.launch.invocation import Invocation
+from krill.tables import get_terminal_width
 
 if TYPE_CHECKING:
     from krill.cli.argv import ParsedArguments
@@ -99,7 +101,7 @@ def _print_store(
         rendered_rows = [
             render_row(rows, index, store.train, store.sources, renderer, view) for index in chosen
         ]
-    print(store_report.format_store_report(stats))
+    print(store_report.format_store_report(stats, get_terminal_width(sys.stdout)))
     for row in rendered_rows:
         screen.print()
         screen.print(row, end="")

@@ -25,8 +25,8 @@ RUNS_EXAMPLES = """examples
   krill-runs tail -f 5018b806
   krill-runs cancel outputs/sweeps/llama_nano
 
-RUN is a folder, a glob, the name or signature of a run or the beginning of one, last, or SWEEP/best. Of several
-matches the newest is meant.
+RUN is a folder, a glob, the name or signature of a run or the beginning of one,
+last, or SWEEP/best. Of several matches the newest is meant.
 """
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
+from krill.tables import print_wrapped
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -40,7 +41,9 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
         from krill.cli.config_diff import diff_from_experiment
         from krill.training.estimate.dry_run import plan_run
 
-        print("\n".join([*plan_run(config, inputs), *diff_from_experiment(config, invocation.choices)]))
+        print_wrapped(
+            "\n".join([*plan_run(config, inputs), *diff_from_experiment(config, invocation.choices)])
+        )
         return None
     export_torchrun_env()
 

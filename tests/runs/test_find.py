@@ -88,7 +88,7 @@ def test_invalid_entries_of_a_status_are_ignored(root: Path, entries: dict[str, 
     rows = table.build_rows([run for item in find.runs_under(root) for run in find.expand_runs(item)])
     assert len(json.loads(table.to_json(rows))) == 4
     assert {row.step for row in rows} == {3, None}
-    table.render_table(rows)
+    table.format_runs(rows, 80)
     table.to_csv(rows)
 
 
