@@ -15,7 +15,7 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-train data=files data.paths=[a.parquet,b.jsonl] steps=1000",
         "krill-train -m lr=1e-3,3e-3",
         "krill-train -m lr=1e-3,3e-3 hardware=slurm_gpu",
-        "krill-train from=outputs/runs/… lr=1e-3",
+        "krill-train from=last lr=1e-3",
     ],
     "preprocess": [
         "krill-preprocess",
@@ -36,9 +36,9 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         'krill-inspect tokenizer=bpe_4k text="안녕하세요 hello"',
     ],
     "infer": [
-        'krill-infer outputs/runs/… prompt="Once upon a time"',
-        "krill-infer outputs/runs/…",
-        'krill-infer -m model=outputs/runs/… temperature=0.2,0.8 prompt="Once upon a time"',
+        'krill-infer prompt="Once upon a time"',
+        "krill-infer llama_nano",
+        'krill-infer -m model=rates/best temperature=0.2,0.8 prompt="Once upon a time"',
     ],
 }
 
@@ -49,7 +49,7 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("sequence_len=N", "tokens per row"),
         ("batch.micro_batch_size=N", "rows per device and forward pass"),
         ("device=auto|cpu|cuda", "where the model is computed"),
-        ("resume=auto|false|FOLDER", "auto continues an unfinished run of the same configuration"),
+        ("resume=auto|false|RUN", "auto continues an unfinished run of the same configuration"),
         ("detach=true", "with hardware=slurm_…: submit and return"),
         ("output=FOLDER", "folder of the result"),
         ("dry_run=true", "write nothing, print what would be done"),

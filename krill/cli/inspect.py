@@ -211,8 +211,9 @@ def _resolve_folder_override(override: str, folders: Sequence[Path], has_text: b
     `has_text`: text= is set, so tokenizer= may be a Hub id, unless it is almost the name of an option.
     """
     from krill.config.validation import find_closest_name, suggest
+    from krill.launch.run_names import resolve_named_run
     from krill.runs.find import run_at
-    from krill.runs.resolve import OVERRIDES, resolve_run_folder
+    from krill.runs.resolve import OVERRIDES
 
     key, _, value = override.partition("=")
     if key == "output" and value != "null":
@@ -231,7 +232,7 @@ def _resolve_folder_override(override: str, folders: Sequence[Path], has_text: b
     if path.is_dir() and run_at(path.absolute()) is None:
         return f"store={value}"
     try:
-        return f"from={resolve_run_folder(key, value, get_outputs_root(), OVERRIDES)}"
+        return f"from={resolve_named_run(key, value, OVERRIDES)}"
     except UsageError as error:
         options = suggest(value, known, "data={}")
         raise UsageError(
