@@ -136,8 +136,10 @@ def _find_matches(text: str, root: Path, label: str, need: Need | None = None) -
     items = runs_under(root)
     matches = items if text == LAST else _match_names(text, items, label)
     if not matches:
-        where = f"a folder (relative to {Path.cwd()})" if text else "a folder"
-        raise UsageError(f"{label}: not the name of a run or sweep, nor {where}. {_list_runs(text, root)}")
+        problem = f"not the name of a run or sweep, nor a folder (relative to {Path.cwd()})"
+        if text and path.exists() and need is not None:
+            problem = f"no run, and no {need.description.removeprefix('a ')} in it"
+        raise UsageError(f"{label}: {problem}. {_list_runs(text, root)}")
     return matches
 
 
@@ -203,5 +205,5 @@ def _list_runs(text: str, root: Path) -> str:
 
     names = [_get_name(item) or item.folder.name for item in runs_under(root)]
     if not names:
-        return f"There are no runs in {relative_path(root)}; train one with krill-train"
+        return f"There are no runs in {root}; train one with krill-train"
     return suggest(text, names, max_listed=MAX_CANDIDATES)

@@ -105,7 +105,7 @@ def test_an_experiment_can_be_left_out(tmp_path: Path):
 
 
 def test_no_run_there(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"from=.*: not the name of a run or sweep, nor a folder"):
+    with pytest.raises(UsageError, match=r"from=.*: no run, and no configuration in it"):
         again(tmp_path)
 
 

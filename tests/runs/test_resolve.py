@@ -144,7 +144,7 @@ def test_the_newest_run_of_exactly_one_name(root: Path) -> None:
         (f"outputs/{QUEUED}", rf"outputs/{QUEUED} has no model or checkpoint; .*krill-runs show outputs/{QUEUED}"),
         ("a/best", r"no run in outputs/runs/a/.* has a validation loss"),
         ("", r"key=: not the name of a run or sweep"),
-        ("outputs/runs/a/6-lock", r"not the name of a run or sweep, nor a folder"),
+        ("outputs/runs/a/6-lock", r"6-lock: no run, and no model or checkpoint in it\. Available: a"),
     ],
 )  # fmt: skip
 def test_an_error_says_what_to_use_instead(root: Path, text: str, message: str) -> None:
