@@ -29,7 +29,6 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ import torch
 from krill.config.schema import TransformerConfig
 from krill.data.packing import Rows, pack
 from krill.models.build import build_model
+from krill.runs.record import read_versions
 from krill.sources import python_docs
 from krill.training.batches import RowCollator
 
@@ -163,7 +163,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "threads": 1,
         },
-        "versions": {name: version(name) for name in ("krill", "torch", "transformers")},
+        "versions": read_versions("krill", "torch", "transformers"),
         "rounds": arguments.rounds,
         "lengths": results,
         "holds": {str(length): row["of_plain"]["varlen"] <= 1.0 for length, row in results.items()},

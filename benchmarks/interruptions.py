@@ -30,9 +30,10 @@ import tempfile
 import time
 from collections import Counter
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from krill.runs.record import read_versions
 
 ENGINES = ("hf", "fast")
 MERGE_SHARE = 0.05
@@ -157,7 +158,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "megabytes": round(sum(Path(file).stat().st_size for file in files) / 1e6, 1),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "tokenizers", "gigatoken")},
+        "versions": read_versions("krill", "tokenizers", "gigatoken"),
         "engines": engines,
     }  # fmt: skip
     path = Path(__file__).parent / "results" / "interruptions.json"

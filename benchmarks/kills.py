@@ -39,13 +39,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from krill.errors import REQUEUE
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics, read_status
+from krill.runs.record import read_metrics, read_status, read_versions
 
 SCRIPTS = Path(sys.executable).parent
 CLOCK_METRICS = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
@@ -310,7 +309,7 @@ def main() -> None:
         "question": "what a training loses that is ended at random moments and started again",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "torch", "transformers")},
+        "versions": read_versions("krill", "torch", "transformers"),
         "steps": arguments.steps,
         "forked": arguments.forked,
         "variants": {},

@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable
 from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from krill.runs.record import read_versions
 from krill.tables import format_table
 from krill.training.compute.backends import has_liger
 from krill.training.compute.cross_entropy import chunked_cross_entropy
@@ -168,7 +168,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "threads": 1,
         },
-        "versions": {name: version(name) for name in ("krill", "torch")},
+        "versions": read_versions("krill", "torch"),
         "tokens": TOKENS, "hidden": HIDDEN, "vocabulary": VOCAB_SIZE, "rounds": arguments.rounds,
         "ways": rows,
         "holds": {"memory": rows["chunked"]["of_full"] <= LIMIT, "time": rows["chunked"]["time_of_full"] <= 1.0},

@@ -20,8 +20,9 @@ import subprocess
 import tempfile
 import time
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
+
+from krill.runs.record import read_versions
 
 
 def list_process_tree(root: int) -> list[int]:
@@ -99,7 +100,7 @@ def main() -> None:
         "question": "peak memory of a preparation, all processes together, and its growth with the text",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "tokenizers", "gigatoken", "pyarrow")},
+        "versions": read_versions("krill", "tokenizers", "gigatoken", "pyarrow"),
         "runs": rows,
         "growth_mb_per_mb": growth,
     }

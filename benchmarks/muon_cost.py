@@ -25,7 +25,6 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 
 from krill.optim.distributed import compute_newton_schulz_flops
 from krill.optim.muon import Muon
+from krill.runs.record import read_versions
 
 SHAPES = [(768, 768), (256, 768), (256, 768), (768, 768), (1920, 768), (1920, 768), (768, 1920)]
 STEPS = 5
@@ -124,7 +124,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "threads": 1,
         },
-        "versions": {name: version(name) for name in ("krill", "torch", "pytorch_optimizer")},
+        "versions": read_versions("krill", "torch", "pytorch_optimizer"),
         "rounds": rounds,
         "milliseconds": medians,
         "ratios": ratios,

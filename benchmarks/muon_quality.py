@@ -33,9 +33,10 @@ import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from krill.runs.record import read_versions
 
 MODEL = (
     "model=llama_pico", "model.name=llama_2m", "model.hidden_size=192", "model.intermediate_size=512",
@@ -195,7 +196,7 @@ def main() -> None:
         "question": "validation loss in nats per token: way, learning rate, one figure for each seed",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "processor": "cpu", "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "torch", "transformers", "pytorch_optimizer")},
+        "versions": read_versions("krill", "torch", "transformers", "pytorch_optimizer"),
         "keys": [*MODEL, *arguments.overrides],
         "seeds": SEEDS,
         "findings": findings,

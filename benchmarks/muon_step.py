@@ -28,7 +28,6 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from krill.config.validation import validate_config
 from krill.models.build import build_model
 from krill.optim.build import build_optimizer
 from krill.optim.groups import build_param_groups
+from krill.runs.record import read_versions
 
 VOCAB_SIZE, ROW = 32_000, 2048
 VARIANTS = {
@@ -155,7 +155,7 @@ def main() -> None:
             "processor": torch.cuda.get_device_name() if cuda else "cpu",
             "cores": os.cpu_count(),
         },
-        "versions": {name: version(name) for name in ("krill", "torch", "transformers", "pytorch_optimizer")},
+        "versions": read_versions("krill", "torch", "transformers", "pytorch_optimizer"),
         "tokens_per_step": arguments.tokens,
         "models": results,
     }

@@ -26,7 +26,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import date
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from krill.data.inputs import RunInputs
 from krill.data.packing import IGNORE_INDEX
 from krill.optim.build import build_optimizer
 from krill.optim.schedules import build_scheduler
-from krill.runs.record import read_metrics
+from krill.runs.record import read_metrics, read_versions
 from krill.training import run as training
 from krill.training.compute.head_loss import build_loss
 from krill.training.trainer import KrillTrainer
@@ -160,7 +159,7 @@ def main() -> None:
         "question": "how much longer a step of krill-train takes than one of a plain PyTorch loop",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "threads": 1},
-        "versions": {name: version(name) for name in ("krill", "torch", "transformers", "accelerate")},
+        "versions": read_versions("krill", "torch", "transformers", "accelerate"),
         "setting": {"model": arguments.model, "sequence_len": arguments.sequence_len, "rows": arguments.rows},
         "optimizers": results,
     }

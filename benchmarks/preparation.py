@@ -29,8 +29,9 @@ import sys
 import tempfile
 import time
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
+
+from krill.runs.record import read_versions
 
 VARIANTS = ("hf limit", "fast limit", "hf", "fast", "original")
 BATCH = 1_000_000
@@ -207,7 +208,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "megabytes": round(megabytes, 1),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "tokenizers", "gigatoken", "datasets", "trl")},
+        "versions": read_versions("krill", "tokenizers", "gigatoken", "datasets", "trl"),
         "megabytes_per_second": {variant: round(rate, 2) for variant, rate in rates.items()},
         "seconds": {variant: [round(value, 3) for value in values] for variant, values in net.items()},
         "start_seconds": {variant: round(statistics.median(values), 3) for variant, values in start.items()},

@@ -26,12 +26,11 @@ import sys
 import tempfile
 import time
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics
+from krill.runs.record import read_metrics, read_versions
 
 EARLY, LATE, STEPS = 10, 1_000_000, 1_000_005
 OVERRIDES = [
@@ -142,7 +141,7 @@ def main() -> None:
         "question": "seconds until the first new step of a resumed run, early and late in it",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "torch", "transformers")},
+        "versions": read_versions("krill", "torch", "transformers"),
         "steps": {"early": EARLY, "late": LATE},
         "pairs": arguments.pairs,
         "seconds": seconds,

@@ -28,7 +28,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from krill.cli.train import prepare_inputs
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
 from krill.data.inputs import RunInputs
+from krill.runs.record import read_versions
 from krill.training import run as training
 from krill.training.trainer import KrillTrainer
 
@@ -167,7 +167,7 @@ def main() -> None:
         "question": "how long a training waits for a checkpoint, saved at once and in the background",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "threads": 1},
-        "versions": {name: version(name) for name in ("krill", "torch", "transformers", "safetensors")},
+        "versions": read_versions("krill", "torch", "transformers", "safetensors"),
         "layers": arguments.layers, "checkpoint_mb": round(size, 1),
         "steps": arguments.steps, "rounds": arguments.rounds, "step_s": step,
         "saves": figures,

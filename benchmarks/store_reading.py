@@ -20,12 +20,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from krill.data.store import SHARD_TOKENS, Split, Store, build_manifest, write_manifest, write_shard
+from krill.runs.record import read_versions
 
 ROW = 2048
 DOCUMENT = 500
@@ -86,7 +86,7 @@ def main() -> None:
         "question": "first row after opening, and random rows of 2048 tokens per CPU-second",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "numpy", "datasets")},
+        "versions": read_versions("krill", "numpy", "datasets"),
     }
     with tempfile.TemporaryDirectory() as temporary:
         for tokens in (10**7, 10**9):

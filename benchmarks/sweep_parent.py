@@ -22,12 +22,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 from krill.cli import app, tokenizer, train
 from krill.launch import job_files
 from krill.launch.job_files import Point
+from krill.runs.record import read_versions
 from krill.sweep.composer import Composer, PointErrors
 
 POINTS = {"train": train.run_task, "tokenizer": tokenizer.run_task}
@@ -98,7 +98,7 @@ def main() -> None:
         "question": "seconds of the parent of a sweep for each point",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "hydra-core", "omegaconf", "pydantic")},
+        "versions": read_versions("krill", "hydra-core", "omegaconf", "pydantic"),
         "points": [arguments.few, arguments.many],
         "rounds": arguments.rounds,
         "seconds_per_point": results,

@@ -24,12 +24,12 @@ import sys
 import tempfile
 import time
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from krill.cli import train
 from krill.launch.preload import PreloadedServer
+from krill.runs.record import read_versions
 
 SMALL = (
     "model=llama_pico", "sequence_len=64", "batch.micro_batch_size=2", "steps=3", "eval_every=3", "device=cpu",
@@ -96,7 +96,7 @@ def main() -> None:
         "question": "seconds of a sweep of tiny points on one machine",
         "date": date.today().isoformat(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "torch", "transformers")},
+        "versions": read_versions("krill", "torch", "transformers"),
         "points": arguments.points,
         "rounds": arguments.rounds,
         "setting": list(SMALL),

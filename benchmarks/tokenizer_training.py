@@ -33,8 +33,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
+
+from krill.runs.record import read_versions
 
 VARIANTS = ("hf alone", "rustbpe alone", "hf", "rustbpe")
 VOCAB_SIZE = 32000
@@ -189,7 +190,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "megabytes": round(sum(len(text.encode()) for text in read_texts(files)) / 1e6, 1),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "tokenizers", "rustbpe")},
+        "versions": read_versions("krill", "tokenizers", "rustbpe"),
         "seconds": {variant: [round(value, 2) for value in values] for variant, values in seconds.items()},
         "krill_to_alone": ratios,
         "same_bytes_in_another_order": same,

@@ -37,7 +37,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,7 @@ from krill.config.validation import validate_config
 from krill.data.inputs import RunInputs
 from krill.data.order import row_at
 from krill.models.build import build_model
+from krill.runs.record import read_versions
 from krill.training import run as training
 from krill.training.compute.setup import resolve_compute_setup
 from krill.training.metrics.throughput import build_throughput_meter, get_peak_memory
@@ -297,7 +297,7 @@ def main() -> None:
             "processor": torch.cuda.get_device_name() if cuda else "cpu",
             "cores": os.cpu_count(),
         },
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": read_versions(*PACKAGES),
         "tokens_per_step": arguments.tokens, "steps": arguments.steps, "rounds": arguments.rounds,
         "words": arguments.overrides, "models": {},
     }  # fmt: skip
@@ -311,13 +311,6 @@ def main() -> None:
                 print(f"{model}, rows of {length}")
                 for name, figures in figures_by_name.items():
                     print(f"    {name:<16} {figures}", flush=True)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

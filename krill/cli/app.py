@@ -15,13 +15,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from krill import errors
 from krill.config import paths
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch.invocation import Invocation, SingleRun
 from krill.signals import raise_on_signal
+from krill.tables import get_terminal_width, print_wrapped, wrap_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -110,18 +111,25 @@ def _signal_scope(command: str) -> AbstractContextManager[None]:
 def print_error(command: str, error: KrillError | SignalInterrupt) -> int:
     """Prints each line of the error and returns its exit code."""
     for line in str(error).splitlines():
-        print(f"krill-{command}: error: {line}", file=sys.stderr)
+        print_wrapped(f"krill-{command}: error: {line}", sys.stderr)
     return error.exit_code
 
 
 def configure_logging() -> None:
     """Sends krill's messages to standard error, without a prefix."""
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = _LogHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(logging.INFO)
+
+
+class _LogHandler(logging.StreamHandler[TextIO]):
+    """Writes messages to standard error; on a terminal their lines are wrapped between words."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return wrap_text(super().format(record), get_terminal_width(self.stream))
 
 
 def _print_help(command: str, arguments: list[str]) -> int:
@@ -130,7 +138,8 @@ def _print_help(command: str, arguments: list[str]) -> int:
     given = [
         arguments[i + 1] for i, argument in enumerate(arguments[:-1]) if argument in ("--config-dir", "-cd")
     ]
-    print(help.format_help(command, [*paths.find_user_config_dirs(given), paths.CONF_DIR]), flush=True)
+    folders = [*paths.find_user_config_dirs(given), paths.CONF_DIR]
+    print_wrapped(help.format_help(command, folders, get_terminal_width(sys.stdout)))
     return errors.DONE
 
 

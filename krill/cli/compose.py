@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
 from krill.cli.argv import ParsedArguments
 from krill.config.overrides import EXCLUSIVE_KEYS, clear_exclusive_keys, quote_override, to_unresolved_list
-from krill.config.paths import CONF_DIR
+from krill.config.paths import CONF_DIR, get_outputs_root
 from krill.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def normalize_overrides(command: str, arguments: ParsedArguments) -> list[str]:
     if earlier is not None:
         if command == "infer":
             raise UsageError(f"from= is for training; use model={earlier}")
-        overrides = [*_load_overrides_of_run(Path(earlier), arguments), *overrides]
+        overrides = [*_load_overrides_of_run(earlier, arguments), *overrides]
     return overrides if command == "infer" else clear_exclusive_keys(overrides)
 
 
@@ -156,14 +156,18 @@ def drop_inspect_keys(overrides: Sequence[str]) -> list[str]:
     return [override for override in overrides if override.lstrip("+~").partition("=")[0] not in own]
 
 
-def _load_overrides_of_run(folder: Path, arguments: ParsedArguments) -> list[str]:
-    """Returns the overrides of the run in `folder`, without those that concern its folder or are set again.
+def _load_overrides_of_run(run: str, arguments: ParsedArguments) -> list[str]:
+    """Returns the overrides of the run that from= names, without those that concern its folder or are set again.
 
     A group that is chosen again drops all earlier overrides of its keys.
     """
+    from krill.launch.run_names import log_choice
+    from krill.runs.resolve import OVERRIDES, resolve_run_folder
+
+    folder = resolve_run_folder("from", run, get_outputs_root(), OVERRIDES)
+    if folder != Path(run).expanduser() and not arguments.is_print_only:
+        log_choice("from", str(folder))
     file = folder / ".hydra" / "overrides.yaml"
-    if not file.is_file():
-        raise UsageError(f"from={folder}: no run of krill there ({file} is missing)")
     parsed = OverridesParser.create().parse_overrides(to_unresolved_list(OmegaConf.load(file)))
     overridden = arguments.get_keys()
     cleared = {key for pair in EXCLUSIVE_KEYS if overridden.intersection(pair) for key in pair}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from krill.config import paths
-from krill.tables import format_table
+from krill.tables import fit_table
 
 COMMAND_EXAMPLES: dict[str, list[str]] = {
     "train": [
@@ -15,7 +15,7 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-train data=files data.paths=[a.parquet,b.jsonl] steps=1000",
         "krill-train -m lr=1e-3,3e-3",
         "krill-train -m lr=1e-3,3e-3 hardware=slurm_gpu",
-        "krill-train from=outputs/runs/… lr=1e-3",
+        "krill-train from=last lr=1e-3",
     ],
     "preprocess": [
         "krill-preprocess",
@@ -36,9 +36,9 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         'krill-inspect tokenizer=bpe_4k text="안녕하세요 hello"',
     ],
     "infer": [
-        'krill-infer outputs/runs/… prompt="Once upon a time"',
-        "krill-infer outputs/runs/…",
-        'krill-infer -m model=outputs/runs/… temperature=0.2,0.8 prompt="Once upon a time"',
+        'krill-infer prompt="Once upon a time"',
+        "krill-infer llama_nano",
+        'krill-infer -m model=rates/best temperature=0.2,0.8 prompt="Once upon a time"',
     ],
 }
 
@@ -49,7 +49,7 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("sequence_len=N", "tokens per row"),
         ("batch.micro_batch_size=N", "rows per device and forward pass"),
         ("device=auto|cpu|cuda", "where the model is computed"),
-        ("resume=auto|false|FOLDER", "auto continues an unfinished run of the same configuration"),
+        ("resume=auto|false|RUN", "auto continues an unfinished run of the same configuration"),
         ("detach=true", "with hardware=slurm_…: submit and return"),
         ("output=FOLDER", "folder of the result"),
         ("dry_run=true", "write nothing, print what would be done"),
@@ -58,12 +58,9 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("data.paths=[…]", "files, folders or globs, with data=files"),
         ("data.text_column=text", "the column that holds the text"),
         ("data.min_chars=N", "shorter documents are dropped"),
-        ("data.minhash.threshold=0.8", "near duplicates are dropped (pip install 'krill[dedup]')"),
+        ("data.minhash.threshold=0.8", "near duplicates are dropped; needs the extra dedup"),
         ("data.pii=mask", "e-mail addresses, phone and resident numbers become placeholders"),
-        (
-            "data.engine=auto|hf|fast",
-            "fast is gigatoken (pip install 'krill[fast]'); the tokens are the same",
-        ),
+        ("data.engine=auto|hf|fast", "fast is gigatoken, of the extra fast; the tokens are the same"),
         ("data.workers=N", "processes; by default chosen by the size of the input"),
         (
             "data.num_tasks=N data.task=K",
@@ -115,8 +112,11 @@ _FLAGS = [
 ]
 
 
-def format_help(command: str, folders: Sequence[Path]) -> str:
-    """Returns the help of a command; `folders`: configuration folders, the one with precedence first."""
+def format_help(command: str, folders: Sequence[Path], width: int | None = None) -> str:
+    """Returns the help of a command; `folders`: configuration folders, the one with precedence first.
+
+    `width`: of the terminal; None: not a terminal.
+    """
     primary = next(path for folder in folders if (path := folder / f"{command}.yaml").is_file())
     lines = [
         f"krill-{command}: {paths.read_config_description(primary)}",
@@ -126,17 +126,16 @@ def format_help(command: str, folders: Sequence[Path]) -> str:
     groups = paths.list_config_groups() if command == "train" else _COMMAND_GROUPS.get(command, [])
     for group in groups:
         lines += ["", f"{group}="]
-        lines += _format_table(
-            (name, paths.read_config_description(file)) for name, file in _list_options(group, folders)
-        )
+        options = _list_options(group, folders)
+        lines += _format_table(((name, paths.read_config_description(file)) for name, file in options), width)
     flags = [(flag, sentence) for flag, sentence in _FLAGS if (command, flag) != ("inspect", "-m")]
     lines += [
         "",
         "keys",
-        *_format_table(COMMAND_KEYS[command]),
+        *_format_table(COMMAND_KEYS[command], width),
         "",
         "flags",
-        *_format_table(flags),
+        *_format_table(flags, width),
         "",
         "examples",
     ]
@@ -148,5 +147,5 @@ def _list_options(group: str, folders: Sequence[Path]) -> list[tuple[str, Path]]
     return sorted(paths.list_config_options(group, folders).items())
 
 
-def _format_table(rows: Iterable[tuple[str, str]]) -> list[str]:
-    return format_table(rows, left=(0, 1), indent="  ")
+def _format_table(rows: Iterable[tuple[str, str]], width: int | None) -> list[str]:
+    return fit_table(("", ""), rows, width, left=(0, 1), indent="  ", fold=(0, 1))[1:]

@@ -112,7 +112,8 @@ def _resolve_model_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -
     """Rewrites model=X to model.path=X: a trained model, never an option of the config group of that name.
 
     tokenizer=X becomes tokenizer.path=X, where X may be an option: the tokenizer that it trains on the built-in text.
-    experiment=NAME means its newest finished run here, or else its model on the Hub.
+    experiment=NAME means its newest finished run here, or else its model on the Hub; without any of them, the newest
+    finished run.
     """
     from krill.config.overrides import replace_key
 
@@ -124,16 +125,30 @@ def _resolve_model_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -
             f"tokenizer.path={_find_trained_tokenizer(option, folders)}",
         ]
     parsed.overrides = [replace_key(text, "tokenizer", "tokenizer.path") for text in parsed.overrides]
-    name = parsed.get_value("experiment")
+    from krill.runs.resolve import FINAL_MODEL, find_newest_run
+
+    name, root = parsed.get_value("experiment"), get_outputs_root()
     if name is None:
+        if not (parsed.get_keys() & {"model.path", "from"} or parsed.is_print_only):
+            run = find_newest_run(root, FINAL_MODEL)
+            if run is None:
+                raise UsageError(
+                    f"model= is not set, and no run in {root} is finished; train one with krill-train, or use "
+                    "model=<folder or Hub id>"
+                )
+            _choose_model(parsed, str(run))
         return
     from krill.cli.diagnosis import compose_train_config
-    from krill.runs.record import read_status
 
     config = compose_train_config([f"experiment={name}"], folders)
     parsed.overrides = parsed.get_overrides_without("experiment")
-    runs = sorted((get_outputs_root() / "runs" / config.name).glob("*"), reverse=True)
-    done = [run for run in runs if (read_status(run) or {}).get("state") == "finished"]
-    if not done and config.hub.id is None:
+    run = find_newest_run(root, FINAL_MODEL, config.name)
+    if run is None and config.hub.id is None:
         raise UsageError(f"experiment={name}: no finished run yet; make one: krill-train experiment={name}")
-    parsed.overrides.append(f"model.path={done[0] if done else config.hub.id}")
+    _choose_model(parsed, str(run or config.hub.id))
+
+
+def _choose_model(parsed: ParsedArguments, model: str) -> None:
+    """Sets the model that the command line does not name, and logs it."""
+    app.log.info("model       %s", model)
+    parsed.overrides.append(f"model.path={model}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from krill.config import paths
 from krill.config.paths import get_outputs_root
 from krill.errors import KrillError, UsageError
 from krill.launch.invocation import Invocation
+from krill.tables import get_terminal_width
 
 if TYPE_CHECKING:
     from krill.cli.argv import ParsedArguments
@@ -99,7 +101,7 @@ def _print_store(
         rendered_rows = [
             render_row(rows, index, store.train, store.sources, renderer, view) for index in chosen
         ]
-    print(store_report.format_store_report(stats))
+    print(store_report.format_store_report(stats, get_terminal_width(sys.stdout)))
     for row in rendered_rows:
         screen.print()
         screen.print(row, end="")
@@ -180,7 +182,7 @@ def _read_recorded_signature(folder: Path) -> str | None:
 def _resolve_folder_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -> None:
     """Rewrites data=FOLDER to store=FOLDER and tokenizer=FOLDER to tokenizer.path=FOLDER, unless they name an option.
 
-    output=FOLDER, to which krill-preprocess wrote the tokens, becomes store=FOLDER too.
+    output=FOLDER, to which krill-preprocess wrote the tokens, becomes store=FOLDER too; data=RUN becomes from=RUN.
     """
     if parsed.is_multirun:
         raise UsageError(
@@ -216,6 +218,9 @@ def _resolve_folder_override(override: str, folders: Sequence[Path], has_text: b
     `has_text`: text= is set, so tokenizer= may be a Hub id, unless it is almost the name of an option.
     """
     from krill.config.validation import find_closest_name, suggest
+    from krill.launch.run_names import resolve_named_run
+    from krill.runs.find import run_at
+    from krill.runs.resolve import OVERRIDES
 
     key, _, value = override.partition("=")
     if key == "output" and value != "null":
@@ -230,8 +235,13 @@ def _resolve_folder_override(override: str, folders: Sequence[Path], has_text: b
             "/" in value or Path(value).is_dir() or (has_text and find_closest_name(value, known) is None)
         )
         return f"tokenizer.path={value}" if is_path else override
-    if Path(value).expanduser().is_dir():
+    path = Path(value).expanduser()
+    if path.is_dir() and run_at(path.absolute()) is None:
         return f"store={value}"
-    raise UsageError(
-        f"data={value}: neither an option nor a folder (relative to {Path.cwd()}). {suggest(value, known, 'data={}')}"
-    )
+    try:
+        return f"from={resolve_named_run(key, value, OVERRIDES)}"
+    except UsageError as error:
+        options = suggest(value, known, "data={}")
+        raise UsageError(
+            f"data={value}: neither an option nor a folder (relative to {Path.cwd()}). {options}\n{error}"
+        ) from error

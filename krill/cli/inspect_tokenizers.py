@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from krill.cli.diagnosis import compose_train_config
 from krill.config.paths import CONF_DIR, list_config_options
 from krill.config.validation import find_closest_name, suggest
 from krill.errors import KrillError, UsageError
+from krill.tables import get_terminal_width
 
 if TYPE_CHECKING:
     from krill.config.schema import InspectConfig
@@ -44,7 +46,7 @@ def print_tokenizer_comparison(config: InspectConfig, invocation: Invocation) ->
     if config.format == "json":
         print(json.dumps(metrics, ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        print(compare_report.format_tokenizer_report(metrics))
+        print(compare_report.format_tokenizer_report(metrics, get_terminal_width(sys.stdout)))
 
 
 def print_text_tokens(config: InspectConfig, invocation: Invocation) -> None:

@@ -7,7 +7,7 @@ import sys
 
 from krill.config.paths import CONF_DIR, read_config_description
 from krill.errors import DONE, USAGE
-from krill.tables import format_table
+from krill.tables import fit_table, get_terminal_width, print_wrapped
 
 COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer", "runs")
 COMMAND_ALIASES = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect", "inference": "infer"}
@@ -17,7 +17,7 @@ def main() -> int:
     """Entry point of krill and kr."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):
-        print(_format_help())
+        print_wrapped(_format_help(get_terminal_width(sys.stdout)))
         return DONE
     if name == "--version":
         from krill import __version__
@@ -35,9 +35,10 @@ def main() -> int:
     return importlib.import_module(f"krill.cli.{command}").main()
 
 
-def _format_help() -> str:
+def _format_help(width: int | None) -> str:
     lines = ["krill: pretrain language models from scratch", "", "usage: krill COMMAND [key=value …]", ""]
-    lines += format_table([(name, _describe_command(name)) for name in COMMANDS], left=(0, 1), indent="  ")
+    rows = [(name, _describe_command(name)) for name in COMMANDS]
+    lines += fit_table(("", ""), rows, width, left=(0, 1), indent="  ", fold=(1,))[1:]
     also = ", ".join(f"{old} = {new}" for old, new in COMMAND_ALIASES.items())
     return "\n".join([*lines, "", f"also: {also}", "each has its own help: krill train --help"])
 

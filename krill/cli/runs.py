@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,10 +39,12 @@ def _run_subcommand(command_line: Sequence[str]) -> int:
     return exit_code
 
 
-def _resolve_arguments(arguments: argparse.Namespace) -> list[RunOrGroup]:
-    from krill.runs.find import resolve_run
+def _resolve_arguments(
+    arguments: argparse.Namespace, is_preferred: Callable[[RunOrGroup], bool] = lambda item: True
+) -> list[RunOrGroup]:
+    from krill.runs.resolve import resolve_run
 
-    return [resolve_run(text, get_outputs_root().absolute()) for text in arguments.runs]
+    return [resolve_run(text, get_outputs_root().absolute(), is_preferred) for text in arguments.runs]
 
 
 def _find_all() -> list[RunOrGroup]:
@@ -149,11 +151,18 @@ def _tail(arguments: argparse.Namespace) -> int:
     from krill.runs.find import Run
     from krill.runs.log_tail import follow_log, read_tail
     from krill.runs.record import relative_path
+    from krill.runs.run_state import find_log_file
 
-    for item in _resolve_arguments(arguments):
+    def has_log(item: RunOrGroup) -> bool:
+        status = item.status if isinstance(item, Run) else None
+        return arguments.f or (status is not None and find_log_file(item.folder, status).is_file())
+
+    for item in _resolve_arguments(arguments, has_log):
         if not isinstance(item, Run):
             folder = relative_path(item.folder)
-            raise UsageError(f"{folder} is not a single run; use one of those in: krill-runs list {folder}")
+            raise UsageError(
+                f"{folder} is not a single run; use {folder}/best, or one of those in: krill-runs list {folder}"
+            )
         file = _wait_for_log(item.folder, arguments.rank, wait=arguments.f)
         tail, offset = read_tail(file, arguments.n)
         text = tail.decode("utf-8", errors="replace")
@@ -193,9 +202,14 @@ def _cancel(arguments: argparse.Namespace) -> int:
     from krill.runs.cancel import cancel
     from krill.runs.find import Run, expand_runs
     from krill.runs.record import relative_path
+    from krill.runs.run_state import ACTIVE_STATES, get_run_states
+
+    def is_active(item: RunOrGroup) -> bool:
+        states = get_run_states([run.folder for run in expand_runs(item)])
+        return any(state.state in ACTIVE_STATES for state in states.values())
 
     succeeded = True
-    for item in _resolve_arguments(arguments):
+    for item in _resolve_arguments(arguments, is_active):
         # A folder of runs that is not a sweep is expanded.
         is_one = isinstance(item, Run) or item.sweep_record
         folders = [item.folder] if is_one else [run.folder for run in expand_runs(item)]

@@ -19,13 +19,14 @@ DESCRIPTION = "List, watch, show, compare, follow and cancel runs and sweeps."
 RUNS_EXAMPLES = """examples
   krill-runs
   krill-runs list --state running,failed --csv
-  krill-runs show outputs/runs/llama_nano/*
-  krill-runs watch outputs/sweeps/llama_nano
+  krill-runs show llama_nano
+  krill-runs watch last
   krill-runs compare 5018b806 d531bf1d
   krill-runs tail -f 5018b806
   krill-runs cancel outputs/sweeps/llama_nano
 
-RUN is a folder, a glob (the newest match), or a prefix of the name or signature of a run.
+RUN is a folder, a glob, the name or signature of a run or the beginning of one,
+last, or SWEEP/best. Of several matches the newest is meant.
 """
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from krill.runs import table
 from krill.runs.find import Run, RunGroup, RunOrGroup
@@ -21,6 +20,7 @@ from krill.runs.record import relative_path
 from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.summary import build_sweep_command, describe_run, suggest_commands, summarize_sweep
 from krill.runs.table import RunRow
+from krill.tables import format_table, get_terminal_width, measure_width, print_wrapped
 
 
 def print_newest(items: Sequence[RunOrGroup], rows: Sequence[RunRow]) -> None:
@@ -33,7 +33,7 @@ def print_newest(items: Sequence[RunOrGroup], rows: Sequence[RunRow]) -> None:
         if isinstance(sweep, RunGroup):
             points = [by_folder[str(run.folder)] for run in sweep.runs if str(run.folder) in by_folder]
             if points:
-                print(f"{relative_path(sweep.folder)}: {summarize_sweep(points)}")
+                print_wrapped(f"{relative_path(sweep.folder)}: {summarize_sweep(points)}")
 
 
 def print_run(run: Run) -> None:
@@ -41,27 +41,27 @@ def print_run(run: Run) -> None:
     (row,) = table.build_rows([run])
     for key, value in describe_run(run).items():
         if value not in (None, "", [], {}):
-            print(f"{key:<20}{_format_value(value)}")
+            print_wrapped(f"{key:<20}{_format_value(value)}")
     if row.error and row.log and Path(row.log).is_file():
-        print("\n".join(f"  {line}" for line in read_last_lines(Path(row.log), 10)))
+        print_wrapped("\n".join(f"  {line}" for line in read_last_lines(Path(row.log), 10)))
     _print_next_commands(suggest_commands(run, row))
 
 
 def print_sweep(sweep: RunGroup) -> None:
     """Prints a summary line, a table, and the command to run next for a sweep or another folder with runs."""
     rows = table.sort_best_first(table.build_rows(sweep.runs))
-    print(f"{relative_path(sweep.folder)}: {summarize_sweep(rows)}")
+    print_wrapped(f"{relative_path(sweep.folder)}: {summarize_sweep(rows)}")
     table.print_table(rows, sys.stdout, full_paths=not sweep.sweep_record)
     command = build_sweep_command(sweep.folder)
     if command and any(row.state not in (*ACTIVE_STATES, "finished") for row in rows):
         _print_next_commands([command])
     elif command:
-        print(f"{'command':<20}{command}")
+        print_wrapped(f"{'command':<20}{command}")
 
 
 def _print_next_commands(commands: Sequence[str]) -> None:
     for index, command in enumerate(commands):
-        print(f"{'' if index else 'next':<20}{command}")
+        print_wrapped(f"{'' if index else 'next':<20}{command}")
 
 
 def _format_value(value: Any) -> str:
@@ -76,10 +76,16 @@ def print_differences(rows: Sequence[RunRow], differing: Mapping[str, Sequence[A
     if not differing:
         print("the configurations are identical")
         return
-    rendered = Table("key", *(f"#{number}" for number in range(1, len(rows) + 1)))
-    for key, values in differing.items():
-        rendered.add_row(escape(key), *(escape(str(value)) for value in values))
-    table.make_console(sys.stdout).print(rendered)
+    width = get_terminal_width(sys.stdout)
+    header = ("key", *(f"#{number}" for number in range(1, len(rows) + 1)))
+    cells = [(key, *map(str, values)) for key, values in differing.items()]
+    lines = format_table(cells, header, left=range(len(header)))
+    if width is None or max(map(measure_width, lines)) <= width:
+        print("\n".join(lines))
+        return
+    for key, *values in cells:
+        pairs = zip(header[1:], values, strict=True)
+        print_wrapped("\n".join([key, *(f"  {number:<4}  {value}" for number, value in pairs)]))
 
 
 def watch_table(read_rows: Callable[[], Sequence[RunRow]], interval: float) -> int:
@@ -94,7 +100,8 @@ def watch_table(read_rows: Callable[[], Sequence[RunRow]], interval: float) -> i
             if live is None:
                 lines.update(rows)
             else:
-                live.update(table.render_table(rows, full_paths=True), refresh=True)
+                lines_of_table = table.format_runs(rows, console.width, full_paths=True)
+                live.update(Text("\n".join(lines_of_table), no_wrap=True, overflow="ignore"), refresh=True)
             if not any(row.state in ACTIVE_STATES for row in rows):
                 return len(rows)
             time.sleep(interval)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
+from krill.tables import print_wrapped
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -28,7 +29,7 @@ def run_task(composed: Any) -> None:
 def _run_tokenizer(config: TrainConfig, invocation: Invocation) -> None:
     inputs = invocation.open_inputs(config)
     if config.dry_run:
-        print("\n".join(describe_tokenizer_dry_run(config, inputs)))
+        print_wrapped("\n".join(describe_tokenizer_dry_run(config, inputs)))
         return
     invocation.run_stage(
         config,

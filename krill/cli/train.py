@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.resources import paused_garbage_collection
+from krill.tables import print_wrapped
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -41,7 +42,9 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
         from krill.cli.config_diff import diff_from_experiment
         from krill.training.estimate.dry_run import plan_run
 
-        print("\n".join([*plan_run(config, inputs), *diff_from_experiment(config, invocation.choices)]))
+        print_wrapped(
+            "\n".join([*plan_run(config, inputs), *diff_from_experiment(config, invocation.choices)])
+        )
         return None
     export_torchrun_env()
 

@@ -108,15 +108,16 @@ def find_closest_name(name: str, candidates: Iterable[str]) -> str | None:
     return by_last_part[matches[0]] if matches else None
 
 
-def suggest(name: str, candidates: Iterable[str], template: str = "{}") -> str:
+def suggest(name: str, candidates: Iterable[str], template: str = "{}", max_listed: int | None = None) -> str:
     """Returns "Did you mean <the closest candidate>? Available: <all candidates>", the end of an error message.
 
-    `template`: the form of the closest candidate, such as model={}.
+    `template`: the form of the closest candidate, such as model={}. `max_listed`: the number of candidates to list.
     """
-    names = list(candidates)
+    names = list(dict.fromkeys(candidates))
     closest = find_closest_name(name, names)
     question = f"Did you mean {template.format(closest)}? " if closest else ""
-    return f"{question}Available: {', '.join(names)}"
+    more = ["…"] if len(names) > (max_listed or len(names)) else []
+    return f"{question}Available: {', '.join([*names[:max_listed], *more])}"
 
 
 def find_renamed_key(key: str) -> str | None:

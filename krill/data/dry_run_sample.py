@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
@@ -9,6 +10,7 @@ from itertools import islice
 from krill.config.schema import DataConfig
 from krill.data.progress import format_dropped_table
 from krill.sources.source import Part, SkippedRecords, Source, sample_evenly
+from krill.tables import get_terminal_width
 from krill.text.dedup import SeenDigests
 from krill.text.documents import DocumentRules, DropStats, iterate_kept_documents
 
@@ -42,7 +44,7 @@ def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
     lines += [
         f"sample      {num_sampled:,} documents of {len(sampled)} of {len(parts)} parts: {num_kept:,} kept"
     ]
-    lines += format_dropped_table(dropped.by_rule, num_sampled)
+    lines += format_dropped_table(dropped.by_rule, num_sampled, get_terminal_width(sys.stdout))
     lines += [f"  {reason}: {counts['records']:,} records" for reason, counts in skipped.reasons.items()]
     return lines
 

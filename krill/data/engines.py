@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from krill.errors import KrillError, UsageError, get_first_line
+from krill.extras import format_install_command
 
 log = logging.getLogger("krill")
 
@@ -107,7 +108,7 @@ def select_engine(
         return "hf"
     try:
         if importlib.util.find_spec("gigatoken") is None:
-            raise KrillError("gigatoken is not installed: pip install 'krill[fast]'")
+            raise KrillError(f"gigatoken is not installed: {format_install_command('fast')}")
         check_same_ids(GigatokenEngine(backend), HuggingFaceEngine(backend), sample())
     except Exception as error:
         reason = get_first_line(error)

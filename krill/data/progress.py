@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from krill.sources.source import Part
-from krill.tables import format_table
+from krill.tables import fit_table, get_terminal_width
 
 log = logging.getLogger("krill")
 PREPARATION_LOG_SECONDS = 15.0
@@ -110,7 +110,8 @@ def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
             "it is lost; use a byte-level tokenizer, such as tokenizer=bpe_32k",
             f"{unknown:,}", f"{read['tokens']:,}", 100 * unknown / read["tokens"],
         )  # fmt: skip
-    for line in format_dropped_table(manifest["dropped"], read["documents"]):
+    width = get_terminal_width(sys.stderr)
+    for line in format_dropped_table(manifest["dropped"], read["documents"], width):
         log.info("%s", line)
     for reason, counts in manifest["skipped"].items():
         log.info("  %-28s %12s records skipped", reason, f"{counts['records']:,}")
@@ -123,8 +124,13 @@ def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
         )  # fmt: skip
 
 
-def format_dropped_table(dropped: dict[str, dict[str, Any]], num_documents: int) -> list[str]:
-    """Returns a table with a line per rule: dropped documents, their share of `num_documents`, bytes, an example."""
+def format_dropped_table(
+    dropped: dict[str, dict[str, Any]], num_documents: int, width: int | None = None
+) -> list[str]:
+    """Returns a table with a line per rule: dropped documents, their share of `num_documents`, bytes, an example.
+
+    `width`: of the terminal; None: not a terminal.
+    """
     if not dropped:
         return []
     rows = []
@@ -136,4 +142,6 @@ def format_dropped_table(dropped: dict[str, dict[str, Any]], num_documents: int)
             (rule, f"{counts['documents']:,}", f"{share:.2%}", f"{counts['bytes'] / 1e6:.2f}", location)
         )
     header = ("dropped by", "documents", "share", "MB", "example")
-    return format_table(rows, header, left=(0, 4), indent="  ", min_widths=(28, 11, 6, 8))
+    return fit_table(
+        header, rows, width, left=(0, 4), indent="  ", min_widths=(28, 11, 6, 8), fold=(4,), drop=(3, 2)
+    )

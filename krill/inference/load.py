@@ -1,8 +1,7 @@
-"""Loads a model and its tokenizer from a run, a model folder, a glob, or the Hugging Face Hub."""
+"""Loads a model and its tokenizer from a run, a model folder, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import glob
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +56,10 @@ def load_model_and_tokenizer(
 def locate_model(name_or_path: str) -> tuple[Path, Path | None]:
     """Returns the folders of the weights and of the tokenizer (None if there is none).
 
-    For an unfinished run, returns the newest checkpoint; for a glob, the newest folder. Raises UsageError if there is
-    no model, KrillError if the Hub cannot be reached.
+    For an unfinished run, returns the newest checkpoint. Raises UsageError if there is no model, KrillError if the
+    Hub cannot be reached.
     """
     path = Path(name_or_path).expanduser()
-    if not path.exists() and glob.has_magic(name_or_path):
-        matches = [Path(match) for match in glob.glob(str(path)) if Path(match).is_dir()]
-        if not matches:
-            raise UsageError(
-                f"model={name_or_path}: no folder matches (relative to {Path.cwd()}); krill-runs lists the runs"
-            )
-        path = max(matches, key=lambda match: match.stat().st_mtime)
     if not path.exists():
         return _download_hub_model(name_or_path)
     if (path / "config.json").is_file():

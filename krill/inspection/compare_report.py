@@ -17,7 +17,7 @@ from krill.inspection.formatting import (
     truncate_to_width,
 )
 from krill.inspection.token_display import escape_unprintable
-from krill.tables import format_table
+from krill.tables import fit_table, wrap_text
 
 LABEL_WIDTH = 40
 """Maximum length of a label; a longer one is truncated at the start, as folders differ at the end."""
@@ -25,12 +25,15 @@ LABEL_WIDTH = 40
 SCRIPT_LABELS = {"ko": "ko (Hangul)", "en": "en (Latin)", "other": "other scripts"}
 
 
-def format_tokenizer_report(metrics: dict[str, Any]) -> str:
-    """Formats all metrics, with a block for each language and source if there are several."""
+def format_tokenizer_report(metrics: dict[str, Any], width: int | None = None) -> str:
+    """Formats all metrics, with a block for each language and source if there are several.
+
+    `width`: of the terminal; None: not a terminal.
+    """
     tokenizers = metrics["tokenizers"]
     blocks = [
-        [*_format_tokenizers(tokenizers)],
-        [*_format_compression("all text", [tokenizer["all"] for tokenizer in tokenizers], tokenizers)],
+        [*_format_tokenizers(tokenizers, width)],
+        [*_format_compression("all text", [tokenizer["all"] for tokenizer in tokenizers], tokenizers, width)],
     ]
     for group, titles in (("languages", SCRIPT_LABELS), ("sources", {})):
         sizes = {name: counts["bytes"] for name, counts in tokenizers[0][group].items()}
@@ -42,11 +45,11 @@ def format_tokenizer_report(metrics: dict[str, Any]) -> str:
         for name in ranked[:MAX_LISTED_SOURCES]:
             title = titles.get(name, f"source {truncate_to_width(name, EXCERPT_WIDTH)}")
             counts = [tokenizer[group][name] for tokenizer in tokenizers]
-            blocks.append([*_format_compression(title, counts, tokenizers)])
+            blocks.append([*_format_compression(title, counts, tokenizers, width)])
         if len(ranked) > MAX_LISTED_SOURCES:
             blocks.append([f"… {len(ranked) - MAX_LISTED_SOURCES:,} more sources; use format=json for all"])
-    blocks.append([*_format_round_trip_failures(tokenizers)])
-    return "\n\n".join("\n".join(block) for block in blocks if block)
+    blocks.append([*_format_round_trip_failures(tokenizers, width)])
+    return wrap_text("\n\n".join("\n".join(block) for block in blocks if block), width)
 
 
 def plot_tokenizers(metrics: dict[str, Any], path: Path) -> None:
@@ -93,7 +96,7 @@ def shorten_label(tokenizer: dict[str, Any]) -> str:
 # --- blocks ------------------------------------------------------------------------------------------------
 
 
-def _format_tokenizers(tokenizers: list[dict[str, Any]]) -> Iterator[str]:
+def _format_tokenizers(tokenizers: list[dict[str, Any]], width: int | None) -> Iterator[str]:
     header = (
         "tokenizer", "entries", "never used", "share", f"under {RARE_THRESHOLD} times", "share", "MB/s",
         "gigatoken MB/s",
@@ -108,7 +111,7 @@ def _format_tokenizers(tokenizers: list[dict[str, Any]]) -> Iterator[str]:
             format_integer(vocabulary["rare"]), format_percent(usage["rare"]),
             _format_speed(speed["hf"]), _format_speed(speed["gigatoken"]),
         ))  # fmt: skip
-    yield from format_table(rows, header)
+    yield from fit_table(header, rows, width, fold=(0,), drop=(7, 6, 4, 5))
     speed = tokenizers[0]["speed"]
     yield (
         f"MB/s on {speed['bytes'] / 1e6:,.1f} MB of text, on this machine: Hugging Face on {speed['cores']} cores, "
@@ -117,7 +120,7 @@ def _format_tokenizers(tokenizers: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _format_compression(
-    title: str, counts: list[dict[str, Any]], tokenizers: list[dict[str, Any]]
+    title: str, counts: list[dict[str, Any]], tokenizers: list[dict[str, Any]], width: int | None
 ) -> Iterator[str]:
     first = counts[0]
     yield f"{title}: {first['documents']:,} documents, {first['bytes']:,} bytes, {first['words']:,} words"
@@ -130,10 +133,10 @@ def _format_compression(
         )
         for tokenizer, count in zip(tokenizers, counts, strict=True)
     ]  # fmt: skip
-    yield from format_table(rows, header)
+    yield from fit_table(header, rows, width, fold=(0,), drop=(4, 3))
 
 
-def _format_round_trip_failures(tokenizers: list[dict[str, Any]]) -> Iterator[str]:
+def _format_round_trip_failures(tokenizers: list[dict[str, Any]], width: int | None) -> Iterator[str]:
     """Formats the first documents that each tokenizer does not decode to the original text."""
     rows = [
         (
@@ -146,7 +149,7 @@ def _format_round_trip_failures(tokenizers: list[dict[str, Any]]) -> Iterator[st
     ]  # fmt: skip
     if rows:
         header = ("round-trip failures", "source", "character", "text", "decoded as")
-        yield from format_table(rows, header, left=(0, 1, 3, 4))
+        yield from fit_table(header, rows, width, left=(0, 1, 3, 4), fold=(0, 1, 3, 4), drop=(1, 0))
 
 
 def _compute_usage_shares(vocabulary: dict[str, int]) -> dict[str, float]:

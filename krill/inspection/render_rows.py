@@ -1,6 +1,6 @@
 """Renders rows of tokens, or a text, for a terminal, colored by token and readable without colors.
 
-    special     yellow       ⟨eos⟩              word    blue, in two alternating shades
+    special     yellow       ⟨eos⟩              word    bright blue and bright cyan, alternating
     undecodable red          ⟨\\xec\\x95⟩         other   magenta
 
 Ids are in brackets after their text. A line marks the beginning of each document.
@@ -9,6 +9,7 @@ Ids are in brackets after their text. A line marks the beginning of each documen
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ from krill.data.store import Split
 from krill.inspection.token_display import TokenRenderer, TokenSpan, escape_unprintable
 
 _KIND_STYLES = {"special": "yellow", "other": "magenta", "undecodable": "red"}
-_WORD_STYLES = ("blue", "bright_blue")
+_WORD_STYLES = ("bright_blue", "bright_cyan")
+"""Readable on black, unlike blue."""
 
 MAX_SPAN_TOKENS = 16
 """A span of more tokens, such as a horizontal rule, is truncated if rows are."""
@@ -32,7 +34,11 @@ def make_stdout_console() -> Console:
     """Returns a console for standard output: with colors on a terminal or with FORCE_COLOR, never with NO_COLOR."""
     is_plain = bool(os.environ.get("NO_COLOR"))
     return Console(
-        highlight=False, markup=False, emoji=False, soft_wrap=True, color_system=None if is_plain else "auto"
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=not sys.stdout.isatty(),
+        color_system=None if is_plain else "auto",
     )
 
 

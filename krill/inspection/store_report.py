@@ -16,24 +16,24 @@ from krill.inspection.formatting import (
     format_percent,
     truncate_to_width,
 )
-from krill.tables import format_table
+from krill.tables import fit_table, wrap_text
 
 BAR_WIDTH = 40
 """Length of the longest bar, in columns."""
 
 
-def format_store_report(stats: dict[str, Any]) -> str:
-    """Formats all statistics, a block each."""
+def format_store_report(stats: dict[str, Any], width: int | None = None) -> str:
+    """Formats all statistics, a block each; `width`: of the terminal, None: not a terminal."""
     blocks = [
         [*_format_header(stats)],
-        [*_format_splits(stats["counts"])],
-        [*_format_sources(stats["counts"])],
-        [*_format_exclusions(stats["exclusions"])],
-        [*_format_lengths(stats["lengths"])],
-        [*_format_packing(stats["packing"])],
-        [*_format_vocabulary(stats["vocabulary"])],
+        [*_format_splits(stats["counts"], width)],
+        [*_format_sources(stats["counts"], width)],
+        [*_format_exclusions(stats["exclusions"], width)],
+        [*_format_lengths(stats["lengths"], width)],
+        [*_format_packing(stats["packing"], width)],
+        [*_format_vocabulary(stats["vocabulary"], width)],
     ]
-    return "\n\n".join("\n".join(block) for block in blocks if block)
+    return wrap_text("\n\n".join("\n".join(block) for block in blocks if block), width)
 
 
 def plot_store(stats: dict[str, Any], path: Path) -> None:
@@ -75,23 +75,24 @@ def _format_header(stats: dict[str, Any]) -> Iterator[str]:
         yield "files       every hash matches the manifest"
 
 
-def _format_splits(counts: dict[str, Any]) -> Iterator[str]:
+def _format_splits(counts: dict[str, Any], width: int | None) -> Iterator[str]:
     rows = [_format_counts(name, split) for name, split in counts["splits"].items()]
-    yield from format_table([*rows, _format_counts("total", counts["total"])], ("split", *_COUNT_COLUMNS))
+    rows.append(_format_counts("total", counts["total"]))
+    yield from fit_table(("split", *_COUNT_COLUMNS), rows, width, drop=_DROPPED_FIRST)
 
 
-def _format_sources(counts: dict[str, Any]) -> Iterator[str]:
+def _format_sources(counts: dict[str, Any], width: int | None) -> Iterator[str]:
     ranked = _sort_by_tokens(counts["sources"])
     rows = [
         _format_counts(truncate_to_width(name, EXCERPT_WIDTH), source)
         for name, source in ranked[:MAX_LISTED_SOURCES]
     ]
-    yield from format_table(rows, ("source", *_COUNT_COLUMNS))
+    yield from fit_table(("source", *_COUNT_COLUMNS), rows, width, fold=(0,), drop=_DROPPED_FIRST)
     if len(ranked) > MAX_LISTED_SOURCES:
         yield f"… {len(ranked) - MAX_LISTED_SOURCES:,} more sources; use format=json for all"
 
 
-def _format_exclusions(exclusions: dict[str, Any]) -> Iterator[str]:
+def _format_exclusions(exclusions: dict[str, Any], width: int | None) -> Iterator[str]:
     if exclusions["dropped"]:
         header = ("dropped", "documents", "bytes", "tokens", "example")
         rows = [
@@ -102,7 +103,7 @@ def _format_exclusions(exclusions: dict[str, Any]) -> Iterator[str]:
             )
             for rule, counts in exclusions["dropped"].items()
         ]
-        yield from format_table(rows, header, left=(0, 4))
+        yield from fit_table(header, rows, width, left=(0, 4), fold=(4,), drop=(2, 3))
     if exclusions["skipped"]:
         rows = [
             (
@@ -112,7 +113,7 @@ def _format_exclusions(exclusions: dict[str, Any]) -> Iterator[str]:
             )
             for reason, counts in exclusions["skipped"].items()
         ]
-        yield from format_table(rows, ("skipped", "records", "first locations"), left=(0, 2))
+        yield from fit_table(("skipped", "records", "first locations"), rows, width, left=(0, 2), fold=(0, 2))
     if (repeated := exclusions["repeated"] or {}).get("documents"):
         yield (
             f"repeated    {repeated['documents']:,} documents ({repeated.get('tokens', 0):,} tokens) "
@@ -140,7 +141,7 @@ def _format_contamination(leaks: Any) -> Iterator[str]:
     )
 
 
-def _format_lengths(lengths: dict[str, Any]) -> Iterator[str]:
+def _format_lengths(lengths: dict[str, Any], width: int | None) -> Iterator[str]:
     if not lengths["bins"]:
         yield "lengths     no documents to train on"
         return
@@ -154,10 +155,10 @@ def _format_lengths(lengths: dict[str, Any]) -> Iterator[str]:
          "█" * -(-BAR_WIDTH * count // max(counts)))
         for one, count in zip(lengths["bins"], counts, strict=True)
     ]  # fmt: skip
-    yield from format_table(rows, ("tokens", "documents", "share", ""), left=(3,))
+    yield from fit_table(("tokens", "documents", "share", ""), rows, width, left=(3,), drop=(3,))
 
 
-def _format_packing(stats: list[dict[str, Any]]) -> Iterator[str]:
+def _format_packing(stats: list[dict[str, Any]], width: int | None) -> Iterator[str]:
     header = ("sequence_len", "packing", "rows", "padding", "documents cut", "share")
     rows = [
         (
@@ -167,10 +168,10 @@ def _format_packing(stats: list[dict[str, Any]]) -> Iterator[str]:
         )
         for one in stats
     ]  # fmt: skip
-    yield from format_table(rows, header, left=(1,))
+    yield from fit_table(header, rows, width, left=(1,), drop=(4, 3))
 
 
-def _format_vocabulary(usage: dict[str, Any]) -> Iterator[str]:
+def _format_vocabulary(usage: dict[str, Any], width: int | None) -> Iterator[str]:
     counted = "all" if usage["counted"] == usage["tokens"] else f"{usage['counted']:,} of the"
     yield (
         f"vocabulary  {usage['used']:,} of {usage['size']:,} ids occur in {counted} {usage['tokens']:,} "
@@ -186,12 +187,15 @@ def _format_vocabulary(usage: dict[str, Any]) -> Iterator[str]:
         for token in usage["most_frequent"]
     ]
     if rows:
-        yield from format_table(rows, ("id", "count", "share", "text"), left=(3,))
+        yield from fit_table(("id", "count", "share", "text"), rows, width, left=(3,), fold=(3,))
 
 
 # --- cells -------------------------------------------------------------------------------------------------
 
 _COUNT_COLUMNS = ("documents", "tokens", "share", "text bytes", "bytes/token")
+
+_DROPPED_FIRST = (4, 5, 1)
+"""Columns after the name that a narrow terminal does not show: text bytes, bytes/token, documents."""
 
 
 def _format_counts(name: str, counts: dict[str, Any]) -> tuple[str, ...]:

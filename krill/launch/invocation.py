@@ -43,6 +43,8 @@ class Invocation(ABC):
         """`composed_config`: the configuration without the node hydra; `hydra`: that node."""
         self.composed_config = composed_config
         self.hydra = hydra
+        self.sweep_folder: Path | None = None
+        """The folder of the sweep, for one of its points."""
         self._validated: Any = None
 
     @property
@@ -85,9 +87,12 @@ class Invocation(ABC):
         """Returns the typed configuration. Raises UsageError that lists everything wrong in it."""
         from krill.config.validation import validate_config
         from krill.launch.auto_processes import resolve_auto_processes
+        from krill.launch.run_names import resolve_run_names
 
         if self._validated is None:
             config: Any = resolve_auto_processes(validate_config(schema, self.composed_config))  # type: ignore[type-var]
+            if self.command in ("train", "infer"):
+                config = resolve_run_names(config, self.sweep_folder)
             if config.detach and not self.is_for_slurm:
                 raise UsageError(
                     "detach=true is for SLURM jobs: add hardware=slurm_gpu or another slurm_ option"
@@ -174,7 +179,7 @@ class SweepPoint(Invocation):
 
     def __init__(self, composed_config: Any, hydra: Any, sweep_folder: Path):
         super().__init__(composed_config, hydra)
-        self.sweep_folder = sweep_folder
+        self.sweep_folder: Path = sweep_folder
         self.inputs: RunInputs | None = None
         """Opened by the sweep, for all points that share them."""
 

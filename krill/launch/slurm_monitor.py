@@ -57,8 +57,8 @@ def _format_progress(runs: Mapping[Path, RunState]) -> str:
     running = next((folder for folder, run in runs.items() if run.state == "running"), None)
     last = read_last_metrics(running, ("step",)) if running else {}
     if running and last:
-        total = (read_status(running) or {}).get("steps", "?")
-        parts.append(f"{running.name} at step {last['step']} of {total}")
+        total = (read_status(running) or {}).get("steps")
+        parts.append(f"{running.name} at step {last['step']}{f' of {total}' if total else ''}")
     return ", ".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -147,30 +148,24 @@ def _submit_jobs(folder: Path, jobs: Sequence[SubmittedJob]) -> dict[str, str]:
 
     Returns index → number of the job.
     """
-    from krill.runs.record import Record
+    from krill.runs.record import read_status
 
-    submission = _build_submission(folder, jobs)
-    snapshot.snapshot_code(folder / "code", {name for job in jobs for name in _list_custom_code(job.config)})
-    job_files.write_job_files(folder, jobs)
-    before: dict[Path, dict[str, Any]] = {}
-    for index, job in enumerate(jobs):
-        if job.folder is None:
-            continue
-        job.folder.mkdir(parents=True, exist_ok=True)
-        record = Record(job.folder)
-        before[job.folder] = record.status
-        # Before the submission: what the job records afterwards must stay.
-        record.update(
-            signature=job.identity, state="queued", exit=None, error=None, end=None, slurm_job_id=None,
-            overrides=job.overrides, name=job.config.name, command=job.command,
-            submission=str(folder), submitted_as=str(index),
-        )  # fmt: skip
+    before = {job.folder: read_status(job.folder) for job in jobs if job.folder}
     try:
+        submission = _build_submission(folder, jobs)
+        snapshot.snapshot_code(
+            folder / "code", {name for job in jobs for name in _list_custom_code(job.config)}
+        )
+        job_files.write_job_files(folder, jobs)
+        # Before the submission: what the job records afterwards must stay.
+        _record_as_queued(folder, jobs)
         numbers = submission.submit()
     except BaseException:
         if not (folder / JOBS_FILE).exists():  # no job was submitted
             for result_folder, status in before.items():
                 _restore_status(result_folder, status)
+            shutil.rmtree(folder, ignore_errors=True)
+            _remove_empty_folder(folder.parent)
         raise
     arrays = dict.fromkeys(number.partition("_")[0] for number in numbers.values())
     what = f"{len(jobs)} jobs:" if len(jobs) > 1 else "job"
@@ -178,16 +173,36 @@ def _submit_jobs(folder: Path, jobs: Sequence[SubmittedJob]) -> dict[str, str]:
     return numbers
 
 
-def _restore_status(folder: Path, status: dict[str, Any]) -> None:
+def _record_as_queued(folder: Path, jobs: Sequence[SubmittedJob]) -> None:
+    from krill.runs.record import Record
+
+    for index, job in enumerate(jobs):
+        if job.folder is None:
+            continue
+        job.folder.mkdir(parents=True, exist_ok=True)
+        Record(job.folder).update(
+            signature=job.identity, state="queued", exit=None, error=None, end=None, slurm_job_id=None,
+            overrides=job.overrides, name=job.config.name, command=job.command,
+            submission=str(folder), submitted_as=str(index),
+        )  # fmt: skip
+
+
+def _restore_status(folder: Path, status: dict[str, Any] | None) -> None:
+    """Restores the status of a result before the submission; a folder that was created for it is removed."""
     from krill import atomic
 
     if status:
         atomic.write_json(folder / "status.json", status)
-    else:
-        (folder / "status.json").unlink()
-        with suppress(OSError):  # a folder with other files stays
-            (folder / ".lock").unlink(missing_ok=True)
-            folder.rmdir()
+        return
+    for name in ("status.json", ".lock"):
+        (folder / name).unlink(missing_ok=True)
+    _remove_empty_folder(folder)
+    _remove_empty_folder(folder.parent)
+
+
+def _remove_empty_folder(folder: Path) -> None:
+    with suppress(OSError):  # it has other files, or was never created
+        folder.rmdir()
 
 
 def _list_custom_code(config: TrainConfig | InferConfig) -> list[str]:

@@ -188,8 +188,12 @@ def _lock_or_raise(folder: Path) -> FileLock:
     lock = _try_lock(folder)
     if lock is None:
         status = read_status(folder) or {}
+        known = status.get("pid") and status.get(
+            "host"
+        )  # unknown until the run that has just claimed it begins
+        writer = f"process {status['pid']} on {status['host']}" if known else "another process"
         raise UsageError(
-            f"{folder} is being written by process {status.get('pid', '?')} on {status.get('host', '?')}; wait for "
-            f"it, cancel it with krill-runs cancel {folder}, or use another folder"
+            f"{folder} is being written by {writer}; wait for it, cancel it with krill-runs cancel {folder}, or use "
+            "another folder"
         )
     return lock

@@ -1,8 +1,7 @@
-"""Finds runs and sweeps by folder, name, signature or glob; each status is read once."""
+"""Finds runs and sweeps; each status is read once."""
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from krill.errors import UsageError
 from krill.runs import slurm
-from krill.runs.record import read_json_object, read_status, relative_path
+from krill.runs.record import read_json_object, read_status
 from krill.runs.run_state import read_run_or_submission_status, read_submission_status
 
 MAX_SEARCH_DEPTH = 3
@@ -76,7 +74,7 @@ def runs_under(root: Path) -> list[RunOrGroup]:
         if (status := read_submission_status(folder))
     ]
     sweeps = [item for folder in _list_subfolders(root / "sweeps") if (item := run_at(folder))]
-    return sorted([*runs, *jobs, *sweeps], key=_get_start_time, reverse=True)
+    return sorted([*runs, *jobs, *sweeps], key=get_time_key, reverse=True)
 
 
 def run_at(folder: Path) -> RunOrGroup | None:
@@ -95,28 +93,9 @@ def expand_runs(item: RunOrGroup) -> list[Run]:
     return [item] if isinstance(item, Run) else item.runs
 
 
-def resolve_run(text: str, root: Path) -> RunOrGroup:
-    """Returns the run or sweep of a folder, a glob (the newest match), or a prefix of a name or signature.
-
-    Raises UsageError if there is no match, or more than one.
-    """
-    if item := run_at(Path(text).absolute()):
-        return item
-    globbed = [item for path in glob.glob(text) if (item := run_at(Path(path).absolute()))]
-    if globbed:
-        return max(globbed, key=_get_start_time)
-    items = runs_under(root)
-    items += [run for item in items if isinstance(item, RunGroup) for run in item.runs]
-    matches = [item for item in items if text in (item.folder.name, _get_signature(item)[:8])]
-    matches = matches or [
-        item for item in items if item.folder.name.startswith(text) or _get_signature(item).startswith(text)
-    ]
-    if not matches:
-        raise UsageError(f"{text}: no run or sweep of this name; krill-runs lists all of them")
-    if len(matches) > 1:
-        candidates = ", ".join(str(relative_path(item.folder)) for item in matches)
-        raise UsageError(f"{text} is ambiguous: it matches {candidates}; use a longer prefix")
-    return matches[0]
+def get_time_key(item: RunOrGroup) -> tuple[str, float]:
+    """Returns what sorts runs by time: the recorded start, then, within its second, the last write of the status."""
+    return _get_start_time(item), _get_modification_time(item.folder / "status.json") or 0.0
 
 
 def _make_run(folder: Path, status: dict[str, Any] | None, points: dict[str, dict[str, Any]] | None) -> Run:
@@ -166,23 +145,20 @@ def _list_subfolders(parent: Path) -> Sequence[Path]:
         return []
 
 
-def _get_signature(item: RunOrGroup) -> str:
-    return str((item.status or {}).get("signature", "")) if isinstance(item, Run) else ""
-
-
 def _get_start_time(item: RunOrGroup) -> str:
     """Returns the recorded start time; for a run that is still queued, the time of its submission."""
     if isinstance(item, RunGroup):
         start = item.sweep_record.get("start")
         return start if isinstance(start, str) else max(map(_get_start_time, item.runs), default="")
-    if item.status is None:
-        return ""
-    if start := item.status.get("start"):
+    if item.status and (start := item.status.get("start")):
         return str(start)
-    for name in ("status.json", slurm.JOBS_FILE):
-        try:
-            written = (item.folder / name).stat().st_mtime
-        except OSError:
-            continue
-        return datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
-    return ""
+    files = [item.folder / "status.json", item.folder / slurm.JOBS_FILE] if item.status else [item.folder]
+    written = next(filter(None, map(_get_modification_time, files)), None)
+    return "" if written is None else datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
+
+
+def _get_modification_time(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
+import krill
 from krill import atomic, errors
 from krill.errors import KrillError, SignalInterrupt
 from krill.runs.slurm import get_current_job
@@ -74,6 +75,12 @@ def relative_path(folder: Path) -> Path:
         return folder.relative_to(Path.cwd())
     except ValueError:
         return folder
+
+
+def get_validation_loss(status: dict[str, Any]) -> float | None:
+    """Returns the final validation loss in a status, or the lowest so far; None: there is none."""
+    losses = ((status.get(key) or {}).get("eval_loss") for key in ("metrics", "best"))
+    return next((loss for loss in losses if isinstance(loss, (int, float))), None)
 
 
 class Record:
@@ -236,10 +243,16 @@ def compute_wall_seconds(status: dict[str, Any]) -> float | None:
 
 def collect_versions() -> dict[str, str]:
     """Collects the versions of Python and of the packages that determine a run."""
-    versions = {"python": platform.python_version(), "platform": sys.platform}
-    for package in ("krill", "torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy"):
+    packages = ("krill", "torch", "transformers", "accelerate", "tokenizers", "datasets", "numpy")
+    return {"python": platform.python_version(), "platform": sys.platform, **read_versions(*packages)}
+
+
+def read_versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of those of the packages that are installed; krill counts as installed."""
+    versions = {}
+    for package in packages:
         try:
-            versions[package] = metadata.version(package)
+            versions[package] = krill.__version__ if package == "krill" else metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return versions

@@ -9,16 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 from krill import atomic
 from krill.runs import slurm
 from krill.runs.find import Run, read_runs
-from krill.runs.record import compute_wall_seconds, read_last_metrics
+from krill.runs.record import compute_wall_seconds, get_validation_loss, read_last_metrics
 from krill.runs.run_state import ACTIVE_STATES, RunState, determine_run_states, find_log_file
-
-DEFAULT_WIDTH = 200
-"""Width in characters of a table that is not printed to a terminal."""
+from krill.tables import fit_table, get_terminal_width, print_wrapped
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def _sort_key(value: float | None) -> float:
 def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
     status = run.status or {}
     last = read_last_metrics(run.folder, ("step", "loss", "tokens_per_second"))
-    final, best = status.get("metrics") or {}, status.get("best") or {}
+    final = status.get("metrics") or {}
     overrides = status.get("overrides") or run.sweep_entry.get("overrides") or []
 
     def get_number(key: str, *sources: Mapping[str, Any]) -> Any:
@@ -88,7 +86,7 @@ def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
         step=get_number("step", final, last),
         steps=status.get("steps"),
         loss=get_number("loss", final, last),
-        eval_loss=get_number("eval_loss", final, best),
+        eval_loss=get_validation_loss(status),
         eval_bits_per_byte=get_number("eval_bits_per_byte", final),
         tokens_per_second=get_number("tokens_per_second", last),
         seconds=compute_wall_seconds(status) if state.state != "killed" else None,
@@ -135,26 +133,18 @@ def write_csv(rows: Sequence[RunRow], folder: Path) -> Path:
     return path
 
 
-def print_table(rows: Sequence[RunRow], file: IO[str], full_paths: bool = False) -> None:
-    """Prints the table, then one line for each run with an error or an uncertain state.
+def print_table(rows: Sequence[RunRow], file: TextIO, full_paths: bool = False) -> None:
+    """Prints the table, then a line for each run with an error or an uncertain state.
 
     With `full_paths`, folders are shown as paths instead of names.
     """
-    console = make_console(file)
-    console.print(render_table(rows, full_paths))
+    print("\n".join(format_runs(rows, get_terminal_width(file), full_paths)), file=file)
     for row in rows:
         if row.error:
             log = f"  ({row.log})" if row.log else ""
-            console.print(f"{Path(row.folder).name}: {row.error}{log}", highlight=False, markup=False)
+            print_wrapped(f"{Path(row.folder).name}: {row.error}{log}", file)
         elif row.state in ACTIVE_STATES and row.why.upper() not in slurm.ACTIVE_JOB_STATES | {""}:
-            console.print(f"{Path(row.folder).name}: {row.why}", highlight=False, markup=False)
-
-
-def make_console(file: IO[str]) -> Any:
-    """Creates a rich console, with a width of `DEFAULT_WIDTH` if `file` is not a terminal."""
-    from rich.console import Console
-
-    return Console(file=file, width=None if file.isatty() else DEFAULT_WIDTH)
+            print_wrapped(f"{Path(row.folder).name}: {row.why}", file)
 
 
 def find_differing_overrides(overrides: Sequence[Sequence[str]]) -> list[str]:
@@ -163,35 +153,36 @@ def find_differing_overrides(overrides: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(item for item in own if item not in shared) for own in overrides]
 
 
-def render_table(rows: Sequence[RunRow], full_paths: bool = False) -> Any:
-    """Renders the table for rich, without the overrides that all runs share."""
-    from rich.markup import escape
-    from rich.table import Table
+HEADER = ("#", "state", "overrides", "step", "train loss", "val. loss", "bits/byte", "seconds", "folder")
 
+_DROPPED_FIRST = tuple(map(HEADER.index, ("train loss", "seconds", "bits/byte", "step")))
+"""Columns that a narrow terminal does not show, the least important first."""
+
+
+def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = False) -> list[str]:
+    """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal."""
     from krill.runs.record import relative_path
 
-    rendered = Table()
-    rendered.add_column("#")
-    rendered.add_column("state", no_wrap=True)
-    rendered.add_column(
-        "overrides", overflow="ellipsis" if full_paths else "fold", no_wrap=full_paths, max_width=50
-    )
-    for name in ("step", "train loss", "val. loss", "bits/byte", "seconds", "folder"):
-        rendered.add_column(name, overflow="fold")
     differing = find_differing_overrides([row.overrides for row in rows])
-    for index, row in enumerate(rows):
-        rendered.add_row(
+    cells = [
+        (
             str(index + 1),
             row.state + (f" {row.job}" if row.job and row.state in ("queued", "running") else ""),
-            escape(differing[index]),
+            differing[index],
             "" if row.step is None else f"{row.step}/{row.steps or '?'}",
             _format_number(row.loss),
             _format_number(row.eval_loss),
             _format_number(row.eval_bits_per_byte),
             _format_number(row.seconds, 0),
-            escape(str(relative_path(Path(row.folder))) if full_paths else Path(row.folder).name),
+            str(relative_path(Path(row.folder))) if full_paths else Path(row.folder).name,
         )
-    return rendered
+        for index, row in enumerate(rows)
+    ]
+    folder = HEADER.index("folder")
+    left = (HEADER.index("state"), HEADER.index("overrides"), folder)
+    return fit_table(
+        HEADER, cells, width, left, fold=(HEADER.index("overrides"),), drop=_DROPPED_FIRST, own_line=folder
+    )
 
 
 def _format_number(value: float | None, digits: int = 4) -> str:

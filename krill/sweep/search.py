@@ -17,6 +17,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from krill.errors import UsageError
+from krill.extras import format_install_command
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -73,7 +74,7 @@ def build_search(settings: Any, seed: Any, overrides: Sequence[Override]) -> Sea
     if not isinstance(trials, int) or trials < 1:
         raise UsageError(f"sweep.search={sampler} needs the number of points: set it, as in sweep.trials=20")
     if not find_spec("optuna"):
-        raise UsageError(f"sweep.search={sampler} needs optuna: pip install 'krill[search]'")
+        raise UsageError(f"sweep.search={sampler} needs optuna: {format_install_command('search')}")
     space = [Dimension(override) for override in overrides if override.is_sweep_override()]
     if not space:
         raise UsageError(

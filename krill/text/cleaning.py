@@ -22,6 +22,7 @@ from typing import Any
 
 from krill.config.schema import DataConfig
 from krill.errors import UsageError
+from krill.extras import format_install_command
 from krill.text import pii
 
 _CONTROL_BYTES = bytes(byte for byte in range(0x20) if chr(byte) not in "\n\t")
@@ -106,4 +107,6 @@ def _get_ftfy_version() -> str:
 
 
 def _build_missing_ftfy_error() -> UsageError:
-    return UsageError("data.ftfy=true needs ftfy: pip install 'krill[filter]', or set data.ftfy=false")
+    return UsageError(
+        f"data.ftfy=true needs ftfy: {format_install_command('filter')}, or set data.ftfy=false"
+    )

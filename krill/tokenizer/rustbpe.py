@@ -20,6 +20,7 @@ from tokenizers import models
 
 from krill.config.schema import TokenizerConfig
 from krill.errors import UsageError
+from krill.extras import format_install_command
 from krill.tokenizer import recipe
 from krill.tokenizer.chunking import chunk_texts
 
@@ -81,7 +82,7 @@ def _learn_token_ranks(config: TokenizerConfig, texts: Iterable[str], size: int)
 
 def _build_missing_rustbpe_error() -> UsageError:
     return UsageError(
-        "tokenizer.trainer=rustbpe needs rustbpe: pip install 'krill[fast]', or use Hugging Face's trainer: "
+        f"tokenizer.trainer=rustbpe needs rustbpe: {format_install_command('fast')}, or use Hugging Face's trainer: "
         "tokenizer.trainer=hf"
     )
 

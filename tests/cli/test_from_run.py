@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,27 @@ def test_an_experiment_can_be_left_out(tmp_path: Path):
 
 
 def test_no_run_there(tmp_path: Path):
-    with pytest.raises(UsageError, match="no run of krill there"):
+    with pytest.raises(UsageError, match=r"from=.*: no run, and no configuration in it"):
         again(tmp_path)
+
+
+def test_a_name_means_the_newest_run_and_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    for day, name in ((2, "1-aaaa1111"), (1, "2-bbbb2222")):
+        run_folder = earlier(tmp_path / "outputs" / "runs" / "ko" / name, [f"seed={day}"])
+        status = {
+            "state": "stopped",
+            "signature": "a",
+            "name": "ko",
+            "start": f"2030-01-0{day}T00:00:00+00:00",
+        }
+        (run_folder / "status.json").write_text(json.dumps(status))
+    caplog.set_level("INFO", "krill")
+    parsed = parse_arguments(["from=ko", "lr=1e-4"])
+    assert normalize_overrides("train", parsed) == ["seed=2", "lr=1e-4"]
+    assert caplog.messages == ["from        outputs/runs/ko/1-aaaa1111"]
 
 
 def test_the_command_takes_it(tmp_path: Path, then: Path):

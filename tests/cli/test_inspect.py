@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from console import error_messages, is_empty, run_command
+from rich.cells import cell_len
 from stores import ENGLISH, KOREAN, make_tokenizer, write_store
 from test_import_light import HEAVY, loaded
 
@@ -76,6 +77,19 @@ def test_the_same_seed_shows_the_same_rows(told: Inspect):
     words = ("tokens", "sequence_len=16", "rows=2")
     first, again, other = told(*words), told(*words), told(*words, "seed=3")
     assert first == again != other
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_nothing_is_wider_than_the_terminal(told: Inspect, monkeypatch: pytest.MonkeyPatch, columns: int):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    complete = told("tokens", SHORT, "top=5")[1]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    out = told("tokens", SHORT, "top=5")[1]
+    assert [line for line in out.splitlines() if cell_len(line) > columns and "/" not in line] == []
+    assert "책" in out
+    assert "bytes/token" in complete
 
 
 def test_colors_are_for_terminals(told: Inspect, monkeypatch: pytest.MonkeyPatch):
@@ -338,7 +352,8 @@ def test_a_text_is_colored(told: Inspect, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     _, out, _ = told(f"tokenizer={MINE}", "text=한국어 문장은 <|eos|>")
     assert "\x1b[94m" in out
-    assert "\x1b[34m" in out
+    assert "\x1b[96m" in out
+    assert "\x1b[34m" not in out, "dark blue cannot be read on black"
     assert "⟨" not in out
 
 

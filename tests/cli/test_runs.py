@@ -174,13 +174,13 @@ def test_ambiguous_names_and_invalid_arguments_are_usage_errors(
     assert "outputs/runs/a/1-aaaa1111" in error
     assert "use a longer prefix" in error
     for arguments, message in (
-        (["show", "zzz"], "no run or sweep of this name"), (["lsit"], "Did you mean list?"),
+        (["show", "zzz"], "zzz: not the name of a run or sweep, nor a folder"), (["lsit"], "Did you mean list?"),
         (["show"], "krill-runs --help"), (["list", "--jsn"], "krill-runs --help"), (["--"], "krill-runs --help"),
         (["list", "--json", "--csv"], "not allowed with argument --json"),
         (["list", "--state", "runing"], "no state 'runing'. Did you mean running?"),
         (["watch", "--every", "-1"], "'-1' should be a number of at least 0.01"),
         (["tail", "-n", "few", "aaaa1"], "'few' should be a number of at least 0"),
-        (["tail", "outputs/sweeps/s"], "is not a single run; use one of those in: krill-runs list outputs/sweeps/s"),
+        (["tail", "outputs/sweeps/s"], "is not a single run; use outputs/sweeps/s/best, or one of"),
         (["tail", "cccc3333"], "see the state of the run with krill-runs show outputs/sweeps/s/cccc3333"),
     ):  # fmt: skip
         sys.argv = ["krill-runs", *arguments]

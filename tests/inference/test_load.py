@@ -1,9 +1,8 @@
-"""Models are loaded from a run, a model folder, a checkpoint, a glob or the Hub; errors are clear."""
+"""Models are loaded from a run, a model folder, a checkpoint or the Hub; errors are clear."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,15 +66,7 @@ def test_a_checkpoint_by_name(
     assert locate_model("checkpoint-9") == (Path("checkpoint-9"), tokenizer.folder)
 
 
-def test_a_glob_gives_the_newest(finished_run: Path, unfinished_run: Path) -> None:
-    pattern = str(finished_run.parent / "*finished")
-    os.utime(unfinished_run, (2e9, 2e9))
-    assert locate_model(pattern)[0] == unfinished_run / "checkpoints" / "checkpoint-10"
-    os.utime(finished_run, (2.1e9, 2.1e9))
-    assert locate_model(pattern)[0] == finished_run / "model"
-
-
-def test_an_existing_folder_takes_precedence_over_a_glob(finished_run: Path) -> None:
+def test_a_folder_may_look_like_a_glob(finished_run: Path) -> None:
     odd = finished_run.rename(finished_run.with_name("[odd]"))
     assert locate_model(str(odd))[0] == odd / "model"
 
@@ -91,7 +82,6 @@ def test_a_path_without_a_model_is_rejected(tmp_path: Path) -> None:
     for name, message in (
         ("empty", "no model in this folder"),
         ("file", "no model in this folder"),
-        ("none/*", "no folder matches"),
         ("a/b/c", "no such folder, and not a Hub id"),
         ("none", "no such folder, and not a Hub id"),
         ("./none/x", "no such folder, and not a Hub id"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import fake_slurm
 import pytest
 
-from krill.cli import compose
+from krill.cli import compose, train
 from krill.cli.compose import compose_config
 from krill.config.overrides import quote_override
 from krill.config.schema import HardwareConfig, TrainConfig
@@ -145,3 +146,18 @@ def test_time_limits_of_partitions_are_parsed() -> None:
     assert cluster._parse_time_limit("10:00:00") == 600
     assert cluster._parse_time_limit("30:00") == 30
     assert cluster._parse_time_limit("infinite") is None
+
+
+@pytest.mark.parametrize("broken", ["sinfo", "sbatch"])
+def test_a_submission_that_fails_leaves_nothing_behind(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_slurm.install(tmp_path, monkeypatch, sinfo=NODES, scontrol="MaxArraySize            = 1001\n")
+    (tmp_path / "bin" / broken).write_text("#!/bin/sh\necho 'error: no configuration' >&2\nexit 1\n")
+    cluster.query_nodes.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KRILL_OUTPUTS", raising=False)
+    monkeypatch.setattr(sys, "argv", ["krill-train", "hardware=slurm_cpu", "steps=2"])
+    assert train.main() != 0
+    assert "no configuration" in capsys.readouterr().err
+    assert [*(tmp_path / "outputs").glob("runs/*"), *(tmp_path / "outputs").glob("jobs*")] == []

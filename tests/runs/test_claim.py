@@ -32,6 +32,13 @@ def release_claim(claimed: Claim) -> tuple[Path, str]:
         return claimed.folder, claimed.state
 
 
+def test_a_writer_that_has_not_recorded_itself_is_not_made_up(tmp_path: Path) -> None:
+    with claim(SIGNATURE, tmp_path / "runs", tmp_path / "out"):
+        with pytest.raises(UsageError, match="is being written by another process; wait for it") as error:
+            claim(SIGNATURE, tmp_path / "runs", tmp_path / "out")
+        assert "?" not in str(error.value)
+
+
 def test_a_new_folder_is_named_by_time_and_signature(tmp_path: Path) -> None:
     folder, state = release_claim(claim(SIGNATURE, tmp_path / "runs"))
     assert state == "new"

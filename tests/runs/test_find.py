@@ -1,4 +1,4 @@
-"""Runs and sweeps are found by folder, name, signature and glob, whatever other files there are."""
+"""Runs and sweeps are found in folders, whatever other files there are."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from krill.errors import UsageError
 from krill.runs import find, record, table
+from krill.runs.resolve import resolve_run
 
 
 def make_run(folder: Path, **status: Any) -> Path:
@@ -47,32 +47,18 @@ def test_newest_runs_come_first_and_queued_runs_count_from_their_submission(root
 
 def test_a_point_has_its_sweep_and_overrides_before_it_starts(root: Path) -> None:
     for row in (
-        table.build_rows(find.expand_runs(find.resolve_run("s", root)))[1],
+        table.build_rows(find.expand_runs(resolve_run("s", root)))[1],
         table.read_rows([root / "sweeps/s/bbbb2222"])[0],
     ):
         assert (row.state, row.command, row.overrides) == ("not started", "preprocess", ("seed=1",))
         assert row.sweep == str(root / "sweeps/s")
 
 
-@pytest.mark.parametrize("text", ["1-aaaa1111", "aaaa1", "1-", "runs/a/1*"])
-def test_a_run_is_found_by_folder_name_signature_or_glob(
-    root: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.chdir(root)
-    assert find.resolve_run(text, root).folder == root / "runs/a/1-aaaa1111"
-
-
-def test_a_glob_matches_the_newest_run_and_a_prefix_must_be_unique(root: Path) -> None:
-    assert find.resolve_run(f"{root}/runs/a/*", root).folder.name == "2-aaaa2222"
-    with pytest.raises(UsageError, match=r"1-aaaa1111.*2-aaaa2222|2-aaaa2222.*1-aaaa1111"):
-        find.resolve_run("aaaa", root)
-
-
 @pytest.mark.parametrize(
     ("folder", "count"), [(".", 4), ("runs", 2), ("runs/a", 2), ("sweeps", 2), ("sweeps/s", 2)]
 )
 def test_a_folder_matches_the_runs_in_it(root: Path, folder: str, count: int) -> None:
-    assert len(find.expand_runs(find.resolve_run(str(root / folder), root))) == count
+    assert len(find.expand_runs(resolve_run(str(root / folder), root))) == count
 
 
 def test_files_that_are_not_runs_are_ignored(root: Path) -> None:
@@ -85,9 +71,7 @@ def test_files_that_are_not_runs_are_ignored(root: Path) -> None:
         '{"points": [3, {"folder": 4}, {"folder": "p", "overrides": 5}]}'
     )
     assert len(find.runs_under(root)) == 4
-    assert [row.overrides for row in table.build_rows(find.expand_runs(find.resolve_run("odd", root)))] == [
-        ()
-    ]
+    assert [row.overrides for row in table.build_rows(find.expand_runs(resolve_run("odd", root)))] == [()]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +88,7 @@ def test_invalid_entries_of_a_status_are_ignored(root: Path, entries: dict[str, 
     rows = table.build_rows([run for item in find.runs_under(root) for run in find.expand_runs(item)])
     assert len(json.loads(table.to_json(rows))) == 4
     assert {row.step for row in rows} == {3, None}
-    table.render_table(rows)
+    table.format_runs(rows, 80)
     table.to_csv(rows)
 
 

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 
+from krill.cli import app, runs_view
+from krill.data.progress import format_dropped_table
+from krill.errors import UsageError
 from krill.runs import table
+from krill.tables import get_terminal_width
+
+
+class Terminal(io.StringIO):
+    """A terminal of some columns."""
+
+    def __init__(self, columns: int, monkeypatch: pytest.MonkeyPatch):
+        super().__init__()
+        monkeypatch.setenv("COLUMNS", str(columns))
+
+    def isatty(self) -> bool:
+        return True
 
 
 def make_run(folder: Path, overrides: list[str], **status: Any) -> Path:
@@ -113,3 +131,78 @@ def test_a_table_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     monkeypatch.setenv("COLUMNS", "200")
     table.print_table(table.read_rows([make_run(tmp_path / "a", ["lr=7"])]), sys.stderr)
     assert "lr=7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_table_fits_the_terminal(tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    metrics = {"eval_loss": 2.5, "eval_bits_per_byte": 1.25, "loss": 9.0}
+    parent = tmp_path / "outputs/runs/한국어-영어-말뭉치"
+    parent.mkdir(parents=True)
+    overrides = ["experiment=한국어_영어", "optimizer=muon_keller", "data.minhash.threshold=0.8"]
+    folders = [
+        make_run(
+            parent / f"2030-01-01_00-00-0{seed}-aaaa111{seed}", [*overrides, f"seed={seed}"], metrics=metrics
+        )
+        for seed in range(2)
+    ]
+    folders.append(
+        make_run(parent / "2030-01-01_00-00-09-bbbb1111", ["lr=1"], state="failed", error="메모리 " * 30)
+    )
+    rows = table.read_rows(folders)
+    terminal = Terminal(columns, monkeypatch)
+    table.print_table(rows, terminal, full_paths=True)
+    lines = terminal.getvalue().splitlines()
+    paths = [str(folder.relative_to(tmp_path)) for folder in folders]
+    assert [line for line in lines if cell_len(line) > columns and "/" not in line] == []
+    assert [line.strip() for line in lines if line.strip() in paths] == paths, "each on a line of its own"
+    assert "val. loss" in lines[0]
+    assert ("train loss" in lines[0]) == (columns == 120)
+    letters = "".join("".join(lines).split())
+    assert "seed=0" in letters
+    assert "seed=1" in letters
+    plain = io.StringIO()
+    table.print_table(rows, plain, full_paths=True)
+    header, first = plain.getvalue().splitlines()[:2]
+    assert "train loss" in header
+    assert first.endswith(paths[0])
+    assert f"{' '.join([*overrides, 'seed=0'])}" in first, "nothing is left out or shortened"
+
+
+def test_differences_fit_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = table.read_rows([make_run(tmp_path / name, []) for name in "abc"])
+    differing = {
+        "data.paths": [["말뭉치/가.jsonl"] * 3, ["b.jsonl"], ["c.jsonl"]],
+        "lr": [0.001, 0.002, 0.003],
+    }
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    runs_view.print_differences(rows, differing)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(cell_len, lines)) <= 40
+    assert lines[lines.index("lr") :] == ["lr", "  #1    0.001", "  #2    0.002", "  #3    0.003"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_messages_and_the_table_of_dropped_documents_fit_the_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal(columns, monkeypatch)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(logging.getLogger("krill"), "handlers", [])
+    app.configure_logging()
+    example = {"place": "한국어 말뭉치.jsonl:12", "text": "옛날 옛적에 호랑이가 담배 피우던 시절에 " * 3}
+    dropped = {"repetition: 반복된 줄": {"documents": 1234, "bytes": 5e6, "examples": [example]}}
+    for line in format_dropped_table(dropped, 9999, get_terminal_width(sys.stderr)):
+        app.log.info("%s", line)
+    app.log.info("optimizer   muon: %s", "임베딩 786,432 at 0.003, vectors 1,728 at 0.003, " * 3)
+    app.print_error("train", UsageError("data.paths: " + "파일이 없습니다 " * 12))
+    lines = terminal.getvalue().splitlines()
+    assert max(map(cell_len, lines)) <= columns
+    assert "1,234" in terminal.getvalue()
+    start = next(index for index, line in enumerate(lines) if line.startswith("optimizer   muon"))
+    assert lines[start + 1].startswith(" " * 12)
+    words = set(" ".join(lines).split())
+    assert {"임베딩", "786,432", "vectors", "1,728", "파일이", "없습니다"} <= words, "no word is split"

@@ -164,14 +164,14 @@ def test_the_error_for_missing_rustbpe_names_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "rustbpe", None)
-    with pytest.raises(UsageError, match=r"pip install 'krill\[fast\]'.*tokenizer\.trainer=hf"):
+    with pytest.raises(UsageError, match=r"pip install .*\[fast\].*tokenizer\.trainer=hf"):
         train_small(tmp_path / "t", trainer="rustbpe")
 
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr("importlib.metadata.version", missing)
-    with pytest.raises(UsageError, match=r"pip install 'krill\[fast\]'"):
+    with pytest.raises(UsageError, match=r"pip install .*\[fast\]"):
         compute_recipe_signature(make_recipe(trainer="rustbpe"))
     compute_recipe_signature(make_recipe())
 

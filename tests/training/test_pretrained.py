@@ -121,7 +121,7 @@ def test_another_tokenizer_is_refused_with_the_path_of_the_right_one(
 @pytest.mark.parametrize(
     ("extra_overrides", "error"),
     [
-        (["model.from=nowhere"], "model.from=nowhere: not a model"),
+        (["model.from=nowhere"], "model.from=nowhere: not the name of a run"),
         (["sequence_len=128"], "use sequence_len=64"),
     ],
 )

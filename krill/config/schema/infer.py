@@ -15,7 +15,8 @@ class ModelPathConfig(Section):
     """The location of a trained model."""
 
     path: str
-    """Folder of a run or model, a glob, or a Hub id; model=X is short for model.path=X."""
+    """Run (its folder, its name, a glob, last, SWEEP/best), folder of a model, or a Hub id; model=X is short for
+    model.path=X. Without it, the newest finished run."""
 
 
 class TokenizerPathConfig(Section):

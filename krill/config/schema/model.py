@@ -91,8 +91,8 @@ class PretrainedModelConfig(_BaseModelConfig):
     family: Literal["pretrained"]
     """Model family: that of the weights."""
     from_: Unsigned[str] = Field(alias="from")
-    """Folder of a run, checkpoint or model, or a Hub id: source of the weights (converted to fp32) and
-    configuration."""
+    """Run (its folder, its name, last, SWEEP/best), folder of a checkpoint or model, or a Hub id: source of the
+    weights (converted to fp32) and configuration."""
     max_position_embeddings: PositiveInt
     """Sequence length that the weights must support; follows sequence_len."""
 

@@ -122,12 +122,13 @@ class TrainConfig(Section):
     resume: Unsigned[bool | str]
     """auto: resume the newest unfinished run of this configuration (with hub.checkpoints, from the Hub if
     that checkpoint is newer), otherwise start a run. local, true: resume or fail. remote: resume from hub.id
-    or fail. false: always start a run. Or the folder of an unfinished run."""
+    or fail. false: always start a run. Or an unfinished run: its folder, its name, last."""
     resume_changed: Unsigned[bool]
     """Resume the run that resume= names even if keys that determine the result have changed; the changes are
     logged."""
     branch: Unsigned[str | None]
-    """Run, or checkpoint of a run, to branch from: continue it with another length, schedule or text."""
+    """Run (its folder, its name, last, SWEEP/best), or checkpoint of a run, to branch from: continue it with
+    another length, schedule or text."""
     branch_schedule: Unsigned[Literal["exact", "auto", "rewarm", "decay", "constant"]]
     """Learning rate of a branch. exact: as if it had always had this schedule, from a checkpoint at the peak rate.
     Otherwise the schedule starts again over the new steps: rewarm, from the earlier rate up to the peak; decay,

@@ -7,18 +7,12 @@ from importlib.util import find_spec
 
 from krill.config.schema import HardwareConfig
 from krill.errors import UsageError
+from krill.extras import format_install_command
 
-FLASH_PACKAGES = {
-    "flash_attention_2": ("flash_attn", "pip install --no-build-isolation 'krill[flash]'"),
-    "flash_attention_3": (
-        "flash_attn_interface",
-        "pip install --no-build-isolation "
-        "'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
-    ),
-}
-"""The module of each and the command that installs it; FlashAttention 3 is not on a package index."""
+FLASH_MODULES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+"""The module of each backend that is not part of torch."""
 
-BACKENDS_WITHOUT_FP32 = ("varlen", *FLASH_PACKAGES)
+BACKENDS_WITHOUT_FP32 = ("varlen", *FLASH_MODULES)
 
 
 def select_attention_backend(requested: str, device: str, precision: str) -> tuple[str, str | None]:
@@ -37,7 +31,7 @@ def select_attention_backend(requested: str, device: str, precision: str) -> tup
         if precision == "fp32":
             return "sdpa", "Flash Attention has no fp32"
         return "varlen", "torch's built-in Flash Attention"
-    if requested in FLASH_PACKAGES:
+    if requested in FLASH_MODULES:
         _check_flash_installed(requested, device)
     if requested in BACKENDS_WITHOUT_FP32 and device == "cuda" and precision == "fp32":
         raise UsageError(
@@ -66,8 +60,8 @@ def select_loss(requested: str, device: str) -> str:
         return "liger" if device == "cuda" and has_liger() else "chunked"
     if requested == "liger" and not (device == "cuda" and has_liger()):
         raise UsageError(
-            "hardware.loss=liger needs a CUDA device and the package liger-kernel (pip install 'krill[cuda]'); "
-            "use hardware.loss=auto"
+            "hardware.loss=liger needs a CUDA device and the package liger-kernel "
+            f"({format_install_command('cuda')}); use hardware.loss=auto"
         )
     return requested
 
@@ -77,8 +71,8 @@ def check_kernels(hardware: HardwareConfig, device: str) -> None:
     select_loss(hardware.loss, device)
     if hardware.liger is True and not (device == "cuda" and has_liger()):
         raise UsageError(
-            "hardware.liger=true needs a CUDA device and the package liger-kernel (pip install 'krill[cuda]'); "
-            "use hardware.liger=auto"
+            "hardware.liger=true needs a CUDA device and the package liger-kernel "
+            f"({format_install_command('cuda')}); use hardware.liger=auto"
         )
     if hardware.compile and device != "cuda":
         raise UsageError(
@@ -87,14 +81,23 @@ def check_kernels(hardware: HardwareConfig, device: str) -> None:
         )
 
 
+def _format_flash_install_command(requested: str) -> str:
+    """Returns the command for a package that is built with the installed torch; version 3 is not on an index."""
+    package = {
+        "flash_attention_2": "flash-attn>=2.8.3",
+        "flash_attention_3": "git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper",
+    }[requested]
+    return f"pip install setuptools wheel && pip install --no-build-isolation '{package}'"
+
+
 def _check_flash_installed(requested: str, device: str) -> None:
     """Imports the module, because an installed one may have been built for another torch."""
-    module, install = FLASH_PACKAGES[requested]
+    module = FLASH_MODULES[requested]
     needed = [] if device == "cuda" else ["a CUDA device"]
     try:
         import_module(module).flash_attn_varlen_func  # noqa: B018
     except (ImportError, AttributeError) as error:
-        needed.append(f"the module {module} ({error}): {install}")
+        needed.append(f"the module {module} ({error}): {_format_flash_install_command(requested)}")
     if needed:
         raise UsageError(
             f"hardware.attention={requested} needs {' and '.join(needed)}; or use hardware.attention=auto"

@@ -12,6 +12,7 @@ from typing import Any
 
 from krill.config.schema import TrainConfig
 from krill.errors import UsageError
+from krill.extras import format_install_command
 
 TRACKER_PROJECT = "krill"
 
@@ -20,7 +21,7 @@ def check_trackers(config: TrainConfig) -> None:
     """Raises UsageError when a tracker is not installed, or would upload checkpoints that are still being written."""
     for name in config.trackers:
         if find_spec(name) is None:
-            raise UsageError(f"trackers: {name} is not installed: pip install 'krill[{name}]'")
+            raise UsageError(f"trackers: {name} is not installed: {format_install_command(name)}")
     uploads_checkpoints = "wandb" in config.trackers and os.environ.get("WANDB_LOG_MODEL") == "checkpoint"
     if uploads_checkpoints and config.save_in_background:
         raise UsageError(

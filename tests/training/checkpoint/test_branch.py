@@ -101,9 +101,9 @@ def test_decay_on_other_text_keeps_the_tokenizer_of_the_base_run(
     ("changes", "message"),
     [
         ("lr=1 sequence_len=32", "lr, sequence_len, model, optimizer differ from that run's; use from="),
-        ("branch={run}/model", "neither a run of krill nor one of its checkpoints"),
-        ("branch={run}/checkpoints/checkpoint-3", "neither a run of krill nor one of its checkpoints"),
-        ("branch=nowhere", "neither a run of krill nor one of its checkpoints"),
+        ("branch={run}/model", "no run, and no checkpoint in it"),
+        ("branch={run}/checkpoints/checkpoint-3", "not the name of a run or sweep, nor a folder"),
+        ("branch=nowhere", "not the name of a run or sweep, nor a folder"),
         ("branch={run}/checkpoints/checkpoint-10", "in the decay (from step 8); use a checkpoint in between"),
         ("steps=8", "the checkpoint is at step 8 already; use steps= with more than 8 (it is 8)"),
         ("scheduler.decay=0.5", "use scheduler=wsd scheduler.decay=0.33333333 or less, or more steps"),

@@ -1,4 +1,4 @@
-"""A finished run is trained for longer: weights, optimizer and position go on, and the schedule starts again."""
+"""A finished run is trained for longer: weights, optimizer and position continue, and the schedule starts again."""
 
 from __future__ import annotations
 

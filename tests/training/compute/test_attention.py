@@ -198,7 +198,7 @@ def test_flash_attention_in_fp32_is_rejected_with_a_remedy(
 @pytest.mark.parametrize(
     ("requested", "module", "command"),
     [
-        ("flash_attention_2", "flash_attn", r"'krill\[flash\]'"),
+        ("flash_attention_2", "flash_attn", r"flash-attn>="),
         ("flash_attention_3", "flash_attn_interface", r"flash-attention#subdirectory=hopper"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from krill.extras import format_install_command
 from krill.runs.record import read_metrics
 from krill.training.metrics import trackers
 
@@ -35,7 +36,7 @@ def test_a_missing_tracker_is_an_error_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "trackio" else find_spec(name))
     assert krill_train("trackers=[trackio]") == 2
-    assert "trackio is not installed: pip install 'krill[trackio]'" in capsys.readouterr().err
+    assert f"trackio is not installed: {format_install_command('trackio')}" in capsys.readouterr().err
     assert krill_train.runs() == []
 
 

@@ -1,0 +1,66 @@
+"""Replaces names of runs in a configuration by their folders, once: a name may mean another run later."""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from krill.config.paths import get_outputs_root
+from krill.config.schema import InferConfig, PretrainedModelConfig, TrainConfig
+from krill.errors import UsageError
+from krill.runs.resolve import BRANCHING_POINT, FINAL_MODEL, MODEL, RESUMABLE, Need, resolve_run_folder
+
+TrainOrInferConfig = TypeVar("TrainOrInferConfig", TrainConfig, InferConfig)
+
+RESUME_MODES = ("auto", "local", "remote")
+"""Values of resume= that are not the name of a run."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+log = logging.getLogger("krill")
+
+
+def resolve_run_names(config: TrainOrInferConfig, sweep: Path | None = None) -> TrainOrInferConfig:
+    """Returns `config` with the folders of the runs that branch=, resume=, model.from= and model= name.
+
+    `sweep`: the folder of the sweep that this is a point of; no name means one of its other points. Raises UsageError
+    for a name without a run that has what is needed.
+    """
+    if isinstance(config, InferConfig):
+        path = _resolve_model("model", config.model.path, MODEL, sweep)
+        return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
+    resolved: dict[str, object] = {}
+    if config.branch is not None:
+        resolved["branch"] = resolve_named_run("branch", config.branch, BRANCHING_POINT, sweep)
+    if isinstance(config.resume, str) and config.resume not in RESUME_MODES:
+        resolved["resume"] = resolve_named_run("resume", config.resume, RESUMABLE, sweep)
+    if isinstance(config.model, PretrainedModelConfig):
+        path = _resolve_model("model.from", config.model.from_, FINAL_MODEL, sweep)
+        resolved["model"] = config.model.model_copy(update={"from_": path})
+    return config.model_copy(update=resolved)
+
+
+def resolve_named_run(key: str, text: str, need: Need, sweep: Path | None = None) -> str:
+    """Returns the folder that `key`=`text` names, and logs it if it is not written there."""
+    folder = str(resolve_run_folder(key, text, get_outputs_root(), need, sweep))
+    if folder != str(Path(text).expanduser()):
+        log_choice(key, folder)
+    return folder
+
+
+@lru_cache
+def log_choice(key: str, folder: str) -> None:
+    """Logs the run that a key means, once for all points of a sweep."""
+    log.info("%-11s %s", key, folder)
+
+
+def _resolve_model(key: str, text: str, need: Need, sweep: Path | None) -> str:
+    """Returns the folder of a model, or the id of one on the Hub unchanged."""
+    try:
+        return resolve_named_run(key, text, need, sweep)
+    except UsageError:
+        if _HUB_ID.fullmatch(text) and not Path(text).exists():
+            return text
+        raise
