@@ -118,7 +118,7 @@ def sample_texts(context: PreparationContext, parts: Sequence[Part]) -> list[str
     for part in sample_evenly(parts, SAMPLE_PARTS):
         characters = 0
         for document in context.source.read(part, SkippedRecords()):
-            texts.append(context.rules.apply_rules(document.text)[0][: SAMPLE_CHARACTERS - characters])
+            texts.append(context.rules.clean(document.text)[: SAMPLE_CHARACTERS - characters])
             characters += len(texts[-1])
             if characters >= SAMPLE_CHARACTERS:
                 break
