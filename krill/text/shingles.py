@@ -1,7 +1,7 @@
 """Hashes the shingles of texts, all runs of `size` consecutive units, to 64 bits, a batch at a time in numpy.
 
 A unit is a word (as by `str.split`) or a character that is not white space. Shingles of characters therefore do
-not depend on the spacing. Texts are hashed in NFC; nothing else is normalized: letter case and punctuation count.
+not depend on the spacing. Nothing else is normalized: letter case and punctuation count.
 
 Words are hashed by differences of one running polynomial (Karp & Rabin 1987, modulo 2^64), shingles by a polynomial
 over their units. The hashes are then mixed (the finalizer of MurmurHash3), as MinHash needs every bit random. Among
@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-
-from krill.text.cleaning import compose
 
 VERSION = 1
 """Part of the signature of prepared data; incremented when the same text gives other hashes."""
@@ -42,7 +40,7 @@ def hash_shingles(
     A text of fewer than `size` units has one shingle, the whole text; a text without units has none.
     """
     hashes, counts = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for group in _group_texts([compose(text) for text in texts]):
+    for group in _group_texts(texts):
         units, lengths = _hash_units(group, unit)
         units, lengths = _pad_units(units, lengths, size)
         hashes.append(_hash_windows(units, lengths, size))

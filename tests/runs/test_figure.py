@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def fonts(monkeypatch: pytest.MonkeyPatch) -> FontManager:
     """matplotlib's list of fonts, as on a machine that has only those of matplotlib."""
     manager = font_manager.fontManager
     monkeypatch.setattr(manager, "ttflist", [font for font in manager.ttflist if font.name == "DejaVu Sans"])
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [])
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
     return manager
 
 
