@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from krill import errors
+from krill.cli.terminal import tolerate_encoding
 from krill.config import paths
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch.invocation import Invocation, SingleRun
@@ -116,7 +117,8 @@ def print_error(command: str, error: KrillError | SignalInterrupt) -> int:
 
 
 def configure_logging() -> None:
-    """Sends krill's messages to standard error, without a prefix."""
+    """Sends krill's messages to standard error, without a prefix, in whatever encoding it has."""
+    tolerate_encoding()
     if not log.handlers:
         handler = _LogHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from krill.cli.terminal import tolerate_encoding
 from krill.config.paths import CONF_DIR, read_config_description
 from krill.errors import DONE, USAGE
 from krill.tables import fit_table, get_terminal_width, print_wrapped
@@ -15,6 +16,7 @@ COMMAND_ALIASES = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect",
 
 def main() -> int:
     """Entry point of krill and kr."""
+    tolerate_encoding()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):
         print_wrapped(_format_help(get_terminal_width(sys.stdout)))

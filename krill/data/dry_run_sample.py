@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 
 from krill.config.schema import DataConfig
-from krill.data.progress import format_dropped_table
+from krill.data.progress import format_data_hints, format_dropped_table
 from krill.sources.source import Part, SkippedRecords, Source, sample_evenly
 from krill.tables import get_terminal_width
 from krill.text.dedup import SeenDigests
@@ -32,21 +33,22 @@ def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
     parts = source.list_parts()
     sampled = sample_evenly(parts, DRY_RUN_PARTS)
     dropped, skipped, rules, duplicates = DropStats(), SkippedRecords(), DocumentRules(data), SeenDigests()
-    num_kept = num_sampled = 0
+    read_counts = Counter[str]()
+    num_kept = 0
     for part in sampled:
         documents = list(islice(source.read(part, skipped), -(-DRY_RUN_DOCUMENTS // len(sampled))))
-        num_sampled += len(documents)
         kept = iterate_kept_documents(
-            documents, rules, duplicates, dropped, partial(source.describe_location, part)
+            documents, rules, duplicates, dropped, read_counts, partial(source.describe_location, part)
         )
         num_kept += sum(1 for _ in kept)
+    num_sampled = read_counts["documents"]
     lines = _format_mix(source, parts)
     lines += [
         f"sample      {num_sampled:,} documents of {len(sampled)} of {len(parts)} parts: {num_kept:,} kept"
     ]
     lines += format_dropped_table(dropped.by_rule, num_sampled, get_terminal_width(sys.stdout))
     lines += [f"  {reason}: {counts['records']:,} records" for reason, counts in skipped.reasons.items()]
-    return lines
+    return lines + format_data_hints(dropped.by_rule, read_counts, data.model_dump())
 
 
 def _format_mix(source: Source, parts: Sequence[Part]) -> list[str]:

@@ -8,6 +8,7 @@ the store are then copied from the parts by any worker; an interrupted merge reu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class StoreLayout:
     shards: dict[str, list[ShardLayout]]
     """The shards of each split."""
     read_counts: dict[str, int]
-    """Documents and tokens read."""
+    """Documents and tokens read, and decomposed documents, if there are any."""
     unknown_tokens: int
     """Number of unk tokens among the tokens read."""
     repeated_counts: dict[str, int]
@@ -79,12 +80,11 @@ def compute_store_layout(
     part_files = [context.get_part_file(index) for index in range(len(parts))]
     documents = _build_document_table(part_files, parts)
     dropped, skipped = DropStats(), SkippedRecords()
-    read_counts = {"documents": 0, "tokens": 0}
+    read_counts = Counter({"documents": 0, "tokens": 0})
     for part_file in part_files:
         dropped.merge(part_file.record["dropped"])
         skipped.merge(part_file.record["skipped"])
-        for key in read_counts:
-            read_counts[key] += part_file.record["read"].get(key, 0)
+        read_counts.update(part_file.record["read"])
     is_kept = find_first_copies(documents.digest)
     texts = _StoredTexts(context, parts, part_files, documents)
     texts.count_dropped(dropped, "duplicate", np.flatnonzero(~is_kept))
@@ -104,7 +104,7 @@ def compute_store_layout(
             name: list(_split_into_shards(name, documents, index, shard_tokens))
             for name, index in order.items()
         },
-        read_counts=read_counts,
+        read_counts=dict(read_counts),
         unknown_tokens=sum(part_file.record["unknown_tokens"] for part_file in part_files),
         repeated_counts={
             "documents": len(repeated),

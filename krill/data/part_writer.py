@@ -229,10 +229,11 @@ class PartWriter:
         """Returns an iterator of the documents that the rules keep, without exact duplicates within the part."""
         source, part = self._context.source, self._part
         return iterate_kept_documents(
-            self._iterate_source_documents(),
+            source.read(part, self._skipped),
             self._context.rules,
             SeenDigests(),
             self._dropped,
+            self._read_counts,
             lambda location: source.describe_location(part, location),
         )
 
@@ -262,11 +263,6 @@ class PartWriter:
         os.fsync(file.fileno())
         file.close()
         os.replace(self._get_partial_path(kind), _get_part_path(self._context.folder, self._index, kind))
-
-    def _iterate_source_documents(self) -> Iterator[Any]:
-        for document in self._context.source.read(self._part, self._skipped):
-            self._read_counts["documents"] += 1
-            yield document
 
     def write_batch(self, batch: list[KeptDocument], encoded: EncodedDocuments) -> None:
         """Writes the documents of a batch that are within the token limits."""

@@ -121,7 +121,7 @@ def sample_texts(context: PreparationContext, parts: Sequence[Part]) -> list[str
     for part in sample_evenly(parts, SAMPLE_PARTS):
         characters = 0
         for document in context.source.read(part, SkippedRecords()):
-            text = context.rules.apply_rules(document.text)[0]
+            text = context.rules.clean(document.text)
             texts.append(text[: SAMPLE_CHARACTERS - characters].rstrip())
             characters += len(texts[-1])
             if characters >= SAMPLE_CHARACTERS:

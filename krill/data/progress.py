@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from krill.sources.source import Part
 from krill.tables import fit_table, get_terminal_width
+from krill.text.filters import describe_thresholds
 
 log = logging.getLogger("krill")
 PREPARATION_LOG_SECONDS = 15.0
@@ -21,6 +23,12 @@ PREPARATION_LOG_SECONDS = 15.0
 
 MAX_REPEATED_RATIO = 10
 """Repetitions, as a multiple of the text's own tokens, above which weights look like shares."""
+
+
+MAX_DROPPED_SHARE = 0.5
+"""A rule that drops a larger share of the documents is worth a warning."""
+INTENDED_RULES = ("duplicate", "weight")
+"""Rules whose share follows from the text and the weights, not from a threshold."""
 
 
 class PreparationProgress:
@@ -115,6 +123,8 @@ def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
         log.info("%s", line)
     for reason, counts in manifest["skipped"].items():
         log.info("  %-28s %12s records skipped", reason, f"{counts['records']:,}")
+    for line in format_data_hints(manifest["dropped"], manifest["read"], manifest["data"]):
+        log.warning("%s", line)
     leaks = manifest["leaks"]
     if leaks["leaked_documents"]:
         advice = "" if manifest["data"]["near"] else "; data.minhash.threshold=0.8 drops near duplicates"
@@ -122,6 +132,40 @@ def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
             "leak check  %d of %d validation documents are at least half contained in the training text (%d-grams)%s",
             leaks["leaked_documents"], leaks["documents"], leaks["ngram"], advice,
         )  # fmt: skip
+
+
+def format_data_hints(
+    dropped: dict[str, dict[str, Any]], read_counts: Mapping[str, int], rules: dict[str, Any]
+) -> list[str]:
+    """Returns a line for a rule that drops more than half of the documents, and one for decomposed text.
+
+    `rules`: the values of min_chars, min_tokens, max_tokens and filters.
+    """
+    num_documents = max(1, read_counts["documents"])
+    lines = []
+    for rule, reasons in itertools.groupby(sorted(dropped), lambda verdict: verdict.partition(":")[0]):
+        counts = {reason: dropped[reason]["documents"] for reason in reasons}
+        share = sum(counts.values()) / num_documents
+        if share > MAX_DROPPED_SHARE and rule not in INTENDED_RULES:
+            key = _describe_key(max(counts, key=counts.__getitem__), rules)
+            lines.append(f"dropped     {rule} drops {share:.1%} of the documents; to keep them, {key}")
+    if share := read_counts.get("decomposed", 0) / num_documents:
+        lines.append(
+            f"normalize   {max(share, 0.001):.1%} of the documents have decomposed letters (NFD, as macOS writes "
+            "Hangul), which take up to three times the tokens; compose them: data.normalize=nfc"
+        )
+    return lines
+
+
+def _describe_key(verdict: str, rules: dict[str, Any]) -> str:
+    """Returns what to change so that fewer documents are dropped with this verdict."""
+    if verdict in rules:
+        return f"change data.{verdict} (it is {rules[verdict]})"
+    if verdict == "near duplicate":
+        return "change data.minhash.threshold"
+    if verdict == "empty":
+        return "check text_column"
+    return f"change {describe_thresholds(verdict, rules['filters'])}"
 
 
 def format_dropped_table(

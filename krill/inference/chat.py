@@ -11,14 +11,22 @@ EXIT_COMMANDS = ("quit", "exit")
 
 
 def read_prompts() -> Iterator[str]:
-    """Yields the lines of standard input until quit, exit or the end of the input; skips empty lines."""
+    """Yields the lines of standard input until quit, exit or the end of the input; skips empty lines.
+
+    Raises UsageError for a line that is not in the encoding of standard input.
+    """
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print("enter a text to continue; quit or exit to end", file=sys.stderr)
     while True:
         if is_terminal:
             print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"standard input is not {error.encoding}; if it is UTF-8, set PYTHONIOENCODING=utf-8"
+            ) from error
         if not line or line.strip() in EXIT_COMMANDS:
             return
         if line.strip():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from krill.runs.figure import drawn_figure
 from krill.runs.record import read_metrics
 
 
@@ -12,31 +13,21 @@ def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> P
 
     Losses are in nats per token. Returns the path of the plot.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     lines = read_metrics(folder)
-    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    for value, label in ((uniform, "uniform guess"), (unigram, "token frequencies alone")):
-        if value is not None:
-            axes.axhline(value, linestyle="--", linewidth=1, color="gray")
-            axes.annotate(
-                label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-            )
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats per token")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
     path = folder / "loss.png"
-    partial = folder / ".loss.png.partial"
-    figure.savefig(partial, format="png")
-    pyplot.close(figure)
-    partial.replace(path)
+    with drawn_figure(path, columns=1, width=8, height=5) as [axes]:
+        for key, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+        for value, label in ((uniform, "uniform guess"), (unigram, "token frequencies alone")):
+            if value is not None:
+                axes.axhline(value, linestyle="--", linewidth=1, color="gray")
+                axes.annotate(
+                    label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+                )
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss, nats per token")
+        axes.grid(alpha=0.3)
+        axes.legend()
     return path

@@ -1,4 +1,4 @@
-"""Exact deduplication and the train/validation split, both by a 128-bit hash of the cleaned text.
+"""Exact deduplication and the train/validation split, both by a 128-bit hash of the cleaned text in NFC.
 
 A hash takes 16 bytes per document, whatever its length. Among 10⁹ different documents the probability of a
 collision is 10⁻²¹.

@@ -7,6 +7,7 @@ Dropped documents are counted per rule.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,9 +15,10 @@ from krill.config.schema import DataConfig
 from krill.config.signature import compute_signature
 from krill.sources.source import MAX_SKIPPED_EXAMPLES, Document
 from krill.text import cleaning, filters, minhash
+from krill.text.cleaning import compose
 from krill.text.dedup import SeenDigests, hash_text
 
-VERSION = 2
+VERSION = 3
 """Part of every signature; incremented when a change in krill.text changes the resulting documents."""
 
 EXAMPLE_CHARACTERS = 80
@@ -30,7 +32,7 @@ class KeptDocument(NamedTuple):
     content: bytes
     """The text's UTF-8."""
     digest: bytes
-    """Hash of the text, 16 bytes; determines the split."""
+    """Hash of the text in NFC, 16 bytes; determines the split."""
     location: tuple[int, int]
     """File and record in the part of its source."""
 
@@ -85,13 +87,8 @@ class DocumentRules:
         self._min_chars = max(1, data.min_chars)
         self._filters = filters.Filters(data.filters)
 
-    def apply_rules(self, text: str) -> tuple[str, str | None]:
-        """Returns the cleaned text and the name of the rule that drops it, or None."""
-        text = self.clean(text)
-        return text, self.find_dropping_rule(text)
-
     def find_dropping_rule(self, text: str) -> str | None:
-        """Returns the name of the rule that drops a cleaned text, or None."""
+        """Returns the name of the rule that drops a cleaned text, which is given in NFC, or None."""
         if len(text) < self._min_chars:
             return "min_chars" if text else "empty"
         return self._filters.find_dropping_rule(text)
@@ -102,14 +99,23 @@ def iterate_kept_documents(
     rules: DocumentRules,
     duplicates: SeenDigests,
     dropped: DropStats,
+    read_counts: Counter[str],
     describe_location: Callable[[tuple[int, int]], str],
 ) -> Iterator[KeptDocument]:
-    """Yields the documents to train on, each text once (its first copy); counts the others in `dropped`."""
+    """Yields the documents to train on, each text once (its first copy); counts the others in `dropped`.
+
+    Adds to `read_counts` the number of all documents, and of the decomposed ones, which are shorter in NFC.
+    """
     for document in documents:
-        text, rule = rules.apply_rules(document.text)
+        text = rules.clean(document.text)
+        composed = compose(text)
+        read_counts["documents"] += 1
+        if len(composed) < len(text):
+            read_counts["decomposed"] += 1
+        rule = rules.find_dropping_rule(composed)
         content = text.encode()
         if rule is None:
-            digest = hash_text(content)
+            digest = hash_text(content if composed is text else composed.encode())
             if not duplicates.check_and_add(digest):
                 yield KeptDocument(text, content, digest, document.location)
                 continue

@@ -28,8 +28,33 @@ from krill.errors import UsageError
 from krill.extras import format_install_command
 from krill.text.features import TextFeatures
 
-VERSION = 1
+VERSION = 2
 """Part of every filter's identity; incremented when a built-in rule changes which documents it drops."""
+
+MIN_LIST_LINES = 4
+"""The number of lines from which a text can be a list."""
+
+MIN_JUDGED_WORDS, MIN_COMMON_HANGUL, MIN_DISTINCT = 10, 0.8, 0.2
+"""A text of fewer words needs no function words if at least this share of its letters is common Hangul and this share
+of its characters is distinct: a fifth of the Korean reviews of up to 20 characters has none."""
+
+MIN_BIGRAM_COUNT = 3
+"""The number of occurrences from which a bigram is a repetition, and not a figure of speech or a refrain."""
+
+_THRESHOLD_KEYS = {
+    "too short": "min_chars",
+    "too long": "max_chars",
+    "few letters": "min_letters",
+    "mostly links": "max_share",
+    "few function words": "min_function_words",
+    "short words": "min_mean_length",
+    "a list": "min_sentence_ends",
+    "compressible": "min_compressed",
+    "duplicate lines": "max_duplicate_lines",
+    "top bigram": "max_top_bigram",
+    "duplicate n-grams": "max_duplicate_ngrams",
+}
+"""The key of each reason; that of a language and of a custom filter is keep."""
 
 FilterCheck = Callable[[TextFeatures], Iterator[tuple[str, bool]]]
 """Yields the checks of a rule as (reason, whether it fails); the first failed check drops the text."""
@@ -58,6 +83,17 @@ class Filters:
 def compute_filters_identity(rules: list[Filter]) -> list[dict[str, Any]]:
     """Returns JSON that changes whenever the rules may drop other documents: values, custom code, versions."""
     return [{**rule.model_dump(), "version": VERSION, **_get_external_identity(rule)} for rule in rules]
+
+
+def describe_thresholds(verdict: str, rules: list[dict[str, Any]]) -> str:
+    """Returns the keys, with their values, that made data.filters=`rules` drop a text with "rule: reason"."""
+    name, _, reason = verdict.partition(": ")
+    key = _THRESHOLD_KEYS.get(reason, "keep")
+    return " or ".join(
+        f"data.filters.{index}.{key} (it is {rule[key]})"
+        for index, rule in enumerate(rules)
+        if rule["name"] == name and (name != "custom" or rule["keep"] == reason)
+    )
 
 
 def _get_external_identity(rule: Filter) -> dict[str, str]:
@@ -128,21 +164,38 @@ def _check_links(rule: LinkFilter, text: TextFeatures) -> Iterator[tuple[str, bo
 
 
 def _check_words(rule: WordFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
-    yield "few function words", text.function_word_share < rule.min_function_words
+    yield (
+        "few function words",
+        text.function_word_share < rule.min_function_words and not _is_short_korean(text),
+    )
     yield "short words", text.mean_word_length < rule.min_mean_length
+
+
+def _is_short_korean(text: TextFeatures) -> bool:
+    """Returns whether a text is Korean by its letters, with too few words (or spaces) to be judged by its words."""
+    return (
+        text.word_count < MIN_JUDGED_WORDS
+        and text.common_hangul_share >= MIN_COMMON_HANGUL
+        and text.distinct_share >= MIN_DISTINCT
+    )
 
 
 def _check_lines(rule: LineFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
     yield (
         "a list",
-        text.sentence_end_share < rule.min_sentence_ends and text.short_line_share > rule.max_short,
+        text.line_count >= MIN_LIST_LINES
+        and text.sentence_end_share < rule.min_sentence_ends
+        and text.short_line_share > rule.max_short,
     )
 
 
 def _check_repetition(rule: RepetitionFilter, text: TextFeatures) -> Iterator[tuple[str, bool]]:
     yield "compressible", text.compression_ratio < rule.min_compressed
     yield "duplicate lines", text.duplicate_line_share > rule.max_duplicate_lines
-    yield "top bigram", text.top_bigram_share > rule.max_top_bigram
+    yield (
+        "top bigram",
+        text.top_bigram_share > rule.max_top_bigram and text.max_bigram_count >= MIN_BIGRAM_COUNT,
+    )
     yield "duplicate n-grams", text.duplicate_ngram_share > rule.max_duplicate_ngrams
 
 

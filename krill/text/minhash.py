@@ -8,9 +8,9 @@ documents of similarity J share a key with probability 1 − (1 − J^rows)^band
     find_near_duplicates          keys of all documents → the document that each one duplicates
 
 The documents are processed in order. A document is dropped if an earlier kept document shares a key with it and
-the Jaccard similarity of their shingle sets, which is computed and not estimated, is at least `threshold`. The
-result therefore depends on the texts and their order alone, and no document is dropped for its similarity to a
-dropped document.
+the Jaccard similarity of their shingle sets, which is computed and not estimated, is at least `threshold`; both are
+those of the text in NFC. The result therefore depends on the texts and their order alone, and no document is dropped
+for its similarity to a dropped document.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from krill.errors import UsageError
 from krill.extras import format_install_command
 from krill.text import shingles as shingling
 from krill.text.batching import batch_by_size
+from krill.text.cleaning import compose
 from krill.text.shingles import hash_shingles, mix_bits, sort_unique
 
 log = logging.getLogger("krill")
 
-VERSION = 1
+VERSION = 2
 """Part of the signature of prepared data; incremented when the same texts give other near duplicates."""
 
 MAX_COMPARISONS = 32
@@ -76,7 +77,7 @@ class MinHashSigner:
     def compute_keys(self, texts: list[str]) -> np.ndarray:
         """Returns a key per text and band; uint64 (len(texts), bands)."""
         keys = [
-            self._compute_batch_keys(batch)
+            self._compute_batch_keys([compose(text) for text in batch])
             for batch in batch_by_size(texts, _BATCH_CHARACTERS, len, _BATCH_DOCUMENTS)
         ]
         return np.concatenate([np.zeros((0, self._config.bands), np.uint64), *keys])
@@ -225,7 +226,8 @@ class _ShingleSets:
         missing = sorted(set(documents) - self._sets.keys())
         for first in range(0, len(missing), _BLOCK_DOCUMENTS):
             batch = missing[first : first + _BLOCK_DOCUMENTS]
-            hashes, offsets = hash_shingles(self._read_texts(batch), self._config.unit, self._config.size)
+            texts = [compose(text) for text in self._read_texts(batch)]
+            hashes, offsets = hash_shingles(texts, self._config.unit, self._config.size)
             for document, (start, stop) in zip(batch, itertools.pairwise(offsets.tolist()), strict=True):
                 self._add(document, sort_unique(hashes[start:stop]))
 

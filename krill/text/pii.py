@@ -3,11 +3,16 @@
 | kind | matches | placeholder |
 |---|---|---|
 | e-mail | all but git@ and the reserved example domains (RFC 2606) | email@example.com |
-| phone | Korean: 010-1234-5678, 01012345678, 02-123-4567, (031) 123-4567, +82 10 1234 5678 | 010-0000-0000 |
+| phone | Korean: 010-1234-5678, 01012345678, 010)1234-5678, 02-123-4567, (031) 123-4567 | 010-0000-0000 |
+| | +82 10 1234 5678, 82-10-1234-5678 | |
 | resident number | 900101-1234567: a date, a hyphen, then a digit from 1 to 8 | 000000-0000000 |
 | card | 16 digits in groups of four by hyphens or spaces, with a valid check digit (Luhn) | 0000-0000-0000-0000 |
-| IPv4 | public, with at least eight digits: 1.2.3.4 is more often a version than an address | 192.0.2.1 |
+| IPv4 | public, with at least eight digits, three of them in one group: 1.2.3.4 is more often | 192.0.2.1 |
+| | a version than an address, 23.10.15.13 a date with the hour | |
 | IPv6 | public (2000::/3) | 2001:db8::1 |
+
+In a number, dashes, full-width characters and unusual spaces (010–1234–5678, as word processors write it) are read as
+hyphens, digits and spaces, and a hyphen may have spaces around it.
 
 Not masked, because too many other numbers look alike: resident numbers without the hyphen, landlines without a
 separator, service numbers (1588-0000), bank accounts. FineWeb (Penedo et al. 2024) masks e-mail and IPv4 likewise.
@@ -22,25 +27,36 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-VERSION = 1
+VERSION = 2
 """Part of the identity of masked text; incremented when the masked text changes."""
+
+Placeholder = str | Callable[[re.Match[str]], str]
 
 
 def mask_pii(text: str) -> str:
     """Returns `text` with personal data replaced by placeholders."""
     if "@" in text:
         text = _mask_emails(text)
-    shape = text.encode("utf-8", "surrogatepass").translate(_DIGITS_TO_ZERO)
+    plain, content = _replace_variants(text)
+    shape = content.translate(_DIGITS_TO_ZERO)
     for number in _NUMBER_KINDS:
         if number.shape.search(shape):
-            text = number.pattern.sub(number.placeholder, text)
+            for pattern in number.patterns:
+                text, plain = _mask_numbers(pattern, number.placeholder, text, plain)
     return text
 
 
 # --- e-mail ------------------------------------------------------------------------------------------------
 
-_DOMAIN = re.compile(r"@((?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,8}[A-Za-z]{2,24})(?![\w(@-]|\.\w)", re.ASCII)
-"""Not followed by a parenthesis: `w@x.sum()` is a matrix product."""
+_COMMON_DOMAINS = ("com", "net", "org", "edu", "gov", "info", "biz", "kr", "jp", "cn", "tw", "us", "uk", "de")
+_AFTER_COMMON_DOMAIN = "|".join(rf"(?<=\.{domain})" for domain in _COMMON_DOMAINS)
+_DOMAIN = re.compile(
+    r"@((?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,8}[A-Za-z]{2,24})(?![A-Za-z0-9]|\.\w)"
+    rf"(?:(?![_(@-])|(?=[_(@-]+ ?[^\x00-\x7f])|{_AFTER_COMMON_DOMAIN})",
+    re.ASCII,
+)
+"""`w@x.sum(` is a matrix product: before a parenthesis, hyphen, underscore or @ the domain must be a common one, or
+Korean must follow, as in the last line of news, 기자 hong@site.co.kr(끝)."""
 _LOCAL_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}\Z")
 _EXAMPLE_DOMAIN = re.compile(r"(?:.*\.)?example\.(?:com|org|net)\Z", re.IGNORECASE)
 
@@ -57,8 +73,58 @@ def _mask_emails(text: str) -> str:
 
 # --- numbers -----------------------------------------------------------------------------------------------
 
+_VARIANTS = {
+    **dict(zip("０１２３４５６７８９（）＋．", "0123456789()+.", strict=True)),
+    **dict.fromkeys(map(chr, (*range(0x2010, 0x2016), 0x2212, 0xFE58, 0xFE63, 0xFF0D)), "-"),
+    **dict.fromkeys(map(chr, (0xA0, *range(0x2002, 0x200B), 0x202F, 0x3000)), " "),
+}
+"""Full-width characters, dashes and spaces, and what they are in a number."""
+_VARIANT = re.compile(f"[{''.join(_VARIANTS)}]")
 _DIGITS_TO_ZERO = bytes(ord("0") if chr(byte) in "0123456789" else byte for byte in range(256))
+
+
+def _compile_variants(first_byte: int) -> re.Pattern[bytes]:
+    """Compiles the variants whose UTF-8 begins with `first_byte`, before a digit."""
+    rests = [re.escape(code[1:]) for code in map(str.encode, _VARIANTS) if code[0] == first_byte]
+    return re.compile(b"\\x%02x(?:%b) ?(?:[0-9]|\xef\xbc[\x90-\x99])" % (first_byte, b"|".join(rests)))
+
+
+_VARIANTS_IN_NUMBERS = [
+    (byte, _compile_variants(byte)) for byte in sorted({character.encode()[0] for character in _VARIANTS})
+]
+
+
+def _replace_variants(text: str) -> tuple[str, bytes]:
+    """Returns a copy of the same length with plain digits, hyphens and spaces, or `text` itself, and the UTF-8."""
+    content = text.encode("utf-8", "surrogatepass")
+    if text.isascii() or not any(
+        byte in content and pattern.search(content) for byte, pattern in _VARIANTS_IN_NUMBERS
+    ):
+        return text, content
+    plain = _VARIANT.sub(lambda match: _VARIANTS[match[0]], text)
+    return plain, plain.encode("utf-8", "surrogatepass")
+
+
+def _mask_numbers(
+    pattern: re.Pattern[str], placeholder: Placeholder, text: str, plain: str
+) -> tuple[str, str]:
+    """Masks in `text` what the pattern matches in `plain`, its copy of the same length; returns both masked."""
+    if plain is text:
+        text = pattern.sub(placeholder, text)
+        return text, text
+    parts, plain_parts, end = [], [], 0
+    for match in pattern.finditer(plain):
+        masked = placeholder(match) if callable(placeholder) else placeholder
+        if masked != match[0]:
+            parts += [text[end : match.start()], masked]
+            plain_parts += [plain[end : match.start()], masked]
+            end = match.end()
+    return "".join([*parts, text[end:]]), "".join([*plain_parts, plain[end:]])
+
+
 _NUMBER_END = r"(?![A-Za-z0-9_]|[.-][0-9])"
+_HYPHEN = " ?- ?"
+_SEPARATOR = "(?: ?[-.] ?| )"
 
 
 def _compile_number_pattern(first: str, rest: str) -> re.Pattern[str]:
@@ -68,20 +134,30 @@ def _compile_number_pattern(first: str, rest: str) -> re.Pattern[str]:
 
 
 _RESIDENT = _compile_number_pattern(
-    "[0-9]", r"[0-9](?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])-[1-8][0-9]{6}"
+    "[0-9]", rf"[0-9](?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01]){_HYPHEN}[1-8][0-9]{{6}}"
 )
-_CARD = _compile_number_pattern("[3-69]", r"[0-9]{3}([- ])[0-9]{4}\1[0-9]{4}\1[0-9]{4}")
+_CARD = _compile_number_pattern("[3-69]", rf"[0-9]{{3}}({_HYPHEN}| )[0-9]{{4}}\1[0-9]{{4}}\1[0-9]{{4}}")
 _PHONE_IN_PARENTHESES = re.compile(
-    rf"\(0(?:1[016-9]|2|[3-6][1-5]|70)\)[-. ]?[0-9]{{3,4}}[-. ][0-9]{{4}}{_NUMBER_END}"
+    rf"\(0(?:1[016-9]|2|[3-6][1-5]|70)\){_SEPARATOR}?[0-9]{{3,4}}{_SEPARATOR}[0-9]{{4}}{_NUMBER_END}"
 )
 _PHONE = _compile_number_pattern(
     "0",
-    r"(?![01]{10})10[-. ]?[0-9]{4}[-. ]?[0-9]{4}"  # eleven digits 0 and 1 are a binary number
-    r"|1[16-9]([-. ])[0-9]{3,4}\1[0-9]{4}"
-    r"|(?:2|[3-6][1-5]|70|50[0-9])(?:([-.])[0-9]{3,4}\2|\)[ ]?[0-9]{3,4}[-. ])[0-9]{4}",
+    # eleven digits 0 and 1 are a binary number
+    rf"(?![01]{{10}})10(?:{_SEPARATOR}|\) ?)?[0-9]{{4}}{_SEPARATOR}?[0-9]{{4}}"
+    rf"|1[16-9](?:(\.| |{_HYPHEN})[0-9]{{3,4}}\1|\) ?[0-9]{{3,4}}{_SEPARATOR})[0-9]{{4}}"
+    rf"|(?:2|[3-6][1-5]|70)(?:(\.|{_HYPHEN})[0-9]{{3,4}}\2|\) ?[0-9]{{3,4}}{_SEPARATOR})[0-9]{{4}}"
+    # with dots it is an entry of a collation table
+    rf"|50[0-9](?:{_HYPHEN}[0-9]{{3,4}}{_HYPHEN}|\) ?[0-9]{{3,4}}{_SEPARATOR})[0-9]{{4}}",
+)
+_MOBILE_OR_LANDLINE = "(?:1[016-9]|2|[3-6][1-5]|70)"
+_PHONE_WITHOUT_PLUS = _compile_number_pattern(
+    "8",
+    rf"2(?:(?:{_HYPHEN}|\) ?)0?{_MOBILE_OR_LANDLINE}{_HYPHEN}[0-9]{{3,4}}{_HYPHEN}| 10 [0-9]{{4}} )[0-9]{{4}}",
 )
 _PHONE_INTERNATIONAL = _compile_number_pattern(
-    r"\+", r"82[-. ]?(?:\(0\)|0)?[-. ]?(?:1[016-9]|2|[3-6][1-5]|70)[-. ]?[0-9]{3,4}[-. ]?[0-9]{4}"
+    r"\+",
+    rf"82\)?{_SEPARATOR}?(?:\(0\)|0)?{_SEPARATOR}?{_MOBILE_OR_LANDLINE}{_SEPARATOR}?"
+    rf"[0-9]{{3,4}}{_SEPARATOR}?[0-9]{{4}}",
 )
 _IPV4 = _compile_number_pattern("[0-9]", r"[0-9]{0,2}(?:\.[0-9]{1,3}){3}")
 _IPV6 = re.compile(
@@ -97,7 +173,9 @@ def _mask_card(match: re.Match[str]) -> str:
 
 
 def _mask_ipv4(match: re.Match[str]) -> str:
-    return "192.0.2.1" if len(match[0]) >= 8 + 3 and _is_public(match[0]) else match[0]
+    lengths = [len(group) for group in match[0].split(".")]
+    is_long = sum(lengths) >= 8 and max(lengths) == 3
+    return "192.0.2.1" if is_long and _is_public(match[0]) else match[0]
 
 
 def _mask_ipv6(match: re.Match[str]) -> str:
@@ -113,20 +191,20 @@ def _is_public(address: str) -> bool:
 
 
 class _NumberKind(NamedTuple):
-    """A kind of number. Its expensive pattern is applied only to texts in which its shape occurs."""
+    """A kind of number. Its expensive patterns are applied only to texts in which its shape occurs."""
 
     shape: re.Pattern[bytes]
     """Searched in the UTF-8 of a text with every digit replaced by 0; begins with a literal, which is fast."""
-    pattern: re.Pattern[str]
-    placeholder: str | Callable[[re.Match[str]], str]
+    patterns: tuple[re.Pattern[str], ...]
+    placeholder: Placeholder
 
 
 _NUMBER_KINDS = (
-    _NumberKind(re.compile(rb"000000-0000000"), _RESIDENT, "000000-0000000"),
-    _NumberKind(re.compile(rb"0000([- ])0000\1"), _CARD, _mask_card),
-    _NumberKind(re.compile(rb"\+00"), _PHONE_INTERNATIONAL, "010-0000-0000"),
-    _NumberKind(re.compile(rb"\(00{1,2}\)[-. ]?000"), _PHONE_IN_PARENTHESES, "010-0000-0000"),
-    _NumberKind(re.compile(rb"000[-. ]?0000"), _PHONE, "010-0000-0000"),
-    _NumberKind(re.compile(rb"0\.0{1,3}\.0{1,3}\.0"), _IPV4, _mask_ipv4),
-    _NumberKind(re.compile(rb"0[0a-fA-F]{3}:[0a-fA-F:]{2}"), _IPV6, _mask_ipv6),
+    _NumberKind(re.compile(rb"000000 ?- ?0000000"), (_RESIDENT,), "000000-0000000"),
+    _NumberKind(re.compile(rb"0000( ?- ?| )0000\1"), (_CARD,), _mask_card),
+    _NumberKind(re.compile(rb"\+00"), (_PHONE_INTERNATIONAL,), "010-0000-0000"),
+    _NumberKind(re.compile(rb"\(00{1,2}\)[-. ]{0,3}000"), (_PHONE_IN_PARENTHESES,), "010-0000-0000"),
+    _NumberKind(re.compile(rb"000[-. ]{0,3}0000"), (_PHONE, _PHONE_WITHOUT_PLUS), "010-0000-0000"),
+    _NumberKind(re.compile(rb"0\.0{1,3}\.0{1,3}\.0"), (_IPV4,), _mask_ipv4),
+    _NumberKind(re.compile(rb"0[0a-fA-F]{3}:[0a-fA-F:]{2}"), (_IPV6,), _mask_ipv6),
 )

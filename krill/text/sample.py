@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from krill.config.schema import DataConfig
 from krill.sources.source import Part, SkippedRecords, Source, sample_evenly
+from krill.text.cleaning import compose
 from krill.text.dedup import SplitName, assign_split, hash_text
 from krill.text.documents import DocumentRules
 
@@ -94,8 +95,8 @@ class TextSample:
         weight = self._source.weights[part.source]
         for document in self._source.read(part, skipped):
             text = self._rules.clean(document.text)
-            content = text.encode()
-            digest = hash_text(content)
+            content, composed = text.encode(), compose(text)
+            digest = hash_text(content if composed is text else composed.encode())
             second = int.from_bytes(digest[8:], "big")
             if second >= weight * 2**64:
                 continue  # with a weight below 1, training excludes the same documents
@@ -103,7 +104,7 @@ class TextSample:
             if (
                 key <= self._threshold
                 and assign_split(digest, self._data.validation_fraction) == self._split
-                and self._rules.find_dropping_rule(text) is None
+                and self._rules.find_dropping_rule(composed) is None
             ):
                 yield key, SampledText(content, part.source)
 

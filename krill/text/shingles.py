@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 """Part of the signature of prepared data; incremented when the same text gives other hashes."""
 
 MAX_GROUP_CODE_POINTS = 2**16

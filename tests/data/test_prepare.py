@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,68 @@ def test_duplicates_are_dropped_across_files_and_counted(tmp_path: Path, tokeniz
             ],
         }
     }
+
+
+def test_decomposed_documents_are_those_that_they_compose_to(
+    tmp_path: Path, tokenizer: TokenizerFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hangul in NFD is measured and compared in NFC; the text itself stays as it is, and a hint names the key."""
+    near = "버스 요금이 다음 달부터 오른다고 한다. " * 3
+    texts = ["가나다라마바사", "아자차카타파하", "가나", near, "English text"]
+    composed = [*texts, near + "!"]
+    decomposed = [*(unicodedata.normalize("NFD", text) for text in texts[:-1]), texts[-1], near + "!"]
+    stores = {}
+    for name, lines in (("nfc", composed), ("nfd", decomposed), ("both", composed + decomposed)):
+        data = make_data_config(
+            write_texts(tmp_path / f"{name}.jsonl", lines),
+            min_chars=5,
+            validation_fraction=0.3,
+            minhash={"threshold": 0.8, "unit": "character", "size": 3, "bands": 16, "rows": 4},
+        )
+        caplog.clear()
+        stores[name] = prepare_and_open(tmp_path / name, data, tokenizer)
+        assert ("data.normalize=nfc" in caplog.text) == (name != "nfc")
+        if name == "nfd":
+            assert "normalize   66.7% of the documents have decomposed letters" in caplog.text
+    counts = {
+        name: {rule: counts["documents"] for rule, counts in store.manifest["dropped"].items()}
+        for name, store in stores.items()
+    }
+    assert counts["nfc"] == counts["nfd"] == {"min_chars": 1, "near duplicate": 1}
+    assert counts["both"] == {"duplicate": 5, "min_chars": 2, "near duplicate": 1}
+    assert stores["nfc"].manifest["read"].keys() == {"documents", "tokens"}
+    assert stores["nfd"].manifest["read"]["decomposed"] == 4
+    for split in ("train", "validation"):
+        nfc, nfd = (list(decode_texts(getattr(stores[name], split), tokenizer)) for name in ("nfc", "nfd"))
+        assert nfc
+        assert nfd != nfc or split == "validation"
+        assert [unicodedata.normalize("NFC", text) for text in nfd] == nfc
+
+
+def test_a_rule_that_drops_most_documents_is_a_warning_with_its_key(
+    tmp_path: Path, tokenizer: TokenizerFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_texts(tmp_path / "a.jsonl", ["짧은 글", "또 짧은 글", "이것은 조금 더 긴 글이다"])
+    prepare_and_open(
+        tmp_path / "store", make_data_config(path, min_chars=8, validation_fraction=0.0), tokenizer
+    )
+    assert (
+        "min_chars drops 66.7% of the documents; to keep them, change data.min_chars (it is 8)" in caplog.text
+    )
+    data = make_data_config(
+        path,
+        min_chars=1,
+        validation_fraction=0.0,
+        filters=[{"name": "links"}, {"name": "length", "min_chars": 8}],
+    )
+    lines = format_dry_run_sample(data, open_source(data))
+    assert "length drops 66.7% of the documents" in lines[-1]
+    assert "change data.filters.1.min_chars (it is 8)" in lines[-1]
+    caplog.clear()
+    prepare_and_open(
+        tmp_path / "kept", make_data_config(path, min_chars=5, validation_fraction=0.0), tokenizer
+    )
+    assert "drops" not in caplog.text
 
 
 def test_every_rule_is_counted(

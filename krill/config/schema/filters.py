@@ -73,7 +73,7 @@ class WordFilter(Section):
     """Drops a document with a smaller share of words that are English function words or end like Korean
     particles and verbs. Prose has 0.2 to 0.6, manuals with code 0.03 and more. Adapted from Gopher's two
     English stop words."""
-    min_mean_length: NonNegativeFloat = 2.0
+    min_mean_length: NonNegativeFloat = 1.5
     """Drops a document whose words have fewer characters on average, such as spaced-out letters. Gopher uses
     3, the average of Korean text."""
 
