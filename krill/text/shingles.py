@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-VERSION = 2
+VERSION = 1
 """Part of the signature of prepared data; incremented when the same text gives other hashes."""
 
 MAX_GROUP_CODE_POINTS = 2**16
