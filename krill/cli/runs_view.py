@@ -52,7 +52,7 @@ def print_sweep(sweep: RunGroup) -> None:
     rows = table.sort_best_first(table.build_rows(sweep.runs))
     print(f"{relative_path(sweep.folder)}: {summarize_sweep(rows)}")
     table.print_table(rows, sys.stdout, full_paths=not sweep.sweep_record)
-    command = build_sweep_command(sweep.folder)
+    command = build_sweep_command(sweep.folder, sweep.sweep_record)
     if command and any(row.state not in (*ACTIVE_STATES, "finished") for row in rows):
         _print_next_commands([command])
     elif command:

@@ -179,10 +179,10 @@ def _submit_jobs(folder: Path, jobs: Sequence[SubmittedJob]) -> dict[str, str]:
 
 
 def _restore_status(folder: Path, status: dict[str, Any]) -> None:
-    from krill import atomic
+    from krill.runs.record import write_status
 
     if status:
-        atomic.write_json(folder / "status.json", status)
+        write_status(folder, status)
     else:
         (folder / "status.json").unlink()
         with suppress(OSError):  # a folder with other files stays
