@@ -108,9 +108,10 @@ def _signal_scope(command: str) -> AbstractContextManager[None]:
 
 
 def print_error(command: str, error: KrillError | SignalInterrupt) -> int:
-    """Prints each line of the error and returns its exit code."""
-    for line in str(error).splitlines():
-        print(f"krill-{command}: error: {line}", file=sys.stderr)
+    """Prints each line of the error, or of an interruption, which is not an error; returns the exit code."""
+    kind = "" if isinstance(error, SignalInterrupt) else "error: "
+    for line in str(error).split("\n"):
+        print(f"krill-{command}: {kind}{line}", file=sys.stderr)
     return error.exit_code
 
 

@@ -204,7 +204,7 @@ def _get_signature(item: RunOrGroup) -> str:
 
 
 def _get_start_time(item: RunOrGroup) -> str:
-    """Returns the recorded start time; without one (a queued run, a damaged status.json), when status.json was written."""
+    """Returns the recorded start time; else when status.json was written, for a queued run by its submission."""
     if isinstance(item, RunGroup):
         start = item.sweep_record.get("start")
         return start if isinstance(start, str) else max(map(_get_start_time, item.runs), default="")

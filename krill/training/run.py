@@ -191,6 +191,7 @@ def _build_trainer(
         throughput=throughput,
         loss=loss,
         pad_id=setup.tokenizer.pad_id,
+        epochs_at=setup.epochs_at,
         skip_report=SkipReport(setup, build_sampler(lambda: 0).get_step_rows),
         callbacks=[stop, progress, EarlyStopping(config.stop, setup.folder), SampleWriter(setup, throughput)],
     )

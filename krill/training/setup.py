@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from krill.training.batch_shape import (
     compute_batch_shape,
     compute_training_length,
 )
+from krill.training.batches import TokenCounter
 from krill.training.compute.setup import ComputeSetup
 from krill.training.metrics.evaluate import Baselines, compute_baselines
 
@@ -53,8 +55,19 @@ class RunSetup:
 
     def epochs_at(self, step: int) -> float:
         """Returns the passes over the rows after `step` steps, without the empty rows that fill up the last one."""
-        served = step * self.batch_shape.rows_per_step
-        return min(served, self.length.total_rows or served) / len(self.train_rows)
+        return self._rows_at(step) / len(self.train_rows)
+
+    def tokens_at(self, step: int) -> int:
+        """Returns the tokens that the first `step` steps train on, without padding and empty rows."""
+        return self._token_counter.count(self._rows_at(step))
+
+    def _rows_at(self, step: int) -> int:
+        rows = step * self.batch_shape.rows_per_step
+        return min(rows, self.length.total_rows or rows)
+
+    @cached_property
+    def _token_counter(self) -> TokenCounter:
+        return TokenCounter(self.train_rows, self.config.seed)
 
 
 def build_run_setup(

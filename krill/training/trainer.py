@@ -15,8 +15,8 @@ Overridden methods, and why:
                             and reported with the next line of metrics
     evaluate                loss per token and bits per byte over all validation rows
     _get_output_dir         the staging folder while a checkpoint is saved
-    _save_checkpoint        writes to a staging folder, hashes, then renames; stores whether a validation that a
-                            signal interrupted is pending
+    _save_checkpoint        writes to a staging folder, hashes, then renames; stores the epoch as metrics.jsonl has it,
+                            and whether a validation that a signal interrupted is pending
     _save, _save_optimizer_and_scheduler
                             in a background thread, where configured
     _load_optimizer_and_scheduler
@@ -95,15 +95,18 @@ class KrillTrainer(Trainer):
         throughput: ThroughputMeter,
         loss: Loss,
         pad_id: int,
+        epochs_at: Callable[[int], float],
         skip_report: SkipReport,
         callbacks: list[Any],
     ):
         """Builds the trainer; nothing runs yet.
 
         `train_loader`: called with a function that returns the current step; returns the batches from that step on.
+        `epochs_at`: returns the epochs after a step.
         """
         self.config, self.train_loader, self.validation_set = config, train_loader, validation_set
         self.throughput, self.loss, self.pad_id, self.skip_report = throughput, loss, pad_id, skip_report
+        self.epochs_at = epochs_at
         self.compiled_model: Any = None
         self.optimizer: Any
         self.lr_scheduler: Any
@@ -199,6 +202,7 @@ class KrillTrainer(Trainer):
         if self.optimizer_stats and "loss" in logs:
             logs |= self.optimizer_stats.collect_metrics()
             self.optimizer_stats = None
+        self._set_epoch()
         super().log(logs, start_time)
         if ranks.is_rank0():
             self.skip_report.report(bad_steps)
@@ -279,7 +283,12 @@ class KrillTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staging_folder or self.args.output_dir)
 
+    def _set_epoch(self) -> None:
+        """Replaces Trainer's epoch, which counts the batches of this process: other ones after a resume."""
+        self.state.epoch = self.epochs_at(self.state.global_step)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._set_epoch()
         pending = {
             "sums": ranks.all_gather_object(float(self._tr_loss)),
             "since": self._globalstep_last_logged,

@@ -15,6 +15,7 @@ from trainings import assert_same_result
 
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
+from krill.runs.table import read_rows
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
 def count_rows_per_epoch(folder: Path) -> int:
     """Returns the number of rows per epoch, from the first line of metrics."""
     line = read_metrics(folder)[0]
-    return round(line["tokens"] / 64 / line["epoch"])
+    return round(line["step"] * 2 / line["epoch"])
 
 
 def test_sigterm_saves_exits_with_75_and_the_same_command_resumes(
@@ -77,7 +78,9 @@ def test_sigterm_saves_exits_with_75_and_the_same_command_resumes(
     overrides = ("steps=7", "log_every=5", "save_every=50")
     uninterrupted = uninterrupted_run(*overrides)
     assert train_and_signal(krill_train, signal.SIGTERM, 3, *overrides) == 75
-    assert "interrupted by SIGTERM at step 3 of 7" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        "krill-train: interrupted by SIGTERM at step 3 of 7; checkpoint saved. Run the same command to resume.\n"
+    )
     (folder,) = set(krill_train.runs()) - {uninterrupted}
     status = read_status(folder)
     assert status is not None
@@ -86,6 +89,7 @@ def test_sigterm_saves_exits_with_75_and_the_same_command_resumes(
         checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(folder / "checkpoints")
     ] == [3]
     assert not (folder / "model").exists()
+    assert [row.step for row in read_rows([folder, uninterrupted])] == [3, 7]  # logged: step 1
 
     assert krill_train(*overrides) == 0
     assert_same_result(folder, uninterrupted)

@@ -34,7 +34,6 @@ class ProgressReporter(TrainerCallback):
 
     def __init__(self, record: Record, setup: RunSetup):
         self.record, self.setup = record, setup
-        self.tokens_per_step = setup.tokens_per_step
         self.last_log_time = 0.0
         self.bar: Progress | None = None
 
@@ -74,7 +73,7 @@ class ProgressReporter(TrainerCallback):
         position: dict[str, Any] = {
             "step": step,
             "epoch": round(self.setup.epochs_at(step), 6),
-            "tokens": step * self.tokens_per_step,
+            "tokens": self.setup.tokens_at(step),
         }
         if "loss" in logs:
             others = {key: value for key, value in logs.items() if key not in TRAINER_LOG_KEYS}

@@ -13,8 +13,11 @@ import pytest
 from trainings import build_setup
 
 from krill.config.schema import TrainConfig
+from krill.data.order import row_at
+from krill.data.packing import Rows, pack
 from krill.errors import KrillError
 from krill.runs.record import Record, read_metrics
+from krill.training.batches import TokenCounter
 from krill.training.callbacks import progress
 from krill.training.callbacks.progress import ProgressReporter
 
@@ -61,9 +64,28 @@ def test_lines_have_tokens_and_epochs(reporter: ProgressReporter, tmp_path: Path
     log(reporter, 3, loss=3.0)
     log(reporter, last_step, loss=2.5)
     third, last_line = read_metrics(tmp_path)
-    assert third["tokens"] == 3 * 128
+    assert third["tokens"] == sum(
+        count_tokens(reporter.setup.train_rows, row_at(0, 0, p, rows)) for p in range(6)
+    )
+    assert last_line["tokens"] == reporter.setup.store.train.tokens < last_step * 128
     assert third["epoch"] == pytest.approx(6 / rows, abs=1e-6)
     assert last_line["epoch"] == 1.0  # empty rows are not counted
+
+
+def count_tokens(rows: Rows, row: int) -> int:
+    """Returns the tokens of a row, without padding."""
+    return int((rows.get_row(row).input_ids != rows.stream.pad_id).sum())
+
+
+def test_two_epochs_have_twice_the_tokens_of_one(reporter: ProgressReporter) -> None:
+    rows = reporter.setup.train_rows
+    counter = TokenCounter(rows, seed=3)
+    assert counter.count(2 * len(rows)) == 2 * rows.tokens
+    position = len(rows) + 5
+    expected = rows.tokens + sum(count_tokens(rows, row_at(3, 1, p, len(rows))) for p in range(5))
+    assert [counter.count(position), TokenCounter(rows, 3).count(position)] == [expected, expected]  # resumed
+    full_rows = pack(reporter.setup.store.train, 8, "wrapped")
+    assert TokenCounter(full_rows, 0).count(len(full_rows)) == full_rows.tokens
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
