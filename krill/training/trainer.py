@@ -15,8 +15,8 @@ Overridden methods, and why:
                             and reported with the next line of metrics
     evaluate                loss per token and bits per byte over all validation rows
     _get_output_dir         the staging folder while a checkpoint is saved
-    _save_checkpoint        writes to a staging folder, hashes, then renames; stores the epoch as metrics.jsonl has it,
-                            and whether a validation that a signal interrupted is pending
+    _save_checkpoint        writes to a staging folder, hashes, then renames; stores the epoch of metrics.jsonl, and
+                            whether a validation that a signal interrupted is pending
     _save, _save_optimizer_and_scheduler
                             in a background thread, where configured
     _load_optimizer_and_scheduler
