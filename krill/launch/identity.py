@@ -69,6 +69,7 @@ def _compute_run_identity(config: TrainConfig, store_signature: str) -> str:
         _hash_custom_code(config),
         *_get_branch_identity(config),
         *([config.eval_every] if stops_early else []),
+        *([config.eval_tokens] if stops_early and config.eval_tokens else []),
     )
 
 

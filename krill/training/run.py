@@ -55,7 +55,12 @@ from krill.training.metrics.throughput import build_throughput_meter
 from krill.training.metrics.trackers import TrackedRun, Trackers, collect_tracked_config
 from krill.training.oom_retry import retry_on_oom
 from krill.training.run_header import log_header, write_param_groups
-from krill.training.setup import RunSetup, build_run_setup, compute_validation_baselines
+from krill.training.setup import (
+    RunSetup,
+    build_run_setup,
+    compute_validation_baselines,
+    count_text_bytes,
+)
 from krill.training.trainer import KrillTrainer, ValidationSet
 
 
@@ -227,7 +232,6 @@ def _build_validation_set(setup: RunSetup, collator: RowCollator, stop: StopOnSi
     all_batches = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
     all_batches += [[EMPTY_ROW]] * (-len(all_batches) % ranks.get_world_size())
     batches = all_batches[ranks.get_rank() :: ranks.get_world_size()]
-    by_source = setup.store.manifest["splits"]["validation"]["by_source"]
     segment_sources = map_segments_to_sources(rows, setup.store.validation)
 
     def iterate_batches() -> Iterator[dict[str, Any]]:
@@ -237,7 +241,8 @@ def _build_validation_set(setup: RunSetup, collator: RowCollator, stop: StopOnSi
     return ValidationSet(
         dataset=RowDataset(rows),
         load_batches=lambda: stop.iterate_until_signal(iterate_batches()),
-        text_bytes={name: by_source.get(name, {}).get("text_bytes", 0) for name in setup.store.sources},
+        text_bytes=count_text_bytes(setup),
+        is_sample=setup.validation_documents is not None,
         eos_id=setup.tokenizer.eos_id,
     )
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,6 +79,8 @@ class ValidationSet:
     """Returns the batches of this rank; every rank has the same number."""
     text_bytes: dict[str, int]
     """UTF-8 bytes of the validation text of each source."""
+    is_sample: bool
+    """Whether these are not all rows of the split: then the metrics have the number of their tokens."""
     eos_id: int
 
 
@@ -216,7 +218,7 @@ class KrillTrainer(Trainer):
         if self.validation_set is None:
             return {}
         self.is_validation_pending = False
-        batches = (self._prepare_inputs(batch) for batch in self.validation_set.load_batches())
+        batches = self._iterate_validation_batches()
         try:
             with self.throughput.pause():
                 totals = evaluate_batches(
@@ -230,9 +232,18 @@ class KrillTrainer(Trainer):
             self.is_validation_pending = self.control.should_save = self.control.should_training_stop = True
             return {}
         metrics = _compute_evaluation_metrics(totals, self.validation_set.text_bytes)
+        if self.validation_set.is_sample:
+            metrics["eval_tokens"] = sum(total.tokens for total in totals)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _iterate_validation_batches(self) -> Iterator[dict[str, Any]]:
+        """Yields the batches of this rank on its device, and reports each one to the callbacks."""
+        assert self.validation_set is not None
+        for batch in self.validation_set.load_batches():
+            yield self._prepare_inputs(batch)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns 0: Trainer's count omits attention and head, and walks the model at every micro step."""

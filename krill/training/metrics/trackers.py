@@ -15,7 +15,7 @@ import netrc
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,8 +103,11 @@ class Trackers(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        for tracker in self.open_trackers:
-            tracker.log(state.global_step, rewrite_logs(logs or {}))
+        if logs and not logs.keys().isdisjoint(
+            ("loss", "eval_loss")
+        ):  # not Trainer's summary of this process
+            for tracker in self.open_trackers:
+                tracker.log(state.global_step, rewrite_logs(logs))
 
     def log_checkpoint(self, step: int) -> None:
         """Offers the complete checkpoint of `step` for upload."""
@@ -132,6 +135,7 @@ class TensorBoardTracker:
         text = yaml.safe_dump(run.config, allow_unicode=True, sort_keys=False)
         self.writer.add_text("config", f"```yaml\n{text}```")
         values = {key: _to_scalar(value) for key, value in flatten_config(run.config).items()}
+        assert self.writer.file_writer is not None
         for summary in hparams(values, {"eval/loss": None, "train/loss": None}):
             self.writer.file_writer.add_summary(summary)
 
@@ -226,7 +230,7 @@ class WandbTracker:
         self.run.finish(exit_code=int(has_failed))
 
 
-TRACKERS: dict[str, type[Tracker]] = {
+TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "trackio": TrackioTracker,
     "wandb": WandbTracker,

@@ -116,6 +116,31 @@ def test_without_a_terminal_a_line_is_logged_every_15_seconds(
     assert caplog.records[0].getMessage() == "step 16/100  loss 3.000  128 tokens/s  0:01:24 left"
 
 
+def test_a_terminal_has_a_bar_for_the_validation(
+    reporter: ProgressReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter.on_prediction_step(UNUSED, UNUSED, UNUSED)
+    assert reporter.bar is None  # not a terminal
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
+    assert reporter.setup.validation_rows is not None
+    batches = -(-len(reporter.setup.validation_rows) // 2)
+    with reporter:
+        reporter.on_train_begin(UNUSED, state_at(0), UNUSED)
+        for _ in range(2):
+            for _ in range(batches):
+                reporter.on_prediction_step(UNUSED, UNUSED, UNUSED)
+            assert reporter.bar is not None
+            training, validation = reporter.bar.tasks
+            assert (training.total, validation.total, validation.completed) == (100, batches, batches)
+            reporter.on_evaluate(UNUSED, UNUSED, UNUSED)
+            assert len(reporter.bar.tasks) == 1
+        reporter.on_train_end(UNUSED, UNUSED, UNUSED)
+        reporter.on_prediction_step(UNUSED, UNUSED, UNUSED)
+        assert [task.description for task in reporter.bar.tasks] == ["validation"]
+        reporter.on_evaluate(UNUSED, UNUSED, UNUSED)
+        assert reporter.bar is None
+
+
 def test_first_last_and_every_log_everyth_step_are_logged(reporter: ProgressReporter) -> None:
     logged = []
     for step in (1, 2, 60, 99, 100):
