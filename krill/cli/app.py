@@ -22,6 +22,7 @@ from krill.config import paths
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch.invocation import Invocation, SingleRun
 from krill.signals import raise_on_signal
+from krill.terminal import TerminalFormatter, escape_control_characters
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -111,7 +112,7 @@ def print_error(command: str, error: KrillError | SignalInterrupt) -> int:
     """Prints each line of the error, or of an interruption, which is not an error; returns the exit code."""
     kind = "" if isinstance(error, SignalInterrupt) else "error: "
     for line in str(error).split("\n"):
-        print(f"krill-{command}: {kind}{line}", file=sys.stderr)
+        print(f"krill-{command}: {kind}{escape_control_characters(line)}", file=sys.stderr)
     return error.exit_code
 
 
@@ -119,7 +120,7 @@ def configure_logging() -> None:
     """Sends krill's messages to standard error, without a prefix."""
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(TerminalFormatter("%(message)s"))
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(logging.INFO)

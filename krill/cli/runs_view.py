@@ -21,6 +21,7 @@ from krill.runs.record import relative_path
 from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.summary import build_sweep_command, describe_run, suggest_commands, summarize_sweep
 from krill.runs.table import RunRow
+from krill.terminal import escape_control_characters
 
 
 def print_newest(items: Sequence[RunOrGroup], rows: Sequence[RunRow]) -> None:
@@ -33,7 +34,7 @@ def print_newest(items: Sequence[RunOrGroup], rows: Sequence[RunRow]) -> None:
         if isinstance(sweep, RunGroup):
             points = [by_folder[str(run.folder)] for run in sweep.runs if str(run.folder) in by_folder]
             if points:
-                print(f"{relative_path(sweep.folder)}: {summarize_sweep(points)}")
+                _print(f"{relative_path(sweep.folder)}: {summarize_sweep(points)}")
 
 
 def print_run(run: Run) -> None:
@@ -41,27 +42,32 @@ def print_run(run: Run) -> None:
     (row,) = table.build_rows([run])
     for key, value in describe_run(run).items():
         if value not in (None, "", [], {}):
-            print(f"{key:<20}{_format_value(value)}")
+            _print(f"{key:<20}{_format_value(value)}")
     if row.error and row.log and Path(row.log).is_file():
-        print("\n".join(f"  {line}" for line in read_last_lines(Path(row.log), 10)))
+        _print("\n".join(f"  {line}" for line in read_last_lines(Path(row.log), 10)))
     _print_next_commands(suggest_commands(run, row))
 
 
 def print_sweep(sweep: RunGroup) -> None:
     """Prints a summary line, a table, and the command to run next for a sweep or another folder with runs."""
     rows = table.sort_best_first(table.build_rows(sweep.runs))
-    print(f"{relative_path(sweep.folder)}: {summarize_sweep(rows)}")
+    _print(f"{relative_path(sweep.folder)}: {summarize_sweep(rows)}")
     table.print_table(rows, sys.stdout, full_paths=not sweep.sweep_record)
     command = build_sweep_command(sweep.folder, sweep.sweep_record)
     if command and any(row.state not in (*ACTIVE_STATES, "finished") for row in rows):
         _print_next_commands([command])
     elif command:
-        print(f"{'command':<20}{command}")
+        _print(f"{'command':<20}{command}")
+
+
+def _print(line: str) -> None:
+    """Prints names and messages, which may have control characters, on standard output."""
+    print(escape_control_characters(line, keep="\n\t"), flush=True)
 
 
 def _print_next_commands(commands: Sequence[str]) -> None:
     for index, command in enumerate(commands):
-        print(f"{'' if index else 'next':<20}{command}")
+        _print(f"{'' if index else 'next':<20}{command}")
 
 
 def _format_value(value: Any) -> str:
@@ -74,11 +80,11 @@ def print_differences(rows: Sequence[RunRow], differing: Mapping[str, Sequence[A
     """Prints a table of the runs, then a row per differing key with a column for each run, by its number."""
     table.print_table(rows, sys.stdout)
     if not differing:
-        print("the configurations are identical")
+        _print("the configurations are identical")
         return
     rendered = Table("key", *(f"#{number}" for number in range(1, len(rows) + 1)))
     for key, values in differing.items():
-        rendered.add_row(escape(key), *(escape(str(value)) for value in values))
+        rendered.add_row(*(escape(escape_control_characters(str(cell))) for cell in (key, *values)))
     table.make_console(sys.stdout).print(rendered)
 
 
@@ -113,4 +119,4 @@ class _StateLines:
                 self.states[row.folder] = row.state
                 step = f" step {row.step}/{row.steps}" if row.step is not None else ""
                 loss = f" val. loss {row.eval_loss:.4f}" if row.eval_loss is not None else ""
-                print(f"{row.folder}: {row.state}{step}{loss}", flush=True)
+                _print(f"{row.folder}: {row.state}{step}{loss}")

@@ -23,6 +23,7 @@ import yaml
 from krill import atomic, errors
 from krill.errors import KrillError, SignalInterrupt
 from krill.runs.slurm import get_current_job
+from krill.terminal import TerminalFormatter
 
 if TYPE_CHECKING:  # krill-runs does not need the schema, which takes longer to import than the command itself
     from krill.config.schema import Section
@@ -197,7 +198,7 @@ class Record:
     def log_to_file(self, name: str = "log.txt") -> Iterator[None]:
         """Writes krill's log messages with timestamps to a file in the folder as well; debug messages only there."""
         handler = logging.FileHandler(self.folder / name, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(message)s"))
         level, others = log.level, [(other, other.level) for other in log.handlers]
         for other, _ in others:
             other.setLevel(max(other.level, logging.INFO))

@@ -16,6 +16,7 @@ from krill.runs import slurm
 from krill.runs.find import Run, read_runs
 from krill.runs.record import compute_run_seconds, read_last_metrics
 from krill.runs.run_state import ACTIVE_STATES, RunState, determine_run_states, find_log_file
+from krill.terminal import escape_control_characters
 
 INTERRUPTED_STATES = frozenset({"stopped", "killed", "cancelled"})
 """States of runs that resume from their last checkpoint."""
@@ -158,9 +159,13 @@ def print_table(rows: Sequence[RunRow], file: IO[str], full_paths: bool = False)
     for row in rows:
         if row.error:
             log = f"  ({row.log})" if row.log else ""
-            console.print(f"{Path(row.folder).name}: {row.error}{log}", highlight=False, markup=False)
+            _print_line(console, f"{Path(row.folder).name}: {row.error}{log}")
         elif row.state in ACTIVE_STATES and row.why.upper() not in slurm.ACTIVE_JOB_STATES | {""}:
-            console.print(f"{Path(row.folder).name}: {row.why}", highlight=False, markup=False)
+            _print_line(console, f"{Path(row.folder).name}: {row.why}")
+
+
+def _print_line(console: Any, line: str) -> None:
+    console.print(escape_control_characters(line, keep="\n"), highlight=False, markup=False)
 
 
 def make_console(file: IO[str]) -> Any:
@@ -196,13 +201,17 @@ def render_table(rows: Sequence[RunRow], full_paths: bool = False) -> Any:
         rendered.add_row(
             str(index + 1),
             row.state + (f" {row.job}" if row.job and row.state in ("queued", "running") else ""),
-            escape(differing[index]),
+            escape(escape_control_characters(differing[index])),
             "" if row.step is None else f"{row.step}/{row.steps or '?'}",
             _format_number(row.loss),
             _format_number(row.eval_loss),
             _format_number(row.eval_bits_per_byte),
             _format_number(row.seconds, 0),
-            escape(str(relative_path(Path(row.folder))) if full_paths else Path(row.folder).name),
+            escape(
+                escape_control_characters(
+                    str(relative_path(Path(row.folder))) if full_paths else Path(row.folder).name
+                )
+            ),
         )
     return rendered
 

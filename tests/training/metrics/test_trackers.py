@@ -178,7 +178,8 @@ def make_run_of_sweep(make_config: Any, tmp_path: Path, prepared_data: Any) -> A
         folder = tmp_path / "rates" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder.parent / "sweep.json").write_text(json.dumps({"command": "train", "points": points}))
-        write_status(folder, {"state": "running", "signature": name})
+        if read_status(folder) is None:
+            write_status(folder, {"state": "running", "signature": name})
         setup = build_setup(make_config(), folder, prepared_data.store, prepared_data.tokenizer.folder)
         model = run_module._build_model(setup)
         return trackers.TrackedRun(
@@ -210,7 +211,7 @@ def test_wandb_without_a_network_writes_to_this_machine(
 def test_wandb_reads_back_what_krill_wrote(
     make_run_of_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -218,6 +219,7 @@ def test_wandb_reads_back_what_krill_wrote(
         tracker = trackers.WandbTracker(make_run_of_sweep("a"))
         tracker.log(step, {"train/loss": 1.0 / step})
         tracker.close(has_failed=False)
+    wandb.teardown()  # waits for its service, which writes the files
     files = sorted((tmp_path / "rates/a/wandb").glob("offline-run-*/*.wandb"))
     starts = [[WandbRecord.FromString(content) for content in read_leveldb_log(file)] for file in files]
     assert len(starts) == 2
@@ -271,7 +273,11 @@ def test_trackio_reads_back_what_krill_wrote(
     lines = storage.get_logs("krill", "llama_pico/a")
     assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 1.0), (2, 0.5)]
     config = storage.get_run_config("krill", "llama_pico/a")
-    assert (config["optimizer.name"], config["_Group"], config["derived.steps"]) == ("muon_moonlight", "rates", 4)
+    assert (config["optimizer.name"], config["_Group"], config["derived.steps"]) == (
+        "muon_moonlight",
+        "rates",
+        4,
+    )
     assert capsys.readouterr().out == ""
 
 
