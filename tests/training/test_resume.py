@@ -128,9 +128,7 @@ def test_a_resumed_run_may_change_its_intervals(krill_train: Any) -> None:
     assert [line["step"] for line in read_metrics(folder) if "loss" in line] == [1, 2, 4, 6]
 
 
-@pytest.mark.parametrize(
-    "name", ["status.json", "metrics.jsonl", "config.yaml", "skipped.jsonl", "samples.jsonl"]
-)
+@pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "config.yaml"])
 def test_a_damaged_file_of_a_run_is_an_error(
     krill_train: Any, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
