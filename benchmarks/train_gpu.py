@@ -54,6 +54,7 @@ from krill.models.build import build_model
 from krill.runs.record import read_versions
 from krill.training import run as training
 from krill.training.compute.setup import resolve_compute_setup
+from krill.training.metrics.peak_flops import get_peak_flops
 from krill.training.metrics.throughput import build_throughput_meter, get_peak_memory
 from krill.training.setup import RunSetup, build_run_setup
 from krill.training.trainer import KrillTrainer
@@ -205,12 +206,12 @@ def run_contestant(arguments: argparse.Namespace) -> None:
             raise SystemExit(OUT_OF_MEMORY_CODE) from None
     tokens = arguments.steps * setup.tokens_per_step * (1 - setup.train_rows.padding_fraction)
     assert throughput.flops_per_token is not None
-    assert throughput.peak_flops is not None
+    peak_flops = get_peak_flops(setup.device.type, setup.precision, torch.get_num_threads())
     figures = {
         "micro_batch": setup.batch_shape.micro_batch_size,
         "step_ms": round(1000 * clock.seconds / arguments.steps, 2),
         "tokens_per_second": round(tokens / clock.seconds, 1),
-        "mfu": round(tokens * throughput.flops_per_token / clock.seconds / throughput.peak_flops, 4),
+        "mfu": round(tokens * throughput.flops_per_token / clock.seconds / peak_flops, 4),
         "memory_gb": round(get_peak_memory(setup.device) / 1e9, 2),
     }
     print(json.dumps(figures))

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
+from krill.terminal import escape_control_characters
+
 _SINGLE_COLUMN = re.compile(r"[ -~\xa1-\xac\xae-\u02ff\u2010-\u2027]*")
 """Characters that take one column each: Latin letters and common punctuation."""
 
@@ -105,9 +107,16 @@ def get_terminal_width(file: TextIO) -> int | None:
 
 
 def print_wrapped(text: str, file: TextIO | None = None) -> None:
-    """Prints `text` to `file`, by default standard output; on a terminal its lines are wrapped between words."""
+    """Prints `text` to `file`, by default standard output; on a terminal its lines are wrapped between words.
+
+    Names and messages may have control characters: they are escaped, but for line ends and tabs.
+    """
     file = sys.stdout if file is None else file
-    print(wrap_text(text, get_terminal_width(file)), file=file)
+    print(
+        wrap_text(escape_control_characters(text, keep="\n\t"), get_terminal_width(file)),
+        file=file,
+        flush=True,
+    )
 
 
 def wrap_text(text: str, width: int | None) -> str:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from krill import errors
-from krill.cli.terminal import tolerate_encoding
 from krill.config import paths
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch.invocation import Invocation, SingleRun
 from krill.signals import raise_on_signal
 from krill.tables import get_terminal_width, print_wrapped, wrap_text
+from krill.terminal import TerminalFormatter, tolerate_encoding
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -110,9 +110,10 @@ def _signal_scope(command: str) -> AbstractContextManager[None]:
 
 
 def print_error(command: str, error: KrillError | SignalInterrupt) -> int:
-    """Prints each line of the error and returns its exit code."""
-    for line in str(error).splitlines():
-        print_wrapped(f"krill-{command}: error: {line}", sys.stderr)
+    """Prints each line of the error, or of an interruption, which is not an error; returns the exit code."""
+    kind = "" if isinstance(error, SignalInterrupt) else "error: "
+    for line in str(error).split("\n"):
+        print_wrapped(f"krill-{command}: {kind}{line}", sys.stderr)
     return error.exit_code
 
 
@@ -121,7 +122,7 @@ def configure_logging() -> None:
     tolerate_encoding()
     if not log.handlers:
         handler = _LogHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(TerminalFormatter("%(message)s"))
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(logging.INFO)

@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from krill.config.paths import CONF_DIR, list_config_options
 from krill.runs.compare import flatten_config
+from krill.runs.record import read_config
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -55,8 +54,10 @@ def _compose_experiment(name: str) -> dict[str, Any]:
 
 def diff_from_last_start(config: TrainConfig, folder: Path) -> list[str]:
     """Returns the keys whose value differs from config.yaml of the run that resumes in `folder`."""
-    before = flatten_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    before = flatten_config(read_config(folder))
     now = flatten_config(config.model_dump(mode="json"))
+    if not before:  # killed before it was written
+        return []
     changed = [key for key in now if key not in ("resume", "output") and now[key] != before.get(key)]
     lines = [f"changed     {key}={now[key]} (was {before.get(key)})" for key in changed]
     if ROUNDING_KEYS & set(changed):

@@ -53,12 +53,12 @@ def _get_max_requeues(job: SubmittedJob) -> int:
 
 def _record_failure(job: SubmittedJob, error: Exception) -> None:
     """Records in the result folder an error that occurred before the run could record its own."""
-    from krill.runs.record import Record, now, read_status
+    from krill.runs.record import Record, find_status_damage, now, read_status
 
     if job.folder is None or (job.is_on_slurm and os.environ.get("SLURM_PROCID", "0") != "0"):
         return
     status = read_status(job.folder)
-    if status is not None and status["state"] != "queued":
+    if find_status_damage(job.folder) or (status is not None and status["state"] != "queued"):
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     record = Record(job.folder)

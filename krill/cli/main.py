@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-from krill.cli.terminal import tolerate_encoding
 from krill.config.paths import CONF_DIR, read_config_description
 from krill.errors import DONE, USAGE
 from krill.tables import fit_table, get_terminal_width, print_wrapped
+from krill.terminal import tolerate_encoding
 
 COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer", "runs")
 COMMAND_ALIASES = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect", "inference": "infer"}

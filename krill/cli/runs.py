@@ -18,6 +18,7 @@ from krill.cli import app
 from krill.cli.runs_parser import FILTER_STATES, build_parser
 from krill.config.paths import get_outputs_root
 from krill.errors import UsageError
+from krill.terminal import escape_control_characters
 
 if TYPE_CHECKING:
     from krill.runs.find import RunOrGroup
@@ -165,11 +166,16 @@ def _tail(arguments: argparse.Namespace) -> int:
             )
         file = _wait_for_log(item.folder, arguments.rank, wait=arguments.f)
         tail, offset = read_tail(file, arguments.n)
-        text = tail.decode("utf-8", errors="replace")
+        text = _escape(tail.decode("utf-8", errors="replace"))
         print(text, end="" if arguments.f or not text or text.endswith("\n") else "\n", flush=True)
         for text in follow_log(file, offset, item.folder) if arguments.f else ():
-            print(text, end="", flush=True)
+            print(_escape(text), end="", flush=True)
     return errors.DONE
+
+
+def _escape(text: str) -> str:
+    """Returns text of a log without the control characters that a terminal would execute."""
+    return escape_control_characters(text, keep="\n\t")
 
 
 def _wait_for_log(folder: Path, rank: int, wait: bool) -> Path:

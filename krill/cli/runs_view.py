@@ -52,7 +52,7 @@ def print_sweep(sweep: RunGroup) -> None:
     rows = table.sort_best_first(table.build_rows(sweep.runs))
     print_wrapped(f"{relative_path(sweep.folder)}: {summarize_sweep(rows)}")
     table.print_table(rows, sys.stdout, full_paths=not sweep.sweep_record)
-    command = build_sweep_command(sweep.folder)
+    command = build_sweep_command(sweep.folder, sweep.sweep_record)
     if command and any(row.state not in (*ACTIVE_STATES, "finished") for row in rows):
         _print_next_commands([command])
     elif command:
@@ -74,7 +74,7 @@ def print_differences(rows: Sequence[RunRow], differing: Mapping[str, Sequence[A
     """Prints a table of the runs, then a row per differing key with a column for each run, by its number."""
     table.print_table(rows, sys.stdout)
     if not differing:
-        print("the configurations are identical")
+        print_wrapped("the configurations are identical")
         return
     width = get_terminal_width(sys.stdout)
     header = ("key", *(f"#{number}" for number in range(1, len(rows) + 1)))
@@ -120,4 +120,4 @@ class _StateLines:
                 self.states[row.folder] = row.state
                 step = f" step {row.step}/{row.steps}" if row.step is not None else ""
                 loss = f" val. loss {row.eval_loss:.4f}" if row.eval_loss is not None else ""
-                print(f"{row.folder}: {row.state}{step}{loss}", flush=True)
+                print_wrapped(f"{row.folder}: {row.state}{step}{loss}")

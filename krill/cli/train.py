@@ -91,17 +91,18 @@ def _run_on_rank0(
         if claimed.state == "finished":
             log.info("already finished, skipping: %s", relative_path(claimed.folder))
         else:
-            if claimed.state == "resumed":
-                log.info("resuming in %s", relative_path(claimed.folder))
-                for line in diff_from_last_start(config, claimed.folder):
-                    log.info(line)
-            with claimed, record.record_lifecycle(config, identity, invocation.overrides):
-                invocation.save_hydra_config(claimed.folder)
-                tokenizer, store = prepared or prepare_inputs(config, inputs)
-                for line in diff_from_experiment(config, invocation.choices):
-                    log.info(line)
-                download_checkpoint(remote, claimed.folder)
-                _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
+            with claimed:
+                if claimed.state == "resumed":
+                    log.info("resuming in %s", relative_path(claimed.folder))
+                    for line in diff_from_last_start(config, claimed.folder):
+                        log.info(line)
+                with record.record_lifecycle(config, identity, invocation.overrides):
+                    invocation.save_hydra_config(claimed.folder)
+                    tokenizer, store = prepared or prepare_inputs(config, inputs)
+                    for line in diff_from_experiment(config, invocation.choices):
+                        log.info(line)
+                    download_checkpoint(remote, claimed.folder)
+                    _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
         invocation.print_result_folder(claimed.folder)
     return record.status.get("metrics", {}).get("eval_loss")
 

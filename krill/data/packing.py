@@ -130,9 +130,14 @@ def pack(stream: TokenStream, sequence_len: int, strategy: Literal["wrapped", "b
     return rows
 
 
-def pack_windows(stream: TokenStream, sequence_len: int) -> Rows:
-    """Returns the validation rows of a split, packed best-fit; `targets` is tokens - documents. sequence_len ≥ 2."""
+def pack_windows(stream: TokenStream, sequence_len: int, documents: np.ndarray | None = None) -> Rows:
+    """Returns the validation rows of a split, packed best-fit; `targets` is tokens - documents. sequence_len ≥ 2.
+
+    `documents`: the indices of the documents to pack, int64; None: all.
+    """
     starts, lengths = _find_documents(stream.ends)
+    if documents is not None:
+        starts, lengths = starts[documents], lengths[documents]
     rows = _pack_best_fit(
         stream, *_cut_documents(starts, lengths, sequence_len, sequence_len - 1), sequence_len
     )

@@ -107,7 +107,8 @@ def _describe_document(split: Split, sources: list[str], start: int, length: int
     begin = int(split.ends[document - 1]) if document else 0
     size = int(split.ends[document]) - begin
     part = "" if length == size else f", tokens {start - begin:,} to {start - begin + length - 1:,}"
-    return f"── document {document:,} ({sources[split.sources[document]]}), {size:,} tokens{part}"
+    source = escape_unprintable(sources[split.sources[document]])
+    return f"── document {document:,} ({source}), {size:,} tokens{part}"
 
 
 class _ScreenText:

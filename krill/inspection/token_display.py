@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from krill.terminal import escape_control_characters
 from krill.tokenizer.artifact import TokenizerFolder
 from krill.tokenizer.recipe import bytes_to_unicode
 
@@ -114,10 +115,7 @@ class TokenRenderer:
 
 def escape_unprintable(text: str) -> str:
     """Returns `text` on one line and safe for a terminal: unprintable characters are escaped, line ends become ↵."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text.replace("\n", "↵")
-    )
+    return escape_control_characters(text.replace("\n", "↵"))
 
 
 _LETTER_TO_BYTE = {letter: byte for byte, letter in enumerate(bytes_to_unicode())}

@@ -70,6 +70,7 @@ def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
         _hash_custom_code(config),
         *_get_branch_identity(config),
         *([config.eval_every] if stops_early else []),
+        *([config.eval_tokens] if stops_early and config.eval_tokens else []),
     )
 
 

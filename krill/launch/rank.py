@@ -15,6 +15,7 @@ from krill.launch.rank_errors import get_rank_log_name, write_rank_error
 from krill.resources import paused_garbage_collection
 from krill.runs.record import Record
 from krill.signals import die_with_parent, raise_on_signal
+from krill.terminal import TerminalFormatter
 
 log = logging.getLogger("krill")
 
@@ -24,7 +25,7 @@ def main(folder: Path, store: Path, tokenizer: Path) -> int:
     rank = int(os.environ["RANK"])
     if rank == 0:
         terminal = logging.StreamHandler()
-        terminal.setFormatter(logging.Formatter("%(message)s"))
+        terminal.setFormatter(TerminalFormatter("%(message)s"))
         terminal.setLevel(logging.INFO)
         log.addHandler(terminal)
     log.propagate = False

@@ -189,10 +189,10 @@ def _record_as_queued(folder: Path, jobs: Sequence[SubmittedJob]) -> None:
 
 def _restore_status(folder: Path, status: dict[str, Any] | None) -> None:
     """Restores the status of a result before the submission; a folder that was created for it is removed."""
-    from krill import atomic
+    from krill.runs.record import write_status
 
     if status:
-        atomic.write_json(folder / "status.json", status)
+        write_status(folder, status)
         return
     for name in ("status.json", ".lock"):
         (folder / name).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ its job.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 from krill.atomic import create_timestamped_folder
 from krill.errors import UsageError
 from krill.runs import slurm
-from krill.runs.record import read_status
+from krill.runs.record import find_status_damage, read_status, relative_path
 from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_state
 
 
@@ -58,7 +59,8 @@ def claim(
         allow_changed: The run in the folder that `resume` names may have another signature.
 
     Raises:
-        UsageError: the folder belongs to another run or an active process, or there is no run to resume.
+        UsageError: the folder belongs to another run or an active process, there is no run to resume, or status.json
+            of what may be the run to resume is damaged.
     """
     resume_folder = (
         Path(resume) if isinstance(resume, str) and resume not in ("auto", "local", "remote") else None
@@ -71,6 +73,8 @@ def claim(
         return _resume_named(resume_folder, signature, allow_changed)
     if resume is not False:
         for folder in sorted(runs_folder.glob("*"), reverse=True):
+            if resume != "remote" and _is_named_after(folder, signature):
+                _raise_if_damaged(folder, "resume=false starts a new run")
             if _is_unfinished(folder, signature, from_hub=resume == "remote"):
                 lock = _try_lock(folder)
                 if lock and _is_unfinished(folder, signature):  # the writer may have finished in the meantime
@@ -98,6 +102,7 @@ def _claim_output(folder: Path, signature: str, resume: bool | str) -> Claim:
     """Claims the folder of output=, which must be empty or hold this run."""
     status = read_status(folder)
     if status is None:
+        _raise_if_damaged(folder, "remove the folder to start over")
         if folder.exists() and (not folder.is_dir() or any(_list_visible(folder))):
             raise UsageError(
                 f"output={folder} is not empty and does not hold a run of krill; use another folder"
@@ -120,6 +125,10 @@ def _claim_output(folder: Path, signature: str, resume: bool | str) -> Claim:
 
 def _resume_named(folder: Path, signature: str, allow_changed: bool) -> Claim:
     status = read_status(folder)
+    if status is None and find_status_damage(folder):
+        if allow_changed:
+            return _resume_in(folder.absolute())
+        _raise_if_damaged(folder, "resume=false starts a new run")
     if status is None:
         raise UsageError(
             f"resume={folder}: not a run of krill (status.json is missing); krill-runs lists the runs"
@@ -141,6 +150,21 @@ def _resume_in(folder: Path) -> Claim:
         lock.release()
         return Claim(folder, None, "finished")
     return Claim(folder, lock, "resumed")
+
+
+def _is_named_after(folder: Path, signature: str) -> bool:
+    """Returns whether `_claim_new` created `folder` for a run with this signature."""
+    return re.search(rf"-{signature[:8]}(-\d+)?$", folder.name) is not None
+
+
+def _raise_if_damaged(folder: Path, alternative: str) -> None:
+    """Raises UsageError if status.json is damaged, so that an unfinished run is not started over unnoticed."""
+    if damage := find_status_damage(folder):
+        path = relative_path(folder)
+        raise UsageError(
+            f"{path}/status.json {damage}; the run may be unfinished. Add resume={path} resume_changed=true, without "
+            f"output=, to resume it with this configuration from its last checkpoint; {alternative}"
+        )
 
 
 def _is_unfinished(folder: Path, signature: str, from_hub: bool = False) -> bool:

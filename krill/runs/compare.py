@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from krill.runs.record import read_config
 
 
 def diff_configs(folders: Sequence[Path]) -> dict[str, list[Any]]:
     """Returns each dotted key whose value differs, with its value in each run; None: the run lacks the key."""
-    configs = [flatten_config(_read_config(folder)) for folder in folders]
+    configs = [flatten_config(read_config(folder)) for folder in folders]
     keys = dict.fromkeys(key for config in configs for key in config)
     values = {key: [config.get(key) for config in configs] for key in keys}
     return {
@@ -19,14 +19,6 @@ def diff_configs(folders: Sequence[Path]) -> dict[str, list[Any]]:
         for key, run_values in values.items()
         if any(value != run_values[0] for value in run_values)
     }
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def flatten_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

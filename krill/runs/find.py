@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,9 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from krill.errors import KrillError
 from krill.runs import slurm
-from krill.runs.record import read_json_object, read_status
+from krill.runs.record import find_status_damage, read_status, relative_path
 from krill.runs.run_state import read_run_or_submission_status, read_submission_status
+
+log = logging.getLogger("krill")
 
 MAX_SEARCH_DEPTH = 3
 """Levels of subfolders that are searched for runs: outputs/runs/<name>/<run>."""
@@ -23,7 +28,7 @@ class Run:
 
     folder: Path
     status: dict[str, Any] | None
-    """Its status.json; None: it has not started."""
+    """Its status.json; None: it has not started, or the file is damaged."""
     sweep: Path | None = None
     sweep_entry: dict[str, Any] = field(default_factory=dict)
     """Its entry in sweep.json: command, overrides."""
@@ -48,8 +53,29 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """Reads sweep.json; empty if it cannot be read."""
-    return read_json_object(folder / "sweep.json")
+    """Reads sweep.json; empty if it is missing. Raises KrillError if it is damaged."""
+    file = folder / "sweep.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("it has no keys")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise KrillError(
+            f"{relative_path(file)} is damaged ({error}); remove it, and run the command of the sweep again: "
+            "finished points are not repeated"
+        ) from error
+    return record
+
+
+def read_sweep_or_warn(folder: Path) -> dict[str, Any]:
+    """Reads sweep.json; if it is damaged, logs that and returns an empty record."""
+    try:
+        return read_sweep(folder)
+    except KrillError as error:
+        log.warning("%s", error)
+        return {}
 
 
 def list_point_folders(sweep: Path) -> list[Path]:
@@ -59,7 +85,7 @@ def list_point_folders(sweep: Path) -> list[Path]:
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Reads the run in each of these folders, started or not."""
-    points = cache(lambda sweep: _index_points(read_sweep(sweep)) if is_sweep(sweep) else None)
+    points = cache(lambda sweep: _index_points(read_sweep_or_warn(sweep)) if is_sweep(sweep) else None)
     return [
         _make_run(folder, read_run_or_submission_status(folder), points(folder.parent)) for folder in folders
     ]
@@ -79,10 +105,11 @@ def runs_under(root: Path) -> list[RunOrGroup]:
 
 def run_at(folder: Path) -> RunOrGroup | None:
     """Returns the run, the sweep or the runs in `folder`; None if there is none."""
-    if (status := read_run_or_submission_status(folder)) is not None:
+    status = read_run_or_submission_status(folder)
+    if status is not None or find_status_damage(folder):
         return read_runs([folder])[0] if is_sweep(folder.parent) else Run(folder, status)
     if is_sweep(folder):
-        record = read_sweep(folder)
+        record = read_sweep_or_warn(folder)
         return RunGroup(folder, record, list(_iterate_points(folder, record)))
     runs = list(_iterate_runs(folder, MAX_SEARCH_DEPTH))
     return RunGroup(folder, {}, runs) if runs else None
@@ -110,8 +137,9 @@ def _iterate_points(sweep: Path, sweep_record: dict[str, Any]) -> Iterator[Run]:
     for name in listed:
         yield _make_run(sweep / name, read_status(sweep / name), listed)
     for folder in _list_subfolders(sweep):
-        if folder.name not in listed and (status := read_status(folder)) is not None:
-            yield Run(folder, status, sweep, {"command": sweep_record.get("command")})
+        if folder.name not in listed:
+            command = {"command": sweep_record.get("command")}
+            yield from (Run(run.folder, run.status, sweep, command) for run in _read_run(folder))
 
 
 def _index_points(sweep: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -124,16 +152,22 @@ def _index_points(sweep: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _iterate_runs(folder: Path, depth: int) -> Iterator[Run]:
     for child in _list_subfolders(folder):
-        if (status := read_status(child)) is not None:
-            yield Run(child, status)
+        if runs := _read_run(child):
+            yield from runs
         elif is_sweep(child):
-            yield from _iterate_points(child, read_sweep(child))
+            yield from _iterate_points(child, read_sweep_or_warn(child))
         elif depth > 1:
             yield from _iterate_runs(child, depth - 1)
 
 
 def _list_runs(folder: Path) -> list[Run]:
-    return [Run(run, status) for run in _list_subfolders(folder) if (status := read_status(run)) is not None]
+    return [run for child in _list_subfolders(folder) for run in _read_run(child)]
+
+
+def _read_run(folder: Path) -> list[Run]:
+    """Returns the run in `folder`, also if its status.json is damaged; an empty list if there is none."""
+    status = read_status(folder)
+    return [Run(folder, status)] if status is not None or find_status_damage(folder) else []
 
 
 def _list_subfolders(parent: Path) -> Sequence[Path]:
@@ -146,11 +180,11 @@ def _list_subfolders(parent: Path) -> Sequence[Path]:
 
 
 def _get_start_time(item: RunOrGroup) -> str:
-    """Returns the recorded start time; for a run that is still queued, the time of its submission."""
+    """Returns the recorded start time; else when status.json was written, for a queued run by its submission."""
     if isinstance(item, RunGroup):
         start = item.sweep_record.get("start")
         return start if isinstance(start, str) else max(map(_get_start_time, item.runs), default="")
-    if item.status and (start := item.status.get("start")):
+    if start := (item.status or {}).get("start"):
         return str(start)
     files = [item.folder / "status.json", item.folder / slurm.JOBS_FILE] if item.status else [item.folder]
     written = next(filter(None, map(_get_modification_time, files)), None)

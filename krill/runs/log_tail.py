@@ -31,7 +31,8 @@ def read_tail(file: Path, lines: int) -> tuple[bytes, int]:
 
 def read_last_lines(file: Path, lines: int) -> list[str]:
     """Returns the last `lines` of a file as text."""
-    return read_tail(file, lines)[0].decode("utf-8", errors="replace").splitlines()
+    text = read_tail(file, lines)[0].decode("utf-8", errors="replace")
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def follow_log(file: Path, offset: int, run: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ import krill
 from krill import atomic, errors
 from krill.errors import KrillError, SignalInterrupt
 from krill.runs.slurm import get_current_job
+from krill.terminal import TerminalFormatter
 
 if TYPE_CHECKING:  # krill-runs does not need the schema, which takes longer to import than the command itself
     from krill.config.schema import Section
@@ -32,7 +34,7 @@ RECORDED_STATES = get_args(RecordedState)
 STATUS_TYPES: dict[str, type] = {
     "name": str, "command": str, "overrides": list, "metrics": dict, "best": dict, "start": str, "end": str,
     "error": str, "host": str, "pid": int, "slurm_job_id": str, "submission": str, "submitted_as": str, "result": str,
-    "starts": int, "steps": int,
+    "starts": int, "steps": int, "last_start": str, "seconds": float, "tracker_ids": dict,
 }  # fmt: skip
 """Type of each entry in status.json, unless it is null."""
 log = logging.getLogger("krill")
@@ -42,15 +44,53 @@ METRICS_TAIL_BYTES = 2**14
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """Reads status.json of a run folder, without entries of a wrong type; None if it is missing or not krill's."""
-    status = read_json_object(folder / "status.json")
-    if not isinstance(status.get("signature"), str) or status.get("state") not in RECORDED_STATES:
-        return None
-    return {
+    """Reads status.json of a run folder, without entries of a wrong type; None if it is missing or not krill's.
+
+    Also None if it is damaged: `find_status_damage` says so.
+    """
+    status = _load_status(folder)[0]
+    return status and {
         key: value
         for key, value in status.items()
         if value is None or isinstance(value, STATUS_TYPES.get(key, object))
     }
+
+
+def find_status_damage(folder: Path) -> str | None:
+    """Returns what is wrong with status.json of a run folder; None if nothing is, or the folder is not a run's."""
+    is_run = any((folder / name).exists() for name in (".lock", "config.yaml"))
+    return _load_status(folder)[1] if is_run else None
+
+
+def _load_status(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """Returns the content of status.json and None, or None and what is wrong with the file."""
+    try:
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):  # not yet written, unless there are checkpoints
+        return None, "is missing" if (folder / "checkpoints").is_dir() else None
+    except OSError as error:
+        return None, f"cannot be read ({error.strerror})"
+    except ValueError as error:
+        return None, f"is damaged ({error})"
+    if (
+        not isinstance(status, dict)
+        or not isinstance(status.get("signature"), str)
+        or status.get("state") not in RECORDED_STATES
+    ):
+        return None, "is damaged (it has no signature, or no state)"
+    checksum = status.pop("checksum", None)
+    if checksum not in (None, _compute_checksum(status)):
+        return None, "is damaged (its checksum is another one)"
+    return status, None
+
+
+def write_status(folder: Path, status: dict[str, Any]) -> None:
+    """Writes status.json, with a checksum that reveals damage."""
+    atomic.write_json(folder / "status.json", status | {"checksum": _compute_checksum(status)})
+
+
+def _compute_checksum(status: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(status).encode())
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -111,6 +151,8 @@ class Record:
             self._end("finished", errors.DONE)
 
     def _begin(self, config: Section, signature: str, overrides: list[str]) -> None:
+        self.seconds_before = compute_run_seconds(self.folder, self.status) or 0.0
+        self.start_time = time.monotonic()
         # status.json is written first: without it, a folder with other files would not be recognized as a run.
         self.update(
             state="running",
@@ -122,7 +164,9 @@ class Record:
             pid=os.getpid(),
             slurm_job_id=get_current_job(),
             starts=self.status.get("starts", 0) + 1,
+            seconds=self.seconds_before,
             start=self.status.get("start", now()),
+            last_start=now(),
             end=None,
             error=None,
             versions=collect_versions(),
@@ -132,13 +176,19 @@ class Record:
         atomic.write_text(self.folder / "config.yaml", text)
 
     def _end(self, state: RecordedState, exit_code: int, **values: Any) -> None:
-        self.update(state=state, exit=exit_code, end=now(), **values)
+        self.update(
+            state=state,
+            exit=exit_code,
+            end=now(),
+            seconds=round(self.seconds_before + time.monotonic() - self.start_time, 1),
+            **values,
+        )
 
     def update(self, **values: Any) -> None:
         """Updates entries of status.json; entries written by another record of this run are kept."""
         self.status = (read_status(self.folder) or self.status) | values
         if self.is_writer:
-            atomic.write_json(self.folder / "status.json", self.status)
+            write_status(self.folder, self.status)
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
@@ -155,7 +205,7 @@ class Record:
     def log_to_file(self, name: str = "log.txt") -> Iterator[None]:
         """Writes krill's log messages with timestamps to a file in the folder as well; debug messages only there."""
         handler = logging.FileHandler(self.folder / name, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(message)s"))
         level, others = log.level, [(other, other.level) for other in log.handlers]
         for other, _ in others:
             other.setLevel(max(other.level, logging.INFO))
@@ -171,8 +221,24 @@ class Record:
                 other.setLevel(other_level)
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads config.yaml of a run folder; empty if it is missing. Raises KrillError if it is damaged."""
+    file = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise KrillError(
+            f"{relative_path(file)} is damaged ({' '.join(str(error).split())}); restore it, or remove it"
+        ) from error
+    if not isinstance(config, dict):
+        raise KrillError(f"{relative_path(file)} is damaged (it has no keys); restore it, or remove it")
+    return config
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Reads the lines of metrics.jsonl, without a last line truncated by a kill."""
+    """Reads the lines of metrics.jsonl like `read_jsonl`."""
     return read_jsonl(folder / "metrics.jsonl")
 
 
@@ -196,17 +262,41 @@ def read_last_metrics(folder: Path, keys: Collection[str]) -> dict[str, Any]:
 
 
 def read_validations(folder: Path) -> list[dict[str, Any]]:
-    """Reads the lines of metrics.jsonl with a validation loss."""
-    return [line for line in read_metrics(folder) if "eval_loss" in line]
+    """Reads the lines of metrics.jsonl with a validation. Raises KrillError for one without bits per byte."""
+    lines = [line for line in read_metrics(folder) if "eval_loss" in line]
+    for line in lines:
+        if "eval_bits_per_byte" not in line:
+            raise KrillError(
+                f"{relative_path(folder / 'metrics.jsonl')} is damaged: the validation of step {line['step']} has no "
+                "eval_bits_per_byte. Repair or remove this line, and run the same command again"
+            )
+    return lines
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """Reads a JSON lines file, without a last line truncated by a kill; empty if the file is missing."""
+    """Reads a JSON lines file of a run, without a last line truncated by a kill; empty if the file is missing.
+
+    Lines end with a line feed only: str.splitlines also splits at U+2028 and others, which are part of a text. Raises
+    KrillError for a line that is not an object with a step.
+    """
     try:
-        text = file.read_text(encoding="utf-8")
+        lines = file.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [_parse_line(file, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _parse_line(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(line.decode())
+        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+            raise ValueError("it has no step")
+    except ValueError as error:
+        raise KrillError(
+            f"{relative_path(file)} is damaged: line {number}: {error}. Repair or remove this line, and run the same "
+            "command again"
+        ) from error
+    return values
 
 
 def write_jsonl(file: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -231,14 +321,37 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def compute_wall_seconds(status: dict[str, Any]) -> float | None:
-    """Computes the wall time in seconds from the start to the end of a run, or until now; None if unknown."""
-    try:
-        start = datetime.fromisoformat(status["start"]).timestamp()
-        end = datetime.fromisoformat(status["end"]).timestamp() if status.get("end") else time.time()
-    except (KeyError, TypeError, ValueError):
+def compute_run_seconds(folder: Path, status: dict[str, Any], is_running: bool = False) -> float | None:
+    """Computes the time in seconds in which the processes of a run worked, without the pauses between them.
+
+    A process that was killed could not record its end: it counts until it last wrote metrics or a log message. None
+    if the run has not started.
+    """
+    start, end = (_parse_time(status.get(key)) for key in ("last_start", "end"))
+    if start is None:  # a run of an older version
+        start = _parse_time(status.get("start"))
+    elif end is not None:
+        return status.get("seconds")
+    if start is None:
         return None
-    return end - start
+    if end is None:
+        files = ("log.txt", "metrics.jsonl")
+        end = time.time() if is_running else max(_get_write_time(folder / name) for name in files)
+    return round((status.get("seconds") or 0.0) + max(0.0, end - start), 1)
+
+
+def _parse_time(text: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+def _get_write_time(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def collect_versions() -> dict[str, str]:

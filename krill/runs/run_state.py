@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from krill.runs import slurm
-from krill.runs.record import read_json_object, read_status
+from krill.runs.record import find_status_damage, read_json_object, read_status
 
 ActualState = Literal[
-    "not started", "queued", "running", "finished", "failed", "stopped", "killed", "cancelled"
+    "not started", "queued", "running", "finished", "failed", "stopped", "killed", "cancelled", "damaged"
 ]
 
 ACTIVE_STATES = frozenset({"queued", "running"})
@@ -110,7 +110,8 @@ def _determine_run_state(
     folder: Path, status: dict[str, Any] | None, job: str | None, states: dict[str, str]
 ) -> RunState:
     if status is None:
-        return RunState("not started")
+        damage = find_status_damage(folder)
+        return RunState("damaged", f"status.json {damage}") if damage else RunState("not started")
     state, error = status["state"], status.get("error") or ""
     if not _is_unsettled(status):
         return RunState(state, error, job)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krill.runs import table
-from krill.runs.find import Run, RunGroup
+from krill.runs.find import Run, RunGroup, read_sweep_or_warn
 from krill.runs.record import relative_path
 from krill.runs.table import RunRow
 
@@ -63,18 +63,20 @@ def suggest_commands(run: Run, row: RunRow) -> list[str]:
         return [f"krill-runs tail -f {path}", f"krill-runs cancel {path}"]
     if row.state == "queued":
         return [f"krill-runs watch {path}", f"krill-runs cancel {path}"]
+    if row.state == "damaged":
+        return (
+            [f"krill-train from={path} resume={path} resume_changed=true"] if row.command == "train" else []
+        )
     repeat = f"krill-{row.command} {shlex.join(row.overrides)}".rstrip()
     if row.sweep:
-        repeat = build_sweep_command(Path(row.sweep)) or repeat
+        repeat = build_sweep_command(Path(row.sweep), read_sweep_or_warn(Path(row.sweep))) or repeat
     return [*([f"krill-runs tail {path}"] if row.state == "failed" else []), repeat]
 
 
-def build_sweep_command(sweep: Path) -> str:
-    """Returns the command that runs the missing points of a sweep; empty if it is not known."""
+def build_sweep_command(sweep: Path, record: dict[str, Any]) -> str:
+    """Returns the command that runs the missing points of a sweep; empty if its `record` does not have it."""
     from krill.config.paths import get_outputs_root
-    from krill.runs.find import read_sweep
 
-    record = read_sweep(sweep)
     if not isinstance(record.get("typed"), list) or not record.get("command"):
         return ""
     arguments = [str(argument) for argument in record["typed"]]

@@ -14,9 +14,13 @@ from typing import Any, TextIO
 from krill import atomic
 from krill.runs import slurm
 from krill.runs.find import Run, read_runs
-from krill.runs.record import compute_wall_seconds, get_validation_loss, read_last_metrics
+from krill.runs.record import compute_run_seconds, get_validation_loss, read_last_metrics
 from krill.runs.run_state import ACTIVE_STATES, RunState, determine_run_states, find_log_file
 from krill.tables import fit_table, get_terminal_width, print_wrapped
+from krill.terminal import escape_control_characters
+
+INTERRUPTED_STATES = frozenset({"stopped", "killed", "cancelled"})
+"""States of runs that resume from their last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,13 @@ def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
         state="failed" if external_error else state.state,
         why=external_error or state.detail,
         overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
-        step=get_number("step", final, last),
+        step=get_number("step", final, _read_saved_step(run.folder, state), last),
         steps=status.get("steps"),
         loss=get_number("loss", final, last),
         eval_loss=get_validation_loss(status),
         eval_bits_per_byte=get_number("eval_bits_per_byte", final),
         tokens_per_second=get_number("tokens_per_second", last),
-        seconds=compute_wall_seconds(status) if state.state != "killed" else None,
+        seconds=compute_run_seconds(run.folder, status, is_running=state.state == "running"),
         start=status.get("start"),
         end=status.get("end"),
         starts=status.get("starts"),
@@ -99,6 +103,16 @@ def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
         log=str(find_log_file(run.folder, status)) if run.status else "",
         sweep=None if run.sweep is None else str(run.sweep),
     )
+
+
+def _read_saved_step(folder: Path, state: RunState) -> dict[str, int]:
+    """Returns the step from which an interrupted run resumes, which is not always a logged step."""
+    if state.state not in INTERRUPTED_STATES:
+        return {}
+    from krill.runs.checkpoints import list_checkpoints, parse_step  # late: it loads pydantic
+
+    saved = list_checkpoints(folder / "checkpoints")
+    return {"step": parse_step(saved[-1])} if saved else {}
 
 
 def to_csv(rows: Sequence[RunRow]) -> str:
@@ -168,13 +182,15 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
         (
             str(index + 1),
             row.state + (f" {row.job}" if row.job and row.state in ("queued", "running") else ""),
-            differing[index],
+            escape_control_characters(differing[index]),
             "" if row.step is None else f"{row.step}/{row.steps or '?'}",
             _format_number(row.loss),
             _format_number(row.eval_loss),
             _format_number(row.eval_bits_per_byte),
             _format_number(row.seconds, 0),
-            str(relative_path(Path(row.folder))) if full_paths else Path(row.folder).name,
+            escape_control_characters(
+                str(relative_path(Path(row.folder))) if full_paths else Path(row.folder).name
+            ),
         )
         for index, row in enumerate(rows)
     ]

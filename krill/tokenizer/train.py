@@ -23,6 +23,7 @@ from krill.tokenizer import recipe, rustbpe
 from krill.tokenizer.artifact import hash_settings, load_tokenizer, resolve_tokenizer_folder
 from krill.tokenizer.chunking import chunk_texts
 from krill.tokenizer.extend import extend_tokenizer, prepare_extension
+from krill.tokenizer.progress import TokenizerProgress
 
 log = logging.getLogger("krill")
 
@@ -52,15 +53,16 @@ def train_tokenizer(
     be distinguished from text, KrillError if the text yields fewer entries than requested.
     """
     start_time = time.monotonic()
-    sample = _CountedTexts(texts)
-    if config.base is not None:
-        size = extend_tokenizer(config, sample, folder)
-    else:
-        recipe.check_recipe(config)
-        trained = rustbpe.train_with_rustbpe(config, sample) if config.trainer == "rustbpe" else None
-        trained = trained or _train_with_hf(config, sample)
-        size = trained.get_vocab_size(with_added_tokens=True)
-        recipe.save_tokenizer(trained, config, folder)
+    with TokenizerProgress(recipe.compute_vocab_size(config)) as progress:
+        sample = _CountedTexts(texts, progress)
+        if config.base is not None:
+            size = extend_tokenizer(config, sample, folder)
+        else:
+            recipe.check_recipe(config)
+            trained = rustbpe.train_with_rustbpe(config, sample) if config.trainer == "rustbpe" else None
+            trained = trained or _train_with_hf(config, sample)
+            size = trained.get_vocab_size(with_added_tokens=True)
+            recipe.save_tokenizer(trained, config, folder)
     if sample.is_read and not sample.num_documents:
         raise UsageError(
             "no document is left to train the tokenizer on; lower data.min_chars, or use other data"
@@ -116,8 +118,8 @@ def _collect_trainer_versions(config: TokenizerConfig) -> dict[str, str]:
 class _CountedTexts:
     """Iterates over texts; counts and hashes the distinct ones."""
 
-    def __init__(self, texts: Callable[[], Iterator[str]]) -> None:
-        self._texts = texts
+    def __init__(self, texts: Callable[[], Iterator[str]], progress: TokenizerProgress) -> None:
+        self._texts, self._progress = texts, progress
         self._digests: set[bytes] = set()
         self.num_bytes = 0
         self.is_read = False
@@ -131,7 +133,9 @@ class _CountedTexts:
             if digest not in self._digests:
                 self._digests.add(digest)
                 self.num_bytes += len(content)
+                self._progress.show_reading(self.num_documents, self.num_bytes)
             yield text
+        self._progress.show_learning()
 
     @property
     def num_documents(self) -> int:

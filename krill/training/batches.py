@@ -17,6 +17,9 @@ from krill.signals import die_with_parent
 from krill.training.batch_shape import BatchShape
 from krill.training.compute import attention
 
+COUNT_BLOCK_ROWS = 2**20
+"""Rows that are counted at once, which limits the memory."""
+
 EMPTY_ROW = -1
 """Index of a row of padding only: it fills up the last step, so that no token is used twice."""
 
@@ -77,6 +80,30 @@ class RowBatchSampler(Sampler[list[int]]):
         size = self.shape.rows_per_step
         rows = (self.get_row(position) for position in range((step - 1) * size, step * size))
         return [row for row in rows if row != EMPTY_ROW]
+
+
+class TokenCounter:
+    """Counts the tokens of the first rows in the order of training, without padding.
+
+    A count in the same epoch as the last one continues from there: the cost is that of the rows in between.
+    """
+
+    def __init__(self, rows: Rows, seed: int):
+        self.rows, self.seed = rows, seed
+        self.row_tokens = np.add.reduceat(rows.lengths, rows.offsets[:-1])
+        self.epoch = self.position = self.tokens_in_epoch = 0
+
+    def count(self, num_rows: int) -> int:
+        """Returns the tokens of the rows at positions 0 … `num_rows` - 1 of the whole run."""
+        epoch, position = divmod(num_rows, len(self.rows))
+        if epoch != self.epoch or position < self.position:
+            self.epoch, self.position, self.tokens_in_epoch = epoch, 0, 0
+        while self.position < position:
+            positions = np.arange(self.position, min(position, self.position + COUNT_BLOCK_ROWS))
+            rows = row_at(self.seed, epoch, positions, len(self.rows))
+            self.tokens_in_epoch += int(self.row_tokens[rows].sum())
+            self.position += len(positions)
+        return epoch * self.rows.tokens + self.tokens_in_epoch
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,15 @@ from krill.training.compute.liger import apply_kernels
 from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
 from krill.training.finish import collect_final_metrics, log_summary, save_final_model
 from krill.training.metrics.throughput import build_throughput_meter
-from krill.training.metrics.trackers import build_tracker_arguments
+from krill.training.metrics.trackers import TrackedRun, Trackers, collect_tracked_config
 from krill.training.oom_retry import retry_on_oom
 from krill.training.run_header import log_header, write_param_groups
-from krill.training.setup import RunSetup, build_run_setup, compute_validation_baselines
+from krill.training.setup import (
+    RunSetup,
+    build_run_setup,
+    compute_validation_baselines,
+    count_text_bytes,
+)
 from krill.training.trainer import KrillTrainer, ValidationSet
 
 
@@ -127,22 +132,35 @@ def _train_once(
         )
         progress, uploader = ProgressReporter(record, setup), HubUploader(record, config.hub)
         trainer = _build_trainer(setup, model, loss, stop, progress, restart)
+        trackers = _build_trackers(record, setup, model, checkpoint)
         if ranks.is_rank0():
             retention = CheckpointRetention(record, config, trainer.last_stable_step, corrupt)
             trainer.add_callback(retention)
             trainer.add_callback(StoreVerifier(setup.store))
             # In this order: retention deletes checkpoints, which must be uploaded before.
-            trainer.save_hooks = [uploader.on_checkpoint_saved, retention.on_checkpoint_saved]
-        with uploader, trainer.async_saver, progress:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        stop.raise_if_signaled(
-            trainer.state.global_step, setup.length.steps
-        )  # later signals interrupt at once
-        return _finish_run(trainer, setup, record, uploader)
+            trainer.save_hooks = [
+                trackers.log_checkpoint, uploader.on_checkpoint_saved, retention.on_checkpoint_saved,
+            ]  # fmt: skip
+            trainer.add_callback(trackers)
+        with trackers:
+            with uploader, trainer.async_saver, progress:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            stop.raise_if_signaled(
+                trainer.state.global_step, setup.length.steps
+            )  # later signals interrupt at once
+            return _finish_run(trainer, setup, record, uploader, trackers)
+
+
+def _build_trackers(record: Record, setup: RunSetup, model: Any, checkpoint: Path | None) -> Trackers:
+    """Returns the trackers of the run, which only rank 0 has."""
+    tracked_config = collect_tracked_config(setup, model, record.status.get("signature"))
+    first_step = checkpoints.parse_step(checkpoint) if checkpoint else 0
+    names = setup.config.trackers if ranks.is_rank0() else []
+    return Trackers(names, TrackedRun(record, setup, tracked_config, first_step))
 
 
 def _finish_run(
-    trainer: KrillTrainer, setup: RunSetup, record: Record, uploader: HubUploader
+    trainer: KrillTrainer, setup: RunSetup, record: Record, uploader: HubUploader, trackers: Trackers
 ) -> dict[str, Any]:
     """Validates, exports and reports the trained model; returns the final metrics."""
     baselines = compute_validation_baselines(setup)
@@ -158,6 +176,7 @@ def _finish_run(
         metrics = collect_final_metrics(trainer, setup, baselines)
         record.update(metrics=metrics)
         save_final_model(model, setup, metrics, baselines)
+        trackers.log_model()
         uploader.finish()
         log_summary(setup, metrics, baselines)
         return metrics
@@ -205,6 +224,7 @@ def _build_trainer(
         loss=loss,
         tokenizer=setup.tokenizer,
         restart=restart,
+        epochs_at=setup.epochs_at,
         skip_report=SkipReport(setup, build_sampler(lambda: 0).get_step_rows),
         callbacks=[stop, progress, EarlyStopping(config.stop, setup.folder), SampleWriter(setup, throughput)],
     )
@@ -226,7 +246,6 @@ def _build_validation_set(setup: RunSetup, collator: RowCollator, stop: StopOnSi
     all_batches = [list(range(first, min(first + size, len(rows)))) for first in range(0, len(rows), size)]
     all_batches += [[EMPTY_ROW]] * (-len(all_batches) % ranks.get_world_size())
     batches = all_batches[ranks.get_rank() :: ranks.get_world_size()]
-    by_source = setup.store.manifest["splits"]["validation"]["by_source"]
     segment_sources = map_segments_to_sources(rows, setup.store.validation)
 
     def iterate_batches() -> Iterator[dict[str, Any]]:
@@ -236,7 +255,8 @@ def _build_validation_set(setup: RunSetup, collator: RowCollator, stop: StopOnSi
     return ValidationSet(
         dataset=RowDataset(rows),
         load_batches=lambda: stop.iterate_until_signal(iterate_batches()),
-        text_bytes={name: by_source.get(name, {}).get("text_bytes", 0) for name in setup.store.sources},
+        text_bytes=count_text_bytes(setup),
+        is_sample=setup.validation_documents is not None,
         eos_id=setup.tokenizer.eos_id,
     )
 
@@ -261,7 +281,7 @@ def _build_training_arguments(setup: RunSetup) -> TrainingArguments:
         save_steps=config.save_every,
         ignore_data_skip=True,
         remove_unused_columns=False,
-        **build_tracker_arguments(config, setup.folder),
+        report_to="none",  # krill.training.metrics.trackers
         disable_tqdm=True,
         include_num_input_tokens_seen="no",
         average_tokens_across_devices=True,

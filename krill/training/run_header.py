@@ -31,10 +31,15 @@ def log_header(
         "model       %s: %s parameters, %s, vocabulary %d",
         config.model.name, f"{parameters:,}", config.model.family, setup.tokenizer.vocab_size,
     )  # fmt: skip
+    sample = (
+        f", {setup.validation_rows.targets:,} predicted per validation (eval_tokens)"
+        if setup.validation_rows is not None and setup.validation_documents is not None
+        else ""
+    )
     log.info(
-        "tokens      %s to train on in %s rows of %d (%s), %s held out",
+        "tokens      %s to train on in %s rows of %d (%s), %s held out%s",
         f"{train.tokens:,}", f"{len(setup.train_rows):,}", config.sequence_len, config.packing,
-        f"{validation.tokens:,}",
+        f"{validation.tokens:,}", sample,
     )  # fmt: skip
     log.info(
         "steps       %d of %s tokens: %.2f epochs%s", setup.length.steps, f"{setup.tokens_per_step:,}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 
 from krill.config.schema import TrainConfig
 from krill.data.encoding import Encoder
+from krill.data.order import row_at
 from krill.data.packing import IGNORE_INDEX, Rows, pack, pack_windows
-from krill.data.store import Store
+from krill.data.store import Split, Store
 from krill.errors import UsageError
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 from krill.training import ranks
@@ -22,6 +24,7 @@ from krill.training.batch_shape import (
     compute_batch_shape,
     compute_training_length,
 )
+from krill.training.batches import TokenCounter
 from krill.training.compute.setup import ComputeSetup
 from krill.training.metrics.evaluate import Baselines, compute_baselines
 
@@ -45,6 +48,8 @@ class RunSetup:
     length: TrainingLength
     train_rows: Rows
     validation_rows: Rows | None
+    validation_documents: np.ndarray | None
+    """The documents of a validation, as indices within the split, where eval_tokens limits them; int64."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -53,8 +58,19 @@ class RunSetup:
 
     def epochs_at(self, step: int) -> float:
         """Returns the passes over the rows after `step` steps, without the empty rows that fill up the last one."""
-        served = step * self.batch_shape.rows_per_step
-        return min(served, self.length.total_rows or served) / len(self.train_rows)
+        return self._rows_at(step) / len(self.train_rows)
+
+    def tokens_at(self, step: int) -> int:
+        """Returns the tokens that the first `step` steps train on, without padding and empty rows."""
+        return self._token_counter.count(self._rows_at(step))
+
+    def _rows_at(self, step: int) -> int:
+        rows = step * self.batch_shape.rows_per_step
+        return min(rows, self.length.total_rows or rows)
+
+    @cached_property
+    def _token_counter(self) -> TokenCounter:
+        return TokenCounter(self.train_rows, self.config.seed)
 
 
 def build_run_setup(
@@ -78,6 +94,7 @@ def build_run_setup(
     validation = token_store.get_split("validation")
     if validation.tokens == 0:
         log.warning("validation  no document is held out; raise data.validation_fraction to measure the loss")
+    documents = sample_documents(validation, config.eval_tokens)
     batch_shape = compute_batch_shape(config.batch, config.sequence_len, ranks.get_world_size())
     loaded_tokenizer = load_tokenizer(tokenizer)
     if loaded_tokenizer.signature != token_store.tokenizer_signature:
@@ -98,8 +115,38 @@ def build_run_setup(
         batch_shape=batch_shape,
         length=compute_training_length(config, len(rows), batch_shape.rows_per_step),
         train_rows=rows,
-        validation_rows=pack_windows(validation, config.sequence_len) if validation.tokens else None,
+        validation_rows=pack_windows(validation, config.sequence_len, documents)
+        if validation.tokens
+        else None,
+        validation_documents=documents,
     )
+
+
+def sample_documents(split: Split, eval_tokens: int | None) -> np.ndarray | None:
+    """Returns the fewest documents of a sample that have `eval_tokens` tokens to predict, int64; None: all documents.
+
+    The sample depends on the split alone, so that all runs on these tokens have the same one.
+    """
+    targets = np.diff(split.ends.astype(np.int64), prepend=0) - 1  # all but bos
+    if eval_tokens is None or targets.sum() <= eval_tokens:
+        return None
+    order = row_at(0, 0, np.arange(len(targets)), len(targets))
+    count = int(np.searchsorted(np.cumsum(targets[order]), eval_tokens)) + 1
+    return np.sort(order[:count])
+
+
+def count_text_bytes(setup: RunSetup) -> dict[str, int]:
+    """Returns the UTF-8 bytes of the validation text of each source."""
+    if setup.validation_documents is None:
+        by_source = setup.store.manifest["splits"]["validation"]["by_source"]
+        return {name: by_source.get(name, {}).get("text_bytes", 0) for name in setup.store.sources}
+    split, counts = setup.store.validation, dict.fromkeys(setup.store.sources, 0)
+    for document in setup.validation_documents.tolist():
+        start = int(split.ends[document - 1]) if document else 0
+        ids = split.read(start, int(split.ends[document]))[1:-1].tolist()  # without bos and eos
+        text = setup.tokenizer.backend.decode(ids, skip_special_tokens=False)
+        counts[setup.store.sources[split.sources[document]]] += len(text.encode())
+    return counts
 
 
 def _check_sample_prompt(config: TrainConfig, tokenizer: TokenizerFolder) -> None:

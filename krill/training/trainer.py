@@ -15,8 +15,8 @@ Overridden methods, and why:
                             and reported with the next line of metrics
     evaluate                loss per token and bits per byte over all validation rows
     _get_output_dir         the staging folder while a checkpoint is saved
-    _save_checkpoint        writes to a staging folder, hashes, then renames; stores whether a validation that a
-                            signal interrupted is pending
+    _save_checkpoint        writes to a staging folder, hashes, then renames; stores the epoch of metrics.jsonl, and
+                            whether a validation that a signal interrupted is pending
     _save, _save_optimizer_and_scheduler
                             in a background thread, where configured
     _load_optimizer_and_scheduler
@@ -31,7 +31,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,6 +80,8 @@ class ValidationSet:
     """Returns the batches of this rank; every rank has the same number."""
     text_bytes: dict[str, int]
     """UTF-8 bytes of the validation text of each source."""
+    is_sample: bool
+    """Whether these are not all rows of the split: then the metrics have the number of their tokens."""
     eos_id: int
 
 
@@ -97,16 +99,18 @@ class KrillTrainer(Trainer):
         loss: Loss,
         tokenizer: TokenizerFolder,
         restart: Restart | None,
+        epochs_at: Callable[[int], float],
         skip_report: SkipReport,
         callbacks: list[Any],
     ):
         """Builds the trainer; nothing runs yet.
 
         `train_loader`: called with a function that returns the current step; returns the batches from that step on.
+        `epochs_at`: returns the epochs after a step.
         """
         self.config, self.train_loader, self.validation_set = config, train_loader, validation_set
         self.throughput, self.loss, self.skip_report = throughput, loss, skip_report
-        self.tokenizer, self.restart = tokenizer, restart
+        self.tokenizer, self.restart, self.epochs_at = tokenizer, restart, epochs_at
         self.compiled_model: Any = None
         self.optimizer: Any
         self.lr_scheduler: Any
@@ -202,6 +206,7 @@ class KrillTrainer(Trainer):
         if self.optimizer_stats and "loss" in logs:
             logs |= self.optimizer_stats.collect_metrics()
             self.optimizer_stats = None
+        self._set_epoch()
         super().log(logs, start_time)
         if ranks.is_rank0():
             self.skip_report.report(bad_steps)
@@ -215,7 +220,7 @@ class KrillTrainer(Trainer):
         if self.validation_set is None:
             return {}
         self.is_validation_pending = False
-        batches = (self._prepare_inputs(batch) for batch in self.validation_set.load_batches())
+        batches = self._iterate_validation_batches()
         try:
             with self.throughput.pause():
                 totals = evaluate_batches(
@@ -229,9 +234,18 @@ class KrillTrainer(Trainer):
             self.is_validation_pending = self.control.should_save = self.control.should_training_stop = True
             return {}
         metrics = _compute_evaluation_metrics(totals, self.validation_set.text_bytes)
+        if self.validation_set.is_sample:
+            metrics["eval_tokens"] = sum(total.tokens for total in totals)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _iterate_validation_batches(self) -> Iterator[dict[str, Any]]:
+        """Yields the batches of this rank on its device, and reports each one to the callbacks."""
+        assert self.validation_set is not None
+        for batch in self.validation_set.load_batches():
+            yield self._prepare_inputs(batch)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns 0: Trainer's count omits attention and head, and walks the model at every micro step."""
@@ -282,7 +296,12 @@ class KrillTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.staging_folder or self.args.output_dir)
 
+    def _set_epoch(self) -> None:
+        """Replaces Trainer's epoch, which counts the batches of this process: other ones after a resume."""
+        self.state.epoch = self.epochs_at(self.state.global_step)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._set_epoch()
         pending = {
             "sums": ranks.all_gather_object(float(self._tr_loss)),
             "since": self._globalstep_last_logged,

@@ -64,8 +64,8 @@ def test_a_model_counts_by_its_signed_fields():
 
 UNSIGNED = [
     "name=other", "resume=false", "output=somewhere", "device=cpu", "dry_run=true", "log_every=1", "eval_every=7",
-    "save_every=7", "keep_checkpoints=9", "keep_best=false", "save_in_background=true", "sample_prompt=x",
-    "hub.id=user/name", "model.name=other",
+    "eval_tokens=100", "save_every=7", "keep_checkpoints=9", "keep_best=false", "save_in_background=true",
+    "sample_prompt=x", "hub.id=user/name", "model.name=other",
     "tokenizer.name=other", "tokenizer.vocab_size=999", "data.name=other", "data.min_chars=7", "hardware=cpu",
     "hardware.workers=3", "hardware.threads=2", "hardware.attention=sdpa", "hardware.loss=full",
     "hardware.liger=false", "hardware.compile=true", "hardware.gradient_checkpointing=true",

@@ -159,7 +159,7 @@ def test_repeated_signals_stop_the_preparation_once(
     _, messages = process.communicate(timeout=60)
     assert process.returncode == code
     assert messages.splitlines()[-1] == (
-        f"krill-{command}: error: interrupted by {signal.Signals(number).name}; {INTERRUPTED}"
+        f"krill-{command}: interrupted by {signal.Signals(number).name}; {INTERRUPTED}"
     )
 
     (partial,) = tmp_path.glob("outputs/data/.*.partial")

@@ -203,6 +203,33 @@ def test_output_with_other_files_is_rejected(tmp_path: Path, status: str) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"state": "running"}', '{"state": "sunning", "signature": "a"}']
+)
+def test_a_run_with_a_damaged_status_is_not_started_over(tmp_path: Path, content: str) -> None:
+    older, _ = release_claim(claim(SIGNATURE, tmp_path))
+    make_past_run(older)
+    other, _ = release_claim(claim(OTHER_SIGNATURE, tmp_path))
+    for folder in (older, other):
+        (folder / "status.json").write_text(content)
+    error = r"status\.json is damaged .* Add resume=\S+ resume_changed=true"
+    for resume in ("auto", "local", str(older)):
+        with pytest.raises(UsageError, match=error):
+            claim(SIGNATURE, tmp_path, resume=resume)
+    with pytest.raises(UsageError, match=error):
+        claim(SIGNATURE, tmp_path, output=older)
+    assert sorted(tmp_path.iterdir()) == [older, other]
+    resumed = release_claim(claim(SIGNATURE, tmp_path, resume=str(older), allow_changed=True))
+    assert resumed == (older, "resumed")
+    assert release_claim(claim(SIGNATURE, tmp_path, resume=False))[1] == "new"
+
+
+def test_a_damaged_run_of_another_configuration_does_not_matter(tmp_path: Path) -> None:
+    other, _ = release_claim(claim(OTHER_SIGNATURE, tmp_path))
+    (other / "status.json").write_text("{")
+    assert release_claim(claim(SIGNATURE, tmp_path))[1] == "new"
+
+
 def test_output_that_is_a_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(UsageError, match="use another folder"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from krill.errors import KrillError
 from krill.runs import find, record, table
 from krill.runs.resolve import resolve_run
+from krill.runs.summary import suggest_commands
 
 
 def make_run(folder: Path, **status: Any) -> Path:
@@ -72,6 +75,30 @@ def test_files_that_are_not_runs_are_ignored(root: Path) -> None:
     )
     assert len(find.runs_under(root)) == 4
     assert [row.overrides for row in table.build_rows(find.expand_runs(resolve_run("odd", root)))] == [()]
+
+
+def test_a_run_with_a_damaged_status_is_found(root: Path) -> None:
+    folder = root / "runs/a/2-aaaa2222"
+    (folder / ".lock").touch()
+    (folder / "status.json").write_text('{"state":')
+    assert len(find.runs_under(root)) == 3
+    run = resolve_run(str(folder), root)
+    assert isinstance(run, find.Run)
+    (row,) = table.build_rows([run])
+    assert (row.state, row.error[:22]) == ("damaged", "status.json is damaged")
+    assert suggest_commands(run, row)[0].endswith("resume_changed=true")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_a_damaged_sweep_is_reported(
+    root: Path, content: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("krill"), "propagate", True)
+    (root / "sweeps/s/sweep.json").write_bytes(content)
+    with pytest.raises(KrillError, match=r"sweep\.json is damaged .*remove it"):
+        find.read_sweep(root / "sweeps/s")
+    assert len(find.expand_runs(resolve_run(str(root / "sweeps/s"), root))) > 0
+    assert "sweep.json is damaged" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from krill.runs.claim import claim
 from krill.runs.record import (
     Record,
     collect_versions,
-    compute_wall_seconds,
+    compute_run_seconds,
+    find_status_damage,
+    read_config,
     read_git_state,
+    read_jsonl,
     read_last_metrics,
     read_metrics,
     read_status,
+    read_validations,
     relative_path,
     write_jsonl,
 )
@@ -184,16 +189,75 @@ def test_lines_after_the_checkpoint_and_a_truncated_line_are_removed(tmp_path: P
     ]
 
 
+@pytest.mark.parametrize(
+    "separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r"]
+)
+def test_separators_in_a_text_do_not_end_a_line(tmp_path: Path, separator: str) -> None:
+    lines = [{"step": step, f"eval_loss/a{separator}b": separator} for step in (1, 2)]
+    record = Record(tmp_path)
+    for line in lines:
+        record.append_metrics(line)
+    assert read_metrics(tmp_path) == lines
+    record.truncate_metrics(1, tmp_path)
+    assert read_metrics(tmp_path) == lines[:1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"step": 2, "loss" 1}', b'{"step": 2, "loss": "\xff"}', b"[2]", b'{"stap": 2}', b'{"step": "2"}', b"7", b""],
+)  # fmt: skip
+def test_a_damaged_line_is_an_error_with_its_number(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(KrillError, match=r"metrics\.jsonl is damaged: line 2: .* remove this line"):
+        read_jsonl(tmp_path / "metrics.jsonl")
+    assert read_last_metrics(tmp_path, ("step",)) == {"step": 3}
+
+
+def test_a_validation_whose_key_is_damaged_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "eval_loss": 1.0, "eval_bits_per_bxte": 1.0}\n')
+    with pytest.raises(KrillError, match="the validation of step 2 has no eval_bits_per_byte"):
+        read_validations(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"lr: [1", b"lr: \xff", b"just text", b"- 1", b"a: b: c", b"\x00"])
+def test_a_damaged_configuration_is_an_error(tmp_path: Path, content: bytes) -> None:
+    assert read_config(tmp_path) == {}
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(
+        KrillError, match=r"config\.yaml is damaged \(.*\); restore it, or remove it"
+    ) as error:
+        read_config(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 # --- status ------------------------------------------------------------------------------------------------
 
 
-def test_wall_seconds() -> None:
-    start = "2030-01-01T00:00:00+00:00"
-    assert compute_wall_seconds({"start": start, "end": "2030-01-01T00:01:30+00:00"}) == 90
-    assert compute_wall_seconds({}) is None
-    until_now = compute_wall_seconds({"start": "2020-01-01T00:00:00+00:00", "end": None})
-    assert until_now is not None
-    assert until_now > 1e8
+START = "2030-01-01T00:00:00+00:00"
+
+
+def test_seconds_of_a_run(tmp_path: Path) -> None:
+    assert compute_run_seconds(tmp_path, {}) is None
+    ended = {"start": "2020-01-01T00:00:00+00:00", "last_start": START, "end": START, "seconds": 7.5}
+    assert compute_run_seconds(tmp_path, ended) == 7.5
+    older_version = {"start": START, "end": "2030-01-01T00:01:30+00:00"}
+    assert compute_run_seconds(tmp_path, older_version) == 90
+    running = {"last_start": "2020-01-01T00:00:00+00:00", "end": None, "seconds": 5.0}
+    assert (compute_run_seconds(tmp_path, running, is_running=True) or 0.0) > 1e8
+    killed = {"last_start": START, "end": None, "seconds": 5.0}
+    assert compute_run_seconds(tmp_path, killed) == 5.0
+    (tmp_path / "metrics.jsonl").touch()
+    os.utime(tmp_path / "metrics.jsonl", (0, 1893456000 + 30))
+    assert compute_run_seconds(tmp_path, killed) == 35.0
+
+
+def test_a_pause_between_two_starts_is_not_part_of_the_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0, 107.0, 5000.0, 5002.5]  # begin and end of two starts
+    monkeypatch.setattr("krill.runs.record.time.monotonic", lambda: clock.pop(0))
+    assert run_and_read_status(tmp_path, SignalInterrupt("stopped", 75))["seconds"] == 7.0
+    assert run_and_read_status(tmp_path)["seconds"] == 9.5
 
 
 def test_versions_and_commit() -> None:
@@ -216,6 +280,24 @@ def test_the_status_is_json(tmp_path: Path) -> None:
     run_and_read_status(tmp_path)
     json.loads((tmp_path / "status.json").read_text(encoding="utf-8"))
     assert read_status(tmp_path / "none") is None
+
+
+def test_every_flipped_bit_of_the_status_is_noticed(tmp_path: Path) -> None:
+    status = run_and_read_status(tmp_path)
+    file = tmp_path / "status.json"
+    content = file.read_bytes()
+    assert find_status_damage(tmp_path) is None
+    for position in range(0, content.index(b'"checksum"'), 11):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        file.write_bytes(damaged)
+        assert find_status_damage(tmp_path) or read_status(tmp_path) == status  # in white space
+    file.write_bytes(content[: len(content) // 2])
+    assert "is damaged" in str(find_status_damage(tmp_path))
+    file.unlink()
+    assert find_status_damage(tmp_path) is None
+    (tmp_path / "checkpoints").mkdir()
+    assert find_status_damage(tmp_path) == "is missing"
 
 
 def test_last_metrics_are_read_from_the_end_of_a_long_file(tmp_path: Path) -> None:

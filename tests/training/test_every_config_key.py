@@ -69,6 +69,12 @@ def observe_rows(config: TrainConfig, workspace: Workspace) -> Any:
     return len(loader), [next(batches)["input_ids"].tolist() for _ in range(2)]
 
 
+def observe_validation_rows(config: TrainConfig, workspace: Workspace) -> Any:
+    rows = workspace.build_setup(config).validation_rows
+    assert rows is not None
+    return rows.targets
+
+
 def observe_workers(config: TrainConfig, workspace: Workspace) -> Any:
     return _build_trainer(config, workspace).get_train_dataloader().num_workers
 
@@ -77,6 +83,13 @@ def observe_arguments(config: TrainConfig, workspace: Workspace) -> Any:
     """Returns the TrainingArguments, without folders and time."""
     values = run_module._build_training_arguments(workspace.build_setup(config)).to_dict()
     return {key: value for key, value in values.items() if key not in ("run_name", "output_dir")}
+
+
+def observe_trackers(config: TrainConfig, workspace: Workspace) -> Any:
+    setup = workspace.build_setup(config)
+    return run_module._build_trackers(
+        Record(workspace.folder), setup, run_module._build_model(setup), None
+    ).names
 
 
 def observe_compute(config: TrainConfig, workspace: Workspace) -> Any:
@@ -138,8 +151,9 @@ OBSERVED_KEYS: dict[str, tuple[Observe, tuple[str, ...], str]] = {
     "output": (observe_dry_run, (), "output=elsewhere"),
     "device": (observe_dry_run, (), "device=cuda"),
     "log_every": (observe_arguments, (), "log_every=7"),
-    "trackers": (observe_arguments, (), "trackers=[tensorboard]"),
+    "trackers": (observe_trackers, (), "trackers=[tensorboard]"),
     "eval_every": (observe_arguments, (), "eval_every=7"),
+    "eval_tokens": (observe_validation_rows, (), "eval_tokens=64"),
     "save_every": (observe_arguments, (), "save_every=7"),
     "keep_checkpoints": (observe_disk, ("steps=50",), "keep_checkpoints=7"),
     "keep_best": (observe_disk, ("steps=50",), "keep_best=false"),

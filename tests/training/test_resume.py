@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from filelock import FileLock
 from trainings import assert_same_result
 
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics, read_status
+from krill.runs.record import read_jsonl, read_metrics, read_status
+from krill.runs.table import read_rows
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
 def count_rows_per_epoch(folder: Path) -> int:
     """Returns the number of rows per epoch, from the first line of metrics."""
     line = read_metrics(folder)[0]
-    return round(line["tokens"] / 64 / line["epoch"])
+    return round(line["step"] * 2 / line["epoch"])
 
 
 def test_sigterm_saves_exits_with_75_and_the_same_command_resumes(
@@ -77,7 +79,9 @@ def test_sigterm_saves_exits_with_75_and_the_same_command_resumes(
     overrides = ("steps=7", "log_every=5", "save_every=50")
     uninterrupted = uninterrupted_run(*overrides)
     assert train_and_signal(krill_train, signal.SIGTERM, 3, *overrides) == 75
-    assert "interrupted by SIGTERM at step 3 of 7" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        "krill-train: interrupted by SIGTERM at step 3 of 7; checkpoint saved. Run the same command to resume.\n"
+    )
     (folder,) = set(krill_train.runs()) - {uninterrupted}
     status = read_status(folder)
     assert status is not None
@@ -86,6 +90,7 @@ def test_sigterm_saves_exits_with_75_and_the_same_command_resumes(
         checkpoints.parse_step(path) for path in checkpoints.list_checkpoints(folder / "checkpoints")
     ] == [3]
     assert not (folder / "model").exists()
+    assert [row.step for row in read_rows([folder, uninterrupted])] == [3, 7]  # logged: step 1
 
     assert krill_train(*overrides) == 0
     assert_same_result(folder, uninterrupted)
@@ -121,6 +126,47 @@ def test_a_resumed_run_may_change_its_intervals(krill_train: Any) -> None:
     ] == [2, 3, 6]
     assert [line["step"] for line in read_metrics(folder) if "eval_loss" in line] == [5, 6]
     assert [line["step"] for line in read_metrics(folder) if "loss" in line] == [1, 2, 4, 6]
+
+
+@pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "config.yaml"])
+def test_a_damaged_file_of_a_run_is_an_error(
+    krill_train: Any, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    overrides = ("steps=6", "save_every=50")
+    assert train_and_signal(krill_train, signal.SIGTERM, 2, *overrides) == 75
+    (folder,) = krill_train.runs()
+    (folder / name).write_bytes(b'{"step": 1, "loss": [\n')
+    capsys.readouterr()
+    assert krill_train(*overrides) in (1, 2)
+    errors = capsys.readouterr().err
+    assert re.search(rf"krill-train: error: .*{re.escape(name)} is damaged", errors)
+    assert "Traceback" not in errors
+    assert krill_train.runs() == [folder]
+    (folder / name).write_text("")
+    if name == "status.json":
+        overrides = (*overrides, f"resume={folder}", "resume_changed=true")
+    else:
+        (folder / name).unlink()
+    assert krill_train(*overrides) == 0
+    assert "resuming from step 2" in capsys.readouterr().err
+    assert krill_train.states() == ["finished"]
+
+
+def test_line_separators_in_names_and_samples_do_not_end_a_line(krill_train: Any, texts: Path) -> None:
+    files = [krill_train.outputs / f"a{separator}b.jsonl" for separator in ("\u2028", "\x85")]
+    lines = texts.read_text().splitlines(keepends=True)
+    for index, file in enumerate(files):
+        file.write_text("".join(lines[index::2]))
+    overrides = [
+        f"data.paths=[{files[0]},{files[1]}]",
+        "sample_every=1",
+        "sample_prompt='the\u2028fox'",
+        "eval_every=1",
+    ]
+    assert train_and_signal(krill_train, signal.SIGTERM, 2, *overrides) == 75
+    assert krill_train(*overrides) == 0
+    (folder,) = krill_train.runs()
+    assert [line["step"] for line in read_jsonl(folder / "samples.jsonl")] == [1, 2, 3, 4]
 
 
 # --- which run resumes -------------------------------------------------------------------------------------

@@ -148,6 +148,9 @@ class TrainConfig(Section):
     """Trackers that receive the metrics in addition to metrics.jsonl; each needs the extra of its name."""
     eval_every: Unsigned[PositiveInt]
     """Steps between two validations."""
+    eval_tokens: Unsigned[PositiveInt | None]
+    """Tokens to predict in a validation: documents sampled from the validation split, the same in each
+    validation and each run on these tokens; null: all of the split."""
     save_every: Unsigned[PositiveInt]
     """Steps between two checkpoints."""
     keep_checkpoints: Unsigned[PositiveInt]

@@ -10,11 +10,12 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from krill.errors import KrillError
 from krill.runs.record import Record
+from krill.training import ranks
 from krill.training.callbacks.skip_step import DIVERGED_MESSAGE, suggest_divergence_remedy
 from krill.training.setup import RunSetup
 
@@ -34,25 +35,18 @@ class ProgressReporter(TrainerCallback):
 
     def __init__(self, record: Record, setup: RunSetup):
         self.record, self.setup = record, setup
-        self.tokens_per_step = setup.tokens_per_step
         self.last_log_time = 0.0
         self.bar: Progress | None = None
+        self.validation_task: TaskID | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.last_log_time = time.monotonic()
-        if sys.stderr.isatty():
-            self.bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[metrics]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
+        if bar := self._open_bar():
+            self.task = bar.add_task(
+                "training", total=state.max_steps, completed=state.global_step, metrics=""
             )
-            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, metrics="")
-            self.bar.start()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -60,6 +54,41 @@ class ProgressReporter(TrainerCallback):
         control.should_log |= is_logging_step(state.global_step, state)
         if self.bar:
             self.bar.update(self.task, completed=state.global_step)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        rows = self.setup.validation_rows
+        if rows is None or not (bar := self._open_bar()):
+            return
+        if self.validation_task is None:
+            rows_per_batch = self.setup.batch_shape.micro_batch_size * self.setup.batch_shape.world_size
+            batches = -(-len(rows) // rows_per_batch)
+            self.validation_task = bar.add_task("validation", total=batches, metrics="")
+        bar.advance(self.validation_task)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar and self.validation_task is not None:
+            self.bar.remove_task(self.validation_task)
+            self.validation_task = None
+        if self.bar and not self.bar.tasks:  # after the training
+            self.close()
+
+    def _open_bar(self) -> Progress | None:
+        """Returns the progress bar, which is shown from now on; None without a terminal."""
+        if self.bar is None and ranks.is_rank0() and sys.stderr.isatty():
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[metrics]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.bar.start()
+        return self.bar
 
     def on_log(
         self,
@@ -74,7 +103,7 @@ class ProgressReporter(TrainerCallback):
         position: dict[str, Any] = {
             "step": step,
             "epoch": round(self.setup.epochs_at(step), 6),
-            "tokens": step * self.tokens_per_step,
+            "tokens": self.setup.tokens_at(step),
         }
         if "loss" in logs:
             others = {key: value for key, value in logs.items() if key not in TRAINER_LOG_KEYS}
@@ -105,7 +134,7 @@ class ProgressReporter(TrainerCallback):
         """Removes the progress bar."""
         if self.bar:
             self.bar.stop()
-            self.bar = None
+            self.bar = self.validation_task = None
 
     def _raise_if_not_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):

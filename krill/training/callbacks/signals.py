@@ -74,7 +74,7 @@ class StopOnSignal(TrainerCallback):
         if received := self.pending_signal():
             ignore_repeated_signals()
             raise SignalInterrupt(
-                f"interrupted by {received.name} at step {step} of {steps}; progress saved. "
+                f"interrupted by {received.name} at step {step} of {steps}; checkpoint saved. "
                 "Run the same command to resume.",
                 EXIT_CODES[received],
                 received,

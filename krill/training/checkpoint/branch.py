@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import ValidationError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -24,7 +23,7 @@ from krill.config.signature import compute_signature
 from krill.errors import KrillError, UsageError
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
-from krill.runs.record import read_status, relative_path
+from krill.runs.record import read_config, read_status, relative_path
 from krill.training.batch_shape import resolve_batch_shape
 
 CHANGEABLE_KEYS = {"steps", "epochs", "scheduler", "branch", "stop", "export_dtype"}
@@ -98,9 +97,8 @@ def resolve_branch(branch: str) -> Branch:
 
 def _load_run_config(run: Path, branch: Path) -> TrainConfig:
     try:
-        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        return TrainConfig.model_validate(values)
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        return TrainConfig.model_validate(read_config(run))
+    except ValidationError as error:
         raise UsageError(
             f"branch: {relative_path(run)}/config.yaml is not a training configuration of this version of krill; "
             f"branch from a run of this version, or set model=pretrained model.from={relative_path(branch)}"

@@ -5,15 +5,18 @@ It may be published, so it names files, but not folders of this machine.
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
 import yaml
 
-from krill.config.schema import CustomModelConfig, CustomOptimizerConfig
+from krill.config.schema import CustomModelConfig, CustomOptimizerConfig, DataConfig, Filter
 from krill.runs.record import collect_versions, read_git_state, read_metrics, read_validations
 from krill.tables import format_markdown_table
+from krill.terminal import escape_control_characters
 from krill.training.metrics.evaluate import Baselines
 from krill.training.setup import RunSetup
 
@@ -40,7 +43,7 @@ def build_model_card(
         parameters: the number of parameters of the model.
     """
     parts = [
-        f"# {setup.config.name}",
+        f"# {_escape(setup.config.name)}",
         "A language model, pretrained from scratch with krill.",
         _format_table("Model", _describe_model(setup, parameters)),
         _format_data(setup),
@@ -61,20 +64,54 @@ def _describe_model(setup: RunSetup, parameters: int) -> dict[str, Any]:
         rows |= _strip_folders(
             model.model_dump(by_alias=True, exclude=set(setup.config.get_unsigned_keys()) - {"batch"})
         )
-    return rows | {"vocabulary": setup.tokenizer.vocab_size}
+    tokenizer = _strip_folders(setup.config.tokenizer.path) or setup.config.tokenizer.name
+    return rows | {
+        "tokenizer": f"{tokenizer}, signature {setup.tokenizer.signature[:16]}",
+        "vocabulary": setup.tokenizer.vocab_size,
+    }
 
 
 def _format_data(setup: RunSetup) -> str:
     splits = setup.store.manifest["splits"]
     rows = [
-        (PurePath(source).name, *(f"{counts[key]:,}" for key in ("documents", "tokens", "text_bytes")))
+        (
+            _escape(PurePath(source).name),
+            *(f"{counts[key]:,}" for key in ("documents", "tokens", "text_bytes")),
+        )
         for source, counts in splits["train"]["by_source"].items()
     ]
     table = format_markdown_table(("source", "documents", "tokens", "bytes"), rows)
     validation = f"{splits['validation']['tokens']:,} tokens are held out for validation."
-    return "\n".join(
-        ["## Data", "", *table, "", f"{validation} Signature of the tokens: `{setup.store.signature[:16]}`."]
-    )
+    return "\n".join([
+        _format_table("Data", _describe_data(setup.config.data)), "", *table, "",
+        f"{validation} Signature of the tokens: `{setup.store.signature[:16]}`.",
+    ])  # fmt: skip
+
+
+def _describe_data(data: DataConfig) -> dict[str, Any]:
+    """Returns the rules that chose the documents, and the weights of sources that do not count once."""
+    minhash = data.minhash
+    similar = f"dropped from a similarity of {minhash.threshold}, {minhash.unit} {minhash.size}-grams"
+    rows: dict[str, Any] = {
+        "data": data.name,
+        "filters": ", ".join(map(_describe_filter, data.filters)) or "none",
+        "near duplicates": similar if minhash.threshold is not None else "kept",
+        "normalization": data.normalize,
+        "personal data": data.pii,
+        "document length": f"at least {data.min_chars} characters, {data.min_tokens} tokens"
+        + (f"; at most {data.max_tokens} tokens" if data.max_tokens else ""),
+    }
+    entries: list[Any] = [*getattr(data, "paths", []), *getattr(data, "datasets", [])]
+    if weights := [f"{_strip_folders(entry.path)} × {entry.weight:g}"
+                   for entry in entries if getattr(entry, "weight", 1.0) != 1.0]:  # fmt: skip
+        rows["weights"] = ", ".join(weights)
+    return rows
+
+
+def _describe_filter(rule: Filter) -> str:
+    thresholds = _strip_folders(rule.model_dump(mode="json", exclude={"name"}))
+    values = ", ".join(f"{key}={value}" for key, value in thresholds.items())
+    return f"{rule.name} ({values})" if values else rule.name
 
 
 def _describe_training(setup: RunSetup, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +142,7 @@ def _format_results(setup: RunSetup, metrics: dict[str, Any], baselines: Baselin
     for source in setup.store.sources:
         if f"eval_loss/{source}" in last:
             loss, bits = last[f"eval_loss/{source}"], last[f"eval_bits_per_byte/{source}"]
-            rows.append((source, f"{loss:.4f}", f"{bits:.4f}"))
+            rows.append((_escape(source), f"{loss:.4f}", f"{bits:.4f}"))
     table = format_markdown_table(("source", "validation loss", "bits per byte"), rows)
     return "\n".join([
         "## Results", "",
@@ -149,7 +186,9 @@ def _format_config(setup: RunSetup) -> str:
         mode="json", by_alias=True, exclude=set(setup.config.get_unsigned_keys()) - {"batch"}
     )
     text = yaml.safe_dump(_strip_folders(values), allow_unicode=True, sort_keys=False)
-    return f"<details><summary>Configuration</summary>\n\n```yaml\n{text}```\n\n</details>"
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"<details><summary>Configuration</summary>\n\n{fence}yaml\n{text}{fence}\n\n</details>"
 
 
 def _strip_folders(value: Any) -> Any:
@@ -163,4 +202,11 @@ def _strip_folders(value: Any) -> Any:
 
 
 def _format_table(title: str, values: dict[str, Any]) -> str:
-    return "\n".join([f"## {title}", "", *format_markdown_table(("", ""), values.items())])
+    rows = [(key, _escape(str(value))) for key, value in values.items()]
+    return "\n".join([f"## {title}", "", *format_markdown_table(("", ""), rows)])
+
+
+def _escape(text: str) -> str:
+    """Returns Markdown that displays `text`: without HTML, links, emphasis, line ends and control characters."""
+    text = re.sub(r"([\\`*\[\]~])", r"\\\1", escape_control_characters(text))
+    return html.escape(text, quote=False)

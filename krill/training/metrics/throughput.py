@@ -3,7 +3,8 @@
 tokens_per_second   tokens of the rows of all ranks, padding not counted, divided by the time without validation
 mfu                 model FLOPs utilization: the FLOPs that the model needs for these tokens, forward and backward,
                     divided by the peak FLOPs of the device in that time (Chowdhery et al. 2022, "PaLM", appendix B);
-                    recomputation of activations does not count
+                    recomputation of activations does not count. Not on a CPU, whose peak nobody knows: a measurement
+                    is too low while other processes compute
 data_wait           share of the time that the loop waited for the next rows
 memory_gb           peak memory so far in 10⁹ bytes, maximum over ranks: of the CUDA allocator, or of the process
                     when training on the CPU
@@ -90,7 +91,7 @@ def get_peak_memory(device: torch.device) -> int:
 
 
 def build_throughput_meter(setup: RunSetup) -> ThroughputMeter:
-    """Returns a meter, without FLOPs per token and peak FLOP/s for a custom model, whose cost is unknown."""
+    """Returns a meter, without FLOPs per token for a custom model, whose cost is unknown, or peak FLOP/s on a CPU."""
     config = setup.config
     flops = peak = None
     if not isinstance(config.model, CustomModelConfig):
@@ -98,5 +99,6 @@ def build_throughput_meter(setup: RunSetup) -> ThroughputMeter:
         flops = compute_training_flops(
             build_meta_model(config.model, setup.tokenizer.vocab_size), config.sequence_len, mean_span
         )
-        peak = get_peak_flops(setup.device.type, setup.precision, torch.get_num_threads())
+        if setup.device.type == "cuda":
+            peak = get_peak_flops(setup.device.type, setup.precision, torch.get_num_threads())
     return ThroughputMeter(setup.device, flops, peak)

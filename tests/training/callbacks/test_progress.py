@@ -13,8 +13,11 @@ import pytest
 from trainings import build_setup
 
 from krill.config.schema import TrainConfig
+from krill.data.order import row_at
+from krill.data.packing import Rows, pack
 from krill.errors import KrillError
 from krill.runs.record import Record, read_metrics
+from krill.training.batches import TokenCounter
 from krill.training.callbacks import progress
 from krill.training.callbacks.progress import ProgressReporter
 
@@ -61,9 +64,28 @@ def test_lines_have_tokens_and_epochs(reporter: ProgressReporter, tmp_path: Path
     log(reporter, 3, loss=3.0)
     log(reporter, last_step, loss=2.5)
     third, last_line = read_metrics(tmp_path)
-    assert third["tokens"] == 3 * 128
+    assert third["tokens"] == sum(
+        count_tokens(reporter.setup.train_rows, row_at(0, 0, p, rows)) for p in range(6)
+    )
+    assert last_line["tokens"] == reporter.setup.store.train.tokens < last_step * 128
     assert third["epoch"] == pytest.approx(6 / rows, abs=1e-6)
     assert last_line["epoch"] == 1.0  # empty rows are not counted
+
+
+def count_tokens(rows: Rows, row: int) -> int:
+    """Returns the tokens of a row, without padding."""
+    return int((rows.get_row(row).input_ids != rows.stream.pad_id).sum())
+
+
+def test_two_epochs_have_twice_the_tokens_of_one(reporter: ProgressReporter) -> None:
+    rows = reporter.setup.train_rows
+    counter = TokenCounter(rows, seed=3)
+    assert counter.count(2 * len(rows)) == 2 * rows.tokens
+    position = len(rows) + 5
+    expected = rows.tokens + sum(count_tokens(rows, row_at(3, 1, p, len(rows))) for p in range(5))
+    assert [counter.count(position), TokenCounter(rows, 3).count(position)] == [expected, expected]  # resumed
+    full_rows = pack(reporter.setup.store.train, 8, "wrapped")
+    assert TokenCounter(full_rows, 0).count(len(full_rows)) == full_rows.tokens
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -92,6 +114,31 @@ def test_without_a_terminal_a_line_is_logged_every_15_seconds(
             log(reporter, step, loss=3.0)
     assert [record.getMessage().split()[1] for record in caplog.records] == ["16/100", "32/100"]
     assert caplog.records[0].getMessage() == "step 16/100  loss 3.000  128 tokens/s  0:01:24 left"
+
+
+def test_a_terminal_has_a_bar_for_the_validation(
+    reporter: ProgressReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter.on_prediction_step(UNUSED, UNUSED, UNUSED)
+    assert reporter.bar is None  # not a terminal
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
+    assert reporter.setup.validation_rows is not None
+    batches = -(-len(reporter.setup.validation_rows) // 2)
+    with reporter:
+        reporter.on_train_begin(UNUSED, state_at(0), UNUSED)
+        for _ in range(2):
+            for _ in range(batches):
+                reporter.on_prediction_step(UNUSED, UNUSED, UNUSED)
+            assert reporter.bar is not None
+            training, validation = reporter.bar.tasks
+            assert (training.total, validation.total, validation.completed) == (100, batches, batches)
+            reporter.on_evaluate(UNUSED, UNUSED, UNUSED)
+            assert len(reporter.bar.tasks) == 1
+        reporter.on_train_end(UNUSED, UNUSED, UNUSED)
+        reporter.on_prediction_step(UNUSED, UNUSED, UNUSED)
+        assert [task.description for task in reporter.bar.tasks] == ["validation"]
+        reporter.on_evaluate(UNUSED, UNUSED, UNUSED)
+        assert reporter.bar is None
 
 
 def test_first_last_and_every_log_everyth_step_are_logged(reporter: ProgressReporter) -> None:

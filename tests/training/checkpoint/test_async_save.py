@@ -24,7 +24,6 @@ from krill.training.checkpoint.async_save import AsyncCheckpointSaver, copy_to_h
 from krill.training.checkpoint.hub_upload import HubUploader
 from krill.training.checkpoint.retention import CheckpointRetention
 from krill.training.estimate import memory
-from krill.training.metrics import trackers
 from krill.training.trainer import KrillTrainer
 
 BACKGROUND = "save_in_background=true"
@@ -320,16 +319,6 @@ def test_sharded_checkpoints_are_rejected(krill_train: Any, capsys: pytest.Captu
     assert krill_train(BACKGROUND, "hardware.sharding=fsdp2") == 2
     assert "set save_in_background=false or hardware.sharding=none" in capsys.readouterr().err
     assert krill_train.runs() == []
-
-
-def test_tracker_that_uploads_checkpoints_at_each_save_is_rejected(
-    make_config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
-    monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
-    trackers.check_trackers(make_config("trackers=[wandb]"))
-    with pytest.raises(trackers.UsageError, match="WANDB_LOG_MODEL=end"):
-        trackers.check_trackers(make_config("trackers=[wandb]", BACKGROUND))
 
 
 def test_cpu_memory_estimate_includes_the_copy(make_config: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,27 @@ def test_curve_without_validation_has_the_training_loss(krill_train: Any) -> Non
     ] == [
         line for line in text.split("## Curve")[1].splitlines() if line.startswith("| ") and line[2].isdigit()
     ]
+
+
+def test_names_in_the_card_are_text(krill_train: Any, texts: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "<img src=x onerror=alert(1)>|[a](b)`*\x1b[31m\u2028.jsonl"
+    hostile.write_text(texts.read_text().replace("fox", "cat").replace("the", "no"))
+    shutil.copy(texts, tmp_path / "a.jsonl")
+    entries = f"{{path: a.jsonl, weight: 0.5}}, {{path: '{hostile.name}', weight: 2}}"
+    overrides = [f"data.paths=[{entries}]", "steps=1", "name='<b>|'", "tokenizer.vocab_size=330"]
+    assert krill_train(*overrides, "filters=web", "data.minhash.threshold=0.9") == 0
+    (run,) = krill_train.runs("<b>|")
+    text = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert "# &lt;b&gt;|\n" in text
+    name = r"&lt;img src=x onerror=alert(1)&gt;\|\[a\](b)\`\*\\x1b\[31m\\u2028.jsonl"
+    assert text.count(f"| {name} |") == 2
+    assert "<img" not in text
+    assert "\x1b" not in text
+    assert f"| weights | a.jsonl × 0.5, {name} × 2 |" in text
+    assert "| near duplicates | dropped from a similarity of 0.9, " in text
+    assert re.search(r"\| filters \| \w+ \(\w+=.*\), \w+", text)
+    signature = (read_status(run) or {})["tokenizer"]["signature"]
+    assert f"| tokenizer | bpe_4k, signature {signature[:16]} |" in text
 
 
 def test_results_list_each_source(krill_train: Any, texts: Path, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,7 +31,7 @@ from krill.training.metrics.evaluate import (
     evaluate_batches,
     merge_validation_totals,
 )
-from krill.training.setup import compute_validation_baselines
+from krill.training.setup import RunSetup, compute_validation_baselines, count_text_bytes
 
 COLLATOR = RowCollator("varlen", torch.device("cpu"))
 
@@ -170,6 +173,40 @@ def test_each_source_has_its_own_metrics(krill_train: Any, tmp_path: Path, texts
     assert line["eval_bits_per_byte/other.jsonl"] == pytest.approx(
         compute_bits_per_byte(text_nats, size), rel=1e-5
     )
+
+
+def test_eval_tokens_limits_a_validation_to_the_same_documents(
+    make_config: Callable[..., TrainConfig], train_in: Any, tmp_path: Path, prepared_data: Any, caplog: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def setup_with(*overrides: str) -> RunSetup:
+        config = make_config("sequence_len=16", *overrides)
+        return build_setup(config, tmp_path, prepared_data.store, prepared_data.tokenizer.folder)
+
+    whole, half = setup_with(), setup_with("eval_tokens=150")
+    split = half.store.validation
+    assert whole.validation_documents is None is setup_with("eval_tokens=99999").validation_documents
+    documents = half.validation_documents
+    assert documents is not None
+    assert half.validation_rows is not None
+    lengths = np.diff(split.ends.astype(int), prepend=0)[documents]
+    assert 150 <= half.validation_rows.targets == (lengths - 1).sum() < 150 + lengths.max()
+    assert (setup_with("eval_tokens=150", "seed=7").validation_documents == documents).all()
+    all_documents = replace(whole, validation_documents=np.arange(split.documents))
+    assert count_text_bytes(all_documents) == count_text_bytes(whole)
+
+    monkeypatch.setattr(logging.getLogger("krill"), "propagate", True)
+    with caplog.at_level(logging.INFO, "krill"):
+        run = train_in(make_config("sequence_len=16", "eval_tokens=150", "steps=2", "eval_every=1"))
+    targets = half.validation_rows.targets
+    assert f"{targets} predicted per validation (eval_tokens)" in caplog.text
+    assert [line["eval_tokens"] for line in read_metrics(run) if "eval_loss" in line] == [targets] * 2
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    total = evaluate_rows(model, half.validation_rows, 2, half.tokenizer.eos_id)
+    line = read_metrics(run)[-1]
+    assert line["eval_loss"] == pytest.approx(total.loss(), rel=1e-5)
+    size = sum(count_text_bytes(half).values())
+    assert line["eval_bits_per_byte"] == pytest.approx(total.bits_per_byte(size), rel=1e-5)
 
 
 def test_a_single_source_has_no_metrics_of_its_own(krill_train: Any) -> None:

@@ -106,8 +106,8 @@ def test_padding_is_not_counted(
 def test_a_run_records_throughput(train_in: Callable[..., Path], make_config: Callable[..., Any]) -> None:
     lines = [line for line in read_metrics(train_in(make_config("steps=4", "log_every=2"))) if "loss" in line]
     for line in lines:
-        assert {"tokens_per_second", "data_wait", "memory_gb", "seconds_left", "mfu"} <= line.keys()
+        assert {"tokens_per_second", "data_wait", "memory_gb", "seconds_left"} <= line.keys()
+        assert "mfu" not in line  # on a CPU
         assert 0 <= line["data_wait"] < 1
-        assert 0 < line["mfu"] < 1
         assert line["memory_gb"] > 0.1
     assert lines[-1]["seconds_left"] == 0

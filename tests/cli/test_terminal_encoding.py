@@ -9,7 +9,7 @@ import pytest
 
 from krill.cli import main as umbrella
 from krill.cli import train
-from krill.cli.terminal import tolerate_encoding
+from krill.terminal import tolerate_encoding
 
 
 def make_stream(encoding: str, errors: str = "strict", content: bytes = b"") -> io.TextIOWrapper:

@@ -1,10 +1,29 @@
-"""Makes the standard streams accept every character, whatever encoding the terminal has."""
+"""Makes text safe for a terminal: without escape sequences that it would execute, in whatever encoding it has."""
 
 from __future__ import annotations
 
 import codecs
 import io
+import logging
 import sys
+
+
+def escape_control_characters(text: str, keep: str = "") -> str:
+    r"""Returns `text` with its unprintable characters, except those in `keep`, as \\x1b and \\u202e."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+class TerminalFormatter(logging.Formatter):
+    """Formats log messages for a terminal, and for files that are printed there."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the message; only its line ends and tabs remain control characters."""
+        return escape_control_characters(super().format(record), keep="\n\t")
 
 
 def tolerate_encoding() -> None:
