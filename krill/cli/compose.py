@@ -96,7 +96,7 @@ def compose_config(command: str, overrides: Sequence[str], folders: Sequence[Pat
 def normalize_overrides(command: str, arguments: ParsedArguments) -> list[str]:
     """Returns the overrides for Hydra: quoted, with continue= and from= expanded and exclusive keys cleared."""
     if (continued := arguments.get_value("continue")) is not None:
-        arguments.overrides = _expand_continue(command, Path(continued), arguments)
+        arguments.overrides = _expand_continue(command, continued, arguments)
     earlier = arguments.get_value("from")
     arguments.overrides = arguments.get_overrides_without("from")
     none = [group for group in OPTIONAL_GROUPS if arguments.get_value(group) == "null"]
@@ -110,34 +110,27 @@ def normalize_overrides(command: str, arguments: ParsedArguments) -> list[str]:
     return overrides if command == "infer" else clear_exclusive_keys(overrides)
 
 
-def _expand_continue(command: str, folder: Path, arguments: ParsedArguments) -> list[str]:
-    """Returns overrides that train the run in `folder` for longer: its own, and a branch from its last checkpoint."""
+def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list[str]:
+    """Returns overrides that train `run` for longer: its own, and a branch from its last checkpoint."""
+    from krill.launch.run_names import resolve_named_run
     from krill.runs.checkpoints import list_checkpoints, parse_step
-    from krill.runs.record import read_status
+    from krill.runs.resolve import CONTINUABLE
 
     if command != "train":
         raise UsageError(f"continue= is for krill-train; it is set for krill-{command}")
     if redundant := arguments.get_keys() & {"from", "branch", "resume"}:
         raise UsageError(
-            f"continue={folder} starts from that run's last checkpoint: leave {redundant.pop()}= out"
+            f"continue={run} starts from that run's last checkpoint: leave {redundant.pop()}= out"
         )
-    status, saved = read_status(folder), list_checkpoints(folder / "checkpoints")
-    if status is None:
-        raise UsageError(
-            f"continue={folder}: not a run of krill (status.json is missing); krill-runs lists the runs"
-        )
-    if not saved:
-        raise UsageError(
-            f"continue={folder}: it has no checkpoint; to train its model with a new optimizer state: "
-            f"model=pretrained model.from={folder} tokenizer=pretrained tokenizer.path={folder}/model"
-        )
-    step = parse_step(saved[-1])
+    folder = Path(resolve_named_run("continue", run, CONTINUABLE))
+    checkpoint = list_checkpoints(folder / "checkpoints")[-1]
+    step = parse_step(checkpoint)
     if arguments.get_value("steps") in (None, "null"):
         raise UsageError(
-            f"continue={folder}: it is at step {step}; set steps= to the number of steps of the whole run, such as "
+            f"continue={run}: it is at step {step}; set steps= to the number of steps of the whole run, such as "
             f"steps={2 * step}"
         )
-    expanded = [f"from={folder}", f"branch={saved[-1]}"]
+    expanded = [f"from={folder}", f"branch={checkpoint}"]
     if "branch_schedule" not in arguments.get_keys():
         expanded.append("branch_schedule=auto")
     return [*expanded, *arguments.get_overrides_without("continue")]

@@ -21,6 +21,7 @@ from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.summary import build_sweep_command, describe_run, suggest_commands, summarize_sweep
 from krill.runs.table import RunRow
 from krill.tables import format_table, get_terminal_width, measure_width, print_wrapped
+from krill.terminal import escape_control_characters
 
 
 def print_newest(items: Sequence[RunOrGroup], rows: Sequence[RunRow]) -> None:
@@ -78,7 +79,10 @@ def print_differences(rows: Sequence[RunRow], differing: Mapping[str, Sequence[A
         return
     width = get_terminal_width(sys.stdout)
     header = ("key", *(f"#{number}" for number in range(1, len(rows) + 1)))
-    cells = [(key, *map(str, values)) for key, values in differing.items()]
+    cells = [
+        tuple(escape_control_characters(str(cell)) for cell in (key, *values))
+        for key, values in differing.items()
+    ]
     lines = format_table(cells, header, left=range(len(header)))
     if width is None or max(map(measure_width, lines)) <= width:
         print("\n".join(lines))

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from krill.errors import UsageError
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.find import Run, RunGroup, RunOrGroup, expand_runs, get_time_key, run_at, runs_under
-from krill.runs.record import get_validation_loss, read_status, relative_path
+from krill.runs.record import find_status_damage, get_validation_loss, read_status, relative_path
 
 LAST, BEST = "last", "/best"
 
@@ -53,6 +53,11 @@ def _has_checkpoint(folder: Path) -> bool:
 FINAL_MODEL = Need("a model", _has_model)
 MODEL = Need("a model or checkpoint", lambda folder: _has_model(folder) or _has_checkpoint(folder))
 OVERRIDES = Need("a configuration", lambda folder: (folder / ".hydra" / "overrides.yaml").is_file())
+CONTINUABLE = Need(
+    "a checkpoint",
+    lambda folder: read_status(folder) is not None and _has_checkpoint(folder),
+    lambda status: not status.get("branch"),  # as below
+)
 BRANCHING_POINT = Need(
     "a checkpoint",
     lambda folder: _has_checkpoint(folder) or folder.absolute() in list_checkpoints(folder.absolute().parent),
@@ -61,7 +66,7 @@ BRANCHING_POINT = Need(
 )
 RESUMABLE = Need(
     "a status.json",
-    lambda folder: read_status(folder) is not None,
+    lambda folder: read_status(folder) is not None or find_status_damage(folder) is not None,
     lambda status: status.get("state") != "finished",
 )
 
