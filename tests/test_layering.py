@@ -9,8 +9,8 @@ from pathlib import Path
 
 KRILL = Path(__file__).parents[1] / "krill"
 ROOMS = (
-    "errors", "atomic", "signals", "resources", "tables", "config", "sources", "text", "tokenizer", "data", "models",
-    "optim", "runs", "inspection", "inference", "training", "launch", "sweep", "cli",
+    "errors", "atomic", "signals", "resources", "tables", "config", "manifest", "sources", "text", "tokenizer",
+    "data", "models", "optim", "runs", "inspection", "inference", "training", "launch", "sweep", "cli",
 )  # fmt: skip
 """From the lowest room to the highest."""
 

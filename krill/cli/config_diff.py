@@ -54,8 +54,14 @@ def _compose_experiment(name: str) -> dict[str, Any]:
 
 
 def diff_from_last_start(config: TrainConfig, folder: Path) -> list[str]:
-    """Returns the keys whose value differs from config.yaml of the run that resumes in `folder`."""
-    before = flatten_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    """Returns the keys whose value differs from config.yaml of the run that resumes in `folder`.
+
+    None if it was killed, or found the disk full, before it wrote that file.
+    """
+    file = folder / "config.yaml"
+    if not file.exists():
+        return []
+    before = flatten_config(yaml.safe_load(file.read_text(encoding="utf-8")))
     now = flatten_config(config.model_dump(mode="json"))
     changed = [key for key in now if key not in ("resume", "output") and now[key] != before.get(key)]
     lines = [f"changed     {key}={now[key]} (was {before.get(key)})" for key in changed]

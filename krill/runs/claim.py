@@ -10,7 +10,7 @@ its job.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,9 @@ from krill.errors import UsageError
 from krill.runs import slurm
 from krill.runs.record import read_status
 from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_state
+
+_LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
+"""The beginning of a line of a run's log.txt (krill.runs.record)."""
 
 
 @dataclass
@@ -98,7 +101,9 @@ def _claim_output(folder: Path, signature: str, resume: bool | str) -> Claim:
     """Claims the folder of output=, which must be empty or hold this run."""
     status = read_status(folder)
     if status is None:
-        if folder.exists() and (not folder.is_dir() or any(_list_visible(folder))):
+        if folder.exists() and (
+            not folder.is_dir() or not all(map(_is_left_before_status, folder.iterdir()))
+        ):
             raise UsageError(
                 f"output={folder} is not empty and does not hold a run of krill; use another folder"
             )
@@ -171,8 +176,15 @@ def _raise_if_queued(folder: Path) -> None:
         )
 
 
-def _list_visible(folder: Path) -> Iterator[Path]:
-    return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _is_left_before_status(path: Path) -> bool:
+    """Returns whether `path` is what a run leaves that was killed, or found the disk full, before status.json."""
+    if path.name.startswith("."):
+        return True
+    if path.name != "log.txt" or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        line = file.readline()
+    return not line or _LOG_LINE.match(line) is not None
 
 
 def _try_lock(folder: Path) -> FileLock | None:

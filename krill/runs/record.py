@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -74,6 +74,18 @@ def relative_path(folder: Path) -> Path:
         return folder.relative_to(Path.cwd())
     except ValueError:
         return folder
+
+
+class LogFile(logging.FileHandler):
+    """A log file that loses messages on a full disk, instead of printing a traceback for each or ending the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # of messages that are still in the buffer
+            super().close()
 
 
 class Record:
@@ -147,7 +159,7 @@ class Record:
     @contextmanager
     def log_to_file(self, name: str = "log.txt") -> Iterator[None]:
         """Writes krill's log messages with timestamps to a file in the folder as well; debug messages only there."""
-        handler = logging.FileHandler(self.folder / name, encoding="utf-8")
+        handler = LogFile(self.folder / name, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         level, others = log.level, [(other, other.level) for other in log.handlers]
         for other, _ in others:

@@ -2,6 +2,7 @@
 
 checkpoints/    the checkpoints that an interrupted run resumes from
 model/          the trained model and its tokenizer; loads with AutoModelForCausalLM.from_pretrained
+model-manifest.json     the digests of the files in model/, which krill verifies before it loads them
 config.yaml     .hydra/  status.json  log.txt
 metrics.jsonl   samples.jsonl  skipped.jsonl  optimizer.json  loss.png  sample.txt
 """
@@ -39,6 +40,7 @@ from krill.training.callbacks.signals import StopOnSignal
 from krill.training.callbacks.skip_report import SkipReport
 from krill.training.callbacks.verify_store import StoreVerifier
 from krill.training.checkpoint.branch import resolve_branch
+from krill.training.checkpoint.export import raise_if_model_is_link
 from krill.training.checkpoint.hub_upload import HubUploader
 from krill.training.checkpoint.retention import CheckpointRetention
 from krill.training.compute.attention import get_attn_implementation
@@ -91,6 +93,7 @@ def _train_once(
 ) -> dict[str, Any]:
     """Trains once, as far as memory allows. `stop` is shared by the attempts: it keeps a signal received earlier."""
     with stop:
+        ranks.on_rank0(lambda: raise_if_model_is_link(folder))
         record = Record(folder, is_writer=ranks.is_rank0())
         setup = build_run_setup(config, folder, store, tokenizer, compute)
         branch = resolve_branch(config.branch) if config.branch else None
