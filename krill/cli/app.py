@@ -21,7 +21,7 @@ from krill import errors
 from krill.config import paths
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch.invocation import Invocation, SingleRun
-from krill.signals import raise_on_signal
+from krill.signals import raise_on_signal, report_abort
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -80,7 +80,8 @@ def _dispatch(
 def run_and_report(command: str, work: Callable[[], int]) -> int:
     """Returns the exit code of `work`, and prints its error on standard error."""
     try:
-        code = work()
+        with report_abort(f"krill-{command}: error: {_describe_abort(command)}", errors.FAILED):
+            code = work()
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # as in krill-train --help | head
@@ -91,12 +92,27 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"krill-{command}: interrupted", file=sys.stderr)
         return errors.INTERRUPTED
+    except MemoryError:
+        return print_error(command, KrillError(f"out of memory; {_suggest_less_memory(command)}"))
     except Exception as error:
         if _is_filesystem_error(error):
             return print_error(command, KrillError(_describe_filesystem_error(error)))
         traceback.print_exc()
         print(f"krill-{command}: failed with an unexpected error; see the traceback above", file=sys.stderr)
         return errors.FAILED
+
+
+def _describe_abort(command: str) -> str:
+    return f"a library aborted. If the line above says that memory allocation failed: {_suggest_less_memory(command)}"
+
+
+def _suggest_less_memory(command: str) -> str:
+    if command in RESUMABLE_COMMANDS:
+        return (
+            "use fewer data.workers, a smaller batch.micro_batch_size, or split the largest documents of the text; "
+            "then the same command resumes"
+        )
+    return "use a smaller model, or a machine with more memory"
 
 
 def _is_filesystem_error(error: Exception) -> TypeGuard[OSError]:

@@ -20,7 +20,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
-from krill.errors import KrillError
+from krill.errors import KrillError, get_first_line
 from krill.resources import read_peak_rss
 from krill.signals import EXIT_CODES
 
@@ -50,12 +50,23 @@ class WorkerPool:
     ) -> Iterator[tuple[WorkItemT, WorkResultT]]:
         """Yields each item with its result as it completes, in any order.
 
-        Raises the exceptions of `work`, KrillError if a worker was killed.
+        Raises the exceptions of `work`, KrillError if a worker was killed or memory ran out.
         """
-        if self.num_workers == 1:
-            yield from work(context, items, self._on_progress)
-            return
-        yield from self._run_in_processes(work, context, iter(items))
+        try:
+            if self.num_workers == 1:
+                yield from work(context, items, self._on_progress)
+            else:
+                yield from self._run_in_processes(work, context, iter(items))
+        except MemoryError as error:
+            raise KrillError(
+                f"out of memory ({get_first_line(error)}); finished parts are saved. Run the same command to resume; "
+                f"{self._suggest_less_memory()}"
+            ) from error
+
+    def _suggest_less_memory(self) -> str:
+        if self.num_workers > 1:
+            return f"fewer workers need less memory: data.workers={self.num_workers // 2}"
+        return "split the largest documents of the text (one worker holds a whole document in memory)"
 
     def estimate_peak_memory(self) -> int:
         """Returns an upper bound in bytes: the sum of the peak resident sets of this process and all workers."""
@@ -88,7 +99,7 @@ class WorkerPool:
         except BrokenProcessPool as error:
             raise KrillError(
                 "a worker process was killed, possibly out of memory; finished parts are saved. Run the same "
-                f"command to resume; fewer workers need less memory: data.workers={max(1, self.num_workers // 2)}"
+                f"command to resume; {self._suggest_less_memory()}"
             ) from error
         finally:
             counts[2] = 1

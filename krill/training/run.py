@@ -34,6 +34,7 @@ from krill.training.batches import (
     map_tokens_to_sources,
 )
 from krill.training.callbacks.early_stopping import EarlyStopping
+from krill.training.callbacks.heartbeat import Heartbeat
 from krill.training.callbacks.progress import ProgressReporter
 from krill.training.callbacks.samples import SampleWriter
 from krill.training.callbacks.signals import StopOnSignal
@@ -78,19 +79,22 @@ def run_training(
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    stop = StopOnSignal()
+    stop, heartbeat = StopOnSignal(), Heartbeat()
     if compute is None:
         check_accelerate_env()
         compute = resolve_compute_setup(config)
-    with ranks.process_group(compute.device):
+    with heartbeat, ranks.process_group(compute.device):
         return retry_on_oom(
-            lambda attempt: _train_once(attempt, folder, store, tokenizer, compute, stop), config, folder
+            lambda attempt: _train_once(attempt, folder, store, tokenizer, compute, stop, heartbeat),
+            config,
+            folder,
         )
 
 
 def _train_once(
-    config: TrainConfig, folder: Path, store: Path, tokenizer: Path, compute: ComputeSetup, stop: StopOnSignal
-) -> dict[str, Any]:
+    config: TrainConfig, folder: Path, store: Path, tokenizer: Path, compute: ComputeSetup, stop: StopOnSignal,
+    heartbeat: Heartbeat,
+) -> dict[str, Any]:  # fmt: skip
     """Trains once, as far as memory allows. `stop` is shared by the attempts: it keeps a signal received earlier."""
     with stop:
         ranks.on_rank0(lambda: raise_if_model_is_link(folder))
@@ -122,6 +126,7 @@ def _train_once(
         )
         progress, uploader = ProgressReporter(record, setup), HubUploader(record, config.hub)
         trainer = _build_trainer(setup, model, loss, stop, progress)
+        trainer.add_callback(heartbeat)
         if ranks.is_rank0():
             retention = CheckpointRetention(record, config, trainer.last_stable_step, corrupt)
             trainer.add_callback(retention)
