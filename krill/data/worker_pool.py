@@ -7,8 +7,10 @@ of blocking forever; workers of a parent that is killed exit.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,14 +18,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
+
+import psutil
 
 from krill.errors import KrillError, get_first_line
 from krill.resources import read_peak_rss
 from krill.signals import EXIT_CODES
 
+log = logging.getLogger("krill")
 WorkItemT = TypeVar("WorkItemT")
 WorkResultT = TypeVar("WorkResultT")
 ProgressCallback = Callable[[int, int], None]
@@ -44,6 +49,7 @@ class WorkerPool:
         self.num_workers, self.num_threads = num_workers, num_threads
         self._on_progress = on_progress
         self._peak_memory_by_pid: dict[int, int] = {}
+        self._stopped: set[int | None] = set()
 
     def map_unordered(
         self, work: WorkFunction[WorkItemT, WorkResultT], context: Any, items: Iterable[WorkItemT]
@@ -92,6 +98,7 @@ class WorkerPool:
                     return
                 done, _ = wait(pending, PROGRESS_POLL_SECONDS, FIRST_COMPLETED)
                 self._collect_progress(counts)
+                self._warn_of_stopped_workers()
                 for future in done:
                     pid, memory, result = future.result()
                     self._peak_memory_by_pid[pid] = memory
@@ -103,7 +110,22 @@ class WorkerPool:
             ) from error
         finally:
             counts[2] = 1
+            for child in active_children():
+                with suppress(psutil.NoSuchProcess):
+                    psutil.Process(child.pid).resume()  # a stopped worker would never exit
             pool.shutdown(cancel_futures=True)
+
+    def _warn_of_stopped_workers(self) -> None:
+        for child in active_children():
+            with suppress(psutil.NoSuchProcess):
+                if child.pid in self._stopped or psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
+                    continue
+                self._stopped.add(child.pid)
+                log.warning(
+                    "workers     process %d on %s is stopped; kill -CONT %d continues it, and after Ctrl-C the same "
+                    "command resumes",
+                    child.pid, socket.gethostname(), child.pid,
+                )  # fmt: skip
 
     def _collect_progress(self, counts: Any) -> None:
         with counts.get_lock():

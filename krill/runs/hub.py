@@ -47,7 +47,7 @@ class HubCheckpoint:
 def check_hub_access(hub: HubConfig) -> None:
     """Checks that the Hub can be reached and the user is logged in, if the run uploads anything.
 
-    Raises UsageError: better now than after the training. A Hub that is only busy is no error.
+    Raises UsageError, before the training and not after it. A Hub that is only busy is not an error.
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError
@@ -79,7 +79,7 @@ def check_hub_access(hub: HubConfig) -> None:
         ) from error
     if (user.get("auth", {}).get("accessToken") or {}).get("role") == "read":
         raise UsageError(
-            f"{prefix}: the token can only read; create one that can write (hf.co/settings/tokens), then hf auth login"
+            f"{prefix}: the token can only read; create one that writes (hf.co/settings/tokens), then hf auth login"
         )
 
 

@@ -111,8 +111,7 @@ class HardwareConfig(Section):
             PlainSerializer(_format_minutes, return_type=str | None),
         ]
     ]
-    """Time after which a process that shows no sign of life, because it was stopped or gets no CPU, ends the
-    command with an error that names it: 10m, 2h; null: never. Applies to processes that krill starts on this
-    machine: ranks of a run, and workers that prepare data."""
+    """Time after which a rank without a sign of life, because it was stopped or gets no CPU, ends the run with an
+    error that names it: 10m, 2h; null: never. For the ranks that krill starts on this machine."""
     slurm: Unsigned[SlurmConfig | None]
     """SLURM job that the command is submitted as; null: it runs on this machine."""
