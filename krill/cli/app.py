@@ -80,8 +80,7 @@ def _dispatch(
 def run_and_report(command: str, work: Callable[[], int]) -> int:
     """Returns the exit code of `work`, and prints its error on standard error."""
     try:
-        with report_abort(f"krill-{command}: error: {_describe_abort(command)}", errors.FAILED):
-            code = work()
+        code = work()
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # as in krill-train --help | head
@@ -227,4 +226,6 @@ def run_command(
             from krill.launch import submit
 
             return submit.submit_run(cast("Any", config), invocation)
-        return work(config, invocation)
+        abort_message = f"krill-{invocation.command}: error: {_describe_abort(invocation.command)}"
+        with report_abort(abort_message, errors.FAILED):
+            return work(config, invocation)

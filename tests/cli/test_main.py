@@ -59,7 +59,11 @@ def test_a_command_of_no_likeness_gets_the_list(tmp_path: Path):
 
 def test_abort_of_a_library_is_reported_with_what_to_lower() -> None:
     """Rust aborts when it cannot allocate memory."""
-    program = "import os; from krill.cli import app; app.run_and_report('preprocess', os.abort)"
+    program = (
+        "import os; from types import SimpleNamespace; from krill.cli import app\n"
+        "invocation = SimpleNamespace(command='preprocess', validate=lambda schema: None)\n"
+        "app.run_command(invocation, None, lambda *_: os.abort())"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1
     assert "krill-preprocess: error: a library aborted" in done.stderr
