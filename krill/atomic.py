@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
@@ -25,7 +26,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8; a reader sees the old file or the new one, never a part of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with name_folder_in_errors(path.parent), open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -42,6 +43,17 @@ def write_json(path: Path, value: Any) -> None:
 def format_json(value: Any) -> str:
     """Returns `value` as the text of an indented JSON file. Raises ValueError for NaN and infinity."""
     return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def apply_umask(folder: Path) -> None:
+    """Gives the files in `folder` the mode that a new file there gets; safetensors writes its files with mode 600."""
+    probe = folder / ".umask.partial"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def make_once(folder: Path, build: Callable[[Path], None], resume: bool = False) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -78,6 +79,30 @@ def _raise_interrupt(number: int, frame: FrameType | None) -> None:
         EXIT_CODES[received],
         received,
     )
+
+
+@contextmanager
+def report_abort(message: str, exit_code: int) -> Iterator[None]:
+    """Within the context, abort(3) prints `message` on standard error and exits with `exit_code`.
+
+    Native libraries abort, for example Rust when it cannot allocate memory; a Python handler would run too late.
+    """
+    import ctypes
+
+    handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+    def report(_: int) -> None:
+        os.write(2, f"{message}\n".encode())
+        os._exit(exit_code)
+
+    handler = handler_type(report)
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    previous = set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        set_handler(signal.SIGABRT, previous)
 
 
 PR_SET_PDEATHSIG = 1

@@ -74,6 +74,7 @@ class HubServer(ThreadingHTTPServer):
         self.gate = threading.Event()
         self.gate.set()
         self.lock = threading.Lock()
+        self.role = "write"
 
     @property
     def address(self) -> str:
@@ -176,6 +177,14 @@ class Handler(BaseHTTPRequestHandler):
             del self.server.repositories[name]
             self._send(200, {})
 
+    def whoami(self) -> None:
+        if self._authorized():
+            self._send(
+                200, {"type": "user", "name": "me", "auth": {"accessToken": {"role": self.server.role}}}
+            )
+        else:
+            self._send(401, {"error": "Invalid credentials in Authorization header"})
+
     def validate(self) -> None:
         self._send(200, {"errors": [], "warnings": []})
 
@@ -266,6 +275,7 @@ NAME = r"([^/]+/[^/]+)"
 ROUTES: list[tuple[str, Any]] = [
     (r"POST /api/repos/create", Handler.create),
     (r"DELETE /api/repos/delete", Handler.delete),
+    (r"GET /api/whoami-v2", Handler.whoami),
     (r"POST /api/validate-yaml", Handler.validate),
     (rf"GET /api/models/{NAME}", Handler.info),
     (rf"GET /api/models/{NAME}/revision/([^/]+)", Handler.info),

@@ -15,13 +15,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeGuard, TypeVar, cast
 
 from krill import errors
 from krill.config import paths
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch.invocation import Invocation, SingleRun
-from krill.signals import raise_on_signal
+from krill.signals import raise_on_signal, report_abort
 from krill.tables import get_terminal_width, print_wrapped, wrap_text
 from krill.terminal import TerminalFormatter, tolerate_encoding
 
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from krill.sweep.session import RunTask
 
 ConfigT = TypeVar("ConfigT", bound="BaseModel")
-_FILESYSTEM_ERRNOS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
-}  # fmt: skip
+_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FILESYSTEM_ERRNOS = _FULL_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 """File system errors for which a traceback adds nothing: disk full, read-only, permission denied, file exists."""
 
 RESUMABLE_COMMANDS = frozenset({"train", "preprocess", "tokenizer"})
@@ -94,15 +93,37 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"krill-{command}: interrupted", file=sys.stderr)
         return errors.INTERRUPTED
+    except MemoryError:
+        return print_error(command, KrillError(f"out of memory; {_suggest_less_memory(command)}"))
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FILESYSTEM_ERRNOS:
-            path = f"{error.filename}: " if error.filename else ""
-            return print_error(
-                command, KrillError(f"{path}{error.strerror}; fix that, or set output= to another folder")
-            )
+        if _is_filesystem_error(error):
+            return print_error(command, KrillError(_describe_filesystem_error(error)))
         traceback.print_exc()
         print(f"krill-{command}: failed with an unexpected error; see the traceback above", file=sys.stderr)
         return errors.FAILED
+
+
+def _describe_abort(command: str) -> str:
+    return f"a library aborted. If the line above says that memory allocation failed: {_suggest_less_memory(command)}"
+
+
+def _suggest_less_memory(command: str) -> str:
+    if command in RESUMABLE_COMMANDS:
+        return (
+            "use fewer data.workers, a smaller batch.micro_batch_size, or split the largest documents of the text; "
+            "then the same command resumes"
+        )
+    return "use a smaller model, or a machine with more memory"
+
+
+def _is_filesystem_error(error: Exception) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in _FILESYSTEM_ERRNOS
+
+
+def _describe_filesystem_error(error: OSError) -> str:
+    path = f"{error.filename}: " if error.filename else ""
+    remedy = "free some space and run the same command again" if error.errno in _FULL_ERRNOS else "fix that"
+    return f"{path}{error.strerror}; {remedy}, or set output= to another folder"
 
 
 def _signal_scope(command: str) -> AbstractContextManager[None]:
@@ -193,6 +214,8 @@ def _run_with_hydra(
     if session.sweep is not None:
         from krill.sweep.sweeper import finish_sweep
 
+        if error is not None and _is_filesystem_error(error):  # of this process; a point records its own
+            print_error(command, KrillError(_describe_filesystem_error(error)))
         return finish_sweep(session.sweep, has_error=error is not None)
     if error is not None and compose.is_usage_error(error):
         from krill.cli.diagnosis import diagnose_overrides
@@ -215,4 +238,6 @@ def run_command(
             from krill.launch import submit
 
             return submit.submit_run(cast("Any", config), invocation)
-        return work(config, invocation)
+        abort_message = f"krill-{invocation.command}: error: {_describe_abort(invocation.command)}"
+        with report_abort(abort_message, errors.FAILED):
+            return work(config, invocation)

@@ -62,12 +62,12 @@ def _record_failure(job: SubmittedJob, error: Exception) -> None:
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     record = Record(job.folder)
-    with record.log_to_file():
-        log.debug("failed", exc_info=True)
-    record.update(
+    record.update(  # first: without status.json, a folder with other files would not be recognized as a run
         signature=job.identity, state="failed", error=str(error), end=now(),
         exit=getattr(error, "exit_code", FAILED), overrides=job.overrides, slurm_job_id=get_current_job(),
     )  # fmt: skip
+    with record.log_to_file():
+        log.debug("failed", exc_info=True)
 
 
 if __name__ == "__main__":

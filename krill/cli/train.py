@@ -68,9 +68,10 @@ def _run_on_rank0(
     from krill.cli.config_diff import diff_from_experiment, diff_from_last_start
     from krill.launch.identity import compute_identity
     from krill.runs.claim import claim
-    from krill.runs.hub import download_checkpoint, find_remote_checkpoint
+    from krill.runs.hub import check_hub_access, download_checkpoint, find_remote_checkpoint
     from krill.runs.record import Record, relative_path
     from krill.training import ranks
+    from krill.training.checkpoint.hub_upload import push_finished_run
 
     with ranks.broadcast_from_rank0() as broadcast:
         identity = compute_identity("train", config, inputs)
@@ -78,6 +79,7 @@ def _run_on_rank0(
         is_new = not invocation.has_assigned_folder and (
             config.output is not None or config.resume in ("auto", "remote", False)
         )
+        check_hub_access(config.hub)
         remote = find_remote_checkpoint(config, identity)
         prepared = prepare_inputs(config, inputs) if is_new else None
         claimed = claim(
@@ -90,6 +92,7 @@ def _run_on_rank0(
         record = Record(claimed.folder)
         if claimed.state == "finished":
             log.info("already finished, skipping: %s", relative_path(claimed.folder))
+            push_finished_run(record, config.hub)
         else:
             with claimed:
                 if claimed.state == "resumed":

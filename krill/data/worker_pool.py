@@ -7,8 +7,10 @@ of blocking forever; workers of a parent that is killed exit.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,14 +18,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
-from krill.errors import KrillError
+import psutil
+
+from krill.errors import KrillError, get_first_line
 from krill.resources import read_peak_rss
 from krill.signals import EXIT_CODES
 
+log = logging.getLogger("krill")
 WorkItemT = TypeVar("WorkItemT")
 WorkResultT = TypeVar("WorkResultT")
 ProgressCallback = Callable[[int, int], None]
@@ -44,18 +49,30 @@ class WorkerPool:
         self.num_workers, self.num_threads = num_workers, num_threads
         self._on_progress = on_progress
         self._peak_memory_by_pid: dict[int, int] = {}
+        self._stopped: set[int | None] = set()
 
     def map_unordered(
         self, work: WorkFunction[WorkItemT, WorkResultT], context: Any, items: Iterable[WorkItemT]
     ) -> Iterator[tuple[WorkItemT, WorkResultT]]:
         """Yields each item with its result as it completes, in any order.
 
-        Raises the exceptions of `work`, KrillError if a worker was killed.
+        Raises the exceptions of `work`, KrillError if a worker was killed or memory ran out.
         """
-        if self.num_workers == 1:
-            yield from work(context, items, self._on_progress)
-            return
-        yield from self._run_in_processes(work, context, iter(items))
+        try:
+            if self.num_workers == 1:
+                yield from work(context, items, self._on_progress)
+            else:
+                yield from self._run_in_processes(work, context, iter(items))
+        except MemoryError as error:
+            raise KrillError(
+                f"out of memory ({get_first_line(error)}); finished parts are saved. Run the same command to resume; "
+                f"{self._suggest_less_memory()}"
+            ) from error
+
+    def _suggest_less_memory(self) -> str:
+        if self.num_workers > 1:
+            return f"fewer workers need less memory: data.workers={self.num_workers // 2}"
+        return "split the largest documents of the text (one worker holds a whole document in memory)"
 
     def estimate_peak_memory(self) -> int:
         """Returns an upper bound in bytes: the sum of the peak resident sets of this process and all workers."""
@@ -81,6 +98,7 @@ class WorkerPool:
                     return
                 done, _ = wait(pending, PROGRESS_POLL_SECONDS, FIRST_COMPLETED)
                 self._collect_progress(counts)
+                self._warn_of_stopped_workers()
                 for future in done:
                     pid, memory, result = future.result()
                     self._peak_memory_by_pid[pid] = memory
@@ -88,11 +106,26 @@ class WorkerPool:
         except BrokenProcessPool as error:
             raise KrillError(
                 "a worker process was killed, possibly out of memory; finished parts are saved. Run the same "
-                f"command to resume; fewer workers need less memory: data.workers={max(1, self.num_workers // 2)}"
+                f"command to resume; {self._suggest_less_memory()}"
             ) from error
         finally:
             counts[2] = 1
+            for child in active_children():
+                with suppress(psutil.NoSuchProcess):
+                    psutil.Process(child.pid).resume()  # a stopped worker would never exit
             pool.shutdown(cancel_futures=True)
+
+    def _warn_of_stopped_workers(self) -> None:
+        for child in active_children():
+            with suppress(psutil.NoSuchProcess):
+                if child.pid in self._stopped or psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
+                    continue
+                self._stopped.add(child.pid)
+                log.warning(
+                    "workers     process %d on %s is stopped; kill -CONT %d continues it, and after Ctrl-C the same "
+                    "command resumes",
+                    child.pid, socket.gethostname(), child.pid,
+                )  # fmt: skip
 
     def _collect_progress(self, counts: Any) -> None:
         with counts.get_lock():

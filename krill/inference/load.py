@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from krill.errors import KrillError, UsageError, get_first_line
+from krill.errors import KrillError, UsageError
+from krill.models.model_folder import load_weights
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.hub import HUB_CHECKPOINT_FOLDER
 from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
-
-_USE_COMPLETE_MODEL = "use the folder of a finished run or of a complete model"
 
 
 def load_model_and_tokenizer(
@@ -23,27 +21,14 @@ def load_model_and_tokenizer(
 ) -> tuple[PreTrainedModel, TokenizerFolder]:
     """Returns the model on `device` in evaluation mode, and its tokenizer, or the tokenizer at `tokenizer_path`.
 
-    Raises UsageError if there is no model, or if the tokenizer has more entries than the model.
+    Raises UsageError if there is no model, if it is damaged, or if the tokenizer has more entries than the model.
     """
     folder, tokenizer_folder = locate_model(name_or_path)
     if tokenizer_path is not None:
         tokenizer_folder = resolve_tokenizer_folder(tokenizer_path)
     if tokenizer_folder is None:
         raise UsageError(f"{folder}: no tokenizer.json in the folder of the model; set tokenizer=FOLDER")
-    model: Any
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UsageError(
-            f"model={name_or_path}: transformers cannot load {folder} ({get_first_line(error)}); "
-            f"{_USE_COMPLETE_MODEL}"
-        ) from error
-    if info["missing_keys"]:  # transformers would initialize them randomly
-        missing = sorted(info["missing_keys"])
-        raise UsageError(
-            f"model={name_or_path}: weights are missing in {folder} ({len(missing)}, first {missing[0]}); "
-            f"{_USE_COMPLETE_MODEL}"
-        )
+    model: Any = load_weights(folder, f"model={name_or_path}", "auto")
     tokenizer = load_tokenizer(tokenizer_folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(

@@ -2,7 +2,8 @@
 
 Each is a process of krill.launch.rank that reads its rank from the environment, as torchrun sets it. Rank 0 prints to
 the terminal; the others write log-rank1.txt and so on beside log.txt. A signal to the parent is forwarded to all of
-them. When one fails, the others are terminated; when the parent is killed, the kernel kills all.
+them. When one fails, the others are terminated; when one falls silent (hardware.stall), all are killed; when the
+parent is killed, the kernel kills all.
 """
 
 from __future__ import annotations
@@ -17,14 +18,21 @@ import torch.distributed as dist
 from krill.config.schema import TrainConfig
 from krill.errors import KrillError, SignalInterrupt
 from krill.launch.preload import PreloadedServer
-from krill.launch.rank_errors import get_rank_log_name, pop_first_rank_error
+from krill.launch.rank_errors import get_rank_log_name, is_connection_error, pop_first_rank_error
+from krill.launch.rank_watch import WATCH_SECONDS, RankWatch
 from krill.launch.supervise import ProcessGroup
 from krill.resources import count_cpu_cores
+from krill.runs.slurm import get_node_name
 from krill.signals import EXIT_CODES, describe_exit
+from krill.training.callbacks.heartbeat import HEARTBEAT_VARIABLE
 from krill.training.compute.device import resolve_world_size
 
 RANK_GRACE_SECONDS = 10.0
 """Seconds in which the other ranks may end on their own after one has failed."""
+MEMORY_HINT = (
+    ". The kernel kills a process so when memory is short: then lower batch.micro_batch_size, hardware.processes or "
+    "hardware.workers"
+)
 
 
 def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> None:
@@ -39,15 +47,19 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
     # The ranks meet at this store: unlike a port that was free a moment ago, no other process can take it.
     store_server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     command = [sys.executable, "-m", "krill.launch.rank", str(folder), str(store), str(tokenizer)]
+    stall = config.hardware.stall
+    watch = RankWatch(folder, world_size, None if stall is None else 60 * stall)
     ranks = ProcessGroup(PreloadedServer.get_running().spawn)
     for rank in range(world_size):
-        ranks.start(rank, command, _build_environment(rank, config, store_server.port))
-    with ranks.forward_signals():
-        failed = _wait_for_first_failure(ranks)
-        if failed is not None:
-            ranks.wait(RANK_GRACE_SECONDS)
-    if failed is not None:
-        raise _build_rank_error(*failed, pop_first_rank_error(folder, world_size))
+        environment = _build_environment(rank, config, store_server.port)
+        ranks.start(rank, command, environment | {HEARTBEAT_VARIABLE: str(watch.files[rank])})
+    try:
+        with ranks.forward_signals():
+            failed = _wait_for_failures(ranks, watch)
+    finally:
+        watch.remove_files()
+    if failed:
+        raise _build_rank_error(failed, pop_first_rank_error(folder, world_size), world_size)
 
 
 def _build_environment(rank: int, config: TrainConfig, port: int) -> dict[str, str]:
@@ -67,21 +79,42 @@ def _build_environment(rank: int, config: TrainConfig, port: int) -> dict[str, s
     return {name: str(value) for name, value in variables.items()}
 
 
-def _wait_for_first_failure(ranks: ProcessGroup) -> tuple[int, int] | None:
-    """Waits until all ranks have ended, or one has failed. Returns the failed rank and its return code."""
-    while ranks:
-        for rank, code in ranks.wait_any():
-            if code:
-                return rank, code
-    return None
+def _wait_for_failures(ranks: ProcessGroup, watch: RankWatch) -> dict[int, int]:
+    """Waits until all ranks have ended. Returns the return codes of those that failed, the first one first.
+
+    Raises KrillError if a rank falls silent; all are killed.
+    """
+    failed: dict[int, int] = {}
+    while ranks and not failed:
+        failed = {rank: code for rank, code in ranks.wait_any(WATCH_SECONDS) if code}
+        silent = watch.find_silent_rank(ranks.numbers)
+        if silent is not None and not failed:
+            ranks.wait(0.0)
+            raise KrillError(
+                f"rank {silent.rank} of {len(watch.files)} on {get_node_name()} has shown no sign of life for "
+                f"{silent.seconds / 60:.0f} minutes after step {silent.step}: it was stopped, or it got no CPU. All "
+                "ranks were killed; run the same command to resume from the last checkpoint (hardware.stall sets the "
+                "limit, null: none)"
+            )
+    return failed | {rank: code for rank, code in ranks.wait(RANK_GRACE_SECONDS).items() if code}
 
 
-def _build_rank_error(rank: int, code: int, reported: tuple[int, str] | None) -> KrillError | SignalInterrupt:
+def _build_rank_error(
+    failed: dict[int, int], reported: tuple[int, str] | None, world_size: int
+) -> KrillError | SignalInterrupt:
     """Returns the error of the rank that failed first: what it reported, else how it ended."""
+    rank, code = next(iter(failed.items()))
     if reported is None and -code in EXIT_CODES:  # before it could report
         received = signal.Signals(-code)
         return SignalInterrupt(
             f"interrupted by {received.name}; run the same command to resume", EXIT_CODES[received]
+        )
+    killed = next((rank for rank, code in failed.items() if code < 0 and -code not in EXIT_CODES), None)
+    if killed is not None and (killed == rank or reported is None or is_connection_error(reported[1])):
+        return KrillError(
+            f"rank {killed} of {world_size} on {get_node_name()} {describe_exit(failed[killed])}; run the same "
+            f"command to resume from the last checkpoint. {get_rank_log_name(killed)} of the run shows its last steps"
+            + (MEMORY_HINT if failed[killed] == -signal.SIGKILL else "")
         )
     if reported is None:
         return KrillError(

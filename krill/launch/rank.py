@@ -11,7 +11,7 @@ import yaml
 
 from krill.config.schema import TrainConfig
 from krill.errors import DONE, FAILED, INTERRUPTED, KrillError, SignalInterrupt
-from krill.launch.rank_errors import get_rank_log_name, write_rank_error
+from krill.launch.rank_errors import get_rank_log_name, is_connection_error, write_rank_error
 from krill.resources import paused_garbage_collection
 from krill.runs.record import Record
 from krill.signals import die_with_parent, raise_on_signal
@@ -43,8 +43,10 @@ def main(folder: Path, store: Path, tokenizer: Path) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
-            log.error("failed", exc_info=True)
-            write_rank_error(folder, rank, f"{type(error).__name__}: {error}")
+            message = f"{type(error).__name__}: {error}"
+            # The parent knows which rank was killed; the traceback of those that lost it goes to the log file only.
+            log.log(logging.DEBUG if is_connection_error(message) else logging.ERROR, "failed", exc_info=True)
+            write_rank_error(folder, rank, message)
             return FAILED
     return DONE
 

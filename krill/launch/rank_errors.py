@@ -6,17 +6,29 @@ The error of the rank that failed first is the error of the run: the other ranks
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from krill import atomic
-from krill.errors import FAILED, KrillError
+from krill.errors import FAILED, KrillError, get_first_line
 from krill.runs.slurm import get_node_name
 
 ERROR_FILE_TIMEOUT = 5.0
 """Seconds until a file written on another machine is visible."""
+
+
+_CONNECTION_ERROR = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|\b(gloo|nccl|socket)\b|Dist(Backend|Network)Error",
+    re.IGNORECASE,
+)
+
+
+def is_connection_error(error: str) -> bool:
+    """Returns whether an error only says that the connection to another rank broke, as when that one was killed."""
+    return _CONNECTION_ERROR.search(error) is not None
 
 
 def get_rank_log_name(rank: int) -> str:
@@ -48,6 +60,12 @@ def record_rank_error(folder: Path, rank: int, world_size: int) -> Iterator[None
         deadline = time.monotonic() + ERROR_FILE_TIMEOUT
         while (first := pop_first_rank_error(folder, world_size)) is None and time.monotonic() < deadline:
             time.sleep(0.1)
+        if first is None and is_connection_error(f"{type(error).__name__}: {error}"):
+            raise KrillError(
+                f"the connection to another rank broke ({get_first_line(error)}), and no rank has reported an error: "
+                "one was killed, or its machine failed; log-rank1.txt and so on show their last steps. Run the same "
+                "command to resume"
+            ) from error
         if first is None:
             raise
         failure = KrillError(f"rank {first[0]}: {first[1]}")

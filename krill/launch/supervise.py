@@ -65,6 +65,11 @@ class ProcessGroup:
     def __len__(self) -> int:
         return len(self._running)
 
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of the processes that are running."""
+        return list(self._running)
+
     def start(
         self,
         number: int,
@@ -83,32 +88,44 @@ class ProcessGroup:
                     streams[stream] = files.enter_context(open(output_stem.with_suffix(suffix), "ab"))
             self._running[number] = self._spawn(command, os.environ | environment, **streams)
 
-    def wait_any(self) -> list[tuple[int, int]]:
-        """Waits until at least one process has ended. Returns (number, return code) of each, in order of start."""
+    def wait_any(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        """Waits until at least one process has ended. Returns (number, return code) of each, in order of start.
+
+        Returns an empty list if there is no process, or after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             codes = [(number, process.poll()) for number, process in self._running.items()]
             ended = [(number, code) for number, code in codes if code is not None]
-            if ended or not self._running:
+            if ended or not self._running or (deadline is not None and time.monotonic() >= deadline):
                 for number, _ in ended:
                     del self._running[number]
                 return ended
             time.sleep(POLL_SECONDS)
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal to all of them."""
+        """Sends a signal to all of them; one that was stopped (SIGSTOP) continues, or it would never handle it."""
         for process in self._running.values():
             process.send_signal(number)
+            process.send_signal(signal.SIGCONT)
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Waits for all of them; those that run longer than `timeout` seconds are killed."""
+    def wait(self, timeout: float | None = None) -> dict[int, int]:
+        """Waits for all of them; those that run longer than `timeout` seconds are killed.
+
+        Returns the return codes of those that were not.
+        """
+        codes: dict[int, int] = {}
         deadline = None if timeout is None else time.monotonic() + timeout
-        for process in self._running.values():
+        for number, process in self._running.items():
             try:
-                process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                codes[number] = process.wait(
+                    None if deadline is None else max(0.0, deadline - time.monotonic())
+                )
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         self._running.clear()
+        return codes
 
     def kill(self) -> None:
         """Kills all of them, without waiting."""

@@ -37,7 +37,7 @@ def build_auto_model(config: AutoModelConfig, vocab_size: int, ids: dict[str, in
     overrides = {"vocab_size": vocab_size, "max_position_embeddings": config.max_position_embeddings, **ids}
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            _build_config(config, overrides), dtype=torch.float32
+            _build_config(config, overrides), dtype=torch.float32, trust_remote_code=False
         )
     except (StrictDataclassError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         message = " ".join(str(error).split())

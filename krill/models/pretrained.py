@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from krill.config.schema import PretrainedModelConfig
 from krill.config.signature import hash_file
-from krill.errors import KrillError, UsageError, get_first_line
-
-WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
-"""Files that transformers loads, in order of preference."""
-
-_USE_OTHER_MODEL = "use model.from=<finished run, model folder or Hub id>"
+from krill.errors import KrillError, UsageError
+from krill.models.model_folder import (
+    WEIGHT_PATTERNS,
+    build_without_weights,
+    find_weight_files,
+    load_config,
+    load_weights,
+    verify_model,
+)
 
 
 def resolve_model_folder(model_from: str) -> Path:
@@ -62,17 +64,21 @@ def _download_model(name: str) -> Path:
 
 
 def hash_model(model_from: str) -> list[str]:
-    """Hashes configuration and weights, which identify the model independently of its path."""
+    """Hashes configuration and weights, which identify the model independently of its path.
+
+    Raises UsageError if there are no weights, or if they are damaged.
+    """
     folder = resolve_model_folder(model_from)
+    verify_model(folder, f"model.from={model_from}")
     return [hash_file(file) for file in (folder / "config.json", *_find_weights(folder, model_from))]
 
 
 def _find_weights(folder: Path, model_from: str) -> list[Path]:
-    for pattern in WEIGHT_PATTERNS:
-        if files := sorted(folder.glob(pattern)):
-            return files
+    if files := find_weight_files(folder):
+        return files
     raise UsageError(
-        f"model.from={model_from}: {folder} has no weights ({' or '.join(WEIGHT_PATTERNS)}); {_USE_OTHER_MODEL}"
+        f"model.from={model_from}: {folder} has no weights ({' or '.join(WEIGHT_PATTERNS)}); use "
+        "model.from=<finished run, model folder or Hub id>"
     )
 
 
@@ -80,26 +86,12 @@ def load_pretrained_model(config: PretrainedModelConfig, vocab_size: int) -> Pre
     """Loads the model with its weights in fp32.
 
     Raises:
-        UsageError: the model cannot be loaded, lacks weights, or has fewer embeddings than the tokenizer has tokens.
+        UsageError: the model cannot be loaded, is damaged, lacks weights, or has fewer embeddings than the tokenizer
+            has tokens.
     """
     folder = resolve_model_folder(config.from_)
     _find_weights(folder, config.from_)
-    model: PreTrainedModel
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        message = get_first_line(error)
-        raise UsageError(
-            f"model.from={config.from_}: transformers cannot load {folder} ({message}); {_USE_OTHER_MODEL}"
-        ) from error
-    if info["missing_keys"]:  # transformers would leave them random
-        missing = sorted(info["missing_keys"])
-        raise UsageError(
-            f"model.from={config.from_}: {folder} lacks {len(missing)} weights, the first of them {missing[0]}; "
-            f"{_USE_OTHER_MODEL}"
-        )
+    model = load_weights(folder, f"model.from={config.from_}", torch.float32)
     size = model.get_input_embeddings().weight.shape[0]
     if vocab_size > size:
         raise UsageError(
@@ -110,18 +102,10 @@ def load_pretrained_model(config: PretrainedModelConfig, vocab_size: int) -> Pre
 
 
 def build_pretrained_architecture(config: PretrainedModelConfig) -> PreTrainedModel:
-    """Builds the model from its config.json with random weights, for the meta device."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(load_model_config(config), dtype=torch.float32)
-    return model
+    """Builds the model from its config.json without weights, on the meta device."""
+    return build_without_weights(resolve_model_folder(config.from_), f"model.from={config.from_}")
 
 
-def load_model_config(config: PretrainedModelConfig) -> Any:
+def load_pretrained_config(config: PretrainedModelConfig) -> Any:
     """Loads the configuration of transformers next to the weights; raises UsageError if it is not usable."""
-    folder = resolve_model_folder(config.from_)
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        message = get_first_line(error)
-        raise UsageError(
-            f"model.from={config.from_}: {folder}/config.json is not usable ({message}); {_USE_OTHER_MODEL}"
-        ) from error
+    return load_config(resolve_model_folder(config.from_), f"model.from={config.from_}")

@@ -8,7 +8,6 @@ checkpoints/.partial/           a checkpoint that is being saved or deleted
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
@@ -16,16 +15,13 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from krill import atomic
-from krill.config.signature import compute_signature, hash_file
+from krill import atomic, manifest
 from krill.errors import KrillError
 from krill.runs.record import relative_path
 
 PARTIAL_FOLDER = ".partial"
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 1
 _NAME_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("krill")
@@ -58,6 +54,7 @@ def staged_checkpoint(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for checkpoint in list(partial.iterdir()):
+            atomic.apply_umask(checkpoint)
             write_checkpoint_manifest(checkpoint)
             _fsync_files(checkpoint)
             _move_into_place(checkpoint, folder / checkpoint.name)
@@ -81,14 +78,9 @@ def remove_partial(folder: Path) -> None:
 
 
 def write_checkpoint_manifest(checkpoint: Path) -> None:
-    """Writes the manifest of a checkpoint whose files are complete; reads them back, mostly from the page cache."""
-    files = {
-        file.relative_to(checkpoint).as_posix(): {"bytes": file.stat().st_size, "xxh3_128": hash_file(file)}
-        for file in sorted(checkpoint.rglob("*"))
-        if file.is_file()
-    }
-    manifest = {"format": MANIFEST_FORMAT, "step": parse_step(checkpoint), "files": files}
-    atomic.write_json(checkpoint / MANIFEST, manifest | {"signature": compute_signature(manifest)})
+    """Writes the manifest of a checkpoint whose files are complete."""
+    files = manifest.list_files(checkpoint)
+    manifest.write_file_manifest(checkpoint / MANIFEST, checkpoint, files, step=parse_step(checkpoint))
 
 
 def _fsync_files(checkpoint: Path) -> None:
@@ -156,51 +148,19 @@ def verify(checkpoint: Path, check_hashes: bool = True) -> list[str]:
 
     With `check_hashes`, all files are read and hashed; without it, only their sizes are compared.
     """
-    manifest = _read_manifest(checkpoint)
-    if isinstance(manifest, str):
-        return [f"{relative_path(checkpoint / MANIFEST)} {manifest}"]
-    name = f"checkpoint-{manifest['step']}"
+    recorded = manifest.read_file_manifest(checkpoint / MANIFEST)
+    if isinstance(recorded, str):
+        return [f"{relative_path(checkpoint / MANIFEST)} {recorded}"]
+    name = f"checkpoint-{recorded['step']}"
     if checkpoint.name != name:
         return [
-            f"{relative_path(checkpoint)} was saved at step {manifest['step']}; rename it to {name} to resume from it"
+            f"{relative_path(checkpoint)} was saved at step {recorded['step']}; rename it to {name} to resume from it"
         ]
     problems = (
-        (file, _verify_file(checkpoint / file, entry, check_hashes))
-        for file, entry in manifest["files"].items()
+        (file, manifest.verify_file(checkpoint / file, entry, check_hashes))
+        for file, entry in recorded["files"].items()
     )
     return [f"{relative_path(checkpoint / file)} {problem}" for file, problem in problems if problem]
-
-
-def _read_manifest(checkpoint: Path) -> dict[str, Any] | str:
-    """Returns the manifest, or a description of its problem."""
-    try:
-        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())
-        signature = manifest.pop("signature")
-    except FileNotFoundError:
-        return "is missing: the checkpoint was not saved completely"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return "is damaged"
-    if signature != compute_signature(manifest):
-        return "was changed since it was saved"
-    if manifest["format"] != MANIFEST_FORMAT:
-        return f"has format {manifest['format']}; this version of krill reads format {MANIFEST_FORMAT}"
-    return manifest
-
-
-def _verify_file(file: Path, entry: dict[str, Any], check_hashes: bool) -> str | None:
-    try:
-        size = file.stat().st_size
-        if size != entry["bytes"]:
-            return f"has {size} bytes instead of {entry['bytes']}"
-        if check_hashes and hash_file(file) != entry["xxh3_128"]:
-            return "was changed since it was saved (different xxh3_128)"
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return None
 
 
 # --- retention ---------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ its job.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +22,9 @@ from krill.errors import UsageError
 from krill.runs import slurm
 from krill.runs.record import find_status_damage, read_status, relative_path
 from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_state
+
+_LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
+"""The beginning of a line of a run's log.txt (krill.runs.record)."""
 
 
 @dataclass
@@ -103,7 +105,9 @@ def _claim_output(folder: Path, signature: str, resume: bool | str) -> Claim:
     status = read_status(folder)
     if status is None:
         _raise_if_damaged(folder, "remove the folder to start over")
-        if folder.exists() and (not folder.is_dir() or any(_list_visible(folder))):
+        if folder.exists() and (
+            not folder.is_dir() or not all(map(_is_left_before_status, folder.iterdir()))
+        ):
             raise UsageError(
                 f"output={folder} is not empty and does not hold a run of krill; use another folder"
             )
@@ -195,8 +199,15 @@ def _raise_if_queued(folder: Path) -> None:
         )
 
 
-def _list_visible(folder: Path) -> Iterator[Path]:
-    return (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _is_left_before_status(path: Path) -> bool:
+    """Returns whether `path` is what a run leaves that was killed, or found the disk full, before status.json."""
+    if path.name.startswith("."):
+        return True
+    if path.name != "log.txt" or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        line = file.readline()
+    return not line or _LOG_LINE.match(line) is not None
 
 
 def _try_lock(folder: Path) -> FileLock | None:

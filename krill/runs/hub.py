@@ -41,6 +41,48 @@ class HubCheckpoint:
     status: dict[str, Any]
 
 
+# --- before the training -----------------------------------------------------------------------------------
+
+
+def check_hub_access(hub: HubConfig) -> None:
+    """Checks that the Hub can be reached and the user is logged in, if the run uploads anything.
+
+    Raises UsageError, before the training and not after it. A Hub that is only busy is not an error.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    keys = [f"hub.{key}=true" for key in ("push", "checkpoints") if getattr(hub, key)]
+    if not keys:
+        return
+    prefix, later = f"{' '.join(keys)} hub.id={hub.id}", "or leave it out and push the finished run later"
+    if constants.HF_HUB_OFFLINE:
+        raise UsageError(f"{prefix}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, {later}")
+    if not get_token():
+        raise UsageError(
+            f"{prefix}: not logged in to the Hugging Face Hub; run hf auth login, or set HF_TOKEN"
+        )
+    try:
+        user = HfApi().whoami()
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403):
+            raise UsageError(
+                f"{prefix}: the Hub does not accept the token ({describe_error(error)}); run hf auth login, or set "
+                "HF_TOKEN"
+            ) from error
+        log.warning("hub         login not checked: %s", describe_error(error))
+        return
+    except Exception as error:  # the Hub client raises errors of several libraries
+        raise UsageError(
+            f"{prefix}: the Hub cannot be reached ({describe_error(error)}); check the network, {later}"
+        ) from error
+    if (user.get("auth", {}).get("accessToken") or {}).get("role") == "read":
+        raise UsageError(
+            f"{prefix}: the token can only read; create one that writes (hf.co/settings/tokens), then hf auth login"
+        )
+
+
 # --- uploading ---------------------------------------------------------------------------------------------
 
 

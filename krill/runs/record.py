@@ -12,7 +12,7 @@ import sys
 import time
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -123,6 +123,18 @@ def get_validation_loss(status: dict[str, Any]) -> float | None:
     return next((loss for loss in losses if isinstance(loss, (int, float))), None)
 
 
+class LogFile(logging.FileHandler):
+    """A log file that loses messages on a full disk, instead of printing a traceback for each or ending the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # of messages that are still in the buffer
+            super().close()
+
+
 class Record:
     """Writes the files of a run folder; of several ranks, only one is the writer."""
 
@@ -204,7 +216,7 @@ class Record:
     @contextmanager
     def log_to_file(self, name: str = "log.txt") -> Iterator[None]:
         """Writes krill's log messages with timestamps to a file in the folder as well; debug messages only there."""
-        handler = logging.FileHandler(self.folder / name, encoding="utf-8")
+        handler = LogFile(self.folder / name, encoding="utf-8")
         handler.setFormatter(TerminalFormatter("%(asctime)s %(levelname)s %(message)s"))
         level, others = log.level, [(other, other.level) for other in log.handlers]
         for other, _ in others:

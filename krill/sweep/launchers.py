@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ from krill.launch.preload import PRELOADED_MODULES, PreloadedServer
 from krill.signals import describe_exit
 from krill.sweep.session import Sweep
 
+MIN_FREE_BYTES = 2**20
+"""With less free space than this, a point that could not record its error probably found the disk full."""
 log = logging.getLogger("krill")
 
 
@@ -121,6 +124,8 @@ def _record_failure(sweep: Sweep, point: Point, reason: str, log_file: Path | No
 
     status = read_status(point.folder)
     if status is None or status["state"] in ("running", "queued"):
+        if shutil.disk_usage(sweep.folder).free < MIN_FREE_BYTES:
+            reason += f"; no space left in {sweep.folder}: free some and run the same command again"
         sweep.failures[point.folder] = f"{reason}; {log_file}" if log_file and status is None else reason
 
 

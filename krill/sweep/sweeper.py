@@ -74,7 +74,8 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         log.info("sweep       %s%s", search.describe(len(points)), "" if sweep.dry_run else f" in {folder}")
         self.session.sweep = sweep
         try:
-            results = self._run_batches(sweep, search, composer, arguments, points, errors)
+            with atomic.name_folder_in_errors(folder):
+                results = self._run_batches(sweep, search, composer, arguments, points, errors)
         finally:
             sweep.close()
         for result in results:
@@ -226,8 +227,9 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
         shutil.rmtree(sweep.folder, ignore_errors=True)
         return SWEEP_FAILED if has_error else DONE
     rows = sweep.build_rows()
-    table.write_csv(rows, sweep.folder)
     table.print_table(rows, sys.stderr)
+    with atomic.name_folder_in_errors(sweep.folder):
+        table.write_csv(rows, sweep.folder)
     print(sweep.folder)
     good = {"finished", *(ACTIVE_STATES if sweep.points[0].config.detach else ())}
     is_good = not sweep.has_invalid_points and all(row.state in good for row in rows)

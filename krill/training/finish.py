@@ -10,7 +10,7 @@ from typing import Any
 from krill import atomic
 from krill.runs.record import read_metrics, read_validations, relative_path
 from krill.training.callbacks.early_stopping import read_stop_reason
-from krill.training.checkpoint.export import export_model
+from krill.training.checkpoint.export import export_model, raise_if_model_is_link, write_model_manifest
 from krill.training.checkpoint.model_card import build_model_card
 from krill.training.metrics.evaluate import Baselines
 from krill.training.setup import RunSetup
@@ -41,6 +41,7 @@ def save_final_model(
     """Writes model/ (weights, configuration, tokenizer and model card) by one rename, and sample.txt."""
     from krill.inference.generate import generate_sample
 
+    raise_if_model_is_link(setup.folder)
     final, partial_folder = setup.folder / "model", setup.folder / ".model.partial"
     for folder in (final, partial_folder):
         if folder.exists():
@@ -50,7 +51,9 @@ def save_final_model(
     export_model(model, partial_folder, setup.config.export_dtype)
     setup.tokenizer.copy_to(partial_folder, setup.config.model.max_position_embeddings)
     card = build_model_card(setup, metrics, baselines, sum(p.numel() for p in model.parameters()))
+    write_model_manifest(partial_folder, setup.folder)  # without the model card, which users edit
     atomic.write_text(partial_folder / "README.md", card)
+    atomic.apply_umask(partial_folder)
     partial_folder.rename(final)
     text = generate_sample(model, setup.tokenizer, setup.config.sample_prompt or "", seed=setup.config.seed)
     atomic.write_text(setup.folder / "sample.txt", text + "\n")

@@ -35,10 +35,18 @@ def retry_on_oom(attempt: Callable[[TrainConfig], ResultT], config: TrainConfig,
 
     Only for a single process: several ranks would all have to shrink at the same step.
 
-    Raises KrillError if one row at a time does not fit, and everything else that `attempt` raises.
+    Raises KrillError if the smallest batch does not fit, and everything else that `attempt` raises.
     """
     if ranks.get_world_size() > 1:
-        return attempt(config)
+        try:
+            return attempt(config)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise KrillError(
+                f"out of memory with {config.batch.micro_batch_size} rows at a time on each rank; use a smaller "
+                f"batch.micro_batch_size, {suggest_oom_remedies(config)} ({get_first_line(error)})"
+            ) from error
     requested = compute_batch_shape(config.batch, config.sequence_len)
     recorded_size = (read_status(folder) or {}).get(MICRO_BATCH_KEY, requested.micro_batch_size)
     size = min(requested.micro_batch_size, recorded_size)

@@ -10,7 +10,7 @@ import torch
 from krill.config.schema import PretrainedModelConfig, TrainConfig
 from krill.data.inputs import RunInputs
 from krill.errors import UsageError
-from krill.models.pretrained import load_model_config, resolve_model_folder
+from krill.models.pretrained import load_pretrained_config, resolve_model_folder
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
 from krill.tokenizer.recipe import compute_vocab_size
 from krill.training.accelerate_env import check_accelerate_env
@@ -56,7 +56,7 @@ def _check_pretrained(config: TrainConfig, inputs: RunInputs) -> None:
     """Raises UsageError when model.from cannot read the rows: it has another tokenizer, or a shorter context."""
     if not isinstance(config.model, PretrainedModelConfig):
         return
-    model_from, model_config = config.model.from_, load_model_config(config.model)
+    model_from, model_config = config.model.from_, load_pretrained_config(config.model)
     longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and config.model.max_position_embeddings > longest:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 checkpoints/    the checkpoints that an interrupted run resumes from
 model/          the trained model and its tokenizer; loads with AutoModelForCausalLM.from_pretrained
+model-manifest.json     the digests of the files in model/, which krill verifies before it loads them
 config.yaml     .hydra/  status.json  log.txt
 metrics.jsonl   samples.jsonl  skipped.jsonl  optimizer.json  loss.png  sample.txt
 """
@@ -35,12 +36,14 @@ from krill.training.batches import (
     map_tokens_to_sources,
 )
 from krill.training.callbacks.early_stopping import EarlyStopping
+from krill.training.callbacks.heartbeat import Heartbeat
 from krill.training.callbacks.progress import ProgressReporter
 from krill.training.callbacks.samples import SampleWriter
 from krill.training.callbacks.signals import StopOnSignal
 from krill.training.callbacks.skip_report import SkipReport
 from krill.training.callbacks.verify_store import StoreVerifier
 from krill.training.checkpoint.branch import resolve_branch, resolve_restart
+from krill.training.checkpoint.export import raise_if_model_is_link
 from krill.training.checkpoint.hub_upload import HubUploader
 from krill.training.checkpoint.retention import CheckpointRetention
 from krill.training.compute.attention import get_attn_implementation
@@ -83,21 +86,25 @@ def run_training(
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    stop = StopOnSignal()
+    stop, heartbeat = StopOnSignal(), Heartbeat()
     if compute is None:
         check_accelerate_env()
         compute = resolve_compute_setup(config)
-    with ranks.process_group(compute.device):
+    with heartbeat, ranks.process_group(compute.device):
         return retry_on_oom(
-            lambda attempt: _train_once(attempt, folder, store, tokenizer, compute, stop), config, folder
+            lambda attempt: _train_once(attempt, folder, store, tokenizer, compute, stop, heartbeat),
+            config,
+            folder,
         )
 
 
 def _train_once(
-    config: TrainConfig, folder: Path, store: Path, tokenizer: Path, compute: ComputeSetup, stop: StopOnSignal
-) -> dict[str, Any]:
+    config: TrainConfig, folder: Path, store: Path, tokenizer: Path, compute: ComputeSetup, stop: StopOnSignal,
+    heartbeat: Heartbeat,
+) -> dict[str, Any]:  # fmt: skip
     """Trains once, as far as memory allows. `stop` is shared by the attempts: it keeps a signal received earlier."""
     with stop:
+        ranks.on_rank0(lambda: raise_if_model_is_link(folder))
         record = Record(folder, is_writer=ranks.is_rank0())
         setup = build_run_setup(config, folder, store, tokenizer, compute)
         branch = resolve_branch(config.branch) if config.branch else None
@@ -132,6 +139,7 @@ def _train_once(
         )
         progress, uploader = ProgressReporter(record, setup), HubUploader(record, config.hub)
         trainer = _build_trainer(setup, model, loss, stop, progress, restart)
+        trainer.add_callback(heartbeat)
         trackers = _build_trackers(record, setup, model, checkpoint)
         if ranks.is_rank0():
             retention = CheckpointRetention(record, config, trainer.last_stable_step, corrupt)

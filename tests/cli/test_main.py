@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,16 @@ def test_a_command_of_no_likeness_gets_the_list(tmp_path: Path):
     (told,) = error_messages(run_command(tmp_path, "krill", "xyzzy"))
     assert "Did you mean" not in told
     assert told.endswith(f"Available: {', '.join((*COMMANDS, *COMMAND_ALIASES))}")
+
+
+def test_abort_of_a_library_is_reported_with_what_to_lower() -> None:
+    """Rust aborts when it cannot allocate memory."""
+    program = (
+        "import os; from types import SimpleNamespace; from krill.cli import app\n"
+        "invocation = SimpleNamespace(command='preprocess', validate=lambda schema: None)\n"
+        "app.run_command(invocation, None, lambda *_: os.abort())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "krill-preprocess: error: a library aborted" in done.stderr
+    assert "data.workers" in done.stderr

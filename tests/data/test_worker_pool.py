@@ -134,3 +134,32 @@ def wait_until(condition: object) -> None:
 
 def test_core_count_is_within_the_machine() -> None:
     assert 1 <= count_cpu_cores() <= (os.cpu_count() or 1)
+
+
+def run_out_of_memory(_: Any, items: Any, on_progress: Any) -> Any:
+    raise MemoryError("Unable to allocate 600. MiB")
+    yield
+
+
+@pytest.mark.parametrize(("workers", "remedy"), [(1, "split the largest documents"), (2, "data.workers=1")])
+def test_too_little_memory_is_reported_with_what_to_lower(workers: int, remedy: str) -> None:
+    pool = WorkerPool(workers, 1, lambda *_: None)
+    with pytest.raises(KrillError, match=f"out of memory .Unable to allocate 600. MiB.*{remedy}") as error:
+        list(pool.map_unordered(run_out_of_memory, None, [0]))
+    assert error.value.exit_code == 1
+
+
+def test_stopped_worker_is_named_and_does_not_outlive_the_pool(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop_one(documents: int, text_bytes: int) -> None:
+        file = tmp_path / "0.pid"
+        if "is stopped" in caplog.text:
+            raise KeyboardInterrupt
+        if documents and file.exists():
+            os.kill(int(file.read_text()), signal.SIGSTOP)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(WorkerPool(2, 1, stop_one).map_unordered(run_forever, tmp_path, [0, 1]))
+    assert f"process {(tmp_path / '0.pid').read_text()} on " in caplog.text
+    assert_exited(tmp_path)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
+from faults import flip_bit
 from safetensors.torch import load_file, save_file
 
 from krill.errors import KrillError, UsageError
 from krill.inference.load import load_model_and_tokenizer, locate_model
+from krill.runs.checkpoints import write_checkpoint_manifest
 from krill.tokenizer.artifact import TokenizerFolder
+from krill.training.checkpoint.export import write_model_manifest
 
 
 @pytest.fixture
@@ -119,9 +124,71 @@ def test_missing_weights_are_rejected(tmp_path: Path, model_folder: Path) -> Non
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "m" / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        UsageError, match=r"weights are missing in .* \(1, first model\.layers\.1\.mlp\.up_proj\.weight\)"
+        UsageError, match=r"lacks 1 weights, the first of them model\.layers\.1\.mlp\.up_proj\.weight"
     ):
         load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
+
+
+def test_damaged_weights_of_a_run_are_named(finished_run: Path, unfinished_run: Path) -> None:
+    write_model_manifest(finished_run / "model", finished_run)
+    write_checkpoint_manifest(unfinished_run / "checkpoints" / "checkpoint-10")
+    for run, weights in (
+        (finished_run, "model/model.safetensors"),
+        (unfinished_run, "checkpoints/checkpoint-10/model.safetensors"),
+    ):
+        load_model_and_tokenizer(str(run), torch.device("cpu"))
+        flip_bit(run / weights)
+        with pytest.raises(UsageError, match=f"{weights} was changed since it was saved") as error:
+            load_model_and_tokenizer(str(run), torch.device("cpu"))
+        assert "\n" not in str(error.value)
+    (finished_run / "model-manifest.json").unlink()  # as in a folder that krill did not write
+    load_model_and_tokenizer(str(finished_run), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"hidden_size": -1}, "hidden_size is -1"),
+        (
+            {"num_hidden_layers": 10**8},
+            "num_hidden_layers is 100,000,000, but the weights have only 21 tensors",
+        ),
+        ({"vocab_size": 10**11}, "parameters, but the weights have"),
+        ({"head_dim": 0}, "cannot be raised"),
+        ({"dtype": "none"}, "no attribute"),
+        ({"num_key_value_heads": 4}, "shapes of the weights"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights_is_refused(
+    values: dict[str, Any], reason: str, tmp_path: Path, model_folder: Path
+) -> None:
+    config = shutil.copytree(model_folder, tmp_path / "m") / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    with pytest.raises(UsageError, match=f"transformers cannot load .*{reason}") as error:
+        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
+    assert "\n" not in str(error.value)
+
+
+def test_code_in_a_model_folder_never_runs(
+    tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers' question on a terminal
+    config = shutil.copytree(model_folder, tmp_path / "m") / "config.json"
+    (tmp_path / "m" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    auto_map = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"auto_map": auto_map, "model_type": "evil"})
+    )
+    with pytest.raises(UsageError, match="Python code from that folder, which krill does not run"):
+        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
+    shutil.copy(model_folder / "config.json", config)
+    (tmp_path / "m" / "model.safetensors").unlink()
+    payload = pickle.dumps(subprocess.Popen) + bytes(10**6)
+    (tmp_path / "m" / "pytorch_model.bin").write_bytes(payload)
+    with pytest.raises(UsageError, match="transformers cannot load"):
+        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

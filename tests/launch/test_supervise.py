@@ -82,3 +82,12 @@ def test_processes_have_their_own_session(tmp_path: Path) -> None:
     group.start(0, print_session, {}, tmp_path / "0")
     assert group.wait_any() == [(0, 0)]
     assert (tmp_path / "0.out").read_text() == "True\n"
+
+
+def test_a_signal_reaches_a_stopped_process(tmp_path: Path) -> None:
+    group = ProcessGroup()
+    group.start(0, SLEEP, {}, tmp_path / "0")
+    wait_until_ready(tmp_path / "0")
+    os.kill(group._running[0].pid, signal.SIGSTOP)
+    group.send_signal(signal.SIGTERM)
+    assert group.wait(30) == {0: -signal.SIGTERM}

@@ -243,3 +243,19 @@ def test_output_of_an_active_or_other_run_is_rejected(tmp_path: Path) -> None:
     make_past_run(output, signature=OTHER_SIGNATURE)
     with pytest.raises(UsageError, match="another configuration"):
         claim(SIGNATURE, tmp_path, output)
+
+
+@pytest.mark.parametrize("log", ["", "2026-01-01 00:00:00,123 DEBUG failed\nTraceback\n"])
+def test_output_left_by_a_run_before_its_status_is_used(tmp_path: Path, log: str) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / "log.txt").write_text(log)
+    with claim("a", tmp_path / "runs", folder) as claimed:
+        assert claimed.state == "new"
+
+
+def test_output_with_another_log_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("my notes\n")
+    with pytest.raises(UsageError, match="is not empty"):
+        claim("a", tmp_path / "runs", tmp_path)

@@ -16,6 +16,7 @@ from krill.config.schema import Section
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.runs.claim import claim
 from krill.runs.record import (
+    LogFile,
     Record,
     collect_versions,
     compute_run_seconds,
@@ -308,3 +309,12 @@ def test_last_metrics_are_read_from_the_end_of_a_long_file(tmp_path: Path) -> No
     metrics = read_last_metrics(tmp_path, ("step", "loss", "eval_loss", "none"))
     assert metrics == {"step": 20_000, "loss": lines[-1]["loss"], "eval_loss": 3.0}
     assert read_last_metrics(tmp_path / "not there", ("step",)) == {}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_loses_log_messages_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = LogFile("/dev/full")
+    for _ in range(2):
+        handler.handle(logging.makeLogRecord({"msg": "lost"}))
+    handler.close()
+    assert capsys.readouterr().err == ""

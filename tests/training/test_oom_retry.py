@@ -208,7 +208,9 @@ def test_oom_on_several_ranks_is_raised(
 
     assert retry_on_oom(attempt, make_config(*FOUR), tmp_path) == 7
     monkeypatch.setattr("krill.training.ranks.get_world_size", lambda: 2)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(
+        KrillError, match=r"4 rows at a time on each rank; use a smaller batch\.micro_batch_size"
+    ):
         retry_on_oom(attempt, make_config(*FOUR), tmp_path)
 
 

@@ -24,8 +24,8 @@ def _parse_duration(value: object) -> object:
     raise ValueError(f"{value!r} is not a duration; use 90m, 12h, 2d or 1-12:00:00")
 
 
-def _format_minutes(minutes: int | str) -> str:
-    return minutes if isinstance(minutes, str) else f"{minutes}m"
+def _format_minutes(minutes: int | str | None) -> str | None:
+    return f"{minutes}m" if isinstance(minutes, int) else minutes
 
 
 class SlurmConfig(Section):
@@ -104,5 +104,14 @@ class HardwareConfig(Section):
     threads: Unsigned[PositiveInt | None]
     """Number of CPU threads per rank; null: OMP_NUM_THREADS if it is set, otherwise torch's default for one rank
     and an equal share of the cores for several."""
+    stall: Unsigned[
+        Annotated[
+            PositiveInt | None,
+            BeforeValidator(_parse_duration),
+            PlainSerializer(_format_minutes, return_type=str | None),
+        ]
+    ]
+    """Time after which a rank without a sign of life, because it was stopped or gets no CPU, ends the run with an
+    error that names it: 10m, 2h; null: never. For the ranks that krill starts on this machine."""
     slurm: Unsigned[SlurmConfig | None]
     """SLURM job that the command is submitted as; null: it runs on this machine."""

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.config.schema import TrainConfig
 from krill.config.signature import compute_signature
-from krill.errors import KrillError, UsageError
+from krill.errors import UsageError
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
 from krill.runs.record import read_config, read_status, relative_path
@@ -54,12 +54,11 @@ class Branch:
         return stable_phase(self.config.scheduler, self.status["steps"], restart and Restart(**restart))
 
     def verify_checkpoint(self) -> Path:
-        """Returns the path of the checkpoint. Raises KrillError if it fails verification."""
+        """Returns the path of the checkpoint. Raises UsageError if it fails verification."""
         problems = checkpoints.verify(self.checkpoint)
         if problems:
-            raise KrillError(
-                "\n".join(problems)
-                + f"\nbranch: {relative_path(self.checkpoint)} does not verify; use another checkpoint of that run, "
+            raise UsageError(
+                f"branch={relative_path(self.checkpoint)}: {problems[0]}; use another checkpoint of that run, "
                 "branch=<run>/checkpoints/checkpoint-<step>"
             )
         return self.checkpoint

@@ -9,6 +9,9 @@ from typing import Any, Literal
 import torch
 
 from krill import atomic
+from krill.errors import UsageError
+from krill.manifest import list_files, write_file_manifest
+from krill.models.model_folder import MODEL_MANIFEST
 
 EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -23,6 +26,21 @@ def export_model(model: Any, folder: Path, dtype: Literal["fp32", "bf16"]) -> No
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     atomic.write_json(folder / "config.json", config | _build_legacy_config_keys(config))
+
+
+def write_model_manifest(model_folder: Path, run: Path) -> None:
+    """Writes the manifest of the files in `model_folder`, which is about to become model/ of `run`."""
+    write_file_manifest(run / MODEL_MANIFEST, model_folder, list_files(model_folder))
+
+
+def raise_if_model_is_link(run: Path) -> None:
+    """Raises UsageError if model/ of `run` is a link: a run replaces model/, and what a link names is not its own."""
+    for path in (run / "model", run / ".model.partial"):
+        if path.is_symlink():
+            raise UsageError(
+                f"{path} is a symbolic link, and the run writes its model there; remove the link and run the same "
+                "command again"
+            )
 
 
 def _build_legacy_config_keys(config: dict[str, Any]) -> dict[str, Any]:

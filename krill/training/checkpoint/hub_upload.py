@@ -10,12 +10,41 @@ from threading import Lock, Thread
 
 from krill.config.schema import HubConfig
 from krill.errors import KrillError
+from krill.models.model_folder import verify_model
 from krill.runs import checkpoints
 from krill.runs.hub import describe_error, stage_upload, upload_checkpoint, upload_model
 from krill.runs.record import Record, relative_path
 
 STAGING_FOLDER = ".upload"
 log = logging.getLogger("krill")
+
+
+def push_finished_run(record: Record, hub: HubConfig) -> None:
+    """Uploads the model of a finished run, unless hub.push is not set or it is in that repository already.
+
+    Raises UsageError if a file of the model is damaged, KrillError if the upload fails.
+    """
+    if not hub.push or record.status.get("pushed") == hub.id:
+        return
+    verify_model(record.folder / "model", f"hub.push=true hub.id={hub.id}")
+    _upload_model(record, hub.model_copy(update={"checkpoints": False}))
+
+
+def _upload_model(record: Record, hub: HubConfig) -> None:
+    try:
+        url = upload_model(hub, record.folder)
+    except Exception as error:  # the Hub's client raises errors of several libraries
+        raise _build_upload_error(record, hub, error) from error
+    log.info("hub         %s", url)
+    if hub.push:
+        record.update(pushed=hub.id)
+
+
+def _build_upload_error(record: Record, hub: HubConfig, error: Exception) -> KrillError:
+    return KrillError(
+        f"hub: the upload to {hub.id} failed ({describe_error(error)}). The model is in "
+        f"{relative_path(record.folder / 'model')}; run the same command to retry"
+    )
 
 
 class HubUploader:
@@ -76,16 +105,9 @@ class HubUploader:
         if not self.hub.push and not self.hub.checkpoints:
             return
         self.wait()
-        try:
-            if self.last_error:
-                raise self.last_error
-            url = upload_model(self.hub, self.run_folder)
-        except Exception as error:  # the Hub's client raises errors of several libraries
-            raise KrillError(
-                f"hub: the upload to {self.hub.id} failed ({describe_error(error)}). The model is in "
-                f"{relative_path(self.run_folder / 'model')}; run the same command to retry"
-            ) from error
-        log.info("hub         %s", url)
+        if self.last_error:
+            raise _build_upload_error(self.record, self.hub, self.last_error) from self.last_error
+        _upload_model(self.record, self.hub)
 
     def _start_upload(self, step: int) -> None:
         self.latest_staged = self.run_folder / STAGING_FOLDER / f"{step}-{time.monotonic_ns()}"

@@ -100,7 +100,7 @@ def test_branch_off_a_corrupt_checkpoint_is_rejected(
     assert krill_train("scheduler=constant", "steps=4") == 0
     checkpoint = krill_train.runs()[0] / "checkpoints" / "checkpoint-4"
     flip_bit(checkpoint / "model.safetensors")
-    assert krill_train("scheduler=constant", "steps=6", f"branch={checkpoint}") == 1
+    assert krill_train("scheduler=constant", "steps=6", f"branch={checkpoint}") == 2
     error = capsys.readouterr().err
     assert "checkpoint-4/model.safetensors was changed since it was saved" in error
     assert "use another checkpoint of that run" in error

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from faults import flip_bit
 from safetensors import safe_open
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from krill.errors import UsageError
+from krill.models.model_folder import verify_model
 from krill.runs import checkpoints
 
 IDS = torch.tensor([[1, 70, 71, 90, 300, 17, 5, 200, 131], [1, 9, 8, 7, 6, 5, 4, 3, 2]])
@@ -160,6 +164,40 @@ def test_config_json_has_the_keys_that_loaders_read(reference_run: Callable[...,
         tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     )  # fmt: skip
     assert config["vocab_size"] == len(tokenizer)
+
+
+def test_all_files_have_the_mode_of_the_umask(reference_run: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    files = [path for path in reference_run(*TRAINING, *LLAMA).rglob("*") if path.is_file()]
+    assert len([path for path in files if path.name == "model.safetensors"]) > 1
+    other = {path.name for path in files if path.stat().st_mode != (tmp_path / "new").stat().st_mode}
+    assert other == set()
+
+
+def test_damage_of_the_trained_model_is_found_before_it_is_used(
+    reference_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = shutil.copytree(reference_run(*TRAINING, *LLAMA), tmp_path / "run")
+    (run / "model" / "README.md").write_text("edited")
+    verify_model(run / "model", "model=run")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        content = (run / "model" / name).read_bytes()
+        flip_bit(run / "model" / name)
+        with pytest.raises(
+            UsageError, match=f"model.from=run: .*model/{name} was changed since it was saved"
+        ):
+            verify_model(run / "model", "model.from=run")
+        (run / "model" / name).write_bytes(content)
+    verify_model(run / "model", "model=run")
+
+
+def test_model_that_is_a_link_is_refused_before_training(
+    train_in: Callable[..., Path], make_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match=r"run/model is a symbolic link.*remove the link"):
+        train_in(make_config(), "run")
 
 
 def test_export_dtype_applies_to_the_model_and_not_to_checkpoints(krill_train: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import train_and_signal
+from faults import flip_bit, train_and_signal
 from hub_server import HubServer, Repository, run_hub_server
 from trainings import assert_same_result
 
@@ -86,6 +86,58 @@ def test_model_is_pushed_to_a_private_repository_by_default(
     assert get_repository(hub).files["model.safetensors"] == (run / "model/model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("offline", "HF_HUB_OFFLINE is set"),
+        ("no token", "not logged in to the Hugging Face Hub; run hf auth login"),
+        ("bad token", "the Hub does not accept the token"),
+        ("read-only token", "the token can only read"),
+        ("unreachable", "the Hub cannot be reached"),
+    ],
+)
+def test_login_is_checked_before_training(
+    problem: str, message: str, krill_train: Any, hub: HubServer, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    if problem == "offline":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    elif problem == "no token":
+        monkeypatch.delenv("HF_TOKEN")
+    elif problem == "bad token":
+        monkeypatch.setenv("HF_TOKEN", "hf_other")
+    elif problem == "read-only token":
+        hub.role = "read"
+    with hub.fail_requests("whoami", "drop", 1000 if problem == "unreachable" else 0):
+        assert krill_train(ID, "hub.push=true") == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert f"hub.push=true hub.id=me/mine: {message}" in errors[0]
+    assert krill_train.runs() == []
+
+
+def test_finished_run_is_pushed_afterwards_and_once(
+    krill_train: Any, undisturbed_run: Path, hub: HubServer, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("krill.training.run.run_training", None)
+    shutil.copytree(undisturbed_run, tmp_path / "done")
+    push = (*RUN[2:], "output=done", ID, "hub.push=true")
+    content = (tmp_path / "done/model/model.safetensors").read_bytes()
+    flip_bit(tmp_path / "done/model/model.safetensors")
+    assert krill_train(*push) == 2
+    assert "model/model.safetensors was changed since it was saved" in capsys.readouterr().err
+    assert hub.repositories == {}
+    (tmp_path / "done/model/model.safetensors").write_bytes(content)
+    for _ in range(2):
+        assert krill_train(*push) == 0
+        assert get_repository(hub).files["model.safetensors"] == content
+        assert len(get_repository(hub).messages) == 2
+    assert (read_status(tmp_path / "done") or {})["pushed"] == "me/mine"
+    assert not any(name.startswith("last-checkpoint") for name in get_repository(hub).files)
+
+
 def test_last_checkpoint_is_uploaded_before_the_model(krill_train: Any, hub: HubServer) -> None:
     assert krill_train(*RUN, "hub.push=true") == 0
     (run,) = krill_train.runs()
@@ -153,7 +205,7 @@ def test_upload_that_keeps_failing_loses_nothing_and_the_same_command_retries(
 
 
 def test_signal_ends_the_run_while_the_hub_is_unreachable(krill_train: Any, hub: HubServer) -> None:
-    with hub.fail_requests(".", "drop"):
+    with hub.fail_requests("^(?!GET /api/whoami)", "drop"):  # once the login has been checked
         assert train_and_signal(krill_train, signal.SIGTERM, 3, *RUN) == 75
     assert hub.repositories == {}
 

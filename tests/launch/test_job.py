@@ -1,0 +1,28 @@
+"""A point that fails before its run has begun leaves a folder that the same command can use again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faults import limit_file_size
+
+from krill.cli import job as jobs
+from krill.cli.config_diff import diff_from_last_start
+from krill.runs.claim import claim
+from krill.runs.record import read_status
+
+
+def test_failure_is_recorded_before_it_is_logged(tmp_path: Path) -> None:
+    point: Any = SimpleNamespace(folder=tmp_path / "point", identity="a", overrides=[], is_on_slurm=False)
+    with limit_file_size(10), pytest.raises(OSError, match="File too large"):
+        jobs._record_failure(point, ValueError("no"))
+    assert list(point.folder.iterdir()) == []
+    jobs._record_failure(point, ValueError("no"))
+    assert (read_status(point.folder) or {})["error"] == "no"
+    with claim("a", tmp_path, point.folder) as claimed:
+        assert claimed.state == "resumed"
+    config: Any = None
+    assert diff_from_last_start(config, point.folder) == [], "config.yaml was not written yet"
