@@ -174,6 +174,10 @@ def _run_with_hydra(
         compose.run_hydra(command, session, [*parsed.flags, *overrides], folders)
     except Exception as raised:
         error = raised
+    except SystemExit as exit_request:
+        if not parsed.is_print_only:
+            raise
+        return errors.USAGE if exit_request.code else errors.DONE  # Hydra has printed why, as for an unknown -p
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
     if parsed.is_completion:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from krill.config.schema import InferConfig, TrainConfig
+    from krill.config.yaml_files import ConfigOrigins
     from krill.data.inputs import RunInputs
 
 ConfigT = TypeVar("ConfigT", bound="BaseModel")
@@ -87,7 +88,7 @@ class Invocation(ABC):
         from krill.launch.auto_processes import resolve_auto_processes
 
         if self._validated is None:
-            config: Any = resolve_auto_processes(validate_config(schema, self.composed_config))  # type: ignore[type-var]
+            config: Any = resolve_auto_processes(validate_config(schema, self.composed_config, self._find_origins))  # type: ignore[type-var]
             if config.detach and not self.is_for_slurm:
                 raise UsageError(
                     "detach=true is for SLURM jobs: add hardware=slurm_gpu or another slurm_ option"
@@ -95,6 +96,16 @@ class Invocation(ABC):
             self._validated = config
         assert isinstance(self._validated, schema)
         return self._validated
+
+    def _find_origins(self) -> ConfigOrigins:
+        """Returns where the user's files set the keys of the configuration."""
+        from krill.config.overrides import get_override_key
+        from krill.config.yaml_files import ConfigOrigins
+
+        sources = self.hydra.runtime.get("config_sources") or ()
+        folders = [Path(source.path) for source in sources if source.provider == "user"]
+        keys = {get_override_key(override) for override in self.overrides}
+        return ConfigOrigins.find(self.command, self.choices, folders, keys)
 
     def open_inputs(self, config: TrainConfig) -> RunInputs:
         """Returns the inputs of `config`, the validated configuration. Raises UsageError for unusable files."""

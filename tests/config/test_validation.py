@@ -7,8 +7,8 @@ from compositions import OPTION_ROWS, REQUIRED_OVERRIDES, compose
 from omegaconf import OmegaConf
 
 from krill.config.schema import InferConfig, TrainConfig
+from krill.config.suggestions import find_closest_name
 from krill.config.validation import (
-    find_closest_name,
     format_unknown_key_error,
     resolve_interpolations,
     validate_config,

@@ -70,6 +70,11 @@ class TransformerConfig(_BaseModelConfig):
                 f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}; "
                 "set head_dim"
             )
+        head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        if head_dim % 2:
+            raise ValueError(
+                f"head_dim={head_dim} is odd, but rotary position embeddings rotate pairs; set head_dim={head_dim + 1}"
+            )
         return self
 
 
