@@ -87,7 +87,9 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
             parsed.config_dirs.append(value if equals else _pop_flag_value(argument, arguments))
         elif flag in ("--config-path", "-cp"):
             folder = value if equals else _pop_flag_value(argument, arguments)
-            errors.append(f"{flag} is not needed: krill finds its own files; add yours with --config-dir {folder}")
+            errors.append(
+                f"{flag} is not needed: krill finds its own files; add yours with --config-dir {folder}"
+            )
         elif argument == "--":
             continue
         elif flag in _VALUE_FLAGS:
@@ -125,7 +127,9 @@ def _find_flag_errors(parsed: ParsedArguments) -> list[str]:
     if not parsed.is_print_only:
         package = parsed.get_flag_value("-p", "--package")
         errors += [f"-p goes with --cfg job: use --cfg job -p {package}"] if package is not None else []
-        errors += ["--resolve goes with --cfg job: use --cfg job --resolve"] if "--resolve" in parsed.flags else []
+        errors += (
+            ["--resolve goes with --cfg job: use --cfg job --resolve"] if "--resolve" in parsed.flags else []
+        )
     return errors
 
 

@@ -10,12 +10,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from krill.cli.compose import compose_config, is_usage_error
 from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.key_aliases import find_foreign_key, find_renamed_key
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
 from krill.config.schema import TrainConfig
-from krill.config.key_aliases import find_foreign_key, find_renamed_key
 from krill.config.suggestions import suggest
 from krill.config.validation import format_unknown_key_error, iterate_dotted_keys, validate_config
 from krill.errors import UsageError, get_first_line
@@ -61,7 +62,9 @@ def diagnose_overrides(
         if item.is_add():
             messages.append(f"{item.input_line}: use it without +")
         if item.is_delete():
-            messages.append(f"{item.input_line}: {group} cannot be left out; choose an option, as in {_get_example(group, folders)}")
+            messages.append(
+                f"{item.input_line}: {group} is required; use an option, as in {_get_example(group, folders)}"
+            )
             continue
         errors = [_describe_unknown_option(group, option, folders) for option in _get_options(item)]
         messages += filter(None, errors)
@@ -134,7 +137,9 @@ def _find_section_errors(
 ) -> list[str]:
     """Returns what is wrong with the value of a section: a mapping with unknown keys, or no mapping."""
     key, value = item.key_or_group, item.value()
-    if key not in known or not isinstance(OmegaConf.select(composed, key, throw_on_missing=False), DictConfig):
+    if key not in known or not isinstance(
+        OmegaConf.select(composed, key, throw_on_missing=False), DictConfig
+    ):
         return []
     if isinstance(value, dict):
         keys = [f"{key}.{name}" for name in iterate_dotted_keys(value)]
@@ -147,7 +152,7 @@ def _find_section_errors(
 def _describe_hydra_error(item: Override) -> str | None:
     """Returns the message for a plugin of Hydra that krill replaces."""
     if item.key_or_group == "hydra/sweeper" and "basic" not in _get_values(item):
-        return f"{item.input_line}: krill has a sweeper of its own: use sweep.search=tpe or random, with sweep.trials=20"
+        return f"{item.input_line}: krill has a sweeper of its own: use sweep.search=tpe with sweep.trials=20"
     return None
 
 
@@ -158,7 +163,7 @@ def _list_keys(command: str, group: str, option: str, folders: Sequence[Path]) -
                 OmegaConf.to_container(compose_config(command, [f"{group}={option}"], folders))
             )
         )
-    except (HydraException, OmegaConfBaseException):  # a user's option that does not compose
+    except (HydraException, OmegaConfBaseException, UsageError):  # a user's option that does not compose
         return []
 
 
@@ -182,7 +187,9 @@ def _describe_unknown_option(group: str, option: Any, folders: Sequence[Path]) -
     if name in known or "," in name:
         return None
     if not isinstance(option, str):
-        return f"{group}: {name} is not an option; choose one by its name, as in {_get_example(group, folders)}"
+        return (
+            f"{group}: {name} is not an option; choose one by its name, as in {_get_example(group, folders)}"
+        )
     if any((folder / group / f"{name}.yml").is_file() for folder in folders):
         return f"unknown option '{name}' for {group}: rename {name}.yml to {name}.yaml"
     return f"unknown option '{name}' for {group}. {suggest(name, known, f'{group}={{}}')}"

@@ -17,6 +17,7 @@ from krill.errors import UsageError, get_first_line
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
+
 def validate_config(
     schema: type[SchemaT], composed: DictConfig, find_origins: Callable[[], ConfigOrigins] | None = None
 ) -> SchemaT:
@@ -47,7 +48,9 @@ def validate_config(
     try:
         config = schema.model_validate(values)
     except ValidationError as error:
-        messages += _list_errors(error, list(iterate_dotted_keys(values)), missing)
+        messages += _list_errors(
+            error, list(iterate_dotted_keys(values)), missing, _find_following_keys(unresolved)
+        )
     if messages:
         raise build_error(messages)
     return config
@@ -57,7 +60,9 @@ def _format_interpolation_error(error: OmegaConfBaseException) -> str:
     if isinstance(error, InterpolationKeyError):
         source = get_first_line(error).partition("'")[2].partition("'")[0]
         return f"{error.full_key} follows {source}, which is not set; set one of them"
-    reason = get_first_line(error).partition(" raised while resolving interpolation: ")[2] or get_first_line(error)
+    reason = get_first_line(error).partition(" raised while resolving interpolation: ")[2] or get_first_line(
+        error
+    )
     return f"{error.full_key}: {reason}" if error.full_key else reason
 
 
@@ -91,6 +96,21 @@ def _find_missing_keys(values: Any, prefix: str = "") -> list[str]:
     ]
 
 
+def _find_following_keys(unresolved: Any) -> set[str]:
+    """Returns the dotted keys whose value is an interpolation: another key determines it."""
+    return {
+        key
+        for key in iterate_dotted_keys(unresolved)
+        if isinstance(value := _select(unresolved, key), str) and "${" in value
+    }
+
+
+def _select(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
 def iterate_dotted_keys(values: Any, prefix: str = "") -> Iterable[str]:
     """Yields every dotted key of a nested mapping, sections included."""
     if isinstance(values, Mapping):
@@ -113,19 +133,17 @@ def format_unknown_key_error(key: str, candidates: Iterable[str]) -> str:
 
 
 def _list_errors(
-    error: ValidationError, known: list[str], missing: list[str]
+    error: ValidationError, known: list[str], missing: list[str], following: set[str]
 ) -> Iterable[tuple[str, str]]:
-    """Yields key and message of each error, except for `missing` keys, which are reported already."""
+    """Yields key and message of each error, except for `missing` keys, which are reported already, and for
+    keys that follow another key with the same error."""
     reported = set()
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in _strip_union_tags(item["loc"]))
-        if key in missing:
+        value = str(item["input"])
+        if key in missing or (key in following and value in reported):
             continue
-        if item["type"].endswith(("_parsing", "_type", "_number")):  # a key that follows another has the same error
-            cause = (item["type"], str(item["input"]))
-            if cause in reported:
-                continue
-            reported.add(cause)
+        reported.add(value)
         yield key, _format_error(item, key, known)
 
 

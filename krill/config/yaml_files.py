@@ -51,7 +51,7 @@ class ConfigFile:
 
     path: Path
     group: str
-    """The config group: the folder of the file, relative to the configuration folder; empty for a file of a command."""
+    """The config group: the folder of the file in the configuration folder; empty for a file of a command."""
     root: yaml.Node | None
     package: str | None
     """The value of its directive # @package, if it has one."""
@@ -63,9 +63,9 @@ class ConfigFile:
         return f"{package}." if package not in ("", "_global_") else ""
 
     @property
-    def items(self) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+    def items(self) -> Sequence[tuple[yaml.ScalarNode, yaml.Node]]:
         """The keys and values at its top level."""
-        return self.root.value if isinstance(self.root, yaml.MappingNode) else []
+        return self.root.value if isinstance(self.root, yaml.MappingNode) else ()
 
     def get(self, name: str) -> yaml.Node | None:
         """Returns the value of a key at its top level."""
@@ -75,13 +75,14 @@ class ConfigFile:
         """Returns the line in which the file sets `key`, a dotted key of the composed configuration."""
         if not key.startswith(self.prefix):
             return None
-        line, items = None, self.items
+        line: int | None = None
+        items = self.items
         for part in key.removeprefix(self.prefix).split("."):
-            found = next(((name, value) for name, value in items if name.value == part), None)
-            if found is None:
-                return line if not isinstance(items, list) else None
-            line = found[0].start_mark.line + 1
-            items = found[1].value if isinstance(found[1], yaml.MappingNode) else ()
+            item = next((item for item in items if item[0].value == part), None)
+            if item is None:
+                return line if items == () and line else None
+            line = _get_line(item[0])
+            items = item[1].value if isinstance(item[1], yaml.MappingNode) else ()
         return line
 
 
@@ -97,13 +98,13 @@ def read_config_file(file: Path, group: str) -> ConfigFile:
     try:
         root = loader.get_single_node()
         if root is not None:
-            loader.construct_document(root)  # type: ignore[no-untyped-call]
+            loader.construct_document(root)
     except yaml.YAMLError as error:
         raise UsageError(_describe_yaml_error(file, text, error)) from error
     except (ValueError, RecursionError) as error:  # a date such as 2024-13-45; deep nesting
         raise UsageError(f"{format_path(file)}: is not YAML: {get_first_line(error)}") from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     return ConfigFile(file, group, root, _read_package(file, text))
 
 
@@ -122,7 +123,11 @@ def _read_text(file: Path) -> str:
     if not file.is_file():
         raise UsageError(f"{format_path(file)}: is not a file")
     content = file.read_bytes()
-    for mark, name in ((b"\xff\xfe", "in UTF-16"), (b"\xfe\xff", "in UTF-16"), (b"\xef\xbb\xbf", "with a BOM")):
+    for mark, name in (
+        (b"\xff\xfe", "in UTF-16"),
+        (b"\xfe\xff", "in UTF-16"),
+        (b"\xef\xbb\xbf", "with a BOM"),
+    ):
         if content.startswith(mark):
             raise UsageError(f"{format_path(file)}:1: is saved {name}; save it as UTF-8 without a BOM")
     try:
@@ -174,14 +179,20 @@ def _find_package_errors(file: ConfigFile) -> Errors:
         return  # another file includes it, in whatever package
     is_misplaced = isinstance(file.get(file.group), yaml.MappingNode)
     if file.group == "experiment" and file.package != "_global_":
-        yield 1, (
-            f"the first line of an experiment must be {GLOBAL_DIRECTIVE}, or its keys are those of a section "
-            f"'{file.prefix.rstrip('.')}'"
+        yield (
+            1,
+            (
+                f"the first line of an experiment must be {GLOBAL_DIRECTIVE}, or its keys are those of a section "
+                f"'{file.prefix.rstrip('.')}'"
+            ),
         )
     elif file.prefix == f"{file.group}." and is_misplaced:
-        yield 1, (
-            f"the keys of this file are in the section {file.group} already: add {GLOBAL_DIRECTIVE} as the first "
-            f"line, or leave the line {file.group}: out"
+        yield (
+            1,
+            (
+                f"the keys of this file are in the section {file.group} already: add {GLOBAL_DIRECTIVE} as the first "
+                f"line, or leave the line {file.group}: out"
+            ),
         )
 
 
@@ -220,13 +231,16 @@ def _find_defaults_errors(file: ConfigFile, folders: Sequence[Path]) -> Errors:
     if defaults is None:
         return
     if not isinstance(defaults, yaml.SequenceNode):
-        yield _get_line(defaults), f"defaults: is a list: begin each of its lines with '- ', as in '{_EXAMPLE}'"
+        yield (
+            _get_line(defaults),
+            f"defaults: is a list: begin each of its lines with '- ', as in '{_EXAMPLE}'",
+        )
         return
     for entry in defaults.value:
         if isinstance(entry, yaml.ScalarNode):
             yield from _find_scalar_default_errors(file, entry, folders)
         elif isinstance(entry, yaml.MappingNode) and len(entry.value) == 1:
-            yield from _find_default_errors(file, *entry.value[0], folders)
+            yield from _find_default_errors(file, entry.value[0][0], entry.value[0][1], folders)
         else:
             yield _get_line(entry), f"an entry of defaults: has one option: write it as in '{_EXAMPLE}'"
 
@@ -234,9 +248,7 @@ def _find_defaults_errors(file: ConfigFile, folders: Sequence[Path]) -> Errors:
 _EXAMPLE = "- override /model: llama_nano"
 
 
-def _find_scalar_default_errors(
-    file: ConfigFile, entry: yaml.ScalarNode, folders: Sequence[Path]
-) -> Errors:
+def _find_scalar_default_errors(file: ConfigFile, entry: yaml.ScalarNode, folders: Sequence[Path]) -> Errors:
     """Yields what is wrong with an entry such as `- files`, which includes another file."""
     name = entry.value.partition("@")[0]
     if name == "_self_" or "${" in name or _is_null(entry):
@@ -264,7 +276,11 @@ def _find_default_errors(
     elif group not in known:
         yield _get_line(key), f"no config group '{group}'. {suggest(group, sorted(known))}"
         return
-    elif file.group and (not target.startswith("/") or "override" not in keywords) and "optional" not in keywords:
+    elif (
+        file.group
+        and (not target.startswith("/") or "override" not in keywords)
+        and "optional" not in keywords
+    ):
         option = value.value if isinstance(value, yaml.ScalarNode) else "…"
         yield _get_line(key), f"{key.value}: {option}: use {_format_default(file, group, option)}"
         return
@@ -322,7 +338,12 @@ class ConfigOrigins:
         options = sorted(choices.items(), key=lambda choice: choice[0] != "experiment")
         options.insert(1 if choices.get("experiment") else 0, ("", command))
         paths = [
-            (group, next((file for folder in folders if (file := folder / group / f"{name}.yaml").is_file()), None))
+            (
+                group,
+                next(
+                    (file for folder in folders if (file := folder / group / f"{name}.yaml").is_file()), None
+                ),
+            )
             for group, name in options
         ]
         return cls([read_config_file(path, group) for group, path in paths if path], overrides)
@@ -332,7 +353,11 @@ class ConfigOrigins:
 
         Many missing keys of a section are one error if the user's file of that section includes no other file.
         """
-        incomplete = {file.group: file for file in self.files if file.group in _BASE_OPTIONS and not file.get("defaults")}
+        incomplete = {
+            file.group: file
+            for file in self.files
+            if file.group in _BASE_OPTIONS and not file.get("defaults")
+        }
         missing: dict[str, list[str]] = {}
         for key, message in errors:
             section = key.partition(".")[0]

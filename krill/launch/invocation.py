@@ -88,7 +88,9 @@ class Invocation(ABC):
         from krill.launch.auto_processes import resolve_auto_processes
 
         if self._validated is None:
-            config: Any = resolve_auto_processes(validate_config(schema, self.composed_config, self._find_origins))  # type: ignore[type-var]
+            config: Any = resolve_auto_processes(
+                validate_config(schema, self.composed_config, self._find_origins)
+            )  # type: ignore[type-var]
             if config.detach and not self.is_for_slurm:
                 raise UsageError(
                     "detach=true is for SLURM jobs: add hardware=slurm_gpu or another slurm_ option"
@@ -188,6 +190,8 @@ class SweepPoint(Invocation):
         self.sweep_folder = sweep_folder
         self.inputs: RunInputs | None = None
         """Opened by the sweep, for all points that share them."""
+        self.identity: str | None = None
+        """Signature of the result, computed by the sweep."""
 
     @property
     def is_sweep_point(self) -> bool:

@@ -60,6 +60,11 @@ def build_search(settings: Any, seed: Any, overrides: Sequence[Override]) -> Sea
     Raises UsageError for settings that exclude each other.
     """
     for override in overrides:
+        if override.is_sweep_override() and override.key_or_group in ("output", "dry_run", "detach"):
+            raise UsageError(
+                f"{override.input_line}: {override.key_or_group} has one value for the whole sweep, each point "
+                "gets a folder of its own"
+            )
         if override.is_sweep_override() and override.key_or_group.partition(".")[0] == "sweep":
             raise UsageError(
                 f"{override.input_line}: {override.key_or_group} has one value for the whole sweep"

@@ -20,7 +20,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krill import atomic
-from krill.config.overrides import quote_override, to_unresolved_list
+from krill.config.overrides import expand_float_range, quote_override, to_unresolved_list
+from krill.config.resolvers import get_dry_run_folder, get_sweep_folder
+from krill.config.schema import TrainConfig
 from krill.errors import DONE, SWEEP_FAILED, UsageError
 from krill.launch import job_files
 from krill.launch.job_files import Point
@@ -59,12 +61,15 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         Raises UsageError that lists everything wrong in any of the first points.
         """
         loader, folder = self.hydra_context.config_loader, Path(self.config.hydra.sweep.dir)
+        parser = OverridesParser.create(loader)
         texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        overrides = OverridesParser.create(loader).parse_overrides(texts)
+        overrides = parser.parse_overrides(list(map(expand_float_range, parser.parse_overrides(texts))))
         search = build_search(self.config.sweep, self.config.seed, overrides)
         with read_write(self.config), open_dict(self.config):
             # A swept name must not move single points to another folder.
             self.config.hydra.overrides.hydra.append(quote_override(f"hydra.sweep.dir={folder}"))
+        if self.config.dry_run:  # Hydra's folder is a temporary one
+            folder = Path(get_sweep_folder(self.config.output, self.config.name))
         composer = Composer(loader, self.config, folder)
         points, errors = _compose_first_batch(search, composer, folder)
         with read_write(self.config), open_dict(self.config):
@@ -217,13 +222,29 @@ def _write_sweep_json(config: DictConfig, sweep: Sweep, search: Search, argument
     atomic.write_json(sweep.folder / "sweep.json", value)
 
 
+def _print_cost(sweep: Sweep) -> None:
+    """Prints what all points of a training sweep will cost on this machine."""
+    runs = [
+        (point.config, point.invocation.inputs)
+        for point in sweep.points
+        if isinstance(point.config, TrainConfig)
+        and point.invocation.inputs
+        and not point.invocation.is_for_slurm
+    ]
+    if sweep.command == "train" and runs:
+        from krill.training.estimate.dry_run import summarize_sweep_cost
+
+        print(summarize_sweep_cost(runs))
+
+
 def finish_sweep(sweep: Sweep, has_error: bool) -> int:
     """Prints the table, writes it to table.csv and prints the sweep's folder. Returns the exit code.
 
     `has_error`: whether Hydra reported an error; it decides the exit code of a dry run, which records nothing.
     """
     if sweep.dry_run:
-        shutil.rmtree(sweep.folder, ignore_errors=True)
+        shutil.rmtree(get_dry_run_folder(), ignore_errors=True)
+        _print_cost(sweep)
         return SWEEP_FAILED if has_error else DONE
     rows = sweep.build_rows()
     table.write_csv(rows, sweep.folder)

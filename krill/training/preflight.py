@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from krill.config.custom_code import import_custom_function
 from krill.config.schema import PretrainedModelConfig, TrainConfig
 from krill.data.inputs import RunInputs
 from krill.errors import UsageError
@@ -24,6 +25,7 @@ from krill.training.metrics.trackers import check_trackers
 
 def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup:
     """Returns how the run is computed. Raises UsageError for a configuration that cannot train as it is."""
+    _check_custom_code(config)
     check_accelerate_env()
     check_trackers(config)
     check_kernels(config.hardware, resolve_device(config.device))
@@ -34,6 +36,17 @@ def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup
     if config.branch is not None:
         check_branch(resolve_branch(config.branch), config, inputs.tokenizer_signature)
     return compute
+
+
+def _check_custom_code(config: TrainConfig) -> None:
+    """Imports the functions of custom code. Raises UsageError for one that does not exist."""
+    references = [getattr(section, "build", None) for section in (config.model, config.optimizer)]
+    references += [
+        getattr(config.data, "read", None),
+        *(getattr(rule, "keep", None) for rule in config.data.filters),
+    ]
+    for reference in filter(None, references):
+        import_custom_function(reference)
 
 
 def _check_ranks(config: TrainConfig, device: str) -> None:

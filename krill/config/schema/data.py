@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from krill.config.schema.base import FolderName, Fraction, Section, Unsigned, to_list
+from krill.config.schema.base import (
+    Count,
+    CountOrZero,
+    FolderName,
+    Fraction,
+    Processes,
+    Section,
+    Size,
+    Unsigned,
+    to_list,
+)
 from krill.config.schema.filters import Filter
 
 
@@ -21,10 +31,10 @@ class MinHashConfig(Section):
     """Unit of a shingle: words, or characters without white space, so that spacing does not count."""
     size: Annotated[int, Field(ge=1, le=64)]
     """Number of consecutive units in a shingle: 10 suits characters, 3 to 5 suits words."""
-    bands: PositiveInt
+    bands: Annotated[int, Field(gt=0, le=4096)]
     """Number of bands of the signature; documents of similarity J are compared with probability 1 − (1 −
     J^rows)^bands."""
-    rows: PositiveInt
+    rows: Annotated[int, Field(gt=0, le=4096)]
     """Number of MinHash values in a band."""
 
 
@@ -37,28 +47,28 @@ class _BaseDataConfig(Section):
     """Repair mojibake with ftfy (needs the filter extra)."""
     pii: Literal["keep", "mask"]
     """mask: replace e-mail and IP addresses, phone numbers and Korean resident numbers with placeholders."""
-    min_chars: NonNegativeInt
+    min_chars: CountOrZero
     """Drops documents with fewer characters after cleaning; they are counted."""
     filters: list[Filter]
     """Rules that a document must pass, in this order; filters=web is a predefined list."""
     minhash: MinHashConfig
     """Removal of near duplicates."""
-    min_tokens: NonNegativeInt
+    min_tokens: CountOrZero
     """Drops documents with fewer tokens, not counting boundary tokens; they are counted."""
-    max_tokens: PositiveInt | None
+    max_tokens: Count | None
     """Drops documents with more tokens; they are counted. null: no limit."""
     validation_fraction: Fraction
     """Fraction of documents, chosen by a hash of their text, that is held out for validation."""
     engine: Unsigned[Literal["auto", "hf", "fast"]]
     """Encoder: Hugging Face tokenizers (hf) or gigatoken (fast, needs the fast extra). auto: fast if it is
     installed and gives the same ids on the run's own text. The tokens are the same."""
-    workers: Unsigned[PositiveInt | None]
+    workers: Unsigned[Processes | None]
     """Number of worker processes that read and encode; null: chosen by the size of the input, at most one per
     core."""
-    num_tasks: Unsigned[PositiveInt]
+    num_tasks: Unsigned[Size]
     """Number of tasks that share the preparation, one job per data.task; without data.task the tasks are
     merged."""
-    task: Unsigned[NonNegativeInt | None]
+    task: Unsigned[CountOrZero | None]
     """Index of the task that this job prepares, from 0; null: all tasks, or the merge."""
 
     @model_validator(mode="after")
@@ -84,10 +94,10 @@ class FileEntryConfig(Section):
     """A file, folder or glob."""
     text_column: str | None = None
     """Column (or JSON key) that contains the text; null: data.text_column."""
-    weight: PositiveFloat = 1.0
+    weight: Annotated[float, Field(gt=0.0, le=1e6)] = 1.0
     """How often its training documents occur in an epoch: 2 twice, 0.5 every second document (chosen by a
     hash)."""
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     """Maximum number of documents that are read; null: all."""
 
 
@@ -116,10 +126,10 @@ class HubDatasetConfig(Section):
     """Column that contains the text; other columns are dropped."""
     streaming: bool = False
     """Stream from the Hub instead of downloading to the cache first."""
-    weight: PositiveFloat = 1.0
+    weight: Annotated[float, Field(gt=0.0, le=1e6)] = 1.0
     """How often its training documents occur in an epoch: 2 twice, 0.5 every second document (chosen by a
     hash)."""
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     """Maximum number of documents that are read; null: all."""
 
 
