@@ -111,7 +111,9 @@ def _raise_if_folder_is_gone() -> None:
     try:
         os.getcwd()
     except FileNotFoundError as error:
-        raise UsageError("the working directory is gone: it was removed or replaced; cd to another folder") from error
+        raise UsageError(
+            "the working directory is gone: it was removed or replaced; cd to another folder"
+        ) from error
 
 
 def _discard_stdout() -> None:

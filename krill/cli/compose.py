@@ -30,6 +30,7 @@ import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
 from krill.cli.argv import ParsedArguments
 from krill.config.overrides import EXCLUSIVE_KEYS, clear_exclusive_keys, quote_override, to_unresolved_list
 from krill.config.paths import CONF_DIR
+from krill.config.secrets import MASK
 from krill.config.yaml_files import check_config_file
 from krill.errors import KrillError, UsageError
 
@@ -151,11 +152,14 @@ def _load_overrides_of_run(folder: Path, arguments: ParsedArguments) -> list[str
     overridden = arguments.get_keys()
     cleared = {key for pair in EXCLUSIVE_KEYS if overridden.intersection(pair) for key in pair}
     dropped = {*NOT_INHERITED_KEYS, *overridden, *cleared}
-    return [
-        item.input_line or ""
-        for item in parsed
-        if not dropped & {item.key_or_group, item.key_or_group.partition(".")[0]}
+    inherited = [
+        item for item in parsed if not dropped & {item.key_or_group, item.key_or_group.partition(".")[0]}
     ]
+    if masked := [item.key_or_group for item in inherited if MASK in str(item.value())]:
+        raise UsageError(
+            f"from={folder}: secrets are not recorded; set again: {' '.join(f'{key}=…' for key in masked)}"
+        )
+    return [item.input_line or "" for item in inherited]
 
 
 def is_usage_error(error: BaseException) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from krill.config.paths import CONF_DIR, list_config_options
+from krill.config.secrets import mask_secrets
 from krill.runs.compare import flatten_config
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _compose_experiment(name: str) -> dict[str, Any]:
 def diff_from_last_start(config: TrainConfig, folder: Path) -> list[str]:
     """Returns the keys whose value differs from config.yaml of the run that resumes in `folder`."""
     before = flatten_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    now = flatten_config(config.model_dump(mode="json"))
+    now = flatten_config(mask_secrets(config.model_dump(mode="json")))
     changed = [key for key in now if key not in ("resume", "output") and now[key] != before.get(key)]
     lines = [f"changed     {key}={now[key]} (was {before.get(key)})" for key in changed]
     if ROUNDING_KEYS & set(changed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def _describe_unknown_key(command: str, key: str, known: Sequence[str], folders:
         return format_unknown_key_error(key, known)
     group = key.partition(".")[0]
     others = list_config_options(group, [*folders, CONF_DIR]) if group in known and "." in key else {}
-    keys = {name: _list_keys(command, group, name, folders) for name in others}
+    keys = {name: _list_keys(command, group, name, tuple(folders)) for name in others}
     options = [f"{group}={name}" for name in keys if key in keys[name]]
     if options:
         shown = options if len(options) <= 3 else [*options[:2], f"{len(options) - 2} others"]
@@ -156,15 +157,13 @@ def _describe_hydra_error(item: Override) -> str | None:
     return None
 
 
-def _list_keys(command: str, group: str, option: str, folders: Sequence[Path]) -> list[str]:
+@cache
+def _list_keys(command: str, group: str, option: str, folders: tuple[Path, ...]) -> list[str]:
     try:
-        return list(
-            iterate_dotted_keys(
-                OmegaConf.to_container(compose_config(command, [f"{group}={option}"], folders))
-            )
-        )
+        composed = compose_config(command, [f"{group}={option}"], folders)
     except (HydraException, OmegaConfBaseException, UsageError):  # a user's option that does not compose
         return []
+    return list(iterate_dotted_keys(OmegaConf.to_container(composed)))
 
 
 def _list_groups(folders: Sequence[Path]) -> list[str]:

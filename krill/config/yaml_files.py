@@ -94,8 +94,8 @@ def format_path(file: Path) -> str:
 def read_config_file(file: Path, group: str) -> ConfigFile:
     """Parses a YAML file. Raises UsageError with the line of what is not YAML in it."""
     text = _read_text(file)
-    loader = get_yaml_loader()(text)
     try:
+        loader = get_yaml_loader()(text)
         root = loader.get_single_node()
         if root is not None:
             loader.construct_document(root)
@@ -103,8 +103,6 @@ def read_config_file(file: Path, group: str) -> ConfigFile:
         raise UsageError(_describe_yaml_error(file, text, error)) from error
     except (ValueError, RecursionError) as error:  # a date such as 2024-13-45; deep nesting
         raise UsageError(f"{format_path(file)}: is not YAML: {get_first_line(error)}") from error
-    finally:
-        loader.dispose()
     return ConfigFile(file, group, root, _read_package(file, text))
 
 
@@ -202,7 +200,8 @@ def _find_key_errors(file: ConfigFile) -> Errors:
         for key, value in file.items:
             if key.value in list_config_groups() and not isinstance(value, yaml.MappingNode):
                 yield _get_line(key), _describe_value_of_group(file, key.value, value)
-    for key_name, message in HYDRA_KEYS.items():
+    unsupported = HYDRA_KEYS if file.path.name != "_hydra.yaml" else {}  # a copy of krill's
+    for key_name, message in unsupported.items():
         if (line := file.find_line(key_name)) is not None:
             yield line, f"{key_name}: {message}"
     for node in _iterate_scalars(file.root):
@@ -267,7 +266,7 @@ def _find_default_errors(
     """Yields what is wrong with an entry such as `- override /model: llama_nano`, which chooses an option."""
     *keywords, target = str(key.value).split() or [""]
     group, _, package = target.removeprefix("/").partition("@")
-    if group.startswith("hydra") or "${" in target or package:
+    if group.startswith("hydra") or "${" in target or package or "optional" in keywords:
         return
     known = {name for folder in folders for name in list_config_groups(folder)}
     nested = f"{file.group}/{group}".removeprefix("/")
@@ -276,17 +275,13 @@ def _find_default_errors(
     elif group not in known:
         yield _get_line(key), f"no config group '{group}'. {suggest(group, sorted(known))}"
         return
-    elif (
-        file.group
-        and (not target.startswith("/") or "override" not in keywords)
-        and "optional" not in keywords
-    ):
+    elif file.group and (not target.startswith("/") or "override" not in keywords):
         option = value.value if isinstance(value, yaml.ScalarNode) else "…"
         yield _get_line(key), f"{key.value}: {option}: use {_format_default(file, group, option)}"
         return
     options = value.value if isinstance(value, yaml.SequenceNode) else [value]
     for option in options:
-        if isinstance(option, yaml.ScalarNode) and not _is_null(option) and "optional" not in keywords:
+        if isinstance(option, yaml.ScalarNode) and not _is_null(option):
             yield from _find_option_errors(option, group, option.value, folders)
 
 

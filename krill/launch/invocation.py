@@ -153,6 +153,7 @@ class Invocation(ABC):
         from omegaconf import OmegaConf
 
         from krill import atomic
+        from krill.config.secrets import mask_config
 
         (folder / ".hydra").mkdir(exist_ok=True)
         for name, content in (
@@ -160,7 +161,7 @@ class Invocation(ABC):
             ("hydra", {"hydra": self.hydra}),
             ("overrides", self.overrides),
         ):
-            text = OmegaConf.to_yaml(OmegaConf.create(content))
+            text = OmegaConf.to_yaml(mask_config(OmegaConf.create(content)))
             atomic.write_text(folder / ".hydra" / f"{name}.yaml", text)
 
     def print_result_folder(self, folder: Path) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import yaml
 
 from krill import atomic, errors
+from krill.config.secrets import mask_secrets
 from krill.errors import KrillError, SignalInterrupt
 from krill.runs.slurm import get_current_job
 
@@ -121,15 +122,17 @@ class Record:
             versions=collect_versions(),
             git=read_git_state(),
         )
-        text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+        text = yaml.safe_dump(
+            mask_secrets(config.model_dump(mode="json")), allow_unicode=True, sort_keys=False
+        )
         atomic.write_text(self.folder / "config.yaml", text)
 
     def _end(self, state: RecordedState, exit_code: int, **values: Any) -> None:
         self.update(state=state, exit=exit_code, end=now(), **values)
 
     def update(self, **values: Any) -> None:
-        """Updates entries of status.json; entries written by another record of this run are kept."""
-        self.status = (read_status(self.folder) or self.status) | values
+        """Updates entries of status.json, without secrets; entries that another record of this run wrote are kept."""
+        self.status = (read_status(self.folder) or self.status) | mask_secrets(values)
         if self.is_writer:
             atomic.write_json(self.folder / "status.json", self.status)
 

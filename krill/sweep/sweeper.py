@@ -23,6 +23,7 @@ from krill import atomic
 from krill.config.overrides import expand_float_range, quote_override, to_unresolved_list
 from krill.config.resolvers import get_dry_run_folder, get_sweep_folder
 from krill.config.schema import TrainConfig
+from krill.config.secrets import mask_config, mask_secrets
 from krill.errors import DONE, SWEEP_FAILED, UsageError
 from krill.launch import job_files
 from krill.launch.job_files import Point
@@ -115,7 +116,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         sweep.set_batch([point for point in points if point])
         if not sweep.dry_run:
             sweep.folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, sweep.folder / "multirun.yaml")
+            OmegaConf.save(mask_config(self.config), sweep.folder / "multirun.yaml")
             _write_sweep_json(self.config, sweep, search, arguments)
         if not sweep.batch:
             return []
@@ -219,7 +220,7 @@ def _write_sweep_json(config: DictConfig, sweep: Sweep, search: Search, argument
         ],
         "tried": search.history,
     }
-    atomic.write_json(sweep.folder / "sweep.json", value)
+    atomic.write_json(sweep.folder / "sweep.json", mask_secrets(value))
 
 
 def _print_cost(sweep: Sweep) -> None:
