@@ -152,7 +152,7 @@ def isolate(folder: Path) -> Iterator[tuple[io.StringIO, io.StringIO]]:
 
     before, argv, log = Path.cwd(), sys.argv, logging.getLogger("krill")
     log.handlers.clear()
-    signal.signal(signal.SIGALRM, stop)
+    handler = signal.signal(signal.SIGALRM, stop)
     signal.alarm(SECONDS_PER_CASE)
     os.chdir(folder)
     output, errors = io.StringIO(), io.StringIO()
@@ -161,6 +161,7 @@ def isolate(folder: Path) -> Iterator[tuple[io.StringIO, io.StringIO]]:
             yield output, errors
     finally:
         signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
         os.chdir(before)
         sys.argv = argv
         log.handlers.clear()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from omegaconf import OmegaConf
-
 MASK = "***"
 """What is written instead of a secret."""
 
@@ -53,6 +51,8 @@ def mask_text(text: str) -> str:
 
 def mask_config(config: Any) -> Any:
     """Returns an OmegaConf container with `mask_secrets` applied; `config` itself if it has no secret."""
+    from omegaconf import OmegaConf  # krill-runs does without it
+
     values = OmegaConf.to_container(config, resolve=False)
     masked = mask_secrets(values)
     return config if masked == values else OmegaConf.create(masked)

@@ -92,7 +92,7 @@ def _find_missing_keys(values: Any, prefix: str = "") -> list[str]:
     return [
         name
         for key, value in values.items()
-        for name in _find_missing_keys(value, f"{prefix}.{key}" if prefix else key)
+        for name in _find_missing_keys(value, f"{prefix}.{key}" if prefix else str(key))
     ]
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
 from krill.config.secrets import mask_config, mask_secrets, mask_text
+from krill.runs.record import Record
 
 
 @pytest.mark.parametrize(
@@ -44,3 +48,11 @@ def test_secrets_in_a_configuration():
 def test_a_configuration_without_secrets_is_returned_as_it_is():
     config = OmegaConf.create({"lr": "${x}", "x": 1})
     assert mask_config(config) is config
+
+
+def test_the_record_of_a_run_has_no_secret(tmp_path: Path):
+    Record(tmp_path).update(signature="a", state="running", overrides=["lr=1", "data.options.token=abc"])
+    assert json.loads((tmp_path / "status.json").read_text())["overrides"] == [
+        "lr=1",
+        "data.options.token=***",
+    ]

@@ -147,6 +147,11 @@ def test_a_file_of_data_without_defaults_names_the_base(tmp_path: Path, validate
     assert validate("data=mine") == []
 
 
+def test_a_key_that_is_a_number_is_an_error(tmp_path: Path, validate: Any):
+    write_file(tmp_path / "conf", f"{HEADER}3: ???\n")
+    assert validate("experiment=mine")
+
+
 def test_a_mistake_in_a_file_ends_the_command_before_anything_is_made(tmp_path: Path, validate: Any):
     write_file(tmp_path / "conf", f"{HEADER}lr: [1\n")
     (error,) = validate("experiment=mine")
