@@ -62,7 +62,11 @@ def list_keys(command: str) -> list[str]:
 
 
 def draw_override(rng: random.Random, keys: Sequence[str]) -> str:
-    """Draws an override: a choice of an option, a value of a key, or one of these with a mistake."""
+    """Draws an override: a valid option, or a value of a key or group, which may have a mistake."""
+    if rng.random() < 0.4:
+        group = rng.choice([name for name in list_config_groups() if name != "experiment"])
+        options = sorted(list_config_options(group, [CONF_DIR]).keys() - OFFLINE_OPTIONS)
+        return f"{group}={rng.choice(options)}"
     if rng.random() < 0.3:
         group = rng.choice(list_config_groups())
         options = [*list_config_options(group, [CONF_DIR]), "fuzz", *rng.sample(VALUES, 3)]
@@ -132,7 +136,7 @@ def draw_command_line(rng: random.Random, keys: dict[str, list[str]], folder: Pa
     """Draws a command and its arguments; writes the user's file that they may name."""
     command = rng.choice(("train", "train", "train", *keys))
     arguments = list(SMALL_RUN) if command != "infer" else ["model=nothere", "prompt=x", "dry_run=true"]
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
         group = write_user_file(rng, folder / "conf")
         arguments.append(f"{group}=fuzz")
     arguments += [draw_override(rng, keys[command]) for _ in range(rng.choice((0, 1, 1, 2, 3)))]

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from krill.cli.compose import compose_config, is_usage_error
 from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.key_aliases import find_foreign_key, find_renamed_key
+from krill.config.overrides import expand_float_range
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
 from krill.config.schema import TrainConfig
 from krill.config.suggestions import suggest
@@ -45,6 +46,10 @@ def diagnose_overrides(
     for text in overrides:
         try:
             item = OverridesParser.create().parse_override(text)
+            expand_float_range(item)
+        except UsageError as range_error:
+            messages.append(str(range_error))
+            continue
         except HydraException:
             messages.append(f"cannot read {text}; quote the value: {text.partition('=')[0]}='…'")
             continue

@@ -8,7 +8,14 @@ from pathlib import Path
 import torch
 
 from krill.config.custom_code import import_custom_function
-from krill.config.schema import PretrainedModelConfig, TrainConfig
+from krill.config.schema import (
+    CustomDataConfig,
+    CustomFilter,
+    CustomModelConfig,
+    CustomOptimizerConfig,
+    PretrainedModelConfig,
+    TrainConfig,
+)
 from krill.data.inputs import RunInputs
 from krill.errors import UsageError
 from krill.models.pretrained import load_model_config, resolve_model_folder
@@ -40,13 +47,14 @@ def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup
 
 def _check_custom_code(config: TrainConfig) -> None:
     """Imports the functions of custom code. Raises UsageError for one that does not exist."""
-    references = [getattr(section, "build", None) for section in (config.model, config.optimizer)]
-    references += [
-        getattr(config.data, "read", None),
-        *(getattr(rule, "keep", None) for rule in config.data.filters),
-    ]
-    for reference in filter(None, references):
-        import_custom_function(reference)
+    sections = (config.model, config.optimizer, config.data, *config.data.filters)
+    for section in sections:
+        if isinstance(section, (CustomModelConfig, CustomOptimizerConfig)):
+            import_custom_function(section.build)
+        elif isinstance(section, CustomDataConfig):
+            import_custom_function(section.read)
+        elif isinstance(section, CustomFilter):
+            import_custom_function(section.keep)
 
 
 def _check_ranks(config: TrainConfig, device: str) -> None:

@@ -31,7 +31,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def test_a_model_of_an_experiment_names_what_differs_from_it(plan: Plan):
-    lines = plan("model=tiny_ko", "optimizer=muon_keller")
+    lines = plan("model=tiny_ko", "optimizer=muon_keller", "filters=web")
     assert lines["name"] == "tiny_ko"
     assert lines["model"].startswith("tiny_ko: ")
     assert "python_docs" in lines["tokens"]

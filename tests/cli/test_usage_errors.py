@@ -61,6 +61,7 @@ CASES = {
     "learning_rate=1e-3": "no such key 'learning_rate'. Use lr=…",
     "trainer.per_device_train_batch_size=8": "Use batch.micro_batch_size=…",
     "hydra.run.dir=mine": "the folder of a run is output=…",
+    "seed=range(0,4,0)": "the range has 0 values",
     "-m output=a,b": "output has one value for the whole sweep",
     "-m seed=range(0,4,0)": "the range has 0 values",
     "lr=1e400": "lr=inf: input should be a finite number",
