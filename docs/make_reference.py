@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from krill.cli.compose import compose_config
 from krill.config import schema
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options, read_config_description
+from krill.config.schema.base import MAX_COUNT, MAX_FLOAT, MAX_INT, MAX_PROCESSES
 from krill.tables import format_markdown_table
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -85,7 +86,8 @@ All configuration keys. `docs/make_reference.py` generates this page from the sc
 [configuration.md](configuration.md) describes how configurations are composed.
 
 A default such as `= lr` follows that key. A key with the default "required" must be set. If a section has several
-tables, the chosen option determines which one applies.
+tables, the chosen option determines which one applies. Limits are shown unless they are those of the libraries: 32
+bits for lengths, steps and seeds, fp32 for rates.
 
 ## Options
 """
@@ -234,7 +236,16 @@ _TYPE_NAMES = {
 
 def _format_bounds(node: dict[str, Any]) -> Iterator[str]:
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
-    parts = [f"{sign} {node[key]:g}" for key, sign in signs.items() if key in node]
+    largest = {
+        MAX_INT,
+        MAX_COUNT,
+        MAX_FLOAT,
+        MAX_PROCESSES,
+        2**32,
+    }  # what libraries take, said once on the page
+    parts = [
+        f"{sign} {node[key]:g}" for key, sign in signs.items() if key in node and node[key] not in largest
+    ]
     if parts:
         yield ", ".join(parts)
 

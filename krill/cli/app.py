@@ -82,11 +82,10 @@ def _dispatch(
 def run_and_report(command: str, work: Callable[[], int]) -> int:
     """Returns the exit code of `work`, and prints its error on standard error."""
     try:
+        _raise_if_folder_is_gone()
         code = work()
-        sys.stdout.flush()
-        return code
     except BrokenPipeError:  # as in krill-train --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return errors.FAILED
     except (KrillError, SignalInterrupt) as error:
         return print_error(command, error)
@@ -101,6 +100,24 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
         traceback.print_exc()
         print(f"krill-{command}: failed with an unexpected error; see the traceback above", file=sys.stderr)
         return errors.FAILED
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the work is done, though nobody reads its result
+        _discard_stdout()
+    return code
+
+
+def _raise_if_folder_is_gone() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError(
+            "the working directory is gone: it was removed or replaced; cd to another folder"
+        ) from error
+
+
+def _discard_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _describe_abort(command: str) -> str:
@@ -138,8 +155,23 @@ def print_error(command: str, error: KrillError | SignalInterrupt) -> int:
     return error.exit_code
 
 
+def open_closed_streams() -> None:
+    """Sends standard output and error to nowhere if they are closed, as for a daemon.
+
+    Otherwise Python has no stream, and the next file that is opened gets its descriptor. Standard input stays None:
+    a command that needs it says so.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is not None:
+            continue
+        opened = os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor
+        if name != "stdin":
+            setattr(sys, name, open(opened, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def configure_logging() -> None:
     """Sends krill's messages to standard error, without a prefix, in whatever encoding it has."""
+    open_closed_streams()
     tolerate_encoding()
     if not log.handlers:
         handler = _LogHandler()
@@ -207,6 +239,12 @@ def _run_with_hydra(
         compose.run_hydra(command, session, [*parsed.flags, *overrides], folders)
     except Exception as raised:
         error = raised
+    except SystemExit as exit_request:
+        if not parsed.is_print_only:
+            raise
+        return (
+            errors.USAGE if exit_request.code else errors.DONE
+        )  # Hydra has printed why, as for an unknown -p
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
     if parsed.is_completion:

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from krill.config.key_aliases import HYDRA_KEYS, find_foreign_key
 from krill.config.overrides import OVERRIDE_PATTERN, get_override_key, get_override_value
 from krill.errors import UsageError
 
 _BOOLEAN_FLAGS = {"--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--shell-completion", "-sc"}
-_VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"}
+_VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn"}
 _INFO_FLAGS = {"--info", "-i"}
+_FLAG_CHOICES = {
+    ("--cfg", "-c"): ("job", "hydra", "all"),
+    ("--info",): ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+"""Names of a flag → its values."""
 
 
 @dataclass
@@ -35,6 +41,15 @@ class ParsedArguments:
         """Whether the configuration is only printed."""
         flags = {flag.partition("=")[0] for flag in self.flags}
         return bool(flags & {"--cfg", "-c", "--info", "-i", "--hydra-help"}) or self.is_completion
+
+    def get_flag_value(self, *names: str) -> str | None:
+        """Returns the value of a flag that has one of these names, an empty string if it has no value, or None."""
+        for index, flag in enumerate(self.flags):
+            name, equals, value = flag.partition("=")
+            if name in names:
+                following = self.flags[index + 1] if index + 1 < len(self.flags) else "-"
+                return value if equals else following if not following.startswith("-") else ""
+        return None
 
     def get_value(self, key: str) -> str | None:
         """Returns the last value that is set for `key`, as a string, or None."""
@@ -70,16 +85,25 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
         flag, equals, value = argument.partition("=")
         if flag in ("--config-dir", "-cd"):
             parsed.config_dirs.append(value if equals else _pop_flag_value(argument, arguments))
+        elif flag in ("--config-path", "-cp"):
+            folder = value if equals else _pop_flag_value(argument, arguments)
+            errors.append(
+                f"{flag} is not needed: krill finds its own files; add yours with --config-dir {folder}"
+            )
+        elif argument == "--":
+            continue
         elif flag in _VALUE_FLAGS:
             parsed.flags += [argument] if equals else [argument, _pop_flag_value(argument, arguments)]
         elif argument in _BOOLEAN_FLAGS:
             parsed.flags.append(argument)
         elif flag in _INFO_FLAGS:
-            parsed.flags.append(argument)
             if not equals and arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
-                parsed.flags.append(arguments.pop(0))
+                value = arguments.pop(0)
+            parsed.flags.append(f"--info={value or 'all'}")
         elif argument.startswith("-"):
             errors.append(_describe_dashed_argument(argument, arguments))
+        elif get_override_key(argument) in HYDRA_KEYS:
+            errors.append(f"{argument}: {HYDRA_KEYS[get_override_key(argument)]}")
         elif OVERRIDE_PATTERN.match(argument) or argument.startswith("~"):
             parsed.overrides.append(argument)
         elif positional_key is not None:
@@ -87,9 +111,26 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
             positional_key = None
         else:
             errors.append(f"'{argument}' is not key=value; {example}")
+    errors += _find_flag_errors(parsed)
     if errors:
         raise UsageError("\n".join(errors))
     return parsed
+
+
+def _find_flag_errors(parsed: ParsedArguments) -> list[str]:
+    """Returns the errors of the flags that print a configuration."""
+    errors = []
+    for names, known in _FLAG_CHOICES.items():
+        value = parsed.get_flag_value(*names)
+        if value is not None and value not in known:
+            errors.append(f"{names[0]} {value}: use {names[0]} {', '.join(known)}")
+    if not parsed.is_print_only:
+        package = parsed.get_flag_value("-p", "--package")
+        errors += [f"-p goes with --cfg job: use --cfg job -p {package}"] if package is not None else []
+        errors += (
+            ["--resolve goes with --cfg job: use --cfg job --resolve"] if "--resolve" in parsed.flags else []
+        )
+    return errors
 
 
 def _pop_flag_value(flag: str, arguments: list[str]) -> str:
@@ -102,4 +143,6 @@ def _describe_dashed_argument(argument: str, arguments: list[str]) -> str:
     name, equals, value = argument.lstrip("-").partition("=")
     if not equals and arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         value = arguments.pop(0)
-    return f"krill takes key=value, not {argument}: use {name.replace('-', '_')}={value or '…'}"
+    key = name.replace("-", "_")
+    override = find_foreign_key(key) or f"{key}=…"
+    return f"krill takes key=value, not {argument}: use {override.replace('…', value or '…', 1)}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,7 +30,9 @@ import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
 from krill.cli.argv import ParsedArguments
 from krill.config.overrides import EXCLUSIVE_KEYS, clear_exclusive_keys, quote_override, to_unresolved_list
 from krill.config.paths import CONF_DIR, get_outputs_root
-from krill.errors import UsageError
+from krill.config.secrets import MASK
+from krill.config.yaml_files import check_config_file
+from krill.errors import KrillError, UsageError
 
 if TYPE_CHECKING:
     from krill.sweep.session import Session
@@ -61,6 +66,19 @@ def _list_options(source: FileConfigSource, config_path: str, results_filter: Ob
     return [name for name in _list_all_files(source, config_path, results_filter) if not name.startswith("_")]
 
 
+_load_any_config = FileConfigSource.load_config
+
+
+@functools.wraps(_load_any_config)
+def _load_config(source: FileConfigSource, config_path: str) -> ConfigResult:
+    """Loads a file of a configuration folder; raises UsageError for a mistake in one of the user's."""
+    folder = Path(source.path)
+    if folder in _UserSearchPath.folders:
+        file = folder / f"{config_path.removesuffix('.yaml')}.yaml"
+        check_config_file(file, os.path.dirname(config_path), [*_UserSearchPath.folders, CONF_DIR])
+    return _load_any_config(source, config_path)
+
+
 _UserSearchPath.__module__ = "hydra_plugins.krill"  # Hydra accepts plugins from that package only
 
 
@@ -72,7 +90,8 @@ def set_search_path(folders: Sequence[Path]) -> None:
     for name in ("submitit_local", "submitit_slurm"):
         ConfigStore.instance().repo["hydra"]["launcher"].pop(f"{name}.yaml", None)
     # Patch the registered class: Hydra loads its plugins again, so it is not the one imported here.
-    SourcesRegistry.instance().types["file"].list = _list_options  # type: ignore[assignment, method-assign]
+    source = SourcesRegistry.instance().types["file"]
+    source.list, source.load_config = _list_options, _load_config  # type: ignore[assignment, method-assign]
 
 
 def run_hydra(command: str, session: Session, arguments: Sequence[str], folders: Sequence[Path]) -> None:
@@ -165,17 +184,24 @@ def _load_overrides_of_run(run: str, arguments: ParsedArguments) -> list[str]:
     overridden = arguments.get_keys()
     cleared = {key for pair in EXCLUSIVE_KEYS if overridden.intersection(pair) for key in pair}
     dropped = {*NOT_INHERITED_KEYS, *overridden, *cleared}
-    return [
-        item.input_line or ""
-        for item in parsed
-        if not dropped & {item.key_or_group, item.key_or_group.partition(".")[0]}
+    inherited = [
+        item for item in parsed if not dropped & {item.key_or_group, item.key_or_group.partition(".")[0]}
     ]
+    if masked := [item.key_or_group for item in inherited if MASK in str(item.value())]:
+        raise UsageError(
+            f"from={folder}: secrets are not recorded; set again: {' '.join(f'{key}=…' for key in masked)}"
+        )
+    return [item.input_line or "" for item in inherited]
 
 
 def is_usage_error(error: BaseException) -> bool:
-    """Returns whether Hydra or OmegaConf refused the command line."""
-    return isinstance(error, (HydraException, OmegaConfBaseException)) or _is_null_group_error(error)
+    """Returns whether Hydra or OmegaConf refused the command line, with an error of theirs or by failing on it."""
+    return isinstance(error, (HydraException, OmegaConfBaseException)) or (
+        not isinstance(error, (KrillError, OSError)) and _get_raising_module(error) in ("hydra", "omegaconf")
+    )
 
 
-def _is_null_group_error(error: BaseException) -> bool:
-    return isinstance(error, ValueError) and str(error).startswith("Config group override must be")
+def _get_raising_module(error: BaseException) -> str:
+    """Returns the package whose code raised `error`."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.config.paths import CONF_DIR, list_config_options
+from krill.config.secrets import mask_secrets
 from krill.runs.compare import flatten_config
 from krill.runs.record import read_config
 
@@ -55,7 +56,7 @@ def _compose_experiment(name: str) -> dict[str, Any]:
 def diff_from_last_start(config: TrainConfig, folder: Path) -> list[str]:
     """Returns the keys whose value differs from config.yaml of the run that resumes in `folder`."""
     before = flatten_config(read_config(folder))
-    now = flatten_config(config.model_dump(mode="json"))
+    now = flatten_config(mask_secrets(config.model_dump(mode="json")))
     if not before:  # killed before it was written
         return []
     changed = [key for key in now if key not in ("resume", "output") and now[key] != before.get(key)]

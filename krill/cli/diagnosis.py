@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from krill.cli.compose import compose_config, is_usage_error
 from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.key_aliases import find_foreign_key, find_renamed_key
+from krill.config.overrides import expand_float_range
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
 from krill.config.schema import TrainConfig
-from krill.config.validation import (
-    find_renamed_key,
-    format_unknown_key_error,
-    iterate_dotted_keys,
-    suggest,
-    validate_config,
-)
+from krill.config.suggestions import suggest
+from krill.config.validation import format_unknown_key_error, iterate_dotted_keys, validate_config
 from krill.errors import UsageError, get_first_line
 
 
@@ -48,6 +46,10 @@ def diagnose_overrides(
     for text in overrides:
         try:
             item = OverridesParser.create().parse_override(text)
+            expand_float_range(item)
+        except UsageError as range_error:
+            messages.append(str(range_error))
+            continue
         except HydraException:
             messages.append(f"cannot read {text}; quote the value: {text.partition('=')[0]}='…'")
             continue
@@ -56,24 +58,43 @@ def diagnose_overrides(
             continue
         parsed.append(item)
     parsed = [item for item in parsed if not isinstance(item.value(), Glob)]
-    groups = {item.key_or_group: item for item in parsed if _is_group(item.key_or_group, folders)}
+    groups = {
+        item.key_or_group: item
+        for item in parsed
+        if item.key_or_group in _list_groups(folders) and not isinstance(item.value(), dict)
+    }
     valid = []
     for group, item in groups.items():
         if item.is_add():
             messages.append(f"{item.input_line}: use it without +")
-        errors = [_describe_unknown_option(group, name, folders) for name in _get_values(item)]
+        if item.is_delete():
+            messages.append(
+                f"{item.input_line}: {group} is required; use an option, as in {_get_example(group, folders)}"
+            )
+            continue
+        errors = [_describe_unknown_option(group, option, folders) for option in _get_options(item)]
         messages += filter(None, errors)
         if not any(errors):
             valid.append(f"{group}={_get_values(item)[0]}")
-    known = list(iterate_dotted_keys(OmegaConf.to_container(compose_config(command, valid, folders))))
+    try:
+        composed = compose_config(command, valid, folders)
+    except Exception as other:
+        if not is_usage_error(other):
+            raise
+        return messages or [_format_hydra_error(error)]
+    known = list(iterate_dotted_keys(OmegaConf.to_container(composed)))
     for item in parsed:
         key, has_several_values = item.key_or_group, item.is_sweep_override()
         if has_several_values and not is_multirun:
             messages.append(
                 f"{item.input_line}: several values; add -m to sweep, or use {key}=[…] for a list"
             )
-        elif key in groups or key.startswith("hydra"):
+        elif key in groups:
             continue
+        elif key.startswith("hydra"):
+            messages += filter(None, [_describe_hydra_error(item)])
+        elif sections := _find_section_errors(command, item, composed, known, folders):
+            messages += sections
         elif key not in known and not item.is_add():
             messages.append(_describe_unknown_key(command, key, known, folders))
         else:
@@ -82,8 +103,10 @@ def diagnose_overrides(
         validate_config(COMMAND_SCHEMAS[command], compose_config(command, valid, folders))
     except UsageError as wrong_values:
         messages += str(wrong_values).splitlines()
-    except (HydraException, OmegaConfBaseException) as other:
-        messages.append(get_first_line(other))
+    except Exception as other:
+        if not is_usage_error(other):
+            raise
+        messages.append(_format_hydra_error(other))
     return list(dict.fromkeys(messages)) or [_format_hydra_error(error)]
 
 
@@ -101,11 +124,11 @@ def _format_hydra_error(error: BaseException) -> str:
 
 def _describe_unknown_key(command: str, key: str, known: Sequence[str], folders: Sequence[Path]) -> str:
     """Returns the message for a key that this configuration does not have, though another option of its group may."""
-    if find_renamed_key(key):
+    if find_renamed_key(key) or find_foreign_key(key, known):
         return format_unknown_key_error(key, known)
     group = key.partition(".")[0]
     others = list_config_options(group, [*folders, CONF_DIR]) if group in known and "." in key else {}
-    keys = {name: _list_keys(command, group, name, folders) for name in others}
+    keys = {name: _list_keys(command, group, name, tuple(folders)) for name in others}
     options = [f"{group}={name}" for name in keys if key in keys[name]]
     if options:
         shown = options if len(options) <= 3 else [*options[:2], f"{len(options) - 2} others"]
@@ -115,29 +138,64 @@ def _describe_unknown_key(command: str, key: str, known: Sequence[str], folders:
     )
 
 
-def _list_keys(command: str, group: str, option: str, folders: Sequence[Path]) -> list[str]:
-    try:
-        return list(
-            iterate_dotted_keys(
-                OmegaConf.to_container(compose_config(command, [f"{group}={option}"], folders))
-            )
-        )
-    except (HydraException, OmegaConfBaseException):  # a user's option that does not compose
+def _find_section_errors(
+    command: str, item: Override, composed: DictConfig, known: Sequence[str], folders: Sequence[Path]
+) -> list[str]:
+    """Returns what is wrong with the value of a section: a mapping with unknown keys, or no mapping."""
+    key, value = item.key_or_group, item.value()
+    if key not in known or not isinstance(
+        OmegaConf.select(composed, key, throw_on_missing=False), DictConfig
+    ):
         return []
+    if isinstance(value, dict):
+        keys = [f"{key}.{name}" for name in iterate_dotted_keys(value)]
+        return [_describe_unknown_key(command, name, known, folders) for name in keys if name not in known]
+    if isinstance(value, list):
+        return [f"{item.input_line}: {key} is a section; set its keys, as in {key}.KEY=…"]
+    return []
 
 
-def _is_group(key: str, folders: Sequence[Path]) -> bool:
-    return key in _list_groups(folders)
+def _describe_hydra_error(item: Override) -> str | None:
+    """Returns the message for a plugin of Hydra that krill replaces."""
+    if item.key_or_group == "hydra/sweeper" and "basic" not in _get_values(item):
+        return f"{item.input_line}: krill has a sweeper of its own: use sweep.search=tpe with sweep.trials=20"
+    return None
+
+
+@cache
+def _list_keys(command: str, group: str, option: str, folders: tuple[Path, ...]) -> list[str]:
+    try:
+        composed = compose_config(command, [f"{group}={option}"], folders)
+    except (HydraException, OmegaConfBaseException, UsageError):  # a user's option that does not compose
+        return []
+    return list(iterate_dotted_keys(OmegaConf.to_container(composed)))
 
 
 def _list_groups(folders: Sequence[Path]) -> list[str]:
     return [name for folder in (*folders, CONF_DIR) for name in list_config_groups(folder)]
 
 
-def _describe_unknown_option(group: str, name: str, folders: Sequence[Path]) -> str | None:
+def _get_example(group: str, folders: Sequence[Path]) -> str:
+    return f"{group}={next(iter(list_config_options(group, [CONF_DIR, *folders])), '…')}"
+
+
+def _get_options(item: Override) -> list[Any]:
+    """Returns the options that an override of a config group names: of a list, each; of a sweep, all of them."""
+    value = item.value()
+    return value if isinstance(value, list) else _get_values(item)
+
+
+def _describe_unknown_option(group: str, option: Any, folders: Sequence[Path]) -> str | None:
     known = list_config_options(group, [*folders, CONF_DIR])
+    name = str(option)
     if name in known or "," in name:
         return None
+    if not isinstance(option, str):
+        return (
+            f"{group}: {name} is not an option; choose one by its name, as in {_get_example(group, folders)}"
+        )
+    if any((folder / group / f"{name}.yml").is_file() for folder in folders):
+        return f"unknown option '{name}' for {group}: rename {name}.yml to {name}.yaml"
     return f"unknown option '{name}' for {group}. {suggest(name, known, f'{group}={{}}')}"
 
 

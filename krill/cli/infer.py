@@ -39,6 +39,8 @@ def _run_inference(config: InferConfig, invocation: Invocation) -> None:
         print(f"model       {locate_model(config.model.path)[0]}")
     elif invocation.is_sweep_point:
         invocation.run_stage(config, None, lambda folder: _write_answers(config, folder))
+    elif config.prompt is None and sys.stdin is None:
+        raise UsageError("standard input is closed, so there is no prompt; set prompt=…")
     else:
         _write_answers(config, Path(config.output) if config.output else None, invocation.is_interactive)
 

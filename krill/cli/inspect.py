@@ -217,7 +217,7 @@ def _resolve_folder_override(override: str, folders: Sequence[Path], has_text: b
 
     `has_text`: text= is set, so tokenizer= may be a Hub id, unless it is almost the name of an option.
     """
-    from krill.config.validation import find_closest_name, suggest
+    from krill.config.suggestions import find_closest_name, suggest
     from krill.launch.run_names import resolve_named_run
     from krill.runs.find import run_at
     from krill.runs.resolve import OVERRIDES

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from krill.cli import compose
 from krill.cli.diagnosis import compose_train_config
 from krill.config.paths import CONF_DIR, list_config_options
-from krill.config.validation import find_closest_name, suggest
+from krill.config.suggestions import find_closest_name, suggest
 from krill.errors import KrillError, UsageError
 from krill.tables import get_terminal_width
 

@@ -28,7 +28,7 @@ def main() -> int:
         return DONE
     command = COMMAND_ALIASES.get(name, name)
     if command not in COMMANDS:
-        from krill.config.validation import suggest
+        from krill.config.suggestions import suggest
 
         hint = suggest(name, (*COMMANDS, *COMMAND_ALIASES), "krill {}")
         print(f"krill: error: no command '{name}'. {hint}", file=sys.stderr)

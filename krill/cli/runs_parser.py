@@ -38,7 +38,7 @@ class _ArgumentParser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            from krill.config.validation import suggest
+            from krill.config.suggestions import suggest
 
             raise UsageError(f"no command '{value}'. {suggest(str(value), action.choices)}")
 
@@ -97,7 +97,7 @@ def build_parser(subcommands: Mapping[str, Subcommand]) -> argparse.ArgumentPars
 def _parse_states(text: str) -> tuple[str, ...]:
     states = tuple(state.strip() for state in text.split(","))
     if unknown := [state for state in states if state not in FILTER_STATES]:
-        from krill.config.validation import suggest
+        from krill.config.suggestions import suggest
 
         raise argparse.ArgumentTypeError(f"no state '{unknown[0]}'. {suggest(unknown[0], FILTER_STATES)}")
     return states

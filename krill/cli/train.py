@@ -42,8 +42,9 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
         from krill.cli.config_diff import diff_from_experiment
         from krill.training.estimate.dry_run import plan_run
 
+        folder = _find_planned_folder(config, invocation, inputs)
         print_wrapped(
-            "\n".join([*plan_run(config, inputs), *diff_from_experiment(config, invocation.choices)])
+            "\n".join([*plan_run(config, inputs, folder), *diff_from_experiment(config, invocation.choices)])
         )
         return None
     export_torchrun_env()
@@ -59,6 +60,16 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
         if folders := ranks.receive_from_rank0():
             _run_training(config, compute, *folders)
         return None
+
+
+def _find_planned_folder(config: TrainConfig, invocation: Invocation, inputs: RunInputs) -> Path | None:
+    """Returns the folder of the result if it is known before the run: `output`, or that of a sweep's point."""
+    from krill.launch.identity import compute_identity
+
+    if not invocation.is_sweep_point:
+        return invocation.resolve_folder(config.output, "")
+    identity = getattr(invocation, "identity", None) or compute_identity("train", config, inputs)
+    return invocation.resolve_folder(None, identity)
 
 
 def _run_on_rank0(

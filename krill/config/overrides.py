@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+
+from krill.errors import UsageError
 
 LITERAL_KEYS = ("prompt", "sample_prompt", "text")
 """Keys whose value is text, taken character for character."""
@@ -20,6 +24,9 @@ TEXT_KEYS = ("name", "output", "data.name", "data.text_column", "model.name", "m
 
 EXCLUSIVE_KEYS = (("steps", "epochs"), ("batch.tokens", "batch.gradient_accumulation_steps"))
 """Pairs of keys of which setting one clears the other."""
+
+MAX_RANGE_VALUES = 100_000
+"""Number of values from which on a range() is a mistake: each is a run."""
 
 OVERRIDE_PATTERN = re.compile(r"^(?P<sign>~|\+\+|\+)?(?P<key>[^=\s]+)=(?P<value>.*)$", re.DOTALL)
 """An override that sets a key."""
@@ -54,6 +61,30 @@ def clear_exclusive_keys(overrides: Sequence[str]) -> list[str]:
         if values.get(key, "null") != "null" and other not in values
     ]
     return [*overrides, *cleared]
+
+
+def expand_float_range(override: Override) -> str:
+    """Returns the text of `override`, in which a range() of decimal numbers is the list of its exact values.
+
+    Hydra adds the step as a binary number: its range(0.1,0.4,0.1) has 0.30000000000000004, and 0.4 as well. Raises
+    UsageError for a range without values, or with more than `MAX_RANGE_VALUES`.
+    """
+    text, sweep = override.input_line or "", override.value()
+    if not isinstance(sweep, RangeSweep):
+        return text
+    start, stop, step = (Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step))
+    count = (
+        math.ceil((stop - start) / step) if step and step.is_finite() and (stop - start).is_finite() else 0
+    )
+    if not 0 < count <= MAX_RANGE_VALUES:
+        raise UsageError(
+            f"{text}: the range has {max(count, 0):,} values, not 1 to {MAX_RANGE_VALUES:,}; "
+            "use range(start,stop,step)"
+        )
+    if all(isinstance(number, int) for number in (sweep.start, sweep.stop, sweep.step)):
+        return text
+    values = ",".join(str(float(start + index * step)) for index in range(count))
+    return f"{text.partition('=')[0]}={f'shuffle({values})' if sweep.shuffle and count > 1 else values}"
 
 
 def to_unresolved_list(overrides: Any) -> list[str]:

@@ -69,9 +69,17 @@ def sweep_folder(output: str | None, name: str, dry_run: bool = False) -> str:
 
     Hydra writes to it before krill can prevent that; a dry run gets a temporary folder, deleted at the sweep's end.
     """
-    if dry_run:
-        return str(Path(tempfile.gettempdir()) / f"krill-dry-run-{os.getpid()}")
-    return str(Path(output).absolute() if output else get_outputs_root() / "sweeps" / name)
+    return str(get_dry_run_folder() if dry_run else get_sweep_folder(output, name))
+
+
+def get_dry_run_folder() -> Path:
+    """Returns the temporary folder of a dry run of a sweep."""
+    return Path(tempfile.gettempdir()) / f"krill-dry-run-{os.getpid()}"
+
+
+def get_sweep_folder(output: str | None, name: str) -> Path:
+    """Returns the folder of a sweep that is not a dry run."""
+    return Path(output).absolute() if output else get_outputs_root() / "sweeps" / name
 
 
 for _resolver in (null_if_set, size_label, inverse_sqrt, muon_lr, muon_decay, sweep_folder):

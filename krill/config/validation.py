@@ -2,58 +2,68 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
+from krill.config.key_aliases import REMOVED_KEYS, find_foreign_key, find_renamed_key
+from krill.config.suggestions import find_closest_name
+from krill.config.yaml_files import ConfigOrigins
 from krill.errors import UsageError, get_first_line
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
-RENAMED_KEYS = {
-    "sweep.slots": "sweep.max_parallel",
-    "data.shards": "data.num_tasks",
-    "data.shard": "data.task",
-    "data.near": "data.minhash",
-    "guard": "skip_step",
-    "judge_bytes": "eval_bytes",
-}
-"""Former key → its name today, for keys and for sections."""
 
-REMOVED_KEYS = {"optimizer.backend": "Muon is always krill's; leave the key out"}
-"""Former key → what to do instead."""
-
-
-def validate_config(schema: type[SchemaT], composed: DictConfig) -> SchemaT:
+def validate_config(
+    schema: type[SchemaT], composed: DictConfig, find_origins: Callable[[], ConfigOrigins] | None = None
+) -> SchemaT:
     """Returns the typed configuration.
+
+    Args:
+        schema: the schema of the command.
+        composed: the configuration that Hydra composed.
+        find_origins: returns where its keys were set; errors then name the file and the line.
 
     Raises:
         UsageError: keys are missing, unknown or invalid; one line for each.
     """
+
+    def build_error(messages: Sequence[tuple[str, str]]) -> UsageError:
+        origins = find_origins() if find_origins else ConfigOrigins([], [])
+        return UsageError(origins.format_errors(messages))
+
     unresolved = OmegaConf.to_container(composed, resolve=False)
     missing = _find_missing_keys(unresolved)
+    messages = [(key, _format_not_set(key)) for key in missing]
     try:
         values = resolve_interpolations(unresolved, composed)
     except InterpolationToMissingValueError as error:
-        raise UsageError("\n".join(map(_format_not_set, missing))) from error
-    except InterpolationKeyError as error:
-        source = get_first_line(error).partition("'")[2].partition("'")[0]
-        raise UsageError(f"{error.full_key} follows {source}, which is not set; set one of them") from error
+        raise build_error(messages) from error
     except OmegaConfBaseException as error:
-        reason = get_first_line(error).partition(" raised while resolving interpolation: ")[2]
-        raise UsageError(f"{error.full_key}: {reason}" if reason else get_first_line(error)) from error
-    messages = [*map(_format_not_set, missing)]
+        raise build_error([(str(error.full_key), _format_interpolation_error(error))]) from error
     try:
         config = schema.model_validate(values)
     except ValidationError as error:
-        messages += _format_errors(error, list(iterate_dotted_keys(values)), missing)
+        messages += _list_errors(
+            error, list(iterate_dotted_keys(values)), missing, _find_following_keys(unresolved)
+        )
     if messages:
-        raise UsageError("\n".join(messages))
+        raise build_error(messages)
     return config
+
+
+def _format_interpolation_error(error: OmegaConfBaseException) -> str:
+    if isinstance(error, InterpolationKeyError):
+        source = get_first_line(error).partition("'")[2].partition("'")[0]
+        return f"{error.full_key} follows {source}, which is not set; set one of them"
+    reason = get_first_line(error).partition(" raised while resolving interpolation: ")[2] or get_first_line(
+        error
+    )
+    return f"{error.full_key}: {reason}" if error.full_key else reason
 
 
 def resolve_interpolations(unresolved: Any, node: Any) -> Any:
@@ -82,8 +92,23 @@ def _find_missing_keys(values: Any, prefix: str = "") -> list[str]:
     return [
         name
         for key, value in values.items()
-        for name in _find_missing_keys(value, f"{prefix}.{key}" if prefix else key)
+        for name in _find_missing_keys(value, f"{prefix}.{key}" if prefix else str(key))
     ]
+
+
+def _find_following_keys(unresolved: Any) -> set[str]:
+    """Returns the dotted keys whose value is an interpolation: another key determines it."""
+    return {
+        key
+        for key in iterate_dotted_keys(unresolved)
+        if isinstance(value := _select(unresolved, key), str) and "${" in value
+    }
+
+
+def _select(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 def iterate_dotted_keys(values: Any, prefix: str = "") -> Iterable[str]:
@@ -94,75 +119,49 @@ def iterate_dotted_keys(values: Any, prefix: str = "") -> Iterable[str]:
             yield from iterate_dotted_keys(value, f"{prefix}{key}.")
 
 
-def find_closest_name(name: str, candidates: Iterable[str]) -> str | None:
-    """Returns the candidate that is most similar to `name`, or to its last part if both are dotted keys, or None."""
-    names = list(dict.fromkeys(candidates))
-    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    if matches:
-        return matches[0]
-    by_last_part = {key.rsplit(".", 1)[-1]: key for key in reversed(names)}
-    last_part = name.rsplit(".", 1)[-1]
-    if last_part in by_last_part:
-        return by_last_part[last_part]
-    matches = difflib.get_close_matches(last_part, by_last_part, n=1, cutoff=0.7)
-    return by_last_part[matches[0]] if matches else None
-
-
-def suggest(name: str, candidates: Iterable[str], template: str = "{}", max_listed: int | None = None) -> str:
-    """Returns "Did you mean <the closest candidate>? Available: <all candidates>", the end of an error message.
-
-    `template`: the form of the closest candidate, such as model={}. `max_listed`: the number of candidates to list.
-    """
-    names = list(dict.fromkeys(candidates))
-    closest = find_closest_name(name, names)
-    question = f"Did you mean {template.format(closest)}? " if closest else ""
-    more = ["…"] if len(names) > (max_listed or len(names)) else []
-    return f"{question}Available: {', '.join([*names[:max_listed], *more])}"
-
-
-def find_renamed_key(key: str) -> str | None:
-    """Returns the present name of a key in `RENAMED_KEYS` or in a section there, or None."""
-    for old, new in RENAMED_KEYS.items():
-        if key == old or key.startswith(f"{old}."):
-            return new + key.removeprefix(old)
-    return None
-
-
 def format_unknown_key_error(key: str, candidates: Iterable[str]) -> str:
     """Returns the error message for a key that does not exist, with its present or the closest name."""
     if renamed := find_renamed_key(key):
         return f"no such key '{key}': it was renamed. Use {renamed}=…"
     if key in REMOVED_KEYS:
         return f"no such key '{key}': it was removed. {REMOVED_KEYS[key]}"
-    closest = find_closest_name(key, (name for name in candidates if name != key))
+    known = list(candidates)
+    if foreign := find_foreign_key(key, known):
+        return f"no such key '{key}'. Use {foreign}"
+    closest = find_closest_name(key, (name for name in known if name != key))
     return f"no such key '{key}'." + (f" Did you mean {closest}?" if closest else " All keys: --cfg job")
 
 
-def _format_errors(error: ValidationError, known: list[str], missing: list[str]) -> Iterable[str]:
-    """Yields one message for each error, except for `missing` keys, which are reported already."""
+def _list_errors(
+    error: ValidationError, known: list[str], missing: list[str], following: set[str]
+) -> Iterable[tuple[str, str]]:
+    """Yields key and message of each error, except for `missing` keys, which are reported already, and for
+    keys that follow another key with the same error."""
     reported = set()
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in _strip_union_tags(item["loc"]))
-        if key in missing:
+        value = str(item["input"])
+        if key in missing or (key in following and value in reported):
             continue
-        if item["type"].endswith(("_parsing", "_type")):  # a key that follows another has the same error
-            cause = (item["type"], str(item["input"]))
-            if cause in reported:
-                continue
-            reported.add(cause)
-        if item["type"] == "extra_forbidden":
-            yield format_unknown_key_error(key, known)
-        elif item["type"] == "missing":
-            yield _format_not_set(key)
-        elif item["type"].startswith("union_tag"):
-            context = item.get("ctx", {})
-            expected = context.get("expected_tags", "")
-            yield f"{key}: {context.get('tag', 'nothing')!r} is not one of {expected}"
-        elif item["type"] == "value_error":
-            message = str(item["ctx"]["error"])
-            yield f"{key}: {message}" if key else message
-        else:
-            yield f"{key}={_format_input(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
+        reported.add(value)
+        yield key, _format_error(item, key, known)
+
+
+def _format_error(item: ErrorDetails, key: str, known: list[str]) -> str:
+    if item["type"] == "extra_forbidden":
+        return format_unknown_key_error(key, known)
+    if item["type"] == "missing":
+        return _format_not_set(key)
+    if item["type"].startswith("union_tag"):
+        context = item.get("ctx", {})
+        expected = context.get("expected_tags", "")
+        return f"{key}: {context.get('tag', 'nothing')!r} is not one of {expected}"
+    if item["type"] == "value_error":
+        message = str(item["ctx"]["error"])
+        return f"{key}: {message}" if key else message
+    if item["type"].startswith(("model_", "dict_")):
+        return f"{key}={_format_input(item['input'])}: {key} is a section; set its keys, as in {key}.KEY=…"
+    return f"{key}={_format_input(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def _format_not_set(key: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from krill.config.schema import SlurmConfig
-from krill.config.validation import suggest
+from krill.config.suggestions import suggest
 from krill.errors import UsageError
 from krill.runs.slurm import run_slurm_command
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from krill.config.schema import InferConfig, TrainConfig
+    from krill.config.yaml_files import ConfigOrigins
     from krill.data.inputs import RunInputs
 
 ConfigT = TypeVar("ConfigT", bound="BaseModel")
@@ -90,7 +91,9 @@ class Invocation(ABC):
         from krill.launch.run_names import resolve_run_names
 
         if self._validated is None:
-            config: Any = resolve_auto_processes(validate_config(schema, self.composed_config))  # type: ignore[type-var]
+            config: Any = resolve_auto_processes(
+                validate_config(schema, self.composed_config, self._find_origins)
+            )  # type: ignore[type-var]
             if self.command in ("train", "infer"):
                 config = resolve_run_names(config, self.sweep_folder)
             if config.detach and not self.is_for_slurm:
@@ -100,6 +103,16 @@ class Invocation(ABC):
             self._validated = config
         assert isinstance(self._validated, schema)
         return self._validated
+
+    def _find_origins(self) -> ConfigOrigins:
+        """Returns where the user's files set the keys of the configuration."""
+        from krill.config.overrides import get_override_key
+        from krill.config.yaml_files import ConfigOrigins
+
+        sources = self.hydra.runtime.get("config_sources") or ()
+        folders = [Path(source.path) for source in sources if source.provider == "user"]
+        keys = {get_override_key(override) for override in self.overrides}
+        return ConfigOrigins.find(self.command, self.choices, folders, keys)
 
     def open_inputs(self, config: TrainConfig) -> RunInputs:
         """Returns the inputs of `config`, the validated configuration. Raises UsageError for unusable files."""
@@ -145,6 +158,7 @@ class Invocation(ABC):
         from omegaconf import OmegaConf
 
         from krill import atomic
+        from krill.config.secrets import mask_config
 
         (folder / ".hydra").mkdir(exist_ok=True)
         for name, content in (
@@ -152,7 +166,7 @@ class Invocation(ABC):
             ("hydra", {"hydra": self.hydra}),
             ("overrides", self.overrides),
         ):
-            text = OmegaConf.to_yaml(OmegaConf.create(content))
+            text = OmegaConf.to_yaml(mask_config(OmegaConf.create(content)))
             atomic.write_text(folder / ".hydra" / f"{name}.yaml", text)
 
     def print_result_folder(self, folder: Path) -> None:
@@ -182,6 +196,8 @@ class SweepPoint(Invocation):
         self.sweep_folder: Path = sweep_folder
         self.inputs: RunInputs | None = None
         """Opened by the sweep, for all points that share them."""
+        self.identity: str | None = None
+        """Signature of the result, computed by the sweep."""
 
     @property
     def is_sweep_point(self) -> bool:

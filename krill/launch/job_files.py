@@ -19,6 +19,7 @@ from krill import atomic
 from krill.atomic import create_first_free, create_timestamped_folder
 from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.schema import InferConfig, TrainConfig
+from krill.config.secrets import mask_secrets
 from krill.launch.invocation import SingleRun, SubmittedJob, SweepPoint
 
 log = logging.getLogger("krill")
@@ -98,7 +99,10 @@ def write_job_files(folder: Path, jobs: Sequence[SubmittedJob]) -> None:
             "folder": job.folder and str(job.folder),
             "identity": job.identity,
         }
-        atomic.write_json(folder / f"{index}.json", value)
+        file = folder / f"{index}.json"
+        atomic.write_json(file, value)
+        if mask_secrets(value) != value:
+            file.chmod(0o600)  # the job needs its secrets
 
 
 def read_job_file(folder: Path, index: int, is_on_slurm: bool) -> SubmittedJob:

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from krill.config.schema import AutoModelConfig
+from krill.config.schema.model import MAX_LAYERS
 from krill.errors import UsageError
 
 RESERVED_KEYS = {
@@ -59,7 +60,13 @@ def _build_config(config: AutoModelConfig, overrides: dict[str, int]) -> PreTrai
     if errors:
         raise UsageError("\n".join(errors))
     values = {key: value for key, value in overrides.items() if key in known} | config.config
-    return config_class(**values)
+    built = config_class(**values)
+    layers = getattr(built.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MAX_LAYERS:
+        raise UsageError(
+            f"model.config: {layers} layers are more than krill builds; use at most {MAX_LAYERS}"
+        )
+    return built
 
 
 def _get_config_class(model_type: str) -> type[PreTrainedConfig]:

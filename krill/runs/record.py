@@ -22,6 +22,7 @@ import yaml
 
 import krill
 from krill import atomic, errors
+from krill.config.secrets import mask_secrets
 from krill.errors import KrillError, SignalInterrupt
 from krill.runs.slurm import get_current_job
 from krill.terminal import TerminalFormatter
@@ -184,7 +185,9 @@ class Record:
             versions=collect_versions(),
             git=read_git_state(),
         )
-        text = yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+        text = yaml.safe_dump(
+            mask_secrets(config.model_dump(mode="json")), allow_unicode=True, sort_keys=False
+        )
         atomic.write_text(self.folder / "config.yaml", text)
 
     def _end(self, state: RecordedState, exit_code: int, **values: Any) -> None:
@@ -197,8 +200,8 @@ class Record:
         )
 
     def update(self, **values: Any) -> None:
-        """Updates entries of status.json; entries written by another record of this run are kept."""
-        self.status = (read_status(self.folder) or self.status) | values
+        """Updates entries of status.json, without secrets; entries that another record of this run wrote are kept."""
+        self.status = (read_status(self.folder) or self.status) | mask_secrets(values)
         if self.is_writer:
             write_status(self.folder, self.status)
 

@@ -206,7 +206,7 @@ def _sort_newest_first(items: Iterable[ItemT]) -> list[ItemT]:
 
 def _list_runs(text: str, root: Path) -> str:
     """Returns the end of an error: the closest name, and the names of the runs and sweeps, newest first."""
-    from krill.config.validation import suggest
+    from krill.config.suggestions import suggest
 
     names = [_get_name(item) or item.folder.name for item in runs_under(root)]
     if not names:

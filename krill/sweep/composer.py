@@ -71,6 +71,7 @@ class Composer:
             raise_if_task(config)
         invocation.inputs = self._inputs.open(config)
         identity = compute_identity(self.command, config, invocation.inputs)
+        invocation.identity = identity
         return Point(invocation, config, invocation.resolve_folder(None, identity), identity)
 
     def _compose_config(self, overrides: Sequence[str]) -> DictConfig:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 
 from krill.errors import UsageError
 from krill.extras import format_install_command
@@ -61,6 +61,11 @@ def build_search(settings: Any, seed: Any, overrides: Sequence[Override]) -> Sea
     Raises UsageError for settings that exclude each other.
     """
     for override in overrides:
+        if override.is_sweep_override() and override.key_or_group in ("output", "dry_run", "detach"):
+            raise UsageError(
+                f"{override.input_line}: {override.key_or_group} has one value for the whole sweep, each point "
+                "gets a folder of its own"
+            )
         if override.is_sweep_override() and override.key_or_group.partition(".")[0] == "sweep":
             raise UsageError(
                 f"{override.input_line}: {override.key_or_group} has one value for the whole sweep"
@@ -102,6 +107,11 @@ class GridSearch:
         self.is_adaptive = False
         self.history: list[list[str]] = []
         self._points = [list(point) for point in BasicSweeper.split_arguments(list(overrides), None)[0]]
+        if not self._points:
+            globs = " ".join(str(item.input_line) for item in overrides if isinstance(item.value(), Glob))
+            raise UsageError(
+                f"{globs}: no option of a config group matches; use KEY=A,B for the values of a key"
+            )
 
     def ask(self, num_parallel: int) -> list[list[str]]:
         """Returns all points, the first time."""

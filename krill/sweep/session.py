@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from krill.config.secrets import mask_text
 from krill.errors import SignalInterrupt
 from krill.launch.invocation import Invocation, SweepPoint, build_invocation
 
@@ -106,8 +107,8 @@ def run_point(run_task: RunTask, point: SweepPoint) -> Any:
     try:
         return run_task(point)
     except Exception as error:
-        log.error("failed: %s: %s", " ".join(point.overrides), error)
+        log.error("failed: %s: %s", mask_text(" ".join(point.overrides)), error)
         raise
     except SignalInterrupt as stop:
-        log.error("%s: %s", " ".join(point.overrides), stop)
+        log.error("%s: %s", mask_text(" ".join(point.overrides)), stop)
         raise SystemExit(stop.exit_code) from stop

@@ -20,7 +20,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krill import atomic
-from krill.config.overrides import quote_override, to_unresolved_list
+from krill.config.overrides import expand_float_range, quote_override, to_unresolved_list
+from krill.config.resolvers import get_dry_run_folder, get_sweep_folder
+from krill.config.schema import TrainConfig
+from krill.config.secrets import mask_config, mask_secrets
 from krill.errors import DONE, SWEEP_FAILED, UsageError
 from krill.launch import job_files
 from krill.launch.job_files import Point
@@ -59,12 +62,15 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         Raises UsageError that lists everything wrong in any of the first points.
         """
         loader, folder = self.hydra_context.config_loader, Path(self.config.hydra.sweep.dir)
+        parser = OverridesParser.create(loader)
         texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        overrides = OverridesParser.create(loader).parse_overrides(texts)
+        overrides = parser.parse_overrides(list(map(expand_float_range, parser.parse_overrides(texts))))
         search = build_search(self.config.sweep, self.config.seed, overrides)
         with read_write(self.config), open_dict(self.config):
             # A swept name must not move single points to another folder.
             self.config.hydra.overrides.hydra.append(quote_override(f"hydra.sweep.dir={folder}"))
+        if self.config.dry_run:  # Hydra's folder is a temporary one
+            folder = Path(get_sweep_folder(self.config.output, self.config.name))
         composer = Composer(loader, self.config, folder)
         points, errors = _compose_first_batch(search, composer, folder)
         with read_write(self.config), open_dict(self.config):
@@ -111,7 +117,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         sweep.set_batch([point for point in points if point])
         if not sweep.dry_run:
             sweep.folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, sweep.folder / "multirun.yaml")
+            OmegaConf.save(mask_config(self.config), sweep.folder / "multirun.yaml")
             _write_sweep_json(self.config, sweep, search, arguments)
         if not sweep.batch:
             return []
@@ -215,7 +221,22 @@ def _write_sweep_json(config: DictConfig, sweep: Sweep, search: Search, argument
         ],
         "tried": search.history,
     }
-    atomic.write_json(sweep.folder / "sweep.json", value)
+    atomic.write_json(sweep.folder / "sweep.json", mask_secrets(value))
+
+
+def _print_cost(sweep: Sweep) -> None:
+    """Prints what all points of a training sweep will cost on this machine."""
+    runs = [
+        (point.config, point.invocation.inputs)
+        for point in sweep.points
+        if isinstance(point.config, TrainConfig)
+        and point.invocation.inputs
+        and not point.invocation.is_for_slurm
+    ]
+    if sweep.command == "train" and runs:
+        from krill.training.estimate.dry_run import summarize_sweep_cost
+
+        print(summarize_sweep_cost(runs))
 
 
 def finish_sweep(sweep: Sweep, has_error: bool) -> int:
@@ -224,7 +245,8 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
     `has_error`: whether Hydra reported an error; it decides the exit code of a dry run, which records nothing.
     """
     if sweep.dry_run:
-        shutil.rmtree(sweep.folder, ignore_errors=True)
+        shutil.rmtree(get_dry_run_folder(), ignore_errors=True)
+        _print_cost(sweep)
         return SWEEP_FAILED if has_error else DONE
     rows = sweep.build_rows()
     table.print_table(rows, sys.stderr)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import torch
 
-from krill.config.schema import PretrainedModelConfig, TrainConfig
+from krill.config.custom_code import import_custom_function
+from krill.config.schema import (
+    CustomDataConfig,
+    CustomFilter,
+    CustomModelConfig,
+    CustomOptimizerConfig,
+    PretrainedModelConfig,
+    TrainConfig,
+)
 from krill.data.inputs import RunInputs
 from krill.errors import UsageError
 from krill.models.pretrained import load_pretrained_config, resolve_model_folder
@@ -24,6 +32,7 @@ from krill.training.metrics.trackers import check_trackers
 
 def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup:
     """Returns how the run is computed. Raises UsageError for a configuration that cannot train as it is."""
+    _check_custom_code(config)
     check_accelerate_env()
     check_trackers(config)
     check_kernels(config.hardware, resolve_device(config.device))
@@ -34,6 +43,18 @@ def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup
     if config.branch is not None:
         check_branch(resolve_branch(config.branch), config, inputs.tokenizer_signature)
     return compute
+
+
+def _check_custom_code(config: TrainConfig) -> None:
+    """Imports the functions of custom code. Raises UsageError for one that does not exist."""
+    sections = (config.model, config.optimizer, config.data, *config.data.filters)
+    for section in sections:
+        if isinstance(section, (CustomModelConfig, CustomOptimizerConfig)):
+            import_custom_function(section.build)
+        elif isinstance(section, CustomDataConfig):
+            import_custom_function(section.read)
+        elif isinstance(section, CustomFilter):
+            import_custom_function(section.keep)
 
 
 def _check_ranks(config: TrainConfig, device: str) -> None:

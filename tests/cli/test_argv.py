@@ -20,7 +20,7 @@ def test_flags_with_a_value():
     parsed = parse_arguments(
         ["lr=1", "--cfg", "job", "--config-dir", "mine", "--config-dir=yours", "--info", "defaults"]
     )
-    assert parsed.flags == ["--cfg", "job", "--info", "defaults"]
+    assert parsed.flags == ["--cfg", "job", "--info=defaults"]
     assert parsed.config_dirs == ["mine", "yours"]
     assert parsed.overrides == ["lr=1"]
 
@@ -35,6 +35,19 @@ def test_flags_with_a_value():
         (["--verbose", "lr=3"], "use verbose=…"),
         (["--config-dir"], "--config-dir needs a value"),
         (["tiny_ko"], "model=tiny_ko"),
+        (["--learning_rate", "1e-3"], "use lr=1e-3"),
+        (["--bf16"], "use hardware.precision=bf16"),
+        (["--resolve"], "use --cfg job --resolve"),
+        (["-p", "optimizer"], "use --cfg job -p optimizer"),
+        (["--cfg", "jobs"], "use --cfg job, hydra, all"),
+        (["--cfg"], "--cfg needs a value"),
+        (["--info", "tree"], "use --info all, config"),
+        (["--config-path=mine"], "--config-dir mine"),
+        (["hydra.run.dir=mine"], "output=…"),
+        (["hydra.sweep.dir=mine"], "output=…"),
+        (["hydra.sweep.subdir=x"], "leave the key out"),
+        (["hydra.output_subdir=x"], "leave the key out"),
+        (["hydra.job.chdir=true"], "leave the key out"),
     ],
 )
 def test_the_error_for_an_invalid_argument_names_the_fix(arguments: list[str], fix: str):

@@ -156,6 +156,20 @@ def test_missing_code_is_a_usage_error(
     assert not (working_dir / "outputs").exists()
 
 
+def test_a_dry_run_loads_custom_code_and_does_not_know_its_memory(
+    working_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(working_dir)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    arguments = ["model=llama_pico", "sequence_len=64", "optimizer=mine", "dry_run=true"]
+    assert app.main("train", train.run_task, [*arguments, "optimizer.build=my_optimizer.py:nope"]) == 2
+    assert "my_optimizer.py has no function 'nope'" in capsys.readouterr().err
+    assert app.main("train", train.run_task, arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("optimizer unknown" in line for line in lines if line.startswith("memory"))
+    assert any("without the state of the optimizer" in line for line in lines if line.startswith("disk"))
+
+
 def test_a_preset_that_needs_a_hidden_size_reports_it(working_dir: Path):
     messages = error_messages(run_command(working_dir, "krill-train", "model=mine", "optimizer=muon_keller"))
     assert messages == [

@@ -31,7 +31,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def test_a_model_of_an_experiment_names_what_differs_from_it(plan: Plan):
-    lines = plan("model=tiny_ko", "optimizer=muon_keller")
+    lines = plan("model=tiny_ko", "optimizer=muon_keller", "filters=web")
     assert lines["name"] == "tiny_ko"
     assert lines["model"].startswith("tiny_ko: ")
     assert "python_docs" in lines["tokens"]
@@ -65,6 +65,23 @@ def test_every_point_of_a_sweep_is_printed(tmp_path: Path):
     names = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("optimizer")]
     assert names == ["adamw,", "muon_keller,", "muon_moonlight,", "muon_pto,"]
     assert is_empty(tmp_path)
+
+
+def test_a_sweep_names_the_folders_of_its_points_and_their_total_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").touch()
+    small = ["model=llama_pico", "sequence_len=64", "steps=2", "device=cpu"]
+    assert app.main("train", train.run_task, ["-m", *small, "seed=0,1", "output=mine", "dry_run=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    folders = {line.split()[1] for line in lines if line.startswith("folder")}
+    assert len(folders) == 2
+    assert {str(Path(folder).parent) for folder in folders} == {str(tmp_path / "mine")}
+    assert lines[-1].startswith("total       2 points: about ")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["precious"]
 
 
 def test_preprocess_and_tokenizer_say_what_they_would_make(tmp_path: Path):

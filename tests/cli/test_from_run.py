@@ -141,3 +141,12 @@ def test_inference_has_no_from(tmp_path: Path, then: Path):
     assert error_messages(run_command(tmp_path, "krill-infer", f"from={then.name}")) == [
         f"from= is for training; use model={then.name}"
     ]
+
+
+def test_masked_secrets_are_asked_for_again(tmp_path: Path):
+    run_folder = earlier(
+        tmp_path / "run", ["data=files", "+hydra.job.env_set.HF_TOKEN='***'", "data.paths=[a.txt]"]
+    )
+    arguments = parse_arguments([f"from={run_folder}"])
+    with pytest.raises(UsageError, match=r"set again: hydra.job.env_set.HF_TOKEN=…"):
+        normalize_overrides("train", arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from console import error_messages, is_empty, run_command
 
-from krill.cli import app, train
+from krill.cli import app, infer, train
 
 CASES = {
     "optimizer=muon_kellr": "Did you mean optimizer=muon_keller? Available: adamw, muon_keller",
@@ -52,6 +53,18 @@ CASES = {
     "-m hydra/launcher=nope": "Available: basic, pool, submitit_local, submitit_slurm",
     "hydra/launcher=submitit_local": "add -m",
     "-m --cfg job": "leave one of them out",
+    "optimizer=[1,2]": "optimizer: 1 is not an option; choose one by its name, as in optimizer=",
+    "model=[{name:x}]": "is not an option; choose one by its name, as in model=",
+    "batch=[1]": "batch is a section; set its keys, as in batch.KEY=…",
+    "skip_step={nann:1}": "no such key 'skip_step.nann'. Did you mean skip_step.nan?",
+    "hydra/sweeper=optuna": "use sweep.search=tpe",
+    "learning_rate=1e-3": "no such key 'learning_rate'. Use lr=…",
+    "trainer.per_device_train_batch_size=8": "Use batch.micro_batch_size=…",
+    "hydra.run.dir=mine": "the folder of a run is output=…",
+    "seed=range(0,4,0)": "the range has 0 values",
+    "-m output=a,b": "output has one value for the whole sweep",
+    "-m seed=range(0,4,0)": "the range has 0 values",
+    "lr=1e400": "lr=inf: input should be a finite number",
 }
 
 
@@ -116,6 +129,7 @@ def test_a_value_that_others_follow_is_told_once(here: Path):
         ("sweep=null lr=1,2", "sweep"),
         ("sweep.search=random sweep.trials=2 seed=x lr=1,2", "seed=x: input should be a valid integer"),
         ("lr=interval(1,2)", "a grid cannot sweep an interval"),
+        ("lr=glob(*)", "lr=glob(*): no option of a config group matches"),
     ],
 )
 def test_a_sweep_is_checked_before_its_first_point(here: Path, words: str, fix: str):
@@ -150,6 +164,47 @@ def test_a_sweep_names_the_points_that_are_wrong(here: Path):
 def test_the_other_commands_do_so_too(here: Path, command: str, words: str, fix: str):
     assert fix in "\n".join(error_messages(run_command(here, command, *words.split())))
     assert is_empty(here)
+
+
+def test_a_working_directory_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert app.main("train", train.run_task, ["steps=2"]) == 2
+    assert "the working directory is gone" in capsys.readouterr().err
+
+
+def test_closed_streams_go_nowhere(monkeypatch: pytest.MonkeyPatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    app.open_closed_streams()
+    streams = sys.stdin, sys.stdout, sys.stderr
+    monkeypatch.undo()
+    assert streams[0] is None
+    assert [stream.name for stream in streams[1:]]
+    assert streams[1].write("lost") == 4
+
+
+def test_a_command_that_is_done_ends_with_0_though_nobody_reads_its_result(monkeypatch: pytest.MonkeyPatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        stdout.write("outputs/runs/x")
+        assert app.run_and_report("train", lambda: 0) == 0
+        monkeypatch.undo()
+
+
+def test_infer_without_standard_input_asks_for_a_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert app.main("infer", infer.run_task, ["model.path=x"]) == 2
+    assert "set prompt=…" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_is_no_error(here: Path):

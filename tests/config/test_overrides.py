@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from krill.config.overrides import clear_exclusive_keys, quote_override
+from krill.config.overrides import clear_exclusive_keys, expand_float_range, quote_override
+from krill.errors import UsageError
 
 TEXT = st.text(
     st.one_of(
@@ -109,6 +110,28 @@ def test_null_clears_a_text_value():
 def test_names_can_be_swept():
     assert sweep_names("1e3,한국어,b c") == ["1e3", "한국어", "b c"]
     assert sweep_names("choice(한국어,b c)") == ["한국어", "b c"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expanded"),
+    [
+        ("lr=range(0.1,0.4,0.1)", "lr=0.1,0.2,0.3"),
+        ("lr=range(1e-3,3e-3,1e-3)", "lr=0.001,0.002"),
+        ("lr=range(0.3,0.0,-0.1)", "lr=0.3,0.2,0.1"),
+        ("lr=range(1,2,0.5)", "lr=1.0,1.5"),
+        ("lr=shuffle(range(0.1,0.3,0.1))", "lr=shuffle(0.1,0.2)"),
+        ("seed=range(0,3)", "seed=range(0,3)"),
+        ("lr=1,2", "lr=1,2"),
+    ],
+)
+def test_a_range_of_decimal_numbers_is_exact(override: str, expanded: str):
+    assert expand_float_range(OverridesParser.create().parse_override(override)) == expanded
+
+
+@pytest.mark.parametrize("override", ["lr=range(1,0,0.1)", "lr=range(0.0,1.0,0)", "seed=range(0,1000000)"])
+def test_a_range_without_an_end_is_an_error(override: str):
+    with pytest.raises(UsageError, match="the range has"):
+        expand_float_range(OverridesParser.create().parse_override(override))
 
 
 def test_values_that_hydra_parses_are_unchanged():

@@ -11,8 +11,9 @@ from compositions import compose
 from omegaconf import OmegaConf
 
 from krill.cli import app
+from krill.config.key_aliases import RENAMED_KEYS, find_renamed_key
 from krill.config.schema import InspectConfig
-from krill.config.validation import RENAMED_KEYS, find_renamed_key, iterate_dotted_keys
+from krill.config.validation import iterate_dotted_keys
 from krill.launch.invocation import Invocation
 
 OLD_OVERRIDES = {
@@ -85,6 +86,7 @@ def test_a_run_with_former_names(tmp_path: Path, get_errors: Any):
 def test_a_users_yaml_with_former_names(tmp_path: Path, get_errors: Any):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(OLD_YAML)
-    assert get_errors("experiment=mine") == {
+    errors = {error.partition("mine.yaml:")[2].partition(": ")[2] for error in get_errors("experiment=mine")}
+    assert errors == {
         f"no such key '{old}': it was renamed. Use {new}=…" for old, new in RENAMED_KEYS.items()
     }

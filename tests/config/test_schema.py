@@ -17,6 +17,15 @@ from krill.config.schema import BatchConfig, HubConfig, TokenizerConfig, TrainCo
 from krill.config.validation import validate_config
 from krill.errors import UsageError
 
+TOO_LARGE = (
+    "seed=4294967296", "steps=1e23", "steps=99999999999999999999", "epochs=1e300", "lr=1e300",
+    "sequence_len=1000000000000",
+    "model.num_hidden_layers=100000000", "model.hidden_size=99999999999", "batch.micro_batch_size=1000000000000",
+    "tokenizer.vocab_size=100000000000", "hardware.threads=100000000", "data.workers=100000000",
+    "data.min_chars=10000000000000000000000", "optimizer.weight_decay=1e300", "scheduler.warmup=1",
+    "keep_checkpoints=0", "batch.micro_batch_size=-1",
+)  # fmt: skip
+
 SECTIONS = [
     value for value in vars(schema).values() if isinstance(value, type) and issubclass(value, schema.Section)
 ]
@@ -162,3 +171,31 @@ def test_infinite_numbers_and_nan_are_rejected():
     for value in (".inf", ".nan"):
         with pytest.raises(UsageError, match="lr"):
             load_config(f"lr={value}")
+
+
+@pytest.mark.parametrize("override", TOO_LARGE)
+def test_numbers_that_no_library_takes_are_refused(override: str):
+    with pytest.raises(UsageError) as raised:
+        load_config(override)
+    (error,) = str(raised.value).splitlines()
+    assert error.startswith(override.partition("=")[0])
+
+
+def test_the_tokens_of_a_step_are_limited():
+    with pytest.raises(UsageError, match="tokens per step"):
+        load_config(
+            "batch.micro_batch_size=1000000",
+            "batch.gradient_accumulation_steps=2000000000",
+            "sequence_len=2000000000",
+        )  # fmt: skip
+
+
+def test_a_warm_up_and_a_decay_that_exceed_the_run_are_refused():
+    with pytest.raises(UsageError, match=r"use scheduler\.decay=0\.1 or less"):
+        load_config("scheduler=wsd", "scheduler.warmup=0.9", "scheduler.decay=0.2")
+    assert load_config("scheduler=wsd", "scheduler.warmup=0.9", "scheduler.decay=0.1").scheduler.name == "wsd"
+
+
+def test_an_odd_head_is_refused():
+    with pytest.raises(UsageError, match="head_dim=11 is odd"):
+        load_config("model.hidden_size=66", "model.num_attention_heads=6")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 from compositions import OPTION_ROWS, REQUIRED_OVERRIDES, compose
 from omegaconf import OmegaConf
 
+from krill.config.key_aliases import FOREIGN_KEYS
 from krill.config.schema import InferConfig, TrainConfig
+from krill.config.suggestions import find_closest_name
 from krill.config.validation import (
-    find_closest_name,
     format_unknown_key_error,
+    iterate_dotted_keys,
     resolve_interpolations,
     validate_config,
 )
@@ -121,3 +125,23 @@ def test_nested_and_escaped_interpolations_are_resolved():
     resolved = resolve_interpolations(OmegaConf.to_container(composed, resolve=False), composed)
     assert resolved == OmegaConf.to_container(composed, resolve=True)
     assert resolved["a"]["b"] == [1, {"e": 2}, {"d": 1}]
+
+
+@cache
+def compose_values(command: str) -> object:
+    return OmegaConf.to_container(compose(command))
+
+
+@pytest.mark.parametrize("name", FOREIGN_KEYS)
+def test_the_answer_to_a_key_of_another_tool_is_a_key(name: str):
+    known = {key for command in ("train", "infer") for key in iterate_dotted_keys(compose_values(command))}
+    optional = {"data.paths", "data.text_column", "scheduler", "model.path"}
+    for answer in FOREIGN_KEYS[name]:
+        assert answer.partition("=")[0] in known | optional, answer
+    assert name not in known
+
+
+def test_a_key_of_another_tool_is_answered_for_the_command():
+    assert format_unknown_key_error("max_length", ["sequence_len"]).endswith("Use sequence_len=…")
+    assert format_unknown_key_error("args.max_length", ["max_new_tokens"]).endswith("Use max_new_tokens=…")
+    assert "Use" not in format_unknown_key_error("max_length", ["lr"])

@@ -41,6 +41,39 @@ class Section(BaseModel):
         )
 
 
+MAX_INT = 2**31 - 1
+"""The largest number of 32 bits, of which kernels, seeds of samplers and indices of rows are made."""
+
+MAX_COUNT = 2**53
+"""The largest number up to which JSON keeps every integer: of bytes, tokens and documents."""
+
+MAX_PROCESSES = 2**16
+"""More processes or threads than any machine runs."""
+
+MAX_FLOAT = 3.4e38
+"""The largest number of fp32, in which weights, gradients and updates are computed."""
+
+Size = Annotated[int, Field(gt=0, le=MAX_INT)]
+"""The length of one axis, or a number of steps."""
+
+Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+"""A positive number of bytes, tokens or documents."""
+
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+"""A number of bytes, tokens or documents."""
+
+Processes = Annotated[int, Field(gt=0, le=MAX_PROCESSES)]
+"""A positive number of processes, threads or machines."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed that every library accepts; NumPy's are the smallest."""
+
+Rate = Annotated[float, Field(gt=0.0, le=MAX_FLOAT)]
+"""A positive number that fp32 represents."""
+
+RateOrZero = Annotated[float, Field(ge=0.0, le=MAX_FLOAT)]
+"""A number that fp32 represents, not negative."""
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 """A number in [0, 1): unlike a Share it is never 1."""
 

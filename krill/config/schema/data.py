@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from krill.config.schema.base import FolderName, Fraction, Section, Unsigned, to_list
+from krill.config.schema.base import (
+    Count,
+    CountOrZero,
+    FolderName,
+    Fraction,
+    Processes,
+    Section,
+    Size,
+    Unsigned,
+    to_list,
+)
 from krill.config.schema.filters import Filter
 
 Weight = Annotated[float, Field(gt=0.0, le=1000.0)]
@@ -35,17 +37,17 @@ class MinHashConfig(Section):
     """Unit of a shingle: words, or characters without white space, so that spacing does not count."""
     size: Annotated[int, Field(ge=1, le=64)]
     """Number of consecutive units in a shingle: 10 suits characters, 3 to 5 suits words."""
-    bands: PositiveInt
+    bands: Annotated[int, Field(gt=0, le=4096)]
     """Number of bands of the signature; documents of similarity J are compared with probability 1 − (1 −
     J^rows)^bands."""
-    rows: PositiveInt
+    rows: Annotated[int, Field(gt=0, le=4096)]
     """Number of MinHash values in a band."""
 
 
 class _BaseDataConfig(Section):
     name: Unsigned[FolderName]
     """Name of the folder of the prepared tokens: outputs/data/<name>-<signature>."""
-    max_record_bytes: PositiveInt = DEFAULT_MAX_RECORD_BYTES
+    max_record_bytes: Count = DEFAULT_MAX_RECORD_BYTES
     """Maximum size of a record (a line, an element, a value of a column, a .txt file), which is held in memory.
     Longer records are skipped and counted."""
     normalize: Literal["none", "nfc"]
@@ -54,28 +56,28 @@ class _BaseDataConfig(Section):
     """Repair mojibake with ftfy (needs the filter extra)."""
     pii: Literal["keep", "mask"]
     """mask: replace e-mail and IP addresses, phone numbers and Korean resident numbers with placeholders."""
-    min_chars: NonNegativeInt
+    min_chars: CountOrZero
     """Drops documents with fewer characters after cleaning; they are counted."""
     filters: list[Filter]
     """Rules that a document must pass, in this order; filters=web is a predefined list."""
     minhash: MinHashConfig
     """Removal of near duplicates."""
-    min_tokens: NonNegativeInt
+    min_tokens: CountOrZero
     """Drops documents with fewer tokens, not counting boundary tokens; they are counted."""
-    max_tokens: PositiveInt | None
+    max_tokens: Count | None
     """Drops documents with more tokens; they are counted. null: no limit."""
     validation_fraction: Fraction
     """Fraction of documents, chosen by a hash of their text, that is held out for validation."""
     engine: Unsigned[Literal["auto", "hf", "fast"]]
     """Encoder: Hugging Face tokenizers (hf) or gigatoken (fast, needs the fast extra). auto: fast if it is
     installed and gives the same ids on the run's own text. The tokens are the same."""
-    workers: Unsigned[PositiveInt | None]
+    workers: Unsigned[Processes | None]
     """Number of worker processes that read and encode; null: chosen by the size of the input, at most one per
     core."""
-    num_tasks: Unsigned[PositiveInt]
+    num_tasks: Unsigned[Size]
     """Number of tasks that share the preparation, one job per data.task; without data.task the tasks are
     merged."""
-    task: Unsigned[NonNegativeInt | None]
+    task: Unsigned[CountOrZero | None]
     """Index of the task that this job prepares, from 0; null: all tasks, or the merge."""
 
     @model_validator(mode="after")
@@ -104,7 +106,7 @@ class FileEntryConfig(Section):
     weight: Weight = 1.0
     """How often its training documents occur in an epoch: 2 twice, 0.5 every second document (chosen by a
     hash)."""
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     """Maximum number of documents that are read; null: all."""
 
 
@@ -146,7 +148,7 @@ class HubDatasetConfig(Section):
     weight: Weight = 1.0
     """How often its training documents occur in an epoch: 2 twice, 0.5 every second document (chosen by a
     hash)."""
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     """Maximum number of documents that are read; null: all."""
 
 

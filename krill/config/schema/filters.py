@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, model_validator
 
-from krill.config.schema.base import Section, Share, to_list
+from krill.config.schema.base import Count, CountOrZero, Section, Share, to_list
 
 
 class LengthFilter(Section):
@@ -14,9 +14,9 @@ class LengthFilter(Section):
 
     name: Literal["length"]
     """Name of the rule."""
-    min_chars: NonNegativeInt = 0
+    min_chars: CountOrZero = 0
     """Drops a document with fewer characters."""
-    max_chars: PositiveInt | None = None
+    max_chars: Count | None = None
     """Drops a document with more characters; null: no limit."""
 
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PlainSerializer, PositiveInt
+from pydantic import BeforeValidator, Field, PlainSerializer
 
-from krill.config.schema.base import FolderName, Section, Unsigned, to_list
+from krill.config.schema.base import (
+    MAX_PROCESSES,
+    CountOrZero,
+    FolderName,
+    Processes,
+    Section,
+    Size,
+    Unsigned,
+    to_list,
+)
 
 
 def _parse_duration(value: object) -> object:
@@ -31,28 +40,28 @@ def _format_minutes(minutes: int | str | None) -> str | None:
 class SlurmConfig(Section):
     """The SLURM job that a command is submitted as; the cluster decides about keys that are null."""
 
-    nodes: PositiveInt
+    nodes: Processes
     """Number of nodes of a job. A training run starts hardware.processes tasks on each, which are its
     ranks."""
-    gpus: NonNegativeInt
+    gpus: Annotated[int, Field(ge=0, le=MAX_PROCESSES)]
     """Number of GPUs per process; 0: none are requested."""
     gpu_type: str | None
     """Type of GPU by the cluster's name, such as a100."""
-    cpus: Literal["auto"] | PositiveInt
+    cpus: Literal["auto"] | Processes
     """Number of CPUs per process. auto: a GPU's share of the node; without GPUs 8, or as many as a node
     has."""
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None
     """Memory of a job per node, such as 64G."""
     time: Annotated[
-        Literal["auto"] | PositiveInt,
+        Literal["auto"] | Size,
         BeforeValidator(_parse_duration),
         PlainSerializer(_format_minutes, return_type=str),
     ]
     """Time limit of a job: 90m, 12h, 2d or 1-12:00:00. auto: one day, or the partition's limit if that is
     shorter. A longer training run saves before the limit and resumes automatically (requeues)."""
-    save_before: PositiveInt
+    save_before: Size
     """Seconds before the time limit at which a training run saves and is requeued."""
-    requeues: NonNegativeInt
+    requeues: CountOrZero
     """Maximum number of times that a job that reached its time limit or was preempted is requeued."""
     partition: str | None
     """Partition of the cluster."""
@@ -93,20 +102,20 @@ class HardwareConfig(Section):
     gradient_checkpointing: Unsigned[bool]
     """Recompute activations in the backward pass instead of storing them: less memory, up to a third
     slower."""
-    processes: Unsigned[Literal["auto"] | PositiveInt]
+    processes: Unsigned[Literal["auto"] | Processes]
     """Number of ranks per machine: processes that train together, each on its own device (or a share of the
     CPU). auto: one per GPU."""
     sharding: Unsigned[Literal["none", "fsdp2"]]
     """none: every rank holds the whole model (DDP). fsdp2: each holds a shard of weights, gradients and
     optimizer state."""
-    workers: Unsigned[NonNegativeInt]
+    workers: Unsigned[Annotated[int, Field(ge=0, le=MAX_PROCESSES)]]
     """Number of processes per rank that load rows; 0: the training process loads them."""
-    threads: Unsigned[PositiveInt | None]
+    threads: Unsigned[Processes | None]
     """Number of CPU threads per rank; null: OMP_NUM_THREADS if it is set, otherwise torch's default for one rank
     and an equal share of the cores for several."""
     stall: Unsigned[
         Annotated[
-            PositiveInt | None,
+            Size | None,
             BeforeValidator(_parse_duration),
             PlainSerializer(_format_minutes, return_type=str | None),
         ]

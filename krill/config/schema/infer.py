@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from krill.config.schema.base import FolderName, Section, Unsigned
+from krill.config.schema.base import FolderName, Rate, RateOrZero, Section, Seed, Size, Unsigned
 from krill.config.schema.hardware import HardwareConfig
 from krill.config.schema.run import SweepConfig
 
@@ -36,15 +36,15 @@ class InferConfig(Section):
     tokenizer: TokenizerPathConfig
     prompt: str | None
     """Text to continue; null: read prompts from the terminal, line by line."""
-    max_new_tokens: PositiveInt
+    max_new_tokens: Size
     """Maximum number of generated tokens."""
-    temperature: NonNegativeFloat
+    temperature: RateOrZero
     """Sampling temperature; 0: always the most likely token."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
     """Sample from the most likely tokens with this total probability."""
-    repetition_penalty: PositiveFloat
+    repetition_penalty: Rate
     """Factor that makes tokens that have occurred already less likely; 1: no penalty."""
-    seed: NonNegativeInt
+    seed: Seed
     """Seed of the sampling."""
     device: Unsigned[Literal["auto", "cpu", "cuda"]]
     """Device that the model runs on. auto: a CUDA device if there is one, otherwise the CPU; cuda: an error if

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from krill.config.schema.base import to_list
+from krill.config.schema.base import MAX_INT, Count, CountOrZero, to_list
 from krill.config.schema.run import TrainConfig
 
 
@@ -26,23 +26,23 @@ class InspectConfig(TrainConfig):
     tokenizers: Annotated[list[str], BeforeValidator(to_list)]
     """Tokenizers to evaluate side by side on held-out text of the data, instead of a store: options of
     tokenizer=, folders, Hub ids."""
-    eval_bytes: PositiveInt
+    eval_bytes: Count
     """Maximum number of bytes of held-out text that they are evaluated on, sampled evenly from all of it."""
     text: str | None
     """Text, taken literally, to show as tokens of tokenizer=, instead of a store; null: none."""
-    rows: NonNegativeInt
+    rows: CountOrZero
     """Number of training rows to show, chosen by seed; 0: none."""
-    row: NonNegativeInt | None
+    row: CountOrZero | None
     """Index of a single training row to show, from 0; null: as many rows as rows sets."""
     full: bool
     """Show entire rows; false: the part that fits a screen."""
     ids: bool
     """Show the id of each token after its text."""
-    sequence_lens: list[Annotated[int, Field(ge=8)]]
+    sequence_lens: list[Annotated[int, Field(ge=8, le=MAX_INT)]]
     """Additional row lengths, in tokens, to show packing statistics for beside sequence_len."""
-    top: NonNegativeInt
+    top: CountOrZero
     """Number of most frequent tokens to list."""
-    vocabulary_tokens: PositiveInt | None
+    vocabulary_tokens: Count | None
     """Maximum number of training tokens to count for vocabulary usage, spread evenly; null: all."""
     format: Literal["text", "json"]
     """text: a report for reading. json: all statistics without rows, for scripts."""

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from krill.config.schema.base import FolderName, Section, Unsigned
+from krill.config.schema.base import FolderName, Rate, Section, Size, Unsigned
+
+Width = Annotated[int, Field(gt=0, le=2**20)]
+"""The width of a layer, or a number of heads: the product of two is a size that torch allocates or refuses."""
+
+MAX_LAYERS = 1024
+"""More blocks than any model has: DeepNet, the deepest, has 1,000."""
 
 
 class _BaseModelConfig(Section):
     name: Unsigned[FolderName]
     """Name of the model in the run header and the records."""
-    max_position_embeddings: PositiveInt
+    max_position_embeddings: Size
     """Maximum sequence length in the model's configuration; follows sequence_len."""
 
 
@@ -35,25 +41,25 @@ class TransformerConfig(_BaseModelConfig):
 
     family: Literal["llama", "qwen3"]
     """Model family, an architecture of transformers."""
-    hidden_size: PositiveInt
+    hidden_size: Width
     """Width of the residual stream."""
-    intermediate_size: PositiveInt
+    intermediate_size: Width
     """Width of the feed-forward layer."""
-    num_hidden_layers: PositiveInt
+    num_hidden_layers: Annotated[int, Field(gt=0, le=MAX_LAYERS)]
     """Number of transformer blocks."""
-    num_attention_heads: PositiveInt
+    num_attention_heads: Width
     """Number of query heads."""
-    num_key_value_heads: PositiveInt
+    num_key_value_heads: Width
     """Number of key and value heads; must divide the number of query heads."""
-    head_dim: PositiveInt | None
+    head_dim: Width | None
     """Width of a head; null: hidden_size / num_attention_heads."""
-    rope_theta: PositiveFloat
+    rope_theta: Rate
     """Base of the rotary position embedding."""
-    rms_norm_eps: PositiveFloat
+    rms_norm_eps: Rate
     """Epsilon of RMSNorm."""
     tie_word_embeddings: bool
     """Share one matrix between input and output embedding."""
-    initializer_range: PositiveFloat
+    initializer_range: Rate
     """Standard deviation of the initial weights."""
 
     @model_validator(mode="after")
@@ -69,6 +75,12 @@ class TransformerConfig(_BaseModelConfig):
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}; "
                 "set head_dim"
+            )
+        head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        if head_dim % 2:
+            raise ValueError(
+                f"head_dim={head_dim} is odd, but rotary position embeddings rotate pairs; "
+                f"set head_dim={head_dim + 1}"
             )
         return self
 
@@ -93,7 +105,7 @@ class PretrainedModelConfig(_BaseModelConfig):
     from_: Unsigned[str] = Field(alias="from")
     """Run (its folder, its name, last, SWEEP/best), folder of a checkpoint or model, or a Hub id: source of the
     weights (converted to fp32) and configuration."""
-    max_position_embeddings: PositiveInt
+    max_position_embeddings: Size
     """Sequence length that the weights must support; follows sequence_len."""
 
 

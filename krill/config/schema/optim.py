@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
-from krill.config.schema.base import Fraction, Section
+from krill.config.schema.base import Fraction, Rate, RateOrZero, Section
 
 
 class _BaseOptimizerConfig(Section):
-    lr: PositiveFloat
+    lr: Rate
     """Learning rate on the AdamW scale; follows the top-level lr."""
-    weight_decay: NonNegativeFloat
+    weight_decay: RateOrZero
     """Decoupled weight decay of matrices, on the AdamW scale."""
     betas: tuple[Fraction, Fraction]
     """AdamW's decay rates of the first and second moment."""
-    eps: PositiveFloat
+    eps: Rate
     """AdamW's epsilon."""
-    max_grad_norm: NonNegativeFloat
+    max_grad_norm: RateOrZero
     """Global norm that gradients are clipped to; 0: no clipping."""
 
 
@@ -39,9 +39,9 @@ class MuonConfig(_BaseOptimizerConfig):
     after."""
     scale: Literal["rms", "spectral"]
     """Factor of the orthogonal update of an r × c matrix: rms 0.2·√max(r, c), spectral √max(1, r/c)."""
-    muon_lr: PositiveFloat
+    muon_lr: Rate
     """Learning rate of the matrices; derived from lr so that updates are equally large at both scales."""
-    muon_weight_decay: NonNegativeFloat
+    muon_weight_decay: RateOrZero
     """Decoupled weight decay of the matrices; derived so that muon_lr × muon_weight_decay = lr ×
     weight_decay."""
     momentum: Fraction
@@ -120,6 +120,15 @@ class WSDSchedulerConfig(_BaseSchedulerConfig):
     """Shape of the decay: linear, or 1 − √progress (sqrt)."""
     min_ratio: Annotated[float, Field(ge=0.0, le=1.0)]
     """Final learning rate as a fraction of its peak."""
+
+    @model_validator(mode="after")
+    def _check_phases(self) -> WSDSchedulerConfig:
+        if self.warmup + self.decay > 1 + 1e-9:
+            raise ValueError(
+                f"scheduler.warmup={self.warmup:g} and scheduler.decay={self.decay:g} are fractions of the run and "
+                f"together more than 1; use scheduler.decay={max(0.0, 1 - self.warmup):g} or less"
+            )
+        return self
 
 
 SchedulerConfig = Annotated[

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from krill.config.schema.base import FolderName, Section, Unsigned, to_list
+from krill.config.schema.base import (
+    MAX_COUNT,
+    MAX_INT,
+    Count,
+    FolderName,
+    Processes,
+    Rate,
+    Section,
+    Seed,
+    Size,
+    Unsigned,
+    to_list,
+)
 from krill.config.schema.data import DataConfig
 from krill.config.schema.hardware import HardwareConfig
 from krill.config.schema.model import ModelConfig
@@ -25,7 +29,7 @@ from krill.config.schema.tokenizer import TokenizerConfig
 class SweepConfig(Section):
     """How a sweep (-m) chooses and runs its points."""
 
-    max_parallel: Literal["auto"] | PositiveInt
+    max_parallel: Literal["auto"] | Processes
     """Maximum number of points that run at once. auto: on this machine one per GPU, or on a CPU one
     per core and 4 GiB of free memory (one preparation at a time); on SLURM no limit."""
     on_failure: Literal["continue", "stop"]
@@ -33,18 +37,18 @@ class SweepConfig(Section):
     search: Literal["grid", "random", "tpe"]
     """How points are chosen: grid, every combination; random, trials points sampled at random from the same
     space; tpe, trials points sampled where earlier points had a low validation loss."""
-    trials: PositiveInt | None
+    trials: Annotated[int, Field(gt=0, le=10**6)] | None
     """Number of points of a random or tpe search; null for a grid."""
 
 
 class BatchConfig(Section):
     """The size of an optimizer step."""
 
-    micro_batch_size: PositiveInt
+    micro_batch_size: Annotated[int, Field(gt=0, le=2**20)]
     """Rows per rank and forward pass."""
-    gradient_accumulation_steps: PositiveInt | None
+    gradient_accumulation_steps: Size | None
     """Forward passes per optimizer step; null: 1, or derived from batch.tokens."""
-    tokens: PositiveInt | None
+    tokens: Count | None
     """Tokens per optimizer step; alternative to gradient_accumulation_steps, with micro_batch_size as an
     upper bound."""
 
@@ -61,9 +65,9 @@ class BatchConfig(Section):
 class EarlyStoppingConfig(Section):
     """Conditions that end training before its last step; checked after each validation (eval_every)."""
 
-    target_loss: PositiveFloat | None
+    target_loss: Rate | None
     """End when the validation loss (nats per token) is at most this value; null: never."""
-    patience: PositiveInt | None
+    patience: Size | None
     """End after this number of consecutive validations without a new lowest loss; null: never."""
 
 
@@ -73,10 +77,10 @@ class SkipStepConfig(Section):
     nan: Literal["skip", "stop"]
     """What to do about a step whose loss or gradient norm is not finite: skip it, or skip it and stop the
     run."""
-    spike: PositiveFloat | None
+    spike: Rate | None
     """Skip a step whose loss or gradient norm is more than this number of standard deviations above the mean
     of the last 128 good steps; null: skip none."""
-    max_skips: Unsigned[PositiveInt]
+    max_skips: Unsigned[Size]
     """End the run after this number of consecutive bad steps."""
 
 
@@ -106,15 +110,15 @@ class TrainConfig(Section):
 
     name: Unsigned[FolderName]
     """Name of the folder of the runs: outputs/runs/<name>/."""
-    seed: NonNegativeInt
+    seed: Seed
     """Seed of the initial weights and of the order of rows."""
-    lr: PositiveFloat
+    lr: Rate
     """Learning rate on the AdamW scale, for every optimizer."""
-    steps: PositiveInt | None
+    steps: Size | None
     """Number of optimizer steps. Exactly one of steps and epochs is set; setting one clears the other."""
-    epochs: PositiveFloat | None
+    epochs: Annotated[float, Field(gt=0.0, le=1e6)] | None
     """Number of passes over the training rows."""
-    sequence_len: Annotated[int, Field(ge=8)]
+    sequence_len: Annotated[int, Field(ge=8, le=MAX_INT)]
     """Tokens per row."""
     packing: Literal["wrapped", "best_fit"]
     """How documents fill rows: wrapped splits them wherever a row ends, best_fit only if they are longer than
@@ -142,18 +146,18 @@ class TrainConfig(Section):
     """Write nothing; print what the command would do."""
     detach: Unsigned[bool]
     """Submit to SLURM and return; false: wait and show progress."""
-    log_every: Unsigned[PositiveInt]
+    log_every: Unsigned[Size]
     """Steps between two records of metrics."""
     trackers: Unsigned[Annotated[list[Literal["tensorboard", "trackio", "wandb"]], BeforeValidator(to_list)]]
     """Trackers that receive the metrics in addition to metrics.jsonl; each needs the extra of its name."""
-    eval_every: Unsigned[PositiveInt]
+    eval_every: Unsigned[Size]
     """Steps between two validations."""
-    eval_tokens: Unsigned[PositiveInt | None]
+    eval_tokens: Unsigned[Size | None]
     """Tokens to predict in a validation: documents sampled from the validation split, the same in each
     validation and each run on these tokens; null: all of the split."""
-    save_every: Unsigned[PositiveInt]
+    save_every: Unsigned[Size]
     """Steps between two checkpoints."""
-    keep_checkpoints: Unsigned[PositiveInt]
+    keep_checkpoints: Unsigned[Size]
     """Number of checkpoints to keep, newest first."""
     keep_best: Unsigned[bool]
     """Also keep the checkpoint with the lowest validation loss among checkpoints saved at a step with a
@@ -163,7 +167,7 @@ class TrainConfig(Section):
     memory."""
     export_dtype: Literal["fp32", "bf16"]
     """Data type of the final model in model/; training and checkpoints always use fp32."""
-    sample_every: Unsigned[PositiveInt | None]
+    sample_every: Unsigned[Size | None]
     """Steps between two samples of generated text in samples.jsonl; null: only of the final model."""
     sample_prompt: Unsigned[str | None]
     """Prompt of the samples; null: each sample begins a document."""
@@ -199,6 +203,14 @@ class TrainConfig(Section):
         if self.model.max_position_embeddings < self.sequence_len:
             raise ValueError(
                 "model.max_position_embeddings is less than sequence_len; leave it out, it follows sequence_len"
+            )
+        tokens = (
+            self.batch.micro_batch_size * (self.batch.gradient_accumulation_steps or 1) * self.sequence_len
+        )
+        if tokens > MAX_COUNT:
+            raise ValueError(
+                f"batch.micro_batch_size × batch.gradient_accumulation_steps × sequence_len are {tokens:,} tokens "
+                "per step; make one of them smaller"
             )
         rows, rest = divmod(self.batch.tokens or self.sequence_len, self.sequence_len)
         if rest:

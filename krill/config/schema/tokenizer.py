@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from krill.config.schema.base import FolderName, Section, Unsigned
+from krill.config.schema.base import MAX_INT, Count, FolderName, Section, Size, Unsigned
 
 
 class TokenizerConfig(Section):
@@ -21,15 +21,15 @@ class TokenizerConfig(Section):
     base: Unsigned[str | None]
     """Folder or Hub id of an existing byte-level BPE tokenizer to extend with further entries. Its ids,
     pattern, normalizer and bos, eos and pad tokens do not change."""
-    vocab_size: Annotated[int, Field(ge=300)]
+    vocab_size: Annotated[int, Field(ge=300, le=MAX_INT)]
     """Total number of entries: 256 bytes, merges and special tokens. Training fails unless it is met
     exactly."""
-    multiple_of: PositiveInt
+    multiple_of: Annotated[int, Field(gt=0, le=2**20)]
     """Rounds vocab_size up to a multiple of this number; 64 or 128 suit matrix units. The additional
     entries are learned like the others."""
-    min_frequency: PositiveInt
+    min_frequency: Size
     """Minimum number of occurrences for a pair to be merged."""
-    max_token_length: PositiveInt | None
+    max_token_length: Size | None
     """Maximum length of a token in bytes; null: no limit."""
     normalizer: Literal["none", "nfc"]
     """Unicode normalization. NFKC is not offered: it destroys Korean jamo such as ㅋ."""
@@ -49,7 +49,7 @@ class TokenizerConfig(Section):
     chat_template: Literal["chatml", "llama3"] | None
     """Chat template saved with the tokenizer; its tokens must be in special_tokens. null: none, or that of
     base."""
-    sample_bytes: PositiveInt
+    sample_bytes: Count
     """Maximum number of bytes of training text that the tokenizer is trained on, sampled evenly from all of
     it."""
     push_to: Unsigned[str | None]

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from krill.config.schema import CustomModelConfig, TrainConfig, WSDSchedulerConfig
+from krill.config.schema import CustomModelConfig, CustomOptimizerConfig, TrainConfig, WSDSchedulerConfig
 from krill.models.build import build_meta_model, count_parameters
 from krill.models.cost import compute_training_flops
 from krill.training.batch_shape import resolve_batch_shape
@@ -87,34 +87,68 @@ def _format_cost_lines(
 
 
 def _describe_compute(config: TrainConfig, vocab_size: int, steps: int, attended: float | None) -> list[str]:
-    device = resolve_device(config.device)
-    peak = get_peak_flops(
-        device,
-        resolve_precision(config.hardware.precision, device),
-        config.hardware.threads or torch.get_num_threads(),
-    )
-    tokens = steps * resolve_batch_shape(config).rows_per_step * config.sequence_len
-    flops = compute_training_flops(build_meta_model(config.model, vocab_size), config.sequence_len, attended)
+    tokens, flops = _count_tokens(config, steps), _count_flops(config, vocab_size, attended)
     bound = "" if attended is not None else ", at most: short documents take less"
-    time = _format_duration(tokens * flops / (ASSUMED_MFU * peak * resolve_world_size(config)))
+    peak = _get_peak_flops(config)
+    time = format_duration(_estimate_seconds(config, tokens * flops))
     return [
         f"cost        {tokens * flops:.3g} FLOP: {tokens:,} tokens of {flops:.3g}{bound}",
         f"time        about {time} at {100 * ASSUMED_MFU:.0f} % of {peak / 1e12:.3g} TFLOP/s, without validations",
     ]
 
 
+def estimate_cost(
+    config: TrainConfig, vocab_size: int, steps: int, attended: float | None
+) -> tuple[float, int]:
+    """Returns seconds of training, without validations, and bytes on disk. Arguments as in `format_cost_lines`."""
+    return _estimate_cost(_CostKey.from_config(config), vocab_size, steps, attended)
+
+
+@lru_cache(maxsize=64)
+def _estimate_cost(key: _CostKey, vocab_size: int, steps: int, attended: float | None) -> tuple[float, int]:
+    flops = _count_tokens(key.config, steps) * _count_flops(key.config, vocab_size, attended)
+    return _estimate_seconds(key.config, flops), _estimate_disk_bytes(key.config, vocab_size, steps)
+
+
+def _estimate_seconds(config: TrainConfig, flops: float) -> float:
+    return flops / (ASSUMED_MFU * _get_peak_flops(config) * resolve_world_size(config))
+
+
+def _count_tokens(config: TrainConfig, steps: int) -> int:
+    return steps * resolve_batch_shape(config).rows_per_step * config.sequence_len
+
+
+def _count_flops(config: TrainConfig, vocab_size: int, attended: float | None) -> float:
+    """Returns the floating point operations of training on one token."""
+    return compute_training_flops(build_meta_model(config.model, vocab_size), config.sequence_len, attended)
+
+
+def _get_peak_flops(config: TrainConfig) -> float:
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.hardware.precision, device)
+    return get_peak_flops(device, precision, config.hardware.threads or torch.get_num_threads())
+
+
 def _describe_disk(config: TrainConfig, vocab_size: int, steps: int | None) -> str:
+    weights, state = estimate_checkpoint_bytes(config, vocab_size)
+    total = format_bytes(_estimate_disk_bytes(config, vocab_size, steps))
+    count = _count_checkpoints(config, steps)
+    is_known = not isinstance(config.optimizer, CustomOptimizerConfig)
+    return (
+        f"disk        {'at most' if is_known else 'without the state of the optimizer'} {total}: checkpoints "
+        f"{count} × {format_bytes(weights + state)}, model {format_bytes(weights)}"
+    )
+
+
+def _estimate_disk_bytes(config: TrainConfig, vocab_size: int, steps: int | None) -> int:
     """Returns the disk space of the kept checkpoints, the one being saved, and the model."""
     weights, state = estimate_checkpoint_bytes(config, vocab_size)
-    checkpoint_size = weights + state
+    return _count_checkpoints(config, steps) * (weights + state) + weights
+
+
+def _count_checkpoints(config: TrainConfig, steps: int | None) -> int:
     count = config.keep_checkpoints + config.keep_best + isinstance(config.scheduler, WSDSchedulerConfig) + 1
-    if steps is not None:
-        count = min(count, -(-steps // config.save_every))
-    total = format_bytes(count * checkpoint_size + weights)
-    return (
-        f"disk        at most {total}: checkpoints {count} × {format_bytes(checkpoint_size)}, "
-        f"model {format_bytes(weights)}"
-    )
+    return count if steps is None else min(count, -(-steps // config.save_every))
 
 
 def compute_mean_attended_tokens(ends: np.ndarray, sequence_len: int) -> float:
@@ -128,5 +162,11 @@ def compute_mean_attended_tokens(ends: np.ndarray, sequence_len: int) -> float:
     return float(pairs.sum() / ends[-1])
 
 
-def _format_duration(seconds: float) -> str:
+_LONGEST_SECONDS = 1000 * 365 * 86400
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a time in seconds, or as hours:minutes:seconds."""
+    if seconds > _LONGEST_SECONDS:
+        return "more than 1,000 years"
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from krill.config.schema import TrainConfig
+from krill.config.schema import CustomModelConfig, TrainConfig
 from krill.data.inputs import RunInputs
 from krill.training.batch_shape import compute_training_length, resolve_batch_shape
 from krill.training.preflight import run_preflight_checks
 
 
-def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
+def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None) -> list[str]:
     """Returns lines that describe what `krill-train` would do; writes nothing.
 
-    Raises UsageError for everything that the run itself would reject before it starts.
+    Args:
+        config: the run.
+        inputs: those of `config`.
+        folder: the assigned folder of the result; None: a new one will be made.
+
+    Raises:
+        UsageError: for everything that the run itself would reject before it starts.
     """
-    from krill.data.store import Store
     from krill.training.estimate import cost
 
     compute = run_preflight_checks(config, inputs)
@@ -35,28 +41,58 @@ def plan_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
         f"device      {compute.device}",
         f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
     ]
-    train = Store.open(store).get_split("train") if store.is_dir() else None
-    steps = config.steps
-    if steps is not None:
-        lines.append(f"steps       {steps:,}: {steps * tokens_per_step:,} tokens")
-    elif train is not None:
-        rows = math.ceil(train.tokens / config.sequence_len)
-        steps = compute_training_length(config, rows, batch.rows_per_step).steps
+    steps, attended = _resolve_length(config, inputs)
+    if config.steps is not None:
+        lines.append(f"steps       {config.steps:,}: {config.steps * tokens_per_step:,} tokens")
+    elif steps is not None:
         lines.append(f"steps       about {steps:,} for {config.epochs:g} epochs")
     else:
         lines.append(
             f"steps       {config.epochs:g} epochs; the number is known once the tokens are prepared"
         )
-    attended = _compute_attended_tokens(store, config.sequence_len) if train and train.tokens else None
     lines += cost.format_cost_lines(config, vocab_size, steps, attended)
     if config.branch is not None:
         from krill.training.checkpoint.branch import resolve_branch
 
         branch = resolve_branch(config.branch)
         lines.append(f"branch      from step {branch.step} of {branch.run_folder}")
-    folder = Path(config.output) if config.output else inputs.outputs / "runs" / config.name
-    lines.append(f"folder      {folder}")
+    lines.append(f"folder      {folder or inputs.outputs / 'runs' / config.name}")
     return lines
+
+
+def summarize_sweep_cost(points: Sequence[tuple[TrainConfig, RunInputs]]) -> str:
+    """Returns a line with the estimated time and disk space of all points of a sweep together."""
+    from krill.training.estimate import cost
+    from krill.training.estimate.memory import format_bytes
+
+    seconds, disk, num_unknown = 0.0, 0, 0
+    for config, inputs in points:
+        vocab_size = _get_vocab_size(config, inputs.tokenizer_folder)
+        steps, attended = _resolve_length(config, inputs)
+        if steps is None or isinstance(config.model, CustomModelConfig):
+            num_unknown += 1
+            continue
+        point_seconds, point_disk = cost.estimate_cost(config, vocab_size, steps, attended)
+        seconds, disk = seconds + point_seconds, disk + point_disk
+    unknown = f", without {num_unknown} whose cost is unknown" if num_unknown else ""
+    return (
+        f"total       {len(points)} points{unknown}: about {cost.format_duration(seconds)} one after another, "
+        f"disk at most {format_bytes(disk)}"
+    )
+
+
+def _resolve_length(config: TrainConfig, inputs: RunInputs) -> tuple[int | None, float | None]:
+    """Returns the number of steps and the mean number of attended tokens; None: known once the tokens exist."""
+    from krill.data.store import Store
+
+    store = inputs.store_folder
+    train = Store.open(store).get_split("train") if store.is_dir() else None
+    steps = config.steps
+    if steps is None and train is not None:
+        rows = math.ceil(train.tokens / config.sequence_len)
+        steps = compute_training_length(config, rows, resolve_batch_shape(config).rows_per_step).steps
+    attended = _compute_attended_tokens(store, config.sequence_len) if train and train.tokens else None
+    return steps, attended
 
 
 def _get_vocab_size(config: TrainConfig, folder: Path) -> int:

@@ -88,8 +88,9 @@ def format_memory_lines(config: TrainConfig, vocab_size: int, available: int) ->
     """
     batch = resolve_batch_shape(config)
     estimate = estimate_step_memory(config, vocab_size, batch.micro_batch_size)
+    is_custom = isinstance(config.optimizer, CustomOptimizerConfig)
     parts = (
-        f"{part} {format_bytes(getattr(estimate, part))}"
+        f"{part} {'unknown' if part == 'optimizer' and is_custom else format_bytes(getattr(estimate, part))}"
         for part in ("weights", "gradients", "optimizer", "activations", "logits", "saving")
         if part != "saving" or estimate.saving
     )
