@@ -41,19 +41,21 @@ elif command != "krill-runs" and not {{"--help", "--cfg", "-sc"}} & set(words):
     small = {{key: value for key, value in SMALL.items() if not (is_custom and key.startswith("model."))}}
     words = [re.sub(r"^(steps|epochs|sweep.trials)=.*", lambda key: CUT[key[1]], word)
              for word in words]
-    if "experiment" in keys or "from" in keys:
+    if "continue" in keys:
+        small, words = {{}}, [re.sub(r"^steps=4$", "steps=8", word) for word in words]
+    elif "experiment" in keys or "from" in keys:
         small = {{"steps": "4"}}
     if {{"epochs", "steps"}} & set(keys):
-        del small["steps"]
+        small.pop("steps", None)
     if "data" in keys and not {{"tokenizer.vocab_size", "tokenizer.path"}} & set(keys):
         small["tokenizer.vocab_size"] = "600"
     has_path = any("=" not in word and not word.startswith("-") for word in words)
-    if not has_path and not {{"data", "experiment", "from"}} & set(keys):
+    if not has_path and not {{"data", "experiment", "from", "continue"}} & set(keys):
         small["data.validation_fraction"] = "0.003"  # validation takes longer than the run
     if keys.get("data") == "data=files":
         small["data.validation_fraction"] = "0.1"
     if {{"model.hidden_size"}} & set(small) and {{"batch.tokens"}} & set(keys):
-        del small["batch.micro_batch_size"]
+        small.pop("batch.micro_batch_size", None)
 words += [key + "=" + value for key, value in small.items() if key not in keys]
 if server := os.environ.get("KRILL_PRELOADED"):
     from krill.launch.preload import relay_command

@@ -16,6 +16,7 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-train -m lr=1e-3,3e-3",
         "krill-train -m lr=1e-3,3e-3 hardware=slurm_gpu",
         "krill-train from=last lr=1e-3",
+        "krill-train continue=last steps=2000",
     ],
     "preprocess": [
         "krill-preprocess",
@@ -56,6 +57,7 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("hub.push=true hub.id=user/name", "upload the final model to the Hugging Face Hub"),
         ("sweep.search=tpe sweep.trials=N", "with -m: points that a search chooses, not all combinations"),
         ("resume=auto|false|RUN", "auto continues an unfinished run of the same configuration"),
+        ("continue=RUN steps=N", "train a run for longer, a finished one too"),
         ("detach=true", "with hardware=slurm_…: submit and return"),
         ("output=FOLDER", "folder of the result"),
         ("dry_run=true", "write nothing, print what would be done"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
     from krill.data.inputs import RunInputs
     from krill.launch.invocation import Invocation
+    from krill.runs.claim import Claim
     from krill.training.compute.setup import ComputeSetup
 
 log = logging.getLogger("krill")
@@ -42,10 +43,9 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
         from krill.cli.config_diff import diff_from_experiment
         from krill.training.estimate.dry_run import plan_run
 
-        folder = _find_planned_folder(config, invocation, inputs)
-        print_wrapped(
-            "\n".join([*plan_run(config, inputs, folder), *diff_from_experiment(config, invocation.choices)])
-        )
+        folder, state = _plan_folder(config, invocation, inputs)
+        lines = [*plan_run(config, inputs, folder), *state, *diff_from_experiment(config, invocation.choices)]
+        print_wrapped("\n".join(lines))
         return None
     export_torchrun_env()
 
@@ -62,14 +62,39 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
         return None
 
 
-def _find_planned_folder(config: TrainConfig, invocation: Invocation, inputs: RunInputs) -> Path | None:
-    """Returns the folder of the result if it is known before the run: `output`, or that of a sweep's point."""
-    from krill.launch.identity import compute_identity
+def _plan_folder(
+    config: TrainConfig, invocation: Invocation, inputs: RunInputs
+) -> tuple[Path | None, list[str]]:
+    """Returns the folder that the run would have, if it is known before, and a line if there is a run in it.
 
-    if not invocation.is_sweep_point:
-        return invocation.resolve_folder(config.output, "")
+    Raises UsageError if the folder cannot be claimed.
+    """
+    from krill.launch.identity import compute_identity
+    from krill.runs.record import relative_path
+
     identity = getattr(invocation, "identity", None) or compute_identity("train", config, inputs)
-    return invocation.resolve_folder(None, identity)
+    if invocation.is_sweep_point:
+        return invocation.resolve_folder(None, identity), []
+    claimed = _claim_folder(config, invocation, inputs, identity, dry_run=True)
+    if claimed.state == "new":
+        return invocation.resolve_folder(config.output, identity), []
+    what = "already finished: nothing to do" if claimed.state == "finished" else "would resume"
+    return claimed.folder, [f"state       {what} in {relative_path(claimed.folder)}"]
+
+
+def _claim_folder(
+    config: TrainConfig, invocation: Invocation, inputs: RunInputs, identity: str, dry_run: bool = False
+) -> Claim:
+    from krill.runs.claim import claim
+
+    return claim(
+        identity,
+        inputs.outputs / "runs" / config.name,
+        invocation.resolve_folder(config.output, identity),
+        invocation.resolve_resume(config.resume),
+        config.resume_changed and not invocation.has_assigned_folder,
+        dry_run,
+    )
 
 
 def _run_on_rank0(
@@ -78,7 +103,6 @@ def _run_on_rank0(
     """Claims the run folder, prepares tokenizer and tokens, records the run, and trains with the other ranks."""
     from krill.cli.config_diff import diff_from_experiment, diff_from_last_start
     from krill.launch.identity import compute_identity
-    from krill.runs.claim import claim
     from krill.runs.hub import check_hub_access, download_checkpoint, find_remote_checkpoint
     from krill.runs.record import Record, relative_path
     from krill.training import ranks
@@ -93,13 +117,7 @@ def _run_on_rank0(
         check_hub_access(config.hub)
         remote = find_remote_checkpoint(config, identity)
         prepared = prepare_inputs(config, inputs) if is_new else None
-        claimed = claim(
-            identity,
-            inputs.outputs / "runs" / config.name,
-            invocation.resolve_folder(config.output, identity),
-            invocation.resolve_resume(config.resume),
-            config.resume_changed and not invocation.has_assigned_folder,
-        )
+        claimed = _claim_folder(config, invocation, inputs, identity)
         record = Record(claimed.folder)
         if claimed.state == "finished":
             log.info("already finished, skipping: %s", relative_path(claimed.folder))

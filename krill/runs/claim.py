@@ -50,6 +50,7 @@ def claim(
     output: Path | None = None,
     resume: bool | str = "auto",
     allow_changed: bool = False,
+    dry_run: bool = False,
 ) -> Claim:
     """Claims the folder for a run: a new one in `runs_folder`, or the folder of the run to resume.
 
@@ -59,6 +60,7 @@ def claim(
         output: The folder to use (output=, or the point of a sweep); None: chosen by `resume`.
         resume: Value of the key `resume`.
         allow_changed: The run in the folder that `resume` names may have another signature.
+        dry_run: Creates no folder and holds no lock; the folder of a new run is `output` or `runs_folder`.
 
     Raises:
         UsageError: the folder belongs to another run or an active process, there is no run to resume, or status.json
@@ -70,9 +72,9 @@ def claim(
     if allow_changed and resume_folder is None:
         raise UsageError("resume_changed=true needs the folder of the run to resume: set resume=<folder>")
     if output is not None:
-        return _claim_output(output, signature, resume)
+        return _claim_output(output, signature, resume, dry_run)
     if resume_folder is not None:
-        return _resume_named(resume_folder, signature, allow_changed)
+        return _resume_named(resume_folder, signature, allow_changed, dry_run)
     if resume is not False:
         for folder in sorted(runs_folder.glob("*"), reverse=True):
             if resume != "remote" and _is_named_after(folder, signature):
@@ -80,14 +82,22 @@ def claim(
             if _is_unfinished(folder, signature, from_hub=resume == "remote"):
                 lock = _try_lock(folder)
                 if lock and _is_unfinished(folder, signature):  # the writer may have finished in the meantime
-                    return Claim(folder, lock, "resumed")
+                    return _build_claim(folder, lock, "resumed", dry_run)
                 if lock:
                     lock.release()
     if resume in ("local", True):
         raise UsageError(
             f"resume={resume}: no unfinished run of this configuration in {runs_folder}; set resume=auto to start one"
         )
-    return _claim_new(runs_folder, signature)
+    return Claim(runs_folder, None, "new") if dry_run else _claim_new(runs_folder, signature)
+
+
+def _build_claim(
+    folder: Path, lock: FileLock | None, state: Literal["new", "resumed"], dry_run: bool
+) -> Claim:
+    if dry_run and lock is not None:
+        lock.release()
+    return Claim(folder, None if dry_run else lock, state)
 
 
 def _claim_new(runs_folder: Path, signature: str) -> Claim:
@@ -100,7 +110,7 @@ def _claim_new(runs_folder: Path, signature: str) -> Claim:
     return Claim(folder, _try_lock(folder), "new")
 
 
-def _claim_output(folder: Path, signature: str, resume: bool | str) -> Claim:
+def _claim_output(folder: Path, signature: str, resume: bool | str, dry_run: bool) -> Claim:
     """Claims the folder of output=, which must be empty or hold this run."""
     status = read_status(folder)
     if status is None:
@@ -111,6 +121,8 @@ def _claim_output(folder: Path, signature: str, resume: bool | str) -> Claim:
             raise UsageError(
                 f"output={folder} is not empty and does not hold a run of krill; use another folder"
             )
+        if dry_run:
+            return Claim(folder, None, "new")
         folder.mkdir(parents=True, exist_ok=True)
         return Claim(folder, _lock_or_raise(folder), "new")
     if status["signature"] != signature:
@@ -119,19 +131,19 @@ def _claim_output(folder: Path, signature: str, resume: bool | str) -> Claim:
         return Claim(folder, None, "finished")
     if status["state"] == "queued" and "starts" not in status:  # submitted and not started yet
         _raise_if_queued(folder)
-        return Claim(folder, _lock_or_raise(folder), "new")
+        return _build_claim(folder, _lock_or_raise(folder), "new", dry_run)
     if resume is False:
         raise UsageError(
             f"output={folder} holds an unfinished run and resume=false is set; use another folder"
         )
-    return _resume_in(folder)
+    return _resume_in(folder, dry_run)
 
 
-def _resume_named(folder: Path, signature: str, allow_changed: bool) -> Claim:
+def _resume_named(folder: Path, signature: str, allow_changed: bool, dry_run: bool) -> Claim:
     status = read_status(folder)
     if status is None and find_status_damage(folder):
         if allow_changed:
-            return _resume_in(folder.absolute())
+            return _resume_in(folder.absolute(), dry_run)
         _raise_if_damaged(folder, "resume=false starts a new run")
     if status is None:
         raise UsageError(
@@ -140,20 +152,21 @@ def _resume_named(folder: Path, signature: str, allow_changed: bool) -> Claim:
     if status["signature"] != signature and not allow_changed:
         raise UsageError(
             f"resume={folder}: the run has another configuration; set from={folder} to start a new run with its "
-            "settings, or resume_changed=true to resume it with this configuration"
+            f"settings, continue={folder} to train it for longer, or resume_changed=true to resume it with this "
+            "configuration"
         )
     if status["state"] == "finished":
         return Claim(folder, None, "finished")
-    return _resume_in(folder.absolute())
+    return _resume_in(folder.absolute(), dry_run)
 
 
-def _resume_in(folder: Path) -> Claim:
+def _resume_in(folder: Path, dry_run: bool) -> Claim:
     _raise_if_queued(folder)
     lock = _lock_or_raise(folder)
     if (read_status(folder) or {}).get("state") == "finished":  # by the process that held the lock
         lock.release()
         return Claim(folder, None, "finished")
-    return Claim(folder, lock, "resumed")
+    return _build_claim(folder, lock, "resumed", dry_run)
 
 
 def _is_named_after(folder: Path, signature: str) -> bool:

@@ -47,7 +47,7 @@ def log_header(
         _format_resume(setup, checkpoint) if checkpoint else "",
     )  # fmt: skip
     if restart is not None:
-        log.info("schedule    %s", _format_restart(config, setup.length.steps, restart))
+        log.info("schedule    %s", format_restart(config, setup.length.steps, restart))
     log.info("optimizer   %s", _format_optimizer(model, config.optimizer))
     reason = f" (auto: {setup.backend_reason})" if setup.backend_reason else ""
     parts = [setup.device.type, setup.precision, f"attention {setup.attention_backend}{reason}", *kernels]
@@ -68,7 +68,8 @@ def _format_resume(setup: RunSetup, checkpoint: Path) -> str:
     return f"; resuming from step {checkpoints.parse_step(checkpoint)}{origin}"
 
 
-def _format_restart(config: TrainConfig, steps: int, restart: Restart) -> str:
+def format_restart(config: TrainConfig, steps: int, restart: Restart) -> str:
+    """Returns how the learning rate continues at the step where the schedule starts again."""
     earlier = f"{restart.factor * config.lr:.3g}"
     if restart.kind == "constant":
         return f"constant at the rate of step {restart.step}, {earlier}"

@@ -46,6 +46,13 @@ def place(tmp_path: Path) -> Path:
         (here / name).write_text("\n".join(lines), encoding="utf-8")
     table = pyarrow.table({"text": [f"parquet {text}" for text in texts]})
     pyarrow.parquet.write_table(table, here / "b.parquet")
+    (here / "text").mkdir()
+    for name, start in (
+        ("ko", "이 영화는 정말 재미있고 배우들의 연기도 훌륭합니다."),
+        ("en", "This is the page:"),
+    ):
+        table = pyarrow.table({"text": [f"{start} {topics[topic]}" for topic in topics]})
+        pyarrow.parquet.write_table(table, here / "text" / f"{name}.parquet")
     with open(here / "letters.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("date", "body"), *((str(day), text) for day, text in enumerate(texts))])
     (here / "old.csv").write_text("body\n옛날 옛적에\n", encoding="cp949")

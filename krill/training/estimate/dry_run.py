@@ -52,10 +52,13 @@ def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None)
         )
     lines += cost.format_cost_lines(config, vocab_size, steps, attended)
     if config.branch is not None:
-        from krill.training.checkpoint.branch import resolve_branch
+        from krill.training.checkpoint.branch import resolve_branch, resolve_restart
+        from krill.training.run_header import format_restart
 
         branch = resolve_branch(config.branch)
         lines.append(f"branch      from step {branch.step} of {branch.run_folder}")
+        if (restart := resolve_restart(branch, config)) is not None:
+            lines.append(f"schedule    {format_restart(config, steps or 1, restart)}")
     lines.append(f"folder      {folder or inputs.outputs / 'runs' / config.name}")
     return lines
 

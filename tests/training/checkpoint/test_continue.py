@@ -114,3 +114,27 @@ def test_what_cannot_be_continued_is_refused(
         assert krill_train(*overrides) == 2
         assert message in capsys.readouterr().err
     assert krill_train.runs() == []
+
+
+def test_a_dry_run_checks_the_run_that_is_named(
+    krill_train: Any, cosine_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = (f"continue={cosine_run}", "steps=8", "save_every=2")
+    assert krill_train(*longer, "dry_run=true") == 0
+    printed = capsys.readouterr().out
+    assert f"branch      from step 6 of {cosine_run}" in printed
+    assert "schedule    cosine again from step 6" in printed
+    assert krill_train(f"resume={cosine_run}", "dry_run=true") == 2
+    assert f"continue={cosine_run} to train it for longer" in capsys.readouterr().err
+    assert krill_train("resume=nowhere", "dry_run=true") == 2
+    assert krill_train.runs() == []
+
+    assert train_and_signal(krill_train, signal.SIGTERM, 8, *longer) == 75
+    (run,) = krill_train.runs()
+    capsys.readouterr()
+    assert krill_train(*longer, "dry_run=true") == 0
+    assert f"state       would resume in runs/llama_pico/{run.name}" in capsys.readouterr().out
+    assert krill_train(*longer) == 0
+    assert krill_train(*longer, f"resume={run}", "dry_run=true") == 2, "continue= names the run already"
+    assert krill_train(*longer, f"output={run}", "dry_run=true") == 0
+    assert "already finished: nothing to do" in capsys.readouterr().out
