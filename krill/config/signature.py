@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from pydantic import BaseModel
-
-from krill.config.schema.base import Section
 
 
 def compute_signature(*parts: Any) -> str:
@@ -24,13 +21,12 @@ def compute_signature(*parts: Any) -> str:
 
 
 def _to_json_value(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        unsigned = value.get_unsigned_keys() if isinstance(value, Section) else frozenset()
-        return {
-            key: _to_json_value(getattr(value, key))
-            for key in type(value).model_fields
-            if key not in unsigned
-        }
+    fields = getattr(
+        type(value), "model_fields", None
+    )  # of a model; pydantic is imported only where there is one
+    if fields is not None:
+        unsigned = value.get_unsigned_keys() if hasattr(value, "get_unsigned_keys") else frozenset()
+        return {key: _to_json_value(getattr(value, key)) for key in fields if key not in unsigned}
     if isinstance(value, (list, tuple)):
         return [_to_json_value(item) for item in value]
     if isinstance(value, dict):

@@ -109,7 +109,7 @@ def _read_saved_step(folder: Path, state: RunState) -> dict[str, int]:
     """Returns the step from which an interrupted run resumes, which is not always a logged step."""
     if state.state not in INTERRUPTED_STATES:
         return {}
-    from krill.runs.checkpoints import list_checkpoints, parse_step  # late: it loads pydantic
+    from krill.runs.checkpoints import list_checkpoints, parse_step
 
     saved = list_checkpoints(folder / "checkpoints")
     return {"step": parse_step(saved[-1])} if saved else {}
