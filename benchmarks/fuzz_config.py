@@ -45,7 +45,7 @@ OFFLINE_OPTIONS = {"tiny_ko", "tiny_korean_100k", "llama_pico_1k", "qwen_micro_1
 VALUES = (
     "0", "-1", "1", "2", "7", "64", "0.5", "1e-3", "1e400", "-inf", "nan", "2147483648", "4294967296",
     "9007199254740993", "1000000000000000000000000000000", "1e-400", "1_000", "0x10", "null", "true", "''", "x",
-    "한국어", "a b", "a/b", "../x", "~", "???", "[", "}", "'", "\"", "\\", "a=b", "a: b", "$", "${", "${name}",
+    "한국어", "a b", "a/b/c", "../x", "~", "???", "[", "}", "'", "\"", "\\", "a=b", "a: b", "$", "${", "${name}",
     "${nope}", "${seed", "${krill.nope:1}", "[]", "{}", "[1,2]", "[x,[y]]", "{a: 1}", "[{name: x}]",
     "{name: [1]}", "a,b", "1,2", "range(0,2)", "range(0.1,0.3,0.1)", "range(0,4,0)", "choice(1,2)", "glob(*)",
     "interval(0,1)", "tag(t,1)", "int(x)", "str(3)", "shuffle(1,2)", "extend_list(1)", "\t", "\n", "é�",
@@ -236,6 +236,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
+    import krill.training.estimate.dry_run  # noqa: F401  (what a dry run imports is not part of the first case)
+
     start = time.perf_counter()
     codes, failures = fuzz(arguments.cases, arguments.seed)
     result = {
