@@ -140,7 +140,7 @@ def _train_once(
         progress, uploader = ProgressReporter(record, setup), HubUploader(record, config.hub)
         trainer = _build_trainer(setup, model, loss, stop, progress, restart)
         trainer.add_callback(heartbeat)
-        trackers = _build_trackers(record, setup, model, checkpoint)
+        trackers = _build_trackers(record, setup, model, checkpoint, restart)
         if ranks.is_rank0():
             retention = CheckpointRetention(record, config, trainer.last_stable_step, corrupt)
             trainer.add_callback(retention)
@@ -159,9 +159,11 @@ def _train_once(
             return _finish_run(trainer, setup, record, uploader, trackers)
 
 
-def _build_trackers(record: Record, setup: RunSetup, model: Any, checkpoint: Path | None) -> Trackers:
+def _build_trackers(
+    record: Record, setup: RunSetup, model: Any, checkpoint: Path | None, restart: Restart | None
+) -> Trackers:
     """Returns the trackers of the run, which only rank 0 has."""
-    tracked_config = collect_tracked_config(setup, model, record.status.get("signature"))
+    tracked_config = collect_tracked_config(setup, model, record.status.get("signature"), restart)
     first_step = checkpoints.parse_step(checkpoint) if checkpoint else 0
     names = setup.config.trackers if ranks.is_rank0() else []
     return Trackers(names, TrackedRun(record, setup, tracked_config, first_step))

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from krill.config.schema import CustomModelConfig, CustomOptimizerConfig, DataConfig, Filter
+from krill.config.secrets import mask_secrets
 from krill.runs.record import collect_versions, read_git_state, read_metrics, read_validations
 from krill.tables import format_markdown_table
 from krill.terminal import escape_control_characters
@@ -185,7 +186,7 @@ def _format_config(setup: RunSetup) -> str:
     values = setup.config.model_dump(
         mode="json", by_alias=True, exclude=set(setup.config.get_unsigned_keys()) - {"batch"}
     )
-    text = yaml.safe_dump(_strip_folders(values), allow_unicode=True, sort_keys=False)
+    text = yaml.safe_dump(_strip_folders(mask_secrets(values)), allow_unicode=True, sort_keys=False)
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"<details><summary>Configuration</summary>\n\n{fence}yaml\n{text}{fence}\n\n</details>"

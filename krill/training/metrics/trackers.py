@@ -27,10 +27,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import rewrite_logs
 
 from krill.config.schema import CustomOptimizerConfig, TrainConfig
+from krill.config.secrets import mask_secrets
 from krill.errors import UsageError
 from krill.extras import format_install_command
 from krill.optim.groups import build_param_groups, summarize_groups
-from krill.optim.schedules import stable_phase
+from krill.optim.schedules import Restart, stable_phase
 from krill.runs.compare import flatten_config
 from krill.runs.find import RunGroup, is_sweep, run_at
 from krill.runs.record import Record, relative_path
@@ -238,13 +239,15 @@ TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
 }
 
 
-def collect_tracked_config(setup: RunSetup, model: Any, signature: str | None) -> dict[str, Any]:
+def collect_tracked_config(
+    setup: RunSetup, model: Any, signature: str | None, restart: Restart | None = None
+) -> dict[str, Any]:
     """Returns the resolved configuration as in config.yaml, and under `derived` what follows from it and the data.
 
-    `signature`: of the run.
+    `signature`: of the run. `restart`: of its schedule.
     """
     config, shape = setup.config, setup.batch_shape
-    warmup_steps, stable_until = stable_phase(config.scheduler, setup.length.steps)
+    warmup_steps, stable_until = stable_phase(config.scheduler, setup.length.steps, restart)
     groups = (
         []
         if isinstance(config.optimizer, CustomOptimizerConfig)
@@ -275,7 +278,7 @@ def collect_tracked_config(setup: RunSetup, model: Any, signature: str | None) -
             for group in groups
         },
     }
-    return config.model_dump(mode="json", by_alias=True) | {"derived": derived}
+    return mask_secrets(config.model_dump(mode="json", by_alias=True)) | {"derived": derived}
 
 
 def _find_sweep(folder: Path) -> tuple[str | None, list[str]]:
