@@ -56,9 +56,9 @@ def _compose_experiment(name: str) -> dict[str, Any]:
 def diff_from_last_start(config: TrainConfig, folder: Path) -> list[str]:
     """Returns the keys whose value differs from config.yaml of the run that resumes in `folder`."""
     before = flatten_config(read_config(folder))
-    now = flatten_config(mask_secrets(config.model_dump(mode="json")))
     if not before:  # killed before it was written
         return []
+    now = flatten_config(mask_secrets(config.model_dump(mode="json")))
     changed = [key for key in now if key not in ("resume", "output") and now[key] != before.get(key)]
     lines = [f"changed     {key}={now[key]} (was {before.get(key)})" for key in changed]
     if ROUNDING_KEYS & set(changed):

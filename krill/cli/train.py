@@ -77,7 +77,7 @@ def _plan_folder(
         return invocation.resolve_folder(None, identity), []
     claimed = _claim_folder(config, invocation, inputs, identity, dry_run=True)
     if claimed.state == "new":
-        return invocation.resolve_folder(config.output, identity), []
+        return None, []
     what = "already finished: nothing to do" if claimed.state == "finished" else "would resume"
     return claimed.folder, [f"state       {what} in {relative_path(claimed.folder)}"]
 

@@ -51,7 +51,9 @@ def test_the_keys_of_the_help_exist(command: str):
 @pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer", "inspect"])
 def test_the_examples_of_the_help_compose(command: str):
     for line in help.COMMAND_EXAMPLES[command]:
-        words = [word for word in line.split()[1:] if "=" in word and not word.startswith("from=")]
+        words = [
+            word for word in line.split()[1:] if "=" in word and not word.startswith(("from=", "continue="))
+        ]
         first = {
             "lr=1e-3,3e-3": "lr=1e-3",
             "'data.task=range(0,64)'": "data.task=0",

@@ -203,7 +203,8 @@ def test_infer_without_standard_input_asks_for_a_prompt(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "stdin", None)
-    assert app.main("infer", infer.run_task, ["model.path=x"]) == 2
+    (tmp_path / "config.json").write_text("{}")
+    assert app.main("infer", infer.run_task, ["model.path=."]) == 2
     assert "set prompt=…" in capsys.readouterr().err
 
 

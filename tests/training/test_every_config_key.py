@@ -88,7 +88,7 @@ def observe_arguments(config: TrainConfig, workspace: Workspace) -> Any:
 def observe_trackers(config: TrainConfig, workspace: Workspace) -> Any:
     setup = workspace.build_setup(config)
     return run_module._build_trackers(
-        Record(workspace.folder), setup, run_module._build_model(setup), None
+        Record(workspace.folder), setup, run_module._build_model(setup), None, None
     ).names
 
 
@@ -133,7 +133,7 @@ def _build_trainer(config: TrainConfig, workspace: Workspace) -> Any:
     model = run_module._build_model(setup)
     loss = build_loss(model, config.hardware.loss, "cpu")
     return run_module._build_trainer(
-        setup, model, loss, StopOnSignal(), ProgressReporter(Record(workspace.folder), setup)
+        setup, model, loss, StopOnSignal(), ProgressReporter(Record(workspace.folder), setup), restart=None
     )
 
 
@@ -148,6 +148,7 @@ OBSERVED_KEYS: dict[str, tuple[Observe, tuple[str, ...], str]] = {
     "sequence_len": (observe_rows, (), "sequence_len=32"),
     "packing": (observe_rows, (), "packing=wrapped"),
     "branch": (observe_dry_run, (), "branch=nowhere"),
+    "branch_schedule": (observe_config_file, (), "branch_schedule=rewarm"),
     "output": (observe_dry_run, (), "output=elsewhere"),
     "device": (observe_dry_run, (), "device=cuda"),
     "log_every": (observe_arguments, (), "log_every=7"),
@@ -170,6 +171,7 @@ OBSERVED_KEYS: dict[str, tuple[Observe, tuple[str, ...], str]] = {
     "scheduler.decay": (observe_lr_factors, WSD, "scheduler.decay=0.5"),
     "scheduler.decay_shape": (observe_lr_factors, WSD, "scheduler.decay_shape=sqrt"),
     "hardware.name": (observe_config_file, (), "hardware.name=mine"),
+    "hardware.stall": (observe_config_file, (), "hardware.stall=5m"),
     "hardware.precision": (observe_compute, (), "hardware.precision=bf16"),
     "hardware.attention": (observe_compute, (), "hardware.attention=eager"),
     "hardware.threads": (observe_compute, (), "hardware.threads=2"),

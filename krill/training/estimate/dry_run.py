@@ -59,7 +59,7 @@ def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None)
         lines.append(f"branch      from step {branch.step} of {branch.run_folder}")
         if (restart := resolve_restart(branch, config)) is not None:
             lines.append(f"schedule    {format_restart(config, steps or 1, restart)}")
-    lines.append(f"folder      {folder or inputs.outputs / 'runs' / config.name}")
+    lines.append(f"folder      {folder or config.output or inputs.outputs / 'runs' / config.name}")
     return lines
 
 

@@ -88,7 +88,7 @@ def test_names_in_the_card_are_text(krill_train: Any, texts: Path, tmp_path: Pat
     assert "| near duplicates | dropped from a similarity of 0.9, " in text
     assert re.search(r"\| filters \| \w+ \(\w+=.*\), \w+", text)
     signature = (read_status(run) or {})["tokenizer"]["signature"]
-    assert f"| tokenizer | bpe_320, signature {signature[:16]} |" in text
+    assert f"| tokenizer | bpe_330, signature {signature[:16]} |" in text
 
 
 def test_results_list_each_source(krill_train: Any, texts: Path, tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_auto_falls_back_to_full_logits_and_reports_it(build: Callable[[], Any])
     assert loss.name.startswith("full: the model")
     with pytest.raises(UsageError, match=r"use hardware\.loss=full"):
         build_loss(model, "chunked", "cpu")
-    with pytest.raises(UsageError, match=r"krill\[cuda\]"):
+    with pytest.raises(UsageError, match=r"\[cuda\]"):
         build_loss(model, "liger", "cpu")
 
 
