@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,17 @@ from krill.errors import UsageError
 log = logging.getLogger("krill")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8; a reader sees the old file or the new one, never a part of it."""
+def write_text(path: Path, text: str, mode: int = 0o666) -> None:
+    """Writes `text` as UTF-8; a reader sees the old file or the new one, never a part of it.
+
+    `mode`: of the new file, less the umask.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with name_folder_in_errors(path.parent), open(temporary, "w", encoding="utf-8") as file:
+        with (
+            name_folder_in_errors(path.parent),
+            open(temporary, "w", encoding="utf-8", opener=partial(os.open, mode=mode)) as file,
+        ):
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -35,9 +42,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
     """Writes `value` as indented JSON, atomically. Raises ValueError for NaN and infinity."""
-    write_text(path, format_json(value))
+    write_text(path, format_json(value), mode)
 
 
 def format_json(value: Any) -> str:

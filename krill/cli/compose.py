@@ -43,7 +43,7 @@ OPTIONAL_GROUPS = ("filters", "experiment")
 UNCHECKED_PREFIXES = ("model.config.", "hardware.slurm.options")
 """Prefixes of keys that are checked elsewhere: by the architecture when the model is built, and by sbatch."""
 
-NOT_INHERITED_KEYS = ("output", "resume", "dry_run", "from", "branch_schedule")
+NOT_INHERITED_KEYS = ("output", "resume", "dry_run", "from")
 """Keys of an earlier run that from= does not inherit: they concern that run, not its result."""
 
 
@@ -137,7 +137,10 @@ def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list
 
     if command != "train":
         raise UsageError(f"continue= is for krill-train; it is set for krill-{command}")
-    if redundant := arguments.get_keys() & {"from", "branch", "resume"}:
+    redundant = arguments.get_keys() & {"from", "branch"}
+    if arguments.get_value("resume") not in (None, "auto", "local", "remote", "true", "false"):
+        redundant.add("resume")
+    if redundant:
         raise UsageError(
             f"continue={run} starts from that run's last checkpoint: leave {redundant.pop()}= out"
         )

@@ -114,7 +114,8 @@ def _run_on_rank0(
         is_new = not invocation.has_assigned_folder and (
             config.output is not None or config.resume in ("auto", "remote", False)
         )
-        check_hub_access(config.hub)
+        if _claim_folder(config, invocation, inputs, identity, dry_run=True).state == "new":
+            check_hub_access(config.hub)  # an interrupted run resumes without the Hub
         remote = find_remote_checkpoint(config, identity)
         prepared = prepare_inputs(config, inputs) if is_new else None
         claimed = _claim_folder(config, invocation, inputs, identity)

@@ -18,7 +18,7 @@ from krill.errors import UsageError
 LITERAL_KEYS = ("prompt", "sample_prompt", "text")
 """Keys whose value is text, taken character for character."""
 
-TEXT_KEYS = ("name", "output", "data.name", "data.text_column", "model.name", "model.path", "model.from",
+TEXT_KEYS = ("name", "output", "branch", "data.name", "data.text_column", "model.name", "model.path", "model.from",
         "tokenizer.name", "tokenizer.path", "hub.id", "store", "plot")  # fmt: skip
 """Keys whose value is text even if it looks like a number or a boolean: name=1e3."""
 

@@ -19,7 +19,11 @@ _SETTINGS = (
     re.compile(rf"([{{,]\s*['\"]?(?P<key>[\w./-]+)['\"]?:\s*){_VALUE}"),
 )
 """A setting in text: KEY=value, as in an override or a shell command, and {key: value}."""
-_KNOWN_TOKEN = re.compile(r"\b(hf_|sk-|gh[pousr]_|glpat-|xox[bp]-)[A-Za-z0-9_-]{16,}")
+_KNOWN_TOKEN = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|sk-(?:[a-z]+-)?[A-Za-z0-9]{32,}|glpat-[\w-]{20,}"
+    r"|xox[bp]-\d{8,}-[\w-]+)\b"
+)
+"""Tokens of known services, in their full length: the name of a run may begin with hf_."""
 
 
 def is_secret_key(key: str) -> bool:
@@ -30,12 +34,12 @@ def is_secret_key(key: str) -> bool:
 
 def mask_secrets(value: Any, key: str = "") -> Any:
     """Returns a plain container in which the values of secret keys, and settings of them in text, are `MASK`."""
+    if value is not None and is_secret_key(key):
+        return MASK
     if isinstance(value, dict):
         return {name: mask_secrets(item, str(name)) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [mask_secrets(item, key) for item in value]
-    if value is not None and is_secret_key(key):
-        return MASK
     return mask_text(value) if isinstance(value, str) else value
 
 

@@ -100,9 +100,8 @@ def write_job_files(folder: Path, jobs: Sequence[SubmittedJob]) -> None:
             "identity": job.identity,
         }
         file = folder / f"{index}.json"
-        atomic.write_json(file, value)
-        if mask_secrets(value) != value:
-            file.chmod(0o600)  # the job needs its secrets
+        has_secrets = mask_secrets(value) != value  # the job needs them
+        atomic.write_json(file, value, 0o600 if has_secrets else 0o666)
 
 
 def read_job_file(folder: Path, index: int, is_on_slurm: bool) -> SubmittedJob:

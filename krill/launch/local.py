@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from krill import atomic
 from krill.config.schema import TrainConfig
 from krill.errors import KrillError, SignalInterrupt
 from krill.launch.preload import PreloadedServer
+from krill.launch.rank import RANK_CONFIG
 from krill.launch.rank_errors import get_rank_log_name, is_connection_error, pop_first_rank_error
 from krill.launch.rank_watch import WATCH_SECONDS, RankWatch
 from krill.launch.supervise import ProcessGroup
@@ -36,7 +38,7 @@ MEMORY_HINT = (
 
 
 def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> None:
-    """Runs krill.training.run.run_training on hardware.processes ranks, with the configuration in `folder`.
+    """Runs krill.training.run.run_training on hardware.processes ranks in `folder`.
 
     Raises:
         KrillError: a rank failed; the message says which one, and why.
@@ -50,14 +52,17 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
     stall = config.hardware.stall
     watch = RankWatch(folder, world_size, None if stall is None else 60 * stall)
     ranks = ProcessGroup(PreloadedServer.get_running().spawn)
-    for rank in range(world_size):
-        environment = _build_environment(rank, config, store_server.port)
-        ranks.start(rank, command, environment | {HEARTBEAT_VARIABLE: str(watch.files[rank])})
+    rank_config = folder / RANK_CONFIG
     try:
+        atomic.write_json(rank_config, config.model_dump(mode="json", by_alias=True), 0o600)
+        for rank in range(world_size):
+            environment = _build_environment(rank, config, store_server.port)
+            ranks.start(rank, command, environment | {HEARTBEAT_VARIABLE: str(watch.files[rank])})
         with ranks.forward_signals():
             failed = _wait_for_failures(ranks, watch)
     finally:
         watch.remove_files()
+        rank_config.unlink(missing_ok=True)
     if failed:
         raise _build_rank_error(failed, pop_first_rank_error(folder, world_size), world_size)
 

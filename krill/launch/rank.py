@@ -7,8 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-import yaml
-
 from krill.config.schema import TrainConfig
 from krill.errors import DONE, FAILED, INTERRUPTED, KrillError, SignalInterrupt
 from krill.launch.rank_errors import get_rank_log_name, is_connection_error, write_rank_error
@@ -17,6 +15,8 @@ from krill.runs.record import Record
 from krill.signals import die_with_parent, raise_on_signal
 from krill.terminal import TerminalFormatter
 
+RANK_CONFIG = ".rank-config.json"
+"""The configuration of the ranks in the run folder while they run; config.yaml is without secrets."""
 log = logging.getLogger("krill")
 
 
@@ -35,7 +35,7 @@ def main(folder: Path, store: Path, tokenizer: Path) -> int:
             with paused_garbage_collection():
                 from krill.training.run import run_training
 
-            config = TrainConfig.model_validate(yaml.safe_load((folder / "config.yaml").read_text("utf-8")))
+            config = TrainConfig.model_validate_json((folder / RANK_CONFIG).read_bytes())
             run_training(config, folder, store=store, tokenizer=tokenizer)
         except (KrillError, SignalInterrupt) as error:
             write_rank_error(folder, rank, str(error))

@@ -201,7 +201,8 @@ class Record:
 
     def update(self, **values: Any) -> None:
         """Updates entries of status.json, without secrets; entries that another record of this run wrote are kept."""
-        self.status = (read_status(self.folder) or self.status) | mask_secrets(values)
+        described = {key: mask_secrets(values[key]) for key in ("overrides", "error") if key in values}
+        self.status = (read_status(self.folder) or self.status) | values | described
         if self.is_writer:
             write_status(self.folder, self.status)
 

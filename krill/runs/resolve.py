@@ -56,7 +56,8 @@ OVERRIDES = Need("a configuration", lambda folder: (folder / ".hydra" / "overrid
 CONTINUABLE = Need(
     "a checkpoint",
     lambda folder: read_status(folder) is not None and _has_checkpoint(folder),
-    lambda status: not status.get("branch"),  # as below
+    # An interrupted continuation is resumed by the same command, in which continue= must still mean the earlier run.
+    lambda status: status.get("state") == "finished",
 )
 BRANCHING_POINT = Need(
     "a checkpoint",

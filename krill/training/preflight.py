@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from krill.config.schema import (
 from krill.data.inputs import RunInputs
 from krill.errors import UsageError
 from krill.models.pretrained import load_pretrained_config, resolve_model_folder
+from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
 from krill.tokenizer.recipe import compute_vocab_size
 from krill.training.accelerate_env import check_accelerate_env
@@ -111,12 +111,10 @@ def _get_tokenizer_vocab(config: TrainConfig) -> dict[str, int]:
 
 def _read_tokenizer_of_run(checkpoint: Path) -> tuple[str, str] | None:
     """Returns the signature and folder of the tokenizer of a checkpoint's run; None when status.json has none."""
-    status = checkpoint.resolve().parents[1] / "status.json"
-    try:
-        tokenizer = json.loads(status.read_text(encoding="utf-8"))["tokenizer"]
-        return tokenizer["signature"], tokenizer["folder"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    tokenizer = (read_status(checkpoint.resolve().parents[1]) or {}).get("tokenizer") or {}
+    return (
+        (tokenizer["signature"], tokenizer["folder"]) if {"signature", "folder"} <= tokenizer.keys() else None
+    )
 
 
 def _check_tokenizer_signature(config: TrainConfig, inputs: RunInputs, signature: str, folder: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from krill.config.schema import EarlyStoppingConfig
-from krill.runs.record import read_validations
+from krill.runs.record import read_status, read_validations
 from krill.training import ranks
 
 log = logging.getLogger("krill")
@@ -32,8 +32,12 @@ def get_stop_reason(stop: EarlyStoppingConfig, losses: list[float]) -> str | Non
 
 
 def read_stop_reason(stop: EarlyStoppingConfig, folder: Path, step: int) -> str | None:
-    """Returns `get_stop_reason` at `step` of the run in `folder`; None when that step was not validated."""
-    lines = [line for line in read_validations(folder) if line["step"] <= step]
+    """Returns `get_stop_reason` at `step` of the run in `folder`; None when that step was not validated.
+
+    The validations of the run that a branch came from do not count: they may have ended that run.
+    """
+    branch = (read_status(folder) or {}).get("branch") or {"step": 0}
+    lines = [line for line in read_validations(folder) if branch["step"] < line["step"] <= step]
     if not lines or lines[-1]["step"] != step:
         return None
     return get_stop_reason(stop, [line["eval_loss"] for line in lines])

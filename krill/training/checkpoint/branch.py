@@ -120,8 +120,14 @@ def resolve_restart(branch: Branch, config: TrainConfig) -> Restart | None:
     kind = _resolve_restart_kind(branch, config)
     if kind is None:
         return None
-    state = torch.load(branch.checkpoint / SCHEDULER_FILE, "cpu", weights_only=True)
-    earlier_lr = branch.config.lr * state["_last_lr"][0] / state["base_lrs"][0]
+    try:
+        state = torch.load(branch.checkpoint / SCHEDULER_FILE, "cpu", weights_only=True)
+        earlier_lr = branch.config.lr * state["_last_lr"][0] / state["base_lrs"][0]
+    except Exception as error:  # torch raises errors of several types for a damaged file
+        branch.verify_checkpoint()
+        raise UsageError(
+            f"branch={relative_path(branch.checkpoint)}: {SCHEDULER_FILE} cannot be read ({error})"
+        ) from error
     if kind == "constant" and earlier_lr == 0:
         raise UsageError(
             f"branch_schedule=constant: the learning rate of {relative_path(branch.checkpoint)} is zero; use "
@@ -139,7 +145,11 @@ def _resolve_restart_kind(
         return config.branch_schedule
     first, last = branch.stable_phase
     new_first, new_last = stable_phase(config.scheduler, config.steps or 1)
-    is_exact = max(first, new_first) <= branch.step <= min(last, new_last) and config.lr == branch.config.lr
+    has_same_rates = all(
+        getattr(config.optimizer, key, None) == getattr(branch.config.optimizer, key, None)
+        for key in RATE_KEYS
+    )
+    is_exact = max(first, new_first) <= branch.step <= min(last, new_last) and has_same_rates
     return None if is_exact else "rewarm"
 
 

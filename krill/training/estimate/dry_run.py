@@ -50,12 +50,15 @@ def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None)
         lines.append(
             f"steps       {config.epochs:g} epochs; the number is known once the tokens are prepared"
         )
-    lines += cost.format_cost_lines(config, vocab_size, steps, attended)
-    if config.branch is not None:
+    if config.branch is None:
+        lines += cost.format_cost_lines(config, vocab_size, steps, attended)
+    else:
         from krill.training.checkpoint.branch import resolve_branch, resolve_restart
         from krill.training.run_header import format_restart
 
         branch = resolve_branch(config.branch)
+        new_steps = None if steps is None else steps - branch.step
+        lines += cost.format_cost_lines(config, vocab_size, new_steps, attended)
         lines.append(f"branch      from step {branch.step} of {branch.run_folder}")
         if (restart := resolve_restart(branch, config)) is not None:
             lines.append(f"schedule    {format_restart(config, steps or 1, restart)}")

@@ -138,3 +138,24 @@ def test_a_dry_run_checks_the_run_that_is_named(
     assert krill_train(*longer, f"resume={run}", "dry_run=true") == 2, "continue= names the run already"
     assert krill_train(*longer, f"output={run}", "dry_run=true") == 0
     assert "already finished: nothing to do" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_early_is_trained_further(krill_train: Any) -> None:
+    assert krill_train(*RUN, "scheduler=cosine", "stop.target_loss=20", "eval_every=3", "output=stopped") == 0
+    assert (read_status(Path("stopped")) or {})["metrics"]["stopped_by"]
+    assert krill_train("continue=stopped", "steps=6", "stop.target_loss=1e-9", "output=further") == 0
+    assert [line["step"] for line in read_metrics(Path("further")) if "lr" in line][-1] == 6
+
+
+def test_a_name_means_the_finished_run_also_after_an_interruption(krill_train: Any) -> None:
+    assert krill_train(*RUN, "name=mine") == 0
+    (first,) = krill_train.runs("mine")
+    longer = ("continue=mine", "steps=10", "save_every=2", "name=mine")
+    assert train_and_signal(krill_train, signal.SIGTERM, 8, *longer) == 75
+    assert krill_train(*longer) == 0
+    assert len(krill_train.runs("mine")) == 2
+    (second,) = [run for run in krill_train.runs("mine") if run != first]
+    assert krill_train("continue=mine", "steps=12", "name=mine") == 0
+    third = next(run for run in krill_train.runs("mine") if run not in (first, second))
+    assert (read_status(third) or {})["branch"]["run"].endswith(second.name), "the newest finished run"
+    assert krill_train("from=" + str(second), "seed=0", "output=again", "dry_run=true") == 0
