@@ -158,4 +158,4 @@ def test_a_name_means_the_finished_run_also_after_an_interruption(krill_train: A
     assert krill_train("continue=mine", "steps=12", "name=mine") == 0
     third = next(run for run in krill_train.runs("mine") if run not in (first, second))
     assert (read_status(third) or {})["branch"]["run"].endswith(second.name), "the newest finished run"
-    assert krill_train("from=" + str(second), "seed=0", "output=again", "dry_run=true") == 0
+    assert krill_train(f"from={second}", "steps=10", "output=again", "dry_run=true") == 0
