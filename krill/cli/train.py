@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
     from krill.data.inputs import RunInputs
     from krill.launch.invocation import Invocation
-    from krill.runs.claim import Claim
     from krill.training.compute.setup import ComputeSetup
 
 log = logging.getLogger("krill")
@@ -72,29 +71,14 @@ def _plan_folder(
     from krill.launch.identity import compute_identity
     from krill.runs.record import relative_path
 
-    identity = getattr(invocation, "identity", None) or compute_identity("train", config, inputs)
+    identity = invocation.identity or compute_identity("train", config, inputs)
     if invocation.is_sweep_point:
         return invocation.resolve_folder(None, identity), []
-    claimed = _claim_folder(config, invocation, inputs, identity, dry_run=True)
+    claimed = invocation.claim_run_folder(config, inputs, identity, dry_run=True)
     if claimed.state == "new":
         return None, []
     what = "already finished: nothing to do" if claimed.state == "finished" else "would resume"
     return claimed.folder, [f"state       {what} in {relative_path(claimed.folder)}"]
-
-
-def _claim_folder(
-    config: TrainConfig, invocation: Invocation, inputs: RunInputs, identity: str, dry_run: bool = False
-) -> Claim:
-    from krill.runs.claim import claim
-
-    return claim(
-        identity,
-        inputs.outputs / "runs" / config.name,
-        invocation.resolve_folder(config.output, identity),
-        invocation.resolve_resume(config.resume),
-        config.resume_changed and not invocation.has_assigned_folder,
-        dry_run,
-    )
 
 
 def _run_on_rank0(
@@ -114,11 +98,13 @@ def _run_on_rank0(
         is_new = not invocation.has_assigned_folder and (
             config.output is not None or config.resume in ("auto", "remote", False)
         )
-        if _claim_folder(config, invocation, inputs, identity, dry_run=True).state == "new":
-            check_hub_access(config.hub)  # an interrupted run resumes without the Hub
+        if config.hub.push or config.hub.checkpoints:
+            planned = invocation.claim_run_folder(config, inputs, identity, dry_run=True)
+            if planned.state == "new":  # an interrupted run resumes without the Hub
+                check_hub_access(config.hub)
         remote = find_remote_checkpoint(config, identity)
         prepared = prepare_inputs(config, inputs) if is_new else None
-        claimed = _claim_folder(config, invocation, inputs, identity)
+        claimed = invocation.claim_run_folder(config, inputs, identity)
         record = Record(claimed.folder)
         if claimed.state == "finished":
             log.info("already finished, skipping: %s", relative_path(claimed.folder))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from krill.config.schema import InferConfig, TrainConfig
     from krill.config.yaml_files import ConfigOrigins
     from krill.data.inputs import RunInputs
+    from krill.runs.claim import Claim
 
 ConfigT = TypeVar("ConfigT", bound="BaseModel")
 log = logging.getLogger("krill")
@@ -46,6 +47,8 @@ class Invocation(ABC):
         self.hydra = hydra
         self.sweep_folder: Path | None = None
         """The folder of the sweep, for one of its points."""
+        self.identity: str | None = None
+        """Signature of the result, if it was computed before the command starts."""
         self._validated: Any = None
 
     @property
@@ -128,6 +131,21 @@ class Invocation(ABC):
         """Returns the value of resume= that applies to this invocation."""
         return resume
 
+    def claim_run_folder(
+        self, config: TrainConfig, inputs: RunInputs, identity: str, dry_run: bool = False
+    ) -> Claim:
+        """Claims the folder of a training run with this signature. Raises UsageError as `krill.runs.claim` does."""
+        from krill.runs.claim import claim
+
+        return claim(
+            identity,
+            inputs.outputs / "runs" / config.name,
+            self.resolve_folder(config.output, identity),
+            self.resolve_resume(config.resume),
+            config.resume_changed and not self.has_assigned_folder,
+            dry_run,
+        )
+
     def run_stage(self, config: Any, inputs: RunInputs | None, work: Callable[[Path | None], Path]) -> None:
         """Calls `work`(folder), which returns the folder of the result, and prints it.
 
@@ -196,8 +214,6 @@ class SweepPoint(Invocation):
         self.sweep_folder: Path = sweep_folder
         self.inputs: RunInputs | None = None
         """Opened by the sweep, for all points that share them."""
-        self.identity: str | None = None
-        """Signature of the result, computed by the sweep."""
 
     @property
     def is_sweep_point(self) -> bool:

@@ -98,21 +98,13 @@ def submit_run(config: TrainConfig | InferConfig, run: SingleRun) -> None:
 
 def _claim_folder(config: TrainConfig, run: SingleRun) -> SubmittedJob | None:
     """Returns the job of a training run with its new or unfinished folder; None: it is finished already."""
-    from krill.data.inputs import RunInputs
     from krill.launch.identity import compute_identity, raise_if_task
-    from krill.runs.claim import claim
     from krill.runs.record import relative_path
 
     raise_if_task(config)
-    inputs = RunInputs.open(config)
+    inputs = run.open_inputs(config)
     identity = compute_identity("train", config, inputs)
-    claimed = claim(
-        identity,
-        inputs.outputs / "runs" / config.name,
-        run.resolve_folder(config.output, identity),
-        config.resume,
-        config.resume_changed,
-    )
+    claimed = run.claim_run_folder(config, inputs, identity)
     if claimed.state == "finished":
         log.info("already finished, skipping: %s", relative_path(claimed.folder))
         print(relative_path(claimed.folder))
