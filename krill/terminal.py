@@ -6,6 +6,10 @@ import codecs
 import io
 import logging
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 
 def escape_control_characters(text: str, keep: str = "") -> str:
@@ -16,6 +20,18 @@ def escape_control_characters(text: str, keep: str = "") -> str:
         letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def start_progress_bar(*columns: ProgressColumn | str, is_transient: bool = False) -> Progress | None:
+    """Returns a progress bar that is shown on standard error from now on; None if that is not a terminal."""
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(*columns, console=Console(stderr=True), transient=is_transient)
+    bar.start()
+    return bar
 
 
 class TerminalFormatter(logging.Formatter):

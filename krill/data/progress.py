@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from krill.sources.source import Part
 from krill.tables import fit_table, get_terminal_width
+from krill.terminal import start_progress_bar
 from krill.text.filters import describe_thresholds
 
 log = logging.getLogger("krill")
@@ -42,17 +42,11 @@ class PreparationProgress:
         self._start_time = self._last_log_time = time.monotonic()
 
     def __enter__(self) -> PreparationProgress:
-        if sys.stderr.isatty():
-            columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[figures]}"))
-            self._bar = Progress(
-                TextColumn("tokens"),
-                *columns,
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
+        figures = TextColumn("{task.fields[figures]}")
+        columns = (BarColumn(), TaskProgressColumn(), figures, TimeRemainingColumn())
+        self._bar = start_progress_bar("tokens", *columns, is_transient=True)
+        if self._bar:
             self._task = self._bar.add_task("", total=max(1, self._total_bytes), figures="")
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:

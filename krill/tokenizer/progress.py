@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from krill.terminal import start_progress_bar
 
 
 class TokenizerProgress:
@@ -19,17 +18,10 @@ class TokenizerProgress:
         self._bar: Progress | None = None
 
     def __enter__(self) -> TokenizerProgress:
-        if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("tokenizer"),
-                BarColumn(),
-                TextColumn("{task.fields[work]}"),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
+        columns = (BarColumn(), TextColumn("{task.fields[work]}"), TimeElapsedColumn())
+        self._bar = start_progress_bar("tokenizer", *columns, is_transient=True)
+        if self._bar:
             self._task = self._bar.add_task("", total=None, work="reading")
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:

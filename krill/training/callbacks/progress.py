@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from krill.errors import KrillError
 from krill.runs.record import Record
+from krill.terminal import start_progress_bar
 from krill.training import ranks
 from krill.training.callbacks.skip_step import DIVERGED_MESSAGE, suggest_divergence_remedy
 from krill.training.setup import RunSetup
@@ -78,16 +77,9 @@ class ProgressReporter(TrainerCallback):
 
     def _open_bar(self) -> Progress | None:
         """Returns the progress bar, which is shown from now on; None without a terminal."""
-        if self.bar is None and ranks.is_rank0() and sys.stderr.isatty():
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[metrics]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self.bar.start()
+        if self.bar is None and ranks.is_rank0():
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"))
+            self.bar = start_progress_bar("{task.description}", *columns, TimeRemainingColumn())
         return self.bar
 
     def on_log(

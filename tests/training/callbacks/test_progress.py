@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from trainings import build_setup
 
+from krill import terminal
 from krill.config.schema import TrainConfig
 from krill.data.order import row_at
 from krill.data.packing import Rows, pack
@@ -121,7 +122,7 @@ def test_a_terminal_has_a_bar_for_the_validation(
 ) -> None:
     reporter.on_prediction_step(UNUSED, UNUSED, UNUSED)
     assert reporter.bar is None  # not a terminal
-    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
     assert reporter.setup.validation_rows is not None
     batches = -(-len(reporter.setup.validation_rows) // 2)
     with reporter:
