@@ -29,6 +29,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from krill.manifest import CHECKPOINT_MANIFEST
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_versions
 
@@ -52,7 +53,7 @@ def move_checkpoint(folder: Path, step: int) -> None:
     _change(moved / "pending_loss.json", since=step)
     schedule = torch.load(moved / "scheduler.pt", weights_only=True)
     torch.save(schedule | {"last_epoch": step, "_step_count": step + 1}, moved / "scheduler.pt")
-    (moved / checkpoints.MANIFEST).unlink()
+    (moved / CHECKPOINT_MANIFEST).unlink()
     checkpoints.write_checkpoint_manifest(moved)
 
 

@@ -15,6 +15,10 @@ from krill import atomic
 from krill.config.signature import compute_signature, hash_file
 
 MANIFEST_FORMAT = 1
+CHECKPOINT_MANIFEST = "manifest.json"
+"""File in a checkpoint that lists its files."""
+MODEL_MANIFEST = "model-manifest.json"
+"""File beside model/ that lists the files in it."""
 
 
 def list_files(folder: Path) -> list[Path]:

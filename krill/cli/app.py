@@ -242,9 +242,8 @@ def _run_with_hydra(
     except SystemExit as exit_request:
         if not parsed.is_print_only:
             raise
-        return (
-            errors.USAGE if exit_request.code else errors.DONE
-        )  # Hydra has printed why, as for an unknown -p
+        # Hydra has printed why, as for an unknown -p.
+        return errors.USAGE if exit_request.code else errors.DONE
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
     if parsed.is_completion:

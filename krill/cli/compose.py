@@ -133,12 +133,13 @@ def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list
     """Returns overrides that train `run` for longer: its own, and a branch from its last checkpoint."""
     from krill.launch.run_names import resolve_named_run
     from krill.runs.checkpoints import list_checkpoints, parse_step
+    from krill.runs.claim import RESUME_MODES
     from krill.runs.resolve import CONTINUABLE
 
     if command != "train":
         raise UsageError(f"continue= is for krill-train; it is set for krill-{command}")
     redundant = arguments.get_keys() & {"from", "branch"}
-    if arguments.get_value("resume") not in (None, "auto", "local", "remote", "true", "false"):
+    if arguments.get_value("resume") not in (None, "true", "false", *RESUME_MODES):
         redundant.add("resume")
     if redundant:
         raise UsageError(

@@ -11,12 +11,10 @@ from typing import TypeVar
 from krill.config.paths import get_outputs_root
 from krill.config.schema import InferConfig, PretrainedModelConfig, TrainConfig
 from krill.errors import UsageError
+from krill.runs.claim import RESUME_MODES
 from krill.runs.resolve import BRANCHING_POINT, FINAL_MODEL, MODEL, RESUMABLE, Need, resolve_run_folder
 
 TrainOrInferConfig = TypeVar("TrainOrInferConfig", TrainConfig, InferConfig)
-
-RESUME_MODES = ("auto", "local", "remote")
-"""Values of resume= that are not the name of a run."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 log = logging.getLogger("krill")

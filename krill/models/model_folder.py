@@ -18,11 +18,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from krill.errors import KrillError, UsageError
-from krill.manifest import read_file_manifest, verify_file
+from krill.manifest import CHECKPOINT_MANIFEST, MODEL_MANIFEST, read_file_manifest, verify_file
 
-MODEL_MANIFEST = "model-manifest.json"
-"""File beside model/ that lists the files in it."""
-CHECKPOINT_MANIFEST = "manifest.json"
 WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 """Files that transformers loads, in order of preference."""
 MODEL_FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".jinja")

@@ -21,7 +21,6 @@ from krill.errors import KrillError
 from krill.runs.record import relative_path
 
 PARTIAL_FOLDER = ".partial"
-MANIFEST = "manifest.json"
 _NAME_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("krill")
@@ -80,7 +79,9 @@ def remove_partial(folder: Path) -> None:
 def write_checkpoint_manifest(checkpoint: Path) -> None:
     """Writes the manifest of a checkpoint whose files are complete."""
     files = manifest.list_files(checkpoint)
-    manifest.write_file_manifest(checkpoint / MANIFEST, checkpoint, files, step=parse_step(checkpoint))
+    manifest.write_file_manifest(
+        checkpoint / manifest.CHECKPOINT_MANIFEST, checkpoint, files, step=parse_step(checkpoint)
+    )
 
 
 def _fsync_files(checkpoint: Path) -> None:
@@ -148,9 +149,9 @@ def verify(checkpoint: Path, check_hashes: bool = True) -> list[str]:
 
     With `check_hashes`, all files are read and hashed; without it, only their sizes are compared.
     """
-    recorded = manifest.read_file_manifest(checkpoint / MANIFEST)
+    recorded = manifest.read_file_manifest(checkpoint / manifest.CHECKPOINT_MANIFEST)
     if isinstance(recorded, str):
-        return [f"{relative_path(checkpoint / MANIFEST)} {recorded}"]
+        return [f"{relative_path(checkpoint / manifest.CHECKPOINT_MANIFEST)} {recorded}"]
     name = f"checkpoint-{recorded['step']}"
     if checkpoint.name != name:
         return [

@@ -23,6 +23,8 @@ from krill.runs import slurm
 from krill.runs.record import find_status_damage, read_status, relative_path
 from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_state
 
+RESUME_MODES = ("auto", "local", "remote")
+"""Values of resume= that are not the folder of a run; true is local."""
 _LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
 """The beginning of a line of a run's log.txt (krill.runs.record)."""
 
@@ -66,9 +68,7 @@ def claim(
         UsageError: the folder belongs to another run or an active process, there is no run to resume, or status.json
             of what may be the run to resume is damaged.
     """
-    resume_folder = (
-        Path(resume) if isinstance(resume, str) and resume not in ("auto", "local", "remote") else None
-    )
+    resume_folder = Path(resume) if isinstance(resume, str) and resume not in RESUME_MODES else None
     if allow_changed and resume_folder is None:
         raise UsageError("resume_changed=true needs the folder of the run to resume: set resume=<folder>")
     if output is not None:
@@ -236,10 +236,9 @@ def _lock_or_raise(folder: Path) -> FileLock:
     lock = _try_lock(folder)
     if lock is None:
         status = read_status(folder) or {}
-        known = status.get("pid") and status.get(
-            "host"
-        )  # unknown until the run that has just claimed it begins
-        writer = f"process {status['pid']} on {status['host']}" if known else "another process"
+        # Unknown until the run that has just claimed the folder begins.
+        is_known = status.get("pid") and status.get("host")
+        writer = f"process {status['pid']} on {status['host']}" if is_known else "another process"
         raise UsageError(
             f"{folder} is being written by {writer}; wait for it, cancel it with krill-runs cancel {folder}, or use "
             "another folder"

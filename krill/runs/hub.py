@@ -21,6 +21,7 @@ from typing import Any
 
 from krill.config.schema import HubConfig, TrainConfig
 from krill.errors import DONE, KrillError, UsageError
+from krill.manifest import CHECKPOINT_MANIFEST
 from krill.runs import checkpoints
 from krill.runs.record import Record, now, read_status, relative_path
 
@@ -143,7 +144,7 @@ def _create_commit(api: Any, hub: HubConfig, files: dict[str, Any], message: str
     disable_progress_bars()  # they would interfere with the progress bar of the training
     api.create_repo(hub.id, private=hub.private, exist_ok=True)
     changes: list[Any] = [CommitOperationAdd(path, source) for path, source in files.items()]
-    if f"{HUB_CHECKPOINT_FOLDER}/{checkpoints.MANIFEST}" in files:
+    if f"{HUB_CHECKPOINT_FOLDER}/{CHECKPOINT_MANIFEST}" in files:
         old = (path for path in api.list_repo_files(hub.id) if path.startswith(f"{HUB_CHECKPOINT_FOLDER}/"))
         changes += [CommitOperationDelete(path) for path in old if path not in files]
     return str(api.create_commit(hub.id, changes, commit_message=message).commit_url)
@@ -225,7 +226,7 @@ def download_checkpoint(remote: HubCheckpoint | None, run: Path) -> None:
                 + f"\n{remote.repository}: the checkpoint is corrupt; set resume=local to resume from this machine, "
                 "or resume=false to start from scratch"
             )
-        (checkpoint / checkpoints.MANIFEST).unlink()  # written again at the end of the block
+        (checkpoint / CHECKPOINT_MANIFEST).unlink()  # written again at the end of the block
         # Before the checkpoint appears, so that its step does not lack lines.
         for name in JSONL_FILES:
             if (staging / "run" / name).exists():
@@ -243,7 +244,7 @@ def _fetch_newest(repository: str) -> HubCheckpoint | None:
         commit = api.model_info(repository).sha
         with TemporaryDirectory() as folder:  # the cache would hide that the Hub cannot be reached
             fetch = partial(api.hf_hub_download, repository, revision=commit, local_dir=folder)
-            manifest = json.loads(Path(fetch(f"{HUB_CHECKPOINT_FOLDER}/{checkpoints.MANIFEST}")).read_bytes())
+            manifest = json.loads(Path(fetch(f"{HUB_CHECKPOINT_FOLDER}/{CHECKPOINT_MANIFEST}")).read_bytes())
             status = json.loads(Path(fetch(f"{HUB_CHECKPOINT_FOLDER}/run/status.json")).read_bytes())
     except (RemoteEntryNotFoundError, RepositoryNotFoundError):
         return None

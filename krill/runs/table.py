@@ -162,9 +162,14 @@ def print_table(rows: Sequence[RunRow], file: TextIO, full_paths: bool = False) 
 
 
 def find_differing_overrides(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the overrides of each run that are not shared by all runs, as one text."""
+    return list(map(" ".join, exclude_shared_overrides(overrides)))
+
+
+def exclude_shared_overrides(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
     """Returns the overrides of each run that are not shared by all runs."""
     shared = set.intersection(*map(set, overrides)) if len(overrides) > 1 else set()
-    return [" ".join(item for item in own if item not in shared) for own in overrides]
+    return [[item for item in own if item not in shared] for own in overrides]
 
 
 HEADER = ("#", "state", "overrides", "step", "train loss", "val. loss", "bits/byte", "seconds", "folder")

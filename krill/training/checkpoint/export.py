@@ -10,8 +10,7 @@ import torch
 
 from krill import atomic
 from krill.errors import UsageError
-from krill.manifest import list_files, write_file_manifest
-from krill.models.model_folder import MODEL_MANIFEST
+from krill.manifest import MODEL_MANIFEST, list_files, write_file_manifest
 
 EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -35,6 +35,7 @@ from krill.optim.schedules import Restart, stable_phase
 from krill.runs.compare import flatten_config
 from krill.runs.find import RunGroup, is_sweep, run_at
 from krill.runs.record import Record, relative_path
+from krill.runs.table import exclude_shared_overrides
 from krill.training.setup import RunSetup
 
 TRACKER_PROJECT = "krill"
@@ -105,9 +106,8 @@ class Trackers(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if logs and not logs.keys().isdisjoint(
-            ("loss", "eval_loss")
-        ):  # not Trainer's summary of this process
+        # Not Trainer's summary of this process.
+        if logs and not logs.keys().isdisjoint(("loss", "eval_loss")):
             for tracker in self.open_trackers:
                 tracker.log(state.global_step, rewrite_logs(logs))
 
@@ -286,9 +286,9 @@ def _find_sweep(folder: Path) -> tuple[str | None, list[str]]:
     sweep = run_at(folder.parent) if is_sweep(folder.parent) else None
     if not isinstance(sweep, RunGroup):
         return None, []
-    overrides = {run.folder: run.sweep_entry.get("overrides") or [] for run in sweep.runs}
-    shared = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
-    return sweep.folder.name, [item for item in overrides.get(folder, []) if item not in shared]
+    differing = exclude_shared_overrides([run.sweep_entry.get("overrides") or [] for run in sweep.runs])
+    by_folder = dict(zip((run.folder for run in sweep.runs), differing, strict=True))
+    return sweep.folder.name, by_folder.get(folder, [])
 
 
 def _choose_wandb_mode(wandb: Any) -> str | None:
