@@ -21,9 +21,8 @@ def compute_signature(*parts: Any) -> str:
 
 
 def _to_json_value(value: Any) -> Any:
-    fields = getattr(
-        type(value), "model_fields", None
-    )  # of a model; pydantic is imported only where there is one
+    # Of a pydantic model; pydantic itself is imported only where there is one.
+    fields = getattr(type(value), "model_fields", None)
     if fields is not None:
         unsigned = value.get_unsigned_keys() if hasattr(value, "get_unsigned_keys") else frozenset()
         return {key: _to_json_value(getattr(value, key)) for key in fields if key not in unsigned}

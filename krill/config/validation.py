@@ -57,12 +57,11 @@ def validate_config(
 
 
 def _format_interpolation_error(error: OmegaConfBaseException) -> str:
+    message = get_first_line(error)
     if isinstance(error, InterpolationKeyError):
-        source = get_first_line(error).partition("'")[2].partition("'")[0]
+        source = message.partition("'")[2].partition("'")[0]
         return f"{error.full_key} follows {source}, which is not set; set one of them"
-    reason = get_first_line(error).partition(" raised while resolving interpolation: ")[2] or get_first_line(
-        error
-    )
+    reason = message.partition(" raised while resolving interpolation: ")[2] or message
     return f"{error.full_key}: {reason}" if error.full_key else reason
 
 
