@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         request = f"{self.command} {path}"
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append(request)
-        self.server.gate.wait(60)
+        assert self.server.gate.wait(60), "the test left the gate closed"
         for failure in self.server.failures:
             if failure.times and failure.pattern.search(request):
                 failure.times -= 1

@@ -167,8 +167,8 @@ def test_file_missing_in_the_new_checkpoint_is_deleted(krill_train: Any, hub: Hu
 def test_slow_upload_never_skips_the_last_checkpoint(
     krill_train: Any, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(StopOnSignal, "on_train_begin", lambda *_, **__: hub.gate.clear())
     monkeypatch.setattr(StopOnSignal, "on_train_end", lambda *_, **__: hub.gate.set())
-    hub.gate.clear()
     assert krill_train(*RUN, "save_every=1", "keep_checkpoints=1", "keep_best=false", "resume=false") == 0
     steps = [message for message in get_repository(hub).messages if "checkpoint" in message]
     assert len(steps) <= 2, "the checkpoint whose upload was held, and the last one"
