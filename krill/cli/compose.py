@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -23,6 +24,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -79,6 +81,21 @@ def _load_config(source: FileConfigSource, config_path: str) -> ConfigResult:
     return _load_any_config(source, config_path)
 
 
+_compose_mode = Hydra.get_mode
+
+
+@functools.wraps(_compose_mode)
+def _get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+    """Returns hydra.mode. Hydra composes everything once more for it; this is skipped where nothing can set it."""
+    if any("hydra" in override for override in overrides) or _mention_hydra(_UserSearchPath.folders):
+        return _compose_mode(self, config_name, overrides)
+    return None
+
+
+def _mention_hydra(folders: Sequence[Path]) -> bool:
+    return any(b"hydra" in file.read_bytes() for folder in folders for file in folder.rglob("*.yaml"))
+
+
 _UserSearchPath.__module__ = "hydra_plugins.krill"  # Hydra accepts plugins from that package only
 
 
@@ -92,6 +109,7 @@ def set_search_path(folders: Sequence[Path]) -> None:
     # Patch the registered class: Hydra loads its plugins again, so it is not the one imported here.
     source = SourcesRegistry.instance().types["file"]
     source.list, source.load_config = _list_options, _load_config  # type: ignore[assignment, method-assign]
+    Hydra.get_mode = _get_mode  # type: ignore[method-assign]
 
 
 def run_hydra(command: str, session: Session, arguments: Sequence[str], folders: Sequence[Path]) -> None:

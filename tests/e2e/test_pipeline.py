@@ -110,11 +110,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(krill: Krill, corpus: str, 
 
 
 def test_the_tiny_ko_model_trains_on_the_default_data(krill: Krill, tmp_path: Path):
-    """187 M parameters, two steps of one short row: the whole chain at a real model's size."""
+    """187 M parameters, one step of one short row: the whole chain at a real model's size."""
     if shutil.disk_usage(tmp_path).free < 8e9:
         pytest.skip("needs 8 GB of free disk")
     done = krill(
-        "train", "model=tiny_ko", "optimizer=adamw", "steps=2", "sequence_len=64",
+        "train", "model=tiny_ko", "optimizer=adamw", "steps=1", "sequence_len=64",
         "batch.micro_batch_size=1", "data.validation_fraction=0.002", "keep_checkpoints=1",
     )  # fmt: skip
     assert "experiment=tiny_ko" in done.stderr

@@ -17,8 +17,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
     ("variants", "kills", "steps"),
     [
         # One kill during start-up, two between steps, one within a save.
-        (("muon_moonlight", "workers"), 4, 32),
-        (("adamw", "muon_keller", "muon_pto", "sigterm"), 2, 24),
+        (("muon_moonlight",), 4, 32),
+        (("adamw", "muon_keller", "muon_pto", "workers", "sigterm"), 1, 24),
         (("ranks",), 1, 24),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else str(value),
