@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from console import CompletedCommand, error_messages, run_command
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+from krill.cli import app
 
 MODEL = """# @package _global_
 # {sentence}
@@ -110,3 +113,36 @@ def test_completion_offers_options_of_the_user(tmp_path: Path):
     write_model(tmp_path / "conf", "내것", 40)
     done = run_command(tmp_path, "krill-train", "-sc", "query=bash", COMP_LINE="krill-train model=내")
     assert done.stdout.strip() == "model=내것"
+
+
+SWEEP = """# @package _global_
+# Two learning rates
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params: {lr: "1e-3,3e-3"}
+"""
+
+
+def test_a_file_can_make_a_command_a_sweep(tmp_path: Path):
+    """As Hydra does: hydra.mode, which is otherwise not composed for."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "rates.yaml").write_text(SWEEP)
+    done = run_command(
+        tmp_path, "krill-train", "experiment=rates", "model=llama_pico", "steps=2", "dry_run=true"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 points" in done.stdout
+
+
+def test_a_command_composes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    composed = []
+    load = ConfigLoaderImpl.load_configuration
+    monkeypatch.setattr(
+        ConfigLoaderImpl,
+        "load_configuration",
+        lambda *args, **kwargs: composed.append(1) or load(*args, **kwargs),
+    )
+    assert app.main("tokenizer", lambda *_: 0, ["tokenizer.vocab_size=300"]) == 0
+    assert len(composed) == 1
