@@ -115,7 +115,7 @@ def _run_on_rank0(
                     log.info("resuming in %s", relative_path(claimed.folder))
                     for line in diff_from_last_start(config, claimed.folder):
                         log.info(line)
-                with record.record_lifecycle(config, identity, invocation.overrides):
+                with record.record_lifecycle(config, identity, invocation.recorded_overrides):
                     invocation.save_hydra_config(claimed.folder)
                     tokenizer, store = prepared or prepare_inputs(config, inputs)
                     for line in diff_from_experiment(config, invocation.choices):

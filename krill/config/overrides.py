@@ -63,6 +63,17 @@ def clear_exclusive_keys(overrides: Sequence[str]) -> list[str]:
     return [*overrides, *cleared]
 
 
+def exclude_cleared_keys(overrides: Sequence[str]) -> list[str]:
+    """Returns `overrides` without those that `clear_exclusive_keys` has added."""
+    added = {
+        f"{other}=null"
+        for pair in EXCLUSIVE_KEYS
+        for key, other in (pair, pair[::-1])
+        if any(get_override_key(override) == key for override in overrides if not override.endswith("=null"))
+    }
+    return [override for override in overrides if override not in added]
+
+
 def expand_float_range(override: Override) -> str:
     """Returns the text of `override`, in which a range() of decimal numbers is the list of its exact values.
 

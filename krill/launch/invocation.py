@@ -63,6 +63,13 @@ class Invocation(ABC):
         return to_unresolved_list(self.hydra.overrides.task)
 
     @property
+    def recorded_overrides(self) -> list[str]:
+        """The overrides that a run's status shows: without the null of a key that another one excludes."""
+        from krill.config.overrides import exclude_cleared_keys
+
+        return exclude_cleared_keys(self.overrides)
+
+    @property
     def choices(self) -> dict[str, str]:
         """Config group → chosen option."""
         return dict(self.hydra.runtime.choices)
@@ -167,7 +174,7 @@ class Invocation(ABC):
         if claimed.state == "finished" and is_done(claimed.folder):
             log.info("already finished, skipping: %s", relative_path(claimed.folder))
             return
-        with claimed, record.record_lifecycle(config, identity, self.overrides):
+        with claimed, record.record_lifecycle(config, identity, self.recorded_overrides):
             self.save_hydra_config(claimed.folder)
             record.update(result=str(work(claimed.folder)))
 

@@ -26,6 +26,7 @@ def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> P
                 axes.annotate(
                     label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
                 )
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("step")
         axes.set_ylabel("loss, nats per token")
         axes.grid(alpha=0.3)

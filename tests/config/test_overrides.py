@@ -10,7 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from krill.config.overrides import clear_exclusive_keys, expand_float_range, quote_override
+from krill.config.overrides import (
+    clear_exclusive_keys,
+    exclude_cleared_keys,
+    expand_float_range,
+    quote_override,
+)
 from krill.errors import UsageError
 
 TEXT = st.text(
@@ -158,5 +163,7 @@ def test_values_that_hydra_parses_are_unchanged():
 )
 def test_setting_one_clears_the_other(one: str, other: str):
     assert clear_exclusive_keys([one]) == [one, f"{other}=null"]
+    assert exclude_cleared_keys([one, f"{other}=null"]) == [one]
+    assert exclude_cleared_keys([f"{other}=null"]) == [f"{other}=null"]
     assert clear_exclusive_keys([one, f"{other}=7"]) == [one, f"{other}=7"]  # both set: validation reports it
     assert clear_exclusive_keys([f"{other}=null"]) == [f"{other}=null"]
