@@ -83,7 +83,7 @@ def prepare_store(
         _write_record(folder, pool, progress, time.monotonic() - start_time, processes)
     prepared = store.Store.open(folder)
     prepared.remove_leftovers()
-    log_preparation_summary(prepared.manifest, time.monotonic() - start_time)
+    log_preparation_summary(prepared.manifest, context.source.weights, time.monotonic() - start_time)
     return prepared.manifest
 
 
