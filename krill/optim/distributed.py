@@ -78,7 +78,9 @@ def lerp_shards(starts: list[Tensor], ends: list[Tensor], weight: float) -> list
 
     torch 2.11 cannot do this on DTensors: its `_foreach_lerp` has no sharding strategy.
     """
-    shards = torch._foreach_lerp([_get_shard(start) for start in starts], [_get_shard(end) for end in ends], weight)
+    shards = torch._foreach_lerp(
+        [_get_shard(start) for start in starts], [_get_shard(end) for end in ends], weight
+    )
     return [
         DTensor.from_local(
             shard, end.device_mesh, end.placements, run_check=False, shape=end.shape, stride=end.stride()

@@ -169,7 +169,9 @@ def reject_lerp_of_dtensors() -> None:
 
     def lerp_plain(starts: list[Tensor], *arguments: Any) -> Any:
         if any(isinstance(start, DTensor) for start in starts):
-            raise NotImplementedError("aten._foreach_lerp.Scalar does not have a sharding strategy registered")
+            raise NotImplementedError(
+                "aten._foreach_lerp.Scalar does not have a sharding strategy registered"
+            )
         return lerp(starts, *arguments)
 
     torch._foreach_lerp = lerp_plain
@@ -316,7 +318,9 @@ def orthogonalize_in_every_layout() -> list[dict[str, Any]]:
         ]
         updates = orthogonalize_distributed(directions, compute_reference_updates, dtype=torch.bfloat16)
         lerped = lerp_shards(directions, updates, 0.3)
-        plain = [list(gather_full_tensors(dict(enumerate(tensors))).values()) for tensors in (directions, updates)]
+        plain = [
+            list(gather_full_tensors(dict(enumerate(tensors))).values()) for tensors in (directions, updates)
+        ]
         assert is_equal(
             gather_full_tensors(dict(enumerate(lerped))), dict(enumerate(torch._foreach_lerp(*plain, 0.3)))
         )
