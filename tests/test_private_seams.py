@@ -77,6 +77,8 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
         ("self", "fsdp_version", "state_dict_type"), "krill/training/compute/fsdp.py",
     ),
     "torch.utils._pytree:tree_leaves": (("tree", "is_leaf"), "krill/training/checkpoint/async_save.py"),
+    "torch.distributed.distributed_c10d:_set_pg_timeout": (("timeout", "group"), "krill/training/ranks.py"),
+    "torch.nn:Module._call_impl": (("self", "args", "kwargs"), "krill/training/compute/fsdp.py"),
     "torch.cuda:_is_in_bad_fork": ((), "krill/launch/preload_server.py"),
     "hydra._internal.core_plugins.basic_sweeper:BasicSweeper.split_arguments": (
         ("overrides", "max_batch_size"), "krill/sweep/search.py",
@@ -119,6 +121,12 @@ def _foreach(name: str, *args: Any, **kwargs: Any) -> list[float]:
     tensors = [tensor.clone() for tensor in ONES]
     result = getattr(torch, name)(tensors, *args, **kwargs)
     return (tensors if name.endswith("_") else result)[0].tolist()
+
+
+def _is_compiled_call_used() -> bool:
+    module = torch.nn.Identity()
+    module._compiled_call_impl = lambda x: x + 1  # type: ignore[assignment]
+    return bool(module(1) == 2)
 
 
 def _fused_sgd(found_inf: float) -> list[float]:
@@ -213,6 +221,11 @@ ATTRIBUTES: dict[str, tuple[Callable[[], bool], str]] = {
     "transformers.PreTrainedModel._supports_attention_backend": (
         lambda: PreTrainedModel._supports_attention_backend is False, "krill/models/isolation.py",
     ),
+    "transformers.PreTrainedModel._no_split_modules": (
+        lambda: _load("transformers:LlamaModel")._no_split_modules == ["LlamaDecoderLayer"],
+        "krill/training/compute/fsdp.py",
+    ),
+    "torch.nn.Module._compiled_call_impl": (_is_compiled_call_used, "krill/training/compute/fsdp.py"),
     "transformers.PreTrainedModel._is_stateful": (
         lambda: PreTrainedModel._is_stateful is False, "krill/models/isolation.py",
     ),

@@ -16,6 +16,7 @@ from krill.data.store import Split
 from krill.signals import die_with_parent
 from krill.training.batch_shape import BatchShape
 from krill.training.compute import attention
+from krill.training.compute.context_parallel import cut_rows
 
 COUNT_BLOCK_ROWS = 2**20
 """Rows that are counted at once, which limits the memory."""
@@ -112,15 +113,19 @@ class RowCollator:
 
     backend: str
     device: torch.device
+    part: int = 0
+    """The part of each row that this rank trains on, and the number of parts (hardware.context_parallel)."""
+    parts: int = 1
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         lengths = [int(length) for row in rows for length in row.lengths]
-        return {
+        batch = {
             "input_ids": torch.from_numpy(np.stack([row.input_ids for row in rows])),
             "position_ids": torch.from_numpy(np.stack([row.position_ids for row in rows])),
             "labels": torch.from_numpy(np.stack([row.labels for row in rows])),
             **attention.build_boundary_kwargs(self.backend, lengths, self.device),
         }
+        return batch if self.parts == 1 else cut_rows(batch, self.part, self.parts)
 
 
 def map_segments_to_documents(rows: Rows, segments: slice = slice(None)) -> np.ndarray:

@@ -222,7 +222,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check_async_save(self) -> TrainConfig:
-        if self.save_in_background and self.hardware.sharding == "fsdp2":
+        if self.save_in_background and self.hardware.sharding != "none":
             raise ValueError(
                 "save_in_background: all ranks write a sharded checkpoint together; set "
                 "save_in_background=false or hardware.sharding=none"

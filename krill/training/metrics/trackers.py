@@ -36,6 +36,7 @@ from krill.runs.compare import flatten_config
 from krill.runs.find import RunGroup, is_sweep, run_at
 from krill.runs.record import Record, relative_path
 from krill.runs.table import exclude_shared_overrides
+from krill.training import ranks
 from krill.training.setup import RunSetup
 
 TRACKER_PROJECT = "krill"
@@ -267,7 +268,7 @@ def collect_tracked_config(
         "stable_until_step": stable_until,
         "rows_per_step": shape.rows_per_step,
         "tokens_per_step": setup.tokens_per_step,
-        "ranks": shape.world_size,
+        "ranks": ranks.get_world_size(),
         "micro_batch_size": shape.micro_batch_size,
         "gradient_accumulation_steps": shape.accumulation_steps,
         "device": setup.device.type,
