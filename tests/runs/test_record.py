@@ -211,7 +211,7 @@ def test_a_damaged_line_is_an_error_with_its_number(tmp_path: Path, line: bytes)
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
     with pytest.raises(KrillError, match=r"metrics\.jsonl is damaged: line 2: .* remove this line"):
         read_jsonl(tmp_path / "metrics.jsonl")
-    assert read_last_metrics(tmp_path, ("step",)) == {"step": 3}
+    assert read_last_metrics(tmp_path, ("step",)) == ({"step": 3}, None)
 
 
 def test_a_validation_whose_key_is_damaged_is_an_error(tmp_path: Path) -> None:
@@ -306,9 +306,11 @@ def test_last_metrics_are_read_from_the_end_of_a_long_file(tmp_path: Path) -> No
     write_jsonl(tmp_path / "metrics.jsonl", [*lines, {"step": 20_000, "eval_loss": 3.0}])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('7\n{"step": 20001, "lo')
-    metrics = read_last_metrics(tmp_path, ("step", "loss", "eval_loss", "none"))
+    metrics, damage = read_last_metrics(tmp_path, ("step", "loss", "eval_loss", "none"))
+    assert damage is not None
+    assert "is damaged: the line that ends at byte" in damage  # 7 has no step
     assert metrics == {"step": 20_000, "loss": lines[-1]["loss"], "eval_loss": 3.0}
-    assert read_last_metrics(tmp_path / "not there", ("step",)) == {}
+    assert read_last_metrics(tmp_path / "not there", ("step",)) == ({}, None)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
