@@ -167,9 +167,10 @@ def _build_text_only_backend(tokenizer: TokenizerFolder) -> tuple[Tokenizer, lis
 
 
 def build_unicode_normalizer(backend: Tokenizer) -> Callable[[str], str]:
-    """Returns the function that brings a text to the tokenizer's Unicode form: NFC or NFD, or the text as it is.
+    """Returns the function that brings a text to the tokenizer's Unicode form (NFC, NFD, or the text as it is).
 
-    That is what its tokens should be decoded to. The change of a text by any other normalizer, such as NFKC or lower case, counts as a loss.
+    A decoded text should equal the result. The change of a text by any other normalizer, such as NFKC or lower case,
+    counts as a loss.
     """
     normalizer = json.loads(backend.to_str())["normalizer"]
     parts = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]

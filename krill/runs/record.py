@@ -101,12 +101,14 @@ def write_status(folder: Path, status: dict[str, Any]) -> None:
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file; empty if the file is missing, cannot be read, or holds something else."""
+    """Reads a file of a submission; empty if it is missing, or if it is damaged, which is logged."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return read_checksummed_json(file, lambda earlier: "checksum" not in earlier)
+    except ChecksumError as error:
+        log.warning("%s %s; run the command that submitted it again", relative_path(file), error.problem)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+        pass
+    return {}
 
 
 def is_done(folder: Path) -> bool:
