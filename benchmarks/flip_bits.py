@@ -12,7 +12,7 @@ process as the commands do, and compares the content. Every file is read once fo
 
 Prints a table and writes results/flip_bits.json, or the file of --result.
 
-    python benchmarks/flip_bits.py                                       (RUNTIME minutes on one core)
+    python benchmarks/flip_bits.py                                       (10 minutes on one core)
     python benchmarks/flip_bits.py --flips 20 --cuts 2 --kinds manifest
 
 To cover another kind of files, add a function to KINDS that returns a `Subject`.

@@ -50,6 +50,8 @@ log = logging.getLogger("krill")
 
 OVERRIDES_FILE = Path(".hydra", "overrides.yaml")
 """File in a run folder: the overrides of the command line, which from= reads."""
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's, ten times faster, where PyYAML has it."""
 _RESTORE = "restore it, or remove it"
 
 METRICS_TAIL_BYTES = 2**14
@@ -267,7 +269,7 @@ def read_overrides(folder: Path) -> list[str]:
 def _read_yaml(file: Path) -> Any:
     """Returns the value in a YAML file of a run, which is not None; None if it is missing."""
     try:
-        value = yaml.safe_load(read_checksummed_text(file))
+        value = yaml.load(read_checksummed_text(file), _YAML_LOADER)
     except FileNotFoundError:
         return None
     except ChecksumError as error:
