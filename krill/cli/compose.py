@@ -25,12 +25,12 @@ from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
 from krill.cli.argv import ParsedArguments
-from krill.config.overrides import EXCLUSIVE_KEYS, clear_exclusive_keys, quote_override, to_unresolved_list
+from krill.config.overrides import EXCLUSIVE_KEYS, clear_exclusive_keys, quote_override
 from krill.config.paths import CONF_DIR, get_outputs_root
 from krill.config.secrets import MASK
 from krill.config.yaml_files import check_config_file
@@ -196,13 +196,13 @@ def _load_overrides_of_run(run: str, arguments: ParsedArguments) -> list[str]:
     A group that is chosen again drops all earlier overrides of its keys.
     """
     from krill.launch.run_names import log_choice
+    from krill.runs.record import read_overrides
     from krill.runs.resolve import OVERRIDES, resolve_run_folder
 
     folder = resolve_run_folder("from", run, get_outputs_root(), OVERRIDES)
     if folder != Path(run).expanduser() and not arguments.is_print_only:
         log_choice("from", str(folder))
-    file = folder / ".hydra" / "overrides.yaml"
-    parsed = OverridesParser.create().parse_overrides(to_unresolved_list(OmegaConf.load(file)))
+    parsed = OverridesParser.create().parse_overrides(read_overrides(folder))
     overridden = arguments.get_keys()
     cleared = {key for pair in EXCLUSIVE_KEYS if overridden.intersection(pair) for key in pair}
     dropped = {*NOT_INHERITED_KEYS, *overridden, *cleared}

@@ -22,7 +22,7 @@ from krill.atomic import write_json
 from krill.config.schema import DataConfig
 from krill.config.signature import compute_signature
 from krill.data import contamination, engines, store
-from krill.data.encoding import Encoder, find_first_difference
+from krill.data.encoding import Encoder, find_first_differing_character
 from krill.data.engines import EngineMismatch
 from krill.data.merge import StoreLayout, compute_store_layout, write_shards
 from krill.data.part_writer import PreparationContext, write_parts
@@ -183,7 +183,7 @@ def _warn_of_changed_texts(encoder: Encoder, sample: list[str]) -> None:
     if not changed:
         return
     text, decoded = changed[0]
-    start = max(0, find_first_difference(text, decoded) - EXCERPT_CHARACTERS // 2)
+    start = max(0, find_first_differing_character(text, decoded) - EXCERPT_CHARACTERS // 2)
     excerpt = slice(start, start + EXCERPT_CHARACTERS)
     log.warning(
         "round trip  %d of %d sampled texts (%.1f %%) are not decoded unchanged: the tokenizer loses part of the "

@@ -182,7 +182,7 @@ class Invocation(ABC):
         """Writes the composed configuration to `folder`/.hydra, from which from= repeats the run."""
         from omegaconf import OmegaConf
 
-        from krill import atomic
+        from krill.checksum import write_checksummed_text
         from krill.config.secrets import mask_config
 
         (folder / ".hydra").mkdir(exist_ok=True)
@@ -192,7 +192,7 @@ class Invocation(ABC):
             ("overrides", self.overrides),
         ):
             text = OmegaConf.to_yaml(mask_config(OmegaConf.create(content)))
-            atomic.write_text(folder / ".hydra" / f"{name}.yaml", text)
+            write_checksummed_text(folder / ".hydra" / f"{name}.yaml", text)
 
     def print_result_folder(self, folder: Path) -> None:
         """Prints the last line of standard output, the folder of the result; a sweep prints its own instead."""

@@ -6,7 +6,6 @@ outputs/jobs/<time>-<name>/  the same for a single command
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from krill import atomic
 from krill.atomic import create_first_free, create_timestamped_folder
+from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
 from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.schema import InferConfig, TrainConfig
 from krill.config.secrets import mask_secrets
+from krill.errors import UsageError
 from krill.launch.invocation import SingleRun, SubmittedJob, SweepPoint
 
 log = logging.getLogger("krill")
@@ -101,12 +101,15 @@ def write_job_files(folder: Path, jobs: Sequence[SubmittedJob]) -> None:
         }
         file = folder / f"{index}.json"
         has_secrets = mask_secrets(value) != value  # the job needs them
-        atomic.write_json(file, value, 0o600 if has_secrets else 0o666)
+        write_checksummed_json(file, value, 0o600 if has_secrets else 0o666)
 
 
 def read_job_file(folder: Path, index: int, is_on_slurm: bool) -> SubmittedJob:
-    """Returns the job of one of these files."""
-    value = json.loads((folder / f"{index}.json").read_text(encoding="utf-8"))
+    """Returns the job of one of these files. Raises UsageError if it is damaged."""
+    try:
+        value = read_checksummed_json(folder / f"{index}.json", lambda earlier: "checksum" not in earlier)
+    except ChecksumError as error:
+        raise UsageError(f"{error}; run the command that submitted this job again") from error
     composed, hydra = OmegaConf.create(value["composed"]), OmegaConf.create(value["hydra"])
     assert isinstance(composed, DictConfig)
     origin = (

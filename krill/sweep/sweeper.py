@@ -20,6 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krill import atomic
+from krill.checksum import write_checksummed_json
 from krill.config.overrides import expand_float_range, quote_override, to_unresolved_list
 from krill.config.resolvers import get_dry_run_folder, get_sweep_folder
 from krill.config.schema import TrainConfig
@@ -221,7 +222,7 @@ def _write_sweep_json(config: DictConfig, sweep: Sweep, search: Search, argument
         ],
         "tried": search.history,
     }
-    atomic.write_json(sweep.folder / "sweep.json", mask_secrets(value))
+    write_checksummed_json(sweep.folder / "sweep.json", mask_secrets(value))
 
 
 def _print_cost(sweep: Sweep) -> None:
