@@ -8,6 +8,9 @@ from krill.config.schema import TrainConfig
 from krill.errors import UsageError
 from krill.runs.slurm import get_node_name
 
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""The environment variables that configure torch's CUDA allocator: the current one, then older names."""
+
 # torch is imported inside the functions that need it: the launchers import this module and stay light.
 
 
@@ -37,9 +40,46 @@ def resolve_device(requested: str) -> str:
 
 
 def resolve_precision(requested: str, device: str) -> str:
-    """Returns bf16 or fp32, for a value of hardware.precision on `device` (cuda or cpu)."""
+    """Returns bf16, tf32 or fp32, for a value of hardware.precision on `device` (cuda or cpu).
+
+    Raises UsageError for a precision that the device does not compute in.
+    """
     import torch
 
-    if requested == "auto":
-        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return requested
+    # torch counts bf16 that an older GPU emulates as supported; it is slow, and Flash Attention lacks it
+    if requested in ("auto", "bf16") and device == "cuda":
+        is_supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        if requested == "bf16" and not is_supported:
+            raise UsageError(
+                "hardware.precision=bf16: this GPU only emulates bf16; use hardware.precision=auto or fp32"
+            )
+        return "bf16" if is_supported else "fp32"
+    if requested == "tf32" and (device == "cpu" or get_compute_capability() < (8, 0)):
+        raise UsageError(
+            "hardware.precision=tf32 needs a CUDA device of compute capability 8.0 or newer; use "
+            "hardware.precision=fp32"
+        )
+    return "fp32" if requested == "auto" else requested
+
+
+def get_compute_capability() -> tuple[int, int]:
+    """Returns the compute capability of the CUDA device: (8, 0) for A100, (9, 0) for H100."""
+    import torch
+
+    return torch.cuda.get_device_capability()
+
+
+def apply_precision(precision: str) -> None:
+    """Makes matrix products of fp32 tensors use TF32 for tf32, and fp32 otherwise."""
+    import torch
+
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def configure_cuda_allocator(requested: str) -> None:
+    """Makes torch's CUDA allocator grow its segments, which fragments less, unless the environment configures it.
+
+    Call it before torch is imported. `requested`: value of device; nothing changes for cpu.
+    """
+    if requested != "cpu" and not any(os.environ.get(name) for name in ALLOCATOR_VARIABLES):
+        os.environ[ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
