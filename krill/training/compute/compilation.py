@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from krill.errors import KrillError, get_first_line
+from krill.errors import KrillError
 from krill.training.compute.device import get_compute_capability
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
@@ -100,6 +100,5 @@ def explain_compile_errors(is_compiled: bool) -> Iterator[None]:
     try:
         yield
     except TorchDynamoException as error:
-        raise KrillError(
-            f"torch.compile failed ({get_first_line(error)}); use hardware.compile=false"
-        ) from error
+        message = " ".join(str(error).split("\n\n")[0].split())  # advice on debugging follows
+        raise KrillError(f"torch.compile failed ({message}); use hardware.compile=false") from error

@@ -56,9 +56,9 @@ def check_flash_package(backend: str, device: str) -> None:
 def find_replacement_kernels() -> str | None:
     """Returns the backend whose kernels replace torch's own on this GPU, if one is installed."""
     for backend, package in FLASH_PACKAGES.items():
-        if package.torch_name is not None and _import_kernels(package) is None:
-            if not _list_missing(package, "cuda"):
-                return backend
+        is_installed = package.torch_name is not None and _import_kernels(package) is None
+        if is_installed and not _list_missing(package, "cuda"):
+            return backend
     return None
 
 

@@ -1,7 +1,8 @@
 """Stubs of Flash Attention, which needs CUDA: its kernels for documents of any length in plain torch.
 
-They have the signatures of torch's varlen_attn and of flash-attn 2.8, each with only its own options, and record their
-calls. The kernel that ignores documents raises when it is called. torch.compile traces them as one graph.
+They have the signatures of torch's varlen_attn and of flash-attn 2.8, each with only its own options, and record
+their calls. The kernel that ignores documents raises when it is called. torch.compile traces them without a graph
+break, and then nothing is recorded.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ class RecordedKernels:
         dropout: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """Computes causal attention of each document from all pairs, (N, H, D). The window excludes the token."""
-        self.calls.append(name)
         assert q.dtype == k.dtype == v.dtype, "Flash Attention needs one dtype"
         assert q.shape[-1] % 8 == 0, "Flash Attention needs a head width that is a multiple of 8"
         assert window[1] == 0, "not causal"
         assert (cu_seqlens_q.dtype, cu_seqlens_k.dtype) == (torch.int32, torch.int32)
         if not torch.compiler.is_compiling():
+            self.calls.append(name)
             assert (cu_seqlens_q[-1], cu_seqlens_k[-1]) == (len(q), len(k))
             assert max_seqlen_q >= cu_seqlens_q.diff().max()
             assert max_seqlen_k >= cu_seqlens_k.diff().max()
@@ -53,7 +54,7 @@ class RecordedKernels:
 
     def varlen_attn(
         self, query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int,
-        *, return_aux: None = None, scale: float | None = None, window_size: Pair = (-1, -1), enable_gqa: bool = False,
+        *, scale: float | None = None, window_size: Pair = (-1, -1), enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
         assert enable_gqa or query.shape[1] == key.shape[1]
         return self.compute("torch", query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, window_size)

@@ -299,7 +299,9 @@ def test_auto_selects_the_kernels_that_are_installed_for_the_gpu(
     install_flash(capability, *modules)
     backend, reason = select_attention_backend("auto", "cuda", "bf16")
     assert backend == expected
-    assert reason == ("torch's built-in Flash Attention" if backend == "varlen" else "installed, and made for this GPU")
+    assert reason == (
+        "torch's built-in Flash Attention" if backend == "varlen" else "installed, and made for this GPU"
+    )
     assert select_attention_backend("varlen", "cuda", "bf16") == ("varlen", None)
 
 
@@ -326,7 +328,9 @@ def test_kernels_of_another_gpu_or_torch_are_rejected(
     install_flash: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_flash((8, 6), FA3, FA4)
-    with pytest.raises(UsageError, match=r"flash_attention_3 needs a GPU of compute capability 9\.x \(.* 8\.6\)"):
+    with pytest.raises(
+        UsageError, match=r"flash_attention_3 needs a GPU of compute capability 9\.x \(.* 8\.6\)"
+    ):
         select_attention_backend("flash_attention_3", "cuda", "bf16")
     with pytest.raises(UsageError, match=r"capability 9\.x or 10\.x.*use hardware\.attention=auto"):
         select_attention_backend("flash_attention_4", "cuda", "bf16")
@@ -373,6 +377,8 @@ def test_header_shows_the_backend_and_the_reason(
     krill_train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train("steps=1") == 0
-    assert "attention varlen (auto: fastest on a CPU)" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "attention varlen (auto: fastest on a CPU), " in err
+    assert ", not compiled (auto: needs a CUDA device)" in err
     assert krill_train("steps=1", "hardware.attention=sdpa", "seed=2") == 0
     assert "attention sdpa, " in capsys.readouterr().err
