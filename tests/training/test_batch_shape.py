@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ from krill.training.batch_shape import (
     compute_batch_shape,
     compute_training_length,
 )
-from krill.training.compute.device import resolve_device, resolve_precision
+from krill.training.compute.device import (
+    ALLOCATOR_VARIABLES,
+    apply_precision,
+    configure_cuda_allocator,
+    resolve_device,
+    resolve_precision,
+)
 
 
 def make_batch_config(
@@ -91,6 +98,50 @@ def test_precision() -> None:
     assert resolve_precision("auto", "cpu") == "fp32"
     assert resolve_precision("bf16", "cpu") == "bf16"
     assert resolve_precision("fp32", "cuda") == "fp32"
+
+
+def test_bf16_is_not_used_where_the_gpu_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch counts an emulated bf16 as supported: V100 and T4."""
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert resolve_precision("auto", "cuda") == "fp32"
+    with pytest.raises(UsageError, match=r"only emulates bf16; use hardware\.precision=auto"):
+        resolve_precision("bf16", "cuda")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    assert resolve_precision("auto", "cuda") == resolve_precision("bf16", "cuda") == "bf16"
+
+
+def test_tf32_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"tf32 needs a CUDA device.*hardware\.precision=fp32"):
+        resolve_precision("tf32", "cpu")
+    for capability, is_supported in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda capability=capability: capability)
+        if is_supported:
+            assert resolve_precision("tf32", "cuda") == "tf32"
+        else:
+            with pytest.raises(UsageError, match=r"capability 8\.0"):
+                resolve_precision("tf32", "cuda")
+    apply_precision("tf32")
+    assert torch.get_float32_matmul_precision() == "high"
+    apply_precision("fp32")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("name", ALLOCATOR_VARIABLES)
+def test_allocator_grows_its_segments_unless_the_user_configures_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ALLOCATOR_VARIABLES:
+        monkeypatch.setenv(variable, "")
+    configure_cuda_allocator("cpu")
+    assert not any(os.environ[variable] for variable in ALLOCATOR_VARIABLES)
+    configure_cuda_allocator("auto")
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    monkeypatch.setenv(name, "max_split_size_mb:64")
+    configure_cuda_allocator("cuda")
+    assert os.environ["PYTORCH_ALLOC_CONF"] == (
+        "max_split_size_mb:64" if name == "PYTORCH_ALLOC_CONF" else ""
+    )
 
 
 def parse_lines(lines: list[str]) -> dict[str, str]:

@@ -70,6 +70,6 @@ def test_more_ranks_than_devices_are_rejected(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
     assert krill_train("hardware.processes=2", "device=cuda") == 2
     assert "this machine has 1 visible CUDA devices" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
 from krill.errors import KrillError
@@ -95,8 +96,6 @@ def explain_compile_errors(is_compiled: bool) -> Iterator[None]:
     if not is_compiled:
         yield
         return
-    from torch._dynamo.exc import TorchDynamoException  # takes a second
-
     try:
         yield
     except TorchDynamoException as error:
