@@ -33,9 +33,9 @@ def run_task(composed: Any) -> float | None:
 
 def train(config: TrainConfig, invocation: Invocation) -> float | None:
     """Checks what can be checked, then trains on all ranks; rank 0 claims the folder and prepares the data."""
+    from krill.launch.devices import configure_cuda_allocator
     from krill.launch.identity import raise_if_task
     from krill.launch.slurm_env import export_torchrun_env
-    from krill.training.compute.device import configure_cuda_allocator
 
     raise_if_task(config)
     inputs = invocation.open_inputs(config)  # an unusable file is reported before torch is imported

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from krill.training.batch_shape import (
     compute_training_length,
 )
 from krill.training.compute.device import (
-    ALLOCATOR_VARIABLES,
     apply_precision,
-    configure_cuda_allocator,
     resolve_device,
     resolve_precision,
 )
@@ -124,24 +121,6 @@ def test_tf32_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.get_float32_matmul_precision() == "high"
     apply_precision("fp32")
     assert torch.get_float32_matmul_precision() == "highest"
-
-
-@pytest.mark.parametrize("name", ALLOCATOR_VARIABLES)
-def test_allocator_grows_its_segments_unless_the_user_configures_it(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for variable in ALLOCATOR_VARIABLES:
-        monkeypatch.setenv(variable, "")
-    configure_cuda_allocator("cpu")
-    assert not any(os.environ[variable] for variable in ALLOCATOR_VARIABLES)
-    configure_cuda_allocator("auto")
-    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
-    monkeypatch.setenv(name, "max_split_size_mb:64")
-    configure_cuda_allocator("cuda")
-    assert os.environ["PYTORCH_ALLOC_CONF"] == (
-        "max_split_size_mb:64" if name == "PYTORCH_ALLOC_CONF" else ""
-    )
 
 
 def parse_lines(lines: list[str]) -> dict[str, str]:

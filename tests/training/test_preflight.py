@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 from torch import nn
 
 from krill.errors import USAGE, UsageError
+from krill.launch.devices import ALLOCATOR_VARIABLES
 from krill.optim.build import build_optimizer
 from krill.training.accelerate_env import check_accelerate_env
 
@@ -63,6 +65,15 @@ def test_processes_are_not_started_by_a_started_rank(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert krill_train("hardware.processes=4") == 2
     assert "2 ranks were started (WORLD_SIZE): leave hardware.processes out" in capsys.readouterr().err
+
+
+def test_training_on_cuda_configures_the_allocator(krill_train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ALLOCATOR_VARIABLES:
+        monkeypatch.setenv(variable, "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert krill_train("device=cuda") == 2
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
 def test_more_ranks_than_devices_are_rejected(

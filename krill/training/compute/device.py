@@ -8,9 +8,6 @@ from krill.config.schema import TrainConfig
 from krill.errors import UsageError
 from krill.runs.slurm import get_node_name
 
-ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
-"""The environment variables that configure torch's CUDA allocator: the current one, then older names."""
-
 # torch is imported inside the functions that need it: the launchers import this module and stay light.
 
 
@@ -74,12 +71,3 @@ def apply_precision(precision: str) -> None:
     import torch
 
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-
-
-def configure_cuda_allocator(requested: str) -> None:
-    """Makes torch's CUDA allocator grow its segments, which fragments less, unless the environment configures it.
-
-    Call it before torch is imported. `requested`: value of device; nothing changes for cpu.
-    """
-    if requested != "cpu" and not any(os.environ.get(name) for name in ALLOCATOR_VARIABLES):
-        os.environ[ALLOCATOR_VARIABLES[0]] = "expandable_segments:True"
