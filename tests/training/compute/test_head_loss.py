@@ -404,48 +404,6 @@ def test_gradient_checkpointing_recomputes_with_the_documents() -> None:
     assert_same(actual, expected, rel=0.0)
 
 
-def test_compile_applies_to_the_training_pass_only_and_keeps_parameter_names(
-    train_in: Train, make_config: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes: list[str] = []
-
-    class CompiledModel(torch.nn.Module):
-        """Wraps the model like torch.compile's module."""
-
-        def __init__(self, model: torch.nn.Module):
-            super().__init__()
-            self._orig_mod = model
-
-        def forward(self, **inputs: Any) -> Any:
-            passes.append("training" if self._orig_mod.training else "other")
-            return self._orig_mod(**inputs)
-
-    monkeypatch.setattr("krill.training.trainer.compile_callable", CompiledModel)
-    monkeypatch.setattr("krill.training.compute.head_loss.compile_callable", lambda function: function)
-    monkeypatch.setattr(liger, "check_kernels", lambda *_: None)
-    compiled = train_in(make_config("hardware.compile=true"), "compiled")
-    assert passes == ["training"] * 4
-    eager = train_in(make_config(), "eager")
-    for name in ("model", "checkpoints/checkpoint-4"):
-        actual, expected = (run / name / "model.safetensors" for run in (compiled, eager))
-        assert actual.read_bytes() == expected.read_bytes()
-
-
-@pytest.mark.slow
-def test_torch_compile_supports_the_loss() -> None:
-    model, inputs = build_llama(), make_batch()
-    inputs.pop("document_lengths")
-    expected = run_backward(model, HeadLoss(model), inputs)
-    loss, compiled = HeadLoss(model), torch.compile(model, backend="eager")
-    for _ in range(2):
-        model.zero_grad()
-        with loss.training_context():
-            value = compiled(**inputs).loss
-        value.backward()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-        assert_same((value.item(), gradients), expected, rel=1e-6)
-
-
 # --- kernels requested by name -----------------------------------------------------------------------------
 
 
