@@ -54,7 +54,8 @@ from krill.training.compute.context_parallel import (
     register_context_parallel_attention,
     select_tested_kernels,
 )
-from krill.training.compute.device import resolve_shard_size
+from krill.training.compute.device import apply_precision, resolve_shard_size
+from krill.training.compute.flash import activate_flash_attention
 from krill.training.compute.fsdp import (
     build_fsdp_arguments,
     check_checkpoint_sharding,
@@ -118,6 +119,8 @@ def _train_once(
         _check_equal_nodes(config)
         record = Record(folder, is_writer=ranks.is_rank0())
         setup = build_run_setup(config, folder, store, tokenizer, compute)
+        apply_precision(setup.precision)
+        activate_flash_attention(setup.attention_backend)
         branch = resolve_branch(config.branch) if config.branch else None
         restart = resolve_restart(branch, config) if branch else None
         own_checkpoint, corrupt = ranks.on_rank0(
@@ -132,8 +135,8 @@ def _train_once(
         if (parts := config.hardware.context_parallel) > 1:
             register_context_parallel_attention(setup.attention_backend, parts)
         model = _build_model(setup)
-        loss = build_loss(model, config.hardware.loss, setup.device.type)
-        kernels = apply_kernels(model, config.hardware, setup.device.type)
+        loss = build_loss(model, config.hardware.loss, setup.device.type, setup.is_compiled)
+        kernels = apply_kernels(model, config.hardware, setup.device.type, setup.is_compiled)
         if ranks.is_rank0():
             log_header(setup, model, checkpoint, restart, [f"loss {loss.name}", *kernels])
             write_param_groups(setup, model)
@@ -260,6 +263,7 @@ def _build_trainer(
         validation_set=_build_validation_set(setup, collator, stop),
         throughput=throughput,
         loss=loss,
+        is_compiled=setup.is_compiled,
         tokenizer=setup.tokenizer,
         restart=restart,
         epochs_at=setup.epochs_at,

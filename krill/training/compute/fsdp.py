@@ -10,7 +10,6 @@ which any number of ranks can load.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
 from krill.errors import UsageError
 
@@ -85,33 +84,6 @@ def shard_embeddings(trainer: Trainer) -> None:
     fully_shard(embedding, **options)
     if head is not None:
         fully_shard(head, reshard_after_forward=False, **options)
-
-
-def compile_blocks(model: PreTrainedModel, **options: Any) -> None:
-    """Compiles the forward pass of each decoder layer in training mode, before accelerate shards the model.
-
-    Compiled as a whole, a sharded model would break its graph at every layer, where weights are gathered. The layers
-    are compiled in place: parameters keep their names, and the hooks that gather the weights run.
-
-    Args:
-        options: Options of torch.compile.
-
-    Raises:
-        UsageError: the model does not name its decoder layers.
-    """
-    blocks = [block for block in model.modules() if type(block).__name__ in (model._no_split_modules or ())]
-    if not blocks:
-        raise UsageError(
-            f"hardware.compile: {type(model).__name__} does not name its layers in _no_split_modules, and a sharded "
-            "model is compiled layer by layer; use hardware.compile=false"
-        )
-    for block in blocks:
-        block._compiled_call_impl = _compile_in_training(block, options)
-
-
-def _compile_in_training(block: torch.nn.Module, options: dict[str, Any]) -> Callable[..., Any]:
-    compiled = torch.compile(block._call_impl, **options)
-    return lambda *args, **kwargs: (compiled if block.training else block._call_impl)(*args, **kwargs)
 
 
 def check_checkpoint_sharding(checkpoint: Path, sharding: str, world_size: int) -> None:

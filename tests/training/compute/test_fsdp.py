@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from krill.training.compute import compilation
 from krill.training.compute.ddp import configure_ddp
-from krill.training.compute.fsdp import compile_blocks
 
 IDS = torch.arange(24).view(2, 12)
 
@@ -28,7 +29,8 @@ def build_sharded_llama(compiler: CompileCounter | None) -> Any:
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     if compiler is not None:
-        compile_blocks(model, backend=compiler)
+        with patch.object(compilation, "BACKEND", compiler):
+            compilation.compile_blocks(model)
     for layer in model.model.layers:
         fully_shard(layer)
     return fully_shard(model)
