@@ -124,12 +124,6 @@ def _foreach(name: str, *args: Any, **kwargs: Any) -> list[float]:
     return (tensors if name.endswith("_") else result)[0].tolist()
 
 
-def _is_compiled_call_used() -> bool:
-    module = torch.nn.Identity()
-    module._compiled_call_impl = lambda x: x + 1  # type: ignore[assignment]
-    return bool(module(1) == 2)
-
-
 def _fused_sgd(found_inf: float) -> list[float]:
     tensor = torch.ones(2)
     torch._fused_sgd_(
@@ -233,7 +227,6 @@ ATTRIBUTES: dict[str, tuple[Callable[[], bool], str]] = {
     "transformers.PreTrainedModel._supports_attention_backend": (
         lambda: PreTrainedModel._supports_attention_backend is False, "krill/models/isolation.py",
     ),
-    "torch.nn.Module._compiled_call_impl": (_is_compiled_call_used, "krill/training/compute/fsdp.py"),
     "transformers.PreTrainedModel._is_stateful": (
         lambda: PreTrainedModel._is_stateful is False, "krill/models/isolation.py",
     ),
