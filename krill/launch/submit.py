@@ -127,7 +127,7 @@ def _build_submission(folder: Path, jobs: Sequence[SubmittedJob]) -> Submission:
 
 def _build_request(job: SubmittedJob) -> dict[str, Any]:
     """Returns the sbatch parameters of a job."""
-    launcher = OmegaConf.to_container(job.hydra.launcher, resolve=True)
+    launcher = OmegaConf.to_container(job.composition.hydra.launcher, resolve=True)
     assert isinstance(launcher, dict)
     options = {str(key): value for key, value in launcher.items() if key != "_target_"}
     return build_sbatch_parameters(
