@@ -87,7 +87,7 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "hydra._internal.core_plugins.file_config_source:FileConfigSource.load_config": (
         ("self", "config_path"), "krill/cli/compose.py",
     ),
-    "omegaconf.base:parse": (("value",), "krill/sweep/composer.py"),
+    "omegaconf.base:parse": (("value", "parser_rule", "lexer_mode"), "krill/sweep/composer.py"),
     "omegaconf._utils:get_yaml_loader": ((), "krill/config/yaml_files.py"),
     "hydra._internal.config_loader_impl:ConfigLoaderImpl._apply_overrides_to_config": (
         ("overrides", "cfg"), "krill/sweep/composer.py",

@@ -10,12 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krill import errors
 from krill.cli import app
-from krill.cli.runs_parser import FILTER_STATES, build_parser
+from krill.cli.completion import complete, is_completion
+from krill.cli.runs_parser import FILTER_STATES, build_parser, list_choices
 from krill.config.paths import get_outputs_root
 from krill.errors import UsageError
 from krill.terminal import escape_control_characters
@@ -35,6 +37,8 @@ def _run_subcommand(command_line: Sequence[str]) -> int:
     subcommands = {
         "list": _list, "show": _show, "compare": _compare, "watch": _watch, "tail": _tail, "cancel": _cancel
     }  # fmt: skip
+    if is_completion(command_line):
+        return complete(command_line, partial(list_choices, subcommands))
     arguments = build_parser(subcommands).parse_args(list(command_line) or ["list"])
     exit_code: int = arguments.subcommand(arguments)
     return exit_code
