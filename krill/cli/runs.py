@@ -153,9 +153,9 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _tail(arguments: argparse.Namespace) -> int:
+    from krill.config.paths import relative_path
     from krill.runs.find import Run
     from krill.runs.log_tail import follow_log, read_tail
-    from krill.runs.record import relative_path
     from krill.runs.run_state import find_log_file
 
     def has_log(item: RunOrGroup) -> bool:
@@ -184,8 +184,8 @@ def _escape(text: str) -> str:
 
 def _wait_for_log(folder: Path, rank: int, wait: bool) -> Path:
     """Returns the log of a run; with `wait`, waits for it while the run is active. Raises UsageError without one."""
+    from krill.config.paths import relative_path
     from krill.runs.log_tail import LOG_POLL_SECONDS
-    from krill.runs.record import relative_path
     from krill.runs.run_state import (
         ACTIVE_STATES,
         find_log_file,
@@ -209,9 +209,9 @@ def _wait_for_log(folder: Path, rank: int, wait: bool) -> Path:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
+    from krill.config.paths import relative_path
     from krill.runs.cancel import cancel
     from krill.runs.find import Run, expand_runs
-    from krill.runs.record import relative_path
     from krill.runs.run_state import ACTIVE_STATES, get_run_states
 
     def is_active(item: RunOrGroup) -> bool:

@@ -68,8 +68,8 @@ def _plan_folder(
 
     Raises UsageError if the folder cannot be claimed.
     """
+    from krill.config.paths import relative_path
     from krill.launch.identity import compute_identity
-    from krill.runs.record import relative_path
 
     identity = invocation.identity or compute_identity("train", config, inputs)
     if invocation.is_sweep_point:
@@ -86,9 +86,10 @@ def _run_on_rank0(
 ) -> float | None:
     """Claims the run folder, prepares tokenizer and tokens, records the run, and trains with the other ranks."""
     from krill.cli.config_diff import diff_from_experiment, diff_from_last_start
+    from krill.config.paths import relative_path
     from krill.launch.identity import compute_identity
     from krill.runs.hub import check_hub_access, download_checkpoint, find_remote_checkpoint
-    from krill.runs.record import Record, relative_path
+    from krill.runs.record import Record
     from krill.training import ranks
     from krill.training.checkpoint.hub_upload import push_finished_run
 

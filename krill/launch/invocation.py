@@ -191,9 +191,10 @@ class Invocation(ABC):
         A sweep's point records its state and its result in its own folder instead, which `work` then gets. `inputs`:
         those of `config`, if the command has any.
         """
+        from krill.config.paths import relative_path
         from krill.launch.identity import compute_identity
         from krill.runs.claim import claim
-        from krill.runs.record import Record, is_done, relative_path
+        from krill.runs.record import Record, is_done
 
         if not self.is_sweep_point:
             self.print_result_folder(work(self.resolve_folder(config.output, "")))
@@ -229,7 +230,7 @@ class Invocation(ABC):
     def print_result_folder(self, folder: Path) -> None:
         """Prints the last line of standard output, the folder of the result; a sweep prints its own instead."""
         if not self.is_sweep_point:
-            from krill.runs.record import relative_path
+            from krill.config.paths import relative_path
 
             print(relative_path(folder))
 

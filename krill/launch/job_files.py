@@ -53,7 +53,8 @@ def label_points(points: Sequence[Point]) -> list[str]:
 
 def skip_finished(points: Sequence[Point]) -> list[Point]:
     """Returns the points that are not finished; logs the others."""
-    from krill.runs.record import is_done, relative_path
+    from krill.config.paths import relative_path
+    from krill.runs.record import is_done
 
     unfinished = []
     for point in points:

@@ -19,11 +19,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from krill.config.paths import relative_path
 from krill.config.schema import HubConfig, TrainConfig
 from krill.errors import DONE, KrillError, UsageError
 from krill.manifest import CHECKPOINT_MANIFEST
 from krill.runs import checkpoints
-from krill.runs.record import Record, now, read_status, relative_path
+from krill.runs.record import Record, now, read_status
 
 HUB_CHECKPOINT_FOLDER = "last-checkpoint"
 JSONL_FILES = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")

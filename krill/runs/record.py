@@ -22,6 +22,7 @@ import yaml
 
 import krill
 from krill import atomic, errors
+from krill.config.paths import relative_path
 from krill.config.secrets import mask_secrets
 from krill.errors import KrillError, SignalInterrupt
 from krill.runs.slurm import get_current_job
@@ -108,14 +109,6 @@ def is_done(folder: Path) -> bool:
     status = read_status(folder) or {"state": ""}
     # The result of a task does not exist before all tasks are merged.
     return status["state"] == "finished" and Path(status.get("result") or folder).exists()
-
-
-def relative_path(folder: Path) -> Path:
-    """Returns `folder` relative to the working directory if it is inside it, else unchanged."""
-    try:
-        return folder.relative_to(Path.cwd())
-    except ValueError:
-        return folder
 
 
 def get_validation_loss(status: dict[str, Any]) -> float | None:

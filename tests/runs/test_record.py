@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from krill.config.paths import relative_path
 from krill.config.schema import Section
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.runs.claim import claim
@@ -28,7 +29,6 @@ from krill.runs.record import (
     read_metrics,
     read_status,
     read_validations,
-    relative_path,
     write_jsonl,
 )
 
