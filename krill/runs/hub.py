@@ -154,6 +154,11 @@ def _create_commit(api: Any, hub: HubConfig, files: dict[str, Any], message: str
 # --- resume ------------------------------------------------------------------------------------------------
 
 
+def may_resume_from_hub(config: TrainConfig) -> bool:
+    """Returns whether a run looks for a newer checkpoint on the Hub before it starts."""
+    return config.resume == "remote" or (config.resume == "auto" and config.hub.checkpoints)
+
+
 def find_remote_checkpoint(config: TrainConfig, signature: str) -> HubCheckpoint | None:
     """Returns the checkpoint on the Hub from which the run of `signature` can resume, or None.
 
@@ -165,7 +170,7 @@ def find_remote_checkpoint(config: TrainConfig, signature: str) -> HubCheckpoint
         KrillError: with resume=remote, the Hub cannot be reached.
     """
     is_required = config.resume == "remote"
-    if not is_required and not (config.resume == "auto" and config.hub.checkpoints):
+    if not may_resume_from_hub(config):
         return None
     assert config.hub.id is not None
     try:

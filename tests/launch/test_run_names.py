@@ -137,3 +137,16 @@ def test_numbers_in_yaml_name_a_run_only_if_no_digit_is_lost(key: str) -> None:
     assert getattr(validate_config(TrainConfig, composed), key) == "12345678"
     with pytest.raises(UsageError, match=rf"{key}: 10000000000\.0 is read as a number; put .* in quotes"):
         validate_config(TrainConfig, compose_config("train", [f"{key}=1e10"]))
+
+
+def test_a_run_is_logged_unless_the_configuration_is_only_printed(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "krill")
+    Path(run, ".hydra").mkdir()
+    Path(run, ".hydra/overrides.yaml").write_text("- lr=0.5\n")
+    for key in ("from", "continue"):
+        for flags in (["--cfg", "job"], []):
+            assert normalize_overrides("train", parse_arguments([*flags, f"{key}=trunk", "steps=9"]))
+            assert caplog.messages == ([] if flags else [f"{key:<11} {run}"])
+            caplog.clear()
