@@ -57,7 +57,7 @@ from krill.data.prepare import prepare_store, prepare_task_parts
 from krill.data.store import SPLITS, Store
 from krill.errors import DONE, KrillError
 from krill.inference.load import load_model_and_tokenizer
-from krill.launch.invocation import SingleRun, SubmittedJob
+from krill.launch.invocation import Composition, SingleRun, SubmittedJob
 from krill.launch.job_files import read_job_file, write_job_files
 from krill.models.pretrained import hash_model, load_pretrained_model
 from krill.runs import checkpoints
@@ -393,13 +393,18 @@ def make_submission(saved: Saved) -> Subject:
     hydra = {
         "job": {"config_name": "preprocess"}, "overrides": {"task": saved.overrides}, "runtime": {"choices": {}}
     }  # fmt: skip
-    job = SubmittedJob(SingleRun(composed, OmegaConf.create(hydra)), saved.config)
+    job = SubmittedJob(SingleRun(Composition(composed, OmegaConf.create(hydra))), saved.config)
     write_job_files(folder, [job])
     write_checksummed_json(folder / JOBS_FILE, {"0": "17"})
 
     def read_job() -> tuple[str, Any]:
         read = read_job_file(folder, 0, is_on_slurm=True)
-        return "", [read.command, read.overrides, read.config, OmegaConf.to_container(read.composed_config)]
+        return "", [
+            read.command,
+            read.overrides,
+            read.config,
+            OmegaConf.to_container(read.composition.config),
+        ]
 
     def show() -> tuple[str, Any]:
         status = read_submission_status(folder)

@@ -91,6 +91,7 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
         ("self", "config_path"), "krill/cli/compose.py",
     ),
     "hydra._internal.hydra:Hydra.get_mode": (("self", "config_name", "overrides"), "krill/cli/compose.py"),
+    "omegaconf.base:parse": (("value", "parser_rule", "lexer_mode"), "krill/sweep/composer.py"),
     "omegaconf._utils:get_yaml_loader": ((), "krill/config/yaml_files.py"),
     "hydra._internal.config_loader_impl:ConfigLoaderImpl._apply_overrides_to_config": (
         ("overrides", "cfg"), "krill/sweep/composer.py",

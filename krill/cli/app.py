@@ -206,10 +206,12 @@ def _run_with_hydra(
     positional_key: str | None,
     prepare_arguments: ArgumentHook | None,
 ) -> int:
-    from krill.cli import argv, compose
+    from krill.cli import argv, completion, compose
     from krill.sweep.session import Session
 
     parsed = argv.parse_arguments(arguments, positional_key)
+    if parsed.is_completion and completion.parse_request(parsed.overrides)[0] == "query":
+        completion.prepare_query(positional_key)
     folders = paths.find_user_config_dirs(parsed.config_dirs)
     if parsed.is_multirun and parsed.is_print_only:
         raise UsageError(

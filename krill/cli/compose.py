@@ -37,6 +37,7 @@ from krill.config.yaml_files import check_config_file
 from krill.errors import KrillError, UsageError
 
 if TYPE_CHECKING:
+    from krill.runs.resolve import Need
     from krill.sweep.session import Session
 
 OPTIONAL_GROUPS = ("filters", "experiment")
@@ -149,7 +150,6 @@ def normalize_overrides(command: str, arguments: ParsedArguments) -> list[str]:
 
 def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list[str]:
     """Returns overrides that train `run` for longer: its own, and a branch from its last checkpoint."""
-    from krill.launch.run_names import resolve_named_run
     from krill.runs.checkpoints import list_checkpoints, parse_step
     from krill.runs.claim import RESUME_MODES
     from krill.runs.resolve import CONTINUABLE
@@ -163,7 +163,7 @@ def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list
         raise UsageError(
             f"continue={run} starts from that run's last checkpoint: leave {redundant.pop()}= out"
         )
-    folder = Path(resolve_named_run("continue", run, CONTINUABLE))
+    folder = _resolve_run("continue", run, CONTINUABLE, arguments)
     checkpoint = list_checkpoints(folder / "checkpoints")[-1]
     step = parse_step(checkpoint)
     if arguments.get_value("steps") in (None, "null"):
@@ -175,6 +175,16 @@ def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list
     if "branch_schedule" not in arguments.get_keys():
         expanded.append("branch_schedule=auto")
     return [*expanded, *arguments.get_overrides_without("continue")]
+
+
+def _resolve_run(key: str, run: str, need: Need, arguments: ParsedArguments) -> Path:
+    """Returns the folder of the run that `key`=`run` names, and logs it unless only a configuration is printed."""
+    from krill.launch.run_names import resolve_named_run
+    from krill.runs.resolve import resolve_run_folder
+
+    if arguments.is_print_only:
+        return resolve_run_folder(key, run, get_outputs_root(), need)
+    return Path(resolve_named_run(key, run, need))
 
 
 def _prefix_free_key(override: str) -> str:
@@ -195,13 +205,10 @@ def _load_overrides_of_run(run: str, arguments: ParsedArguments) -> list[str]:
 
     A group that is chosen again drops all earlier overrides of its keys.
     """
-    from krill.launch.run_names import log_choice
     from krill.runs.record import read_overrides
-    from krill.runs.resolve import OVERRIDES, resolve_run_folder
+    from krill.runs.resolve import OVERRIDES
 
-    folder = resolve_run_folder("from", run, get_outputs_root(), OVERRIDES)
-    if folder != Path(run).expanduser() and not arguments.is_print_only:
-        log_choice("from", str(folder))
+    folder = _resolve_run("from", run, OVERRIDES, arguments)
     parsed = OverridesParser.create().parse_overrides(read_overrides(folder))
     overridden = arguments.get_keys()
     cleared = {key for pair in EXCLUSIVE_KEYS if overridden.intersection(pair) for key in pair}

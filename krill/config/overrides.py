@@ -22,6 +22,9 @@ TEXT_KEYS = ("name", "output", "branch", "data.name", "data.text_column", "model
         "tokenizer.name", "tokenizer.path", "hub.id", "store", "plot")  # fmt: skip
 """Keys whose value is text even if it looks like a number or a boolean: name=1e3."""
 
+TEXT_OR_BOOLEAN_KEYS = ("resume",)
+"""Keys whose value is true, false, or text even if it looks like a number: a signature may have only digits."""
+
 EXCLUSIVE_KEYS = (("steps", "epochs"), ("batch.tokens", "batch.gradient_accumulation_steps"))
 """Pairs of keys of which setting one clears the other."""
 
@@ -114,7 +117,9 @@ def quote_override(override: str) -> str:
     if key in LITERAL_KEYS:
         quoted = _quote_literal(value)
     elif key in TEXT_KEYS:
-        quoted = ",".join(map(_quote_text, _split_at_commas(value)))
+        quoted = _quote_texts(value, (bool, int, float))
+    elif key in TEXT_OR_BOOLEAN_KEYS:
+        quoted = _quote_texts(value, (int, float))
     else:
         quoted = _quote_unparsable(value)
     return override.removesuffix(value) + quoted
@@ -128,12 +133,22 @@ def _quote_literal(text: str) -> str:
     return _quote(escaped)
 
 
-def _quote_text(value: str) -> str:
-    """Quotes `value` unless Hydra reads it as text, null or a function call such as choice()."""
+def _quote_texts(value: str, types: tuple[type, ...]) -> str:
+    """Quotes each element of a sweep, or the only value, that Hydra reads as one of `types` instead of text.
+
+    null, and function calls other than choice(), stay as they are.
+    """
+    choice = _CHOICE.match(value)
+    elements = _split_at_commas(choice[1] if choice else value)  # a,b is the same sweep as choice(a,b)
+    quoted = ",".join(_quote_text(element, types) for element in elements)
+    return value if choice and quoted == choice[1] else quoted
+
+
+def _quote_text(value: str, types: tuple[type, ...]) -> str:
     if not _is_parsable(value):
         return _quote_unparsable(value)
     parsed = OverridesParser.create().parse_override(f"k={value}").value()
-    return _quote(value.strip()) if isinstance(parsed, (bool, int, float)) else value
+    return _quote(value.strip()) if type(parsed) in types else value
 
 
 def _quote_unparsable(value: str) -> str:

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from krill import atomic, manifest
+from krill.config.paths import relative_path
 from krill.config.signature import hash_file
 from krill.errors import KrillError
-from krill.runs.record import relative_path
 
 PARTIAL_FOLDER = ".partial"
 _NAME_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")

@@ -18,9 +18,10 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from krill.atomic import create_timestamped_folder
+from krill.config.paths import relative_path
 from krill.errors import UsageError
 from krill.runs import slurm
-from krill.runs.record import find_status_damage, read_status, relative_path
+from krill.runs.record import find_status_damage, read_status
 from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_state
 
 RESUME_MODES = ("auto", "local", "remote")

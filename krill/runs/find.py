@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from krill.checksum import ChecksumError, read_checksummed_json
+from krill.config.paths import relative_path
 from krill.errors import UsageError
 from krill.runs import slurm
-from krill.runs.record import find_status_damage, read_status, relative_path
+from krill.runs.record import find_status_damage, read_status
 from krill.runs.run_state import read_run_or_submission_status, read_submission_status
 
 log = logging.getLogger("krill")

@@ -19,12 +19,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from krill.checksum import format_checksummed_json
+from krill.config.paths import relative_path
 from krill.config.schema import HubConfig, TrainConfig
 from krill.errors import DONE, KrillError, UsageError
 from krill.manifest import CHECKPOINT_MANIFEST, read_file_manifest
 from krill.runs import checkpoints
 from krill.runs.line_checksums import get_checksum_file
-from krill.runs.record import Record, load_status, now, read_status, relative_path
+from krill.runs.record import Record, load_status, now, read_status
 
 HUB_CHECKPOINT_FOLDER = "last-checkpoint"
 JSONL_FILES = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")
@@ -154,6 +155,11 @@ def _create_commit(api: Any, hub: HubConfig, files: dict[str, Any], message: str
 # --- resume ------------------------------------------------------------------------------------------------
 
 
+def may_resume_from_hub(config: TrainConfig) -> bool:
+    """Returns whether a run looks for a newer checkpoint on the Hub before it starts."""
+    return config.resume == "remote" or (config.resume == "auto" and config.hub.checkpoints)
+
+
 def find_remote_checkpoint(config: TrainConfig, signature: str) -> HubCheckpoint | None:
     """Returns the checkpoint on the Hub from which the run of `signature` can resume, or None.
 
@@ -165,7 +171,7 @@ def find_remote_checkpoint(config: TrainConfig, signature: str) -> HubCheckpoint
         KrillError: with resume=remote, the Hub cannot be reached.
     """
     is_required = config.resume == "remote"
-    if not is_required and not (config.resume == "auto" and config.hub.checkpoints):
+    if not may_resume_from_hub(config):
         return None
     assert config.hub.id is not None
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from krill.runs.figure import drawn_figure
+from krill.figure import drawn_figure
 from krill.runs.record import read_metrics
 
 

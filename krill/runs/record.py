@@ -29,6 +29,7 @@ from krill.checksum import (
     write_checksummed_json,
     write_checksummed_text,
 )
+from krill.config.paths import relative_path
 from krill.config.secrets import mask_secrets
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.runs.line_checksums import LineChecksums, append_checksum, get_checksum_file, write_checksums
@@ -118,14 +119,6 @@ def is_done(folder: Path) -> bool:
     status = read_status(folder) or {"state": ""}
     # The result of a task does not exist before all tasks are merged.
     return status["state"] == "finished" and Path(status.get("result") or folder).exists()
-
-
-def relative_path(folder: Path) -> Path:
-    """Returns `folder` relative to the working directory if it is inside it, else unchanged."""
-    try:
-        return folder.relative_to(Path.cwd())
-    except ValueError:
-        return folder
 
 
 def get_validation_loss(status: dict[str, Any]) -> float | None:

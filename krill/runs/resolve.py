@@ -18,16 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from krill.config.paths import relative_path
 from krill.errors import UsageError
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.find import Run, RunGroup, RunOrGroup, expand_runs, get_time_key, run_at, runs_under
-from krill.runs.record import (
-    OVERRIDES_FILE,
-    find_status_damage,
-    get_validation_loss,
-    read_status,
-    relative_path,
-)
+from krill.runs.record import OVERRIDES_FILE, find_status_damage, get_validation_loss, read_status
 
 LAST, BEST = "last", "/best"
 

@@ -180,7 +180,7 @@ _DROPPED_FIRST = tuple(map(HEADER.index, ("train loss", "seconds", "bits/byte", 
 
 def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = False) -> list[str]:
     """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal."""
-    from krill.runs.record import relative_path
+    from krill.config.paths import relative_path
 
     differing = find_differing_overrides([row.overrides for row in rows])
     cells = [

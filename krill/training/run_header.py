@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from krill import atomic
+from krill.config.paths import relative_path
 from krill.config.schema import CustomModelConfig, CustomOptimizerConfig, OptimizerConfig, TrainConfig
 from krill.optim.groups import build_param_groups, list_parameter_assignments, summarize_groups
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
-from krill.runs.record import relative_path
 from krill.training import ranks
 from krill.training.compute.device import resolve_shard_size
 from krill.training.estimate import memory

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from krill.checksum import write_checksummed_text
+from krill.config.paths import relative_path
 from krill.config.schema import Section
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.runs.claim import claim
@@ -32,7 +33,6 @@ from krill.runs.record import (
     read_overrides,
     read_status,
     read_validations,
-    relative_path,
     write_jsonl,
 )
 

@@ -18,12 +18,13 @@ import torch
 from pydantic import ValidationError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from krill.config.paths import relative_path
 from krill.config.schema import TrainConfig
 from krill.config.signature import compute_signature
 from krill.errors import UsageError
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
-from krill.runs.record import find_status_damage, read_config, read_status, relative_path
+from krill.runs.record import find_status_damage, read_config, read_status
 from krill.training.batch_shape import resolve_batch_shape
 
 CHANGEABLE_KEYS = {"steps", "epochs", "scheduler", "branch", "stop", "export_dtype"}

@@ -16,7 +16,8 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import rewrite_logs
 
+from krill.config.paths import relative_path
 from krill.config.schema import CustomOptimizerConfig, TrainConfig
 from krill.config.secrets import mask_secrets
 from krill.errors import UsageError
@@ -34,7 +36,7 @@ from krill.optim.groups import build_param_groups, summarize_groups
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs.compare import flatten_config
 from krill.runs.find import RunGroup, is_sweep, run_at
-from krill.runs.record import Record, relative_path
+from krill.runs.record import Record
 from krill.runs.table import exclude_shared_overrides
 from krill.training import ranks
 from krill.training.setup import RunSetup
@@ -89,15 +91,19 @@ class Trackers(TrainerCallback):
     def __init__(self, names: Iterable[str], run: TrackedRun):
         self.names, self.run = names, run
         self.open_trackers: list[Tracker] = []
+        self._exits = ExitStack()
 
     def __enter__(self) -> Trackers:
-        for name in self.names:
-            self.open_trackers.append(TRACKERS[name](self.run))
+        with ExitStack() as exits:  # if one cannot be opened, those before it are closed
+            for name in self.names:
+                tracker = TRACKERS[name](self.run)
+                exits.push(partial(_close_tracker, tracker))
+                self.open_trackers.append(tracker)
+            self._exits = exits.pop_all()
         return self
 
-    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
-        for tracker in self.open_trackers:
-            tracker.close(error_type is not None)
+    def __exit__(self, *error: Any) -> None:
+        self._exits.__exit__(*error)
 
     def on_log(
         self,
@@ -123,6 +129,10 @@ class Trackers(TrainerCallback):
     def _log_folder(self, kind: str, folder: Path) -> None:
         for tracker in self.open_trackers:
             tracker.log_folder(kind, folder)
+
+
+def _close_tracker(tracker: Tracker, error_type: type[BaseException] | None, *_: object) -> None:
+    tracker.close(error_type is not None)
 
 
 class TensorBoardTracker:

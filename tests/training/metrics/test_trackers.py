@@ -57,6 +57,33 @@ def test_nothing_is_uploaded_by_default(make_config: Any, tmp_path: Path, prepar
     assert run_module._build_training_arguments(setup).report_to == []
 
 
+def test_trackers_are_closed_if_another_cannot_be_opened_or_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[tuple[str, bool]] = []
+
+    def make_tracker(name: str) -> Any:
+        def close(failed: bool) -> None:
+            closed.append((name, failed))
+            if name == "b":
+                raise OSError("disk full")
+
+        return lambda run: SimpleNamespace(close=close)
+
+    def refuse(run: Any) -> Any:
+        raise OSError("no network")
+
+    monkeypatch.setattr(trackers, "TRACKERS", {"a": make_tracker("a"), "b": make_tracker("b"), "c": refuse})
+    run: Any = None
+    with pytest.raises(OSError, match="no network"), trackers.Trackers(["a", "c"], run):
+        pass
+    assert closed == [("a", True)]
+    with pytest.raises(OSError, match="disk full"), trackers.Trackers(["a", "b"], run):
+        closed.clear()
+    assert sorted(closed) == [("a", True), ("b", False)]
+    with trackers.Trackers(["a"], run):
+        closed.clear()
+    assert closed == [("a", False)]
+
+
 def test_tensorboard_gets_the_configuration_of_krill(krill_train: Any) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
