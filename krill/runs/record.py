@@ -331,8 +331,10 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     checksums = LineChecksums(file)
     try:
         lines = file.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        lines = []
+    except FileNotFoundError as error:
+        if checksums.has_lost_lines(0):
+            raise _build_jsonl_error(file, "it is missing") from error
+        return []
     values, end = [], 0
     for number, line in enumerate(lines, start=1):
         end += len(line) + 1
@@ -357,10 +359,13 @@ def _parse_line(line: bytes, is_valid: bool) -> dict[str, Any]:
 
 def _build_jsonl_error(file: Path, reason: str) -> UsageError:
     checksums = get_checksum_file(file)
-    also = f", remove {relative_path(checksums)}" if checksums.exists() else ""
+    repair = (
+        f"repair it and remove {relative_path(checksums)}"
+        if checksums.exists()
+        else "repair or remove this line"
+    )
     return UsageError(
-        f"{relative_path(file)} is damaged: {reason}. Restore the file, or repair or remove this line{also}, and run "
-        "the same command again"
+        f"{relative_path(file)} is damaged: {reason}. Restore the file, or {repair}, and run the same command again"
     )
 
 

@@ -300,7 +300,7 @@ def test_lost_lines_are_an_error_but_not_what_a_kill_leaves(metrics: Path) -> No
     Record(metrics.parent).append_metrics(lines[2])
     assert metrics.read_bytes() == content
     metrics.unlink()
-    with pytest.raises(UsageError, match="its end is missing, after line 0"):
+    with pytest.raises(UsageError, match=r"it is missing.* remove .*\.checksums"):
         read_jsonl(metrics)
     checksums.unlink()
     assert read_jsonl(metrics) == []
