@@ -104,6 +104,9 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the work is done, though nobody reads its result
         _discard_stdout()
+    except OSError as error:  # a full disk
+        _discard_stdout()
+        return print_error(command, KrillError(_describe_filesystem_error(error)))
     return code
 
 
@@ -138,9 +141,9 @@ def _is_filesystem_error(error: Exception) -> TypeGuard[OSError]:
 
 
 def _describe_filesystem_error(error: OSError) -> str:
-    path = f"{error.filename}: " if error.filename else ""
+    path = error.filename or "standard output or the folder of the result"  # an open file has no name
     remedy = "free some space and run the same command again" if error.errno in _FULL_ERRNOS else "fix that"
-    return f"{path}{error.strerror}; {remedy}, or set output= to another folder"
+    return f"{path}: {error.strerror}; {remedy}, or set output= to another folder"
 
 
 def _signal_scope(command: str) -> AbstractContextManager[None]:
