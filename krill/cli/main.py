@@ -31,7 +31,7 @@ def main() -> int:
         from krill.config.suggestions import suggest
 
         hint = suggest(name, (*COMMANDS, *COMMAND_ALIASES), "krill {}")
-        print(f"krill: error: no command '{name}'. {hint}", file=sys.stderr)
+        print_wrapped(f"krill: error: no command '{name}'. {hint}", sys.stderr)
         return USAGE
     del sys.argv[1]
     return importlib.import_module(f"krill.cli.{command}").main()

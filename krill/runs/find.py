@@ -53,15 +53,17 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """Reads sweep.json; empty if it is missing. Raises KrillError if it is damaged."""
+    """Reads sweep.json; empty if it is missing. Raises KrillError if it is damaged or cannot be read."""
     file = folder / "sweep.json"
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
             raise ValueError("it has no keys")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise KrillError(f"{relative_path(file)} cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise KrillError(
             f"{relative_path(file)} is damaged ({error}); remove it, and run the command of the sweep again: "
             "finished points are not repeated"

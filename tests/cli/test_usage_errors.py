@@ -210,6 +210,27 @@ def test_standard_output_on_a_full_disk_is_an_error(
     full.close()
 
 
+@pytest.mark.parametrize(
+    ("outputs", "problem"), [("file/x", "Not a directory"), ("f" * 300, "File name too long")]
+)
+def test_a_sweep_whose_folder_cannot_be_created_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outputs: str,
+    problem: str,
+):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setenv("KRILL_OUTPUTS", outputs)
+    assert app.main("train", train.run_task, ["-m", "seed=0,1"]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("krill-train: error: ")
+    assert f"{outputs}/sweeps/llama_nano" in message
+    assert problem in message
+
+
 def test_infer_without_standard_input_asks_for_a_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
