@@ -117,7 +117,14 @@ def run_hydra(command: str, session: Session, arguments: Sequence[str], folders:
     """Runs Hydra, which calls `session` for a single run or hands it to krill's sweeper."""
     set_search_path(folders)
     sys.argv = [f"krill-{command}", *arguments]
-    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(session)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(session)()
+    except KeyError as error:
+        if not _is_variable_that_hydra_copies(error):
+            raise
+        raise UsageError(
+            f"hydra.job.env_copy: the environment variable {error.args[0]} is not set; set it, or leave it out"
+        ) from error
 
 
 def compose_config(command: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
@@ -228,6 +235,12 @@ def is_usage_error(error: BaseException) -> bool:
     return isinstance(error, (HydraException, OmegaConfBaseException)) or (
         not isinstance(error, (KrillError, OSError)) and _get_raising_module(error) in ("hydra", "omegaconf")
     )
+
+
+def _is_variable_that_hydra_copies(error: KeyError) -> bool:
+    """Returns whether Hydra's loader looked `error` up in os.environ, for hydra.job.env_copy."""
+    modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return modules[-2:] == ["hydra._internal.config_loader_impl", "os"]
 
 
 def _get_raising_module(error: BaseException) -> str:

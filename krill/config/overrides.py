@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -47,6 +47,24 @@ def get_override_value(override: str) -> str:
     """Returns the value of `override` as written, or an empty string if it has none."""
     match = OVERRIDE_PATTERN.match(override)
     return match["value"] if match else ""
+
+
+def list_overridden_keys(override: str) -> list[str]:
+    """Returns the key that `override` sets or removes, and the dotted keys in its value if that is a mapping."""
+    key = get_override_key(override)
+    quoted = quote_override(override)
+    if "{" not in quoted or not _is_parsable(get_override_value(quoted)):
+        return [key]
+    value = OverridesParser.create().parse_override(f"k={get_override_value(quoted)}").value()
+    return [key, *(f"{key}.{name}" for name in iterate_dotted_keys(value))]
+
+
+def iterate_dotted_keys(values: Any, prefix: str = "") -> Iterator[str]:
+    """Yields every dotted key of a nested mapping, sections included."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from iterate_dotted_keys(value, f"{prefix}{key}.")
 
 
 def replace_key(override: str, key: str, new_key: str) -> str:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from krill.atomic import write_json
+from krill.atomic import create_folder, write_json
 from krill.config.schema import DataConfig
 from krill.config.signature import compute_signature
 from krill.data import contamination, engines, store
@@ -140,7 +140,7 @@ def _build_context(
         )
     signature = compute_store_signature(data, tokenizer.signature, source.fingerprint)
     context = PreparationContext(source, data, tokenizer, folder / "parts", signature)
-    context.folder.mkdir(parents=True, exist_ok=True)
+    create_folder(context.folder)
     return context, source.list_parts()
 
 

@@ -54,17 +54,18 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """Reads sweep.json; empty if it is missing. Raises UsageError if it is damaged."""
+    """Reads sweep.json; empty if it is missing. Raises UsageError if it is damaged or cannot be read."""
     file = folder / "sweep.json"
     try:
         return read_checksummed_json(file, lambda record: "checksum" not in record)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ChecksumError) as error:
-        problem = error.problem if isinstance(error, ChecksumError) else f"cannot be read ({error.strerror})"
+    except OSError as error:
+        raise UsageError(f"{relative_path(file)} cannot be read ({error.strerror})") from error
+    except ChecksumError as error:
         raise UsageError(
-            f"{relative_path(file)} {problem}; remove it, and run the command of the sweep again: finished points "
-            "are not repeated"
+            f"{relative_path(file)} {error.problem}; remove it, and run the command of the sweep again: finished "
+            "points are not repeated"
         ) from error
 
 

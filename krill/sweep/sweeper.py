@@ -119,7 +119,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             sweep.record_invalid_points(format_point_errors(errors))
         sweep.set_batch([point for point in points if point])
         if not sweep.dry_run:
-            sweep.folder.mkdir(parents=True, exist_ok=True)
+            atomic.create_folder(sweep.folder)
             OmegaConf.save(mask_config(self.config), sweep.folder / "multirun.yaml")
             _write_sweep_json(self.config, sweep, search, arguments)
         if not sweep.batch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from krill.data.order import row_at
 from krill.data.packing import Row, Rows
 from krill.data.store import Split
+from krill.errors import KrillError
 from krill.signals import die_with_parent
 from krill.training.batch_shape import BatchShape
 from krill.training.compute import attention
@@ -146,6 +149,28 @@ def map_tokens_to_sources(rows: Rows, segment_sources: np.ndarray, indices: list
         tokens = np.repeat(segment_sources[segments], rows.lengths[segments])
         sources[position, : len(tokens)] = tokens
     return torch.from_numpy(sources)
+
+
+_LOST_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?:is killed by signal: (?P<signal>[^.]+)|exited)"
+)
+
+
+@contextmanager
+def name_lost_workers() -> Iterator[None]:
+    """Raises KrillError, instead of torch's error, when a process that loads rows was killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        messages = (str(error), str(error.__cause__), str(error.__context__))
+        lost = [match for match in map(_LOST_WORKER.search, messages) if match]
+        if not lost:
+            raise
+        signal = next((f"was killed ({match['signal']})" for match in lost if match["signal"]), "ended")
+        raise KrillError(
+            f"a process that loads rows (process {lost[0]['pids']}) {signal}. If memory is too small, use fewer "
+            "hardware.workers, or hardware.workers=0; the same command resumes from the last checkpoint"
+        ) from error
 
 
 def build_dataloader(

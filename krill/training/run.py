@@ -35,6 +35,7 @@ from krill.training.batches import (
     build_dataloader,
     map_segments_to_sources,
     map_tokens_to_sources,
+    name_lost_workers,
 )
 from krill.training.callbacks.early_stopping import EarlyStopping
 from krill.training.callbacks.heartbeat import Heartbeat
@@ -101,7 +102,7 @@ def run_training(
         compute = resolve_compute_setup(config)
         check_context_parallel(config, compute.attention_backend)
     config = config.model_copy(update={"hardware": select_tested_kernels(config.hardware)})
-    with heartbeat, ranks.process_group(compute.device):
+    with heartbeat, ranks.process_group(compute.device), name_lost_workers():
         return retry_on_oom(
             lambda attempt: _train_once(attempt, folder, store, tokenizer, compute, stop, heartbeat),
             config,

@@ -15,8 +15,8 @@ import netrc
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +29,7 @@ from transformers.integrations import rewrite_logs
 
 from krill.config.paths import relative_path
 from krill.config.schema import CustomOptimizerConfig, TrainConfig
-from krill.config.secrets import mask_secrets
+from krill.config.secrets import mask_secrets, mask_text
 from krill.errors import UsageError
 from krill.extras import format_install_command
 from krill.optim.groups import build_param_groups, summarize_groups
@@ -211,14 +211,15 @@ class WandbTracker:
             "reinit": "finish_previous",
         }
         mode = _choose_wandb_mode(wandb)
-        try:
-            self.run = wandb.init(**arguments, mode=mode)
-        except wandb.Error as error:
-            if mode == "offline":
-                raise
-            log.warning("wandb       cannot be reached (%s)", " ".join(str(error).split()))
-            mode = "offline"
-            self.run = wandb.init(**arguments, mode=mode)
+        with _mask_command_line():
+            try:
+                self.run = wandb.init(**arguments, mode=mode)
+            except wandb.Error as error:
+                if mode == "offline":
+                    raise
+                log.warning("wandb       cannot be reached (%s)", " ".join(str(error).split()))
+                mode = "offline"
+                self.run = wandb.init(**arguments, mode=mode)
         if mode == "offline":
             log.info(
                 "wandb       offline; to upload this run: wandb sync %s",
@@ -300,6 +301,17 @@ def _find_sweep(folder: Path) -> tuple[str | None, list[str]]:
     differing = exclude_shared_overrides([run.sweep_entry.get("overrides") or [] for run in sweep.runs])
     by_folder = dict(zip((run.folder for run in sweep.runs), differing, strict=True))
     return sweep.folder.name, by_folder.get(folder, [])
+
+
+@contextmanager
+def _mask_command_line() -> Iterator[None]:
+    """Hides the secrets of the command line, which W&B records with the run."""
+    arguments = sys.argv
+    sys.argv = [mask_text(argument) for argument in arguments]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
 
 
 def _choose_wandb_mode(wandb: Any) -> str | None:

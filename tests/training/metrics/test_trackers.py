@@ -149,7 +149,7 @@ class FakeWandb(ModuleType):
     def init(self, **arguments: Any) -> Any:
         if arguments["mode"] is None and not self.is_reachable:
             raise self.Error("no route\nto host")
-        self.calls.append(arguments)
+        self.calls.append(arguments | {"command_line": sys.argv})
         return SimpleNamespace(
             id=arguments["id"], dir=f"{arguments['dir']}/wandb/x/files", define_metric=lambda *_, **__: None,
             log=self.lines.append, finish=lambda exit_code: self.exit_codes.append(exit_code),
@@ -187,6 +187,16 @@ def test_a_resumed_run_is_one_run_of_wandb(
         [line["epoch"] for line in read_metrics(run)], abs=1e-6
     )
     assert "offline; to upload this run: wandb sync" in capsys.readouterr().err
+
+
+def test_wandb_records_the_command_line_without_secrets(
+    make_run_of_sweep: Any, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command_line = ["krill-train", "lr=1e-3", "+hydra.job.env_set.WANDB_API_KEY=secret"]
+    monkeypatch.setattr(sys, "argv", command_line)
+    trackers.WandbTracker(make_run_of_sweep("a"))
+    assert wandb.calls[0]["command_line"] == [*command_line[:2], "+hydra.job.env_set.WANDB_API_KEY=***"]
+    assert sys.argv == command_line
 
 
 def test_points_of_a_sweep_are_a_group_with_tags(make_run_of_sweep: Any, wandb: FakeWandb) -> None:
