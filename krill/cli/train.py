@@ -33,6 +33,7 @@ def run_task(composed: Any) -> float | None:
 
 def train(config: TrainConfig, invocation: Invocation) -> float | None:
     """Checks what can be checked, then trains on all ranks; rank 0 claims the folder and prepares the data."""
+    from krill.launch.devices import configure_cuda_allocator
     from krill.launch.identity import raise_if_task
     from krill.launch.slurm_env import export_torchrun_env
 
@@ -47,6 +48,7 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
         print_wrapped("\n".join(lines))
         return None
     export_torchrun_env()
+    configure_cuda_allocator(config.device)
 
     with paused_garbage_collection():
         from krill.training import ranks

@@ -119,7 +119,7 @@ class RowCollator:
             "input_ids": torch.from_numpy(np.stack([row.input_ids for row in rows])),
             "position_ids": torch.from_numpy(np.stack([row.position_ids for row in rows])),
             "labels": torch.from_numpy(np.stack([row.labels for row in rows])),
-            **attention.build_boundary_kwargs(self.backend, lengths, self.device),
+            **attention.build_boundary_kwargs(self.backend, lengths, len(rows[0].input_ids), self.device),
         }
 
 

@@ -86,7 +86,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Frees unreferenced memory: model, optimizer and trainer refer to each other in cycles."""
+    """Frees unreferenced memory: model, optimizer and trainer refer to each other in cycles.
+
+    Compiled code is for the size that did not fit: without a reset, the next attempt would be compiled for any size,
+    with slower kernels.
+    """
+    torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

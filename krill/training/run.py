@@ -47,6 +47,8 @@ from krill.training.checkpoint.export import raise_if_model_is_link
 from krill.training.checkpoint.hub_upload import HubUploader
 from krill.training.checkpoint.retention import CheckpointRetention
 from krill.training.compute.attention import get_attn_implementation
+from krill.training.compute.device import apply_precision
+from krill.training.compute.flash import activate_flash_attention
 from krill.training.compute.fsdp import (
     build_fsdp_arguments,
     check_checkpoint_sharding,
@@ -107,6 +109,8 @@ def _train_once(
         ranks.on_rank0(lambda: raise_if_model_is_link(folder))
         record = Record(folder, is_writer=ranks.is_rank0())
         setup = build_run_setup(config, folder, store, tokenizer, compute)
+        apply_precision(setup.precision)
+        activate_flash_attention(setup.attention_backend)
         branch = resolve_branch(config.branch) if config.branch else None
         restart = resolve_restart(branch, config) if branch else None
         own_checkpoint, corrupt = ranks.on_rank0(
@@ -119,8 +123,8 @@ def _train_once(
         record.truncate_metrics(checkpoints.parse_step(checkpoint) if checkpoint else 0, started_in)
 
         model = _build_model(setup)
-        loss = build_loss(model, config.hardware.loss, setup.device.type)
-        kernels = apply_kernels(model, config.hardware, setup.device.type)
+        loss = build_loss(model, config.hardware.loss, setup.device.type, setup.is_compiled)
+        kernels = apply_kernels(model, config.hardware, setup.device.type, setup.is_compiled)
         if ranks.is_rank0():
             log_header(setup, model, checkpoint, restart, [f"loss {loss.name}", *kernels])
             write_param_groups(setup, model)
@@ -232,6 +236,7 @@ def _build_trainer(
         validation_set=_build_validation_set(setup, collator, stop),
         throughput=throughput,
         loss=loss,
+        is_compiled=setup.is_compiled,
         tokenizer=setup.tokenizer,
         restart=restart,
         epochs_at=setup.epochs_at,

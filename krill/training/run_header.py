@@ -50,12 +50,20 @@ def log_header(
         log.info("schedule    %s", format_restart(config, setup.length.steps, restart))
     log.info("optimizer   %s", _format_optimizer(model, config.optimizer))
     reason = f" (auto: {setup.backend_reason})" if setup.backend_reason else ""
-    parts = [setup.device.type, setup.precision, f"attention {setup.attention_backend}{reason}", *kernels]
+    parts = [
+        setup.device.type, setup.precision, f"attention {setup.attention_backend}{reason}", *kernels,
+        _format_compile(setup),
+    ]  # fmt: skip
     if setup.batch_shape.world_size > 1:
         parts.insert(1, f"{setup.batch_shape.world_size} ranks{_format_sharding(config)}")
     log.info("device      %s", ", ".join(parts))
     if not isinstance(config.model, CustomModelConfig):
         log.info("memory      %s", memory.summarize_memory(config, setup.tokenizer.vocab_size))
+
+
+def _format_compile(setup: RunSetup) -> str:
+    reason = f" (auto: {setup.compile_reason})" if setup.compile_reason else ""
+    return f"{'compiled' if setup.is_compiled else 'not compiled'}{reason}"
 
 
 def _format_sharding(config: TrainConfig) -> str:

@@ -6,7 +6,7 @@ Overridden methods, and why:
     get_train_dataloader    rows by (seed, epoch, position), so that the step number is all that resuming needs
     create_optimizer, create_scheduler
                             krill's optimizers and schedules
-    compute_loss            no full logits; the compiled model, where configured
+    compute_loss            no full logits; the compiled model, where it is compiled
     floating_point_ops      0: Trainer's count omits attention and head
     get_batch_samples       counts the tokens and measures the time that the loop waits for rows
     _prepare_input          copies to the device without waiting for it
@@ -58,6 +58,7 @@ from krill.training.callbacks.skip_step import BadStepDetector, suggest_divergen
 from krill.training.checkpoint.async_save import AsyncCheckpointSaver, copy_to_host
 from krill.training.checkpoint.branch import SaveAtStep
 from krill.training.checkpoint.commit import staged_checkpoint_on_all_ranks
+from krill.training.compute.compilation import compile_blocks, compile_callable, explain_compile_errors
 from krill.training.compute.fsdp import enable_fsdp_on_cpu
 from krill.training.compute.head_loss import Loss
 from krill.training.metrics.evaluate import ValidationTotals, evaluate_batches, merge_validation_totals
@@ -97,6 +98,7 @@ class KrillTrainer(Trainer):
         validation_set: ValidationSet | None,
         throughput: ThroughputMeter,
         loss: Loss,
+        is_compiled: bool,
         tokenizer: TokenizerFolder,
         restart: Restart | None,
         epochs_at: Callable[[int], float],
@@ -111,7 +113,7 @@ class KrillTrainer(Trainer):
         self.config, self.train_loader, self.validation_set = config, train_loader, validation_set
         self.throughput, self.loss, self.skip_report = throughput, loss, skip_report
         self.tokenizer, self.restart, self.epochs_at = tokenizer, restart, epochs_at
-        self.compiled_model: Any = None
+        self.is_compiled, self.compiled_model = is_compiled, None
         self.optimizer: Any
         self.lr_scheduler: Any
         self.control: Any
@@ -132,6 +134,8 @@ class KrillTrainer(Trainer):
             callbacks=[*callbacks, SaveAtStep(self.last_stable_step), self.async_saver],
         )
         self.bad_step_detector = BadStepDetector(config.skip_step, self.args.device)
+        if is_compiled and self.is_fsdp_enabled:
+            compile_blocks(model)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -156,8 +160,10 @@ class KrillTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # Only this pass is compiled: names in checkpoints stay plain, validation and generation run eagerly.
-        if self.config.hardware.compile:
-            model = self.compiled_model = self.compiled_model or torch.compile(model)
+        if self.is_compiled and not self.is_fsdp_enabled:
+            if self.compiled_model is None:  # whose truth is its length, which a model does not have
+                self.compiled_model = compile_callable(model)
+            model = self.compiled_model
         with self.loss.training_context():
             return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -179,7 +185,8 @@ class KrillTrainer(Trainer):
         return super()._prepare_input(data)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        with explain_compile_errors(self.is_compiled):
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
         self.bad_step_detector.add_loss(loss)
         return loss
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 from torch import nn
 
 from krill.errors import USAGE, UsageError
+from krill.launch.devices import ALLOCATOR_VARIABLES
 from krill.optim.build import build_optimizer
 from krill.training.accelerate_env import check_accelerate_env
 
@@ -65,11 +67,20 @@ def test_processes_are_not_started_by_a_started_rank(
     assert "2 ranks were started (WORLD_SIZE): leave hardware.processes out" in capsys.readouterr().err
 
 
+def test_training_on_cuda_configures_the_allocator(krill_train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ALLOCATOR_VARIABLES:
+        monkeypatch.setenv(variable, "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert krill_train("device=cuda") == 2
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
 def test_more_ranks_than_devices_are_rejected(
     krill_train: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
     assert krill_train("hardware.processes=2", "device=cuda") == 2
     assert "this machine has 1 visible CUDA devices" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def estimate_step_memory(config: TrainConfig, vocab_size: int, rows: int) -> Mem
         _build_param_groups(config, model),
         rows,
         config.sequence_len,
-        resolve_precision(config.hardware.precision, device),
+        "bf16" if resolve_precision(config.hardware.precision, device) == "bf16" else "fp32",
         None if select_loss(config.hardware.loss, device) == "full" else CHUNK[device],
         config.hardware.gradient_checkpointing,
     )
