@@ -111,10 +111,16 @@ class Recorder(TorchDispatchMode):
             return func(*args)
         if func is aten._local_scalar_dense.default:
             return self._read_scalar(args[0])
+        if func is aten._pin_memory.default:
+            return args[0]  # pinning asks the driver
         if kwargs.get("pin_memory"):
-            kwargs["pin_memory"] = False  # asks the driver
-        # torch has no meta kernel of _fused_sgd_, which returns nothing
-        result = None if func is aten._fused_sgd_.default else func(*args, **kwargs)
+            kwargs["pin_memory"] = False
+        if func is aten._fused_sgd_.default:
+            result = None  # without a meta kernel
+        elif func is aten.addmm.dtype_out:
+            result = _check_addmm(*args, **kwargs)  # torch 2.11 has a wrong one
+        else:
+            result = func(*args, **kwargs)
         inputs, outputs = _list_tensors((args, kwargs)), _list_tensors(result)
         if any(tensor.device.type == "cuda" for tensor in (*inputs, *outputs)):
             is_non_blocking = kwargs.get("non_blocking") or (
@@ -212,7 +218,7 @@ class FakeCuda:
         return call
 
     def _list_torch_stubs(self) -> list[tuple[Any, str, Any]]:
-        dispatch, create = FakeTensor.__torch_dispatch__.__func__, FakeTensor.__new__
+        dispatch, create = vars(FakeTensor)["__torch_dispatch__"].__func__, FakeTensor.__new__
         move, to_numpy = torch.nn.Module.to, Tensor.numpy
 
         def dispatch_device(cls: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -243,6 +249,7 @@ class FakeCuda:
             (FakeTensor, "__new__", staticmethod(create_on_cuda)),
             (FakeTensor, "is_cuda", property(lambda tensor: tensor.device.type == "cuda")),
             (fake_tensor, "init_gpu_context", lambda device: None),
+            (torch.accelerator, "is_available", lambda: False),  # has streams, and pins memory
             (torch.nn.Module, "to", move_unless_fake),
             (Tensor, "numpy", to_fake_numpy),
             (FakeTensor, "tolist", to_fake_list),
@@ -298,6 +305,16 @@ def _shorten_path(file: str) -> str:
     return file
 
 
+def _check_addmm(total: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, *, out: Tensor) -> Tensor:
+    """Checks what CUDA requires of torch.addmm with out_dtype."""
+    assert a.dtype in (torch.bfloat16, torch.float16)
+    assert b.dtype == a.dtype
+    assert total.dtype in (torch.float32, a.dtype)
+    assert out_dtype == out.dtype == torch.float32
+    assert torch.mm(a, b).shape == total.shape == out.shape
+    return out
+
+
 def _list_tensors(tree: Any) -> tuple[Tensor, ...]:
     return tuple(leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
@@ -324,12 +341,12 @@ def _install_device_guards() -> None:
     if _GUARDS:
         return
 
-    class Guard(torch._C._acc.DeviceGuard):  # type: ignore[name-defined]
+    class Guard(torch._C._acc.DeviceGuard):
         def type_(self) -> Any:
             return torch._C._autograd.DeviceType.PrivateUse1
 
     _GUARDS.append(Guard())
-    torch._C._acc.register_python_privateuseone_device_guard(_GUARDS[0])  # type: ignore[attr-defined]
+    torch._C._acc.register_python_privateuseone_device_guard(_GUARDS[0])
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     table = (ctypes.c_void_p * DEVICE_TYPES).in_dll(library, GUARD_TABLE)
     table[CUDA] = table[XLA] = table[PRIVATE_USE_1]

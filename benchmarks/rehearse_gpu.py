@@ -5,9 +5,9 @@ the model and trains three steps with bf16 autocast; tensors have no values. Fro
 logged, for each model and optimizer:
 
     checks       shapes fit in every operation (else it raises); the loss, the weights, their gradients and the
-                 accumulator of the head's gradient are fp32, every matrix product is bf16, nothing is fp64; each layer
-                 calls Flash Attention once and once backwards; no tensor of the CPU takes part, the host waits for
-                 nothing but Muon's event, and reads nothing before it is copied
+                 accumulator of the head's gradient are fp32, every matrix product is bf16, nothing is fp64; each
+                 layer calls Flash Attention once and once backwards; no tensor of the CPU takes part, the host waits
+                 for nothing but Muon's event, and reads nothing before it is copied
     graphs       graphs, graph breaks and recompilations of torch.compile over the steps, whose documents differ
     work         FLOPs of matrix products and attention; bytes that the other operations read and write; kernels
     estimate     tokens per second and MFU on one H100, from the work and the rates below
@@ -23,7 +23,8 @@ Any build of torch will do. For that of a GPU machine make an environment whose 
     echo "$PWD/.venv/lib/python3.11/site-packages" > gpu/lib/python3.11/site-packages/shared.pth
     PYTHONPATH=. gpu/bin/python benchmarks/rehearse_gpu.py
 
-It does not see: values (wrong results of a kernel), memory, Liger's and Inductor's Triton kernels, more than one rank.
+It does not see values (wrong results of a kernel), memory, the Triton kernels of Liger and Inductor, or more than one
+rank.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ from krill.config.validation import validate_config
 from krill.data.inputs import RunInputs
 from krill.runs.record import read_versions
 from krill.training import run as run_module
+from krill.training.compute import backends
 from krill.training.metrics.peak_flops import get_peak_flops
 from krill.training.setup import RunSetup
 from krill.training.trainer import KrillTrainer
@@ -168,6 +170,7 @@ def rehearse(config: TrainConfig, store: Path, tokenizer: Path, vocab_size: int 
         for owner, name, stub in (
             (torch, "compile", lambda target, **rest: compile_function(target, backend=counter)),
             (run_module, "build_run_setup", build_setup_with_vocabulary),
+            (backends, "find_compile_obstacle", lambda device: None),
             (run_module, "_build_model", cuda.run_within(run_module._build_model, DEVICE)),
             (run_module, "build_loss", cuda.run_within(run_module.build_loss)),
             (KrillTrainer, "__init__", cuda.run_within(KrillTrainer.__init__)),
@@ -181,7 +184,7 @@ def rehearse(config: TrainConfig, store: Path, tokenizer: Path, vocab_size: int 
         counters.clear()
         run_module.run_training(config, Path(folder), store, tokenizer)
     rehearsal.calls, rehearsal.graphs = cuda.calls, counter.frame_count
-    rehearsal.breaks = dict(counters["graph_break"])
+    rehearsal.breaks = {reason.partition("\n")[0]: n for reason, n in counters["graph_break"].items()}
     return rehearsal
 
 
@@ -198,7 +201,7 @@ def find_problems(rehearsal: Rehearsal) -> list[str]:
         if any(tensor.dtype == torch.float64 for tensor in tensors if tensor.is_cuda):
             problems.append(f"fp64 in {where}")
         if is_matmul(operation) and not is_outer_product(operation):
-            a, b = operation.inputs[-2:] if "out" in name else get_factors(operation)
+            a, b = get_factors(operation)
             if a.dtype != torch.bfloat16 or b.dtype != torch.bfloat16:
                 problems.append(f"a matrix product of {a.dtype} and {b.dtype} in {where}")
         if is_attention(operation):
@@ -263,10 +266,10 @@ def count_work(rehearsal: Rehearsal) -> dict[str, dict[str, float]]:
         elif is_attention(operation):
             tokens, heads, width = operation.inputs[1 if "backward" in operation.name else 0].shape
             passes = 2.5 if "backward" in operation.name else 1
-            counts["attention_flops"] += int(4 * passes * tokens * heads * width * ATTENDED)
+            counts["attention_flops"] += round(4 * passes * tokens * heads * width * ATTENDED)
         else:
             counts["bytes"] += size
-    return {part: dict(counts) for part, counts in work.items()}
+    return {part: {name: float(count) for name, count in counts.items()} for part, counts in work.items()}
 
 
 def estimate_speed(rehearsal: Rehearsal, work: dict[str, dict[str, float]], tokens: int) -> dict[str, Any]:
@@ -279,20 +282,17 @@ def estimate_speed(rehearsal: Rehearsal, work: dict[str, dict[str, float]], toke
     optimizer = step.get("matmul_flops", 0) / rate + step["bytes"] / BANDWIDTH
     host = one_pass["kernels"] * LAUNCH_SECONDS
     flops = one_pass["matmul_flops"] + one_pass["attention_flops"]
-    estimate = {
-        "matmul_ms": matmul, "attention_ms": attention, "elementwise_ms": other, "optimizer_ms": optimizer,
-        "host_ms": host,
+    passes = STEP_TOKENS / tokens
+    eager = passes * max(matmul + attention + other, host) + optimizer
+    compiled = passes * (matmul + attention + other * FUSED_SHARE) + optimizer
+    seconds = {
+        "matmul": matmul, "attention": attention, "elementwise": other, "optimizer": optimizer, "host": host,
     }  # fmt: skip
-    speeds = {}
-    for name, device in (
-        ("eager", matmul + attention + other),
-        ("compiled", matmul + attention + other * FUSED_SHARE),
-    ):
-        passes = STEP_TOKENS / tokens
-        seconds = passes * (max(device, host) if name == "eager" else device) + optimizer
-        speeds[f"{name}_tokens_per_second"] = round(STEP_TOKENS / seconds)
-        speeds[f"{name}_mfu"] = round(passes * flops / seconds / get_h100_peak(), 3)
-    return {name: round(1e3 * seconds, 2) for name, seconds in estimate.items()} | speeds
+    result = {f"{name}_ms": round(1e3 * value, 2) for name, value in seconds.items()}
+    for name, step_seconds in (("eager", eager), ("compiled", compiled)):
+        result[f"{name}_tokens_per_second"] = round(STEP_TOKENS / step_seconds)
+        result[f"{name}_mfu"] = round(passes * flops / step_seconds / get_h100_peak(), 3)
+    return result
 
 
 def get_h100_peak() -> float:
