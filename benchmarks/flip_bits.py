@@ -33,7 +33,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,7 @@ from krill.data.inputs import RunInputs
 from krill.data.prepare import prepare_store, prepare_task_parts
 from krill.data.store import SPLITS, Store
 from krill.errors import KrillError
+from krill.runs.record import read_versions
 from krill.sources import hash_cache
 from krill.tables import format_table
 from krill.tokenizer.artifact import TokenizerFolder, hash_settings, load_tokenizer
@@ -277,7 +277,7 @@ def main() -> int:
         "question": "does krill notice a changed bit, or a lost end, in what it has saved?",
         "date": f"{date.today()}",
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "numpy", "tokenizers")},
+        "versions": read_versions("krill", "numpy", "tokenizers"),
         "flips": options.flips, "cuts": options.cuts, "total": total, "kinds": results,
     }  # fmt: skip
     options.result.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """Runs each part of the GPU benchmarks in a child process: one that fails or hangs is a result, the others still run.
 
-A child is a fork of this process, which has imported everything and does not use CUDA, so it starts at once. It
-reports figures while it works; what it has reported before it fails counts.
+A child is a fork of this process, which has imported everything that krill-train does and does not use CUDA, so it
+starts at once. It reports figures while it works; what it has reported before it fails counts.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from krill.cli.compose import compose_config
 from krill.errors import get_first_line
+from krill.launch.preload import PRELOADED_MODULES
 from krill.signals import die_with_parent
 from krill.training import run as training
 from krill.training.oom_retry import is_out_of_memory
@@ -132,6 +135,9 @@ def find_start_method(device: str) -> tuple[str, dict[str, Any]]:
     fork; spawn, which imports everything again in each child, if an import has touched CUDA, which a fork cannot use.
     Ends the benchmark if the device does not work in either.
     """
+    for module in PRELOADED_MODULES["train"]:
+        import_module(module)
+    compose_config("train", [])  # Hydra imports its plugins
     outcome = Outcome()
     for method in ("fork", "spawn"):
         outcome = run_in_child(describe_device, device, seconds=120, start_method=method)
