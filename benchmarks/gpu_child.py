@@ -30,7 +30,7 @@ from krill.training.oom_retry import is_out_of_memory
 from krill.training.trainer import KrillTrainer
 
 Report = Callable[[dict[str, Any]], None]
-LOG_LINES = 30
+LOG_LINES = 80
 ENDED = "ended with"
 
 
@@ -43,10 +43,11 @@ class Outcome:
     """Why it failed, in a line; None: it did not."""
     is_out_of_memory: bool = False
     log: list[str] = field(default_factory=list)
-    """The last lines that it printed, if it failed."""
+    """The last lines that it printed."""
 
-    def describe_failure(self) -> dict[str, Any]:
-        return {"failed": self.error, "log": self.log}
+    def describe_end(self) -> dict[str, Any]:
+        """Returns the log, after why it failed, if it did."""
+        return ({"failed": self.error} if self.error else {}) | {"log": self.log}
 
 
 def run_in_child(
@@ -87,11 +88,11 @@ def run_in_child(
             on_report(outcome.values)
         if outcome.error:
             child.kill()
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-            outcome.log = [line for line in lines if line.strip()][-LOG_LINES:]
-            if outcome.error.startswith(ENDED) and outcome.log:
-                outcome.error += f": {outcome.log[-1]}"
         child.join()
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        outcome.log = [line for line in lines if line.strip()][-LOG_LINES:]
+        if outcome.error and outcome.error.startswith(ENDED) and outcome.log:
+            outcome.error += f": {outcome.log[-1]}"
     return outcome
 
 

@@ -211,15 +211,15 @@ class Smoke:
         }  # fmt: skip
         print(json.dumps(hardware), json.dumps(self.result["versions"]), flush=True)
 
-    def run(self, name: str, function: Any, *arguments: Any) -> dict[str, Any]:
+    def run(self, function: Any, *arguments: Any) -> dict[str, Any]:
         """Returns what a check reported; with `failed`, if it did not come to its end."""
         started_at = time.monotonic()
         outcome = run_in_child(
             function, *arguments,
             seconds=max(1.0, self.ends_at - started_at), start_method=self.start_method,
         )  # fmt: skip
-        values = outcome.values | (outcome.describe_failure() if outcome.error else {})
-        return values | {"seconds": round(time.monotonic() - started_at, 1)}
+        seconds = round(time.monotonic() - started_at, 1)
+        return {**outcome.values, "seconds": seconds, **outcome.describe_end()}
 
     def record(self, name: str, values: dict[str, Any], summary: str) -> None:
         """Writes and prints the result of a check: failed, skipped, or `passed`."""
@@ -244,14 +244,14 @@ def run_smoke(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["KRILL_OUTPUTS"] = temporary
         check_varlen(smoke, device)
-        reference = smoke.run("cpu", train, [*common, *CPU_REFERENCE, f"steps={steps}"])
+        reference = smoke.run(train, [*common, *CPU_REFERENCE, f"steps={steps}"])
         compare_losses(smoke, "cpu", reference, {})
         compared = {"cpu": reference}
         for name, way in WAYS.items():
             if missing := find_missing(way.needs, device):
                 smoke.record(name, {"skipped": missing}, "")
                 continue
-            trained = smoke.run(name, train, [*own, *way.overrides, f"steps={steps}"])
+            trained = smoke.run(train, [*own, *way.overrides, f"steps={steps}"])
             compare_losses(smoke, name, trained, compared)
             compared.setdefault("eager_chunked", trained)
             if name == "eager_chunked":
@@ -287,7 +287,7 @@ def compare_losses(
 
 
 def check_varlen(smoke: Smoke, device: str) -> None:
-    values = smoke.run("varlen", compare_varlen, device)
+    values = smoke.run(compare_varlen, device)
     errors = [error for window in values.values() if isinstance(window, dict) for error in window.values()]
     passed = "failed" not in values and max(errors) <= VARLEN_TOLERANCE[device]
     summary = f"largest relative error {max(errors, default=0.0):.2g}"
@@ -295,7 +295,7 @@ def check_varlen(smoke: Smoke, device: str) -> None:
 
 
 def check_waits(smoke: Smoke, device: str, overrides: list[str]) -> None:
-    values = smoke.run("waits", count_waits, device, [*overrides, f"steps={WAIT_WARMUP + WAIT_STEPS + 1}"])
+    values = smoke.run(count_waits, device, [*overrides, f"steps={WAIT_WARMUP + WAIT_STEPS + 1}"])
     passed = "failed" not in values and values["waits"] == 0
     summary = f"{values.get('waits')} in {WAIT_STEPS} steps {values.get('places') or ''}"
     smoke.record("waits", values | {"passed": passed}, summary)

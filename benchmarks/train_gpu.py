@@ -17,8 +17,8 @@ stops before the last one, which krill logs, validates and saves; without --save
     memory_gb           peak of the allocator while the clock runs
     micro_batch         rows per forward pass in the end, which krill reduces when memory runs out
 
-Prints a line per contestant as it ends and writes results/train_gpu.json, or the file of --result, each time: what is
-measured is kept when the time is over. A contestant that fails is recorded with the end of its log, and the next one
+Prints a line per contestant as it ends and writes results/train_gpu.json, or the file of --result, each time: what
+is measured is kept when the time is over, with the logs. A contestant that fails is recorded, and the next one
 starts; on the CPU that is krill_compiled, which needs CUDA. --profile adds where the time of one more step goes
 (gpu_profile.py); --smoke checks instead that krill computes the same on the GPU in each way (gpu_smoke.py).
 
@@ -288,9 +288,9 @@ def measure(
 
         outcome = run_until_it_fits(arguments, name, seconds, on_report, start_method)
         if "tokens_per_second" in outcome.values:
-            rounds[name].append(outcome.values)
+            rounds[name].append(outcome.values | outcome.describe_end())
         if outcome.error:
-            failures[name] = outcome.describe_failure()
+            failures[name] = outcome.describe_end()
         write(summarize(arguments, rounds, failures))
         print_contestant(name, outcome)
 
@@ -330,7 +330,7 @@ def summarize(
                 key: statistics.median(values[key] for values in figures)
                 for key, value in figures[0].items()
                 if isinstance(value, (int, float))
-            } | {key: value for key, value in figures[-1].items() if key == "profile"}
+            } | {key: value for key, value in figures[-1].items() if key in ("profile", "log")}
         if name in failures:
             result[name] = result.get(name, {}) | failures[name]
     speeds = {name: result.get(name, {}).get("tokens_per_second") for name in CONTESTANTS}

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from krill.config.schema import TrainConfig
+from krill.training import run as run_module
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -45,13 +48,24 @@ def run_benchmark(
 
 
 def test_gpu_benchmark_measures_contestants_and_skips_a_failing_one(
-    run_benchmark: Callable[..., tuple[int, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+    run_benchmark: Callable[..., tuple[int, dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    train_once = run_module._train_once
+
+    def run_out_of_memory(config: TrainConfig, *arguments: Any) -> Any:
+        if config.batch.micro_batch_size == 4:
+            raise torch.OutOfMemoryError
+        return train_once(config, *arguments)
+
+    monkeypatch.setattr(run_module, "_train_once", run_out_of_memory)
     _, result = run_benchmark("--profile")
     run = result["runs"]["llama_pico, rows of 64"]
     figures = run["contestants"]
-    for name in ("krill_eager", "trainer", "plain"):
-        assert figures[name]["micro_batch"] == 4  # all rows of a step, as the estimate of the memory allows
+    for name, micro_batch in (("krill_eager", 2), ("trainer", 4), ("plain", 4)):
+        # all rows of a step, as the estimate of the memory allows, until krill runs out of memory
+        assert figures[name]["micro_batch"] == micro_batch
         assert figures[name]["tokens_per_second"] > 0
         assert 0 < figures[name]["mfu"] < 1
         kinds = figures[name]["profile"]["kinds"]
@@ -126,6 +140,33 @@ def test_what_a_child_reports_before_it_fails_or_hangs_is_kept(load: Callable[[s
     assert (outcome.values, outcome.error) == ({"a": 2}, "stopped after 0 seconds")
     outcome = run_in_child(lambda report: sys.exit(3), seconds=60)
     assert outcome.error == "ended with 3"
+
+
+def test_figures_are_written_before_their_contestant_ends(
+    load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_gpu = load("train_gpu")
+    written: list[dict[str, Any]] = []
+
+    def run_until_it_fits(
+        arguments: Any, name: str, seconds: float, on_report: Callable[[dict[str, Any]], None], method: str
+    ) -> Any:
+        figures = {"micro_batch": 8, "tokens_per_second": 100.0 if name == "plain" else 200.0, "mfu": 0.3}
+        on_report({"micro_batch": 8})
+        on_report(figures)
+        if name == "plain":
+            raise KeyboardInterrupt
+        return train_gpu.Outcome(figures)
+
+    monkeypatch.setattr(train_gpu, "run_until_it_fits", run_until_it_fits)
+    arguments = train_gpu.parse_arguments(["--contestants", "krill_compiled", "plain"])
+    with pytest.raises(KeyboardInterrupt):
+        train_gpu.measure(arguments, "fork", written.append)
+    assert written[-1]["contestants"]["plain"]["tokens_per_second"] == 100
+    assert written[-1]["bars"] == {
+        "krill_compiled / plain": {"bar": 0.95, "measured": 2.0},
+        "mfu": {"bar": 0.27, "measured": 0.3},
+    }
 
 
 def test_half_of_the_micro_batch_is_tried_when_memory_runs_out(
