@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 import transformers.trainer
+from torch._dynamo.exc import TorchDynamoException
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
 import krill
@@ -77,6 +79,7 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
         ("self", "fsdp_version", "state_dict_type"), "krill/training/compute/fsdp.py",
     ),
     "torch.utils._pytree:tree_leaves": (("tree", "is_leaf"), "krill/training/checkpoint/async_save.py"),
+    "torch.distributed.distributed_c10d:_set_pg_timeout": (("timeout", "group"), "krill/training/ranks.py"),
     "torch.cuda:_is_in_bad_fork": ((), "krill/launch/preload_server.py"),
     "hydra._internal.core_plugins.basic_sweeper:BasicSweeper.split_arguments": (
         ("overrides", "max_batch_size"), "krill/sweep/search.py",
@@ -88,6 +91,7 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
         ("self", "config_path"), "krill/cli/compose.py",
     ),
     "hydra._internal.hydra:Hydra.get_mode": (("self", "config_name", "overrides"), "krill/cli/compose.py"),
+    "omegaconf.base:parse": (("value", "parser_rule", "lexer_mode"), "krill/sweep/composer.py"),
     "omegaconf._utils:get_yaml_loader": ((), "krill/config/yaml_files.py"),
     "hydra._internal.config_loader_impl:ConfigLoaderImpl._apply_overrides_to_config": (
         ("overrides", "cfg"), "krill/sweep/composer.py",
@@ -182,6 +186,13 @@ def _is_loss_function_replaced() -> bool:
     return model.loss_function is replacement
 
 
+def _has_autocast_for_fake_tensors() -> bool:
+    linear = torch.nn.Linear(2, 3, device="meta")
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
+        out = linear.to_empty(device="cpu")(torch.ones(1, 2))
+    return isinstance(out, FakeTensor) and out.dtype == torch.bfloat16
+
+
 def _is_n_gpu_read() -> bool:
     getter = TrainingArguments.n_gpu
     assert isinstance(getter, property)
@@ -204,6 +215,10 @@ ATTRIBUTES: dict[str, tuple[Callable[[], bool], str]] = {
     "transformers.PretrainedConfig._attn_implementation": (
         lambda: isinstance(PretrainedConfig._attn_implementation, property), "krill/models/attention_probe.py",
     ),
+    "transformers.PreTrainedModel._no_split_modules": (
+        lambda: set(transformers.LlamaForCausalLM._no_split_modules) == {"LlamaDecoderLayer"},
+        "krill/training/compute/compilation.py",
+    ),
     "transformers.PreTrainedModel._supports_sdpa": (
         lambda: PreTrainedModel._supports_sdpa is False, "krill/models/isolation.py",
     ),
@@ -220,6 +235,11 @@ ATTRIBUTES: dict[str, tuple[Callable[[], bool], str]] = {
         _is_adamw_scaling_supported, "krill/optim/skip_mask.py",
     ),
     "torch.optim.lr_scheduler.LambdaLR._last_lr": (_has_last_lr, "krill/optim/schedules.py"),
+    "torch._subclasses.fake_tensor.FakeTensorMode": (_has_autocast_for_fake_tensors, "krill/models/cost.py"),
+    "torch._dynamo.exc.TorchDynamoException": (
+        lambda: issubclass(_load("torch._dynamo.exc:BackendCompilerFailed"), TorchDynamoException),
+        "krill/training/compute/compilation.py",
+    ),
     "torch.UntypedStorage._cdata": (_is_cdata_shared, "krill/training/checkpoint/async_save.py"),
     "datasets.Dataset._fingerprint": (_are_dataset_fingerprints_strings, "krill/sources/hub.py"),
     "atexit._run_exitfuncs": (lambda: callable(atexit._run_exitfuncs), "krill/launch/preload_server.py"),

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from krill.config.key_aliases import REMOVED_KEYS, find_foreign_key, find_renamed_key
+from krill.config.overrides import iterate_dotted_keys
 from krill.config.suggestions import find_closest_name
 from krill.config.yaml_files import ConfigOrigins
 from krill.errors import UsageError, get_first_line
@@ -108,14 +109,6 @@ def _select(values: Any, key: str) -> Any:
     for part in key.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None
     return values
-
-
-def iterate_dotted_keys(values: Any, prefix: str = "") -> Iterable[str]:
-    """Yields every dotted key of a nested mapping, sections included."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            yield f"{prefix}{key}"
-            yield from iterate_dotted_keys(value, f"{prefix}{key}.")
 
 
 def format_unknown_key_error(key: str, candidates: Iterable[str]) -> str:

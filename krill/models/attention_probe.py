@@ -53,7 +53,8 @@ def probe_attention(model: PreTrainedModel, rows: int = 1, tokens: int = 16) -> 
     """Records the attention of a forward pass in training mode with `rows` × `tokens` ids.
 
     Args:
-        model: A model on the meta device; its attention implementation and mode are restored afterwards.
+        model: A model on the meta device, or of fake tensors; its attention implementation and mode are restored
+            afterwards.
 
     Raises:
         Exception: any error of the architecture when it receives ids and position ids only.
@@ -64,7 +65,7 @@ def probe_attention(model: PreTrainedModel, rows: int = 1, tokens: int = 16) -> 
         model.training,
         model.config.pad_token_id,
     )
-    ids = torch.zeros((rows, tokens), dtype=torch.int64, device="meta")
+    ids = torch.zeros((rows, tokens), dtype=torch.int64, device=model.device)
     try:
         model.set_attn_implementation(PROBE_NAME)
         model.train()
@@ -115,7 +116,12 @@ def _probe_forward(
     )
     if document_lengths is not None:
         document_lengths.append(call)
-    return FlashAttentionStub.apply(query_BHTD, key_BHTD, value_BHTD), None
+    device, dtype = query_BHTD.device.type, value_BHTD.dtype
+    if device != "meta" and torch.is_autocast_enabled(
+        device
+    ):  # rotary embeddings leave queries and keys in fp32
+        dtype = torch.get_autocast_dtype(device)
+    return FlashAttentionStub.apply(query_BHTD.to(dtype), key_BHTD.to(dtype), value_BHTD.to(dtype)), None
 
 
 class FlashAttentionStub(torch.autograd.Function):

@@ -11,15 +11,19 @@ loss) is excluded, as in torch's FlopCounterMode, and so is the recomputation of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from krill.models.attention_probe import probe_attention
+
+EQUAL_LAYER_MODELS = (LlamaForCausalLM, Qwen3ForCausalLM)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,10 @@ def compute_training_flops(
             limits it.
     """
     total = 6.0 * get_parameter_counts(model).matmul
-    for call in probe_attention(model.to(torch.bfloat16)).calls:
+    model.to(torch.bfloat16)
+    with _limit_layers(model, 1) as num_layers:
+        calls = probe_attention(model).calls * num_layers
+    for call in calls:
         span = attended_tokens
         if span is None:
             span = compute_mean_attention_span([sequence_len], call.window)
@@ -125,13 +132,13 @@ def estimate_training_memory(
     """Estimates the memory of a step with fp32 weights and gradients.
 
     Assumptions: attention saves the tensors that Flash Attention saves (query, key, value, output and one fp32 sum
-    per head and token) and no mask; under bf16 every product is bf16, norms are computed as in the model's code, and
-    the bf16 copies of weights that autocast creates are kept. Memory needed within one layer only, the allocator's
-    rounding and the CUDA context (about 0.5 GB) are not included. On CPUs in fp32, the peak of a real step is within
-    15 % of activations and logits together.
+    per head and token) and no mask; under bf16, autocast casts as on the CPU, and its copies of weights are kept; a
+    model with experts is estimated as if it were bf16 throughout. Memory needed within one layer only, the
+    allocator's rounding and the CUDA context (about 0.5 GB) are not included. On CPUs in fp32, the peak of a real
+    step is within 15 % of activations and logits together.
 
     Args:
-        model: A model on the meta device; it is converted to `precision`.
+        model: A model on the meta device, with fp32 weights; for bf16 its weights are replaced by fake ones.
         groups: Parameter groups of the optimizer, from `krill.optim.groups.build_param_groups`.
         rows: Rows of a micro batch.
         sequence_len: Tokens per row.
@@ -142,10 +149,7 @@ def estimate_training_memory(
     """
     counts = get_parameter_counts(model)
     optimizer = sum(compute_state_bytes(group) for group in groups)
-    activations = _measure_saved_tensor_bytes(
-        model.to(torch.bfloat16 if precision == "bf16" else torch.float32), rows, sequence_len
-    )
-    copies = 2 * (counts.total - counts.embeddings) if precision == "bf16" else 0
+    activations = _estimate_activation_bytes(model, rows, sequence_len, precision)
     logits = _estimate_logits_bytes(model, rows * sequence_len, precision, logits_chunk_tokens)
     if gradient_checkpointing:
         layers = model.config.get_text_config().num_hidden_layers
@@ -156,7 +160,7 @@ def estimate_training_memory(
         weights=4 * counts.total,
         gradients=4 * counts.total,
         optimizer=optimizer,
-        activations=activations + copies,
+        activations=activations,
         logits=logits,
     )
 
@@ -190,8 +194,53 @@ def compute_state_bytes(group: Mapping[str, Any]) -> int:
     return 4 * entries + 4 * neurons
 
 
+def _estimate_activation_bytes(model: PreTrainedModel, rows: int, sequence_len: int, precision: str) -> int:
+    if any(weight.ndim == 3 for weight in model.parameters()):  # experts, whose products need bf16 on meta
+        saved = _measure_saved_tensor_bytes(model.to(torch.bfloat16), rows, sequence_len)
+        return saved if precision == "bf16" else 2 * saved
+    with _fake_autocast(model) if precision == "bf16" else nullcontext():
+        return _measure_saved_tensor_bytes(model, rows, sequence_len)
+
+
+@contextmanager
+def _fake_autocast(model: PreTrainedModel) -> Iterator[None]:
+    """Makes the weights of `model` fake ones on the CPU and enables bf16 autocast there: meta does not have it."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
+        model.to_empty(device="cpu")
+        yield
+
+
 def _measure_saved_tensor_bytes(model: PreTrainedModel, rows: int, tokens: int) -> int:
     """Measures the bytes that autograd saves in a forward pass up to the logits, without weights."""
+    with _limit_layers(model, 2) as num_layers:
+        saved = _run_and_measure_saved_tensors(model, rows, tokens)
+    if num_layers == 1:
+        return saved
+    with _limit_layers(model, 3):
+        of_one_layer = _run_and_measure_saved_tensors(model, rows, tokens) - saved
+    return saved + (num_layers - 2) * of_one_layer
+
+
+@contextmanager
+def _limit_layers(model: PreTrainedModel, count: int) -> Iterator[int]:
+    """Runs the forward passes of the context with `count` layers only, if all layers of `model` are equal.
+
+    Those of Llama and Qwen3 are, and these classes read their number in each pass. Yields the number of layers for
+    which the `count` layers stand, 1 if the passes run with all.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    kinds = getattr(model.config, "layer_types", None) or []  # full attention, or a sliding window
+    if type(model) not in EQUAL_LAYER_MODELS or len(set(kinds)) > 1 or layers <= count:
+        yield 1
+        return
+    model.config.num_hidden_layers = count
+    try:
+        yield layers
+    finally:
+        model.config.num_hidden_layers = layers
+
+
+def _run_and_measure_saved_tensors(model: PreTrainedModel, rows: int, tokens: int) -> int:
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
     saved: dict[int, Tensor] = {}
 

@@ -23,12 +23,21 @@ SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}
 LENGTH_BACKEND_FEATURES: dict[str, set[str]] = {
     "varlen": set(),
     "flash_attention_2": {"softcapping"},
-    "flash_attention_3": {"softcapping"},
+    "flash_attention_3": set(),
+    "flash_attention_4": set(),
 }
 """Backends that receive the lengths of documents, and the score features that each supports."""
 
-MAX_FLASH_HEAD_DIM = 256
-"""The largest width of a head in Flash Attention."""
+MAX_FLASH_HEAD_DIM = {
+    "varlen": 256,
+    "flash_attention_2": 256,
+    "flash_attention_3": 256,
+    "flash_attention_4": 128,
+}
+"""The largest width of a head on CUDA."""
+
+REPLACEMENTS = ("flash_attention_3", "flash_attention_4")
+"""Backends whose kernels replace those of varlen, which computes what they do not support."""
 
 NO_DROPOUT_MESSAGE = "does not support dropout; set the attention dropout to 0 to use it"
 
@@ -51,11 +60,12 @@ def select_isolating_backend(
         UsageError: the architecture does not isolate documents with any backend, or the requested one does not
             support it.
     """
-    if isinstance(config, TransformerConfig):
-        return preferred, None
+    if isinstance(config, TransformerConfig) and preferred != "flash_attention_4":
+        return preferred, None  # all others compute it
     model = build_meta_model(config, vocab_size=64).to(torch.bfloat16)  # some kernels support bf16 only
     attention = _probe_or_raise(model, config)
-    candidates = (preferred, "sdpa", "eager") if requested == "auto" else (preferred,)
+    fallbacks = ("varlen", "sdpa", "eager") if preferred in REPLACEMENTS else ("sdpa", "eager")
+    candidates = (preferred, *fallbacks) if requested == "auto" else (preferred,)
     objections = {backend: find_objection(backend, model, attention, device) for backend in candidates}
     supported = [backend for backend, objection in objections.items() if objection is None]
     if not supported:
@@ -137,8 +147,8 @@ def _find_length_objection(
     if any(call.key_width != call.value_width for call in calls):
         return "requires keys as wide as values"
     head_dim = max(call.key_width for call in calls)
-    if device == "cuda" and head_dim > MAX_FLASH_HEAD_DIM:
-        return f"supports heads of at most {MAX_FLASH_HEAD_DIM}, not {head_dim}"
+    if device == "cuda" and head_dim > MAX_FLASH_HEAD_DIM[backend]:
+        return f"supports heads of at most {MAX_FLASH_HEAD_DIM[backend]}, not {head_dim}"
     return None
 
 

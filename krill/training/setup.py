@@ -25,6 +25,8 @@ from krill.training.batch_shape import (
     compute_training_length,
 )
 from krill.training.batches import TokenCounter
+from krill.training.compute.compilation import select_compile
+from krill.training.compute.device import resolve_data_ranks
 from krill.training.compute.setup import ComputeSetup
 from krill.training.metrics.evaluate import Baselines, compute_baselines
 
@@ -46,6 +48,9 @@ class RunSetup:
     """The reason for this backend, where hardware.attention left the choice open."""
     batch_shape: BatchShape
     length: TrainingLength
+    is_compiled: bool
+    compile_reason: str | None
+    """The reason for it, where hardware.compile left the choice open."""
     train_rows: Rows
     validation_rows: Rows | None
     validation_documents: np.ndarray | None
@@ -95,7 +100,8 @@ def build_run_setup(
     if validation.tokens == 0:
         log.warning("validation  no document is held out; raise data.validation_fraction to measure the loss")
     documents = sample_documents(validation, config.eval_tokens)
-    batch_shape = compute_batch_shape(config.batch, config.sequence_len, ranks.get_world_size())
+    data_ranks = resolve_data_ranks(config, ranks.get_world_size())
+    batch_shape = compute_batch_shape(config.batch, config.sequence_len, data_ranks)
     loaded_tokenizer = load_tokenizer(tokenizer)
     if loaded_tokenizer.signature != token_store.tokenizer_signature:
         raise UsageError(
@@ -103,6 +109,10 @@ def build_run_setup(
             "folder of the tokens, and the same command prepares them again"
         )
     _check_sample_prompt(config, loaded_tokenizer)
+    length = compute_training_length(config, len(rows), batch_shape.rows_per_step)
+    is_compiled, compile_reason = select_compile(
+        config.hardware.compile, compute.device, length.steps * batch_shape.accumulation_steps
+    )
     return RunSetup(
         config=config,
         folder=folder,
@@ -113,7 +123,9 @@ def build_run_setup(
         attention_backend=compute.attention_backend,
         backend_reason=compute.backend_reason,
         batch_shape=batch_shape,
-        length=compute_training_length(config, len(rows), batch_shape.rows_per_step),
+        length=length,
+        is_compiled=is_compiled,
+        compile_reason=compile_reason,
         train_rows=rows,
         validation_rows=pack_windows(validation, config.sequence_len, documents)
         if validation.tokens

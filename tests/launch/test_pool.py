@@ -15,7 +15,7 @@ import pytest
 
 from krill.errors import SignalInterrupt, UsageError
 from krill.launch import pool
-from krill.launch.devices import list_visible_gpus
+from krill.launch.devices import ALLOCATOR_VARIABLES, configure_cuda_allocator, list_visible_gpus
 from krill.launch.pool import build_slot_environments, run_commands
 from krill.launch.preload import PreloadedServer
 from krill.signals import raise_on_signal
@@ -32,6 +32,26 @@ def test_visible_devices_follow_cuda_visible_devices(gpus: None, monkeypatch: py
     assert list_visible_gpus() == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,-1,2")
     assert list_visible_gpus() == ["1"]
+
+
+@pytest.mark.parametrize("name", ALLOCATOR_VARIABLES)
+def test_allocator_grows_its_segments_unless_the_environment_configures_it(
+    name: str, gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ALLOCATOR_VARIABLES:
+        monkeypatch.setenv(variable, "")
+    configure_cuda_allocator("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        configure_cuda_allocator("auto")
+    assert not any(os.environ[variable] for variable in ALLOCATOR_VARIABLES)
+    configure_cuda_allocator("auto")
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    monkeypatch.setenv(name, "max_split_size_mb:64")
+    configure_cuda_allocator("cuda")
+    values = {variable: os.environ[variable] for variable in ALLOCATOR_VARIABLES}
+    assert values == dict.fromkeys(ALLOCATOR_VARIABLES, "") | {name: "max_split_size_mb:64"}
 
 
 def test_each_slot_has_its_own_devices(gpus: None) -> None:

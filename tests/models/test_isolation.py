@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import krill.training.compute.attention  # noqa: F401  (registers varlen)
-from krill.config.schema import AutoModelConfig
+from krill.cli.compose import compose_config
+from krill.config.schema import AutoModelConfig, ModelConfig, TrainConfig
+from krill.config.validation import validate_config
 from krill.errors import UsageError
 from krill.models.build import build_model
 from krill.models.isolation import select_isolating_backend
@@ -53,6 +55,10 @@ def make_auto_config(model_type: str, **keys: Any) -> AutoModelConfig:
     return AutoModelConfig(
         name="any", family="auto", model_type=model_type, max_position_embeddings=WIDTH, config=keys
     )
+
+
+def load_preset(name: str, *overrides: str) -> ModelConfig:
+    return validate_config(TrainConfig, compose_config("train", [f"model={name}", *overrides])).model
 
 
 def build_small_model(name: str, backend: str) -> Any:
@@ -138,18 +144,21 @@ def test_attention_dropout_is_never_ignored() -> None:
         select_isolating_backend(config_with_dropout, "varlen", "varlen", "cuda")
 
 
-FLASH = ("flash_attention_2", "flash_attention_3")
+FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 CUDA_OBJECTIONS: dict[str, tuple[AutoModelConfig, dict[str, str | None]]] = {
     "plain": (make_auto_config("qwen2", **GATED), {"flex": None, **dict.fromkeys(FLASH)}),
     "windows": (make_auto_config("mistral", **WINDOWED), {"flex": None, **dict.fromkeys(FLASH)}),
-    "cap": (make_auto_config("gemma2", **ARCHITECTURES["gemma2"][1]), {"flex": None, **dict.fromkeys(FLASH)}),
+    "cap": (
+        make_auto_config("gemma2", **ARCHITECTURES["gemma2"][1]),
+        {"flex": None, FLASH[0]: None, **dict.fromkeys(FLASH[1:], "softcapping")},
+    ),
     "dropout": (
         make_auto_config("qwen2", **GATED, attention_dropout=0.1),
-        {"flex": "dropout", FLASH[0]: None, FLASH[1]: "dropout"},
+        {"flex": "dropout", FLASH[0]: None, **dict.fromkeys(FLASH[1:], "dropout")},
     ),
     "wide heads": (
         make_auto_config("qwen3", **{**GATED, "head_dim": 264}),
-        {"flex": None, **dict.fromkeys(FLASH, "256")},
+        {"flex": None, **dict.fromkeys(FLASH[:2], "256"), FLASH[2]: "128"},
     ),
     "no mask": (
         make_auto_config("opt", **ARCHITECTURES["opt"][1]),
@@ -168,6 +177,17 @@ def test_cuda_backends_object_to_unsupported_features(name: str) -> None:
         else:
             with pytest.raises(UsageError, match=objection):
                 select_isolating_backend(model, backend, backend, "cuda")
+
+
+@pytest.mark.parametrize("backend", FLASH[1:])
+def test_auto_falls_back_to_torch_where_other_kernels_are_not_exact(backend: str) -> None:
+    plain = make_auto_config("qwen2", **GATED)
+    assert select_isolating_backend(plain, "auto", backend, "cuda") == (backend, None)
+    wide = make_auto_config("qwen3", **{**GATED, "head_dim": 192})
+    expected = ("varlen", "supports heads of at most 128, not 192") if "4" in backend else (backend, None)
+    assert select_isolating_backend(wide, "auto", backend, "cuda") == expected
+    preset = load_preset("llama_pico", "model.head_dim=192")
+    assert select_isolating_backend(preset, "auto", backend, "cuda") == expected
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from krill.cli.compose import compose_config
 from krill.config.schema import AutoModelConfig, ModelConfig, TrainConfig, TransformerConfig
 from krill.config.validation import validate_config
+from krill.models import cost
 from krill.models.build import build_meta_model, build_model
 from krill.models.cost import (
     compute_mean_attention_span,
@@ -157,9 +158,10 @@ def test_fixed_memory_matches_a_real_step(name: str, overrides: tuple[str, ...])
     assert memory.total == memory.fixed + memory.activations + memory.logits
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt_neox"])
-def test_activations_match_the_tensors_saved_by_autograd(name: str) -> None:
-    """Compares with a real fp32 pass; Flash Attention saves the same tensors on the CPU as on CUDA."""
+def test_activations_match_the_tensors_saved_by_autograd(name: str, precision: str) -> None:
+    """Compares with a real pass; Flash Attention saves the same tensors on the CPU as on CUDA."""
     model = build_small_model(MODELS[name], "sdpa").train()
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     saved_bytes: dict[int, int] = {}
@@ -172,11 +174,27 @@ def test_activations_match_the_tensors_saved_by_autograd(name: str) -> None:
             saved_bytes[storage._cdata] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+        torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor),
+    ):
         out = model(input_ids=torch.randint(3, VOCABULARY, (ROWS, TOKENS)))
     del out
-    memory = estimate_training_memory(build_meta_model(MODELS[name], VOCABULARY), [], ROWS, TOKENS)
+    meta_model = build_meta_model(MODELS[name], VOCABULARY)
+    memory = estimate_training_memory(meta_model, [], ROWS, TOKENS, precision)
     assert memory.activations == pytest.approx(sum(saved_bytes.values()), rel=0.1)
+
+
+def test_memory_of_a_model_with_experts_is_estimated_in_both_precisions() -> None:
+    config = make_auto_config(
+        "qwen3_moe", num_key_value_heads=2, intermediate_size=48, moe_intermediate_size=16, num_experts=4,
+        num_experts_per_tok=2,
+    )  # fmt: skip
+    memories = [
+        estimate_training_memory(build_meta_model(config, VOCABULARY), [], ROWS, TOKENS, precision)
+        for precision in ("fp32", "bf16")
+    ]
+    assert memories[0].activations == 2 * memories[1].activations > 0
 
 
 def test_logits_match_the_formula() -> None:
@@ -262,3 +280,33 @@ def test_counting_does_not_change_the_configuration() -> None:
     compute_training_flops(model, TOKENS)
     assert model.config.to_dict() | {"dtype": None} == before | {"dtype": None}
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 9])
+def test_equal_layers_are_counted_once_and_exactly(
+    family: str, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def estimate() -> tuple[Any, ...]:
+        model = build_meta_model(make_gated_config(family, num_hidden_layers=layers), VOCABULARY)
+        memory = [
+            estimate_training_memory(model, [], rows, tokens, precision, None, checkpointing)
+            for rows, tokens, precision, checkpointing in ((2, 24, "fp32", False), (3, 16, "bf16", True))
+        ]
+        flops = [compute_training_flops(model, 24, attended) for attended in (None, 7.3)]
+        assert model.config.num_hidden_layers == layers
+        return (*memory, *flops)
+
+    quick = estimate()
+    monkeypatch.setattr(cost, "EQUAL_LAYER_MODELS", ())
+    assert quick == estimate()
+
+
+def test_many_equal_layers_do_not_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_meta_model(make_gated_config("llama", num_hidden_layers=40), VOCABULARY)
+    runs = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda *_: runs.append(1))
+    compute_training_flops(model, 24)
+    estimate_training_memory(model, [], 2, 24)
+    assert len(runs) == 1 + 2 + 3

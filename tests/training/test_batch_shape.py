@@ -18,7 +18,11 @@ from krill.training.batch_shape import (
     compute_batch_shape,
     compute_training_length,
 )
-from krill.training.compute.device import resolve_device, resolve_precision
+from krill.training.compute.device import (
+    apply_precision,
+    resolve_device,
+    resolve_precision,
+)
 
 
 def make_batch_config(
@@ -91,6 +95,32 @@ def test_precision() -> None:
     assert resolve_precision("auto", "cpu") == "fp32"
     assert resolve_precision("bf16", "cpu") == "bf16"
     assert resolve_precision("fp32", "cuda") == "fp32"
+
+
+def test_bf16_is_not_used_where_the_gpu_emulates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch counts an emulated bf16 as supported: V100 and T4."""
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert resolve_precision("auto", "cuda") == "fp32"
+    with pytest.raises(UsageError, match=r"only emulates bf16; use hardware\.precision=auto"):
+        resolve_precision("bf16", "cuda")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    assert resolve_precision("auto", "cuda") == resolve_precision("bf16", "cuda") == "bf16"
+
+
+def test_tf32_needs_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"tf32 needs a CUDA device.*hardware\.precision=fp32"):
+        resolve_precision("tf32", "cpu")
+    for capability, is_supported in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda capability=capability: capability)
+        if is_supported:
+            assert resolve_precision("tf32", "cuda") == "tf32"
+        else:
+            with pytest.raises(UsageError, match=r"capability 8\.0"):
+                resolve_precision("tf32", "cuda")
+    apply_precision("tf32")
+    assert torch.get_float32_matmul_precision() == "high"
+    apply_precision("fp32")
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def parse_lines(lines: list[str]) -> dict[str, str]:

@@ -82,32 +82,44 @@ class HardwareConfig(Section):
 
     name: Unsigned[FolderName]
     """Name of the option of hardware=; recorded, without effect."""
-    precision: Literal["auto", "fp32", "bf16"]
-    """Data type of the forward pass; weights are fp32. auto: bf16 on CUDA devices that support it, otherwise
-    fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"]
+    """Data type of the forward pass; weights are fp32. auto: bf16 on CUDA devices that support it in hardware,
+    otherwise fp32. tf32: fp32 whose matrix products round their inputs to 10 bits of mantissa (CUDA)."""
     attention: Unsigned[
-        Literal["auto", "varlen", "sdpa", "flex", "flash_attention_2", "flash_attention_3", "eager"]
+        Literal[
+            "auto",
+            "varlen",
+            "sdpa",
+            "flex",
+            "flash_attention_2",
+            "flash_attention_3",
+            "flash_attention_4",
+            "eager",
+        ]
     ]
     """Attention backend; all isolate documents. auto: the fastest that supports model and device, usually
-    varlen."""
+    varlen; flash_attention_3 or flash_attention_4 if it is installed and the GPU supports it."""
     loss: Unsigned[Literal["auto", "chunked", "full", "liger"]]
     """How the loss is computed: chunked never stores the logits of all tokens; liger is Liger's kernel for
-    the same on CUDA. auto: liger if it is installed and the device is CUDA, otherwise chunked; full for a
-    model that needs it."""
+    the same on CUDA. auto: chunked, or full for a model that needs it."""
     liger: Unsigned[Literal["auto"] | bool]
     """Use Liger's norms, rotary embeddings and MLPs. auto: if it is installed, on CUDA, and supports the
-    model."""
-    compile: Unsigned[bool]
-    """Compile forward and backward pass with torch.compile; needs a CUDA device."""
+    model, and the run is not compiled."""
+    compile: Unsigned[Literal["auto"] | bool]
+    """Compile forward and backward pass with torch.compile; needs a CUDA device. auto: on CUDA, for a run of
+    2,000 forward passes (steps × passes per step) or more, which repay the compilation."""
     gradient_checkpointing: Unsigned[bool]
     """Recompute activations in the backward pass instead of storing them: less memory, up to a third
     slower."""
     processes: Unsigned[Literal["auto"] | Processes]
     """Number of ranks per machine: processes that train together, each on its own device (or a share of the
     CPU). auto: one per GPU."""
-    sharding: Unsigned[Literal["none", "fsdp2"]]
+    sharding: Unsigned[Literal["none", "fsdp2", "hsdp"]]
     """none: every rank holds the whole model (DDP). fsdp2: each holds a shard of weights, gradients and
-    optimizer state."""
+    optimizer state. hsdp: sharded within each node, with a replica on every node."""
+    context_parallel: Unsigned[Processes]
+    """Number of ranks that share the tokens of each row, for rows whose activations do not fit on one device;
+    1: every rank computes whole rows. Must divide the ranks, sequence_len and the attention heads."""
     workers: Unsigned[Annotated[int, Field(ge=0, le=MAX_PROCESSES)]]
     """Number of processes per rank that load rows; 0: the training process loads them."""
     threads: Unsigned[Processes | None]

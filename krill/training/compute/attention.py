@@ -2,13 +2,13 @@
 
 krill registers these functions with transformers:
 
-    varlen      one kernel for documents of any length: torch's built-in Flash Attention on CUDA; on the CPU one
-                causal SDPA per document, which is exact and faster than attending across documents
-                (`benchmarks/attention.py`)
-    flash_attention_2, flash_attention_3
-                the same with the packages flash-attn and FlashAttention 3, which support more features and GPUs.
-                transformers' functions of these names are not used: they look for a missing package on the Hub, and
-                reject a model that is still on the CPU
+    varlen      one kernel for documents of any length: torch's built-in Flash Attention on CUDA, or FlashAttention 3
+                or 4 in its place (`krill.training.compute.flash`); on the CPU one causal SDPA per document, which is
+                exact and faster than attending across documents (`benchmarks/attention.py`)
+    flash_attention_2
+                the same with the package flash-attn, which also supports softcaps and dropout. transformers' function
+                of this name is not used: it looks for a missing package on the Hub, and rejects a model that is still
+                on the CPU
 
 flex, sdpa and eager are transformers' own; it builds their mask from the position ids when it gets no attention mask
 and no cache.
@@ -20,10 +20,10 @@ rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
@@ -33,9 +33,14 @@ from krill.training.compute.attention_kernels import DocumentBoundaries, causal_
 ATTN_IMPLEMENTATIONS = {
     "flex": "flex_attention",
     "flash_attention_2": "varlen_2",
-    "flash_attention_3": "varlen_3",
+    "flash_attention_3": "varlen",
+    "flash_attention_4": "varlen",
 }
 """transformers' names of the backends that have another name there; it reserves names with "flash" for its own."""
+
+BOUNDARY_BLOCK = 256
+"""The number of boundaries on CUDA is a multiple of this, filled up with empty documents. It is then the same for
+most batches, so that torch.compile does not compile again for another number of documents."""
 
 
 def get_attn_implementation(backend: str) -> str:
@@ -43,14 +48,21 @@ def get_attn_implementation(backend: str) -> str:
     return ATTN_IMPLEMENTATIONS.get(backend, backend)
 
 
-def build_boundary_kwargs(backend: str, lengths: list[int], device: torch.device) -> dict[str, Any]:
-    """Returns the model's keyword arguments that pass the document boundaries to `backend`."""
+def build_boundary_kwargs(
+    backend: str, lengths: list[int], sequence_len: int, device: torch.device
+) -> dict[str, Any]:
+    """Returns the model's keyword arguments that pass the document boundaries to `backend`.
+
+    `lengths`: the number of tokens of each document, at most `sequence_len`, in the order of the batch.
+    """
     if backend in ("flex", "sdpa", "eager"):
         return {}  # they derive the boundaries from position_ids
     if device.type != "cuda":
         return {"document_lengths": lengths}
     cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return {"cu_seq_lens_q": cu_seqlens, "max_length_q": max(lengths)}
+    padding = -len(cu_seqlens) % BOUNDARY_BLOCK
+    cu_seqlens = F.pad(cu_seqlens, (0, padding), value=sum(lengths))
+    return {"cu_seq_lens_q": cu_seqlens, "max_length_q": sequence_len}
 
 
 def varlen_attention_forward(
@@ -76,7 +88,8 @@ def varlen_attention_forward(
         dropout: probability of dropping an attention weight; CPU only.
         sliding_window: the number of tokens a token attends to, including itself; None: all tokens before it.
         document_lengths: the number of tokens of each document (and of padding) in row order; sums to B·T. CPU.
-        cu_seq_lens_q: int32, cumulative sum of the lengths from 0, on the device; with max_length_q. CUDA.
+        cu_seq_lens_q: int32, cumulative sum of the lengths from 0, on the device; with max_length_q, a length that no
+            document exceeds. CUDA.
 
     Returns:
         The output, (B, T, H, D), and None for the attention weights.
@@ -97,40 +110,30 @@ def varlen_attention_forward(
     return out, None
 
 
-def _build_flash_attention_forward(
-    package: str, supports_dropout: bool
-) -> Callable[..., tuple[Tensor, None]]:
-    """Returns an attention function that calls the kernels of `package` (flash_attn, flash_attn_interface).
-
-    Without `supports_dropout` the probability is not passed on; `krill.models.isolation` ensures that it is 0.
-    """
-    kernel = partial(attention_kernels.flash_attn_varlen, package)
-
-    def attend(
-        module: torch.nn.Module,
-        query_BHTD: Tensor,
-        key_BHSD: Tensor,
-        value_BHSD: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        cu_seq_lens_q: Tensor | None = None,
-        max_length_q: int | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        if cu_seq_lens_q is None:
-            documents = DocumentBoundaries.from_rows(query_BHTD, key_BHSD)
-        else:
-            assert max_length_q is not None
-            documents = DocumentBoundaries.from_cu_seqlens(cu_seq_lens_q, max_length_q)
-        options = {"softcap": softcap} | ({"dropout_p": dropout} if supports_dropout else {})
-        return _run_varlen_kernel(
-            kernel, query_BHTD, key_BHSD, value_BHSD, documents, scaling, sliding_window, **options
-        ), None
-
-    return attend
+def flash_attention_2_forward(
+    module: torch.nn.Module,
+    query_BHTD: Tensor,
+    key_BHSD: Tensor,
+    value_BHSD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Computes what `varlen_attention_forward` does, with the package flash-attn; CUDA."""
+    if cu_seq_lens_q is None:
+        documents = DocumentBoundaries.from_rows(query_BHTD, key_BHSD)
+    else:
+        assert max_length_q is not None
+        documents = DocumentBoundaries.from_cu_seqlens(cu_seq_lens_q, max_length_q)
+    return _run_varlen_kernel(
+        attention_kernels.flash_attn_varlen, query_BHTD, key_BHSD, value_BHSD, documents, scaling, sliding_window,
+        softcap=softcap, dropout=dropout,
+    ), None  # fmt: skip
 
 
 def _run_varlen_kernel(
@@ -153,8 +156,7 @@ def _run_varlen_kernel(
 
 ATTENTION_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "varlen": varlen_attention_forward,
-    "varlen_2": _build_flash_attention_forward("flash_attn", supports_dropout=True),
-    "varlen_3": _build_flash_attention_forward("flash_attn_interface", supports_dropout=False),
+    "varlen_2": flash_attention_2_forward,
 }
 for _name, _function in ATTENTION_FUNCTIONS.items():
     AttentionInterface.register(_name, _function)

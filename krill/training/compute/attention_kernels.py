@@ -1,7 +1,7 @@
 """Causal attention kernels for concatenated documents: torch's own and those of flash-attn.
 
-FlashAttention-2 (Dao, 2023, arXiv:2307.08691), FlashAttention-3 (Shah et al., 2024, arXiv:2407.08608). They support
-fp16 and bf16 on CUDA. krill's window includes the token itself; theirs counts only the tokens to its left.
+FlashAttention-2 (Dao, 2023, arXiv:2307.08691). They support fp16 and bf16 on CUDA. krill's window includes the token
+itself; theirs counts only the tokens to its left.
 
 Shapes: N tokens of all documents, H heads, D head width; B, T, S as in `krill.training.compute.attention`.
 """
@@ -11,19 +11,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import varlen
 
 QUERY_BLOCK_SIZE = 256
 """The number of queries per block of sliding-window attention on the CPU, unless the window is larger."""
 
 
+def _select_gqa_option(varlen_attn: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the option for grouped queries; a version of torch without it (2.11) accepts them as they are."""
+    return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+
+
+GQA_OPTION = _select_gqa_option(varlen.varlen_attn)
+
+
 @dataclass(frozen=True)
 class DocumentBoundaries:
-    """Document boundaries of queries and keys: cumulative lengths from 0 (int32, on the device) and the longest."""
+    """Document boundaries of queries and keys: cumulative lengths from 0 (int32, on the device) and an upper bound of
+    the lengths. Documents may be empty."""
 
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
@@ -65,17 +76,15 @@ def run_with_padded_heads(
 def torch_varlen_attention(
     q: Tensor, k: Tensor, v: Tensor, documents: DocumentBoundaries, scale: float, window: int | None
 ) -> Tensor:
-    """Computes attention with torch's built-in Flash Attention, (N, H, D); no dropout, no softcap."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return cast(Tensor, varlen_attn(
+    """Computes attention with torch's Flash Attention, (N, H, D), or with what replaced it
+    (`krill.training.compute.flash`); no dropout, no softcap."""
+    return cast(Tensor, varlen.varlen_attn(
         q, k, v, documents.cu_seqlens_q, documents.cu_seqlens_k, documents.max_seqlen_q, documents.max_seqlen_k,
-        scale=scale, window_size=_to_window_size(window), enable_gqa=True,
+        scale=scale, window_size=_to_window_size(window), **GQA_OPTION,
     ))  # fmt: skip
 
 
 def flash_attn_varlen(
-    package: str,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -83,15 +92,14 @@ def flash_attn_varlen(
     scale: float,
     window: int | None,
     softcap: float | None,
-    **dropout: float,
+    dropout: float,
 ) -> Tensor:
-    """Computes attention with `package`, (N, H, D): flash_attn, or flash_attn_interface, which has no dropout."""
-    out: Any = import_module(package).flash_attn_varlen_func(
+    """Computes attention with the package flash-attn, (N, H, D)."""
+    return cast(Tensor, import_module("flash_attn").flash_attn_varlen_func(
         q, k, v, documents.cu_seqlens_q, documents.cu_seqlens_k, documents.max_seqlen_q, documents.max_seqlen_k,
-        softmax_scale=scale, causal=True, window_size=_to_window_size(window), softcap=softcap or 0.0, **dropout,
-    )  # fmt: skip
-    # the first releases of flash_attn_interface also return the logsumexp
-    return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+        dropout_p=dropout, softmax_scale=scale, causal=True, window_size=_to_window_size(window),
+        softcap=softcap or 0.0,
+    ))  # fmt: skip
 
 
 def _to_window_size(window: int | None) -> tuple[int, int]:

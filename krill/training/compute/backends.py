@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.util import find_spec
 
 from krill.config.schema import HardwareConfig
 from krill.errors import UsageError
 from krill.extras import format_install_command
+from krill.training.compute.compilation import find_compile_obstacle
+from krill.training.compute.flash import FLASH_PACKAGES, check_flash_package, find_replacement_kernels
 
-FLASH_MODULES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-"""The module of each backend that is not part of torch."""
-
-BACKENDS_WITHOUT_FP32 = ("varlen", *FLASH_MODULES)
+BACKENDS_WITHOUT_FP32 = ("varlen", *FLASH_PACKAGES)
 
 
 def select_attention_backend(requested: str, device: str, precision: str) -> tuple[str, str | None]:
     """Returns the backend for hardware.attention on `device` in `precision`, and for auto the reason.
 
-    auto: varlen, except sdpa for fp32 on CUDA, which Flash Attention does not support. On the CPU varlen is the
-    fastest in `benchmarks/attention.py`. On CUDA varlen is Flash Attention without an extra package; whether another
-    package is faster on some GPU is not measured, so auto never selects one.
+    auto: varlen, except sdpa for fp32 and tf32 on CUDA, which Flash Attention does not support. On the CPU varlen is
+    the fastest in `benchmarks/attention.py`. On CUDA varlen is Flash Attention 2 without an extra package; where
+    FlashAttention 3 or 4 is installed and made for the GPU, its kernels are used (not measured).
 
     Raises:
         UsageError: the backend requested by name cannot run here.
@@ -28,14 +26,16 @@ def select_attention_backend(requested: str, device: str, precision: str) -> tup
     if requested == "auto":
         if device == "cpu":
             return "varlen", "fastest on a CPU"
-        if precision == "fp32":
-            return "sdpa", "Flash Attention has no fp32"
+        if precision != "bf16":
+            return "sdpa", f"Flash Attention has no {precision}"
+        if replacement := find_replacement_kernels():
+            return replacement, "installed, and made for this GPU"
         return "varlen", "torch's built-in Flash Attention"
-    if requested in FLASH_MODULES:
-        _check_flash_installed(requested, device)
-    if requested in BACKENDS_WITHOUT_FP32 and device == "cuda" and precision == "fp32":
+    if requested in FLASH_PACKAGES:
+        check_flash_package(requested, device)
+    if requested in BACKENDS_WITHOUT_FP32 and device == "cuda" and precision != "bf16":
         raise UsageError(
-            f"hardware.attention={requested} is Flash Attention on CUDA, which has no fp32; use "
+            f"hardware.attention={requested} is Flash Attention on CUDA, which has no {precision}; use "
             "hardware.precision=bf16 or hardware.attention=sdpa"
         )
     if requested == "flex" and device == "cpu":
@@ -52,12 +52,14 @@ def has_liger() -> bool:
 
 
 def select_loss(requested: str, device: str) -> str:
-    """Returns full, chunked or liger, for hardware.loss on `device`; auto: liger on CUDA if installed, else chunked.
+    """Returns full, chunked or liger, for hardware.loss on `device`; auto: chunked.
+
+    Liger's loss makes the host wait for the device three times per pass, so auto does not select it.
 
     Raises UsageError if liger is requested and cannot run.
     """
     if requested == "auto":
-        return "liger" if device == "cuda" and has_liger() else "chunked"
+        return "chunked"
     if requested == "liger" and not (device == "cuda" and has_liger()):
         raise UsageError(
             "hardware.loss=liger needs a CUDA device and the package liger-kernel "
@@ -74,31 +76,5 @@ def check_kernels(hardware: HardwareConfig, device: str) -> None:
             "hardware.liger=true needs a CUDA device and the package liger-kernel "
             f"({format_install_command('cuda')}); use hardware.liger=auto"
         )
-    if hardware.compile and device != "cuda":
-        raise UsageError(
-            "hardware.compile=true needs a CUDA device: on the CPU every new number of documents in a row compiles "
-            "the model again, step after step; use hardware.compile=false"
-        )
-
-
-def _format_flash_install_command(requested: str) -> str:
-    """Returns the command for a package that is built with the installed torch; version 3 is not on an index."""
-    package = {
-        "flash_attention_2": "flash-attn>=2.8.3",
-        "flash_attention_3": "git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper",
-    }[requested]
-    return f"pip install setuptools wheel && pip install --no-build-isolation '{package}'"
-
-
-def _check_flash_installed(requested: str, device: str) -> None:
-    """Imports the module, because an installed one may have been built for another torch."""
-    module = FLASH_MODULES[requested]
-    needed = [] if device == "cuda" else ["a CUDA device"]
-    try:
-        import_module(module).flash_attn_varlen_func  # noqa: B018
-    except (ImportError, AttributeError) as error:
-        needed.append(f"the module {module} ({error}): {_format_flash_install_command(requested)}")
-    if needed:
-        raise UsageError(
-            f"hardware.attention={requested} needs {' and '.join(needed)}; or use hardware.attention=auto"
-        )
+    if hardware.compile is True and (obstacle := find_compile_obstacle(device)):
+        raise UsageError(f"hardware.compile=true needs {obstacle}; use hardware.compile=auto")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -27,7 +27,13 @@ from transformers import PreTrainedModel
 from krill.data.packing import IGNORE_INDEX
 from krill.errors import UsageError
 from krill.training.compute.backends import select_loss
-from krill.training.compute.cross_entropy import chunked_cross_entropy, per_token_cross_entropy
+from krill.training.compute.compilation import compile_callable
+from krill.training.compute.cross_entropy import (
+    chunked_cross_entropy,
+    compute_errors,
+    compute_errors_in_place,
+    per_token_cross_entropy,
+)
 
 SummedLossFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(hidden states (N, H), weight (V, H), labels (N,), bias (V,) or None) → summed loss of labeled tokens, nats."""
@@ -36,8 +42,10 @@ PROBE_TOKENS, PROBE_LOGIT, PROBE_TOLERANCE = 8, 100.0, 1e-3
 """The probe's row length, its largest logit (a cap leaves small ones unchanged) and its relative tolerance."""
 
 
-def build_loss(model: PreTrainedModel, requested: str, device: str) -> Loss:
+def build_loss(model: PreTrainedModel, requested: str, device: str, is_compiled: bool = False) -> Loss:
     """Builds the loss for hardware.loss; auto falls back to full logits for a model that needs them.
+
+    `is_compiled`: the chunked loss compiles what it computes between its matrix products.
 
     Raises UsageError if chunked or liger is requested by name and would not equal the model's own loss.
     """
@@ -46,7 +54,7 @@ def build_loss(model: PreTrainedModel, requested: str, device: str) -> Loss:
         return Loss()
     obstacle = probe_head_loss(model)
     if obstacle is None:
-        return HeadLoss(model, kind)
+        return HeadLoss(model, kind, is_compiled)
     if requested != "auto":
         raise UsageError(f"hardware.loss={requested}: {obstacle}; use hardware.loss=full or auto")
     return Loss(f"full: {obstacle}")
@@ -76,11 +84,16 @@ class Loss:
 class HeadLoss(Loss):
     """The loss of `model`, computed from hidden states and the head's weight."""
 
-    def __init__(self, model: PreTrainedModel, kind: str = "chunked"):
+    def __init__(self, model: PreTrainedModel, kind: str = "chunked", is_compiled: bool = False):
         super().__init__(kind)
         self.model, self.head = model, model.get_output_embeddings()
         self.summed_cross_entropy: SummedLossFunction = (
-            liger_cross_entropy if kind == "liger" else chunked_cross_entropy
+            liger_cross_entropy
+            if kind == "liger"
+            else partial(
+                chunked_cross_entropy,
+                compute_errors=compile_callable(compute_errors) if is_compiled else compute_errors_in_place,
+            )
         )
         # built once: torch.compile would recompile for another function object
         self._loss_function = torch.compiler.disable(self._mean_loss)
@@ -111,10 +124,11 @@ class HeadLoss(Loss):
         labels: Tensor,
         vocab_size: int | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **_: Any,
+        **options: Any,
     ) -> Tensor:
         """Computes what transformers' ForCausalLMLoss does; `logits` are hidden states."""
-        targets = shift_labels(labels).flatten()
+        shifted = options.get("shift_labels")
+        targets = (shift_labels(labels) if shifted is None else shifted).flatten()
         summed_loss = self.summed_cross_entropy(logits.flatten(0, 1), self.head.weight, targets, self.bias)
         if num_items_in_batch is None:
             return summed_loss / (targets != IGNORE_INDEX).sum()

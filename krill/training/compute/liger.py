@@ -16,15 +16,19 @@ LIGER_KERNELS = {"rope": True, "rms_norm": True, "swiglu": True}
 """The Liger kernels that are applied; its loss is hardware.loss=liger."""
 
 
-def apply_kernels(model: PreTrainedModel, hardware: HardwareConfig, device: str) -> list[str]:
+def apply_kernels(
+    model: PreTrainedModel, hardware: HardwareConfig, device: str, is_compiled: bool = False
+) -> list[str]:
     """Applies the kernels and the checkpointing of `hardware` to `model`; returns their names for the run's header.
+
+    torch.compile generates kernels for what Liger replaces, so hardware.liger=auto leaves it to it.
 
     Raises UsageError if something requested by name is not supported by the model.
     """
     check_kernels(hardware, device)
     used = []
     if (
-        hardware.liger is not False
+        (hardware.liger is True or (hardware.liger == "auto" and not is_compiled))
         and device == "cuda"
         and has_liger()
         and _apply_liger(model, hardware.liger)
@@ -33,8 +37,6 @@ def apply_kernels(model: PreTrainedModel, hardware: HardwareConfig, device: str)
     if hardware.gradient_checkpointing:
         _enable_gradient_checkpointing(model)
         used.append("gradient checkpointing")
-    if hardware.compile:
-        used.append("compiled")
     return used
 
 

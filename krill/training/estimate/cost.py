@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def count_run_parameters(config: TrainConfig, vocab_size: int) -> int:
     return _count_run_parameters(_CostKey.from_config(config), vocab_size)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _count_run_parameters(key: _CostKey, vocab_size: int) -> int:
     return count_parameters(key.config.model, vocab_size)
 
@@ -70,7 +70,7 @@ def format_cost_lines(
     return list(_format_cost_lines(_CostKey.from_config(config), vocab_size, steps, attended, available))
 
 
-@lru_cache(maxsize=64)
+@cache
 def _format_cost_lines(
     key: _CostKey, vocab_size: int, steps: int | None, attended: float | None, available: int
 ) -> list[str]:
@@ -104,7 +104,7 @@ def estimate_cost(
     return _estimate_cost(_CostKey.from_config(config), vocab_size, steps, attended)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _estimate_cost(key: _CostKey, vocab_size: int, steps: int, attended: float | None) -> tuple[float, int]:
     flops = _count_tokens(key.config, steps) * _count_flops(key.config, vocab_size, attended)
     return _estimate_seconds(key.config, flops), _estimate_disk_bytes(key.config, vocab_size, steps)

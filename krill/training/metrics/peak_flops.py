@@ -19,16 +19,16 @@ MATMUL_REPEATS = 5
 
 @lru_cache
 def get_peak_flops(device: str, precision: str, threads: int) -> float:
-    """Returns the FLOP/s of `device` (cuda or cpu) in matrix products in `precision` (bf16 or fp32).
+    """Returns the FLOP/s of `device` (cuda or cpu) in matrix products in `precision` (bf16, tf32 or fp32).
 
     Without a data sheet it is measured by the fastest of a few square products: an upper bound in practice, but too
     low on a device that is busy otherwise. `threads`, the number of CPU threads, is part of the cache key.
     """
-    if device == "cuda" and precision == "bf16":
+    if device == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name()
         tflops = next((value for part, value in BF16_TFLOPS.items() if part in name), None)
         if tflops:
-            return tflops * 1e12
+            return tflops * 1e12 * (0.5 if precision == "tf32" else 1)  # half in every data sheet
     size = MATRIX_SIZE[device]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.ones(size, size, dtype=dtype, device=device)

@@ -1,6 +1,6 @@
 """Isolation: a model computes the same for a document in a packed row as for the document alone.
 
-On CUDA three backends call Flash Attention; here they call stubs in plain torch, on the CPU.
+On CUDA two backends call Flash Attention; here they call stubs in plain torch, on the CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ BACKENDS = {
     "varlen": ("varlen", CPU, None),
     "varlen on CUDA": ("varlen", CUDA, "torch"),
     "flash_attention_2": ("flash_attention_2", CUDA, "flash_attn"),
-    "flash_attention_3": ("flash_attention_3", CUDA, "flash_attn_interface"),
     "flex": ("flex", CPU, None),
     "sdpa": ("sdpa", CPU, None),
     "eager": ("eager", CPU, None),
@@ -93,7 +92,8 @@ def test_isolation_with_gradient_checkpointing(
     plain, _, _ = build_case(name, make_rows, batch_size)
     hardware = HardwareConfig(
         name="any", precision="fp32", attention="auto", loss="full", liger=False, compile=False,
-        gradient_checkpointing=True, processes=1, sharding="none", workers=0, threads=1, stall=None, slurm=None,
+        gradient_checkpointing=True, processes=1, sharding="none", context_parallel=1, workers=0,
+        threads=1, stall=None, slurm=None,
     )  # fmt: skip
     assert apply_kernels(model, hardware, "cpu") == ["gradient checkpointing"]
     out = model.train()(**inputs)
@@ -170,7 +170,8 @@ def test_isolation_with_liger(batch_size: int, training: bool, make_rows: Callab
     model, batch, inputs = build_case("sdpa", make_rows, batch_size)
     hardware = HardwareConfig(
         name="any", precision="fp32", attention="sdpa", loss="liger", liger=True, compile=False,
-        gradient_checkpointing=False, processes=1, sharding="none", workers=0, threads=1, stall=None, slurm=None,
+        gradient_checkpointing=False, processes=1, sharding="none", context_parallel=1, workers=0,
+        threads=1, stall=None, slurm=None,
     )  # fmt: skip
     model = model.to(CUDA).train(training)
     apply_kernels(model, hardware, "cuda")
@@ -189,14 +190,11 @@ def test_check_finds_a_leak_without_boundaries(
         assert compute_largest_difference(model, batch, logits, skip_first=True) > 0.1
 
 
-@pytest.mark.parametrize("module", ["flash_attn", "flash_attn_interface"])
 def test_check_notices_a_dense_kernel(
-    module: str, make_rows: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+    make_rows: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[module], "flash_attn_varlen_func", refuse_dense)
-    model, _, inputs = build_case(
-        next(name for name, one in BACKENDS.items() if one[2] == module), make_rows, 3
-    )
+    monkeypatch.setattr(sys.modules["flash_attn"], "flash_attn_varlen_func", refuse_dense)
+    model, _, inputs = build_case("flash_attention_2", make_rows, 3)
     with pytest.raises(AssertionError, match="the dense kernel was called"):
         model(**inputs)
 
@@ -237,7 +235,7 @@ def test_flash_attention_gets_one_dtype_under_autocast(
     assert len(kernels.calls) == LAYERS
 
 
-@pytest.mark.parametrize("backend", ["varlen", "flash_attention_2", "flash_attention_3"])
+@pytest.mark.parametrize("backend", ["varlen", "flash_attention_2"])
 def test_generation_equals_that_of_sdpa(backend: str) -> None:
     prompt = torch.tensor([[0, 5, 9, 33]])
     model = build_tiny_model("llama", backend).eval()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -32,7 +33,12 @@ from krill.data.packing import Rows
 from krill.errors import UsageError
 from krill.training.batches import RowCollator, build_dataloader
 from krill.training.compute import backends, cross_entropy, liger
-from krill.training.compute.cross_entropy import chunked_cross_entropy, per_token_cross_entropy
+from krill.training.compute.cross_entropy import (
+    chunked_cross_entropy,
+    compute_errors,
+    compute_errors_in_place,
+    per_token_cross_entropy,
+)
 from krill.training.compute.head_loss import HeadLoss, Loss, _load_liger_loss, build_loss, probe_head_loss
 from krill.training.metrics.evaluate import evaluate_batches
 
@@ -105,10 +111,13 @@ def assert_same(
     has_bias=st.booleans(),
     ignored=st.floats(0, 1),
     seed=st.integers(0, 99),
+    errors=st.sampled_from([compute_errors, compute_errors_in_place]),
+    multiple=st.sampled_from([1, 8]),
 )
 def test_value_and_gradients_equal_those_of_full_logits(
-    tokens: int, vocab_size: int, has_bias: bool, ignored: float, seed: int
+    tokens: int, vocab_size: int, has_bias: bool, ignored: float, seed: int, errors: Any, multiple: int
 ) -> None:
+    """With the errors as they are compiled and as they are not, and with a padded vocabulary as on CUDA."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -123,7 +132,8 @@ def test_value_and_gradients_equal_those_of_full_logits(
     expected = F.cross_entropy(logits, labels, reduction="sum")
     expected_gradients = torch.autograd.grad(expected / 3, parameters)
     bias = parameters[2] if has_bias else None
-    loss = chunked_cross_entropy(hidden, weight, labels, bias)
+    with patch.dict(cross_entropy.VOCABULARY_MULTIPLE, {"cpu": multiple}):
+        loss = chunked_cross_entropy(hidden, weight, labels, bias, errors)
     gradients = torch.autograd.grad(loss / 3, parameters)
 
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-5)
@@ -132,6 +142,59 @@ def test_value_and_gradients_equal_those_of_full_logits(
     token_losses = per_token_cross_entropy(hidden, weight, labels, bias)
     expected_losses = F.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(token_losses, expected_losses, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("errors", [compute_errors, compute_errors_in_place])
+def test_products_have_a_padded_vocabulary(errors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths, linear = [], F.linear
+    monkeypatch.setattr(
+        F, "linear", lambda x, weight, bias: widths.append(len(weight)) or linear(x, weight, bias)
+    )
+    monkeypatch.setitem(cross_entropy.VOCABULARY_MULTIPLE, "cpu", 16)
+    weight = torch.randn(50, 4, requires_grad=True)
+    chunked_cross_entropy(torch.randn(9, 4), weight, torch.arange(9), None, errors).backward()
+    assert widths == [64, 64]
+    assert weight.grad is not None
+    assert weight.grad.shape == (50, 4)
+
+
+def test_more_chunks_do_not_round_the_weight_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a bf16 weight, as FSDP2 gathers it: the gradient is summed in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(size, 16, generator=generator).bfloat16() for size in (64 * 7, 40))
+    labels = torch.randint(40, (64 * 7,), generator=generator)
+    exact = weight.float().requires_grad_()
+    F.cross_entropy(F.linear(hidden.float(), exact), labels, reduction="sum").backward()
+    errors = []
+    for size in (64 * 7, 7):
+        monkeypatch.setattr(cross_entropy, "CHUNK", {"cpu": size})
+        leaf = weight.clone().requires_grad_()
+        chunked_cross_entropy(hidden, leaf, labels).backward()
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == torch.bfloat16
+        errors.append((leaf.grad - exact.grad).norm().item())
+    assert errors[1] < 1.1 * errors[0]
+
+
+def test_product_is_added_without_a_temporary_on_cuda() -> None:
+    """torch has this operation for CUDA, and for meta, which has no data."""
+    total = torch.zeros(6, 5, device="meta")
+    a, b = (torch.zeros(size, dtype=torch.bfloat16, device="meta") for size in ((6, 4), (4, 5)))
+    with RecordedCalls() as calls:
+        cross_entropy._add_product(total, a, b)
+    assert calls.names == ["aten::addmm.dtype_out"]
+
+
+class RecordedCalls(TorchDispatchMode):
+    """Records the names of the operators that are called in the context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
 
 
 def test_frozen_parameters_and_no_grad_compute_no_gradients() -> None:
@@ -341,47 +404,6 @@ def test_gradient_checkpointing_recomputes_with_the_documents() -> None:
     assert_same(actual, expected, rel=0.0)
 
 
-def test_compile_applies_to_the_training_pass_only_and_keeps_parameter_names(
-    train_in: Train, make_config: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes: list[str] = []
-
-    class CompiledModel(torch.nn.Module):
-        """Wraps the model like torch.compile's module."""
-
-        def __init__(self, model: torch.nn.Module):
-            super().__init__()
-            self._orig_mod = model
-
-        def forward(self, **inputs: Any) -> Any:
-            passes.append("training" if self._orig_mod.training else "other")
-            return self._orig_mod(**inputs)
-
-    monkeypatch.setattr(torch, "compile", CompiledModel)
-    monkeypatch.setattr(liger, "check_kernels", lambda *_: None)
-    compiled = train_in(make_config("hardware.compile=true"), "compiled")
-    assert passes == ["training"] * 4
-    eager = train_in(make_config(), "eager")
-    for name in ("model", "checkpoints/checkpoint-4"):
-        actual, expected = (run / name / "model.safetensors" for run in (compiled, eager))
-        assert actual.read_bytes() == expected.read_bytes()
-
-
-@pytest.mark.slow
-def test_torch_compile_supports_the_loss() -> None:
-    model, inputs = build_llama(), make_batch()
-    inputs.pop("document_lengths")
-    expected = run_backward(model, HeadLoss(model), inputs)
-    loss, compiled = HeadLoss(model), torch.compile(model, backend="eager")
-    for _ in range(2):
-        model.zero_grad()
-        with loss.training_context():
-            value = compiled(**inputs).loss
-        value.backward()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-        assert_same((value.item(), gradients), expected, rel=1e-6)
-
-
 # --- kernels requested by name -----------------------------------------------------------------------------
 
 
@@ -436,12 +458,16 @@ def test_liger_is_used_if_installed(liger_stub: LigerStub, make_config: Configur
     model, inputs = build_llama(bias=True), make_batch()
     hardware = make_config().hardware
     assert liger.apply_kernels(model, hardware, "cpu") == []
+    assert liger.apply_kernels(model, hardware, "cuda", is_compiled=True) == []
+    forced = make_config("hardware.liger=true").hardware
+    assert liger.apply_kernels(model, forced, "cuda", is_compiled=True) == ["liger"]
     assert liger.apply_kernels(model, hardware, "cuda") == ["liger"]
     assert liger_stub.kernels == {
         "rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False,
     }  # fmt: skip
     assert build_loss(model, "auto", "cpu").name == "chunked"
-    loss = build_loss(model, "auto", "cuda")
+    assert build_loss(model, "auto", "cuda").name == "chunked"
+    loss = build_loss(model, "liger", "cuda")
     assert loss.name == "liger"
     assert_same(run_backward(model, loss, inputs), run_backward(model, Loss(), inputs), rel=1e-6)
 

@@ -78,6 +78,7 @@ def test_a_known_device_has_the_peak_of_its_data_sheet(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
     get_peak_flops.cache_clear()
     assert get_peak_flops("cuda", "bf16", 1) == tflops * 1e12
+    assert get_peak_flops("cuda", "tf32", 1) == tflops * 1e12 / 2
     get_peak_flops.cache_clear()
 
 
