@@ -1,6 +1,6 @@
 """Question: what does a point cost the process that runs the sweep, and what does a dry run of thousands cost?
 
-    compose   seconds for composing, checking and identifying a point
+    compose   CPU seconds for composing, checking and identifying a point
     pool      the same, and starting a process for it that exits immediately
 
 Each is the difference between two sweeps of the same command, one longer than the other, so start-up does not count.
@@ -57,20 +57,21 @@ def measure_pool(command: str, few: int, many: int) -> float:
 
 def measure_composition(command: str, few: int, many: int) -> float:
     """Returns the seconds of one more point before the first one starts."""
-    seconds = []
+    seconds: list[float] = []
     original = Composer.compose_points
 
     def compose_points(
         composer: Composer, overrides: Sequence[Sequence[str]]
     ) -> tuple[list[Point | None], PointErrors]:
-        began = time.perf_counter()
+        began = time.process_time()
         points = original(composer, overrides)
-        seconds.append(time.perf_counter() - began)
+        seconds[-1] += time.process_time() - began
         return points
 
     Composer.compose_points = compose_points  # type: ignore[assignment, method-assign]
     try:
         for count in (few, many):
+            seconds.append(0.0)
             measure_sweep(command, count)
     finally:
         Composer.compose_points = original  # type: ignore[method-assign]

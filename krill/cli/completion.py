@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from krill.config.paths import get_outputs_root
 from krill.errors import DONE, UsageError
@@ -119,7 +120,8 @@ def _print_script(action: str, shell: str) -> None:
     from hydra.core.plugins import Plugins
     from hydra.plugins.completion_plugin import CompletionPlugin
 
-    for plugin in Plugins.instance().discover(CompletionPlugin):
+    plugins: list[Any] = Plugins.instance().discover(CompletionPlugin)
+    for plugin in plugins:
         if plugin.provides() == shell:
             getattr(plugin(None), action)()
             return
