@@ -132,6 +132,8 @@ def _list_errors(
     reported = set()
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in _strip_union_tags(item["loc"]))
+        if item["type"] == "union_tag_not_found":
+            key += f".{item['ctx']['discriminator'].strip(chr(39))}"
         value = str(item["input"])
         if key in missing or (key in following and value in reported):
             continue
@@ -142,12 +144,10 @@ def _list_errors(
 def _format_error(item: ErrorDetails, key: str, known: list[str]) -> str:
     if item["type"] == "extra_forbidden":
         return format_unknown_key_error(key, known)
-    if item["type"] == "missing":
+    if item["type"] in ("missing", "union_tag_not_found"):
         return _format_not_set(key)
-    if item["type"].startswith("union_tag"):
-        context = item.get("ctx", {})
-        expected = context.get("expected_tags", "")
-        return f"{key}: {context.get('tag', 'nothing')!r} is not one of {expected}"
+    if item["type"] == "union_tag_invalid":
+        return f"{key}: {item['ctx']['tag']!r} is not one of {item['ctx']['expected_tags']}"
     if item["type"] == "value_error":
         message = str(item["ctx"]["error"])
         return f"{key}: {message}" if key else message

@@ -357,7 +357,7 @@ class ConfigOrigins:
         for key, message in errors:
             section = key.partition(".")[0]
             keys = missing.get(section, [])
-            if len(keys) < _MANY_KEYS or key not in keys:
+            if key not in keys or (len(keys) < _MANY_KEYS and not _KIND_KEYS.intersection(keys)):
                 messages.append(self._locate(key) + message)
             elif key == keys[0]:
                 messages.append(_describe_incomplete_file(incomplete[section], keys))
@@ -378,14 +378,19 @@ _BASE_OPTIONS = {
 }  # fmt: skip
 """Config group → the option that a file of the user can begin with."""
 
+_KIND_KEYS = {"data.source", "model.family", "optimizer.name", "scheduler.name"}
+"""Keys that say of which kind a section is; without one, its other keys are not checked."""
+
 _MANY_KEYS = 3
 """Missing keys of a section from which on its file lacks a base rather than these keys."""
 
 
 def _describe_incomplete_file(file: ConfigFile, keys: Sequence[str]) -> str:
-    source = file.get("source")
-    base = "files" if source is not None and source.value == "files" else _BASE_OPTIONS[file.group]
+    source, has_paths = file.get("source"), file.group == "data" and file.get("paths") is not None
+    is_of_files = source.value == "files" if source is not None else has_paths
+    base = "files" if is_of_files else _BASE_OPTIONS[file.group]
+    what = f"{keys[0]} and {len(keys) - 1} other keys are" if len(keys) > 1 else f"{keys[0]} is"
     return (
-        f"{relative_path(file.path)}: {keys[0]} and {len(keys) - 1} other keys are not set; include the file that "
-        f"sets them: add the line 'defaults: [{base}, _self_]'"
+        f"{relative_path(file.path)}: {what} not set; include the file that sets what is missing: add the line "
+        f"'defaults: [{base}, _self_]'"
     )

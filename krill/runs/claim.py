@@ -150,7 +150,13 @@ def _resume_named(folder: Path, signature: str, allow_changed: bool, dry_run: bo
         raise UsageError(
             f"resume={folder}: not a run of krill (status.json is missing); krill-runs lists the runs"
         )
-    if status["signature"] != signature and not allow_changed:
+    is_other = status["signature"] != signature
+    if is_other and status["state"] == "finished":
+        raise UsageError(
+            f"resume={folder}: the run has finished, with another configuration; set continue={folder} to train it "
+            f"for longer, or from={folder} to start a new run with its settings"
+        )
+    if is_other and not allow_changed:
         raise UsageError(
             f"resume={folder}: the run has another configuration; set from={folder} to start a new run with its "
             f"settings, continue={folder} to train it for longer, or resume_changed=true to resume it with this "
