@@ -336,7 +336,7 @@ def measure(model: str, optimizer: str, arguments: argparse.Namespace, outputs: 
         "work": work,
         "estimate": estimate_speed(rehearsal, work, tokens),
     }
-    if optimizer == arguments.optimizers[0]:
+    if optimizer == arguments.optimizers[0] and not arguments.eager:
         compiled = rehearse(
             build_config(model, optimizer, arguments, "hardware.compile=true", "steps=6"),
             store,
