@@ -354,6 +354,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
     parser.add_argument("--tiny", action="store_true", help="two rows of 64 tokens")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument(
         "--outputs", type=Path, help="folder of tokenizer and tokens; a temporary one by default"
     )

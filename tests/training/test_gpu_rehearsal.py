@@ -6,6 +6,7 @@ It runs what krill does only on CUDA: bf16 autocast, torch's varlen_attn, events
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ def results(prepared_data: PreparedData, overrides: list[str], outputs: Path) ->
     """The results for AdamW and for Muon."""
     result = outputs / "rehearsal.json"
     data = [override for override in overrides if override.startswith(("data", "tokenizer"))]
-    words = [
+    words: list[str] = [
+        sys.executable,
         str(SCRIPT),
         "--models",
         "llama_pico",
         "--tiny",
         "--eager",
-        f"--result={result}",
         f"--outputs={outputs}",
     ]
-    done = run_words(outputs, [*words, *data, "model.num_hidden_layers=1"], get_clean_environment())
+    more = [f"--result={result}", *data, "model.num_hidden_layers=1"]
+    done = run_words(outputs, [*words, *more], get_clean_environment())
     assert result.exists(), done.stderr
     return json.loads(result.read_text())["models"]["llama_pico"]
 
