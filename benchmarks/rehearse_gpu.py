@@ -336,7 +336,7 @@ def measure(model: str, optimizer: str, arguments: argparse.Namespace, outputs: 
         "work": work,
         "estimate": estimate_speed(rehearsal, work, tokens),
     }
-    if optimizer == arguments.optimizers[0]:
+    if optimizer == arguments.optimizers[0] and not arguments.eager:
         compiled = rehearse(
             build_config(model, optimizer, arguments, "hardware.compile=true", "steps=6"),
             store,
@@ -354,6 +354,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
     parser.add_argument("--tiny", action="store_true", help="two rows of 64 tokens")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument(
         "--outputs", type=Path, help="folder of tokenizer and tokens; a temporary one by default"
     )
