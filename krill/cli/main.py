@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def _print_error(message: str) -> int:
-    print(f"krill: error: {message}", file=sys.stderr)
+    print_wrapped(f"krill: error: {message}", sys.stderr)
     return USAGE
 
 

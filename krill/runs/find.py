@@ -12,7 +12,7 @@ from typing import Any
 
 from krill.checksum import ChecksumError, read_checksummed_json
 from krill.config.paths import relative_path
-from krill.errors import UsageError
+from krill.errors import KrillError, UsageError
 from krill.runs import slurm
 from krill.runs.record import find_status_damage, read_status
 from krill.runs.run_state import read_run_or_submission_status, read_submission_status
@@ -54,14 +54,14 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """Reads sweep.json; empty if it is missing. Raises UsageError if it is damaged or cannot be read."""
+    """Reads sweep.json; empty if it is missing. Raises UsageError if it is damaged, KrillError if it is unreadable."""
     file = folder / "sweep.json"
     try:
         return read_checksummed_json(file, lambda record: "checksum" not in record)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise UsageError(f"{relative_path(file)} cannot be read ({error.strerror})") from error
+        raise KrillError(f"{relative_path(file)} cannot be read ({error.strerror})") from error
     except ChecksumError as error:
         raise UsageError(
             f"{relative_path(file)} {error.problem}; remove it, and run the command of the sweep again: finished "
@@ -73,7 +73,7 @@ def read_sweep_or_warn(folder: Path) -> dict[str, Any]:
     """Reads sweep.json; if it is damaged, logs that and returns an empty record."""
     try:
         return read_sweep(folder)
-    except UsageError as error:
+    except KrillError as error:
         log.warning("%s", error)
         return {}
 
