@@ -54,7 +54,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """Reads sweep.json; empty if it is missing. Raises UsageError if it is damaged, KrillError if it is unreadable."""
+    """Reads sweep.json; empty if it is missing. Raises UsageError if it is damaged, KrillError if unreadable."""
     file = folder / "sweep.json"
     try:
         return read_checksummed_json(file, lambda record: "checksum" not in record)
