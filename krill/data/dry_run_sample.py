@@ -42,7 +42,7 @@ def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
         )
         num_kept += sum(1 for _ in kept)
     num_sampled = read_counts["documents"]
-    lines = _format_mix(source, parts)
+    lines = format_mix(source, parts)
     lines += [
         f"sample      {num_sampled:,} documents of {len(sampled)} of {len(parts)} parts: {num_kept:,} kept"
     ]
@@ -51,12 +51,14 @@ def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
     return lines + format_data_hints(dropped.by_rule, read_counts, data.model_dump())
 
 
-def _format_mix(source: Source, parts: Sequence[Part]) -> list[str]:
+def format_mix(source: Source, parts: Sequence[Part] | None = None) -> list[str]:
     """Returns a line with the share of each source in the training text; no line for a single source."""
+    if len(source.names) == 1:
+        return []
     sizes = [0.0] * len(source.names)
-    for part in parts:
+    for part in source.list_parts() if parts is None else parts:
         sizes[part.source] += part.size * source.weights[part.source]
     ranked = sorted(zip(sizes, source.names, strict=True), key=lambda item: -item[0])
     shares = [f"{name} {size / max(1.0, sum(sizes)):.1%}" for size, name in ranked[:MAX_MIX_SOURCES]]
     others = f", and {len(ranked) - MAX_MIX_SOURCES} more" if len(ranked) > MAX_MIX_SOURCES else ""
-    return [f"mix         {', '.join(shares)}{others} (size x weight)"] if len(ranked) > 1 else []
+    return [f"mix         {', '.join(shares)}{others} (size x weight)"]
