@@ -42,7 +42,7 @@ def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
         )
         num_kept += sum(1 for _ in kept)
     num_sampled = read_counts["documents"]
-    lines = _format_mix(source, parts)
+    lines = format_mix(source, parts)
     lines += [
         f"sample      {num_sampled:,} documents of {len(sampled)} of {len(parts)} parts: {num_kept:,} kept"
     ]
@@ -51,8 +51,10 @@ def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
     return lines + format_data_hints(dropped.by_rule, read_counts, data.model_dump())
 
 
-def _format_mix(source: Source, parts: Sequence[Part]) -> list[str]:
+def format_mix(source: Source, parts: Sequence[Part] | None = None) -> list[str]:
     """Returns a line with the share of each source in the training text, and hints; no line for a single source."""
+    if parts is None:
+        parts = source.list_parts()
     sizes, repeated = [0.0] * len(source.names), 0.0
     for part in parts:
         sizes[part.source] += part.size * source.weights[part.source]

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from krill.config.schema import CustomModelConfig, TrainConfig
+from krill.data.dry_run_sample import format_mix
 from krill.data.inputs import RunInputs
 from krill.training.batch_shape import compute_training_length, resolve_batch_shape
 from krill.training.preflight import run_preflight_checks
@@ -37,6 +38,7 @@ def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None)
         f"model       {config.model.name}: {parameters:,} parameters, vocabulary {vocab_size}",
         f"tokenizer   {'reuse' if tokenizer.is_dir() else 'train'} {tokenizer}",
         f"tokens      {'reuse' if store.is_dir() else 'prepare'} {store}",
+        *format_mix(inputs.source),
         f"batch       {batch.rows_per_step} rows of {config.sequence_len} = {tokens_per_step:,} tokens per step",
         f"device      {compute.device}",
         f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",

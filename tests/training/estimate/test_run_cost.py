@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from source_files import write_texts
 from trainings import plan_lines
 
 from krill.config.schema import TrainConfig
@@ -199,6 +200,15 @@ def test_dry_run_before_preparation_shows_only_memory_and_disk_for_epochs(
     lines = parse_lines(plan_lines(make_config("epochs=2"), tmp_path))
     assert {"memory", "disk"} <= set(lines)
     assert not {"cost", "time"} & set(lines)
+
+
+def test_dry_run_shows_the_share_of_each_source(make_config: Configure, tmp_path: Path) -> None:
+    for name, count in (("a", 10), ("b", 30)):
+        write_texts(tmp_path / f"{name}.jsonl", [f"the same length {index:03}" for index in range(count)])
+    paths = f"data.paths=[{{path: {tmp_path}/a.jsonl, weight: 2}}, {tmp_path}/b.jsonl]"
+    lines = parse_lines(plan_lines(make_config("data=files", paths), tmp_path))
+    assert lines["mix"] == "b.jsonl 60.0%, a.jsonl 40.0% (size x weight)"
+    assert "mix" not in parse_lines(plan_lines(make_config(), tmp_path))
 
 
 def test_cost_of_a_custom_model_is_unknown(make_config: Configure, tmp_path: Path) -> None:
