@@ -1,17 +1,18 @@
 """Question: does krill notice a changed bit, or a lost end, in what it has saved?
 
-Makes a small tokenizer, a token store, its unmerged parts and an entry of the hash cache. Then, for each of their
-files, it flips one bit, or cuts the file off, reads it in this process as the commands do, and compares the content.
-Every file is read once for each of --flips random bits and --cuts random lengths.
+Makes a small tokenizer, a token store, its unmerged parts, an entry of the hash cache, a sweep of one short training
+and the files of a submission. Then, for each of their files, it flips one bit, or cuts the file off, reads it in this
+process as the commands do, and compares the content. Every file is read once for each of --flips random bits and
+--cuts random lengths, by each command that uses files of its kind. The worst outcome counts:
 
-    told        a KrillError: the command ends with one line that says what to do
+    WRONG       another content under the same signature, or an error that is no KrillError        must be 0
+    told        a KrillError, with which the command ends, or a warning: one line that says what to do
     other       read as something else, with a signature of its own: never used for what is wanted
     same        what was read is what was saved
-    WRONG       another content under the same signature, or an error that is no KrillError        must be 0
 
 Prints a table and writes results/flip_bits.json, or the file of --result.
 
-    python benchmarks/flip_bits.py                                       (4 minutes on one core)
+    python benchmarks/flip_bits.py                                       (10 minutes on one core)
     python benchmarks/flip_bits.py --flips 20 --cuts 2 --kinds manifest
 
 To cover another kind of files, add a function to KINDS that returns a `Subject`.
@@ -20,6 +21,7 @@ To cover another kind of files, add a function to KINDS that returns a `Subject`
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -30,27 +32,67 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from krill.cli.compose import compose_config
-from krill.config.schema import TrainConfig
+import torch
+from omegaconf import OmegaConf
+
+from krill.checksum import write_checksummed_json
+from krill.cli import app
+from krill.cli.argv import ParsedArguments
+from krill.cli.compose import compose_config, normalize_overrides
+from krill.cli.config_diff import diff_from_last_start
+from krill.cli.train import run_task
+from krill.config.schema import PretrainedModelConfig, TrainConfig
 from krill.config.validation import validate_config
 from krill.data.cache import get_or_train_tokenizer
 from krill.data.encoding import Encoder
 from krill.data.inputs import RunInputs
 from krill.data.prepare import prepare_store, prepare_task_parts
 from krill.data.store import SPLITS, Store
-from krill.errors import KrillError
+from krill.errors import DONE, KrillError
+from krill.inference.load import load_model_and_tokenizer
+from krill.launch.invocation import Composition, SingleRun, SubmittedJob
+from krill.launch.job_files import read_job_file, write_job_files
+from krill.models.pretrained import hash_model, load_pretrained_model
+from krill.runs import checkpoints
+from krill.runs.claim import claim
+from krill.runs.compare import flatten_config
+from krill.runs.find import Run, RunGroup, list_point_folders, read_sweep, run_at
+from krill.runs.record import (
+    Record,
+    read_config,
+    read_jsonl,
+    read_metrics,
+    read_status,
+    read_validations,
+    read_versions,
+)
+from krill.runs.run_state import find_slurm_job, read_submission_status
+from krill.runs.slurm import JOBS_FILE
+from krill.runs.summary import build_sweep_command, describe_run, describe_sweep, suggest_commands
+from krill.runs.table import build_rows
 from krill.sources import hash_cache
 from krill.tables import format_table
 from krill.tokenizer.artifact import TokenizerFolder, hash_settings, load_tokenizer
+from krill.training.callbacks.early_stopping import read_stop_reason
+from krill.training.checkpoint.branch import (
+    check_branch,
+    get_branch_identity,
+    resolve_branch,
+    resolve_restart,
+)
 
 OUTCOMES = ("told", "other", "same", "WRONG")
+SEVERITY = ("same", "other", "told", "WRONG")
+"""The outcomes, the worst one last."""
+Read = Callable[[], tuple[str, Any]]
+"""Reads files as a command does; returns (signature, content), to be compared."""
 MAX_EXAMPLES = 5
 """Maximum number of wrong changes that are described per file."""
 WORDS = [
@@ -75,8 +117,8 @@ class Subject:
     """Files of one kind, and how krill reads them."""
 
     files: list[Path]
-    read: Callable[[], tuple[str, Any]]
-    """Reads the files as the commands do; returns (signature, content), to be compared."""
+    readers: list[Read]
+    """One for each command that reads them."""
 
 
 class Saved:
@@ -90,16 +132,11 @@ class Saved:
         texts = [" ".join(generator.choices(WORDS, k=generator.randint(5, 40))) for _ in range(120)]
         self.text = folder / "text.jsonl"
         self.text.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
-        self.config: TrainConfig = validate_config(
-            TrainConfig,
-            compose_config(
-                "preprocess",
-                [
-                    "data=files", f"data.paths=[{self.text}]", "data.min_chars=0", "data.workers=1", "data.engine=hf",
-                    "data.validation_fraction=0.2", "tokenizer.vocab_size=320",
-                ],
-            ),
-        )  # fmt: skip
+        self.overrides = [
+            "data=files", f"data.paths=[{self.text}]", "data.min_chars=0", "data.workers=1", "data.engine=hf",
+            "data.validation_fraction=0.2", "tokenizer.vocab_size=320",
+        ]  # fmt: skip
+        self.config: TrainConfig = validate_config(TrainConfig, compose_config("preprocess", self.overrides))
         self.inputs = RunInputs(self.config.data, self.config.tokenizer, folder / "outputs")
 
     @cached_property
@@ -111,6 +148,36 @@ class Saved:
         folder = self.folder / "store"
         folder.mkdir()
         prepare_store(self.config.data, self.tokenizer, folder, self.inputs.source)
+        return folder
+
+    @cached_property
+    def sweep(self) -> Path:
+        """A sweep of one training of 4 steps."""
+        folder = self.folder / "outputs" / "sweeps" / "s"
+        arguments = [
+            "-m", "hydra/launcher=basic", "sweep.search=random", "sweep.trials=1", "lr=interval(1e-3,2e-3)",
+            *self.overrides, "name=s", "steps=4", "save_every=2", "eval_every=2", "sample_every=2", "log_every=1",
+            "model=llama_pico", "sequence_len=64", "batch.micro_batch_size=2", "device=cpu",
+        ]  # fmt: skip
+        output = io.StringIO()
+        with redirect_stdout(output), redirect_stderr(output):
+            code = app.main("train", run_task, arguments)
+        assert code == DONE, output.getvalue()
+        return folder
+
+    @cached_property
+    def run(self) -> Path:
+        """The same training, as a single run that was interrupted after its first checkpoint."""
+        (point,) = list_point_folders(self.sweep)
+        status = read_status(point)
+        assert status is not None
+        folder = self.folder / f"outputs/runs/s/2030-01-01_00-00-00-{status['signature'][:8]}"
+        shutil.copytree(point, folder)
+        for path in (folder / "model", folder / "checkpoints/checkpoint-4"):
+            shutil.rmtree(path)
+        record = Record(folder)
+        record.truncate_metrics(3, folder)
+        record.update(state="stopped", metrics=None)
         return folder
 
 
@@ -130,15 +197,15 @@ def read_store(folder: Path) -> tuple[str, Any]:
 
 
 def make_manifest(saved: Saved) -> Subject:
-    return Subject([saved.store / "manifest.json"], lambda: read_store(saved.store))
+    return Subject([saved.store / "manifest.json"], [lambda: read_store(saved.store)])
 
 
 def make_store_record(saved: Saved) -> Subject:
-    return Subject([saved.store / "record.json"], lambda: read_store(saved.store))
+    return Subject([saved.store / "record.json"], [lambda: read_store(saved.store)])
 
 
 def make_shards(saved: Saved) -> Subject:
-    return Subject(sorted(saved.store.glob("*-*.*")), lambda: read_store(saved.store))
+    return Subject(sorted(saved.store.glob("*-*.*")), [lambda: read_store(saved.store)])
 
 
 def make_parts(saved: Saved) -> Subject:
@@ -156,7 +223,7 @@ def make_parts(saved: Saved) -> Subject:
         prepare_store(config, saved.tokenizer, merged, saved.inputs.source)
         return read_store(merged)
 
-    return Subject(sorted((folder / "parts").iterdir()), merge)
+    return Subject(sorted((folder / "parts").iterdir()), [merge])
 
 
 def read_tokenizer(folder: Path, text: str) -> tuple[str, Any]:
@@ -169,21 +236,181 @@ def read_tokenizer(folder: Path, text: str) -> tuple[str, Any]:
 
 def make_tokenizer(saved: Saved) -> Subject:
     folder, text = saved.tokenizer.folder, saved.text.read_text(encoding="utf-8")
-    return Subject(sorted(folder.iterdir()), lambda: read_tokenizer(folder, text))
+    return Subject(sorted(folder.iterdir()), [lambda: read_tokenizer(folder, text)])
 
 
 def make_existing_tokenizer(saved: Saved) -> Subject:
     """A tokenizer.path that krill did not make: it has no record."""
     folder, text = saved.folder / "existing", saved.text.read_text(encoding="utf-8")
     shutil.copytree(saved.tokenizer.folder, folder, ignore=shutil.ignore_patterns("record.json"))
-    return Subject(sorted(folder.iterdir()), lambda: read_tokenizer(folder, text))
+    return Subject(sorted(folder.iterdir()), [lambda: read_tokenizer(folder, text)])
 
 
 def make_hash_cache(saved: Saved) -> Subject:
     hash_cache.MIN_CACHED_BYTES, hash_cache.MIN_FILE_AGE_NS = 0, -(10**9)
     digest = hash_cache.hash_file_cached(saved.text)
     (entry,) = (saved.folder / "outputs/.cache/digests").iterdir()
-    return Subject([entry], lambda: (digest, hash_cache.hash_file_cached(saved.text, is_read_only=True)))
+    return Subject([entry], [lambda: (digest, hash_cache.hash_file_cached(saved.text, is_read_only=True))])
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Lists the files in `folder` and below, also hidden ones, that are not empty."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def make_run(saved: Saved) -> Subject:
+    """What a run records, without checkpoints: read when it resumes, by continue=, and by krill-runs."""
+    run = saved.run
+    others = {run / "checkpoints", run / "model-manifest.json"}
+    return Subject(
+        [path for path in list_files(run) if not others & {path, *path.parents}],
+        [make_resume(run), make_continue(run, saved), make_show(run)],
+    )
+
+
+def make_checkpoint(saved: Saved) -> Subject:
+    """A checkpoint: read when its run resumes, by branch=, krill-infer and model.from=."""
+    checkpoint = saved.run / "checkpoints" / "checkpoint-2"
+    readers = [
+        make_resume(saved.run),
+        make_continue(saved.run, saved),
+        make_infer(saved.run),
+        make_from(checkpoint),
+    ]
+    return Subject(list_files(checkpoint), readers)
+
+
+def make_model(saved: Saved) -> Subject:
+    """A trained model: read by krill-infer and model.from=."""
+    (run,) = list_point_folders(saved.sweep)
+    return Subject(
+        [run / "model-manifest.json", *list_files(run / "model")], [make_infer(run), make_from(run)]
+    )
+
+
+def make_resume(run: Path) -> Read:
+    """Returns what krill-train reads of a run before it continues it."""
+    status = read_status(run)
+    assert status is not None
+    config = TrainConfig.model_validate(read_config(run))
+
+    def resume() -> tuple[str, Any]:
+        claimed = claim(status["signature"], run.parent, resume="auto", dry_run=True)
+        checkpoint, corrupt = checkpoints.find_newest_valid(run / "checkpoints")
+        content = [
+            claimed.folder, claimed.state, read_status(run), diff_from_last_start(config, run), checkpoint, corrupt,
+            read_metrics(run), read_validations(run), read_jsonl(run / "samples.jsonl"),
+            read_stop_reason(config.stop, run, 2),
+        ]  # fmt: skip
+        return "", content
+
+    return resume
+
+
+def make_continue(run: Path, saved: Saved) -> Read:
+    """Returns what krill-train continue=RUN reads, which expands to from= and branch=."""
+    tokenizer = saved.inputs.tokenizer_signature
+    config = validate_config(TrainConfig, compose_config("train", expand_continue(run)))
+
+    def branch() -> tuple[str, Any]:
+        overrides = expand_continue(run)
+        source = resolve_branch(str(run / "checkpoints" / "checkpoint-2"))
+        restart = resolve_restart(source, config)
+        check_branch(source, config, tokenizer)
+        source.verify_checkpoint()
+        identity = get_branch_identity(config)
+        return "", [overrides, asdict(source), restart, identity, read_metrics(run)]
+
+    return branch
+
+
+def expand_continue(run: Path) -> list[str]:
+    return normalize_overrides("train", ParsedArguments(overrides=[f"continue={run}", "steps=8"]))
+
+
+def make_show(run: Path) -> Read:
+    """Returns what krill-runs list, show and compare print of a run."""
+
+    def show() -> tuple[str, Any]:
+        item = run_at(run)
+        assert isinstance(item, Run)
+        (row,) = build_rows([item])
+        if row.error:
+            raise KrillError(row.error)
+        return "", [describe_run(item), suggest_commands(item, row), flatten_config(read_config(run))]
+
+    return show
+
+
+def make_infer(run: Path) -> Read:
+    """Returns what krill-infer loads."""
+
+    def infer() -> tuple[str, Any]:
+        model, tokenizer = load_model_and_tokenizer(str(run), torch.device("cpu"))
+        ids = Encoder(tokenizer).encode(["the quick fox"]).tokens.tolist()
+        return "", [list_weights(model), model.config.to_dict(), model.generation_config.to_dict(), ids]
+
+    return infer
+
+
+def make_from(folder: Path) -> Read:
+    """Returns what model.from= identifies the run by, and loads."""
+    config = PretrainedModelConfig.model_validate(
+        {"name": "pretrained", "family": "pretrained", "from": str(folder), "max_position_embeddings": 64}
+    )
+
+    def load() -> tuple[str, Any]:
+        signature = " ".join(hash_model(str(folder)))
+        return signature, list_weights(load_pretrained_model(config, vocab_size=320))
+
+    return load
+
+
+def list_weights(model: Any) -> list[Any]:
+    return [(name, tensor.tolist()) for name, tensor in model.state_dict().items()]
+
+
+def make_sweep(saved: Saved) -> Subject:
+    """sweep.json: read when the sweep is run again, and by krill-runs."""
+    sweep = saved.sweep
+
+    def show() -> tuple[str, Any]:
+        item = run_at(sweep)
+        assert isinstance(item, RunGroup)
+        return "", [describe_sweep(item), build_sweep_command(sweep, item.sweep_record)]
+
+    def restart() -> tuple[str, Any]:
+        return "", [read_sweep(sweep), list_point_folders(sweep)]
+
+    return Subject([sweep / "sweep.json"], [show, restart])
+
+
+def make_submission(saved: Saved) -> Subject:
+    """The files of a submission: read by its job, and by krill-runs."""
+    folder = saved.folder / "outputs" / "jobs" / "1"
+    folder.mkdir(parents=True)
+    composed = compose_config("preprocess", saved.overrides)
+    hydra = {
+        "job": {"config_name": "preprocess"}, "overrides": {"task": saved.overrides}, "runtime": {"choices": {}}
+    }  # fmt: skip
+    job = SubmittedJob(SingleRun(Composition(composed, OmegaConf.create(hydra))), saved.config)
+    write_job_files(folder, [job])
+    write_checksummed_json(folder / JOBS_FILE, {"0": "17"})
+
+    def read_job() -> tuple[str, Any]:
+        read = read_job_file(folder, 0, is_on_slurm=True)
+        return "", [
+            read.command,
+            read.overrides,
+            read.config,
+            OmegaConf.to_container(read.composition.config),
+        ]
+
+    def show() -> tuple[str, Any]:
+        status = read_submission_status(folder)
+        return "", [status, status and find_slurm_job(status)]
+
+    return Subject([folder / "0.json", folder / JOBS_FILE], [read_job, show])
 
 
 KINDS: dict[str, Callable[[Saved], Subject]] = {
@@ -194,6 +421,11 @@ KINDS: dict[str, Callable[[Saved], Subject]] = {
     "tokenizer": make_tokenizer,
     "existing_tokenizer": make_existing_tokenizer,
     "hash_cache": make_hash_cache,
+    "run": make_run,
+    "checkpoint": make_checkpoint,
+    "model": make_model,
+    "sweep": make_sweep,
+    "submission": make_submission,
 }
 
 
@@ -213,33 +445,58 @@ def iterate_changes(content: bytes, flips: int, cuts: int, seed: int) -> Iterato
         yield f"cut to {length} of {len(content)} bytes", content[:length]
 
 
-def judge(read: Callable[[], tuple[str, Any]], expected: tuple[str, Any]) -> tuple[str, str]:
-    """Returns the outcome of reading a changed file, and its description."""
+class Warnings(logging.Handler):
+    """Keeps the warnings of krill's logger."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def judge(read: Read, expected: tuple[str, Any]) -> tuple[str, str]:
+    """Returns the outcome of reading a changed file by one command, and its description."""
+    log, warnings = logging.getLogger("krill"), Warnings()
+    log.addHandler(warnings)
     try:
         signature, content = read()
     except KrillError as error:
         return "told", str(error)
     except Exception as error:
         return "WRONG", f"{type(error).__name__}: {error}"
+    finally:
+        log.removeHandler(warnings)
+    if warnings.messages:
+        return "told", warnings.messages[0]
     if signature != expected[0]:
         return "other", signature
     return ("same", "") if content == expected[1] else ("WRONG", "other content under the same signature")
 
 
-def flip_file(path: Path, subject: Subject, flips: int, cuts: int) -> dict[str, Any]:
+def judge_all(readers: list[Read], expected: list[tuple[str, Any]]) -> tuple[str, str]:
+    """Returns the worst outcome of all commands, and its description."""
+    results = [judge(read, result) for read, result in zip(readers, expected, strict=True)]
+    return max(results, key=lambda result: SEVERITY.index(result[0]))
+
+
+def flip_file(
+    path: Path, readers: list[Read], expected: list[tuple[str, Any]], flips: int, cuts: int
+) -> dict[str, Any]:
     """Returns the number of each outcome for one file, and examples of wrong ones; the file is left as it was."""
-    content, expected, counts = path.read_bytes(), subject.read(), Counter[str]()
+    content = path.read_bytes()
+    counts = Counter[str]()
     wrong: list[str] = []
     for number, (description, changed) in enumerate(iterate_changes(content, flips, cuts, len(content)), 1):
         path.write_bytes(changed)
-        outcome, detail = judge(subject.read, expected)
+        outcome, detail = judge_all(readers, expected)
         counts[outcome] += 1
         if outcome == "WRONG" and len(wrong) < MAX_EXAMPLES:
             wrong.append(f"{description}: {detail}")
         if number == 1:
             example = f"{outcome}: {detail}".replace(str(path.parent), "…")
     path.write_bytes(content)
-    assert judge(subject.read, expected)[0] == "same"
     return {
         "bytes": len(content), **{outcome: counts[outcome] for outcome in OUTCOMES}, "first": example, "wrong": wrong
     }  # fmt: skip
@@ -248,7 +505,14 @@ def flip_file(path: Path, subject: Subject, flips: int, cuts: int) -> dict[str, 
 def run_kind(kind: str, saved: Saved, flips: int, cuts: int) -> dict[str, dict[str, Any]]:
     """Returns the result of each file of a kind, by its name."""
     subject = KINDS[kind](saved)
-    return {path.name: flip_file(path, subject, flips, cuts) for path in subject.files}
+    folder = Path(os.path.commonpath([path.parent for path in subject.files]))
+    expected = [read() for read in subject.readers]
+    results = {
+        path.relative_to(folder).as_posix(): flip_file(path, subject.readers, expected, flips, cuts)
+        for path in subject.files
+    }
+    assert judge_all(subject.readers, expected)[0] == "same"
+    return results
 
 
 def main() -> int:
@@ -260,7 +524,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "flip_bits.json")
     options = parser.parse_args()
-    logging.getLogger("krill").setLevel(logging.CRITICAL)
+    logging.getLogger("krill").propagate = False
     with tempfile.TemporaryDirectory() as folder:
         saved = Saved(Path(folder))
         results = {kind: run_kind(kind, saved, options.flips, options.cuts) for kind in options.kinds}
@@ -277,7 +541,7 @@ def main() -> int:
         "question": "does krill notice a changed bit, or a lost end, in what it has saved?",
         "date": f"{date.today()}",
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("krill", "numpy", "tokenizers")},
+        "versions": read_versions("krill", "numpy", "tokenizers", "torch", "transformers"),
         "flips": options.flips, "cuts": options.cuts, "total": total, "kinds": results,
     }  # fmt: skip
     options.result.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -6,11 +6,11 @@ not fit on a device), median of several rounds:
     adamw             krill's optimizer=adamw (fused)
     muon_*            krill's presets, and options of muon_moonlight
     torch             torch.optim.Muon on the hidden matrices, fused AdamW on the rest
-    upstream          pytorch_optimizer 4.1 on the parameter groups of optimizer=muon_pto
+    upstream          pytorch_optimizer 4.1 on the parameter groups of optimizer=muon_pto; left out if not installed
 
 `share` is the step's part of the step together with the forward and backward passes of 262,144 tokens, which are
 timed in rows of 2048 (bf16 autocast on CUDA). Prints a table and writes results/muon_step.json, or the file of
---result.
+--result, after each model.
 
     python benchmarks/muon_step.py                                  (needs a CUDA device with 48 GB; 10 minutes)
     python benchmarks/muon_step.py --models llama_nano --device cpu --rounds 3 --tokens 4096 --result /tmp/a.json
@@ -28,6 +28,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,9 @@ def measure(preset: str, device: str, rounds: int, tokens: int) -> dict[str, Any
         name: measure_step_seconds(build_optimizer(model, config.optimizer), device, rounds)
         for name, config in configs.items()
     }
-    groups = build_optimizer(model, configs["muon_pto"].optimizer).param_groups
-    steps["upstream"] = measure_step_seconds(build_upstream_muon(groups), device, rounds)
+    if find_spec("pytorch_optimizer"):
+        groups = build_optimizer(model, configs["muon_pto"].optimizer).param_groups
+        steps["upstream"] = measure_step_seconds(build_upstream_muon(groups), device, rounds)
     steps["torch"] = measure_step_seconds(TorchMuon(model, configs["muon_moonlight"]), device, rounds)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -138,16 +140,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=262_144, help="per training step")
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "muon_step.json")
     arguments = parser.parse_args()
-    results = {
-        name: measure(name, arguments.device, arguments.rounds, arguments.tokens) for name in arguments.models
-    }
-    for name, figures in results.items():
-        print(f"{name}: {figures['parameters']:,} parameters, passes {figures['passes_ms']:,} ms")
-        for optimizer, value in figures["step_ms"].items():
-            share = 100 * figures["share"][optimizer]
-            print(f"    {optimizer:<16} {value:>10.3f} ms   {share:6.2f} % of the step")
     cuda = arguments.device == "cuda"
-    result = {
+    result: dict[str, Any] = {
         "question": "milliseconds of one optimizer step, and its share of a training step",
         "date": date.today().isoformat(),
         "hardware": {
@@ -157,9 +151,16 @@ def main() -> None:
         },
         "versions": read_versions("krill", "torch", "transformers", "pytorch_optimizer"),
         "tokens_per_step": arguments.tokens,
-        "models": results,
+        "models": {},
     }
-    arguments.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for name in arguments.models:
+        figures = measure(name, arguments.device, arguments.rounds, arguments.tokens)
+        result["models"][name] = figures
+        arguments.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"{name}: {figures['parameters']:,} parameters, passes {figures['passes_ms']:,} ms")
+        for optimizer, value in figures["step_ms"].items():
+            share = 100 * figures["share"][optimizer]
+            print(f"    {optimizer:<16} {value:>10.3f} ms   {share:6.2f} % of the step", flush=True)
 
 
 if __name__ == "__main__":

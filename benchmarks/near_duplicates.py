@@ -23,7 +23,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ import pyarrow.parquet
 import rensa
 
 from krill.config.schema import MinHashConfig
+from krill.runs.record import read_versions
 from krill.tables import format_table
 from krill.text.minhash import MinHashSigner, compute_jaccard_similarity, find_near_duplicates
 from krill.text.shingles import hash_shingles, sort_unique
@@ -218,7 +218,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "command": "python benchmarks/near_duplicates.py FOLDER",
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "rensa": version("rensa")},
+        "versions": {"python": platform.python_version(), **read_versions("numpy", "rensa")},
         "results": results,
         "keys_mb_per_cpu_second": references,
         "scale": scaled,

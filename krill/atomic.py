@@ -75,7 +75,7 @@ def make_once(folder: Path, build: Callable[[Path], None], resume: bool = False)
         return False
     if folder.exists() and not folder.is_dir():  # raised now, not after `build`
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(folder.parent)
     with _acquire_lock(FileLock(folder.with_name(f".{folder.name}.lock")), folder):
         if is_nonempty_folder(folder):
             return False
@@ -94,11 +94,25 @@ def make_once(folder: Path, build: Callable[[Path], None], resume: bool = False)
     return True
 
 
+def create_folder(folder: Path, exist_ok: bool = True) -> None:
+    """Creates a folder and its parents. Raises UsageError where the system keeps no files, as in /proc and /sys."""
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except FileNotFoundError as error:
+        raise _build_no_files_error(folder) from error
+
+
+def _build_no_files_error(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} cannot be created: the system keeps no files there; set output= or KRILL_OUTPUTS to another folder"
+    )
+
+
 def create_first_free(parent: Path, names: Iterable[str]) -> Path:
     """Creates and returns the first of these folders that does not exist; each process gets a different one."""
     for name in names:
         with suppress(FileExistsError):
-            (parent / name).mkdir(parents=True)
+            create_folder(parent / name, exist_ok=False)
             return parent / name
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(parent))
 
@@ -122,6 +136,10 @@ def name_folder_in_errors(folder: Path) -> Iterator[None]:
 
 def _acquire_lock(lock: FileLock, folder: Path) -> AbstractContextManager[Any]:
     """Acquires the lock until the context ends; logs if it has to wait."""
+    try:
+        Path(lock.lock_file).touch()  # FileLock would wait forever for a file that cannot be created
+    except FileNotFoundError as error:
+        raise _build_no_files_error(folder) from error
     try:
         return lock.acquire(blocking=False)
     except Timeout:

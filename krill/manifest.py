@@ -1,4 +1,4 @@
-"""Manifests: size and xxh3_128 of each file in a folder, and a signature of all of it, to detect damage.
+"""Manifests: size and xxh3_128 of each file in a folder, with a checksum of all of it, to detect damage.
 
 checkpoints/checkpoint-100/manifest.json    lists the files of that checkpoint (krill.runs.checkpoints)
 model-manifest.json                         lists the files of the trained model in model/, beside it
@@ -6,12 +6,11 @@ model-manifest.json                         lists the files of the trained model
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from krill import atomic
+from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
 from krill.config.signature import compute_signature, hash_file
 
 MANIFEST_FORMAT = 1
@@ -35,35 +34,41 @@ def write_file_manifest(path: Path, folder: Path, files: Iterable[Path], **value
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "xxh3_128": hash_file(file)}
         for file in files
     }
-    manifest = {"format": MANIFEST_FORMAT, **values, "files": entries}
-    atomic.write_json(path, manifest | {"signature": compute_signature(manifest)})
+    write_checksummed_json(path, {"format": MANIFEST_FORMAT, **values, "files": entries})
 
 
 def read_file_manifest(path: Path) -> dict[str, Any] | str:
     """Returns the manifest, or a description of its problem."""
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        signature = manifest.pop("signature")
+        manifest = read_checksummed_json(path, _has_valid_signature)
     except FileNotFoundError:
-        return "is missing: the checkpoint was not saved completely"
+        return "is missing: the files that it lists may not have been saved completely"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return "is damaged"
-    if signature != compute_signature(manifest):
-        return "was changed since it was saved"
+    except ChecksumError as error:
+        return error.problem
     if manifest["format"] != MANIFEST_FORMAT:
         return f"has format {manifest['format']}; this version of krill reads format {MANIFEST_FORMAT}"
     return manifest
 
 
-def verify_file(file: Path, entry: dict[str, Any], check_hash: bool = True) -> str | None:
-    """Returns what is wrong with a file by its entry in a manifest; None: nothing."""
+def _has_valid_signature(manifest: dict[str, Any]) -> bool:
+    """Returns whether a manifest of an earlier version of krill is intact: it had a signature, which is removed."""
+    return manifest.pop("signature", None) == compute_signature(manifest) and "format" in manifest
+
+
+def verify_file(
+    file: Path, entry: dict[str, Any], compute_hash: Callable[[Path], str] | None = hash_file
+) -> str | None:
+    """Returns what is wrong with a file by its entry in a manifest; None: nothing.
+
+    `compute_hash`: returns the xxh3_128 of a file; None: only the size is compared.
+    """
     try:
         size = file.stat().st_size
         if size != entry["bytes"]:
             return f"has {size} bytes instead of {entry['bytes']}"
-        if check_hash and hash_file(file) != entry["xxh3_128"]:
+        if compute_hash and compute_hash(file) != entry["xxh3_128"]:
             return "was changed since it was saved (different xxh3_128)"
     except FileNotFoundError:
         return "is missing"

@@ -133,6 +133,9 @@ def wrap_text(text: str, width: int | None) -> str:
 _LABEL = re.compile(r"\s*(?:\S+(?: \S+)* {2,})?")
 """The beginning of a line that has a name and a value in columns."""
 
+_COMMAND = re.compile(r"\s*krill-[a-z]+")
+"""A command; it may be at the beginning of a value or after a colon. `krill-train:` is where an error comes from."""
+
 
 def _wrap_line(line: str, width: int) -> Iterator[str]:
     if measure_width(line) <= width:
@@ -141,9 +144,10 @@ def _wrap_line(line: str, width: int) -> Iterator[str]:
     label = _LABEL.match(line)
     current = label[0] if label and measure_width(label[0]) <= width // 2 else ""
     hanging, rest = measure_width(current), line[len(current) :]
-    continuation = " \\" if rest.startswith("krill-") else ""
-    is_empty = True
+    continuation, is_empty, ends_with_colon = "", True, True
     for word in re.findall(r"\s*\S+", rest):
+        is_command = ends_with_colon and _COMMAND.fullmatch(word)
+        ends_with_colon = word.endswith(":")
         is_whole = bool(set(word) & set("/="))
         if measure_width(current + word) > width - len(continuation) and not (is_empty and not is_whole):
             if current.strip():
@@ -156,6 +160,8 @@ def _wrap_line(line: str, width: int) -> Iterator[str]:
                 yield current + piece
                 current = " " * hanging
         current, is_empty = current + word, False
+        if is_command:
+            continuation = " \\"
     yield current
 
 

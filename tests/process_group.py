@@ -29,7 +29,7 @@ PRELOADED_MODULES = [
     "torch.utils.flop_counter",
     "transformers",
     "transformers.pytorch_utils",
-    "krill.config.schema",
+    "krill.training.run",
 ]
 """Imported once by the server from which ranks are forked: importing them takes longer than most tests."""
 
@@ -75,5 +75,6 @@ def _run_rank(
     dist.init_process_group("gloo", timeout=TIMEOUT)
     torch.save(work(*arguments), folder / f"{rank}.pt")
     gc.collect()  # frees what `work` created before the process group; the process may abort otherwise
-    dist.barrier()
-    dist.destroy_process_group()
+    if dist.is_initialized():  # krill.training.ranks ends the group of a training
+        dist.barrier()
+        dist.destroy_process_group()

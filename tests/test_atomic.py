@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from krill import atomic
+from krill.errors import UsageError
 
 
 def test_a_file_is_replaced_and_no_temporary_file_is_left(tmp_path: Path) -> None:
@@ -112,3 +113,15 @@ def test_a_file_in_place_of_the_folder_is_reported_before_the_build(tmp_path: Pa
     (tmp_path / "file").write_text("a file")
     with pytest.raises(NotADirectoryError):
         atomic.make_once(tmp_path / "file", fail_if_called)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+def test_a_folder_that_the_system_does_not_keep_is_an_error_and_no_wait() -> None:
+    for create in (
+        lambda: atomic.make_once(Path("/proc/x"), fail_if_called),
+        lambda: atomic.make_once(Path("/proc/x/y"), fail_if_called),
+        lambda: atomic.create_timestamped_folder(Path("/proc/x"), "run"),
+        lambda: atomic.create_folder(Path("/proc/x")),
+    ):
+        with pytest.raises(UsageError, match=r"/proc/x.* cannot be created.*KRILL_OUTPUTS"):
+            create()

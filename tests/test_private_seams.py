@@ -79,6 +79,7 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
         ("self", "fsdp_version", "state_dict_type"), "krill/training/compute/fsdp.py",
     ),
     "torch.utils._pytree:tree_leaves": (("tree", "is_leaf"), "krill/training/checkpoint/async_save.py"),
+    "torch.distributed.distributed_c10d:_set_pg_timeout": (("timeout", "group"), "krill/training/ranks.py"),
     "torch.cuda:_is_in_bad_fork": ((), "krill/launch/preload_server.py"),
     "hydra._internal.core_plugins.basic_sweeper:BasicSweeper.split_arguments": (
         ("overrides", "max_batch_size"), "krill/sweep/search.py",
@@ -90,6 +91,7 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
         ("self", "config_path"), "krill/cli/compose.py",
     ),
     "hydra._internal.hydra:Hydra.get_mode": (("self", "config_name", "overrides"), "krill/cli/compose.py"),
+    "omegaconf.base:parse": (("value", "parser_rule", "lexer_mode"), "krill/sweep/composer.py"),
     "omegaconf._utils:get_yaml_loader": ((), "krill/config/yaml_files.py"),
     "hydra._internal.config_loader_impl:ConfigLoaderImpl._apply_overrides_to_config": (
         ("overrides", "cfg"), "krill/sweep/composer.py",

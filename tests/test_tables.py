@@ -102,6 +102,11 @@ def test_any_folded_table_fits(rows: list[tuple[str, str, str]], width: int) -> 
         ("folder      outputs/runs/llama/2030-01", ["folder", "      outputs/runs/llama/2030-01"]),
         ("folder      outputs/runs/llama_nano/2030-01-01-aa", ["folder", "outputs/runs/llama_nano/2030-01-01-aa"]),
         ("next        krill-infer a/b steps=123456", ["next        krill-infer a/b \\", "            steps=123456"]),
+        ("krill-train: error: lr=abc: not a number", ["krill-train: error: lr=abc: not", "a number"]),
+        (
+            "error: no tokenizer; run: krill-tokenizer data=files name=abc",
+            ["error: no tokenizer; run:", "krill-tokenizer data=files \\", "name=abc"],
+        ),
         ("가나다라마바사아자차카타파하가나다라마바사", ["가나다라마바사아자차카타파하가나", "다라마바사"]),
         ("short  line", ["short  line"]),
     ],

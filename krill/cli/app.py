@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
 ConfigT = TypeVar("ConfigT", bound="BaseModel")
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FILESYSTEM_ERRNOS = _FULL_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-"""File system errors for which a traceback adds nothing: disk full, read-only, permission denied, file exists."""
+_PATH_ERRNOS = {errno.ENAMETOOLONG, errno.ELOOP}
+_FILESYSTEM_ERRNOS = _FULL_ERRNOS | _PATH_ERRNOS | {
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EIO,
+}  # fmt: skip
+"""File system errors for which a traceback adds nothing: disk full, read-only, permission denied, file exists, a name
+that is too long, a circle of links, a faulty disk."""
 
 RESUMABLE_COMMANDS = frozenset({"train", "preprocess", "tokenizer"})
 """Commands that resume when they are run again after a signal."""
@@ -96,7 +100,7 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
         return print_error(command, KrillError(f"out of memory; {_suggest_less_memory(command)}"))
     except Exception as error:
         if _is_filesystem_error(error):
-            return print_error(command, KrillError(_describe_filesystem_error(error)))
+            return print_error(command, _build_filesystem_error(error))
         traceback.print_exc()
         print(f"krill-{command}: failed with an unexpected error; see the traceback above", file=sys.stderr)
         return errors.FAILED
@@ -104,6 +108,9 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the work is done, though nobody reads its result
         _discard_stdout()
+    except OSError as error:  # a full disk
+        _discard_stdout()
+        return print_error(command, _build_filesystem_error(error))
     return code
 
 
@@ -137,10 +144,12 @@ def _is_filesystem_error(error: Exception) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in _FILESYSTEM_ERRNOS
 
 
-def _describe_filesystem_error(error: OSError) -> str:
-    path = f"{error.filename}: " if error.filename else ""
+def _build_filesystem_error(error: OSError) -> KrillError:
+    path = error.filename or "standard output or the folder of the result"  # an open file has no name
+    if error.errno in _PATH_ERRNOS:
+        return UsageError(f"{path}: {error.strerror}; use another path")
     remedy = "free some space and run the same command again" if error.errno in _FULL_ERRNOS else "fix that"
-    return f"{path}{error.strerror}; {remedy}, or set output= to another folder"
+    return KrillError(f"{path}: {error.strerror}; {remedy}, or set output= to another folder")
 
 
 def _signal_scope(command: str) -> AbstractContextManager[None]:
@@ -206,10 +215,12 @@ def _run_with_hydra(
     positional_key: str | None,
     prepare_arguments: ArgumentHook | None,
 ) -> int:
-    from krill.cli import argv, compose
+    from krill.cli import argv, completion, compose
     from krill.sweep.session import Session
 
     parsed = argv.parse_arguments(arguments, positional_key)
+    if parsed.is_completion and completion.parse_request(parsed.overrides)[0] == "query":
+        completion.prepare_query(positional_key)
     folders = paths.find_user_config_dirs(parsed.config_dirs)
     if parsed.is_multirun and parsed.is_print_only:
         raise UsageError(
@@ -252,7 +263,9 @@ def _run_with_hydra(
         from krill.sweep.sweeper import finish_sweep
 
         if error is not None and _is_filesystem_error(error):  # of this process; a point records its own
-            print_error(command, KrillError(_describe_filesystem_error(error)))
+            code = print_error(command, _build_filesystem_error(error))
+            if not session.sweep.dry_run and not session.sweep.folder.is_dir():
+                return code  # no point has started
         return finish_sweep(session.sweep, has_error=error is not None)
     if error is not None and compose.is_usage_error(error):
         from krill.cli.diagnosis import diagnose_overrides

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from krill.config.key_aliases import HYDRA_KEYS, find_foreign_key
-from krill.config.overrides import OVERRIDE_PATTERN, get_override_key, get_override_value
+from krill.config.overrides import (
+    OVERRIDE_PATTERN,
+    get_override_key,
+    get_override_value,
+    list_overridden_keys,
+)
 from krill.errors import UsageError
 
 _BOOLEAN_FLAGS = {"--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--shell-completion", "-sc"}
@@ -102,8 +107,8 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
             parsed.flags.append(f"--info={value or 'all'}")
         elif argument.startswith("-"):
             errors.append(_describe_dashed_argument(argument, arguments))
-        elif get_override_key(argument) in HYDRA_KEYS:
-            errors.append(f"{argument}: {HYDRA_KEYS[get_override_key(argument)]}")
+        elif found := _find_unsupported_hydra_keys(argument):
+            errors += [f"{argument}: {HYDRA_KEYS[key]}" for key in found]
         elif OVERRIDE_PATTERN.match(argument) or argument.startswith("~"):
             parsed.overrides.append(argument)
         elif positional_key is not None:
@@ -115,6 +120,13 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
     if errors:
         raise UsageError("\n".join(errors))
     return parsed
+
+
+def _find_unsupported_hydra_keys(argument: str) -> list[str]:
+    """Returns the keys of `HYDRA_KEYS` that an override sets, also in a mapping: hydra.run={dir: x}."""
+    if get_override_key(argument).partition(".")[0] != "hydra":
+        return []
+    return [key for key in list_overridden_keys(argument) if key in HYDRA_KEYS]
 
 
 def _find_flag_errors(parsed: ParsedArguments) -> list[str]:

@@ -25,18 +25,19 @@ from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
 from krill.cli.argv import ParsedArguments
-from krill.config.overrides import EXCLUSIVE_KEYS, clear_exclusive_keys, quote_override, to_unresolved_list
+from krill.config.overrides import EXCLUSIVE_KEYS, clear_exclusive_keys, quote_override
 from krill.config.paths import CONF_DIR, get_outputs_root
 from krill.config.secrets import MASK
 from krill.config.yaml_files import check_config_file
 from krill.errors import KrillError, UsageError
 
 if TYPE_CHECKING:
+    from krill.runs.resolve import Need
     from krill.sweep.session import Session
 
 OPTIONAL_GROUPS = ("filters", "experiment")
@@ -116,7 +117,14 @@ def run_hydra(command: str, session: Session, arguments: Sequence[str], folders:
     """Runs Hydra, which calls `session` for a single run or hands it to krill's sweeper."""
     set_search_path(folders)
     sys.argv = [f"krill-{command}", *arguments]
-    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(session)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(session)()
+    except KeyError as error:
+        if not _is_variable_that_hydra_copies(error):
+            raise
+        raise UsageError(
+            f"hydra.job.env_copy: the environment variable {error.args[0]} is not set; set it, or leave it out"
+        ) from error
 
 
 def compose_config(command: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
@@ -149,7 +157,6 @@ def normalize_overrides(command: str, arguments: ParsedArguments) -> list[str]:
 
 def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list[str]:
     """Returns overrides that train `run` for longer: its own, and a branch from its last checkpoint."""
-    from krill.launch.run_names import resolve_named_run
     from krill.runs.checkpoints import list_checkpoints, parse_step
     from krill.runs.claim import RESUME_MODES
     from krill.runs.resolve import CONTINUABLE
@@ -163,7 +170,7 @@ def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list
         raise UsageError(
             f"continue={run} starts from that run's last checkpoint: leave {redundant.pop()}= out"
         )
-    folder = Path(resolve_named_run("continue", run, CONTINUABLE))
+    folder = _resolve_run("continue", run, CONTINUABLE, arguments)
     checkpoint = list_checkpoints(folder / "checkpoints")[-1]
     step = parse_step(checkpoint)
     if arguments.get_value("steps") in (None, "null"):
@@ -175,6 +182,16 @@ def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list
     if "branch_schedule" not in arguments.get_keys():
         expanded.append("branch_schedule=auto")
     return [*expanded, *arguments.get_overrides_without("continue")]
+
+
+def _resolve_run(key: str, run: str, need: Need, arguments: ParsedArguments) -> Path:
+    """Returns the folder of the run that `key`=`run` names, and logs it unless only a configuration is printed."""
+    from krill.launch.run_names import resolve_named_run
+    from krill.runs.resolve import resolve_run_folder
+
+    if arguments.is_print_only:
+        return resolve_run_folder(key, run, get_outputs_root(), need)
+    return Path(resolve_named_run(key, run, need))
 
 
 def _prefix_free_key(override: str) -> str:
@@ -195,14 +212,11 @@ def _load_overrides_of_run(run: str, arguments: ParsedArguments) -> list[str]:
 
     A group that is chosen again drops all earlier overrides of its keys.
     """
-    from krill.launch.run_names import log_choice
-    from krill.runs.resolve import OVERRIDES, resolve_run_folder
+    from krill.runs.record import read_overrides
+    from krill.runs.resolve import OVERRIDES
 
-    folder = resolve_run_folder("from", run, get_outputs_root(), OVERRIDES)
-    if folder != Path(run).expanduser() and not arguments.is_print_only:
-        log_choice("from", str(folder))
-    file = folder / ".hydra" / "overrides.yaml"
-    parsed = OverridesParser.create().parse_overrides(to_unresolved_list(OmegaConf.load(file)))
+    folder = _resolve_run("from", run, OVERRIDES, arguments)
+    parsed = OverridesParser.create().parse_overrides(read_overrides(folder))
     overridden = arguments.get_keys()
     cleared = {key for pair in EXCLUSIVE_KEYS if overridden.intersection(pair) for key in pair}
     dropped = {*NOT_INHERITED_KEYS, *overridden, *cleared}
@@ -221,6 +235,12 @@ def is_usage_error(error: BaseException) -> bool:
     return isinstance(error, (HydraException, OmegaConfBaseException)) or (
         not isinstance(error, (KrillError, OSError)) and _get_raising_module(error) in ("hydra", "omegaconf")
     )
+
+
+def _is_variable_that_hydra_copies(error: KeyError) -> bool:
+    """Returns whether Hydra's loader looked `error` up in os.environ, for hydra.job.env_copy."""
+    modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return modules[-2:] == ["hydra._internal.config_loader_impl", "os"]
 
 
 def _get_raising_module(error: BaseException) -> str:

@@ -22,7 +22,7 @@ EXPERIMENT_KEYS = (
 ROUNDING_KEYS = {
     "batch.micro_batch_size", "batch.gradient_accumulation_steps", "batch.tokens", "device", "hardware.processes",
     "hardware.sharding", "hardware.attention", "hardware.loss", "hardware.liger", "hardware.compile",
-    "hardware.threads",
+    "hardware.threads", "hardware.context_parallel",
 }  # fmt: skip
 """Keys that change the order of summation: losses stay the same up to rounding."""
 

@@ -16,11 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from krill.cli.compose import compose_config, is_usage_error
 from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.key_aliases import find_foreign_key, find_renamed_key
-from krill.config.overrides import expand_float_range
+from krill.config.overrides import expand_float_range, iterate_dotted_keys
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
 from krill.config.schema import TrainConfig
 from krill.config.suggestions import suggest
-from krill.config.validation import format_unknown_key_error, iterate_dotted_keys, validate_config
+from krill.config.validation import format_unknown_key_error, validate_config
 from krill.errors import UsageError, get_first_line
 
 

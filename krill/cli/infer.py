@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from krill import atomic
 from krill.cli import app
 from krill.config import paths
 from krill.config.paths import get_outputs_root
@@ -48,11 +49,9 @@ def _run_inference(config: InferConfig, invocation: Invocation) -> None:
 def _write_answers(config: InferConfig, folder: Path | None, is_interactive: bool = False) -> Path:
     """Generates answers and writes them to `folder`/answers.jsonl as well, if there is a folder."""
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        atomic.create_folder(folder)
     answers = infer(config, is_interactive)
     if folder is not None:
-        from krill import atomic
-
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         atomic.write_text(folder / "answers.jsonl", lines)
     return folder or Path.cwd()

@@ -118,7 +118,9 @@ def _compute_metrics(config: InspectConfig, source: Source, folders: Mapping[str
 def _resolve_folders(config: InspectConfig, invocation: Invocation) -> dict[str, Path]:
     """Returns the folder of each tokenizer of `config` by its name; one that is not trained yet does not exist."""
     user_folders = [
-        Path(source.path) for source in invocation.hydra.runtime.config_sources if source.provider == "user"
+        Path(source.path)
+        for source in invocation.composition.hydra.runtime.config_sources
+        if source.provider == "user"
     ]
     known = list_config_options("tokenizer", [*user_folders, CONF_DIR])
     return {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
+from krill.cli.completion import complete, is_completion
 from krill.config.paths import CONF_DIR, read_config_description
-from krill.errors import DONE, USAGE
+from krill.errors import DONE, USAGE, UsageError
 from krill.tables import fit_table, get_terminal_width, print_wrapped
 from krill.terminal import tolerate_encoding
 
@@ -26,15 +28,35 @@ def main() -> int:
 
         print(f"krill {__version__}")
         return DONE
+    if is_completion([name]):
+        try:
+            return complete(sys.argv[1:], _list_choices)
+        except UsageError as error:
+            return _print_error(str(error))
     command = COMMAND_ALIASES.get(name, name)
     if command not in COMMANDS:
         from krill.config.suggestions import suggest
 
         hint = suggest(name, (*COMMANDS, *COMMAND_ALIASES), "krill {}")
-        print(f"krill: error: no command '{name}'. {hint}", file=sys.stderr)
-        return USAGE
+        return _print_error(f"no command '{name}'. {hint}")
     del sys.argv[1]
     return importlib.import_module(f"krill.cli.{command}").main()
+
+
+def _print_error(message: str) -> int:
+    print_wrapped(f"krill: error: {message}", sys.stderr)
+    return USAGE
+
+
+def _list_choices(words: list[str], word: str) -> list[str]:
+    """Returns the names of commands, or has the command that is named complete its own arguments."""
+    if not words:
+        return [name for name in (*COMMANDS, *COMMAND_ALIASES) if name.startswith(word)]
+    command = COMMAND_ALIASES.get(words[0], words[0])
+    if command in COMMANDS:
+        os.environ["COMP_LINE"] = " ".join([f"krill-{command}", *words[1:], word])
+        importlib.import_module(f"krill.cli.{command}").main()
+    return []
 
 
 def _format_help(width: int | None) -> str:

@@ -10,12 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krill import errors
 from krill.cli import app
-from krill.cli.runs_parser import FILTER_STATES, build_parser
+from krill.cli.completion import complete, is_completion
+from krill.cli.runs_parser import FILTER_STATES, build_parser, list_choices
 from krill.config.paths import get_outputs_root
 from krill.errors import UsageError
 from krill.terminal import escape_control_characters
@@ -35,6 +37,8 @@ def _run_subcommand(command_line: Sequence[str]) -> int:
     subcommands = {
         "list": _list, "show": _show, "compare": _compare, "watch": _watch, "tail": _tail, "cancel": _cancel
     }  # fmt: skip
+    if is_completion(command_line):
+        return complete(command_line, partial(list_choices, subcommands))
     arguments = build_parser(subcommands).parse_args(list(command_line) or ["list"])
     exit_code: int = arguments.subcommand(arguments)
     return exit_code
@@ -149,9 +153,9 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _tail(arguments: argparse.Namespace) -> int:
+    from krill.config.paths import relative_path
     from krill.runs.find import Run
     from krill.runs.log_tail import follow_log, read_tail
-    from krill.runs.record import relative_path
     from krill.runs.run_state import find_log_file
 
     def has_log(item: RunOrGroup) -> bool:
@@ -180,8 +184,8 @@ def _escape(text: str) -> str:
 
 def _wait_for_log(folder: Path, rank: int, wait: bool) -> Path:
     """Returns the log of a run; with `wait`, waits for it while the run is active. Raises UsageError without one."""
+    from krill.config.paths import relative_path
     from krill.runs.log_tail import LOG_POLL_SECONDS
-    from krill.runs.record import relative_path
     from krill.runs.run_state import (
         ACTIVE_STATES,
         find_log_file,
@@ -205,9 +209,9 @@ def _wait_for_log(folder: Path, rank: int, wait: bool) -> Path:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
+    from krill.config.paths import relative_path
     from krill.runs.cancel import cancel
     from krill.runs.find import Run, expand_runs
-    from krill.runs.record import relative_path
     from krill.runs.run_state import ACTIVE_STATES, get_run_states
 
     def is_active(item: RunOrGroup) -> bool:

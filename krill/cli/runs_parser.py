@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, get_args
 
 from krill import __version__
+from krill.cli.completion import list_run_names
 from krill.errors import UsageError
 from krill.runs.run_state import ActualState
 
@@ -92,6 +93,13 @@ def build_parser(subcommands: Mapping[str, Subcommand]) -> argparse.ArgumentPars
     )
     add("cancel", "cancel running and queued runs; their progress is saved", "+")
     return parser
+
+
+def list_choices(subcommands: Mapping[str, Subcommand], words: list[str], word: str) -> list[str]:
+    """Returns what completes `word` after `words`: a subcommand, a state after --state, or names of runs."""
+    if words and words[-1] != "--state":
+        return list_run_names(word)
+    return [choice for choice in (FILTER_STATES if words else subcommands) if choice.startswith(word)]
 
 
 def _parse_states(text: str) -> tuple[str, ...]:

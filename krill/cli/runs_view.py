@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from krill.config.paths import relative_path
 from krill.runs import table
 from krill.runs.find import Run, RunGroup, RunOrGroup
 from krill.runs.log_tail import read_last_lines
-from krill.runs.record import relative_path
 from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.summary import build_sweep_command, describe_run, suggest_commands, summarize_sweep
 from krill.runs.table import RunRow

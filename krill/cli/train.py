@@ -70,17 +70,25 @@ def _plan_folder(
 
     Raises UsageError if the folder cannot be claimed.
     """
+    from krill.config.paths import relative_path
     from krill.launch.identity import compute_identity
-    from krill.runs.record import relative_path
+    from krill.runs.hub import may_resume_from_hub
 
     identity = invocation.identity or compute_identity("train", config, inputs)
+    remote = [f"hub         not read; {_describe_remote(config)}"] if may_resume_from_hub(config) else []
     if invocation.is_sweep_point:
-        return invocation.resolve_folder(None, identity), []
+        return invocation.resolve_folder(None, identity), remote
     claimed = invocation.claim_run_folder(config, inputs, identity, dry_run=True)
     if claimed.state == "new":
-        return None, []
+        return None, remote
     what = "already finished: nothing to do" if claimed.state == "finished" else "would resume"
-    return claimed.folder, [f"state       {what} in {relative_path(claimed.folder)}"]
+    return claimed.folder, [f"state       {what} in {relative_path(claimed.folder)}", *remote]
+
+
+def _describe_remote(config: TrainConfig) -> str:
+    """Returns what a run does with the checkpoint on the Hub, at which a dry run does not look."""
+    checkpoint = f"the run would resume from the checkpoint in {config.hub.id} if it is newer than those here"
+    return f"{checkpoint}, and fail without one" if config.resume == "remote" else checkpoint
 
 
 def _run_on_rank0(
@@ -88,9 +96,10 @@ def _run_on_rank0(
 ) -> float | None:
     """Claims the run folder, prepares tokenizer and tokens, records the run, and trains with the other ranks."""
     from krill.cli.config_diff import diff_from_experiment, diff_from_last_start
+    from krill.config.paths import relative_path
     from krill.launch.identity import compute_identity
     from krill.runs.hub import check_hub_access, download_checkpoint, find_remote_checkpoint
-    from krill.runs.record import Record, relative_path
+    from krill.runs.record import Record
     from krill.training import ranks
     from krill.training.checkpoint.hub_upload import push_finished_run
 
@@ -117,7 +126,7 @@ def _run_on_rank0(
                     log.info("resuming in %s", relative_path(claimed.folder))
                     for line in diff_from_last_start(config, claimed.folder):
                         log.info(line)
-                with record.record_lifecycle(config, identity, invocation.overrides):
+                with record.record_lifecycle(config, identity, invocation.recorded_overrides):
                     invocation.save_hydra_config(claimed.folder)
                     tokenizer, store = prepared or prepare_inputs(config, inputs)
                     for line in diff_from_experiment(config, invocation.choices):

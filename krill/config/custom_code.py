@@ -8,19 +8,23 @@ import importlib.util
 import inspect
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from krill.errors import UsageError
+from krill.config.paths import relative_path
+from krill.errors import UsageError, get_first_line
 
 
 def import_custom_function(reference: str) -> Callable[..., Any]:
     """Imports and returns the function that `reference` names.
 
     Raises:
-        UsageError: `reference` has another form, or its file, module or function does not exist.
+        UsageError: `reference` has another form, its file, module or function does not exist, or it cannot be
+            imported.
     """
     module_name, _, function_name = reference.rpartition(":")
     if not module_name or not function_name:
@@ -30,9 +34,12 @@ def import_custom_function(reference: str) -> Callable[..., Any]:
     else:
         module = _import_module(module_name, reference)
     try:
-        return getattr(module, function_name)
+        function = getattr(module, function_name)
     except AttributeError as error:
         raise UsageError(f"{reference}: {module_name} has no function '{function_name}'") from error
+    if not callable(function):
+        raise UsageError(f"{reference}: {function_name} is a {type(function).__name__}, not a function")
+    return function
 
 
 def hash_custom_function(reference: str) -> str:
@@ -72,8 +79,10 @@ def _import_file(file: Path) -> ModuleType:
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
             del sys.modules[name]
+            if isinstance(error, (Exception, SystemExit)):
+                raise _build_import_error(str(file), error) from error
             raise
     return sys.modules[name]
 
@@ -83,7 +92,40 @@ def _import_module(name: str, reference: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name != name and not name.startswith(f"{error.name}."):
-            raise  # the module exists but imports one that does not
+            raise _build_import_error(name, error) from error  # it exists but imports a module that does not
         raise UsageError(
             f"{reference}: no module '{name}'; use file.py:function or package.module:function"
         ) from error
+    except (Exception, SystemExit) as error:
+        raise _build_import_error(name, error) from error
+
+
+def _build_import_error(imported: str, error: Exception | SystemExit) -> UsageError:
+    """Returns the error for code of the user that fails while it is imported, with the file and the line.
+
+    `imported`: the file or the module that is imported.
+    """
+    file, line, message = imported, None, get_first_line(error)
+    if isinstance(error, SyntaxError):
+        file, line, message = error.filename or imported, error.lineno, error.msg
+    else:
+        frames = [
+            (frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)
+        ]
+        for name, number in frames:
+            if _is_custom(name):  # the innermost, which the user can change
+                file, line = name, number
+    path = relative_path(Path(file)) if Path(file).is_file() else file
+    where = path if line is None else f"{path}:{line}"
+    return UsageError(f"{where}: cannot be imported: {type(error).__name__}: {message}")
+
+
+def _is_custom(file: str) -> bool:
+    """Returns whether a source file is neither of Python, nor of krill, nor of an installed package."""
+    path = Path(file).resolve()
+    libraries = (Path(sysconfig.get_path("stdlib")).resolve(), Path(__file__).resolve().parents[1])
+    return (
+        path.is_file()
+        and not {"site-packages", "dist-packages"}.intersection(path.parts)
+        and not any(path.is_relative_to(folder) for folder in libraries)
+    )

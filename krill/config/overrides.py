@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -21,6 +21,9 @@ LITERAL_KEYS = ("prompt", "sample_prompt", "text")
 TEXT_KEYS = ("name", "output", "branch", "data.name", "data.text_column", "model.name", "model.path", "model.from",
         "tokenizer.name", "tokenizer.path", "hub.id", "store", "plot")  # fmt: skip
 """Keys whose value is text even if it looks like a number or a boolean: name=1e3."""
+
+TEXT_OR_BOOLEAN_KEYS = ("resume",)
+"""Keys whose value is true, false, or text even if it looks like a number: a signature may have only digits."""
 
 EXCLUSIVE_KEYS = (("steps", "epochs"), ("batch.tokens", "batch.gradient_accumulation_steps"))
 """Pairs of keys of which setting one clears the other."""
@@ -46,6 +49,24 @@ def get_override_value(override: str) -> str:
     return match["value"] if match else ""
 
 
+def list_overridden_keys(override: str) -> list[str]:
+    """Returns the key that `override` sets or removes, and the dotted keys in its value if that is a mapping."""
+    key = get_override_key(override)
+    quoted = quote_override(override)
+    if "{" not in quoted or not _is_parsable(get_override_value(quoted)):
+        return [key]
+    value = OverridesParser.create().parse_override(f"k={get_override_value(quoted)}").value()
+    return [key, *(f"{key}.{name}" for name in iterate_dotted_keys(value))]
+
+
+def iterate_dotted_keys(values: Any, prefix: str = "") -> Iterator[str]:
+    """Yields every dotted key of a nested mapping, sections included."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield f"{prefix}{key}"
+            yield from iterate_dotted_keys(value, f"{prefix}{key}.")
+
+
 def replace_key(override: str, key: str, new_key: str) -> str:
     """Returns `override` with `new_key` if it sets `key`, otherwise unchanged."""
     return f"{new_key}={get_override_value(override)}" if get_override_key(override) == key else override
@@ -61,6 +82,17 @@ def clear_exclusive_keys(overrides: Sequence[str]) -> list[str]:
         if values.get(key, "null") != "null" and other not in values
     ]
     return [*overrides, *cleared]
+
+
+def exclude_cleared_keys(overrides: Sequence[str]) -> list[str]:
+    """Returns `overrides` without those that `clear_exclusive_keys` has added."""
+    added = {
+        f"{other}=null"
+        for pair in EXCLUSIVE_KEYS
+        for key, other in (pair, pair[::-1])
+        if any(get_override_key(override) == key for override in overrides if not override.endswith("=null"))
+    }
+    return [override for override in overrides if override not in added]
 
 
 def expand_float_range(override: Override) -> str:
@@ -103,7 +135,9 @@ def quote_override(override: str) -> str:
     if key in LITERAL_KEYS:
         quoted = _quote_literal(value)
     elif key in TEXT_KEYS:
-        quoted = ",".join(map(_quote_text, _split_at_commas(value)))
+        quoted = _quote_texts(value, (bool, int, float))
+    elif key in TEXT_OR_BOOLEAN_KEYS:
+        quoted = _quote_texts(value, (int, float))
     else:
         quoted = _quote_unparsable(value)
     return override.removesuffix(value) + quoted
@@ -117,12 +151,22 @@ def _quote_literal(text: str) -> str:
     return _quote(escaped)
 
 
-def _quote_text(value: str) -> str:
-    """Quotes `value` unless Hydra reads it as text, null or a function call such as choice()."""
+def _quote_texts(value: str, types: tuple[type, ...]) -> str:
+    """Quotes each element of a sweep, or the only value, that Hydra reads as one of `types` instead of text.
+
+    null, and function calls other than choice(), stay as they are.
+    """
+    choice = _CHOICE.match(value)
+    elements = _split_at_commas(choice[1] if choice else value)  # a,b is the same sweep as choice(a,b)
+    quoted = ",".join(_quote_text(element, types) for element in elements)
+    return value if choice and quoted == choice[1] else quoted
+
+
+def _quote_text(value: str, types: tuple[type, ...]) -> str:
     if not _is_parsable(value):
         return _quote_unparsable(value)
     parsed = OverridesParser.create().parse_override(f"k={value}").value()
-    return _quote(value.strip()) if isinstance(parsed, (bool, int, float)) else value
+    return _quote(value.strip()) if type(parsed) in types else value
 
 
 def _quote_unparsable(value: str) -> str:

@@ -29,6 +29,14 @@ def get_outputs_root() -> Path:
     return Path(os.environ.get("KRILL_OUTPUTS") or "outputs").absolute()
 
 
+def relative_path(path: Path) -> Path:
+    """Returns `path` relative to the working directory if it is inside it, else unchanged."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
 def find_user_config_dirs(config_dirs: Sequence[str]) -> list[Path]:
     """Returns the user's configuration folders, highest precedence first: --config-dir, $KRILL_CONF, ./conf.
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from krill.config.key_aliases import REMOVED_KEYS, find_foreign_key, find_renamed_key
+from krill.config.overrides import iterate_dotted_keys
 from krill.config.suggestions import find_closest_name
 from krill.config.yaml_files import ConfigOrigins
 from krill.errors import UsageError, get_first_line
@@ -110,14 +111,6 @@ def _select(values: Any, key: str) -> Any:
     return values
 
 
-def iterate_dotted_keys(values: Any, prefix: str = "") -> Iterable[str]:
-    """Yields every dotted key of a nested mapping, sections included."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            yield f"{prefix}{key}"
-            yield from iterate_dotted_keys(value, f"{prefix}{key}.")
-
-
 def format_unknown_key_error(key: str, candidates: Iterable[str]) -> str:
     """Returns the error message for a key that does not exist, with its present or the closest name."""
     if renamed := find_renamed_key(key):
@@ -139,6 +132,8 @@ def _list_errors(
     reported = set()
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in _strip_union_tags(item["loc"]))
+        if item["type"] == "union_tag_not_found":
+            key += f".{item['ctx']['discriminator'].strip(chr(39))}"
         value = str(item["input"])
         if key in missing or (key in following and value in reported):
             continue
@@ -149,12 +144,10 @@ def _list_errors(
 def _format_error(item: ErrorDetails, key: str, known: list[str]) -> str:
     if item["type"] == "extra_forbidden":
         return format_unknown_key_error(key, known)
-    if item["type"] == "missing":
+    if item["type"] in ("missing", "union_tag_not_found"):
         return _format_not_set(key)
-    if item["type"].startswith("union_tag"):
-        context = item.get("ctx", {})
-        expected = context.get("expected_tags", "")
-        return f"{key}: {context.get('tag', 'nothing')!r} is not one of {expected}"
+    if item["type"] == "union_tag_invalid":
+        return f"{key}: {item['ctx']['tag']!r} is not one of {item['ctx']['expected_tags']}"
     if item["type"] == "value_error":
         message = str(item["ctx"]["error"])
         return f"{key}: {message}" if key else message

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
 from krill.config.key_aliases import HYDRA_KEYS
-from krill.config.paths import list_config_groups, list_config_options
+from krill.config.paths import list_config_groups, list_config_options, relative_path
 from krill.config.suggestions import suggest
 from krill.errors import UsageError, get_first_line
 
@@ -86,11 +86,6 @@ class ConfigFile:
         return line
 
 
-def format_path(file: Path) -> str:
-    """Returns the path of a file, relative to the working directory if it is inside it."""
-    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
-
-
 def read_config_file(file: Path, group: str) -> ConfigFile:
     """Parses a YAML file. Raises UsageError with the line of what is not YAML in it."""
     text = _read_text(file)
@@ -102,7 +97,7 @@ def read_config_file(file: Path, group: str) -> ConfigFile:
     except yaml.YAMLError as error:
         raise UsageError(_describe_yaml_error(file, text, error)) from error
     except (ValueError, RecursionError) as error:  # a date such as 2024-13-45; deep nesting
-        raise UsageError(f"{format_path(file)}: is not YAML: {get_first_line(error)}") from error
+        raise UsageError(f"{relative_path(file)}: is not YAML: {get_first_line(error)}") from error
     return ConfigFile(file, group, root, _read_package(file, text))
 
 
@@ -114,12 +109,12 @@ def check_config_file(file: Path, group: str, folders: Sequence[Path]) -> None:
     config_file = read_config_file(file, group)
     errors = sorted(_find_errors(config_file, folders))
     if errors:
-        raise UsageError("\n".join(f"{format_path(file)}:{line}: {message}" for line, message in errors))
+        raise UsageError("\n".join(f"{relative_path(file)}:{line}: {message}" for line, message in errors))
 
 
 def _read_text(file: Path) -> str:
     if not file.is_file():
-        raise UsageError(f"{format_path(file)}: is not a file")
+        raise UsageError(f"{relative_path(file)}: is not a file")
     content = file.read_bytes()
     for mark, name in (
         (b"\xff\xfe", "in UTF-16"),
@@ -127,12 +122,12 @@ def _read_text(file: Path) -> str:
         (b"\xef\xbb\xbf", "with a BOM"),
     ):
         if content.startswith(mark):
-            raise UsageError(f"{format_path(file)}:1: is saved {name}; save it as UTF-8 without a BOM")
+            raise UsageError(f"{relative_path(file)}:1: is saved {name}; save it as UTF-8 without a BOM")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise UsageError(f"{format_path(file)}:{line}: is not UTF-8; save it as UTF-8") from error
+        raise UsageError(f"{relative_path(file)}:{line}: is not UTF-8; save it as UTF-8") from error
 
 
 def _describe_yaml_error(file: Path, text: str, error: yaml.YAMLError) -> str:
@@ -143,7 +138,7 @@ def _describe_yaml_error(file: Path, text: str, error: yaml.YAMLError) -> str:
         problem, line = error.problem or problem, mark.line + 1 if mark else line
     described = f"{error} {problem}"
     hint = next((f"; {hint}" for part, hint in _YAML_HINTS.items() if part in described), "")
-    return f"{format_path(file)}:{line}: {problem}{hint}"
+    return f"{relative_path(file)}:{line}: {problem}{hint}"
 
 
 def _read_package(file: Path, text: str) -> str | None:
@@ -156,7 +151,7 @@ def _read_package(file: Path, text: str) -> str | None:
             break
         parts = line.strip().lstrip("#").split()
         if len(parts) != 2:
-            raise UsageError(f"{format_path(file)}:{number}: {line.strip()}: use {GLOBAL_DIRECTIVE}")
+            raise UsageError(f"{relative_path(file)}:{number}: {line.strip()}: use {GLOBAL_DIRECTIVE}")
         if parts[0] == "@package":
             package = parts[1]
     return package
@@ -362,7 +357,7 @@ class ConfigOrigins:
         for key, message in errors:
             section = key.partition(".")[0]
             keys = missing.get(section, [])
-            if len(keys) < _MANY_KEYS or key not in keys:
+            if key not in keys or (len(keys) < _MANY_KEYS and not _KIND_KEYS.intersection(keys)):
                 messages.append(self._locate(key) + message)
             elif key == keys[0]:
                 messages.append(_describe_incomplete_file(incomplete[section], keys))
@@ -373,7 +368,7 @@ class ConfigOrigins:
             return ""
         for file in self.files:
             if (line := file.find_line(key)) is not None:
-                return f"{format_path(file.path)}:{line}: "
+                return f"{relative_path(file.path)}:{line}: "
         return ""
 
 
@@ -383,14 +378,19 @@ _BASE_OPTIONS = {
 }  # fmt: skip
 """Config group → the option that a file of the user can begin with."""
 
+_KIND_KEYS = {"data.source", "model.family", "optimizer.name", "scheduler.name"}
+"""Keys that say of which kind a section is; without one, its other keys are not checked."""
+
 _MANY_KEYS = 3
 """Missing keys of a section from which on its file lacks a base rather than these keys."""
 
 
 def _describe_incomplete_file(file: ConfigFile, keys: Sequence[str]) -> str:
-    source = file.get("source")
-    base = "files" if source is not None and source.value == "files" else _BASE_OPTIONS[file.group]
+    source, has_paths = file.get("source"), file.group == "data" and file.get("paths") is not None
+    is_of_files = source.value == "files" if source is not None else has_paths
+    base = "files" if is_of_files else _BASE_OPTIONS[file.group]
+    what = f"{keys[0]} and {len(keys) - 1} other keys are" if len(keys) > 1 else f"{keys[0]} is"
     return (
-        f"{format_path(file.path)}: {keys[0]} and {len(keys) - 1} other keys are not set; include the file that sets "
-        f"them: add the line 'defaults: [{base}, _self_]'"
+        f"{relative_path(file.path)}: {what} not set; include the file that sets what is missing: add the line "
+        f"'defaults: [{base}, _self_]'"
     )

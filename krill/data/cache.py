@@ -77,7 +77,9 @@ def get_or_prepare_store(
 
     is_new = make_once(folder, prepare, resume=True)
     if not is_new and not (folder / "manifest.json").is_file():
-        raise UsageError(f"{folder} is not empty and holds no tokens; set output= to another folder")
+        raise UsageError(
+            f"{folder} is not empty and has no manifest.json; remove it, or set output= to another folder"
+        )
     store = Store.open(folder)
     if store.signature != inputs.store_signature:
         raise UsageError(f"{folder} holds other tokens; remove it, or set output= to another folder")

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 
 from krill.config.schema import DataConfig
-from krill.data.progress import format_data_hints, format_dropped_table
+from krill.data.progress import format_data_hints, format_dropped_table, format_weight_hint
 from krill.sources.source import Part, SkippedRecords, Source, sample_evenly
 from krill.tables import get_terminal_width
 from krill.text.dedup import SeenDigests
@@ -52,11 +52,14 @@ def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
 
 
 def _format_mix(source: Source, parts: Sequence[Part]) -> list[str]:
-    """Returns a line with the share of each source in the training text; no line for a single source."""
-    sizes = [0.0] * len(source.names)
+    """Returns a line with the share of each source in the training text, and hints; no line for a single source."""
+    sizes, repeated = [0.0] * len(source.names), 0.0
     for part in parts:
         sizes[part.source] += part.size * source.weights[part.source]
+        repeated += part.size * max(0.0, source.weights[part.source] - 1)
+    ratio = repeated / max(1, sum(part.size for part in parts))
     ranked = sorted(zip(sizes, source.names, strict=True), key=lambda item: -item[0])
     shares = [f"{name} {size / max(1.0, sum(sizes)):.1%}" for size, name in ranked[:MAX_MIX_SOURCES]]
     others = f", and {len(ranked) - MAX_MIX_SOURCES} more" if len(ranked) > MAX_MIX_SOURCES else ""
-    return [f"mix         {', '.join(shares)}{others} (size x weight)"] if len(ranked) > 1 else []
+    line = f"mix         {', '.join(shares)}{others} (size x weight)"
+    return [line, *format_weight_hint(source.weights, ratio)] if len(ranked) > 1 else []

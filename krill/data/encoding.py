@@ -80,7 +80,7 @@ class Encoder:
         ids, lengths = self._reference.encode_batch(texts)
         parts = np.split(ids, np.cumsum(lengths)[:-1])
         decoded = self.backend.decode_batch([part.tolist() for part in parts], skip_special_tokens=False)
-        yield from zip(map(build_expected_text(self.backend), texts), decoded, strict=True)
+        yield from zip(map(build_unicode_normalizer(self.backend), texts), decoded, strict=True)
 
     def encode(self, texts: list[str]) -> EncodedDocuments:
         """Encodes a batch of documents.
@@ -166,10 +166,11 @@ def _build_text_only_backend(tokenizer: TokenizerFolder) -> tuple[Tokenizer, lis
     )
 
 
-def build_expected_text(backend: Tokenizer) -> Callable[[str], str]:
-    """Returns the function from a text to its expected decoding: itself, or its NFC or NFD if so normalized.
+def build_unicode_normalizer(backend: Tokenizer) -> Callable[[str], str]:
+    """Returns the function that brings a text to the tokenizer's Unicode form (NFC, NFD, or the text as it is).
 
-    The change of a text by any other normalizer, such as NFKC or lower case, counts as a loss.
+    A decoded text should equal the result. The change of a text by any other normalizer, such as NFKC or lower case,
+    counts as a loss.
     """
     normalizer = json.loads(backend.to_str())["normalizer"]
     parts = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
@@ -178,7 +179,8 @@ def build_expected_text(backend: Tokenizer) -> Callable[[str], str]:
     return str
 
 
-def find_first_difference(one: str, other: str) -> int:
+def find_first_differing_character(one: str, other: str) -> int:
+    """Returns the index of the first character in which two texts differ; that of its end if one begins the other."""
     return next(
         (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
         min(len(one), len(other)),

@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from krill.atomic import write_json
+from krill.atomic import create_folder, write_json
 from krill.config.schema import DataConfig
 from krill.config.signature import compute_signature
 from krill.data import contamination, engines, store
-from krill.data.encoding import Encoder, find_first_difference
+from krill.data.encoding import Encoder, find_first_differing_character
 from krill.data.engines import EngineMismatch
 from krill.data.merge import StoreLayout, compute_store_layout, write_shards
 from krill.data.part_writer import PreparationContext, write_parts
@@ -83,7 +83,7 @@ def prepare_store(
         _write_record(folder, pool, progress, time.monotonic() - start_time, processes)
     prepared = store.Store.open(folder)
     prepared.remove_leftovers()
-    log_preparation_summary(prepared.manifest, time.monotonic() - start_time)
+    log_preparation_summary(prepared.manifest, context.source.weights, time.monotonic() - start_time)
     return prepared.manifest
 
 
@@ -140,7 +140,7 @@ def _build_context(
         )
     signature = compute_store_signature(data, tokenizer.signature, source.fingerprint)
     context = PreparationContext(source, data, tokenizer, folder / "parts", signature)
-    context.folder.mkdir(parents=True, exist_ok=True)
+    create_folder(context.folder)
     return context, source.list_parts()
 
 
@@ -183,7 +183,7 @@ def _warn_of_changed_texts(encoder: Encoder, sample: list[str]) -> None:
     if not changed:
         return
     text, decoded = changed[0]
-    start = max(0, find_first_difference(text, decoded) - EXCERPT_CHARACTERS // 2)
+    start = max(0, find_first_differing_character(text, decoded) - EXCERPT_CHARACTERS // 2)
     excerpt = slice(start, start + EXCERPT_CHARACTERS)
     log.warning(
         "round trip  %d of %d sampled texts (%.1f %%) are not decoded unchanged: the tokenizer loses part of the "

@@ -84,7 +84,7 @@ class PreparationProgress:
         return f"  {self._done_bytes / self._total_bytes:.0%}  {timedelta(seconds=round(seconds))} left"
 
 
-def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
+def log_preparation_summary(manifest: dict[str, Any], weights: Sequence[float], seconds: float) -> None:
     """Logs what was kept, and a table of what each rule dropped, with an example."""
     splits, repeated, read = manifest["splits"], manifest["repeated"], manifest["read"]
     documents, tokens, text_bytes = (
@@ -101,11 +101,8 @@ def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
             "repeated    %s repetitions of these documents, by weight: the store has %.1f times these tokens",
             f"{repeated['documents']:,}", 1 + repeated["tokens"] / max(1, tokens),
         )  # fmt: skip
-    if repeated["tokens"] > MAX_REPEATED_RATIO * tokens:
-        log.warning(
-            "weight      a weight is the number of times that a document occurs in an epoch, not a share; divide the "
-            "weights by the smallest for the same mix in a smaller store"
-        )
+    for line in format_weight_hint(weights, repeated["tokens"] / max(1, tokens)):
+        log.warning("%s", line)
     if unknown := manifest["unknown_tokens"]:
         log.warning(
             "unknown     %s of %s tokens (%.2f %%) are the unk token: the tokenizer cannot represent this text, and "
@@ -128,6 +125,18 @@ def log_preparation_summary(manifest: dict[str, Any], seconds: float) -> None:
         )  # fmt: skip
 
 
+def format_weight_hint(weights: Sequence[float], repeated_ratio: float) -> list[str]:
+    """Returns a line if weights look like shares: the text is repeated often, or none is stored as a whole."""
+    meaning = "a weight is the number of times that a document occurs in an epoch, not a share"
+    if repeated_ratio > MAX_REPEATED_RATIO:
+        advice = "divide the weights by the smallest for the same mix in a smaller store"
+    elif len(weights) > 1 and max(weights) < 1:
+        advice = "each is below 1, so a part of each source is dropped; divide them by the largest for the same mix"
+    else:
+        return []
+    return [f"weight      {meaning}; {advice}"]
+
+
 def format_data_hints(
     dropped: dict[str, dict[str, Any]], read_counts: Mapping[str, int], rules: dict[str, Any]
 ) -> list[str]:
@@ -146,13 +155,16 @@ def format_data_hints(
     if share := read_counts.get("decomposed", 0) / num_documents:
         lines.append(
             f"normalize   {max(share, 0.001):.1%} of the documents have decomposed letters (NFD, as macOS writes "
-            "Hangul), which take up to three times the tokens; compose them: data.normalize=nfc"
+            "Hangul), which take up to three times the tokens, and which the leak check does not find in others; "
+            "compose them: data.normalize=nfc"
         )
     return lines
 
 
 def _describe_key(verdict: str, rules: dict[str, Any]) -> str:
     """Returns what to change so that fewer documents are dropped with this verdict."""
+    if verdict == "min_tokens" and not rules[verdict]:
+        return "use a tokenizer that has tokens for them"
     if verdict in rules:
         return f"change data.{verdict} (it is {rules[verdict]})"
     if verdict == "near duplicate":

@@ -48,19 +48,21 @@ def locate_model(name_or_path: str) -> tuple[Path, Path | None]:
     if not path.exists():
         return _download_hub_model(name_or_path)
     if (path / "config.json").is_file():
-        return path, path if (path / "tokenizer.json").is_file() else _find_run_tokenizer(path)
+        return path, _find_tokenizer(path)
     if (path / "model" / "config.json").is_file():
         return path / "model", path / "model"
     checkpoints = list_checkpoints(path / "checkpoints")
     if checkpoints:
-        return checkpoints[-1], _find_run_tokenizer(path)
+        return checkpoints[-1], _find_tokenizer(checkpoints[-1])
     raise UsageError(
         f"model={name_or_path}: no model in this folder; use the folder of a run (outputs/runs/…) or of a model"
     )
 
 
-def _find_run_tokenizer(path: Path) -> Path | None:
-    """Returns the tokenizer folder of the run at `path`, or of the run whose checkpoint is at `path`."""
+def _find_tokenizer(path: Path) -> Path | None:
+    """Returns the folder of the tokenizer of a model: its own, or that of the run whose checkpoint is at `path`."""
+    if (path / "tokenizer.json").is_file():
+        return path
     for folder in (path, *path.resolve().parents[:2]):
         status = read_status(folder)
         if status and "tokenizer" in status:

@@ -57,7 +57,6 @@ def plot_tokenizers(metrics: dict[str, Any], path: Path) -> None:
     tokenizers = metrics["tokenizers"]
     labels = [shorten_label(tokenizer) for tokenizer in tokenizers]
     languages = list(tokenizers[0]["languages"])
-    legend: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "frameon": False}
     with saved_figure(path) as (left, right):
         width = 0.8 / len(tokenizers)
         for index, tokenizer in enumerate(tokenizers):
@@ -69,7 +68,7 @@ def plot_tokenizers(metrics: dict[str, Any], path: Path) -> None:
             )
         left.set_xticks(range(len(languages)), [SCRIPT_LABELS[language] for language in languages])
         left.set_ylabel("bytes per token")
-        left.legend(**legend)
+        left.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
         left.grid(axis="y", alpha=0.3)
         starts = [0.0] * len(tokenizers)
         labels_by_usage = {
@@ -84,7 +83,7 @@ def plot_tokenizers(metrics: dict[str, Any], path: Path) -> None:
         right.set_yticks(range(len(tokenizers)), labels)
         right.invert_yaxis()
         right.set_xlabel(f"share of the vocabulary, %, in {metrics['bytes']:,} bytes of text")
-        right.legend(**legend)
+        right.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
 
 
 def shorten_label(tokenizer: dict[str, Any]) -> str:
@@ -111,8 +110,11 @@ def _format_tokenizers(tokenizers: list[dict[str, Any]], width: int | None) -> I
             format_integer(vocabulary["rare"]), format_percent(usage["rare"]),
             _format_speed(speed["hf"]), _format_speed(speed["gigatoken"]),
         ))  # fmt: skip
-    yield from fit_table(header, rows, width, fold=(0,), drop=(7, 6, 4, 5))
+    lines = fit_table(header, rows, width, fold=(0,), drop=(7, 6, 5, 4))
+    yield from lines
     speed = tokenizers[0]["speed"]
+    if "MB/s" not in lines[0]:
+        return
     yield (
         f"MB/s on {speed['bytes'] / 1e6:,.1f} MB of text, on this machine: Hugging Face on {speed['cores']} cores, "
         "gigatoken on one"

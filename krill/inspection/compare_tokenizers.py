@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from krill.data.encoding import Encoder, build_expected_text, find_first_difference
+from krill.data.encoding import Encoder, build_unicode_normalizer, find_first_differing_character
 from krill.data.engines import GigatokenEngine, HuggingFaceEngine, check_same_ids
 from krill.inspection.token_display import TokenRenderer
 from krill.resources import count_cpu_cores
@@ -158,7 +158,7 @@ class _TokenizerEvaluator:
         self._label, self._tokenizer = label, tokenizer
         self._encoder = Encoder(tokenizer)
         self.backend = self._encoder.backend
-        self._get_expected_text = build_expected_text(self.backend)
+        self._normalize = build_unicode_normalizer(self.backend)
         self._is_text_entry, self._is_partial_character = _classify_entries(tokenizer)
         self._occurrences = np.zeros(tokenizer.vocab_size, np.int64)
         self._source_counts = np.zeros((num_sources, 6), np.int64)
@@ -215,10 +215,10 @@ class _TokenizerEvaluator:
     ) -> np.ndarray:
         """Returns which documents are not decoded to the original text; bool (documents,)."""
         decoded = self.backend.decode_batch([part.tolist() for part in ids], skip_special_tokens=False)
-        expected = [*map(self._get_expected_text, batch.texts)]
+        expected = [*map(self._normalize, batch.texts)]
         failed = [text != actual for text, actual in zip(expected, decoded, strict=True)]
         for index in np.flatnonzero(failed)[: MAX_FAILURE_EXAMPLES - len(self._examples)].tolist():
-            position = find_first_difference(expected[index], decoded[index])
+            position = find_first_differing_character(expected[index], decoded[index])
             context = slice(max(0, position - _CONTEXT_CHARS), position + _CONTEXT_CHARS)
             self._examples.append(
                 {

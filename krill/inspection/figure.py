@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krill.errors import KrillError
-from krill.runs.figure import drawn_figure
+from krill.figure import drawn_figure
 
 log = logging.getLogger("krill")
 

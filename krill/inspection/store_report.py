@@ -11,6 +11,7 @@ from krill.inspection.figure import saved_figure
 from krill.inspection.formatting import (
     EXCERPT_WIDTH,
     MAX_LISTED_SOURCES,
+    MIN_BARS,
     format_decimal,
     format_integer,
     format_percent,
@@ -50,7 +51,7 @@ def plot_store(stats: dict[str, Any], path: Path) -> None:
             [truncate_to_width(name, 30) for name, _ in sources[:MAX_LISTED_SOURCES]],
             [100 * (counts["share"] or 0) for _, counts in sources[:MAX_LISTED_SOURCES]],
         )
-        right.invert_yaxis()
+        right.set_ylim(max(len(sources[:MAX_LISTED_SOURCES]), MIN_BARS) - 0.5, -0.5)
         note = (
             f" ({MAX_LISTED_SOURCES} of {len(sources):,} sources)"
             if len(sources) > MAX_LISTED_SOURCES

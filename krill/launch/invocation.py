@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,44 +34,89 @@ def build_invocation(composed: Any) -> SingleRun | SweepPoint:
     from hydra.types import RunMode
 
     hydra = HydraConfig.get()
+    composition = Composition(composed, hydra)
     if hydra.mode == RunMode.MULTIRUN:
-        return SweepPoint(composed, hydra, Path(hydra.sweep.dir))
-    return SingleRun(composed, hydra)
+        return SweepPoint(composition, Path(hydra.sweep.dir))
+    return SingleRun(composition)
+
+
+class Composition:
+    """What Hydra composed for one invocation."""
+
+    def __init__(self, config: Any, hydra: Any):
+        """`config`: without the node hydra; `hydra`: that node."""
+        self._config, self._hydra = config, hydra
+
+    @property
+    def config(self) -> Any:
+        """The configuration without the node hydra."""
+        return self._config
+
+    @property
+    def hydra(self) -> Any:
+        """The node hydra."""
+        return self._hydra
+
+    @cached_property
+    def command(self) -> str:
+        """The name of the command."""
+        return str(self.hydra.job.config_name)
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """The overrides from the command line."""
+        from krill.config.overrides import to_unresolved_list
+
+        return to_unresolved_list(self.hydra.overrides.task)
+
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """Config group → chosen option."""
+        return dict(self.hydra.runtime.choices)
+
+    @cached_property
+    def launcher(self) -> str:
+        """The class of Hydra's launcher, package.module.Class."""
+        return str(self.hydra.launcher._target_)
 
 
 class Invocation(ABC):
     """One invocation of a command."""
 
-    def __init__(self, composed_config: Any, hydra: Any):
-        """`composed_config`: the configuration without the node hydra; `hydra`: that node."""
-        self.composed_config = composed_config
-        self.hydra = hydra
+    def __init__(self, composition: Composition):
+        self.composition = composition
         self.sweep_folder: Path | None = None
         """The folder of the sweep, for one of its points."""
         self.identity: str | None = None
         """Signature of the result, if it was computed before the command starts."""
-        self._validated: Any = None
+        self.config: Any = None
+        """The typed configuration, once it is validated."""
 
     @property
     def command(self) -> str:
-        return str(self.hydra.job.config_name)
+        return self.composition.command
 
     @property
     def overrides(self) -> list[str]:
         """The overrides from the command line, for this point."""
-        from krill.config.overrides import to_unresolved_list
+        return self.composition.overrides
 
-        return to_unresolved_list(self.hydra.overrides.task)
+    @property
+    def recorded_overrides(self) -> list[str]:
+        """The overrides that a run's status shows: without the null of a key that another one excludes."""
+        from krill.config.overrides import exclude_cleared_keys
+
+        return exclude_cleared_keys(self.overrides)
 
     @property
     def choices(self) -> dict[str, str]:
         """Config group → chosen option."""
-        return dict(self.hydra.runtime.choices)
+        return self.composition.choices
 
     @property
     def is_for_slurm(self) -> bool:
         """Whether the composed configuration runs as SLURM jobs."""
-        return str(self.hydra.launcher._target_).endswith(".SlurmLauncher")
+        return self.composition.launcher.endswith(".SlurmLauncher")
 
     @property
     def is_interactive(self) -> bool:
@@ -93,9 +139,9 @@ class Invocation(ABC):
         from krill.launch.auto_processes import resolve_auto_processes
         from krill.launch.run_names import resolve_run_names
 
-        if self._validated is None:
+        if self.config is None:
             config: Any = resolve_auto_processes(
-                validate_config(schema, self.composed_config, self._find_origins)
+                validate_config(schema, self.composition.config, self._find_origins)
             )  # type: ignore[type-var]
             if self.command in ("train", "infer"):
                 config = resolve_run_names(config, self.sweep_folder)
@@ -103,16 +149,16 @@ class Invocation(ABC):
                 raise UsageError(
                     "detach=true is for SLURM jobs: add hardware=slurm_gpu or another slurm_ option"
                 )
-            self._validated = config
-        assert isinstance(self._validated, schema)
-        return self._validated
+            self.config = config
+        assert isinstance(self.config, schema)
+        return self.config
 
     def _find_origins(self) -> ConfigOrigins:
         """Returns where the user's files set the keys of the configuration."""
         from krill.config.overrides import get_override_key
         from krill.config.yaml_files import ConfigOrigins
 
-        sources = self.hydra.runtime.get("config_sources") or ()
+        sources = self.composition.hydra.runtime.get("config_sources") or ()
         folders = [Path(source.path) for source in sources if source.provider == "user"]
         keys = {get_override_key(override) for override in self.overrides}
         return ConfigOrigins.find(self.command, self.choices, folders, keys)
@@ -152,9 +198,10 @@ class Invocation(ABC):
         A sweep's point records its state and its result in its own folder instead, which `work` then gets. `inputs`:
         those of `config`, if the command has any.
         """
+        from krill.config.paths import relative_path
         from krill.launch.identity import compute_identity
         from krill.runs.claim import claim
-        from krill.runs.record import Record, is_done, relative_path
+        from krill.runs.record import Record, is_done
 
         if not self.is_sweep_point:
             self.print_result_folder(work(self.resolve_folder(config.output, "")))
@@ -167,7 +214,7 @@ class Invocation(ABC):
         if claimed.state == "finished" and is_done(claimed.folder):
             log.info("already finished, skipping: %s", relative_path(claimed.folder))
             return
-        with claimed, record.record_lifecycle(config, identity, self.overrides):
+        with claimed, record.record_lifecycle(config, identity, self.recorded_overrides):
             self.save_hydra_config(claimed.folder)
             record.update(result=str(work(claimed.folder)))
 
@@ -175,22 +222,22 @@ class Invocation(ABC):
         """Writes the composed configuration to `folder`/.hydra, from which from= repeats the run."""
         from omegaconf import OmegaConf
 
-        from krill import atomic
+        from krill.checksum import write_checksummed_text
         from krill.config.secrets import mask_config
 
         (folder / ".hydra").mkdir(exist_ok=True)
         for name, content in (
-            ("config", self.composed_config),
-            ("hydra", {"hydra": self.hydra}),
+            ("config", self.composition.config),
+            ("hydra", {"hydra": self.composition.hydra}),
             ("overrides", self.overrides),
         ):
             text = OmegaConf.to_yaml(mask_config(OmegaConf.create(content)))
-            atomic.write_text(folder / ".hydra" / f"{name}.yaml", text)
+            write_checksummed_text(folder / ".hydra" / f"{name}.yaml", text)
 
     def print_result_folder(self, folder: Path) -> None:
         """Prints the last line of standard output, the folder of the result; a sweep prints its own instead."""
         if not self.is_sweep_point:
-            from krill.runs.record import relative_path
+            from krill.config.paths import relative_path
 
             print(relative_path(folder))
 
@@ -209,8 +256,8 @@ class SingleRun(Invocation):
 class SweepPoint(Invocation):
     """One point of a sweep, with a folder that is named after its signature."""
 
-    def __init__(self, composed_config: Any, hydra: Any, sweep_folder: Path):
-        super().__init__(composed_config, hydra)
+    def __init__(self, composition: Composition, sweep_folder: Path):
+        super().__init__(composition)
         self.sweep_folder: Path = sweep_folder
         self.inputs: RunInputs | None = None
         """Opened by the sweep, for all points that share them."""
@@ -234,7 +281,7 @@ class SubmittedJob(Invocation):
         folder: Path | None = None, identity: str | None = None, is_on_slurm: bool = True,
     ):  # fmt: skip
         """`folder`, `identity`: of the result at the time of submission; None: the command chooses the folder."""
-        super().__init__(origin.composed_config, origin.hydra)
+        super().__init__(origin.composition)
         self.origin, self.config = origin, config
         self.folder, self.identity, self.is_on_slurm = folder, identity, is_on_slurm
 
@@ -245,10 +292,6 @@ class SubmittedJob(Invocation):
     @property
     def has_assigned_folder(self) -> bool:
         return self.folder is not None
-
-    def validate(self, schema: type[ConfigT]) -> ConfigT:
-        assert isinstance(self.config, schema)
-        return self.config
 
     def resolve_folder(self, output: str | None, identity: str) -> Path | None:
         """Returns the folder that was assigned at submission, else what `origin` resolves.

@@ -6,21 +6,21 @@ outputs/jobs/<time>-<name>/  the same for a single command
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from krill import atomic
 from krill.atomic import create_first_free, create_timestamped_folder
+from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
 from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.schema import InferConfig, TrainConfig
-from krill.config.secrets import mask_secrets
-from krill.launch.invocation import SingleRun, SubmittedJob, SweepPoint
+from krill.config.secrets import mask_secrets, mask_text
+from krill.errors import UsageError
+from krill.launch.invocation import Composition, SingleRun, SubmittedJob, SweepPoint
 
 log = logging.getLogger("krill")
 
@@ -44,16 +44,17 @@ class Point:
 
 
 def label_points(points: Sequence[Point]) -> list[str]:
-    """Returns a label for each point: the overrides in which it differs from the other points."""
+    """Returns a label for each point: the overrides in which it differs from the other points, without secrets."""
     from krill.runs.table import find_differing_overrides
 
     overrides = [point.invocation.overrides for point in points]
-    return [label or "single point" for label in find_differing_overrides(overrides)]
+    return [mask_text(label) or "single point" for label in find_differing_overrides(overrides)]
 
 
 def skip_finished(points: Sequence[Point]) -> list[Point]:
     """Returns the points that are not finished; logs the others."""
-    from krill.runs.record import is_done, relative_path
+    from krill.config.paths import relative_path
+    from krill.runs.record import is_done
 
     unfinished = []
     for point in points:
@@ -93,7 +94,7 @@ def write_job_files(folder: Path, jobs: Sequence[SubmittedJob]) -> None:
         }
         value = {
             "config": job.config.model_dump(mode="json", by_alias=True),
-            "composed": OmegaConf.to_yaml(job.composed_config),
+            "composed": OmegaConf.to_yaml(job.composition.config),
             "hydra": hydra,
             "sweep": str(job.origin.sweep_folder) if isinstance(job.origin, SweepPoint) else None,
             "folder": job.folder and str(job.folder),
@@ -101,17 +102,17 @@ def write_job_files(folder: Path, jobs: Sequence[SubmittedJob]) -> None:
         }
         file = folder / f"{index}.json"
         has_secrets = mask_secrets(value) != value  # the job needs them
-        atomic.write_json(file, value, 0o600 if has_secrets else 0o666)
+        write_checksummed_json(file, value, 0o600 if has_secrets else 0o666)
 
 
 def read_job_file(folder: Path, index: int, is_on_slurm: bool) -> SubmittedJob:
-    """Returns the job of one of these files."""
-    value = json.loads((folder / f"{index}.json").read_text(encoding="utf-8"))
-    composed, hydra = OmegaConf.create(value["composed"]), OmegaConf.create(value["hydra"])
-    assert isinstance(composed, DictConfig)
-    origin = (
-        SweepPoint(composed, hydra, Path(value["sweep"])) if value["sweep"] else SingleRun(composed, hydra)
-    )
+    """Returns the job of one of these files. Raises UsageError if it is damaged."""
+    try:
+        value = read_checksummed_json(folder / f"{index}.json", lambda earlier: "checksum" not in earlier)
+    except ChecksumError as error:
+        raise UsageError(f"{error}; run the command that submitted this job again") from error
+    composition = Composition(OmegaConf.create(value["composed"]), OmegaConf.create(value["hydra"]))
+    origin = SweepPoint(composition, Path(value["sweep"])) if value["sweep"] else SingleRun(composition)
     config = COMMAND_SCHEMAS[origin.command].model_validate(value["config"])
     result_folder = Path(value["folder"]) if value["folder"] else None
     return SubmittedJob(origin, config, result_folder, value["identity"], is_on_slurm)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from krill import atomic
+from krill.checksum import write_checksummed_json
 from krill.config.schema import HardwareConfig
 from krill.errors import UsageError
 from krill.launch.cluster import MINUTES_PER_DAY, query_max_array_size, query_nodes, require_slurm
@@ -125,7 +125,7 @@ class Submission:
                     f"sbatch: {_explain_refusal(str(error))}{_describe_submitted(jobs)}"
                 ) from error
             jobs |= {str(first + task): f"{number}_{task}" if tasks > 1 else number for task in range(tasks)}
-            atomic.write_json(self.folder / JOBS_FILE, jobs)
+            write_checksummed_json(self.folder / JOBS_FILE, jobs)
         return jobs
 
     def _build_command(self, first: int) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import re
 import signal
 
 from krill.errors import UsageError
 from krill.runs.slurm import run_slurm_command
+
+PORTS = range(20000, 30000)
+"""Below the ports that Linux gives to outgoing connections (32768 to 60999)."""
 
 
 def export_torchrun_env() -> None:
@@ -18,13 +23,14 @@ def export_torchrun_env() -> None:
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
     if tasks == 1 or "RANK" in os.environ or "SLURM_PROCID" not in os.environ:
         return
-    nodes = run_slurm_command("scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"])
+    nodes = expand_node_list(os.environ["SLURM_STEP_NODELIST"])
     tasks_per_node = tasks // len(nodes)
     local = int(os.environ["SLURM_LOCALID"])
     if gpus := os.environ.get("CUDA_VISIBLE_DEVICES"):
         local %= gpus.count(",") + 1  # each task may see its own GPUs only
     # As submitit does: a port that every task computes without communication.
-    port = random.Random(os.environ["SLURM_JOB_ID"]).randint(20000, 60000)
+    step = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
+    port = random.Random(step).choice(PORTS)
     os.environ |= {
         "RANK": os.environ["SLURM_PROCID"],
         "WORLD_SIZE": str(tasks),
@@ -33,6 +39,33 @@ def export_torchrun_env() -> None:
         "MASTER_ADDR": nodes[0],
         "MASTER_PORT": str(port),
     }
+
+
+def expand_node_list(text: str) -> list[str]:
+    """Returns the names in a node list of SLURM, in its order: n[1-2,07],login → n1, n2, n07, login.
+
+    Containers often lack `scontrol show hostnames`, which does the same. Raises UsageError for another text.
+    """
+    names = []
+    for entry in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text):
+        parts = re.split(r"\[(.*?)\]", entry)  # text and lists of ranges in turn
+        try:
+            choices = [_expand_ranges(part) if i % 2 else [part] for i, part in enumerate(parts)]
+        except ValueError:
+            raise UsageError(
+                f"SLURM_STEP_NODELIST={text}: {entry} is not a list of nodes such as n[1-2]"
+            ) from None
+        names += ["".join(choice) for choice in itertools.product(*choices)]
+    return names
+
+
+def _expand_ranges(text: str) -> list[str]:
+    """Expands 1-3,07 to 1, 2, 3, 07; numbers keep the zeros of the first of a range."""
+    numbers = []
+    for item in text.split(","):
+        first, _, last = item.partition("-")
+        numbers += [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
+    return numbers
 
 
 def requeue_job(received: signal.Signals | None, max_requeues: int) -> str | None:

@@ -55,7 +55,7 @@ def _format_progress(runs: Mapping[Path, RunState]) -> str:
     states = [run.state for run in runs.values()]
     parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     running = next((folder for folder, run in runs.items() if run.state == "running"), None)
-    last = read_last_metrics(running, ("step",)) if running else {}
+    last = read_last_metrics(running, ("step",))[0] if running else {}
     if running and last:
         total = (read_status(running) or {}).get("steps")
         parts.append(f"{running.name} at step {last['step']}{f' of {total}' if total else ''}")

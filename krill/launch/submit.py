@@ -98,8 +98,8 @@ def submit_run(config: TrainConfig | InferConfig, run: SingleRun) -> None:
 
 def _claim_folder(config: TrainConfig, run: SingleRun) -> SubmittedJob | None:
     """Returns the job of a training run with its new or unfinished folder; None: it is finished already."""
+    from krill.config.paths import relative_path
     from krill.launch.identity import compute_identity, raise_if_task
-    from krill.runs.record import relative_path
 
     raise_if_task(config)
     inputs = run.open_inputs(config)
@@ -127,7 +127,7 @@ def _build_submission(folder: Path, jobs: Sequence[SubmittedJob]) -> Submission:
 
 def _build_request(job: SubmittedJob) -> dict[str, Any]:
     """Returns the sbatch parameters of a job."""
-    launcher = OmegaConf.to_container(job.hydra.launcher, resolve=True)
+    launcher = OmegaConf.to_container(job.composition.hydra.launcher, resolve=True)
     assert isinstance(launcher, dict)
     options = {str(key): value for key, value in launcher.items() if key != "_target_"}
     return build_sbatch_parameters(
@@ -225,7 +225,7 @@ def _report_interrupted_wait(folder: Path) -> Iterator[None]:
 
 
 def _log_next_commands(folder: Path) -> None:
-    from krill.runs.record import relative_path
+    from krill.config.paths import relative_path
 
     log.info("next        krill-runs watch %s", relative_path(folder))
     log.info("            krill-runs cancel %s", relative_path(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -80,11 +81,23 @@ def _build_config_kwargs(config: TransformerConfig) -> dict[str, Any]:
 
 
 def build_meta_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
-    """Builds the model on the meta device, without weights. With model.from, it has that model's vocabulary."""
+    """Builds the model on the meta device, without weights. With model.from, it has that model's vocabulary.
+
+    The last model of a family of krill is built once for all estimates, which may convert its dtype.
+    """
+    if isinstance(config, TransformerConfig):
+        return _build_last_meta_model(config, vocab_size)
+    return _build_on_meta(config, vocab_size)
+
+
+def _build_on_meta(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
     with torch.device("meta"):
         if isinstance(config, PretrainedModelConfig):
             return build_pretrained_architecture(config)
         return build_model(config, vocab_size, bos_id=0, eos_id=1, pad_id=2, attention="eager")
+
+
+_build_last_meta_model = lru_cache(maxsize=1)(_build_on_meta)
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from krill.models.attention_probe import probe_attention
+
+EQUAL_LAYER_MODELS = (LlamaForCausalLM, Qwen3ForCausalLM)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ def compute_training_flops(
             limits it.
     """
     total = 6.0 * get_parameter_counts(model).matmul
-    for call in probe_attention(model.to(torch.bfloat16)).calls:
+    model.to(torch.bfloat16)
+    with _limit_layers(model, 1) as num_layers:
+        calls = probe_attention(model).calls * num_layers
+    for call in calls:
         span = attended_tokens
         if span is None:
             span = compute_mean_attention_span([sequence_len], call.window)
@@ -207,6 +212,35 @@ def _fake_autocast(model: PreTrainedModel) -> Iterator[None]:
 
 def _measure_saved_tensor_bytes(model: PreTrainedModel, rows: int, tokens: int) -> int:
     """Measures the bytes that autograd saves in a forward pass up to the logits, without weights."""
+    with _limit_layers(model, 2) as num_layers:
+        saved = _run_and_measure_saved_tensors(model, rows, tokens)
+    if num_layers == 1:
+        return saved
+    with _limit_layers(model, 3):
+        of_one_layer = _run_and_measure_saved_tensors(model, rows, tokens) - saved
+    return saved + (num_layers - 2) * of_one_layer
+
+
+@contextmanager
+def _limit_layers(model: PreTrainedModel, count: int) -> Iterator[int]:
+    """Runs the forward passes of the context with `count` layers only, if all layers of `model` are equal.
+
+    Those of Llama and Qwen3 are, and these classes read their number in each pass. Yields the number of layers for
+    which the `count` layers stand, 1 if the passes run with all.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    kinds = getattr(model.config, "layer_types", None) or []  # full attention, or a sliding window
+    if type(model) not in EQUAL_LAYER_MODELS or len(set(kinds)) > 1 or layers <= count:
+        yield 1
+        return
+    model.config.num_hidden_layers = count
+    try:
+        yield layers
+    finally:
+        model.config.num_hidden_layers = layers
+
+
+def _run_and_measure_saved_tensors(model: PreTrainedModel, rows: int, tokens: int) -> int:
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
     saved: dict[int, Tensor] = {}
 

@@ -7,9 +7,12 @@ transformers builds it: a model of 100 million layers would take all memory, or 
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 import zipfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from krill.config.signature import hash_file
 from krill.errors import KrillError, UsageError
 from krill.manifest import CHECKPOINT_MANIFEST, MODEL_MANIFEST, read_file_manifest, verify_file
+from krill.sources.hash_cache import MIN_FILE_AGE_NS, get_file_state
 
 WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 """Files that transformers loads, in order of preference."""
@@ -107,7 +112,8 @@ def verify_model(folder: Path, source: str) -> None:
         else [
             f"{folder / name} {problem}"
             for name, entry in recorded["files"].items()
-            if name.endswith(MODEL_FILE_SUFFIXES) and (problem := verify_file(folder / name, entry))
+            if name.endswith(MODEL_FILE_SUFFIXES)
+            and (problem := verify_file(folder / name, entry, hash_file_once))
         ]
     )
     if problems:
@@ -115,6 +121,24 @@ def verify_model(folder: Path, source: str) -> None:
             f"{source}: {problems[0]}; restore it from a copy or use another model or checkpoint (if the change was "
             f"intended, delete {manifest})"
         )
+
+
+def hash_file_once(path: Path) -> str:
+    """Returns the hex xxh3_128 of a file, which this process reads once unless it is written in between.
+
+    The weights of model.from identify the run, are verified, and are loaded. A file that was written just now is read
+    again: the time of its next change may be the same.
+    """
+    start_ns, status = time.time_ns(), os.stat(path)
+    if status.st_ctime_ns > start_ns - MIN_FILE_AGE_NS:
+        return hash_file(path)
+    return _hash_file_in_state(path.absolute(), tuple(get_file_state(status).values()))
+
+
+@lru_cache
+def _hash_file_in_state(path: Path, state: tuple[int, ...]) -> str:
+    """`state`: the attributes of the file, part of the key of the cache."""
+    return hash_file(path)
 
 
 def _find_manifest(folder: Path) -> Path | None:

@@ -10,12 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from krill.config.schema import PretrainedModelConfig
-from krill.config.signature import hash_file
 from krill.errors import KrillError, UsageError
 from krill.models.model_folder import (
     WEIGHT_PATTERNS,
     build_without_weights,
     find_weight_files,
+    hash_file_once,
     load_config,
     load_weights,
     verify_model,
@@ -70,7 +70,7 @@ def hash_model(model_from: str) -> list[str]:
     """
     folder = resolve_model_folder(model_from)
     verify_model(folder, f"model.from={model_from}")
-    return [hash_file(file) for file in (folder / "config.json", *_find_weights(folder, model_from))]
+    return [hash_file_once(file) for file in (folder / "config.json", *_find_weights(folder, model_from))]
 
 
 def _find_weights(folder: Path, model_from: str) -> list[Path]:

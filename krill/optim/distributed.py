@@ -73,6 +73,28 @@ def orthogonalize_distributed(
     return updates
 
 
+def lerp_shards(starts: list[Tensor], ends: list[Tensor], weight: float) -> list[Tensor]:
+    """Computes start + weight · (end − start) of plain tensors, or of the shards of DTensors with equal placements.
+
+    torch 2.11 cannot do this on DTensors: its `_foreach_lerp` has no sharding strategy.
+    """
+    shards = torch._foreach_lerp(
+        [_get_shard(start) for start in starts], [_get_shard(end) for end in ends], weight
+    )
+    return [
+        DTensor.from_local(
+            shard, end.device_mesh, end.placements, run_check=False, shape=end.shape, stride=end.stride()
+        )
+        if isinstance(end, DTensor)
+        else shard
+        for shard, end in zip(shards, ends, strict=True)
+    ]
+
+
+def _get_shard(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def compute_row_norms(matrices: list[Tensor], dim: int) -> list[Tensor]:
     """Computes the Euclidean norm of each matrix along `dim`, as a full plain tensor on every rank.
 

@@ -27,7 +27,7 @@ from torch.distributed import ProcessGroup
 from torch.optim.adamw import adamw
 
 from krill.optim import normuon
-from krill.optim.distributed import orthogonalize_distributed
+from krill.optim.distributed import lerp_shards, orthogonalize_distributed
 from krill.optim.layout import Layout
 from krill.optim.newton_schulz import get_step_coefficients, orthogonalize, resolve_ns_dtype
 from krill.optim.skip_mask import SkipMask, async_to_host
@@ -202,7 +202,7 @@ class Muon(torch.optim.Optimizer):
             batch_params = [params[i] for i in batch]
             directions = [buffers[i] for i in batch]
             if group["nesterov"]:
-                directions = list(torch._foreach_lerp([grads[i] for i in batch], directions, momentum))
+                directions = lerp_shards([grads[i] for i in batch], directions, momentum)
             send_dtype = resolve_ns_dtype(directions[0].device, group["ns_dtype"])
             updates = orthogonalize_distributed(
                 directions, partial(_compute_updates, group), self.process_group, send_dtype

@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from krill.config.paths import relative_path
 from krill.runs.find import is_sweep, list_point_folders, read_sweep
-from krill.runs.record import read_status, relative_path
+from krill.runs.record import read_status
 from krill.runs.run_state import ACTIVE_STATES, get_run_states
 
 CLOCK_TOLERANCE = 60.0

@@ -1,7 +1,7 @@
 """Saves checkpoints atomically, verifies them before a run resumes from them, and deletes the oldest.
 
 checkpoints/checkpoint-100/     weights, optimizer, schedule, RNG, trainer state
-    manifest.json               the step, size and xxh3_128 of each file, and a signature of all of it; written last
+    manifest.json               the step, size and xxh3_128 of each file, and a checksum of all of it; written last
 checkpoints/.partial/           a checkpoint that is being saved or deleted
 """
 
@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from krill import atomic, manifest
+from krill.config.paths import relative_path
+from krill.config.signature import hash_file
 from krill.errors import KrillError
-from krill.runs.record import relative_path
 
 PARTIAL_FOLDER = ".partial"
 _NAME_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
@@ -158,7 +159,7 @@ def verify(checkpoint: Path, check_hashes: bool = True) -> list[str]:
             f"{relative_path(checkpoint)} was saved at step {recorded['step']}; rename it to {name} to resume from it"
         ]
     problems = (
-        (file, manifest.verify_file(checkpoint / file, entry, check_hashes))
+        (file, manifest.verify_file(checkpoint / file, entry, hash_file if check_hashes else None))
         for file, entry in recorded["files"].items()
     )
     return [f"{relative_path(checkpoint / file)} {problem}" for file, problem in problems if problem]

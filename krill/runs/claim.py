@@ -17,10 +17,11 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from krill.atomic import create_timestamped_folder
+from krill.atomic import create_folder, create_timestamped_folder
+from krill.config.paths import relative_path
 from krill.errors import UsageError
 from krill.runs import slurm
-from krill.runs.record import find_status_damage, read_status, relative_path
+from krill.runs.record import find_status_damage, read_status
 from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_state
 
 RESUME_MODES = ("auto", "local", "remote")
@@ -123,7 +124,7 @@ def _claim_output(folder: Path, signature: str, resume: bool | str, dry_run: boo
             )
         if dry_run:
             return Claim(folder, None, "new")
-        folder.mkdir(parents=True, exist_ok=True)
+        create_folder(folder)
         return Claim(folder, _lock_or_raise(folder), "new")
     if status["signature"] != signature:
         raise UsageError(f"output={folder} holds a run of another configuration; use another folder")
@@ -149,7 +150,13 @@ def _resume_named(folder: Path, signature: str, allow_changed: bool, dry_run: bo
         raise UsageError(
             f"resume={folder}: not a run of krill (status.json is missing); krill-runs lists the runs"
         )
-    if status["signature"] != signature and not allow_changed:
+    is_other = status["signature"] != signature
+    if is_other and status["state"] == "finished":
+        raise UsageError(
+            f"resume={folder}: the run has finished, with another configuration; set continue={folder} to train it "
+            f"for longer, or from={folder} to start a new run with its settings"
+        )
+    if is_other and not allow_changed:
         raise UsageError(
             f"resume={folder}: the run has another configuration; set from={folder} to start a new run with its "
             f"settings, continue={folder} to train it for longer, or resume_changed=true to resume it with this "

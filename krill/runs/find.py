@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from krill.errors import KrillError
+from krill.checksum import ChecksumError, read_checksummed_json
+from krill.config.paths import relative_path
+from krill.errors import KrillError, UsageError
 from krill.runs import slurm
-from krill.runs.record import find_status_damage, read_status, relative_path
+from krill.runs.record import find_status_damage, read_status
 from krill.runs.run_state import read_run_or_submission_status, read_submission_status
 
 log = logging.getLogger("krill")
@@ -53,20 +54,19 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """Reads sweep.json; empty if it is missing. Raises KrillError if it is damaged."""
+    """Reads sweep.json; empty if it is missing. Raises UsageError if it is damaged, KrillError if unreadable."""
     file = folder / "sweep.json"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("it has no keys")
-    except FileNotFoundError:
+        return read_checksummed_json(file, lambda record: "checksum" not in record)
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
-        raise KrillError(
-            f"{relative_path(file)} is damaged ({error}); remove it, and run the command of the sweep again: "
-            "finished points are not repeated"
+    except OSError as error:
+        raise KrillError(f"{relative_path(file)} cannot be read ({error.strerror})") from error
+    except ChecksumError as error:
+        raise UsageError(
+            f"{relative_path(file)} {error.problem}; remove it, and run the command of the sweep again: finished "
+            "points are not repeated"
         ) from error
-    return record
 
 
 def read_sweep_or_warn(folder: Path) -> dict[str, Any]:

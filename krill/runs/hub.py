@@ -9,7 +9,6 @@ Each upload is one commit: a reader sees the state before or after it, never a p
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -19,15 +18,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from krill.checksum import format_checksummed_json
+from krill.config.paths import relative_path
 from krill.config.schema import HubConfig, TrainConfig
 from krill.errors import DONE, KrillError, UsageError
-from krill.manifest import CHECKPOINT_MANIFEST
+from krill.manifest import CHECKPOINT_MANIFEST, read_file_manifest
 from krill.runs import checkpoints
-from krill.runs.record import Record, now, read_status, relative_path
+from krill.runs.line_checksums import get_checksum_file
+from krill.runs.record import Record, load_status, now, read_status
 
 HUB_CHECKPOINT_FOLDER = "last-checkpoint"
 JSONL_FILES = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")
-RECORD_FILES = ("config.yaml", "status.json", *JSONL_FILES)
+RECORD_FILES = (
+    "config.yaml", "status.json", *JSONL_FILES, *(get_checksum_file(Path(name)).name for name in JSONL_FILES),
+)  # fmt: skip
 DOWNLOAD_FOLDER = ".remote.partial"
 log = logging.getLogger("krill")
 
@@ -126,9 +130,7 @@ def upload_model(hub: HubConfig, run: Path) -> str:
         files |= _list_files(run / "model")
     if hub.checkpoints:
         status = (read_status(run) or {}) | {"state": "finished", "exit": DONE, "end": now()}
-        files[f"{HUB_CHECKPOINT_FOLDER}/run/status.json"] = json.dumps(
-            status, ensure_ascii=False, indent=2
-        ).encode()
+        files[f"{HUB_CHECKPOINT_FOLDER}/run/status.json"] = format_checksummed_json(status).encode()
     return _create_commit(HfApi(), hub, files, f"krill: {run.name}")
 
 
@@ -153,6 +155,11 @@ def _create_commit(api: Any, hub: HubConfig, files: dict[str, Any], message: str
 # --- resume ------------------------------------------------------------------------------------------------
 
 
+def may_resume_from_hub(config: TrainConfig) -> bool:
+    """Returns whether a run looks for a newer checkpoint on the Hub before it starts."""
+    return config.resume == "remote" or (config.resume == "auto" and config.hub.checkpoints)
+
+
 def find_remote_checkpoint(config: TrainConfig, signature: str) -> HubCheckpoint | None:
     """Returns the checkpoint on the Hub from which the run of `signature` can resume, or None.
 
@@ -164,7 +171,7 @@ def find_remote_checkpoint(config: TrainConfig, signature: str) -> HubCheckpoint
         KrillError: with resume=remote, the Hub cannot be reached.
     """
     is_required = config.resume == "remote"
-    if not is_required and not (config.resume == "auto" and config.hub.checkpoints):
+    if not may_resume_from_hub(config):
         return None
     assert config.hub.id is not None
     try:
@@ -228,9 +235,12 @@ def download_checkpoint(remote: HubCheckpoint | None, run: Path) -> None:
             )
         (checkpoint / CHECKPOINT_MANIFEST).unlink()  # written again at the end of the block
         # Before the checkpoint appears, so that its step does not lack lines.
-        for name in JSONL_FILES:
-            if (staging / "run" / name).exists():
-                os.replace(staging / "run" / name, run / name)
+        for name in filter(lambda name: (staging / "run" / name).exists(), JSONL_FILES):
+            checksums = get_checksum_file(run / name)
+            checksums.unlink(missing_ok=True)
+            os.replace(staging / "run" / name, run / name)
+            if (staging / "run" / checksums.name).exists():
+                os.replace(staging / "run" / checksums.name, checksums)
     shutil.rmtree(staging)
     record.update(uploaded=source)
 
@@ -244,10 +254,14 @@ def _fetch_newest(repository: str) -> HubCheckpoint | None:
         commit = api.model_info(repository).sha
         with TemporaryDirectory() as folder:  # the cache would hide that the Hub cannot be reached
             fetch = partial(api.hf_hub_download, repository, revision=commit, local_dir=folder)
-            manifest = json.loads(Path(fetch(f"{HUB_CHECKPOINT_FOLDER}/{CHECKPOINT_MANIFEST}")).read_bytes())
-            status = json.loads(Path(fetch(f"{HUB_CHECKPOINT_FOLDER}/run/status.json")).read_bytes())
+            manifest = read_file_manifest(Path(fetch(f"{HUB_CHECKPOINT_FOLDER}/{CHECKPOINT_MANIFEST}")))
+            status, damage = load_status(Path(fetch(f"{HUB_CHECKPOINT_FOLDER}/run/status.json")).parent)
     except (RemoteEntryNotFoundError, RepositoryNotFoundError):
         return None
+    if isinstance(manifest, str):
+        raise KrillError(f"{HUB_CHECKPOINT_FOLDER}/{CHECKPOINT_MANIFEST} {manifest}")
+    if status is None:
+        raise KrillError(f"{HUB_CHECKPOINT_FOLDER}/run/status.json {damage}")
     assert commit is not None
     return HubCheckpoint(repository, commit, manifest["step"], status)
 

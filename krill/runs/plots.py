@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from krill.runs.figure import drawn_figure
+from krill.figure import drawn_figure
 from krill.runs.record import read_metrics
 
 
@@ -26,6 +26,7 @@ def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> P
                 axes.annotate(
                     label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
                 )
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("step")
         axes.set_ylabel("loss, nats per token")
         axes.grid(alpha=0.3)

@@ -22,8 +22,17 @@ import yaml
 
 import krill
 from krill import atomic, errors
+from krill.checksum import (
+    ChecksumError,
+    read_checksummed_json,
+    read_checksummed_text,
+    write_checksummed_json,
+    write_checksummed_text,
+)
+from krill.config.paths import relative_path
 from krill.config.secrets import mask_secrets
-from krill.errors import KrillError, SignalInterrupt
+from krill.errors import KrillError, SignalInterrupt, UsageError
+from krill.runs.line_checksums import LineChecksums, append_checksum, get_checksum_file, write_checksums
 from krill.runs.slurm import get_current_job
 from krill.terminal import TerminalFormatter
 
@@ -40,6 +49,12 @@ STATUS_TYPES: dict[str, type] = {
 """Type of each entry in status.json, unless it is null."""
 log = logging.getLogger("krill")
 
+OVERRIDES_FILE = Path(".hydra", "overrides.yaml")
+"""File in a run folder: the overrides of the command line, which from= reads."""
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's, ten times faster, where PyYAML has it."""
+_RESTORE = "restore it, or remove it"
+
 METRICS_TAIL_BYTES = 2**14
 """Bytes at the end of metrics.jsonl that are read to determine the progress of a run."""
 
@@ -49,7 +64,7 @@ def read_status(folder: Path) -> dict[str, Any] | None:
 
     Also None if it is damaged: `find_status_damage` says so.
     """
-    status = _load_status(folder)[0]
+    status = load_status(folder)[0]
     return status and {
         key: value
         for key, value in status.items()
@@ -60,47 +75,43 @@ def read_status(folder: Path) -> dict[str, Any] | None:
 def find_status_damage(folder: Path) -> str | None:
     """Returns what is wrong with status.json of a run folder; None if nothing is, or the folder is not a run's."""
     is_run = any((folder / name).exists() for name in (".lock", "config.yaml"))
-    return _load_status(folder)[1] if is_run else None
+    return load_status(folder)[1] if is_run else None
 
 
-def _load_status(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+def load_status(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     """Returns the content of status.json and None, or None and what is wrong with the file."""
     try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        status = read_checksummed_json(folder / "status.json", _has_valid_crc32)
     except (FileNotFoundError, NotADirectoryError):  # not yet written, unless there are checkpoints
         return None, "is missing" if (folder / "checkpoints").is_dir() else None
     except OSError as error:
         return None, f"cannot be read ({error.strerror})"
-    except ValueError as error:
-        return None, f"is damaged ({error})"
-    if (
-        not isinstance(status, dict)
-        or not isinstance(status.get("signature"), str)
-        or status.get("state") not in RECORDED_STATES
-    ):
+    except ChecksumError as error:
+        return None, error.problem
+    if not isinstance(status.get("signature"), str) or status.get("state") not in RECORDED_STATES:
         return None, "is damaged (it has no signature, or no state)"
-    checksum = status.pop("checksum", None)
-    if checksum not in (None, _compute_checksum(status)):
-        return None, "is damaged (its checksum is another one)"
     return status, None
+
+
+def _has_valid_crc32(status: dict[str, Any]) -> bool:
+    """Returns whether a status of an earlier version of krill is intact: it had a CRC, which is removed, or none."""
+    return status.pop("checksum", None) in (None, zlib.crc32(json.dumps(status).encode()))
 
 
 def write_status(folder: Path, status: dict[str, Any]) -> None:
     """Writes status.json, with a checksum that reveals damage."""
-    atomic.write_json(folder / "status.json", status | {"checksum": _compute_checksum(status)})
-
-
-def _compute_checksum(status: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(status).encode())
+    write_checksummed_json(folder / "status.json", status)
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file; empty if the file is missing, cannot be read, or holds something else."""
+    """Reads a file of a submission; empty if it is missing, or if it is damaged, which is logged."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return read_checksummed_json(file, lambda earlier: "checksum" not in earlier)
+    except ChecksumError as error:
+        log.warning("%s %s; run the command that submitted it again", relative_path(file), error.problem)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+        pass
+    return {}
 
 
 def is_done(folder: Path) -> bool:
@@ -108,14 +119,6 @@ def is_done(folder: Path) -> bool:
     status = read_status(folder) or {"state": ""}
     # The result of a task does not exist before all tasks are merged.
     return status["state"] == "finished" and Path(status.get("result") or folder).exists()
-
-
-def relative_path(folder: Path) -> Path:
-    """Returns `folder` relative to the working directory if it is inside it, else unchanged."""
-    try:
-        return folder.relative_to(Path.cwd())
-    except ValueError:
-        return folder
 
 
 def get_validation_loss(status: dict[str, Any]) -> float | None:
@@ -188,7 +191,7 @@ class Record:
         text = yaml.safe_dump(
             mask_secrets(config.model_dump(mode="json")), allow_unicode=True, sort_keys=False
         )
-        atomic.write_text(self.folder / "config.yaml", text)
+        write_checksummed_text(self.folder / "config.yaml", text)
 
     def _end(self, state: RecordedState, exit_code: int, **values: Any) -> None:
         self.update(
@@ -238,19 +241,40 @@ class Record:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Reads config.yaml of a run folder; empty if it is missing. Raises KrillError if it is damaged."""
-    file = folder / "config.yaml"
+    """Reads config.yaml of a run folder; empty if it is missing. Raises UsageError if it is damaged."""
+    config = _read_yaml(folder / "config.yaml")
+    if config is not None and not isinstance(config, dict):
+        raise _build_yaml_error(folder / "config.yaml", "it has no keys")
+    return config or {}
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """Reads the overrides of a run folder; empty if they are missing. Raises UsageError if they are damaged."""
+    file = folder / OVERRIDES_FILE
+    overrides = _read_yaml(file)
+    if overrides is not None and not (
+        isinstance(overrides, list) and all(isinstance(override, str) for override in overrides)
+    ):
+        raise _build_yaml_error(file, "it is not a list of overrides")
+    return overrides or []
+
+
+def _read_yaml(file: Path) -> Any:
+    """Returns the value in a YAML file of a run, which is not None; None if it is missing."""
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        value = yaml.load(read_checksummed_text(file), _YAML_LOADER)
     except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise KrillError(
-            f"{relative_path(file)} is damaged ({' '.join(str(error).split())}); restore it, or remove it"
-        ) from error
-    if not isinstance(config, dict):
-        raise KrillError(f"{relative_path(file)} is damaged (it has no keys); restore it, or remove it")
-    return config
+        return None
+    except ChecksumError as error:
+        raise UsageError(f"{relative_path(file)} {error.problem}; {_RESTORE}") from error
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _build_yaml_error(file, error) from error
+    return "" if value is None else value
+
+
+def _build_yaml_error(file: Path, reason: object) -> UsageError:
+    reason = " ".join(str(reason).split())
+    return UsageError(f"{relative_path(file)} is damaged ({reason}); {_RESTORE}")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -258,33 +282,42 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return read_jsonl(folder / "metrics.jsonl")
 
 
-def read_last_metrics(folder: Path, keys: Collection[str]) -> dict[str, Any]:
-    """Reads the newest value of each of these metrics from the end of metrics.jsonl (`METRICS_TAIL_BYTES`)."""
+def read_last_metrics(folder: Path, keys: Collection[str]) -> tuple[dict[str, Any], str | None]:
+    """Reads the newest value of each of these metrics from the end of metrics.jsonl (`METRICS_TAIL_BYTES`).
+
+    Returns them, without those of damaged lines, and what is wrong with the file; None: nothing.
+    """
+    file = folder / "metrics.jsonl"
+    checksums = LineChecksums(file, last_lines=METRICS_TAIL_BYTES // 2**7)
     try:
-        with open(folder / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - METRICS_TAIL_BYTES))
-            lines = file.read().split(b"\n")
+        with open(file, "rb") as content:
+            start = max(0, content.seek(0, os.SEEK_END) - METRICS_TAIL_BYTES)
+            content.seek(start)
+            tail = content.read()
     except OSError:
-        return {}
+        return {}, None
+    lines = tail.split(b"\n")
+    end = start + len(tail) - len(lines.pop())
+    damage = f"{file.name} is damaged: its end is missing" if checksums.has_lost_lines(end) else None
     latest: dict[str, Any] = {}
-    for line in reversed(lines[:-1]):
+    for line in reversed(lines[1:] if start else lines):  # the first line may be truncated
         try:
-            latest = json.loads(line) | latest
-        except (ValueError, TypeError):  # the first line may be truncated
-            continue
+            latest = _parse_line(line, checksums.is_valid(line, end)) | latest
+        except ValueError as error:
+            damage = damage or f"{file.name} is damaged: the line that ends at byte {end}: {error}"
         if latest.keys() >= set(keys):
             break
-    return {key: latest[key] for key in keys if key in latest}
+        end -= len(line) + 1
+    return {key: latest[key] for key in keys if key in latest}, damage
 
 
 def read_validations(folder: Path) -> list[dict[str, Any]]:
-    """Reads the lines of metrics.jsonl with a validation. Raises KrillError for one without bits per byte."""
+    """Reads the lines of metrics.jsonl with a validation. Raises UsageError for one without bits per byte."""
     lines = [line for line in read_metrics(folder) if "eval_loss" in line]
     for line in lines:
         if "eval_bits_per_byte" not in line:
-            raise KrillError(
-                f"{relative_path(folder / 'metrics.jsonl')} is damaged: the validation of step {line['step']} has no "
-                "eval_bits_per_byte. Repair or remove this line, and run the same command again"
+            raise _build_jsonl_error(
+                folder / "metrics.jsonl", f"the validation of step {line['step']} has no eval_bits_per_byte"
             )
     return lines
 
@@ -293,37 +326,64 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     """Reads a JSON lines file of a run, without a last line truncated by a kill; empty if the file is missing.
 
     Lines end with a line feed only: str.splitlines also splits at U+2028 and others, which are part of a text. Raises
-    KrillError for a line that is not an object with a step.
+    UsageError for a line that has changed since it was written, or is not an object with a step.
     """
+    checksums = LineChecksums(file)
     try:
         lines = file.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if checksums.has_lost_lines(0):
+            raise _build_jsonl_error(file, "it is missing") from error
         return []
-    return [_parse_line(file, number, line) for number, line in enumerate(lines, start=1)]
-
-
-def _parse_line(file: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(line.decode())
-        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-            raise ValueError("it has no step")
-    except ValueError as error:
-        raise KrillError(
-            f"{relative_path(file)} is damaged: line {number}: {error}. Repair or remove this line, and run the same "
-            "command again"
-        ) from error
+    values, end = [], 0
+    for number, line in enumerate(lines, start=1):
+        end += len(line) + 1
+        try:
+            values.append(_parse_line(line, checksums.is_valid(line, end)))
+        except ValueError as error:
+            raise _build_jsonl_error(file, f"line {number}: {error}") from error
+    if checksums.has_lost_lines(end):
+        raise _build_jsonl_error(file, f"its end is missing, after line {len(lines)}")
     return values
+
+
+def _parse_line(line: bytes, is_valid: bool) -> dict[str, Any]:
+    """Returns the values of a line. Raises ValueError if it is damaged; `is_valid`: by its checksum."""
+    values = json.loads(line.decode())
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        raise ValueError("it has no step")
+    if not is_valid:
+        raise ValueError("it has changed since it was written")
+    return values
+
+
+def _build_jsonl_error(file: Path, reason: str) -> UsageError:
+    checksums = get_checksum_file(file)
+    repair = (
+        f"repair it and remove {relative_path(checksums)}"
+        if checksums.exists()
+        else "repair or remove this line"
+    )
+    return UsageError(
+        f"{relative_path(file)} is damaged: {reason}. Restore the file, or {repair}, and run the same command again"
+    )
 
 
 def write_jsonl(file: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Writes a JSON lines file, replacing an existing one."""
-    atomic.write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    texts = [json.dumps(line, ensure_ascii=False) for line in lines]
+    # First: in a longer file of the same beginning these checksums are right as well.
+    write_checksums(file, [text.encode() for text in texts])
+    atomic.write_text(file, "".join(f"{text}\n" for text in texts))
 
 
-def append_jsonl(file: Path, line: dict[str, Any]) -> None:
+def append_jsonl(file: Path, values: dict[str, Any]) -> None:
     """Appends a line to a JSON lines file."""
-    with open(file, "a", encoding="utf-8") as open_file:
-        open_file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    line = json.dumps(values, ensure_ascii=False).encode()
+    with open(file, "ab") as open_file:
+        open_file.write(line + b"\n")
+        end = open_file.tell()
+    append_checksum(file, line, end)
 
 
 def truncate_jsonl(file: Path, step: int) -> None:

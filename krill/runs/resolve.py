@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from krill.config.paths import relative_path
 from krill.errors import UsageError
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.find import Run, RunGroup, RunOrGroup, expand_runs, get_time_key, run_at, runs_under
-from krill.runs.record import find_status_damage, get_validation_loss, read_status, relative_path
+from krill.runs.record import OVERRIDES_FILE, find_status_damage, get_validation_loss, read_status
 
 LAST, BEST = "last", "/best"
 
@@ -52,7 +53,7 @@ def _has_checkpoint(folder: Path) -> bool:
 
 FINAL_MODEL = Need("a model", _has_model)
 MODEL = Need("a model or checkpoint", lambda folder: _has_model(folder) or _has_checkpoint(folder))
-OVERRIDES = Need("a configuration", lambda folder: (folder / ".hydra" / "overrides.yaml").is_file())
+OVERRIDES = Need("a configuration", lambda folder: (folder / OVERRIDES_FILE).is_file())
 CONTINUABLE = Need(
     "a checkpoint",
     lambda folder: read_status(folder) is not None and _has_checkpoint(folder),
@@ -109,6 +110,8 @@ def resolve_run_folder(
     usable = [run for run in runs if need.is_met(run.folder)]
     if not usable:
         folder = relative_path((runs or matches)[0].folder)
+        if len(runs) == 1 and (damage := find_status_damage(folder)):
+            raise UsageError(f"{label}: status.json of {folder} {damage}; restore it")
         subject = f"none of these {len(runs)} runs has" if len(runs) > 1 else f"{folder} has no"
         what = need.description if len(runs) > 1 else need.description.removeprefix("a ")
         raise UsageError(f"{label}: {subject} {what}; see its state with krill-runs show {folder}")

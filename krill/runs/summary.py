@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from krill.config.paths import relative_path
 from krill.runs import table
 from krill.runs.find import Run, RunGroup, read_sweep_or_warn
-from krill.runs.record import relative_path
 from krill.runs.table import RunRow
 
 

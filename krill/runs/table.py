@@ -73,7 +73,7 @@ def _sort_key(value: float | None) -> float:
 
 def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
     status = run.status or {}
-    last = read_last_metrics(run.folder, ("step", "loss", "tokens_per_second"))
+    last, damage = read_last_metrics(run.folder, ("step", "loss", "tokens_per_second"))
     final = status.get("metrics") or {}
     overrides = status.get("overrides") or run.sweep_entry.get("overrides") or []
 
@@ -99,7 +99,7 @@ def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
         starts=status.get("starts"),
         host=status.get("host"),
         job=state.job or status.get("slurm_job_id"),
-        error=external_error or (state.detail if state.state not in ACTIVE_STATES else ""),
+        error=external_error or (state.detail if state.state not in ACTIVE_STATES else "") or damage or "",
         log=str(find_log_file(run.folder, status)) if run.status else "",
         sweep=None if run.sweep is None else str(run.sweep),
     )
@@ -180,7 +180,7 @@ _DROPPED_FIRST = tuple(map(HEADER.index, ("train loss", "seconds", "bits/byte", 
 
 def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = False) -> list[str]:
     """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal."""
-    from krill.runs.record import relative_path
+    from krill.config.paths import relative_path
 
     differing = find_differing_overrides([row.overrides for row in rows])
     cells = [

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from krill.errors import UsageError
 from krill.sources.formats import (
+    BOM,
     READ_BLOCK_BYTES,
     TOO_LONG,
     UnreadableRecord,
@@ -28,6 +29,8 @@ from krill.sources.source import find_column_name_problem
 
 MAX_FIELD_CHARACTERS = 2**27
 """Maximum length of a field in characters; bounds what an unclosed quotation mark can consume."""
+_REPEATED_HEADER = UnreadableRecord("repeated header", is_intact=True)
+"""A row that names the columns again, where files were joined."""
 _TOO_LONG_LINE = "\ud800\n"
 """Replaces a line that is too long; no other line contains a surrogate of this half."""
 
@@ -51,6 +54,8 @@ def read_csv_texts(
             yield number, row
         elif len(row) <= index and any(_TOO_LONG_LINE[0] in field for field in row):
             yield number, TOO_LONG
+        elif row == columns:
+            yield number, _REPEATED_HEADER
         elif len(row) > width and any(row[width:]):
             yield number, UnreadableRecord("more fields than columns")
         elif len(row) <= index:
@@ -131,6 +136,11 @@ def _parse_unquoted(lines: Iterator[str], columns: int) -> list[str] | None:
 def _decode_lines(path: Path, max_bytes: int) -> Iterator[str]:
     """Yields the lines with their line ends; invalid UTF-8 becomes surrogates."""
     return chain.from_iterable(
-        [_TOO_LONG_LINE if line is None else line.decode("utf-8", "surrogateescape") + "\n" for line in block]
+        [
+            _TOO_LONG_LINE
+            if line is None
+            else line.removeprefix(BOM).decode("utf-8", "surrogateescape") + "\n"
+            for line in block
+        ]
         for block in read_line_blocks(path, max_bytes=max_bytes)
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from krill.sources.formats import parse_file_kind
 
+_PRINTABLE_ASCII = bytes((*range(0x20, 0x7F), *b"\t\r\n"))
 SAMPLE_BYTES = 2**16
 """Bytes at the beginning of a file that are examined."""
 
@@ -20,6 +21,10 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16BE",
 }
 """Byte order mark → name of the encoding."""
+_ESCAPES = {b"\x1b$)C": "ISO-2022-KR", b"\x1b$B": "ISO-2022-JP", b"\x1b$@": "ISO-2022-JP"}
+"""Escape sequence → the encoding of mail from before UTF-8, which is ASCII otherwise."""
+_MAX_ASCII = 0.75
+"""Maximum share of printable ASCII among the bytes of UTF-16: English has 0.5, Chinese about 0.5."""
 _MIN_EXPECTED = 0.6
 """Minimum share of expected characters: the bytes of UTF-8 read as UTF-16 have a share near 0."""
 _MIN_HANGUL = 0.8
@@ -33,20 +38,23 @@ symbols. It is 0.15 to 0.3 there; in other encodings read as CP949 they hardly o
 def detect_encoding(beginning: bytes) -> str | None:
     """Returns the name of the encoding in iconv of the beginning of a text; None for UTF-8 and where it is unknown.
 
-    Detects UTF-16 and UTF-32, with and without a byte order mark, and CP949, which includes EUC-KR.
+    Detects UTF-16 and UTF-32, with and without a byte order mark, CP949, which includes EUC-KR, and ISO-2022-KR and
+    -JP, which consist of ASCII characters.
     """
     sample = beginning[:SAMPLE_BYTES]
     for mark, encoding in _MARKS.items():
         if sample.startswith(mark):
             return encoding
     is_utf8 = find_invalid_utf8(sample) is None
-    if b"\0" in sample:
+    if b"\0" in sample and _measure_ascii_bytes(sample) <= _MAX_ASCII:
         is_expected = _is_korean_or_english if is_utf8 else _is_east_asian_or_english
         shares = {name: _measure_share(sample, name, is_expected) for name in _MARKS.values()}
         best = max(shares, key=lambda name: shares[name])
         return best if shares[best] >= _MIN_EXPECTED else None
     if is_utf8:
-        return None
+        return next(
+            (name for escape, name in _ESCAPES.items() if sample.isascii() and escape in sample), None
+        )
     is_korean = (
         _measure_share(sample, "cp949", _is_common_hangul, ascii=False) >= _MIN_HANGUL
         or _measure_share(sample, "cp949", _ENDINGS.__contains__, ascii=False) >= _MIN_ENDINGS
@@ -73,6 +81,10 @@ def format_conversion(path: Path, encoding: str) -> str:
         return f"iconv -f {encoding} -t UTF-8 {old} > {new}"
     tool = {"gzip": "gzip", "zstd": "zstd"}[compression]
     return f"{tool} -dc {old} | iconv -f {encoding} -t UTF-8 | {tool} > {new}"
+
+
+def _measure_ascii_bytes(sample: bytes) -> float:
+    return 1 - len(sample.translate(None, _PRINTABLE_ASCII)) / len(sample)
 
 
 def _measure_share(

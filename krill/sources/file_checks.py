@@ -54,8 +54,15 @@ _OTHER_FORMATS = {
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive; extract it: 7z x {path}",
     b"%PDF-": "a PDF file; extract its text: pdftotext {path} {stem}.txt",
     b"SQLite format 3\0": "an SQLite database; export its text",
+    b"\xff\xff\xff\xff": "a stream of Arrow; convert it to Parquet",
+    b"\x04\x22\x4d\x18": "compressed with lz4; decompress it: lz4 -dc {path} > {new}",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an old office document (.hwp, .doc, .xls); export its text",
+    b"\x93NUMPY": "a NumPy array; export its text",
+    b"\x80\x04\x95": "a Python pickle; export its text",
 }
 """First bytes → what the file is and how to convert it."""
+_TAR_OFFSET = 257
+"""Offset of "ustar" in a tar archive (POSIX.1-1988); before it is the name of the first file."""
 
 
 def find_file_problem(path: Path, column: str) -> str | None:
@@ -77,7 +84,7 @@ def find_file_problem(path: Path, column: str) -> str | None:
         return f"{path}: is empty; recreate it or remove it from data.paths"
     try:
         return (
-            _find_pointer_problem(path)
+            find_pointer_problem(path)
             or (find_parquet_problem(path, column) if kind == ".parquet" else None)
             or (_find_compression_problem(path, compression) if compression else None)
             or (_find_text_problem(path, kind, column) if kind != ".parquet" else None)
@@ -120,7 +127,8 @@ def describe_read_error(path: Path, error: OSError) -> str:
     return f"{path}: cannot be read ({error}); recreate it or remove it from data.paths"
 
 
-def _find_pointer_problem(path: Path) -> str | None:
+def find_pointer_problem(path: Path) -> str | None:
+    """Returns which pointer of git a file is instead of its content, or None."""
     with open(path, "rb") as file:
         beginning = file.read(_MAX_POINTER_BYTES)
     if len(beginning) < _MAX_POINTER_BYTES:
@@ -167,6 +175,8 @@ def _find_content_problem(path: Path, beginning: bytes | None = None, is_text: b
     for first_bytes, message in _OTHER_FORMATS.items():
         if beginning.startswith(first_bytes):
             return "is " + message.format(path=old, stem=shlex.quote(path.stem), new=new)
+    if beginning[_TAR_OFFSET:].startswith(b"ustar"):
+        return f"is a tar archive; extract it: tar -xf {old}"
     sample = beginning[:SAMPLE_BYTES]
     if not sample.strip(b"\0"):
         return "is filled with zero bytes; recreate it or remove it from data.paths"

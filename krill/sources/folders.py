@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MAX_LISTED_PROBLEMS = 15
@@ -21,7 +22,7 @@ def walk_folder(folder: Path, problems: list[str]) -> Iterator[tuple[str, list[s
     for root in roots:  # grows by the links that are found
         links: list[Path] = []
         for parent, names, file_names in os.walk(
-            root, onerror=lambda error: problems.append(_describe(error))
+            root, onerror=lambda error: problems.append(_describe_unreadable(error.filename, error.strerror))
         ):
             status = os.stat(parent)
             if (status.st_dev, status.st_ino) in seen:
@@ -40,12 +41,33 @@ def list_folder(folder: Path, problems: list[str]) -> list[Path]:
     Adds to `problems` each folder that cannot be read and each link to nothing.
     """
     files = [Path(parent, name) for parent, names in walk_folder(folder, problems) for name in names]
+    problems += find_broken_links(files)
     for path in files:
-        if os.path.islink(path) and not os.path.exists(path):
-            problems.append(describe_broken_link(path))
-        elif not os.path.exists(path):
+        if not os.path.lexists(path):
             problems.append(f"{path}: cannot be read; make its folder readable (chmod u+rx)")
     return sorted(path for path in files if os.path.exists(path))
+
+
+def find_unreadable(paths: Iterable[str]) -> list[str]:
+    """Returns a message for each path that is a link to nothing or a folder that cannot be listed."""
+    paths = list(paths)
+    return [
+        *find_broken_links(paths),
+        *(
+            _describe_unreadable(path, os.strerror(errno.EACCES))
+            for path in paths
+            if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK)
+        ),
+    ]
+
+
+def find_broken_links(paths: Iterable[Path | str]) -> list[str]:
+    """Returns a message for each path that is a link whose target does not exist."""
+    return [
+        describe_broken_link(Path(path))
+        for path in paths
+        if os.path.islink(path) and not os.path.exists(path)
+    ]
 
 
 def describe_broken_link(path: Path) -> str:
@@ -53,5 +75,5 @@ def describe_broken_link(path: Path) -> str:
     return f"{path}: is a link to nothing ({os.readlink(path)}); restore its target or remove the link"
 
 
-def _describe(error: OSError) -> str:
-    return f"{error.filename}: cannot be listed ({error.strerror}); make it readable (chmod u+rx) or move it"
+def _describe_unreadable(folder: str, reason: str | None) -> str:
+    return f"{folder}: cannot be listed ({reason}); make it readable (chmod u+rx) or move it"

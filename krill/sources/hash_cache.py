@@ -49,15 +49,13 @@ def hash_file_cached(path: Path, is_read_only: bool = False) -> str:
     start_ns, status = time.time_ns(), os.stat(path)
     if status.st_size < MIN_CACHED_BYTES:
         return hash_file(path)
-    entry_path, state = _get_entry_path(path), _get_file_state(status)
+    entry_path, state = _get_entry_path(path), get_file_state(status)
     with contextlib.suppress(OSError, ChecksumError):  # none yet, or damaged
         entry = read_checksummed_json(entry_path)
         if entry["state"] == state:
             return entry["xxh3_128"]
     digest = hash_file(path)
-    was_unchanged = (
-        status.st_ctime_ns < start_ns - MIN_FILE_AGE_NS and _get_file_state(os.stat(path)) == state
-    )
+    was_unchanged = status.st_ctime_ns < start_ns - MIN_FILE_AGE_NS and get_file_state(os.stat(path)) == state
     if not is_read_only and was_unchanged and get_outputs_root().is_dir():
         with contextlib.suppress(OSError):  # a read-only folder stores no hashes
             entry_path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +70,7 @@ def _get_entry_path(path: Path) -> Path:
     return get_outputs_root() / ".cache" / "digests" / f"{name}.json"
 
 
-def _get_file_state(status: os.stat_result) -> dict[str, int]:
+def get_file_state(status: os.stat_result) -> dict[str, int]:
     """Returns the attributes that change when the content does."""
     return {
         "size": status.st_size,

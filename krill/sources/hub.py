@@ -10,6 +10,7 @@ cache of its own, so that neither an older content nor another folder is read fr
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ import xxhash
 
 from krill.config.schema import HubDataConfig, HubDatasetConfig
 from krill.errors import KrillError, UsageError
+from krill.sources.file_checks import find_pointer_problem
 from krill.sources.folders import MAX_LISTED_PROBLEMS, list_folder
 from krill.sources.formats import UnreadableRecord
 from krill.sources.hash_cache import hash_files_cached
@@ -266,16 +268,30 @@ def _identify_folder(dataset: HubDatasetConfig, is_read_only: bool) -> list[str]
     files = {file for file in files if file.is_file()}
     remote_files = set()
     for data_files in (builder.config.data_files or {}).values():
-        for url, metadata in zip(data_files, data_files.origin_metadata, strict=True):
+        metadata = data_files.origin_metadata
+        if num_others := len(metadata) - len(data_files):  # of all files that matched
+            metadata = [tuple(itertools.chain(*metadata))] * len(data_files)
+            _warn_of_other_kinds(dataset.path, num_others)
+        for url, revision in zip(data_files, metadata, strict=True):
             path = url.rpartition("::")[2]  # archive members are written zip://member::archive
             if "://" in path:
-                remote_files.add(" ".join([url, *metadata]))
+                remote_files.add(" ".join([url, *revision]))
             else:
                 files.add(Path(path))
+    if problems := [problem for file in sorted(files) if (problem := find_pointer_problem(file))]:
+        raise UsageError("\n".join(problems[:MAX_LISTED_PROBLEMS]))
     by_name = {_get_relative_path(file, folder): file for file in files}
     names = sorted(by_name)
     digests = hash_files_cached([by_name[name] for name in names], is_read_only)
     return [*(f"{name} {digest}" for name, digest in zip(names, digests, strict=True)), *sorted(remote_files)]
+
+
+@functools.cache  # a command identifies its folders again after the work
+def _warn_of_other_kinds(path: str, count: int) -> None:
+    log.warning(
+        "hub         %s: datasets reads the files of one kind and leaves out %d of other kinds; to read all: "
+        "data=files data.paths=[%s]", path, count, path,
+    )  # fmt: skip
 
 
 def _get_relative_path(file: Path, folder: Path) -> Path:
@@ -353,6 +369,13 @@ def _explain_errors(dataset: HubDatasetConfig) -> Iterator[None]:
         raise UsageError(f"{path}: {error}. If it is private or gated, log in (hf auth login)") from error
     except Exception as error:
         reason = _describe_cause(error)
+        if "save_to_disk" in reason:
+            parquet = f"{path.rstrip('/')}.parquet"
+            raise UsageError(
+                f'{name}: was written by save_to_disk; write it as Parquet: python -c "import datasets; '
+                f"datasets.load_from_disk('{path}').to_parquet('{parquet}')\", and use data=files "
+                f"data.paths=[{parquet}]"
+            ) from error
         if isinstance(error, ValueError) and re.search("config|split", reason, re.IGNORECASE):
             raise UsageError(f"{name}: {reason}; check config= and split= in data.datasets") from error
         if os.path.isdir(path) and isinstance(error, FileNotFoundError):

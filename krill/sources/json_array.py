@@ -21,7 +21,7 @@ from krill.sources.formats import BOM, READ_BLOCK_BYTES, TOO_LONG, UnreadableRec
 
 _INVALID_UTF8 = re.compile("[\udc80-\udcff]")
 """The characters to which "surrogateescape" decodes invalid UTF-8."""
-_NON_WHITESPACE = re.compile(r"[^ \t\r\n]")
+_NON_WHITESPACE = re.compile(r"[^ \t\r\n\ufeff]")  # a BOM is where files were joined
 _TOKEN_MARGIN = 16
 """An error within this many characters of the end of the buffer may be an incomplete token."""
 

@@ -141,7 +141,8 @@ def _parse_lines(path: Path, start: int, end: int | None, max_bytes: int) -> Ite
 
 def _parse_leniently(line: bytes) -> Any:
     try:
-        return json.loads(line.removeprefix(BOM).decode())  # a BOM where files were joined
+        # A BOM is where files were joined, a comma where an array was taken apart.
+        return json.loads(line.removeprefix(BOM).rstrip().removesuffix(b",").decode())
     except UnicodeDecodeError:
         return UnreadableRecord("invalid UTF-8")
     except (ValueError, RecursionError):

@@ -6,13 +6,20 @@ import functools
 import glob
 import logging
 import os
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
 from krill.config.schema import FileEntryConfig, FilesDataConfig
 from krill.errors import UsageError
 from krill.sources.file_checks import find_file_problem
-from krill.sources.folders import MAX_LISTED_PROBLEMS, list_folder, walk_folder
+from krill.sources.folders import (
+    MAX_LISTED_PROBLEMS,
+    find_broken_links,
+    find_unreadable,
+    list_folder,
+    walk_folder,
+)
 from krill.sources.formats import SUPPORTED_FORMATS, parse_file_kind
 from krill.sources.parquet import has_rows
 
@@ -60,7 +67,7 @@ def _expand_entry(entry: str, problems: list[str]) -> list[Path]:
             "'' is not a path (an unset variable of the shell?); use data.paths=[.] for this folder"
         )
         return []
-    path = Path(entry).expanduser()
+    path = Path(_match_unicode_form(os.path.expanduser(entry)))
     if os.path.isdir(path):
         return _list_supported_files(path, problems)
     if os.path.lexists(path):
@@ -81,19 +88,34 @@ def _expand_entry(entry: str, problems: list[str]) -> list[Path]:
 
 
 def _glob(pattern: str, problems: list[str]) -> list[str]:
-    """Returns the paths that match; ** visits each folder once, also where links lead in a circle."""
+    """Returns the paths that match; ** visits each folder once, also where links lead in a circle.
+
+    Adds to `problems` each link to nothing and unreadable folder that the pattern would enter.
+    """
     parts = pattern.split("/")
     if "**" not in parts:
+        for end in range(1, len(parts)):
+            if glob.has_magic(parts[end - 1]):
+                problems += find_unreadable(glob.glob("/".join(parts[:end])))
         return glob.glob(pattern)
     index = parts.index("**")
     rest = "/".join(parts[index + 1 :]) or "*"
     prefix = "/".join(parts[:index]) or ("/" if pattern.startswith("/") else ".")
-    return [
-        match
-        for base in filter(os.path.isdir, glob.glob(prefix))
-        for folder, _ in walk_folder(Path(base), problems)
-        for match in _glob(f"{glob.escape(folder)}/{rest}", problems)
-    ]
+    matches: list[str] = []
+    for base in filter(os.path.isdir, glob.glob(prefix)):
+        for folder, names in walk_folder(Path(base), problems):
+            problems += find_broken_links(os.path.join(folder, name) for name in names)
+            matches += _glob(f"{glob.escape(folder)}/{rest}", problems)
+    return matches
+
+
+def _match_unicode_form(path: str) -> str:
+    """Returns the path with each component in the Unicode form that exists: macOS writes names in NFD."""
+    matched: list[str] = []
+    for part in path.split("/"):
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        matched.append(next((form for form in forms if os.path.lexists("/".join([*matched, form]))), part))
+    return "/".join(matched)
 
 
 def _list_supported_files(folder: Path, problems: list[str]) -> list[Path]:

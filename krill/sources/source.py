@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -146,10 +147,19 @@ def find_column_name_problem(
 
 def describe_missing_column(name: str, column: str, columns: list[str], key: str = "data.text_column") -> str:
     """Returns the error message for a file or dataset without the text column, which `key` sets."""
+    if any(_compose(column) == _compose(item) for item in columns):
+        return (
+            f"{name}: its column {column!r} is written in another Unicode form (decomposed letters, NFD, as on "
+            f"macOS) than {key}; rename the column, or copy its name from the file"
+        )
     names = [shorten(" ".join(item.split()), MAX_LISTED_CHARACTERS) for item in columns[:MAX_LISTED_COLUMNS]]
     if num_others := len(columns) - len(names):
         names.append(f"{num_others:,} more")
     return f"{name}: no column {column!r}; it has {', '.join(names)}. Set the column with the text: {key}="
+
+
+def _compose(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def shorten(text: str, length: int) -> str:

@@ -21,6 +21,7 @@ from krill.launch import job_files
 from krill.launch.job_files import Point
 from krill.launch.preload import PRELOADED_MODULES, PreloadedServer
 from krill.signals import describe_exit
+from krill.sweep.dry_run import print_points
 from krill.sweep.session import Sweep
 
 MIN_FREE_BYTES = 2**20
@@ -50,10 +51,9 @@ class PoolLauncher(SweepLauncher):
     """Runs the points of a sweep on this machine, each in a process of its own."""
 
     def launch_batch(self, sweep: Sweep, run_point: Callable[[Any], Any]) -> None:
-        """Runs the batch; a dry run prints the points in this process, one after another."""
+        """Runs the batch; a dry run prints the points in this process."""
         if sweep.dry_run:
-            for point in sweep.batch:
-                run_point(point.invocation)
+            print_points(sweep.batch, run_point)
         elif points := job_files.skip_finished(sweep.batch):
             _run_in_pool(sweep, points)
 

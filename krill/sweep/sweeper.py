@@ -20,9 +20,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krill import atomic
+from krill.checksum import write_checksummed_json
 from krill.config.overrides import expand_float_range, quote_override, to_unresolved_list
 from krill.config.resolvers import get_dry_run_folder, get_sweep_folder
-from krill.config.schema import TrainConfig
 from krill.config.secrets import mask_config, mask_secrets
 from krill.errors import DONE, SWEEP_FAILED, UsageError
 from krill.launch import job_files
@@ -33,6 +33,7 @@ from krill.runs.record import now
 from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.summary import summarize_sweep
 from krill.sweep.composer import Composer, PointErrors, format_point_errors
+from krill.sweep.dry_run import print_total_cost
 from krill.sweep.launchers import SweepLauncher
 from krill.sweep.search import SampledSearch, Search, build_search
 from krill.sweep.session import Session, Sweep, run_composed_point, run_point
@@ -75,7 +76,9 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         points, errors = _compose_first_batch(search, composer, folder)
         with read_write(self.config), open_dict(self.config):
             # The launcher of the points: hardware= may be swept, and it chooses one.
-            self.config.hydra.launcher = next(point.invocation.hydra.launcher for point in points if point)
+            self.config.hydra.launcher = next(
+                point.invocation.composition.hydra.launcher for point in points if point
+            )
         sweep = Sweep(folder, composer.command, composer.dry_run, now())
         log.info("sweep       %s%s", search.describe(len(points)), "" if sweep.dry_run else f" in {folder}")
         self.session.sweep = sweep
@@ -116,7 +119,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             sweep.record_invalid_points(format_point_errors(errors))
         sweep.set_batch([point for point in points if point])
         if not sweep.dry_run:
-            sweep.folder.mkdir(parents=True, exist_ok=True)
+            atomic.create_folder(sweep.folder)
             OmegaConf.save(mask_config(self.config), sweep.folder / "multirun.yaml")
             _write_sweep_json(self.config, sweep, search, arguments)
         if not sweep.batch:
@@ -162,7 +165,7 @@ def _compose_first_batch(
     if boundary_errors or (errors and not is_restored):
         raise UsageError(format_point_errors(boundary_errors | errors, len(points)))
     valid = [point for point in points if point]
-    if len({point.invocation.hydra.launcher._target_ for point in valid}) > 1:
+    if len({point.invocation.composition.launcher for point in valid}) > 1:
         raise UsageError("some points are for SLURM and some for this machine: run a command for each")
     if search.is_adaptive:
         _check_adaptive(valid[0])
@@ -221,22 +224,7 @@ def _write_sweep_json(config: DictConfig, sweep: Sweep, search: Search, argument
         ],
         "tried": search.history,
     }
-    atomic.write_json(sweep.folder / "sweep.json", mask_secrets(value))
-
-
-def _print_cost(sweep: Sweep) -> None:
-    """Prints what all points of a training sweep will cost on this machine."""
-    runs = [
-        (point.config, point.invocation.inputs)
-        for point in sweep.points
-        if isinstance(point.config, TrainConfig)
-        and point.invocation.inputs
-        and not point.invocation.is_for_slurm
-    ]
-    if sweep.command == "train" and runs:
-        from krill.training.estimate.dry_run import summarize_sweep_cost
-
-        print(summarize_sweep_cost(runs))
+    write_checksummed_json(sweep.folder / "sweep.json", mask_secrets(value))
 
 
 def finish_sweep(sweep: Sweep, has_error: bool) -> int:
@@ -246,7 +234,7 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
     """
     if sweep.dry_run:
         shutil.rmtree(get_dry_run_folder(), ignore_errors=True)
-        _print_cost(sweep)
+        print_total_cost(sweep)
         return SWEEP_FAILED if has_error else DONE
     rows = sweep.build_rows()
     table.print_table(rows, sys.stderr)

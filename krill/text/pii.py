@@ -2,7 +2,7 @@
 
 | kind | matches | placeholder |
 |---|---|---|
-| e-mail | all but git@ and the reserved example domains (RFC 2606) | email@example.com |
+| e-mail | all but git@ | email@example.com |
 | phone | Korean: 010-1234-5678, 01012345678, 010)1234-5678, 02-123-4567, (031) 123-4567 | 010-0000-0000 |
 | | +82 10 1234 5678, 82-10-1234-5678 | |
 | resident number | 900101-1234567: a date, a hyphen, then a digit from 1 to 8 | 000000-0000000 |
@@ -11,8 +11,8 @@
 | | a version than an address, 23.10.15.13 a date with the hour | |
 | IPv6 | public (2000::/3) | 2001:db8::1 |
 
-In a number, dashes, full-width characters and unusual spaces (010–1234–5678, as word processors write it) are read as
-hyphens, digits and spaces, and a hyphen may have spaces around it.
+In a number, dashes, full-width characters, middle dots and unusual spaces (010–1234–5678, as word processors write
+it) are read as hyphens, digits, dots and spaces, and a hyphen may have spaces around it.
 
 Not masked, because too many other numbers look alike: resident numbers without the hyphen, landlines without a
 separator, service numbers (1588-0000), bank accounts. FineWeb (Penedo et al. 2024) masks e-mail and IPv4 likewise.
@@ -27,7 +27,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-VERSION = 2
+VERSION = 3
 """Part of the identity of masked text; incremented when the masked text changes."""
 
 Placeholder = str | Callable[[re.Match[str]], str]
@@ -35,7 +35,7 @@ Placeholder = str | Callable[[re.Match[str]], str]
 
 def mask_pii(text: str) -> str:
     """Returns `text` with personal data replaced by placeholders."""
-    if "@" in text:
+    if "@" in text or "＠" in text:
         text = _mask_emails(text)
     plain, content = _replace_variants(text)
     shape = content.translate(_DIGITS_TO_ZERO)
@@ -48,7 +48,10 @@ def mask_pii(text: str) -> str:
 
 # --- e-mail ------------------------------------------------------------------------------------------------
 
-_COMMON_DOMAINS = ("com", "net", "org", "edu", "gov", "info", "biz", "kr", "jp", "cn", "tw", "us", "uk", "de")
+_COMMON_DOMAINS = (
+    *("com", "net", "org", "edu", "gov", "info", "biz", "io", "ai", "me", "tv", "co"),
+    *("kr", "jp", "cn", "tw", "us", "uk", "de", "eu", "fr"),
+)
 _AFTER_COMMON_DOMAIN = "|".join(rf"(?<=\.{domain})" for domain in _COMMON_DOMAINS)
 _DOMAIN = re.compile(
     r"@((?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,8}[A-Za-z]{2,24})(?![A-Za-z0-9]|\.\w)"
@@ -58,14 +61,14 @@ _DOMAIN = re.compile(
 """`w@x.sum(` is a matrix product: before a parenthesis, hyphen, underscore or @ the domain must be a common one, or
 Korean must follow, as in the last line of news, 기자 hong@site.co.kr(끝)."""
 _LOCAL_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}\Z")
-_EXAMPLE_DOMAIN = re.compile(r"(?:.*\.)?example\.(?:com|org|net)\Z", re.IGNORECASE)
 
 
 def _mask_emails(text: str) -> str:
+    plain = text.replace("＠", "@").replace("．", ".")
     parts, end = [], 0
-    for domain in _DOMAIN.finditer(text):
-        local = _LOCAL_PART.search(text, max(end, domain.start() - 64), domain.start())
-        if local and local[0] != "git" and not _EXAMPLE_DOMAIN.match(domain[1]):
+    for domain in _DOMAIN.finditer(plain):
+        local = _LOCAL_PART.search(plain, max(end, domain.start() - 64), domain.start())
+        if local and local[0] != "git":
             parts += [text[end : local.start()], "email@example.com"]
             end = domain.end()
     return "".join([*parts, text[end:]])
@@ -75,10 +78,14 @@ def _mask_emails(text: str) -> str:
 
 _VARIANTS = {
     **dict(zip("０１２３４５６７８９（）＋．", "0123456789()+.", strict=True)),
-    **dict.fromkeys(map(chr, (*range(0x2010, 0x2016), 0x2212, 0xFE58, 0xFE63, 0xFF0D)), "-"),
-    **dict.fromkeys(map(chr, (0xA0, *range(0x2002, 0x200B), 0x202F, 0x3000)), " "),
+    **dict.fromkeys("\xad\u2043\u2212\u2500\u30fc\u3161\ufe58\ufe63\uff0d", "-"),
+    **dict.fromkeys(map(chr, range(0x2010, 0x2016)), "-"),
+    **dict.fromkeys("\xb7\u2027\u30fb\u318d", "."),
+    **dict.fromkeys("\xa0\u202f\u205f\u2060\u3000\ufeff", " "),
+    **dict.fromkeys(map(chr, range(0x2002, 0x200C)), " "),
 }
-"""Full-width characters, dashes and spaces, and what they are in a number."""
+"""Full-width characters, dashes (and letters that look like one, ㅡ and ー), middle dots and spaces of any width,
+and what they are in a number."""
 _VARIANT = re.compile(f"[{''.join(_VARIANTS)}]")
 _DIGITS_TO_ZERO = bytes(ord("0") if chr(byte) in "0123456789" else byte for byte in range(256))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from krill.config.schema import BatchConfig, TrainConfig
 from krill.errors import UsageError
-from krill.training.compute.device import resolve_world_size
+from krill.training.compute.device import resolve_data_ranks, resolve_world_size
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class BatchShape:
     micro_batch_size: int
     accumulation_steps: int
     world_size: int = 1
+    """The ranks that read rows of their own."""
 
     @property
     def rows_per_rank(self) -> int:
@@ -50,12 +51,19 @@ def compute_batch_shape(batch: BatchConfig, sequence_len: int, world_size: int =
 
 def resolve_batch_shape(config: TrainConfig) -> BatchShape:
     """Returns `compute_batch_shape` for the ranks that will train."""
-    return compute_batch_shape(config.batch, config.sequence_len, resolve_world_size(config))
+    data_ranks = resolve_data_ranks(config, resolve_world_size(config))
+    return compute_batch_shape(config.batch, config.sequence_len, data_ranks)
 
 
 def shrink_micro_batch(size: int, batch_shape: BatchShape) -> int:
     """Returns the largest micro batch of at most half of `size` rows that divides the rows of a step."""
     return max(rows for rows in range(1, size // 2 + 1) if batch_shape.rows_per_rank % rows == 0)
+
+
+def format_micro_batch_overrides(batch: BatchConfig, batch_shape: BatchShape, size: int) -> str:
+    """Returns the overrides that train the rows of `batch_shape` in micro batches of `size` rows, as text."""
+    accumulation = f" batch.gradient_accumulation_steps={batch_shape.rows_per_rank // size}"
+    return f"batch.micro_batch_size={size}{'' if batch.tokens else accumulation}"
 
 
 def with_micro_batch_size(config: TrainConfig, size: int) -> TrainConfig:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from krill.data.order import row_at
 from krill.data.packing import Row, Rows
 from krill.data.store import Split
+from krill.errors import KrillError
 from krill.signals import die_with_parent
 from krill.training.batch_shape import BatchShape
 from krill.training.compute import attention
+from krill.training.compute.context_parallel import cut_rows
 
 COUNT_BLOCK_ROWS = 2**20
 """Rows that are counted at once, which limits the memory."""
@@ -112,15 +116,19 @@ class RowCollator:
 
     backend: str
     device: torch.device
+    part: int = 0
+    """The part of each row that this rank trains on, and the number of parts (hardware.context_parallel)."""
+    parts: int = 1
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         lengths = [int(length) for row in rows for length in row.lengths]
-        return {
+        batch = {
             "input_ids": torch.from_numpy(np.stack([row.input_ids for row in rows])),
             "position_ids": torch.from_numpy(np.stack([row.position_ids for row in rows])),
             "labels": torch.from_numpy(np.stack([row.labels for row in rows])),
             **attention.build_boundary_kwargs(self.backend, lengths, len(rows[0].input_ids), self.device),
         }
+        return batch if self.parts == 1 else cut_rows(batch, self.part, self.parts)
 
 
 def map_segments_to_documents(rows: Rows, segments: slice = slice(None)) -> np.ndarray:
@@ -141,6 +149,28 @@ def map_tokens_to_sources(rows: Rows, segment_sources: np.ndarray, indices: list
         tokens = np.repeat(segment_sources[segments], rows.lengths[segments])
         sources[position, : len(tokens)] = tokens
     return torch.from_numpy(sources)
+
+
+_LOST_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?:is killed by signal: (?P<signal>[^.]+)|exited)"
+)
+
+
+@contextmanager
+def name_lost_workers() -> Iterator[None]:
+    """Raises KrillError, instead of torch's error, when a process that loads rows was killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        messages = (str(error), str(error.__cause__), str(error.__context__))
+        lost = [match for match in map(_LOST_WORKER.search, messages) if match]
+        if not lost:
+            raise
+        signal = next((f"was killed ({match['signal']})" for match in lost if match["signal"]), "ended")
+        raise KrillError(
+            f"a process that loads rows (process {lost[0]['pids']}) {signal}. If memory is too small, use fewer "
+            "hardware.workers, or hardware.workers=0; the same command resumes from the last checkpoint"
+        ) from error
 
 
 def build_dataloader(

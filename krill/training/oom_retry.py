@@ -18,7 +18,13 @@ from krill.config.schema import TrainConfig
 from krill.errors import KrillError, get_first_line
 from krill.runs.record import Record, read_status
 from krill.training import ranks
-from krill.training.batch_shape import compute_batch_shape, shrink_micro_batch, with_micro_batch_size
+from krill.training.batch_shape import (
+    compute_batch_shape,
+    format_micro_batch_overrides,
+    resolve_batch_shape,
+    shrink_micro_batch,
+    with_micro_batch_size,
+)
 from krill.training.estimate.memory import suggest_oom_remedies
 
 ResultT = TypeVar("ResultT")
@@ -44,8 +50,7 @@ def retry_on_oom(attempt: Callable[[TrainConfig], ResultT], config: TrainConfig,
             if not is_out_of_memory(error):
                 raise
             raise KrillError(
-                f"out of memory with {config.batch.micro_batch_size} rows at a time on each rank; use a smaller "
-                f"batch.micro_batch_size, {suggest_oom_remedies(config)} ({get_first_line(error)})"
+                f"out of memory with {_suggest_for_ranks(config)} ({get_first_line(error)})"
             ) from error
     requested = compute_batch_shape(config.batch, config.sequence_len)
     recorded_size = (read_status(folder) or {}).get(MICRO_BATCH_KEY, requested.micro_batch_size)
@@ -76,6 +81,22 @@ def retry_on_oom(attempt: Callable[[TrainConfig], ResultT], config: TrainConfig,
         )  # fmt: skip
         size = smaller
         Record(folder).update(**{MICRO_BATCH_KEY: size})
+
+
+def _suggest_for_ranks(config: TrainConfig) -> str:
+    """Returns what did not fit on a rank, and the overrides to use instead, as text."""
+    batch, remedies = resolve_batch_shape(config), suggest_oom_remedies(config)
+    if config.hardware.sharding == "none":
+        remedies = f"hardware.sharding=fsdp2 resume=false, {remedies}"
+    if batch.micro_batch_size == 1:
+        return f"one row of {config.sequence_len} tokens at a time on each rank; use {remedies}"
+    overrides = format_micro_batch_overrides(
+        config.batch, batch, shrink_micro_batch(batch.micro_batch_size, batch)
+    )
+    return (
+        f"{batch.micro_batch_size} rows at a time on each rank; use {overrides} for the same batch, which resumes "
+        f"from the last checkpoint; or {remedies}"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,7 +25,8 @@ from krill.training.accelerate_env import check_accelerate_env
 from krill.training.batch_shape import resolve_batch_shape
 from krill.training.checkpoint.branch import check_branch, resolve_branch
 from krill.training.compute.backends import check_kernels
-from krill.training.compute.device import resolve_device, world_size_from_env
+from krill.training.compute.context_parallel import check_context_parallel
+from krill.training.compute.device import resolve_device, resolve_shard_size, world_size_from_env
 from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
 from krill.training.metrics.trackers import check_trackers
 
@@ -39,6 +40,7 @@ def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup
     _check_pretrained(config, inputs)
     compute = resolve_compute_setup(config)
     _check_ranks(config, compute.device)
+    check_context_parallel(config, compute.attention_backend)
     resolve_batch_shape(config)
     if config.branch is not None:
         check_branch(resolve_branch(config.branch), config, inputs.tokenizer_signature)
@@ -58,7 +60,7 @@ def _check_custom_code(config: TrainConfig) -> None:
 
 
 def _check_ranks(config: TrainConfig, device: str) -> None:
-    """Raises UsageError when the number of started ranks differs from the config, or exceeds the CUDA devices."""
+    """Raises UsageError when the started ranks differ from the config, exceed the CUDA devices, or do not divide."""
     requested, started = config.hardware.processes, world_size_from_env()
     assert requested != "auto"
     if started > 1 and requested != 1 and not config.hardware.slurm and requested != started:
@@ -71,6 +73,7 @@ def _check_ranks(config: TrainConfig, device: str) -> None:
             f"hardware.processes={requested}, but this machine has {torch.cuda.device_count()} visible CUDA devices; "
             f"each rank needs one: use hardware.processes={torch.cuda.device_count() or 1}"
         )
+    resolve_shard_size(config)
 
 
 def _check_pretrained(config: TrainConfig, inputs: RunInputs) -> None:

@@ -17,12 +17,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, distributed_c10d
 
-from krill.errors import FAILED, KrillError, SignalInterrupt
+from krill.errors import FAILED, KrillError, SignalInterrupt, get_first_line
+from krill.runs.slurm import get_node_name
 from krill.training.compute.device import world_size_from_env
 
 T = TypeVar("T")
+CONNECT_TIMEOUT = timedelta(minutes=10)
+"""Time for the ranks to connect to each other, after all of them have started."""
 CONTROL_TIMEOUT = timedelta(days=30)
 """Long, because other ranks may wait while rank 0 prepares data; a rank that dies is noticed at once anyway."""
 
@@ -39,11 +42,9 @@ def process_group(device: str) -> Iterator[None]:
     if world_size_from_env() == 1 or _control_group is not None:
         yield
         return
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    _control_group = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+        _init_process_group(device)
+    _control_group = _connect_control_group()
     if not is_rank0():
         logging.getLogger("krill").setLevel(logging.ERROR)  # rank 0 logs for all
     try:
@@ -53,6 +54,41 @@ def process_group(device: str) -> Iterator[None]:
         dist.destroy_process_group()  # not after an error: other ranks may be inside a collective
     finally:
         _control_group = None
+
+
+def _init_process_group(device: str) -> None:
+    """Initializes the default group; with CUDA it connects at once, not in the first collective."""
+    if device == "cuda":
+        local_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(local_device)
+        dist.init_process_group("nccl", device_id=local_device)
+        return
+    with _explain_connection_error():
+        dist.init_process_group("gloo", timeout=CONNECT_TIMEOUT)
+        dist.barrier()
+    distributed_c10d._set_pg_timeout(distributed_c10d.default_pg_timeout)
+
+
+def _connect_control_group() -> ProcessGroup:
+    with _explain_connection_error():
+        group = dist.new_group(backend="gloo", timeout=CONNECT_TIMEOUT)
+        dist.barrier(group)
+    distributed_c10d._set_pg_timeout(CONTROL_TIMEOUT, group)
+    return group
+
+
+@contextmanager
+def _explain_connection_error() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise KrillError(
+            f"rank {os.environ.get('RANK', '0')} on {get_node_name()} could not connect to the other ranks within "
+            f"{CONNECT_TIMEOUT.total_seconds() / 60:.0f} minutes ({get_first_line(error)}). If all of them run, a "
+            "node has announced an address that the others cannot reach: name the network interface between the "
+            "nodes, as `ip address` shows it, in GLOO_SOCKET_IFNAME (export GLOO_SOCKET_IFNAME=eth0; with SLURM in "
+            "hardware.slurm.setup)"
+        ) from error
 
 
 def get_world_size() -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from krill.config.schema import TrainConfig
+from krill.errors import UsageError
 from krill.models.build import build_model
 from krill.optim.schedules import Restart
 from krill.runs import checkpoints
@@ -34,6 +35,7 @@ from krill.training.batches import (
     build_dataloader,
     map_segments_to_sources,
     map_tokens_to_sources,
+    name_lost_workers,
 )
 from krill.training.callbacks.early_stopping import EarlyStopping
 from krill.training.callbacks.heartbeat import Heartbeat
@@ -47,7 +49,13 @@ from krill.training.checkpoint.export import raise_if_model_is_link
 from krill.training.checkpoint.hub_upload import HubUploader
 from krill.training.checkpoint.retention import CheckpointRetention
 from krill.training.compute.attention import get_attn_implementation
-from krill.training.compute.device import apply_precision
+from krill.training.compute.context_parallel import (
+    check_context_parallel,
+    get_context_parallel_implementation,
+    register_context_parallel_attention,
+    select_tested_kernels,
+)
+from krill.training.compute.device import apply_precision, resolve_shard_size
 from krill.training.compute.flash import activate_flash_attention
 from krill.training.compute.fsdp import (
     build_fsdp_arguments,
@@ -92,7 +100,9 @@ def run_training(
     if compute is None:
         check_accelerate_env()
         compute = resolve_compute_setup(config)
-    with heartbeat, ranks.process_group(compute.device):
+        check_context_parallel(config, compute.attention_backend)
+    config = config.model_copy(update={"hardware": select_tested_kernels(config.hardware)})
+    with heartbeat, ranks.process_group(compute.device), name_lost_workers():
         return retry_on_oom(
             lambda attempt: _train_once(attempt, folder, store, tokenizer, compute, stop, heartbeat),
             config,
@@ -107,6 +117,7 @@ def _train_once(
     """Trains once, as far as memory allows. `stop` is shared by the attempts: it keeps a signal received earlier."""
     with stop:
         ranks.on_rank0(lambda: raise_if_model_is_link(folder))
+        _check_equal_nodes(config)
         record = Record(folder, is_writer=ranks.is_rank0())
         setup = build_run_setup(config, folder, store, tokenizer, compute)
         apply_precision(setup.precision)
@@ -122,6 +133,8 @@ def _train_once(
         started_in = branch.run_folder if branch and not own_checkpoint else folder
         record.truncate_metrics(checkpoints.parse_step(checkpoint) if checkpoint else 0, started_in)
 
+        if (parts := config.hardware.context_parallel) > 1:
+            register_context_parallel_attention(setup.attention_backend, parts)
         model = _build_model(setup)
         loss = build_loss(model, config.hardware.loss, setup.device.type, setup.is_compiled)
         kernels = apply_kernels(model, config.hardware, setup.device.type, setup.is_compiled)
@@ -163,6 +176,18 @@ def _train_once(
             return _finish_run(trainer, setup, record, uploader, trackers)
 
 
+def _check_equal_nodes(config: TrainConfig) -> None:
+    """Raises UsageError on every rank if hsdp would shard over different numbers of ranks on different nodes."""
+    with ranks.raise_on_any_rank():
+        shard_size = resolve_shard_size(config)
+    sizes = ranks.all_gather_object(shard_size)
+    if len(set(sizes)) > 1:
+        raise UsageError(
+            f"hardware.sharding=hsdp: the nodes have {' and '.join(map(str, sorted(set(sizes))))} ranks; start the "
+            "same number on every node, or use hardware.sharding=fsdp2"
+        )
+
+
 def _build_trackers(
     record: Record, setup: RunSetup, model: Any, checkpoint: Path | None, restart: Restart | None
 ) -> Trackers:
@@ -199,11 +224,12 @@ def _finish_run(
 
 
 def _build_model(setup: RunSetup) -> Any:
-    tokenizer = setup.tokenizer
+    tokenizer, is_cut = setup.tokenizer, setup.config.hardware.context_parallel > 1
+    get_name = get_context_parallel_implementation if is_cut else get_attn_implementation
     set_seed(setup.config.seed)  # random and numpy too: a custom model may draw from them
     return build_model(
         setup.config.model, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id,
-        get_attn_implementation(setup.attention_backend),
+        get_name(setup.attention_backend),
     )  # fmt: skip
 
 
@@ -216,7 +242,9 @@ def _build_trainer(
     restart: Restart | None,
 ) -> KrillTrainer:
     config = setup.config
+    rank, part = divmod(ranks.get_rank(), config.hardware.context_parallel)
     collator = RowCollator(setup.attention_backend, setup.device)
+    train_collator = replace(collator, part=part, parts=config.hardware.context_parallel)
     throughput = build_throughput_meter(setup)
     build_sampler = partial(
         RowBatchSampler,
@@ -231,7 +259,7 @@ def _build_trainer(
         model,
         _build_training_arguments(setup),
         train_loader=lambda step: build_dataloader(
-            setup.train_rows, build_sampler(step, ranks.get_rank()), collator, config.hardware.workers
+            setup.train_rows, build_sampler(step, rank), train_collator, config.hardware.workers
         ),
         validation_set=_build_validation_set(setup, collator, stop),
         throughput=throughput,
@@ -299,7 +327,7 @@ def _build_training_arguments(setup: RunSetup) -> TrainingArguments:
         report_to="none",  # krill.training.metrics.trackers
         disable_tqdm=True,
         include_num_input_tokens_seen="no",
-        average_tokens_across_devices=True,
+        average_tokens_across_devices=False,  # KrillTrainer does, without waiting for the device
         ddp_find_unused_parameters=False,
         **build_fsdp_arguments(config.hardware.sharding, ranks.get_world_size()),
     )

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from krill import atomic
+from krill.config.paths import relative_path
 from krill.config.schema import CustomModelConfig, CustomOptimizerConfig, OptimizerConfig, TrainConfig
 from krill.optim.groups import build_param_groups, list_parameter_assignments, summarize_groups
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
-from krill.runs.record import relative_path
+from krill.training import ranks
+from krill.training.compute.device import resolve_shard_size
 from krill.training.estimate import memory
 from krill.training.setup import RunSetup
 
@@ -54,8 +56,8 @@ def log_header(
         setup.device.type, setup.precision, f"attention {setup.attention_backend}{reason}", *kernels,
         _format_compile(setup),
     ]  # fmt: skip
-    if setup.batch_shape.world_size > 1:
-        parts.insert(1, f"{setup.batch_shape.world_size} ranks{_format_sharding(config)}")
+    if (world_size := ranks.get_world_size()) > 1:
+        parts.insert(1, f"{world_size} ranks{_format_parallelism(config, world_size)}")
     log.info("device      %s", ", ".join(parts))
     if not isinstance(config.model, CustomModelConfig):
         log.info("memory      %s", memory.summarize_memory(config, setup.tokenizer.vocab_size))
@@ -66,8 +68,17 @@ def _format_compile(setup: RunSetup) -> str:
     return f"{'compiled' if setup.is_compiled else 'not compiled'}{reason}"
 
 
-def _format_sharding(config: TrainConfig) -> str:
-    return " (fsdp2)" if config.hardware.sharding == "fsdp2" else ""
+def _format_parallelism(config: TrainConfig, world_size: int) -> str:
+    """Returns how the ranks share weights and rows, in parentheses; empty if they share neither."""
+    parts = []
+    if config.hardware.sharding == "hsdp":
+        shards = resolve_shard_size(config)
+        parts.append(f"hsdp: {world_size // shards} replicas of {shards} shards")
+    elif config.hardware.sharding == "fsdp2":
+        parts.append("fsdp2")
+    if config.hardware.context_parallel > 1:
+        parts.append(f"context parallel {config.hardware.context_parallel}")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _format_resume(setup: RunSetup, checkpoint: Path) -> str:

@@ -26,6 +26,7 @@ from krill.training.batch_shape import (
 )
 from krill.training.batches import TokenCounter
 from krill.training.compute.compilation import select_compile
+from krill.training.compute.device import resolve_data_ranks
 from krill.training.compute.setup import ComputeSetup
 from krill.training.metrics.evaluate import Baselines, compute_baselines
 
@@ -99,7 +100,8 @@ def build_run_setup(
     if validation.tokens == 0:
         log.warning("validation  no document is held out; raise data.validation_fraction to measure the loss")
     documents = sample_documents(validation, config.eval_tokens)
-    batch_shape = compute_batch_shape(config.batch, config.sequence_len, ranks.get_world_size())
+    data_ranks = resolve_data_ranks(config, ranks.get_world_size())
+    batch_shape = compute_batch_shape(config.batch, config.sequence_len, data_ranks)
     loaded_tokenizer = load_tokenizer(tokenizer)
     if loaded_tokenizer.signature != token_store.tokenizer_signature:
         raise UsageError(

@@ -2,13 +2,14 @@
 
 Overridden methods, and why:
     create_accelerator_and_postprocess
-                            FSDP2 on the CPU as well
+                            options of DDP and FSDP2
     get_train_dataloader    rows by (seed, epoch, position), so that the step number is all that resuming needs
     create_optimizer, create_scheduler
-                            krill's optimizers and schedules
-    compute_loss            no full logits; the compiled model, where it is compiled
+                            krill's optimizers and schedules; what FSDP2 needs before it shards
+    compute_loss            no full logits; the compiled model, where it is compiled; scales the loss of several ranks
     floating_point_ops      0: Trainer's count omits attention and head
-    get_batch_samples       counts the tokens and measures the time that the loop waits for rows
+    get_batch_samples       counts the tokens, over all ranks without the device, and measures the time that the loop
+                            waits for rows
     _prepare_input          copies to the device without waiting for it
     training_step           passes the loss to the detector of bad steps
     _clip_grad_norm, log    statistics of the optimizer and throughput in logged steps; bad steps are masked out
@@ -59,7 +60,9 @@ from krill.training.checkpoint.async_save import AsyncCheckpointSaver, copy_to_h
 from krill.training.checkpoint.branch import SaveAtStep
 from krill.training.checkpoint.commit import staged_checkpoint_on_all_ranks
 from krill.training.compute.compilation import compile_blocks, compile_callable, explain_compile_errors
-from krill.training.compute.fsdp import enable_fsdp_on_cpu
+from krill.training.compute.ddp import configure_ddp
+from krill.training.compute.device import resolve_shard_size
+from krill.training.compute.fsdp import configure_fsdp, shard_embeddings
 from krill.training.compute.head_loss import Loss
 from krill.training.metrics.evaluate import ValidationTotals, evaluate_batches, merge_validation_totals
 from krill.training.metrics.optimizer_stats import OptimizerStats
@@ -139,13 +142,15 @@ class KrillTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        enable_fsdp_on_cpu(self)
+        configure_ddp(self)
+        configure_fsdp(self, resolve_shard_size(self.config))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self.train_loader(lambda: self.state.global_step)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
+            shard_embeddings(self)
             self.optimizer = build_optimizer(self.model, self.config.optimizer)
             if not supports_found_inf(self.optimizer):
                 wrap_step_skip(lambda: bool(self.bad_step_detector.is_bad), self.optimizer)
@@ -165,14 +170,16 @@ class KrillTrainer(Trainer):
                 self.compiled_model = compile_callable(model)
             model = self.compiled_model
         with self.loss.training_context():
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        # The model divides by the tokens of all ranks, and the gradients of the ranks are averaged.
+        return loss if kwargs.get("num_items_in_batch") is None else loss * ranks.get_world_size()
 
     def get_batch_samples(self, batches_left: Any, count: int, device: torch.device) -> Any:
         started_at = time.perf_counter()
-        if self.args.world_size == 1:  # no gathering of the token count, which needs the device
-            device = torch.device("cpu")
-        batches, items = super().get_batch_samples(batches_left, count, device)
+        batches, items = super().get_batch_samples(batches_left, count, torch.device("cpu"))
         waited = time.perf_counter() - started_at
+        if items is not None:  # Trainer's own sum over ranks waits for the device
+            items = ranks.all_reduce_sum(items.double()).float()
         tokens = sum(int(batch["input_ids"].ne(self.tokenizer.pad_id).sum()) for batch in batches)
         self.throughput.add_batch(self.state.global_step, tokens, waited)
         self.loss_before_step = self._tr_loss.clone()

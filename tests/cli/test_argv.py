@@ -48,6 +48,9 @@ def test_flags_with_a_value():
         (["hydra.sweep.subdir=x"], "leave the key out"),
         (["hydra.output_subdir=x"], "leave the key out"),
         (["hydra.job.chdir=true"], "leave the key out"),
+        (["hydra.run={dir: mine}"], "output=…"),
+        (["hydra={run:{dir:a b}}"], "output=…"),
+        (["++hydra.sweep={dir:mine}"], "output=…, with -m"),
     ],
 )
 def test_the_error_for_an_invalid_argument_names_the_fix(arguments: list[str], fix: str):

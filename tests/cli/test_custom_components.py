@@ -162,6 +162,11 @@ def test_a_dry_run_loads_custom_code_and_does_not_know_its_memory(
     monkeypatch.chdir(working_dir)
     monkeypatch.setattr(sys, "argv", sys.argv)
     arguments = ["model=llama_pico", "sequence_len=64", "optimizer=mine", "dry_run=true"]
+    (working_dir / "broken.py").write_text("def build(:\n")
+    assert app.main("train", train.run_task, [*arguments, "optimizer.build=broken.py:build"]) == 2
+    assert capsys.readouterr().err == (
+        "krill-train: error: broken.py:1: cannot be imported: SyntaxError: invalid syntax\n"
+    )
     assert app.main("train", train.run_task, [*arguments, "optimizer.build=my_optimizer.py:nope"]) == 2
     assert "my_optimizer.py has no function 'nope'" in capsys.readouterr().err
     assert app.main("train", train.run_task, arguments) == 0

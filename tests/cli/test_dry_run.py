@@ -57,6 +57,14 @@ def test_a_model_that_is_no_experiment_differs_from_nothing(plan: Plan):
     assert "differs" not in plan("model=llama_nano")
 
 
+def test_a_dry_run_says_that_it_did_not_look_at_the_hub(plan: Plan):
+    assert "hub" not in plan("model=llama_pico", "hub.id=me/mine")
+    required = plan("model=llama_pico", "hub.id=me/mine", "resume=remote")["hub"]
+    assert required.startswith("not read; the run would resume from the checkpoint in me/mine if it is newer")
+    assert required.endswith("and fail without one")
+    assert "fail" not in plan("model=llama_pico", "hub.id=me/mine", "hub.checkpoints=true")["hub"]
+
+
 @pytest.mark.slow
 def test_every_point_of_a_sweep_is_printed(tmp_path: Path):
     """glob(*) takes the options of a group and not the parts they are made of."""

@@ -10,11 +10,13 @@ import yaml
 from console import error_messages, run_command
 from omegaconf import OmegaConf
 
+from krill.checksum import write_checksummed_text
 from krill.cli.argv import parse_arguments
 from krill.cli.compose import compose_config, normalize_overrides
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
 from krill.errors import UsageError
+from krill.training.checkpoint.branch import resolve_branch
 
 THEN = [
     "model=llama_pico", "optimizer=adamw", "lr=0.002", "steps=7", "epochs=null", "name='한국 어'", "output=there",
@@ -50,6 +52,25 @@ def test_what_was_typed_is_repeated(then: Path):
     assert (config.steps, config.epochs, config.name) == (7, None, "한국 어")
     assert config.sample_prompt == "옛날, '왕' = ${x}"
     assert config.data.model_dump()["paths"] == ["말뭉치/가.jsonl", "b c.jsonl"]
+
+
+def test_damaged_overrides_are_an_error(then: Path):
+    file = then / ".hydra" / "overrides.yaml"
+    write_checksummed_text(file, file.read_text())
+    assert again(then).lr == 0.002
+    file.write_bytes(file.read_bytes().replace(b"lr=0.002", b"lr=0.006"))
+    with pytest.raises(UsageError, match=r"overrides\.yaml is damaged"):
+        again(then)
+
+
+def test_continue_names_a_damaged_status(tmp_path: Path):
+    (tmp_path / "run" / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / "status.json").write_text("{")
+    with pytest.raises(UsageError, match=r"continue=.*: status\.json of .* is damaged"):
+        normalize_overrides("train", parse_arguments([f"continue={tmp_path / 'run'}", "steps=9"]))
+    with pytest.raises(UsageError, match=r"branch=.*: status\.json of .* is damaged"):
+        resolve_branch(str(tmp_path / "run" / "checkpoints" / "checkpoint-2"))
 
 
 def test_its_place_is_not(then: Path):

@@ -74,6 +74,12 @@ def test_completion_loads_no_torch(tmp_path: Path):
     assert not loaded(tmp_path, "train", "-sc", "query=bash", **line).intersection(HEAVY)
 
 
+def test_completion_of_runs_loads_no_hydra(tmp_path: Path):
+    for command, line in (("runs", "krill-runs show "), ("main", "krill runs show ")):
+        packages = loaded(tmp_path, command, "-sc", "query=bash", COMP_LINE=line)
+        assert not packages.intersection((*HEAVY, "hydra", "pydantic", "omegaconf"))
+
+
 @pytest.mark.parametrize(
     ("line", "choices"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from console import error_messages, run_command
 
+from krill.cli import main
 from krill.cli.main import COMMAND_ALIASES, COMMANDS
 
 
@@ -49,6 +50,14 @@ def test_the_first_bare_word_of_inference_is_the_model(tmp_path: Path):
 def test_an_unknown_command_is_told_the_near_one(tmp_path: Path, typed: str, meant: str):
     (told,) = error_messages(run_command(tmp_path, "krill", typed))
     assert f"Did you mean {meant}" in told
+
+
+def test_control_characters_of_an_unknown_command_are_escaped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["krill", "\x1b[31mred"])
+    assert main.main() == 2
+    assert "no command '\\x1b[31mred'" in capsys.readouterr().err
 
 
 def test_a_command_of_no_likeness_gets_the_list(tmp_path: Path):

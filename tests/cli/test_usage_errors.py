@@ -61,6 +61,7 @@ CASES = {
     "learning_rate=1e-3": "no such key 'learning_rate'. Use lr=…",
     "trainer.per_device_train_batch_size=8": "Use batch.micro_batch_size=…",
     "hydra.run.dir=mine": "the folder of a run is output=…",
+    "hydra.job.env_copy=[KRILL_NOT_SET]": "the environment variable KRILL_NOT_SET is not set",
     "seed=range(0,4,0)": "the range has 0 values",
     "-m output=a,b": "output has one value for the whole sweep",
     "-m seed=range(0,4,0)": "the range has 0 values",
@@ -195,6 +196,39 @@ def test_a_command_that_is_done_ends_with_0_though_nobody_reads_its_result(monke
         stdout.write("outputs/runs/x")
         assert app.run_and_report("train", lambda: 0) == 0
         monkeypatch.undo()
+
+
+def test_standard_output_on_a_full_disk_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    full = open("/dev/full", "w")  # noqa: SIM115  (closing it would fail as well)
+    monkeypatch.setattr(sys, "stdout", full)
+    full.write("outputs/runs/x")
+    assert app.run_and_report("train", lambda: 0) == 1
+    assert "standard output or the folder of the result: No space left" in capsys.readouterr().err
+    monkeypatch.undo()
+    full.close()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "problem"), [("file/x", "Not a directory"), ("f" * 300, "File name too long")]
+)
+def test_a_sweep_whose_folder_cannot_be_created_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outputs: str,
+    problem: str,
+):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setenv("KRILL_OUTPUTS", outputs)
+    assert app.main("train", train.run_task, ["-m", "seed=0,1"]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("krill-train: error: ")
+    assert f"{outputs}/sweeps/llama_nano" in message
+    assert problem in message
 
 
 def test_infer_without_standard_input_asks_for_a_prompt(

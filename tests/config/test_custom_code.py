@@ -78,14 +78,45 @@ def test_a_missing_import_of_a_module_is_reported_by_its_name(
 ):
     (tmp_path / "krill_test_incomplete.py").write_text("import krill_test_absent\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="krill_test_absent"):
+    message = r"krill_test_incomplete\.py:1: cannot be imported: ModuleNotFoundError: .*krill_test_absent"
+    with pytest.raises(UsageError, match=message):
         import_custom_function("krill_test_incomplete:answer")
 
 
 def test_a_failed_import_is_tried_again(tmp_path: Path):
     path = tmp_path / "broken.py"
     path.write_text("1 / 0\n")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(UsageError, match=r"broken\.py:1: cannot be imported: ZeroDivisionError"):
         import_custom_function(f"{path}:answer")
     path.write_text("def answer():\n    return 'fixed, and longer'\n")
     assert import_custom_function(f"{path}:answer")().startswith("fixed")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os\ndef f(:\n    pass\n", "mine.py:2: cannot be imported: SyntaxError: invalid syntax"),
+        ("def f():\nreturn 1\n", "mine.py:2: cannot be imported: IndentationError: "),
+        ("import nothere\n", "mine.py:1: cannot be imported: ModuleNotFoundError: No module named 'nothere'"),
+        ("\nimport helper\n", "helper.py:3: cannot be imported: RuntimeError: no GPU"),
+        ("import json\n\njson.loads('{')\n", "mine.py:3: cannot be imported: JSONDecodeError: "),
+        ("import sys\nsys.exit(3)\n", "mine.py:2: cannot be imported: SystemExit: 3"),
+        ("assert False\n", "mine.py:1: cannot be imported: AssertionError: AssertionError"),
+        ("x = '\0'\n", "mine.py"),
+        ("answer = 42\n", "mine.py:answer: answer is a int, not a function"),
+    ],
+)
+def test_code_that_cannot_be_imported_is_one_message_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+):
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "helper.py").write_text("import os\n\nraise RuntimeError('no GPU\\nat all')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as raised:
+        import_custom_function("mine.py:answer")
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+    if "helper" not in code:
+        with pytest.raises(UsageError, match=r"cannot be imported|not a function"):
+            import_custom_function("mine:answer")

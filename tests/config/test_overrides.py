@@ -10,7 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from krill.config.overrides import clear_exclusive_keys, expand_float_range, quote_override
+from krill.config.overrides import (
+    clear_exclusive_keys,
+    exclude_cleared_keys,
+    expand_float_range,
+    quote_override,
+)
 from krill.errors import UsageError
 
 TEXT = st.text(
@@ -158,5 +163,51 @@ def test_values_that_hydra_parses_are_unchanged():
 )
 def test_setting_one_clears_the_other(one: str, other: str):
     assert clear_exclusive_keys([one]) == [one, f"{other}=null"]
+    assert exclude_cleared_keys([one, f"{other}=null"]) == [one]
+    assert exclude_cleared_keys([f"{other}=null"]) == [f"{other}=null"]
     assert clear_exclusive_keys([one, f"{other}=7"]) == [one, f"{other}=7"]  # both set: validation reports it
     assert clear_exclusive_keys([f"{other}=null"]) == [f"{other}=null"]
+
+
+RUN_NAMES = (
+    "1",
+    "0",
+    "12345678",
+    "1e10",
+    "5e8",
+    "1e100000",
+    "1_0",
+    "+1",
+    "-1",
+    "nan",
+    "inf",
+    "01234567",
+    "5018b806",
+)
+
+
+@pytest.mark.parametrize("key", ["resume", "branch", "model.from", "name"])
+def test_a_signature_of_digits_is_text(key: str):
+    """A signature may be all digits, or digits with an e, which YAML reads as a number."""
+    parser = OverridesParser.create()
+    for name in RUN_NAMES:
+        assert parser.parse_override(quote_override(f"{key}={name}")).value() == name
+    for names in (",".join(RUN_NAMES), f"choice({','.join(RUN_NAMES)})"):
+        override = parser.parse_override(quote_override(f"{key}={names}"))
+        assert [value if isinstance(value, str) else value.text for value in override.value().list] == list(
+            RUN_NAMES
+        )
+
+
+def test_resume_is_a_boolean_or_a_name():
+    parser = OverridesParser.create()
+    for text, value in (
+        ("true", True),
+        ("false", False),
+        ("auto", "auto"),
+        ("null", None),
+        ("'true'", "true"),
+    ):
+        assert parser.parse_override(quote_override(f"resume={text}")).value() == value
+    swept = parser.parse_override(quote_override("resume=true,1e3")).value().list
+    assert (swept[0], swept[1].text) == (True, "1e3")

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from krill.cli import app
 from krill.config.key_aliases import RENAMED_KEYS, find_renamed_key
+from krill.config.overrides import iterate_dotted_keys
 from krill.config.schema import InspectConfig
-from krill.config.validation import iterate_dotted_keys
 from krill.launch.invocation import Invocation
 
 OLD_OVERRIDES = {

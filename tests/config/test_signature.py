@@ -71,6 +71,7 @@ UNSIGNED = [
     "hardware.liger=false", "hardware.compile=true", "hardware.gradient_checkpointing=true",
     "branch=some/run", "branch_schedule=rewarm",
     "trackers=[wandb]", "sample_every=5", "hardware.processes=2", "hardware.sharding=fsdp2",
+    "hardware.context_parallel=2",
     "resume_changed=true", "batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
     "skip_step.max_skips=3", "sweep.max_parallel=3", "sweep.search=random",
 ]  # fmt: skip

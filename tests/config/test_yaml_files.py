@@ -147,6 +147,23 @@ def test_a_file_of_data_without_defaults_names_the_base(tmp_path: Path, validate
     assert validate("data=mine") == []
 
 
+@pytest.mark.parametrize(
+    ("option", "content", "key", "base"),
+    [
+        ("data", "paths: [a.jsonl]\n", "data.source", "files"),
+        ("optimizer", "weight_decay: 3\n", "optimizer.name", "adamw"),
+        ("scheduler", "warmup: 0.1\n", "scheduler.name", "cosine"),
+    ],
+)
+def test_a_file_without_its_kind_names_the_base(
+    tmp_path: Path, validate: Any, option: str, content: str, key: str, base: str
+):
+    write_file(tmp_path / "conf", content, f"{option}/mine")
+    (error,) = [error for error in validate(f"{option}=mine") if option in error]
+    assert error.startswith(f"conf/{option}/mine.yaml: {key} ")
+    assert f"defaults: [{base}, _self_]" in error
+
+
 def test_a_key_that_is_a_number_is_an_error(tmp_path: Path, validate: Any):
     write_file(tmp_path / "conf", f"{HEADER}3: ???\n")
     assert validate("experiment=mine")

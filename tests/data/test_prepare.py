@@ -342,6 +342,30 @@ def test_large_weights_are_quick_and_reported(
     assert format_dry_run_sample(data, open_source(data))[0].startswith("mix         a.jsonl 8")
 
 
+@pytest.mark.parametrize(
+    ("weights", "advice"),
+    [
+        ((70, 30), "divide the weights by the smallest"),
+        ((0.7, 0.3), "divide them by the largest"),
+        ((1, 0.5), None),
+    ],
+)
+def test_weights_that_look_like_shares_are_a_warning(
+    tmp_path: Path,
+    tokenizer: TokenizerFolder,
+    caplog: pytest.LogCaptureFixture,
+    weights: tuple[float, float],
+    advice: str | None,
+) -> None:
+    paths = [write_texts(tmp_path / f"{name}.jsonl", [f"{name} {row}" for row in range(9)]) for name in "ab"]
+    entries = [{"path": str(path), "weight": weight} for path, weight in zip(paths, weights, strict=True)]
+    data = make_data_config(validation_fraction=0.0, paths=entries)
+    prepare_and_open(tmp_path / "store", data, tokenizer)
+    for output in (caplog.text, "\n".join(format_dry_run_sample(data, open_source(data)))):
+        assert ("not a share" in output) == (advice is not None)
+        assert (advice or "") in output
+
+
 def test_a_weight_that_is_a_mistake_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="less than or equal to 1000"):
         make_data_config(paths=[{"path": str(tmp_path), "weight": 1e6}])

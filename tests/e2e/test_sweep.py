@@ -184,7 +184,7 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "sweep_parent.p
 
 def test_the_benchmark_of_the_parent_of_a_sweep_runs(tmp_path: Path):
     result = tmp_path / "cost.json"
-    options = ("--few", "1", "--many", "3", "--rounds", "1", "--result", str(result))
+    options = ("--few", "1", "--many", "3", "--rounds", "1", "--result", str(result), "--dry-run")
     subprocess.run([sys.executable, str(BENCHMARK), *options], check=True, cwd=tmp_path)
     seconds = json.loads(result.read_text(encoding="utf-8"))["seconds_per_point"]
     assert seconds.keys() == {"train", "tokenizer"}

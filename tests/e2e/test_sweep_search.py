@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from console import SMALL_RUN, Krill, read_table
+
+from krill.checksum import write_checksummed_json
+from krill.runs.find import read_sweep
 
 pytestmark = pytest.mark.slow
 
 SPACE = "lr=tag(log,interval(1e-3,1e-1))"
 
 
-def read_sweep_json(sweep: Path) -> dict[str, Any]:
-    return json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
-
-
 def read_tried_points(sweep: Path) -> list[list[str]]:
-    return read_sweep_json(sweep)["tried"]
+    return read_sweep(sweep)["tried"]
 
 
 def test_an_interrupted_search_resumes(krill: Krill, corpus: str, tmp_path: Path):
@@ -36,11 +33,11 @@ def test_an_interrupted_search_resumes(krill: Krill, corpus: str, tmp_path: Path
     assert [row["eval_loss"] for row in table] == sorted(row["eval_loss"] for row in table)
 
     shutil.copytree(whole, resumed)  # the state after a kill during the last but one point
-    sweep = read_sweep_json(resumed)
+    sweep = read_sweep(resumed)
     for point in sweep["points"][10:]:
         shutil.rmtree(resumed / point["folder"])
     sweep["tried"], sweep["points"] = sweep["tried"][:11], sweep["points"][:11]
-    (resumed / "sweep.json").write_text(json.dumps(sweep), encoding="utf-8")
+    write_checksummed_json(resumed / "sweep.json", sweep)
 
     done = krill("train", *overrides, "sweep.trials=12", "name=resumed")
 
@@ -68,10 +65,10 @@ def test_an_invalid_point_of_an_earlier_search_is_skipped(krill: Krill, corpus: 
     )  # fmt: skip
     sweep = tmp_path / "outputs" / "sweeps" / "odd"
     krill("train", *overrides, "sweep.trials=1", "seed=3")
-    sweep_json = read_sweep_json(sweep)
+    sweep_json = read_sweep(sweep)
     # as tpe may have sampled it late
     sweep_json["tried"].append(["model.num_attention_heads=3", "model.hidden_size=32"])
-    (sweep / "sweep.json").write_text(json.dumps(sweep_json), encoding="utf-8")
+    write_checksummed_json(sweep / "sweep.json", sweep_json)
 
     done = krill("train", *overrides, "sweep.trials=2", "seed=3", code=3)
 

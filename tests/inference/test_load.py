@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -15,8 +16,12 @@ import torch
 from faults import flip_bit
 from safetensors.torch import load_file, save_file
 
+from krill.config.signature import hash_file
 from krill.errors import KrillError, UsageError
 from krill.inference.load import load_model_and_tokenizer, locate_model
+from krill.models import model_folder as model_folder_module
+from krill.models.model_folder import verify_model
+from krill.models.pretrained import hash_model
 from krill.runs.checkpoints import write_checkpoint_manifest
 from krill.tokenizer.artifact import TokenizerFolder
 from krill.training.checkpoint.export import write_model_manifest
@@ -60,6 +65,37 @@ def test_an_unfinished_run_gives_its_newest_checkpoint(
         unfinished_run / "checkpoints" / "checkpoint-10",
         tokenizer.folder,
     )
+
+
+def test_the_tokenizer_in_a_checkpoint_needs_no_status(
+    unfinished_run: Path, tokenizer: TokenizerFolder
+) -> None:
+    checkpoint = unfinished_run / "checkpoints" / "checkpoint-10"
+    shutil.copytree(tokenizer.folder, checkpoint, dirs_exist_ok=True)
+    (unfinished_run / "status.json").write_text("{")
+    assert locate_model(str(unfinished_run)) == (checkpoint, checkpoint)
+
+
+def test_weights_are_hashed_once_unless_they_are_written_in_between(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = finished_run / "model"
+    write_model_manifest(model, finished_run)
+    hashed: list[str] = []
+    monkeypatch.setattr(
+        model_folder_module, "hash_file", lambda path: hashed.append(path.name) or hash_file(path)
+    )
+    verify_model(model, "model=run")
+    assert "model.safetensors" in hashed, "written just now: its time of change proves nothing"
+    monkeypatch.setattr(model_folder_module, "MIN_FILE_AGE_NS", -(10**9))
+    hashed.clear()
+    digests = hash_model(str(model))
+    verify_model(model, "model=run")
+    assert digests == [hash_file(model / name) for name in ("config.json", "model.safetensors")]
+    assert sorted(hashed) == sorted(set(hashed))
+    os.utime(model / "model.safetensors", (5, 5))
+    verify_model(model, "model=run")
+    assert hashed.count("model.safetensors") == 2
 
 
 def test_a_checkpoint_by_name(

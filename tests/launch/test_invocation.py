@@ -12,7 +12,7 @@ from krill.cli.compose import compose_config
 from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
 from krill.errors import UsageError
-from krill.launch.invocation import Invocation, SingleRun, SubmittedJob, SweepPoint
+from krill.launch.invocation import Composition, Invocation, SingleRun, SubmittedJob, SweepPoint
 from krill.launch.job_files import Point, read_job_file, write_job_files
 
 IDENTITY = "0123456789abcdef"
@@ -36,11 +36,11 @@ def make_hydra(launcher: str = "PoolLauncher") -> Any:
 
 
 def make_single_run(**hydra: str) -> SingleRun:
-    return SingleRun(OmegaConf.create({"lr": 0.01}), make_hydra(**hydra))
+    return SingleRun(Composition(OmegaConf.create({"lr": 0.01}), make_hydra(**hydra)))
 
 
 def make_sweep_point(sweep: Path) -> SweepPoint:
-    return SweepPoint(OmegaConf.create({"lr": 0.01}), make_hydra(), sweep)
+    return SweepPoint(Composition(OmegaConf.create({"lr": 0.01}), make_hydra()), sweep)
 
 
 def test_an_invocation_has_the_overrides_as_written() -> None:
@@ -107,7 +107,7 @@ def describe(job: Invocation) -> dict[str, Any]:
     assert isinstance(job, SubmittedJob)
     return {
         "kind": type(job.origin), "command": job.command, "overrides": job.overrides, "choices": job.choices,
-        "composed": job.composed_config, "config": job.config, "folder": job.folder, "identity": job.identity,
+        "composed": job.composition.config, "config": job.config, "folder": job.folder, "identity": job.identity,
         "sweep": job.origin.sweep_folder if isinstance(job.origin, SweepPoint) else None,
     }  # fmt: skip
 

@@ -9,10 +9,22 @@ from typing import Any
 import pytest
 from faults import limit_file_size
 
+from krill.checksum import write_checksummed_json
 from krill.cli import job as jobs
 from krill.cli.config_diff import diff_from_last_start
+from krill.errors import UsageError
+from krill.launch.job_files import read_job_file
 from krill.runs.claim import claim
 from krill.runs.record import read_status
+
+
+def test_a_damaged_job_file_is_an_error(tmp_path: Path) -> None:
+    write_checksummed_json(tmp_path / "0.json", {"config": {"lr": 0.5}})
+    (tmp_path / "0.json").write_text((tmp_path / "0.json").read_text().replace("0.5", "0.7"))
+    with pytest.raises(
+        UsageError, match=r"0\.json is damaged .* run the command that submitted this job again"
+    ):
+        read_job_file(tmp_path, 0, is_on_slurm=True)
 
 
 def test_failure_is_recorded_before_it_is_logged(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_stopped_rank_is_named_with_its_step_and_all_are_killed(tmp_path: Path) 
         "import sys, time\nfor n in range(10**6):\n"
         "    open(sys.argv[1], 'w').write(f'17 {n}'); print('ready', flush=True); time.sleep(0.01)"
     )
-    watch, group = RankWatch(tmp_path, 2, 0.5), ProcessGroup()
+    watch, group = RankWatch(tmp_path, 2, 3), ProcessGroup()
     for rank in range(2):
         group.start(rank, [sys.executable, "-c", beat, str(watch.files[rank])], {}, tmp_path / str(rank))
         while not watch.files[rank].exists():

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from krill.cli import infer
-from krill.cli.compose import compose_config
+from krill.cli.argv import parse_arguments
+from krill.cli.compose import compose_config, normalize_overrides
 from krill.config.schema import InferConfig, TrainConfig
 from krill.config.validation import validate_config
 from krill.errors import UsageError
@@ -105,3 +106,47 @@ def test_inference_without_any_run_says_how_to_get_one(
 def test_the_answer_of_a_sweep_belongs_to_the_folder_of_the_model(run: str) -> None:
     config = validate_config(InferConfig, compose_config("infer", ["model.path=last"]))
     assert resolve_run_names(config).model.path == run
+
+
+@pytest.mark.parametrize("signature", ["12345678", "1e100000"])
+def test_a_signature_of_digits_names_its_run_everywhere(
+    run: str, signature: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = json.loads(Path(run, "status.json").read_text())
+    Path(run, "status.json").write_text(json.dumps(status | {"signature": signature * 8}))
+    Path(run, ".hydra").mkdir()
+    Path(run, ".hydra/overrides.yaml").write_text("- lr=0.5\n")
+
+    words = parse_arguments([f"resume={signature}", f"branch={signature}"])
+    config = validate_config(TrainConfig, compose_config("train", normalize_overrides("train", words)))
+    assert (config.resume, config.branch) == (signature, signature)
+    resolved = resolve_run_names(config)
+    assert (resolved.resume, resolved.branch) == (run, run)
+    assert normalize_overrides("train", parse_arguments([f"from={signature}"])) == ["lr=0.5"]
+    continued = normalize_overrides("train", parse_arguments([f"continue={signature}", "steps=9"]))
+    assert f"branch={run}/checkpoints/checkpoint-2" in continued
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["krill-infer", signature, "prompt=가", "dry_run=true"])
+    assert infer.main() == 0
+    assert capsys.readouterr().out == f"model       {run}/model\n"
+
+
+@pytest.mark.parametrize("key", ["resume", "branch"])
+def test_numbers_in_yaml_name_a_run_only_if_no_digit_is_lost(key: str) -> None:
+    composed = compose_config("train", [f"{key}=12345678"])
+    assert getattr(validate_config(TrainConfig, composed), key) == "12345678"
+    with pytest.raises(UsageError, match=rf"{key}: 10000000000\.0 is read as a number; put .* in quotes"):
+        validate_config(TrainConfig, compose_config("train", [f"{key}=1e10"]))
+
+
+def test_a_run_is_logged_unless_the_configuration_is_only_printed(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "krill")
+    Path(run, ".hydra").mkdir()
+    Path(run, ".hydra/overrides.yaml").write_text("- lr=0.5\n")
+    for key in ("from", "continue"):
+        for flags in (["--cfg", "job"], []):
+            assert normalize_overrides("train", parse_arguments([*flags, f"{key}=trunk", "steps=9"]))
+            assert caplog.messages == ([] if flags else [f"{key:<11} {run}"])
+            caplog.clear()

@@ -9,6 +9,7 @@ from pathlib import Path
 import fake_slurm
 import pytest
 
+from krill.errors import UsageError
 from krill.launch import slurm_env
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
@@ -25,7 +26,7 @@ def clean_slurm_env(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def exported_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **more: str) -> dict[str, str]:
-    fake_slurm.install(tmp_path, monkeypatch, scontrol="n1\nn2\n")
+    monkeypatch.setenv("PATH", str(tmp_path))  # without scontrol, as in many containers
     for key, value in (STEP | more).items():
         monkeypatch.setenv(key, value)
     slurm_env.export_torchrun_env()
@@ -39,7 +40,34 @@ def test_a_task_of_srun_gets_torchruns_variables(tmp_path: Path, monkeypatch: py
     assert exported_env(tmp_path, monkeypatch) == {
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n1",
     }  # fmt: skip
-    assert 20000 <= int(os.environ["MASTER_PORT"]) <= 60000
+    assert 1024 <= int(os.environ["MASTER_PORT"]) < 32768, "outgoing connections may use the ports above"
+    port = os.environ["MASTER_PORT"]
+    for name in ("RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name)
+    exported_env(tmp_path, monkeypatch, SLURM_STEP_ID="1")
+    assert os.environ["MASTER_PORT"] != port, "two steps of a job run at the same time"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("n1", ["n1"]),
+        ("login,n[1-3,5]", ["login", "n1", "n2", "n3", "n5"]),
+        ("gpu-[008-010],gpu-[2]", ["gpu-008", "gpu-009", "gpu-010", "gpu-2"]),
+        (
+            "rack[1-2]node[09-10].site",
+            ["rack1node09.site", "rack1node10.site", "rack2node09.site", "rack2node10.site"],
+        ),
+        ("a,b-1,c[7]", ["a", "b-1", "c7"]),
+    ],
+)
+def test_node_lists_are_expanded_without_scontrol(text: str, expected: list[str]) -> None:
+    assert slurm_env.expand_node_list(text) == expected
+
+
+def test_an_unknown_node_list_is_rejected() -> None:
+    with pytest.raises(UsageError, match=r"SLURM_STEP_NODELIST=n\[1-x\]: n\[1-x\] is not a list of nodes"):
+        slurm_env.expand_node_list("n[1-x]")
 
 
 def test_local_rank_is_0_if_each_task_sees_only_its_own_gpu(

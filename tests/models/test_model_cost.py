@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from krill.cli.compose import compose_config
 from krill.config.schema import AutoModelConfig, ModelConfig, TrainConfig, TransformerConfig
 from krill.config.validation import validate_config
+from krill.models import cost
 from krill.models.build import build_meta_model, build_model
 from krill.models.cost import (
     compute_mean_attention_span,
@@ -279,3 +280,33 @@ def test_counting_does_not_change_the_configuration() -> None:
     compute_training_flops(model, TOKENS)
     assert model.config.to_dict() | {"dtype": None} == before | {"dtype": None}
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 9])
+def test_equal_layers_are_counted_once_and_exactly(
+    family: str, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def estimate() -> tuple[Any, ...]:
+        model = build_meta_model(make_gated_config(family, num_hidden_layers=layers), VOCABULARY)
+        memory = [
+            estimate_training_memory(model, [], rows, tokens, precision, None, checkpointing)
+            for rows, tokens, precision, checkpointing in ((2, 24, "fp32", False), (3, 16, "bf16", True))
+        ]
+        flops = [compute_training_flops(model, 24, attended) for attended in (None, 7.3)]
+        assert model.config.num_hidden_layers == layers
+        return (*memory, *flops)
+
+    quick = estimate()
+    monkeypatch.setattr(cost, "EQUAL_LAYER_MODELS", ())
+    assert quick == estimate()
+
+
+def test_many_equal_layers_do_not_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_meta_model(make_gated_config("llama", num_hidden_layers=40), VOCABULARY)
+    runs = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda *_: runs.append(1))
+    compute_training_flops(model, 24)
+    estimate_training_memory(model, [], 2, 24)
+    assert len(runs) == 1 + 2 + 3

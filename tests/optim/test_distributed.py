@@ -30,7 +30,12 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from krill.optim.distributed import assign_owners, compute_newton_schulz_flops, orthogonalize_distributed
+from krill.optim.distributed import (
+    assign_owners,
+    compute_newton_schulz_flops,
+    lerp_shards,
+    orthogonalize_distributed,
+)
 from krill.optim.muon import Muon
 from krill.optim.newton_schulz import orthogonalize
 
@@ -138,6 +143,7 @@ def train_with_fsdp(
     steps: range = range(STEPS), source: Path | None = None, target: Path | None = None, fused: bool = False
 ) -> dict[str, Any]:
     """Trains `steps` from the checkpoint `source` and saves the checkpoint `target`."""
+    reject_lerp_of_dtensors()
     model, rank, world_size = build_sharded_model(), dist.get_rank(), dist.get_world_size()
     optimizer = build_muon(model, fused)
     if source:
@@ -155,6 +161,20 @@ def train_with_fsdp(
             "restored_params": gather_full_tensors(dict(restored.named_parameters())),
         }
     return result | measure_step_cost(optimizer) if steps == range(STEPS) else result
+
+
+def reject_lerp_of_dtensors() -> None:
+    """Makes `torch._foreach_lerp` fail in this process as torch 2.11 does on DTensors."""
+    lerp = torch._foreach_lerp
+
+    def lerp_plain(starts: list[Tensor], *arguments: Any) -> Any:
+        if any(isinstance(start, DTensor) for start in starts):
+            raise NotImplementedError(
+                "aten._foreach_lerp.Scalar does not have a sharding strategy registered"
+            )
+        return lerp(starts, *arguments)
+
+    torch._foreach_lerp = lerp_plain
 
 
 def build_sharded_model() -> Model:
@@ -297,6 +317,13 @@ def orthogonalize_in_every_layout() -> list[dict[str, Any]]:
             distribute_tensor(d, mesh, placements) if i % 3 else d for i, d in enumerate(make_directions())
         ]
         updates = orthogonalize_distributed(directions, compute_reference_updates, dtype=torch.bfloat16)
+        lerped = lerp_shards(directions, updates, 0.3)
+        plain = [
+            list(gather_full_tensors(dict(enumerate(tensors))).values()) for tensors in (directions, updates)
+        ]
+        assert is_equal(
+            gather_full_tensors(dict(enumerate(lerped))), dict(enumerate(torch._foreach_lerp(*plain, 0.3)))
+        )
         for update, direction in zip(updates, directions, strict=True):
             assert (update.shape, update.dtype) == (direction.shape, direction.dtype)
             if isinstance(direction, DTensor):

@@ -2,30 +2,60 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "muon_step.py"
 
 
-@pytest.mark.slow
-def test_the_benchmark_times_every_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pytorch_optimizer")
+@pytest.fixture
+def run_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
+    """run_benchmark(): returns the content of the result file, with tiny rows and vocabulary."""
     monkeypatch.syspath_prepend(SCRIPT.parent)  # as for a script
-    spec = importlib.util.spec_from_file_location("muon_step", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = importlib.import_module("muon_step")
     monkeypatch.setattr(script, "ROW", 64)
     monkeypatch.setattr(script, "VOCAB_SIZE", 512)
-    arguments = ["--models", "llama_pico", "--device", "cpu", "--rounds", "1", "--tokens", "2048"]
-    monkeypatch.setattr(sys, "argv", ["muon_step.py", *arguments, "--result", str(tmp_path / "result.json")])
-    script.main()
-    result = json.loads((tmp_path / "result.json").read_text())["models"]["llama_pico"]
-    assert result["step_ms"].keys() == {*script.VARIANTS, "upstream", "torch"}
+    result = tmp_path / "result.json"
+
+    def run() -> dict[str, Any]:
+        arguments = ["--models", "llama_pico", "--device", "cpu", "--rounds", "1", "--tokens", "2048"]
+        monkeypatch.setattr(sys, "argv", ["muon_step.py", *arguments, "--result", str(result)])
+        script.main()
+        content: dict[str, Any] = json.loads(result.read_text())
+        return content
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_benchmark_times_every_optimizer(run_benchmark: Callable[[], dict[str, Any]]) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    import muon_step
+
+    result = run_benchmark()["models"]["llama_pico"]
+    assert result["step_ms"].keys() == {*muon_step.VARIANTS, "upstream", "torch"}
     assert all(0 < share < 1 for share in result["share"].values())
+
+
+def test_the_benchmark_runs_where_krill_and_pytorch_optimizer_are_not_installed(
+    run_benchmark: Callable[[], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import muon_step
+
+    def find_no_version(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", find_no_version)
+    monkeypatch.setattr(muon_step, "find_spec", lambda name: None)
+    kept = ("adamw", "muon_pto", "muon_moonlight")
+    monkeypatch.setattr(muon_step, "VARIANTS", {name: muon_step.VARIANTS[name] for name in kept})
+    result = run_benchmark()
+    assert result["models"]["llama_pico"]["step_ms"].keys() == {*kept, "torch"}
+    assert result["versions"] == {"krill": "0+unknown"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from krill.atomic import format_json
+from krill.checksum import read_checksummed_json, write_checksummed_json
 from krill.config.signature import compute_signature
 from krill.errors import KrillError
 from krill.runs import checkpoints
@@ -125,7 +126,7 @@ def test_a_checkpoint_without_space_for_its_manifest_does_not_appear(
     def raise_disk_full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("krill.atomic.write_json", raise_disk_full)
+    monkeypatch.setattr("krill.manifest.write_checksummed_json", raise_disk_full)
     with pytest.raises(KrillError, match="not enough space for another checkpoint"):
         save(tmp_path, 5)
     assert list(tmp_path.iterdir()) == []
@@ -216,12 +217,21 @@ def test_a_run_without_a_valid_checkpoint_does_not_start_from_scratch_unasked(tm
 
 def test_a_manifest_of_another_format_is_not_read(tmp_path: Path) -> None:
     checkpoint = save(tmp_path, 5)
-    manifest = json.loads((checkpoint / "manifest.json").read_text()) | {"format": 99}
-    del manifest["signature"]
-    manifest["signature"] = compute_signature(manifest)
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_checksummed_json(checkpoint / "manifest.json")
+    write_checksummed_json(checkpoint / "manifest.json", manifest | {"format": 99})
     (problem,) = checkpoints.verify(checkpoint)
     assert "has format 99" in problem
+
+
+def test_a_manifest_with_a_signature_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 5)
+    manifest = read_checksummed_json(checkpoint / "manifest.json")
+    earlier = manifest | {"signature": compute_signature(manifest)}
+    (checkpoint / "manifest.json").write_text(format_json(earlier))
+    assert checkpoints.verify(checkpoint) == []
+    (checkpoint / "manifest.json").write_text(format_json(earlier | {"step": 6}))
+    (problem,) = checkpoints.verify(checkpoint)
+    assert "is damaged (it has changed since it was written)" in problem
 
 
 # --- retention ---------------------------------------------------------------------------------------------

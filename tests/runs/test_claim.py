@@ -169,6 +169,13 @@ def test_resume_by_folder(tmp_path: Path) -> None:
         claim(SIGNATURE, tmp_path / "runs", resume=str(tmp_path / "none"))
 
 
+def test_a_finished_run_of_another_configuration_is_not_skipped_as_this_one(tmp_path: Path) -> None:
+    folder = make_past_run(tmp_path / "1", "finished", signature=OTHER_SIGNATURE)
+    for allow_changed in (False, True):
+        with pytest.raises(UsageError, match=r"has finished, with another configuration; set continue=.*/1 "):
+            claim(SIGNATURE, tmp_path, resume=str(folder), allow_changed=allow_changed)
+
+
 def test_resume_of_an_active_run_names_its_writer(tmp_path: Path) -> None:
     folder = make_past_run(tmp_path / "1", "running", pid=123, host="node7")
     with claim(SIGNATURE, tmp_path), pytest.raises(UsageError, match="by process 123 on node7"):

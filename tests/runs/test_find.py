@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from krill.errors import KrillError
+from krill.checksum import write_checksummed_json
+from krill.errors import KrillError, UsageError
 from krill.runs import find, record, table
 from krill.runs.resolve import resolve_run
 from krill.runs.summary import suggest_commands
@@ -99,6 +100,18 @@ def test_a_damaged_sweep_is_reported(
         find.read_sweep(root / "sweeps/s")
     assert len(find.expand_runs(resolve_run(str(root / "sweeps/s"), root))) > 0
     assert "sweep.json is damaged" in caplog.text
+
+
+def test_a_changed_sweep_is_reported_and_one_of_an_earlier_version_is_read(root: Path) -> None:
+    sweep = root / "sweeps/s"
+    record = find.read_sweep(sweep)
+    write_checksummed_json(sweep / "sweep.json", record)
+    assert find.read_sweep(sweep) == record
+    content = (sweep / "sweep.json").read_bytes()
+    for change in ((b"seed=1", b"seed=3"), (b'"checksum"', b'"ckecksum"'), (b'"points"', b'"pointr"')):
+        (sweep / "sweep.json").write_bytes(content.replace(*change))
+        with pytest.raises(UsageError, match=r"sweep\.json is damaged \(it has changed .*remove it"):
+            find.read_sweep(sweep)
 
 
 @pytest.mark.parametrize(

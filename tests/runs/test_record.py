@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from krill.checksum import write_checksummed_text
+from krill.config.paths import relative_path
 from krill.config.schema import Section
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.runs.claim import claim
@@ -26,9 +30,9 @@ from krill.runs.record import (
     read_jsonl,
     read_last_metrics,
     read_metrics,
+    read_overrides,
     read_status,
     read_validations,
-    relative_path,
     write_jsonl,
 )
 
@@ -211,7 +215,7 @@ def test_a_damaged_line_is_an_error_with_its_number(tmp_path: Path, line: bytes)
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
     with pytest.raises(KrillError, match=r"metrics\.jsonl is damaged: line 2: .* remove this line"):
         read_jsonl(tmp_path / "metrics.jsonl")
-    assert read_last_metrics(tmp_path, ("step",)) == {"step": 3}
+    assert read_last_metrics(tmp_path, ("step",)) == ({"step": 3}, None)
 
 
 def test_a_validation_whose_key_is_damaged_is_an_error(tmp_path: Path) -> None:
@@ -229,6 +233,97 @@ def test_a_damaged_configuration_is_an_error(tmp_path: Path, content: bytes) -> 
     ) as error:
         read_config(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("config.yaml", read_config), (".hydra/overrides.yaml", read_overrides)]
+)
+def test_a_changed_configuration_is_an_error(tmp_path: Path, name: str, read: Callable[[Path], Any]) -> None:
+    assert not read(tmp_path)
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    text = "lr: 0.5\n" if read is read_config else "- lr=0.5\n"
+    write_checksummed_text(file, text)
+    expected = read(tmp_path)
+    file.write_bytes(file.read_bytes().replace(b"0.5", b"0.7"))
+    with pytest.raises(
+        UsageError, match=rf"{name} is damaged \(it has changed .*\); restore it, or remove it"
+    ):
+        read(tmp_path)
+    file.write_text(text)
+    assert read(tmp_path) == expected, "of an earlier version"
+    for content in ("", "5", "a: [", "- 1\n- {}" if read is read_overrides else "[]"):
+        file.write_text(content)
+        with pytest.raises(UsageError, match=rf"{name} is damaged"):
+            read(tmp_path)
+
+
+# --- damaged lines -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    """metrics.jsonl of three lines."""
+    record = Record(tmp_path)
+    for step in (1, 2, 3):
+        record.append_metrics({"step": step, "loss": 5.25, "text": "개\u2028"})
+    return tmp_path / "metrics.jsonl"
+
+
+def test_a_changed_bit_of_any_line_is_an_error_with_its_number(metrics: Path) -> None:
+    content = metrics.read_bytes()
+    for bit in range(0, 8 * len(content), 13):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        metrics.write_bytes(changed)
+        line = content.count(b"\n", 0, bit // 8) + 1
+        with pytest.raises(
+            UsageError,
+            match=rf"metrics\.jsonl is damaged: (line {line}:|its end is missing).* remove .*\.checksums",
+        ):
+            read_jsonl(metrics)
+
+
+def test_lost_lines_are_an_error_but_not_what_a_kill_leaves(metrics: Path) -> None:
+    content, checksums = metrics.read_bytes(), metrics.with_name(".metrics.jsonl.checksums")
+    lines = read_jsonl(metrics)
+    for length in (0, 5, len(content) // 2, len(content) - 1):
+        metrics.write_bytes(content[:length])
+        with pytest.raises(UsageError, match=r"its end is missing, after line [012]"):
+            read_jsonl(metrics)
+        assert "its end is missing" in str(read_last_metrics(metrics.parent, ("step",))[1])
+    for rest in (b'{"step": 4}\n', b'{"step": 4'):  # killed before it wrote the checksum, or in the line
+        metrics.write_bytes(content + rest)
+        assert read_jsonl(metrics)[:3] == lines
+    Record(metrics.parent).truncate_metrics(2, metrics.parent)
+    assert read_jsonl(metrics) == lines[:2]
+    Record(metrics.parent).append_metrics(lines[2])
+    assert metrics.read_bytes() == content
+    metrics.unlink()
+    with pytest.raises(UsageError, match=r"it is missing.* remove .*\.checksums"):
+        read_jsonl(metrics)
+    checksums.unlink()
+    assert read_jsonl(metrics) == []
+
+
+def test_damaged_checksums_change_nothing_or_are_reported(metrics: Path) -> None:
+    lines, checksums = read_jsonl(metrics), metrics.with_name(".metrics.jsonl.checksums")
+    content = checksums.read_bytes()
+    for bit in range(0, 8 * len(content), 13):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        checksums.write_bytes(changed)
+        with suppress(UsageError):
+            assert read_jsonl(metrics) == lines
+
+
+def test_a_changed_value_of_the_last_metrics_is_reported_and_not_used(metrics: Path) -> None:
+    assert read_last_metrics(metrics.parent, ("step", "loss")) == ({"step": 3, "loss": 5.25}, None)
+    content = metrics.read_bytes()
+    metrics.write_bytes(content[:-30] + content[-30:].replace(b"5.25", b"7.25"))
+    values, damage = read_last_metrics(metrics.parent, ("step", "loss"))
+    assert values == {"step": 2, "loss": 5.25}
+    assert "metrics.jsonl is damaged" in str(damage)
 
 
 # --- status ------------------------------------------------------------------------------------------------
@@ -288,11 +383,16 @@ def test_every_flipped_bit_of_the_status_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "status.json"
     content = file.read_bytes()
     assert find_status_damage(tmp_path) is None
-    for position in range(0, content.index(b'"checksum"'), 11):
+    for position in range(0, len(content), 11):
         damaged = bytearray(content)
         damaged[position] ^= 1 << position % 8
         file.write_bytes(damaged)
-        assert find_status_damage(tmp_path) or read_status(tmp_path) == status  # in white space
+        assert "is damaged" in str(find_status_damage(tmp_path))
+    for earlier in ({}, {"checksum": zlib.crc32(json.dumps(status).encode())}):
+        file.write_text(json.dumps(status | earlier))
+        assert read_status(tmp_path) == status
+    file.write_text(json.dumps(status | {"checksum": 5}))
+    assert "is damaged" in str(find_status_damage(tmp_path))
     file.write_bytes(content[: len(content) // 2])
     assert "is damaged" in str(find_status_damage(tmp_path))
     file.unlink()
@@ -306,9 +406,11 @@ def test_last_metrics_are_read_from_the_end_of_a_long_file(tmp_path: Path) -> No
     write_jsonl(tmp_path / "metrics.jsonl", [*lines, {"step": 20_000, "eval_loss": 3.0}])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('7\n{"step": 20001, "lo')
-    metrics = read_last_metrics(tmp_path, ("step", "loss", "eval_loss", "none"))
+    metrics, damage = read_last_metrics(tmp_path, ("step", "loss", "eval_loss", "none"))
+    assert damage is not None
+    assert "is damaged: the line that ends at byte" in damage  # 7 has no step
     assert metrics == {"step": 20_000, "loss": lines[-1]["loss"], "eval_loss": 3.0}
-    assert read_last_metrics(tmp_path / "not there", ("step",)) == {}
+    assert read_last_metrics(tmp_path / "not there", ("step",)) == ({}, None)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")

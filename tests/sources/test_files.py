@@ -430,6 +430,26 @@ def test_malformed_object_of_several_lines_raises_with_its_line(tmp_path: Path) 
         read_texts(open_source(make_files(path)))
 
 
+def test_comma_after_a_record_is_no_damage(tmp_path: Path) -> None:
+    lines = [json.dumps(record).encode() + b"," for record in RECORDS]
+    skipped = SkippedRecords()
+    path = write_json_lines(tmp_path / "a.jsonl", *lines[:-1], lines[-1] + b" \r")
+    assert read_texts(open_source(make_files(path)), skipped) == TEXTS
+    assert not skipped.reasons
+
+
+def test_files_joined_with_their_bom_are_read(tmp_path: Path) -> None:
+    bom = b"\xef\xbb\xbf"
+    values = write_bytes(
+        tmp_path / "a.json", b"".join(bom + json.dumps(r, indent=1).encode() for r in RECORDS)
+    )
+    assert read_texts(open_source(make_files(values))) == TEXTS
+    table = write_bytes(tmp_path / "a.csv", (bom + b"text,id\na,1\n") * 2)
+    skipped = SkippedRecords()
+    assert read_texts(open_source(make_files(table)), skipped) == ["a", "a"]
+    assert skipped.reasons == {"repeated header": {"records": 1, "places": [f"{table}:3"]}}
+
+
 def test_bom_at_the_start_of_any_line_is_no_damage(tmp_path: Path) -> None:
     bom = b"\xef\xbb\xbf"
     lines = [bom + json.dumps(record).encode() for record in RECORDS]
@@ -466,7 +486,7 @@ UNREADABLE = {
         b"<!DOCTYPE html>\n<html>\n</html>\n",
         r"none of 3 records .*begins with '<!DOCTYPE html>",
     ),
-    "trailing commas": ("a.jsonl", b'{"text": "a"},\n' * 5 + b'{"text": "a"}\n', "only 1 of 6 records"),
+    "single quotes": ("a.jsonl", b"{'text': 'a'}\n" * 5 + b'{"text": "a"}\n', "only 1 of 6 records"),
     "lists": ("a.jsonl", b'["a"]\n["b"]\n', r"none of 2 records can be read \(not a JSON object 2\)"),
     "list of texts": ("a.json", b'["a", "b"]', "none of 2 records"),
     "column of lists": ("a.jsonl", b'{"text": ["a"]}\n', "'text' is not text but list 1"),

@@ -261,6 +261,29 @@ def test_broken_link_in_a_folder_raises(tmp_path: Path) -> None:
         read_folder(path)
 
 
+def test_folder_of_several_kinds_is_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_texts(tmp_path / "a.jsonl", ["text"])
+    (tmp_path / "b.txt").write_text("other")
+    for streaming in (False, True):
+        assert read_folder(str(tmp_path), streaming=streaming)[1] == ["text"]
+    assert caplog.text.count("leaves out 1 of other kinds; to read all: data=files") == 1
+
+
+def test_pointer_in_a_folder_raises(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    with pytest.raises(UsageError, match=r"a\.txt: is a Git LFS pointer.*git lfs pull"):
+        read_folder(str(tmp_path))
+
+
+def test_saved_dataset_raises_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "data-00000-of-00001.arrow").touch()
+    with pytest.raises(UsageError, match=r"was written by save_to_disk.*to_parquet.*data\.paths="):
+        read_folder(str(tmp_path))
+
+
 def test_error_names_the_original_cause(tmp_path: Path) -> None:
     write_json_lines(tmp_path / "a.jsonl", {"text": "a", **{f"{index}" * 30: 1 for index in range(50)}})
     write_json_lines(tmp_path / "b.jsonl", {"text": "b", "other": "x"})

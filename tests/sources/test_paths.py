@@ -7,8 +7,11 @@ import glob
 import gzip
 import json
 import os
+import pickle
 import shutil
 import subprocess
+import tarfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,13 @@ def write_two_columns(path: Path) -> Path:
 
 def make_link(path: Path, target: str) -> Path:
     path.symlink_to(target)
+    return path
+
+
+def write_tar(path: Path) -> Path:
+    member = write_json_lines(path.with_name("member"), *RECORDS)
+    with tarfile.open(path, "w") as file:
+        file.add(member)
     return path
 
 
@@ -126,6 +136,19 @@ PROBLEMS: dict[str, tuple[MakePath, str]] = {
     ),
     "parquet": (
         lambda p: write_parquet(p / "a.jsonl", text=TEXTS), "is a Parquet file; rename it to a.parquet"
+    ),
+    "tar": (lambda p: write_tar(p / "a.jsonl"), "is a tar archive; extract it: tar -xf "),
+    "tar.gz": (lambda p: write_bytes(p / "a.txt.gz", gzip.compress(write_tar(p / "b").read_bytes())), "tar archive"),
+    "stream of Arrow": (lambda p: write_bytes(p / "a.txt", b"\xff" * 4 + bytes(99)), "is a stream of Arrow"),
+    "pickle": (lambda p: write_bytes(p / "a.txt", pickle.dumps(RECORDS)), "is a Python pickle"),
+    "numpy": (lambda p: write_bytes(p / "a.csv", b"\x93NUMPY\x01\0"), "is a NumPy array"),
+    "lz4": (lambda p: write_bytes(p / "a.txt", b"\x04\x22\x4d\x18abc"), "is compressed with lz4"),
+    "hwp": (lambda p: write_bytes(p / "a.txt", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), "is an old office document"),
+    "link to nothing below **": (
+        lambda p: make_link(p / "ko", "/none").parent / "**/*.jsonl", "/ko: is a link to nothing (/none)"
+    ),
+    "link to nothing before a pattern": (
+        lambda p: make_link(p / "ko", "/none").parent / "*/*.jsonl", "/ko: is a link to nothing (/none)"
     ),
     "zip": (lambda p: write_bytes(p / "a.csv", b"PK\x03\x04\x14\0"), "is a ZIP archive"),
     "zero bytes": (lambda p: write_bytes(p / "a.jsonl", bytes(5000)), "is filled with zero bytes"),
@@ -243,6 +266,10 @@ def test_folder_that_cannot_be_listed_raises(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UsageError, match=r"/b: cannot be listed \(Permission denied\)") as error:
         open_source(make_files(tmp_path))
     assert "lost+found" not in str(error.value)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "access", lambda path, mode: os.path.basename(path) != "b")
+    with pytest.raises(UsageError, match=r"/b: cannot be listed \(Permission denied\)"):
+        open_source(make_files(tmp_path / "*/*.txt"))
 
 
 def test_empty_parquet_files_of_a_folder_are_ignored(
@@ -295,6 +322,7 @@ ENGLISH = "It rained, so we read at home.\n" * 20
     [
         ("UTF-16LE", "utf-16-le"), ("UTF-16BE", "utf-16-be"), ("UTF-32LE", "utf-32-le"),
         ("UTF-32BE", "utf-32-be"), ("CP949", "cp949"), ("UTF-16LE", "utf-16"), ("UTF-32LE", "utf-32"),
+        ("ISO-2022-KR", "iso2022_kr"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "txt", "txt.gz", "tsv.zst"])
@@ -320,6 +348,22 @@ def test_names_the_encoding_and_the_command_that_converts_it(
         assert [*open_source(make_files(converted)).list_parts()]
         expected = text if kind != "txt.gz" else None
         assert expected is None or converted.read_text(encoding="utf-8-sig") == expected
+
+
+def test_names_in_another_unicode_form(tmp_path: Path) -> None:
+    folder = tmp_path / unicodedata.normalize("NFD", "말뭉치")
+    folder.mkdir()
+    write_json_lines(
+        folder / unicodedata.normalize("NFD", "가.jsonl"), {unicodedata.normalize("NFD", "본문"): "a"}
+    )
+    for entry in ("말뭉치/가.jsonl", "말뭉치", "말뭉치/*.jsonl"):
+        with pytest.raises(UsageError, match="its column '본문' is written in another Unicode form"):
+            read_texts(open_source(make_files(tmp_path / entry, column="본문")))
+
+
+@pytest.mark.parametrize("text", ["short\0 text in Latin, \xe9 among it", "a \0 only"])
+def test_a_zero_byte_in_ascii_is_not_taken_for_utf_16(text: str) -> None:
+    assert detect_encoding((text * 9).encode("latin-1")) is None
 
 
 def test_similar_bytes_are_not_taken_for_korean() -> None:

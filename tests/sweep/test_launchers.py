@@ -13,13 +13,14 @@ from omegaconf import OmegaConf
 
 from krill.cli import app, train
 from krill.errors import SignalInterrupt, UsageError
-from krill.launch.invocation import SweepPoint
+from krill.launch.invocation import Composition, SweepPoint
 from krill.sweep.launchers import PoolLauncher, SlurmLauncher
 from krill.sweep.session import Session, run_composed_point, run_point
 
 
 def make_point() -> SweepPoint:
-    return SweepPoint(None, OmegaConf.create({"overrides": {"task": ["lr=1"]}}), Path("sweep"))
+    hydra = OmegaConf.create({"overrides": {"task": ["lr=1"]}})
+    return SweepPoint(Composition(None, hydra), Path("sweep"))
 
 
 @pytest.mark.parametrize("launcher", [PoolLauncher(), SlurmLauncher()])

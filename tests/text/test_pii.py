@@ -44,6 +44,14 @@ PHONE, RESIDENT, CARD, EMAIL = "010-0000-0000", "000000-0000000", "0000-0000-000
         ("82)10-1234-5678", PHONE),
         ("82 10 1234 5678", PHONE),
         ("+82 10 - 1234 - 5678", PHONE),
+        ("010·1234·5678", PHONE),
+        ("010ㆍ1234ㆍ5678", PHONE),
+        ("010ㅡ1234ㅡ5678", PHONE),
+        ("010\u00ad1234\u00ad5678", PHONE),
+        ("010\u200b-1234-\u200b5678", PHONE),
+        ("hong＠site．co．kr", EMAIL),
+        ("user@example.com", EMAIL),
+        ("900101ㅡ1234567", RESIDENT),
         ("900101-1234567", RESIDENT),
         ("900101 - 1234567", RESIDENT),
         ("900101–1234567", RESIDENT),
@@ -103,7 +111,7 @@ def test_masks_personal_data(text: str, masked: str) -> None:
         "110-123-456789",
         "4111-1111-1111-1112",
         "1234-5678-9012",
-        "user@example.com",
+        "3·1 운동, 4·19, 5·18 1980",
         "git@github.com:user/name.git",
         "@functools.wraps",
         "y = w@x.sum(axis=0)",
@@ -133,7 +141,7 @@ def test_similar_text_is_unchanged(text: str) -> None:
     "after", ["(끝)", "(담당자 홍길동)", "( 담당자)", "-홍길동", "_", "@", "(Hong)", "(끝)."]
 )
 def test_an_address_ends_before_what_follows(after: str) -> None:
-    for address in ("hong@site.co.kr", "hong@site.com"):
+    for address in ("hong@site.co.kr", "hong@site.com", "hong@example.com", "hong@site.ai"):
         assert mask_pii(f"기자 {address}{after}") == f"기자 {EMAIL}{after}"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
@@ -12,8 +15,16 @@ import pytest
 import torch
 
 from krill.data.packing import IGNORE_INDEX, Rows
+from krill.errors import KrillError
 from krill.training.batch_shape import BatchShape
-from krill.training.batches import EMPTY_ROW, RowBatchSampler, RowCollator, RowDataset, build_dataloader
+from krill.training.batches import (
+    EMPTY_ROW,
+    RowBatchSampler,
+    RowCollator,
+    RowDataset,
+    build_dataloader,
+    name_lost_workers,
+)
 
 ROWS = 37
 SPLITS = [
@@ -116,3 +127,20 @@ def test_workers_keep_the_order(make_rows: Callable[..., Rows]) -> None:
         return [batch["input_ids"].tolist() for batch in batches]
 
     assert read(2) == read(0)
+
+
+def test_a_killed_worker_is_named_with_what_to_set(make_rows: Callable[..., Rows]) -> None:
+    collate = RowCollator("varlen", torch.device("cpu"))
+    order = [[row] for row in range(20)]
+    batches = iter(build_dataloader(make_rows([64] * len(order), 64), order, collate, 1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+
+    def kill_worker() -> None:
+        with name_lost_workers():
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            list(batches)
+
+    with pytest.raises(KrillError, match=r"hardware\.workers=0.* resumes") as error:
+        kill_worker()
+    assert f"process {worker.pid}) was killed (Killed)" in str(error.value)

@@ -181,6 +181,7 @@ OBSERVED_KEYS: dict[str, tuple[Observe, tuple[str, ...], str]] = {
     "hardware.gradient_checkpointing": (observe_kernels, (), "hardware.gradient_checkpointing=true"),
     "hardware.processes": (observe_dry_run, (), "hardware.processes=2"),
     "hardware.sharding": (observe_memory, ("hardware.processes=2",), "hardware.sharding=fsdp2"),
+    "hardware.context_parallel": (observe_memory, ("hardware.processes=2",), "hardware.context_parallel=2"),
     "hardware.workers": (observe_workers, (), "hardware.workers=1"),
     "optimizer.name": (observe_optimizer, MUON, "optimizer=adamw"),
     "optimizer.lr": (observe_param_groups, (), "lr=1e-4"),

@@ -208,10 +208,18 @@ def test_oom_on_several_ranks_is_raised(
 
     assert retry_on_oom(attempt, make_config(*FOUR), tmp_path) == 7
     monkeypatch.setattr("krill.training.ranks.get_world_size", lambda: 2)
-    with pytest.raises(
-        KrillError, match=r"4 rows at a time on each rank; use a smaller batch\.micro_batch_size"
-    ):
+    with pytest.raises(KrillError) as oom:
         retry_on_oom(attempt, make_config(*FOUR), tmp_path)
+    overrides = "batch.micro_batch_size=2 batch.gradient_accumulation_steps=2"
+    assert f"4 rows at a time on each rank; use {overrides} for the same batch" in str(oom.value)
+    assert "or hardware.sharding=fsdp2 resume=false, hardware.gradient_checkpointing=true" in str(oom.value)
+
+    def fail(config: TrainConfig) -> int:
+        raise_cuda_oom()
+        return 7
+
+    with pytest.raises(KrillError, match="one row of 64 tokens at a time on each rank; use hardware"):
+        retry_on_oom(fail, make_config("batch.micro_batch_size=1"), tmp_path)
 
 
 def test_only_memory_errors_are_out_of_memory() -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
+from krill.data.inputs import RunInputs
 from krill.errors import USAGE, UsageError
 from krill.launch.devices import ALLOCATOR_VARIABLES
 from krill.optim.build import build_optimizer
 from krill.training.accelerate_env import check_accelerate_env
+from krill.training.compute.context_parallel import select_tested_kernels
+from krill.training.compute.device import resolve_shard_size
+from krill.training.preflight import run_preflight_checks
 
 
 @pytest.mark.parametrize(
@@ -84,3 +90,80 @@ def test_more_ranks_than_devices_are_rejected(
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
     assert krill_train("hardware.processes=2", "device=cuda") == 2
     assert "this machine has 1 visible CUDA devices" in capsys.readouterr().err
+
+
+def start_ranks(monkeypatch: pytest.MonkeyPatch, world_size: int, local_world_size: int | None) -> None:
+    """Sets what a launcher sets in a rank."""
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local_world_size is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_world_size))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "local_world_size", "message"),
+    [
+        (6, 4, "6 ranks are not a multiple of the 4 of this node; start the same number on every node"),
+        (4, 4, "all 4 ranks are on one node; use hardware.sharding=fsdp2"),
+        (4, 1, "each node has one rank; use hardware.sharding=fsdp2"),
+        (4, None, "LOCAL_WORLD_SIZE is not set"),
+        (1, None, "each node has one rank"),
+    ],
+)
+def test_hybrid_sharding_needs_equal_nodes(
+    make_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    world_size: int,
+    local_world_size: int | None,
+    message: str,
+) -> None:
+    start_ranks(monkeypatch, world_size, local_world_size)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        resolve_shard_size(make_config("hardware.sharding=hsdp"))
+
+
+def test_each_node_holds_a_copy_of_the_weights(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = ("hardware=slurm_nodes", "hardware.processes=4", "hardware.slurm.nodes=3", "device=cpu")
+    assert resolve_shard_size(make_config(*slurm, "hardware.sharding=hsdp")) == 4
+    assert resolve_shard_size(make_config(*slurm, "hardware.sharding=fsdp2")) == 12
+    start_ranks(monkeypatch, 6, 2)
+    assert resolve_shard_size(make_config("hardware.sharding=hsdp")) == 2
+
+
+def test_nodes_with_different_numbers_of_ranks_are_rejected(
+    make_config: Any, train_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("krill.training.ranks.all_gather_object", lambda value: [value, value and 2])
+    with pytest.raises(UsageError, match="the nodes have 1 and 2 ranks"):
+        train_in(make_config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("hardware.processes=3",), "does not divide the number of ranks, 3; start a multiple of 2"),
+        (("hardware.attention=sdpa",), "sdpa builds masks instead; use hardware.attention=varlen"),
+        (("sequence_len=63",), "does not divide sequence_len=63; use a multiple of 2"),
+        (("hardware.liger=true",), "has not been tested with hardware.liger=true; leave hardware.liger out"),
+        (("hardware.loss=liger",), "has not been tested with hardware.loss=liger"),
+        (("hardware.compile=true",), "has not been tested with hardware.compile=true"),
+        (
+            ("model.hidden_size=24", "model.num_attention_heads=3", "model.num_key_value_heads=3"),
+            "does not divide the 3 attention heads of the model; use one of 3",
+        ),
+    ],
+)
+def test_rows_are_cut_only_as_tested(
+    make_config: Any, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr("krill.training.preflight.check_kernels", lambda *_: None)  # needs CUDA
+    config = make_config("hardware.context_parallel=2", "hardware.processes=2", *changes)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        run_preflight_checks(config, RunInputs(config.data, config.tokenizer, Path("outputs")))
+
+
+def test_auto_selects_only_kernels_tested_with_cut_rows(make_config: Any) -> None:
+    cut = make_config("hardware.context_parallel=2").hardware
+    assert select_tested_kernels(cut).liger is False
+    whole = make_config().hardware
+    assert select_tested_kernels(whole) == whole

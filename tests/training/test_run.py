@@ -41,7 +41,7 @@ def test_a_run_writes_the_documented_files(krill_train: Any, capsys: pytest.Capt
     (folder,) = krill_train.runs()
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", ".hydra", "status.json", "metrics.jsonl", "log.txt", "checkpoints", "model", "loss.png",
-        "sample.txt", "optimizer.json", ".lock", "model-manifest.json",
+        "sample.txt", "optimizer.json", ".lock", "model-manifest.json", ".metrics.jsonl.checksums",
     }  # fmt: skip
     assert {path.name for path in (folder / ".hydra").iterdir()} == {
         "config.yaml", "hydra.yaml", "overrides.yaml",

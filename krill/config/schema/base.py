@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class UnsignedMarker:
@@ -99,3 +99,16 @@ FolderName = Annotated[str, AfterValidator(_validate_folder_name)]
 def to_list(value: object) -> object:
     """Returns a list with `value` if it is a single string or mapping, otherwise `value`."""
     return [value] if isinstance(value, (str, dict)) else value
+
+
+def _read_run_name(value: object) -> object:
+    if isinstance(value, float):
+        raise ValueError(f"{value} is read as a number; put the name of the run in quotes")
+    return str(value) if type(value) is int else value
+
+
+READS_RUN_NAME = BeforeValidator(_read_run_name)
+"""Takes digits as the text of a name or signature, and refuses other numbers, such as 1e10 in YAML."""
+
+RunName = Annotated[str, READS_RUN_NAME]
+"""What names a run, whose signature may have only digits."""

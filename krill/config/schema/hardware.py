@@ -114,9 +114,12 @@ class HardwareConfig(Section):
     processes: Unsigned[Literal["auto"] | Processes]
     """Number of ranks per machine: processes that train together, each on its own device (or a share of the
     CPU). auto: one per GPU."""
-    sharding: Unsigned[Literal["none", "fsdp2"]]
+    sharding: Unsigned[Literal["none", "fsdp2", "hsdp"]]
     """none: every rank holds the whole model (DDP). fsdp2: each holds a shard of weights, gradients and
-    optimizer state."""
+    optimizer state. hsdp: sharded within each node, with a replica on every node."""
+    context_parallel: Unsigned[Processes]
+    """Number of ranks that share the tokens of each row, for rows whose activations do not fit on one device;
+    1: every rank computes whole rows. Must divide the ranks, sequence_len and the attention heads."""
     workers: Unsigned[Annotated[int, Field(ge=0, le=MAX_PROCESSES)]]
     """Number of processes per rank that load rows; 0: the training process loads them."""
     threads: Unsigned[Processes | None]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from krill.config.schema.base import FolderName, Rate, RateOrZero, Section, Seed, Size, Unsigned
+from krill.config.schema.base import FolderName, Rate, RateOrZero, RunName, Section, Seed, Size, Unsigned
 from krill.config.schema.hardware import HardwareConfig
 from krill.config.schema.run import SweepConfig
 
@@ -14,7 +14,7 @@ from krill.config.schema.run import SweepConfig
 class ModelPathConfig(Section):
     """The location of a trained model."""
 
-    path: str
+    path: RunName
     """Run (its folder, its name, a glob, last, SWEEP/best), folder of a model, or a Hub id; model=X is short for
     model.path=X. Without it, the newest finished run."""
 

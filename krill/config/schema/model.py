@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from krill.config.schema.base import FolderName, Rate, Section, Size, Unsigned
+from krill.config.schema.base import FolderName, Rate, RunName, Section, Size, Unsigned
 
 Width = Annotated[int, Field(gt=0, le=2**20)]
 """The width of a layer, or a number of heads: the product of two is a size that torch allocates or refuses."""
@@ -102,7 +102,7 @@ class PretrainedModelConfig(_BaseModelConfig):
     model_config = ConfigDict(serialize_by_alias=True)
     family: Literal["pretrained"]
     """Model family: that of the weights."""
-    from_: Unsigned[str] = Field(alias="from")
+    from_: Unsigned[RunName] = Field(alias="from")
     """Run (its folder, its name, last, SWEEP/best), folder of a checkpoint or model, or a Hub id: source of the
     weights (converted to fp32) and configuration."""
     max_position_embeddings: Size

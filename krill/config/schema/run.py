@@ -9,10 +9,12 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from krill.config.schema.base import (
     MAX_COUNT,
     MAX_INT,
+    READS_RUN_NAME,
     Count,
     FolderName,
     Processes,
     Rate,
+    RunName,
     Section,
     Seed,
     Size,
@@ -123,14 +125,14 @@ class TrainConfig(Section):
     packing: Literal["wrapped", "best_fit"]
     """How documents fill rows: wrapped splits them wherever a row ends, best_fit only if they are longer than
     a row."""
-    resume: Unsigned[bool | str]
+    resume: Unsigned[Annotated[bool | str, READS_RUN_NAME]]
     """auto: resume the newest unfinished run of this configuration (with hub.checkpoints, from the Hub if
     that checkpoint is newer), otherwise start a run. local, true: resume or fail. remote: resume from hub.id
     or fail. false: always start a run. Or an unfinished run: its folder, its name, last."""
     resume_changed: Unsigned[bool]
     """Resume the run that resume= names even if keys that determine the result have changed; the changes are
     logged."""
-    branch: Unsigned[str | None]
+    branch: Unsigned[RunName | None]
     """Run (its folder, its name, last, SWEEP/best), or checkpoint of a run, to branch from: continue it with
     another length, schedule or text."""
     branch_schedule: Unsigned[Literal["exact", "auto", "rewarm", "decay", "constant"]]
@@ -222,7 +224,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check_async_save(self) -> TrainConfig:
-        if self.save_in_background and self.hardware.sharding == "fsdp2":
+        if self.save_in_background and self.hardware.sharding != "none":
             raise ValueError(
                 "save_in_background: all ranks write a sharded checkpoint together; set "
                 "save_in_background=false or hardware.sharding=none"

@@ -18,12 +18,13 @@ import torch
 from pydantic import ValidationError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from krill.config.paths import relative_path
 from krill.config.schema import TrainConfig
 from krill.config.signature import compute_signature
 from krill.errors import UsageError
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
-from krill.runs.record import read_config, read_status, relative_path
+from krill.runs.record import find_status_damage, read_config, read_status
 from krill.training.batch_shape import resolve_batch_shape
 
 CHANGEABLE_KEYS = {"steps", "epochs", "scheduler", "branch", "stop", "export_dtype"}
@@ -75,6 +76,8 @@ def resolve_branch(branch: str) -> Branch:
     run = path if is_run else path.parents[1]
     status = read_status(run)
     if status is None or not (is_run or path in checkpoints.list_checkpoints(run / "checkpoints")):
+        if damage := find_status_damage(path) or find_status_damage(run):
+            raise UsageError(f"branch={branch}: status.json of that run {damage}; restore it")
         raise UsageError(
             f"branch={branch}: neither a run of krill nor one of its checkpoints; use branch=<run> or "
             "branch=<run>/checkpoints/checkpoint-<step>"

@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from threading import Lock, Thread
 
+from krill.config.paths import relative_path
 from krill.config.schema import HubConfig
 from krill.errors import KrillError
 from krill.models.model_folder import verify_model
 from krill.runs import checkpoints
 from krill.runs.hub import describe_error, stage_upload, upload_checkpoint, upload_model
-from krill.runs.record import Record, relative_path
+from krill.runs.record import Record
 
 STAGING_FOLDER = ".upload"
 log = logging.getLogger("krill")

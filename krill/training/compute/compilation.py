@@ -20,7 +20,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
-from krill.errors import KrillError
+from krill.errors import KrillError, UsageError
 from krill.training.compute.device import get_compute_capability
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
@@ -69,10 +69,16 @@ def compile_callable(function: CallableT) -> CallableT:
 def compile_blocks(model: PreTrainedModel) -> int:
     """Compiles the forward pass of each decoder block, in training only; returns the number of blocks.
 
-    Blocks of one class share their compiled code. Hooks of a block, such as those of FSDP2, run eagerly.
+    Blocks of one class share their compiled code. Hooks of a block, such as those of FSDP2, run eagerly. Raises
+    UsageError if the model does not name its blocks.
     """
     names = set(model._no_split_modules or ())
     blocks = [module for module in model.modules() if type(module).__name__ in names]
+    if not blocks:
+        raise UsageError(
+            f"hardware.compile: {type(model).__name__} does not name its layers in _no_split_modules, and a sharded "
+            "model is compiled layer by layer; use hardware.compile=false"
+        )
     for block in blocks:
         block.forward = _compile_in_training(block)
     return len(blocks)

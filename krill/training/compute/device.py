@@ -25,6 +25,56 @@ def resolve_world_size(config: TrainConfig) -> int:
     return processes * (slurm.nodes if slurm else 1)
 
 
+def resolve_data_ranks(config: TrainConfig, world_size: int) -> int:
+    """Returns how many of `world_size` ranks read rows of their own; the ranks that share rows count once.
+
+    Raises UsageError if hardware.context_parallel does not divide the ranks.
+    """
+    parts = config.hardware.context_parallel
+    if world_size % parts:
+        raise UsageError(
+            f"hardware.context_parallel={parts} does not divide the number of ranks, {world_size}; start a multiple "
+            f"of {parts} (hardware.processes={parts}), or use hardware.context_parallel=1"
+        )
+    return world_size // parts
+
+
+def resolve_node_size(config: TrainConfig) -> int:
+    """Returns the number of ranks of a node: LOCAL_WORLD_SIZE if ranks were started, else those krill will start."""
+    if world_size_from_env() == 1:
+        assert config.hardware.processes != "auto"
+        return config.hardware.processes
+    if not (size := os.environ.get("LOCAL_WORLD_SIZE")):
+        raise UsageError(
+            "LOCAL_WORLD_SIZE is not set: hardware.sharding=hsdp needs the number of ranks of each node. torchrun "
+            "and srun set it; with another launcher set it yourself, or use hardware.sharding=fsdp2"
+        )
+    return int(size)
+
+
+def resolve_shard_size(config: TrainConfig) -> int:
+    """Returns the number of ranks that share one copy of weights, gradients and optimizer state; 1: each has its own.
+
+    Raises UsageError for hsdp where the nodes do not have equal numbers of ranks, or there is only one.
+    """
+    world_size = resolve_world_size(config)
+    if config.hardware.sharding != "hsdp":
+        return 1 if config.hardware.sharding == "none" else world_size
+    size = resolve_node_size(config)
+    if size == 1 or size == world_size:
+        reason = "each node has one rank" if size == 1 else f"all {world_size} ranks are on one node"
+        raise UsageError(
+            f"hardware.sharding=hsdp shards within a node and replicates across nodes, but {reason}; use "
+            "hardware.sharding=fsdp2"
+        )
+    if world_size % size:
+        raise UsageError(
+            f"hardware.sharding=hsdp: {world_size} ranks are not a multiple of the {size} of this node; start the "
+            "same number on every node, or use hardware.sharding=fsdp2"
+        )
+    return size
+
+
 def resolve_device(requested: str) -> str:
     """Returns cuda or cpu. Raises UsageError when CUDA is requested and not available."""
     import torch

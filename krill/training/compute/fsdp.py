@@ -1,4 +1,7 @@
-"""FSDP2: shards weights, gradients and optimizer state over the ranks (hardware.sharding=fsdp2).
+"""FSDP2: shards weights, gradients and optimizer state over ranks: all of them, or those of a node.
+
+With hardware.sharding=fsdp2 all ranks share one copy. With hsdp (hybrid sharding) the ranks of each node do, so that
+weights are gathered within a node, and only gradients are averaged across nodes.
 
 accelerate shards the model layer by layer. All ranks write one checkpoint together (torch's distributed checkpoint),
 which any number of ranks can load.
@@ -11,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import ParallelismConfig, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import Trainer
 
 from krill.errors import UsageError
@@ -31,14 +36,54 @@ def build_fsdp_arguments(sharding: str, world_size: int) -> dict[str, Any]:
     return {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
 
 
-def enable_fsdp_on_cpu(trainer: Trainer) -> None:
-    """Makes accelerate shard on the CPU too, which it does only on accelerators by default."""
-    if not trainer.args.fsdp or trainer.args.device.type != "cpu":
+def configure_fsdp(trainer: Trainer, shard_size: int) -> None:
+    """Sets the mesh and the data types of FSDP2, before the model is sharded; makes it work on the CPU as on CUDA.
+
+    Args:
+        shard_size: The number of consecutive ranks that share one copy of the weights; with fewer than all ranks,
+            there are several copies (HSDP).
+    """
+    state, device = trainer.accelerator.state, trainer.args.device.type
+    if trainer.args.fsdp and device == "cpu":  # accelerate builds its plugin on accelerators only
+        PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+        trainer.is_fsdp_enabled = True
+    if not trainer.is_fsdp_enabled:
         return
-    state = trainer.accelerator.state
-    PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
-    state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
-    trainer.is_fsdp_enabled = True
+    if 1 < shard_size < trainer.args.world_size:
+        replicas = trainer.args.world_size // shard_size
+        state.parallelism_config = ParallelismConfig(dp_replicate_size=replicas, dp_shard_size=shard_size)
+        state.device_mesh = init_device_mesh(
+            device, (replicas, shard_size), mesh_dim_names=tuple(state.parallelism_config.fsdp_dim_names)
+        )
+    if trainer.args.bf16:
+        # accelerate's own policy also reduces gradients, sums them over micro batches, and returns the loss in bf16
+        state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        # accelerate enables autocast only without sharding; what the layers add up is fp32 there
+        trainer.model.forward = torch.autocast(device, torch.bfloat16)(trainer.model.forward)
+
+
+def shard_embeddings(trainer: Trainer) -> None:
+    """Shards embedding and output head in fp32, before accelerate shards the layers with their weights cast to bf16.
+
+    Rounded embeddings, and gradients of many tokens summed in bf16, would make the gradients less exact than DDP's.
+    """
+    if not trainer.is_fsdp_enabled or not trainer.args.bf16:
+        return
+    embedding, head = trainer.model.get_input_embeddings(), trainer.model.get_output_embeddings()
+    accelerator, mesh = trainer.accelerator, None
+    if accelerator.parallelism_config:
+        mesh = accelerator.torch_device_mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32)}
+    # The backward pass begins with the head: its weight stays gathered after the forward pass.
+    if head is not None and head.weight is embedding.weight:
+        fully_shard([embedding, head], reshard_after_forward=False, **options)
+        return
+    fully_shard(embedding, **options)
+    if head is not None:
+        fully_shard(head, reshard_after_forward=False, **options)
 
 
 def check_checkpoint_sharding(checkpoint: Path, sharding: str, world_size: int) -> None:
@@ -47,7 +92,7 @@ def check_checkpoint_sharding(checkpoint: Path, sharding: str, world_size: int) 
     is_run_sharded = bool(build_fsdp_arguments(sharding, world_size))
     if is_checkpoint_sharded and not is_run_sharded:
         raise UsageError(
-            f"{checkpoint.name} is sharded: resume with hardware.sharding=fsdp2 and at least two ranks"
+            f"{checkpoint.name} is sharded: resume with hardware.sharding=fsdp2 (or hsdp) and at least two ranks"
         )
     if is_run_sharded and not is_checkpoint_sharded:
         raise UsageError(f"{checkpoint.name} is not sharded: resume with hardware.sharding=none")

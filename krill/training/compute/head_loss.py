@@ -124,10 +124,11 @@ class HeadLoss(Loss):
         labels: Tensor,
         vocab_size: int | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **_: Any,
+        **options: Any,
     ) -> Tensor:
         """Computes what transformers' ForCausalLMLoss does; `logits` are hidden states."""
-        targets = shift_labels(labels).flatten()
+        shifted = options.get("shift_labels")
+        targets = (shift_labels(labels) if shifted is None else shifted).flatten()
         summed_loss = self.summed_cross_entropy(logits.flatten(0, 1), self.head.weight, targets, self.bias)
         if num_items_in_batch is None:
             return summed_loss / (targets != IGNORE_INDEX).sum()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from krill.models.cost import compute_training_flops
 from krill.training.batch_shape import resolve_batch_shape
 from krill.training.compute.device import resolve_device, resolve_precision, resolve_world_size
 from krill.training.estimate import memory
-from krill.training.estimate.memory import estimate_checkpoint_bytes, format_bytes
+from krill.training.estimate.memory import format_bytes
 from krill.training.metrics.peak_flops import get_peak_flops
 
 ASSUMED_MFU = 0.4
@@ -49,7 +49,7 @@ def count_run_parameters(config: TrainConfig, vocab_size: int) -> int:
     return _count_run_parameters(_CostKey.from_config(config), vocab_size)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _count_run_parameters(key: _CostKey, vocab_size: int) -> int:
     return count_parameters(key.config.model, vocab_size)
 
@@ -70,7 +70,7 @@ def format_cost_lines(
     return list(_format_cost_lines(_CostKey.from_config(config), vocab_size, steps, attended, available))
 
 
-@lru_cache(maxsize=64)
+@cache
 def _format_cost_lines(
     key: _CostKey, vocab_size: int, steps: int | None, attended: float | None, available: int
 ) -> list[str]:
@@ -79,15 +79,16 @@ def _format_cost_lines(
         return ["cost        unknown for a custom model"]
     lines = [
         *memory.format_memory_lines(config, vocab_size, available),
-        _describe_disk(config, vocab_size, steps),
+        _describe_disk(key, vocab_size, steps),
     ]
     if steps is None:
         return lines
-    return [*_describe_compute(config, vocab_size, steps, attended), *lines]
+    return [*_describe_compute(key, vocab_size, steps, attended), *lines]
 
 
-def _describe_compute(config: TrainConfig, vocab_size: int, steps: int, attended: float | None) -> list[str]:
-    tokens, flops = _count_tokens(config, steps), _count_flops(config, vocab_size, attended)
+def _describe_compute(key: _CostKey, vocab_size: int, steps: int, attended: float | None) -> list[str]:
+    config = key.config
+    tokens, flops = _count_tokens(config, steps), _count_flops(key, vocab_size, attended)
     bound = "" if attended is not None else ", at most: short documents take less"
     peak = _get_peak_flops(config)
     time = format_duration(_estimate_seconds(config, tokens * flops))
@@ -101,13 +102,9 @@ def estimate_cost(
     config: TrainConfig, vocab_size: int, steps: int, attended: float | None
 ) -> tuple[float, int]:
     """Returns seconds of training, without validations, and bytes on disk. Arguments as in `format_cost_lines`."""
-    return _estimate_cost(_CostKey.from_config(config), vocab_size, steps, attended)
-
-
-@lru_cache(maxsize=64)
-def _estimate_cost(key: _CostKey, vocab_size: int, steps: int, attended: float | None) -> tuple[float, int]:
-    flops = _count_tokens(key.config, steps) * _count_flops(key.config, vocab_size, attended)
-    return _estimate_seconds(key.config, flops), _estimate_disk_bytes(key.config, vocab_size, steps)
+    key = _CostKey.from_config(config)
+    flops = _count_tokens(config, steps) * _count_flops(key, vocab_size, attended)
+    return _estimate_seconds(config, flops), _estimate_disk_bytes(key, vocab_size, steps)
 
 
 def _estimate_seconds(config: TrainConfig, flops: float) -> float:
@@ -118,9 +115,16 @@ def _count_tokens(config: TrainConfig, steps: int) -> int:
     return steps * resolve_batch_shape(config).rows_per_step * config.sequence_len
 
 
-def _count_flops(config: TrainConfig, vocab_size: int, attended: float | None) -> float:
+@cache
+def _count_flops(key: _CostKey, vocab_size: int, attended: float | None) -> float:
     """Returns the floating point operations of training on one token."""
-    return compute_training_flops(build_meta_model(config.model, vocab_size), config.sequence_len, attended)
+    model = build_meta_model(key.config.model, vocab_size)
+    return compute_training_flops(model, key.config.sequence_len, attended)
+
+
+@cache
+def _estimate_checkpoint_bytes(key: _CostKey, vocab_size: int) -> tuple[int, int]:
+    return memory.estimate_checkpoint_bytes(key.config, vocab_size)
 
 
 def _get_peak_flops(config: TrainConfig) -> float:
@@ -129,21 +133,21 @@ def _get_peak_flops(config: TrainConfig) -> float:
     return get_peak_flops(device, precision, config.hardware.threads or torch.get_num_threads())
 
 
-def _describe_disk(config: TrainConfig, vocab_size: int, steps: int | None) -> str:
-    weights, state = estimate_checkpoint_bytes(config, vocab_size)
-    total = format_bytes(_estimate_disk_bytes(config, vocab_size, steps))
-    count = _count_checkpoints(config, steps)
-    is_known = not isinstance(config.optimizer, CustomOptimizerConfig)
+def _describe_disk(key: _CostKey, vocab_size: int, steps: int | None) -> str:
+    weights, state = _estimate_checkpoint_bytes(key, vocab_size)
+    total = format_bytes(_estimate_disk_bytes(key, vocab_size, steps))
+    count = _count_checkpoints(key.config, steps)
+    is_known = not isinstance(key.config.optimizer, CustomOptimizerConfig)
     return (
         f"disk        {'at most' if is_known else 'without the state of the optimizer'} {total}: checkpoints "
         f"{count} × {format_bytes(weights + state)}, model {format_bytes(weights)}"
     )
 
 
-def _estimate_disk_bytes(config: TrainConfig, vocab_size: int, steps: int | None) -> int:
+def _estimate_disk_bytes(key: _CostKey, vocab_size: int, steps: int | None) -> int:
     """Returns the disk space of the kept checkpoints, the one being saved, and the model."""
-    weights, state = estimate_checkpoint_bytes(config, vocab_size)
-    return _count_checkpoints(config, steps) * (weights + state) + weights
+    weights, state = _estimate_checkpoint_bytes(key, vocab_size)
+    return _count_checkpoints(key.config, steps) * (weights + state) + weights
 
 
 def _count_checkpoints(config: TrainConfig, steps: int | None) -> int:

@@ -19,17 +19,23 @@ from krill.models.cost import (
     get_parameter_counts,
 )
 from krill.optim.groups import build_param_groups
-from krill.training.batch_shape import resolve_batch_shape, shrink_micro_batch
+from krill.training.batch_shape import (
+    format_micro_batch_overrides,
+    resolve_batch_shape,
+    shrink_micro_batch,
+)
 from krill.training.compute.backends import select_loss
 from krill.training.compute.cross_entropy import CHUNK
-from krill.training.compute.device import resolve_device, resolve_precision, resolve_world_size
+from krill.training.compute.device import resolve_device, resolve_precision, resolve_shard_size
 
 
 def estimate_step_memory(config: TrainConfig, vocab_size: int, rows: int) -> MemoryEstimate:
     """Returns the bytes of a training step with micro batches of `rows` rows, per rank.
 
     On the CPU, save_in_background adds the copy that is being written. The state of a custom optimizer is not
-    included; Liger's loss is assumed to use krill's chunk size.
+    included; Liger's loss is assumed to use krill's chunk size. DDP's buckets are the gradients themselves
+    (`krill.training.compute.ddp`). With sharding, the gradients of accumulated micro batches are whole on every rank
+    until the last one, when they are reduced.
     """
     device = resolve_device(config.device)
     model = build_meta_model(config.model, vocab_size)
@@ -37,20 +43,18 @@ def estimate_step_memory(config: TrainConfig, vocab_size: int, rows: int) -> Mem
         model,
         _build_param_groups(config, model),
         rows,
-        config.sequence_len,
+        config.sequence_len // config.hardware.context_parallel,
         "bf16" if resolve_precision(config.hardware.precision, device) == "bf16" else "fp32",
         None if select_loss(config.hardware.loss, device) == "full" else CHUNK[device],
         config.hardware.gradient_checkpointing,
     )
     if config.save_in_background and device == "cpu":
         estimate = replace(estimate, saving=estimate.weights + estimate.optimizer)
-    if config.hardware.sharding == "none":
-        return estimate
-    sharded = {
-        part: -(-getattr(estimate, part) // resolve_world_size(config))
-        for part in ("weights", "gradients", "optimizer")
-    }
-    return replace(estimate, **sharded)
+    sharded = ["weights", "optimizer"]
+    if resolve_batch_shape(config).rows_per_rank <= rows:
+        sharded.append("gradients")
+    shard_size = resolve_shard_size(config)
+    return replace(estimate, **{part: -(-getattr(estimate, part) // shard_size) for part in sharded})
 
 
 def estimate_checkpoint_bytes(config: TrainConfig, vocab_size: int) -> tuple[int, int]:
@@ -116,8 +120,7 @@ def _suggest_micro_batch_size(config: TrainConfig, vocab_size: int, available: i
     while size > 1:
         size = shrink_micro_batch(size, batch)
         if estimate_step_memory(config, vocab_size, size).total <= available:
-            accumulation = f" batch.gradient_accumulation_steps={batch.rows_per_rank // size}"
-            overrides = f"batch.micro_batch_size={size}{'' if config.batch.tokens else accumulation}"
+            overrides = format_micro_batch_overrides(config.batch, batch, size)
             return f"not enough memory; use {overrides} for the same batch"
     return f"not enough memory even with one row at a time; use {suggest_oom_remedies(config)}"
 

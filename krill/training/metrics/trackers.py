@@ -15,8 +15,9 @@ import netrc
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,16 +27,18 @@ import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import rewrite_logs
 
+from krill.config.paths import relative_path
 from krill.config.schema import CustomOptimizerConfig, TrainConfig
-from krill.config.secrets import mask_secrets
+from krill.config.secrets import mask_secrets, mask_text
 from krill.errors import UsageError
 from krill.extras import format_install_command
 from krill.optim.groups import build_param_groups, summarize_groups
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs.compare import flatten_config
 from krill.runs.find import RunGroup, is_sweep, run_at
-from krill.runs.record import Record, relative_path
+from krill.runs.record import Record
 from krill.runs.table import exclude_shared_overrides
+from krill.training import ranks
 from krill.training.setup import RunSetup
 
 TRACKER_PROJECT = "krill"
@@ -88,15 +91,19 @@ class Trackers(TrainerCallback):
     def __init__(self, names: Iterable[str], run: TrackedRun):
         self.names, self.run = names, run
         self.open_trackers: list[Tracker] = []
+        self._exits = ExitStack()
 
     def __enter__(self) -> Trackers:
-        for name in self.names:
-            self.open_trackers.append(TRACKERS[name](self.run))
+        with ExitStack() as exits:  # if one cannot be opened, those before it are closed
+            for name in self.names:
+                tracker = TRACKERS[name](self.run)
+                exits.push(partial(_close_tracker, tracker))
+                self.open_trackers.append(tracker)
+            self._exits = exits.pop_all()
         return self
 
-    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
-        for tracker in self.open_trackers:
-            tracker.close(error_type is not None)
+    def __exit__(self, *error: Any) -> None:
+        self._exits.__exit__(*error)
 
     def on_log(
         self,
@@ -122,6 +129,10 @@ class Trackers(TrainerCallback):
     def _log_folder(self, kind: str, folder: Path) -> None:
         for tracker in self.open_trackers:
             tracker.log_folder(kind, folder)
+
+
+def _close_tracker(tracker: Tracker, error_type: type[BaseException] | None, *_: object) -> None:
+    tracker.close(error_type is not None)
 
 
 class TensorBoardTracker:
@@ -200,14 +211,15 @@ class WandbTracker:
             "reinit": "finish_previous",
         }
         mode = _choose_wandb_mode(wandb)
-        try:
-            self.run = wandb.init(**arguments, mode=mode)
-        except wandb.Error as error:
-            if mode == "offline":
-                raise
-            log.warning("wandb       cannot be reached (%s)", " ".join(str(error).split()))
-            mode = "offline"
-            self.run = wandb.init(**arguments, mode=mode)
+        with _mask_command_line():
+            try:
+                self.run = wandb.init(**arguments, mode=mode)
+            except wandb.Error as error:
+                if mode == "offline":
+                    raise
+                log.warning("wandb       cannot be reached (%s)", " ".join(str(error).split()))
+                mode = "offline"
+                self.run = wandb.init(**arguments, mode=mode)
         if mode == "offline":
             log.info(
                 "wandb       offline; to upload this run: wandb sync %s",
@@ -267,7 +279,7 @@ def collect_tracked_config(
         "stable_until_step": stable_until,
         "rows_per_step": shape.rows_per_step,
         "tokens_per_step": setup.tokens_per_step,
-        "ranks": shape.world_size,
+        "ranks": ranks.get_world_size(),
         "micro_batch_size": shape.micro_batch_size,
         "gradient_accumulation_steps": shape.accumulation_steps,
         "device": setup.device.type,
@@ -289,6 +301,17 @@ def _find_sweep(folder: Path) -> tuple[str | None, list[str]]:
     differing = exclude_shared_overrides([run.sweep_entry.get("overrides") or [] for run in sweep.runs])
     by_folder = dict(zip((run.folder for run in sweep.runs), differing, strict=True))
     return sweep.folder.name, by_folder.get(folder, [])
+
+
+@contextmanager
+def _mask_command_line() -> Iterator[None]:
+    """Hides the secrets of the command line, which W&B records with the run."""
+    arguments = sys.argv
+    sys.argv = [mask_text(argument) for argument in arguments]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
 
 
 def _choose_wandb_mode(wandb: Any) -> str | None:

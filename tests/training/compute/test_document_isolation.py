@@ -92,7 +92,8 @@ def test_isolation_with_gradient_checkpointing(
     plain, _, _ = build_case(name, make_rows, batch_size)
     hardware = HardwareConfig(
         name="any", precision="fp32", attention="auto", loss="full", liger=False, compile=False,
-        gradient_checkpointing=True, processes=1, sharding="none", workers=0, threads=1, stall=None, slurm=None,
+        gradient_checkpointing=True, processes=1, sharding="none", context_parallel=1, workers=0,
+        threads=1, stall=None, slurm=None,
     )  # fmt: skip
     assert apply_kernels(model, hardware, "cpu") == ["gradient checkpointing"]
     out = model.train()(**inputs)
@@ -169,7 +170,8 @@ def test_isolation_with_liger(batch_size: int, training: bool, make_rows: Callab
     model, batch, inputs = build_case("sdpa", make_rows, batch_size)
     hardware = HardwareConfig(
         name="any", precision="fp32", attention="sdpa", loss="liger", liger=True, compile=False,
-        gradient_checkpointing=False, processes=1, sharding="none", workers=0, threads=1, stall=None, slurm=None,
+        gradient_checkpointing=False, processes=1, sharding="none", context_parallel=1, workers=0,
+        threads=1, stall=None, slurm=None,
     )  # fmt: skip
     model = model.to(CUDA).train(training)
     apply_kernels(model, hardware, "cuda")

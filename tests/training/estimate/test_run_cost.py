@@ -113,6 +113,24 @@ def test_sharding_does_not_change_the_disk_space(make_config: Configure) -> None
     )
 
 
+def test_ranks_share_weights_and_rows(make_config: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of accumulated micro batches stay whole; DDP's buckets are the gradients."""
+    one = estimate_step_memory(make_config(), VOCAB_SIZE, 2)
+    assert estimate_step_memory(make_config("hardware.processes=2"), VOCAB_SIZE, 2) == one
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for sharding, size in (("fsdp2", 8), ("hsdp", 4)):
+        config = make_config(f"hardware.sharding={sharding}")
+        sharded = estimate_step_memory(config, VOCAB_SIZE, 2)
+        for part in ("weights", "gradients", "optimizer"):
+            assert getattr(sharded, part) == -(-getattr(one, part) // size), part
+        accumulated = estimate_step_memory(config, VOCAB_SIZE, 1)
+        assert (accumulated.weights, accumulated.gradients) == (sharded.weights, one.gradients)
+    cut = estimate_step_memory(make_config("hardware.context_parallel=2"), VOCAB_SIZE, 2)
+    assert cut.activations == pytest.approx(one.activations / 2, rel=0.01)
+    assert (cut.weights, cut.gradients) == (one.weights, one.gradients)
+
+
 @pytest.mark.parametrize(
     ("extra_overrides", "accumulation"),
     [((), " batch.gradient_accumulation_steps=4"), (("batch.tokens=512",), "")],

@@ -57,6 +57,33 @@ def test_nothing_is_uploaded_by_default(make_config: Any, tmp_path: Path, prepar
     assert run_module._build_training_arguments(setup).report_to == []
 
 
+def test_trackers_are_closed_if_another_cannot_be_opened_or_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[tuple[str, bool]] = []
+
+    def make_tracker(name: str) -> Any:
+        def close(failed: bool) -> None:
+            closed.append((name, failed))
+            if name == "b":
+                raise OSError("disk full")
+
+        return lambda run: SimpleNamespace(close=close)
+
+    def refuse(run: Any) -> Any:
+        raise OSError("no network")
+
+    monkeypatch.setattr(trackers, "TRACKERS", {"a": make_tracker("a"), "b": make_tracker("b"), "c": refuse})
+    run: Any = None
+    with pytest.raises(OSError, match="no network"), trackers.Trackers(["a", "c"], run):
+        pass
+    assert closed == [("a", True)]
+    with pytest.raises(OSError, match="disk full"), trackers.Trackers(["a", "b"], run):
+        closed.clear()
+    assert sorted(closed) == [("a", True), ("b", False)]
+    with trackers.Trackers(["a"], run):
+        closed.clear()
+    assert closed == [("a", False)]
+
+
 def test_tensorboard_gets_the_configuration_of_krill(krill_train: Any) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -122,7 +149,7 @@ class FakeWandb(ModuleType):
     def init(self, **arguments: Any) -> Any:
         if arguments["mode"] is None and not self.is_reachable:
             raise self.Error("no route\nto host")
-        self.calls.append(arguments)
+        self.calls.append(arguments | {"command_line": sys.argv})
         return SimpleNamespace(
             id=arguments["id"], dir=f"{arguments['dir']}/wandb/x/files", define_metric=lambda *_, **__: None,
             log=self.lines.append, finish=lambda exit_code: self.exit_codes.append(exit_code),
@@ -160,6 +187,16 @@ def test_a_resumed_run_is_one_run_of_wandb(
         [line["epoch"] for line in read_metrics(run)], abs=1e-6
     )
     assert "offline; to upload this run: wandb sync" in capsys.readouterr().err
+
+
+def test_wandb_records_the_command_line_without_secrets(
+    make_run_of_sweep: Any, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command_line = ["krill-train", "lr=1e-3", "+hydra.job.env_set.WANDB_API_KEY=secret"]
+    monkeypatch.setattr(sys, "argv", command_line)
+    trackers.WandbTracker(make_run_of_sweep("a"))
+    assert wandb.calls[0]["command_line"] == [*command_line[:2], "+hydra.job.env_set.WANDB_API_KEY=***"]
+    assert sys.argv == command_line
 
 
 def test_points_of_a_sweep_are_a_group_with_tags(make_run_of_sweep: Any, wandb: FakeWandb) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from krill.atomic import create_folder
+
 log = logging.getLogger("krill")
 
 FONT_FAMILIES = (
@@ -48,7 +50,7 @@ def drawn_figure(path: Path, columns: int, width: float, height: float) -> Itera
 
 def _save_figure(figure: Any, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     figure.savefig(partial, format="png")
     partial.replace(path)
 

@@ -11,7 +11,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from matplotlib.font_manager import FontManager
 
-from krill.runs.figure import drawn_figure
+from krill.figure import drawn_figure
 
 LABEL = "서울 말뭉치"
 
