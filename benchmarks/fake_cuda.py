@@ -18,7 +18,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import wraps
@@ -96,6 +96,7 @@ class Recorder(TorchDispatchMode):
         """Operations of the device that get a CPU tensor of more than one value, with their lines."""
         self.pending_copies: list[Tensor] = []
         """CPU tensors to which the device copies, until the host waits for it."""
+        self.pinned: list[Tensor] = []
         self.early_reads: list[str] = []
         """Lines that read such a tensor before."""
 
@@ -113,7 +114,7 @@ class Recorder(TorchDispatchMode):
             return self._read_scalar(args[0])
         if func is aten._pin_memory.default:
             return args[0]  # pinning asks the driver
-        if kwargs.get("pin_memory"):
+        if is_pinned := kwargs.get("pin_memory", False):
             kwargs["pin_memory"] = False
         if func is aten._fused_sgd_.default:
             result = None  # without a meta kernel
@@ -122,6 +123,8 @@ class Recorder(TorchDispatchMode):
         else:
             result = func(*args, **kwargs)
         inputs, outputs = _list_tensors((args, kwargs)), _list_tensors(result)
+        if is_pinned:
+            self.pinned += outputs
         if any(tensor.device.type == "cuda" for tensor in (*inputs, *outputs)):
             is_non_blocking = kwargs.get("non_blocking") or (
                 func is aten.copy_.default and args[2:] == (True,)
@@ -140,13 +143,11 @@ class Recorder(TorchDispatchMode):
                 self.waits.append(Wait("blocking copy", line))
             elif outputs[0].device.type == "cpu":
                 self.pending_copies.append(outputs[0])
+                if not _is_any_of(outputs[0], self.pinned):
+                    self.waits.append(Wait("copy to memory that is not pinned", line))
         elif any(tensor.device.type == "cpu" and tensor.ndim for tensor in inputs):
             self.cpu_inputs.append(f"{func} {line}")
-        is_view = not func._schema.is_mutable and any(
-            output.untyped_storage()._cdata == tensor.untyped_storage()._cdata
-            for output in outputs
-            for tensor in inputs
-        )
+        is_view = not func._schema.is_mutable and any(_is_any_of(output, inputs) for output in outputs)
         self.operations.append(Operation(str(func), inputs, outputs, is_view, line))
 
     def _read_scalar(self, tensor: Tensor) -> Any:
@@ -159,7 +160,7 @@ class Recorder(TorchDispatchMode):
         """Records that the host reads `tensor`."""
         if tensor.device.type == "cuda":
             self.waits.append(Wait("read of a value", find_line()))
-        elif any(tensor is pending for pending in self.pending_copies):
+        elif _is_any_of(tensor, self.pending_copies):
             self.early_reads.append(find_line())
 
     def wait(self, reason: str) -> None:
@@ -313,6 +314,12 @@ def _check_addmm(total: Tensor, a: Tensor, b: Tensor, out_dtype: torch.dtype, *,
     assert out_dtype == out.dtype == torch.float32
     assert torch.mm(a, b).shape == total.shape == out.shape
     return out
+
+
+def _is_any_of(tensor: Tensor, others: Iterable[Tensor]) -> bool:
+    """Returns whether `tensor` shares the memory of one of the others."""
+    storage = tensor.untyped_storage()._cdata
+    return any(other.untyped_storage()._cdata == storage for other in others)
 
 
 def _list_tensors(tree: Any) -> tuple[Tensor, ...]:

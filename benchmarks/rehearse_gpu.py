@@ -7,7 +7,8 @@ logged, for each model and optimizer:
     checks       shapes fit in every operation (else it raises); the loss, the weights, their gradients and the
                  accumulator of the head's gradient are fp32, every matrix product is bf16, nothing is fp64; each
                  layer calls Flash Attention once and once backwards; no tensor of the CPU takes part, the host waits
-                 for nothing but Muon's event, and reads nothing before it is copied
+                 for nothing but Muon's event, and reads nothing before it is copied; fused AdamW masks bad steps; the
+                 head is padded
     graphs       graphs, graph breaks and recompilations of torch.compile over the steps, whose documents differ
     work         FLOPs of matrix products and attention; bytes that the other operations read and write; kernels
     estimate     tokens per second and MFU on one H100, from the work and the rates below
@@ -83,6 +84,8 @@ LAUNCH_SECONDS = 7.5e-6
 FUSED_SHARE = 1 / 3
 """Assumed share of the bytes of elementwise operations that remains when torch.compile fuses them."""
 MATMULS = ("mm", "bmm", "addmm", "baddbmm", "_addmm_dtype", "linear")
+HEAD_MULTIPLE = 128
+"""Matrix products of the head are fast for multiples of this."""
 ALLOWED_WAITS = {"event": 1}
 """Waits of a step that logs nothing: Muon reads whether its previous step was masked."""
 
@@ -202,8 +205,18 @@ def find_problems(rehearsal: Rehearsal) -> list[str]:
             problems.append(f"fp64 in {where}")
         if is_matmul(operation) and not is_outer_product(operation):
             a, b = get_factors(operation)
+            sizes = {
+                size for size in (*a.shape, *b.shape) if 0 <= size - rehearsal.vocab_size < HEAD_MULTIPLE
+            }
+            if "cross_entropy" in operation.line and any(size % HEAD_MULTIPLE for size in sizes):
+                problems.append(f"a head of {max(sizes)} rows, not padded, in {where}")
             if a.dtype != torch.bfloat16 or b.dtype != torch.bfloat16:
                 problems.append(f"a matrix product of {a.dtype} and {b.dtype} in {where}")
+        dtypes = {str(tensor.dtype) for tensor in operation.inputs}
+        if is_matmul(operation) and "dtype" not in name and len(dtypes) > 1:
+            problems.append(f"{' and '.join(sorted(dtypes))}, which CUDA does not multiply, in {where}")
+        if "_fused_adamw_" in name and len(operation.inputs) % 5 != 1:  # 5 lists of tensors, and found_inf
+            problems.append(f"a bad step is not masked in {where}")
         if is_attention(operation):
             calls["backward" if "backward" in name else "forward"] += 1
             if operation.inputs[0].dtype != torch.bfloat16:
