@@ -11,8 +11,9 @@ loss) is excluded, as in torch's FlopCounterMode, and so is the recomputation of
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +139,7 @@ def estimate_training_memory(
     step is within 15 % of activations and logits together.
 
     Args:
-        model: A model on the meta device, with fp32 weights; for bf16 its weights are replaced by fake ones.
+        model: A model on the meta device; its dtype may change.
         groups: Parameter groups of the optimizer, from `krill.optim.groups.build_param_groups`.
         rows: Rows of a micro batch.
         sequence_len: Tokens per row.
@@ -198,16 +199,15 @@ def _estimate_activation_bytes(model: PreTrainedModel, rows: int, sequence_len: 
     if any(weight.ndim == 3 for weight in model.parameters()):  # experts, whose products need bf16 on meta
         saved = _measure_saved_tensor_bytes(model.to(torch.bfloat16), rows, sequence_len)
         return saved if precision == "bf16" else 2 * saved
-    with _fake_autocast(model) if precision == "bf16" else nullcontext():
+    model.to(torch.float32)  # another estimate may have converted it
+    if precision == "fp32":
         return _measure_saved_tensor_bytes(model, rows, sequence_len)
-
-
-@contextmanager
-def _fake_autocast(model: PreTrainedModel) -> Iterator[None]:
-    """Makes the weights of `model` fake ones on the CPU and enables bf16 autocast there: meta does not have it."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
-        model.to_empty(device="cpu")
-        yield
+    model = copy.deepcopy(model)  # fake weights cannot return to meta, where other estimates need them
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.autocast("cpu", torch.bfloat16),
+    ):  # meta has no autocast
+        return _measure_saved_tensor_bytes(model.to_empty(device="cpu"), rows, sequence_len)
 
 
 def _measure_saved_tensor_bytes(model: PreTrainedModel, rows: int, tokens: int) -> int:
