@@ -74,6 +74,11 @@ def read_checksummed_json(
     return value
 
 
+def has_no_checksum(value: dict[str, Any]) -> bool:
+    """Returns whether an object is as earlier versions wrote it; an `is_valid_earlier` of `read_checksummed_json`."""
+    return "checksum" not in value
+
+
 def _fill_in_checksum(text: str) -> str:
     """Returns JSON text, which ends with an empty checksum, with its checksum."""
     return text.removesuffix(_END_OF_JSON) + _compute_digest(text) + _END_OF_JSON

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from krill.cli.completion import COMPLETION_FLAGS
 from krill.config.key_aliases import HYDRA_KEYS, find_foreign_key
 from krill.config.overrides import (
     OVERRIDE_PATTERN,
@@ -14,7 +15,7 @@ from krill.config.overrides import (
 )
 from krill.errors import UsageError
 
-_BOOLEAN_FLAGS = {"--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--shell-completion", "-sc"}
+_BOOLEAN_FLAGS = {"--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", *COMPLETION_FLAGS}
 _VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn"}
 _INFO_FLAGS = {"--info", "-i"}
 _FLAG_CHOICES = {
@@ -39,7 +40,7 @@ class ParsedArguments:
     @property
     def is_completion(self) -> bool:
         """Whether the shell asks for completions."""
-        return bool({"-sc", "--shell-completion"}.intersection(self.flags))
+        return not COMPLETION_FLAGS.isdisjoint(self.flags)
 
     @property
     def is_print_only(self) -> bool:

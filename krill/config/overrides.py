@@ -86,12 +86,8 @@ def clear_exclusive_keys(overrides: Sequence[str]) -> list[str]:
 
 def exclude_cleared_keys(overrides: Sequence[str]) -> list[str]:
     """Returns `overrides` without those that `clear_exclusive_keys` has added."""
-    added = {
-        f"{other}=null"
-        for pair in EXCLUSIVE_KEYS
-        for key, other in (pair, pair[::-1])
-        if any(get_override_key(override) == key for override in overrides if not override.endswith("=null"))
-    }
+    kept = [override for override in overrides if not override.endswith("=null")]
+    added = set(clear_exclusive_keys(kept)).difference(kept)
     return [override for override in overrides if override not in added]
 
 

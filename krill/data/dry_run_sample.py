@@ -53,6 +53,8 @@ def format_dry_run_sample(data: DataConfig, source: Source) -> list[str]:
 
 def format_mix(source: Source, parts: Sequence[Part] | None = None) -> list[str]:
     """Returns a line with the share of each source in the training text, and hints; no line for a single source."""
+    if len(source.names) == 1:
+        return []
     if parts is None:
         parts = source.list_parts()
     sizes, repeated = [0.0] * len(source.names), 0.0
@@ -64,4 +66,4 @@ def format_mix(source: Source, parts: Sequence[Part] | None = None) -> list[str]
     shares = [f"{name} {size / max(1.0, sum(sizes)):.1%}" for size, name in ranked[:MAX_MIX_SOURCES]]
     others = f", and {len(ranked) - MAX_MIX_SOURCES} more" if len(ranked) > MAX_MIX_SOURCES else ""
     line = f"mix         {', '.join(shares)}{others} (size x weight)"
-    return [line, *format_weight_hint(source.weights, ratio)] if len(ranked) > 1 else []
+    return [line, *format_weight_hint(source.weights, ratio)]

@@ -90,7 +90,7 @@ class Invocation(ABC):
         self.identity: str | None = None
         """Signature of the result, if it was computed before the command starts."""
         self.config: Any = None
-        """The typed configuration, once it is validated."""
+        """The configuration as its schema, once it is validated."""
 
     @property
     def command(self) -> str:

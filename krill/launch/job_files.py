@@ -15,7 +15,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from krill.atomic import create_first_free, create_timestamped_folder
-from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
+from krill.checksum import ChecksumError, has_no_checksum, read_checksummed_json, write_checksummed_json
 from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.schema import InferConfig, TrainConfig
 from krill.config.secrets import mask_secrets, mask_text
@@ -108,7 +108,7 @@ def write_job_files(folder: Path, jobs: Sequence[SubmittedJob]) -> None:
 def read_job_file(folder: Path, index: int, is_on_slurm: bool) -> SubmittedJob:
     """Returns the job of one of these files. Raises UsageError if it is damaged."""
     try:
-        value = read_checksummed_json(folder / f"{index}.json", lambda earlier: "checksum" not in earlier)
+        value = read_checksummed_json(folder / f"{index}.json", has_no_checksum)
     except ChecksumError as error:
         raise UsageError(f"{error}; run the command that submitted this job again") from error
     composition = Composition(OmegaConf.create(value["composed"]), OmegaConf.create(value["hydra"]))

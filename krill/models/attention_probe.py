@@ -117,9 +117,8 @@ def _probe_forward(
     if document_lengths is not None:
         document_lengths.append(call)
     device, dtype = query_BHTD.device.type, value_BHTD.dtype
-    if device != "meta" and torch.is_autocast_enabled(
-        device
-    ):  # rotary embeddings leave queries and keys in fp32
+    # Rotary embeddings leave queries and keys in fp32.
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     return FlashAttentionStub.apply(query_BHTD.to(dtype), key_BHTD.to(dtype), value_BHTD.to(dtype)), None
 

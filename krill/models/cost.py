@@ -202,11 +202,9 @@ def _estimate_activation_bytes(model: PreTrainedModel, rows: int, sequence_len: 
     model.to(torch.float32)  # another estimate may have converted it
     if precision == "fp32":
         return _measure_saved_tensor_bytes(model, rows, sequence_len)
-    model = copy.deepcopy(model)  # fake weights cannot return to meta, where other estimates need them
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        torch.autocast("cpu", torch.bfloat16),
-    ):  # meta has no autocast
+    # Meta has no autocast, and fake weights cannot return to it, where other estimates need them.
+    model = copy.deepcopy(model)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
         return _measure_saved_tensor_bytes(model.to_empty(device="cpu"), rows, sequence_len)
 
 

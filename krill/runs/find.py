@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from krill.checksum import ChecksumError, read_checksummed_json
+from krill.checksum import ChecksumError, has_no_checksum, read_checksummed_json
 from krill.config.paths import relative_path
 from krill.errors import KrillError, UsageError
 from krill.runs import slurm
@@ -57,7 +57,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     """Reads sweep.json; empty if it is missing. Raises UsageError if it is damaged, KrillError if unreadable."""
     file = folder / "sweep.json"
     try:
-        return read_checksummed_json(file, lambda record: "checksum" not in record)
+        return read_checksummed_json(file, has_no_checksum)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:

@@ -24,6 +24,7 @@ import krill
 from krill import atomic, errors
 from krill.checksum import (
     ChecksumError,
+    has_no_checksum,
     read_checksummed_json,
     read_checksummed_text,
     write_checksummed_json,
@@ -106,7 +107,7 @@ def write_status(folder: Path, status: dict[str, Any]) -> None:
 def read_json_object(file: Path) -> dict[str, Any]:
     """Reads a file of a submission; empty if it is missing, or if it is damaged, which is logged."""
     try:
-        return read_checksummed_json(file, lambda earlier: "checksum" not in earlier)
+        return read_checksummed_json(file, has_no_checksum)
     except ChecksumError as error:
         log.warning("%s %s; run the command that submitted it again", relative_path(file), error.problem)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
