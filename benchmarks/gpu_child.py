@@ -24,9 +24,9 @@ import torch
 from krill.cli.compose import compose_config
 from krill.errors import get_first_line
 from krill.launch.preload import PRELOADED_MODULES
+from krill.resources import is_out_of_memory
 from krill.signals import die_with_parent
 from krill.training import run as training
-from krill.training.oom_retry import is_out_of_memory
 from krill.training.trainer import KrillTrainer
 
 Report = Callable[[dict[str, Any]], None]

@@ -1,4 +1,4 @@
-"""The cores that this process may use, the memory that it has used, and Python's garbage collector."""
+"""The cores and the memory of this process, and Python's garbage collector."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# torch is imported inside the functions that need it: the launchers import this module and stay light.
+
+OOM_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Messages of RuntimeErrors that torch raises instead of OutOfMemoryError: on the CPU, and for cuBLAS's workspace."""
 
 
 def count_cpu_cores() -> int:
@@ -36,3 +41,26 @@ def paused_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether the device is out of memory, or the machine, if the system reports it and does not kill."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in OOM_MESSAGES)
+
+
+def release_memory() -> None:
+    """Frees unreferenced memory: model, optimizer and trainer refer to each other in cycles.
+
+    Compiled code is for the size that did not fit: without a reset, the next attempt would be compiled for any size,
+    with slower kernels.
+    """
+    import torch
+
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

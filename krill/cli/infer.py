@@ -77,7 +77,11 @@ def infer(config: InferConfig, is_interactive: bool = True) -> list[dict[str, st
         config.model.path, torch.device(resolve_device(config.device)), config.tokenizer.path
     )
     sampling = SamplingParams(
-        config.max_new_tokens, config.temperature, config.top_p, config.repetition_penalty, config.seed
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=config.seed,
     )
     answers: list[dict[str, str]] = []
 

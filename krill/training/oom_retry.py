@@ -6,16 +6,14 @@ or from the start. The size that fits is recorded in status.json and used when t
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from krill.config.schema import TrainConfig
 from krill.errors import KrillError, get_first_line
+from krill.resources import is_out_of_memory, release_memory
 from krill.runs.record import Record, read_status
 from krill.training import ranks
 from krill.training.batch_shape import (
@@ -31,9 +29,6 @@ ResultT = TypeVar("ResultT")
 log = logging.getLogger("krill")
 MICRO_BATCH_KEY = "micro_batch_size"
 """Key of status.json: the micro batch size of a run that did not fit with the requested one."""
-
-OOM_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Messages of RuntimeErrors that torch raises instead of OutOfMemoryError: on the CPU, and for cuBLAS's workspace."""
 
 
 def retry_on_oom(attempt: Callable[[TrainConfig], ResultT], config: TrainConfig, folder: Path) -> ResultT:
@@ -97,22 +92,3 @@ def _suggest_for_ranks(config: TrainConfig) -> str:
         f"{batch.micro_batch_size} rows at a time on each rank; use {overrides} for the same batch, which resumes "
         f"from the last checkpoint; or {remedies}"
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether the device is out of memory, or the machine, if the system reports it and does not kill."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(message in str(error) for message in OOM_MESSAGES)
-
-
-def release_memory() -> None:
-    """Frees unreferenced memory: model, optimizer and trainer refer to each other in cycles.
-
-    Compiled code is for the size that did not fit: without a reset, the next attempt would be compiled for any size,
-    with slower kernels.
-    """
-    torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

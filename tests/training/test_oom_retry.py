@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from krill.config.schema import TrainConfig
 from krill.errors import KrillError
 from krill.models.build import build_model
+from krill.resources import is_out_of_memory
 from krill.runs import checkpoints
 from krill.runs.record import read_metrics, read_status
 from krill.training.batch_shape import (
@@ -25,7 +26,7 @@ from krill.training.batch_shape import (
     with_micro_batch_size,
 )
 from krill.training.compute.head_loss import HeadLoss
-from krill.training.oom_retry import is_out_of_memory, retry_on_oom
+from krill.training.oom_retry import retry_on_oom
 from krill.training.trainer import KrillTrainer
 
 Train = Callable[..., Path]

@@ -22,6 +22,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from krill.config.schema import TrainConfig
 from krill.data.packing import Rows
 from krill.errors import KrillError, UsageError
+from krill.resources import release_memory
 from krill.runs.record import read_metrics
 from krill.training.compute import attention, backends, compilation, liger
 from krill.training.compute.compilation import (
@@ -30,7 +31,6 @@ from krill.training.compute.compilation import (
     explain_compile_errors,
     select_compile,
 )
-from krill.training.oom_retry import release_memory
 
 Train, Configure = Callable[..., Path], Callable[..., TrainConfig]
 

@@ -36,7 +36,7 @@ CUDA_CALLS = {
     "torch.cuda.Event": "krill/optim/skip_mask.py",
     "torch.cuda.current_stream": "krill/optim/skip_mask.py",
     "torch.cuda.device_count": "krill/training/preflight.py",
-    "torch.cuda.empty_cache": "krill/training/oom_retry.py",
+    "torch.cuda.empty_cache": "krill/resources.py",
     "torch.cuda.get_device_capability": "krill/training/compute/device.py",
     "torch.cuda.get_device_name": "krill/training/metrics/peak_flops.py",
     "torch.cuda.get_device_properties": "krill/training/estimate/memory.py",

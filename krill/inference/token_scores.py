@@ -1,0 +1,74 @@
+"""What a model expected at each position of a text: the probability of its token, its rank, and the alternatives.
+
+Scores come from the model's logits themselves, before temperature and other sampling parameters, shifted by one: the
+score of a token is read from the position before it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**25
+"""Number of logits, in float32, that are scored at a time."""
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """How a model judged one token."""
+
+    token: int
+    logprob: float
+    """Natural logarithm of the token's probability."""
+    entropy: float
+    """Of the distribution over the vocabulary, in bits."""
+    rank: int
+    """Number of tokens that were more likely; 0: it was the most likely."""
+    top: tuple[tuple[int, float], ...]
+    """The most likely tokens, each with its logprob, the most likely first."""
+
+    @property
+    def surprisal(self) -> float:
+        """Bits needed to encode the token with the model."""
+        return -self.logprob / math.log(2)
+
+    @property
+    def probability(self) -> float:
+        """Probability of the token, 0 to 1."""
+        return math.exp(self.logprob)
+
+
+def score_logits(logits_NV: Tensor, tokens_N: list[int], top: int) -> list[TokenScore]:
+    """Returns the scores of `tokens_N`, each by the logits from which it was to be predicted; `top` alternatives."""
+    scores: list[TokenScore] = []
+    chunk = max(1, CHUNK_ELEMENTS // logits_NV.shape[-1])
+    for start in range(0, len(tokens_N), chunk):
+        scores += _score_chunk(logits_NV[start : start + chunk], tokens_N[start : start + chunk], top)
+    return scores
+
+
+def _score_chunk(logits_NV: Tensor, tokens: list[int], top: int) -> list[TokenScore]:
+    logprobs_NV = logits_NV.float().log_softmax(dim=-1)
+    targets_N = torch.tensor(tokens, device=logits_NV.device)
+    chosen_N1 = logprobs_NV.gather(1, targets_N[:, None])
+    entropies = (-(logprobs_NV.exp() * logprobs_NV.clamp(min=-1e30)).sum(dim=-1) / math.log(2)).tolist()
+    ranks = (logprobs_NV > chosen_N1).sum(dim=-1).tolist()
+    best = logprobs_NV.topk(min(top, logprobs_NV.shape[-1]), dim=-1)
+    return [
+        TokenScore(token, logprob, entropy, rank, tuple(zip(ids, values, strict=True)))
+        for token, logprob, entropy, rank, ids, values in zip(
+            tokens, chosen_N1[:, 0].tolist(), entropies, ranks, best.indices.tolist(), best.values.tolist(),
+            strict=True,
+        )
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def score_tokens(model: torch.nn.Module, ids: list[int], top: int = 5) -> list[TokenScore]:
+    """Returns the scores of ids[1:], computed by one pass of the model over `ids` (bos first)."""
+    parameter = next(model.parameters())
+    logits_1NV = model(input_ids=torch.tensor([ids], device=parameter.device), use_cache=False).logits
+    return score_logits(logits_1NV[0, :-1], ids[1:], top)
