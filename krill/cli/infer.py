@@ -67,15 +67,14 @@ def infer(config: InferConfig, is_interactive: bool = True) -> list[dict[str, st
         from transformers.utils import logging as transformers_logging
 
         from krill.inference.chat import run_chat
-        from krill.inference.generate import SamplingParams, generate
-        from krill.inference.load import load_model_and_tokenizer
+        from krill.inference.generate import generate
+        from krill.inference.load import load_model
+        from krill.inference.sampling import SamplingParams
         from krill.training.compute.device import resolve_device
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    model, tokenizer = load_model_and_tokenizer(
-        config.model.path, torch.device(resolve_device(config.device)), config.tokenizer.path
-    )
+    loaded = load_model(config.model.path, torch.device(resolve_device(config.device)), config.tokenizer.path)
     sampling = SamplingParams(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -86,7 +85,7 @@ def infer(config: InferConfig, is_interactive: bool = True) -> list[dict[str, st
     answers: list[dict[str, str]] = []
 
     def answer(prompt: str) -> None:
-        text = generate(model, tokenizer, prompt, sampling, _stream_text)
+        text = generate(loaded.model, loaded.tokenizer, prompt, sampling, _stream_text)
         print(flush=True)
         answers.append({"prompt": prompt, "answer": text})
 

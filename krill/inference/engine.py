@@ -43,7 +43,7 @@ class Generation:
     """bos first."""
     params: SamplingParams
     top_logprobs: int | None = None
-    """Score the generated tokens, each with so many alternatives; None: no scores."""
+    """Number of alternatives with which each generated token is scored; None: no scores."""
     score_prompt: bool = False
     """Score the tokens of the prompt as well; needs top_logprobs."""
     new_ids: list[int] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from krill.errors import KrillError, UsageError
+from krill.inference.defaults import read_model_defaults
 from krill.models.model_folder import load_weights
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.hub import HUB_CHECKPOINT_FOLDER
@@ -16,10 +18,25 @@ from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
 
 
-def load_model_and_tokenizer(
-    name_or_path: str, device: torch.device, tokenizer_path: str | None = None
-) -> tuple[PreTrainedModel, TokenizerFolder]:
-    """Returns the model on `device` in evaluation mode, and its tokenizer, or the tokenizer at `tokenizer_path`.
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that generates, and what belongs to it."""
+
+    name: str
+    """As the user wrote it."""
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: TokenizerFolder
+    defaults: dict[str, Any]
+    """Sampling parameters that generation_config.json sets."""
+
+
+def load_model(
+    name_or_path: str, device: torch.device, tokenizer_path: str | None = None, precision: str = "auto"
+) -> LoadedModel:
+    """Returns the model on `device` in evaluation mode, with its tokenizer, or the tokenizer at `tokenizer_path`.
+
+    `precision`: a value of hardware.precision; auto is fp32 on the CPU, and on CUDA the type of the saved weights.
 
     Raises UsageError if there is no model, if it is damaged, or if the tokenizer has more entries than the model.
     """
@@ -28,14 +45,20 @@ def load_model_and_tokenizer(
         tokenizer_folder = resolve_tokenizer_folder(tokenizer_path)
     if tokenizer_folder is None:
         raise UsageError(f"{folder}: no tokenizer.json in the folder of the model; set tokenizer=FOLDER")
-    model: Any = load_weights(folder, f"model={name_or_path}", "auto")
+    model: Any = load_weights(folder, f"model={name_or_path}", _resolve_dtype(precision, device))
     tokenizer = load_tokenizer(tokenizer_folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(
             f"{tokenizer.folder}: the tokenizer has {tokenizer.vocab_size} entries, but the model only "
             f"{model.config.vocab_size}; set tokenizer= to the tokenizer that the model was trained with"
         )
-    return model.to(device).eval(), tokenizer
+    return LoadedModel(name_or_path, folder, model.to(device).eval(), tokenizer, read_model_defaults(folder))
+
+
+def _resolve_dtype(precision: str, device: torch.device) -> torch.dtype | str:
+    if precision == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def locate_model(name_or_path: str) -> tuple[Path, Path | None]:

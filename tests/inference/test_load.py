@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from krill.config.signature import hash_file
 from krill.errors import KrillError, UsageError
-from krill.inference.load import load_model_and_tokenizer, locate_model
+from krill.inference.load import load_model, locate_model
 from krill.models import model_folder as model_folder_module
 from krill.models.model_folder import verify_model
 from krill.models.pretrained import hash_model
@@ -135,14 +135,14 @@ def test_a_model_without_a_tokenizer_is_rejected(tmp_path: Path, model_folder: P
     shutil.copytree(model_folder, tmp_path / "x" / "y" / "m")
     (tmp_path / "x" / "y" / "m" / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=r"no tokenizer\.json"):
-        load_model_and_tokenizer(str(tmp_path / "x" / "y" / "m"), torch.device("cpu"))
+        load_model(str(tmp_path / "x" / "y" / "m"), torch.device("cpu"))
 
 
 def test_the_error_for_an_invalid_config_is_one_line(tmp_path: Path, model_folder: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="transformers cannot load") as error:
-        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
+        load_model(str(tmp_path / "m"), torch.device("cpu"))
     assert "\n" not in str(error.value)
 
 
@@ -151,7 +151,7 @@ def test_truncated_weights_are_rejected(tmp_path: Path, model_folder: Path) -> N
     weights = tmp_path / "m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     with pytest.raises(UsageError, match="transformers cannot load"):
-        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
+        load_model(str(tmp_path / "m"), torch.device("cpu"))
 
 
 def test_missing_weights_are_rejected(tmp_path: Path, model_folder: Path) -> None:
@@ -162,7 +162,7 @@ def test_missing_weights_are_rejected(tmp_path: Path, model_folder: Path) -> Non
     with pytest.raises(
         UsageError, match=r"lacks 1 weights, the first of them model\.layers\.1\.mlp\.up_proj\.weight"
     ):
-        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
+        load_model(str(tmp_path / "m"), torch.device("cpu"))
 
 
 def test_damaged_weights_of_a_run_are_named(finished_run: Path, unfinished_run: Path) -> None:
@@ -172,13 +172,13 @@ def test_damaged_weights_of_a_run_are_named(finished_run: Path, unfinished_run: 
         (finished_run, "model/model.safetensors"),
         (unfinished_run, "checkpoints/checkpoint-10/model.safetensors"),
     ):
-        load_model_and_tokenizer(str(run), torch.device("cpu"))
+        load_model(str(run), torch.device("cpu"))
         flip_bit(run / weights)
         with pytest.raises(UsageError, match=f"{weights} was changed since it was saved") as error:
-            load_model_and_tokenizer(str(run), torch.device("cpu"))
+            load_model(str(run), torch.device("cpu"))
         assert "\n" not in str(error.value)
     (finished_run / "model-manifest.json").unlink()  # as in a folder that krill did not write
-    load_model_and_tokenizer(str(finished_run), torch.device("cpu"))
+    load_model(str(finished_run), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(
     config = shutil.copytree(model_folder, tmp_path / "m") / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | values))
     with pytest.raises(UsageError, match=f"transformers cannot load .*{reason}") as error:
-        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
+        load_model(str(tmp_path / "m"), torch.device("cpu"))
     assert "\n" not in str(error.value)
 
 
@@ -217,13 +217,13 @@ def test_code_in_a_model_folder_never_runs(
         json.dumps(json.loads(config.read_text()) | {"auto_map": auto_map, "model_type": "evil"})
     )
     with pytest.raises(UsageError, match="Python code from that folder, which krill does not run"):
-        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
+        load_model(str(tmp_path / "m"), torch.device("cpu"))
     shutil.copy(model_folder / "config.json", config)
     (tmp_path / "m" / "model.safetensors").unlink()
     payload = pickle.dumps(subprocess.Popen) + bytes(10**6)
     (tmp_path / "m" / "pytorch_model.bin").write_bytes(payload)
     with pytest.raises(UsageError, match="transformers cannot load"):
-        load_model_and_tokenizer(str(tmp_path / "m"), torch.device("cpu"))
+        load_model(str(tmp_path / "m"), torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -245,12 +245,12 @@ def test_an_invalid_hub_id_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_loaded_model_is_ready_to_generate(
     model_folder: Path, model: Any, tokenizer: TokenizerFolder
 ) -> None:
-    loaded, loaded_tokenizer = load_model_and_tokenizer(str(model_folder), torch.device("cpu"))
-    assert not loaded.training
-    assert loaded_tokenizer.vocab_size == tokenizer.vocab_size
+    loaded = load_model(str(model_folder), torch.device("cpu"))
+    assert not loaded.model.training
+    assert loaded.tokenizer.vocab_size == tokenizer.vocab_size
     ids = torch.tensor([[0, 70, 71]])
     with torch.no_grad():
-        torch.testing.assert_close(loaded(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+        torch.testing.assert_close(loaded.model(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
 
 
 def test_another_tokenizer_can_be_used(
@@ -260,8 +260,7 @@ def test_another_tokenizer_can_be_used(
     shutil.copytree(model_folder, bare)
     (bare / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=r"no tokenizer\.json in the folder of the model; set tokenizer="):
-        load_model_and_tokenizer(str(bare), torch.device("cpu"))
+        load_model(str(bare), torch.device("cpu"))
     assert (
-        load_model_and_tokenizer(str(bare), torch.device("cpu"), str(tokenizer.folder))[1].folder
-        == tokenizer.folder
+        load_model(str(bare), torch.device("cpu"), str(tokenizer.folder)).tokenizer.folder == tokenizer.folder
     )

@@ -1,0 +1,54 @@
+"""The sampling parameters of an answer: what the user sets, else what the model's files set, else krill's defaults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from krill.errors import UsageError
+from krill.inference.sampling import SamplingParams
+
+MODEL_KEYS = frozenset(field.name for field in fields(SamplingParams)) - {"stop", "seed"}
+"""Parameters that generation_config.json may set."""
+NEUTRAL = SamplingParams(temperature=1, top_p=1, repetition_penalty=1)
+"""Parameters that leave the distribution of the model as it is: transformers' and OpenAI's defaults."""
+
+
+def read_model_defaults(folder: Path) -> dict[str, Any]:
+    """Returns the parameters that generation_config.json in a model's folder sets; none for a file without any.
+
+    `do_sample: false` is temperature 0. Raises UsageError if the file is damaged.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        set_values = {key: content[key] for key in MODEL_KEYS & content.keys() if content[key] is not None}
+        if any(
+            isinstance(value, bool) or not isinstance(value, (int, float)) for value in set_values.values()
+        ):
+            raise ValueError("a parameter is not a number")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"{path}: not a generation_config.json ({error}); restore it, or remove it"
+        ) from error
+    if content.get("do_sample") is False:
+        set_values["temperature"] = 0
+    return set_values
+
+
+def resolve_params(
+    given: Mapping[str, Any], model_defaults: Mapping[str, Any], base: SamplingParams | None = None
+) -> SamplingParams:
+    """Returns the parameters of an answer.
+
+    `given`: what the user sets, None for what is left to the model. `base`: what neither sets; krill's defaults.
+    """
+    chosen = {key: value for key, value in given.items() if value is not None}
+    defaults = base or SamplingParams()
+    values = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+    return SamplingParams(**(values | dict(model_defaults) | chosen))

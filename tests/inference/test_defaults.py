@@ -1,0 +1,42 @@
+"""What the user sets wins over the model's generation_config.json, which wins over krill's defaults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krill.errors import UsageError
+from krill.inference.defaults import NEUTRAL, read_model_defaults, resolve_params
+from krill.inference.sampling import SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, {}),
+        ({"eos_token_id": [1, 2], "temperature": None, "cache_implementation": "x"}, {}),
+        ({"do_sample": True, "temperature": 0.7, "top_k": 20}, {"temperature": 0.7, "top_k": 20}),
+        ({"do_sample": False, "temperature": 0.7}, {"temperature": 0}),
+    ],
+)
+def test_a_models_defaults_are_read(content: Any, expected: dict[str, Any], tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    assert read_model_defaults(tmp_path) == expected
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"top_k": "all"}', '{"top_p": true}'])
+def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(UsageError, match=r"generation_config\.json: not a generation_config\.json"):
+        read_model_defaults(tmp_path)
+
+
+def test_the_order_of_precedence() -> None:
+    params = resolve_params({"top_k": None, "top_p": 0.3, "seed": 5}, {"top_k": 7, "top_p": 0.9})
+    assert params == SamplingParams(top_k=7, top_p=0.3, seed=5)
+    assert resolve_params({}, {}) == SamplingParams()
+    assert resolve_params({}, {"top_k": 3}, NEUTRAL).repetition_penalty == 1
