@@ -56,7 +56,7 @@ from krill.data.inputs import RunInputs
 from krill.data.prepare import prepare_store, prepare_task_parts
 from krill.data.store import SPLITS, Store
 from krill.errors import DONE, KrillError
-from krill.inference.load import load_model_and_tokenizer
+from krill.inference.load import load_model
 from krill.launch.invocation import Composition, SingleRun, SubmittedJob
 from krill.launch.job_files import read_job_file, write_job_files
 from krill.models.pretrained import hash_model, load_pretrained_model
@@ -346,7 +346,7 @@ def make_infer(run: Path) -> Read:
     """Returns what krill-infer loads."""
 
     def infer() -> tuple[str, Any]:
-        model, tokenizer = load_model_and_tokenizer(str(run), torch.device("cpu"))
+        model, tokenizer = load_model(str(run), torch.device("cpu"))
         ids = Encoder(tokenizer).encode(["the quick fox"]).tokens.tolist()
         return "", [list_weights(model), model.config.to_dict(), model.generation_config.to_dict(), ids]
 

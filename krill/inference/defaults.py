@@ -1,4 +1,4 @@
-"""The sampling parameters of an answer: what the user sets, else what the model's files set, else krill's defaults."""
+"""The sampling parameters of an answer: what the user sets, else the files of the model, else krill's defaults."""
 
 from __future__ import annotations
 
