@@ -346,9 +346,11 @@ def make_infer(run: Path) -> Read:
     """Returns what krill-infer loads."""
 
     def infer() -> tuple[str, Any]:
-        model, tokenizer = load_model(str(run), torch.device("cpu"))
-        ids = Encoder(tokenizer).encode(["the quick fox"]).tokens.tolist()
-        return "", [list_weights(model), model.config.to_dict(), model.generation_config.to_dict(), ids]
+        loaded = load_model(str(run), torch.device("cpu"))
+        model: Any = loaded.model
+        ids = Encoder(loaded.tokenizer).encode(["the quick fox"]).tokens.tolist()
+        configs = [model.config.to_dict(), model.generation_config.to_dict(), loaded.defaults]
+        return "", [list_weights(model), configs, ids]
 
     return infer
 
