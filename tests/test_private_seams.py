@@ -28,6 +28,9 @@ from krill.training.trainer import KrillTrainer
 ROOT = Path(krill.__file__).parents[1]
 
 CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
+    "transformers.conversion_mapping:get_checkpoint_conversion_mapping": (
+        ("model_type",), "krill/launch/warm_up.py",
+    ),
     "transformers:Trainer.create_accelerator_and_postprocess": (("self",), "krill/training/trainer.py"),
     "transformers:Trainer.get_train_dataloader": (("self",), "krill/training/trainer.py"),
     "transformers:Trainer.create_optimizer": (("self", "model"), "krill/training/trainer.py"),

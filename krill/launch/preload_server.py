@@ -32,6 +32,7 @@ from types import ModuleType
 from typing import Any
 
 from krill.launch.preload import MESSAGE_LENGTH, select_import_variables
+from krill.launch.warm_up import warm_up
 from krill.resources import paused_garbage_collection
 from krill.signals import die_with_parent
 
@@ -72,6 +73,7 @@ def main(address: Path, listener: socket.socket, modules: list[str]) -> CommandR
     environment = dict(os.environ)
     try:
         import_single_threaded(modules)
+        warm_up()
         if not is_safe_to_fork():
             return None
         gc.collect()

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import compositions
 import fake_slurm
 import pytest
 
 from krill.cli import compose, train
-from krill.cli.compose import compose_config
 from krill.config.overrides import quote_override
 from krill.config.schema import HardwareConfig, TrainConfig
 from krill.config.validation import validate_config
@@ -29,7 +29,7 @@ mixed|gpu:v100:8|40|infinite
 
 
 def make_config(*overrides: str) -> TrainConfig:
-    return validate_config(TrainConfig, compose_config("train", list(overrides)))
+    return validate_config(TrainConfig, compositions.compose("train", *overrides))
 
 
 def make_hardware(*overrides: str) -> HardwareConfig:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from compositions import compose
 
-from krill.cli.compose import compose_config
 from krill.config.schema import CustomModelConfig, TransformerConfig
 from krill.errors import UsageError
 from krill.models.build import build_model, count_parameters
@@ -32,7 +32,7 @@ def load_preset(name: str) -> TransformerConfig:
     from omegaconf import OmegaConf
 
     return TransformerConfig.model_validate(
-        OmegaConf.to_container(compose_config("train", [f"model={name}"]).model, resolve=True)
+        OmegaConf.to_container(compose("train", f"model={name}").model, resolve=True)
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from compositions import compose
 
 import krill.training.compute.attention  # noqa: F401  (registers varlen)
-from krill.cli.compose import compose_config
 from krill.config.schema import AutoModelConfig, ModelConfig, TrainConfig
 from krill.config.validation import validate_config
 from krill.errors import UsageError
@@ -58,7 +58,7 @@ def make_auto_config(model_type: str, **keys: Any) -> AutoModelConfig:
 
 
 def load_preset(name: str, *overrides: str) -> ModelConfig:
-    return validate_config(TrainConfig, compose_config("train", [f"model={name}", *overrides])).model
+    return validate_config(TrainConfig, compose("train", f"model={name}", *overrides)).model
 
 
 def build_small_model(name: str, backend: str) -> Any:

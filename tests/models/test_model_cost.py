@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from compositions import compose
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from krill.cli.compose import compose_config
 from krill.config.schema import AutoModelConfig, ModelConfig, TrainConfig, TransformerConfig
 from krill.config.validation import validate_config
 from krill.models import cost
@@ -131,7 +131,7 @@ def test_mean_attention_span(lengths: list[int], window: int | None, expected: f
 
 @cache
 def load_config(*overrides: str) -> TrainConfig:
-    return validate_config(TrainConfig, compose_config("train", overrides))
+    return validate_config(TrainConfig, compose("train", *overrides))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from compositions import compose
 from pydantic import TypeAdapter, ValidationError
 
-from krill.cli.compose import compose_config
 from krill.config.schema import Filter, TrainConfig
 from krill.config.validation import validate_config
 from krill.errors import UsageError
@@ -80,7 +80,7 @@ def make_korean_document(rng: random.Random) -> str:
 
 @cache
 def load_web_filters() -> Filters:
-    return Filters(validate_config(TrainConfig, compose_config("train", ["filters=web"])).data.filters)
+    return Filters(validate_config(TrainConfig, compose("train", "filters=web")).data.filters)
 
 
 @cache
@@ -399,7 +399,7 @@ def test_a_verdict_names_the_keys_that_it_depends_on():
 
 
 def test_every_reason_of_a_rule_has_a_key():
-    rules = validate_config(TrainConfig, compose_config("train", ["filters=web"])).data.filters
+    rules = validate_config(TrainConfig, compose("train", "filters=web")).data.filters
     rules += make_rules({"name": "length"})
     dumped = [rule.model_dump() for rule in rules]
     for name, check in Filters(rules)._checks:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compositions import compose
 from console import get_preloaded_environment
 
 from krill.cli import app
-from krill.cli.compose import compose_config
 from krill.cli.train import run_task
 from krill.config.overrides import quote_override
 from krill.config.schema import TrainConfig
@@ -26,6 +26,7 @@ from krill.config.validation import validate_config
 from krill.data.cache import get_or_prepare_store, get_or_train_tokenizer
 from krill.data.inputs import RunInputs
 from krill.data.packing import Rows, pack
+from krill.runs.plots import plot_losses
 from krill.runs.record import read_metrics, read_status
 from krill.tokenizer.artifact import TokenizerFolder
 from krill.training.run import run_training
@@ -51,6 +52,21 @@ WORDS = [
     "고양이는",
     "잔다",
 ]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_plot() -> Iterator[None]:
+    """Draw the losses of the first run alone, for all runs of this process: a plot is a tenth of a small training."""
+    drawn: list[bytes] = []
+
+    def plot(folder: Path, *baselines: float | None) -> Path:
+        drawn[:] = drawn or [plot_losses(folder, *baselines).read_bytes()]
+        (folder / "loss.png").write_bytes(drawn[0])
+        return folder / "loss.png"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("krill.runs.plots.plot_losses", plot)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -87,9 +103,7 @@ def make_config(overrides: list[str]) -> Callable[..., TrainConfig]:
         combined = [*overrides, *more]
         if any(override.startswith("epochs=") for override in more):
             combined += ["steps=null"]
-        return validate_config(
-            TrainConfig, compose_config("train", [quote_override(override) for override in combined])
-        )
+        return validate_config(TrainConfig, compose("train", *map(quote_override, combined)))
 
     return make
 

@@ -1,0 +1,44 @@
+"""Does before the first fork what each forked command would do again: building parsers, validators and tables.
+
+Nothing here may start a thread: a process with threads is not forked.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def warm_up() -> None:
+    """Builds what the libraries that this process has imported build at their first use."""
+    if "hydra" in sys.modules:
+        _build_override_parsers()
+    if "krill.config.schema" in sys.modules:
+        _build_validators()
+    if "transformers.modeling_utils" in sys.modules:
+        _build_conversion_tables()
+
+
+def _build_override_parsers() -> None:
+    """ANTLR's automata grow with what they have read."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf.grammar_parser import parse
+
+    lines = ["model=a_b", "a.b=1e-3,2", "c=[1,x.y,'a b']", "d={e: null, f: true}", "g='range(0,4)'", "h=10m"]
+    OverridesParser.create().parse_overrides(lines)
+    for text in ("${a.b}", "${krill.null_if_set:${a},b}", "${oc.select:a,null}", "${hydra:job.name}"):
+        parse(text)
+
+
+def _build_validators() -> None:
+    """Pydantic builds the validator of a model when it is first used."""
+    from krill.config.schema import InferConfig, InspectConfig, TrainConfig
+
+    for schema in (TrainConfig, InspectConfig, InferConfig):
+        schema.model_rebuild()
+
+
+def _build_conversion_tables() -> None:
+    """transformers compiles nine hundred regular expressions at the first save of a model."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("llama")
