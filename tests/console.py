@@ -43,6 +43,11 @@ MODULES = (
     "krill.cli.runs",
     "krill.cli.tokenizer",
     "krill.inspection.store_report",
+    "krill.launch.auto_processes",
+    "krill.launch.run_names",
+    "krill.sweep.composer",
+    "krill.sweep.plugins",
+    "krill.sweep.sweeper",
     "krill.training.estimate.dry_run",
 )
 

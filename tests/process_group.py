@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -30,6 +31,7 @@ PRELOADED_MODULES = [
     "transformers",
     "transformers.pytorch_utils",
     "krill.training.run",
+    "warm_fork_server",
 ]
 """Imported once by the server from which ranks are forked: importing them takes longer than most tests."""
 
@@ -43,12 +45,15 @@ def run_on_ranks(world_size: int, work: Callable[..., Any], *arguments: Any, fol
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     multiprocessing.set_forkserver_preload(PRELOADED_MODULES)
-    mp.start_processes(
-        _run_rank,
-        (world_size, port, dict(os.environ), work, arguments, folder),
-        nprocs=world_size,
-        start_method="forkserver",
-    )
+    environment = dict(os.environ)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Python 3.11's server does not get sys.path
+        mp.start_processes(
+            _run_rank,
+            (world_size, port, environment, work, arguments, folder),
+            nprocs=world_size,
+            start_method="forkserver",
+        )
     return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
 
 

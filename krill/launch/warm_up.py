@@ -11,18 +11,20 @@ import sys
 def warm_up() -> None:
     """Builds what the libraries that this process has imported build at their first use."""
     if "hydra" in sys.modules:
-        _build_override_parsers()
+        _load_hydra()
     if "krill.config.schema" in sys.modules:
         _build_validators()
     if "transformers.modeling_utils" in sys.modules:
         _build_conversion_tables()
 
 
-def _build_override_parsers() -> None:
-    """ANTLR's automata grow with what they have read."""
+def _load_hydra() -> None:
+    """Hydra looks for plugins at its first use, and ANTLR's automata grow with what they have read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.plugins import Plugins
     from omegaconf.grammar_parser import parse
 
+    Plugins.instance()
     lines = ["model=a_b", "a.b=1e-3,2", "c=[1,x.y,'a b']", "d={e: null, f: true}", "g='range(0,4)'", "h=10m"]
     OverridesParser.create().parse_overrides(lines)
     for text in ("${a.b}", "${krill.null_if_set:${a},b}", "${oc.select:a,null}", "${hydra:job.name}"):

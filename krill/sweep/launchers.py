@@ -113,7 +113,8 @@ def _get_server(sweep: Sweep, points: Sequence[Point], environment: Mapping[str,
     if sweep.server is None:
         modules = PRELOADED_MODULES.get(sweep.command, ())
         has_several_points = len(points) > 1 or points[0].config.sweep.search != "grid"
-        can_fork = None if has_several_points and modules else False
+        is_repaid = has_several_points or PreloadedServer.get_running().address is not None
+        can_fork = None if is_repaid and modules else False
         sweep.server = PreloadedServer.start(modules, os.environ | environment, can_fork)
     return sweep.server
 
