@@ -28,6 +28,7 @@ SMALL_RUN = (
     "data.validation_fraction=0.1",
     "steps=4",
     "eval_every=4",
+    "eval_tokens=2000",
 )
 """Overrides that make a run small."""
 

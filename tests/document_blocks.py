@@ -21,7 +21,8 @@ NAMED = re.compile(r"`(?P<name>[\w./]+\.(?:py|yaml))`:$")
 SHIM = """#!{python}
 import os, re, sys
 SMALL = {{
-    "steps": "4", "sequence_len": "64", "batch.micro_batch_size": "2", "eval_every": "2", "hardware.threads": "1",
+    "steps": "4", "sequence_len": "64", "batch.micro_batch_size": "2", "eval_every": "2", "eval_tokens": "2000",
+    "hardware.threads": "1",
     "model.hidden_size": "24", "model.intermediate_size": "32", "model.num_hidden_layers": "1",
 }}
 CUT = {{"steps": "steps=4", "epochs": "epochs=0.01", "sweep.trials": "sweep.trials=2"}}
@@ -51,7 +52,7 @@ elif command != "krill-runs" and not {{"--help", "--cfg", "-sc"}} & {{*words, *p
         small["tokenizer.vocab_size"] = "600"
     has_path = any("=" not in word and not word.startswith("-") for word in words)
     if not has_path and not {{"data", "experiment", "from", "continue"}} & set(keys):
-        small["data.validation_fraction"] = "0.003"  # validation takes longer than the run
+        small["data.validation_fraction"] = "0.003"
     if keys.get("data") == "data=files":
         small["data.validation_fraction"] = "0.1"
     if {{"model.hidden_size"}} & set(small) and {{"batch.tokens"}} & set(keys):

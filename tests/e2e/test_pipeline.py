@@ -13,12 +13,12 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_default_learns(krill: Krill, tmp_path: Path):
-    """The default in miniature (a sixth of its steps): well below what token frequencies alone give."""
-    done = krill("train", "steps=80", "hardware.threads=1")
+    """The default in miniature (a ninth of its steps): below what token frequencies alone give."""
+    done = krill("train", "steps=55", "hardware.threads=1")
     run = tmp_path / done.stdout.splitlines()[-1]
     metrics = read_status_file(run)["metrics"]
     assert isinstance(metrics, dict)
-    assert metrics["unigram"] - metrics["eval_loss"] > 0.4
+    assert metrics["unigram"] - metrics["eval_loss"] > 0.05
     for file in (
         "loss.png",
         "sample.txt",
@@ -29,7 +29,7 @@ def test_the_default_learns(krill: Krill, tmp_path: Path):
     ):
         assert (run / file).stat().st_size > 0
 
-    again = krill("train", "dry_run=true", "steps=80", "hardware.threads=1")
+    again = krill("train", "dry_run=true", "steps=55", "hardware.threads=1")
     assert "reuse" in again.stdout
     assert "prepare " not in again.stdout
 
