@@ -95,6 +95,8 @@ def diagnose_overrides(
             messages += filter(None, [_describe_hydra_error(item)])
         elif sections := _find_section_errors(command, item, composed, known, folders):
             messages += sections
+        elif key in known and item.is_add():
+            messages.append(f"{item.input_line}: the key exists; use {key}=…")
         elif key not in known and not item.is_add():
             messages.append(_describe_unknown_key(command, key, known, folders))
         else:
@@ -196,6 +198,13 @@ def _describe_unknown_option(group: str, option: Any, folders: Sequence[Path]) -
         )
     if any((folder / group / f"{name}.yml").is_file() for folder in folders):
         return f"unknown option '{name}' for {group}: rename {name}.yml to {name}.yaml"
+    from krill.sources.formats import COMPRESSIONS, FILE_KINDS  # it imports pyarrow
+
+    path = Path(name)
+    if path.stem in known and path.suffix in (".yaml", ".yml"):
+        return f"unknown option '{name}' for {group}: use its name, {group}={path.stem}"
+    if group == "data" and (path.suffix.lower() in (*FILE_KINDS, *COMPRESSIONS) or path.is_dir()):
+        return f"unknown option '{name}' for data: for text of your own use data=files data.paths=[{name}]"
     return f"unknown option '{name}' for {group}. {suggest(name, known, f'{group}={{}}')}"
 
 
