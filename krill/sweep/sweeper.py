@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from krill import atomic
 from krill.checksum import write_checksummed_json
 from krill.config.overrides import expand_float_range, quote_override, to_unresolved_list
+from krill.config.paths import relative_path
 from krill.config.resolvers import get_dry_run_folder, get_sweep_folder
 from krill.config.secrets import mask_config, mask_secrets
 from krill.errors import DONE, SWEEP_FAILED, UsageError
@@ -80,7 +81,11 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
                 point.invocation.composition.hydra.launcher for point in points if point
             )
         sweep = Sweep(folder, composer.command, composer.dry_run, now())
-        log.info("sweep       %s%s", search.describe(len(points)), "" if sweep.dry_run else f" in {folder}")
+        log.info(
+            "sweep       %s%s",
+            search.describe(len(points)),
+            "" if sweep.dry_run else f" in {relative_path(folder)}",
+        )
         self.session.sweep = sweep
         try:
             with atomic.name_folder_in_errors(folder):
@@ -240,7 +245,7 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
     table.print_table(rows, sys.stderr)
     with atomic.name_folder_in_errors(sweep.folder):
         table.write_csv(rows, sweep.folder)
-    print(sweep.folder)
+    print(relative_path(sweep.folder))
     good = {"finished", *(ACTIVE_STATES if sweep.points[0].config.detach else ())}
     is_good = not sweep.has_invalid_points and all(row.state in good for row in rows)
     return DONE if is_good else SWEEP_FAILED
