@@ -17,7 +17,8 @@ from krill.config.schema import TrainConfig
 from krill.errors import KrillError
 from krill.models.build import build_model
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 from krill.training.batch_shape import (
     BatchShape,
     compute_batch_shape,

@@ -22,7 +22,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from krill.config.schema import TrainConfig
 from krill.data.packing import Rows
 from krill.errors import KrillError, UsageError
-from krill.runs.record import read_metrics
+from krill.runs.json_lines import read_metrics
 from krill.training.compute import attention, backends, compilation, liger
 from krill.training.compute.compilation import (
     MIN_PASSES,
