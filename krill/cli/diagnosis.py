@@ -42,22 +42,7 @@ def diagnose_overrides(
     is_multirun: bool = False,
 ) -> list[str]:
     """Returns a message for every error in `overrides`, found by composing without the invalid ones."""
-    messages, parsed = [], []
-    for text in overrides:
-        try:
-            item = OverridesParser.create().parse_override(text)
-            expand_float_range(item)
-        except UsageError as range_error:
-            messages.append(str(range_error))
-            continue
-        except HydraException:
-            messages.append(f"cannot read {text}; quote the value: {text.partition('=')[0]}='…'")
-            continue
-        if _has_nested_interval(item.value()):
-            messages.append(f"{text}: an interval cannot be one of several values")
-            continue
-        parsed.append(item)
-    parsed = [item for item in parsed if not isinstance(item.value(), Glob)]
+    parsed, messages = _parse_overrides(overrides)
     groups = {
         item.key_or_group: item
         for item in parsed
@@ -110,6 +95,25 @@ def diagnose_overrides(
             raise
         messages.append(_format_hydra_error(other))
     return list(dict.fromkeys(messages)) or [_format_hydra_error(error)]
+
+
+def _parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """Returns the overrides that Hydra can parse, without globs, and a message for each of the others."""
+    parsed, messages = [], []
+    for text in overrides:
+        try:
+            item = OverridesParser.create().parse_override(text)
+            expand_float_range(item)
+        except UsageError as error:
+            messages.append(str(error))
+        except HydraException:
+            messages.append(f"cannot read {text}; quote the value: {text.partition('=')[0]}='…'")
+        else:
+            if _has_nested_interval(item.value()):
+                messages.append(f"{text}: an interval cannot be one of several values")
+            elif not isinstance(item.value(), Glob):
+                parsed.append(item)
+    return parsed, messages
 
 
 def _has_nested_interval(value: Any) -> bool:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Entry point of krill-inspect."""
+    """Runs krill-inspect; returns the exit code."""
     return app.main("inspect", run_task, positional_key="data", prepare_arguments=_resolve_folder_arguments)
 
 

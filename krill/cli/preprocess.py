@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Entry point of krill-preprocess."""
+    """Runs krill-preprocess; returns the exit code."""
     return app.main("preprocess", run_task)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Entry point of krill-tokenizer."""
+    """Runs krill-tokenizer; returns the exit code."""
     return app.main("tokenizer", run_task)
 
 

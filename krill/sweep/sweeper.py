@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -31,6 +32,7 @@ from krill.launch.job_files import Point
 from krill.runs import table
 from krill.runs.find import list_point_folders, read_sweep
 from krill.runs.record import now
+from krill.runs.resolve import BEST
 from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.summary import summarize_sweep
 from krill.sweep.composer import Composer, PointErrors, format_point_errors
@@ -243,6 +245,8 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
         return SWEEP_FAILED if has_error else DONE
     rows = sweep.build_rows()
     table.print_table(rows, sys.stderr)
+    if sweep.command == "train" and any(row.eval_loss is not None for row in rows):
+        log.info("next        krill-infer %s%s", shlex.quote(str(relative_path(sweep.folder))), BEST)
     with atomic.name_folder_in_errors(sweep.folder):
         table.write_csv(rows, sweep.folder)
     print(relative_path(sweep.folder))

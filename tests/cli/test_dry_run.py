@@ -120,6 +120,6 @@ def test_a_trial_shows_what_each_rule_would_drop(tmp_path: Path):
     head, *table = done.stdout.splitlines()[1:]
     assert head == "sample      4 documents of 1 of 1 parts: 1 kept"
     rows = {line[2:30].strip(): line[30:].split(maxsplit=3) for line in table[1:]}
-    assert rows["min_chars"] == ["1", "25.00%", "0.00", "a.jsonl:1 'short'"]
-    assert rows["length: too long"][:2] == rows["duplicate"][:2] == ["1", "25.00%"]
+    assert rows["min_chars"] == ["1", "25.00 %", "0.00", "a.jsonl:1 'short'"]
+    assert rows["length: too long"][:2] == rows["duplicate"][:2] == ["1", "25.00 %"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
