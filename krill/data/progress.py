@@ -159,8 +159,8 @@ def format_data_hints(
     if share := read_counts.get("decomposed", 0) / num_documents:
         lines.append(
             f"normalize   {max(100 * share, 0.1):.1f} % of the documents have decomposed letters (NFD, as macOS "
-            "writes Hangul), which take up to three times the tokens, and which the leak check does not find in others; "
-            "compose them: data.normalize=nfc"
+            "writes Hangul), which take up to three times the tokens, and which the leak check does not find in "
+            "others; compose them: data.normalize=nfc"
         )
     return lines
 
