@@ -249,7 +249,7 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
         log.info("next        krill-infer %s%s", shlex.quote(str(relative_path(sweep.folder))), BEST)
     with atomic.name_folder_in_errors(sweep.folder):
         table.write_csv(rows, sweep.folder)
-    print(relative_path(sweep.folder))
+    print(sweep.folder)
     good = {"finished", *(ACTIVE_STATES if sweep.points[0].config.detach else ())}
     is_good = not sweep.has_invalid_points and all(row.state in good for row in rows)
     return DONE if is_good else SWEEP_FAILED
