@@ -64,15 +64,8 @@ from krill.runs import checkpoints
 from krill.runs.claim import claim
 from krill.runs.compare import flatten_config
 from krill.runs.find import Run, RunGroup, list_point_folders, read_sweep, run_at
-from krill.runs.record import (
-    Record,
-    read_config,
-    read_jsonl,
-    read_metrics,
-    read_status,
-    read_validations,
-    read_versions,
-)
+from krill.runs.json_lines import read_jsonl, read_metrics, read_validations
+from krill.runs.record import Record, read_config, read_status, read_versions
 from krill.runs.run_state import find_slurm_job, read_submission_status
 from krill.runs.slurm import JOBS_FILE
 from krill.runs.summary import build_sweep_command, describe_run, describe_sweep, suggest_commands

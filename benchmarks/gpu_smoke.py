@@ -40,7 +40,8 @@ from transformers import TrainerCallback
 from krill import atomic
 from krill.cli.train import main as krill_train
 from krill.data.packing import Row
-from krill.runs.record import read_metrics, read_versions
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_versions
 from krill.training.batches import RowCollator
 from krill.training.compute.attention import varlen_attention_forward
 

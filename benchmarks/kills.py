@@ -44,7 +44,8 @@ from typing import Any
 
 from krill.errors import REQUEUE
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics, read_status, read_versions
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status, read_versions
 
 SCRIPTS = Path(sys.executable).parent
 CLOCK_METRICS = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")

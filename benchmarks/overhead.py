@@ -42,7 +42,8 @@ from krill.data.inputs import RunInputs
 from krill.data.packing import IGNORE_INDEX
 from krill.optim.build import build_optimizer
 from krill.optim.schedules import build_scheduler
-from krill.runs.record import read_metrics, read_versions
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_versions
 from krill.training import run as training
 from krill.training.compute.head_loss import build_loss
 from krill.training.trainer import KrillTrainer

@@ -31,7 +31,8 @@ from typing import Any
 
 from krill.manifest import CHECKPOINT_MANIFEST
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics, read_versions
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_versions
 
 EARLY, LATE, STEPS = 10, 1_000_000, 1_000_005
 OVERRIDES = [

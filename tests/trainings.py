@@ -9,7 +9,7 @@ from typing import Any
 from krill.config.schema import TrainConfig
 from krill.data.inputs import RunInputs
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics
+from krill.runs.json_lines import read_metrics
 from krill.training.compute.setup import resolve_compute_setup
 from krill.training.estimate.dry_run import plan_run
 from krill.training.setup import RunSetup, build_run_setup

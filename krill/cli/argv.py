@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from krill.cli.completion import COMPLETION_FLAGS
 from krill.config.key_aliases import HYDRA_KEYS, find_foreign_key
@@ -16,7 +18,7 @@ from krill.config.overrides import (
 from krill.errors import UsageError
 
 _BOOLEAN_FLAGS = {"--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", *COMPLETION_FLAGS}
-_VALUE_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn"}
+_VALUE_FLAGS = {"--cfg", "-c", "--package", "-p"}
 _INFO_FLAGS = {"--info", "-i"}
 _FLAG_CHOICES = {
     ("--cfg", "-c"): ("job", "hydra", "all"),
@@ -80,7 +82,7 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
     argument that is neither a flag nor an override.
     """
     parsed, errors = ParsedArguments(), []
-    arguments = list(argv)
+    arguments, previous = list(argv), ""
     example = {
         None: "options are chosen as in model=tiny_ko",
         "model": 'set the prompt with prompt="…"',
@@ -95,6 +97,12 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
             folder = value if equals else _pop_flag_value(argument, arguments)
             errors.append(
                 f"{flag} is not needed: krill finds its own files; add yours with --config-dir {folder}"
+            )
+        elif flag in ("--config-name", "-cn"):
+            name = Path(value if equals else _pop_flag_value(argument, arguments)).stem
+            errors.append(
+                f"{flag} is not needed: each command has its configuration; for conf/experiment/{name}.yaml use "
+                f"experiment={name}"
             )
         elif argument == "--":
             continue
@@ -116,7 +124,9 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
             parsed.overrides.append(f"{positional_key}={argument}")
             positional_key = None
         else:
-            errors.append(f"'{argument}' is not key=value; {example}")
+            problem = f"'{argument}' is not key=value"
+            errors.append(_describe_bare_argument(previous, argument, arguments) or f"{problem}; {example}")
+        previous = argument
     errors += _find_flag_errors(parsed)
     if errors:
         raise UsageError("\n".join(errors))
@@ -152,10 +162,39 @@ def _pop_flag_value(flag: str, arguments: list[str]) -> str:
     return arguments.pop(0)
 
 
+def _describe_bare_argument(previous: str, argument: str, arguments: list[str]) -> str | None:
+    """Returns the message for an argument without "=" that is clearly a part of an override, or the name of a file.
+
+    Takes the other parts of the override from `arguments`, those that follow.
+    """
+    from krill.sources.formats import COMPRESSIONS, FILE_KINDS  # it imports pyarrow
+
+    path = Path(argument)
+    is_name = re.fullmatch(r"[A-Za-z_][\w.]*", argument) is not None
+    follows = previous.endswith((",", "=")) or argument.startswith((",", "="))
+    if follows or (arguments and arguments[0].startswith(("=", ","))):
+        parts = [*([previous] if follows else []), argument]
+        while arguments and (parts[-1].endswith((",", "=")) or arguments[0].startswith((",", "="))):
+            parts.append(arguments.pop(0))
+        return f"{' '.join(parts)}: an override has no spaces; use {''.join(parts)}"
+    if path.suffix.lower() in (*FILE_KINDS, *COMPRESSIONS):
+        return f"'{argument}' is not key=value; for a file of your own use data=files data.paths=[{argument}]"
+    if path.suffix in (".yaml", ".yml"):
+        return (
+            f"'{argument}' is not key=value; for conf/experiment/{path.stem}.yaml use experiment={path.stem}"
+        )
+    if is_name and arguments and re.fullmatch(r"[\w.-]+", arguments[0]) and arguments[0][0] != "-":
+        return f"'{argument}' is not key=value; use {_build_override(argument, arguments.pop(0))}"
+    return None
+
+
+def _build_override(key: str, value: str) -> str:
+    """Returns the override that sets `key`, also if that is the name of a key in another tool."""
+    return (find_foreign_key(key) or f"{key}=…").replace("…", value or "…", 1)
+
+
 def _describe_dashed_argument(argument: str, arguments: list[str]) -> str:
     name, equals, value = argument.lstrip("-").partition("=")
     if not equals and arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         value = arguments.pop(0)
-    key = name.replace("-", "_")
-    override = find_foreign_key(key) or f"{key}=…"
-    return f"krill takes key=value, not {argument}: use {override.replace('…', value or '…', 1)}"
+    return f"krill takes key=value, not {argument}: use {_build_override(name.replace('-', '_'), value)}"

@@ -42,22 +42,7 @@ def diagnose_overrides(
     is_multirun: bool = False,
 ) -> list[str]:
     """Returns a message for every error in `overrides`, found by composing without the invalid ones."""
-    messages, parsed = [], []
-    for text in overrides:
-        try:
-            item = OverridesParser.create().parse_override(text)
-            expand_float_range(item)
-        except UsageError as range_error:
-            messages.append(str(range_error))
-            continue
-        except HydraException:
-            messages.append(f"cannot read {text}; quote the value: {text.partition('=')[0]}='…'")
-            continue
-        if _has_nested_interval(item.value()):
-            messages.append(f"{text}: an interval cannot be one of several values")
-            continue
-        parsed.append(item)
-    parsed = [item for item in parsed if not isinstance(item.value(), Glob)]
+    parsed, messages = _parse_overrides(overrides)
     groups = {
         item.key_or_group: item
         for item in parsed
@@ -95,6 +80,8 @@ def diagnose_overrides(
             messages += filter(None, [_describe_hydra_error(item)])
         elif sections := _find_section_errors(command, item, composed, known, folders):
             messages += sections
+        elif key in known and item.is_add():
+            messages.append(f"{item.input_line}: the key exists; use {key}=…")
         elif key not in known and not item.is_add():
             messages.append(_describe_unknown_key(command, key, known, folders))
         else:
@@ -108,6 +95,25 @@ def diagnose_overrides(
             raise
         messages.append(_format_hydra_error(other))
     return list(dict.fromkeys(messages)) or [_format_hydra_error(error)]
+
+
+def _parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """Returns the overrides that Hydra can parse, without globs, and a message for each of the others."""
+    parsed, messages = [], []
+    for text in overrides:
+        try:
+            item = OverridesParser.create().parse_override(text)
+            expand_float_range(item)
+        except UsageError as error:
+            messages.append(str(error))
+        except HydraException:
+            messages.append(f"cannot read {text}; quote the value: {text.partition('=')[0]}='…'")
+        else:
+            if _has_nested_interval(item.value()):
+                messages.append(f"{text}: an interval cannot be one of several values")
+            elif not isinstance(item.value(), Glob):
+                parsed.append(item)
+    return parsed, messages
 
 
 def _has_nested_interval(value: Any) -> bool:
@@ -196,6 +202,13 @@ def _describe_unknown_option(group: str, option: Any, folders: Sequence[Path]) -
         )
     if any((folder / group / f"{name}.yml").is_file() for folder in folders):
         return f"unknown option '{name}' for {group}: rename {name}.yml to {name}.yaml"
+    from krill.sources.formats import COMPRESSIONS, FILE_KINDS  # it imports pyarrow
+
+    path = Path(name)
+    if path.stem in known and path.suffix in (".yaml", ".yml"):
+        return f"unknown option '{name}' for {group}: use its name, {group}={path.stem}"
+    if group == "data" and (path.suffix.lower() in (*FILE_KINDS, *COMPRESSIONS) or path.is_dir()):
+        return f"unknown option '{name}' for data: for text of your own use data=files data.paths=[{name}]"
     return f"unknown option '{name}' for {group}. {suggest(name, known, f'{group}={{}}')}"
 
 

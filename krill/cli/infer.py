@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Entry point of krill-infer."""
+    """Runs krill-infer; returns the exit code."""
     return app.main("infer", run_task, positional_key="model", prepare_arguments=_resolve_model_arguments)
 
 

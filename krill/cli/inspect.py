@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Entry point of krill-inspect."""
+    """Runs krill-inspect; returns the exit code."""
     return app.main("inspect", run_task, positional_key="data", prepare_arguments=_resolve_folder_arguments)
 
 
@@ -50,7 +50,7 @@ def inspect(config: InspectConfig, invocation: Invocation) -> None:
         return
     folder = _resolve_store_folder(config)
     if config.dry_run:
-        print(f"tokens      {'read' if folder.is_dir() else 'missing'} {folder}")
+        print(f"tokens      {'read' if folder.is_dir() else 'missing'} {paths.relative_path(folder)}")
         return
     if config.store is None and not folder.is_dir():
         from krill.cli import compose

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from krill.cli import compose
 from krill.cli.diagnosis import compose_train_config
-from krill.config.paths import CONF_DIR, list_config_options
+from krill.config.paths import CONF_DIR, list_config_options, relative_path
 from krill.config.suggestions import find_closest_name, suggest
 from krill.errors import KrillError, UsageError
 from krill.tables import get_terminal_width
@@ -88,7 +88,9 @@ def print_text_tokens(config: InspectConfig, invocation: Invocation) -> None:
         print(json.dumps({**shown, "pieces": [piece._asdict() for piece in pieces]}, ensure_ascii=False))
         return
     ratio = f", {len(content) / len(ids):.2f} bytes per token" if ids else ""
-    print(f"tokenizer   {folder}\ntext        {len(content):,} bytes in {len(ids):,} tokens{ratio}\n")
+    print(
+        f"tokenizer   {relative_path(folder)}\ntext        {len(content):,} bytes in {len(ids):,} tokens{ratio}\n"
+    )
     make_stdout_console().print(render_text_tokens(pieces, config.ids), end="")
 
 
@@ -184,4 +186,4 @@ def _build_arguments(option: str, invocation: Invocation) -> list[str]:
 
 def _print_folders(folders: Any) -> None:
     for folder in folders:
-        print(f"tokenizer   {'read' if folder.is_dir() else 'missing'} {folder}")
+        print(f"tokenizer   {'read' if folder.is_dir() else 'missing'} {relative_path(folder)}")

@@ -17,7 +17,7 @@ COMMAND_ALIASES = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect",
 
 
 def main() -> int:
-    """Entry point of krill and kr."""
+    """Runs krill or kr; returns the exit code."""
     tolerate_encoding()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):

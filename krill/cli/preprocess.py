@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
+from krill.config.paths import relative_path
 from krill.tables import print_wrapped
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Entry point of krill-preprocess."""
+    """Runs krill-preprocess; returns the exit code."""
     return app.main("preprocess", run_task)
 
 
@@ -58,6 +59,6 @@ def describe_store_dry_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
 
     folder = Path(config.output).absolute() if config.output else inputs.store_folder
     return [
-        f"tokens      {'reuse' if folder.is_dir() else 'prepare'} {folder}",
+        f"tokens      {'reuse' if folder.is_dir() else 'prepare'} {relative_path(folder)}",
         *format_dry_run_sample(config.data, inputs.source),
     ]

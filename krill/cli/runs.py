@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Entry point of krill-runs."""
+    """Runs krill-runs; returns the exit code."""
     app.configure_logging()
     return app.run_and_report("runs", lambda: _run_subcommand(sys.argv[1:]))
 

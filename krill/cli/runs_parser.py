@@ -41,6 +41,8 @@ class _ArgumentParser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             from krill.config.suggestions import suggest
 
+            if value in list_run_names(str(value)):
+                raise UsageError(f"no command '{value}'; for the run use krill-runs show {value}")
             raise UsageError(f"no command '{value}'. {suggest(str(value), action.choices)}")
 
 

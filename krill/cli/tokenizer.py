@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
+from krill.config.paths import relative_path
 from krill.tables import print_wrapped
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Entry point of krill-tokenizer."""
+    """Runs krill-tokenizer; returns the exit code."""
     return app.main("tokenizer", run_task)
 
 
@@ -56,7 +57,7 @@ def prepare_tokenizer(config: TrainConfig, inputs: RunInputs, output: Path | Non
 def describe_tokenizer_dry_run(config: TrainConfig, inputs: RunInputs) -> list[str]:
     """Returns what would be done; writes nothing."""
     folder = Path(config.output).absolute() if config.output else inputs.tokenizer_folder
-    lines = [f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {folder}"]
+    lines = [f"tokenizer   {'reuse' if folder.is_dir() else 'train'} {relative_path(folder)}"]
     if config.tokenizer.push_to is not None:
         visibility = "private" if config.tokenizer.private else "public"
         lines.append(f"upload      {config.tokenizer.push_to}, {visibility}")

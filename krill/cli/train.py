@@ -20,7 +20,7 @@ log = logging.getLogger("krill")
 
 
 def main() -> int:
-    """Entry point of krill-train."""
+    """Runs krill-train; returns the exit code."""
     return app.main("train", run_task)
 
 

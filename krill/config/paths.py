@@ -43,12 +43,13 @@ def find_user_config_dirs(config_dirs: Sequence[str]) -> list[Path]:
     ./conf counts only if it contains one of krill's groups, since other tools use that name too.
 
     Raises:
-        UsageError: a folder of `config_dirs` (the values of --config-dir) or $KRILL_CONF does not exist.
+        UsageError: a folder of `config_dirs` (the values of --config-dir) or $KRILL_CONF does not exist, or its
+            files would be ignored because it has no group.
     """
     names = [*config_dirs, *filter(None, os.environ.get("KRILL_CONF", "").split(os.pathsep))]
     for name in names:
-        if not Path(name).is_dir():
-            raise UsageError(f"no such configuration folder: {name} (--config-dir or KRILL_CONF)")
+        if problem := _find_folder_problem(Path(name)):
+            raise UsageError(f"{problem} (--config-dir or KRILL_CONF)")
     folders = [Path(name).resolve() for name in names]
     local = Path("conf").resolve()
     if any((local / group).is_dir() for group in list_config_groups()):
@@ -56,6 +57,23 @@ def find_user_config_dirs(config_dirs: Sequence[str]) -> list[Path]:
     return [
         folder for index, folder in enumerate(folders) if folder != CONF_DIR and folder not in folders[:index]
     ]
+
+
+def _find_folder_problem(folder: Path) -> str | None:
+    """Returns what is wrong with a folder of configurations, or None."""
+    if folder.is_file():
+        return f"{folder} is a file; name the folder that holds the folders model/, data/, experiment/ …"
+    if not folder.is_dir():
+        return f"no such configuration folder: {folder}"
+    groups = [*list_config_groups(), "hydra"]
+    if any((folder / group).is_dir() for group in groups) or any(folder.glob("*/*.yaml")):
+        return None
+    parents = [folder / "conf", folder.absolute().parent]
+    better = [path for path in parents if any((path / group).is_dir() for group in groups)]
+    if not better and not any(folder.glob("*.yaml")):
+        return None  # nothing in it that would be ignored
+    hint = f"use {relative_path(better[0])}" if better else "move its files into such folders"
+    return f"{folder} has none of the folders model/, data/, experiment/ …; {hint}"
 
 
 def list_config_groups(folder: Path = CONF_DIR) -> list[str]:

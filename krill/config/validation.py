@@ -153,7 +153,11 @@ def _format_error(item: ErrorDetails, key: str, known: list[str]) -> str:
         return f"{key}: {message}" if key else message
     if item["type"].startswith(("model_", "dict_")):
         return f"{key}={_format_input(item['input'])}: {key} is a section; set its keys, as in {key}.KEY=…"
-    return f"{key}={_format_input(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    hint = ""
+    if isinstance(item["input"], list):
+        values = ",".join(map(_format_input, item["input"]))
+        hint = f"; it has one value, and the values of a sweep have no brackets: -m {key}={values}"
+    return f"{key}={_format_input(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}{hint}"
 
 
 def _format_not_set(key: str) -> str:

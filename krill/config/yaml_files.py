@@ -28,7 +28,7 @@ GLOBAL_DIRECTIVE = "# @package _global_"
 _YAML_HINTS = {
     "\\t": "indent with spaces, not with tabs",
     "block": "indent the lines of a section equally, with spaces",
-    "mapping values are not allowed": "quote a value that contains ': '",
+    "mapping values are not allowed": "indent the keys of a section equally, and quote a value that contains ': '",
     "mapping value": "quote a value that contains ': '",
     "',' or ']'": "close the list with ]",
     "',' or '}'": "close the mapping with }",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from krill.atomic import get_partial_folder, is_nonempty_folder, make_once, name_folder_in_errors
+from krill.config.paths import relative_path
 from krill.config.schema import TrainConfig
 from krill.data.inputs import RunInputs
 from krill.data.packing import pack
@@ -55,7 +56,7 @@ def get_or_train_tokenizer(
     tokenizer = load_tokenizer(folder)
     if tokenizer.signature != inputs.tokenizer_signature:
         raise UsageError(f"{folder} holds another tokenizer; remove it, or set output= to another folder")
-    log.info("tokenizer   %s %s", "trained" if is_new else "reused", folder)
+    log.info("tokenizer   %s %s", "trained" if is_new else "reused", relative_path(folder))
     return tokenizer
 
 
@@ -85,7 +86,7 @@ def get_or_prepare_store(
         raise UsageError(f"{folder} holds other tokens; remove it, or set output= to another folder")
     if is_new:
         store.remove_leftovers()  # a late task could write there until now
-    log.info("tokens      %s %s", "prepared" if is_new else "reused", folder)
+    log.info("tokens      %s %s", "prepared" if is_new else "reused", relative_path(folder))
     if is_new:
         _log_packing(store, config.sequence_len, config.packing)
     return folder
@@ -103,7 +104,7 @@ def prepare_store_task(inputs: RunInputs, tokenizer: TokenizerFolder, output: Pa
                 raise  # else another job has merged all parts meanwhile, and they are gone
         else:
             return folder
-    log.info("tokens      reused %s", folder)
+    log.info("tokens      reused %s", relative_path(folder))
     return folder
 
 

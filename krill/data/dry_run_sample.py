@@ -63,7 +63,7 @@ def format_mix(source: Source, parts: Sequence[Part] | None = None) -> list[str]
         repeated += part.size * max(0.0, source.weights[part.source] - 1)
     ratio = repeated / max(1, sum(part.size for part in parts))
     ranked = sorted(zip(sizes, source.names, strict=True), key=lambda item: -item[0])
-    shares = [f"{name} {size / max(1.0, sum(sizes)):.1%}" for size, name in ranked[:MAX_MIX_SOURCES]]
+    shares = [f"{name} {100 * size / max(1.0, sum(sizes)):.1f} %" for size, name in ranked[:MAX_MIX_SOURCES]]
     others = f", and {len(ranked) - MAX_MIX_SOURCES} more" if len(ranked) > MAX_MIX_SOURCES else ""
     line = f"mix         {', '.join(shares)}{others} (size x weight)"
     return [line, *format_weight_hint(source.weights, ratio)]

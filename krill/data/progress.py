@@ -81,7 +81,9 @@ class PreparationProgress:
         if not self._done_bytes:
             return ""
         seconds = (time.monotonic() - self._start_time) * (self._total_bytes / self._done_bytes - 1)
-        return f"  {self._done_bytes / self._total_bytes:.0%}  {timedelta(seconds=round(seconds))} left"
+        return (
+            f"  {100 * self._done_bytes / self._total_bytes:.0f} %  {timedelta(seconds=round(seconds))} left"
+        )
 
 
 def log_preparation_summary(manifest: dict[str, Any], weights: Sequence[float], seconds: float) -> None:
@@ -151,12 +153,14 @@ def format_data_hints(
         share = sum(counts.values()) / num_documents
         if share > MAX_DROPPED_SHARE and rule not in INTENDED_RULES:
             key = _describe_key(max(counts, key=counts.__getitem__), rules)
-            lines.append(f"dropped     {rule} drops {share:.1%} of the documents; to keep them, {key}")
+            lines.append(
+                f"dropped     {rule} drops {100 * share:.1f} % of the documents; to keep them, {key}"
+            )
     if share := read_counts.get("decomposed", 0) / num_documents:
         lines.append(
-            f"normalize   {max(share, 0.001):.1%} of the documents have decomposed letters (NFD, as macOS writes "
-            "Hangul), which take up to three times the tokens, and which the leak check does not find in others; "
-            "compose them: data.normalize=nfc"
+            f"normalize   {max(100 * share, 0.1):.1f} % of the documents have decomposed letters (NFD, as macOS "
+            "writes Hangul), which take up to three times the tokens, and which the leak check does not find in "
+            "others; compose them: data.normalize=nfc"
         )
     return lines
 
@@ -189,7 +193,13 @@ def format_dropped_table(
         share = counts["documents"] / max(1, num_documents)
         location = f"{example['place']} {example['text'][:40]!r}" if example["text"] else example["place"]
         rows.append(
-            (rule, f"{counts['documents']:,}", f"{share:.2%}", f"{counts['bytes'] / 1e6:.2f}", location)
+            (
+                rule,
+                f"{counts['documents']:,}",
+                f"{100 * share:.2f} %",
+                f"{counts['bytes'] / 1e6:.2f}",
+                location,
+            )
         )
     header = ("dropped by", "documents", "share", "MB", "example")
     return fit_table(

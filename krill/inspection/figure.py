@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from krill.config.paths import relative_path
 from krill.errors import KrillError
 from krill.figure import drawn_figure
 
@@ -27,4 +28,4 @@ def saved_figure(path: Path) -> Iterator[tuple[Any, Any]]:
                 axes.set_axisbelow(True)
     except OSError as error:
         raise KrillError(f"plot={path}: {error.strerror}; set plot= to another file") from error
-    log.info("plot        %s", path)
+    log.info("plot        %s", relative_path(path))

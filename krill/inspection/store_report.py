@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from krill.config.paths import relative_path
 from krill.inspection.figure import saved_figure
 from krill.inspection.formatting import (
     EXCERPT_WIDTH,
@@ -66,7 +67,7 @@ def plot_store(stats: dict[str, Any], path: Path) -> None:
 
 def _format_header(stats: dict[str, Any]) -> Iterator[str]:
     tokenizer = stats["tokenizer"]
-    yield f"folder      {stats['folder']}"
+    yield f"folder      {relative_path(Path(stats['folder']))}"
     yield f"signature   {stats['signature']}"
     yield (
         f"tokenizer   {tokenizer['vocab_size']:,} entries, bos {tokenizer['bos_id']}, eos {tokenizer['eos_id']}, "

@@ -58,7 +58,11 @@ def _resolve_model(key: str, text: str, need: Need, sweep: Path | None) -> str:
     """Returns the folder of a model, or the id of one on the Hub unchanged."""
     try:
         return resolve_named_run(key, text, need, sweep)
-    except UsageError:
-        if _HUB_ID.fullmatch(text) and not Path(text).exists():
+    except UsageError as error:
+        if Path(text).exists():
+            raise
+        if _HUB_ID.fullmatch(text):
             return text
+        if key == "model":
+            raise UsageError(f"{error}. A text to continue is set with prompt=…") from error
         raise

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from krill.runs import slurm
-from krill.runs.record import read_last_metrics, read_status
+from krill.runs.json_lines import read_last_metrics
+from krill.runs.record import read_status
 from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_states
 
 log = logging.getLogger("krill")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from krill.figure import drawn_figure
-from krill.runs.record import read_metrics
+from krill.runs.json_lines import read_metrics
 
 
 def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> Path:

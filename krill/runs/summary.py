@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from krill.config.overrides import exclude_cleared_keys
 from krill.config.paths import relative_path
 from krill.runs import table
 from krill.runs.find import Run, RunGroup, read_sweep_or_warn
@@ -79,7 +80,7 @@ def build_sweep_command(sweep: Path, record: dict[str, Any]) -> str:
 
     if not isinstance(record.get("typed"), list) or not record.get("command"):
         return ""
-    arguments = [str(argument) for argument in record["typed"]]
+    arguments = exclude_cleared_keys([str(argument) for argument in record["typed"]])
     if not sweep.absolute().is_relative_to(get_outputs_root().absolute() / "sweeps"):
         arguments.append(f"output={relative_path(sweep)}")
     return f"krill-{record['command']} -m {shlex.join(arguments)}"

@@ -14,7 +14,8 @@ from typing import Any, TextIO
 from krill import atomic
 from krill.runs import slurm
 from krill.runs.find import Run, read_runs
-from krill.runs.record import compute_run_seconds, get_validation_loss, read_last_metrics
+from krill.runs.json_lines import read_last_metrics
+from krill.runs.record import compute_run_seconds, get_validation_loss
 from krill.runs.run_state import ACTIVE_STATES, RunState, determine_run_states, find_log_file
 from krill.tables import fit_table, get_terminal_width, print_wrapped
 from krill.terminal import escape_control_characters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from krill import atomic
 from krill.checksum import write_checksummed_json
 from krill.config.overrides import expand_float_range, quote_override, to_unresolved_list
+from krill.config.paths import relative_path
 from krill.config.resolvers import get_dry_run_folder, get_sweep_folder
 from krill.config.secrets import mask_config, mask_secrets
 from krill.errors import DONE, SWEEP_FAILED, UsageError
@@ -30,6 +32,7 @@ from krill.launch.job_files import Point
 from krill.runs import table
 from krill.runs.find import list_point_folders, read_sweep
 from krill.runs.record import now
+from krill.runs.resolve import BEST
 from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.summary import summarize_sweep
 from krill.sweep.composer import Composer, PointErrors, format_point_errors
@@ -80,7 +83,11 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
                 point.invocation.composition.hydra.launcher for point in points if point
             )
         sweep = Sweep(folder, composer.command, composer.dry_run, now())
-        log.info("sweep       %s%s", search.describe(len(points)), "" if sweep.dry_run else f" in {folder}")
+        log.info(
+            "sweep       %s%s",
+            search.describe(len(points)),
+            "" if sweep.dry_run else f" in {relative_path(folder)}",
+        )
         self.session.sweep = sweep
         try:
             with atomic.name_folder_in_errors(folder):
@@ -238,6 +245,8 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
         return SWEEP_FAILED if has_error else DONE
     rows = sweep.build_rows()
     table.print_table(rows, sys.stderr)
+    if sweep.command == "train" and any(row.eval_loss is not None for row in rows):
+        log.info("next        krill-infer %s%s", shlex.quote(str(relative_path(sweep.folder))), BEST)
     with atomic.name_folder_in_errors(sweep.folder):
         table.write_csv(rows, sweep.folder)
     print(sweep.folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 from krill import atomic
 from krill.config.paths import relative_path
-from krill.runs.record import read_metrics, read_validations
+from krill.runs.json_lines import read_metrics, read_validations
 from krill.training.callbacks.early_stopping import read_stop_reason
 from krill.training.checkpoint.export import export_model, raise_if_model_is_link, write_model_manifest
 from krill.training.checkpoint.model_card import build_model_card

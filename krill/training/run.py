@@ -117,7 +117,8 @@ def _train_once(
     """Trains once, as far as memory allows. `stop` is shared by the attempts: it keeps a signal received earlier."""
     with stop:
         ranks.on_rank0(lambda: raise_if_model_is_link(folder))
-        _check_equal_nodes(config)
+        if config.hardware.sharding == "hsdp":
+            _check_equal_nodes(config)
         record = Record(folder, is_writer=ranks.is_rank0())
         setup = build_run_setup(config, folder, store, tokenizer, compute)
         apply_precision(setup.precision)

@@ -97,7 +97,7 @@ def format_restart(config: TrainConfig, steps: int, restart: Restart) -> str:
     warmup = stable_phase(config.scheduler, steps, restart)[0] - restart.step
     return (
         f"{config.scheduler.name} again from step {restart.step}, warmed up from {earlier} to {config.lr:g} in "
-        f"{warmup} steps"
+        f"{warmup} step{'s' if warmup != 1 else ''}"
     )
 
 

@@ -48,7 +48,7 @@ from krill.config.schema import TrainConfig, WSDSchedulerConfig
 from krill.optim.build import build_optimizer
 from krill.optim.schedules import Restart, build_scheduler, set_learning_rates, stable_phase
 from krill.optim.skip_mask import supports_found_inf, wrap_step_skip
-from krill.runs.record import read_validations
+from krill.runs.json_lines import read_validations
 from krill.tokenizer.artifact import TokenizerFolder
 from krill.training import ranks
 from krill.training.batches import RowDataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_a_sweep_names_the_folders_of_its_points_and_their_total_cost(
     lines = capsys.readouterr().out.splitlines()
     folders = {line.split()[1] for line in lines if line.startswith("folder")}
     assert len(folders) == 2
-    assert {str(Path(folder).parent) for folder in folders} == {str(tmp_path / "mine")}
+    assert {str(Path(folder).parent) for folder in folders} == {"mine"}
     assert lines[-1].startswith("total       2 points: about ")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["precious"]
 
@@ -98,7 +99,7 @@ def test_preprocess_and_tokenizer_say_what_they_would_make(tmp_path: Path):
         ("krill-tokenizer", "tokenizer   train ", 1),
     ):
         done = run_command(tmp_path, command, "dry_run=true")
-        assert done.stdout.startswith(line + str(tmp_path / "outputs")), done.stderr
+        assert done.stdout.startswith(f"{line}outputs/"), done.stderr
         assert len(done.stdout.splitlines()) == lines
         assert is_empty(tmp_path)
 
@@ -119,7 +120,7 @@ def test_a_trial_shows_what_each_rule_would_drop(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     head, *table = done.stdout.splitlines()[1:]
     assert head == "sample      4 documents of 1 of 1 parts: 1 kept"
-    rows = {line[2:30].strip(): line[30:].split(maxsplit=3) for line in table[1:]}
-    assert rows["min_chars"] == ["1", "25.00%", "0.00", "a.jsonl:1 'short'"]
-    assert rows["length: too long"][:2] == rows["duplicate"][:2] == ["1", "25.00%"]
+    rows = {line[2:30].strip(): re.split(r"\s{2,}", line[30:].strip()) for line in table[1:]}
+    assert rows["min_chars"] == ["1", "25.00 %", "0.00", "a.jsonl:1 'short'"]
+    assert rows["length: too long"][:2] == rows["duplicate"][:2] == ["1", "25.00 %"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]

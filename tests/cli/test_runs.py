@@ -175,6 +175,7 @@ def test_ambiguous_names_and_invalid_arguments_are_usage_errors(
     assert "use a longer prefix" in error
     for arguments, message in (
         (["show", "zzz"], "zzz: not the name of a run or sweep, nor a folder"), (["lsit"], "Did you mean list?"),
+        (["aaaa1111"], "for the run use krill-runs show aaaa1111"), (["last"], "use krill-runs show last"),
         (["show"], "krill-runs --help"), (["list", "--jsn"], "krill-runs --help"), (["--"], "krill-runs --help"),
         (["list", "--json", "--csv"], "not allowed with argument --json"),
         (["list", "--state", "runing"], "no state 'runing'. Did you mean running?"),

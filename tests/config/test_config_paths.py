@@ -70,6 +70,26 @@ def test_a_given_folder_must_exist(monkeypatch: pytest.MonkeyPatch):
         find_user_config_dirs([])
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("project", "has none of the folders .*; use project/conf "),
+        ("project/conf/experiment", "has none of the folders .*; use project/conf "),
+        ("project/conf/experiment/mine.yaml", "is a file; name the folder"),
+        ("flat", "has none of the folders .*; move its files into such folders"),
+    ],
+)
+def test_a_given_folder_whose_files_would_be_ignored_is_rejected(
+    working_dir: Path, name: str, message: str
+) -> None:
+    for file in ("project/conf/experiment/mine.yaml", "flat/mine.yaml"):
+        (working_dir / file).parent.mkdir(parents=True)
+        (working_dir / file).touch()
+    with pytest.raises(UsageError, match=message):
+        find_user_config_dirs([name])
+    assert find_user_config_dirs(["project/conf"]) == [working_dir / "project" / "conf"]
+
+
 def test_the_first_folder_with_a_name_has_precedence(working_dir: Path):
     first, second = working_dir / "first", working_dir / "second"
     for folder in (first, second):

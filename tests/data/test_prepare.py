@@ -138,7 +138,7 @@ def test_decomposed_documents_are_those_that_they_compose_to(
         stores[name] = prepare_and_open(tmp_path / name, data, tokenizer)
         assert ("data.normalize=nfc" in caplog.text) == (name != "nfc")
         if name == "nfd":
-            assert "normalize   66.7% of the documents have decomposed letters" in caplog.text
+            assert "normalize   66.7 % of the documents have decomposed letters" in caplog.text
     counts = {
         name: {rule: counts["documents"] for rule, counts in store.manifest["dropped"].items()}
         for name, store in stores.items()
@@ -162,7 +162,8 @@ def test_a_rule_that_drops_most_documents_is_a_warning_with_its_key(
         tmp_path / "store", make_data_config(path, min_chars=8, validation_fraction=0.0), tokenizer
     )
     assert (
-        "min_chars drops 66.7% of the documents; to keep them, change data.min_chars (it is 8)" in caplog.text
+        "min_chars drops 66.7 % of the documents; to keep them, change data.min_chars (it is 8)"
+        in caplog.text
     )
     data = make_data_config(
         path,
@@ -171,7 +172,7 @@ def test_a_rule_that_drops_most_documents_is_a_warning_with_its_key(
         filters=[{"name": "links"}, {"name": "length", "min_chars": 8}],
     )
     lines = format_dry_run_sample(data, open_source(data))
-    assert "length drops 66.7% of the documents" in lines[-1]
+    assert "length drops 66.7 % of the documents" in lines[-1]
     assert "change data.filters.1.min_chars (it is 8)" in lines[-1]
     caplog.clear()
     prepare_and_open(
@@ -198,7 +199,7 @@ def test_every_rule_is_counted(
     assert manifest["skipped"] == {"invalid JSON": {"records": 1, "places": [f"{path}:6"]}}
     assert manifest["read"] == {"documents": 5, "tokens": 41}
     assert "1 documents kept" in caplog.text
-    assert "min_tokens                              1  20.00%" in caplog.text
+    assert "min_tokens                              1  20.00 %" in caplog.text
 
 
 def test_no_usable_document_raises_with_the_counts(tmp_path: Path, tokenizer: TokenizerFolder) -> None:

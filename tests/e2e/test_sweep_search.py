@@ -28,6 +28,7 @@ def test_an_interrupted_search_resumes(krill: Krill, corpus: str, tmp_path: Path
 
     assert "12 points, sampled by tpe, the first 10 now" in done.stderr
     assert "11 points: 11 finished; best" in done.stderr
+    assert done.stderr.endswith("next        krill-infer outputs/sweeps/whole/best\n")
     table = read_table(whole)
     assert len(table) == 12
     assert [row["eval_loss"] for row in table] == sorted(row["eval_loss"] for row in table)

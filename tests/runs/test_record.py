@@ -19,6 +19,7 @@ from krill.config.paths import relative_path
 from krill.config.schema import Section
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.runs.claim import claim
+from krill.runs.json_lines import read_jsonl, read_last_metrics, read_metrics, read_validations, write_jsonl
 from krill.runs.record import (
     LogFile,
     Record,
@@ -27,13 +28,8 @@ from krill.runs.record import (
     find_status_damage,
     read_config,
     read_git_state,
-    read_jsonl,
-    read_last_metrics,
-    read_metrics,
     read_overrides,
     read_status,
-    read_validations,
-    write_jsonl,
 )
 
 SIGNATURE = "c" * 64

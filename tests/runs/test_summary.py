@@ -49,7 +49,7 @@ def sweep(tmp_path: Path) -> RunGroup:
     make_run(folder / "p1", points["p1"], metrics={"eval_loss": 3.0})
     make_run(folder / "p2", points["p2"], metrics={"eval_loss": 1.5})
     record = {
-        "command": "train", "typed": ["steps=4", "lr=1,2,3", "prompt='a b'"], "pid": os.getpid(),
+        "command": "train", "typed": ["steps=4", "lr=1,2,3", "prompt='a b'", "epochs=null"], "pid": os.getpid(),
         "points": [{"folder": name, "overrides": overrides} for name, overrides in points.items()],
     }  # fmt: skip
     (folder / "sweep.json").write_text(json.dumps(record))

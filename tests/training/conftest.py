@@ -26,8 +26,9 @@ from krill.config.validation import validate_config
 from krill.data.cache import get_or_prepare_store, get_or_train_tokenizer
 from krill.data.inputs import RunInputs
 from krill.data.packing import Rows, pack
+from krill.runs.json_lines import read_metrics
 from krill.runs.plots import plot_losses
-from krill.runs.record import read_metrics, read_status
+from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder
 from krill.training.run import run_training
 

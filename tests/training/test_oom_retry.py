@@ -18,7 +18,8 @@ from krill.errors import KrillError
 from krill.models.build import build_model
 from krill.resources import is_out_of_memory
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 from krill.training.batch_shape import (
     BatchShape,
     compute_batch_shape,

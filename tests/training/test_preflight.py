@@ -13,9 +13,10 @@ from torch import nn
 from krill.data.inputs import RunInputs
 from krill.errors import USAGE, UsageError
 from krill.launch.devices import ALLOCATOR_VARIABLES
+from krill.models.isolation import LENGTH_BACKEND_FEATURES
 from krill.optim.build import build_optimizer
 from krill.training.accelerate_env import check_accelerate_env
-from krill.training.compute.context_parallel import select_tested_kernels
+from krill.training.compute.context_parallel import check_context_parallel, select_tested_kernels
 from krill.training.compute.device import resolve_shard_size
 from krill.training.preflight import run_preflight_checks
 
@@ -133,9 +134,10 @@ def test_each_node_holds_a_copy_of_the_weights(make_config: Any, monkeypatch: py
 def test_nodes_with_different_numbers_of_ranks_are_rejected(
     make_config: Any, train_in: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("krill.training.ranks.all_gather_object", lambda value: [value, value and 2])
-    with pytest.raises(UsageError, match="the nodes have 1 and 2 ranks"):
-        train_in(make_config())
+    monkeypatch.setattr("krill.training.ranks.all_gather_object", lambda value: [value, value and 3])
+    monkeypatch.setattr("krill.training.run.resolve_shard_size", lambda config: 2)
+    with pytest.raises(UsageError, match="the nodes have 2 and 3 ranks"):
+        train_in(make_config("hardware.sharding=hsdp"))
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,11 @@ def test_rows_are_cut_only_as_tested(
     config = make_config("hardware.context_parallel=2", "hardware.processes=2", *changes)
     with pytest.raises(UsageError, match=re.escape(message)):
         run_preflight_checks(config, RunInputs(config.data, config.tokenizer, Path("outputs")))
+
+
+@pytest.mark.parametrize("backend", LENGTH_BACKEND_FEATURES)
+def test_rows_are_cut_with_every_backend_that_receives_lengths(make_config: Any, backend: str) -> None:
+    check_context_parallel(make_config("hardware.context_parallel=2"), backend)
 
 
 def test_auto_selects_only_kernels_tested_with_cut_rows(make_config: Any) -> None:

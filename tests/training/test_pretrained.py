@@ -17,7 +17,8 @@ from krill.config.schema import PretrainedModelConfig
 from krill.errors import UsageError
 from krill.inference.load import load_model
 from krill.models.build import build_model, count_parameters
-from krill.runs.record import read_config, read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_config, read_status
 
 STILL = ("optimizer=adamw", "lr=1e-12", "eval_every=1", "save_every=100", "steps=1", "model=pretrained")
 """One step with a learning rate too small to change the weights."""

@@ -15,7 +15,8 @@ from filelock import FileLock
 from trainings import assert_same_result
 
 from krill.runs import checkpoints
-from krill.runs.record import read_jsonl, read_metrics, read_status
+from krill.runs.json_lines import read_jsonl, read_metrics
+from krill.runs.record import read_status
 from krill.runs.table import read_rows
 
 

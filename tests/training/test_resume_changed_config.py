@@ -10,7 +10,8 @@ import pytest
 from faults import train_and_signal
 from trainings import assert_same_result, read_metrics_without_clock
 
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 
 
 @pytest.fixture

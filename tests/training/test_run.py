@@ -22,7 +22,8 @@ from krill.errors import UsageError
 from krill.models.build import build_model
 from krill.optim.schedules import compute_lr_factor
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 from krill.training.batch_shape import BatchShape
 from krill.training.batches import RowBatchSampler
 

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainings import read_metrics_without_clock
 
 from krill.config.schema import TrainConfig
-from krill.runs.record import read_metrics
+from krill.runs.json_lines import read_metrics
 from krill.training import ranks
 from krill.training.run import run_training
 from krill.training.trainer import KrillTrainer

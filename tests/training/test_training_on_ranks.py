@@ -17,7 +17,8 @@ from trainings import TWO_RANKS, assert_same_result
 
 from krill.launch.supervise import Process
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 
 COMMAND = Path(sys.executable).with_name("krill-train")
 pytestmark = pytest.mark.slow

@@ -9,7 +9,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from krill.config.schema import EarlyStoppingConfig
-from krill.runs.record import read_status, read_validations
+from krill.runs.json_lines import read_validations
+from krill.runs.record import read_status
 from krill.training import ranks
 
 log = logging.getLogger("krill")

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from krill.inference.generate import generate_sample
-from krill.runs.record import append_jsonl, truncate_jsonl
+from krill.runs.json_lines import append_jsonl, truncate_jsonl
 from krill.training import ranks
 from krill.training.metrics.throughput import ThroughputMeter
 from krill.training.setup import RunSetup

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from krill.config.paths import relative_path
-from krill.runs.record import append_jsonl, truncate_jsonl
+from krill.runs.json_lines import append_jsonl, truncate_jsonl
 from krill.training.batches import map_segments_to_documents
 from krill.training.callbacks.skip_step import BadStep
 from krill.training.setup import RunSetup

@@ -15,7 +15,8 @@ import yaml
 
 from krill.config.schema import CustomModelConfig, CustomOptimizerConfig, DataConfig, Filter
 from krill.config.secrets import mask_secrets
-from krill.runs.record import collect_versions, read_git_state, read_metrics, read_validations
+from krill.runs.json_lines import read_metrics, read_validations
+from krill.runs.record import collect_versions, read_git_state
 from krill.tables import format_markdown_table
 from krill.terminal import escape_control_characters
 from krill.training.metrics.evaluate import Baselines

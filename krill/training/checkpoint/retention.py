@@ -9,7 +9,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.config.schema import TrainConfig
 from krill.runs import checkpoints
-from krill.runs.record import Record, read_validations
+from krill.runs.json_lines import read_validations
+from krill.runs.record import Record
 
 
 class CheckpointRetention(TrainerCallback):

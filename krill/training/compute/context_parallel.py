@@ -28,6 +28,7 @@ from krill.config.schema import HardwareConfig, TrainConfig
 from krill.errors import UsageError
 from krill.models.attention_probe import probe_attention
 from krill.models.build import build_meta_model
+from krill.models.isolation import LENGTH_BACKEND_FEATURES
 from krill.training.compute.attention import ATTENTION_FUNCTIONS, get_attn_implementation
 from krill.training.compute.attention_kernels import cast_to_autocast_dtype
 from krill.training.compute.head_loss import shift_labels
@@ -47,7 +48,7 @@ def check_context_parallel(config: TrainConfig, backend: str) -> None:
     if size == 1:
         return
     key = f"hardware.context_parallel={size}"
-    if backend not in ("varlen", "flash_attention_2", "flash_attention_3"):
+    if backend not in LENGTH_BACKEND_FEATURES:
         raise UsageError(
             f"{key} exchanges heads around an attention function that receives the lengths of documents, and "
             f"{backend} builds masks instead; use hardware.attention=varlen, on CUDA with hardware.precision=bf16"

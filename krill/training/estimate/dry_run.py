@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from krill.config.paths import relative_path
 from krill.config.schema import CustomModelConfig, TrainConfig
 from krill.data.dry_run_sample import format_mix
 from krill.data.inputs import RunInputs
@@ -36,8 +37,8 @@ def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None)
     lines = [
         f"name        {config.name}",
         f"model       {config.model.name}: {parameters:,} parameters, vocabulary {vocab_size}",
-        f"tokenizer   {'reuse' if tokenizer.is_dir() else 'train'} {tokenizer}",
-        f"tokens      {'reuse' if store.is_dir() else 'prepare'} {store}",
+        f"tokenizer   {'reuse' if tokenizer.is_dir() else 'train'} {relative_path(tokenizer)}",
+        f"tokens      {'reuse' if store.is_dir() else 'prepare'} {relative_path(store)}",
         *format_mix(inputs.source),
         f"batch       {batch.rows_per_step} rows of {config.sequence_len} = {tokens_per_step:,} tokens per step",
         f"device      {compute.device}",
@@ -61,10 +62,11 @@ def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None)
         branch = resolve_branch(config.branch)
         new_steps = None if steps is None else steps - branch.step
         lines += cost.format_cost_lines(config, vocab_size, new_steps, attended)
-        lines.append(f"branch      from step {branch.step} of {branch.run_folder}")
+        lines.append(f"branch      from step {branch.step} of {relative_path(branch.run_folder)}")
         if (restart := resolve_restart(branch, config)) is not None:
             lines.append(f"schedule    {format_restart(config, steps or 1, restart)}")
-    lines.append(f"folder      {folder or config.output or inputs.outputs / 'runs' / config.name}")
+    result = folder or Path(config.output or inputs.outputs / "runs" / config.name)
+    lines.append(f"folder      {relative_path(result)}")
     return lines
 
 

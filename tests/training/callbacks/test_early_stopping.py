@@ -12,7 +12,8 @@ from trainings import assert_same_result
 
 from krill.config.schema import EarlyStoppingConfig
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 from krill.training.callbacks.early_stopping import get_stop_reason
 
 TO_REACH = ("steps=12", "eval_every=2", "save_every=100")

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from trainings import assert_same_result, list_checkpoint_steps
 
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 from krill.training.callbacks.signals import StopOnSignal
 
 

@@ -17,7 +17,8 @@ from krill.config.schema import TrainConfig
 from krill.data.order import row_at
 from krill.data.packing import Rows, pack
 from krill.errors import KrillError
-from krill.runs.record import Record, read_metrics
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import Record
 from krill.training.batches import TokenCounter
 from krill.training.callbacks import progress
 from krill.training.callbacks.progress import ProgressReporter

@@ -26,7 +26,8 @@ from krill.errors import KrillError
 from krill.optim.muon import Muon
 from krill.optim.skip_mask import wrap_step_skip
 from krill.runs import checkpoints
-from krill.runs.record import read_jsonl, read_metrics, read_status
+from krill.runs.json_lines import read_jsonl, read_metrics
+from krill.runs.record import read_status
 from krill.training.callbacks.skip_step import MIN_GOOD_STEPS, SPIKE_WINDOW, BadStepDetector
 from krill.training.trainer import KrillTrainer
 

@@ -17,7 +17,8 @@ from trainings import TWO_RANKS, assert_same_result, list_checkpoint_steps
 
 from krill.launch.preload import RUNNING_SERVER_VARIABLE
 from krill.runs import checkpoints
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 from krill.training.callbacks.progress import ProgressReporter
 from krill.training.checkpoint import async_save
 from krill.training.checkpoint.async_save import AsyncCheckpointSaver, copy_to_host

@@ -12,7 +12,8 @@ import pytest
 from faults import train_and_signal
 from trainings import assert_same_result, list_checkpoint_steps
 
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 
 BASE = ("scheduler=wsd", "steps=10", "save_every=100", "keep_checkpoints=1", "eval_every=5")
 """Overrides of the base run, which decays in the last fifth of its steps, from step 8."""

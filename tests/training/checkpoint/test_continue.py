@@ -11,7 +11,8 @@ import pytest
 from faults import train_and_signal
 from trainings import assert_same_result
 
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 
 RUN = ("steps=6", "eval_every=3", "save_every=100")
 

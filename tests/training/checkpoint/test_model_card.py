@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 
 
 @pytest.fixture(scope="session")

@@ -207,7 +207,7 @@ def test_dry_run_shows_the_share_of_each_source(make_config: Configure, tmp_path
         write_texts(tmp_path / f"{name}.jsonl", [f"the same length {index:03}" for index in range(count)])
     paths = f"data.paths=[{{path: {tmp_path}/a.jsonl, weight: 2}}, {tmp_path}/b.jsonl]"
     lines = parse_lines(plan_lines(make_config("data=files", paths), tmp_path))
-    assert lines["mix"] == "b.jsonl 60.0%, a.jsonl 40.0% (size x weight)"
+    assert lines["mix"] == "b.jsonl 60.0 %, a.jsonl 40.0 % (size x weight)"
     assert "mix" not in parse_lines(plan_lines(make_config(), tmp_path))
 
 

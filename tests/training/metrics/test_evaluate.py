@@ -22,7 +22,8 @@ from krill.config.schema import TrainConfig
 from krill.data.packing import IGNORE_INDEX, Rows, pack_windows
 from krill.data.store import Store
 from krill.models.build import build_model
-from krill.runs.record import read_metrics, read_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 from krill.training.batches import RowCollator, build_dataloader
 from krill.training.metrics.evaluate import (
     ValidationTotals,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from krill.optim.muon import Muon
-from krill.runs.record import read_metrics
+from krill.runs.json_lines import read_metrics
 from krill.training.metrics.optimizer_stats import OptimizerStats
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from krill.data.store import Store
-from krill.runs.record import read_metrics
+from krill.runs.json_lines import read_metrics
 from krill.training.metrics import throughput as throughput_module
 from krill.training.metrics.peak_flops import get_peak_flops
 from krill.training.metrics.throughput import ThroughputMeter

@@ -20,7 +20,8 @@ from trainings import build_setup
 
 from krill.extras import format_install_command
 from krill.runs.compare import flatten_config
-from krill.runs.record import Record, read_config, read_metrics, read_status, write_status
+from krill.runs.json_lines import read_metrics
+from krill.runs.record import Record, read_config, read_status, write_status
 from krill.training import run as run_module
 from krill.training.metrics import trackers
 
