@@ -85,7 +85,10 @@ def test_the_help_of_a_key_is_its_sentence(capsys: pytest.CaptureFixture[str]):
 
 
 def test_the_help_of_an_unknown_key_names_what_to_set(capsys: pytest.CaptureFixture[str]):
-    for argument, answer in (("learning_rate", "Use lr=…"), ("optimizer.muon_lrr", "mean optimizer.muon_lr?")):
+    for argument, answer in (
+        ("learning_rate", "Use lr=…"),
+        ("optimizer.muon_lrr", "mean optimizer.muon_lr?"),
+    ):
         assert app.main("train", train.run_task, ["--help", argument]) == 2
         assert answer in capsys.readouterr().err
 
