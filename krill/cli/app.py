@@ -198,6 +198,12 @@ class _LogHandler(logging.StreamHandler[TextIO]):
 
 
 def _print_help(command: str, arguments: list[str]) -> int:
+    key = _get_help_key(arguments)
+    if key is not None:
+        from krill.cli.key_help import format_key_help
+
+        print_wrapped(format_key_help(command, key, get_terminal_width(sys.stdout)))
+        return errors.DONE
     from krill.cli import help
 
     given = [
@@ -206,6 +212,13 @@ def _print_help(command: str, arguments: list[str]) -> int:
     folders = [*paths.find_user_config_dirs(given), paths.CONF_DIR]
     print_wrapped(help.format_help(command, folders, get_terminal_width(sys.stdout)))
     return errors.DONE
+
+
+def _get_help_key(arguments: list[str]) -> str | None:
+    """Returns the argument after --help, unless it is an override or a flag."""
+    index = min(arguments.index(flag) for flag in ("--help", "-h") if flag in arguments)
+    following = arguments[index + 1 : index + 2]
+    return following[0] if following and "=" not in following[0] and following[0][:1] != "-" else None
 
 
 def _run_with_hydra(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from krill.cli.completion import COMPLETION_FLAGS
-from krill.config.key_aliases import HYDRA_KEYS, find_foreign_key
+from krill.config.key_aliases import HYDRA_KEYS, find_foreign_key, find_hydra_key
 from krill.config.overrides import (
     OVERRIDE_PATTERN,
     get_override_key,
@@ -137,7 +137,7 @@ def _find_unsupported_hydra_keys(argument: str) -> list[str]:
     """Returns the keys of `HYDRA_KEYS` that an override sets, also in a mapping: hydra.run={dir: x}."""
     if get_override_key(argument).partition(".")[0] != "hydra":
         return []
-    return [key for key in list_overridden_keys(argument) if key in HYDRA_KEYS]
+    return list(dict.fromkeys(filter(None, map(find_hydra_key, list_overridden_keys(argument)))))
 
 
 def _find_flag_errors(parsed: ParsedArguments) -> list[str]:

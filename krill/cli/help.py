@@ -113,6 +113,7 @@ _COMMAND_GROUPS = {
 }
 
 _FLAGS = [
+    ("--help KEY", "what a key means, or all keys of a section: --help sequence_len, --help hardware"),
     ("-m", "sweep: every combination of comma-separated values, each in its own folder"),
     ("--cfg job [--resolve]", "print the whole configuration as YAML"),
     ("--config-dir DIR", "your own configurations; ./conf and $KRILL_CONF are read too"),

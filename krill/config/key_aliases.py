@@ -23,8 +23,13 @@ HYDRA_KEYS = {
     "hydra.sweep.subdir": "each point of a sweep has the folder of its signature; leave the key out",
     "hydra.output_subdir": "the folder of a run always has .hydra; leave the key out",
     "hydra.job.chdir": "no command changes its working directory; leave the key out",
+    "hydra.job.config_name": "Hydra sets it; leave the key out",
+    "hydra.job.id": "Hydra sets it; leave the key out",
+    "hydra.job.num": "Hydra sets it; leave the key out",
+    "hydra.overrides": "Hydra sets its keys; leave them out",
+    "hydra.runtime": "Hydra sets its keys; leave them out. The folder of a run is output=…",
 }
-"""Key of Hydra that has no effect in krill → what to do instead."""
+"""Key or section of Hydra that has no effect in krill → what to do instead."""
 
 FOREIGN_KEYS: dict[str, tuple[str, ...]] = {
     # transformers.TrainingArguments
@@ -128,6 +133,11 @@ FOREIGN_KEYS: dict[str, tuple[str, ...]] = {
     "input": ("prompt=…",),
 }
 """Name in another tool → what to set in krill; of several answers, the first whose key the command has."""
+
+
+def find_hydra_key(key: str) -> str | None:
+    """Returns the entry of `HYDRA_KEYS` for a key, which may be of a section there, or None."""
+    return next((known for known in HYDRA_KEYS if key == known or key.startswith(f"{known}.")), None)
 
 
 def find_renamed_key(key: str) -> str | None:

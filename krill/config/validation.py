@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from krill.config.yaml_files import ConfigOrigins
 from krill.errors import UsageError, get_first_line
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
+_UNION_TAG = re.compile(r"<|(literal\[.*|constrained-\w+|bool|str)$")
 
 
 def validate_config(
@@ -167,13 +169,14 @@ def _format_not_set(key: str) -> str:
 def _strip_union_tags(location: tuple[int | str, ...]) -> list[int | str]:
     """Drops the discriminator values that pydantic inserts after the names of sections that are unions.
 
-    Those of unions in lists are written <…> in the schema.
+    Those of unions in lists are written <…> in the schema; those of a value that may have several types are
+    pydantic's names of the types.
     """
     tagged = {"model", "data", "optimizer", "scheduler"}
     return [
         part
         for index, part in enumerate(location)
-        if (index == 0 or location[index - 1] not in tagged or index > 1) and not str(part).startswith("<")
+        if (index == 0 or location[index - 1] not in tagged or index > 1) and not _UNION_TAG.match(str(part))
     ]
 
 

@@ -10,7 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from krill.errors import KrillError, UsageError
+<<<<<<< HEAD
 from krill.inference.defaults import read_model_defaults
+=======
+from krill.manifest import MODEL_MANIFEST
+>>>>>>> 7fe20dff1e593adb787b44d198fd354692b6bb0b
 from krill.models.model_folder import load_weights
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.hub import HUB_CHECKPOINT_FOLDER
@@ -72,8 +76,9 @@ def locate_model(name_or_path: str) -> tuple[Path, Path | None]:
         return _download_hub_model(name_or_path)
     if (path / "config.json").is_file():
         return path, _find_tokenizer(path)
-    if (path / "model" / "config.json").is_file():
-        return path / "model", path / "model"
+    model = path / "model"  # with a manifest it is a finished model, and what is missing in it is an error
+    if (model / "config.json").is_file() or (model.is_dir() and (path / MODEL_MANIFEST).is_file()):
+        return model, model
     checkpoints = list_checkpoints(path / "checkpoints")
     if checkpoints:
         return checkpoints[-1], _find_tokenizer(checkpoints[-1])

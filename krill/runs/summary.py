@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from krill.config.overrides import exclude_cleared_keys
 from krill.config.paths import relative_path
 from krill.runs import table
 from krill.runs.find import Run, RunGroup, read_sweep_or_warn
@@ -76,6 +75,7 @@ def suggest_commands(run: Run, row: RunRow) -> list[str]:
 
 def build_sweep_command(sweep: Path, record: dict[str, Any]) -> str:
     """Returns the command that runs the missing points of a sweep; empty if its `record` does not have it."""
+    from krill.config.overrides import exclude_cleared_keys  # imports Hydra
     from krill.config.paths import get_outputs_root
 
     if not isinstance(record.get("typed"), list) or not record.get("command"):

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 from console import is_empty, run_command
+from omegaconf import OmegaConf
 
 from krill import __version__
-from krill.cli import help
+from krill.cli import app, help, key_help, train
 from krill.cli.compose import compose_config
 from krill.config.commands import COMMAND_SCHEMAS
-from krill.config.overrides import clear_exclusive_keys, quote_override
+from krill.config.overrides import clear_exclusive_keys, iterate_dotted_keys, quote_override
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options, read_config_description
-from krill.config.schema import TrainConfig
+from krill.config.schema import MinHashConfig, TrainConfig
 from krill.config.validation import validate_config
 
 
@@ -69,6 +70,33 @@ def test_help_is_printed_by_the_script_also_for_a_persons_own_options(tmp_path: 
     assert done.returncode == 0
     assert done.stderr == ""
     assert any(line.split() == ["mine", "내", "모델"] for line in done.stdout.splitlines())
+
+
+def test_the_help_of_a_key_is_its_sentence(capsys: pytest.CaptureFixture[str]):
+    assert app.main("train", train.run_task, ["--help", "optimizer.muon_lr"]) == 0
+    assert capsys.readouterr().out.startswith("optimizer.muon_lr  Learning rate of the matrices")
+    assert app.main("train", train.run_task, ["lr=1", "-h", "data.minhash"]) == 0
+    keys = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
+    assert keys == [
+        "data.minhash",
+        *(f"data.minhash.{name}" for name in MinHashConfig.model_fields),
+        "values:",
+    ]
+
+
+def test_the_help_of_an_unknown_key_names_what_to_set(capsys: pytest.CaptureFixture[str]):
+    for argument, answer in (
+        ("learning_rate", "Use lr=…"),
+        ("optimizer.muon_lrr", "mean optimizer.muon_lr?"),
+    ):
+        assert app.main("train", train.run_task, ["--help", argument]) == 2
+        assert answer in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMAND_SCHEMAS)
+def test_every_key_has_a_help(command: str):
+    for key in iterate_dotted_keys(OmegaConf.to_container(compose_config(command, []))):
+        assert key_help.format_key_help(command, key).startswith(key)
 
 
 def test_version(tmp_path: Path):

@@ -62,6 +62,17 @@ def test_all_errors_are_reported_at_once():
     ]
 
 
+def test_the_error_for_a_value_of_several_types_names_the_key():
+    for key, value in (("resume", ["a"]), ("hardware.processes", "x"), ("hardware.compile", "x")):
+        composed = compose("train")
+        OmegaConf.update(composed, key, value)
+        with pytest.raises(UsageError) as raised:
+            validate_config(TrainConfig, composed)
+        lines = str(raised.value).splitlines()
+        assert len(lines) == 2
+        assert all(line.startswith(f"{key}={value}: input should be ") for line in lines)
+
+
 def test_a_key_that_follows_a_missing_key_is_not_reported():
     assert get_error_lines(model={"path": "???"}, output="${model.path}") == [
         "model.path is not set; use model=…"

@@ -58,6 +58,16 @@ def test_a_finished_run(finished_run: Path, unfinished_run: Path) -> None:
     assert locate_model(str(finished_run))[0] == finished_run / "model"
 
 
+def test_a_finished_model_without_its_config_is_not_replaced_by_a_checkpoint(
+    unfinished_run: Path, model_folder: Path
+) -> None:
+    shutil.copytree(model_folder, unfinished_run / "model")
+    write_model_manifest(unfinished_run / "model", unfinished_run)
+    (unfinished_run / "model" / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"config\.json is missing; restore it"):
+        load_model_and_tokenizer(str(unfinished_run), torch.device("cpu"))
+
+
 def test_an_unfinished_run_gives_its_newest_checkpoint(
     unfinished_run: Path, tokenizer: TokenizerFolder
 ) -> None:

@@ -296,7 +296,7 @@ def test_lost_lines_are_an_error_but_not_what_a_kill_leaves(metrics: Path) -> No
     Record(metrics.parent).append_metrics(lines[2])
     assert metrics.read_bytes() == content
     metrics.unlink()
-    with pytest.raises(UsageError, match=r"it is missing.* remove .*\.checksums"):
+    with pytest.raises(UsageError, match=r"metrics\.jsonl is missing\. .* remove .*\.checksums to"):
         read_jsonl(metrics)
     checksums.unlink()
     assert read_jsonl(metrics) == []

@@ -8,12 +8,21 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
-from krill.config.schema import CustomModelConfig, CustomOptimizerConfig, DataConfig, Filter
+from krill.config.schema import (
+    CustomModelConfig,
+    CustomOptimizerConfig,
+    DataConfig,
+    Filter,
+    HubDataConfig,
+    ModelConfig,
+    PretrainedModelConfig,
+    PythonDocsDataConfig,
+)
 from krill.config.secrets import mask_secrets
 from krill.runs.json_lines import read_metrics, read_validations
 from krill.runs.record import collect_versions, read_git_state
@@ -24,13 +33,7 @@ from krill.training.setup import RunSetup
 
 MAX_CURVE_ROWS = 12
 
-FRONT_MATTER = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- krill
----
-"""
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
 def build_model_card(
@@ -46,7 +49,7 @@ def build_model_card(
     """
     parts = [
         f"# {_escape(setup.config.name)}",
-        "A language model, pretrained from scratch with krill.",
+        describe_origin(setup.config.model),
         _format_table("Model", _describe_model(setup, parameters)),
         _format_data(setup),
         _format_table("Training", _describe_training(setup, metrics)),
@@ -56,7 +59,31 @@ def build_model_card(
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
         'generate = pipeline("text-generation", "<this folder or repository>")\n```',
     ]
-    return FRONT_MATTER + "\n\n".join(part for part in parts if part) + "\n"
+    head = yaml.safe_dump(build_front_matter(setup.config.data), sort_keys=False)
+    return f"---\n{head}---\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def build_front_matter(data: DataConfig) -> dict[str, Any]:
+    """Returns the Hub's metadata, as far as krill knows it: not the licence, nor the language of files."""
+    head: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["krill"],
+    }
+    if isinstance(data, PythonDocsDataConfig):
+        head["language"] = ["en"]
+    if isinstance(data, HubDataConfig):
+        paths = dict.fromkeys(dataset.path for dataset in data.datasets)
+        if ids := [path for path in paths if _HUB_ID.fullmatch(path) and not Path(path).exists()]:
+            head["datasets"] = ids
+    return head
+
+
+def describe_origin(model: ModelConfig) -> str:
+    """Returns the sentence that says where the weights come from."""
+    if isinstance(model, PretrainedModelConfig):
+        return f"A language model, trained with krill from the weights of {_escape(_strip_folders(model.from_))}."
+    return "A language model, pretrained from scratch with krill."
 
 
 def _describe_model(setup: RunSetup, parameters: int) -> dict[str, Any]:

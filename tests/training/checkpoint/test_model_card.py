@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from compositions import load_config
 
+from krill.config.schema import HubDataConfig
 from krill.runs.json_lines import read_metrics
 from krill.runs.record import read_status
+from krill.training.checkpoint.model_card import build_front_matter, describe_origin
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +36,27 @@ def test_card_agrees_with_the_record(card: tuple[str, Path]) -> None:
     assert "| optimizer | muon_moonlight |" in text
     assert f"Validation loss {status['metrics']['eval_loss']:.4f}" in text
     assert status["data"]["signature"][:16] in text
+
+
+def test_metadata_has_what_the_configuration_says_of_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build_front_matter(load_config("data=python_docs").data)["language"] == ["en"]
+    monkeypatch.chdir(tmp_path)
+    Path("local").mkdir()
+    data = load_config("data=tiny_korean_100k").data
+    assert isinstance(data, HubDataConfig)
+    (dataset,) = data.datasets
+    entries = [dataset, *(dataset.model_copy(update={"path": path}) for path in ("local", "/a/b", "c4"))]
+    head = build_front_matter(data.model_copy(update={"datasets": [*entries, *entries]}))
+    assert head["datasets"] == [dataset.path, "c4"]
+    assert "language" not in head
+
+
+def test_a_card_says_from_which_weights_a_model_was_trained() -> None:
+    model = load_config("model=pretrained").model
+    assert "from scratch" not in describe_origin(model)
+    assert "the weights of folder." in describe_origin(model)
 
 
 def test_curve_is_thinned_and_ends_with_the_last_step(card: tuple[str, Path]) -> None:

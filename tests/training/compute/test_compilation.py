@@ -22,12 +22,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from krill.config.schema import TrainConfig
 from krill.data.packing import Rows
 from krill.errors import KrillError, UsageError
-<<<<<<< HEAD
 from krill.resources import release_memory
 from krill.runs.json_lines import read_metrics
-=======
-from krill.runs.json_lines import read_metrics
->>>>>>> 5ed06896e872e0e7a4d5a2ec50b108a20cbad311
 from krill.training.compute import attention, backends, compilation, liger
 from krill.training.compute.compilation import (
     MIN_PASSES,
