@@ -10,11 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from krill.errors import KrillError, UsageError
-<<<<<<< HEAD
 from krill.inference.defaults import read_model_defaults
-=======
 from krill.manifest import MODEL_MANIFEST
->>>>>>> 7fe20dff1e593adb787b44d198fd354692b6bb0b
 from krill.models.model_folder import load_weights
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.hub import HUB_CHECKPOINT_FOLDER

@@ -38,7 +38,7 @@ def read_last_metrics(folder: Path, keys: Collection[str]) -> tuple[dict[str, An
             content.seek(start)
             tail = content.read()
     except OSError:
-        return {}, None
+        return {}, f"{file.name} is missing" if checksums.has_lost_lines(0) else None
     lines = tail.split(b"\n")
     end = start + len(tail) - len(lines.pop())
     damage = f"{file.name} is damaged: its end is missing" if checksums.has_lost_lines(end) else None
@@ -76,7 +76,10 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
         lines = file.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError as error:
         if checksums.has_lost_lines(0):
-            raise _build_jsonl_error(file, "it is missing") from error
+            raise UsageError(
+                f"{relative_path(file)} is missing. Restore it, or remove {relative_path(get_checksum_file(file))} "
+                "to do without its lines, and run the same command again"
+            ) from error
         return []
     values, end = [], 0
     for number, line in enumerate(lines, start=1):
