@@ -75,12 +75,15 @@ def suggest_commands(run: Run, row: RunRow) -> list[str]:
 
 def build_sweep_command(sweep: Path, record: dict[str, Any]) -> str:
     """Returns the command that runs the missing points of a sweep; empty if its `record` does not have it."""
-    from krill.config.overrides import exclude_cleared_keys  # imports Hydra
     from krill.config.paths import get_outputs_root
 
     if not isinstance(record.get("typed"), list) or not record.get("command"):
         return ""
-    arguments = exclude_cleared_keys([str(argument) for argument in record["typed"]])
+    arguments = [str(argument) for argument in record["typed"]]
+    if any(argument.endswith("=null") for argument in arguments):
+        from krill.config.overrides import exclude_cleared_keys  # imports Hydra, for a fifth of a second
+
+        arguments = exclude_cleared_keys(arguments)
     if not sweep.absolute().is_relative_to(get_outputs_root().absolute() / "sweeps"):
         arguments.append(f"output={relative_path(sweep)}")
     return f"krill-{record['command']} -m {shlex.join(arguments)}"

@@ -65,7 +65,7 @@ def test_a_finished_model_without_its_config_is_not_replaced_by_a_checkpoint(
     write_model_manifest(unfinished_run / "model", unfinished_run)
     (unfinished_run / "model" / "config.json").unlink()
     with pytest.raises(UsageError, match=r"config\.json is missing; restore it"):
-        load_model_and_tokenizer(str(unfinished_run), torch.device("cpu"))
+        load_model(str(unfinished_run), torch.device("cpu"))
 
 
 def test_an_unfinished_run_gives_its_newest_checkpoint(
