@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krill import atomic
 from krill.cli import app
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from krill.inspection.scored_text import ScoredText
     from krill.launch.invocation import Invocation
 
-TOP = 5
+TOP_ALTERNATIVES = 5
 """Number of alternatives that are shown for each token."""
-PAGE, SCORES, PICTURE = "tokens.html", "tokens.json", "attention.png"
+PAGE_FILE, SCORES_FILE, PICTURE_FILE = "tokens.html", "tokens.json", "attention.png"
 """Files in the folder that output= names."""
 
 
@@ -42,11 +42,9 @@ def print_model_scores(config: InspectConfig, invocation: Invocation) -> None:
     if config.format == "json":
         print(json.dumps(scored.to_json(), ensure_ascii=False, allow_nan=False))
     else:
-        from krill.inspection.render_rows import make_stdout_console
         from krill.inspection.token_view import print_scores
 
-        console = make_stdout_console()
-        print_scores(scored, None if config.full else max(8, console.height - 10), console)
+        print_scores(scored, config.full)
 
 
 def score_text(config: InspectConfig, path: str, tokenizer_path: str | None) -> ScoredText:
@@ -75,8 +73,8 @@ def score_text(config: InspectConfig, path: str, tokenizer_path: str | None) -> 
     model = loaded.model
     ids = encode_document(model, loaded.tokenizer, config.text)
     try:
-        scores = score_tokens(model, ids, TOP)
-        lens = compute_logit_lens(model, ids, TOP) if config.lens else None
+        scores = score_tokens(model, ids, TOP_ALTERNATIVES)
+        lens = compute_logit_lens(model, ids, TOP_ALTERNATIVES) if config.lens else None
         attention = (
             compute_attention_map(model, ids[:-1], *map(int, config.attention.split(".")))
             if config.attention is not None
@@ -93,35 +91,46 @@ def score_text(config: InspectConfig, path: str, tokenizer_path: str | None) -> 
     )  # fmt: skip
 
 
-def score_answer(loaded: LoadedModel, prompt: str, generation: Generation) -> ScoredText:
-    """Returns the scores of an answer: those that its generation has, or else computed by one pass of the model."""
-    from krill.inference.token_scores import score_tokens
-    from krill.inspection.scored_text import ScoredText
-    from krill.inspection.token_display import TokenRenderer
+class AnswerInspector:
+    """Shows what a model expected at each token of its answers, and writes all that were shown."""
 
-    scores, count = generation.scores, len(generation.new_ids)
-    if count and not scores:
-        scores = score_tokens(loaded.model, generation.prompt_ids + generation.new_ids, TOP)[-count:]
-    renderer = TokenRenderer(loaded.tokenizer)
-    return ScoredText(str(loaded.folder), generation.text, scores, renderer, prompt)
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._shown: list[ScoredText] = []
 
+    def show(self, prompt: str, generation: Generation) -> None:
+        """Prints the scores of an answer to standard output: those it was generated with, or else computed now."""
+        from krill.inference.token_scores import score_tokens
+        from krill.inspection.scored_text import ScoredText
+        from krill.inspection.token_display import TokenRenderer
+        from krill.inspection.token_view import print_scores
 
-def print_answer_scores(scored: ScoredText) -> None:
-    """Prints the scores of an answer to standard output."""
-    from krill.inspection.token_view import print_scores
+        scores, count = generation.scores, len(generation.new_ids)
+        if count and not scores:
+            scores = score_tokens(
+                self._loaded.model, generation.prompt_ids + generation.new_ids, TOP_ALTERNATIVES
+            )[-count:]
+        renderer = TokenRenderer(self._loaded.tokenizer)
+        scored = ScoredText(str(self._loaded.folder), generation.text, scores, renderer, prompt)
+        print()
+        print_scores(scored, is_full=True)
+        print(flush=True)
+        self._shown.append(scored)
 
-    print_scores(scored)
+    def write(self, folder: Path) -> None:
+        """Writes the page and the JSON of the answers that were shown to `folder`, if there are any."""
+        if self._shown:
+            write_scores(folder, self._shown)
 
 
 def write_scores(folder: Path, texts: Sequence[ScoredText], picture: Path | None = None) -> None:
-    """Writes the page and the JSON of texts or answers, which must be at least one, to `folder`."""
+    """Writes the page and the JSON of at least one text to `folder`."""
     from krill.inspection.token_page import build_token_page
 
     atomic.create_folder(folder)
-    content: Any = [scored.to_json() for scored in texts]
-    atomic.write_json(folder / SCORES, content)
-    atomic.write_text(folder / PAGE, build_token_page(texts, picture))
-    app.log.info("page        %s", folder / PAGE)
+    atomic.write_json(folder / SCORES_FILE, [scored.to_json() for scored in texts])
+    atomic.write_text(folder / PAGE_FILE, build_token_page(texts, picture))
+    app.log.info("page        %s", folder / PAGE_FILE)
 
 
 def _choose_picture(config: InspectConfig) -> Path | None:
@@ -131,7 +140,7 @@ def _choose_picture(config: InspectConfig) -> Path | None:
     if config.plot is not None:
         return Path(config.plot)
     if config.output is not None:
-        return Path(config.output) / PICTURE
+        return Path(config.output) / PICTURE_FILE
     if config.format == "json":
         return None
     raise UsageError(

@@ -57,7 +57,9 @@ def score_logits(logits_NV: Tensor, tokens_N: list[int], top: int) -> list[Token
 
 def _score_chunk(logits_NV: Tensor, tokens: list[int], top: int) -> list[TokenScore]:
     if logits_NV.isnan().any():
-        raise KrillError("the model computes NaN, so it has no probabilities; its weights are damaged or have diverged")
+        raise KrillError(
+            "the model computes NaN, so it has no probabilities; its weights are damaged or have diverged"
+        )
     logprobs_NV = logits_NV.float().log_softmax(dim=-1)
     targets_N = torch.tensor(tokens, device=logits_NV.device)
     chosen_N1 = logprobs_NV.gather(1, targets_N[:, None])

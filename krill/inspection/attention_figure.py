@@ -17,6 +17,8 @@ LABEL_WIDTH = 14
 
 def plot_attention(attention: AttentionMap, renderer: TokenRenderer, path: Path) -> None:
     """Saves the picture as PNG: rows attend to columns. Raises KrillError if the file cannot be written."""
+    from matplotlib.colors import PowerNorm
+
     count = len(attention.ids)
     step = -(-count // MAX_LABELS)
     positions = range(0, count, step)
@@ -24,7 +26,8 @@ def plot_attention(attention: AttentionMap, renderer: TokenRenderer, path: Path)
     side = 2.5 + 0.2 * max(8, len(labels))
     try:
         with drawn_figure(path, columns=1, width=side + 1, height=side) as [axes]:
-            image = axes.imshow(attention.weights_NN.numpy(), cmap="Blues", vmin=0, aspect="equal")
+            scale = PowerNorm(0.5, vmin=0, vmax=1)  # shows the small weights of a long text, too
+            image = axes.imshow(attention.weights_NN.numpy(), cmap="Blues", norm=scale)
             axes.figure.colorbar(image, ax=axes, fraction=0.046, label="attention weight")
             axes.set_title(f"layer {attention.layer}, head {attention.head}")
             axes.set_xlabel("attended token")

@@ -19,7 +19,7 @@ from krill.inspection.token_display import TokenRenderer, TokenSpan, escape_unpr
 FULL_SURPRISAL = 10.0
 """Bits from which on the background does not become darker: a probability of one in a thousand."""
 
-STYLE = """
+PAGE_STYLE = """
 :root { color-scheme: light dark; --line: #8884; --panel: Canvas; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
@@ -29,8 +29,9 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; } dd { 
   background: rgb(225 85 20 / calc(var(--share) * 70%)); box-shadow: inset 0 -1px var(--line); }
 .token > .scores { display: none; }
 .token:hover > .scores, .token:focus > .scores { display: block; }
-.scores { position: absolute; left: 0; top: 100%; z-index: 1; padding: .5rem; background: var(--panel);
-  border: 1px solid var(--line); border-radius: 4px; box-shadow: 0 2px 8px #0006; font-size: .85rem; line-height: 1.4; }
+.scores { --share: 0; position: absolute; left: 0; top: 100%; z-index: 1; padding: .5rem; background: var(--panel);
+  border: 1px solid var(--line); border-radius: 4px; box-shadow: 0 2px 8px #0006;
+  font-size: .85rem; line-height: 1.4; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: pre; }
 th, td { padding: .1rem .6rem; text-align: left; border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; }
@@ -45,7 +46,7 @@ def build_token_page(texts: Sequence[ScoredText], picture: Path | None = None) -
     parts = [
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>Token probabilities: {_escape(texts[0].model)}</title>\n<style>{STYLE}</style>",
+        f"<title>Token probabilities: {_escape(texts[0].model)}</title>\n<style>{PAGE_STYLE}</style>",
         "<h1>Token probabilities</h1>",
         _format_legend(),
     ]
@@ -54,7 +55,9 @@ def build_token_page(texts: Sequence[ScoredText], picture: Path | None = None) -
     if picture is not None and (attention := texts[0].attention) is not None:
         content = base64.b64encode(picture.read_bytes()).decode()
         title = f"attention of layer {attention.layer}, head {attention.head}"
-        parts.append(f'<h2>{title.capitalize()}</h2>\n<img alt="{title}" src="data:image/png;base64,{content}">')
+        parts.append(
+            f'<h2>{title.capitalize()}</h2>\n<img alt="{title}" src="data:image/png;base64,{content}">'
+        )
     return "\n".join(parts) + "\n</html>\n"
 
 
@@ -62,7 +65,7 @@ def _format_text(scored: ScoredText) -> Iterator[str]:
     description = "".join(f"<dt>{name}</dt><dd>{_escape(value)}</dd>" for name, value in scored.describe())
     yield f"<section>\n<h2>{'Text' if scored.prompt is None else 'Answer'}</h2>\n<dl>{description}</dl>"
     tokens = (_format_span(span, scores, scored.renderer) for span, scores in scored.group_scores())
-    yield f'<p class="text">{"".join(tokens)}</p>'
+    yield f'<div class="text">{"".join(tokens)}</div>'
     rows = "".join(_format_row(score, scored.renderer) for score in scored.scores)
     names = ("probability", "bits", "rank", "entropy")
     header = "".join(f'<th class="number">{name}</th>' for name in names)
@@ -77,7 +80,9 @@ def _format_text(scored: ScoredText) -> Iterator[str]:
 
 def _format_legend() -> str:
     steps = (0.5, 0.1, 0.01, 0.001)
-    items = (f'<span style="--share:{_get_share(-math.log2(one)):.2f}">{100 * one:g} %</span>' for one in steps)
+    items = (
+        f'<span style="--share:{_get_share(-math.log2(one)):.2f}">{100 * one:g} %</span>' for one in steps
+    )
     return f'<p class="legend">probability {" ".join(items)} Point at a token for its alternatives.</p>'
 
 

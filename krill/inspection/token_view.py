@@ -1,15 +1,15 @@
 """Shows in a terminal how a model judged the tokens of a text: colored by probability, and as a table.
 
-The colors have about the same contrast on black and on white. Without colors, tokens below 50 % have their probability
-in brackets.
+The colors have about the same contrast on black and on white. Without colors, tokens below 50 % have their
+probability in brackets.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.text import Text
 
 from krill.inference.logit_lens import LayerScores
@@ -26,17 +26,16 @@ MAX_TOKEN_WIDTH = 20
 LENS_TOKEN_WIDTH = 10
 
 
-def print_scores(scored: ScoredText, max_rows: int | None = None, console: Console | None = None) -> None:
+def print_scores(scored: ScoredText, is_full: bool) -> None:
     """Prints the text colored by probability, a table of its tokens, and the logit lens if there is one.
 
-    `max_rows`: tokens in the tables; None: all. `console`: by default, standard output.
+    `is_full`: show all tokens in the tables; otherwise as many as fit a screen.
     """
-    console = console or make_stdout_console()
-    width = get_terminal_width(console.file)
+    console = make_stdout_console()
+    width = get_terminal_width(sys.stdout)
+    max_rows = None if is_full else max(8, console.height - 10)
     for name, value in scored.describe():
-        console.print(
-            wrap_text(f"{name:<11} {escape_unprintable(value)}", width), soft_wrap=True, highlight=False
-        )
+        console.print(wrap_text(f"{name:<11} {escape_unprintable(value)}", width), soft_wrap=True)
     if not scored.scores:
         return
     console.print()
