@@ -136,6 +136,10 @@ def write_scores(folder: Path, texts: Sequence[ScoredText], picture: Path | None
 def _choose_picture(config: InspectConfig) -> Path | None:
     """Returns where the attention map is drawn. Raises UsageError if there is neither a place nor JSON for it."""
     if config.attention is None:
+        if config.plot is not None:
+            raise UsageError(
+                f"plot= draws attention= of a text; add attention=LAYER.HEAD, or leave out plot={config.plot}"
+            )
         return None
     if config.plot is not None:
         return Path(config.plot)

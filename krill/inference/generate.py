@@ -9,14 +9,16 @@ from transformers import PreTrainedModel
 from krill.data.encoding import Encoder
 from krill.inference.engine import Generation, GenerationEngine
 from krill.inference.sampling import SamplingParams
+from krill.terminal import encode_argument
 from krill.tokenizer.artifact import TokenizerFolder
 
 
 def encode_prompt(tokenizer: TokenizerFolder, prompt: str) -> list[int]:
     """Returns bos and the tokens of `prompt`.
 
-    The prompt is text: special tokens written in it are ordinary characters.
+    The prompt is text: special tokens written in it are ordinary characters. Raises UsageError if it is not UTF-8.
     """
+    encode_argument(prompt, "the prompt")
     ids: list[int] = next(Encoder(tokenizer).encode_documents([prompt])).tolist()[:-1]
     return ids
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from krill.data.encoding import Encoder
 from krill.errors import KrillError, UsageError
+from krill.terminal import encode_argument
 from krill.tokenizer.artifact import TokenizerFolder
 
 CHUNK_ELEMENTS = 2**25
@@ -93,12 +94,8 @@ def encode_document(model: PreTrainedModel, tokenizer: TokenizerFolder, text: st
     """
     if not text:
         raise UsageError("the text is empty; write one with at least one character")
-    try:
-        ids: list[int] = next(Encoder(tokenizer).encode_documents([text])).tolist()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"the text is not valid UTF-8 (character {error.start + 1}); set the terminal to UTF-8"
-        ) from error
+    encode_argument(text, "the text")
+    ids: list[int] = next(Encoder(tokenizer).encode_documents([text])).tolist()
     context = model.config.max_position_embeddings
     if len(ids) - 1 > context:
         raise UsageError(
