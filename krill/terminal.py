@@ -25,7 +25,7 @@ def escape_control_characters(text: str, keep: str = "") -> str:
 
 
 def encode_argument(text: str, name: str) -> bytes:
-    """Returns the UTF-8 bytes of a text that the user typed; raises UsageError if it has none. `name`: as in text=."""
+    """Returns a text of the command line as UTF-8; raises UsageError that begins with `name` if it is not."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:

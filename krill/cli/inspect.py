@@ -214,7 +214,7 @@ def _resolve_folder_arguments(parsed: ParsedArguments, folders: Sequence[Path]) 
 
 
 def _require_model_option(value: str | None, folders: Sequence[Path]) -> None:
-    """Raises UsageError for a model= that is no option and not nearly one: a trained model needs text=."""
+    """Raises UsageError for a model= that is neither an option nor nearly one: a trained model needs text=."""
     from krill.config.suggestions import find_closest_name
 
     known = paths.list_config_options("model", [*folders, paths.CONF_DIR])
@@ -236,7 +236,8 @@ def _require_one_subject(parsed: ParsedArguments) -> None:
     if len(subjects) > 1:
         raise UsageError(
             f"{' and '.join(subjects)}: one at a time. store= (data=FOLDER, output=) shows tokens, tokenizers= "
-            "compares tokenizers on the held-out text of the data, text= shows the tokens of a text"
+            "compares tokenizers on the held-out text of the data, text= shows the tokens of a text, and with "
+            "model=RUN their probabilities"
         )
     if "tokenizers" in keys and keys & {"tokenizer", "tokenizer.path"}:
         raise UsageError("tokenizers= names every tokenizer itself; leave out tokenizer=")

@@ -12,7 +12,7 @@ from krill.inspection.token_display import TokenRenderer
 
 MAX_LABELS = 80
 """Tokens that are named at an axis; of a longer text, every second, third, … one."""
-LABEL_WIDTH = 14
+MAX_LABEL_WIDTH = 14
 
 
 def plot_attention(attention: AttentionMap, renderer: TokenRenderer, path: Path) -> None:
@@ -22,7 +22,9 @@ def plot_attention(attention: AttentionMap, renderer: TokenRenderer, path: Path)
     count = len(attention.ids)
     step = -(-count // MAX_LABELS)
     positions = range(0, count, step)
-    labels = [truncate_to_width(renderer.label_token(attention.ids[one]), LABEL_WIDTH) for one in positions]
+    labels = [
+        truncate_to_width(renderer.label_token(attention.ids[one]), MAX_LABEL_WIDTH) for one in positions
+    ]
     side = 2.5 + 0.2 * max(8, len(labels))
     try:
         with drawn_figure(path, columns=1, width=side + 1, height=side) as [axes]:

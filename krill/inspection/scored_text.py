@@ -109,6 +109,11 @@ def format_probability(probability: float) -> str:
     return f"{100 * probability:.2f} %" if probability >= 5e-5 or probability == 0 else f"{probability:.0e}"
 
 
+def format_short_probability(probability: float) -> str:
+    """Formats 0.5 as 50 %, and a probability below 1 % with one significant digit."""
+    return f"{100 * probability:{'.0f' if probability >= 0.01 else '.1g'}} %"
+
+
 def _format_exp(loss: float) -> str:
     return f"{math.exp(loss):,.2f}" if loss < 100 else f"e^{loss:.0f}"
 

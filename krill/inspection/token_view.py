@@ -16,7 +16,7 @@ from krill.inference.logit_lens import LayerScores
 from krill.inference.token_scores import TokenScore
 from krill.inspection.formatting import truncate_to_width
 from krill.inspection.render_rows import make_stdout_console
-from krill.inspection.scored_text import ScoredText, format_probability
+from krill.inspection.scored_text import ScoredText, format_probability, format_short_probability
 from krill.inspection.token_display import TokenRenderer, escape_unprintable
 from krill.tables import format_table, get_terminal_width, measure_width, wrap_text
 
@@ -62,7 +62,7 @@ def render_inline(scored: ScoredText, has_colors: bool) -> Text:
         is_marked = span.kind in ("special", "undecodable") or not shown
         shown = f"⟨{shown or span.ids[0]}⟩" if is_marked else shown
         if not has_colors and probability < BANDS[0][0]:
-            shown += f"[{100 * probability:.0f}%]"
+            shown += f"[{format_short_probability(probability).replace(' ', '')}]"
         text.append(shown, get_style(probability))
         if "\n" in span.text:
             text.append("\n")
@@ -117,7 +117,7 @@ def render_lens(
 
     Layers are left out evenly until the table is at most `width` columns wide.
     """
-    cell_width = LENS_TOKEN_WIDTH + len(" 100 %")
+    cell_width = LENS_TOKEN_WIDTH + len(" 2e-05 %")
     fitting = len(lens) if width is None else max(1, (width - MAX_TOKEN_WIDTH) // (cell_width + 2))
     chosen = _choose_evenly(lens, fitting)
     labels = [renderer.label_token(score.token) for score in lens[0].scores[:max_rows]]
@@ -144,7 +144,7 @@ def render_lens(
 def _format_lens_cell(score: TokenScore, renderer: TokenRenderer) -> str:
     label = truncate_to_width(renderer.label_token(score.top[0][0]), LENS_TOKEN_WIDTH)
     padding = " " * (LENS_TOKEN_WIDTH - measure_width(label))
-    return f"{label}{padding} {100 * score.probability:3.0f} %"
+    return f"{label}{padding} {format_short_probability(score.probability):>7}"
 
 
 def _choose_evenly(lens: Sequence[LayerScores], count: int) -> list[LayerScores]:
@@ -161,7 +161,7 @@ def _list_alternatives(score: TokenScore, renderer: TokenRenderer, room: int | N
     shown = ""
     for token, logprob in score.top:
         label = truncate_to_width(renderer.label_token(token), MAX_TOKEN_WIDTH)
-        item = f"{label} {100 * math.exp(logprob):.0f} %"
+        item = f"{label} {format_short_probability(math.exp(logprob))}"
         longer = f"{shown}  {item}" if shown else item
         if room is not None and measure_width(longer) > room:
             return shown or truncate_to_width(item, room)

@@ -70,9 +70,7 @@ def test_a_text_is_shown_and_written(run: Run, here: Path) -> None:
 
 
 def test_an_answer_is_shown_and_written(run: Run, here: Path) -> None:
-    code, out, err = run(
-        "krill-infer", MODEL, "prompt=가", "max_new_tokens=5", "inspect=true", "output=답"
-    )
+    code, out, err = run("krill-infer", MODEL, "prompt=가", "max_new_tokens=5", "inspect=true", "output=답")
     assert code == 0, err
     (content,) = json.loads((here / "답" / "tokens.json").read_text())
     answer = json.loads((here / "답" / "answers.jsonl").read_text())["answer"]

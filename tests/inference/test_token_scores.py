@@ -63,7 +63,9 @@ def test_scores_add_up_to_the_loss_of_the_evaluation(
 
 
 def test_a_text_fills_the_context_at_most(model: Any, tokenizer: TokenizerFolder) -> None:
-    assert len(score_tokens(model, encode_document(model, tokenizer, "x" * 63))) == 64  # eos is predicted, too
+    assert (
+        len(score_tokens(model, encode_document(model, tokenizer, "x" * 63))) == 64
+    )  # eos is predicted, too
     message = r"the text has 70 tokens with bos, 6 more than the context of the model \(64\); shorten it"
     with pytest.raises(UsageError, match=message):
         encode_document(model, tokenizer, "x" * 69)

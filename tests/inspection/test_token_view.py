@@ -123,7 +123,9 @@ def test_a_page_is_self_contained_and_escaped(scored: ScoredText, tmp_path: Path
 
 def test_json_has_every_score(scored: ScoredText) -> None:
     content = json.loads(json.dumps(scored.to_json(), allow_nan=False))
-    assert content["loss"] == pytest.approx(-sum(score.logprob for score in scored.scores) / content["tokens"])
+    assert content["loss"] == pytest.approx(
+        -sum(score.logprob for score in scored.scores) / content["tokens"]
+    )
     first, last = content["scores"][0], content["scores"][-1]
     assert (first["text"], last["text"]) == (r"\xea", "eos")
     assert (first["rank"], first["top"][0]["id"]) == (1, first["id"])
@@ -131,9 +133,7 @@ def test_json_has_every_score(scored: ScoredText) -> None:
     assert len(content["lens"]) == 31
 
 
-def test_a_token_that_is_impossible_is_shown(
-    scored: ScoredText, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_token_that_is_impossible_is_shown(scored: ScoredText, capsys: pytest.CaptureFixture[str]) -> None:
     impossible = TokenScore(50, -math.inf, 1.0, 299, ((51, 0.0), (52, -math.inf)))
     shown = ScoredText(NAME, "a", [impossible], scored.renderer)
     print_scores(shown, is_full=True)
