@@ -35,7 +35,7 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-inspect format=json",
         "krill-inspect tokenizers=[bpe_4k,my_tokenizer,gpt2]",
         'krill-inspect tokenizer=bpe_4k text="안녕하세요 hello"',
-        'krill-inspect model=last text="안녕하세요 hello" lens=true attention=1.0 output=look',
+        'krill-inspect model=last text="안녕하세요 hello" lens=true attention=0.0 output=look',
     ],
     "infer": [
         'krill-infer prompt="Once upon a time"',
