@@ -8,6 +8,8 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from krill.errors import UsageError
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
@@ -20,6 +22,16 @@ def escape_control_characters(text: str, keep: str = "") -> str:
         letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def encode_argument(text: str, name: str) -> bytes:
+    """Returns a text of the command line as UTF-8; raises UsageError that begins with `name` if it is not."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{name} is not valid UTF-8 (character {error.start + 1}); set the terminal to UTF-8"
+        ) from error
 
 
 def start_progress_bar(*columns: ProgressColumn | str, is_transient: bool = False) -> Progress | None:

@@ -35,6 +35,7 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-inspect format=json",
         "krill-inspect tokenizers=[bpe_4k,my_tokenizer,gpt2]",
         'krill-inspect tokenizer=bpe_4k text="안녕하세요 hello"',
+        'krill-inspect model=last text="안녕하세요 hello" lens=true attention=0.0 output=look',
     ],
     "infer": [
         'krill-infer prompt="Once upon a time"',
@@ -88,6 +89,9 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("tokenizer=FOLDER", "its tokenizer, where it is not found automatically"),
         ("tokenizers=[…]", "options, folders or Hub ids, compared on held-out text"),
         ("text=TEXT", "show the tokens of a text, taken literally"),
+        ("model=RUN text=TEXT", "their probabilities by a trained model, and the alternatives"),
+        ("lens=true", "with model= and text=: what each layer would predict"),
+        ("attention=LAYER.HEAD", "with model= and text=: where a head attends to, as a picture"),
         ("rows=N or row=K", "N rows chosen by seed, or row K; full=true shows them whole"),
         ("sequence_len=N", "tokens per row; sequence_lens=[…] compares further lengths"),
         ("packing=best_fit|wrapped", "how documents fill rows"),
@@ -100,8 +104,9 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("prompt=TEXT", "the text to continue, taken literally; without it krill asks for one"),
         ("max_new_tokens=128", "length of the answer"),
         ("temperature=0.6", "0: always the most likely token"),
+        ("inspect=true", "show the probability of each token of the answer, and its alternatives"),
         ("experiment=NAME", "the newest finished run of that experiment"),
-        ("output=FOLDER", "folder of answers.jsonl"),
+        ("output=FOLDER", "folder of answers.jsonl, and of tokens.html and tokens.json"),
     ],
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from krill import atomic
 from krill.cli import app
+from krill.cli.inspect_model import TOP_ALTERNATIVES, AnswerInspector
 from krill.config import paths
 from krill.config.paths import get_outputs_root
 from krill.errors import UsageError
@@ -50,24 +51,27 @@ def _write_answers(config: InferConfig, folder: Path | None, is_interactive: boo
     """Generates answers and writes them to `folder`/answers.jsonl as well, if there is a folder."""
     if folder is not None:
         atomic.create_folder(folder)
-    answers = infer(config, is_interactive)
+    answers = infer(config, is_interactive, folder)
     if folder is not None:
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         atomic.write_text(folder / "answers.jsonl", lines)
     return folder or Path.cwd()
 
 
-def infer(config: InferConfig, is_interactive: bool = True) -> list[dict[str, str]]:
+def infer(
+    config: InferConfig, is_interactive: bool = True, folder: Path | None = None
+) -> list[dict[str, str]]:
     """Answers config.prompt, or each line of standard input; answers are streamed to standard output.
 
     `is_interactive`: whether to ask for prompts where config.prompt is null; otherwise the model starts a document.
+    `folder`: where the scores of inspect=true are written.
     """
     with paused_garbage_collection():
         import torch
         from transformers.utils import logging as transformers_logging
 
         from krill.inference.chat import run_chat
-        from krill.inference.generate import generate
+        from krill.inference.generate import generate_answer
         from krill.inference.load import load_model
         from krill.inference.sampling import SamplingParams
         from krill.training.compute.device import resolve_device
@@ -83,16 +87,24 @@ def infer(config: InferConfig, is_interactive: bool = True) -> list[dict[str, st
         seed=config.seed,
     )
     answers: list[dict[str, str]] = []
+    inspector = AnswerInspector(loaded) if config.inspect else None
+    top_logprobs = TOP_ALTERNATIVES if config.inspect else None
 
     def answer(prompt: str) -> None:
-        text = generate(loaded.model, loaded.tokenizer, prompt, sampling, _stream_text)
+        generation = generate_answer(
+            loaded.model, loaded.tokenizer, prompt, sampling, _stream_text, top_logprobs
+        )
         print(flush=True)
-        answers.append({"prompt": prompt, "answer": text})
+        answers.append({"prompt": prompt, "answer": generation.text})
+        if inspector is not None:
+            inspector.show(prompt, generation)
 
     if config.prompt is None and is_interactive:
         run_chat(answer)
     else:
         answer(config.prompt or "")
+    if inspector is not None and folder is not None:
+        inspector.write(folder)
     return answers
 
 

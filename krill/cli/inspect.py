@@ -1,4 +1,4 @@
-"""krill-inspect: show what is in a token store, or compare tokenizers."""
+"""krill-inspect: show what is in a token store, compare tokenizers, or look into a trained model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.config import paths
+from krill.config.overrides import get_override_key, replace_key
 from krill.config.paths import get_outputs_root
 from krill.errors import KrillError, UsageError
 from krill.launch.invocation import Invocation
@@ -30,14 +31,21 @@ def main() -> int:
 
 
 def run_task(composed: Any) -> None:
-    """Inspects one store, or several tokenizers; called by Hydra."""
+    """Inspects one store, several tokenizers, or a text; called by Hydra."""
     from krill.config.schema import InspectConfig
 
     app.run_command(composed, InspectConfig, inspect)
 
 
 def inspect(config: InspectConfig, invocation: Invocation) -> None:
-    """Prints what is in the tokens of `config`, or compares its tokenizers; writes nothing but the plot."""
+    """Prints what is in the tokens of `config`, compares its tokenizers, or shows its text; writes nothing but the
+    plot, and the scores of a text."""
+    from krill.cli import inspect_model
+
+    inspect_model.require_text(config)
+    if config.trained_model is not None:
+        inspect_model.print_model_scores(config, invocation)
+        return
     if config.tokenizers or config.text is not None:
         from krill.cli import inspect_tokenizers
 
@@ -183,6 +191,7 @@ def _resolve_folder_arguments(parsed: ParsedArguments, folders: Sequence[Path]) 
     """Rewrites data=FOLDER to store=FOLDER and tokenizer=FOLDER to tokenizer.path=FOLDER, unless they name an option.
 
     output=FOLDER, to which krill-preprocess wrote the tokens, becomes store=FOLDER too; data=RUN becomes from=RUN.
+    Beside text=, model=X becomes trained_model=X, and output=FOLDER is where the scores of the text are written.
     """
     if parsed.is_multirun:
         raise UsageError(
@@ -190,10 +199,31 @@ def _resolve_folder_arguments(parsed: ParsedArguments, folders: Sequence[Path]) 
             "sequence_lens=[512,1024]"
         )
     has_text = parsed.get_value("text") is not None
+    if has_text:
+        parsed.overrides = [replace_key(override, "model", "trained_model") for override in parsed.overrides]
+    else:
+        _require_model_option(parsed.get_value("model"), folders)
+    has_model = parsed.get_value("trained_model") not in (None, "null")
     parsed.overrides = [
-        _resolve_folder_override(override, folders, has_text) for override in parsed.overrides
+        override
+        if has_model and get_override_key(override) == "output"
+        else _resolve_folder_override(override, folders, has_text)
+        for override in parsed.overrides
     ]
     _require_one_subject(parsed)
+
+
+def _require_model_option(value: str | None, folders: Sequence[Path]) -> None:
+    """Raises UsageError for a model= that is neither an option nor nearly one: a trained model needs text=."""
+    from krill.config.suggestions import find_closest_name
+
+    known = paths.list_config_options("model", [*folders, paths.CONF_DIR])
+    if value is None or value in known or "," in value or find_closest_name(value, known):
+        return
+    raise UsageError(
+        f"model={value}: not an option of model=. To look into a trained model, add the text: "
+        f'krill-inspect model={value} text="…"'
+    )
 
 
 def _require_one_subject(parsed: ParsedArguments) -> None:
@@ -206,7 +236,8 @@ def _require_one_subject(parsed: ParsedArguments) -> None:
     if len(subjects) > 1:
         raise UsageError(
             f"{' and '.join(subjects)}: one at a time. store= (data=FOLDER, output=) shows tokens, tokenizers= "
-            "compares tokenizers on the held-out text of the data, text= shows the tokens of a text"
+            "compares tokenizers on the held-out text of the data, text= shows the tokens of a text, and with "
+            "model=RUN their probabilities"
         )
     if "tokenizers" in keys and keys & {"tokenizer", "tokenizer.path"}:
         raise UsageError("tokenizers= names every tokenizer itself; leave out tokenizer=")

@@ -15,6 +15,7 @@ from krill.config.paths import CONF_DIR, list_config_options, relative_path
 from krill.config.suggestions import find_closest_name, suggest
 from krill.errors import KrillError, UsageError
 from krill.tables import get_terminal_width
+from krill.terminal import encode_argument
 
 if TYPE_CHECKING:
     from krill.config.schema import InspectConfig
@@ -56,12 +57,7 @@ def print_text_tokens(config: InspectConfig, invocation: Invocation) -> None:
     assert config.text is not None
     if config.plot is not None:
         raise UsageError("plot= draws a store or tokenizers=, not text=; leave one of them out")
-    try:
-        content = config.text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"text= is not valid UTF-8 (character {error.start + 1}); set the terminal to UTF-8"
-        ) from error
+    content = encode_argument(config.text, "text=")
     folder = RunInputs.open(config).tokenizer_folder
     if config.dry_run:
         _print_folders([folder])

@@ -1,1 +1,1 @@
-"""Generating text with a trained model."""
+"""Generating text with a trained model, and looking into it."""

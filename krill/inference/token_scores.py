@@ -11,6 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from krill.data.encoding import Encoder
+from krill.errors import KrillError, UsageError
+from krill.terminal import encode_argument
+from krill.tokenizer.artifact import TokenizerFolder
 
 CHUNK_ELEMENTS = 2**25
 """Number of logits, in float32, that are scored at a time."""
@@ -51,6 +57,10 @@ def score_logits(logits_NV: Tensor, tokens_N: list[int], top: int) -> list[Token
 
 
 def _score_chunk(logits_NV: Tensor, tokens: list[int], top: int) -> list[TokenScore]:
+    if logits_NV.isnan().any():
+        raise KrillError(
+            "the model computes NaN, so it has no probabilities; its weights are damaged or have diverged"
+        )
     logprobs_NV = logits_NV.float().log_softmax(dim=-1)
     targets_N = torch.tensor(tokens, device=logits_NV.device)
     chosen_N1 = logprobs_NV.gather(1, targets_N[:, None])
@@ -67,8 +77,29 @@ def _score_chunk(logits_NV: Tensor, tokens: list[int], top: int) -> list[TokenSc
 
 
 @torch.no_grad()
-def score_tokens(model: torch.nn.Module, ids: list[int], top: int = 5) -> list[TokenScore]:
-    """Returns the scores of ids[1:], computed by one pass of the model over `ids` (bos first)."""
-    parameter = next(model.parameters())
-    logits_1NV = model(input_ids=torch.tensor([ids], device=parameter.device), use_cache=False).logits
-    return score_logits(logits_1NV[0, :-1], ids[1:], top)
+def score_tokens(model: PreTrainedModel, ids: list[int], top: int = 5) -> list[TokenScore]:
+    """Returns the scores of ids[1:], computed by one pass of the model over the tokens before the last.
+
+    `ids`: bos first; see `encode_document`.
+    """
+    inputs_1N = torch.tensor([ids[:-1]], device=model.device)
+    return score_logits(model(input_ids=inputs_1N, use_cache=False).logits[0], ids[1:], top)
+
+
+def encode_document(model: PreTrainedModel, tokenizer: TokenizerFolder, text: str) -> list[int]:
+    """Returns bos, the tokens of `text` and eos, as training sees a document.
+
+    Special tokens written in the text are text. Raises UsageError if the text is empty or longer than the context of
+    the model; eos needs no place there, since nothing is predicted from it.
+    """
+    if not text:
+        raise UsageError("the text is empty; write one with at least one character")
+    encode_argument(text, "the text")
+    ids: list[int] = next(Encoder(tokenizer).encode_documents([text])).tolist()
+    context = model.config.max_position_embeddings
+    if len(ids) - 1 > context:
+        raise UsageError(
+            f"the text has {len(ids) - 1:,} tokens with bos, {len(ids) - 1 - context:,} more than the context of the "
+            f"model ({context:,}); shorten it"
+        )
+    return ids

@@ -1,1 +1,1 @@
-"""Statistics and rows of a token store, and comparisons of tokenizers, for the terminal."""
+"""Statistics and rows of a token store, comparisons of tokenizers, and probabilities of tokens, for display."""

@@ -7,7 +7,7 @@ cannot be decoded alone, so they are joined until they form whole characters.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from krill.terminal import escape_control_characters
@@ -51,23 +51,33 @@ class TokenRenderer:
 
         Consecutive tokens without a letter or digit are one span, and so are consecutive undecodable tokens.
         """
-        contents = [*map(self.get_text_bytes, ids)]
         spans: list[TokenSpan] = []
+        for span in self.iterate_spans(ids):
+            if spans and span.kind == spans[-1].kind and span.kind in ("other", "undecodable"):
+                spans[-1] = TokenSpan(span.kind, spans[-1].text + span.text, spans[-1].ids + span.ids)
+            else:
+                spans.append(span)
+        return spans
+
+    def iterate_spans(self, ids: Sequence[int]) -> Iterator[TokenSpan]:
+        """Yields spans as short as possible: a token, or the tokens that are whole characters only together."""
+        contents = [*map(self.get_text_bytes, ids)]
         start = 0
         while start < len(ids):
             stop, kind, text = self._read_span(ids, contents, start)
-            span = TokenSpan(kind, text, tuple(ids[start:stop]))
-            if spans and kind == spans[-1].kind and kind in ("other", "undecodable"):
-                spans[-1] = TokenSpan(kind, spans[-1].text + text, spans[-1].ids + span.ids)
-            else:
-                spans.append(span)
+            yield TokenSpan(kind, text, tuple(ids[start:stop]))
             start = stop
-        return spans
 
     def render_token(self, token: int) -> str:
         """Returns a single token as text on one line."""
         (span,) = self.render([token])
         return escape_unprintable(span.text)
+
+    def label_token(self, token: int) -> str:
+        """Returns a single token as a label: text in quotes, a special token and bytes in ⟨ ⟩, else ⟨its id⟩."""
+        (span,) = self.iterate_spans([token])
+        text = escape_unprintable(span.text)
+        return f'"{text}"' if text and span.kind in ("word", "other") else f"⟨{text or token}⟩"
 
     def get_text_bytes(self, token: int) -> bytes | None:
         """Returns the bytes of text of a token, empty if the id has no entry; None for a special token."""

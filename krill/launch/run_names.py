@@ -27,7 +27,7 @@ def resolve_run_names(config: TrainOrInferConfig, sweep: Path | None = None) -> 
     for a name without a run that has what is needed.
     """
     if isinstance(config, InferConfig):
-        path = _resolve_model("model", config.model.path, MODEL, sweep)
+        path = resolve_model_name("model", config.model.path, MODEL, sweep)
         return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     resolved: dict[str, object] = {}
     if config.branch is not None:
@@ -35,7 +35,7 @@ def resolve_run_names(config: TrainOrInferConfig, sweep: Path | None = None) -> 
     if isinstance(config.resume, str) and config.resume not in RESUME_MODES:
         resolved["resume"] = resolve_named_run("resume", config.resume, RESUMABLE, sweep)
     if isinstance(config.model, PretrainedModelConfig):
-        path = _resolve_model("model.from", config.model.from_, FINAL_MODEL, sweep)
+        path = resolve_model_name("model.from", config.model.from_, FINAL_MODEL, sweep)
         resolved["model"] = config.model.model_copy(update={"from_": path})
     return config.model_copy(update=resolved)
 
@@ -54,7 +54,7 @@ def log_choice(key: str, folder: str) -> None:
     log.info("%-11s %s", key, folder)
 
 
-def _resolve_model(key: str, text: str, need: Need, sweep: Path | None) -> str:
+def resolve_model_name(key: str, text: str, need: Need, sweep: Path | None = None) -> str:
     """Returns the folder of a model, or the id of one on the Hub unchanged."""
     try:
         return resolve_named_run(key, text, need, sweep)

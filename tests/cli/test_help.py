@@ -58,7 +58,8 @@ def test_the_examples_of_the_help_compose(command: str):
         first = {
             "lr=1e-3,3e-3": "lr=1e-3",
             "'data.task=range(0,64)'": "data.task=0",
-        }  # of the points of a sweep
+            "model=last": "trained_model=last",
+        }  # of the points of a sweep, and as the command rewrites it beside text=
         values = [quote_override(first.get(word, word)) for word in words]
         assert compose_config(command, values)
 

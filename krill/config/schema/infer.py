@@ -49,6 +49,9 @@ class InferConfig(Section):
     device: Unsigned[Literal["auto", "cpu", "cuda"]]
     """Device that the model runs on. auto: a CUDA device if there is one, otherwise the CPU; cuda: an error if
     there is none."""
+    inspect: bool
+    """Show what the model expected at each token of an answer: its probability, before temperature and the other
+    sampling parameters, and its alternatives; in output=, tokens.html and tokens.json."""
     output: Unsigned[str | None]
     """Folder that answers.jsonl is written to; null: it is not written."""
     dry_run: Unsigned[bool]
