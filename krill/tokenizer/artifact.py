@@ -206,7 +206,7 @@ def write_record(folder: Path, signature: str, facts: dict[str, Any]) -> None:
 
 
 def refresh_record(folder: Path) -> None:
-    """Writes the hashes of the files again, after a change of settings that do not change ids; not without a record."""
+    """Writes the hashes of the files again, if there is a record: after a change of settings, not of ids."""
     path = folder / RECORD
     if path.is_file() and not _is_other_record(path):
         record = read_checksummed_json(path)
