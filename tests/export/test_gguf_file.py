@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,7 @@ def merge_pieces(letters: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     """Byte-pair encoding as it is defined: the merge of the lowest rank first, from the left."""
     parts = list(letters)
     while True:
-        pairs = [
-            (ranks[pair], i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in ranks
-        ]
+        pairs = [(ranks[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in ranks]
         if not pairs:
             return parts
         _, i = min(pairs)
