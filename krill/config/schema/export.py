@@ -11,6 +11,8 @@ from krill.config.schema.infer import ModelCommandConfig
 class ExportConfig(ModelCommandConfig):
     """Export of a trained model for other tools."""
 
+    device: Unsigned[Literal["auto", "cpu", "cuda"]]
+    """Part of hardware=…; without effect, as weights are converted on the CPU."""
     format: Literal["hf", "gguf"]
     """hf: a folder that transformers, vLLM and lm-eval load. gguf: a file for llama.cpp and Ollama; for models of the
     families llama and qwen3 with byte-level BPE; needs the extra gguf."""
