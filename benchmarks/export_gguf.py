@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,11 +36,13 @@ PATTERNS = ("gpt4", "qwen2", "gpt2", "gpt4o")
 FAMILIES = {"llama": "gpt4", "qwen3": "qwen2"}
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 CONTEXTS = ("{}", "a{}b", " {}1{}", "\n{} {}\n", "'{}")
-CONTEXT_LENGTH = 256
+ASSIGNED = [*range(0x34000), *range(0xE0000, 0xE0200)]
+"""Code points that may be characters: the planes of private use and those without any are left out."""
+CONTEXT_LENGTH = 128
 MODEL = (
     "model.hidden_size=256", "model.intermediate_size=704", "model.num_hidden_layers=4",
     "model.num_attention_heads=8", "model.num_key_value_heads=2", "model.head_dim=32",
-    f"sequence_len={CONTEXT_LENGTH}", "batch.micro_batch_size=4", "eval_tokens=20_000",
+    f"sequence_len={CONTEXT_LENGTH}", "batch.micro_batch_size=4", "eval_tokens=5_000",
 )  # fmt: skip
 RESULT = Path(__file__).parent / "results" / "export_gguf.json"
 
@@ -81,7 +84,9 @@ class Comparison:
         from krill.tokenizer.artifact import load_tokenizer
 
         tokenizer = load_tokenizer(folder)
+        special_tokens = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
         self.vocabulary, self.encoder, self.chat = vocabulary, Encoder(tokenizer), tokenizer.backend
+        self.has_special = re.compile("|".join(map(re.escape, special_tokens))).search
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of training, without the eos that ends a document."""
@@ -90,17 +95,19 @@ class Comparison:
     def has_training_ids(self, text: str) -> bool:
         return bool(self.vocabulary.tokenize(text.encode(), True, False) == self.encode(text))
 
-    def has_chat_ids(self, text: str) -> bool:
-        return bool(self.vocabulary.tokenize(text.encode(), True, True) == self.chat.encode(text).ids)
-
     def compare_documents(self, texts: list[str]) -> dict[str, int]:
-        return {
-            "documents": len(texts),
-            "bytes": sum(len(text.encode()) for text in texts),
-            "tokens": sum(len(self.encode(text)) for text in texts),
-            "other ids": sum(not self.has_training_ids(text) for text in texts),
-            "other ids with special tokens": sum(not self.has_chat_ids(text) for text in texts),
-        }
+        """Returns the numbers of documents, bytes and tokens, and of documents with other ids."""
+        counts = dict.fromkeys(
+            ("documents", "bytes", "tokens", "other ids", "other ids with special tokens"), 0
+        )
+        for text in texts:
+            content, ids = text.encode(), self.encode(text)
+            as_text, as_chat = (self.vocabulary.tokenize(content, True, special) for special in (False, True))
+            # Without a special token in it, a text has one encoding.
+            chat_ids = ids if not self.has_special(text) else self.chat.encode(text).ids
+            found = (1, len(content), len(ids), as_text != ids, as_chat != chat_ids)
+            counts = {key: counts[key] + count for key, count in zip(counts, found, strict=True)}
+        return counts
 
     def find_other_ids(self, texts: list[str]) -> list[str]:
         """Returns the texts with other ids; many are compared at once, and halved where they differ."""
@@ -113,7 +120,7 @@ class Comparison:
 
     def compare_code_points(self) -> dict[str, Any]:
         """Returns the number of code points with other ids in each context, and the first of them."""
-        points = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+        points = [chr(code) for code in ASSIGNED if not 0xD800 <= code < 0xE000]
         results: dict[str, Any] = {"code points": len(points)}
         for context in CONTEXTS:
             texts = [context.replace("{}", point) for point in points]
@@ -124,23 +131,35 @@ class Comparison:
 
 
 def compare_tokenizers(work: Path, pattern: str, held_out: list[str]) -> dict[str, Any]:
-    """Trains a tokenizer and a model of one step, exports it, and compares the ids."""
+    """Trains a tokenizer, writes the GGUF file of a model with random weights, and compares the ids."""
     from llama_cpp import Llama
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    run = run_krill(
-        work, "krill-train", "data=files", "data.paths=[train.jsonl]", "tokenizer=bpe_32k",
-        f"tokenizer.pattern={pattern}", "tokenizer.vocab_size=16384", "tokenizer.sample_bytes=20_000_000",
-        "model=llama_pico", "sequence_len=64", "batch.micro_batch_size=2", "steps=1", f"output=ids-{pattern}",
-        "data.validation_fraction=0.01", "eval_tokens=1000",
-    )  # fmt: skip
-    file = run_krill(work, "krill-export", run, "format=gguf", f"output=ids-{pattern}.gguf")
-    vocabulary = Llama(str(work / file), vocab_only=True, verbose=False)
-    comparison = Comparison(vocabulary, work / run / "model")
+    from krill.export.gguf_file import write_gguf_file
+    from krill.export.source import ExportSource
+    from krill.tokenizer.artifact import load_tokenizer
+
+    tokenizer = load_tokenizer(work / run_krill(work, "krill-tokenizer", *tokenizer_keys(pattern)))
+    folder = work / f"ids-{pattern}"
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=tokenizer.vocab_size, **shape)).save_pretrained(folder)
+    tokenizer.copy_to(folder, 2048)
+    write_gguf_file(ExportSource.open(str(folder), None), "bf16", work / f"ids-{pattern}.gguf")
+    vocabulary = Llama(str(work / f"ids-{pattern}.gguf"), vocab_only=True, verbose=False)
+    comparison = Comparison(vocabulary, folder)
     return {
         "pre_tokenizer": vocabulary.metadata["tokenizer.ggml.pre"],
         "held out": comparison.compare_documents(held_out),
         "code points": comparison.compare_code_points(),
     }
+
+
+def tokenizer_keys(pattern: str) -> tuple[str, ...]:
+    """Returns the overrides of a tokenizer; those of the data have to be the same for a model that uses it."""
+    return (
+        "data=files", "data.paths=[train.jsonl]", "data.validation_fraction=0.01", "tokenizer=bpe_32k",
+        f"tokenizer.pattern={pattern}", "tokenizer.vocab_size=8192", "tokenizer.sample_bytes=10_000_000",
+    )  # fmt: skip
 
 
 def compute_llama_cpp_logits(file: Path, documents: list[list[int]]) -> list[np.ndarray]:
@@ -182,11 +201,10 @@ def compare_models(work: Path, family: str, held_out: list[str], steps: int) -> 
     """Trains a model, exports it in each dtype and compares the logits."""
     from transformers import AutoTokenizer
 
+    preset = "llama_nano" if family == "llama" else "qwen3_micro"
     run = run_krill(
-        work, "krill-train", "data=files", "data.paths=[train.jsonl]", "tokenizer=bpe_32k",
-        f"tokenizer.pattern={FAMILIES[family]}", "tokenizer.vocab_size=16384", "tokenizer.sample_bytes=20_000_000",
-        f"model={'llama_nano' if family == 'llama' else 'qwen3_micro'}", *MODEL, f"steps={steps}", f"output={family}",
-        "data.validation_fraction=0.01",
+        work, "krill-train", *tokenizer_keys(FAMILIES[family]), f"model={preset}", *MODEL, f"steps={steps}",
+        f"output={family}",
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(work / run / "model")
     documents = [tokenizer(text).input_ids[:CONTEXT_LENGTH] for text in held_out]
@@ -213,10 +231,10 @@ def main() -> None:
         "files", nargs="+", help="parquet files with a column text, such as ko.parquet en.parquet"
     )
     parser.add_argument(
-        "--megabytes", type=int, default=6, help="of each file, to train on and as much to compare"
+        "--megabytes", type=int, default=8, help="of each file, to train on and as much to compare"
     )
-    parser.add_argument("--steps", type=int, default=60, help="of the models")
-    parser.add_argument("--logit-documents", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=40, help="of the models")
+    parser.add_argument("--logit-documents", type=int, default=30)
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
     from llama_cpp import __version__ as llama_cpp_version
