@@ -41,18 +41,15 @@ def _export(config: ExportConfig, folder: Path | None) -> Path:
     with paused_garbage_collection():
         from transformers.utils import logging as transformers_logging
 
-        from krill.export.convert import resolve_output, write_export
+        from krill.export.convert import build_exists_error, resolve_output, write_export
         from krill.export.source import ExportSource
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     source = ExportSource.open(config.model.path, config.tokenizer.path)
-    output = (
-        config.output
-        if folder is None
-        else str(folder / ("model.gguf" if config.format == "gguf" else "model"))
-    )
-    path = resolve_output(source, config.format, config.dtype, output)
+    path = resolve_output(source, config.format, config.dtype, None if folder else config.output)
+    if folder is not None:
+        path = folder / ("model.gguf" if config.format == "gguf" else "model")
     lines = [
         f"weights     {source.folder}",
         f"tokenizer   {source.tokenizer.folder}",
@@ -60,7 +57,10 @@ def _export(config: ExportConfig, folder: Path | None) -> Path:
     ]
     if config.dry_run:
         print("\n".join(lines))
-    else:
-        app.log.info("\n".join(lines))
-        write_export(source, config.format, config.dtype, path)
+        return path
+    app.log.info("\n".join(lines))
+    if not write_export(source, config.format, config.dtype, path):
+        if config.output is not None and folder is None:
+            raise build_exists_error(config.output)  # another process was faster
+        app.log.info("already exported, skipping: %s", relative_path(path))
     return path
