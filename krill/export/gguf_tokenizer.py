@@ -96,7 +96,7 @@ def _warn_about_differences(content: dict[str, Any], family: str) -> None:
     if family == "gpt4o":
         log.warning(
             "tokenizer   llama.cpp has tokenizer.pattern=gpt4o only roughly: words with combining marks or with "
-            "capital letters other than A-Z get other ids; tokenizer.pattern=gpt4 has equal ids"
+            "capital letters other than A-Z may get other ids; tokenizer.pattern=gpt4 has equal ids"
         )
 
 
