@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from krill.cli.compose import compose_config
 from krill.config import schema
+from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options, read_config_description
 from krill.config.schema.base import MAX_COUNT, MAX_FLOAT, MAX_INT, MAX_PROCESSES
 from krill.tables import format_markdown_table
@@ -128,11 +129,12 @@ def build_page() -> str:
     ]
     inspect, train_keys = compose_config("inspect", []), set(schema.TrainConfig.model_fields)
     lines += [*_format_keys(schema.InspectConfig, "", inspect, train_keys), ""]
-    lines += ["## krill-infer\n", _get_description(schema.InferConfig)]
-    infer = compose_config("infer", [])
-    lines += [*_format_keys(schema.InferConfig, "", infer, {"model", "tokenizer"})]
-    lines += _format_keys(schema.ModelPathConfig, "model.", infer.model)[2:]
-    lines += _format_keys(schema.TokenizerPathConfig, "tokenizer.", infer.tokenizer)[2:]
+    for command in ("infer", "export"):
+        kind, values = COMMAND_SCHEMAS[command], compose_config(command, [])
+        lines += [f"## krill-{command}\n", _get_description(kind)]
+        lines += _format_keys(kind, "", values, {"model", "tokenizer"})
+        lines += _format_keys(schema.ModelPathConfig, "model.", values.model)[2:]
+        lines += [*_format_keys(schema.TokenizerPathConfig, "tokenizer.", values.tokenizer)[2:], ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

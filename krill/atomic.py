@@ -94,6 +94,26 @@ def make_once(folder: Path, build: Callable[[Path], None], resume: bool = False)
     return True
 
 
+def make_file_once(path: Path, write: Callable[[Path], None]) -> bool:
+    """Creates the file `path` by `write(partial)` on a hidden file beside it, which is then renamed.
+
+    Returns False if there is something at `path`. Other processes that need the same file wait, as in `make_once`;
+    the partial file of a killed process is replaced.
+    """
+    create_folder(path.parent)
+    with _acquire_lock(FileLock(path.with_name(f".{path.name}.lock")), path):
+        if path.exists():
+            return False
+        partial = get_partial_folder(path)
+        try:
+            with name_folder_in_errors(path.parent):
+                write(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return True
+
+
 def create_folder(folder: Path, exist_ok: bool = True) -> None:
     """Creates a folder and its parents. Raises UsageError where the system keeps no files, as in /proc and /sys."""
     try:

@@ -42,6 +42,11 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-infer llama_nano",
         'krill-infer -m model=rates/best temperature=0.2,0.8 prompt="Once upon a time"',
     ],
+    "export": [
+        "krill-export",
+        "krill-export llama_nano dtype=f16 output=my_model",
+        "krill-export llama_nano format=gguf output=my_model.gguf",
+    ],
 }
 
 COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
@@ -108,6 +113,13 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("experiment=NAME", "the newest finished run of that experiment"),
         ("output=FOLDER", "folder of answers.jsonl, and of tokens.html and tokens.json"),
     ],
+    "export": [
+        ("model=FOLDER", "a run, a model folder, a glob or a Hub id; an argument without = means it as well"),
+        ("format=hf|gguf", "a folder for transformers, vLLM and lm-eval, or a file for llama.cpp and Ollama"),
+        ("dtype=bf16|f16|f32", "data type of the weights"),
+        ("output=PATH", "folder (hf) or file (gguf) to create"),
+        ("dry_run=true", "write nothing, print what would be done"),
+    ],
 }
 
 _COMMAND_GROUPS = {
@@ -115,6 +127,7 @@ _COMMAND_GROUPS = {
     "tokenizer": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "inspect": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "infer": ["hardware"],
+    "export": ["hardware"],
 }
 
 _FLAGS = [

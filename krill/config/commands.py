@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from krill.config.schema import InferConfig, InspectConfig, TrainConfig
+from krill.config.schema import ExportConfig, InferConfig, InspectConfig, ModelCommandConfig, TrainConfig
 
-COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[InferConfig]] = {
+COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[ModelCommandConfig]] = {
     "train": TrainConfig,
     "preprocess": TrainConfig,
     "tokenizer": TrainConfig,
     "inspect": InspectConfig,
     "infer": InferConfig,
+    "export": ExportConfig,
 }
 """Command → schema."""

@@ -41,19 +41,34 @@ def load_model(
 
     Raises UsageError if there is no model, if it is damaged, or if the tokenizer has more entries than the model.
     """
+    folder, tokenizer = locate_model_and_tokenizer(name_or_path, tokenizer_path)
+    model: Any = load_weights(folder, f"model={name_or_path}", _resolve_dtype(precision, device))
+    raise_if_tokenizer_is_larger(tokenizer, model.config.vocab_size)
+    return LoadedModel(name_or_path, folder, model.to(device).eval(), tokenizer, read_model_defaults(folder))
+
+
+def locate_model_and_tokenizer(
+    name_or_path: str, tokenizer_path: str | None = None
+) -> tuple[Path, TokenizerFolder]:
+    """Returns the folder of the weights, and the tokenizer beside them or that at `tokenizer_path`.
+
+    Raises UsageError if there is none.
+    """
     folder, tokenizer_folder = locate_model(name_or_path)
     if tokenizer_path is not None:
         tokenizer_folder = resolve_tokenizer_folder(tokenizer_path)
     if tokenizer_folder is None:
         raise UsageError(f"{folder}: no tokenizer.json in the folder of the model; set tokenizer=FOLDER")
-    model: Any = load_weights(folder, f"model={name_or_path}", _resolve_dtype(precision, device))
-    tokenizer = load_tokenizer(tokenizer_folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    return folder, load_tokenizer(tokenizer_folder)
+
+
+def raise_if_tokenizer_is_larger(tokenizer: TokenizerFolder, num_embeddings: int) -> None:
+    """Raises UsageError if the tokenizer has ids that are not in a model with `num_embeddings` of them."""
+    if tokenizer.vocab_size > num_embeddings:
         raise UsageError(
             f"{tokenizer.folder}: the tokenizer has {tokenizer.vocab_size} entries, but the model only "
-            f"{model.config.vocab_size}; set tokenizer= to the tokenizer that the model was trained with"
+            f"{num_embeddings}; set tokenizer= to the tokenizer that the model was trained with"
         )
-    return LoadedModel(name_or_path, folder, model.to(device).eval(), tokenizer, read_model_defaults(folder))
 
 
 def _resolve_dtype(precision: str, device: torch.device) -> torch.dtype | str:

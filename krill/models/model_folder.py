@@ -31,7 +31,7 @@ MODEL_FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".jinja")
 """Of the files in a checkpoint, those that a model is loaded from."""
 MAX_PARAMETERS_PER_BYTE = 4
 """Of weights that are packed as densely as any format of transformers packs them: 2 bits each."""
-_LAYER_KEY = re.compile(r"(\w+_)?layers|n_layer")
+_LAYER_KEY = re.compile(r"(?!max_window)(\w+_)?layers|n_layer")
 _POSITIVE_KEYS = {
     "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
     "vocab_size", "n_embd", "n_head", "n_layer",

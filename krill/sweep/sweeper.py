@@ -69,7 +69,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         parser = OverridesParser.create(loader)
         texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         overrides = parser.parse_overrides(list(map(expand_float_range, parser.parse_overrides(texts))))
-        search = build_search(self.config.sweep, self.config.seed, overrides)
+        search = build_search(self.config.sweep, self.config.get("seed"), overrides)
         with read_write(self.config), open_dict(self.config):
             # A swept name must not move single points to another folder.
             self.config.hydra.overrides.hydra.append(quote_override(f"hydra.sweep.dir={folder}"))

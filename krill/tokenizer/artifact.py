@@ -205,6 +205,14 @@ def write_record(folder: Path, signature: str, facts: dict[str, Any]) -> None:
     write_checksummed_json(folder / RECORD, {**facts, "signature": signature, "files": files})
 
 
+def refresh_record(folder: Path) -> None:
+    """Writes the hashes of the files again, if there is a record: after a change of settings, not of ids."""
+    path = folder / RECORD
+    if path.is_file() and not _is_other_record(path):
+        record = read_checksummed_json(path)
+        write_record(folder, record.pop("signature"), record)
+
+
 def _read_record(folder: Path) -> dict[str, Any] | None:
     """Returns the record of a folder that is as krill wrote it, None if there is no record by this version of krill.
 

@@ -11,7 +11,12 @@ from krill import atomic
 from krill.config.paths import relative_path
 from krill.runs.json_lines import read_metrics, read_validations
 from krill.training.callbacks.early_stopping import read_stop_reason
-from krill.training.checkpoint.export import export_model, raise_if_model_is_link, write_model_manifest
+from krill.training.checkpoint.export import (
+    EXPORT_DTYPES,
+    export_model,
+    raise_if_model_is_link,
+    write_model_manifest,
+)
 from krill.training.checkpoint.model_card import build_model_card
 from krill.training.metrics.evaluate import Baselines
 from krill.training.setup import RunSetup
@@ -49,7 +54,7 @@ def save_final_model(
             shutil.rmtree(folder)
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     model.config.use_cache = True
-    export_model(model, partial_folder, setup.config.export_dtype)
+    export_model(model, partial_folder, EXPORT_DTYPES[setup.config.export_dtype])
     setup.tokenizer.copy_to(partial_folder, setup.config.model.max_position_embeddings)
     card = build_model_card(setup, metrics, baselines, sum(p.numel() for p in model.parameters()))
     write_model_manifest(partial_folder, setup.folder)  # without the model card, which users edit

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from krill.config import schema
 from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.overrides import MODEL_COMMANDS
 from krill.config.paths import CONF_DIR, list_config_options
 from krill.config.schema import BatchConfig, HubConfig, TokenizerConfig, TrainConfig
 from krill.config.validation import validate_config
@@ -72,7 +73,7 @@ def test_every_key_of_the_yaml_is_a_field_and_every_field_a_key():
         assert keys == fields, section.__name__
 
 
-@pytest.mark.parametrize("command", ["infer", "inspect"])
+@pytest.mark.parametrize("command", ["infer", "inspect", "export"])
 def test_the_keys_of_other_commands_are_their_fields(command: str):
     values = OmegaConf.to_container(compose(command))
     assert isinstance(values, dict)
@@ -82,11 +83,13 @@ def test_the_keys_of_other_commands_are_their_fields(command: str):
 def test_every_section_is_filled_by_some_option():
     filled = {section for section, _ in list_sections()} | {
         schema.InferConfig,
+        schema.ExportConfig,
         schema.HubDatasetConfig,
         schema.FileEntryConfig,
     }
     filled |= {schema.ModelPathConfig, schema.TokenizerPathConfig, schema.InspectConfig}
-    concrete = {section for section in SECTIONS if not section.__name__.startswith("_")} - {schema.Section}
+    bases = {schema.Section, schema.ModelCommandConfig}
+    concrete = {section for section in SECTIONS if not section.__name__.startswith("_")} - bases
     assert concrete - CUSTOM_SECTIONS == filled
 
 
@@ -127,9 +130,9 @@ def test_every_unsigned_key_is_a_field(section: type[schema.Section]):
 
 @pytest.mark.parametrize("command", COMMAND_SCHEMAS)
 def test_an_unknown_key_is_rejected(command: str):
-    overrides = ["model.path=x"] if command == "infer" else []
-    with pytest.raises(UsageError, match=r"no such key 'sead'\. Did you mean seed\?"):
-        validate_config(COMMAND_SCHEMAS[command], compose(command, *overrides, "+sead=1"))
+    overrides = ["model.path=x"] if command in MODEL_COMMANDS else []
+    with pytest.raises(UsageError, match=r"no such key 'nmae'\. Did you mean name\?"):
+        validate_config(COMMAND_SCHEMAS[command], compose(command, *overrides, "+nmae=1"))
 
 
 def test_contradicting_values_are_rejected():

@@ -16,6 +16,7 @@ from krill.config.schema.data import (
     MinHashConfig,
     PythonDocsDataConfig,
 )
+from krill.config.schema.export import ExportConfig
 from krill.config.schema.filters import (
     CustomFilter,
     Filter,
@@ -28,7 +29,12 @@ from krill.config.schema.filters import (
     WordFilter,
 )
 from krill.config.schema.hardware import HardwareConfig, SlurmConfig
-from krill.config.schema.infer import InferConfig, ModelPathConfig, TokenizerPathConfig
+from krill.config.schema.infer import (
+    InferConfig,
+    ModelCommandConfig,
+    ModelPathConfig,
+    TokenizerPathConfig,
+)
 from krill.config.schema.inspect import InspectConfig
 from krill.config.schema.model import (
     AutoModelConfig,
@@ -69,6 +75,7 @@ __all__ = [
     "CustomOptimizerConfig",
     "DataConfig",
     "EarlyStoppingConfig",
+    "ExportConfig",
     "FileEntryConfig",
     "FilesDataConfig",
     "Filter",
@@ -85,6 +92,7 @@ __all__ = [
     "LineFilter",
     "LinkFilter",
     "MinHashConfig",
+    "ModelCommandConfig",
     "ModelConfig",
     "ModelPathConfig",
     "MuonConfig",

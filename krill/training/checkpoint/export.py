@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,13 +15,13 @@ from krill.manifest import MODEL_MANIFEST, list_files, write_file_manifest
 EXPORT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def export_model(model: Any, folder: Path, dtype: Literal["fp32", "bf16"]) -> None:
+def export_model(model: Any, folder: Path, dtype: torch.dtype) -> None:
     """Writes model.safetensors and config.json to `folder`; rounds the parameters of `model` to `dtype` in place.
 
     Buffers keep their dtype, as when transformers loads a model: RoPE's frequencies are not weights.
     """
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(EXPORT_DTYPES[dtype])
+        parameter.data = parameter.data.to(dtype)
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     atomic.write_json(folder / "config.json", config | _build_legacy_config_keys(config))
