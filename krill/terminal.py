@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import io
 import logging
+import re
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
+
+_TERMINAL_CODES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def escape_control_characters(text: str, keep: str = "") -> str:
@@ -20,6 +23,11 @@ def escape_control_characters(text: str, keep: str = "") -> str:
         letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def escape_terminal_codes(text: str) -> str:
+    r"""Returns `text` with the characters that control a terminal, such as ESC, as \x1b; others are unchanged."""
+    return _TERMINAL_CODES.sub(lambda code: code[0].encode("unicode_escape").decode(), text)
 
 
 def start_progress_bar(*columns: ProgressColumn | str, is_transient: bool = False) -> Progress | None:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
 from krill.errors import UsageError, get_first_line
+from krill.inference.defaults import read_eos_ids
+from krill.tokenizer.artifact import TokenizerFolder
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _ANSWER = "krill-answer"
@@ -77,6 +79,59 @@ class ChatTemplate:
                 f"{self._tokenizer.name_or_path}: the chat template renders this conversation as nothing"
             )
         return ids
+
+
+def select_template(
+    chat: bool | Literal["auto"], folder: Path, tokenizer: TokenizerFolder
+) -> ChatTemplate | None:
+    """Returns the chat template with which a model answers, for a value of the key chat; None: it continues texts.
+
+    `folder`: of the model. auto: the template, if the model ends its answers as the template does. A tokenizer may
+    have a template before any model was trained with it. Raises UsageError for true without a template.
+    """
+    template = ChatTemplate.load(tokenizer.folder) if chat else None
+    if chat is True and template is None:
+        raise UsageError(
+            f"chat=true: the tokenizer in {tokenizer.folder} has no chat template; use chat=false"
+        )
+    if template is None or chat is True:
+        return template
+    return template if template.end_ids & {tokenizer.eos_id, *read_eos_ids(folder)} else None
+
+
+class Conversation:
+    """The turns of a chat, of which the oldest are dropped when the context is full."""
+
+    def __init__(self, template: ChatTemplate, context_length: int, system: str | None = None):
+        self.system = system
+        self.turns: list[dict[str, str]] = []
+        """Messages of the user and the assistant in turn."""
+        self._template, self._context_length = template, context_length
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self._template.end_ids
+
+    def encode_question(self, question: str, max_new_tokens: int) -> tuple[list[int], int]:
+        """Returns the tokens of the turns and a new question, and the number of oldest turns that were dropped.
+
+        Room is left for an answer of `max_new_tokens`, but at most a quarter of the context. Raises UsageError if
+        the template refuses the conversation.
+        """
+        room = min(max_new_tokens, self._context_length // 4)
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for dropped in range(0, len(self.turns) + 1, 2):
+            turns = self.turns[dropped:]
+            ids = self._template.encode([*system, *turns, {"role": "user", "content": question}])
+            if len(ids) + room <= self._context_length:
+                break
+        self.turns = turns
+        return ids, dropped // 2
+
+    def add_turn(self, question: str, answer: str) -> None:
+        """Adds a question and its answer."""
+        self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _has_template(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from krill.cli import app
 from krill.cli.train import run_task
 from krill.config.schema import PretrainedModelConfig
 from krill.errors import UsageError
-from krill.inference.load import load_model_and_tokenizer
+from krill.inference.load import load_model
 from krill.models.build import build_model, count_parameters
 from krill.runs.record import read_config, read_metrics, read_status
 
@@ -171,7 +171,8 @@ def test_an_architecture_of_transformers_trains(
     assert krill_train("model=auto", f"model.model_type={model_type}", *overrides, "sequence_len=64") == 0
     assert f"attention {backend}" in capsys.readouterr().err
     (run,) = krill_train.runs(model_type)
-    model, tokenizer = load_model_and_tokenizer(str(run), torch.device("cpu"))
+    loaded = load_model(str(run), torch.device("cpu"))
+    model, tokenizer = loaded.model, loaded.tokenizer
     assert (model.config.model_type, tokenizer.vocab_size) == (model_type, 320)
 
 
