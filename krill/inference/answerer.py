@@ -68,7 +68,7 @@ class Answerer:
             return encode_prompt(self.loaded.tokenizer, prompt), frozenset()
         ids, dropped = self.conversation.encode_question(prompt, max_new_tokens)
         if dropped:
-            self.write(_dim(f"the context is full: the {dropped} oldest turns are dropped"))
+            self.write(_dim(f"the context is full: oldest turns dropped: {dropped}"))
         return ids, self.conversation.end_ids
 
     def _stream(self, generations: list[Generation]) -> None:

@@ -186,7 +186,7 @@ def _check_lengths(prompts: Sequence[Prompt], encoded: Sequence[list[int]], cont
     long = [(prompt, ids) for prompt, ids in zip(prompts, encoded, strict=True) if len(ids) >= context_length]
     if long:
         prompt, ids = long[0]
-        others = f", and so do {len(long) - 1} others" if len(long) > 1 else ""
+        others = f" ({len(long)} such prompts)" if len(long) > 1 else ""
         raise UsageError(
             f"{prompt.location}: the prompt has {len(ids)} tokens, and fills the context of the model, which has "
             f"{context_length}{others}; shorten it"

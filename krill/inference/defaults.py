@@ -73,7 +73,8 @@ def describe_params(given: Mapping[str, Any], model_defaults: Mapping[str, Any])
     krills = {
         field.name: field.default
         for field in fields(SamplingParams)
-        if field.name not in (*chosen, *others) and field.default != getattr(NEUTRAL, field.name)
+        if field.name not in (*chosen, *others)
+        and (field.name == "max_new_tokens" or field.default != getattr(NEUTRAL, field.name))
     }
     origins = {"set": chosen, "generation_config.json": others, "krill's defaults": krills}
     return [

@@ -132,7 +132,7 @@ def _ignore(answer: Answer) -> None:
 def _count_ranks(config: InferConfig) -> int:
     processes = config.hardware.processes
     assert processes != "auto"  # resolved by krill.launch.auto_processes
-    return 1 if config.hardware.slurm else processes
+    return processes
 
 
 def _plan_batch(
@@ -201,6 +201,11 @@ def _answer_on_ranks(
 ) -> None:
     """Answers the prompts on hardware.processes ranks. Raises KrillError if one fails."""
     world_size = _count_ranks(config)
+    if resolve_device(config.device) == "cuda" and world_size > torch.cuda.device_count():
+        raise UsageError(
+            f"hardware.processes={world_size}: there are {torch.cuda.device_count()} CUDA devices; use "
+            "hardware.processes=auto"
+        )
     pop_first_rank_error(files.folder, world_size)  # of a parent that was killed
     content = {"config": config.model_dump(mode="json", by_alias=True), "plan": asdict(plan)}
     threads = config.hardware.threads or max(1, count_cpu_cores() // world_size)

@@ -130,8 +130,13 @@ def _build_request(job: SubmittedJob) -> dict[str, Any]:
     launcher = OmegaConf.to_container(job.composition.hydra.launcher, resolve=True)
     assert isinstance(launcher, dict)
     options = {str(key): value for key, value in launcher.items() if key != "_target_"}
+    is_batch = isinstance(job.config, InferConfig) and job.config.prompts is not None
     return build_sbatch_parameters(
-        job.config.hardware, options, job.config.name, is_training=job.command == "train"
+        job.config.hardware,
+        options,
+        job.config.name,
+        is_training=job.command == "train",
+        starts_ranks=is_batch,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from stores import make_tokenizer
 
 from krill.errors import UsageError
-from krill.inference.conversation import ChatTemplate
+from krill.inference.conversation import ChatTemplate, select_template
 from krill.tokenizer.artifact import TokenizerFolder
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "안녕?"}]
@@ -54,6 +55,25 @@ def test_special_tokens_in_a_message_are_text(
         [token for token in row if token < 5] for row in (ids, plain)
     ]  # bos, eos, pad and the two of ChatML
     assert special[0] == special[1]
+
+
+@pytest.mark.parametrize(("eos", "is_chat"), [(None, False), ("<|eos|>", False), ("<|im_end|>", True)])
+def test_a_model_that_was_only_pretrained_is_not_taken_for_a_chat_model(
+    eos: str | None, is_chat: bool, chat_tokenizer: TokenizerFolder, tmp_path: Path
+) -> None:
+    """krill's tokenizers have a template before any model was trained with it."""
+    ids = [] if eos is None else [chat_tokenizer.backend.token_to_id(eos)]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids or None}))
+    assert (select_template("auto", tmp_path, chat_tokenizer) is not None) == is_chat
+    assert select_template(True, tmp_path, chat_tokenizer) is not None
+    assert select_template(False, tmp_path, chat_tokenizer) is None
+
+
+def test_a_chat_without_a_template_is_refused(tokenizer: TokenizerFolder) -> None:
+    with pytest.raises(
+        UsageError, match=r"chat=true: the tokenizer in .* has no chat template; use chat=false"
+    ):
+        select_template(True, tokenizer.folder, tokenizer)
 
 
 def test_a_role_cannot_become_a_special_token(template: ChatTemplate) -> None:
