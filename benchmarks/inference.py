@@ -1,7 +1,8 @@
 """Question: how fast is krill-infer beside transformers' own generation, and how much does a batch save?
 
-Every part alternates between the two sides; the result is the median ratio of the pairs. On a CPU the time is that of
-the processor, so that other programs of the machine do not count; on CUDA it is that of the clock. The model is llama_nano with random weights, the prompts are random tokens.
+Every part alternates between the two sides; the result is the median ratio of the pairs. On a CPU the time is that
+of the processor, so that other programs do not count; on CUDA it is that of the clock. The model is llama_nano with
+random weights, the prompts are random tokens.
 
     one_by_one       the engine, with its streamed text, beside a bare model.generate: tokens/s, greedy and sampled
                      must be ≥ 0.95
@@ -47,7 +48,7 @@ from krill.tokenizer.train import train_tokenizer
 
 VOCAB_SIZE = 4096
 CONTEXT = 512
-NEW_TOKENS = 48
+NEW_TOKENS = 32
 GREEDY = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=0, repetition_penalty=1.0)
 DEFAULTS = SamplingParams(max_new_tokens=NEW_TOKENS)
 """krill's default sampling."""
@@ -58,7 +59,6 @@ Work = Callable[[], float]
 
 def measure(engine: Work, other: Work, rounds: int) -> dict[str, Any]:
     """Runs the two sides in turn; returns the medians and the median of the paired ratios."""
-    engine(), other()
     pairs = []
     for index in range(rounds):
         if index % 2:
@@ -95,6 +95,8 @@ class Bench:
             [tokenizer.bos_id, *draw.choices(range(3, tokenizer.vocab_size), k=draw.randint(4, 200))]
             for _ in range(1000)
         ]
+        for run in (self.run_engine, self.run_generate):
+            run(self.prompts[:1], DEFAULTS)
 
     def run_engine(self, prompts: list[list[int]], params: SamplingParams, size: int | None = None) -> float:
         """Returns the prompts per second of the engine with all of `prompts` at once."""
@@ -163,13 +165,14 @@ def measure_one_by_one(bench: Bench, rounds: int) -> dict[str, Any]:
 
 
 def measure_batch(bench: Bench, rounds: int) -> dict[str, Any]:
-    """Compares prompts/s of all prompts in batches and of a sample of them one by one."""
-    sample = bench.prompts[:20]
+    """Compares prompts/s of all prompts in batches and of a sample of them one by one, in a slice per round."""
+    slices = [bench.prompts[index::rounds] for index in range(rounds)]
     results = {}
     for name, params in (("greedy", GREEDY), ("sampled", DEFAULTS)):
+        engine, other = iter(slices), iter(slices)
         result = measure(
-            lambda: bench.run_engine(bench.prompts, params),  # noqa: B023
-            lambda: bench.run_one_by_one(sample, params),  # noqa: B023
+            lambda: bench.run_engine(next(engine), params),  # noqa: B023
+            lambda: bench.run_one_by_one(next(other)[:16], params),  # noqa: B023
             rounds,
         )
         results[f"batch, {name}"] = {"unit": "prompts/s", **result}
@@ -216,6 +219,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     transformers_logging.set_verbosity_error()
+    machine = {
+        "date": str(date.today()), "device": arguments.device, "cpu": platform.processor() or platform.machine(),
+        "threads": arguments.threads, "load": [round(load, 1) for load in os.getloadavg()],
+        "versions": read_versions(), "model": arguments.model, "new_tokens": NEW_TOKENS,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.model, arguments.device, make_tokenizer(Path(folder)))
         results: dict[str, Any] = {}
@@ -227,12 +235,8 @@ def main() -> None:
                     f"ratio {result['ratio']:.3f}  ({result['ratios'][0]} to {result['ratios'][-1]})",
                     flush=True,
                 )
-    machine = {
-        "date": str(date.today()), "device": arguments.device, "cpu": platform.processor() or platform.machine(),
-        "threads": arguments.threads, "load": [round(load, 1) for load in os.getloadavg()],
-        "versions": read_versions(), "model": arguments.model,
-    }  # fmt: skip
-    arguments.result.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+            content = {"machine": machine, "results": results}
+            arguments.result.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
