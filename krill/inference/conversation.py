@@ -14,7 +14,7 @@ from krill.errors import UsageError, get_first_line
 from krill.inference.defaults import read_eos_ids
 from krill.tokenizer.artifact import TokenizerFolder
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+CHAT_ROLES = ("system", "developer", "user", "assistant", "tool")
 _ANSWER = "krill-answer"
 """An answer that no template writes."""
 
@@ -62,8 +62,10 @@ class ChatTemplate:
         text. Raises UsageError for a role that does not exist and for a conversation that the template refuses.
         """
         for message in messages:
-            if message.get("role") not in ROLES:  # a template may write the role as part of a special token
-                raise UsageError(f"role {message.get('role')!r}: use one of {', '.join(ROLES)}")
+            if (
+                message.get("role") not in CHAT_ROLES
+            ):  # a template may write the role as part of a special token
+                raise UsageError(f"role {message.get('role')!r}: use one of {', '.join(CHAT_ROLES)}")
         try:
             ids: list[int] = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages], add_generation_prompt=True, return_dict=False,

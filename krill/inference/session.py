@@ -18,7 +18,7 @@ from prompt_toolkit.output import Output, create_output
 from krill.errors import KrillError
 from krill.inference.answerer import Answerer
 from krill.inference.prompts import EXIT_COMMANDS
-from krill.inference.session_commands import COMMANDS, SessionEnd, run_command
+from krill.inference.session_commands import SESSION_COMMANDS, SessionEnd, execute_command
 
 
 def run_session(
@@ -45,7 +45,7 @@ def run_session(
             continue
         try:
             if line.startswith("/") and not line.startswith("//"):
-                run_command(answerer, line)
+                execute_command(answerer, line)
             elif line.strip() in EXIT_COMMANDS:
                 return
             else:
@@ -72,7 +72,7 @@ def _build_reader(keeps_history: bool, input: Input | None, output: Output) -> P
         multiline=True,
         prompt_continuation=lambda width, *_: ".".ljust(width),
         key_bindings=bindings,
-        completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
+        completer=WordCompleter([f"/{name}" for name in SESSION_COMMANDS], sentence=True),
         complete_while_typing=False,
         input=input,
         output=output,

@@ -1,4 +1,4 @@
-"""The commands of a session: what is typed after a slash. A command is an entry of COMMANDS."""
+"""The commands of a session: what is typed after a slash. A command is an entry of SESSION_COMMANDS."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class Command:
     """Gets the text after the name. Raises UsageError for an argument that is not valid."""
 
 
-def run_command(answerer: Answerer, line: str) -> None:
+def execute_command(answerer: Answerer, line: str) -> None:
     """Runs a line that begins with a slash. Raises UsageError for an unknown command, SessionEnd to end."""
     name, _, argument = line[1:].partition(" ")
-    command = COMMANDS.get(name)
+    command = SESSION_COMMANDS.get(name)
     if command is None:
-        raise UsageError(f"/{name}: no such command. {suggest(name, COMMANDS, '/{}')}")
+        raise UsageError(f"/{name}: no such command. {suggest(name, SESSION_COMMANDS, '/{}')}")
     command.run(answerer, argument.strip())
 
 
 def _show_help(answerer: Answerer, argument: str) -> None:
-    width = max(len(f"{name} {command.usage}") for name, command in COMMANDS.items())
-    for name, command in COMMANDS.items():
+    width = max(len(f"{name} {command.usage}") for name, command in SESSION_COMMANDS.items())
+    for name, command in SESSION_COMMANDS.items():
         answerer.write(f"/{f'{name} {command.usage}':{width}}  {command.description}")
     answerer.write("Anything else is a prompt; one that begins with / is written with //.")
 
@@ -132,7 +132,7 @@ def _quit(answerer: Answerer, argument: str) -> None:
     raise SessionEnd
 
 
-COMMANDS: dict[str, Command] = {
+SESSION_COMMANDS: dict[str, Command] = {
     "help": Command("", "this list", _show_help),
     "set": Command("KEY VALUE", f"a sampling key ({', '.join(SETTABLE_KEYS)}); alone: the values", _set_key),
     "seed": Command("N", "the seed of the sampling", _set_seed),

@@ -32,6 +32,7 @@ from krill.inference.conversation import select_template
 from krill.inference.defaults import MODEL_KEYS, describe_params, read_model_defaults, resolve_params
 from krill.inference.load import LoadedModel, ModelFiles, load_model
 from krill.inference.prompts import STDIN, Prompt, read_prompts
+from krill.launch.local import RANK_GRACE_SECONDS
 from krill.launch.preload import PreloadedServer
 from krill.launch.rank_errors import pop_first_rank_error, write_rank_error
 from krill.launch.supervise import ProcessGroup
@@ -57,9 +58,8 @@ from krill.training.ranks import (
 log = logging.getLogger("krill")
 RANK_PLAN = ".answers-plan.json"
 """The configuration and the plan of the ranks, in the folder of the answers while they run."""
-POLL_SECONDS = 0.5
-RANK_GRACE_SECONDS = 10.0
-"""Seconds in which the other ranks may end on their own after one has failed."""
+ANSWERS_POLL_SECONDS = 0.5
+"""Seconds between two looks at the answers of the ranks."""
 MIN_COMPILED_ANSWERS = 2000
 """The number of answers that repay a compilation of a minute or two, for hardware.compile=auto. Estimated, not
 measured."""
@@ -182,7 +182,7 @@ def _answer_share(
         log.info("compile     the forward pass, for any length and batch size")
         loaded.model.forward = torch.compile(loaded.model.forward, dynamic=True)
     with explain_compile_errors(is_compiled):
-        answer_prompts(loaded, plan, files, rank, world_size, config.batch_size, report)
+        answer_prompts(loaded, plan, files, rank, world_size, config.max_batch_size, report)
 
 
 def _select_compile(config: InferConfig, device: str, answers: int) -> bool:
@@ -225,7 +225,7 @@ def _answer_on_ranks(
             ranks.start(rank, command, {name: str(value) for name, value in variables.items()})
         with ranks.forward_signals():
             while ranks and not failed:
-                failed = {rank: code for rank, code in ranks.wait_any(POLL_SECONDS) if code}
+                failed = {rank: code for rank, code in ranks.wait_any(ANSWERS_POLL_SECONDS) if code}
                 for tail in tails:
                     tail.read()
             if failed:

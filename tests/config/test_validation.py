@@ -34,7 +34,7 @@ VALID_CONFIG = {
     "typical_p": None,
     "no_repeat_ngram_size": None,
     "stop": [],
-    "batch_size": 32,
+    "max_batch_size": 32,
     "history": True,
     "max_new_tokens": 8,
     "temperature": 0.5,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pytest
+import torch
 from compositions import compose
 from console import get_preloaded_environment
 from pyarrow import parquet
@@ -25,7 +27,7 @@ from krill.launch.answers import answer_batch
 from krill.tokenizer.artifact import TokenizerFolder
 
 PROMPTS = ["ab", "가나다", "a longer prompt of 30 characters", "b", "x" * 50, "zz <|eos|>"]
-OVERRIDES = ("device=cpu", "max_new_tokens=6", "temperature=0", "repetition_penalty=1", "batch_size=2")
+OVERRIDES = ("device=cpu", "max_new_tokens=6", "temperature=0", "repetition_penalty=1", "max_batch_size=2")
 
 
 @pytest.fixture
@@ -201,3 +203,22 @@ def test_half_a_surrogate_pair_is_named(config: InferConfig, prompts_file: Path,
     prompts_file.write_text(r'"\ud800"')
     with pytest.raises(UsageError, match=r"line 1: the prompt is not valid Unicode: '\\ud800'"):
         answer_batch(config, None, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same_answers(
+    config: InferConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = (answer_batch(config, None, tmp_path / "eager") / "answers.jsonl").read_bytes()
+    with pytest.raises(
+        UsageError, match=r"hardware\.compile=true needs a CUDA device; use hardware.compile=auto"
+    ):
+        answer_batch(compile_config(config), None, tmp_path / "out")
+    monkeypatch.setattr(answers, "find_compile_obstacle", lambda device: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    folder = answer_batch(compile_config(config), None, tmp_path / "out")
+    assert (folder / "answers.jsonl").read_bytes() == expected
+
+
+def compile_config(config: InferConfig) -> InferConfig:
+    return config.model_copy(update={"hardware": config.hardware.model_copy(update={"compile": True})})

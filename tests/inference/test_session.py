@@ -23,7 +23,7 @@ from krill.inference.load import LoadedModel
 from krill.inference.prompts import read_line_prompts
 from krill.inference.sampling import SamplingParams
 from krill.inference.session import get_history_file, run_session
-from krill.inference.session_commands import COMMANDS, run_command
+from krill.inference.session_commands import SESSION_COMMANDS, execute_command
 from krill.tokenizer.artifact import TokenizerFolder
 
 PARAMS = SamplingParams(max_new_tokens=6, temperature=0, repetition_penalty=1.0)
@@ -149,7 +149,7 @@ def test_commands_change_the_next_answers(
 )
 def test_a_mistake_in_a_command_is_one_line(line: str, message: str, answerer: Answerer) -> None:
     with pytest.raises(UsageError) as error:
-        run_command(answerer, line)
+        execute_command(answerer, line)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert answerer.settings == SETTINGS
@@ -161,7 +161,7 @@ def test_a_mistake_does_not_end_the_session(
     type_keys(f"/nothing{ENTER}{'x' * 70}{ENTER}/help{ENTER}ab{ENTER}")
     assert "no such command" in messages[0]
     assert messages[1] == "the prompt has 71 tokens, but the context of the model has 64; shorten it"
-    assert all(any(message.startswith(f"/{name}") for message in messages) for name in COMMANDS)
+    assert all(any(message.startswith(f"/{name}") for message in messages) for name in SESSION_COMMANDS)
     assert len(answerer.answers) == 1
 
 
@@ -177,7 +177,7 @@ def test_a_chat_keeps_its_turns_and_drops_the_oldest(answerer: Answerer, message
     answerer.answer("b" * 35)
     assert conversation.turns[0]["content"] == "b" * 35
     assert messages == ["the context is full: oldest turns dropped: 1"]
-    run_command(answerer, "/system")
+    execute_command(answerer, "/system")
     assert (conversation.system, conversation.turns) == (None, [])
 
 

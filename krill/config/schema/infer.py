@@ -93,7 +93,7 @@ class InferConfig(Section):
     r"""Texts at which an answer ends, without being part of it; \n in one is a line break."""
     seed: Seed
     """Seed of the sampling."""
-    batch_size: Unsigned[Size]
+    max_batch_size: Unsigned[Size]
     """Number of prompts that are answered at once with prompts=; halved when the device is out of memory."""
     history: Unsigned[bool]
     """Keep what is typed in a session for the next one, in $XDG_STATE_HOME/krill/history (~/.local/state)."""
