@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import logging
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from krill.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
+
+_TERMINAL_CODES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def escape_control_characters(text: str, keep: str = "") -> str:
@@ -32,6 +35,11 @@ def encode_argument(text: str, name: str) -> bytes:
         raise UsageError(
             f"{name} is not valid UTF-8 (character {error.start + 1}); set the terminal to UTF-8"
         ) from error
+
+
+def escape_terminal_codes(text: str) -> str:
+    r"""Returns `text` with the characters that control a terminal, such as ESC, as \x1b; others are unchanged."""
+    return _TERMINAL_CODES.sub(lambda code: code[0].encode("unicode_escape").decode(), text)
 
 
 def start_progress_bar(*columns: ProgressColumn | str, is_transient: bool = False) -> Progress | None:

@@ -40,6 +40,7 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
     "infer": [
         'krill-infer prompt="Once upon a time"',
         "krill-infer llama_nano",
+        "krill-infer prompts=prompts.jsonl n=4 temperature=1 output=answers",
         'krill-infer -m model=rates/best temperature=0.2,0.8 prompt="Once upon a time"',
     ],
     "export": [
@@ -106,9 +107,13 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
     ],
     "infer": [
         ("model=FOLDER", "a run, a model folder, a glob or a Hub id; an argument without = means it as well"),
-        ("prompt=TEXT", "the text to continue, taken literally; without it krill asks for one"),
+        ("prompt=TEXT", "the text to continue, taken literally; without it a session begins"),
+        ("prompts=FILE", "many prompts, in batches: .jsonl, .txt, .parquet, or - for standard input"),
         ("max_new_tokens=128", "length of the answer"),
-        ("temperature=0.6", "0: always the most likely token"),
+        ("temperature=0.6", "0: always the most likely token; also top_k, top_p, min_p, typical_p, …"),
+        ("stop=[TEXT,…]", "texts at which the answer ends"),
+        ("n=N", "answers to each prompt, with the seeds seed, seed + 1, …"),
+        ("chat=auto|true|false", "answer in the model's chat template; system=TEXT is its system message"),
         ("inspect=true", "show the probability of each token of the answer, and its alternatives"),
         ("experiment=NAME", "the newest finished run of that experiment"),
         ("output=FOLDER", "folder of answers.jsonl, and of tokens.html and tokens.json"),

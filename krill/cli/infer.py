@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from krill import atomic
 from krill.cli import app
-from krill.cli.inspect_model import TOP_ALTERNATIVES, AnswerInspector
+from krill.cli.inspect_model import AnswerInspector
 from krill.cli.model_arguments import resolve_model_arguments
 from krill.errors import UsageError
 from krill.launch.invocation import Invocation
 from krill.resources import paused_garbage_collection
+
+log = app.log
 
 if TYPE_CHECKING:
     from krill.config.schema import InferConfig
@@ -28,82 +30,86 @@ def run_task(composed: Any) -> None:
     """Generates with one configuration; Hydra calls it once, or for each point of a sweep."""
     from krill.config.schema import InferConfig
 
-    app.run_command(composed, InferConfig, _run_inference)
+    app.run_command(composed, InferConfig, infer)
 
 
-def _run_inference(config: InferConfig, invocation: Invocation) -> None:
+def infer(config: InferConfig, invocation: Invocation) -> None:
+    """Answers the prompts of a file, config.prompt, or what the user types or sends through a pipe."""
+    if config.prompt is not None and config.prompts is not None:
+        raise UsageError("prompt= is one prompt, prompts= a file of many: leave one of them out")
+    if config.inspect and (config.prompts is not None or invocation.is_sweep_point):
+        raise UsageError("inspect=true shows the answers to one prompt: leave out prompts= and -m")
     if config.dry_run:
-        from krill.inference.load import locate_model
-
-        print(f"model       {locate_model(config.model.path)[0]}")
-    elif invocation.is_sweep_point:
+        _print_plan(config)
+    elif invocation.is_sweep_point or config.prompts is not None:
         invocation.run_stage(config, None, lambda folder: _write_answers(config, folder))
     elif config.prompt is None and sys.stdin is None:
         raise UsageError("standard input is closed, so there is no prompt; set prompt=…")
     else:
-        _write_answers(config, Path(config.output) if config.output else None, invocation.is_interactive)
+        _answer_here(config, Path(config.output) if config.output else None, invocation.is_interactive)
 
 
-def _write_answers(config: InferConfig, folder: Path | None, is_interactive: bool = False) -> Path:
-    """Generates answers and writes them to `folder`/answers.jsonl as well, if there is a folder."""
-    if folder is not None:
-        atomic.create_folder(folder)
-    answers = infer(config, is_interactive, folder)
-    if folder is not None:
-        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        atomic.write_text(folder / "answers.jsonl", lines)
-    return folder or Path.cwd()
+def _print_plan(config: InferConfig) -> None:
+    from krill.inference.load import locate_model
+    from krill.inference.prompts import read_prompts
+
+    print(f"model       {locate_model(config.model.path)[0]}")
+    if config.prompts is not None:
+        print(f"prompts     {len(read_prompts(config.prompts)):,}, {config.n} answers to each")
 
 
-def infer(
-    config: InferConfig, is_interactive: bool = True, folder: Path | None = None
-) -> list[dict[str, str]]:
-    """Answers config.prompt, or each line of standard input; answers are streamed to standard output.
+def _write_answers(config: InferConfig, folder: Path | None) -> Path:
+    """Writes the answers to many prompts, or to config.prompt, to answers.jsonl; returns its folder."""
+    with paused_garbage_collection():
+        from krill.inference.prompts import build_prompt
+        from krill.launch.answers import answer_batch
 
-    `is_interactive`: whether to ask for prompts where config.prompt is null; otherwise the model starts a document.
-    `folder`: where the scores of inspect=true are written.
+    prompts = [build_prompt("prompt=", 1, config.prompt or "")] if config.prompts is None else None
+    return answer_batch(config, prompts, folder)
+
+
+def _answer_here(config: InferConfig, folder: Path | None, is_interactive: bool) -> None:
+    """Answers config.prompt, each line of a pipe, or what is typed on a terminal, on standard output.
+
+    `folder`: where answers.jsonl is written to as well. `is_interactive`: whether to ask for prompts where
+    config.prompt is null; otherwise the model starts a document.
     """
     with paused_garbage_collection():
-        import torch
-        from transformers.utils import logging as transformers_logging
+        from krill.inference.answerer import Answerer
+        from krill.inference.conversation import Conversation, select_template
+        from krill.inference.prompts import read_line_prompts
+        from krill.launch.answers import get_settings, load_configured_model, log_settings
 
-        from krill.inference.chat import run_chat
-        from krill.inference.generate import generate_answer
-        from krill.inference.load import load_model
-        from krill.inference.sampling import SamplingParams
-        from krill.training.compute.device import resolve_device
+    if folder is not None:
+        atomic.create_folder(folder)
+    loaded = load_configured_model(config)
+    template = select_template(config.chat, loaded.folder, loaded.tokenizer)
+    log_settings(config, loaded.defaults, template is not None)
+    context_length = loaded.model.config.max_position_embeddings
+    conversation = None if template is None else Conversation(template, context_length, config.system)
+    inspector = AnswerInspector(loaded)
+    settings = {**get_settings(config), "n": config.n}
+    answerer = Answerer(loaded, settings, conversation, _print_message, inspector.show, config.inspect)
+    if config.prompt is not None or not is_interactive:
+        answerer.answer(config.prompt or "")
+    elif _is_terminal():
+        from krill.inference.session import run_session
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    loaded = load_model(config.model.path, torch.device(resolve_device(config.device)), config.tokenizer.path)
-    sampling = SamplingParams(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        repetition_penalty=config.repetition_penalty,
-        seed=config.seed,
-    )
-    answers: list[dict[str, str]] = []
-    inspector = AnswerInspector(loaded) if config.inspect else None
-    top_logprobs = TOP_ALTERNATIVES if config.inspect else None
-
-    def answer(prompt: str) -> None:
-        generation = generate_answer(
-            loaded.model, loaded.tokenizer, prompt, sampling, _stream_text, top_logprobs
-        )
-        print(flush=True)
-        answers.append({"prompt": prompt, "answer": generation.text})
-        if inspector is not None:
-            inspector.show(prompt, generation)
-
-    if config.prompt is None and is_interactive:
-        run_chat(answer)
+        log.info("session     /help lists the commands; Alt-Enter begins a new line, Ctrl-D ends")
+        run_session(answerer, config.history)
     else:
-        answer(config.prompt or "")
-    if inspector is not None and folder is not None:
+        for prompt in read_line_prompts():
+            answerer.forget()  # every line is a prompt of its own
+            answerer.answer(prompt)
+    if folder is not None:
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answerer.answers)
+        atomic.write_text(folder / "answers.jsonl", lines)
         inspector.write(folder)
-    return answers
 
 
-def _stream_text(piece: str) -> None:
-    print(piece, end="", flush=True, file=sys.stdout)
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())
+
+
+def _print_message(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -128,8 +128,7 @@ FOREIGN_KEYS: dict[str, tuple[str, ...]] = {
     "max_tokens": ("max_new_tokens=…", "data.max_tokens=…"),
     "max_new_token": ("max_new_tokens=…",),
     "num_beams": ("temperature=0 for the most likely token; there is no beam search",),
-    "top_k": ("top_p=…; there is no top_k",),
-    "num_return_sequences": ("seed=0,1,2 with -m: one answer per seed",),
+    "num_return_sequences": ("n=…",),
     "input": ("prompt=…",),
 }
 """Name in another tool → what to set in krill; of several answers, the first whose key the command has."""

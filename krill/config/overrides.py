@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 from krill.errors import UsageError
 
-LITERAL_KEYS = ("prompt", "sample_prompt", "text")
+LITERAL_KEYS = ("prompt", "sample_prompt", "system", "text")
 """Keys whose value is text, taken character for character."""
 
 TEXT_KEYS = ("name", "output", "branch", "data.name", "data.text_column", "model.name", "model.path", "model.from",
-        "tokenizer.name", "tokenizer.path", "hub.id", "store", "plot", "trained_model",
+        "tokenizer.name", "tokenizer.path", "hub.id", "store", "plot", "prompts", "trained_model",
         "attention")  # fmt: skip
 """Keys whose value is text even if it looks like a number or a boolean: name=1e3."""
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from krill.config.signature import compute_signature
 from krill.errors import UsageError
-from krill.inference.load import locate_model_and_tokenizer, raise_if_tokenizer_is_larger
+from krill.inference.load import ModelFiles, raise_if_tokenizer_is_larger
 from krill.models.model_folder import (
     find_weight_files,
     hash_file_once,
@@ -41,7 +41,8 @@ class ExportSource:
         is not that of the model.
         """
         label = f"model={name_or_path}"
-        folder, tokenizer = locate_model_and_tokenizer(name_or_path, tokenizer_path)
+        files = ModelFiles.locate(name_or_path, tokenizer_path)
+        folder, tokenizer = files.folder, files.tokenizer
         _require_safetensors(folder, label)
         verify_model(folder, label)
         if tokenizer_path is not None and (folder / "tokenizer.json").is_file():

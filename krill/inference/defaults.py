@@ -41,6 +41,18 @@ def read_model_defaults(folder: Path) -> dict[str, Any]:
     return set_values
 
 
+def read_eos_ids(folder: Path) -> frozenset[int]:
+    """Returns the tokens that end an answer by the files in a model's folder, as transformers reads them."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            configured = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):  # load_weights reports a damaged one
+            continue
+        if configured is not None:
+            return frozenset(configured if isinstance(configured, list) else [configured])
+    return frozenset()
+
+
 def resolve_params(
     given: Mapping[str, Any], model_defaults: Mapping[str, Any], base: SamplingParams | None = None
 ) -> SamplingParams:
@@ -52,3 +64,27 @@ def resolve_params(
     defaults = base or SamplingParams()
     values = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
     return SamplingParams(**(values | dict(model_defaults) | chosen))
+
+
+def describe_params(given: Mapping[str, Any], model_defaults: Mapping[str, Any]) -> list[str]:
+    """Returns a line per origin of the parameters: what the user sets, the model's file, krill's defaults."""
+    chosen = {key: value for key, value in given.items() if value not in (None, (), [])}
+    others = {key: value for key, value in model_defaults.items() if key not in chosen}
+    krills = {
+        field.name: field.default
+        for field in fields(SamplingParams)
+        if field.name not in (*chosen, *others)
+        and (field.name == "max_new_tokens" or field.default != getattr(NEUTRAL, field.name))
+    }
+    origins = {"set": chosen, "generation_config.json": others, "krill's defaults": krills}
+    return [
+        f"{origin}: {', '.join(f'{key} {_format_value(value)}' for key, value in sorted(values.items()))}"
+        for origin, values in origins.items()
+        if values
+    ]
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:g}" if isinstance(value, float) else str(value)

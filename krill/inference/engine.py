@@ -42,12 +42,14 @@ class Generation:
     prompt_ids: list[int]
     """bos first."""
     params: SamplingParams
+    end_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer beside eos, such as the end of a turn."""
     top_logprobs: int | None = None
     """Number of alternatives with which each generated token is scored; None: no scores."""
     score_prompt: bool = False
     """Score the tokens of the prompt as well; needs top_logprobs."""
     new_ids: list[int] = field(default_factory=list)
-    """Generated tokens; eos is not one of them."""
+    """Generated tokens; what ends the answer is not one of them."""
     finish_reason: FinishReason | None = None
     """None while it is being generated."""
     scores: list[TokenScore] = field(default_factory=list)
@@ -111,7 +113,8 @@ class GenerationEngine:
                 f"{self.context_length}; shorten it"
             )
         generation.stream = TextStream(self._tokenizer.decode, generation.prompt_ids, generation.params.stop)
-        generation.sampler = TokenSampler(generation.params, self._eos_ids, self._model.device)
+        generation.end_ids |= self._eos_ids
+        generation.sampler = TokenSampler(generation.params, generation.end_ids, self._model.device)
         self._waiting.append(generation)
 
     def cancel(self, generation: Generation) -> None:
@@ -222,14 +225,14 @@ class GenerationEngine:
         tokens = choose_tokens(logits_BV, [item.sampler for item in group], histories)
         progress = []
         for item, token, logits_V in zip(group, tokens, logits_BV, strict=True):
-            if item.top_logprobs is not None and token not in self._eos_ids:
+            if item.top_logprobs is not None and token not in item.end_ids:
                 item.scores += score_logits(logits_V[None], [token], item.top_logprobs)
             progress.append(Progress(item, self._extend(item, token)))
         return progress
 
     def _extend(self, item: Generation, token: int) -> str:
         """Adds a token to a generation; returns the text that is final now."""
-        if token in self._eos_ids:
+        if token in item.end_ids:
             item.finish_reason = "eos"
             return item.stream.finish()
         item.new_ids.append(token)
@@ -242,7 +245,7 @@ class GenerationEngine:
             item.finish_reason = "context"
         else:
             return text
-        text += item.stream.finish()
+        text += item.stream.finish(is_cut=True)
         if item.stream.is_stopped:
             item.finish_reason = "stop"
         return text

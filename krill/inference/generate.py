@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from transformers import PreTrainedModel
 
 from krill.data.encoding import Encoder
+from krill.errors import UsageError
 from krill.inference.engine import Generation, GenerationEngine
 from krill.inference.sampling import SamplingParams
-from krill.terminal import encode_argument
 from krill.tokenizer.artifact import TokenizerFolder
 
 
 def encode_prompt(tokenizer: TokenizerFolder, prompt: str) -> list[int]:
     """Returns bos and the tokens of `prompt`.
 
-    The prompt is text: special tokens written in it are ordinary characters. Raises UsageError if it is not UTF-8.
+    The prompt is text: special tokens written in it are ordinary characters. Raises UsageError if it is not Unicode.
     """
-    encode_argument(prompt, "the prompt")
+    check_unicode(prompt)
     ids: list[int] = next(Encoder(tokenizer).encode_documents([prompt])).tolist()[:-1]
     return ids
+
+
+def check_unicode(prompt: str) -> None:
+    """Raises UsageError for half of a surrogate pair, as in JSON, or a byte that the terminal could not decode."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the prompt is not valid Unicode: {prompt[error.start]!a}; correct it") from error
+
+
+def stream_answers(engine: GenerationEngine, generations: Sequence[Generation]) -> Iterator[tuple[int, str]]:
+    """Generates several answers together; yields (index, new text) of the first, then of the second, and so on.
+
+    Yields after every token; the text is empty while a character or a stop text is incomplete.
+    """
+    current = shown = 0
+    for generation in generations:
+        engine.add(generation)
+    while current < len(generations):
+        if engine.is_busy:
+            engine.step()
+        text = generations[current].text
+        yield current, text[shown:]
+        shown = len(text)
+        if generations[current].finish_reason:
+            current, shown = current + 1, 0
 
 
 def generate(
@@ -47,16 +73,13 @@ def generate_answer(
     `top_logprobs`: number of alternatives with which each token is scored; None: no scores. Raises UsageError for a
     prompt that fills the context of the model.
     """
-    engine = GenerationEngine(model, tokenizer)
-    generation = Generation(encode_prompt(tokenizer, prompt), params, top_logprobs)
-    engine.add(generation)
+    generation = Generation(encode_prompt(tokenizer, prompt), params, top_logprobs=top_logprobs)
     was_training = model.training
     model.eval()
     try:
-        while engine.is_busy:
-            for progress in engine.step():
-                if write is not None and progress.text:
-                    write(progress.text)
+        for _, text in stream_answers(GenerationEngine(model, tokenizer), [generation]):
+            if write is not None and text:
+                write(text)
     finally:
         model.train(was_training)
     return generation

@@ -12,11 +12,22 @@ from transformers import PreTrainedModel
 from krill.errors import KrillError, UsageError
 from krill.inference.defaults import read_model_defaults
 from krill.manifest import MODEL_MANIFEST
-from krill.models.model_folder import load_weights
+from krill.models.model_folder import (
+    find_weight_files,
+    hash_file_once,
+    load_config,
+    load_weights,
+    verify_model,
+)
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.hub import HUB_CHECKPOINT_FOLDER
 from krill.runs.record import read_status
-from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
+from krill.tokenizer.artifact import (
+    TokenizerFolder,
+    hash_settings,
+    load_tokenizer,
+    resolve_tokenizer_folder,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,45 @@ class LoadedModel:
     """Sampling parameters that generation_config.json sets."""
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """The folders of a model and its tokenizer, without its weights."""
+
+    name: str
+    """As the user wrote it."""
+    folder: Path
+    tokenizer: TokenizerFolder
+
+    @classmethod
+    def locate(cls, name_or_path: str, tokenizer_path: str | None = None) -> ModelFiles:
+        """Returns the files of a model, with its tokenizer, or the tokenizer at `tokenizer_path`.
+
+        Raises UsageError if there is no model or no tokenizer.
+        """
+        folder, tokenizer_folder = locate_model(name_or_path)
+        if tokenizer_path is not None:
+            tokenizer_folder = resolve_tokenizer_folder(tokenizer_path)
+        if tokenizer_folder is None:
+            raise UsageError(f"{folder}: no tokenizer.json in the folder of the model; set tokenizer=FOLDER")
+        return cls(name_or_path, folder, load_tokenizer(tokenizer_folder))
+
+    def read_context_length(self) -> int:
+        """Returns the number of tokens that the model reads at most."""
+        length: int = load_config(self.folder, f"model={self.name}").max_position_embeddings
+        return length
+
+    def hash(self) -> list[str]:
+        """Returns hashes of what determines an answer: weights, configuration, and tokenizer with chat template.
+
+        Raises UsageError if the weights are damaged.
+        """
+        verify_model(self.folder, f"model={self.name}")
+        names = (self.folder / "config.json", self.folder / "generation_config.json")
+        files = [file for file in names if file.is_file()] + find_weight_files(self.folder)
+        settings = hash_settings(self.tokenizer.folder)
+        return [*map(hash_file_once, files), self.tokenizer.signature, *map(str, sorted(settings.items()))]
+
+
 def load_model(
     name_or_path: str, device: torch.device, tokenizer_path: str | None = None, precision: str = "auto"
 ) -> LoadedModel:
@@ -41,25 +91,11 @@ def load_model(
 
     Raises UsageError if there is no model, if it is damaged, or if the tokenizer has more entries than the model.
     """
-    folder, tokenizer = locate_model_and_tokenizer(name_or_path, tokenizer_path)
+    files = ModelFiles.locate(name_or_path, tokenizer_path)
+    folder, tokenizer = files.folder, files.tokenizer
     model: Any = load_weights(folder, f"model={name_or_path}", _resolve_dtype(precision, device))
     raise_if_tokenizer_is_larger(tokenizer, model.config.vocab_size)
     return LoadedModel(name_or_path, folder, model.to(device).eval(), tokenizer, read_model_defaults(folder))
-
-
-def locate_model_and_tokenizer(
-    name_or_path: str, tokenizer_path: str | None = None
-) -> tuple[Path, TokenizerFolder]:
-    """Returns the folder of the weights, and the tokenizer beside them or that at `tokenizer_path`.
-
-    Raises UsageError if there is none.
-    """
-    folder, tokenizer_folder = locate_model(name_or_path)
-    if tokenizer_path is not None:
-        tokenizer_folder = resolve_tokenizer_folder(tokenizer_path)
-    if tokenizer_folder is None:
-        raise UsageError(f"{folder}: no tokenizer.json in the folder of the model; set tokenizer=FOLDER")
-    return folder, load_tokenizer(tokenizer_folder)
 
 
 def raise_if_tokenizer_is_larger(tokenizer: TokenizerFolder, num_embeddings: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor
 from transformers.generation import logits_process
 
 
@@ -44,9 +44,9 @@ class SamplingParams:
         return replace(self, seed=seed)
 
     @cached_property
-    def warpers(self) -> LogitsProcessorList:
+    def warpers(self) -> list[LogitsProcessor]:
         """What depends on the logits alone; the same for all sequences with these parameters."""
-        warpers = LogitsProcessorList()
+        warpers: list[LogitsProcessor] = []
         if self.temperature not in (0, 1):
             warpers.append(logits_process.TemperatureLogitsWarper(float(self.temperature)))
         if self.top_k:
@@ -60,39 +60,34 @@ class SamplingParams:
         return warpers
 
     @property
-    def warper_key(self) -> tuple[float, ...]:
-        """Equal for parameters with equal warpers."""
-        return (self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p)
+    def rule_key(self) -> tuple[float, ...]:
+        """Equal for parameters with equal rules."""
+        return (
+            self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p, self.repetition_penalty,
+            self.no_repeat_ngram_size, self.min_new_tokens,
+        )  # fmt: skip
 
 
 @dataclass
 class TokenSampler:
-    """Chooses the tokens of one sequence."""
+    """The state of the sampling of one sequence."""
 
     params: SamplingParams
     eos_ids: frozenset[int]
     device: torch.device
     generator: torch.Generator = field(init=False)
-    history_rules: LogitsProcessorList = field(init=False)
-    """What depends on the tokens so far."""
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator(self.device).manual_seed(self.params.seed)
-        self.history_rules = LogitsProcessorList()
-        if self.params.repetition_penalty != 1:
-            self.history_rules.append(
-                logits_process.RepetitionPenaltyLogitsProcessor(float(self.params.repetition_penalty))
-            )
-        if self.params.no_repeat_ngram_size:
-            self.history_rules.append(
-                logits_process.NoRepeatNGramLogitsProcessor(self.params.no_repeat_ngram_size)
-            )
 
     def apply_history_rules(self, logits_V: Tensor, ids: list[int], new_tokens: int) -> Tensor:
-        """Returns the logits of one sequence, float32 (V,), after the rules for `ids`, the prompt and its answer."""
-        if self.history_rules:
-            history = torch.tensor([ids], device=self.device)
-            logits_V = self.history_rules(history, logits_V[None])[0]
+        """Returns the logits of one sequence, float32 (V,), after the rules that look at single sequences.
+
+        `ids`: the prompt and its answer so far, of which `new_tokens` are generated.
+        """
+        if self.params.no_repeat_ngram_size:
+            rule = logits_process.NoRepeatNGramLogitsProcessor(self.params.no_repeat_ngram_size)
+            logits_V = rule(torch.tensor([ids], device=self.device), logits_V[None])[0]
         if new_tokens < self.params.min_new_tokens:
             logits_V = logits_V.clone()
             logits_V[list(self.eos_ids)] = -torch.inf
@@ -107,22 +102,48 @@ def choose_tokens(logits_BV: Tensor, samplers: Sequence[TokenSampler], histories
         samplers: one per sequence.
         histories: for each sequence its tokens so far and how many of them are generated.
     """
-    rows = [
-        sampler.apply_history_rules(logits_V, *history)
-        for logits_V, sampler, history in zip(logits_BV, samplers, histories, strict=True)
-    ]
-    tokens = torch.empty(len(rows), dtype=torch.long, device=logits_BV.device)
+    tokens = torch.empty(len(samplers), dtype=torch.long, device=logits_BV.device)
     groups: dict[tuple[float, ...], list[int]] = defaultdict(list)
     for index, sampler in enumerate(samplers):
-        groups[sampler.params.warper_key].append(index)
-    for key, indices in groups.items():
-        logits_GV = torch.stack([rows[index] for index in indices])
-        if key[0] == 0:
-            tokens[indices] = logits_GV.argmax(dim=-1)
-            continue
-        warped_GV = samplers[indices[0]].params.warpers(None, logits_GV)
-        probabilities_GV = warped_GV.softmax(dim=-1)
-        for index, probabilities_V in zip(indices, probabilities_GV, strict=True):
-            tokens[index] = torch.multinomial(probabilities_V, 1, generator=samplers[index].generator)[0]
+        groups[sampler.params.rule_key].append(index)
+    for indices in groups.values():
+        logits_GV = logits_BV if len(indices) == len(samplers) else logits_BV[indices]
+        group = [samplers[index] for index in indices]
+        tokens[indices] = _choose_group(logits_GV, group, [histories[index] for index in indices])
     chosen: list[int] = tokens.tolist()
     return chosen
+
+
+def _choose_group(logits_GV: Tensor, samplers: list[TokenSampler], histories: list[Any]) -> Tensor:
+    """Returns the next tokens of sequences with the same rules, int64 (G,)."""
+    params = samplers[0].params
+    if params.repetition_penalty != 1:
+        logits_GV = _penalize_repetition(logits_GV, params.repetition_penalty, [ids for ids, _ in histories])
+    if params.no_repeat_ngram_size or params.min_new_tokens:
+        logits_GV = torch.stack(
+            [
+                sampler.apply_history_rules(logits_V, *history)
+                for logits_V, sampler, history in zip(logits_GV, samplers, histories, strict=True)
+            ]
+        )
+    if params.temperature == 0:
+        return logits_GV.argmax(dim=-1)
+    for warper in params.warpers:
+        logits_GV = warper(None, logits_GV)
+    probabilities_GV = logits_GV.softmax(dim=-1)
+    # As torch.multinomial does for one sample, with a generator for each row.
+    noise_GV = torch.empty_like(probabilities_GV)
+    for noise_V, sampler in zip(noise_GV, samplers, strict=True):
+        noise_V.exponential_(generator=sampler.generator)
+    return (probabilities_GV / noise_GV).argmax(dim=-1)
+
+
+def _penalize_repetition(logits_GV: Tensor, penalty: float, histories: list[list[int]]) -> Tensor:
+    """Applies the penalty once to each token of a row's history, however often it occurs."""
+    width = max(map(len, histories))
+    # Padding repeats a token of the history, which changes nothing.
+    padded_GT = torch.tensor(
+        [ids + [ids[0]] * (width - len(ids)) for ids in histories], device=logits_GV.device
+    )
+    rule = logits_process.RepetitionPenaltyLogitsProcessor(float(penalty))
+    return rule(padded_GT, logits_GV)

@@ -50,9 +50,14 @@ class TextStream:
             self._pending_text = max(self._pending_text, final, key=len)
         return self._take(new, is_last=False)
 
-    def finish(self) -> str:
-        """Returns the rest of the text, an incomplete character included."""
-        return self._take(self._decode_pending()[len(self._pending_text) :], is_last=True)
+    def finish(self, is_cut: bool = False) -> str:
+        """Returns the rest of the text.
+
+        `is_cut`: the answer was ended before the model ended it, so that an incomplete character is left out.
+        """
+        text = self._decode_pending()
+        end = len(text) - (_count_trailing_replacements(text) if is_cut else 0)
+        return self._take(text[len(self._pending_text) : end], is_last=True)
 
     def _decode_pending(self) -> str:
         text = self._decode(self._context + self._pending)

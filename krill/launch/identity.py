@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.config import custom_code
-from krill.config.schema import PretrainedModelConfig, Section, TrainConfig
-from krill.config.signature import compute_signature
+from krill.config.schema import InferConfig, PretrainedModelConfig, Section, TrainConfig
+from krill.config.signature import compute_signature, hash_file
 from krill.errors import UsageError
+from krill.inference.prompts import check_prompts_path
 from krill.training.batch_shape import resolve_batch_shape
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
 
     `inputs`: those of `config`, opened already; None: a command on a trained model, which has none.
     """
+    if isinstance(config, InferConfig):
+        return _compute_answers_identity(config)
     if not isinstance(config, TrainConfig):
         return compute_signature(command, 1, config)
     assert inputs is not None
@@ -72,6 +76,15 @@ def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
         *([config.eval_every] if stops_early else []),
         *([config.eval_tokens] if stops_early and config.eval_tokens else []),
     )
+
+
+def _compute_answers_identity(config: InferConfig) -> str:
+    """Returns the signature of the answers to a prompt, or to the prompts of a file, whose content counts."""
+    content = None
+    if config.prompts is not None:
+        check_prompts_path(config.prompts)
+        content = hash_file(Path(config.prompts).expanduser())
+    return compute_signature("infer", 2, config, content, config.hardware.precision)
 
 
 def _hash_custom_code(config: TrainConfig) -> list[str]:

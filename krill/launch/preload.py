@@ -50,7 +50,10 @@ PRELOADED_MODULES = {
         "krill.cli.tokenizer", "krill.data.cache", "krill.data.inputs", "krill.launch.identity", "krill.runs.claim",
         "krill.tokenizer.train", "hydra.core.hydra_config",
     ),
-    "infer": ("krill.cli.infer", "krill.inference.chat", "krill.inference.generate", "krill.inference.load"),
+    "infer": (
+        "krill.cli.infer", "krill.inference.answerer", "krill.launch.answers",
+        "transformers.models.llama.modeling_llama",
+    ),
 }  # fmt: skip
 """Command → modules that each of its points would import."""
 RUNNING_SERVER_VARIABLE = "KRILL_PRELOADED"

@@ -29,9 +29,16 @@ REFUSAL_HINTS = (
 
 
 def build_sbatch_parameters(
-    hardware: HardwareConfig, launcher_options: Mapping[str, Any], name: str, is_training: bool
+    hardware: HardwareConfig,
+    launcher_options: Mapping[str, Any],
+    name: str,
+    is_training: bool,
+    starts_ranks: bool = False,
 ) -> dict[str, Any]:
-    """Returns the parameters of submitit's SlurmExecutor: hardware.slurm, overridden by hydra.launcher."""
+    """Returns the parameters of submitit's SlurmExecutor: hardware.slurm, overridden by hydra.launcher.
+
+    `is_training`: each task is a rank. `starts_ranks`: the one task starts hardware.processes ranks itself.
+    """
     slurm, parameters = hardware.slurm, dict[str, Any](job_name=name, requeue=True)
     overrides = {
         _HYDRA_TO_SUBMITIT.get(key, key): value
@@ -46,13 +53,16 @@ def build_sbatch_parameters(
     else:
         tasks = hardware.processes if is_training else 1
         assert tasks != "auto"
-        gpus = tasks * slurm.gpus
+        ranks_per_task = hardware.processes if starts_ranks else 1
+        assert ranks_per_task != "auto"
+        gpus = tasks * ranks_per_task * slurm.gpus
         minutes = default_minutes if slurm.time == "auto" else slurm.time
         parameters |= {
             "nodes": slurm.nodes if is_training else 1,
             "ntasks_per_node": tasks,
             "gpus_per_node": (f"{slurm.gpu_type}:{gpus}" if slurm.gpu_type else gpus) if gpus else None,
-            "cpus_per_task": _resolve_cpus(slurm.cpus, slurm.gpus, nodes.min_cpus, max(nodes.gpu_counts)),
+            "cpus_per_task": ranks_per_task
+            * _resolve_cpus(slurm.cpus, slurm.gpus, nodes.min_cpus, max(nodes.gpu_counts)),
             "mem": slurm.memory,
             "time": minutes,
             "signal_delay_s": min(slurm.save_before, minutes * 20),

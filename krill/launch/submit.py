@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from krill.config.paths import get_outputs_root
-from krill.config.schema import ModelCommandConfig, TrainConfig
+from krill.config.schema import InferConfig, ModelCommandConfig, TrainConfig
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch import job_files, snapshot
 from krill.launch.invocation import SingleRun, SubmittedJob
@@ -130,8 +130,13 @@ def _build_request(job: SubmittedJob) -> dict[str, Any]:
     launcher = OmegaConf.to_container(job.composition.hydra.launcher, resolve=True)
     assert isinstance(launcher, dict)
     options = {str(key): value for key, value in launcher.items() if key != "_target_"}
+    is_batch = isinstance(job.config, InferConfig) and job.config.prompts is not None
     return build_sbatch_parameters(
-        job.config.hardware, options, job.config.name, is_training=job.command == "train"
+        job.config.hardware,
+        options,
+        job.config.name,
+        is_training=job.command == "train",
+        starts_ranks=is_batch,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from krill.errors import UsageError
-from krill.inference.defaults import NEUTRAL, read_model_defaults, resolve_params
+from krill.inference.defaults import NEUTRAL, describe_params, read_model_defaults, resolve_params
 from krill.inference.sampling import SamplingParams
 
 
@@ -33,6 +33,15 @@ def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(UsageError, match=r"generation_config\.json: not a generation_config\.json"):
         read_model_defaults(tmp_path)
+
+
+def test_the_origin_of_each_parameter_is_said() -> None:
+    given = {"top_k": 5, "seed": 0, "temperature": None, "stop": []}
+    assert describe_params(given, {"top_k": 7, "top_p": 0.9}) == [
+        "set: seed 0, top_k 5",
+        "generation_config.json: top_p 0.9",
+        "krill's defaults: max_new_tokens 128, repetition_penalty 1.5, temperature 0.6",
+    ]
 
 
 def test_the_order_of_precedence() -> None:

@@ -98,6 +98,18 @@ def test_a_finish_reason_is_named(model: Any, tokenizer: TokenizerFolder) -> Non
     assert stopped.text == short.text[: short.text.index(stop.stop[0])]
 
 
+def test_the_end_of_a_turn_ends_an_answer(model: Any, tokenizer: TokenizerFolder) -> None:
+    whole = Generation(encode_prompt(tokenizer, "x"), GREEDY)
+    GenerationEngine(model, tokenizer).run([whole])
+    turn = Generation(whole.prompt_ids, GREEDY, frozenset({whole.new_ids[5]}))
+    at_least = dataclasses.replace(GREEDY, min_new_tokens=8)
+    longer = Generation(whole.prompt_ids, at_least, frozenset({whole.new_ids[5]}))
+    GenerationEngine(model, tokenizer).run([turn, longer])
+    end = whole.new_ids.index(whole.new_ids[5])
+    assert (turn.finish_reason, turn.new_ids) == ("eos", whole.new_ids[:end])
+    assert len(longer.new_ids) >= 8
+
+
 def test_a_cancelled_generation_frees_its_place(model: Any, tokenizer: TokenizerFolder) -> None:
     generations = make_generations(tokenizer, GREEDY)[:4]
     engine = GenerationEngine(model, tokenizer, max_batch_size=2)

@@ -54,6 +54,19 @@ def test_bytes_that_are_no_text_are_decoded_as_all_at_once(data: bytes) -> None:
     assert "".join(stream(list(data))[0]) == decode_bytes(list(data))
 
 
+@pytest.mark.parametrize("decode", [decode_bytes, decode_byte_fallback])
+@pytest.mark.parametrize("text", ["옛날", "a😀", "a"])
+def test_an_answer_that_is_cut_ends_with_a_whole_character(
+    text: str, decode: Callable[[list[int]], str]
+) -> None:
+    for length in range(len(text.encode()) + 1):
+        text_stream = TextStream(decode, list(b"prompt"))
+        for token in text.encode()[:length]:
+            text_stream.push(token)
+        text_stream.finish(is_cut=True)
+        assert text_stream.text == text.encode()[:length].decode(errors="ignore")
+
+
 def test_endless_damage_is_not_held_back() -> None:
     pieces, _ = stream([0x80] * 50)
     assert len("".join(pieces[:-1])) >= 47

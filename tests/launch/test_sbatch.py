@@ -69,6 +69,9 @@ def test_a_job_requests_what_its_processes_need(slurm_calls: Path) -> None:
     }  # fmt: skip
     other = sbatch_parameters("hardware=slurm_nodes", is_training=False)
     assert (other["nodes"], other["ntasks_per_node"], other["gpus_per_node"]) == (1, 1, 1)
+    batch = build_sbatch_parameters(make_hardware("hardware=slurm_node"), {}, "name", False, True)
+    assert (batch["nodes"], batch["ntasks_per_node"], batch["gpus_per_node"]) == (1, 1, 4)
+    assert batch["cpus_per_task"] == 4 * other["cpus_per_task"]
     cpu = sbatch_parameters(
         "hardware=slurm_cpu", "hardware.slurm.partition=cpu", "hardware.slurm.time=3-00:00:00"
     )
