@@ -31,6 +31,7 @@ from omegaconf import OmegaConf
 
 from krill.cli import app, infer, preprocess, tokenizer, train
 from krill.cli.compose import compose_config
+from krill.cli.model_arguments import resolve_model_arguments
 from krill.config.key_aliases import FOREIGN_KEYS, HYDRA_KEYS
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options
 from krill.config.validation import iterate_dotted_keys
@@ -209,9 +210,7 @@ _COMMANDS = {
     "preprocess": lambda arguments: app.main("preprocess", preprocess.run_task, arguments),
     "tokenizer": lambda arguments: app.main("tokenizer", tokenizer.run_task, arguments),
     "inspect": lambda arguments: app.main("inspect", validate_inspect, arguments),
-    "infer": lambda arguments: app.main(
-        "infer", infer.run_task, arguments, "model", infer._resolve_model_arguments
-    ),
+    "infer": lambda arguments: app.main("infer", infer.run_task, arguments, "model", resolve_model_arguments),
 }
 
 

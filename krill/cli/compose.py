@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
 from krill.cli.argv import ParsedArguments
-from krill.config.overrides import EXCLUSIVE_KEYS, clear_exclusive_keys, quote_override
+from krill.config.overrides import EXCLUSIVE_KEYS, MODEL_COMMANDS, clear_exclusive_keys, quote_override
 from krill.config.paths import CONF_DIR, get_outputs_root
 from krill.config.secrets import MASK
 from krill.config.yaml_files import check_config_file
@@ -149,10 +149,10 @@ def normalize_overrides(command: str, arguments: ParsedArguments) -> list[str]:
         _prefix_free_key(quote_override(override)) for override in arguments.get_overrides_without(*none)
     ]
     if earlier is not None:
-        if command == "infer":
+        if command in MODEL_COMMANDS:
             raise UsageError(f"from= is for training; use model={earlier}")
         overrides = [*_load_overrides_of_run(earlier, arguments), *overrides]
-    return overrides if command == "infer" else clear_exclusive_keys(overrides)
+    return overrides if command in MODEL_COMMANDS else clear_exclusive_keys(overrides)
 
 
 def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list[str]:

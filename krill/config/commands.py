@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from krill.config.schema import InferConfig, InspectConfig, TrainConfig
+from krill.config.schema import InferConfig, InspectConfig, ModelCommandConfig, TrainConfig
 
-COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[InferConfig]] = {
+COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[ModelCommandConfig]] = {
     "train": TrainConfig,
     "preprocess": TrainConfig,
     "tokenizer": TrainConfig,

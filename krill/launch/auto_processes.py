@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from krill.config.schema import HardwareConfig, InferConfig, TrainConfig
+from krill.config.schema import HardwareConfig, ModelCommandConfig, TrainConfig
 from krill.errors import UsageError
 from krill.launch.devices import list_visible_gpus
 from krill.runs.slurm import get_node_name
 from krill.training.compute.device import world_size_from_env
 
-TrainOrInferConfig = TypeVar("TrainOrInferConfig", TrainConfig, InferConfig)
+TrainOrModelConfig = TypeVar("TrainOrModelConfig", TrainConfig, ModelCommandConfig)
 
 
-def resolve_auto_processes(config: TrainOrInferConfig) -> TrainOrInferConfig:
+def resolve_auto_processes(config: TrainOrModelConfig) -> TrainOrModelConfig:
     """Returns `config` with hardware.processes=auto replaced by the number of GPUs, here or on a node of the job.
 
     Raises UsageError if device=cuda and there is no GPU, or if the cluster cannot be queried.

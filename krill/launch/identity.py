@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def compute_identity(command: str, config: Section, inputs: RunInputs | None = None) -> str:
     """Returns the signature of what `command` makes of `config`; text counts by its content, not by its path.
 
-    `inputs`: those of `config`, opened already; None: krill-infer, which has none.
+    `inputs`: those of `config`, opened already; None: a command on a trained model, which has none.
     """
     if not isinstance(config, TrainConfig):
         return compute_signature(command, 1, config)

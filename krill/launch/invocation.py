@@ -19,7 +19,7 @@ from krill.errors import UsageError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from krill.config.schema import InferConfig, TrainConfig
+    from krill.config.schema import ModelCommandConfig, TrainConfig
     from krill.config.yaml_files import ConfigOrigins
     from krill.data.inputs import RunInputs
     from krill.runs.claim import Claim
@@ -135,6 +135,7 @@ class Invocation(ABC):
 
     def validate(self, schema: type[ConfigT]) -> ConfigT:
         """Returns the typed configuration. Raises UsageError that lists everything wrong in it."""
+        from krill.config.overrides import MODEL_COMMANDS
         from krill.config.validation import validate_config
         from krill.launch.auto_processes import resolve_auto_processes
         from krill.launch.run_names import resolve_run_names
@@ -143,7 +144,7 @@ class Invocation(ABC):
             config: Any = resolve_auto_processes(
                 validate_config(schema, self.composition.config, self._find_origins)
             )  # type: ignore[type-var]
-            if self.command in ("train", "infer"):
+            if self.command in {"train", *MODEL_COMMANDS}:
                 config = resolve_run_names(config, self.sweep_folder)
             if config.detach and not self.is_for_slurm:
                 raise UsageError(
@@ -277,7 +278,7 @@ class SubmittedJob(Invocation):
     """An invocation in a process of its own, validated and read from a job file (krill.launch.job_files)."""
 
     def __init__(
-        self, origin: SingleRun | SweepPoint, config: TrainConfig | InferConfig,
+        self, origin: SingleRun | SweepPoint, config: TrainConfig | ModelCommandConfig,
         folder: Path | None = None, identity: str | None = None, is_on_slurm: bool = True,
     ):  # fmt: skip
         """`folder`, `identity`: of the result at the time of submission; None: the command chooses the folder."""

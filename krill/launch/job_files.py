@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from krill.atomic import create_first_free, create_timestamped_folder
 from krill.checksum import ChecksumError, has_no_checksum, read_checksummed_json, write_checksummed_json
 from krill.config.commands import COMMAND_SCHEMAS
-from krill.config.schema import InferConfig, TrainConfig
+from krill.config.overrides import MODEL_COMMANDS
+from krill.config.schema import ModelCommandConfig, TrainConfig
 from krill.config.secrets import mask_secrets, mask_text
 from krill.errors import UsageError
 from krill.launch.invocation import Composition, SingleRun, SubmittedJob, SweepPoint
@@ -33,7 +34,7 @@ class Point:
     """A point of a sweep, validated."""
 
     invocation: SweepPoint
-    config: TrainConfig | InferConfig
+    config: TrainConfig | ModelCommandConfig
     folder: Path
     identity: str
     """Signature of the result."""
@@ -75,7 +76,7 @@ def build_slots(points: Sequence[Point]) -> list[dict[str, str]]:
     ranks = max(resolve_world_size(config) if isinstance(config, TrainConfig) else 1 for config in configs)
     threads = first.hardware.threads if isinstance(first, TrainConfig) else None
     # A preparation uses all cores itself.
-    num_commands = len(points) if points[0].invocation.command in ("train", "infer") else 1
+    num_commands = len(points) if points[0].invocation.command in {"train", *MODEL_COMMANDS} else 1
     return pool.build_slot_environments(first.sweep.max_parallel, first.device, ranks, num_commands, threads)
 
 

@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import TypeVar
 
 from krill.config.paths import get_outputs_root
-from krill.config.schema import InferConfig, PretrainedModelConfig, TrainConfig
+from krill.config.schema import ModelCommandConfig, PretrainedModelConfig, TrainConfig
 from krill.errors import UsageError
 from krill.runs.claim import RESUME_MODES
 from krill.runs.resolve import BRANCHING_POINT, FINAL_MODEL, MODEL, RESUMABLE, Need, resolve_run_folder
 
-TrainOrInferConfig = TypeVar("TrainOrInferConfig", TrainConfig, InferConfig)
+TrainOrModelConfig = TypeVar("TrainOrModelConfig", TrainConfig, ModelCommandConfig)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 log = logging.getLogger("krill")
 
 
-def resolve_run_names(config: TrainOrInferConfig, sweep: Path | None = None) -> TrainOrInferConfig:
+def resolve_run_names(config: TrainOrModelConfig, sweep: Path | None = None) -> TrainOrModelConfig:
     """Returns `config` with the folders of the runs that branch=, resume=, model.from= and model= name.
 
     `sweep`: the folder of the sweep that this is a point of; no name means one of its other points. Raises UsageError
     for a name without a run that has what is needed.
     """
-    if isinstance(config, InferConfig):
+    if isinstance(config, ModelCommandConfig):
         path = _resolve_model("model", config.model.path, MODEL, sweep)
         return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     resolved: dict[str, object] = {}

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from krill.config.paths import get_outputs_root
-from krill.config.schema import InferConfig, TrainConfig
+from krill.config.schema import ModelCommandConfig, TrainConfig
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch import job_files, snapshot
 from krill.launch.invocation import SingleRun, SubmittedJob
@@ -68,7 +68,7 @@ def _group_by_request(points: Sequence[Point]) -> list[list[SubmittedJob]]:
     return list(groups.values())
 
 
-def submit_run(config: TrainConfig | InferConfig, run: SingleRun) -> None:
+def submit_run(config: TrainConfig | ModelCommandConfig, run: SingleRun) -> None:
     """Submits a single command; waits for its job and prints its output, unless detach=true.
 
     A training run gets its folder now, in which the job resumes whenever it is started again.
@@ -197,7 +197,7 @@ def _remove_empty_folder(folder: Path) -> None:
         folder.rmdir()
 
 
-def _list_custom_code(config: TrainConfig | InferConfig) -> list[str]:
+def _list_custom_code(config: TrainConfig | ModelCommandConfig) -> list[str]:
     """Returns the functions of custom code that a configuration names."""
     names: list[str] = []
     pending: list[Any] = [config.model_dump()]

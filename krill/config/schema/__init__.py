@@ -28,7 +28,12 @@ from krill.config.schema.filters import (
     WordFilter,
 )
 from krill.config.schema.hardware import HardwareConfig, SlurmConfig
-from krill.config.schema.infer import InferConfig, ModelPathConfig, TokenizerPathConfig
+from krill.config.schema.infer import (
+    InferConfig,
+    ModelCommandConfig,
+    ModelPathConfig,
+    TokenizerPathConfig,
+)
 from krill.config.schema.inspect import InspectConfig
 from krill.config.schema.model import (
     AutoModelConfig,
@@ -85,6 +90,7 @@ __all__ = [
     "LineFilter",
     "LinkFilter",
     "MinHashConfig",
+    "ModelCommandConfig",
     "ModelConfig",
     "ModelPathConfig",
     "MuonConfig",

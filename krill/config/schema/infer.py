@@ -27,13 +27,29 @@ class TokenizerPathConfig(Section):
     or the tokenizer of an option."""
 
 
-class InferConfig(Section):
-    """Text generation with a trained model."""
+class ModelCommandConfig(Section):
+    """What every command has that uses a trained model."""
 
     name: Unsigned[FolderName]
     """Name of the folder of a sweep (-m)."""
     model: ModelPathConfig
     tokenizer: TokenizerPathConfig
+    device: Unsigned[Literal["auto", "cpu", "cuda"]]
+    """Device that the model runs on. auto: a CUDA device if there is one, otherwise the CPU; cuda: an error if
+    there is none."""
+    dry_run: Unsigned[bool]
+    """Write nothing; print what the command would do."""
+    detach: Unsigned[bool]
+    """Submit to SLURM and return; false: wait for the result and print it."""
+    hardware: Unsigned[HardwareConfig]
+    """Where the command runs: on this machine, or in the SLURM job in hardware.slurm. The other keys have no
+    effect."""
+    sweep: Unsigned[SweepConfig]
+
+
+class InferConfig(ModelCommandConfig):
+    """Text generation with a trained model."""
+
     prompt: str | None
     """Text to continue; null: read prompts from the terminal, line by line."""
     max_new_tokens: Size
@@ -46,16 +62,5 @@ class InferConfig(Section):
     """Factor that makes tokens that have occurred already less likely; 1: no penalty."""
     seed: Seed
     """Seed of the sampling."""
-    device: Unsigned[Literal["auto", "cpu", "cuda"]]
-    """Device that the model runs on. auto: a CUDA device if there is one, otherwise the CPU; cuda: an error if
-    there is none."""
     output: Unsigned[str | None]
     """Folder that answers.jsonl is written to; null: it is not written."""
-    dry_run: Unsigned[bool]
-    """Write nothing; print what the command would do."""
-    detach: Unsigned[bool]
-    """Submit to SLURM and return; false: wait and print the answer."""
-    hardware: Unsigned[HardwareConfig]
-    """Where the command runs: on this machine, or in the SLURM job in hardware.slurm. The other keys have no
-    effect."""
-    sweep: Unsigned[SweepConfig]
