@@ -41,6 +41,11 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-infer llama_nano",
         'krill-infer -m model=rates/best temperature=0.2,0.8 prompt="Once upon a time"',
     ],
+    "serve": [
+        "krill-serve",
+        "krill-serve llama_nano serve.port=8080",
+        "KRILL_API_KEY=… krill-serve llama_nano serve.host=0.0.0.0",
+    ],
 }
 
 COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
@@ -103,6 +108,17 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("experiment=NAME", "the newest finished run of that experiment"),
         ("output=FOLDER", "folder of answers.jsonl"),
     ],
+    "serve": [
+        ("model=FOLDER", "a run, a model folder, a glob or a Hub id; an argument without = means it as well"),
+        ("serve.port=8000", "0: any free one"),
+        ("serve.host=127.0.0.1", "0.0.0.0: for other machines too; needs a key"),
+        ("serve.api_key=KEY", "better set in the environment: KRILL_API_KEY"),
+        ("serve.max_batch_size=N", "answers generated at once"),
+        ("serve.max_queue=N", "requests that wait; further ones get status 429"),
+        ("serve.limits.new_tokens=N", "longest answer; serve.limits has the other limits of a request"),
+        ("hardware.threads=N", "CPU threads"),
+        ("dry_run=true", "print what would be served"),
+    ],
 }
 
 _COMMAND_GROUPS = {
@@ -110,6 +126,7 @@ _COMMAND_GROUPS = {
     "tokenizer": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "inspect": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "infer": ["hardware"],
+    "serve": [],
 }
 
 _FLAGS = [
@@ -136,7 +153,7 @@ def format_help(command: str, folders: Sequence[Path], width: int | None = None)
         lines += ["", f"{group}="]
         options = _list_options(group, folders)
         lines += _format_table(((name, paths.read_config_description(file)) for name, file in options), width)
-    flags = [(flag, sentence) for flag, sentence in _FLAGS if (command, flag) != ("inspect", "-m")]
+    flags = [item for item in _FLAGS if not (item[0] == "-m" and command in ("inspect", "serve"))]
     lines += [
         "",
         "keys",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from krill.config.schema import InferConfig, InspectConfig, ModelCommandConfig, TrainConfig
+from krill.config.schema import InferConfig, InspectConfig, ModelCommandConfig, ServeConfig, TrainConfig
 
 COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[ModelCommandConfig]] = {
     "train": TrainConfig,
@@ -10,5 +10,6 @@ COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[ModelCommandConfig]] = {
     "tokenizer": TrainConfig,
     "inspect": InspectConfig,
     "infer": InferConfig,
+    "serve": ServeConfig,
 }
 """Command → schema."""

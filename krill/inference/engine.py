@@ -46,12 +46,16 @@ class Generation:
     """Number of alternatives with which each generated token is scored; None: no scores."""
     score_prompt: bool = False
     """Score the tokens of the prompt as well; needs top_logprobs."""
+    end_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer besides eos, such as that of a chat template."""
     new_ids: list[int] = field(default_factory=list)
     """Generated tokens; eos is not one of them."""
     finish_reason: FinishReason | None = None
     """None while it is being generated."""
     scores: list[TokenScore] = field(default_factory=list)
     """One per token of new_ids."""
+    eos_score: TokenScore | None = None
+    """Of the eos that ended the answer."""
     prompt_scores: list[TokenScore] = field(default_factory=list)
     """One per token of the prompt but the first, which nothing predicts."""
     stream: TextStream = field(init=False)
@@ -111,7 +115,8 @@ class GenerationEngine:
                 f"{self.context_length}; shorten it"
             )
         generation.stream = TextStream(self._tokenizer.decode, generation.prompt_ids, generation.params.stop)
-        generation.sampler = TokenSampler(generation.params, self._eos_ids, self._model.device)
+        generation.end_ids |= self._eos_ids
+        generation.sampler = TokenSampler(generation.params, generation.end_ids, self._model.device)
         self._waiting.append(generation)
 
     def cancel(self, generation: Generation) -> None:
@@ -222,14 +227,18 @@ class GenerationEngine:
         tokens = choose_tokens(logits_BV, [item.sampler for item in group], histories)
         progress = []
         for item, token, logits_V in zip(group, tokens, logits_BV, strict=True):
-            if item.top_logprobs is not None and token not in self._eos_ids:
-                item.scores += score_logits(logits_V[None], [token], item.top_logprobs)
+            if item.top_logprobs is not None:
+                (score,) = score_logits(logits_V[None], [token], item.top_logprobs)
+                if token in item.end_ids:
+                    item.eos_score = score
+                else:
+                    item.scores.append(score)
             progress.append(Progress(item, self._extend(item, token)))
         return progress
 
     def _extend(self, item: Generation, token: int) -> str:
         """Adds a token to a generation; returns the text that is final now."""
-        if token in self._eos_ids:
+        if token in item.end_ids:
             item.finish_reason = "eos"
             return item.stream.finish()
         item.new_ids.append(token)

@@ -41,7 +41,7 @@ class TextStream:
         """Adds a token; returns the text that is final now, often empty."""
         self._pending.append(token)
         text = self._decode_pending()
-        final = text[: len(text) - _count_trailing_replacements(text)]
+        final = text[: len(text) - count_trailing_replacements(text)]
         new = final[len(self._pending_text) :]
         if final == text and text:
             self._context, self._context_text = self._pending, self._decode(self._pending)
@@ -90,6 +90,6 @@ class TextStream:
         )
 
 
-def _count_trailing_replacements(text: str) -> int:
+def count_trailing_replacements(text: str) -> int:
     """Returns the number of replacement characters at the end of a text that may be one incomplete character."""
     return min(len(text) - len(text.rstrip(REPLACEMENT)), MAX_INCOMPLETE_BYTES)

@@ -85,7 +85,12 @@ def test_every_section_is_filled_by_some_option():
         schema.HubDatasetConfig,
         schema.FileEntryConfig,
     }
-    filled |= {schema.ModelPathConfig, schema.TokenizerPathConfig, schema.InspectConfig, schema.ModelCommandConfig}
+    filled |= {
+        schema.ModelPathConfig,
+        schema.TokenizerPathConfig,
+        schema.InspectConfig,
+        schema.ModelCommandConfig,
+    }
     concrete = {section for section in SECTIONS if not section.__name__.startswith("_")} - {schema.Section}
     assert concrete - CUSTOM_SECTIONS == filled
 

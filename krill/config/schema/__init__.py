@@ -60,6 +60,7 @@ from krill.config.schema.run import (
     SweepConfig,
     TrainConfig,
 )
+from krill.config.schema.serve import LimitsConfig, ServeConfig, ServerConfig
 from krill.config.schema.tokenizer import TokenizerConfig
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "InspectConfig",
     "LanguageFilter",
     "LengthFilter",
+    "LimitsConfig",
     "LineFilter",
     "LinkFilter",
     "MinHashConfig",
@@ -100,6 +102,8 @@ __all__ = [
     "RepetitionFilter",
     "SchedulerConfig",
     "Section",
+    "ServeConfig",
+    "ServerConfig",
     "Share",
     "SkipStepConfig",
     "SlurmConfig",
