@@ -159,28 +159,32 @@ class _Paths:
 
 async def read_body(request: Request, limits: LimitsConfig) -> bytes:
     """Returns the body of a request. Raises ApiError if it is too large or takes too long."""
-    body = bytearray()
+    body, has_more = bytearray(), True
     close = {"Connection": "close"}
     try:
         async with asyncio.timeout(limits.body_seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.body_bytes:
-                    await _discard(request)
-                    raise ApiError(413, f"the body has more than {limits.body_bytes:,} bytes", headers=close)
+            while has_more and len(body) <= limits.body_bytes:
+                part, has_more = await _read_part(request)
+                body += part
     except TimeoutError:
         raise ApiError(
             408, f"the body did not arrive within {limits.body_seconds} s", headers=close
         ) from None
-    return bytes(body)
-
-
-async def _discard(request: Request) -> None:
-    """Reads the rest of a body for a while, so that a client that sends all of it before it reads gets the answer."""
+    if len(body) <= limits.body_bytes:
+        return bytes(body)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_SECONDS):
-            while (await request.receive()).get("more_body"):
-                pass
+            while has_more:
+                _, has_more = await _read_part(request)
+    raise ApiError(413, f"the body has more than {limits.body_bytes:,} bytes", headers=close)
+
+
+async def _read_part(request: Request) -> tuple[bytes, bool]:
+    """Returns the next part of the body, and whether there are more. Raises ClientDisconnect."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
 
 
 async def _collect(call: Call, job: Job) -> None:

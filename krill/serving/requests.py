@@ -177,6 +177,8 @@ def parse_request(schema: type[RequestT], body: bytes) -> RequestT:
     """Returns the request in a JSON body. Raises ApiError that names what is wrong."""
     try:
         values = json.loads(body)
+        if rb"\ud" in body.lower():  # an escape of half a surrogate pair is no text
+            json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
