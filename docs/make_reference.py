@@ -133,6 +133,19 @@ def build_page() -> str:
     lines += [*_format_keys(schema.InferConfig, "", infer, {"model", "tokenizer"})]
     lines += _format_keys(schema.ModelPathConfig, "model.", infer.model)[2:]
     lines += _format_keys(schema.TokenizerPathConfig, "tokenizer.", infer.tokenizer)[2:]
+    lines += [
+        "",
+        "## krill-serve\n",
+        f"{_get_description(schema.ServeConfig)[:-1]} `model` and `tokenizer` as above.\n",
+    ]
+    served = compose_config("serve", [])
+    lines += [
+        *_format_keys(
+            schema.ServeConfig, "", served, {"model", "tokenizer", "name", "sweep", "detach", "serve"}
+        )
+    ]
+    lines += _format_keys(schema.ServerConfig, "serve.", served.serve, {"limits"})[2:]
+    lines += _format_keys(schema.LimitsConfig, "serve.limits.", served.serve.limits)[2:]
     return "\n".join(lines).rstrip() + "\n"
 
 

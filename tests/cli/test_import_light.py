@@ -33,7 +33,7 @@ def loaded(cwd: Path, command: str, *words: str, **environment: str) -> set[str]
     return set(last.split())
 
 
-@pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer", "inspect", "infer", "runs"])
+@pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer", "inspect", "infer", "serve", "runs"])
 def test_help_loads_neither_torch_nor_hydra(tmp_path: Path, command: str):
     unneeded = (*HEAVY, "ctypes", "hydra", "omegaconf", "pydantic", *(["yaml"] if command != "runs" else []))
     assert not loaded(tmp_path, command, "--help").intersection(unneeded)

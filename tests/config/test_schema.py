@@ -72,7 +72,7 @@ def test_every_key_of_the_yaml_is_a_field_and_every_field_a_key():
         assert keys == fields, section.__name__
 
 
-@pytest.mark.parametrize("command", ["infer", "inspect"])
+@pytest.mark.parametrize("command", ["infer", "inspect", "serve"])
 def test_the_keys_of_other_commands_are_their_fields(command: str):
     values = OmegaConf.to_container(compose(command))
     assert isinstance(values, dict)
@@ -91,6 +91,7 @@ def test_every_section_is_filled_by_some_option():
         schema.InspectConfig,
         schema.ModelCommandConfig,
     }
+    filled |= {schema.ServeConfig, schema.ServerConfig, schema.LimitsConfig}
     concrete = {section for section in SECTIONS if not section.__name__.startswith("_")} - {schema.Section}
     assert concrete - CUSTOM_SECTIONS == filled
 
@@ -132,7 +133,7 @@ def test_every_unsigned_key_is_a_field(section: type[schema.Section]):
 
 @pytest.mark.parametrize("command", COMMAND_SCHEMAS)
 def test_an_unknown_key_is_rejected(command: str):
-    overrides = ["model.path=x"] if command == "infer" else []
+    overrides = ["model.path=x"] if command in ("infer", "serve") else []
     with pytest.raises(UsageError, match=r"no such key 'sead'\. Did you mean seed\?"):
         validate_config(COMMAND_SCHEMAS[command], compose(command, *overrides, "+sead=1"))
 
