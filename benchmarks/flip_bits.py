@@ -346,8 +346,8 @@ def make_infer(run: Path) -> Read:
     """Returns what krill-infer loads."""
 
     def infer() -> tuple[str, Any]:
-        model, tokenizer = load_model(str(run), torch.device("cpu"))
-        ids = Encoder(tokenizer).encode(["the quick fox"]).tokens.tolist()
+        loaded = load_model(str(run), torch.device("cpu"))
+        model, ids = loaded.model, Encoder(loaded.tokenizer).encode(["the quick fox"]).tokens.tolist()
         return "", [list_weights(model), model.config.to_dict(), model.generation_config.to_dict(), ids]
 
     return infer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,27 @@ def test_a_stream_is_the_same_text(server: RunningServer, client: openai.OpenAI)
     assert texts == [choice.text for choice in whole.choices]
     assert reasons == [choice.finish_reason for choice in whole.choices]
     assert chunks[-1].usage == whole.usage
+
+
+def test_korean_is_never_cut_in_a_character(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each syllable is three tokens; the answer ends after the first two of one."""
+    text = "안녕하세요, 반갑습니다"
+    ids = encode_prompt(server.loaded.tokenizer, text)[1:]
+    monkeypatch.setattr(
+        "krill.inference.engine.choose_tokens",
+        lambda logits, samplers, histories: [ids[new] for _, new in histories],
+    )
+    body = {"prompt": "a", "max_tokens": 14, "stream": True, "logprobs": 1}
+    events = server.request("/v1/completions", body)[1].split("\n\n")
+    pieces = [
+        json.loads(event.removeprefix("data: "))["choices"][0] for event in events if "choices" in event
+    ]
+    assert [piece["text"] for piece in pieces if piece["text"]] == ["안", "녕", "하", "세"]
+    assert sum(len(piece["logprobs"]["tokens"]) for piece in pieces) == 14
+    whole = server.request("/v1/completions", body | {"stream": False})[1]["choices"][0]
+    assert (whole["text"], whole["finish_reason"]) == ("안녕하세", "length")
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 15}
+    assert server.request("/v1/chat/completions", chat)[1]["choices"][0]["message"]["content"] == "안녕하세요"
 
 
 def test_chats(server: RunningServer, client: openai.OpenAI) -> None:

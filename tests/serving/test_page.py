@@ -65,7 +65,7 @@ def test_a_session_in_the_browser(paced: RunningServer, browser: Browser) -> Non
     browser.wait(f"{LAST}.length > {shorter} || {IDLE}")
     click(browser, "#stop")
     browser.wait(IDLE)
-    browser.wait("document.querySelector('.tools:last-child').textContent.includes('stopped')", 5)
+    browser.wait("document.querySelector('.assistant .tools').textContent.includes('stopped')", 5)
     deadline = time.monotonic() + 10
     while paced.worker.active and time.monotonic() < deadline:
         time.sleep(0.02)
