@@ -105,6 +105,7 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "submitit:SlurmExecutor._make_submission_file_text": (("self", "command", "uid"), "krill/launch/sbatch.py"),
     "submitit:SlurmExecutor._valid_parameters": ((), "krill/launch/sbatch.py"),
     "submitit.helpers:clean_env": (("extra_names",), "krill/launch/sbatch.py"),
+    "uvicorn:Server.capture_signals": (("self",), "krill/serving/server.py"),
     "threading:_shutdown": ((), "krill/launch/preload_server.py"),
 }  # fmt: skip
 """module:member → its parameters, and the file of krill that calls or overrides it. `FullyShardedDataParallelPlugin`

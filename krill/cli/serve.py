@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 API_KEY_VARIABLE = "KRILL_API_KEY"
 TERMINATED = 143
-EXIT_CODES = {signal.SIGINT: errors.INTERRUPTED, signal.SIGTERM: TERMINATED}
+STOP_CODES = {signal.SIGINT: errors.INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
 def main() -> int:
@@ -97,9 +97,9 @@ def _run_server(config: ServeConfig, invocation: Invocation) -> None:
     )
     print(url, flush=True)
     received = serve(
-        build_app(served, worker, Guard(api_key, config.serve.host)), worker, listener, EXIT_CODES
+        build_app(served, worker, Guard(api_key, config.serve.host)), worker, listener, STOP_CODES
     )
-    raise SignalInterrupt(f"stopped by {received.name}", EXIT_CODES[received], received)
+    raise SignalInterrupt(f"stopped by {received.name}", STOP_CODES[received], received)
 
 
 def _get_api_key(config: ServeConfig) -> str | None:

@@ -24,7 +24,7 @@ from krill.serving.calls import Call, ServedModel
 from krill.serving.errors import ApiError
 from krill.serving.guard import Guard
 from krill.serving.metrics import Metrics
-from krill.serving.requests import ChatRequest, CompletionRequest, parse_request
+from krill.serving.requests import ChatRequest, CompletionRequest, parse_body
 from krill.serving.worker import GenerationWorker, Job
 
 log = logging.getLogger("krill")
@@ -122,11 +122,11 @@ class _Paths:
         return JSONResponse(self._served.describe())
 
     async def _complete(self, request: Request) -> Response:
-        body = parse_request(CompletionRequest, await read_body(request, self._served.limits))
+        body = parse_body(CompletionRequest, await read_body(request, self._served.limits))
         return await self._generate(request, self._served.build_completion(body), bool(body.stream))
 
     async def _chat(self, request: Request) -> Response:
-        body = parse_request(ChatRequest, await read_body(request, self._served.limits))
+        body = parse_body(ChatRequest, await read_body(request, self._served.limits))
         return await self._generate(request, self._served.build_chat(body), bool(body.stream))
 
     async def _generate(self, request: Request, call: Call, is_stream: bool) -> Response:

@@ -173,11 +173,11 @@ class ChatRequest(_GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def parse_request(schema: type[RequestT], body: bytes) -> RequestT:
+def parse_body(schema: type[RequestT], body: bytes) -> RequestT:
     """Returns the request in a JSON body. Raises ApiError that names what is wrong."""
     try:
         values = json.loads(body)
-        if rb"\ud" in body.lower():  # an escape of half a surrogate pair is no text
+        if rb"\ud" in body.lower():  # half of a surrogate pair cannot be encoded
             json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {str(error).splitlines()[0]}") from error
