@@ -21,7 +21,7 @@ from krill.inference.token_scores import score_tokens
 
 PAIRS = [
     ("Return the", " value"), ("for i in", " range"), ("옛날 옛적에", " 왕이"), ("이 영화는", " 정말 재미있다"),
-    ("A list is", " a sequence of items, each with an index"), ("x", "y"),
+    ("A list is", " a sequence of items, each with an index"), ("x", " y"),
 ]  # fmt: skip
 
 

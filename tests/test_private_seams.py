@@ -354,7 +354,7 @@ def _is_private(name: str) -> bool:
 def _iterate_definitions(tree: ast.Module) -> Iterator[str]:
     """Yields the names that a file defines: functions, classes, variables and attributes of self."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id

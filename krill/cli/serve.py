@@ -128,4 +128,6 @@ def _get_model_name(path: str) -> str:
     if not folder.exists():
         return path
     folder = folder.resolve()
+    if folder.name == "model" and read_status(folder.parent):
+        folder = folder.parent
     return f"{folder.parent.name}/{folder.name}" if read_status(folder) else folder.name
