@@ -135,6 +135,15 @@ def build_page() -> str:
         lines += _format_keys(kind, "", values, {"model", "tokenizer"})
         lines += _format_keys(schema.ModelPathConfig, "model.", values.model)[2:]
         lines += [*_format_keys(schema.TokenizerPathConfig, "tokenizer.", values.tokenizer)[2:], ""]
+    served = compose_config("serve", [])
+    unused = {"model", "tokenizer", "name", "sweep", "detach", "serve"}
+    lines += [
+        "## krill-serve\n",
+        f"{_get_description(schema.ServeConfig)[:-1]} `model` and `tokenizer` as above.\n",
+        *_format_keys(schema.ServeConfig, "", served, unused),
+    ]
+    lines += _format_keys(schema.ServerConfig, "serve.", served.serve, {"limits"})[2:]
+    lines += _format_keys(schema.LimitsConfig, "serve.limits.", served.serve.limits)[2:]
     return "\n".join(lines).rstrip() + "\n"
 
 

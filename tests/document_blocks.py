@@ -35,7 +35,9 @@ keys = {{word.lstrip("+").partition("=")[0]: word for word in words if "=" in wo
 small = {{}}
 if command == "krill-infer":
     small = {{"max_new_tokens": "8"}}
-elif command not in ("krill-runs", "krill-export") and not {{"--help", "--cfg", "-sc"}} & {{*words, *program}}:
+elif command not in ("krill-runs", "krill-export", "krill-serve") and not (
+    {{"--help", "--cfg", "-sc"}} & {{*words, *program}}
+):
     model = keys.get("model", "")
     is_custom = model and os.path.exists("conf/" + model.replace("=", "/") + ".yaml")
     is_custom = is_custom or model in ("model=auto", "model=pretrained")

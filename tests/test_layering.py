@@ -11,7 +11,7 @@ KRILL = Path(__file__).parents[1] / "krill"
 ROOMS = (
     "errors", "extras", "atomic", "checksum", "signals", "resources", "terminal", "tables", "figure", "config",
     "manifest", "sources", "text", "tokenizer", "data", "models", "optim", "runs", "inference", "inspection",
-    "training", "export", "launch", "sweep", "cli",
+    "serving", "training", "export", "launch", "sweep", "cli",
 )  # fmt: skip
 """From the lowest room to the highest."""
 

@@ -108,6 +108,7 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "submitit:SlurmExecutor._make_submission_file_text": (("self", "command", "uid"), "krill/launch/sbatch.py"),
     "submitit:SlurmExecutor._valid_parameters": ((), "krill/launch/sbatch.py"),
     "submitit.helpers:clean_env": (("extra_names",), "krill/launch/sbatch.py"),
+    "uvicorn:Server.capture_signals": (("self",), "krill/serving/server.py"),
     "threading:_shutdown": ((), "krill/launch/preload_server.py"),
 }  # fmt: skip
 """module:member → its parameters, and the file of krill that calls or overrides it. `FullyShardedDataParallelPlugin`
@@ -356,7 +357,7 @@ def _is_private(name: str) -> bool:
 def _iterate_definitions(tree: ast.Module) -> Iterator[str]:
     """Yields the names that a file defines: functions, classes, variables and attributes of self."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id

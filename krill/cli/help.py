@@ -48,6 +48,11 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-export llama_nano dtype=f16 output=my_model",
         "krill-export llama_nano format=gguf output=my_model.gguf",
     ],
+    "serve": [
+        "krill-serve",
+        "krill-serve llama_nano serve.port=8080",
+        "KRILL_API_KEY=… krill-serve llama_nano serve.host=0.0.0.0",
+    ],
 }
 
 COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
@@ -125,6 +130,17 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("output=PATH", "folder (hf) or file (gguf) to create"),
         ("dry_run=true", "write nothing, print what would be done"),
     ],
+    "serve": [
+        ("model=FOLDER", "a run, a model folder, a glob or a Hub id; an argument without = means it as well"),
+        ("serve.port=8000", "0: any free one"),
+        ("serve.host=127.0.0.1", "0.0.0.0: for other machines too; needs a key"),
+        ("serve.api_key=KEY", "better set in the environment: KRILL_API_KEY"),
+        ("serve.max_batch_size=N", "answers generated at once"),
+        ("serve.max_queue=N", "requests that wait; further ones get status 429"),
+        ("serve.limits.new_tokens=N", "longest answer; serve.limits has the other limits of a request"),
+        ("hardware.threads=N", "CPU threads"),
+        ("dry_run=true", "print what would be served"),
+    ],
 }
 
 _COMMAND_GROUPS = {
@@ -133,6 +149,7 @@ _COMMAND_GROUPS = {
     "inspect": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "infer": ["hardware"],
     "export": ["hardware"],
+    "serve": [],
 }
 
 _FLAGS = [
@@ -160,7 +177,7 @@ def format_help(command: str, folders: Sequence[Path], width: int | None = None)
         lines += ["", f"{group}="]
         options = _list_options(group, folders)
         lines += _format_table(((name, paths.read_config_description(file)) for name, file in options), width)
-    flags = [(flag, sentence) for flag, sentence in _FLAGS if (command, flag) != ("inspect", "-m")]
+    flags = [item for item in _FLAGS if not (item[0] == "-m" and command in ("inspect", "serve"))]
     lines += [
         "",
         "keys",

@@ -12,7 +12,7 @@ from krill.errors import DONE, USAGE, UsageError
 from krill.tables import fit_table, get_terminal_width, print_wrapped
 from krill.terminal import tolerate_encoding
 
-COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer", "export", "runs")
+COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer", "serve", "export", "runs")
 COMMAND_ALIASES = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect", "inference": "infer"}
 
 

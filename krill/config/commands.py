@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from krill.config.schema import ExportConfig, InferConfig, InspectConfig, ModelCommandConfig, TrainConfig
+from krill.config.schema import (
+    ExportConfig,
+    InferConfig,
+    InspectConfig,
+    ModelCommandConfig,
+    ServeConfig,
+    TrainConfig,
+)
 
 COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[ModelCommandConfig]] = {
     "train": TrainConfig,
@@ -11,5 +18,6 @@ COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[ModelCommandConfig]] = {
     "inspect": InspectConfig,
     "infer": InferConfig,
     "export": ExportConfig,
+    "serve": ServeConfig,
 }
 """Command → schema."""

@@ -54,6 +54,8 @@ class Generation:
     """None while it is being generated."""
     scores: list[TokenScore] = field(default_factory=list)
     """One per token of new_ids."""
+    eos_score: TokenScore | None = None
+    """Of the eos that ended the answer."""
     prompt_scores: list[TokenScore] = field(default_factory=list)
     """One per token of the prompt but the first, which nothing predicts."""
     stream: TextStream = field(init=False)
@@ -225,8 +227,12 @@ class GenerationEngine:
         tokens = choose_tokens(logits_BV, [item.sampler for item in group], histories)
         progress = []
         for item, token, logits_V in zip(group, tokens, logits_BV, strict=True):
-            if item.top_logprobs is not None and token not in item.end_ids:
-                item.scores += score_logits(logits_V[None], [token], item.top_logprobs)
+            if item.top_logprobs is not None:
+                (score,) = score_logits(logits_V[None], [token], item.top_logprobs)
+                if token in item.end_ids:
+                    item.eos_score = score
+                else:
+                    item.scores.append(score)
             progress.append(Progress(item, self._extend(item, token)))
         return progress
 

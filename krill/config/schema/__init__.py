@@ -61,6 +61,7 @@ from krill.config.schema.run import (
     SweepConfig,
     TrainConfig,
 )
+from krill.config.schema.serve import LimitsConfig, ServeConfig, ServerConfig
 from krill.config.schema.tokenizer import TokenizerConfig
 
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "InspectConfig",
     "LanguageFilter",
     "LengthFilter",
+    "LimitsConfig",
     "LineFilter",
     "LinkFilter",
     "MinHashConfig",
@@ -102,6 +104,8 @@ __all__ = [
     "RepetitionFilter",
     "SchedulerConfig",
     "Section",
+    "ServeConfig",
+    "ServerConfig",
     "Share",
     "SkipStepConfig",
     "SlurmConfig",
