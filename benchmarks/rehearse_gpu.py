@@ -13,7 +13,8 @@ logged, for each model and optimizer:
     work         FLOPs of matrix products and attention; bytes that the other operations read and write; kernels
     estimate     tokens per second and MFU on one H100, from the work and the rates below
 
-Prints a table and writes results/rehearse_gpu.json, or the file of --result. Ends with 1 if a check fails.
+Prints a table and writes results/rehearse_gpu.json, or the file of --result, a line for each model and optimizer as it
+comes. Ends with 1 if a check fails.
 
     python benchmarks/rehearse_gpu.py                                            (10 minutes, 3 GB; no GPU)
     python benchmarks/rehearse_gpu.py --models llama_pico --tiny --result /tmp/a.json
@@ -54,6 +55,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
+from krill import atomic
 from krill.cli.compose import compose_config
 from krill.cli.train import prepare_inputs
 from krill.config.schema import TrainConfig
@@ -379,6 +381,12 @@ def main() -> int:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
     results: dict[str, Any] = {}
+    record = {
+        "date": date.today().isoformat(),
+        "versions": read_versions("torch", "transformers", "accelerate"),
+        "cuda_build": torch.version.cuda,
+        "models": results,
+    }
     with tempfile.TemporaryDirectory() as temporary:
         outputs = arguments.outputs or Path(temporary)
         os.environ["KRILL_OUTPUTS"] = str(outputs)
@@ -387,17 +395,11 @@ def main() -> int:
             arguments.overrides = [*arguments.overrides, f"data.paths=[{temporary}/texts.jsonl]"]
         for model in arguments.models:
             for optimizer in arguments.optimizers:
-                result = results.setdefault(model, {})[optimizer] = measure(
-                    model, optimizer, arguments, outputs
-                )
+                result = measure(model, optimizer, arguments, outputs)
+                results.setdefault(model, {})[optimizer] = result
                 print_result(model, optimizer, result)
-    record = {
-        "date": date.today().isoformat(),
-        "versions": read_versions("torch", "transformers", "accelerate"),
-        "cuda_build": torch.version.cuda,
-        "models": results,
-    }
-    arguments.result.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                # after each, so that a run that is stopped leaves what it has
+                atomic.write_text(arguments.result, json.dumps(record, indent=1) + "\n")
     return int(any(result["problems"] for models in results.values() for result in models.values()))
 
 
@@ -409,7 +411,8 @@ def print_result(model: str, optimizer: str, result: dict[str, Any]) -> None:
         f"optimizer {estimate['optimizer_ms']:6.1f} ms  "
         f"eager {estimate['eager_tokens_per_second']:,}/s, mfu {estimate['eager_mfu']}  "
         f"compiled {estimate['compiled_tokens_per_second']:,}/s, mfu {estimate['compiled_mfu']}  "
-        f"graphs {result.get('graphs', '-')}"
+        f"graphs {result.get('graphs', '-')}",
+        flush=True,
     )
     for problem in result["problems"]:
         print(f"    problem: {problem}")
