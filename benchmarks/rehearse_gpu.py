@@ -13,8 +13,8 @@ logged, for each model and optimizer:
     work         FLOPs of matrix products and attention; bytes that the other operations read and write; kernels
     estimate     tokens per second and MFU on one H100, from the work and the rates below
 
-Prints a table and writes results/rehearse_gpu.json, or the file of --result, a line for each model and optimizer as it
-comes. Ends with 1 if a check fails.
+Prints a table, and writes results/rehearse_gpu.json, or the file of --result, after each model and optimizer. Ends
+with 1 if a check fails. With hardware.precision=fp8 the products of layers are counted, and estimated as if in bf16.
 
     python benchmarks/rehearse_gpu.py                                            (10 minutes, 3 GB; no GPU)
     python benchmarks/rehearse_gpu.py --models llama_pico --tiny --result /tmp/a.json
@@ -85,7 +85,8 @@ LAUNCH_SECONDS = 7.5e-6
 """Assumed time of the host per kernel of an eager pass."""
 FUSED_SHARE = 1 / 3
 """Assumed share of the bytes of elementwise operations that remains when torch.compile fuses them."""
-MATMULS = ("mm", "bmm", "addmm", "baddbmm", "_addmm_dtype", "linear")
+MATMULS = ("mm", "bmm", "addmm", "baddbmm", "_addmm_dtype", "linear", "_scaled_mm")
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 HEAD_MULTIPLE = 128
 """Matrix products of the head are fast for multiples of this."""
 ALLOWED_WAITS = {"event": 1}
@@ -203,7 +204,7 @@ def find_problems(rehearsal: Rehearsal) -> list[str]:
     for operation in rehearsal.operations:
         name, where = operation.name, f"{operation.name} {operation.line}"
         tensors = (*operation.inputs, *operation.outputs)
-        if any(tensor.dtype == torch.float64 for tensor in tensors if tensor.is_cuda):
+        if any(tensor.dtype == torch.float64 and tensor.ndim for tensor in tensors if tensor.is_cuda):
             problems.append(f"fp64 in {where}")
         if is_matmul(operation) and not is_outer_product(operation):
             a, b = get_factors(operation)
@@ -212,6 +213,8 @@ def find_problems(rehearsal: Rehearsal) -> list[str]:
             }
             if "cross_entropy" in operation.line and any(size % HEAD_MULTIPLE for size in sizes):
                 problems.append(f"a head of {max(sizes)} rows, not padded, in {where}")
+            if is_fp8_product(operation):
+                continue
             if a.dtype != torch.bfloat16 or b.dtype != torch.bfloat16:
                 problems.append(f"a matrix product of {a.dtype} and {b.dtype} in {where}")
         dtypes = {str(tensor.dtype) for tensor in operation.inputs}
@@ -245,13 +248,19 @@ def is_matmul(operation: Operation) -> bool:
     return operation.name.split(".")[1] in MATMULS
 
 
+def is_fp8_product(operation: Operation) -> bool:
+    return "_scaled_mm" in operation.name and all(factor.dtype in FP8 for factor in get_factors(operation))
+
+
 def is_attention(operation: Operation) -> bool:
     return "varlen_attn" in operation.name or "_flash_attention" in operation.name
 
 
 def get_factors(operation: Operation) -> tuple[Tensor, Tensor]:
     """Returns the two matrices, or batches of them, whose product `operation` computes."""
-    a, b = operation.inputs[-2:] if operation.name.split(".")[1] in ("mm", "bmm") else operation.inputs[1:3]
+    name = operation.name.split(".")[1]
+    first = 0 if name in ("mm", "bmm", "_scaled_mm") else 1
+    a, b = operation.inputs[first : first + 2]
     return a, b
 
 
@@ -348,6 +357,7 @@ def measure(model: str, optimizer: str, arguments: argparse.Namespace, outputs: 
         "problems": sorted(set(rehearsal.problems)),
         "waits": dict(rehearsal.waits),
         "cuda_calls": dict(Counter(rehearsal.calls)),
+        "fp8_products": sum(map(is_fp8_product, rehearsal.operations)),
         "work": work,
         "estimate": estimate_speed(rehearsal, work, tokens),
     }
