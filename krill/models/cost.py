@@ -148,8 +148,8 @@ def estimate_training_memory(
         logits_chunk_tokens: Tokens whose logits exist at the same time, for a loss in chunks
             (`krill.training.compute.cross_entropy`). None: all tokens, in fp32 with softmax and gradient.
         gradient_checkpointing: The input of each layer is kept, and one layer at a time is recomputed.
-        has_weight_copies: Whether bf16 autocast keeps copies of the weights of linear layers. Not where they are
-            bf16 already (FSDP2), or cast again in the backward pass (fp8).
+        has_weight_copies: Whether bf16 autocast keeps copies of the matrices of the layers. Not where they are bf16
+            already (FSDP2), or cast again in the backward pass (fp8).
     """
     counts = get_parameter_counts(model)
     optimizer = sum(compute_state_bytes(group) for group in groups)
@@ -210,11 +210,18 @@ def _estimate_activation_bytes(
     # Meta has no autocast, and fake weights cannot return to it, where other estimates need them.
     model = copy.deepcopy(model)
     if not has_weight_copies:
-        for layer in model.modules():
-            if isinstance(layer, nn.Linear):
-                layer.to(torch.bfloat16)
+        for matrix in _list_layer_matrices(model):
+            matrix.data = matrix.data.to(torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
         return _measure_saved_tensor_bytes(model.to_empty(device="cpu"), rows, sequence_len)
+
+
+def _list_layer_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Returns the weights of two dimensions, without embeddings and head."""
+    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    modules += [model.get_output_embeddings()] if model.get_output_embeddings() is not None else []
+    others = {id(module.weight) for module in modules}
+    return [weight for weight in model.parameters() if weight.ndim == 2 and id(weight) not in others]
 
 
 def _measure_saved_tensor_bytes(model: PreTrainedModel, rows: int, tokens: int) -> int:

@@ -23,15 +23,15 @@ Rehearse = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def rehearse(prepared_data: Any, overrides: list[str], outputs: Path) -> Rehearse:
-    """rehearse("--optimizers", "adamw"): returns the results by optimizer."""
+    """rehearse(["adamw"], "lr=1"): returns the results by optimizer."""
     data = [override for override in overrides if override.startswith(("data", "tokenizer"))]
 
-    def run(*more: str) -> dict[str, Any]:
+    def run(optimizers: list[str], *more: str) -> dict[str, Any]:
         result = outputs / "rehearsal.json"
         result.unlink(missing_ok=True)
         words: list[str] = [
-            sys.executable, str(SCRIPT), "--models", "llama_pico", "--tiny", "--eager", f"--outputs={outputs}",
-            f"--result={result}",
+            sys.executable, str(SCRIPT), "--models", "llama_pico", "--optimizers", *optimizers, "--tiny", "--eager",
+            f"--outputs={outputs}", f"--result={result}",
         ]  # fmt: skip
         done = run_words(
             outputs, [*words, *more, *data, "model.num_hidden_layers=1"], get_clean_environment()
@@ -45,7 +45,7 @@ def rehearse(prepared_data: Any, overrides: list[str], outputs: Path) -> Rehears
 @pytest.fixture(scope="module")
 def results(rehearse: Rehearse) -> dict[str, Any]:
     """The results for AdamW and for Muon."""
-    return rehearse("--optimizers", "adamw", "muon_moonlight")
+    return rehearse(["adamw", "muon_moonlight"])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon_moonlight"])
@@ -64,6 +64,6 @@ def test_step_on_cuda_is_exact_and_does_not_wait(optimizer: str, results: dict[s
 @pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
 def test_linear_layers_multiply_in_fp8(rehearse: Rehearse) -> None:
     """Those of torchao without emulation: forward, gradients of the input and of the weight, in 7 layers."""
-    result = rehearse("--optimizers", "adamw", "hardware.precision=fp8")["adamw"]
+    result = rehearse(["adamw"], "hardware.precision=fp8")["adamw"]
     assert (result["problems"], result["waits"]) == ([], {})
     assert result["fp8_products"] == 3 * 7

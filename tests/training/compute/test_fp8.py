@@ -6,6 +6,7 @@ Where torchao is installed, its own emulation on the CPU trains; elsewhere a stu
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,6 +103,9 @@ def test_dry_run_shows_the_layers_and_no_copies_of_weights(
     assert lines["fp8"]["device"] == "cuda, fp8 tensorwise in 14 of 15 linear layers"
     assert lines["bf16"]["device"] == "cuda"
     assert "40 % of 989 TFLOP/s" in lines["fp8"]["time"]  # the peak of bf16
+    saved = [re.search(r"activations ([\d.]+ \w+)", lines[precision]["memory"]) for precision in lines]
+    assert all(saved)
+    assert len({match[1] for match in saved if match}) == 2
 
 
 # --- the conversion ----------------------------------------------------------------------------------------
