@@ -226,7 +226,8 @@ def main() -> int:
     record = {
         "date": date.today().isoformat(),
         "versions": read_versions("torch", "transformers", "accelerate", "torchao"),
-        "known": len(mutations), "seed": arguments.seed, "noticed": 0, "of": len(chosen), "mutations": results,
+        "known": len(mutations), "seed": arguments.seed, "chosen": len(chosen), "tried": 0, "noticed": 0,
+        "mutations": results,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         tree = Path(temporary)
@@ -234,6 +235,7 @@ def main() -> int:
         require_passing(tree)
         for mutation in chosen:
             results.append(try_mutation(tree, mutation))
+            record["tried"] = len(results)
             record["noticed"] = sum(result["verdict"] == "noticed" for result in results)
             atomic.write_json(arguments.result, record)
             line = mutation.text.strip().partition("\n")[0]
@@ -242,8 +244,9 @@ def main() -> int:
                 flush=True,
             )
         require_passing(tree)
-    print(f"{record['noticed']} of {len(chosen)} noticed")
-    return int(sum(result["verdict"] == "noticed" for result in results) < BAR * len(chosen))
+    noticed = sum(result["verdict"] == "noticed" for result in results)
+    print(f"{noticed} of {len(chosen)} noticed")
+    return int(noticed < BAR * len(chosen))
 
 
 if __name__ == "__main__":
