@@ -218,7 +218,7 @@ def test_stub_has_the_signatures_of_torchao() -> None:
 def test_emulated_run_is_close_to_bf16_and_its_model_needs_no_torchao(
     make_config: Configure, train_in: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Twenty steps of Muon: losses within 0.5 %, measured 0.1 %."""
+    """Twenty steps of Muon: losses within 0.2 %, measured 0.05 %."""
     overrides = ("steps=20", "save_every=20", "log_every=1", "lr=1e-2", "model.num_hidden_layers=1")
     bf16 = train_in(make_config(*overrides, "hardware.precision=bf16"), "bf16")
     monkeypatch.setattr(compute_setup, "resolve_precision", lambda *_: "fp8")
@@ -232,7 +232,7 @@ def test_emulated_run_is_close_to_bf16_and_its_model_needs_no_torchao(
         for each in (run, bf16)
     )
     assert losses[0] - losses[19] > 0.3
-    assert losses == pytest.approx(expected, rel=5e-3)
+    assert losses == pytest.approx(expected, rel=2e-3)
     assert losses != pytest.approx(expected, rel=1e-6)
     for path in ("model/model.safetensors", "checkpoints/checkpoint-20/model.safetensors"):
         weights, others = load_file(run / path), load_file(bf16 / path)
