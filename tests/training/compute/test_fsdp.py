@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from process_group import run_on_ranks
 from torch import nn
-from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -65,7 +65,7 @@ def train_compiled_blocks() -> dict[str, Any]:
 
 def train_compiled_replica() -> dict[str, Any]:
     """Two steps of DDP, each with another row on each rank, the first micro batch without a reduction."""
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounter()
     replicas = [DistributedDataParallel(build_llama(), gradient_as_bucket_view=True) for _ in range(2)]
     with patch.object(compilation, "BACKEND", counter):
         models = [compilation.compile_callable(replicas[0]), replicas[1]]
