@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils._pytree import tree_leaves
 
 DEVICE, NAME, CAPABILITY, MEMORY = torch.device("cuda:0"), "NVIDIA H100 80GB HBM3", (9, 0), 80 * 10**9
@@ -106,6 +106,8 @@ class Recorder(TorchDispatchMode):
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(is_traceable_wrapper_subclass_type(each) for each in types):
+            return NotImplemented  # it calls operations of the tensors within, such as those of fp8
         args = tuple(_to_cuda(arg) for arg in args)
         kwargs = {name: _to_cuda(value) for name, value in (kwargs or {}).items()}
         if func is torch.ops.prim.device.default:

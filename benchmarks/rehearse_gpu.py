@@ -13,7 +13,8 @@ logged, for each model and optimizer:
     work         FLOPs of matrix products and attention; bytes that the other operations read and write; kernels
     estimate     tokens per second and MFU on one H100, from the work and the rates below
 
-Prints a table and writes results/rehearse_gpu.json, or the file of --result. Ends with 1 if a check fails.
+Prints a table, and writes results/rehearse_gpu.json, or the file of --result, after each model and optimizer. Ends
+with 1 if a check fails. With hardware.precision=fp8 the products of layers are counted, and estimated as if in bf16.
 
     python benchmarks/rehearse_gpu.py                                            (10 minutes, 3 GB; no GPU)
     python benchmarks/rehearse_gpu.py --models llama_pico --tiny --result /tmp/a.json
@@ -54,6 +55,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 
+from krill import atomic
 from krill.cli.compose import compose_config
 from krill.cli.train import prepare_inputs
 from krill.config.schema import TrainConfig
@@ -83,7 +85,8 @@ LAUNCH_SECONDS = 7.5e-6
 """Assumed time of the host per kernel of an eager pass."""
 FUSED_SHARE = 1 / 3
 """Assumed share of the bytes of elementwise operations that remains when torch.compile fuses them."""
-MATMULS = ("mm", "bmm", "addmm", "baddbmm", "_addmm_dtype", "linear")
+MATMULS = ("mm", "bmm", "addmm", "baddbmm", "_addmm_dtype", "linear", "_scaled_mm")
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 HEAD_MULTIPLE = 128
 """Matrix products of the head are fast for multiples of this."""
 ALLOWED_WAITS = {"event": 1}
@@ -201,7 +204,7 @@ def find_problems(rehearsal: Rehearsal) -> list[str]:
     for operation in rehearsal.operations:
         name, where = operation.name, f"{operation.name} {operation.line}"
         tensors = (*operation.inputs, *operation.outputs)
-        if any(tensor.dtype == torch.float64 for tensor in tensors if tensor.is_cuda):
+        if any(tensor.dtype == torch.float64 and tensor.ndim for tensor in tensors if tensor.is_cuda):
             problems.append(f"fp64 in {where}")
         if is_matmul(operation) and not is_outer_product(operation):
             a, b = get_factors(operation)
@@ -210,6 +213,8 @@ def find_problems(rehearsal: Rehearsal) -> list[str]:
             }
             if "cross_entropy" in operation.line and any(size % HEAD_MULTIPLE for size in sizes):
                 problems.append(f"a head of {max(sizes)} rows, not padded, in {where}")
+            if is_fp8_product(operation):
+                continue
             if a.dtype != torch.bfloat16 or b.dtype != torch.bfloat16:
                 problems.append(f"a matrix product of {a.dtype} and {b.dtype} in {where}")
         dtypes = {str(tensor.dtype) for tensor in operation.inputs}
@@ -243,13 +248,19 @@ def is_matmul(operation: Operation) -> bool:
     return operation.name.split(".")[1] in MATMULS
 
 
+def is_fp8_product(operation: Operation) -> bool:
+    return "_scaled_mm" in operation.name and all(factor.dtype in FP8 for factor in get_factors(operation))
+
+
 def is_attention(operation: Operation) -> bool:
     return "varlen_attn" in operation.name or "_flash_attention" in operation.name
 
 
 def get_factors(operation: Operation) -> tuple[Tensor, Tensor]:
     """Returns the two matrices, or batches of them, whose product `operation` computes."""
-    a, b = operation.inputs[-2:] if operation.name.split(".")[1] in ("mm", "bmm") else operation.inputs[1:3]
+    name = operation.name.split(".")[1]
+    first = 0 if name in ("mm", "bmm", "_scaled_mm") else 1
+    a, b = operation.inputs[first : first + 2]
     return a, b
 
 
@@ -346,6 +357,7 @@ def measure(model: str, optimizer: str, arguments: argparse.Namespace, outputs: 
         "problems": sorted(set(rehearsal.problems)),
         "waits": dict(rehearsal.waits),
         "cuda_calls": dict(Counter(rehearsal.calls)),
+        "fp8_products": sum(map(is_fp8_product, rehearsal.operations)),
         "work": work,
         "estimate": estimate_speed(rehearsal, work, tokens),
     }
@@ -379,6 +391,12 @@ def main() -> int:
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
     results: dict[str, Any] = {}
+    record = {
+        "date": date.today().isoformat(),
+        "versions": read_versions("torch", "transformers", "accelerate"),
+        "cuda_build": torch.version.cuda,
+        "models": results,
+    }
     with tempfile.TemporaryDirectory() as temporary:
         outputs = arguments.outputs or Path(temporary)
         os.environ["KRILL_OUTPUTS"] = str(outputs)
@@ -387,17 +405,11 @@ def main() -> int:
             arguments.overrides = [*arguments.overrides, f"data.paths=[{temporary}/texts.jsonl]"]
         for model in arguments.models:
             for optimizer in arguments.optimizers:
-                result = results.setdefault(model, {})[optimizer] = measure(
-                    model, optimizer, arguments, outputs
-                )
+                result = measure(model, optimizer, arguments, outputs)
+                results.setdefault(model, {})[optimizer] = result
                 print_result(model, optimizer, result)
-    record = {
-        "date": date.today().isoformat(),
-        "versions": read_versions("torch", "transformers", "accelerate"),
-        "cuda_build": torch.version.cuda,
-        "models": results,
-    }
-    arguments.result.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                # after each, so that a run that is stopped leaves what it has
+                atomic.write_text(arguments.result, json.dumps(record, indent=1) + "\n")
     return int(any(result["problems"] for models in results.values() for result in models.values()))
 
 
@@ -409,7 +421,8 @@ def print_result(model: str, optimizer: str, result: dict[str, Any]) -> None:
         f"optimizer {estimate['optimizer_ms']:6.1f} ms  "
         f"eager {estimate['eager_tokens_per_second']:,}/s, mfu {estimate['eager_mfu']}  "
         f"compiled {estimate['compiled_tokens_per_second']:,}/s, mfu {estimate['compiled_mfu']}  "
-        f"graphs {result.get('graphs', '-')}"
+        f"graphs {result.get('graphs', '-')}",
+        flush=True,
     )
     for problem in result["problems"]:
         print(f"    problem: {problem}")

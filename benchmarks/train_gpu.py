@@ -6,6 +6,7 @@ For one model and row length, each contestant runs in a process of its own, one 
     krill_eager       the same with hardware.compile=false: Liger's kernels if they are installed
     trainer           transformers.Trainer with its defaults, bf16, SDPA
     plain             a plain loop: torch.compile, bf16 autocast, causal SDPA, full logits
+    krill_fp8         krill_compiled with hardware.precision=fp8; skipped where torchao or the GPU does not support it
 
 All train on the same packed rows with fused AdamW, fp32 weights and the same tokens per optimizer step. The micro
 batch is the largest power of two that fits by krill's estimate of the memory, and half of it if memory runs out after
@@ -13,7 +14,8 @@ all. The last two attend across documents, which is more work than needed. The c
 stops before the last one, which krill logs, validates and saves; without --save the training ends with the clock.
 
     tokens_per_second   without padding; median of the rounds
-    mfu                 the model's FLOPs for these tokens over the device's peak, both counted as krill-train does
+    mfu                 the model's FLOPs for these tokens over the device's peak in bf16, both counted as krill-train
+                        does
     memory_gb           peak of the allocator while the clock runs
     micro_batch         rows per forward pass in the end, which krill reduces when memory runs out
 
@@ -67,10 +69,12 @@ from krill.config.schema import TrainConfig
 from krill.config.validation import validate_config
 from krill.data.inputs import RunInputs
 from krill.data.order import row_at
+from krill.errors import UsageError
 from krill.models.build import build_model
 from krill.runs.record import Record, read_json_object, read_status, read_versions
 from krill.tokenizer.artifact import load_tokenizer
 from krill.training import run as training
+from krill.training.compute.device import resolve_precision
 from krill.training.compute.setup import resolve_compute_setup
 from krill.training.estimate.memory import estimate_step_memory, get_device_memory
 from krill.training.metrics.peak_flops import get_peak_flops
@@ -216,6 +220,7 @@ CONTESTANTS: dict[str, tuple[Contestant, tuple[str, ...]]] = {
     "krill_eager": (run_krill, ("hardware.compile=false",)),
     "trainer": (run_trainer, ("hardware.compile=false", "hardware.loss=full")),
     "plain": (run_plain_loop, ("hardware.compile=false", "hardware.loss=full")),
+    "krill_fp8": (run_krill, ("hardware.compile=true", "hardware.precision=fp8")),
 }
 """The function that trains, and overrides: those of the plain ones are for the estimate of their memory."""
 
@@ -239,6 +244,11 @@ def run_contestant(
     """Trains as one contestant. `micro_batch_size`: None for the largest that should fit."""
     run, extra_overrides = CONTESTANTS[name]
     config = build_config(arguments, micro_batch_size or 1, *extra_overrides)
+    try:
+        resolve_precision(config.hardware.precision, arguments.device)
+    except UsageError as error:
+        report({"skipped": str(error)})
+        return
     inputs = RunInputs(config.data, config.tokenizer, Path(os.environ["KRILL_OUTPUTS"]))
     tokenizer, store = prepare_inputs(config, inputs)
     if micro_batch_size is None:
@@ -291,6 +301,8 @@ def measure(
             rounds[name].append(outcome.values | outcome.describe_end())
         if outcome.error:
             failures[name] = outcome.describe_end()
+        elif "skipped" in outcome.values:
+            failures[name] = {"skipped": outcome.values["skipped"]}
         write(summarize(arguments, rounds, failures))
         print_contestant(name, outcome)
 

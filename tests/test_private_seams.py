@@ -78,6 +78,10 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "liger_kernel.transformers.monkey_patch:_apply_liger_kernel_to_instance": (
         ("model", "kwargs"), "krill/training/compute/liger.py",
     ),
+    "torchao.float8:convert_to_float8_training": (
+        ("module", "module_filter_fn", "config"), "krill/training/compute/fp8.py",
+    ),
+    "torchao.float8.float8_linear:Float8Linear.forward": (("self", "input"), "krill/training/compute/fp8.py"),
     "accelerate.utils:FullyShardedDataParallelPlugin.__init__": (
         ("self", "fsdp_version", "state_dict_type"), "krill/training/compute/fsdp.py",
     ),
@@ -270,7 +274,7 @@ def _load(path: str) -> Any:
 def test_callable_exists_with_the_expected_parameters(path: str) -> None:
     expected, user = CALLABLES[path]
     package = path.partition(".")[0].partition(":")[0]
-    if package == "liger_kernel":
+    if package in ("liger_kernel", "torchao"):
         pytest.importorskip(package)
     try:
         member = _load(path)

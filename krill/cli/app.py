@@ -188,6 +188,9 @@ def configure_logging() -> None:
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(logging.INFO)
+    # transformers imports torchao where it is installed, which warns of kernels for other versions
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class _LogHandler(logging.StreamHandler[TextIO]):

@@ -129,11 +129,12 @@ def estimate_training_memory(
     precision: str = "fp32",
     logits_chunk_tokens: int | None = None,
     gradient_checkpointing: bool = False,
+    has_weight_copies: bool = True,
 ) -> MemoryEstimate:
     """Estimates the memory of a step with fp32 weights and gradients.
 
     Assumptions: attention saves the tensors that Flash Attention saves (query, key, value, output and one fp32 sum
-    per head and token) and no mask; under bf16, autocast casts as on the CPU, and its copies of weights are kept; a
+    per head and token) and no mask; under bf16, autocast casts as on the CPU, and keeps its copies of the weights; a
     model with experts is estimated as if it were bf16 throughout. Memory needed within one layer only, the
     allocator's rounding and the CUDA context (about 0.5 GB) are not included. On CPUs in fp32, the peak of a real
     step is within 15 % of activations and logits together.
@@ -147,10 +148,12 @@ def estimate_training_memory(
         logits_chunk_tokens: Tokens whose logits exist at the same time, for a loss in chunks
             (`krill.training.compute.cross_entropy`). None: all tokens, in fp32 with softmax and gradient.
         gradient_checkpointing: The input of each layer is kept, and one layer at a time is recomputed.
+        has_weight_copies: Whether bf16 autocast keeps copies of the matrices of the layers. Not where they are bf16
+            already (FSDP2), or cast again in the backward pass (fp8).
     """
     counts = get_parameter_counts(model)
     optimizer = sum(compute_state_bytes(group) for group in groups)
-    activations = _estimate_activation_bytes(model, rows, sequence_len, precision)
+    activations = _estimate_activation_bytes(model, rows, sequence_len, precision, has_weight_copies)
     logits = _estimate_logits_bytes(model, rows * sequence_len, precision, logits_chunk_tokens)
     if gradient_checkpointing:
         layers = model.config.get_text_config().num_hidden_layers
@@ -195,7 +198,9 @@ def compute_state_bytes(group: Mapping[str, Any]) -> int:
     return 4 * entries + 4 * neurons
 
 
-def _estimate_activation_bytes(model: PreTrainedModel, rows: int, sequence_len: int, precision: str) -> int:
+def _estimate_activation_bytes(
+    model: PreTrainedModel, rows: int, sequence_len: int, precision: str, has_weight_copies: bool
+) -> int:
     if any(weight.ndim == 3 for weight in model.parameters()):  # experts, whose products need bf16 on meta
         saved = _measure_saved_tensor_bytes(model.to(torch.bfloat16), rows, sequence_len)
         return saved if precision == "bf16" else 2 * saved
@@ -204,8 +209,19 @@ def _estimate_activation_bytes(model: PreTrainedModel, rows: int, sequence_len: 
         return _measure_saved_tensor_bytes(model, rows, sequence_len)
     # Meta has no autocast, and fake weights cannot return to it, where other estimates need them.
     model = copy.deepcopy(model)
+    if not has_weight_copies:
+        for matrix in _list_layer_matrices(model):
+            matrix.data = matrix.data.to(torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
         return _measure_saved_tensor_bytes(model.to_empty(device="cpu"), rows, sequence_len)
+
+
+def _list_layer_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Returns the weights of two dimensions, without embeddings and head."""
+    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    modules += [model.get_output_embeddings()] if model.get_output_embeddings() is not None else []
+    others = {id(module.weight) for module in modules}
+    return [weight for weight in model.parameters() if weight.ndim == 2 and id(weight) not in others]
 
 
 def _measure_saved_tensor_bytes(model: PreTrainedModel, rows: int, tokens: int) -> int:

@@ -27,6 +27,7 @@ from krill.training.checkpoint.branch import check_branch, resolve_branch
 from krill.training.compute.backends import check_kernels
 from krill.training.compute.context_parallel import check_context_parallel
 from krill.training.compute.device import resolve_device, resolve_shard_size, world_size_from_env
+from krill.training.compute.fp8 import check_fp8
 from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
 from krill.training.metrics.trackers import check_trackers
 
@@ -41,6 +42,8 @@ def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup
     compute = resolve_compute_setup(config)
     _check_ranks(config, compute.device)
     check_context_parallel(config, compute.attention_backend)
+    if compute.precision == "fp8":
+        check_fp8(config)
     resolve_batch_shape(config)
     if config.branch is not None:
         check_branch(resolve_branch(config.branch), config, inputs.tokenizer_signature)

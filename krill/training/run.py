@@ -55,8 +55,9 @@ from krill.training.compute.context_parallel import (
     register_context_parallel_attention,
     select_tested_kernels,
 )
-from krill.training.compute.device import apply_precision, resolve_shard_size
+from krill.training.compute.device import BF16_PRECISIONS, apply_precision, resolve_shard_size
 from krill.training.compute.flash import activate_flash_attention
+from krill.training.compute.fp8 import convert_to_fp8
 from krill.training.compute.fsdp import (
     build_fsdp_arguments,
     check_checkpoint_sharding,
@@ -139,6 +140,8 @@ def _train_once(
         model = _build_model(setup)
         loss = build_loss(model, config.hardware.loss, setup.device.type, setup.is_compiled)
         kernels = apply_kernels(model, config.hardware, setup.device.type, setup.is_compiled)
+        if setup.precision == "fp8":  # before the model is sharded or compiled
+            kernels.append(convert_to_fp8(model))
         if ranks.is_rank0():
             log_header(setup, model, checkpoint, restart, [f"loss {loss.name}", *kernels])
             write_param_groups(setup, model)
@@ -314,7 +317,7 @@ def _build_training_arguments(setup: RunSetup) -> TrainingArguments:
         per_device_train_batch_size=setup.batch_shape.micro_batch_size,
         gradient_accumulation_steps=setup.batch_shape.accumulation_steps,
         max_grad_norm=config.optimizer.max_grad_norm or math.inf,  # inf: measures the norm, does not clip
-        bf16=setup.precision == "bf16",
+        bf16=setup.precision in BF16_PRECISIONS,
         use_cpu=setup.device.type == "cpu",
         seed=config.seed,
         logging_steps=config.log_every,

@@ -74,7 +74,10 @@ def test_gpu_benchmark_measures_contestants_and_skips_a_failing_one(
     assert "needs a CUDA device" in figures["krill_compiled"]["failed"]
     assert any("UsageError" in line for line in figures["krill_compiled"]["log"])
     assert run["hardware"]["processor"] == "cpu"
-    assert "FAILED" in capsys.readouterr().out
+    assert "needs a CUDA device of compute capability 8.9" in figures["krill_fp8"]["skipped"]
+    output = capsys.readouterr().out
+    assert "FAILED" in output
+    assert "skipped hardware.precision=fp8 needs a CUDA device" in output
 
 
 def test_smoke_compares_the_ways_and_names_what_is_missing(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,34 @@ from console import get_clean_environment, run_words
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "rehearse_gpu.py"
 
 
+Rehearse = Callable[..., dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def results(prepared_data: Any, overrides: list[str], outputs: Path) -> dict[str, Any]:
-    """The results for AdamW and for Muon."""
-    result = outputs / "rehearsal.json"
+def rehearse(prepared_data: Any, overrides: list[str], outputs: Path) -> Rehearse:
+    """rehearse(["adamw"], "lr=1"): returns the results by optimizer."""
     data = [override for override in overrides if override.startswith(("data", "tokenizer"))]
-    words: list[str] = [
-        sys.executable,
-        str(SCRIPT),
-        "--models",
-        "llama_pico",
-        "--tiny",
-        "--eager",
-        f"--outputs={outputs}",
-    ]
-    more = [f"--result={result}", *data, "model.num_hidden_layers=1"]
-    done = run_words(outputs, [*words, *more], get_clean_environment())
-    assert result.exists(), done.stderr
-    return json.loads(result.read_text())["models"]["llama_pico"]
+
+    def run(optimizers: list[str], *more: str) -> dict[str, Any]:
+        result = outputs / "rehearsal.json"
+        result.unlink(missing_ok=True)
+        words: list[str] = [
+            sys.executable, str(SCRIPT), "--models", "llama_pico", "--optimizers", *optimizers, "--tiny", "--eager",
+            f"--outputs={outputs}", f"--result={result}",
+        ]  # fmt: skip
+        done = run_words(
+            outputs, [*words, *more, *data, "model.num_hidden_layers=1"], get_clean_environment()
+        )
+        assert result.exists(), done.stderr
+        return json.loads(result.read_text())["models"]["llama_pico"]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def results(rehearse: Rehearse) -> dict[str, Any]:
+    """The results for AdamW and for Muon."""
+    return rehearse(["adamw", "muon_moonlight"])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon_moonlight"])
@@ -47,3 +59,11 @@ def test_step_on_cuda_is_exact_and_does_not_wait(optimizer: str, results: dict[s
     work = results[optimizer]["work"]
     assert work["pass"]["attention_flops"] > 0
     assert (work["optimizer"].get("matmul_flops", 0) > 0) == (optimizer != "adamw")
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+def test_linear_layers_multiply_in_fp8(rehearse: Rehearse) -> None:
+    """Those of torchao without emulation: forward, gradients of the input and of the weight, in 7 layers."""
+    result = rehearse(["adamw"], "hardware.precision=fp8")["adamw"]
+    assert (result["problems"], result["waits"]) == ([], {})
+    assert result["fp8_products"] == 3 * 7

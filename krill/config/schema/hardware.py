@@ -82,9 +82,10 @@ class HardwareConfig(Section):
 
     name: Unsigned[FolderName]
     """Name of the option of hardware=; recorded, without effect."""
-    precision: Literal["auto", "fp32", "tf32", "bf16"]
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp8"]
     """Data type of the forward pass; weights are fp32. auto: bf16 on CUDA devices that support it in hardware,
-    otherwise fp32. tf32: fp32 whose matrix products round their inputs to 10 bits of mantissa (CUDA)."""
+    otherwise fp32. tf32: fp32 whose matrix products round their inputs to 10 bits of mantissa (CUDA). fp8: bf16 whose
+    linear layers multiply in fp8 (Ada, Hopper and newer; needs torchao)."""
     attention: Unsigned[
         Literal[
             "auto",

@@ -8,6 +8,7 @@ from krill.config.schema import HardwareConfig
 from krill.errors import UsageError
 from krill.extras import format_install_command
 from krill.training.compute.compilation import find_compile_obstacle
+from krill.training.compute.device import BF16_PRECISIONS
 from krill.training.compute.flash import FLASH_PACKAGES, check_flash_package, find_replacement_kernels
 
 BACKENDS_WITHOUT_FP32 = ("varlen", *FLASH_PACKAGES)
@@ -26,14 +27,14 @@ def select_attention_backend(requested: str, device: str, precision: str) -> tup
     if requested == "auto":
         if device == "cpu":
             return "varlen", "fastest on a CPU"
-        if precision != "bf16":
+        if precision not in BF16_PRECISIONS:
             return "sdpa", f"Flash Attention has no {precision}"
         if replacement := find_replacement_kernels():
             return replacement, "installed, and made for this GPU"
         return "varlen", "torch's built-in Flash Attention"
     if requested in FLASH_PACKAGES:
         check_flash_package(requested, device)
-    if requested in BACKENDS_WITHOUT_FP32 and device == "cuda" and precision != "bf16":
+    if requested in BACKENDS_WITHOUT_FP32 and device == "cuda" and precision not in BF16_PRECISIONS:
         raise UsageError(
             f"hardware.attention={requested} is Flash Attention on CUDA, which has no {precision}; use "
             "hardware.precision=bf16 or hardware.attention=sdpa"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 from krill.config.schema import TrainConfig
 from krill.errors import UsageError
+from krill.extras import format_install_command
 from krill.runs.slurm import get_node_name
+
+BF16_PRECISIONS = ("bf16", "fp8")
+"""Precisions whose forward pass runs with bf16 autocast; with fp8, linear layers round their inputs further."""
 
 # torch is imported inside the functions that need it: the launchers import this module and stay light.
 
@@ -87,7 +92,7 @@ def resolve_device(requested: str) -> str:
 
 
 def resolve_precision(requested: str, device: str) -> str:
-    """Returns bf16, tf32 or fp32, for a value of hardware.precision on `device` (cuda or cpu).
+    """Returns bf16, fp8, tf32 or fp32, for a value of hardware.precision on `device` (cuda or cpu).
 
     Raises UsageError for a precision that the device does not compute in.
     """
@@ -106,7 +111,28 @@ def resolve_precision(requested: str, device: str) -> str:
             "hardware.precision=tf32 needs a CUDA device of compute capability 8.0 or newer; use "
             "hardware.precision=fp32"
         )
+    if requested == "fp8":
+        _check_fp8_support(device)
     return "fp32" if requested == "auto" else requested
+
+
+def _check_fp8_support(device: str) -> None:
+    """Raises UsageError if `device` does not multiply fp8, or torchao is not installed."""
+    if device == "cpu":
+        found = "this run is on the CPU"
+    elif (capability := get_compute_capability()) < (8, 9):
+        found = f"this one has {capability[0]}.{capability[1]}"
+    elif find_spec("torchao") is None:
+        raise UsageError(
+            f"hardware.precision=fp8 needs the package torchao ({format_install_command('fp8')}); use "
+            "hardware.precision=bf16"
+        )
+    else:
+        return
+    raise UsageError(
+        "hardware.precision=fp8 needs a CUDA device of compute capability 8.9 or newer (Ada, Hopper, Blackwell), "
+        f"{found}; use hardware.precision=auto"
+    )
 
 
 def get_compute_capability() -> tuple[int, int]:

@@ -17,7 +17,7 @@ class ComputeSetup:
     device: str
     """cuda or cpu."""
     precision: str
-    """bf16 or fp32."""
+    """bf16, fp8, tf32 or fp32."""
     world_size: int
     """Ranks that train together: those that were started, else those that krill is to start."""
     attention_backend: str

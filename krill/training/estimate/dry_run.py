@@ -11,7 +11,10 @@ from krill.config.paths import relative_path
 from krill.config.schema import CustomModelConfig, TrainConfig
 from krill.data.dry_run_sample import format_mix
 from krill.data.inputs import RunInputs
+from krill.models.build import build_meta_model
 from krill.training.batch_shape import compute_training_length, resolve_batch_shape
+from krill.training.compute.fp8 import describe_fp8_layers
+from krill.training.compute.setup import ComputeSetup
 from krill.training.preflight import run_preflight_checks
 
 
@@ -41,7 +44,7 @@ def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None)
         f"tokens      {'reuse' if store.is_dir() else 'prepare'} {relative_path(store)}",
         *format_mix(inputs.source),
         f"batch       {batch.rows_per_step} rows of {config.sequence_len} = {tokens_per_step:,} tokens per step",
-        f"device      {compute.device}",
+        f"device      {_describe_device(config, compute)}",
         f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
     ]
     steps, attended = _resolve_length(config, inputs)
@@ -103,6 +106,13 @@ def _resolve_length(config: TrainConfig, inputs: RunInputs) -> tuple[int | None,
         steps = compute_training_length(config, rows, resolve_batch_shape(config).rows_per_step).steps
     attended = _compute_attended_tokens(store, config.sequence_len) if train and train.tokens else None
     return steps, attended
+
+
+def _describe_device(config: TrainConfig, compute: ComputeSetup) -> str:
+    """Returns the device, and for fp8 the layers that compute in it."""
+    if compute.precision != "fp8" or isinstance(config.model, CustomModelConfig):
+        return compute.device
+    return f"{compute.device}, {describe_fp8_layers(build_meta_model(config.model, vocab_size=64))}"
 
 
 def _get_vocab_size(config: TrainConfig, folder: Path) -> int:

@@ -26,7 +26,12 @@ from krill.training.batch_shape import (
 )
 from krill.training.compute.backends import select_loss
 from krill.training.compute.cross_entropy import CHUNK
-from krill.training.compute.device import resolve_device, resolve_precision, resolve_shard_size
+from krill.training.compute.device import (
+    BF16_PRECISIONS,
+    resolve_device,
+    resolve_precision,
+    resolve_shard_size,
+)
 
 
 def estimate_step_memory(config: TrainConfig, vocab_size: int, rows: int) -> MemoryEstimate:
@@ -35,25 +40,26 @@ def estimate_step_memory(config: TrainConfig, vocab_size: int, rows: int) -> Mem
     On the CPU, save_in_background adds the copy that is being written. The state of a custom optimizer is not
     included; Liger's loss is assumed to use krill's chunk size. DDP's buckets are the gradients themselves
     (`krill.training.compute.ddp`). With sharding, the gradients of accumulated micro batches are whole on every rank
-    until the last one, when they are reduced.
+    until the last one, when they are reduced. Weights that FSDP2 gathers for a layer, in bf16, are not included.
     """
-    device = resolve_device(config.device)
+    device, shard_size = resolve_device(config.device), resolve_shard_size(config)
+    precision = resolve_precision(config.hardware.precision, device)
     model = build_meta_model(config.model, vocab_size)
     estimate = estimate_training_memory(
         model,
         _build_param_groups(config, model),
         rows,
         config.sequence_len // config.hardware.context_parallel,
-        "bf16" if resolve_precision(config.hardware.precision, device) == "bf16" else "fp32",
+        "bf16" if precision in BF16_PRECISIONS else "fp32",
         None if select_loss(config.hardware.loss, device) == "full" else CHUNK[device],
         config.hardware.gradient_checkpointing,
+        has_weight_copies=precision == "bf16" and shard_size == 1,
     )
     if config.save_in_background and device == "cpu":
         estimate = replace(estimate, saving=estimate.weights + estimate.optimizer)
     sharded = ["weights", "optimizer"]
     if resolve_batch_shape(config).rows_per_rank <= rows:
         sharded.append("gradients")
-    shard_size = resolve_shard_size(config)
     return replace(estimate, **{part: -(-getattr(estimate, part) // shard_size) for part in sharded})
 
 

@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import torch
 
+from krill.training.compute.device import BF16_PRECISIONS
+
 BF16_TFLOPS = {
     "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A10G": 70,
     "A6000": 155, "L40S": 362, "L40": 181, "L4": 121, "5090": 210, "4090": 165, "3090": 71,
@@ -19,7 +21,9 @@ MATMUL_REPEATS = 5
 
 @lru_cache
 def get_peak_flops(device: str, precision: str, threads: int) -> float:
-    """Returns the FLOP/s of `device` (cuda or cpu) in matrix products in `precision` (bf16, tf32 or fp32).
+    """Returns the FLOP/s of `device` (cuda or cpu) in matrix products in `precision` (bf16, fp8, tf32 or fp32).
+
+    For fp8 it is that of bf16, in which attention and head are computed: mfu is comparable with that of a bf16 run.
 
     Without a data sheet it is measured by the fastest of a few square products: an upper bound in practice, but too
     low on a device that is busy otherwise. `threads`, the number of CPU threads, is part of the cache key.
@@ -30,7 +34,7 @@ def get_peak_flops(device: str, precision: str, threads: int) -> float:
         if tflops:
             return tflops * 1e12 * (0.5 if precision == "tf32" else 1)  # half in every data sheet
     size = MATRIX_SIZE[device]
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if precision in BF16_PRECISIONS else torch.float32
     a = torch.ones(size, size, dtype=dtype, device=device)
     return 2 * size**3 / min(_time_matmul(a) for _ in range(MATMUL_REPEATS))
 

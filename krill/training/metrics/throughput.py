@@ -2,9 +2,9 @@
 
 tokens_per_second   tokens of the rows of all ranks, padding not counted, divided by the time without validation
 mfu                 model FLOPs utilization: the FLOPs that the model needs for these tokens, forward and backward,
-                    divided by the peak FLOPs of the device in that time (Chowdhery et al. 2022, "PaLM", appendix B);
-                    recomputation of activations does not count. Not on a CPU, whose peak nobody knows: a measurement
-                    is too low while other processes compute
+                    divided by the peak FLOPs of the device in that time (Chowdhery et al. 2022, "PaLM", appendix B),
+                    for fp8 by those of bf16; recomputation of activations does not count. Not on a CPU, whose peak
+                    nobody knows: a measurement is too low while other processes compute
 data_wait           share of the time that the loop waited for the next rows
 memory_gb           peak memory so far in 10⁹ bytes, maximum over ranks: of the CUDA allocator, or of the process
                     when training on the CPU

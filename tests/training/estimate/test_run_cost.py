@@ -127,6 +127,13 @@ def test_ranks_share_weights_and_rows(make_config: Configure, monkeypatch: pytes
             assert getattr(sharded, part) == -(-getattr(one, part) // size), part
         accumulated = estimate_step_memory(config, VOCAB_SIZE, 1)
         assert (accumulated.weights, accumulated.gradients) == (sharded.weights, one.gradients)
+    bf16 = make_config("hardware.precision=bf16")
+    sharded = make_config("hardware.precision=bf16", "hardware.sharding=fsdp2")
+    saved = [estimate_step_memory(config, VOCAB_SIZE, 2).activations for config in (bf16, sharded)]
+    matrices = sum(
+        p.numel() for name, p in build_meta_model(bf16.model, VOCAB_SIZE).named_parameters() if "proj" in name
+    )
+    assert saved[0] - saved[1] == 2 * matrices  # autocast's copies
     cut = estimate_step_memory(make_config("hardware.context_parallel=2"), VOCAB_SIZE, 2)
     assert cut.activations == pytest.approx(one.activations / 2, rel=0.01)
     assert (cut.weights, cut.gradients) == (one.weights, one.gradients)
