@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.config import paths
-from krill.config.overrides import get_override_key, replace_key
 from krill.config.paths import get_outputs_root
 from krill.errors import KrillError, UsageError
 from krill.launch.invocation import Invocation
@@ -193,6 +192,8 @@ def _resolve_folder_arguments(parsed: ParsedArguments, folders: Sequence[Path]) 
     output=FOLDER, to which krill-preprocess wrote the tokens, becomes store=FOLDER too; data=RUN becomes from=RUN.
     Beside text=, model=X becomes trained_model=X, and output=FOLDER is where the scores of the text are written.
     """
+    from krill.config.overrides import get_override_key, replace_key
+
     if parsed.is_multirun:
         raise UsageError(
             "krill-inspect has no -m: it prints, and makes no folders. Several row lengths side by side: "

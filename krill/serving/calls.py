@@ -20,7 +20,7 @@ from krill.inference.defaults import NEUTRAL, resolve_params
 from krill.inference.engine import FinishReason, Generation
 from krill.inference.load import LoadedModel
 from krill.serving.errors import ApiError
-from krill.serving.requests import ChatRequest, CompletionRequest, Prompt, check_limits
+from krill.serving.requests import ChatRequest, CompletionRequest, TextOrIds, check_limits
 from krill.serving.token_texts import ShownToken, TokenOffsets, TokenTexts
 from krill.serving.worker import Piece
 
@@ -103,7 +103,7 @@ class ServedModel:
             )
         check_limits(request, self.limits)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: TextOrIds) -> list[int]:
         if isinstance(prompt, str):
             try:
                 ids: list[int] = next(self._encoder.encode_documents([prompt])).tolist()[:-1]

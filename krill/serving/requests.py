@@ -105,7 +105,7 @@ class _GenerationRequest(_Body):
         return {key: getattr(self, key) for key in keys} | {"min_new_tokens": self.min_tokens}
 
 
-Prompt = str | list[int]
+TextOrIds = str | list[int]
 
 
 def _read_prompts(value: object) -> object:
@@ -123,7 +123,7 @@ def _is_ids(value: object) -> bool:
 class CompletionRequest(_GenerationRequest):
     """The body of /v1/completions."""
 
-    prompt: Annotated[list[Prompt], BeforeValidator(_read_prompts)]
+    prompt: Annotated[list[TextOrIds], BeforeValidator(_read_prompts)]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0)] | None = None
 

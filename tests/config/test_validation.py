@@ -34,6 +34,7 @@ VALID_CONFIG = {
     "typical_p": None,
     "no_repeat_ngram_size": None,
     "stop": [],
+    "inspect": False,
     "max_batch_size": 32,
     "history": True,
     "max_new_tokens": 8,

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from krill.export.convert import resolve_output, write_export
 from krill.export.source import ExportSource
-from krill.inference.load import load_model_and_tokenizer
+from krill.inference.load import load_model
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
 
 MakeRun = Callable[..., Path]
@@ -100,7 +100,7 @@ def test_krill_reads_it_with_the_signature_of_its_tokenizer(
     make_run: MakeRun, tokenizer: TokenizerFolder
 ) -> None:
     folder = export(make_run())
-    _, loaded = load_model_and_tokenizer(str(folder), torch.device("cpu"))
+    loaded = load_model(str(folder), torch.device("cpu")).tokenizer
     assert loaded.signature == tokenizer.signature
     assert load_tokenizer(folder).folder == folder
 

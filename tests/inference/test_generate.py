@@ -132,11 +132,6 @@ def test_a_prompt_that_fills_the_context_is_rejected(model: Any, tokenizer: Toke
         generate(model, tokenizer, "x" * 63, GREEDY)
 
 
-def test_a_prompt_that_is_not_utf8_is_rejected(model: Any, tokenizer: TokenizerFolder) -> None:
-    with pytest.raises(UsageError, match=r"the prompt is not valid UTF-8 \(character 2\)"):
-        generate(model, tokenizer, "a\udcff", GREEDY)
-
-
 # --- streaming ---------------------------------------------------------------------------------------------
 
 
