@@ -108,6 +108,8 @@ def raise_if_tokenizer_is_larger(tokenizer: TokenizerFolder, num_embeddings: int
 
 
 def _resolve_dtype(precision: str, device: torch.device) -> torch.dtype | str:
+    if precision == "fp8":
+        raise UsageError("hardware.precision=fp8 is for training; use hardware.precision=bf16")
     if precision == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     return torch.bfloat16 if precision == "bf16" else torch.float32

@@ -263,6 +263,21 @@ def test_a_loaded_model_is_ready_to_generate(
         torch.testing.assert_close(loaded.model(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("auto", torch.float32), ("bf16", torch.bfloat16), ("tf32", torch.float32)]
+)
+def test_the_precision_is_that_of_the_configuration(
+    model_folder: Path, precision: str, dtype: torch.dtype
+) -> None:
+    loaded = load_model(str(model_folder), torch.device("cpu"), precision=precision)
+    assert next(loaded.model.parameters()).dtype == dtype
+
+
+def test_fp8_is_for_training(model_folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"fp8 is for training; use hardware\.precision=bf16"):
+        load_model(str(model_folder), torch.device("cpu"), precision="fp8")
+
+
 def test_another_tokenizer_can_be_used(
     model_folder: Path, tokenizer: TokenizerFolder, tmp_path: Path
 ) -> None:
