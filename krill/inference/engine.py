@@ -223,6 +223,11 @@ class GenerationEngine:
 
     def _choose(self, group: list[Generation], logits_BV: Tensor) -> list[Progress]:
         """Chooses the next token of each generation of `group`, and ends those that are complete."""
+        if logits_BV.isnan().any():
+            raise KrillError(
+                "the model computes NaN: its weights are damaged, or too large for their type; try "
+                "hardware.precision=fp32, or another checkpoint"
+            )
         histories = [(item.prompt_ids + item.new_ids, len(item.new_ids)) for item in group]
         tokens = choose_tokens(logits_BV, [item.sampler for item in group], histories)
         progress = []

@@ -171,6 +171,14 @@ def test_other_errors_are_raised(
         GenerationEngine(model, tokenizer).run(make_generations(tokenizer, GREEDY))
 
 
+def test_a_model_that_computes_nan_is_an_error(
+    model: Any, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.lm_head, "weight", torch.nn.Parameter(model.lm_head.weight * torch.nan))
+    with pytest.raises(KrillError, match=r"computes NaN: .*try hardware\.precision=fp32"):
+        GenerationEngine(model, tokenizer).run(make_generations(tokenizer, GREEDY))
+
+
 def test_a_prompt_that_fills_the_context_is_refused_before_the_queue(
     model: Any, tokenizer: TokenizerFolder
 ) -> None:
