@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -152,10 +154,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
 def test_out_of_memory_with_one_sequence_names_what_to_lower(
     model: Any, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(model, "forward", fail)
+    monkeypatch.setattr(model, "forward", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(KrillError, match="out of memory with one sequence; use a shorter prompt"):
         GenerationEngine(model, tokenizer).run(make_generations(tokenizer, GREEDY))
 
@@ -163,20 +162,16 @@ def test_out_of_memory_with_one_sequence_names_what_to_lower(
 def test_other_errors_are_raised(
     model: Any, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("shapes differ")
-
-    monkeypatch.setattr(model, "forward", fail)
+    monkeypatch.setattr(model, "forward", Mock(side_effect=RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         GenerationEngine(model, tokenizer).run(make_generations(tokenizer, GREEDY))
 
 
-def test_a_model_that_computes_nan_is_an_error(
-    model: Any, tokenizer: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model.lm_head, "weight", torch.nn.Parameter(model.lm_head.weight * torch.nan))
+def test_a_model_that_computes_nan_is_an_error(model: Any, tokenizer: TokenizerFolder) -> None:
+    damaged = copy.deepcopy(model)
+    torch.nn.init.constant_(damaged.lm_head.weight, torch.nan)
     with pytest.raises(KrillError, match=r"computes NaN: .*try hardware\.precision=fp32"):
-        GenerationEngine(model, tokenizer).run(make_generations(tokenizer, GREEDY))
+        GenerationEngine(damaged, tokenizer).run(make_generations(tokenizer, GREEDY))
 
 
 def test_a_prompt_that_fills_the_context_is_refused_before_the_queue(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from browser import Browser, find_missing, run_browser
 from serving_fixtures import RunningServer, run_server
 
-from krill.inference.engine import GenerationEngine, Progress
+from krill.inference.engine import Generation, GenerationEngine, Progress
 from krill.inference.load import LoadedModel
 
 pytestmark = pytest.mark.skipif(find_missing() is not None, reason=f"{find_missing()} is not installed")
@@ -22,10 +23,14 @@ SCREENSHOTS = os.environ.get("KRILL_SCREENSHOTS")
 
 
 class PacedEngine(GenerationEngine):
-    """Takes 5 ms more for a step, so that an answer can be stopped."""
+    """Takes 20 ms more for a step and never ends an answer early, so that it can be stopped on a busy machine."""
+
+    def add(self, generation: Generation) -> None:
+        generation.params = replace(generation.params, min_new_tokens=generation.params.max_new_tokens)
+        super().add(generation)
 
     def step(self) -> list[Progress]:
-        time.sleep(0.005)
+        time.sleep(0.02)
         return super().step()
 
 
