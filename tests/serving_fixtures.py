@@ -73,7 +73,7 @@ def load_tiny_model(folder: Path, template: str | None = TEMPLATE, context: int 
         rms_norm_eps=1e-6, tie_word_embeddings=False, initializer_range=0.3,
     )  # fmt: skip
     model = build_model(config, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
-    return LoadedModel("tiny", folder, model.eval(), tokenizer, {})
+    return LoadedModel(folder, model.eval(), tokenizer, {})
 
 
 @contextmanager

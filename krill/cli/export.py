@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Entry point of krill-export."""
+    """Runs krill-export; returns the exit code."""
     return app.main("export", run_task, positional_key="model", prepare_arguments=resolve_model_arguments)
 
 
@@ -39,13 +39,11 @@ def _run_export(config: ExportConfig, invocation: Invocation) -> None:
 def _export(config: ExportConfig, folder: Path | None) -> Path:
     """Exports the model and returns the path of the result, which is in `folder` for a point of a sweep."""
     with paused_garbage_collection():
-        from transformers.utils import logging as transformers_logging
-
         from krill.export.convert import build_exists_error, resolve_output, write_export
         from krill.export.source import ExportSource
+        from krill.models.model_folder import silence_transformers
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    silence_transformers()
     source = ExportSource.open(config.model.path, config.tokenizer.path)
     path = resolve_output(source, config.format, config.dtype, None if folder else config.output)
     if folder is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from krill import atomic
 from krill.cli import app
-from krill.cli.inspect_model import AnswerInspector
+from krill.cli.inspect_model import TOP_ALTERNATIVES, AnswerInspector
 from krill.cli.model_arguments import resolve_model_arguments
 from krill.errors import UsageError
 from krill.launch.invocation import Invocation
@@ -89,7 +89,8 @@ def _answer_here(config: InferConfig, folder: Path | None, is_interactive: bool)
     conversation = None if template is None else Conversation(template, context_length, config.system)
     inspector = AnswerInspector(loaded)
     settings = {**get_settings(config), "n": config.n}
-    answerer = Answerer(loaded, settings, conversation, _print_message, inspector.show, config.inspect)
+    top_logprobs = TOP_ALTERNATIVES if config.inspect else None
+    answerer = Answerer(loaded, settings, conversation, _print_message, inspector.show, top_logprobs)
     if config.prompt is not None or not is_interactive:
         answerer.answer(config.prompt or "")
     elif _is_terminal():

@@ -53,7 +53,6 @@ def score_text(config: InspectConfig, path: str, tokenizer_path: str | None) -> 
     Raises UsageError for a text that does not fit, KrillError if memory runs out.
     """
     import torch
-    from transformers.utils import logging as transformers_logging
 
     from krill.inference.attention_maps import compute_attention_map
     from krill.inference.load import load_model
@@ -61,13 +60,13 @@ def score_text(config: InspectConfig, path: str, tokenizer_path: str | None) -> 
     from krill.inference.token_scores import encode_document, score_tokens
     from krill.inspection.scored_text import ScoredText
     from krill.inspection.token_display import TokenRenderer
+    from krill.models.model_folder import silence_transformers
     from krill.resources import is_out_of_memory
     from krill.training.compute.device import resolve_device
     from krill.training.metrics.evaluate import compute_bits_per_byte
 
     assert config.text is not None
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    silence_transformers()
     device = torch.device(resolve_device(config.device))
     loaded = load_model(path, device, tokenizer_path, config.hardware.precision)
     model = loaded.model

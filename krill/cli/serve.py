@@ -26,7 +26,7 @@ STOP_CODES = {signal.SIGINT: errors.INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
 def main() -> int:
-    """Entry point of krill-serve."""
+    """Runs krill-serve; returns the exit code."""
     return app.main("serve", run_task, positional_key="model", prepare_arguments=_prepare_arguments)
 
 
@@ -66,18 +66,17 @@ def _run_server(config: ServeConfig, invocation: Invocation) -> None:
     listener = listen(config.serve.host, config.serve.port)  # before the model is loaded, which takes long
     with paused_garbage_collection():
         import torch
-        from transformers.utils import logging as transformers_logging
 
         from krill.inference.engine import GenerationEngine
         from krill.inference.load import load_model
+        from krill.models.model_folder import silence_transformers
         from krill.serving.app import build_app
         from krill.serving.calls import ServedModel
         from krill.serving.guard import Guard
         from krill.serving.worker import GenerationWorker
         from krill.training.compute.device import resolve_device
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    silence_transformers()
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     device = torch.device(resolve_device(config.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ from krill.extras import format_install_command
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16"}
 
 
+@lru_cache(maxsize=1)
 def convert_tokenizer(source: ExportSource) -> GgufTokenizer:
-    """Returns the tokenizer of the file. Raises UsageError if the model cannot be a GGUF file."""
+    """Returns the tokenizer of the file. Raises UsageError if the model cannot be a GGUF file.
+
+    Needed for the check before anything is written, and again for the file itself.
+    """
     try:
         import gguf  # noqa: F401
     except ImportError as error:

@@ -22,7 +22,7 @@ from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder, hash_settings, load_tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExportSource:
     """A model whose files are verified."""
 

@@ -33,8 +33,8 @@ class Answerer:
     """Writes a message to the user."""
     inspect: Callable[[str, Generation], None] = lambda prompt, generation: None
     """Shows what the model expected at each token of an answer to a prompt."""
-    is_inspecting: bool = False
-    """Whether every answer is shown so."""
+    top_logprobs: int | None = None
+    """Number of alternatives with which every answer is scored, and shown so; None: only on request."""
     is_interactive: bool = False
     """Whether Ctrl-C ends an answer and not the command, and the speed is shown after each answer."""
     answers: list[dict[str, Any]] = field(default_factory=list)
@@ -53,14 +53,14 @@ class Answerer:
         params = self.params
         ids, end_ids = self._encode(prompt, params.max_new_tokens)
         seeds = range(params.seed, params.seed + self.settings["n"])
-        generations = [Generation(ids, params.with_seed(seed), end_ids) for seed in seeds]
+        generations = [Generation(ids, params.with_seed(seed), end_ids, self.top_logprobs) for seed in seeds]
         self._stream(generations)
         self.last = generations[-1]
         number = self.answers[-1]["id"] + 1 if self.answers else 1
         self.answers += [_build_record(number, prompt, generation) for generation in generations]
         if self.conversation is not None:
             self.conversation.add_turn(prompt, self.last.text)
-        if self.is_inspecting:
+        if self.top_logprobs is not None:
             for generation in generations:
                 self.inspect(prompt, generation)
 

@@ -22,11 +22,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from krill import atomic
-from krill.data.encoding import Encoder
 from krill.errors import UsageError
 from krill.inference.conversation import ChatTemplate
 from krill.inference.engine import Generation, GenerationEngine
-from krill.inference.generate import check_unicode
+from krill.inference.generate import encode_prompt
 from krill.inference.load import LoadedModel
 from krill.inference.prompts import Prompt
 from krill.inference.sampling import SamplingParams
@@ -154,22 +153,19 @@ def encode_prompts(
                     f"{prompt.location}: messages need a chat template, and the model is used without one; set "
                     "chat=true, or write the texts as prompt"
                 )
-        encoder = Encoder(tokenizer)
-        encoded = [_encode_text(prompt, encoder) for prompt in prompts]
+        encoded = [_encode_text(prompt, tokenizer) for prompt in prompts]
     else:
         encoded = [_encode_messages(prompt, template, system) for prompt in prompts]
     _check_lengths(prompts, encoded, context_length)
     return encoded
 
 
-def _encode_text(prompt: Prompt, encoder: Encoder) -> list[int]:
+def _encode_text(prompt: Prompt, tokenizer: TokenizerFolder) -> list[int]:
     assert prompt.text is not None
     try:
-        check_unicode(prompt.text)
+        return encode_prompt(tokenizer, prompt.text)
     except UsageError as error:
         raise UsageError(f"{prompt.location}: {error}") from error
-    ids: list[int] = next(encoder.encode_documents([prompt.text])).tolist()[:-1]
-    return ids
 
 
 def _encode_messages(prompt: Prompt, template: ChatTemplate, system: str | None) -> list[int]:

@@ -62,9 +62,8 @@ class ChatTemplate:
         text. Raises UsageError for a role that does not exist and for a conversation that the template refuses.
         """
         for message in messages:
-            if (
-                message.get("role") not in CHAT_ROLES
-            ):  # a template may write the role as part of a special token
+            # A template may write the role as part of a special token.
+            if message.get("role") not in CHAT_ROLES:
                 raise UsageError(f"role {message.get('role')!r}: use one of {', '.join(CHAT_ROLES)}")
         try:
             ids: list[int] = self._tokenizer.apply_chat_template(

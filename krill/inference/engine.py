@@ -23,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from krill.errors import KrillError, UsageError
 from krill.inference.sampling import SamplingParams, TokenSampler, choose_tokens
 from krill.inference.text_stream import TextStream
-from krill.inference.token_scores import TokenScore, score_logits
+from krill.inference.token_scores import TokenScore, raise_if_nan, score_logits
 from krill.resources import is_out_of_memory, release_memory
 from krill.tokenizer.artifact import TokenizerFolder
 
@@ -223,11 +223,7 @@ class GenerationEngine:
 
     def _choose(self, group: list[Generation], logits_BV: Tensor) -> list[Progress]:
         """Chooses the next token of each generation of `group`, and ends those that are complete."""
-        if logits_BV.isnan().any():
-            raise KrillError(
-                "the model computes NaN: its weights are damaged, or too large for their type; try "
-                "hardware.precision=fp32, or another checkpoint"
-            )
+        raise_if_nan(logits_BV)
         histories = [(item.prompt_ids + item.new_ids, len(item.new_ids)) for item in group]
         tokens = choose_tokens(logits_BV, [item.sampler for item in group], histories)
         progress = []

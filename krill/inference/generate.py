@@ -18,17 +18,14 @@ def encode_prompt(tokenizer: TokenizerFolder, prompt: str) -> list[int]:
 
     The prompt is text: special tokens written in it are ordinary characters. Raises UsageError if it is not Unicode.
     """
-    check_unicode(prompt)
-    ids: list[int] = next(Encoder(tokenizer).encode_documents([prompt])).tolist()[:-1]
-    return ids
-
-
-def check_unicode(prompt: str) -> None:
-    """Raises UsageError for half of a surrogate pair, as in JSON, or a byte that the terminal could not decode."""
     try:
         prompt.encode()
-    except UnicodeEncodeError as error:
+    except (
+        UnicodeEncodeError
+    ) as error:  # half of a surrogate pair, as in JSON, or a byte that was not decoded
         raise UsageError(f"the prompt is not valid Unicode: {prompt[error.start]!a}; correct it") from error
+    ids: list[int] = next(Encoder(tokenizer).encode_documents([prompt])).tolist()[:-1]
+    return ids
 
 
 def stream_answers(engine: GenerationEngine, generations: Sequence[Generation]) -> Iterator[tuple[int, str]]:
@@ -56,24 +53,11 @@ def generate(
     params: SamplingParams,
     write: Callable[[str], None] | None = None,
 ) -> str:
-    """Returns the text of the model's continuation of bos + `prompt`; see `generate_answer`."""
-    return generate_answer(model, tokenizer, prompt, params, write).text
+    """Returns the model's continuation of bos + `prompt`, without the prompt; `write` gets it as a stream.
 
-
-def generate_answer(
-    model: PreTrainedModel,
-    tokenizer: TokenizerFolder,
-    prompt: str,
-    params: SamplingParams,
-    write: Callable[[str], None] | None = None,
-    top_logprobs: int | None = None,
-) -> Generation:
-    """Returns the model's continuation of bos + `prompt`, without the prompt; `write` gets its text as a stream.
-
-    `top_logprobs`: number of alternatives with which each token is scored; None: no scores. Raises UsageError for a
-    prompt that fills the context of the model.
+    Raises UsageError for a prompt that fills the context of the model.
     """
-    generation = Generation(encode_prompt(tokenizer, prompt), params, top_logprobs=top_logprobs)
+    generation = Generation(encode_prompt(tokenizer, prompt), params)
     was_training = model.training
     model.eval()
     try:
@@ -82,7 +66,7 @@ def generate_answer(
                 write(text)
     finally:
         model.train(was_training)
-    return generation
+    return generation.text
 
 
 def generate_sample(model: PreTrainedModel, tokenizer: TokenizerFolder, prompt: str, seed: int) -> str:

@@ -34,8 +34,6 @@ from krill.tokenizer.artifact import (
 class LoadedModel:
     """A model that generates, and what belongs to it."""
 
-    name: str
-    """As the user wrote it."""
     folder: Path
     model: PreTrainedModel
     tokenizer: TokenizerFolder
@@ -95,7 +93,7 @@ def load_model(
     folder, tokenizer = files.folder, files.tokenizer
     model: Any = load_weights(folder, f"model={name_or_path}", _resolve_dtype(precision, device))
     raise_if_tokenizer_is_larger(tokenizer, model.config.vocab_size)
-    return LoadedModel(name_or_path, folder, model.to(device).eval(), tokenizer, read_model_defaults(folder))
+    return LoadedModel(folder, model.to(device).eval(), tokenizer, read_model_defaults(folder))
 
 
 def raise_if_tokenizer_is_larger(tokenizer: TokenizerFolder, num_embeddings: int) -> None:

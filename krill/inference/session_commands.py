@@ -22,12 +22,12 @@ SETTABLE_KEYS = (*sorted(MODEL_KEYS), "stop", "seed", "n")
 
 
 class SessionEnd(Exception):
-    """The user ends the answerer."""
+    """The user ends the session."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a answerer."""
+    """A command of a session."""
 
     usage: str
     """Its arguments, for /help."""

@@ -63,9 +63,8 @@ class TextStream:
         text = self._decode(self._context + self._pending)
         if text.startswith(self._context_text):
             return text[len(self._context_text) :]
-        return self._decode(
-            self._pending
-        )  # byte fallback shows the bytes around an incomplete character as damaged
+        # Byte fallback shows the bytes around an incomplete character as damaged.
+        return self._decode(self._pending)
 
     def _take(self, new: str, is_last: bool) -> str:
         """Returns what of the held and the new text can be shown, up to a stop text."""

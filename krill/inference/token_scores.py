@@ -47,6 +47,15 @@ class TokenScore:
         return math.exp(self.logprob)
 
 
+def raise_if_nan(logits: Tensor) -> None:
+    """Raises KrillError for logits, of any shape, that give no probabilities."""
+    if logits.isnan().any():
+        raise KrillError(
+            "the model computes NaN: its weights are damaged, have diverged, or are too large for their type; try "
+            "hardware.precision=fp32, or another checkpoint"
+        )
+
+
 def score_logits(logits_NV: Tensor, tokens_N: list[int], top: int) -> list[TokenScore]:
     """Returns the scores of `tokens_N`, each by the logits from which it was to be predicted; `top` alternatives."""
     scores: list[TokenScore] = []
@@ -57,10 +66,7 @@ def score_logits(logits_NV: Tensor, tokens_N: list[int], top: int) -> list[Token
 
 
 def _score_chunk(logits_NV: Tensor, tokens: list[int], top: int) -> list[TokenScore]:
-    if logits_NV.isnan().any():
-        raise KrillError(
-            "the model computes NaN, so it has no probabilities; its weights are damaged or have diverged"
-        )
+    raise_if_nan(logits_NV)
     logprobs_NV = logits_NV.float().log_softmax(dim=-1)
     targets_N = torch.tensor(tokens, device=logits_NV.device)
     chosen_N1 = logprobs_NV.gather(1, targets_N[:, None])

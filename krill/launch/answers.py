@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from krill import atomic
 from krill.config.paths import get_outputs_root, relative_path
@@ -36,6 +35,7 @@ from krill.launch.local import RANK_GRACE_SECONDS
 from krill.launch.preload import PreloadedServer
 from krill.launch.rank_errors import pop_first_rank_error, write_rank_error
 from krill.launch.supervise import ProcessGroup
+from krill.models.model_folder import silence_transformers
 from krill.resources import count_cpu_cores
 from krill.signals import EXIT_CODES, describe_exit, die_with_parent, raise_on_signal
 from krill.terminal import TerminalFormatter
@@ -67,8 +67,7 @@ measured."""
 
 def load_configured_model(config: InferConfig) -> LoadedModel:
     """Loads the model on the device of this rank, in the precision of `config`."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    silence_transformers()
     device = resolve_device(config.device)
     if config.hardware.precision != "auto":
         apply_precision(resolve_precision(config.hardware.precision, device))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from krill.config.signature import hash_file
 from krill.errors import KrillError, UsageError
@@ -38,6 +39,12 @@ _POSITIVE_KEYS = {
 }  # fmt: skip
 MAX_REASON_LENGTH = 300
 _USE_OTHER_MODEL = "use the folder of a finished run or of a complete model, or a Hub id"
+
+
+def silence_transformers() -> None:
+    """Hides the warnings and the progress bars of transformers; krill says itself what it does."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def load_weights(folder: Path, source: str, dtype: torch.dtype | str) -> PreTrainedModel:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from krill.config.schema import LimitsConfig
-from krill.data.encoding import Encoder
 from krill.errors import UsageError
 from krill.inference.conversation import ChatTemplate
 from krill.inference.defaults import NEUTRAL, resolve_params
 from krill.inference.engine import FinishReason, Generation
+from krill.inference.generate import encode_prompt
 from krill.inference.load import LoadedModel
 from krill.serving.errors import ApiError
 from krill.serving.requests import ChatRequest, CompletionRequest, TextOrIds, check_limits
@@ -42,7 +43,6 @@ class ServedModel:
         self.texts = TokenTexts(loaded.tokenizer)
         self.template = ChatTemplate.load(loaded.tokenizer.folder)
         self.context_length: int = loaded.model.config.max_position_embeddings
-        self._encoder = Encoder(loaded.tokenizer)
 
     def describe(self) -> dict[str, Any]:
         """Returns the entry of /v1/models; `krill` is what OpenAI's has not."""
@@ -106,10 +106,9 @@ class ServedModel:
     def _encode(self, prompt: TextOrIds) -> list[int]:
         if isinstance(prompt, str):
             try:
-                ids: list[int] = next(self._encoder.encode_documents([prompt])).tolist()[:-1]
+                return encode_prompt(self.tokenizer, prompt)
             except UsageError as error:
                 raise ApiError(400, str(error), "prompt") from error
-            return ids
         vocab_size = self.loaded.model.config.vocab_size
         if wrong := next((token for token in prompt if not 0 <= token < vocab_size), None):
             raise ApiError(400, f"token id {wrong}: the model has the ids 0 to {vocab_size - 1}", "prompt")
@@ -182,7 +181,7 @@ class Delta:
     is_last: bool
 
 
-class Call:
+class Call(ABC):
     """The answers to one request, in the shape of one of OpenAI's end points."""
 
     response_object = chunk_object = ""
@@ -268,15 +267,17 @@ class Call:
         """Returns the tokens of the prompt, if the response repeats it and is scored."""
         return []
 
+    @abstractmethod
     def _build_first_choices(self, answer: _Answer) -> list[dict[str, Any]]:
         """Returns what a stream sends before the first token of an answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _format_delta(self, answer: _Answer, text: str, tokens: list[ShownToken]) -> dict[str, Any]:
-        raise NotImplementedError
+        """Returns what a stream sends for new text and its tokens."""
 
+    @abstractmethod
     def _format_choice(self, answer: _Answer) -> dict[str, Any]:
-        raise NotImplementedError
+        """Returns a whole answer."""
 
 
 class CompletionCall(Call):

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, TrainingArguments, set_seed
-from transformers.utils import logging as transformers_logging
 
 from krill.config.schema import TrainConfig
 from krill.errors import UsageError
 from krill.models.build import build_model
+from krill.models.model_folder import silence_transformers
 from krill.optim.schedules import Restart
 from krill.runs import checkpoints
 from krill.runs.record import Record
@@ -95,8 +95,7 @@ def run_training(
         KrillError: Checkpoints exist but none is valid, or the memory is too small.
         SignalInterrupt: A signal ended the run, after a checkpoint was saved.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    silence_transformers()
     stop, heartbeat = StopOnSignal(), Heartbeat()
     if compute is None:
         check_accelerate_env()

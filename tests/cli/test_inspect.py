@@ -27,14 +27,11 @@ Inspect = Callable[..., Told]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(clean_folder: Path) -> Path:
     """A working directory with a store in tokens/, whose tokenizer is where krill puts tokenizers."""
-    tokenizer = make_tokenizer(tmp_path / "outputs" / "tokenizers" / "test-tttttttt")
-    write_store(tmp_path / "tokens", tokenizer, DOCUMENTS, [("web", ENGLISH * 2)])
-    monkeypatch.chdir(tmp_path)
-    for name in ("KRILL_OUTPUTS", "KRILL_CONF", "NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    tokenizer = make_tokenizer(clean_folder / "outputs" / "tokenizers" / "test-tttttttt")
+    write_store(clean_folder / "tokens", tokenizer, DOCUMENTS, [("web", ENGLISH * 2)])
+    return clean_folder
 
 
 @pytest.fixture

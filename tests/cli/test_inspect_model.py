@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from krill.cli import infer, inspect
 from krill.cli.inspect_model import AnswerInspector
-from krill.inference.engine import Generation
-from krill.inference.generate import generate_answer
+from krill.inference.engine import Generation, GenerationEngine
+from krill.inference.generate import encode_prompt
 from krill.inference.load import load_model
 from krill.inference.sampling import SamplingParams
 
@@ -25,7 +25,7 @@ MODEL = "model=./모델"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(clean_folder: Path) -> Path:
     """A working directory with a model of two layers and four heads, and its tokenizer of bytes, in 모델/."""
     torch.set_num_threads(1)
     torch.manual_seed(3)
@@ -33,12 +33,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3, eos_token_id=1,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "모델")
-    make_byte_tokenizer(tmp_path / "bytes").copy_to(tmp_path / "모델", 64)
-    monkeypatch.chdir(tmp_path)
-    for name in ("KRILL_OUTPUTS", "KRILL_CONF", "NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    LlamaForCausalLM(config).save_pretrained(clean_folder / "모델")
+    make_byte_tokenizer(clean_folder / "bytes").copy_to(clean_folder / "모델", 64)
+    return clean_folder
 
 
 @pytest.fixture
@@ -90,9 +87,10 @@ def test_an_answer_without_scores_is_scored_when_it_is_shown(
         inspector.show("가", generation)
         return capsys.readouterr().out
 
-    scored, unscored = (
-        generate_answer(loaded.model, loaded.tokenizer, "가", params, top_logprobs=top) for top in (5, None)
-    )
+    ids = encode_prompt(loaded.tokenizer, "가")
+    scored, unscored = (Generation(ids, params, top_logprobs=top) for top in (5, None))
+    for generation in (scored, unscored):
+        GenerationEngine(loaded.model, loaded.tokenizer).run([generation])
     assert (len(scored.scores), unscored.scores) == (5, [])
     assert show(unscored) == show(scored)
 

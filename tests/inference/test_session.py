@@ -50,7 +50,7 @@ def messages() -> list[str]:
 
 @pytest.fixture
 def answerer(model: Any, tokenizer: TokenizerFolder, messages: list[str]) -> Answerer:
-    loaded = LoadedModel("m", tokenizer.folder, model.eval(), tokenizer, {"top_k": 50})
+    loaded = LoadedModel(tokenizer.folder, model.eval(), tokenizer, {"top_k": 50})
     return Answerer(loaded, dict(SETTINGS), None, messages.append)
 
 
