@@ -330,7 +330,7 @@ def make_show(run: Path) -> Read:
         (row,) = build_rows([item])
         if row.error:
             raise KrillError(row.error)
-        return "", [describe_run(item), suggest_commands(item, row), flatten_config(read_config(run))]
+        return "", [describe_run(item, row), suggest_commands(item, row), flatten_config(read_config(run))]
 
     return show
 
