@@ -31,12 +31,11 @@ from krill.inference.conversation import select_template
 from krill.inference.defaults import MODEL_KEYS, describe_params, read_model_defaults, resolve_params
 from krill.inference.load import LoadedModel, ModelFiles, load_model
 from krill.inference.prompts import STDIN, Prompt, read_prompts
-from krill.launch.local import RANK_GRACE_SECONDS
+from krill.launch.local import RANK_GRACE_SECONDS, get_rank_threads
 from krill.launch.preload import PreloadedServer
 from krill.launch.rank_errors import pop_first_rank_error, write_rank_error
 from krill.launch.supervise import ProcessGroup
 from krill.models.model_folder import silence_transformers
-from krill.resources import count_cpu_cores
 from krill.signals import EXIT_CODES, describe_exit, die_with_parent, raise_on_signal
 from krill.terminal import TerminalFormatter
 from krill.training.compute.compilation import explain_compile_errors, find_compile_obstacle
@@ -207,7 +206,6 @@ def _answer_on_ranks(
         )
     pop_first_rank_error(files.folder, world_size)  # of a parent that was killed
     content = {"config": config.model_dump(mode="json", by_alias=True), "plan": asdict(plan)}
-    threads = config.hardware.threads or max(1, count_cpu_cores() // world_size)
     command = [sys.executable, "-m", "krill.launch.answers", str(files.folder), files.signature]
     ranks = ProcessGroup(PreloadedServer.get_running().spawn)
     tails = [_Tail(files.get_rank_file(rank), report) for rank in range(world_size)]
@@ -219,7 +217,7 @@ def _answer_on_ranks(
                 "RANK": rank,
                 "LOCAL_RANK": rank,
                 "WORLD_SIZE": world_size,
-                "OMP_NUM_THREADS": threads,
+                "OMP_NUM_THREADS": get_rank_threads(config.hardware, world_size),
             }
             ranks.start(rank, command, {name: str(value) for name, value in variables.items()})
         with ranks.forward_signals():
