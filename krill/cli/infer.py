@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krill import atomic
 from krill.cli import app
@@ -15,10 +15,10 @@ from krill.errors import UsageError
 from krill.launch.invocation import Invocation
 from krill.resources import paused_garbage_collection
 
-log = app.log
-
 if TYPE_CHECKING:
     from krill.config.schema import InferConfig
+
+log = app.log
 
 
 def main() -> int:
@@ -26,11 +26,11 @@ def main() -> int:
     return app.main("infer", run_task, positional_key="model", prepare_arguments=resolve_model_arguments)
 
 
-def run_task(composed: Any) -> None:
+def run_task(invocation: Invocation) -> None:
     """Generates with one configuration; Hydra calls it once, or for each point of a sweep."""
     from krill.config.schema import InferConfig
 
-    app.run_command(composed, InferConfig, infer)
+    app.run_command(invocation, InferConfig, infer)
 
 
 def infer(config: InferConfig, invocation: Invocation) -> None:

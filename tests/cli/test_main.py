@@ -60,6 +60,15 @@ def test_control_characters_of_an_unknown_command_are_escaped(
     assert "no command '\\x1b[31mred'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("redirection", [">&-", "| true"])
+def test_a_help_that_nobody_reads_is_no_error(tmp_path: Path, redirection: str):
+    script = Path(sys.executable).with_name("krill")
+    done = subprocess.run(
+        ["bash", "-c", f"'{script}' --help {redirection}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+
+
 def test_a_command_of_no_likeness_gets_the_list(tmp_path: Path):
     (told,) = error_messages(run_command(tmp_path, "krill", "xyzzy"))
     assert "Did you mean" not in told
