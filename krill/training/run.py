@@ -44,7 +44,7 @@ from krill.training.callbacks.samples import SampleWriter
 from krill.training.callbacks.signals import StopOnSignal
 from krill.training.callbacks.skip_report import SkipReport
 from krill.training.callbacks.verify_store import StoreVerifier
-from krill.training.checkpoint.branch import resolve_branch, resolve_restart
+from krill.training.checkpoint.branch import Branch, resolve_branch, resolve_restart
 from krill.training.checkpoint.export import raise_if_model_is_link
 from krill.training.checkpoint.hub_upload import HubUploader
 from krill.training.checkpoint.retention import CheckpointRetention
@@ -128,7 +128,7 @@ def _train_once(
         own_checkpoint, corrupt = ranks.on_rank0(
             lambda: checkpoints.find_newest_valid(folder / "checkpoints")
         )
-        checkpoint = own_checkpoint or (branch.verify_checkpoint() if branch else None)
+        checkpoint = own_checkpoint or (ranks.on_rank0(branch.verify_checkpoint) if branch else None)
         if checkpoint:
             check_checkpoint_sharding(checkpoint, config.hardware.sharding, ranks.get_world_size())
         started_in = branch.run_folder if branch and not own_checkpoint else folder
@@ -144,32 +144,13 @@ def _train_once(
         if ranks.is_rank0():
             log_header(setup, model, checkpoint, restart, [f"loss {loss.name}", *kernels])
             write_param_groups(setup, model)
-        record.update(
-            data={"folder": str(store), "signature": setup.store.signature},
-            tokenizer={"folder": str(tokenizer), "signature": setup.tokenizer.signature},
-            branch=branch
-            and {
-                "run": str(branch.run_folder),
-                "step": branch.step,
-                "restart": restart and asdict(restart),
-            },
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            steps=setup.length.steps,
-            rows_per_step=setup.batch_shape.rows_per_step,
-        )
+        _record_inputs(record, setup, model, branch, restart)
         progress, uploader = ProgressReporter(record, setup), HubUploader(record, config.hub)
         trainer = _build_trainer(setup, model, loss, stop, progress, restart)
         trainer.add_callback(heartbeat)
         trackers = _build_trackers(record, setup, model, checkpoint, restart)
         if ranks.is_rank0():
-            retention = CheckpointRetention(record, config, trainer.last_stable_step, corrupt)
-            trainer.add_callback(retention)
-            trainer.add_callback(StoreVerifier(setup.store))
-            # In this order: retention deletes checkpoints, which must be uploaded before.
-            trainer.save_hooks = [
-                trackers.log_checkpoint, uploader.on_checkpoint_saved, retention.on_checkpoint_saved,
-            ]  # fmt: skip
-            trainer.add_callback(trackers)
+            _add_rank0_callbacks(trainer, setup, record, uploader, trackers, corrupt)
         with trackers:
             with uploader, trainer.async_saver, progress:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -177,6 +158,40 @@ def _train_once(
                 trainer.state.global_step, setup.length.steps
             )  # later signals interrupt at once
             return _finish_run(trainer, setup, record, uploader, trackers)
+
+
+def _record_inputs(
+    record: Record, setup: RunSetup, model: Any, branch: Branch | None, restart: Restart | None
+) -> None:
+    """Records what the run trains on, and for how long, in status.json."""
+    record.update(
+        data={"folder": str(setup.store.folder), "signature": setup.store.signature},
+        tokenizer={"folder": str(setup.tokenizer.folder), "signature": setup.tokenizer.signature},
+        branch=branch
+        and {
+            "run": str(branch.run_folder),
+            "step": branch.step,
+            "restart": restart and asdict(restart),
+        },
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        steps=setup.length.steps,
+        rows_per_step=setup.batch_shape.rows_per_step,
+    )
+
+
+def _add_rank0_callbacks(
+    trainer: KrillTrainer, setup: RunSetup, record: Record, uploader: HubUploader, trackers: Trackers,
+    corrupt: list[Path],
+) -> None:  # fmt: skip
+    """Adds what only rank 0 does: retention, verification of the store, uploads and trackers."""
+    retention = CheckpointRetention(record, setup.config, trainer.last_stable_step, corrupt)
+    trainer.add_callback(retention)
+    trainer.add_callback(StoreVerifier(setup.store))
+    # In this order: retention deletes checkpoints, which must be uploaded before.
+    trainer.save_hooks = [
+        trackers.log_checkpoint, uploader.on_checkpoint_saved, retention.on_checkpoint_saved,
+    ]  # fmt: skip
+    trainer.add_callback(trackers)
 
 
 def _check_equal_nodes(config: TrainConfig) -> None:
