@@ -55,8 +55,13 @@ def test_rooms_import_only_downwards() -> None:
 
 
 def test_every_room_has_its_place_in_the_order() -> None:
-    rooms = {name.partition(".")[0] for name, _, _ in list_modules()} - {"__init__"}
+    rooms = {name.partition(".")[0] for name, _, _ in list_modules()} - {"__init__", "__main__"}
     assert rooms == set(ROOMS)
+
+
+def test_contributing_lists_the_rooms_in_this_order() -> None:
+    page = (KRILL.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"{', '.join(ROOMS)}." in " ".join(page.split())
 
 
 def list_public_names(tree: ast.Module) -> Iterator[str]:

@@ -184,7 +184,7 @@ def _find_starting_point(config: TrainConfig, folder: Path) -> _StartingPoint:
     branch = resolve_branch(config.branch) if config.branch else None
     restart = resolve_restart(branch, config) if branch else None
     own_checkpoint, corrupt = ranks.on_rank0(lambda: checkpoints.find_newest_valid(folder / "checkpoints"))
-    checkpoint = own_checkpoint or (branch.verify_checkpoint() if branch else None)
+    checkpoint = own_checkpoint or (ranks.on_rank0(branch.verify_checkpoint) if branch else None)
     if checkpoint:
         check_checkpoint_sharding(checkpoint, config.hardware.sharding, ranks.get_world_size())
     run_folder = branch.run_folder if branch and not own_checkpoint else folder

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import error_messages, run_command
+from console import error_messages, get_clean_environment, run_command, run_words
 
 from krill.cli import main
 from krill.cli.main import COMMAND_ALIASES, COMMANDS
@@ -37,6 +37,13 @@ def test_a_name_stands_for_its_command(tmp_path: Path, name: str, command: str):
 
 def test_arguments_go_to_the_command(tmp_path: Path):
     assert error_messages(run_command(tmp_path, "krill", "train", "lrr=1")) == [
+        "no such key 'lrr'. Did you mean lr?"
+    ]
+
+
+def test_the_package_runs_as_a_module(tmp_path: Path):
+    words = [sys.executable, "-m", "krill", "train", "lrr=1"]
+    assert error_messages(run_words(tmp_path, words, get_clean_environment())) == [
         "no such key 'lrr'. Did you mean lr?"
     ]
 
