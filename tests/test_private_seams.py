@@ -113,6 +113,11 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "submitit:SlurmExecutor._valid_parameters": ((), "krill/launch/sbatch.py"),
     "submitit.helpers:clean_env": (("extra_names",), "krill/launch/sbatch.py"),
     "uvicorn:Server.capture_signals": (("self",), "krill/serving/server.py"),
+    "uvicorn.protocols.http.h11_impl:H11Protocol.connection_made": (
+        ("self", "transport"), "krill/serving/server.py",
+    ),
+    "uvicorn.protocols.http.h11_impl:H11Protocol.data_received": (("self", "data"), "krill/serving/server.py"),
+    "uvicorn.protocols.http.h11_impl:H11Protocol.connection_lost": (("self", "exc"), "krill/serving/server.py"),
     "threading:_shutdown": ((), "krill/launch/preload_server.py"),
 }  # fmt: skip
 """module:member → its parameters, and the file of krill that calls or overrides it. `FullyShardedDataParallelPlugin`

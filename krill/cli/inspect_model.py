@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from krill.inspection.scored_text import ScoredText
     from krill.launch.invocation import Invocation
 
-TOP_ALTERNATIVES = 5
-"""Number of alternatives that are shown for each token."""
 PAGE_FILE, SCORES_FILE, PICTURE_FILE = "tokens.html", "tokens.json", "attention.png"
 """Files in the folder that output= names."""
 
@@ -72,8 +70,8 @@ def score_text(config: InspectConfig, path: str, tokenizer_path: str | None) -> 
     model = loaded.model
     ids = encode_document(model, loaded.tokenizer, config.text)
     try:
-        scores = score_tokens(model, ids, TOP_ALTERNATIVES)
-        lens = compute_logit_lens(model, ids, TOP_ALTERNATIVES) if config.lens else None
+        scores = score_tokens(model, ids)
+        lens = compute_logit_lens(model, ids) if config.lens else None
         attention = (
             compute_attention_map(model, ids[:-1], *map(int, config.attention.split(".")))
             if config.attention is not None
@@ -106,9 +104,7 @@ class AnswerInspector:
 
         scores, count = generation.scores, len(generation.new_ids)
         if count and not scores:
-            scores = score_tokens(
-                self._loaded.model, generation.prompt_ids + generation.new_ids, TOP_ALTERNATIVES
-            )[-count:]
+            scores = score_tokens(self._loaded.model, generation.prompt_ids + generation.new_ids)[-count:]
         renderer = TokenRenderer(self._loaded.tokenizer)
         scored = ScoredText(str(self._loaded.folder), generation.text, scores, renderer, prompt)
         print()

@@ -43,12 +43,17 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The folders of a model and its tokenizer, without its weights."""
+    """The folders of a model and its tokenizer; the weights are not loaded."""
 
     name: str
-    """As the user wrote it."""
+    """The value of the key model, as the user wrote it."""
     folder: Path
     tokenizer: TokenizerFolder
+
+    @property
+    def label(self) -> str:
+        """The key and value that named the model, for messages."""
+        return f"model={self.name}"
 
     @classmethod
     def locate(cls, name_or_path: str, tokenizer_path: str | None = None) -> ModelFiles:
@@ -65,15 +70,16 @@ class ModelFiles:
 
     def read_context_length(self) -> int:
         """Returns the number of tokens that the model reads at most."""
-        length: int = load_config(self.folder, f"model={self.name}").max_position_embeddings
+        length: int = load_config(self.folder, self.label).max_position_embeddings
         return length
 
     def hash(self) -> list[str]:
-        """Returns hashes of what determines an answer: weights, configuration, and tokenizer with chat template.
+        """Returns hashes of all that determines what the model computes, and how it answers by default.
 
+        These are the weights, the configuration, generation_config.json, and the tokenizer with its chat template.
         Raises UsageError if the weights are damaged.
         """
-        verify_model(self.folder, f"model={self.name}")
+        verify_model(self.folder, self.label)
         names = (self.folder / "config.json", self.folder / "generation_config.json")
         files = [file for file in names if file.is_file()] + find_weight_files(self.folder)
         settings = hash_settings(self.tokenizer.folder)
@@ -87,13 +93,24 @@ def load_model(
 
     `precision`: a value of hardware.precision; auto is fp32 on the CPU, and on CUDA the type of the saved weights.
 
-    Raises UsageError if there is no model, if it is damaged, or if the tokenizer has more entries than the model.
+    Raises UsageError if there is no model, if it is damaged, if its weights are not safetensors, or if the tokenizer
+    has more entries than the model.
     """
     files = ModelFiles.locate(name_or_path, tokenizer_path)
     folder, tokenizer = files.folder, files.tokenizer
-    model: Any = load_weights(folder, f"model={name_or_path}", _resolve_dtype(precision, device))
+    raise_if_pickled(folder, files.label)
+    model: Any = load_weights(folder, files.label, _resolve_dtype(precision, device))
     raise_if_tokenizer_is_larger(tokenizer, model.config.vocab_size)
     return LoadedModel(folder, model.to(device).eval(), tokenizer, read_model_defaults(folder))
+
+
+def raise_if_pickled(folder: Path, label: str) -> None:
+    """Raises UsageError for weights in a format of Python objects, pytorch_model.bin; `label` names the model."""
+    pickled = next((file for file in find_weight_files(folder) if file.suffix != ".safetensors"), None)
+    if pickled is not None:
+        raise UsageError(
+            f"{label}: {pickled} is not safetensors; save the model again with save_pretrained of transformers"
+        )
 
 
 def raise_if_tokenizer_is_larger(tokenizer: TokenizerFolder, num_embeddings: int) -> None:

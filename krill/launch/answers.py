@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from krill.inference.conversation import select_template
 from krill.inference.defaults import MODEL_KEYS, describe_params, read_model_defaults, resolve_params
 from krill.inference.load import LoadedModel, ModelFiles, load_model
 from krill.inference.prompts import STDIN, Prompt, read_prompts
+from krill.inference.token_scores import TOP_ALTERNATIVES
+from krill.inspection.scored_text import score_to_json
+from krill.inspection.token_display import TokenRenderer
 from krill.launch.local import RANK_GRACE_SECONDS, get_rank_threads
 from krill.launch.preload import PreloadedServer
 from krill.launch.rank_errors import pop_first_rank_error, write_rank_error
@@ -146,7 +150,8 @@ def _plan_batch(
     defaults = read_model_defaults(model.folder)
     settings = get_settings(config)
     params = asdict(resolve_params({**settings, "stop": tuple(config.stop)}, defaults))
-    plan = BatchPlan(encoded, config.n, params, sorted(template.end_ids) if template else [])
+    end_ids = sorted(template.end_ids) if template else []
+    plan = BatchPlan(encoded, config.n, params, end_ids, TOP_ALTERNATIVES if config.inspect else None)
     dtype: str = config.hardware.precision
     if dtype == "auto":
         dtype = "fp32" if resolve_device(config.device) == "cpu" else "as saved"
@@ -159,7 +164,7 @@ def _plan_batch(
     log_settings(config, defaults, template is not None)
     record = {
         "model": str(model.folder), "prompts": config.prompts, "precision": dtype, "chat": template is not None,
-        "system": config.system, "n": config.n, **params,
+        "system": config.system, "n": config.n, "inspect": config.inspect, **params,
     }  # fmt: skip
     return AnswerFiles(folder, signature), prompts, plan, record
 
@@ -180,7 +185,11 @@ def _answer_share(
         log.info("compile     the forward pass, for any length and batch size")
         loaded.model.forward = torch.compile(loaded.model.forward, dynamic=True)
     with explain_compile_errors(is_compiled):
-        answer_prompts(loaded, plan, files, rank, world_size, config.max_batch_size, report)
+        renderer = TokenRenderer(loaded.tokenizer)
+        answer_prompts(
+            loaded, plan, files, rank, world_size, config.max_batch_size, report,
+            partial(score_to_json, renderer=renderer),
+        )  # fmt: skip
 
 
 def _select_compile(config: InferConfig, device: str, answers: int) -> bool:

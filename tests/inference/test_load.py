@@ -232,7 +232,7 @@ def test_code_in_a_model_folder_never_runs(
     (tmp_path / "m" / "model.safetensors").unlink()
     payload = pickle.dumps(subprocess.Popen) + bytes(10**6)
     (tmp_path / "m" / "pytorch_model.bin").write_bytes(payload)
-    with pytest.raises(UsageError, match="transformers cannot load"):
+    with pytest.raises(UsageError, match=r"pytorch_model\.bin is not safetensors; save the model again"):
         load_model(str(tmp_path / "m"), torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
 

@@ -112,7 +112,8 @@ class InferConfig(ModelCommandConfig):
     """Seed of the sampling."""
     inspect: bool
     """Show what the model expected at each token of an answer: its probability, before temperature and the other
-    sampling parameters, and its alternatives; in output=, tokens.html and tokens.json."""
+    sampling parameters, and its alternatives; in output=, tokens.html and tokens.json. With prompts= or -m the scores
+    are in answers.jsonl."""
     max_batch_size: Unsigned[Size]
     """Number of prompts that are answered at once with prompts=; halved when the device is out of memory."""
     history: Unsigned[bool]
