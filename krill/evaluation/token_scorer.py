@@ -191,9 +191,9 @@ class TokenScorer:
             ).logits
             suffix_scores = suffixes.score(logits_RSV)
         scores: dict[int, list[SequenceScore]] = {item.index: [] for item in batch}
-        for (_, item, _), (before, after) in zip(rows, parts, strict=True):
+        for (_, item, _), (prefix_part, suffix_part) in zip(rows, parts, strict=True):
             logprobs, is_best = (
-                np.concatenate((one[before], other[after]))
+                np.concatenate((one[prefix_part], other[suffix_part]))
                 for one, other in zip(prefix_scores, suffix_scores, strict=True)
             )
             scores[item.index].append(SequenceScore(logprobs, bool(is_best.all())))
