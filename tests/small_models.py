@@ -12,7 +12,7 @@ from krill.tokenizer.artifact import TokenizerFolder
 
 
 def make_small_model(tokenizer: TokenizerFolder) -> Any:
-    """Returns a model with a context of 64 tokens, with random weights that make one token clearly the most likely."""
+    """Returns a model with a context of 64 tokens, and random weights so large that its choices are clear."""
     torch.manual_seed(3)
     config = TransformerConfig(
         name="tiny", family="llama", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
