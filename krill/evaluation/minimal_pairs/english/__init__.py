@@ -1,0 +1,1 @@
+"""The English phenomena, one file each or one for a few that share their rules."""
