@@ -112,9 +112,12 @@ AGREEMENT = (
     Phenomenon(
         "agreement_across_clause",
         "en",
-        "A verb agrees with its subject, not with the noun of a relative clause between them, which has the other "
+        "A verb agrees with its subject, not with the noun of a relative clause between them, which has the "
+        "other"
         "number.",
-        Pair("The method that the tests call is deprecated.", "The method that the tests call are deprecated."),
+        Pair(
+            "The method that the tests call is deprecated.", "The method that the tests call are deprecated."
+        ),
         2,
         _draw_across_clause,
     ),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from krill.evaluation.minimal_pairs.english.sentences import contrast
+from krill.evaluation.minimal_pairs.english.vocabulary import parse_entries
 from krill.evaluation.minimal_pairs.phenomenon import Pair
 
 
@@ -23,10 +24,7 @@ class ArticleFrame:
 
 def _split(an: str, a: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Reads two lists of words, with commas between them."""
-    return (
-        tuple(word.strip() for word in an.split(",") if word.strip()),
-        tuple(word.strip() for word in a.split(",") if word.strip()),
-    )
+    return parse_entries(an), parse_entries(a)
 
 
 _PEOPLE = ("The teacher", "The doctor", "My sister", "Our neighbor", "The girl", "My uncle", "The farmer")
@@ -47,18 +45,24 @@ _EVERYDAY = (
         tuple(f"{subject} met" for subject in _PEOPLE),
         _split(
             "old, honest, unusual, unhappy, angry, elderly, interesting, American, English, Irish",
-            "young, tall, famous, friendly, unique, European, strange, Korean, wise, hungry",
+            "young, tall, famous, friendly, Ukrainian, European, strange, Korean, wise, hungry",
         ),
         _split(
-            "actor, engineer, artist, officer, uncle, heiress, author, athlete, orphan",
+            "actor, engineer, artist, officer, astronaut, heiress, author, athlete, orphan",
             "singer, painter, lawyer, university student, widow, hunter, doctor, one-eyed man, yoga teacher",
         ),
         ("", "on the train", "at the market", "yesterday"),
     ),
     ArticleFrame(
         tuple(f"{subject} ate" for subject in _PEOPLE),
-        _split("old, Italian, enormous, unripe, unusual", "big, small, fresh, whole, huge, sweet, unique, yellow"),
-        _split("apple, egg, orange, onion, apricot, olive", "banana, pear, tomato, carrot, peach, waffle, yam, plum"),
+        _split(
+            "old, Italian, enormous, unripe, unusual",
+            "big, small, fresh, whole, huge, sweet, European, yellow",
+        ),
+        _split(
+            "apple, egg, orange, onion, apricot, olive",
+            "banana, pear, tomato, carrot, peach, waffle, yam, plum",
+        ),
         ("", "for breakfast", "after school"),
     ),
     ArticleFrame(
@@ -77,13 +81,14 @@ _TECHNICAL = (
         ),
         _split(
             "additional, extra, unused, optional, internal, external, invalid, unknown, ordinary, unusual",
-            "new, valid, hidden, simple, unique, useful, usable, second, different, temporary, local, user-defined",
+            "new, valid, hidden, simple, unique, usable, second, different, temporary, local, user-defined",
         ),
         _split(
-            "argument, array, object, error, index, element, attribute, integer, iterator, operator, event, address, "
+            "argument, array, object, index, element, attribute, integer, iterator, operator, event, address, "
             "expression, instance, image, item, XML file, IP address, API key",
-            "list, function, string, class, module, value, key, token, dictionary, file, tuple, union, unit, UUID, "
-            "user name, header, hash, byte, Unicode string, UTF-8 string, USB port, warning",
+            "list, function, string, class, module, value, key, token, dictionary, file, tuple, union, unit, "
+            "UUID,"
+            "user name, header, hash, byte, Unicode string, UTF-8 string, USB port, message",
         ),
         ("", "in this case", "by default", "in this example"),
     ),
@@ -114,4 +119,6 @@ def draw_article(random: Random, side: int) -> Pair:
     else:
         phrase = random.choice(frame.nouns[side])
     good, bad = ("a", "an") if side else ("an", "a")
-    return contrast(random.choice(frame.openings), good, bad, f"{phrase} {random.choice(frame.endings)}".strip())
+    return contrast(
+        random.choice(frame.openings), good, bad, f"{phrase} {random.choice(frame.endings)}".strip()
+    )

@@ -5,30 +5,34 @@ from __future__ import annotations
 from random import Random
 
 from krill.evaluation.minimal_pairs.english.sentences import contrast
+from krill.evaluation.minimal_pairs.english.vocabulary import parse_entries, parse_words
 from krill.evaluation.minimal_pairs.phenomenon import Pair, Phenomenon
 
 _PEOPLE = (
-    "teacher farmer doctor nurse baker gardener singer painter girl boy tailor waiter pilot lawyer librarian".split(),
-    (
+    parse_words(
+        "teacher farmer doctor nurse baker gardener singer painter dancer carpenter tailor waiter pilot "
+        "lawyer librarian"
+    ),
+    parse_entries(
         "tall taller, old older, young younger, strong stronger, kind kinder, rich richer, famous more_famous, "
         "patient more_patient, careful more_careful, popular more_popular, tired more_tired, fast faster, "
         "nervous more_nervous, honest more_honest, short shorter, helpful more_helpful"
-    ).split(", "),
+    ),
 )
 _THINGS = (
-    "house car chair bag hat table lamp bicycle boat clock guitar".split(),
-    (
+    parse_words("coat car chair bag hat table lamp bicycle boat clock guitar"),
+    parse_entries(
         "big bigger, small smaller, heavy heavier, cheap cheaper, light lighter, nice nicer, "
         "expensive more_expensive, beautiful more_beautiful, useful more_useful, unusual more_unusual"
-    ).split(", "),
+    ),
 )
 _SOFTWARE = (
-    "function method parser script program module class test".split(),
-    (
+    parse_words("function method parser script program module class test"),
+    parse_entries(
         "fast faster, slow slower, short shorter, long longer, small smaller, large larger, useful more_useful, "
         "reliable more_reliable, efficient more_efficient, complicated more_complicated, "
         "flexible more_flexible, important more_important"
-    ).split(", "),
+    ),
 )
 _CONTRASTS = (("this", "that"), ("the first", "the second"), ("your", "our"), ("the new", "the old"))
 
@@ -62,7 +66,8 @@ COMPARISON = (
     Phenomenon(
         "comparative",
         "en",
-        "Than follows a comparative (faster, more useful), and the plain form of an adjective is between as and as.",
+        "Than follows a comparative (faster, more useful), and the plain form of an adjective is between as "
+        "and as.",
         Pair("This parser is faster than that one.", "This parser is fast than that one."),
         4,
         _draw_comparison,

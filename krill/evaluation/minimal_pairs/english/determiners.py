@@ -7,17 +7,20 @@ from random import Random
 from krill.evaluation.minimal_pairs.english.articles import draw_article
 from krill.evaluation.minimal_pairs.english.quantities import draw_quantity
 from krill.evaluation.minimal_pairs.english.sentences import choose_action, contrast, order_forms
+from krill.evaluation.minimal_pairs.english.vocabulary import parse_words
 from krill.evaluation.minimal_pairs.phenomenon import Pair, Phenomenon
 
 _SINGULAR = ("this", "each", "every", "one", "another")
 _PLURAL = ("these", "those", "several", "many", "two", "three", "both", "a few")
 _ADJECTIVES = ("new", "old", "large", "small")
-_NOT_EACH = ("choose", "ride", "drive", "wear", "buy", "sell", "lose", "find", "forget", "throw", "use", "raise", "sing")
+_NOT_EACH = parse_words(
+    "choose ride drive wear buy sell lose find forget throw use raise sing create write draw"
+)
 """Verbs with which each and every are rare."""
-_PLAIN = (
+_PLAIN = parse_words(
     "bird match game song rose exception error event value argument element key request warning bug result mistake "
-    "name port expression number connection"
-).split()
+    "name port expression number connection tool stone process"
+)
 """Nouns that the adjectives do not fit."""
 
 

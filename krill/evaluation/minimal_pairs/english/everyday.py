@@ -14,25 +14,25 @@ from krill.evaluation.minimal_pairs.english.vocabulary import (
 )
 
 EVERYDAY_NOUNS = index_nouns(
-    "a teacher teachers, a farmer farmers, a neighbor neighbors, a doctor doctors, a nurse nurses, a driver drivers, "
-    "a baker bakers, a gardener gardeners, a singer singers, a painter painters, a student students, a girl girls, "
-    "a boy boys, a woman women, a man men, a child children, a tailor tailors, a waiter waiters, a pilot pilots, "
-    "a lawyer lawyers, a carpenter carpenters, a visitor visitors, a librarian librarians, a dancer dancers, "
-    "a guest guests, an actor actors, a friend friends, a stranger strangers, "
-    "a dog dogs, a cat cats, a horse horses, a cow cows, a goat goats, a donkey donkeys, a rabbit rabbits, a pig pigs, "
-    "a bird birds, a chicken chickens, a pony ponies, "
-    "a key keys, a book books, a letter letters, a cup cups, a lamp lamps, a chair chairs, a box boxes, "
-    "a picture pictures, an umbrella umbrellas, a clock clocks, a bag bags, a ring rings, a door doors, "
-    "a window windows, a gate gates, a suitcase suitcases, a car cars, a shirt shirts, a plate plates, "
-    "a kitchen kitchens, a room rooms, a table tables, a floor floors, a fence fences, a wall walls, "
-    "a bicycle bicycles, a roof roofs, a basket baskets, a hat hats, a house houses, a boat boats, a wallet wallets, "
-    "a map maps, a tree trees, a poem poems, a story stories, a museum museums, a castle castles, "
-    "a village villages, a farm farms, a film films, a match matches, a game games, an apple apples, an egg eggs, "
-    "a sofa sofas, a pear pears, a bus buses, a truck trucks, a tractor tractors, a coat coats, "
-    "a scarf scarves, a garden gardens, a ball balls, a stone stones, a song songs, a bridge bridges, a knife knives, "
-    "a guitar guitars, a shelf shelves, a bed beds, a drawer drawers, a barn barns, a field fields, a yard yards, "
-    "a shop shops, a hotel hotels, a photo photos, a plan plans, a name names, a spoon spoons, a jar jars, "
-    "a banana bananas, a sandwich sandwiches, a rose roses, a city cities, a parcel parcels, a ticket tickets"
+    "a teacher teachers, a farmer farmers, a neighbor neighbors, a doctor doctors, a nurse nurses, a driver "
+    "drivers, a baker bakers, a gardener gardeners, a singer singers, a painter painters, a student students, a "
+    "girl girls, a boy boys, a woman women, a man men, a child children, a tailor tailors, a waiter waiters, a "
+    "pilot pilots, a lawyer lawyers, a carpenter carpenters, a visitor visitors, a librarian librarians, a "
+    "dancer dancers, a guest guests, an actor actors, a friend friends, a stranger strangers, a dog dogs, a cat "
+    "cats, a horse horses, a cow cows, a goat goats, a donkey donkeys, a rabbit rabbits, a pig pigs, a bird "
+    "birds, a chicken chickens, a pony ponies, a key keys, a book books, a letter letters, a cup cups, a lamp "
+    "lamps, a chair chairs, a box boxes, a picture pictures, an umbrella umbrellas, a clock clocks, a bag bags, "
+    "a ring rings, a door doors, a window windows, a gate gates, a suitcase suitcases, a car cars, a shirt "
+    "shirts, a plate plates, a kitchen kitchens, a room rooms, a table tables, a floor floors, a fence fences, a "
+    "wall walls, a bicycle bicycles, a roof roofs, a basket baskets, a hat hats, a house houses, a boat boats, a "
+    "wallet wallets, a map maps, a tree trees, a poem poems, a story stories, a museum museums, a castle "
+    "castles, a village villages, a farm farms, a film films, a match matches, a game games, an apple apples, an "
+    "egg eggs, a sofa sofas, a pear pears, a bus buses, a truck trucks, a tractor tractors, a coat coats, a "
+    "scarf scarves, a garden gardens, a ball balls, a stone stones, a song songs, a bridge bridges, a knife "
+    "knives, a guitar guitars, a shelf shelves, a bed beds, a drawer drawers, a barn barns, a field fields, a "
+    "yard yards, a shop shops, a hotel hotels, a photo photos, a plan plans, a name names, a spoon spoons, a jar "
+    "jars, a banana bananas, a sandwich sandwiches, a rose roses, a city cities, a parcel parcels, a ticket "
+    "tickets"
 )
 PEOPLE_NAMES = (
     "teacher farmer neighbor doctor nurse driver baker gardener singer painter student girl boy woman man child "
@@ -87,22 +87,22 @@ PEOPLE = Theme(
         """
         tired
         happy
-        late again
+        late
         very kind
-        at home
-        in the kitchen
         hungry
+        thirsty
         afraid of spiders
         busy today
-        outside
         angry about the noise
-        asleep
-        on the train
+        proud of the prize
+        good at chess
         from Canada
         ready to leave
         sick today
-        in the garden
+        fond of animals
         sure about the answer
+        worried about the weather
+        too shy to sing
         """
     ),
     experiences=parse_lines(
@@ -186,10 +186,9 @@ ANIMALS = Theme(
         """
         hungry
         asleep
-        outside
-        in the barn
+        dirty
+        wet
         thirsty
-        behind the fence
         very friendly
         afraid of thunder
         tired
@@ -243,10 +242,10 @@ THINGS = Theme(
     predicates=parse_verb_phrases(
         """
         belongs belong | to my sister
-        costs cost | too much
-        costs cost | ten dollars
+        looks look | heavy
+        needs need | a better place
         comes come | from Italy
-        lies lie | on the floor
+        reminds remind | my sister of Italy
         looks look | beautiful
         seems seem | very useful
         belongs belong | to the neighbors
@@ -258,16 +257,16 @@ THINGS = Theme(
     ),
     states=parse_lines(
         """
-        on the table
-        under the bed
-        in the kitchen
         missing
-        very useful
+        rare
         too expensive
-        on the floor
-        behind the sofa
         for sale
-        still here
+        dirty
+        wet
+        dusty
+        from France
+        easy to find
+        hard to see
         """
     ),
     experiences=parse_lines(
@@ -288,7 +287,6 @@ THINGS = Theme(
         under | bed table
         near | door window
         next to | bed sofa lamp
-        from | museum shop
         for | guest visitor child
         """,
     ),
@@ -336,7 +334,6 @@ PEOPLE_ACTIONS = parse_actions(
     choose chooses chose chosen choosing | hat book coat picture
     throw throws threw thrown throwing | ball stone
     * describe describes described described describing | house picture village garden
-    * admire admires admired admired admiring | picture garden castle ring
     * plant plants planted planted planting | tree rose
     * use uses used used using | lamp knife umbrella bicycle spoon
     sing sings sang sung singing | song
@@ -358,6 +355,7 @@ ACCIDENTS = parse_actions(
     find finds found found finding | key ring wallet bag letter
     lose loses lost lost losing | key ring wallet umbrella
     break breaks broke broken breaking | cup plate window chair
+    * admire admires admired admired admiring | picture garden castle ring
     forget forgets forgot forgotten forgetting | key umbrella bag
     """,
     is_deed=False,

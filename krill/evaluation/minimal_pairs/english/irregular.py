@@ -22,7 +22,7 @@ _EVERYDAY = parse_lines(
     drew drawn | a map of the village, a picture of a horse, a circle in the sand
     spoke spoken | with the doctor, about the accident, to the guests
     stole stolen | a bicycle, the ring, two apples
-    wore worn | a green coat, the same hat, a scarf
+    wore worn | a green coat, a hat, a scarf
     saw seen | a fox in the forest, the new film, a ghost
     rode ridden | a horse along the beach, a bicycle to town, a camel
     sang sung | an old song, in the choir, for the children
@@ -40,7 +40,7 @@ _EVERYDAY = parse_lines(
     froze frozen | the soup, the meat, some bread
     rang rung | the bell, at the door
     blew blown | out the candle, a whistle
-    became become | a doctor, very famous, the best player
+    became become | a good swimmer, very famous, the best player
     """
 )
 _EXPERT = parse_lines(
@@ -60,10 +60,10 @@ _EXPERT = parse_lines(
     drew drawn | a graph of the results, a line on the screen, a table
     withdrew withdrawn | the patch, the bug report
     knew known | the password, the name of the file, the reason for the error
-    became become | the maintainer of the package, the owner of the file
+    became become | the leader of the project, the owner of the file
     went gone | through the log files, back to the old version
     froze frozen | the list of packages, the old branch
-    spoke spoken | with the maintainer, about the bug, to the users
+    spoke spoken | with the author, about the bug, to the new users
     threw thrown | the old code away, away the log files
     """
 )
@@ -99,4 +99,6 @@ def draw_irregular(random: Random, side: int) -> Pair:
     subject, rest = f"the {random.choice(names)}", random.choice(rests.split(", "))
     if side:
         return contrast(subject, past, participle, rest)
-    return contrast(f"{subject} {random.choice(('has', 'had', 'has never', 'had already'))}", participle, past, rest)
+    return contrast(
+        f"{subject} {random.choice(('has', 'had', 'has never', 'had already'))}", participle, past, rest
+    )

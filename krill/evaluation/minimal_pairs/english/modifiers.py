@@ -36,14 +36,14 @@ _TECHNICAL = parse_lines(
     a permanent permanently | link change setting solution | stores the value, deletes the file, changes the order
     a silent silently | failure error change conversion | ignores the error, deletes the file, changes the value
     an efficient efficiently | method algorithm search solution | sorts the list, searches the file, uses the memory
-    a quick quickly | test check search way | finds the file, sorts the list, returns the result
+    a quick quickly | test check search fix | finds the file, sorts the list, returns the result
     a recursive recursively | function call search method | deletes the folder, copies the files, visits every object
     a direct directly | call link connection way | calls the method, writes to the disk, returns the object
     a frequent frequently | error update change mistake | reads the file, uses the cache, checks the connection
     a random randomly | number value order sample | chooses a port, changes the order, selects a file
     a successful successfully | test update connection build | loads the module, parses the file, opens the socket
     an internal internally | error function class list | uses a list, creates a thread, calls another method
-    an accidental accidentally | change error update deletion | deletes the file, changes the value, closes the connection
+    an accidental accidentally | change error update deletion | deletes the file, changes the value, stops the server
     """
 )
 _COPULAS = ("that was", "this is", "that is", "it was", "this was")
@@ -60,11 +60,20 @@ def _draw_manner(random: Random, side: int) -> Pair:
         before = f"{random.choice(_COPULAS)} {'a' if intensifier else article} {intensifier}".strip()
         return contrast(before, good, bad, random.choice(nouns.split()))
     themes = (PEOPLE,) if lines is _EVERYDAY else (CALLABLES, PROGRAMS)
-    return contrast(f"the {random.choice(random.choice(themes).nouns).singular}", good, bad,
-                    random.choice(acts.split(", ")))
+    return contrast(
+        f"the {random.choice(random.choice(themes).nouns).singular}",
+        good,
+        bad,
+        random.choice(acts.split(", ")),
+    )
 
 
-_CONJUNCTION_SIDES = (("either", "or", "and"), ("both", "and", "or"), ("neither", "nor", "and"), ("both", "and", "nor"))
+_CONJUNCTION_SIDES = (
+    ("either", "or", "and"),
+    ("both", "and", "or"),
+    ("neither", "nor", "and"),
+    ("both", "and", "nor"),
+)
 _ACCIDENTS = ("lose", "forget", "break", "find")
 _MODALS = ("can", "will", "must", "may", "should")
 
@@ -93,7 +102,10 @@ MODIFIERS = (
         "paired_conjunction",
         "en",
         "Either is followed by or, neither by nor, both by and.",
-        Pair("The tool can copy both the file and the folder.", "The tool can copy both the file or the folder."),
+        Pair(
+            "The tool can copy both the file and the folder.",
+            "The tool can copy both the file or the folder.",
+        ),
         len(_CONJUNCTION_SIDES),
         _draw_conjunction,
     ),

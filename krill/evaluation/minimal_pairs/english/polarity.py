@@ -12,16 +12,24 @@ from krill.evaluation.minimal_pairs.english.sentences import (
     order_forms,
     write_sentence,
 )
-from krill.evaluation.minimal_pairs.english.vocabulary import choose_other
+from krill.evaluation.minimal_pairs.english.vocabulary import choose_other, parse_words
 from krill.evaluation.minimal_pairs.phenomenon import Pair, Phenomenon
 
 _EVENTS = {
     "everyday": (
-        "dog cat child student visitor farmer nurse waiter".split(),
-        ("left the house", "made a noise", "came into the kitchen", "ran away", "slept", "caused trouble", "got hurt"),
+        parse_words("dog cat child student visitor farmer nurse waiter"),
+        (
+            "left the house",
+            "made a noise",
+            "came into the kitchen",
+            "ran away",
+            "slept",
+            "caused trouble",
+            "got hurt",
+        ),
     ),
     "technical": (
-        "server program script tool parser service application".split(),
+        parse_words("server program script tool parser service application"),
         (
             "crashed",
             "failed",
@@ -37,13 +45,16 @@ _EVENTS = {
 _CONDITIONS = {
     "everyday": (
         (
-            "guests parents neighbors teachers doctors girls boys".split(),
+            parse_words("guests parents neighbors teachers doctors girls boys"),
             ("were asleep", "were away", "were in the room", "were outside", "were at home", "were busy"),
         ),
     ),
     "technical": (
-        ("users developers administrators testers".split(), ("were logged in", "were online", "were away")),
-        ("tests scripts threads processes".split(), ("were running", "were waiting", "had failed")),
+        (
+            parse_words("users developers administrators testers"),
+            ("were logged in", "were online", "were away"),
+        ),
+        (parse_words("tests scripts threads processes"), ("were running", "were waiting", "had failed")),
     ),
 }
 
@@ -56,9 +67,13 @@ def _draw_condition(random: Random, is_first: bool) -> Pair:
     noun, other = random.choice(nouns), random.choice(others)
     event, state = f"ever {random.choice(events)}", random.choice(states)
     if is_first:
-        good, bad = (f"{one} {noun} {event} when {two} {other} {state}" for one, two in (("no", "the"), ("the", "no")))
+        good, bad = (
+            f"{one} {noun} {event} when {two} {other} {state}" for one, two in (("no", "the"), ("the", "no"))
+        )
     else:
-        good, bad = (f"when {two} {other} {state}, {one} {noun} {event}" for one, two in (("no", "the"), ("the", "no")))
+        good, bad = (
+            f"when {two} {other} {state}, {one} {noun} {event}" for one, two in (("no", "the"), ("the", "no"))
+        )
     return Pair(write_sentence(good), write_sentence(bad))
 
 
@@ -78,7 +93,7 @@ def _draw_ever(random: Random, side: int) -> Pair:
     return Pair(good, bad)
 
 
-_NEGATIVE = frozenset(("no", "not", "unable", "without"))
+_NEGATIVE = frozenset(("no", "not", "unable", "without", "incomplete"))
 
 
 def _draw_echo(random: Random, side: int) -> Pair:
@@ -100,7 +115,9 @@ def _draw_echo(random: Random, side: int) -> Pair:
     else:
         verb = f"{auxiliary} {rest}"
     before = f"the {noun.inflect(is_plural)} {verb}, and"
-    return contrast(before, *order_forms(side, "so", "neither"), f"{auxiliary} the {other.inflect(is_plural)}")
+    return contrast(
+        before, *order_forms(side, "so", "neither"), f"{auxiliary} the {other.inflect(is_plural)}"
+    )
 
 
 POLARITY = (
@@ -109,7 +126,10 @@ POLARITY = (
         "en",
         "Ever needs a negation that precedes it in its own clause or a higher one; a negation inside a relative "
         "clause or a clause with when is not enough. Both sentences have the same words.",
-        Pair("No function that the tests call has ever failed.", "The function that no tests call has ever failed."),
+        Pair(
+            "No function that the tests call has ever failed.",
+            "The function that no tests call has ever failed.",
+        ),
         2,
         _draw_ever,
     ),
@@ -117,8 +137,10 @@ POLARITY = (
         "so_neither",
         "en",
         "And so does continues a positive sentence, and neither does a negative one.",
-        Pair("The pilot does not like fresh bread, and neither does the nurse.",
-             "The pilot does not like fresh bread, and so does the nurse."),
+        Pair(
+            "The pilot does not like fresh bread, and neither does the nurse.",
+            "The pilot does not like fresh bread, and so does the nurse.",
+        ),
         2,
         _draw_echo,
     ),

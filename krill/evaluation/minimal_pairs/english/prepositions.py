@@ -104,7 +104,7 @@ _TECHNICAL = _parse(
     S | is consistent | with | of from to | the documentation, the standard, the other tools
     E | is familiar | with | of on from | the code, the interface, the debugger
     E | is satisfied | with | of on from to | the results, the tests, the new version
-    S | inherits settings | from | of on | the parent folder, the main module
+    S | is separate | from | of on | the main program, the other files, the tests
     S | is derived | from | of on to | an older version, another project, a shorter one
     S | benefits | from | of on to | the cache, faster disks, the new compiler
     S | suffers | from | to | memory leaks, slow disks, a bug
@@ -136,7 +136,8 @@ PREPOSITIONS = (
     Phenomenon(
         "governed_preposition",
         "en",
-        "A verb or an adjective fixes its preposition: depend on, consist of, refer to, comply with, recover from, "
+        "A verb or an adjective fixes its preposition: depend on, consist of, refer to, comply with, recover "
+        "from,"
         "believe in.",
         Pair("The module depends on the current settings.", "The module depends of the current settings."),
         len(_SIDES),

@@ -6,16 +6,34 @@ from random import Random
 
 from krill.evaluation.minimal_pairs.english.everyday import PEOPLE, PEOPLE_ACTIONS, THINGS
 from krill.evaluation.minimal_pairs.english.sentences import contrast, order_forms
-from krill.evaluation.minimal_pairs.english.technical import CALLABLES, EXPERT_ACTIONS, EXPERTS, PACKAGES, PROGRAMS
-from krill.evaluation.minimal_pairs.english.vocabulary import parse_lines
+from krill.evaluation.minimal_pairs.english.technical import (
+    CALLABLES,
+    EXPERT_ACTIONS,
+    EXPERTS,
+    PACKAGES,
+    PROGRAMS,
+)
+from krill.evaluation.minimal_pairs.english.vocabulary import parse_lines, parse_words
 from krill.evaluation.minimal_pairs.phenomenon import Pair, Phenomenon
 
 _CASES = (("I", "me"), ("he", "him"), ("she", "her"), ("we", "us"), ("they", "them"))
 _SAYING = {
-    "everyday": ("everybody knows that", "the teacher said that", "the police believe that", "the story says that",
-                 "it is possible that", "the children heard that"),
-    "technical": ("the log shows that", "the report says that", "the maintainer said that", "the history shows that",
-                  "the administrator knows that", "the manual assumes that"),
+    "everyday": (
+        "everybody knows that",
+        "the teacher said that",
+        "the police believe that",
+        "the story says that",
+        "it is possible that",
+        "the children heard that",
+    ),
+    "technical": (
+        "the log shows that",
+        "the report says that",
+        "the maintainer said that",
+        "the history shows that",
+        "the administrator knows that",
+        "the manual assumes that",
+    ),
 }
 _OBJECT_ENDS = {
     "everyday": parse_lines(
@@ -51,9 +69,7 @@ _OBJECT_ENDS = {
         """
     ),
 }
-_SENDERS = (
-    "server program script website administrator maintainer developer reviewer tester".split()
-)
+_SENDERS = parse_words("server program script website administrator maintainer developer reviewer tester")
 _HUMAN_ONLY = ("thanked", "helped", "explained", "warned")
 
 
@@ -78,7 +94,7 @@ _EITHER = ("child", "server", "client", "compiler", "handler")
 
 
 def _draw_relative(random: Random, side: int) -> Pair:
-    """Draws a person (side 0) or a thing (side 1)."""
+    """Draws people (side 0) or things (side 1)."""
     if side:
         theme = random.choice((THINGS, random.choice((CALLABLES, PROGRAMS, PACKAGES))))
     else:
@@ -96,7 +112,8 @@ PRONOUNS = (
     Phenomenon(
         "pronoun_case",
         "en",
-        "A personal pronoun before its verb has the form of a subject (they), after a verb or a preposition that of an "
+        "A personal pronoun before its verb has the form of a subject (they), after a verb or a preposition that "
+        "of an"
         "object (them).",
         Pair("The server asked them for a password.", "The server asked they for a password."),
         2,

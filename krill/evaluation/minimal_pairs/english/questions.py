@@ -27,7 +27,19 @@ _GAPS = {
     "everyday": (
         GapFrame(
             PEOPLE.nouns,
-            ("bring", "find", "like", "repair", "mention", "admire", "describe", "discover", "need", "damage"),
+            (
+                "recognize",
+                "ignore",
+                "find",
+                "like",
+                "repair",
+                "mention",
+                "admire",
+                "describe",
+                "discover",
+                "need",
+                "damage",
+            ),
             pick_nouns(EVERYDAY_NOUNS, "bag box book lamp chair key umbrella clock basket"),
             ("did",),
             ("", "after the party", "at the market", "on Sunday", "at the hotel", "in the morning"),
@@ -36,7 +48,18 @@ _GAPS = {
     "technical": (
         GapFrame(
             EXPERTS.nouns,
-            ("need", "find", "mention", "replace", "fix", "define", "rename", "describe", "delete"),
+            (
+                "need",
+                "find",
+                "mention",
+                "replace",
+                "fix",
+                "define",
+                "rename",
+                "describe",
+                "overlook",
+                "recognize",
+            ),
             pick_nouns(TECHNICAL_NOUNS, "file function module tool script class option parameter"),
             ("did",),
             ("", "in the second step", "on Monday", "during the test", "before the release"),
@@ -45,7 +68,7 @@ _GAPS = {
             PROGRAMS.nouns,
             ("need", "use", "contain", "require", "replace", "provide", "modify", "include"),
             pick_nouns(TECHNICAL_NOUNS, "file function module table list option"),
-            ("does", "did"),
+            ("does",),
             ("", "in this example", "by default", "in this version", "on other platforms"),
         ),
     ),
@@ -64,7 +87,14 @@ def _draw_gap(random: Random, side: int) -> Pair:
 
 
 _EMBEDDING = {
-    "everyday": ("I know", "nobody knows", "my sister knows", "she understands", "I remember", "he explained"),
+    "everyday": (
+        "I know",
+        "nobody knows",
+        "my sister knows",
+        "she understands",
+        "I remember",
+        "he explained",
+    ),
     "technical": (
         "the manual explains",
         "this section explains",
@@ -86,7 +116,9 @@ def _draw_embedded(random: Random, side: int) -> Pair:
     subject = f"the {random.choice(theme.nouns).inflect(is_plural)}"
     statement, question, rest = _choose_order(random, theme, subject, is_plural)
     before = "" if side else random.choice(_EMBEDDING[register.name])
-    return contrast(f"{before} why".strip(), *order_forms(side, statement, question), rest, end="?" if side else ".")
+    return contrast(
+        f"{before} why".strip(), *order_forms(side, statement, question), rest, end="?" if side else "."
+    )
 
 
 def _choose_order(random: Random, theme: Theme, subject: str, is_plural: bool) -> tuple[str, str, str]:

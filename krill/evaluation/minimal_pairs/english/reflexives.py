@@ -5,17 +5,17 @@ from __future__ import annotations
 from random import Random
 
 from krill.evaluation.minimal_pairs.english.sentences import contrast
-from krill.evaluation.minimal_pairs.english.vocabulary import parse_lines
+from krill.evaluation.minimal_pairs.english.vocabulary import parse_entries, parse_lines
 from krill.evaluation.minimal_pairs.phenomenon import Pair, Phenomenon
 
-_MEN = (
+_MEN = parse_entries(
     "man men, boy boys, king kings, waiter waiters, prince princes, monk monks, policeman policemen, "
     "fisherman fishermen, businessman businessmen"
-).split(", ")
-_WOMEN = (
-    "woman women, girl girls, queen queens, waitress waitresses, princess princesses, nun nuns, actress actresses, "
-    "lady ladies, businesswoman businesswomen"
-).split(", ")
+)
+_WOMEN = parse_entries(
+    "woman women, girl girls, queen queens, waitress waitresses, princess princesses, nun nuns, "
+    "actress actresses, lady ladies, businesswoman businesswomen"
+)
 _HUMAN_ACTS = parse_lines(
     """
     hurt _ in the garden
@@ -34,9 +34,9 @@ _HUMAN_ACTS = parse_lines(
     prepared _ for the journey
     """
 )
-_MACHINES = tuple(
+_MACHINES = parse_entries(
     "program programs, script scripts, service services, application applications, tool tools, plugin plugins, "
-    "debugger debuggers".split(", ")
+    "debugger debuggers"
 )
 _MACHINE_ACTS = parse_lines(
     """
@@ -54,7 +54,13 @@ _MACHINE_ACTS = parse_lines(
     sent _ a message
     """
 )
-_FUNCTIONS = ("function functions", "method methods", "callback callbacks", "macro macros", "wrapper wrappers")
+_FUNCTIONS = (
+    "function functions",
+    "method methods",
+    "callback callbacks",
+    "macro macros",
+    "wrapper wrappers",
+)
 _FUNCTION_ACTS = parse_lines(
     """
     called _ recursively
@@ -87,11 +93,11 @@ _EXPERT_ACTS = parse_lines(
     removed _ from the mailing list
     logged _ out of the server
     asked _ why the test had failed
-    blamed _ for the bug in the parser
+    blamed _ for the delay of the release
     sent _ a copy of the log file
     bought _ a faster computer for the tests
     taught _ to write functions
-    called _ a programmer
+    signed _ up for the mailing list
     reminded _ to run the tests
     locked _ out of the database
     wrote _ a small script
@@ -122,8 +128,14 @@ def _draw_number(random: Random, side: int) -> Pair:
 
 _GENDERED = ("himself", "herself", "itself")
 _GENDER_SIDES = tuple((good, bad) for good in _GENDERED for bad in _GENDERED if good != bad)
-_HE = ("he", "the man who wrote the parser", "my brother", "this man", "my father", "the boy")
-_SHE = ("she", "the woman who wrote the parser", "my sister", "this woman", "my mother", "the girl")
+_HE = parse_entries(
+    "he, the man who wrote the parser, the man who fixed the bug, the man who ran the tests, my brother, this man, "
+    "my father, the boy"
+)
+_SHE = parse_entries(
+    "she, the woman who wrote the parser, the woman who fixed the bug, the woman who ran the tests, my sister, "
+    "this woman, my mother, the girl"
+)
 
 
 def _draw_gender(random: Random, side: int) -> Pair:
@@ -139,17 +151,15 @@ def _draw_gender(random: Random, side: int) -> Pair:
         return _fill(subject, random.choice(acts), good, bad)
     if is_everyday:
         noun = random.choice(_MEN if good == "himself" else _WOMEN).split()[0]
-        return _fill(f"the {random.choice(('', 'young ', 'tall '))}{noun}", random.choice(_HUMAN_ACTS), good, bad)
+        return _fill(
+            f"the {random.choice(('', 'young ', 'tall '))}{noun}", random.choice(_HUMAN_ACTS), good, bad
+        )
     subject = random.choice(_HE if good == "himself" else _SHE)
     return _fill(subject, random.choice(_EXPERT_ACTS), good, bad)
 
 
-_PERSONS = {
-    "myself": ("I", "yesterday I", "last week I", "last night I"),
-    "yourself": ("you", "yesterday you", "last week you", "last night you"),
-    "ourselves": ("we", "yesterday we", "last week we", "last night we"),
-    "themselves": ("they", "yesterday they", "last week they", "last night they"),
-}
+_PERSONS = {"myself": "I", "yourself": "you", "ourselves": "we", "themselves": "they"}
+_OPENINGS = ("", "yesterday ", "last week ", "last night ", "on Monday ", "this morning ", "in the end ")
 _PERSON_SIDES = tuple(
     (good, bad)
     for good in _PERSONS
@@ -161,7 +171,8 @@ _PERSON_SIDES = tuple(
 def _draw_person(random: Random, side: int) -> Pair:
     """Draws a good and a bad form among those of I, you, we and they."""
     good, bad = _PERSON_SIDES[side]
-    return _fill(random.choice(_PERSONS[good]), random.choice(random.choice((_HUMAN_ACTS, _EXPERT_ACTS))), good, bad)
+    act = random.choice(random.choice((_HUMAN_ACTS, _EXPERT_ACTS)))
+    return _fill(random.choice(_OPENINGS) + _PERSONS[good], act, good, bad)
 
 
 REFLEXIVES = (
@@ -184,7 +195,8 @@ REFLEXIVES = (
     Phenomenon(
         "reflexive_person",
         "en",
-        "A reflexive pronoun has the person of the subject: I and myself, you and yourself, we and ourselves, they "
+        "A reflexive pronoun has the person of the subject: I and myself, you and yourself, we and ourselves, "
+        "they"
         "and themselves.",
         Pair("We gave ourselves access to the server.", "We gave myself access to the server."),
         len(_PERSON_SIDES),

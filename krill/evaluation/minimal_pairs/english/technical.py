@@ -14,25 +14,25 @@ from krill.evaluation.minimal_pairs.english.vocabulary import (
 )
 
 TECHNICAL_NOUNS = index_nouns(
-    "a function functions, a method methods, a callback callbacks, a wrapper wrappers, a handler handlers, "
-    "a macro macros, a program programs, a script scripts, a server servers, a client clients, a parser parsers, "
-    "a compiler compilers, a command commands, a tool tools, an application applications, a plugin plugins, "
-    "a service services, a module modules, a package packages, a library libraries, an extension extensions, "
-    "a framework frameworks, a user users, a developer developers, a programmer programmers, "
-    "an administrator administrators, a maintainer maintainers, a reviewer reviewers, a tester testers, "
-    "a contributor contributors, an object objects, a class classes, a file files, a folder folders, a list lists, "
-    "a string strings, a value values, an argument arguments, a parameter parameters, a variable variables, "
-    "a constant constants, an option options, a test tests, a table tables, a database databases, a setting settings, "
-    "a format formats, an account accounts, a password passwords, a bug bugs, an error errors, an exception exceptions, "
-    "an event events, a message messages, a warning warnings, a page pages, a document documents, a manual manuals, "
-    "an example examples, a patch patches, a change changes, a branch branches, a ticket tickets, a report reports, "
-    "a window windows, an editor editors, a log logs, a line lines, a word words, a number numbers, an index indexes, "
-    "a process processes, a thread threads, a socket sockets, a connection connections, a request requests, "
-    "an expression expressions, a dictionary dictionaries, a tuple tuples, an iterator iterators, a computer computers, "
-    "a machine machines, a container containers, a repository repositories, a project projects, a website websites, "
-    "a debugger debuggers, an element elements, a key keys, a name names, a port ports, a result results, "
-    "a mistake mistakes, an attribute attributes, a sequence sequences, a token tokens, a loop loops, "
-    "a comment comments, a lock locks, a task tasks, a device devices"
+    "a function functions, a method methods, a callback callbacks, a wrapper wrappers, a handler handlers, a "
+    "macro macros, a program programs, a script scripts, a server servers, a client clients, a parser parsers, a "
+    "compiler compilers, a command commands, a tool tools, an application applications, a plugin plugins, a "
+    "service services, a module modules, a package packages, a library libraries, an extension extensions, a "
+    "framework frameworks, a user users, a developer developers, a programmer programmers, an administrator "
+    "administrators, a maintainer maintainers, a reviewer reviewers, a tester testers, a designer designers, an "
+    "object objects, a class classes, a file files, a folder folders, a list lists, a string strings, a value "
+    "values, an argument arguments, a parameter parameters, a variable variables, a constant constants, an "
+    "option options, a test tests, a table tables, a database databases, a setting settings, a format formats, "
+    "an account accounts, a password passwords, a bug bugs, an error errors, an exception exceptions, an event "
+    "events, a message messages, a warning warnings, a page pages, a document documents, a manual manuals, an "
+    "example examples, a patch patches, a change changes, a branch branches, a ticket tickets, a report reports, "
+    "a window windows, an editor editors, a log logs, a line lines, a word words, a number numbers, an index "
+    "indexes, a process processes, a thread threads, a socket sockets, a connection connections, a request "
+    "requests, an expression expressions, a dictionary dictionaries, a tuple tuples, an iterator iterators, a "
+    "computer computers, a machine machines, a container containers, a repository repositories, a project "
+    "projects, a website websites, a debugger debuggers, an element elements, a key keys, a name names, a port "
+    "ports, a result results, a mistake mistakes, an attribute attributes, a sequence sequences, a token tokens, "
+    "a loop loops, a comment comments, a lock locks, a task tasks, a device devices"
 )
 CALLABLES = Theme(
     nouns=pick_nouns(TECHNICAL_NOUNS, "function method callback wrapper handler macro"),
@@ -71,13 +71,13 @@ CALLABLES = Theme(
         deprecated
         very slow
         recursive
-        defined in this module
+        hard to read
         part of the public interface
         easy to test
         faster than before
         documented below
         no longer available
-        not safe to use with threads
+        safe to use with threads
         written in Python
         useful for debugging
         """
@@ -127,7 +127,10 @@ CALLABLES = Theme(
     relative="which",
 )
 PROGRAMS = Theme(
-    nouns=pick_nouns(TECHNICAL_NOUNS, "program script server client parser compiler command tool application plugin service"),
+    nouns=pick_nouns(
+        TECHNICAL_NOUNS,
+        "program script server client parser compiler command tool application plugin service",
+    ),
     adjectives=("new", "old", "other"),
     predicates=parse_verb_phrases(
         """
@@ -163,7 +166,7 @@ PROGRAMS = Theme(
         available
         out of date
         unable to open the file
-        still running
+        active
         free of charge
         easy to install
         compatible with older versions
@@ -191,7 +194,7 @@ PROGRAMS = Theme(
         on | computer machine device
         in | package folder container
         for | user developer administrator
-        from | package website
+        from | package
         """,
     ),
     object_clauses=parse_modifiers(
@@ -246,7 +249,7 @@ PACKAGES = Theme(
         easy to use
         part of the standard library
         written in Python
-        no longer maintained
+        ready for release
         smaller than the others
         """
     ),
@@ -266,7 +269,7 @@ PACKAGES = Theme(
         """
         in | folder repository project container
         for | parser developer server
-        from | website project repository
+        from | project repository
         with | bug example test
         """,
     ),
@@ -290,7 +293,9 @@ PACKAGES = Theme(
     relative="which",
 )
 EXPERTS = Theme(
-    nouns=pick_nouns(TECHNICAL_NOUNS, "user developer programmer administrator maintainer reviewer tester contributor"),
+    nouns=pick_nouns(
+        TECHNICAL_NOUNS, "user developer programmer administrator maintainer reviewer tester designer"
+    ),
     adjectives=("new", "other", "experienced"),
     predicates=parse_verb_phrases(
         """
@@ -313,7 +318,7 @@ EXPERTS = Theme(
         expects expect | a clear error message
         updates update | the package every week
         asks ask | for a new feature
-        edits edit | the configuration file
+        answers answer | questions about the tests
         writes write | tests for the parser
         """
     ),
@@ -324,7 +329,7 @@ EXPERTS = Theme(
         interested in Python
         responsible for the tests
         allowed to delete files
-        familiar with the code
+        familiar with the project
         happy with the new version
         aware of the bug
         on the mailing list
@@ -357,15 +362,15 @@ EXPERTS = Theme(
         TECHNICAL_NOUNS,
         """
         trusts / trust | maintainer developer administrator
-        helps / help | developer administrator contributor
+        helps / help | developer administrator designer
         supports / support | administrator developer maintainer
         """,
     ),
     subject_clauses=parse_modifiers(
         TECHNICAL_NOUNS,
         """
-        runs / run | server test script
-        writes / write | test manual script
+        starts / start | server test script
+        writes / write | manual script parser
         uses / use | tool debugger library
         manages / manage | package project server
         reports / report | bug error
@@ -440,7 +445,9 @@ CALLABLE_ACTIONS = parse_actions(
     * remove removes removed removed removing | element key
     """,
     is_deed=False,
-) + parse_actions(TECHNICAL_NOUNS, EXPERTS.nouns, "find finds found found finding | bug error file mistake", False)
+) + parse_actions(
+    TECHNICAL_NOUNS, EXPERTS.nouns, "find finds found found finding | bug error file mistake", False
+)
 TECHNICAL = Register(
     "technical",
     (CALLABLES, PROGRAMS, PACKAGES, EXPERTS),

@@ -14,6 +14,7 @@ from krill.evaluation.minimal_pairs.english.sentences import (
     order_forms,
 )
 from krill.evaluation.minimal_pairs.english.technical import EXPERT_ACTIONS, PROGRAM_ACTIONS
+from krill.evaluation.minimal_pairs.english.vocabulary import parse_words
 from krill.evaluation.minimal_pairs.phenomenon import Pair, Phenomenon
 
 _BEFORE = {
@@ -35,7 +36,10 @@ _AMBIGUOUS = ("open", "close", "clean", "find")
 def _draw_form(random: Random, side: int) -> Pair:
     """Draws the form that an auxiliary or an adverb asks for, and another one."""
     good, bad = _FORM_SIDES[side]
-    needs_passive = {good, bad} == {"gerund", "participle"}  # "was bought the hat" is a passive with two objects
+    needs_passive = {good, bad} == {
+        "gerund",
+        "participle",
+    }  # "was bought the hat" is a passive with two objects
     while True:
         action = choose_action(random)
         if action.verb.base not in _AMBIGUOUS and (action.is_passive or not needs_passive):
@@ -61,11 +65,14 @@ def _draw_tense(random: Random, side: int) -> Pair:
     return contrast(subject, *forms, f"{rest} {time}")
 
 
-_TO = {"people": ("wants", "hopes", "decided", "promised", "agreed", "refused"), "programs": ("seems", "tends", "refused")}
+_TO = {
+    "people": ("wants", "hopes", "decided", "promised", "agreed", "refused"),
+    "programs": ("seems", "tends", "refused"),
+}
 _ING = {"people": ("avoided", "considered", "denied", "admitted"), "programs": ("avoided", "kept")}
-_DURATIVE = (
+_DURATIVE = parse_words(
     "wash clean paint repair draw write build edit test rewrite copy document parse convert check validate"
-).split()
+)
 
 
 def _draw_complement(random: Random, side: int) -> Pair:
@@ -97,7 +104,8 @@ VERB_FORMS = (
     Phenomenon(
         "auxiliary_verb_form",
         "en",
-        "A modal or do is followed by the base form, have by the participle, be by the form in -ing; after an adverb "
+        "A modal or do is followed by the base form, have by the participle, be by the form in -ing; after an "
+        "adverb"
         "alone the verb agrees with its subject.",
         Pair("The user has deleted the file.", "The user has deleting the file."),
         len(_FORM_SIDES),
@@ -122,7 +130,8 @@ VERB_FORMS = (
     Phenomenon(
         "verb_complement",
         "en",
-        "Some verbs, such as decide, are followed by an infinitive with to, others, such as avoid, by the form in -ing.",
+        "Some verbs, such as decide, are followed by an infinitive with to, others, such as avoid, "
+        "by the form in -ing.",
         Pair("The developer avoided deleting the file.", "The developer avoided to delete the file."),
         2,
         _draw_complement,

@@ -110,6 +110,16 @@ def parse_verb(text: str) -> Verb:
     return Verb(*text.split())
 
 
+def parse_words(text: str) -> tuple[str, ...]:
+    """Reads words with blanks between them."""
+    return tuple(text.split())
+
+
+def parse_entries(text: str) -> tuple[str, ...]:
+    """Reads entries with commas between them."""
+    return tuple(entry.strip() for entry in text.split(","))
+
+
 def parse_lines(text: str) -> tuple[str, ...]:
     """Reads one entry from each line that is not empty."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
