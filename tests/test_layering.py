@@ -20,6 +20,7 @@ SHARED_NAMES = {
     "run_task": "what Hydra calls for one configuration",
     "log": "the logger of krill",
     "VERSION": "the version of what a file writes or computes",
+    "PHENOMENA": "the phenomena of a language",
 }
 """Names that several files may define, all with the same meaning."""
 
