@@ -16,7 +16,7 @@ from krill.config.paths import CONF_DIR, list_config_options, relative_path
 from krill.config.suggestions import find_closest_name, suggest
 from krill.errors import KrillError, UsageError
 from krill.tables import get_terminal_width
-from krill.terminal import encode_argument
+from krill.terminal import encode_input
 
 if TYPE_CHECKING:
     from krill.config.schema import InspectConfig
@@ -58,7 +58,7 @@ def print_text_tokens(config: InspectConfig, invocation: Invocation) -> None:
     assert config.text is not None
     if config.plot is not None:
         raise UsageError("plot= draws a store or tokenizers=, not text=; leave one of them out")
-    content = encode_argument(config.text, "text=")
+    content = encode_input(config.text, "text=")
     folder = RunInputs.open(config).tokenizer_folder
     if config.dry_run:
         _print_folders([folder])

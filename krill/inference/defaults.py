@@ -49,8 +49,14 @@ def read_eos_ids(folder: Path) -> frozenset[int]:
         except (OSError, ValueError, AttributeError):  # load_weights reports a damaged one
             continue
         if configured is not None:
-            return frozenset(configured if isinstance(configured, list) else [configured])
+            return to_eos_ids(configured)
     return frozenset()
+
+
+def to_eos_ids(configured: Any) -> frozenset[int]:
+    """Returns the ids in an eos_token_id of transformers: a list, a single id, or None."""
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in ids if token is not None)
 
 
 def resolve_params(

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from krill.errors import KrillError, UsageError
+from krill.inference.defaults import to_eos_ids
 from krill.inference.sampling import SamplingParams, TokenSampler, choose_tokens
 from krill.inference.text_stream import TextStream
 from krill.inference.token_scores import TokenScore, raise_if_nan, score_logits
@@ -334,8 +335,7 @@ class GenerationEngine:
 def find_eos_ids(model: PreTrainedModel, tokenizer: TokenizerFolder) -> frozenset[int]:
     """Returns the tokens that end an answer: the tokenizer's eos and those of the model's generation_config."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset({tokenizer.eos_id, *(token for token in ids if token is not None)})
+    return to_eos_ids(configured) | {tokenizer.eos_id}
 
 
 def _score_columns(item: Generation, logits_TV: Tensor, position: int) -> list[TokenScore]:

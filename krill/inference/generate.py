@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from transformers import PreTrainedModel
 
 from krill.data.encoding import Encoder
-from krill.errors import UsageError
 from krill.inference.engine import Generation, GenerationEngine
 from krill.inference.sampling import SamplingParams
+from krill.terminal import encode_input
 from krill.tokenizer.artifact import TokenizerFolder
 
 
@@ -18,11 +18,7 @@ def encode_prompt(tokenizer: TokenizerFolder, prompt: str) -> list[int]:
 
     The prompt is text: special tokens written in it are ordinary characters. Raises UsageError if it is not Unicode.
     """
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        # Half of a surrogate pair, as in JSON, or a byte that was not decoded.
-        raise UsageError(f"the prompt is not valid Unicode: {prompt[error.start]!a}; correct it") from error
+    encode_input(prompt, "the prompt")
     ids: list[int] = next(Encoder(tokenizer).encode_documents([prompt])).tolist()[:-1]
     return ids
 

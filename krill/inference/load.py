@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from krill.errors import KrillError, UsageError
+from krill.errors import UsageError
 from krill.inference.defaults import read_model_defaults
 from krill.manifest import MODEL_MANIFEST
+from krill.models.hub import download_model
 from krill.models.model_folder import (
     find_weight_files,
     hash_file_once,
@@ -20,7 +21,6 @@ from krill.models.model_folder import (
     verify_model,
 )
 from krill.runs.checkpoints import list_checkpoints
-from krill.runs.hub import HUB_CHECKPOINT_FOLDER
 from krill.runs.record import read_status
 from krill.tokenizer.artifact import (
     TokenizerFolder,
@@ -166,22 +166,5 @@ def _find_tokenizer(path: Path) -> Path | None:
 def _download_hub_model(name: str) -> tuple[Path, Path]:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UsageError(f"model={name}: no such folder, and not a Hub id (user/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        folder = Path(
-            snapshot_download(name, allow_patterns=patterns, ignore_patterns=f"{HUB_CHECKPOINT_FOLDER}/*")
-        )
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UsageError(
-            f"model={name}: neither a folder nor a model on the Hub; check the name, or log in (hf auth login) if it "
-            "is private"
-        ) from error
-    except Exception as error:
-        raise KrillError(
-            f"model={name}: not a folder, and the Hub cannot be reached ({type(error).__name__}); use a folder, or "
-            "try again"
-        ) from error
+    folder = download_model(name, "model")
     return folder, folder

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from krill.data.encoding import Encoder
 from krill.errors import KrillError, UsageError
-from krill.terminal import encode_argument
+from krill.terminal import encode_input
 from krill.tokenizer.artifact import TokenizerFolder
 
 TOP_ALTERNATIVES = 5
@@ -102,7 +102,7 @@ def encode_document(model: PreTrainedModel, tokenizer: TokenizerFolder, text: st
     """
     if not text:
         raise UsageError("the text is empty; write one with at least one character")
-    encode_argument(text, "the text")
+    encode_input(text, "the text")
     ids: list[int] = next(Encoder(tokenizer).encode_documents([text])).tolist()
     context = model.config.max_position_embeddings
     if len(ids) - 1 > context:
