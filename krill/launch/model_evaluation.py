@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from krill import atomic
 from krill.config.paths import get_outputs_root, relative_path
 from krill.config.schema import EvaluateConfig
 from krill.config.signature import compute_signature
@@ -84,6 +85,7 @@ class ModelEvaluation:
 
     def run(self) -> list[TaskResult]:
         """Returns the results of all tasks, and writes those that are new."""
+        atomic.create_folder(self.folder)  # before work that could not be kept
         results = []
         subject: Subject | None = None
         for task in self.tasks:
