@@ -49,11 +49,11 @@ RESULT = Path(__file__).parent / "results" / "export_gguf.json"
 
 
 def run_krill(folder: Path, *arguments: str) -> str:
-    """Runs a command in `folder`; returns the last line of its output."""
-    command = [str(Path(sys.executable).with_name(arguments[0])), *arguments[1:]]
+    """Runs a command of krill in `folder`; returns the last line of its output."""
+    command = [sys.executable, "-m", "krill", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)}\n{done.stderr}")
+        raise SystemExit(f"krill {' '.join(arguments)}\n{done.stderr}")
     return done.stdout.splitlines()[-1]
 
 
@@ -140,7 +140,7 @@ def compare_tokenizers(work: Path, pattern: str, held_out: list[str]) -> dict[st
     from krill.export.source import ExportSource
     from krill.tokenizer.artifact import load_tokenizer
 
-    tokenizer = load_tokenizer(work / run_krill(work, "krill-tokenizer", *tokenizer_keys(pattern)))
+    tokenizer = load_tokenizer(work / run_krill(work, "tokenizer", *tokenizer_keys(pattern)))
     folder = work / f"ids-{pattern}"
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     LlamaForCausalLM(LlamaConfig(vocab_size=tokenizer.vocab_size, **shape)).save_pretrained(folder)
@@ -204,16 +204,16 @@ def compare_models(work: Path, family: str, held_out: list[str], steps: int) -> 
 
     preset = "llama_nano" if family == "llama" else "qwen3_micro"
     run = run_krill(
-        work, "krill-train", *tokenizer_keys(FAMILIES[family]), f"model={preset}", *MODEL, f"steps={steps}",
+        work, "train", *tokenizer_keys(FAMILIES[family]), f"model={preset}", *MODEL, f"steps={steps}",
         f"output={family}",
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(work / run / "model")
     documents = [tokenizer(text).input_ids[:CONTEXT_LENGTH] for text in held_out]
     results: dict[str, Any] = {"tokens": sum(map(len, documents))}
     for dtype, name in DTYPES.items():
-        folder = work / run_krill(work, "krill-export", run, f"dtype={dtype}", f"output={family}-{dtype}")
+        folder = work / run_krill(work, "export", run, f"dtype={dtype}", f"output={family}-{dtype}")
         file = work / run_krill(
-            work, "krill-export", run, "format=gguf", f"dtype={dtype}", f"output={family}-{dtype}.gguf"
+            work, "export", run, "format=gguf", f"dtype={dtype}", f"output={family}-{dtype}.gguf"
         )
         reference = compute_transformers_logits(folder, documents, "float32")
         results[dtype] = {

@@ -6,7 +6,7 @@ process as the commands do, and compares the content. Every file is read once fo
 --cuts random lengths, by each command that uses files of its kind. The worst outcome counts:
 
     WRONG       another content under the same signature, or an error that is no KrillError        must be 0
-    told        a KrillError, with which the command ends, or a warning: one line that says what to do
+    reported    a KrillError, with which the command ends, or a warning: one line that names what to do
     other       read as something else, with a signature of its own: never used for what is wanted
     same        what was read is what was saved
 
@@ -81,8 +81,8 @@ from krill.training.checkpoint.branch import (
     resolve_restart,
 )
 
-OUTCOMES = ("told", "other", "same", "WRONG")
-SEVERITY = ("same", "other", "told", "WRONG")
+OUTCOMES = ("reported", "other", "same", "WRONG")
+SEVERITY = ("same", "other", "reported", "WRONG")
 """The outcomes, the worst one last."""
 Read = Callable[[], tuple[str, Any]]
 """Reads files as a command does; returns (signature, content), to be compared."""
@@ -145,7 +145,7 @@ class Saved:
 
     @cached_property
     def sweep(self) -> Path:
-        """A sweep of one training of 4 steps."""
+        """Returns a sweep of one training of 4 steps."""
         folder = self.folder / "outputs" / "sweeps" / "s"
         arguments = [
             "-m", "hydra/launcher=basic", "sweep.search=random", "sweep.trials=1", "lr=interval(1e-3,2e-3)",
@@ -160,7 +160,7 @@ class Saved:
 
     @cached_property
     def run(self) -> Path:
-        """The same training, as a single run that was interrupted after its first checkpoint."""
+        """Returns the same training, as a single run that was interrupted after its first checkpoint."""
         (point,) = list_point_folders(self.sweep)
         status = read_status(point)
         assert status is not None
@@ -202,7 +202,7 @@ def make_shards(saved: Saved) -> Subject:
 
 
 def make_parts(saved: Saved) -> Subject:
-    """The parts that a task of data.num_tasks leaves for the merge; the merge reads a copy of them."""
+    """Returns the parts that a task of data.num_tasks leaves for the merge, which reads a copy of them."""
     config = saved.config.data.model_copy(update={"num_tasks": 2})
     folder, merged = saved.folder / "tasks", saved.folder / "merged"
     for task in range(2):
@@ -233,7 +233,7 @@ def make_tokenizer(saved: Saved) -> Subject:
 
 
 def make_existing_tokenizer(saved: Saved) -> Subject:
-    """A tokenizer.path that krill did not make: it has no record."""
+    """Returns a tokenizer.path that krill did not make: it has no record."""
     folder, text = saved.folder / "existing", saved.text.read_text(encoding="utf-8")
     shutil.copytree(saved.tokenizer.folder, folder, ignore=shutil.ignore_patterns("record.json"))
     return Subject(sorted(folder.iterdir()), [lambda: read_tokenizer(folder, text)])
@@ -252,7 +252,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def make_run(saved: Saved) -> Subject:
-    """What a run records, without checkpoints: read when it resumes, by continue=, and by krill-runs."""
+    """Returns what a run records, without checkpoints: read when it resumes, by continue=, and by krill-runs."""
     run = saved.run
     others = {run / "checkpoints", run / "model-manifest.json"}
     return Subject(
@@ -262,7 +262,7 @@ def make_run(saved: Saved) -> Subject:
 
 
 def make_checkpoint(saved: Saved) -> Subject:
-    """A checkpoint: read when its run resumes, by branch=, krill-infer and model.from=."""
+    """Returns a checkpoint: read when its run resumes, by branch=, krill-infer and model.from=."""
     checkpoint = saved.run / "checkpoints" / "checkpoint-2"
     readers = [
         make_resume(saved.run),
@@ -274,7 +274,7 @@ def make_checkpoint(saved: Saved) -> Subject:
 
 
 def make_model(saved: Saved) -> Subject:
-    """A trained model: read by krill-infer and model.from=."""
+    """Returns a trained model: read by krill-infer and model.from=."""
     (run,) = list_point_folders(saved.sweep)
     return Subject(
         [run / "model-manifest.json", *list_files(run / "model")], [make_infer(run), make_from(run)]
@@ -330,7 +330,7 @@ def make_show(run: Path) -> Read:
         (row,) = build_rows([item])
         if row.error:
             raise KrillError(row.error)
-        return "", [describe_run(item), suggest_commands(item, row), flatten_config(read_config(run))]
+        return "", [describe_run(item, row), suggest_commands(item, row), flatten_config(read_config(run))]
 
     return show
 
@@ -366,7 +366,7 @@ def list_weights(model: Any) -> list[Any]:
 
 
 def make_sweep(saved: Saved) -> Subject:
-    """sweep.json: read when the sweep is run again, and by krill-runs."""
+    """Returns sweep.json: read when the sweep is run again, and by krill-runs."""
     sweep = saved.sweep
 
     def show() -> tuple[str, Any]:
@@ -381,7 +381,7 @@ def make_sweep(saved: Saved) -> Subject:
 
 
 def make_submission(saved: Saved) -> Subject:
-    """The files of a submission: read by its job, and by krill-runs."""
+    """Returns the files of a submission: read by its job, and by krill-runs."""
     folder = saved.folder / "outputs" / "jobs" / "1"
     folder.mkdir(parents=True)
     composed = compose_config("preprocess", saved.overrides)
@@ -458,13 +458,13 @@ def judge(read: Read, expected: tuple[str, Any]) -> tuple[str, str]:
     try:
         signature, content = read()
     except KrillError as error:
-        return "told", str(error)
+        return "reported", str(error)
     except Exception as error:
         return "WRONG", f"{type(error).__name__}: {error}"
     finally:
         log.removeHandler(warnings)
     if warnings.messages:
-        return "told", warnings.messages[0]
+        return "reported", warnings.messages[0]
     if signature != expected[0]:
         return "other", signature
     return ("same", "") if content == expected[1] else ("WRONG", "other content under the same signature")

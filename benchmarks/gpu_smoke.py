@@ -97,7 +97,7 @@ def count_waits(report: Report, device: str, overrides: list[str]) -> None:
     add_training_callback(counter)
     with tempfile.TemporaryDirectory() as temporary:
         _run_krill_train([*overrides, "log_every=1000000", f"output={Path(temporary) / 'run'}"])
-    report({"steps": WAIT_STEPS, "waits": counter.places.total(), "places": dict(counter.places)})
+    report({"steps": WAIT_STEPS, "waits": counter.lines.total(), "lines": dict(counter.lines)})
 
 
 def _run_krill_train(overrides: list[str]) -> None:
@@ -110,7 +110,7 @@ class WaitCounter(TrainerCallback):
     """Counts torch's warnings about waiting for the device between two steps, by the line that waits."""
 
     def __init__(self, device: str):
-        self.device, self.places, self.open = device, Counter[str](), ExitStack()
+        self.device, self.lines, self.open = device, Counter[str](), ExitStack()
         self.caught: list[warnings.WarningMessage] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -123,7 +123,7 @@ class WaitCounter(TrainerCallback):
             for warning in self.caught:
                 if WAIT_WARNING in str(warning.message):
                     file = Path(warning.filename)
-                    self.places[f"{file.parent.name}/{file.name}:{warning.lineno}"] += 1
+                    self.lines[f"{file.parent.name}/{file.name}:{warning.lineno}"] += 1
             self.open.close()
 
     def _set_mode(self, mode: str) -> None:
@@ -298,5 +298,5 @@ def check_varlen(smoke: Smoke, device: str) -> None:
 def check_waits(smoke: Smoke, device: str, overrides: list[str]) -> None:
     values = smoke.run(count_waits, device, [*overrides, f"steps={WAIT_WARMUP + WAIT_STEPS + 1}"])
     passed = "failed" not in values and values["waits"] == 0
-    summary = f"{values.get('waits')} in {WAIT_STEPS} steps {values.get('places') or ''}"
+    summary = f"{values.get('waits')} in {WAIT_STEPS} steps {values.get('lines') or ''}"
     smoke.record("waits", values | {"passed": passed}, summary)

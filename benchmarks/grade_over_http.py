@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("model", help="the folder of a run or of a model")
     loaded = load_model(parser.parse_args().model, torch.device("cpu"))
-    command = [str(Path(sys.executable).with_name("krill-serve")), str(loaded.folder), "serve.port=0"]
+    command = [sys.executable, "-m", "krill", "serve", str(loaded.folder), "serve.port=0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

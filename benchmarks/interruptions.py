@@ -41,10 +41,10 @@ MERGE_SHARE = 0.05
 
 
 def build_command(files: list[str], tokenizer: Path, engine: str, output: Path) -> list[str]:
-    script = Path(sys.executable).with_name("krill-preprocess")
     return [
-        str(script), "data=files", f"data.paths=[{','.join(files)}]", "tokenizer=pretrained",
-        f"tokenizer.path={tokenizer}", "data.workers=2", f"data.engine={engine}", f"output={output}",
+        sys.executable, "-m", "krill", "preprocess", "data=files", f"data.paths=[{','.join(files)}]",
+        "tokenizer=pretrained", f"tokenizer.path={tokenizer}", "data.workers=2", f"data.engine={engine}",
+        f"output={output}",
     ]  # fmt: skip
 
 
@@ -147,9 +147,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         tokenizer = root / "tokenizer"
-        command = Path(sys.executable).with_name("krill-tokenizer")
+        command = [sys.executable, "-m", "krill", "tokenizer"]
         overrides = ["data=files", f"data.paths=[{','.join(files)}]", f"output={tokenizer}"]
-        subprocess.run([str(command), *overrides], check=True, capture_output=True)
+        subprocess.run([*command, *overrides], check=True, capture_output=True)
         engines = {engine: measure(files, tokenizer, engine, root, arguments.kills) for engine in ENGINES}
     for engine, figures in engines.items():
         print(engine, *(f"{key} {value}" for key, value in figures.items()), sep="   ")

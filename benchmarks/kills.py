@@ -16,7 +16,7 @@ Prints a table and writes results/kills.json, or the file of --result.
     python benchmarks/kills.py                       (half an hour on two cores; with --forked half of that)
     python benchmarks/kills.py --forked --kills 3 --variants adamw workers --result /tmp/kills.json
 
-Each start runs the command krill-train; with --forked it forks this process, which has imported krill already. That
+Each start is a process of its own; with --forked it forks this process, which has imported krill already. That
 is seconds faster, and identical from the command line on.
 """
 
@@ -47,7 +47,6 @@ from krill.runs import checkpoints
 from krill.runs.json_lines import read_metrics
 from krill.runs.record import read_status, read_versions
 
-SCRIPTS = Path(sys.executable).parent
 CLOCK_METRICS = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
 PHASES = ("steps", "start", "steps", "save")
 WORDS = [
@@ -84,9 +83,9 @@ VARIANTS = {
 
 
 class Process:
-    """A command in its own session. `forked`: a fork of this process runs it instead of a new one."""
+    """krill-train in its own session. `forked`: a fork of this process runs it instead of a new one."""
 
-    def __init__(self, command: Sequence[str], log: Path, forked: bool = False):
+    def __init__(self, overrides: Sequence[str], log: Path, forked: bool = False):
         self.code: int | None = None
         self.id = os.fork()
         if self.id:
@@ -98,8 +97,8 @@ class Process:
             os.dup2(written, 1)
             os.dup2(written, 2)
             if not forked:
-                os.execv(command[0], list(command))
-            code = _run_krill_train(command[1:])
+                os.execv(sys.executable, [sys.executable, "-m", "krill", "train", *overrides])
+            code = _run_krill_train(overrides)
         finally:
             os._exit(code)
 
@@ -184,7 +183,7 @@ class Run:
             f"steps={self.steps}",
             f"output={self.folder}",
         ]
-        return Process([str(SCRIPTS / "krill-train"), *overrides], self.log, self.forked)
+        return Process(overrides, self.log, self.forked)
 
     def is_finished(self) -> bool:
         return (read_status(self.folder) or {}).get("state") == "finished"
@@ -293,7 +292,7 @@ def prepare(root: Path) -> None:
     file = root / "text.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     TEXT.append(f"data.paths=[{file}]")
-    subprocess.run([str(SCRIPTS / "krill-preprocess"), *TEXT], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "krill", "preprocess", *TEXT], check=True, capture_output=True)
 
 
 def main() -> None:

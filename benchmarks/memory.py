@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from datetime import date
@@ -49,8 +50,8 @@ def read_pss(process: int) -> int:
 def measure_preparation(text: Path, tokenizer: Path, engine: str, folder: Path) -> dict[str, float]:
     """Runs one preparation; returns its peak memory in MB and its seconds."""
     command = [
-        "krill-preprocess", "data=files", f"data.paths=[{text}]", "tokenizer=pretrained",
-        f"tokenizer.path={tokenizer}", f"data.engine={engine}", f"output={folder}",
+        sys.executable, "-m", "krill", "preprocess", "data=files", f"data.paths=[{text}]",
+        "tokenizer=pretrained", f"tokenizer.path={tokenizer}", f"data.engine={engine}", f"output={folder}",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = 0
@@ -81,8 +82,8 @@ def main() -> None:
             lines = (line for number, line in enumerate(source) if number % 4 == 0)
             target.writelines(lines)
         subprocess.run(
-            ["krill-tokenizer", "data=files", f"data.paths=[{quarter}]", "tokenizer=bpe_32k",
-             f"output={root / 'tokenizer'}"],
+            [sys.executable, "-m", "krill", "tokenizer", "data=files", f"data.paths=[{quarter}]",
+             "tokenizer=bpe_32k", f"output={root / 'tokenizer'}"],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         for engine, results in rows.items():

@@ -100,7 +100,6 @@ class Run(NamedTuple):
         run_folder = folder / f"{self.variant.name.replace(' ', '')}-{self.rate:g}-{self.seed}"
         status = run_folder / "status.json"
         if not status.exists() or json.loads(status.read_text())["state"] != "finished":
-            script = Path(sys.executable).with_name("krill-train")
             run_overrides = [
                 *self.variant.overrides,
                 f"lr={self.rate}",
@@ -108,7 +107,8 @@ class Run(NamedTuple):
                 f"steps={self.variant.steps}",
             ]
             subprocess.run(
-                [script, *MODEL, *run_overrides, f"output={run_folder.absolute()}", *extra],
+                [sys.executable, "-m", "krill", "train", *MODEL, *run_overrides,
+                 f"output={run_folder.absolute()}", *extra],
                 cwd=folder, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip

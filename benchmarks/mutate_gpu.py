@@ -112,7 +112,7 @@ MUTATIONS = {
         ('return "bf16" if is_supported else "fp32"', 'return "fp32"'),
         ("(capability := get_compute_capability()) < (8, 9)", "capability := ()"),
     ],
-    "training/oom_retry.py": [
+    "resources.py": [
         ("torch.cuda.empty_cache()", "torch.cuda.empty_caches()"),
     ],
     "training/metrics/peak_flops.py": [
@@ -158,6 +158,15 @@ MUTATIONS = {
 """File in krill/ → lines that run on a GPU only, or whose result matters there only, and what each becomes."""
 
 
+def list_mutations() -> list[Mutation]:
+    """Returns all mutations. Raises SystemExit if a file does not have the line of one, or has it twice."""
+    mutations = [Mutation(file, *change) for file, changes in MUTATIONS.items() for change in changes]
+    for mutation in mutations:
+        if (ROOT / "krill" / mutation.file).read_text(encoding="utf-8").count(mutation.text) != 1:
+            raise SystemExit(f"krill/{mutation.file} does not have once: {mutation.text.strip()}")
+    return mutations
+
+
 def copy_tree(folder: Path) -> None:
     """Copies what the tests read; folders of the tree that are not part of it, such as outputs, stay behind."""
     for name in ("krill", "conf", "tests", "benchmarks", "docs"):
@@ -197,7 +206,7 @@ def require_passing(tree: Path) -> None:
 
 
 def try_mutation(tree: Path, mutation: Mutation) -> dict[str, Any]:
-    """Returns what the tests say to `mutation`, and restores the file."""
+    """Returns the verdict of the tests on `mutation`, and restores the file."""
     path = tree / "krill" / mutation.file
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutation.text, mutation.replacement), encoding="utf-8")
@@ -216,10 +225,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="files, such as ranks.py, whose mutations are tried")
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "mutate_gpu.json")
     arguments = parser.parse_args()
-    mutations = [Mutation(file, *change) for file, changes in MUTATIONS.items() for change in changes]
-    for mutation in mutations:
-        if (ROOT / "krill" / mutation.file).read_text(encoding="utf-8").count(mutation.text) != 1:
-            raise SystemExit(f"krill/{mutation.file} does not have once: {mutation.text.strip()}")
+    mutations = list_mutations()
     known = [each for each in mutations if not arguments.only or Path(each.file).name in arguments.only]
     chosen = random.Random(arguments.seed).sample(known, min(arguments.count, len(known)))
     results: list[dict[str, Any]] = []

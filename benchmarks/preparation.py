@@ -77,8 +77,9 @@ def time_fast_limit(files: list[str], tokenizer: Path, _: Path) -> float:
 
 def time_krill(files: list[str], tokenizer: Path, folder: Path, engine: str) -> float:
     command = [
-        "krill-preprocess", "data=files", f"data.paths=[{','.join(files)}]", "tokenizer=pretrained",
-        f"tokenizer.path={tokenizer}", "data.min_chars=1", f"data.engine={engine}", f"output={folder}",
+        sys.executable, "-m", "krill", "preprocess", "data=files", f"data.paths=[{','.join(files)}]",
+        "tokenizer=pretrained", f"tokenizer.path={tokenizer}", "data.min_chars=1", f"data.engine={engine}",
+        f"output={folder}",
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return json.loads((folder / "record.json").read_text())["seconds"]
@@ -139,6 +140,48 @@ def is_same_store(first: Path, second: Path) -> bool:
     return all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
+Seconds = dict[str, list[float]]
+"""Variant → seconds of each round."""
+
+
+def measure_all(variants: list[str], files: list[str], root: Path, rounds: int) -> tuple[Seconds, Seconds]:
+    """Returns the seconds of all variants, and those that krill needs for a single document."""
+    seconds: Seconds = {variant: [] for variant in variants}
+    start: Seconds = {"hf": [], "fast": []}
+    tokenizer = root / "tokenizer"
+    subprocess.run(
+        [sys.executable, "-m", "krill", "tokenizer", "data=files", f"data.paths=[{','.join(files)}]",
+         "tokenizer=bpe_32k", f"output={tokenizer}"],
+        check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    small = root / "one.jsonl"
+    small.write_text(json.dumps({"text": "one document"}) + "\n")
+    for number in range(rounds):
+        for variant in variants:
+            folder = root / f"{variant.replace(' ', '-')}-{number}"
+            folder.mkdir()
+            seconds[variant].append(measure(variant, files, tokenizer, folder))
+            if variant in start:
+                (folder / "one").mkdir()
+                start[variant].append(measure(variant, [str(small)], tokenizer, folder / "one"))
+                (folder / "one").rename(root / f"{folder.name}-one")
+        assert is_same_store(root / f"hf-{number}", root / f"fast-{number}"), "the engines' stores differ"
+    return seconds, start
+
+
+def compute_ratios(seconds: Seconds) -> dict[str, float]:
+    """Returns how many times as fast one variant is as another, the median of the rounds."""
+    pairs = [("hf", "hf limit"), ("fast", "fast limit"), ("fast", "hf")]
+    if "original" in seconds:
+        pairs += [("hf", "original"), ("fast", "original")]
+    return {
+        f"{variant} / {other}": round(
+            statistics.median(b / a for a, b in zip(seconds[variant], seconds[other], strict=True)), 3
+        )
+        for variant, other in pairs
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("files", nargs="+", help="Parquet files with a column text")
@@ -152,29 +195,9 @@ def main() -> None:
         print(time_variant(arguments.variant, files, Path(arguments.tokenizer), Path(arguments.folder)))
         return
     variants = [variant for variant in VARIANTS if variant != "original" or not arguments.skip_original]
-    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-    start: dict[str, list[float]] = {"hf": [], "fast": []}
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        tokenizer = root / "tokenizer"
-        subprocess.run(
-            ["krill-tokenizer", "data=files", f"data.paths=[{','.join(files)}]", "tokenizer=bpe_32k",
-             f"output={tokenizer}"],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        small = root / "one.jsonl"
-        small.write_text(json.dumps({"text": "one document"}) + "\n")
-        for number in range(arguments.rounds):
-            for variant in variants:
-                folder = root / f"{variant.replace(' ', '-')}-{number}"
-                folder.mkdir()
-                seconds[variant].append(measure(variant, files, tokenizer, folder))
-                if variant in start:
-                    (folder / "one").mkdir()
-                    start[variant].append(measure(variant, [str(small)], tokenizer, folder / "one"))
-                    (folder / "one").rename(root / f"{folder.name}-one")
-            assert is_same_store(root / f"hf-{number}", root / f"fast-{number}"), "the engines' stores differ"
-        megabytes = sum(len(text.encode()) for text in read_texts(files)) / 1e6
+        seconds, start = measure_all(variants, files, Path(temporary), arguments.rounds)
+    megabytes = sum(len(text.encode()) for text in read_texts(files)) / 1e6
     net = {
         variant: [
             total - start_up
@@ -183,20 +206,7 @@ def main() -> None:
         for variant, values in seconds.items()
     }
     rates = {variant: megabytes / statistics.median(values) for variant, values in net.items()}
-
-    def compute_ratio(variant: str, other: str) -> float:
-        return round(statistics.median(b / a for a, b in zip(net[variant], net[other], strict=True)), 3)
-
-    ratios = {
-        "hf / hf limit": compute_ratio("hf", "hf limit"),
-        "fast / fast limit": compute_ratio("fast", "fast limit"),
-        "fast / hf": compute_ratio("fast", "hf"),
-    }
-    if "original" in net:
-        ratios |= {
-            "hf / original": compute_ratio("hf", "original"),
-            "fast / original": compute_ratio("fast", "original"),
-        }
+    ratios = compute_ratios(net)
     for variant in variants:
         print(
             f"{variant:<12} {rates[variant]:>8.2f} MB/s   {' '.join(f'{value:.2f}' for value in net[variant])} s"

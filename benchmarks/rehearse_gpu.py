@@ -115,10 +115,6 @@ class StepReader(TrainerCallback):
     def __init__(self, cuda: FakeCuda, rehearsal: Rehearsal):
         self.cuda, self.rehearsal = cuda, rehearsal
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 1:
-            self.cuda.recorder.clear()
-
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         for name, parameter in model.named_parameters():
             if parameter.dtype != torch.float32:
@@ -144,9 +140,8 @@ def rehearse(config: TrainConfig, store: Path, tokenizer: Path, vocab_size: int 
     """Trains with `config` on a fake CUDA device. `vocab_size`: the size of the head, for another than the data's."""
     rehearsal = Rehearsal()
     cuda, counter = FakeCuda(), CompileCounterWithBackend("eager")
-    compute_loss, build_setup, compile_function = (
-        KrillTrainer.compute_loss, run_module.build_run_setup, torch.compile,
-    )  # fmt: skip
+    compute_loss, get_batch_samples = KrillTrainer.compute_loss, KrillTrainer.get_batch_samples
+    build_setup, compile_function = run_module.build_run_setup, torch.compile
 
     def build_setup_with_vocabulary(*args: Any, **kwargs: Any) -> RunSetup:
         setup = build_setup(*args, **kwargs)
@@ -154,6 +149,11 @@ def rehearse(config: TrainConfig, store: Path, tokenizer: Path, vocab_size: int 
             setup = replace(setup, tokenizer=replace(setup.tokenizer, vocab_size=vocab_size))
         rehearsal.vocab_size = setup.tokenizer.vocab_size
         return setup
+
+    def begin_step(trainer: KrillTrainer, *args: Any) -> Any:
+        if trainer.state.global_step == 1:  # the first step, which is logged, has ended
+            cuda.recorder.clear()
+        return get_batch_samples(trainer, *args)
 
     def check_loss(trainer: KrillTrainer, *args: Any, **kwargs: Any) -> Any:
         loss = compute_loss(trainer, *args, **kwargs)
@@ -180,6 +180,7 @@ def rehearse(config: TrainConfig, store: Path, tokenizer: Path, vocab_size: int 
             (run_module, "_build_model", cuda.run_within(run_module._build_model, DEVICE)),
             (run_module, "build_loss", cuda.run_within(run_module.build_loss)),
             (KrillTrainer, "__init__", cuda.run_within(KrillTrainer.__init__)),
+            (KrillTrainer, "get_batch_samples", begin_step),
             (KrillTrainer, "compute_loss", check_loss),
             (KrillTrainer, "train", train),
             (KrillTrainer, "evaluate", lambda *_, **__: {}),
@@ -265,7 +266,7 @@ def get_factors(operation: Operation) -> tuple[Tensor, Tensor]:
 
 
 def is_outer_product(operation: Operation) -> bool:
-    """Whether it adds up nothing, as that of positions and rotary frequencies, which is fp32."""
+    """Returns whether no products are added up, as for positions and rotary frequencies, which are fp32."""
     return get_factors(operation)[0].shape[-1] == 1
 
 
@@ -321,9 +322,7 @@ def estimate_speed(rehearsal: Rehearsal, work: dict[str, dict[str, float]], toke
 
 def get_h100_peak() -> float:
     with patch.object(torch.cuda, "get_device_name", lambda *_: NAME):
-        peak = get_peak_flops("cuda", "bf16", 1)
-    assert peak is not None
-    return peak
+        return get_peak_flops("cuda", "bf16", 1)
 
 
 # --- the runs ----------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def _change(file: Path, **values: int) -> None:
 
 
 def start_run(folder: Path) -> subprocess.Popen[bytes]:
-    command = [str(Path(sys.executable).with_name("krill-train")), *OVERRIDES, f"output={folder}"]
+    command = [sys.executable, "-m", "krill", "train", *OVERRIDES, f"output={folder}"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

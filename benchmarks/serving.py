@@ -109,7 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or str(make_model(Path(folder)))
-        command = [str(Path(sys.executable).with_name("krill-serve")), model, "serve.port=0"]
+        command = [sys.executable, "-m", "krill", "serve", model, "serve.port=0"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None

@@ -89,8 +89,8 @@ def time_krill_tokenizer(files: list[str], folder: Path, *overrides: str) -> flo
     """Runs krill-tokenizer; returns the seconds from start to end."""
     began = time.perf_counter()
     command = [
-        "krill-tokenizer", "data=files", f"data.paths=[{','.join(files)}]", "data.validation_fraction=0",
-        "data.min_chars=1", f"output={folder}", *overrides,
+        sys.executable, "-m", "krill", "tokenizer", "data=files", f"data.paths=[{','.join(files)}]",
+        "data.validation_fraction=0", "data.min_chars=1", f"output={folder}", *overrides,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - began
@@ -122,6 +122,20 @@ def measure_compression(folder: Path, files: list[str]) -> Iterator[tuple[str, f
         yield Path(file).stem, round(size / tokens, 4), failed
 
 
+def is_independent_of_order(variant: str, files: list[str], root: Path) -> bool:
+    """Returns whether the files in another order give the bytes of the first round."""
+    overrides = ("tokenizer=bpe_32k", f"tokenizer.trainer={variant}")
+    time_krill_tokenizer([*reversed(files)], root / f"{variant}-order", *overrides)
+    written = {(root / f"{variant}-{name}" / "tokenizer.json").read_bytes() for name in ("0", "order")}
+    return len(written) == 1
+
+
+def compute_ratio_to_alone(seconds: dict[str, list[float]], variant: str) -> float:
+    """Returns how many times as long krill takes as the trainer alone, the median of the rounds."""
+    pairs = zip(seconds[variant], seconds[f"{variant} alone"], strict=True)
+    return round(statistics.median(krill / alone for krill, alone in pairs), 3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument(
@@ -143,18 +157,7 @@ def main() -> None:
         for number in range(arguments.rounds):
             for variant in VARIANTS:
                 seconds[variant].append(measure(variant, files, root / f"{variant}-{number}"))
-        same = {}
-        for variant in ("hf", "rustbpe"):
-            time_krill_tokenizer(
-                [*reversed(files)],
-                root / f"{variant}-order",
-                "tokenizer=bpe_32k",
-                f"tokenizer.trainer={variant}",
-            )
-            written = {
-                (root / f"{variant}-{number}" / "tokenizer.json").read_bytes() for number in (0, "order")
-            }
-            same[variant] = len(written) == 1
+        same = {variant: is_independent_of_order(variant, files, root) for variant in ("hf", "rustbpe")}
         time_krill_tokenizer(files[1:], root / "english", "tokenizer=bpe_32k")
         extension = time_krill_tokenizer(
             files[:1], root / "extended", "tokenizer=extended", f"tokenizer.base={root / 'english'}",
@@ -169,15 +172,7 @@ def main() -> None:
                 ("hf", "hf-0"), ("rustbpe", "rustbpe-0"), ("english", "english"), ("english + korean", "extended")
             )
         }  # fmt: skip
-    ratios = {
-        variant: round(
-            statistics.median(
-                a / b for a, b in zip(seconds[variant], seconds[f"{variant} alone"], strict=True)
-            ),
-            3,
-        )
-        for variant in ("hf", "rustbpe")
-    }
+    ratios = {variant: compute_ratio_to_alone(seconds, variant) for variant in ("hf", "rustbpe")}
     for variant in VARIANTS:
         print(f"{variant:<14} {' '.join(f'{value:.1f}' for value in seconds[variant])} s")
     print("krill / alone:", ratios)

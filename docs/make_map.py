@@ -24,7 +24,7 @@ def format_map() -> str:
         depth = len(folder.relative_to(HOUSE).parts) - 1
         name = f"{'  ' * depth}{folder.name}/"
         heading = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").splitlines()[0]
-        files = " ".join(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__"))
+        files = " ".join(sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__")))
         lines += textwrap.wrap(
             f"{name:<16}{heading}", WIDTH, subsequent_indent=" " * 16, break_on_hyphens=False
         )

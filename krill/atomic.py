@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from krill.errors import UsageError
+from krill.errors import DISK_FULL_ERRNOS, UsageError
 
 log = logging.getLogger("krill")
 
@@ -149,7 +149,7 @@ def name_folder_in_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None:
+        if error.errno in DISK_FULL_ERRNOS and error.filename is None:
             error.filename = str(folder)
         raise
 

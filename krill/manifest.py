@@ -18,6 +18,8 @@ CHECKPOINT_MANIFEST = "manifest.json"
 """File in a checkpoint that lists its files."""
 MODEL_MANIFEST = "model-manifest.json"
 """File beside model/ that lists the files in it."""
+HUB_CHECKPOINT_FOLDER = "last-checkpoint"
+"""Folder in the Hub repository of a run that has its newest checkpoint; the other files are the model."""
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -12,8 +12,12 @@ from pathlib import Path
 
 # torch is imported inside the functions that need it: the launchers import this module and stay light.
 
-OOM_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Messages of RuntimeErrors that torch raises instead of OutOfMemoryError: on the CPU, and for cuBLAS's workspace."""
+OOM_MESSAGES = (
+    "DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+)  # fmt: skip
+"""Messages of RuntimeErrors that are raised instead of OutOfMemoryError: on the CPU, for cuBLAS's workspace, and for
+what CUDA allocates itself, such as pinned memory and the code of kernels."""
 
 
 def count_cpu_cores() -> int:

@@ -27,13 +27,22 @@ def escape_control_characters(text: str, keep: str = "") -> str:
     )
 
 
-def encode_argument(text: str, name: str) -> bytes:
-    """Returns a text of the command line as UTF-8; raises UsageError that begins with `name` if it is not."""
+def encode_input(text: str, name: str) -> bytes:
+    """Returns a text that the user has written as UTF-8; raises UsageError that begins with `name` if it is not text.
+
+    A byte that is not UTF-8, on a command line, is a low surrogate in Python; any other surrogate is half of a pair,
+    as JSON can contain.
+    """
     try:
         return text.encode()
     except UnicodeEncodeError as error:
+        letter, position = text[error.start], error.start + 1
+        if "\udc80" <= letter <= "\udcff":
+            raise UsageError(
+                f"{name} is not valid UTF-8 (character {position}); set the terminal to UTF-8"
+            ) from error
         raise UsageError(
-            f"{name} is not valid UTF-8 (character {error.start + 1}); set the terminal to UTF-8"
+            f"{name} is not valid Unicode: {letter!a} (character {position}); correct it"
         ) from error
 
 

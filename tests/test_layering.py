@@ -20,6 +20,7 @@ SHARED_NAMES = {
     "run_task": "what Hydra calls for one configuration",
     "log": "the logger of krill",
     "VERSION": "the version of what a file writes or computes",
+    "PHENOMENA": "the phenomena of a language",
 }
 """Names that several files may define, all with the same meaning."""
 
@@ -55,8 +56,13 @@ def test_rooms_import_only_downwards() -> None:
 
 
 def test_every_room_has_its_place_in_the_order() -> None:
-    rooms = {name.partition(".")[0] for name, _, _ in list_modules()} - {"__init__"}
+    rooms = {name.partition(".")[0] for name, _, _ in list_modules()} - {"__init__", "__main__"}
     assert rooms == set(ROOMS)
+
+
+def test_contributing_lists_the_rooms_in_this_order() -> None:
+    page = (KRILL.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert f"{', '.join(ROOMS)}." in " ".join(page.split())
 
 
 def list_public_names(tree: ast.Module) -> Iterator[str]:

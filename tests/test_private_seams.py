@@ -113,6 +113,11 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "submitit:SlurmExecutor._valid_parameters": ((), "krill/launch/sbatch.py"),
     "submitit.helpers:clean_env": (("extra_names",), "krill/launch/sbatch.py"),
     "uvicorn:Server.capture_signals": (("self",), "krill/serving/server.py"),
+    "uvicorn.protocols.http.h11_impl:H11Protocol.connection_made": (
+        ("self", "transport"), "krill/serving/server.py",
+    ),
+    "uvicorn.protocols.http.h11_impl:H11Protocol.data_received": (("self", "data"), "krill/serving/server.py"),
+    "uvicorn.protocols.http.h11_impl:H11Protocol.connection_lost": (("self", "exc"), "krill/serving/server.py"),
     "threading:_shutdown": ((), "krill/launch/preload_server.py"),
 }  # fmt: skip
 """module:member → its parameters, and the file of krill that calls or overrides it. `FullyShardedDataParallelPlugin`
@@ -188,6 +193,10 @@ def _is_cdata_shared() -> bool:
     return tensor.untyped_storage()._cdata == tensor[:2].untyped_storage()._cdata
 
 
+def _has_no_worker_failed() -> bool:
+    return _load("torch.utils.data._utils.signal_handling:_error_if_any_worker_fails")() is None
+
+
 def _is_loss_function_replaced() -> bool:
     model = PreTrainedModel(PretrainedConfig())
     model._loss_function = replacement = lambda *_: None
@@ -247,6 +256,9 @@ ATTRIBUTES: dict[str, tuple[Callable[[], bool], str]] = {
     "torch._dynamo.exc.TorchDynamoException": (
         lambda: issubclass(_load("torch._dynamo.exc:BackendCompilerFailed"), TorchDynamoException),
         "krill/training/compute/compilation.py",
+    ),
+    "torch.utils.data._utils.signal_handling._error_if_any_worker_fails": (
+        _has_no_worker_failed, "krill/training/batches.py",
     ),
     "torch.UntypedStorage._cdata": (_is_cdata_shared, "krill/training/checkpoint/async_save.py"),
     "datasets.Dataset._fingerprint": (_are_dataset_fingerprints_strings, "krill/sources/hub.py"),

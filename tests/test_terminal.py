@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from krill.cli import app, runs_view
-from krill.errors import KrillError, SignalInterrupt
+from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.inspection.render_rows import _describe_document
 from krill.runs import table
 from krill.runs.find import Run, RunGroup, run_at
-from krill.terminal import TerminalFormatter, escape_control_characters
+from krill.terminal import TerminalFormatter, encode_input, escape_control_characters
 
 ESCAPE = "\x1b[31mred"
 
@@ -25,6 +25,20 @@ def test_control_characters_are_escaped() -> None:
         escape_control_characters(f"{ESCAPE}\u202e\x85\ta\n", keep="\n") == r"\x1b[31mred\u202e\x85\ta" + "\n"
     )
     assert escape_control_characters("\udcff") == r"\udcff"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("가\udcff", "UTF-8 (character 2); set the terminal to UTF-8"),
+        ("\ud83d", r"Unicode: '\ud83d' (character 1); correct it"),
+    ],
+)
+def test_input_that_is_not_text_is_named(text: str, problem: str) -> None:
+    with pytest.raises(UsageError) as error:
+        encode_input(text, "text=")
+    assert str(error.value) == f"text= is not valid {problem}"
+    assert encode_input("가", "text=") == "가".encode()
 
 
 def test_log_messages_and_errors_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:

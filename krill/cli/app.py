@@ -28,21 +28,25 @@ from krill.terminal import TerminalFormatter, tolerate_encoding
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from krill.sweep.session import RunTask
+    from krill.cli.argv import ParsedArguments
+    from krill.sweep.session import RunTask, Session
 
 ConfigT = TypeVar("ConfigT", bound="BaseModel")
-_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PATH_ERRNOS = {errno.ENAMETOOLONG, errno.ELOOP}
-_FILESYSTEM_ERRNOS = _FULL_ERRNOS | _PATH_ERRNOS | {
-    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EIO,
-}  # fmt: skip
-"""File system errors for which a traceback adds nothing: disk full, read-only, permission denied, file exists, a name
-that is too long, a circle of links, a faulty disk."""
+_FILESYSTEM_REMEDIES = {
+    **dict.fromkeys(errors.DISK_FULL_ERRNOS, "free some space and run the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
+    errno.EROFS: "make it writable",
+    errno.ENOTDIR: "move the file that is there",
+    errno.EEXIST: "move what is there",
+    errno.EIO: "check the disk",
+}
+"""File system error for which a traceback adds nothing → what to do."""
 
 RESUMABLE_COMMANDS = frozenset({"train", "preprocess", "tokenizer"})
 """Commands that resume when they are run again after a signal."""
 
-ArgumentHook = Callable[[Any, Sequence[Path]], None]
+ArgumentHook = Callable[["ParsedArguments", Sequence[Path]], None]
 log = logging.getLogger("krill")
 
 
@@ -84,7 +88,10 @@ def _dispatch(
 
 
 def run_and_report(command: str, work: Callable[[], int]) -> int:
-    """Returns the exit code of `work`, and prints its error on standard error."""
+    """Returns the exit code of `work`, and prints its error on standard error.
+
+    `command`: the name of the command without krill-; an empty string: krill itself.
+    """
     try:
         _raise_if_folder_is_gone()
         code = work()
@@ -94,7 +101,7 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
     except (KrillError, SignalInterrupt) as error:
         return print_error(command, error)
     except KeyboardInterrupt:
-        print(f"krill-{command}: interrupted", file=sys.stderr)
+        print(f"{_get_program(command)}: interrupted", file=sys.stderr)
         return errors.INTERRUPTED
     except MemoryError:
         return print_error(command, KrillError(f"out of memory; {_suggest_less_memory(command)}"))
@@ -102,7 +109,10 @@ def run_and_report(command: str, work: Callable[[], int]) -> int:
         if _is_filesystem_error(error):
             return print_error(command, _build_filesystem_error(error))
         traceback.print_exc()
-        print(f"krill-{command}: failed with an unexpected error; see the traceback above", file=sys.stderr)
+        print(
+            f"{_get_program(command)}: failed with an unexpected error; see the traceback above",
+            file=sys.stderr,
+        )
         return errors.FAILED
     try:
         sys.stdout.flush()
@@ -141,15 +151,24 @@ def _suggest_less_memory(command: str) -> str:
 
 
 def _is_filesystem_error(error: Exception) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno in _FILESYSTEM_ERRNOS
+    return isinstance(error, OSError) and error.errno in {*_FILESYSTEM_REMEDIES, *_PATH_ERRNOS}
 
 
 def _build_filesystem_error(error: OSError) -> KrillError:
     path = error.filename or "standard output or the folder of the result"  # an open file has no name
     if error.errno in _PATH_ERRNOS:
         return UsageError(f"{path}: {error.strerror}; use another path")
-    remedy = "free some space and run the same command again" if error.errno in _FULL_ERRNOS else "fix that"
-    return KrillError(f"{path}: {error.strerror}; {remedy}, or set output= to another folder")
+    remedy = _FILESYSTEM_REMEDIES.get(error.errno or 0, "use another disk")
+    return KrillError(f"{path}: {error.strerror}; {remedy}{_suggest_other_folder(error)}")
+
+
+def _suggest_other_folder(error: OSError) -> str:
+    """Returns what else to do about an error: output= moves the result only, not what is prepared for it."""
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+    if path is not None and os.path.isfile(path) and error.errno not in errors.DISK_FULL_ERRNOS:
+        return ""  # a file that was to be read
+    is_in_outputs = path is not None and path.absolute().is_relative_to(paths.get_outputs_root())
+    return f", or set {'KRILL_OUTPUTS' if is_in_outputs else 'output='} to another folder"
 
 
 def _signal_scope(command: str) -> AbstractContextManager[None]:
@@ -160,8 +179,12 @@ def print_error(command: str, error: KrillError | SignalInterrupt) -> int:
     """Prints each line of the error, or of an interruption, which is not an error; returns the exit code."""
     kind = "" if isinstance(error, SignalInterrupt) else "error: "
     for line in str(error).split("\n"):
-        print_wrapped(f"krill-{command}: {kind}{line}", sys.stderr)
+        print_wrapped(f"{_get_program(command)}: {kind}{line}", sys.stderr)
     return error.exit_code
+
+
+def _get_program(command: str) -> str:
+    return f"krill-{command}" if command else "krill"
 
 
 def open_closed_streams() -> None:
@@ -209,12 +232,20 @@ def _print_help(command: str, arguments: list[str]) -> int:
         return errors.DONE
     from krill.cli import help
 
-    given = [
-        arguments[i + 1] for i, argument in enumerate(arguments[:-1]) if argument in ("--config-dir", "-cd")
-    ]
-    folders = [*paths.find_user_config_dirs(given), paths.CONF_DIR]
+    folders = [*paths.find_user_config_dirs(_list_config_dirs(arguments)), paths.CONF_DIR]
     print_wrapped(help.format_help(command, folders, get_terminal_width(sys.stdout)))
     return errors.DONE
+
+
+def _list_config_dirs(arguments: Sequence[str]) -> list[str]:
+    """Returns the values of --config-dir; krill.cli.argv, which parses all arguments, imports Hydra."""
+    split = [argument.partition("=") for argument in arguments]
+    following = [*arguments[1:], ""]
+    return [
+        value if equals else next_argument
+        for (flag, equals, value), next_argument in zip(split, following, strict=True)
+        if flag in ("--config-dir", "-cd") and (equals or next_argument)
+    ]
 
 
 def _get_help_key(arguments: list[str]) -> str | None:
@@ -238,17 +269,7 @@ def _run_with_hydra(
     if parsed.is_completion and completion.parse_request(parsed.overrides)[0] == "query":
         completion.prepare_query(positional_key)
     folders = paths.find_user_config_dirs(parsed.config_dirs)
-    if parsed.is_multirun and parsed.is_print_only:
-        raise UsageError(
-            "-m runs every point, --cfg and --info print one configuration: leave one of them out"
-        )
-    launcher = parsed.get_value("hydra/launcher")
-    if (
-        launcher not in (None, "basic", "submitit_slurm")
-        and not parsed.is_multirun
-        and not parsed.is_print_only
-    ):
-        raise UsageError(f"hydra/launcher={launcher} starts the points of a sweep: add -m")
+    _check_multirun(parsed)
     if prepare_arguments is not None:
         prepare_arguments(parsed, folders)
     overrides = compose.normalize_overrides(command, parsed)
@@ -260,37 +281,51 @@ def _run_with_hydra(
 
         register_plugins()
     session = Session(run_task)
-    error: Exception | None = None
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         compose.run_hydra(command, session, [*parsed.flags, *overrides], folders)
-    except Exception as raised:
-        error = raised
+    except Exception as error:
+        if parsed.is_completion:
+            return errors.DONE  # an incomplete argument is not an error
+        if session.sweep is None and compose.is_usage_error(error):
+            from krill.cli.diagnosis import diagnose_overrides
+
+            messages = diagnose_overrides(command, overrides, folders, error, parsed.is_multirun)
+            raise UsageError("\n".join(messages)) from error
+        session.error = error
     except SystemExit as exit_request:
         if not parsed.is_print_only:
             raise
         # Hydra has printed why, as for an unknown -p.
         return errors.USAGE if exit_request.code else errors.DONE
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR", None)
-    if parsed.is_completion:
-        return errors.DONE  # an incomplete argument is not an error
-    if session.sweep is not None:
-        from krill.sweep.sweeper import finish_sweep
+    return _finish_session(command, session)
 
-        if error is not None and _is_filesystem_error(error):  # of this process; a point records its own
-            code = print_error(command, _build_filesystem_error(error))
-            if not session.sweep.dry_run and not session.sweep.folder.is_dir():
-                return code  # no point has started
-        return finish_sweep(session.sweep, has_error=error is not None)
-    if error is not None and compose.is_usage_error(error):
-        from krill.cli.diagnosis import diagnose_overrides
 
-        messages = diagnose_overrides(command, overrides, folders, error, parsed.is_multirun)
-        raise UsageError("\n".join(messages)) from error
-    if error := error or session.error:
-        raise error
-    return errors.DONE
+def _check_multirun(parsed: ParsedArguments) -> None:
+    """Raises UsageError for -m with a flag that only prints, and for a launcher of points without -m."""
+    if parsed.is_multirun and parsed.is_print_only:
+        raise UsageError(
+            "-m runs every point, --cfg and --info print one configuration: leave one of them out"
+        )
+    launcher = parsed.get_value("hydra/launcher")
+    is_single_run = not (parsed.is_multirun or parsed.is_print_only)
+    if is_single_run and launcher not in (None, "basic", "submitit_slurm"):
+        raise UsageError(f"hydra/launcher={launcher} starts the points of a sweep: add -m")
+
+
+def _finish_session(command: str, session: Session) -> int:
+    """Ends a sweep with its table, and raises the error of a single run. Returns the exit code."""
+    error, sweep = session.error, session.sweep
+    if sweep is None:
+        if error is not None:
+            raise error
+        return errors.DONE
+    from krill.sweep.sweeper import finish_sweep
+
+    if error is not None and _is_filesystem_error(error):  # of this process; a point records its own
+        code = print_error(command, _build_filesystem_error(error))
+        if not sweep.dry_run and not sweep.folder.is_dir():
+            return code  # no point has started
+    return finish_sweep(sweep, has_error=error is not None)
 
 
 def run_command(

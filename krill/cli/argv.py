@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from krill.cli.completion import COMPLETION_FLAGS
+from krill.cli.completion import COMPLETION_FLAGS, is_completion
 from krill.config.key_aliases import HYDRA_KEYS, find_foreign_key, find_hydra_key
 from krill.config.overrides import (
     OVERRIDE_PATTERN,
@@ -18,6 +18,7 @@ from krill.config.overrides import (
 from krill.errors import UsageError
 
 _BOOLEAN_FLAGS = {"--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", *COMPLETION_FLAGS}
+_UNNEEDED_FLAGS = {"--config-path", "-cp", "--config-name", "-cn"}
 _VALUE_FLAGS = {"--cfg", "-c", "--package", "-p"}
 _INFO_FLAGS = {"--info", "-i"}
 _FLAG_CHOICES = {
@@ -42,7 +43,7 @@ class ParsedArguments:
     @property
     def is_completion(self) -> bool:
         """Whether the shell asks for completions."""
-        return not COMPLETION_FLAGS.isdisjoint(self.flags)
+        return is_completion(self.flags)
 
     @property
     def is_print_only(self) -> bool:
@@ -93,17 +94,9 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
         flag, equals, value = argument.partition("=")
         if flag in ("--config-dir", "-cd"):
             parsed.config_dirs.append(value if equals else _pop_flag_value(argument, arguments))
-        elif flag in ("--config-path", "-cp"):
-            folder = value if equals else _pop_flag_value(argument, arguments)
-            errors.append(
-                f"{flag} is not needed: krill finds its own files; add yours with --config-dir {folder}"
-            )
-        elif flag in ("--config-name", "-cn"):
-            name = Path(value if equals else _pop_flag_value(argument, arguments)).stem
-            errors.append(
-                f"{flag} is not needed: each command has its configuration; for conf/experiment/{name}.yaml use "
-                f"experiment={name}"
-            )
+        elif flag in _UNNEEDED_FLAGS:
+            value = value if equals else _pop_flag_value(argument, arguments)
+            errors.append(_describe_unneeded_flag(flag, value))
         elif argument == "--":
             continue
         elif flag in _VALUE_FLAGS:
@@ -116,8 +109,8 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
             parsed.flags.append(f"--info={value or 'all'}")
         elif argument.startswith("-"):
             errors.append(_describe_dashed_argument(argument, arguments))
-        elif found := _find_unsupported_hydra_keys(argument):
-            errors += [f"{argument}: {HYDRA_KEYS[key]}" for key in found]
+        elif unsupported := _find_unsupported_hydra_keys(argument):
+            errors += [f"{argument}: {HYDRA_KEYS[key]}" for key in unsupported]
         elif OVERRIDE_PATTERN.match(argument) or argument.startswith("~"):
             parsed.overrides.append(argument)
         elif positional_key is not None:
@@ -160,6 +153,17 @@ def _pop_flag_value(flag: str, arguments: list[str]) -> str:
     if not arguments:
         raise UsageError(f"{flag} needs a value after it")
     return arguments.pop(0)
+
+
+def _describe_unneeded_flag(flag: str, value: str) -> str:
+    """Returns the message for a flag of Hydra that names its configuration, which krill finds itself."""
+    if flag in ("--config-path", "-cp"):
+        return f"{flag} is not needed: krill finds its own files; add yours with --config-dir {value}"
+    name = Path(value).stem
+    return (
+        f"{flag} is not needed: each command has its configuration; for conf/experiment/{name}.yaml use "
+        f"experiment={name}"
+    )
 
 
 def _describe_bare_argument(previous: str, argument: str, arguments: list[str]) -> str | None:

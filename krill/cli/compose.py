@@ -30,8 +30,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
 from krill.cli.argv import ParsedArguments
-from krill.config.overrides import EXCLUSIVE_KEYS, MODEL_COMMANDS, clear_exclusive_keys, quote_override
-from krill.config.paths import CONF_DIR, get_outputs_root
+from krill.config.overrides import (
+    EXCLUSIVE_KEYS,
+    MODEL_COMMANDS,
+    clear_exclusive_keys,
+    format_text_override,
+    get_override_key,
+    quote_override,
+)
+from krill.config.paths import CONF_DIR, get_outputs_root, list_config_files
 from krill.config.secrets import MASK
 from krill.config.yaml_files import check_config_file
 from krill.errors import KrillError, UsageError
@@ -65,8 +72,9 @@ _list_all_files = FileConfigSource.list
 
 @functools.wraps(_list_all_files)
 def _list_options(source: FileConfigSource, config_path: str, results_filter: ObjectType | None) -> list[str]:
-    """Lists the options of a group, for completion and glob(*), without files whose names begin with _."""
-    return [name for name in _list_all_files(source, config_path, results_filter) if not name.startswith("_")]
+    """Lists the options of a group, for completion and glob(*), without files whose names begin with _ or a dot."""
+    names = _list_all_files(source, config_path, results_filter)
+    return [name for name in names if not name.startswith(("_", "."))]
 
 
 _load_any_config = FileConfigSource.load_config
@@ -94,7 +102,7 @@ def _get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Run
 
 
 def _mention_hydra(folders: Sequence[Path]) -> bool:
-    return any(b"hydra" in file.read_bytes() for folder in folders for file in folder.rglob("*.yaml"))
+    return any(b"hydra" in file.read_bytes() for folder in folders for file in list_config_files(folder))
 
 
 _UserSearchPath.__module__ = "hydra_plugins.krill"  # Hydra accepts plugins from that package only
@@ -117,6 +125,7 @@ def run_hydra(command: str, session: Session, arguments: Sequence[str], folders:
     """Runs Hydra, which calls `session` for a single run or hands it to krill's sweeper."""
     set_search_path(folders)
     sys.argv = [f"krill-{command}", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints an error and exits
     try:
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=command)(session)()
     except KeyError as error:
@@ -125,6 +134,8 @@ def run_hydra(command: str, session: Session, arguments: Sequence[str], folders:
         raise UsageError(
             f"hydra.job.env_copy: the environment variable {error.args[0]} is not set; set it, or leave it out"
         ) from error
+    finally:
+        del os.environ["HYDRA_FULL_ERROR"]
 
 
 def compose_config(command: str, overrides: Sequence[str], folders: Sequence[Path] = ()) -> DictConfig:
@@ -163,22 +174,21 @@ def _expand_continue(command: str, run: str, arguments: ParsedArguments) -> list
 
     if command != "train":
         raise UsageError(f"continue= is for krill-train; it is set for krill-{command}")
-    redundant = arguments.get_keys() & {"from", "branch"}
+    redundant: list[str] = [key for key in ("from", "branch") if key in arguments.get_keys()]
     if arguments.get_value("resume") not in (None, "true", "false", *RESUME_MODES):
-        redundant.add("resume")
+        redundant.append("resume")
     if redundant:
-        raise UsageError(
-            f"continue={run} starts from that run's last checkpoint: leave {redundant.pop()}= out"
-        )
+        keys = " and ".join(f"{key}=" for key in redundant)
+        raise UsageError(f"continue={run} starts from that run's last checkpoint: leave {keys} out")
     folder = _resolve_run("continue", run, CONTINUABLE, arguments)
     checkpoint = list_checkpoints(folder / "checkpoints")[-1]
-    step = parse_step(checkpoint)
-    if arguments.get_value("steps") in (None, "null"):
+    step, steps = parse_step(checkpoint), arguments.get_value("steps") or "null"
+    if steps == "null" or (steps.isdecimal() and int(steps) <= step):
         raise UsageError(
-            f"continue={run}: it is at step {step}; set steps= to the number of steps of the whole run, such as "
-            f"steps={2 * step}"
+            f"continue={run}: it is at step {step}; set steps= to the number of steps of the whole run, more than "
+            f"{step}, such as steps={2 * step}"
         )
-    expanded = [f"from={folder}", f"branch={checkpoint}"]
+    expanded = [f"from={folder}", format_text_override("branch", str(checkpoint))]
     if "branch_schedule" not in arguments.get_keys():
         expanded.append("branch_schedule=auto")
     return [*expanded, *arguments.get_overrides_without("continue")]
@@ -204,7 +214,7 @@ def drop_inspect_keys(overrides: Sequence[str]) -> list[str]:
     from krill.config.schema import InspectConfig, TrainConfig
 
     own = InspectConfig.model_fields.keys() - TrainConfig.model_fields.keys()
-    return [override for override in overrides if override.lstrip("+~").partition("=")[0] not in own]
+    return [override for override in overrides if get_override_key(override) not in own]
 
 
 def _load_overrides_of_run(run: str, arguments: ParsedArguments) -> list[str]:

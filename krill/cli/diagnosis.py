@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,42 @@ def diagnose_overrides(
         for item in parsed
         if item.key_or_group in _list_groups(folders) and not isinstance(item.value(), dict)
     }
-    valid = []
+    group_errors, valid = _check_groups(groups, folders)
+    messages += group_errors
+    try:
+        composed = compose_config(command, valid, folders)
+    except Exception as other:
+        if not is_usage_error(other):
+            raise
+        return messages or [_format_hydra_error(error)]
+    known = list(iterate_dotted_keys(OmegaConf.to_container(composed)))
+    for item in parsed:
+        key = item.key_or_group
+        if item.is_sweep_override() and not is_multirun:
+            messages.append(
+                f"{item.input_line}: several values; add -m to sweep, or use {key}=[…] for a list"
+            )
+        elif key.startswith("hydra"):
+            messages += filter(None, [_describe_hydra_error(item)])
+        elif key not in groups:
+            key_errors = _find_key_errors(command, item, composed, known, folders)
+            messages += key_errors
+            if not key_errors:
+                valid.append(f"{'++' if item.is_add() else ''}{key}={_get_raw_values(item)[0]}")
+    try:
+        validate_config(COMMAND_SCHEMAS[command], compose_config(command, valid, folders))
+    except UsageError as wrong_values:
+        messages += str(wrong_values).splitlines()
+    except Exception as other:
+        if not is_usage_error(other):
+            raise
+        messages.append(_format_hydra_error(other))
+    return list(dict.fromkeys(messages)) or [_format_hydra_error(error)]
+
+
+def _check_groups(groups: Mapping[str, Override], folders: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """Returns the errors of overrides of config groups, and the valid overrides, with one option each."""
+    messages, valid = [], []
     for group, item in groups.items():
         if item.is_add():
             messages.append(f"{item.input_line}: use it without +")
@@ -61,40 +96,21 @@ def diagnose_overrides(
         messages += filter(None, errors)
         if not any(errors):
             valid.append(f"{group}={_get_values(item)[0]}")
-    try:
-        composed = compose_config(command, valid, folders)
-    except Exception as other:
-        if not is_usage_error(other):
-            raise
-        return messages or [_format_hydra_error(error)]
-    known = list(iterate_dotted_keys(OmegaConf.to_container(composed)))
-    for item in parsed:
-        key, has_several_values = item.key_or_group, item.is_sweep_override()
-        if has_several_values and not is_multirun:
-            messages.append(
-                f"{item.input_line}: several values; add -m to sweep, or use {key}=[…] for a list"
-            )
-        elif key in groups:
-            continue
-        elif key.startswith("hydra"):
-            messages += filter(None, [_describe_hydra_error(item)])
-        elif sections := _find_section_errors(command, item, composed, known, folders):
-            messages += sections
-        elif key in known and item.is_add():
-            messages.append(f"{item.input_line}: the key exists; use {key}=…")
-        elif key not in known and not item.is_add():
-            messages.append(_describe_unknown_key(command, key, known, folders))
-        else:
-            valid.append(f"{'++' if item.is_add() else ''}{key}={_get_raw_values(item)[0]}")
-    try:
-        validate_config(COMMAND_SCHEMAS[command], compose_config(command, valid, folders))
-    except UsageError as wrong_values:
-        messages += str(wrong_values).splitlines()
-    except Exception as other:
-        if not is_usage_error(other):
-            raise
-        messages.append(_format_hydra_error(other))
-    return list(dict.fromkeys(messages)) or [_format_hydra_error(error)]
+    return messages, valid
+
+
+def _find_key_errors(
+    command: str, item: Override, composed: DictConfig, known: Sequence[str], folders: Sequence[Path]
+) -> list[str]:
+    """Returns what is wrong with the key of an override: it does not exist, is added twice, or is a section."""
+    key = item.key_or_group
+    if sections := _find_section_errors(command, item, composed, known, folders):
+        return sections
+    if key in known and item.is_add():
+        return [f"{item.input_line}: the key exists; use {key}=…"]
+    if key not in known and not item.is_add():
+        return [_describe_unknown_key(command, key, known, folders)]
+    return []
 
 
 def _parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
@@ -137,8 +153,8 @@ def _describe_unknown_key(command: str, key: str, known: Sequence[str], folders:
     keys = {name: _list_keys(command, group, name, tuple(folders)) for name in others}
     options = [f"{group}={name}" for name in keys if key in keys[name]]
     if options:
-        shown = options if len(options) <= 3 else [*options[:2], f"{len(options) - 2} others"]
-        return f"no such key '{key}' here; it belongs to {' or '.join(shown)}"
+        listed = options if len(options) <= 3 else [*options[:2], f"{len(options) - 2} others"]
+        return f"no such key '{key}' here; it belongs to {' or '.join(listed)}"
     return format_unknown_key_error(
         key, [*known, *_list_groups(folders), *(key for option in keys.values() for key in option)]
     )

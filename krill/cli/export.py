@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krill.cli import app
 from krill.cli.model_arguments import resolve_model_arguments
@@ -20,11 +20,11 @@ def main() -> int:
     return app.main("export", run_task, positional_key="model", prepare_arguments=resolve_model_arguments)
 
 
-def run_task(composed: Any) -> None:
+def run_task(invocation: Invocation) -> None:
     """Exports with one configuration; Hydra calls it once, or for each point of a sweep."""
     from krill.config.schema import ExportConfig
 
-    app.run_command(composed, ExportConfig, _run_export)
+    app.run_command(invocation, ExportConfig, _run_export)
 
 
 def _run_export(config: ExportConfig, invocation: Invocation) -> None:

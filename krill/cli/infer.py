@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krill import atomic
 from krill.cli import app
-from krill.cli.inspect_model import TOP_ALTERNATIVES, AnswerInspector
+from krill.cli.inspect_model import AnswerInspector
 from krill.cli.model_arguments import resolve_model_arguments
 from krill.errors import UsageError
 from krill.launch.invocation import Invocation
 from krill.resources import paused_garbage_collection
 
-log = app.log
-
 if TYPE_CHECKING:
     from krill.config.schema import InferConfig
+
+log = app.log
 
 
 def main() -> int:
@@ -26,19 +25,17 @@ def main() -> int:
     return app.main("infer", run_task, positional_key="model", prepare_arguments=resolve_model_arguments)
 
 
-def run_task(composed: Any) -> None:
+def run_task(invocation: Invocation) -> None:
     """Generates with one configuration; Hydra calls it once, or for each point of a sweep."""
     from krill.config.schema import InferConfig
 
-    app.run_command(composed, InferConfig, infer)
+    app.run_command(invocation, InferConfig, infer)
 
 
 def infer(config: InferConfig, invocation: Invocation) -> None:
     """Answers the prompts of a file, config.prompt, or what the user types or sends through a pipe."""
     if config.prompt is not None and config.prompts is not None:
         raise UsageError("prompt= is one prompt, prompts= a file of many: leave one of them out")
-    if config.inspect and (config.prompts is not None or invocation.is_sweep_point):
-        raise UsageError("inspect=true shows the answers to one prompt: leave out prompts= and -m")
     if config.dry_run:
         _print_plan(config)
     elif invocation.is_sweep_point or config.prompts is not None:
@@ -76,8 +73,10 @@ def _answer_here(config: InferConfig, folder: Path | None, is_interactive: bool)
     """
     with paused_garbage_collection():
         from krill.inference.answerer import Answerer
+        from krill.inference.batch import write_answers
         from krill.inference.conversation import Conversation, select_template
         from krill.inference.prompts import read_line_prompts
+        from krill.inference.token_scores import TOP_ALTERNATIVES
         from krill.launch.answers import get_settings, load_configured_model, log_settings
 
     if folder is not None:
@@ -103,8 +102,7 @@ def _answer_here(config: InferConfig, folder: Path | None, is_interactive: bool)
             answerer.forget()  # every line is a prompt of its own
             answerer.answer(prompt)
     if folder is not None:
-        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answerer.answers)
-        atomic.write_text(folder / "answers.jsonl", lines)
+        write_answers(folder, answerer.answers)
         inspector.write(folder)
 
 

@@ -29,16 +29,18 @@ def main() -> int:
     return app.main("inspect", run_task, positional_key="data", prepare_arguments=_resolve_folder_arguments)
 
 
-def run_task(composed: Any) -> None:
+def run_task(invocation: Invocation) -> None:
     """Inspects one store, several tokenizers, or a text; called by Hydra."""
     from krill.config.schema import InspectConfig
 
-    app.run_command(composed, InspectConfig, inspect)
+    app.run_command(invocation, InspectConfig, inspect)
 
 
 def inspect(config: InspectConfig, invocation: Invocation) -> None:
-    """Prints what is in the tokens of `config`, compares its tokenizers, or shows its text; writes nothing but the
-    plot, and the scores of a text."""
+    """Prints what is in the tokens of `config`, compares its tokenizers, or shows its text.
+
+    Writes nothing but the plot, and the scores of a text.
+    """
     from krill.cli import inspect_model
 
     inspect_model.require_text(config)
@@ -65,6 +67,7 @@ def inspect(config: InspectConfig, invocation: Invocation) -> None:
         command = shlex.join(["krill-preprocess", *compose.drop_inspect_keys(invocation.overrides)])
         raise UsageError(f"{folder}: these tokens are not prepared yet; run: {command}")
 
+    from krill.config.overrides import is_section_overridden
     from krill.data.store import Store
     from krill.inspection import store_report, store_stats
     from krill.inspection.token_display import TokenRenderer
@@ -72,10 +75,7 @@ def inspect(config: InspectConfig, invocation: Invocation) -> None:
     store = Store.open(folder)
     if config.verify:
         store.verify()
-    is_tokenizer_set = any(
-        override.startswith(("tokenizer=", "tokenizer.")) for override in invocation.overrides
-    )
-    tokenizer = _find_tokenizer(config, store, is_tokenizer_set)
+    tokenizer = _find_tokenizer(config, store, is_section_overridden("tokenizer", invocation.overrides))
     renderer = None if tokenizer is None else TokenRenderer(tokenizer)
     stats = store_stats.compute_store_stats(store, config, renderer)
     if config.plot is not None:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from krill.inspection.scored_text import ScoredText
     from krill.launch.invocation import Invocation
 
-TOP_ALTERNATIVES = 5
-"""Number of alternatives that are shown for each token."""
 PAGE_FILE, SCORES_FILE, PICTURE_FILE = "tokens.html", "tokens.json", "attention.png"
 """Files in the folder that output= names."""
 
@@ -72,8 +70,8 @@ def score_text(config: InspectConfig, path: str, tokenizer_path: str | None) -> 
     model = loaded.model
     ids = encode_document(model, loaded.tokenizer, config.text)
     try:
-        scores = score_tokens(model, ids, TOP_ALTERNATIVES)
-        lens = compute_logit_lens(model, ids, TOP_ALTERNATIVES) if config.lens else None
+        scores = score_tokens(model, ids)
+        lens = compute_logit_lens(model, ids) if config.lens else None
         attention = (
             compute_attention_map(model, ids[:-1], *map(int, config.attention.split(".")))
             if config.attention is not None
@@ -95,7 +93,7 @@ class AnswerInspector:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._shown: list[ScoredText] = []
+        self._texts: list[ScoredText] = []
 
     def show(self, prompt: str, generation: Generation) -> None:
         """Prints the scores of an answer to standard output: those it was generated with, or else computed now."""
@@ -106,20 +104,18 @@ class AnswerInspector:
 
         scores, count = generation.scores, len(generation.new_ids)
         if count and not scores:
-            scores = score_tokens(
-                self._loaded.model, generation.prompt_ids + generation.new_ids, TOP_ALTERNATIVES
-            )[-count:]
+            scores = score_tokens(self._loaded.model, generation.prompt_ids + generation.new_ids)[-count:]
         renderer = TokenRenderer(self._loaded.tokenizer)
         scored = ScoredText(str(self._loaded.folder), generation.text, scores, renderer, prompt)
         print()
         print_scores(scored, is_full=True)
         print(flush=True)
-        self._shown.append(scored)
+        self._texts.append(scored)
 
     def write(self, folder: Path) -> None:
         """Writes the page and the JSON of the answers that were shown to `folder`, if there are any."""
-        if self._shown:
-            write_scores(folder, self._shown)
+        if self._texts:
+            write_scores(folder, self._texts)
 
 
 def write_scores(folder: Path, texts: Sequence[ScoredText], picture: Path | None = None) -> None:
@@ -133,7 +129,7 @@ def write_scores(folder: Path, texts: Sequence[ScoredText], picture: Path | None
 
 
 def _choose_picture(config: InspectConfig) -> Path | None:
-    """Returns where the attention map is drawn. Raises UsageError if there is neither a place nor JSON for it."""
+    """Returns the file of the attention map. Raises UsageError if none is set and format= is not json."""
     if config.attention is None:
         if config.plot is not None:
             raise UsageError(
@@ -163,10 +159,11 @@ def _write_files(config: InspectConfig, scored: ScoredText, picture: Path | None
 
 def _find_tokenizer(config: InspectConfig, invocation: Invocation) -> str | None:
     """Returns the folder of the tokenizer that the command line names; None: that of the model."""
-    if not any(override.startswith(("tokenizer=", "tokenizer.")) for override in invocation.overrides):
-        return None
+    from krill.config.overrides import is_section_overridden
     from krill.data.inputs import RunInputs
 
+    if not is_section_overridden("tokenizer", invocation.overrides):
+        return None
     folder = RunInputs.open(config).tokenizer_folder
     if not folder.is_dir():
         raise UsageError(f"{folder}: not trained yet; train it with krill-tokenizer, or leave out tokenizer=")
@@ -180,11 +177,11 @@ def require_text(config: InspectConfig) -> None:
         f"attention={config.attention}": config.attention is not None,
         f"trained_model={config.trained_model}": config.trained_model is not None and config.text is None,
     }
-    named = [key for key, is_set in keys.items() if is_set]
+    dependent = [key for key, is_set in keys.items() if is_set]
     missing = [
         name
         for name, value in (("text=…", config.text), ("model=RUN", config.trained_model))
         if value is None
     ]
-    if named and missing:
-        raise UsageError(f"{named[0]} looks into a trained model; add {' and '.join(missing)}")
+    if dependent and missing:
+        raise UsageError(f"{dependent[0]} looks into a trained model; add {' and '.join(missing)}")

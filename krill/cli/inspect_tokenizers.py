@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import compose
 from krill.cli.diagnosis import compose_train_config
+from krill.config.overrides import get_override_key
 from krill.config.paths import CONF_DIR, list_config_options, relative_path
 from krill.config.suggestions import find_closest_name, suggest
 from krill.errors import KrillError, UsageError
 from krill.tables import get_terminal_width
-from krill.terminal import encode_argument
+from krill.terminal import encode_input
 
 if TYPE_CHECKING:
     from krill.config.schema import InspectConfig
@@ -57,7 +58,7 @@ def print_text_tokens(config: InspectConfig, invocation: Invocation) -> None:
     assert config.text is not None
     if config.plot is not None:
         raise UsageError("plot= draws a store or tokenizers=, not text=; leave one of them out")
-    content = encode_argument(config.text, "text=")
+    content = encode_input(config.text, "text=")
     folder = RunInputs.open(config).tokenizer_folder
     if config.dry_run:
         _print_folders([folder])
@@ -74,14 +75,14 @@ def print_text_tokens(config: InspectConfig, invocation: Invocation) -> None:
     ids = Encoder(tokenizer).encode([config.text]).tokens[1:-1].tolist()
     pieces = TokenRenderer(tokenizer).render(ids)
     if config.format == "json":
-        shown = {
+        summary = {
             "tokenizer": str(folder),
             "text": config.text,
             "bytes": len(content),
             "tokens": len(ids),
             "ids": ids,
         }
-        print(json.dumps({**shown, "pieces": [piece._asdict() for piece in pieces]}, ensure_ascii=False))
+        print(json.dumps({**summary, "pieces": [piece._asdict() for piece in pieces]}, ensure_ascii=False))
         return
     ratio = f", {len(content) / len(ids):.2f} bytes per token" if ids else ""
     print(
@@ -115,11 +116,7 @@ def _compute_metrics(config: InspectConfig, source: Source, folders: Mapping[str
 
 def _resolve_folders(config: InspectConfig, invocation: Invocation) -> dict[str, Path]:
     """Returns the folder of each tokenizer of `config` by its name; one that is not trained yet does not exist."""
-    user_folders = [
-        Path(source.path)
-        for source in invocation.composition.hydra.runtime.config_sources
-        if source.provider == "user"
-    ]
+    user_folders = invocation.composition.user_folders
     known = list_config_options("tokenizer", [*user_folders, CONF_DIR])
     return {
         name: _resolve_option(_build_arguments(name, invocation), user_folders)
@@ -175,11 +172,11 @@ def _build_arguments(option: str, invocation: Invocation) -> list[str]:
     others = [
         override
         for override in compose.drop_inspect_keys(invocation.overrides)
-        if override.partition("=")[0] not in ("tokenizer", "tokenizer.path")
+        if get_override_key(override) not in ("tokenizer", "tokenizer.path")
     ]
     return [*others, f"tokenizer={option}"]
 
 
-def _print_folders(folders: Any) -> None:
+def _print_folders(folders: Iterable[Path]) -> None:
     for folder in folders:
         print(f"tokenizer   {'read' if folder.is_dir() else 'missing'} {relative_path(folder)}")

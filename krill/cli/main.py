@@ -6,11 +6,11 @@ import importlib
 import os
 import sys
 
+from krill.cli import app
 from krill.cli.completion import complete, is_completion
 from krill.config.paths import CONF_DIR, read_config_description
-from krill.errors import DONE, USAGE, UsageError
+from krill.errors import DONE, UsageError
 from krill.tables import fit_table, get_terminal_width, print_wrapped
-from krill.terminal import tolerate_encoding
 
 COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer", "serve", "export", "runs")
 COMMAND_ALIASES = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect", "inference": "infer"}
@@ -18,8 +18,17 @@ COMMAND_ALIASES = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect",
 
 def main() -> int:
     """Runs krill or kr; returns the exit code."""
-    tolerate_encoding()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    command = COMMAND_ALIASES.get(name, name)
+    if command in COMMANDS:
+        del sys.argv[1]
+        return _run_main(command)
+    app.configure_logging()
+    return app.run_and_report("", lambda: _run_without_command(name))
+
+
+def _run_without_command(name: str) -> int:
+    """Answers a flag in place of a command. Raises UsageError for anything else."""
     if name in ("--help", "-h", "help"):
         print_wrapped(_format_help(get_terminal_width(sys.stdout)))
         return DONE
@@ -29,33 +38,25 @@ def main() -> int:
         print(f"krill {__version__}")
         return DONE
     if is_completion([name]):
-        try:
-            return complete(sys.argv[1:], _list_choices)
-        except UsageError as error:
-            return _print_error(str(error))
-    command = COMMAND_ALIASES.get(name, name)
-    if command not in COMMANDS:
-        from krill.config.suggestions import suggest
+        return complete(sys.argv[1:], _list_choices)
+    from krill.config.suggestions import suggest
 
-        hint = suggest(name, (*COMMANDS, *COMMAND_ALIASES), "krill {}")
-        return _print_error(f"no command '{name}'. {hint}")
-    del sys.argv[1]
-    return importlib.import_module(f"krill.cli.{command}").main()
+    raise UsageError(f"no command '{name}'. {suggest(name, (*COMMANDS, *COMMAND_ALIASES), 'krill {}')}")
 
 
-def _print_error(message: str) -> int:
-    print_wrapped(f"krill: error: {message}", sys.stderr)
-    return USAGE
+def _run_main(command: str) -> int:
+    exit_code: int = importlib.import_module(f"krill.cli.{command}").main()
+    return exit_code
 
 
 def _list_choices(words: list[str], word: str) -> list[str]:
-    """Returns the names of commands, or has the command that is named complete its own arguments."""
+    """Returns the names of commands; the arguments of a command are completed by that command."""
     if not words:
         return [name for name in (*COMMANDS, *COMMAND_ALIASES) if name.startswith(word)]
     command = COMMAND_ALIASES.get(words[0], words[0])
     if command in COMMANDS:
         os.environ["COMP_LINE"] = " ".join([f"krill-{command}", *words[1:], word])
-        importlib.import_module(f"krill.cli.{command}").main()
+        _run_main(command)
     return []
 
 

@@ -22,14 +22,14 @@ def resolve_model_arguments(parsed: ParsedArguments, folders: Sequence[Path]) ->
     experiment=NAME means its newest finished run here, or else its model on the Hub; without any of them, the newest
     finished run.
     """
-    from krill.config.overrides import replace_key
+    from krill.config.overrides import format_text_override, replace_key
 
     parsed.overrides = [replace_key(text, "model", "model.path") for text in parsed.overrides]
     option = parsed.get_value("tokenizer")
     if option in paths.list_config_options("tokenizer", [*folders, paths.CONF_DIR]):
         parsed.overrides = [
             *parsed.get_overrides_without("tokenizer"),
-            f"tokenizer.path={_find_trained_tokenizer(option, folders)}",
+            format_text_override("tokenizer.path", str(_find_trained_tokenizer(option, folders))),
         ]
     parsed.overrides = [replace_key(text, "tokenizer", "tokenizer.path") for text in parsed.overrides]
     from krill.runs.resolve import FINAL_MODEL, find_newest_run
@@ -69,5 +69,7 @@ def _find_trained_tokenizer(option: str, folders: Sequence[Path]) -> Path:
 
 def _choose_model(parsed: ParsedArguments, model: str) -> None:
     """Sets the model that the command line does not name, and logs it."""
+    from krill.config.overrides import format_text_override
+
     app.log.info("model       %s", model)
-    parsed.overrides.append(f"model.path={model}")
+    parsed.overrides.append(format_text_override("model.path", model))

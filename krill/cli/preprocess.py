@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krill.cli import app
 from krill.config.paths import relative_path
@@ -20,11 +20,11 @@ def main() -> int:
     return app.main("preprocess", run_task)
 
 
-def run_task(composed: Any) -> None:
+def run_task(invocation: Invocation) -> None:
     """Prepares one token store; Hydra calls it once, or for each point of a sweep."""
     from krill.config.schema import TrainConfig
 
-    app.run_command(composed, TrainConfig, _run_preprocess)
+    app.run_command(invocation, TrainConfig, _run_preprocess)
 
 
 def _run_preprocess(config: TrainConfig, invocation: Invocation) -> None:

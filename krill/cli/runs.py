@@ -94,8 +94,11 @@ def _show(arguments: argparse.Namespace) -> int:
 
     items = _resolve_arguments(arguments)
     if arguments.json:
-        described = [describe_run(item) if isinstance(item, Run) else describe_sweep(item) for item in items]
-        print(json.dumps(described, indent=2, ensure_ascii=False))
+        values = [
+            describe_run(item, _build_rows([item])[0]) if isinstance(item, Run) else describe_sweep(item)
+            for item in items
+        ]
+        print(json.dumps(values, indent=2, ensure_ascii=False))
         return errors.DONE
     from krill.cli import runs_view
 
@@ -153,7 +156,7 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _tail(arguments: argparse.Namespace) -> int:
-    from krill.config.paths import relative_path
+    from krill.config.paths import quote_path
     from krill.runs.find import Run
     from krill.runs.log_tail import follow_log, read_tail
     from krill.runs.run_state import find_log_file
@@ -164,7 +167,7 @@ def _tail(arguments: argparse.Namespace) -> int:
 
     for item in _resolve_arguments(arguments, has_log):
         if not isinstance(item, Run):
-            folder = relative_path(item.folder)
+            folder = quote_path(item.folder)
             raise UsageError(
                 f"{folder} is not a single run; use {folder}/best, or one of those in: krill-runs list {folder}"
             )
@@ -184,7 +187,8 @@ def _escape(text: str) -> str:
 
 def _wait_for_log(folder: Path, rank: int, wait: bool) -> Path:
     """Returns the log of a run; with `wait`, waits for it while the run is active. Raises UsageError without one."""
-    from krill.config.paths import relative_path
+    from krill.config.paths import quote_path, relative_path
+    from krill.launch.rank_errors import get_rank_log_name
     from krill.runs.log_tail import LOG_POLL_SECONDS
     from krill.runs.run_state import (
         ACTIVE_STATES,
@@ -194,7 +198,7 @@ def _wait_for_log(folder: Path, rank: int, wait: bool) -> Path:
     )
 
     while True:
-        file = folder / (f"log-rank{rank}.txt" if rank else "log.txt")
+        file = folder / get_rank_log_name(rank)
         status = read_run_or_submission_status(folder)
         if status and not rank:
             file = find_log_file(folder, status)
@@ -203,7 +207,7 @@ def _wait_for_log(folder: Path, rank: int, wait: bool) -> Path:
         if not wait or get_run_state(folder).state not in ACTIVE_STATES:
             raise UsageError(
                 f"{relative_path(file)} does not exist; see the state of the run with krill-runs show "
-                f"{relative_path(folder)}"
+                f"{quote_path(folder)}"
             )
         time.sleep(LOG_POLL_SECONDS)
 

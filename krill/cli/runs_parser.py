@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from krill import __version__
@@ -14,6 +16,9 @@ from krill.runs.run_state import ActualState
 Subcommand = Callable[[argparse.Namespace], int]
 
 FILTER_STATES = get_args(ActualState)
+
+MAX_NUMBER = 10**9
+"""The largest number of an option; time.sleep, for one, does not take any."""
 
 DESCRIPTION = "List, watch, show, compare, follow and cancel runs and sweeps."
 
@@ -41,8 +46,10 @@ class _ArgumentParser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             from krill.config.suggestions import suggest
 
-            if value in list_run_names(str(value)):
-                raise UsageError(f"no command '{value}'; for the run use krill-runs show {value}")
+            if _names_run(value):
+                raise UsageError(
+                    f"no command '{value}'; for the run use krill-runs show {shlex.quote(value)}"
+                )
             raise UsageError(f"no command '{value}'. {suggest(str(value), action.choices)}")
 
 
@@ -97,6 +104,11 @@ def build_parser(subcommands: Mapping[str, Subcommand]) -> argparse.ArgumentPars
     return parser
 
 
+def _names_run(text: str) -> bool:
+    """Returns whether `text` is the name or the path of a run or sweep, which belongs after a subcommand."""
+    return "/" in text or Path(text).exists() or text in list_run_names(text)
+
+
 def list_choices(subcommands: Mapping[str, Subcommand], words: list[str], word: str) -> list[str]:
     """Returns what completes `word` after `words`: a subcommand, a state after --state, or names of runs."""
     if words and words[-1] != "--state":
@@ -119,8 +131,10 @@ def _build_number_type(number_type: type[int] | type[float], minimum: float) -> 
             value = number_type(text)
         except ValueError:
             value = number_type(-1)
-        if not value >= minimum:
-            raise argparse.ArgumentTypeError(f"'{text}' should be a number of at least {minimum:g}")
+        if not minimum <= value <= MAX_NUMBER:
+            raise argparse.ArgumentTypeError(
+                f"'{text}' should be a number of at least {minimum:g}, at most {MAX_NUMBER:,}"
+            )
         return value
 
     return parse_number

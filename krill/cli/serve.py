@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krill import errors
 from krill.cli import app
@@ -30,16 +30,16 @@ def main() -> int:
     return app.main("serve", run_task, positional_key="model", prepare_arguments=_prepare_arguments)
 
 
-def run_task(composed: Any) -> None:
+def run_task(invocation: Invocation) -> None:
     """Serves with one configuration; Hydra calls it once."""
     from krill.config.schema import ServeConfig
 
-    if composed.is_for_slurm:
+    if invocation.is_for_slurm:
         raise UsageError(
             "krill-serve serves on this machine, so hardware=slurm_… has no effect; start it inside a job: "
             "srun --pty krill-serve MODEL"
         )
-    app.run_command(composed, ServeConfig, _run_server)
+    app.run_command(invocation, ServeConfig, _run_server)
 
 
 def _prepare_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -> None:

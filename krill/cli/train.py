@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from krill.cli import app
 from krill.resources import paused_garbage_collection
@@ -24,11 +24,11 @@ def main() -> int:
     return app.main("train", run_task)
 
 
-def run_task(composed: Any) -> float | None:
+def run_task(invocation: Invocation) -> float | None:
     """Trains one run and returns its validation loss; Hydra calls it once, or for each point of a sweep."""
     from krill.config.schema import TrainConfig
 
-    return app.run_command(composed, TrainConfig, train)
+    return app.run_command(invocation, TrainConfig, train)
 
 
 def train(config: TrainConfig, invocation: Invocation) -> float | None:

@@ -150,9 +150,12 @@ def find_renamed_key(key: str) -> str | None:
 def find_foreign_key(key: str, known: Collection[str] | None = None) -> str | None:
     """Returns what to set instead of a key of another tool, or None.
 
-    `known`: the keys of the command; None: any. A dotted key, as in training.learning_rate, counts by its last part.
+    `known`: the keys of the command; None: any. A dotted key counts by its last part, as in training.learning_rate,
+    or as a whole: batch.size as batch_size.
     """
-    for answer in FOREIGN_KEYS.get(key.replace("-", "_").rpartition(".")[2], ()):
-        if known is None or answer.partition("=")[0] in known:
-            return answer
+    name = key.replace("-", "_")
+    for foreign in (name.rpartition(".")[2], name.replace(".", "_")):
+        for answer in FOREIGN_KEYS.get(foreign, ()):
+            if known is None or answer.partition("=")[0] in known:
+                return answer
     return None

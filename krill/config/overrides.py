@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -74,6 +74,19 @@ def iterate_dotted_keys(values: Any, prefix: str = "") -> Iterator[str]:
 def replace_key(override: str, key: str, new_key: str) -> str:
     """Returns `override` with `new_key` if it sets `key`, otherwise unchanged."""
     return f"{new_key}={get_override_value(override)}" if get_override_key(override) == key else override
+
+
+def format_text_override(key: str, text: str) -> str:
+    """Returns the override that sets `key` to `text`, such as a path, quoted if the grammar would change it."""
+    is_plain = "${" not in text and text != "???" and _is_parsable(text)
+    if is_plain and OverridesParser.create().parse_override(f"k={text}").value() == text:
+        return f"{key}={text}"
+    return f"{key}={_quote_literal(text)}"
+
+
+def is_section_overridden(section: str, overrides: Iterable[str]) -> bool:
+    """Returns whether one of `overrides` sets a section, chooses its option, or sets a key in it."""
+    return any(get_override_key(override).partition(".")[0] == section for override in overrides)
 
 
 def clear_exclusive_keys(overrides: Sequence[str]) -> list[str]:

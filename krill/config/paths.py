@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def relative_path(path: Path) -> Path:
         return path.relative_to(Path.cwd())
     except ValueError:
         return path
+
+
+def quote_path(path: Path) -> str:
+    """Returns `relative_path` as an argument of a shell command, for a suggestion that the user can copy."""
+    return shlex.quote(str(relative_path(path)))
 
 
 def find_user_config_dirs(config_dirs: Sequence[str]) -> list[Path]:
@@ -88,9 +94,14 @@ def list_config_options(group: str, folders: Sequence[Path]) -> dict[str, Path]:
     options: dict[str, Path] = {}
     for folder in folders:
         for file in sorted((folder / group).glob("*.yaml")):
-            if not file.name.startswith("_"):
+            if not file.name.startswith(("_", ".")):
                 options.setdefault(file.stem, file)
     return options
+
+
+def list_config_files(folder: Path) -> list[Path]:
+    """Returns all YAML files of a configuration folder, without hidden ones, such as the links of an editor."""
+    return sorted(file for file in folder.rglob("*.yaml") if not file.name.startswith(".") and file.is_file())
 
 
 def find_shadowed_configs(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
@@ -98,7 +109,7 @@ def find_shadowed_configs(folders: Sequence[Path]) -> list[tuple[Path, Path]]:
     used: dict[Path, Path] = {}
     hidden = []
     for folder in folders:
-        for file in sorted(folder.rglob("*.yaml")):
+        for file in list_config_files(folder):
             first = used.setdefault(file.relative_to(folder), file)
             if first is not file and file.name != SITE_CONFIG_FILE:
                 hidden.append((first, file))

@@ -21,7 +21,7 @@ def compute_signature(*parts: Any) -> str:
 
 
 def _to_json_value(value: Any) -> Any:
-    # Of a pydantic model; pydantic itself is imported only where there is one.
+    # A pydantic model is recognized without importing pydantic, which not every caller needs.
     fields = getattr(type(value), "model_fields", None)
     if fields is not None:
         unsigned = value.get_unsigned_keys() if hasattr(value, "get_unsigned_keys") else frozenset()

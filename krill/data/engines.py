@@ -22,6 +22,8 @@ log = logging.getLogger("krill")
 
 VERIFIED_CHARACTERS = 1000
 """Characters of each batch that both engines encode; about a thousandth of the text."""
+MIN_REPORTED_BYTES = 2**25
+"""Input from which the log says why the slower engine is used: smaller input takes seconds with either."""
 
 
 class EngineMismatch(KrillError):
@@ -116,7 +118,7 @@ def select_engine(
             raise UsageError(
                 f"data.engine=fast: {reason}; or use Hugging Face tokenizers: data.engine=hf"
             ) from error
-        if size > 2**25:
+        if size > MIN_REPORTED_BYTES:
             log.info("engine      Hugging Face tokenizers (%s)", reason)
         return "hf"
     log.info("engine      gigatoken (same ids as Hugging Face tokenizers on a sample of this text)")

@@ -18,7 +18,7 @@ from krill.tokenizer.train import compute_recipe_signature
 class RunInputs:
     """The text of section `data` and the identity of the tokenizer and the tokens that are made of it.
 
-    A command opens its inputs once, at the front door, and hands them down. Signatures are known before anything is
+    A command opens its inputs once and passes them to all that needs them. Signatures are known before anything is
     made; each is computed at most once, so they describe the text as it was first read. `raise_if_changed` compares
     it with the text as it is after the work.
     """

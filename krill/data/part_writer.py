@@ -162,6 +162,7 @@ def write_parts(
 
     A second thread encodes (in Rust, without Python's lock) while this one reads and cleans the next batches, across
     part boundaries.
+
     `on_progress`(documents, bytes of text) is called after each batch. Raises UsageError for input that cannot be
     used, EngineMismatch if the fast engine gives different ids than the reference.
     """

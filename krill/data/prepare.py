@@ -26,7 +26,12 @@ from krill.data.encoding import Encoder, find_first_differing_character
 from krill.data.engines import EngineMismatch
 from krill.data.merge import StoreLayout, compute_store_layout, write_shards
 from krill.data.part_writer import PreparationContext, write_parts
-from krill.data.progress import PreparationProgress, log_preparation_summary
+from krill.data.progress import (
+    INTENDED_RULES,
+    PreparationProgress,
+    log_preparation_summary,
+    suggest_change,
+)
 from krill.data.worker_pool import WorkerPool
 from krill.errors import KrillError, UsageError
 from krill.resources import count_cpu_cores
@@ -44,6 +49,8 @@ duplicates, ftfy) or slow work (Hugging Face tokenizers)."""
 
 SAMPLE_PARTS, SAMPLE_CHARACTERS = 8, 20_000
 """Number of parts, and characters per part, on which the engines are compared and the tokenizer is checked."""
+MAX_SUGGESTED_CHANGES = 3
+"""Number of rules whose keys are named if no document is left."""
 EXCERPT_CHARACTERS = 24
 """Characters that are quoted of a text that the tokenizer changes."""
 
@@ -216,16 +223,7 @@ def _write_missing_parts(
     encoder, sample = Encoder(context.tokenizer), sample_texts(context, missing_parts)
     engine = engines.select_engine(context.data.engine, encoder.backend, lambda: sample, size)
     _warn_of_changed_texts(encoder, sample)
-    is_heavy = (
-        engine == "hf"
-        or context.data.filters
-        or context.data.ftfy
-        or context.data.minhash.threshold is not None
-    )
-    bytes_per_worker = HEAVY_BYTES_PER_WORKER if is_heavy else LIGHT_BYTES_PER_WORKER
-    num_workers = context.data.workers or max(
-        1, min(count_cpu_cores(), len(missing), size // bytes_per_worker)
-    )
+    num_workers = context.data.workers or _choose_num_workers(context.data, engine, len(missing), size)
     pool = WorkerPool(num_workers, max(1, count_cpu_cores() // num_workers), progress.advance)
     context = replace(context, engine=engine, threads=pool.num_threads)
     try:
@@ -236,6 +234,7 @@ def _write_missing_parts(
                 progress.finish_part(index)
     except EngineMismatch as error:
         _delete_parts(context, assigned)
+        progress.restart(assigned)
         if context.data.engine == "fast":
             raise UsageError(
                 f"data.engine=fast: {error}; use Hugging Face tokenizers: data.engine=hf"
@@ -247,6 +246,13 @@ def _write_missing_parts(
         _delete_parts(context, missing)
         raise build_text_changed_error(context.data)
     return pool
+
+
+def _choose_num_workers(data: DataConfig, engine: str, num_parts: int, size: int) -> int:
+    """Returns the number of processes that write `num_parts` parts of `size` bytes of input together."""
+    is_heavy = engine == "hf" or data.filters or data.ftfy or data.minhash.threshold is not None
+    bytes_per_worker = HEAVY_BYTES_PER_WORKER if is_heavy else LIGHT_BYTES_PER_WORKER
+    return max(1, min(count_cpu_cores(), num_parts, size // bytes_per_worker))
 
 
 def build_text_changed_error(data: DataConfig) -> UsageError:
@@ -318,18 +324,28 @@ def _require_documents(layout: StoreLayout, data: DataConfig) -> None:
     ]
     if num_validation := layout.splits["validation"]["documents"]:
         reasons.append(f"validation split {num_validation:,}")
-    dropped = layout.dropped.by_rule
-    advice = [
-        f"lower data.{key} (it is {getattr(data, key)})"
-        for key in ("min_chars", "min_tokens", "validation_fraction")
-        if key in dropped or (key == "validation_fraction" and num_validation)
-    ]
-    advice += ["relax data.filters"] if data.filters else []
-    advice += ["mend the records named above"] if layout.skipped.reasons else []
+    advice = _suggest_changes(layout, data)
     raise UsageError(
         f"data {data.name}: no document is left to train on ({'; '.join(reasons) or 'the source has none'}): "
-        f"{', '.join([*advice, 'or use other data'])}"
+        f"{', '.join([*advice, 'or use other data']) if advice else 'use other data'}"
     )
+
+
+def _suggest_changes(layout: StoreLayout, data: DataConfig) -> list[str]:
+    """Returns what to change so that documents are left, by the rules that drop the most of them."""
+    rules = collect_data_rules(data)
+    verdicts = sorted(
+        layout.dropped.by_rule.keys() - set(INTENDED_RULES),
+        key=lambda verdict: (-layout.dropped.by_rule[verdict]["documents"], verdict),
+    )
+    changes = [suggest_change(verdict, rules) for verdict in verdicts[:MAX_SUGGESTED_CHANGES]]
+    if "weight" in layout.dropped.by_rule:
+        changes.append("set higher weights")
+    if layout.splits["validation"]["documents"]:
+        changes.append(f"lower data.validation_fraction (it is {data.validation_fraction})")
+    if layout.skipped.reasons:
+        changes.append("mend the records named above")
+    return list(dict.fromkeys(changes))
 
 
 def _write_record(

@@ -23,8 +23,6 @@ PREPARATION_LOG_SECONDS = 15.0
 
 MAX_REPEATED_RATIO = 10
 """Repetitions, as a multiple of the text's own tokens, above which weights look like shares."""
-
-
 MAX_DROPPED_SHARE = 0.5
 """A rule that drops a larger share of the documents is worth a warning."""
 INTENDED_RULES = ("duplicate", "weight")
@@ -35,10 +33,14 @@ class PreparationProgress:
     """Counts the work done by the workers; a context manager that displays it."""
 
     def __init__(self, parts: Sequence[Part], missing: Sequence[int]) -> None:
-        self.documents = self.text_bytes = 0
         self._parts = parts
-        self._total_bytes, self._done_bytes = sum(parts[index].size for index in missing), 0
         self._bar: Progress | None = None
+        self.restart(missing)
+
+    def restart(self, missing: Sequence[int]) -> None:
+        """Begins to count again: the parts with the indices `missing` are to be written."""
+        self.documents = self.text_bytes = self._done_bytes = 0
+        self._total_bytes = sum(self._parts[index].size for index in missing)
         self._start_time = self._last_log_time = time.monotonic()
 
     def __enter__(self) -> PreparationProgress:
@@ -152,9 +154,9 @@ def format_data_hints(
         counts = {reason: dropped[reason]["documents"] for reason in reasons}
         share = sum(counts.values()) / num_documents
         if share > MAX_DROPPED_SHARE and rule not in INTENDED_RULES:
-            key = _describe_key(max(counts, key=counts.__getitem__), rules)
+            change = suggest_change(max(counts, key=counts.__getitem__), rules)
             lines.append(
-                f"dropped     {rule} drops {100 * share:.1f} % of the documents; to keep them, {key}"
+                f"dropped     {rule} drops {100 * share:.1f} % of the documents; to keep them, {change}"
             )
     if share := read_counts.get("decomposed", 0) / num_documents:
         lines.append(
@@ -165,8 +167,11 @@ def format_data_hints(
     return lines
 
 
-def _describe_key(verdict: str, rules: dict[str, Any]) -> str:
-    """Returns what to change so that fewer documents are dropped with this verdict."""
+def suggest_change(verdict: str, rules: dict[str, Any]) -> str:
+    """Returns what to change so that fewer documents are dropped with this verdict.
+
+    `rules`: as for `format_data_hints`.
+    """
     if verdict == "min_tokens" and not rules[verdict]:
         return "use a tokenizer that has tokens for them"
     if verdict in rules:

@@ -41,6 +41,7 @@ SHARD_TOKENS = 2**28
 
 _END_DTYPE, _SOURCE_DTYPE = np.dtype("<u8"), np.dtype("<u2")
 MAX_SOURCES = 2**16
+"""Number of indices in a file of sources, uint16."""
 
 
 class _Record(BaseModel, strict=True):

@@ -49,7 +49,7 @@ class WorkerPool:
         self.num_workers, self.num_threads = num_workers, num_threads
         self._on_progress = on_progress
         self._peak_memory_by_pid: dict[int, int] = {}
-        self._stopped: set[int | None] = set()
+        self._stopped_pids: set[int | None] = set()
 
     def map_unordered(
         self, work: WorkFunction[WorkItemT, WorkResultT], context: Any, items: Iterable[WorkItemT]
@@ -109,7 +109,7 @@ class WorkerPool:
                 f"command to resume; {self._suggest_less_memory()}"
             ) from error
         finally:
-            counts[2] = 1
+            counts.get_obj()[2] = 1  # without the lock, as in _exit_with_parent
             for child in active_children():
                 with suppress(psutil.NoSuchProcess):
                     psutil.Process(child.pid).resume()  # a stopped worker would never exit
@@ -118,9 +118,12 @@ class WorkerPool:
     def _warn_of_stopped_workers(self) -> None:
         for child in active_children():
             with suppress(psutil.NoSuchProcess):
-                if child.pid in self._stopped or psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
+                if (
+                    child.pid in self._stopped_pids
+                    or psutil.Process(child.pid).status() != psutil.STATUS_STOPPED
+                ):
                     continue
-                self._stopped.add(child.pid)
+                self._stopped_pids.add(child.pid)
                 log.warning(
                     "workers     process %d on %s is stopped; kill -CONT %d continues it, and after Ctrl-C the same "
                     "command resumes",
@@ -128,9 +131,13 @@ class WorkerPool:
                 )  # fmt: skip
 
     def _collect_progress(self, counts: Any) -> None:
-        with counts.get_lock():
+        if not counts.get_lock().acquire(timeout=PROGRESS_POLL_SECONDS):
+            return  # the worker that holds it is stopped, or was killed, which the pool reports
+        try:
             documents, text_bytes, _ = counts
             counts[0] = counts[1] = 0
+        finally:
+            counts.get_lock().release()
         self._on_progress(documents, text_bytes)
 
 
@@ -168,7 +175,7 @@ def _exit_with_parent(counts: Any) -> None:
     parent = parent_process()
     assert parent is not None
     while not wait_for([parent.sentinel], PROGRESS_POLL_SECONDS):
-        if counts.get_obj()[2]:  # without the lock, which another worker may hold
+        if counts.get_obj()[2]:  # without the lock, which a worker that was killed may hold
             time.sleep(WORKER_GRACE_SECONDS)
             break
     os._exit(1)

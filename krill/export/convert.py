@@ -44,7 +44,7 @@ def resolve_output(source: ExportSource, form: Format, dtype: str, output: str |
 
 
 def build_exists_error(output: str) -> UsageError:
-    """Returns the error for an `output` that exists: nothing is written over."""
+    """Returns the error for an `output` that exists; krill does not overwrite it."""
     return UsageError(f"output={output}: it exists; use another path, or remove it")
 
 

@@ -1,4 +1,4 @@
-"""The data types of exported weights."""
+"""Rounds exported weights to their data type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights of a Llama or Qwen3 model as llama.cpp lays them out (its convert_hf_to_gguf.py).
+"""Lays out the weights of a Llama or Qwen3 model as llama.cpp does (its convert_hf_to_gguf.py).
 
 Names are those of the gguf package. llama.cpp rotates neighbouring pairs of a Llama head (RoPE as in the paper), and
 transformers its two halves, so the rows of q and k are reordered; for Qwen3 llama.cpp rotates halves as well.
@@ -27,7 +27,7 @@ class NamedTensor(NamedTuple):
 
 
 def get_architecture(config: Any, label: str) -> str:
-    """Returns the architecture of llama.cpp. Raises UsageError for a model that it would compute otherwise."""
+    """Returns the architecture of llama.cpp. Raises UsageError for a model that it would compute differently."""
     architecture = config.model_type
     if architecture not in ARCHITECTURES or (config.architectures or [ARCHITECTURES[architecture]]) != [
         ARCHITECTURES[architecture]
@@ -92,10 +92,10 @@ def interleave_halves(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 def compute_rope_factors(model: Any) -> torch.Tensor | None:
-    """Returns by what each frequency of RoPE is divided, fp32 (head_dim / 2,); None: by 1."""
-    config, inverse = model.config, model.model.rotary_emb.inv_freq.float()
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    factors = config.rope_parameters["rope_theta"] ** -exponents / inverse
+    """Returns the divisors of the frequencies of RoPE, fp32 (head_dim / 2,); None if all are 1."""
+    config = model.config
     if config.rope_parameters.get("rope_type", "default") == "default":
         return None
-    return factors
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    factors: torch.Tensor = config.rope_parameters["rope_theta"] ** -exponents
+    return factors / model.model.rotary_emb.inv_freq.float()

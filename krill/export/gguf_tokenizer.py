@@ -1,7 +1,7 @@
-"""The tokenizer of a GGUF file: entries and their kinds, merges, pre-tokenizer, special tokens, chat template.
+"""Converts a tokenizer to that of a GGUF file: entries and kinds, merges, pre-tokenizer, special tokens, template.
 
-llama.cpp has byte-level BPE as GPT-2 has it, without a normalizer. A tokenizer that it would use to other ids is
-refused, or reported where only rare text is concerned.
+llama.cpp has the byte-level BPE of GPT-2, without a normalizer. A tokenizer that would give other ids there is
+refused, or reported if only rare text is concerned.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_gguf_tokenizer(folder: Path, num_embeddings: int, label: str) -> GgufTo
 
 
 def _find_obstacle(content: dict[str, Any]) -> str | None:
-    """Returns what of a tokenizer.json llama.cpp cannot do, apart from the pattern, or None."""
+    """Returns the setting of a tokenizer.json, apart from the pattern, that llama.cpp does not have, or None."""
     model, normalizer = content["model"], content.get("normalizer")
     if model.get("type", "BPE") != "BPE":
         return f"{model['type']} instead of BPE"
@@ -112,11 +112,11 @@ def _list_tokens(content: dict[str, Any], num_embeddings: int) -> tuple[list[str
     return [names.get(i) or next(fillers) for i in ids], [kinds.get(i, UNUSED) for i in ids]
 
 
-def _iterate_fillers(taken: set[str]) -> Iterator[str]:
+def _iterate_fillers(names: set[str]) -> Iterator[str]:
     """Yields names for rows without a token; llama.cpp requires that all names differ."""
     number = 0
     while True:
-        if (name := f"[PAD{number}]") not in taken:
+        if (name := f"[PAD{number}]") not in names:
             yield name
         number += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
-from krill.atomic import apply_umask
+from krill.atomic import apply_umask, write_json
 from krill.export.dtypes import WEIGHT_DTYPES, cast_weight
 from krill.export.source import ExportSource
 from krill.export.tokenizer_files import write_tokenizer_files
 from krill.training.checkpoint.export import export_model
 
+GENERATION_CONFIG = "generation_config.json"
 _OS_ERROR = re.compile(r"\(os error (?P<number>\d+)\)")
 
 
@@ -33,9 +35,8 @@ def write_hf_folder(source: ExportSource, dtype: str, folder: Path) -> None:
     for key, value in ids.items():
         if getattr(model.config, key, None) is None:
             setattr(model.config, key, value)
-    model.config.use_cache = True  # a checkpoint has that of training
-    if model.generation_config is None or model.generation_config.eos_token_id is None:
-        model.generation_config = GenerationConfig(**ids)
+    model.generation_config = GenerationConfig(**ids)
+    model.config.use_cache = True  # in a checkpoint it has the value of training
     try:
         export_model(model, folder, WEIGHT_DTYPES[dtype])
     except SafetensorError as error:  # it has the number of the system's error only in its text
@@ -43,5 +44,16 @@ def write_hf_folder(source: ExportSource, dtype: str, folder: Path) -> None:
             raise
         number = int(match["number"])
         raise OSError(number, os.strerror(number), str(folder)) from error
+    _restore_generation_settings(source.folder / GENERATION_CONFIG, folder / GENERATION_CONFIG, ids)
     write_tokenizer_files(source, folder)
     apply_umask(folder)
+
+
+def _restore_generation_settings(own: Path, path: Path, ids: dict[str, int]) -> None:
+    """Writes the model's own generation_config.json, with the ids that it lacks.
+
+    transformers loads some that it refuses to save, such as a temperature without do_sample.
+    """
+    if own.is_file():
+        settings = json.loads(own.read_text(encoding="utf-8"))
+        write_json(path, settings | {key: value for key, value in ids.items() if settings.get(key) is None})

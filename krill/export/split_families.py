@@ -1,4 +1,4 @@
-"""The names by which llama.cpp knows how a tokenizer splits text before merging.
+"""Finds the name by which llama.cpp knows how a tokenizer splits text before merging.
 
 llama.cpp has the patterns in its code (llama_vocab in src/llama-vocab.cpp); a GGUF file has only the name of one. Its
 own converter finds the name by a hash of the ids of one text, which no newly trained tokenizer matches. Here it
@@ -90,7 +90,9 @@ def find_unreachable_entries(content: dict[str, Any]) -> list[str]:
     entries = [entry for entry in model["vocab"] if entry not in added]
     pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     bpe = tokenizers.Tokenizer(models.BPE(model["vocab"], pairs))
-    encoded = bpe.encode_batch(entries, add_special_tokens=False)
+    encodings = bpe.encode_batch(entries, add_special_tokens=False)
     return [
-        entry for entry, found in zip(entries, encoded, strict=True) if found.ids != [model["vocab"][entry]]
+        entry
+        for entry, encoding in zip(entries, encodings, strict=True)
+        if encoding.ids != [model["vocab"][entry]]
     ]

@@ -34,7 +34,7 @@ class Answerer:
     inspect: Callable[[str, Generation], None] = lambda prompt, generation: None
     """Shows what the model expected at each token of an answer to a prompt."""
     top_logprobs: int | None = None
-    """Number of alternatives with which every answer is scored, and shown so; None: only on request."""
+    """Number of alternatives with which every answer is scored and shown; None: answers are scored on request."""
     is_interactive: bool = False
     """Whether Ctrl-C ends an answer and not the command, and the speed is shown after each answer."""
     answers: list[dict[str, Any]] = field(default_factory=list)
@@ -45,8 +45,8 @@ class Answerer:
     @property
     def params(self) -> SamplingParams:
         """The parameters of the next answer."""
-        given = {key: value for key, value in self.settings.items() if key != "n"}
-        return resolve_params({**given, "stop": tuple(given["stop"])}, self.loaded.defaults)
+        settings = {key: value for key, value in self.settings.items() if key != "n"}
+        return resolve_params({**settings, "stop": tuple(settings["stop"])}, self.loaded.defaults)
 
     def answer(self, prompt: str) -> None:
         """Streams the answers to `prompt` to standard output. Raises UsageError for a prompt that cannot be used."""
@@ -116,5 +116,5 @@ def _build_record(number: int, prompt: str, generation: Generation) -> dict[str,
 
 
 def _dim(text: str) -> str:
-    """Returns `text` in a weak color, on a terminal that is not asked for none."""
+    """Returns `text` dimmed if standard error is a terminal with colors."""
     return f"{DIM}{text}{PLAIN}" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else text

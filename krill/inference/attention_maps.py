@@ -1,4 +1,4 @@
-"""Where a head of a model looks: its attention weights for a text.
+"""Computes where a head of a model looks: its attention weights for a text.
 
 Shapes: H heads, N tokens.
 """

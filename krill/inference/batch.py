@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from krill.inference.generate import encode_prompt
 from krill.inference.load import LoadedModel
 from krill.inference.prompts import Prompt
 from krill.inference.sampling import SamplingParams
+from krill.inference.token_scores import TokenScore
 from krill.tokenizer.artifact import TokenizerFolder
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
@@ -48,6 +49,8 @@ class Answer:
     prompt_tokens: int
     answer_tokens: int
     seed: int
+    scores: list[dict[str, Any]] | None = None
+    """The score of each token, as values for JSON; None: not scored."""
 
 
 class AnswerFiles:
@@ -98,12 +101,10 @@ class AnswerFiles:
     def finish(self, prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> None:
         """Writes answers.jsonl and settings.json, and removes the other files, also those of other settings."""
         answers = self.collect()
-        (self.folder / SETTINGS).unlink(missing_ok=True)  # it does not describe the new answers
-        lines = [
-            json.dumps(_build_record(prompts[answer.prompt], answer), ensure_ascii=False) + "\n"
-            for _, answer in sorted(answers.items())
-        ]
-        atomic.write_text(self.folder / ANSWERS, "".join(lines))
+        write_answers(
+            self.folder,
+            [_build_record(prompts[answer.prompt], answer) for _, answer in sorted(answers.items())],
+        )
         atomic.write_json(self.folder / SETTINGS, {"signature": self.signature, **settings})
         for file in self.folder.glob(".answers-*.jsonl"):
             file.unlink()
@@ -115,6 +116,13 @@ class AnswerFiles:
     def _read_all(self) -> Iterator[Answer]:
         for file in (self._collected, *sorted(self.folder.glob(f"{self._stem}-rank*.jsonl"))):
             yield from _read_answers(file)
+
+
+def write_answers(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes answers.jsonl, and removes settings.json, which describes the answers that are replaced."""
+    (folder / SETTINGS).unlink(missing_ok=True)
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    atomic.write_text(folder / ANSWERS, "".join(lines))
 
 
 def _read_answers(file: Path) -> Iterator[Answer]:
@@ -132,6 +140,8 @@ def _read_answers(file: Path) -> Iterator[Answer]:
 def _build_record(prompt: Prompt, answer: Answer) -> dict[str, Any]:
     values = asdict(answer)
     del values["prompt"], values["sample"]
+    if answer.scores is None:
+        del values["scores"]
     return {"id": prompt.id, **prompt.content, **values}
 
 
@@ -144,7 +154,7 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Returns the tokens of each prompt; with a template, of a conversation.
 
-    Raises UsageError for the first that cannot be used.
+    Raises UsageError for the first prompt that cannot be used.
     """
     if template is None:
         for prompt in prompts:
@@ -191,16 +201,18 @@ def _check_lengths(prompts: Sequence[Prompt], encoded: Sequence[list[int]], cont
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What the processes of a batch share; JSON values."""
+    """The work that the processes of a batch share, as values for JSON."""
 
     encoded: list[list[int]]
     """Tokens of each prompt."""
     samples: int
     """Number of answers to each."""
     params: dict[str, Any]
-    """Of the first sample."""
+    """Sampling parameters of the first answer."""
     end_ids: list[int]
-    """Tokens that end an answer beside eos."""
+    """Tokens that end an answer besides eos."""
+    top_logprobs: int | None
+    """Number of alternatives with which each token is scored; None: no scores."""
 
     @property
     def keys(self) -> list[Key]:
@@ -216,6 +228,7 @@ def answer_prompts(
     world_size: int,
     batch_size: int,
     report: Callable[[Answer], None],
+    format_score: Callable[[TokenScore], dict[str, Any]],
 ) -> None:
     """Generates this rank's share of the answers that are missing, the longest prompts first.
 
@@ -233,21 +246,24 @@ def answer_prompts(
         while pending or engine.is_busy:
             while pending and engine.waiting < batch_size:  # not all: each has a random generator
                 key = pending.popleft()
-                generation = Generation(encoded[key[0]], params.with_seed(params.seed + key[1]), end_ids)
+                generation = Generation(
+                    encoded[key[0]], params.with_seed(params.seed + key[1]), end_ids, plan.top_logprobs
+                )
                 engine.add(generation)
                 active[generation] = key
             for progress in engine.step():
                 generation = progress.generation
                 if generation.finish_reason is not None:
-                    answer = _build_answer(active.pop(generation), generation)
+                    scores = None if plan.top_logprobs is None else [*map(format_score, generation.scores)]
+                    answer = _build_answer(active.pop(generation), generation, scores)
                     lines.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
                     lines.flush()
                     report(answer)
 
 
-def _build_answer(key: Key, generation: Generation) -> Answer:
+def _build_answer(key: Key, generation: Generation, scores: list[dict[str, Any]] | None) -> Answer:
     return Answer(
         prompt=key[0], sample=key[1], answer=generation.text, finish_reason=str(generation.finish_reason),
         prompt_tokens=len(generation.prompt_ids), answer_tokens=len(generation.new_ids),
-        seed=generation.params.seed,
+        seed=generation.params.seed, scores=scores,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Progress output of a batch: a bar on a terminal, otherwise a line from time to time, and a summary at the end."""
+"""Shows the progress of a batch: a bar on a terminal, otherwise a line from time to time, and a summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations with a model that has a chat template: rendering them, and fitting them into the context."""
+"""Renders conversations with a model's chat template, and fits them into its context."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Conversation:
         """Returns the tokens of the turns and a new question, and the number of oldest turns that were dropped.
 
         Room is left for an answer of `max_new_tokens`, but at most a quarter of the context. Raises UsageError if
-        the template refuses the conversation.
+        the template refuses the conversation, or if the question alone fills the context; the turns are kept then.
         """
         room = min(max_new_tokens, self._context_length // 4)
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -127,6 +127,11 @@ class Conversation:
             ids = self._template.encode([*system, *turns, {"role": "user", "content": question}])
             if len(ids) + room <= self._context_length:
                 break
+        if len(ids) >= self._context_length:
+            raise UsageError(
+                f"the message has {len(ids)} tokens in the chat template, but the context of the model has "
+                f"{self._context_length}; shorten it"
+            )
         self.turns = turns
         return ids, dropped // 2
 

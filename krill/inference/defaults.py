@@ -1,4 +1,4 @@
-"""The sampling parameters of an answer: what the user sets, else the files of the model, else krill's defaults."""
+"""Resolves sampling parameters: those set by the user, else by the model's files, else krill's defaults."""
 
 from __future__ import annotations
 
@@ -49,34 +49,41 @@ def read_eos_ids(folder: Path) -> frozenset[int]:
         except (OSError, ValueError, AttributeError):  # load_weights reports a damaged one
             continue
         if configured is not None:
-            return frozenset(configured if isinstance(configured, list) else [configured])
+            return to_eos_ids(configured)
     return frozenset()
 
 
+def to_eos_ids(configured: Any) -> frozenset[int]:
+    """Returns the ids in an eos_token_id of transformers: a list, a single id, or None."""
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in ids if token is not None)
+
+
 def resolve_params(
-    given: Mapping[str, Any], model_defaults: Mapping[str, Any], base: SamplingParams | None = None
+    settings: Mapping[str, Any], model_defaults: Mapping[str, Any], base: SamplingParams | None = None
 ) -> SamplingParams:
     """Returns the parameters of an answer.
 
-    `given`: what the user sets, None for what is left to the model. `base`: what neither sets; krill's defaults.
+    `settings`: what the user sets, None for what is left to the model. `base`: the values that neither of them sets;
+    krill's defaults if it is None.
     """
-    chosen = {key: value for key, value in given.items() if value is not None}
+    set_values = {key: value for key, value in settings.items() if value is not None}
     defaults = base or SamplingParams()
     values = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
-    return SamplingParams(**(values | dict(model_defaults) | chosen))
+    return SamplingParams(**(values | dict(model_defaults) | set_values))
 
 
-def describe_params(given: Mapping[str, Any], model_defaults: Mapping[str, Any]) -> list[str]:
+def describe_params(settings: Mapping[str, Any], model_defaults: Mapping[str, Any]) -> list[str]:
     """Returns a line per origin of the parameters: what the user sets, the model's file, krill's defaults."""
-    chosen = {key: value for key, value in given.items() if value not in (None, (), [])}
-    others = {key: value for key, value in model_defaults.items() if key not in chosen}
+    set_values = {key: value for key, value in settings.items() if value not in (None, (), [])}
+    others = {key: value for key, value in model_defaults.items() if key not in set_values}
     krills = {
         field.name: field.default
         for field in fields(SamplingParams)
-        if field.name not in (*chosen, *others)
+        if field.name not in (*set_values, *others)
         and (field.name == "max_new_tokens" or field.default != getattr(NEUTRAL, field.name))
     }
-    origins = {"set": chosen, "generation_config.json": others, "krill's defaults": krills}
+    origins = {"set": set_values, "generation_config.json": others, "krill's defaults": krills}
     return [
         f"{origin}: {', '.join(f'{key} {_format_value(value)}' for key, value in sorted(values.items()))}"
         for origin, values in origins.items()

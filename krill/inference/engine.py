@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from krill.errors import KrillError, UsageError
+from krill.inference.defaults import to_eos_ids
 from krill.inference.sampling import SamplingParams, TokenSampler, choose_tokens
 from krill.inference.text_stream import TextStream
 from krill.inference.token_scores import TokenScore, raise_if_nan, score_logits
@@ -33,6 +34,8 @@ FinishReason = Literal["eos", "stop", "length", "context", "cancelled"]
 MAX_BATCH_SIZE = 32
 MAX_PREFILL_TOKENS = 8192
 """Number of prompt tokens, with padding, that are computed in one forward pass, unless one prompt has more."""
+MAX_PROMPT_LOGITS = 2**26
+"""Number of logits of prompts that are scored, in one forward pass: 256 MB in fp32."""
 
 
 @dataclass(eq=False)
@@ -43,19 +46,19 @@ class Generation:
     """bos first."""
     params: SamplingParams
     end_ids: frozenset[int] = frozenset()
-    """Tokens that end the answer beside eos, such as the end of a turn."""
+    """Tokens that end the answer besides eos, such as the end of a turn."""
     top_logprobs: int | None = None
     """Number of alternatives with which each generated token is scored; None: no scores."""
     score_prompt: bool = False
     """Score the tokens of the prompt as well; needs top_logprobs."""
     new_ids: list[int] = field(default_factory=list)
-    """Generated tokens; what ends the answer is not one of them."""
+    """Generated tokens, without the eos that ended the answer."""
     finish_reason: FinishReason | None = None
     """None while it is being generated."""
     scores: list[TokenScore] = field(default_factory=list)
     """One per token of new_ids."""
     eos_score: TokenScore | None = None
-    """Of the eos that ended the answer."""
+    """The score of the eos that ended the answer."""
     prompt_scores: list[TokenScore] = field(default_factory=list)
     """One per token of the prompt but the first, which nothing predicts."""
     stream: TextStream = field(init=False)
@@ -69,7 +72,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a step added to a generation."""
+    """The text that a step added to a generation."""
 
     generation: Generation
     text: str
@@ -108,8 +111,11 @@ class GenerationEngine:
         return len(self._waiting)
 
     def add(self, generation: Generation) -> None:
-        """Puts a generation into the queue. Raises UsageError if its prompt fills the context of the model."""
-        if len(generation.prompt_ids) >= self.context_length:
+        """Puts a generation into the queue.
+
+        Raises UsageError if its prompt fills the context of the model, so that there is no room for an answer.
+        """
+        if len(generation.prompt_ids) + min(1, generation.params.max_new_tokens) > self.context_length:
             raise UsageError(
                 f"the prompt has {len(generation.prompt_ids)} tokens, but the context of the model has "
                 f"{self.context_length}; shorten it"
@@ -187,7 +193,10 @@ class GenerationEngine:
         return group
 
     def _prefill(self, group: list[Generation]) -> tuple[Any, Tensor, Tensor]:
-        """Returns the cache of `group`, its mask and the logits of the next tokens, float32 (B, V)."""
+        """Returns the cache of `group`, its mask and the logits of the next tokens, float32 (B, V).
+
+        Scores prompts by slices of their columns, so that memory does not grow with prompt length times vocabulary.
+        """
         rows = [item.prompt_ids + item.new_ids for item in group]
         width = max(map(len, rows))
         ids_BT = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self._model.device)
@@ -195,14 +204,19 @@ class GenerationEngine:
             [[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._model.device
         )
         cache = DynamicCache()
-        is_scored = [item.score_prompt and not item.prompt_scores for item in group]
-        logits_BTV = self._forward(ids_BT, mask_BT, cache, all_logits=any(is_scored))
-        for item, row, logits_TV, is_asked in zip(group, rows, logits_BTV, is_scored, strict=True):
-            if is_asked:
-                start, end = width - len(row), width - len(item.new_ids)
-                item.prompt_scores = score_logits(
-                    logits_TV[start : end - 1], item.prompt_ids[1:], item.top_logprobs or 0
-                )
+        scored = [item for item in group if item.score_prompt and not item.prompt_scores]
+        if not scored:
+            return cache, mask_BT, self._forward(ids_BT, mask_BT, cache)[:, -1]
+        size = max(1, MAX_PROMPT_LOGITS // (len(group) * self._model.config.vocab_size))
+        scores: dict[Generation, list[TokenScore]] = {item: [] for item in scored}
+        for start in range(0, width, size):
+            stop = min(start + size, width)
+            logits_BTV = self._forward(ids_BT[:, start:stop], mask_BT[:, :stop], cache, all_logits=True)
+            for item, row, logits_TV in zip(group, rows, logits_BTV, strict=True):
+                if item in scores:
+                    scores[item] += _score_columns(item, logits_TV, start - (width - len(row)))
+        for item in scored:
+            item.prompt_scores = scores[item]
         return cache, mask_BT, logits_BTV[:, -1]
 
     def _forward(self, ids_BT: Tensor, mask_BT: Tensor, cache: Any, all_logits: bool = False) -> Tensor:
@@ -228,6 +242,10 @@ class GenerationEngine:
         tokens = choose_tokens(logits_BV, [item.sampler for item in group], histories)
         progress = []
         for item, token, logits_V in zip(group, tokens, logits_BV, strict=True):
+            if item.params.max_new_tokens == 0:
+                item.finish_reason = "length"
+                progress.append(Progress(item, ""))
+                continue
             if item.top_logprobs is not None:
                 (score,) = score_logits(logits_V[None], [token], item.top_logprobs)
                 if token in item.end_ids:
@@ -317,8 +335,19 @@ class GenerationEngine:
 def find_eos_ids(model: PreTrainedModel, tokenizer: TokenizerFolder) -> frozenset[int]:
     """Returns the tokens that end an answer: the tokenizer's eos and those of the model's generation_config."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset({tokenizer.eos_id, *(token for token in ids if token is not None)})
+    return to_eos_ids(configured) | {tokenizer.eos_id}
+
+
+def _score_columns(item: Generation, logits_TV: Tensor, position: int) -> list[TokenScore]:
+    """Returns the scores of the prompt tokens that these logits predict.
+
+    `position`: index in the prompt of the token of the first column; negative for columns of padding.
+    """
+    first, last = max(position, 0), min(position + len(logits_TV), len(item.prompt_ids) - 1)
+    if first >= last:
+        return []
+    tokens = item.prompt_ids[first + 1 : last + 1]
+    return score_logits(logits_TV[first - position : last - position], tokens, item.top_logprobs or 0)
 
 
 def _pad_left(states_BHTD: Tensor, width: int) -> Tensor:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from transformers import PreTrainedModel
 
 from krill.data.encoding import Encoder
-from krill.errors import UsageError
 from krill.inference.engine import Generation, GenerationEngine
 from krill.inference.sampling import SamplingParams
+from krill.terminal import encode_input
 from krill.tokenizer.artifact import TokenizerFolder
 
 
@@ -18,12 +18,7 @@ def encode_prompt(tokenizer: TokenizerFolder, prompt: str) -> list[int]:
 
     The prompt is text: special tokens written in it are ordinary characters. Raises UsageError if it is not Unicode.
     """
-    try:
-        prompt.encode()
-    except (
-        UnicodeEncodeError
-    ) as error:  # half of a surrogate pair, as in JSON, or a byte that was not decoded
-        raise UsageError(f"the prompt is not valid Unicode: {prompt[error.start]!a}; correct it") from error
+    encode_input(prompt, "the prompt")
     ids: list[int] = next(Encoder(tokenizer).encode_documents([prompt])).tolist()[:-1]
     return ids
 
@@ -33,17 +28,17 @@ def stream_answers(engine: GenerationEngine, generations: Sequence[Generation]) 
 
     Yields after every token; the text is empty while a character or a stop text is incomplete.
     """
-    current = shown = 0
+    current = length = 0
     for generation in generations:
         engine.add(generation)
     while current < len(generations):
         if engine.is_busy:
             engine.step()
         text = generations[current].text
-        yield current, text[shown:]
-        shown = len(text)
+        yield current, text[length:]
+        length = len(text)
         if generations[current].finish_reason:
-            current, shown = current + 1, 0
+            current, length = current + 1, 0
 
 
 def generate(

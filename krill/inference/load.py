@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from krill.errors import KrillError, UsageError
+from krill.errors import UsageError
 from krill.inference.defaults import read_model_defaults
 from krill.manifest import MODEL_MANIFEST
+from krill.models.hub import download_model
 from krill.models.model_folder import (
     find_weight_files,
     hash_file_once,
@@ -20,7 +21,6 @@ from krill.models.model_folder import (
     verify_model,
 )
 from krill.runs.checkpoints import list_checkpoints
-from krill.runs.hub import HUB_CHECKPOINT_FOLDER
 from krill.runs.record import read_status
 from krill.tokenizer.artifact import (
     TokenizerFolder,
@@ -43,12 +43,17 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The folders of a model and its tokenizer, without its weights."""
+    """The folders of a model and its tokenizer; the weights are not loaded."""
 
     name: str
-    """As the user wrote it."""
+    """The value of the key model, as the user wrote it."""
     folder: Path
     tokenizer: TokenizerFolder
+
+    @property
+    def label(self) -> str:
+        """The key and value that named the model, for messages."""
+        return f"model={self.name}"
 
     @classmethod
     def locate(cls, name_or_path: str, tokenizer_path: str | None = None) -> ModelFiles:
@@ -65,15 +70,16 @@ class ModelFiles:
 
     def read_context_length(self) -> int:
         """Returns the number of tokens that the model reads at most."""
-        length: int = load_config(self.folder, f"model={self.name}").max_position_embeddings
+        length: int = load_config(self.folder, self.label).max_position_embeddings
         return length
 
     def hash(self) -> list[str]:
-        """Returns hashes of what determines an answer: weights, configuration, and tokenizer with chat template.
+        """Returns hashes of all that determines what the model computes, and how it answers by default.
 
+        These are the weights, the configuration, generation_config.json, and the tokenizer with its chat template.
         Raises UsageError if the weights are damaged.
         """
-        verify_model(self.folder, f"model={self.name}")
+        verify_model(self.folder, self.label)
         names = (self.folder / "config.json", self.folder / "generation_config.json")
         files = [file for file in names if file.is_file()] + find_weight_files(self.folder)
         settings = hash_settings(self.tokenizer.folder)
@@ -87,13 +93,24 @@ def load_model(
 
     `precision`: a value of hardware.precision; auto is fp32 on the CPU, and on CUDA the type of the saved weights.
 
-    Raises UsageError if there is no model, if it is damaged, or if the tokenizer has more entries than the model.
+    Raises UsageError if there is no model, if it is damaged, if its weights are not safetensors, or if the tokenizer
+    has more entries than the model.
     """
     files = ModelFiles.locate(name_or_path, tokenizer_path)
     folder, tokenizer = files.folder, files.tokenizer
-    model: Any = load_weights(folder, f"model={name_or_path}", _resolve_dtype(precision, device))
+    raise_if_pickled(folder, files.label)
+    model: Any = load_weights(folder, files.label, _resolve_dtype(precision, device))
     raise_if_tokenizer_is_larger(tokenizer, model.config.vocab_size)
     return LoadedModel(folder, model.to(device).eval(), tokenizer, read_model_defaults(folder))
+
+
+def raise_if_pickled(folder: Path, label: str) -> None:
+    """Raises UsageError for weights in a format of Python objects, pytorch_model.bin; `label` names the model."""
+    pickled = next((file for file in find_weight_files(folder) if file.suffix != ".safetensors"), None)
+    if pickled is not None:
+        raise UsageError(
+            f"{label}: {pickled} is not safetensors; save the model again with save_pretrained of transformers"
+        )
 
 
 def raise_if_tokenizer_is_larger(tokenizer: TokenizerFolder, num_embeddings: int) -> None:
@@ -149,22 +166,5 @@ def _find_tokenizer(path: Path) -> Path | None:
 def _download_hub_model(name: str) -> tuple[Path, Path]:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UsageError(f"model={name}: no such folder, and not a Hub id (user/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        folder = Path(
-            snapshot_download(name, allow_patterns=patterns, ignore_patterns=f"{HUB_CHECKPOINT_FOLDER}/*")
-        )
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UsageError(
-            f"model={name}: neither a folder nor a model on the Hub; check the name, or log in (hf auth login) if it "
-            "is private"
-        ) from error
-    except Exception as error:
-        raise KrillError(
-            f"model={name}: not a folder, and the Hub cannot be reached ({type(error).__name__}); use a folder, or "
-            "try again"
-        ) from error
+    folder = download_model(name, "model")
     return folder, folder

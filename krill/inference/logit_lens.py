@@ -1,4 +1,4 @@
-"""What a model would predict after each of its layers: the logit lens.
+"""Computes what a model would predict after each of its layers: the logit lens.
 
 The hidden states after a layer go through the final norm and the output embeddings, as those of the last layer do
 (nostalgebraist 2020, "interpreting GPT: the logit lens").
@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from krill.errors import UsageError
 from krill.inference.decoder_layers import find_decoder_layers
-from krill.inference.token_scores import TokenScore, score_logits
+from krill.inference.token_scores import TOP_ALTERNATIVES, TokenScore, score_logits
 
 EMBEDDING = "embedding"
-"""Name of what precedes the layers, which are named by their numbers from 0."""
+"""Name of the states before the first layer. The layers are named by their numbers from 0."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class LayerScores:
 
 
 @torch.no_grad()
-def compute_logit_lens(model: PreTrainedModel, ids: list[int], top: int = 5) -> list[LayerScores]:
+def compute_logit_lens(
+    model: PreTrainedModel, ids: list[int], top: int = TOP_ALTERNATIVES
+) -> list[LayerScores]:
     """Returns the scores of ids[1:] after the embedding and after each layer; the last are those of the model.
 
     `ids`: bos first. Raises UsageError if final norm and output embeddings do not give the logits of this

@@ -21,12 +21,12 @@ class Prompt:
     """One prompt of many: a text, or a conversation."""
 
     id: str | int
-    """Of the file, or the number of its line or row, from 1."""
+    """The id in the file, or the number of the line or row, from 1."""
     text: str | None
     messages: tuple[dict[str, Any], ...] | None
-    """As in OpenAI's API; instead of a text."""
+    """The turns of a conversation, as in OpenAI's API; instead of a text."""
     location: str
-    """For messages to the user: file and line."""
+    """File and line, for messages to the user."""
 
     @property
     def content(self) -> dict[str, Any]:
@@ -61,26 +61,27 @@ def read_prompts(path: str) -> list[Prompt]:
 
     Raises UsageError for a file without prompts, and for the first line or row that has none.
     """
-    file = Path(path).expanduser()
-    if path != STDIN:
-        check_prompts_path(path)
-    if path == STDIN:
-        if sys.stdin is None:
-            raise UsageError("prompts=-: standard input is closed; use a file")
-        lines = _read_stdin_lines()
-        prompts = [build_prompt("standard input, line", number, line) for number, line in lines]
-    elif file.suffix == ".parquet":
-        prompts = [build_prompt(f"{path}, row", number, row) for number, row in _read_parquet(file, path)]
-    else:
-        prompts = [
-            build_prompt(
-                f"{path}, line", number, line if file.suffix == ".txt" else _parse_json(path, number, line)
-            )
-            for number, line in _read_file_lines(file, path)
-        ]
+    prompts = _read_stdin_prompts() if path == STDIN else _read_file_prompts(path)
     if not prompts:
         raise UsageError(f"prompts={path}: no prompts in it")
     return prompts
+
+
+def _read_stdin_prompts() -> list[Prompt]:
+    if sys.stdin is None:
+        raise UsageError("prompts=-: standard input is closed; use a file")
+    return [build_prompt("standard input, line", number, line) for number, line in _read_stdin_lines()]
+
+
+def _read_file_prompts(path: str) -> list[Prompt]:
+    check_prompts_path(path)
+    file = Path(path).expanduser()
+    if file.suffix == ".parquet":
+        return [build_prompt(f"{path}, row", number, row) for number, row in _read_parquet(file, path)]
+    lines = _read_file_lines(file, path)
+    if file.suffix == ".txt":
+        return [build_prompt(f"{path}, line", number, line) for number, line in lines]
+    return [build_prompt(f"{path}, line", number, _parse_json(path, number, line)) for number, line in lines]
 
 
 def _read_stdin_lines() -> Iterator[tuple[int, str]]:

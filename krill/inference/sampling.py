@@ -24,6 +24,7 @@ class SamplingParams:
     """Parameters of generation, as in transformers."""
 
     max_new_tokens: int = 128
+    """0: only the prompt is computed, to score it."""
     min_new_tokens: int = 0
     """Number of tokens before which eos is never chosen."""
     temperature: float = 0.6
@@ -45,7 +46,7 @@ class SamplingParams:
 
     @cached_property
     def warpers(self) -> list[LogitsProcessor]:
-        """What depends on the logits alone; the same for all sequences with these parameters."""
+        """The processors that depend on the logits alone; the same for all sequences with these parameters."""
         warpers: list[LogitsProcessor] = []
         if self.temperature not in (0, 1):
             warpers.append(logits_process.TemperatureLogitsWarper(float(self.temperature)))
@@ -61,7 +62,7 @@ class SamplingParams:
 
     @property
     def rule_key(self) -> tuple[float, ...]:
-        """Equal for parameters with equal rules."""
+        """The values that determine the rules: equal for parameters with equal rules."""
         return (
             self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p, self.repetition_penalty,
             self.no_repeat_ngram_size, self.min_new_tokens,

@@ -1,4 +1,4 @@
-"""The interactive session: a prompt with editing and history, answers that stream, and commands.
+"""Runs the interactive session: a prompt with editing and history, answers that stream, and commands.
 
 Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer or clears the line, Ctrl-D ends.
 """
@@ -43,7 +43,7 @@ def run_session(
             return
         if not line.strip():
             continue
-        try:
+        try:  # Ctrl-C ends an answer in answerer.answer
             if line.startswith("/") and not line.startswith("//"):
                 execute_command(answerer, line)
             elif line.strip() in EXIT_COMMANDS:
@@ -52,6 +52,8 @@ def run_session(
                 answerer.answer(line.removeprefix("/") if line.startswith("//") else line)
         except SessionEnd:
             return
+        except KeyboardInterrupt:
+            answerer.write("interrupted")
         except KrillError as error:
             answerer.write(str(error))
 

@@ -1,4 +1,4 @@
-"""The commands of a session: what is typed after a slash. A command is an entry of SESSION_COMMANDS."""
+"""Runs the commands of a session, which begin with a slash. A command is an entry of SESSION_COMMANDS."""
 
 from __future__ import annotations
 

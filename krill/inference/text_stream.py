@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
 MAX_INCOMPLETE_BYTES = 3
-"""Of a character of UTF-8. A decoder shows them as at most as many replacement characters."""
+"""Bytes of an incomplete UTF-8 character. A decoder shows them as at most that number of replacement characters."""
 CONTEXT_TOKENS = 8
 """The last tokens of the prompt that an answer is decoded with: some decoders drop a space at the start of a text."""
 
@@ -25,7 +25,7 @@ class TextStream:
         self, decode: Callable[[list[int]], str], prompt_ids: Sequence[int], stop: Sequence[str] = ()
     ):
         self.text = ""
-        """What has been returned so far."""
+        """The text that has been returned so far."""
         self.is_stopped = False
         """Whether a stop text has been found; the answer ends before it."""
         self._decode, self._stop = decode, tuple(filter(None, stop))
@@ -67,19 +67,19 @@ class TextStream:
         return self._decode(self._pending)
 
     def _take(self, new: str, is_last: bool) -> str:
-        """Returns what of the held and the new text can be shown, up to a stop text."""
+        """Returns the part of the held and the new text that is final, up to a stop text."""
         if self.is_stopped:
             return ""
         text = self._held_text + new
         ends = [index for stop in self._stop if (index := text.find(stop)) >= 0]
         if ends:
             self.is_stopped = True
-            shown = text[: min(ends)]
+            final = text[: min(ends)]
         else:
-            held = 0 if is_last else self._count_held(text)
-            shown, self._held_text = text[: len(text) - held], text[len(text) - held :]
-        self.text += shown
-        return shown
+            end = len(text) - (0 if is_last else self._count_held(text))
+            final, self._held_text = text[:end], text[end:]
+        self.text += final
+        return final
 
     def _count_held(self, text: str) -> int:
         """Returns the length of the longest end of `text` with which a stop text begins."""

@@ -1,4 +1,4 @@
-"""What a model expected at each position of a text: the probability of its token, its rank, and the alternatives.
+"""Scores the tokens of a text by what a model expected at each position: probability, rank, and alternatives.
 
 Scores come from the model's logits themselves, before temperature and other sampling parameters, shifted by one: the
 score of a token is read from the position before it.
@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 
 from krill.data.encoding import Encoder
 from krill.errors import KrillError, UsageError
-from krill.terminal import encode_argument
+from krill.terminal import encode_input
 from krill.tokenizer.artifact import TokenizerFolder
 
+TOP_ALTERNATIVES = 5
+"""Number of alternatives that are shown for each token."""
 CHUNK_ELEMENTS = 2**25
 """Number of logits, in float32, that are scored at a time."""
 
@@ -30,7 +32,7 @@ class TokenScore:
     logprob: float
     """Natural logarithm of the token's probability."""
     entropy: float
-    """Of the distribution over the vocabulary, in bits."""
+    """Entropy of the distribution over the vocabulary, in bits."""
     rank: int
     """Number of tokens that were more likely; 0: it was the most likely."""
     top: tuple[tuple[int, float], ...]
@@ -57,7 +59,7 @@ def raise_if_nan(logits: Tensor) -> None:
 
 
 def score_logits(logits_NV: Tensor, tokens_N: list[int], top: int) -> list[TokenScore]:
-    """Returns the scores of `tokens_N`, each by the logits from which it was to be predicted; `top` alternatives."""
+    """Returns the scores of `tokens_N`, with `top` alternatives; row i of the logits predicts token i."""
     scores: list[TokenScore] = []
     chunk = max(1, CHUNK_ELEMENTS // logits_NV.shape[-1])
     for start in range(0, len(tokens_N), chunk):
@@ -83,7 +85,7 @@ def _score_chunk(logits_NV: Tensor, tokens: list[int], top: int) -> list[TokenSc
 
 
 @torch.no_grad()
-def score_tokens(model: PreTrainedModel, ids: list[int], top: int = 5) -> list[TokenScore]:
+def score_tokens(model: PreTrainedModel, ids: list[int], top: int = TOP_ALTERNATIVES) -> list[TokenScore]:
     """Returns the scores of ids[1:], computed by one pass of the model over the tokens before the last.
 
     `ids`: bos first; see `encode_document`.
@@ -96,11 +98,11 @@ def encode_document(model: PreTrainedModel, tokenizer: TokenizerFolder, text: st
     """Returns bos, the tokens of `text` and eos, as training sees a document.
 
     Special tokens written in the text are text. Raises UsageError if the text is empty or longer than the context of
-    the model; eos needs no place there, since nothing is predicted from it.
+    the model; eos needs no position in it, since nothing is predicted from it.
     """
     if not text:
         raise UsageError("the text is empty; write one with at least one character")
-    encode_argument(text, "the text")
+    encode_input(text, "the text")
     ids: list[int] = next(Encoder(tokenizer).encode_documents([text])).tolist()
     context = model.config.max_position_embeddings
     if len(ids) - 1 > context:

@@ -12,7 +12,7 @@ EXCERPT_WIDTH = 60
 MAX_LISTED_SOURCES = 20
 """Maximum number of sources that are listed, the largest first; format=json has all."""
 MIN_BARS = 4
-"""Number of bars for which a plot has room at least, so that a single one is not a wall."""
+"""Minimum number of bars for which a plot has room, so that a single one does not fill it."""
 
 
 def format_integer(number: int | None) -> str:

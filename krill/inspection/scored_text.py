@@ -1,4 +1,4 @@
-"""A text with the scores of its tokens, as the terminal, the page and the JSON of an inspection show it."""
+"""Holds a text with the scores of its tokens, for the terminal, the page and the JSON of an inspection."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ class ScoredText:
 
     model: str
     text: str
-    """Without the prompt."""
+    """The text or the answer, without the prompt."""
     scores: list[TokenScore]
     """One per token of the text, eos last if the text is a whole document."""
     renderer: TokenRenderer
     prompt: str | None = None
-    """What the text is the answer to; None: the text is a document."""
+    """The prompt that the text answers; None: the text is a document."""
     bits_per_byte: float | None = None
     lens: list[LayerScores] | None = None
     attention: AttentionMap | None = None
 
     @property
     def loss(self) -> float | None:
-        """Mean of the negative logprobs, eos included, as in evaluation; None without tokens."""
+        """The mean of the negative logprobs, eos included, as in evaluation; None without tokens."""
         return -sum(score.logprob for score in self.scores) / len(self.scores) if self.scores else None
 
     @property
     def bits(self) -> float:
-        """Sum of the surprisals."""
+        """The sum of the surprisals."""
         return sum(score.surprisal for score in self.scores)
 
     def describe(self) -> list[tuple[str, str]]:
@@ -71,37 +71,44 @@ class ScoredText:
             "bits": _to_finite(self.bits),
             "loss": _to_finite(self.loss),
             "bits_per_byte": _to_finite(self.bits_per_byte),
-            "scores": [self._score_to_json(score) for score in self.scores],
+            "scores": [score_to_json(score, self.renderer) for score in self.scores],
         }
         if self.lens is not None:
             content["lens"] = [
-                {"layer": layer.layer, "scores": [self._score_to_json(score) for score in layer.scores]}
+                {
+                    "layer": layer.layer,
+                    "scores": [score_to_json(score, self.renderer) for score in layer.scores],
+                }
                 for layer in self.lens
             ]
         if self.attention is not None:
             content["attention"] = {
                 "layer": self.attention.layer,
                 "head": self.attention.head,
-                "tokens": [self._token_to_json(token) for token in self.attention.ids],
+                "tokens": [_token_to_json(token, self.renderer) for token in self.attention.ids],
                 "weights": self.attention.weights_NN.tolist(),
             }
         return content
 
-    def _score_to_json(self, score: TokenScore) -> dict[str, Any]:
-        return {
-            **self._token_to_json(score.token),
-            "logprob": _to_finite(score.logprob),
-            "probability": score.probability,
-            "surprisal": _to_finite(score.surprisal),
-            "entropy": score.entropy,
-            "rank": score.rank + 1,
-            "top": [
-                {**self._token_to_json(token), "logprob": _to_finite(logprob)} for token, logprob in score.top
-            ],
-        }
 
-    def _token_to_json(self, token: int) -> dict[str, Any]:
-        return {"id": token, "text": self.renderer.render_token(token)}
+def score_to_json(score: TokenScore, renderer: TokenRenderer) -> dict[str, Any]:
+    """Returns a score as values for JSON; an infinite number is null, and rank counts from 1."""
+    return {
+        **_token_to_json(score.token, renderer),
+        "logprob": _to_finite(score.logprob),
+        "probability": score.probability,
+        "surprisal": _to_finite(score.surprisal),
+        "entropy": score.entropy,
+        "rank": score.rank + 1,
+        "top": [
+            {**_token_to_json(token, renderer), "logprob": _to_finite(logprob)}
+            for token, logprob in score.top
+        ],
+    }
+
+
+def _token_to_json(token: int, renderer: TokenRenderer) -> dict[str, Any]:
+    return {"id": token, "text": renderer.render_token(token)}
 
 
 def format_probability(probability: float) -> str:

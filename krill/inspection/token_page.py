@@ -1,7 +1,7 @@
-"""Builds an HTML page that shows how a model judged the tokens of texts: no scripts, and nothing from the network.
+"""Builds an HTML page that shows how a model judged the tokens of texts, without scripts or requests.
 
-The background of a token is the darker, the more bits it takes; pointing at it, or the tab key, shows its
-alternatives. All text is escaped.
+The more bits a token takes, the darker its background; pointing at it, or the tab key, shows its alternatives. All
+text is escaped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from krill.inspection.scored_text import ScoredText, format_probability
 from krill.inspection.token_display import TokenRenderer, TokenSpan, escape_unprintable
 
 FULL_SURPRISAL = 10.0
-"""Bits from which on the background does not become darker: a probability of one in a thousand."""
+"""Bits above which the background does not become darker: a probability of one in a thousand."""
 
 PAGE_STYLE = """
 :root { color-scheme: light dark; --line: #8884; --panel: Canvas; }

@@ -58,12 +58,12 @@ def render_inline(scored: ScoredText, has_colors: bool) -> Text:
     text = Text()
     for span, scores in scored.group_scores():
         probability = math.exp(sum(score.logprob for score in scores))
-        shown = escape_unprintable(span.text)
-        is_marked = span.kind in ("special", "undecodable") or not shown
-        shown = f"⟨{shown or span.ids[0]}⟩" if is_marked else shown
+        label = escape_unprintable(span.text)
+        if span.kind in ("special", "undecodable") or not label:
+            label = f"⟨{label or span.ids[0]}⟩"
         if not has_colors and probability < BANDS[0][0]:
-            shown += f"[{format_short_probability(probability).replace(' ', '')}]"
-        text.append(shown, get_style(probability))
+            label += f"[{format_short_probability(probability).replace(' ', '')}]"
+        text.append(label, get_style(probability))
         if "\n" in span.text:
             text.append("\n")
     return text
@@ -83,7 +83,7 @@ def render_legend(has_colors: bool) -> Text:
 def render_table(scored: ScoredText, width: int | None, max_rows: int | None) -> Text:
     """Renders a line per token; columns from the right are left out until it is at most `width` columns wide."""
     header = ["token", "probability", "bits", "rank", "entropy"]
-    shown = scored.scores[:max_rows]
+    scores = scored.scores[:max_rows]
     rows = [
         [
             truncate_to_width(scored.renderer.label_token(score.token), MAX_TOKEN_WIDTH),
@@ -92,7 +92,7 @@ def render_table(scored: ScoredText, width: int | None, max_rows: int | None) ->
             f"{score.rank + 1:,}",
             f"{score.entropy:.2f}",
         ]
-        for score in shown
+        for score in scores
     ]
     while width is not None and len(header) > 2 and _measure(header, rows) > width:
         header, rows = header[:-1], [row[:-1] for row in rows]
@@ -103,11 +103,11 @@ def render_table(scored: ScoredText, width: int | None, max_rows: int | None) ->
         header.append("most likely")
         rows = [
             [*row, _list_alternatives(score, scored.renderer, room)]
-            for row, score in zip(rows, shown, strict=True)
+            for row, score in zip(rows, scores, strict=True)
         ]
-    styles = [get_style(score.probability) for score in shown]
+    styles = [get_style(score.probability) for score in scores]
     text = _style_first_column(format_table(rows, header, left), rows, styles)
-    return _append_rest(text, len(scored.scores) - len(shown))
+    return _append_rest(text, len(scored.scores) - len(scores))
 
 
 def render_lens(
@@ -119,22 +119,22 @@ def render_lens(
     """
     cell_width = LENS_TOKEN_WIDTH + len(" 2e-05 %")
     fitting = len(lens) if width is None else max(1, (width - MAX_TOKEN_WIDTH) // (cell_width + 2))
-    chosen = _choose_evenly(lens, fitting)
+    layers = _choose_evenly(lens, fitting)
     labels = [renderer.label_token(score.token) for score in lens[0].scores[:max_rows]]
     first_width = MAX_TOKEN_WIDTH if width is None else min(MAX_TOKEN_WIDTH, max(8, width - cell_width - 2))
     rows = [
         [
             truncate_to_width(label, first_width),
-            *(_format_lens_cell(layer.scores[index], renderer) for layer in chosen),
+            *(_format_lens_cell(layer.scores[index], renderer) for layer in layers),
         ]
         for index, label in enumerate(labels)
     ]
-    names = [layer.layer if layer.layer == lens[0].layer else f"layer {layer.layer}" for layer in chosen]
+    names = [layer.layer if layer.layer == lens[0].layer else f"layer {layer.layer}" for layer in layers]
     title = "logit lens: most likely token after each layer, and the probability of the actual token"
-    if len(chosen) < len(lens):
-        title += f"; {len(chosen)} of {len(lens)}, all are in format=json and output="
+    if len(layers) < len(lens):
+        title += f"; {len(layers)} of {len(lens)}, all are in format=json and output="
     text = Text(wrap_text(title, width) + "\n")
-    styles = [get_style(score.probability) for score in chosen[-1].scores[:max_rows]]
+    styles = [get_style(score.probability) for score in layers[-1].scores[:max_rows]]
     text.append_text(
         _style_first_column(format_table(rows, ["token", *names], [*range(len(names) + 1)]), rows, styles)
     )
@@ -158,15 +158,15 @@ def _choose_evenly(lens: Sequence[LayerScores], count: int) -> list[LayerScores]
 
 def _list_alternatives(score: TokenScore, renderer: TokenRenderer, room: int | None) -> str:
     """Returns the most likely tokens that fit into `room` columns, at least the first of them."""
-    shown = ""
+    line = ""
     for token, logprob in score.top:
         label = truncate_to_width(renderer.label_token(token), MAX_TOKEN_WIDTH)
         item = f"{label} {format_short_probability(math.exp(logprob))}"
-        longer = f"{shown}  {item}" if shown else item
+        longer = f"{line}  {item}" if line else item
         if room is not None and measure_width(longer) > room:
-            return shown or truncate_to_width(item, room)
-        shown = longer
-    return shown
+            return line or truncate_to_width(item, room)
+        line = longer
+    return line
 
 
 def _measure(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from krill.inference.conversation import select_template
 from krill.inference.defaults import MODEL_KEYS, describe_params, read_model_defaults, resolve_params
 from krill.inference.load import LoadedModel, ModelFiles, load_model
 from krill.inference.prompts import STDIN, Prompt, read_prompts
-from krill.launch.local import RANK_GRACE_SECONDS
+from krill.inference.token_scores import TOP_ALTERNATIVES
+from krill.inspection.scored_text import score_to_json
+from krill.inspection.token_display import TokenRenderer
+from krill.launch.local import RANK_GRACE_SECONDS, get_rank_threads
 from krill.launch.preload import PreloadedServer
 from krill.launch.rank_errors import pop_first_rank_error, write_rank_error
 from krill.launch.supervise import ProcessGroup
 from krill.models.model_folder import silence_transformers
-from krill.resources import count_cpu_cores
 from krill.signals import EXIT_CODES, describe_exit, die_with_parent, raise_on_signal
 from krill.terminal import TerminalFormatter
 from krill.training.compute.compilation import explain_compile_errors, find_compile_obstacle
@@ -147,7 +150,8 @@ def _plan_batch(
     defaults = read_model_defaults(model.folder)
     settings = get_settings(config)
     params = asdict(resolve_params({**settings, "stop": tuple(config.stop)}, defaults))
-    plan = BatchPlan(encoded, config.n, params, sorted(template.end_ids) if template else [])
+    end_ids = sorted(template.end_ids) if template else []
+    plan = BatchPlan(encoded, config.n, params, end_ids, TOP_ALTERNATIVES if config.inspect else None)
     dtype: str = config.hardware.precision
     if dtype == "auto":
         dtype = "fp32" if resolve_device(config.device) == "cpu" else "as saved"
@@ -160,7 +164,7 @@ def _plan_batch(
     log_settings(config, defaults, template is not None)
     record = {
         "model": str(model.folder), "prompts": config.prompts, "precision": dtype, "chat": template is not None,
-        "system": config.system, "n": config.n, **params,
+        "system": config.system, "n": config.n, "inspect": config.inspect, **params,
     }  # fmt: skip
     return AnswerFiles(folder, signature), prompts, plan, record
 
@@ -181,7 +185,11 @@ def _answer_share(
         log.info("compile     the forward pass, for any length and batch size")
         loaded.model.forward = torch.compile(loaded.model.forward, dynamic=True)
     with explain_compile_errors(is_compiled):
-        answer_prompts(loaded, plan, files, rank, world_size, config.max_batch_size, report)
+        renderer = TokenRenderer(loaded.tokenizer)
+        answer_prompts(
+            loaded, plan, files, rank, world_size, config.max_batch_size, report,
+            partial(score_to_json, renderer=renderer),
+        )  # fmt: skip
 
 
 def _select_compile(config: InferConfig, device: str, answers: int) -> bool:
@@ -207,7 +215,6 @@ def _answer_on_ranks(
         )
     pop_first_rank_error(files.folder, world_size)  # of a parent that was killed
     content = {"config": config.model_dump(mode="json", by_alias=True), "plan": asdict(plan)}
-    threads = config.hardware.threads or max(1, count_cpu_cores() // world_size)
     command = [sys.executable, "-m", "krill.launch.answers", str(files.folder), files.signature]
     ranks = ProcessGroup(PreloadedServer.get_running().spawn)
     tails = [_Tail(files.get_rank_file(rank), report) for rank in range(world_size)]
@@ -219,7 +226,7 @@ def _answer_on_ranks(
                 "RANK": rank,
                 "LOCAL_RANK": rank,
                 "WORLD_SIZE": world_size,
-                "OMP_NUM_THREADS": threads,
+                "OMP_NUM_THREADS": get_rank_threads(config.hardware, world_size),
             }
             ranks.start(rank, command, {name: str(value) for name, value in variables.items()})
         with ranks.forward_signals():

@@ -74,6 +74,12 @@ class Composition:
         """Config group → chosen option."""
         return dict(self.hydra.runtime.choices)
 
+    @property
+    def user_folders(self) -> list[Path]:
+        """The user's configuration folders, the one with precedence first; none for a submitted job."""
+        sources = self.hydra.runtime.get("config_sources") or ()
+        return [Path(source.path) for source in sources if source.provider == "user"]
+
     @cached_property
     def launcher(self) -> str:
         """The class of Hydra's launcher, package.module.Class."""
@@ -94,6 +100,7 @@ class Invocation(ABC):
 
     @property
     def command(self) -> str:
+        """The name of the command."""
         return self.composition.command
 
     @property
@@ -103,7 +110,7 @@ class Invocation(ABC):
 
     @property
     def recorded_overrides(self) -> list[str]:
-        """The overrides that a run's status shows: without the null of a key that another one excludes."""
+        """The overrides in the status of a run: without the null of a key that another one excludes."""
         from krill.config.overrides import exclude_cleared_keys
 
         return exclude_cleared_keys(self.overrides)
@@ -159,10 +166,8 @@ class Invocation(ABC):
         from krill.config.overrides import get_override_key
         from krill.config.yaml_files import ConfigOrigins
 
-        sources = self.composition.hydra.runtime.get("config_sources") or ()
-        folders = [Path(source.path) for source in sources if source.provider == "user"]
         keys = {get_override_key(override) for override in self.overrides}
-        return ConfigOrigins.find(self.command, self.choices, folders, keys)
+        return ConfigOrigins.find(self.command, self.choices, self.composition.user_folders, keys)
 
     def open_inputs(self, config: TrainConfig) -> RunInputs:
         """Returns the inputs of `config`, the validated configuration. Raises UsageError for unusable files."""
@@ -297,11 +302,12 @@ class SubmittedJob(Invocation):
     def resolve_folder(self, output: str | None, identity: str) -> Path | None:
         """Returns the folder that was assigned at submission, else what `origin` resolves.
 
-        Raises UsageError when `identity` differs from the signature at submission."""
+        Raises UsageError when `identity` differs from the signature at submission.
+        """
         if self.identity and identity and self.identity != identity:
             raise UsageError("text or weights changed after the submission; run the command again")
         return self.folder or self.origin.resolve_folder(output, identity)
 
     def resolve_resume(self, resume: bool | str) -> bool | str:
-        """A SLURM job resumes in its assigned folder, also after it was requeued."""
+        """Returns auto for a SLURM job with an assigned folder, in which it resumes, also after it was requeued."""
         return "auto" if self.is_on_slurm and self.folder is not None else resume

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from krill import atomic
-from krill.config.schema import TrainConfig
+from krill.config.schema import HardwareConfig, TrainConfig
 from krill.errors import KrillError, SignalInterrupt
 from krill.launch.preload import PreloadedServer
 from krill.launch.rank import RANK_CONFIG
@@ -32,7 +32,7 @@ from krill.training.compute.device import resolve_world_size
 RANK_GRACE_SECONDS = 10.0
 """Seconds in which the other ranks may end on their own after one has failed."""
 MEMORY_HINT = (
-    ". The kernel kills a process so when memory is short: then lower batch.micro_batch_size, hardware.processes or "
+    ". The kernel does that when memory runs out; if it did, lower batch.micro_batch_size, hardware.processes or "
     "hardware.workers"
 )
 
@@ -61,6 +61,7 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
         with ranks.forward_signals():
             failed = _wait_for_failures(ranks, watch)
     finally:
+        ranks.kill()  # those that still run after an error
         watch.remove_files()
         rank_config.unlink(missing_ok=True)
     if failed:
@@ -68,11 +69,10 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
 
 
 def _build_environment(rank: int, config: TrainConfig, port: int) -> dict[str, str]:
-    """Returns torchrun's variables for `rank`, and its share of the CPU unless OMP_NUM_THREADS is set."""
+    """Returns torchrun's variables for `rank`, and its share of the CPU."""
     world_size = resolve_world_size(config)
-    threads = config.hardware.threads or max(1, count_cpu_cores() // world_size)
     variables = {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        "OMP_NUM_THREADS": get_rank_threads(config.hardware, world_size),
         "RANK": rank,
         "LOCAL_RANK": rank,
         "WORLD_SIZE": world_size,
@@ -82,6 +82,12 @@ def _build_environment(rank: int, config: TrainConfig, port: int) -> dict[str, s
         "TORCHELASTIC_USE_AGENT_STORE": True,
     }
     return {name: str(value) for name, value in variables.items()}
+
+
+def get_rank_threads(hardware: HardwareConfig, world_size: int) -> str:
+    """Returns OMP_NUM_THREADS of a rank: hardware.threads, else as it is set here, else its share of the cores."""
+    share = max(1, count_cpu_cores() // world_size)
+    return str(hardware.threads or os.environ.get("OMP_NUM_THREADS") or share)
 
 
 def _wait_for_failures(ranks: ProcessGroup, watch: RankWatch) -> dict[int, int]:

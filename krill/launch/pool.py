@@ -42,7 +42,10 @@ def build_slot_environments(
 def _build_cpu_slots(
     max_parallel: int | str, ranks: int, num_commands: int, threads: int | None
 ) -> list[dict[str, str]]:
-    """Slots that share the cores; auto: one for each command that has a core for each of its threads, and memory."""
+    """Returns the environment of each slot, its share of the cores.
+
+    auto: a slot for each command for which there are a core per thread and `MEMORY_PER_COMMAND`.
+    """
     requested = os.environ.get("OMP_NUM_THREADS", "")
     if max_parallel == "auto":
         threads = threads or (int(requested) if requested.isdecimal() else 0) or 1

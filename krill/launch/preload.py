@@ -218,7 +218,7 @@ def spawn_forked(
     stdout: StandardStream | None = None,
     stderr: StandardStream | None = None,
 ) -> PreloadedProcess | None:
-    """Asks the server at `address` to run `command`. Returns None where only a real process would behave as asked."""
+    """Asks the server at `address` to run `command`. Returns None where only a real process would do."""
     command_line = [os.fspath(argument) for argument in command]
     arguments = parse_python_command(command_line)
     if arguments is None:
@@ -289,7 +289,7 @@ def parse_python_command(command: Sequence[str]) -> list[str] | None:
 
 
 def _is_this_python(program: str) -> bool:
-    """Whether `program` is this interpreter, under one of its names in the folder of this installation."""
+    """Returns whether `program` is this interpreter, under one of its names in the folder of this installation."""
     folder, name = os.path.split(sys.executable)
     return program == os.path.join(folder, os.path.basename(program)) and (
         os.path.basename(program) == name or os.path.realpath(program) == os.path.realpath(sys.executable)
@@ -306,7 +306,8 @@ def relay_command(address: Path, command: Sequence[str]) -> int:
     while (code := process.poll()) is None:
         time.sleep(RELAY_POLL_SECONDS)
     if code < 0:  # end as it did
-        signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

@@ -96,7 +96,7 @@ def import_single_threaded(modules: list[str]) -> None:
 
 
 def is_safe_to_fork() -> bool:
-    """Whether this process has a single thread and a child of it can use CUDA.
+    """Returns whether this process has a single thread and a child of it can use CUDA.
 
     Threads are counted after a fork: OpenBLAS starts its threads when it is loaded and ends them for a fork.
     """
@@ -116,7 +116,7 @@ class ForkServer:
 
     def __init__(self, listener: socket.socket, environment: Mapping[str, str]):
         self.listener = listener
-        self.frozen = select_import_variables(environment)
+        self.import_variables = select_import_variables(environment)
         self.children: dict[int, RunningChild] = {}
         self.selector = selectors.DefaultSelector()
         self.wakeup, self.woken = socket.socketpair()
@@ -152,7 +152,7 @@ class ForkServer:
             connection.settimeout(60)
             head, streams, _, _ = socket.recv_fds(connection, MESSAGE_LENGTH.size, 3)
             fields = json.loads(_read(connection, MESSAGE_LENGTH.unpack(head)[0]))
-            if select_import_variables(fields["environment"]) != self.frozen or not os.path.isdir(
+            if select_import_variables(fields["environment"]) != self.import_variables or not os.path.isdir(
                 fields["folder"]
             ):
                 connection.sendall(MESSAGE_LENGTH.pack(0))
@@ -281,7 +281,7 @@ def run_python(arguments: list[str]) -> None:
 
 
 def run_and_exit(arguments: list[str]) -> None:
-    """Run, call what is registered with atexit, and exit without finalizing the interpreter.
+    """Runs `arguments`, calls what is registered with atexit, and exits without finalizing the interpreter.
 
     Finalizing takes 0.2 s once torch is imported. A command that does not end by sys.exit is left to the interpreter.
     """

@@ -19,7 +19,6 @@ from krill.runs.slurm import get_node_name
 ERROR_FILE_TIMEOUT = 5.0
 """Seconds until a file written on another machine is visible."""
 
-
 _CONNECTION_ERROR = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|\b(gloo|nccl|socket)\b|Dist(Backend|Network)Error",
     re.IGNORECASE,

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from krill.config.paths import get_outputs_root
+from krill.config.paths import get_outputs_root, quote_path, relative_path
 from krill.config.schema import InferConfig, ModelCommandConfig, TrainConfig
 from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch import job_files, snapshot
@@ -69,9 +69,10 @@ def _group_by_request(points: Sequence[Point]) -> list[list[SubmittedJob]]:
 
 
 def submit_run(config: TrainConfig | ModelCommandConfig, run: SingleRun) -> None:
-    """Submits a single command; waits for its job and prints its output, unless detach=true.
+    """Submits a single command; waits for its job and prints its output.
 
-    A training run gets its folder now, in which the job resumes whenever it is started again.
+    With detach=true, prints the folder that krill-runs knows it by instead. A training run gets its folder now, in
+    which the job resumes whenever it is started again.
     """
     if world_size_from_env() > 1:
         raise UsageError("ranks were started already (WORLD_SIZE): leave hardware=slurm_… out")
@@ -87,10 +88,12 @@ def submit_run(config: TrainConfig | ModelCommandConfig, run: SingleRun) -> None
         job = SubmittedJob(run, config)
     folder = job_files.create_submission_folder(get_outputs_root() / "jobs", config.name)
     numbers = _submit_jobs(folder, [job])
+    watched = job.folder or folder
     if config.detach:
-        _log_next_commands(job.folder or folder)
+        _log_next_commands(watched)
+        print(relative_path(watched))
         return
-    with _report_interrupted_wait(job.folder or folder):
+    with _report_interrupted_wait(watched):
         monitor = JobMonitor(folder, numbers["0"])
         monitor.follow()
     _report_job_end(monitor, job)
@@ -98,7 +101,6 @@ def submit_run(config: TrainConfig | ModelCommandConfig, run: SingleRun) -> None
 
 def _claim_folder(config: TrainConfig, run: SingleRun) -> SubmittedJob | None:
     """Returns the job of a training run with its new or unfinished folder; None: it is finished already."""
-    from krill.config.paths import relative_path
     from krill.launch.identity import compute_identity, raise_if_task
 
     raise_if_task(config)
@@ -230,10 +232,8 @@ def _report_interrupted_wait(folder: Path) -> Iterator[None]:
 
 
 def _log_next_commands(folder: Path) -> None:
-    from krill.config.paths import relative_path
-
-    log.info("next        krill-runs watch %s", relative_path(folder))
-    log.info("            krill-runs cancel %s", relative_path(folder))
+    log.info("next        krill-runs watch %s", quote_path(folder))
+    log.info("            krill-runs cancel %s", quote_path(folder))
 
 
 def _report_job_end(monitor: JobMonitor, job: SubmittedJob) -> None:

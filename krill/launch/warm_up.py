@@ -19,7 +19,7 @@ def warm_up() -> None:
 
 
 def _load_hydra() -> None:
-    """Hydra looks for plugins at its first use, and ANTLR's automata grow with what they have read."""
+    """Loads Hydra's plugins, and grows the automata of ANTLR, which learn from what they have parsed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.plugins import Plugins
     from omegaconf.grammar_parser import parse
@@ -32,7 +32,7 @@ def _load_hydra() -> None:
 
 
 def _build_validators() -> None:
-    """Pydantic builds the validator of a model when it is first used."""
+    """Builds the validators, as pydantic does at the first use of a model."""
     from krill.config.schema import InferConfig, InspectConfig, TrainConfig
 
     for schema in (TrainConfig, InspectConfig, InferConfig):
@@ -40,7 +40,7 @@ def _build_validators() -> None:
 
 
 def _build_conversion_tables() -> None:
-    """transformers compiles nine hundred regular expressions at the first save of a model."""
+    """Compiles the nine hundred regular expressions that transformers needs at the first save of a model."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     get_checkpoint_conversion_mapping("llama")

@@ -23,6 +23,7 @@ from krill.config.schema import (
     PretrainedModelConfig,
     TransformerConfig,
 )
+from krill.errors import UsageError
 from krill.models.auto_model import build_auto_model
 from krill.models.pretrained import build_pretrained_architecture, load_pretrained_model
 
@@ -68,7 +69,13 @@ def _build_random_model(
     if isinstance(config, CustomModelConfig):
         build = custom_code.import_custom_function(config.build)
         max_positions = config.max_position_embeddings
-        return build(vocab_size=vocab_size, max_position_embeddings=max_positions, **ids, **config.options)
+        model = build(vocab_size=vocab_size, max_position_embeddings=max_positions, **ids, **config.options)
+        if not isinstance(model, PreTrainedModel):
+            raise UsageError(
+                f"model.build={config.build}: returned {type(model).__name__}; return a PreTrainedModel of "
+                "transformers"
+            )
+        return model
     config_class, model_class = MODEL_FAMILIES[config.family]
     return model_class(config_class(vocab_size=vocab_size, **ids, **_build_config_kwargs(config)))
 

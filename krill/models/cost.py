@@ -12,11 +12,12 @@ loss) is excluded, as in torch's FlopCounterMode, and so is the recomputation of
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -86,14 +87,12 @@ def compute_training_flops(
     return total
 
 
-def compute_mean_attention_span(lengths: Iterable[int], window: int | None = None) -> float:
+def compute_mean_attention_span(lengths: Sequence[int] | np.ndarray, window: int | None = None) -> float:
     """Computes the mean number of tokens that a token of documents of `lengths` attends to, itself included."""
-    pairs = tokens = 0
-    for length in lengths:
-        span = length if window is None else min(window, length)
-        pairs += span * (span + 1) // 2 + (length - span) * span
-        tokens += length
-    return pairs / tokens
+    sizes = np.asarray(lengths, dtype=np.int64)
+    spans = sizes if window is None else np.minimum(sizes, window)
+    pairs = spans * (spans + 1) // 2 + (sizes - spans) * spans
+    return int(pairs.sum()) / int(sizes.sum())
 
 
 @dataclass(frozen=True)

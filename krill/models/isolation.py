@@ -39,6 +39,9 @@ MAX_FLASH_HEAD_DIM = {
 REPLACEMENTS = ("flash_attention_3", "flash_attention_4")
 """Backends whose kernels replace those of varlen, which computes what they do not support."""
 
+ARCHITECTURE_KEYS = {"auto": "model.model_type", "pretrained": "model.from", "custom": "model.build"}
+"""model.family → the key that decides the architecture."""
+
 NO_DROPOUT_MESSAGE = "does not support dropout; set the attention dropout to 0 to use it"
 
 
@@ -80,7 +83,8 @@ def select_isolating_backend(
 def _probe_or_raise(model: PreTrainedModel, config: ModelConfig) -> AttentionProfile:
     """Probes `model`; raises UsageError unless every layer attends through transformers' interface only."""
     name = f"model.family={config.family} ({_get_model_type(model)})"
-    message = f"{name} cannot isolate the documents of a row: {{}}. Use another model.model_type"
+    key = ARCHITECTURE_KEYS.get(config.family, "model.family")
+    message = f"{name} cannot isolate the documents of a row: {{}}. Use another {key}"
     if model.config.is_encoder_decoder:
         raise UsageError(message.format("it has an encoder"))
     if model._is_stateful:
@@ -102,6 +106,8 @@ def _probe_or_raise(model: PreTrainedModel, config: ModelConfig) -> AttentionPro
     if not all(call.causal for call in attention.calls):
         raise UsageError(
             f"{name}: tokens attend to later ones; set model.config.is_decoder=true if the model has this key"
+            if config.family == "auto"
+            else f"{name}: tokens attend to later ones; use another {key}"
         )
     return attention
 

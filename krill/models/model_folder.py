@@ -29,9 +29,9 @@ from krill.sources.hash_cache import MIN_FILE_AGE_NS, get_file_state
 WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 """Files that transformers loads, in order of preference."""
 MODEL_FILE_SUFFIXES = (".json", ".safetensors", ".bin", ".jinja")
-"""Of the files in a checkpoint, those that a model is loaded from."""
+"""Suffixes of the files in a checkpoint that a model is loaded from."""
 MAX_PARAMETERS_PER_BYTE = 4
-"""Of weights that are packed as densely as any format of transformers packs them: 2 bits each."""
+"""The number of weights in a byte of the densest format of transformers: 2 bits each."""
 _LAYER_KEY = re.compile(r"(?!max_window)(\w+_)?layers|n_layer")
 _POSITIVE_KEYS = {
     "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
@@ -42,7 +42,7 @@ _USE_OTHER_MODEL = "use the folder of a finished run or of a complete model, or 
 
 
 def silence_transformers() -> None:
-    """Hides the warnings and the progress bars of transformers; krill says itself what it does."""
+    """Hides the warnings and the progress bars of transformers; krill logs what it does."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
@@ -144,7 +144,7 @@ def hash_file_once(path: Path) -> str:
 
 @lru_cache
 def _hash_file_in_state(path: Path, state: tuple[int, ...]) -> str:
-    """`state`: the attributes of the file, part of the key of the cache."""
+    """Hashes the file once for each `state`, the attributes that change with its content."""
     return hash_file(path)
 
 
@@ -175,7 +175,8 @@ def _count_tensors(file: Path) -> int:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as weights:
                 return len(weights.keys())
-        return len(zipfile.ZipFile(file).namelist())
+        with zipfile.ZipFile(file) as archive:
+            return len(archive.namelist())
     except (SafetensorError, zipfile.BadZipFile, OSError):
         return 0  # transformers reports it
 

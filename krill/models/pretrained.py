@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from krill.config.schema import PretrainedModelConfig
-from krill.errors import KrillError, UsageError
+from krill.errors import UsageError
+from krill.models.hub import download_model
 from krill.models.model_folder import (
     WEIGHT_PATTERNS,
     build_without_weights,
@@ -41,26 +41,7 @@ def resolve_model_folder(model_from: str) -> Path:
             f"model.from={model_from}: not a model (no config.json, relative to {Path.cwd()}); use the folder of a "
             "finished run, of a checkpoint or of a model, or a Hub id (user/name)"
         )
-    return _download_model(model_from)
-
-
-@lru_cache
-def _download_model(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UsageError(
-            f"model.from={name}: neither a folder nor a model on the Hugging Face Hub; check the name, or log in "
-            "(hf auth login) if it is private"
-        ) from error
-    except Exception as error:
-        raise KrillError(
-            f"model.from={name}: not a folder, not in the Hub's cache, and the Hub cannot be reached "
-            f"({type(error).__name__}: {error}); use a folder"
-        ) from error
+    return download_model(model_from, "model.from")
 
 
 def hash_model(model_from: str) -> list[str]:

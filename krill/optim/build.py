@@ -21,7 +21,8 @@ def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> torch.op
 
     Raises:
         UsageError: a parameter is wrapped by FSDP 1, a trainable parameter is not fp32 (at a rate of 2e-4, Muon's
-            steps leave nine of ten bf16 weights unchanged), or `build_param_groups` raises.
+            steps leave nine of ten bf16 weights unchanged), the user's function returns something else, or
+            `build_param_groups` raises.
     """
     for name, p in model.named_parameters():
         if "_flat_param" in name or "_fsdp_wrapped_module" in name:
@@ -37,7 +38,12 @@ def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> torch.op
             )
     if isinstance(config, CustomOptimizerConfig):
         keys = config.model_dump(exclude={"name", "build", "options", "max_grad_norm"})
-        return custom_code.import_custom_function(config.build)(model, **keys, **config.options)
+        optimizer = custom_code.import_custom_function(config.build)(model, **keys, **config.options)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UsageError(
+                f"optimizer.build={config.build}: returned {type(optimizer).__name__}; return a torch.optim.Optimizer"
+            )
+        return optimizer
     groups = build_param_groups(model, config)
     if isinstance(config, MuonConfig):
         return muon.Muon(groups)

@@ -28,7 +28,7 @@ AnySchedulerConfig = ConstantSchedulerConfig | CosineSchedulerConfig | WSDSchedu
 
 @dataclass(frozen=True)
 class Restart:
-    """Where and how a schedule starts again."""
+    """The step and the learning rate at which a schedule starts again."""
 
     kind: Literal["rewarm", "decay", "constant"]
     """rewarm: from the earlier rate up to the peak; decay: at the peak at once; constant: at the earlier rate."""
@@ -73,7 +73,7 @@ def compute_lr_factor(
 
 
 def _compute_restarted_factor(config: AnySchedulerConfig, step: int, steps: int, restart: Restart) -> float:
-    """`step` and `steps` are counted from the restart."""
+    """Computes the factor after a restart, from which `step` and `steps` are counted."""
     if restart.kind == "constant":
         return restart.factor
     factor = compute_lr_factor(config, step, steps)

@@ -30,12 +30,8 @@ def cancel(folder: Path) -> Iterator[tuple[str, bool]]:
         record = read_sweep(folder)
         if record.get("host") == socket.gethostname() and _is_sweep_process_alive(record):
             # Without the signal it would start further points; it forwards the signal to running points.
-            os.kill(record["pid"], signal.SIGTERM)
             is_forwarded = True
-            yield (
-                f"{relative_path(folder)}: sent SIGTERM to process {record['pid']}, which runs the sweep",
-                True,
-            )
+            yield _signal_process(folder, int(record["pid"]), "runs the sweep")
     for point, state in get_run_states(list_point_folders(folder) if is_sweep(folder) else [folder]).items():
         if state.state not in ACTIVE_STATES:
             if not is_sweep(folder):
@@ -43,7 +39,7 @@ def cancel(folder: Path) -> Iterator[tuple[str, bool]]:
         elif state.job:
             yield _cancel_job(point, state.job)
         elif not is_forwarded:
-            yield _signal_process(point)
+            yield _cancel_process(point)
 
 
 def _is_sweep_process_alive(sweep_record: dict[str, Any]) -> bool:
@@ -76,15 +72,20 @@ def _cancel_job(point: Path, job: str) -> tuple[str, bool]:
     return f"{relative_path(point)}: job {job} cancelled", True
 
 
-def _signal_process(point: Path) -> tuple[str, bool]:
+def _cancel_process(point: Path) -> tuple[str, bool]:
     status = read_status(point) or {}
-    host, pid = status.get("host"), status.get("pid")
-    if host != socket.gethostname():
-        return f"{relative_path(point)}: the run is on {host}; run this command there", False
+    if status.get("host") != socket.gethostname():
+        return f"{relative_path(point)}: the run is on {status.get('host')}; run this command there", False
+    return _signal_process(point, status["pid"], "saves and exits")
+
+
+def _signal_process(folder: Path, pid: int, what_it_does: str) -> tuple[str, bool]:
+    """Sends SIGTERM; a process that was stopped (Ctrl-Z) continues, or it would never handle the signal."""
     try:
-        os.kill(int(str(pid)), signal.SIGTERM)
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
     except ProcessLookupError:
-        return f"{relative_path(point)}: process {pid} has ended", True
+        return f"{relative_path(folder)}: process {pid} has ended", True
     except PermissionError:
-        return f"{relative_path(point)}: process {pid} belongs to another user", False
-    return f"{relative_path(point)}: sent SIGTERM to process {pid}, which saves and exits", True
+        return f"{relative_path(folder)}: process {pid} belongs to another user", False
+    return f"{relative_path(folder)}: sent SIGTERM to process {pid}, which {what_it_does}", True

@@ -7,7 +7,6 @@ checkpoints/.partial/           a checkpoint that is being saved or deleted
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -19,11 +18,10 @@ from pathlib import Path
 from krill import atomic, manifest
 from krill.config.paths import relative_path
 from krill.config.signature import hash_file
-from krill.errors import KrillError
+from krill.errors import DISK_FULL_ERRNOS, KrillError
 
 PARTIAL_FOLDER = ".partial"
 _NAME_PATTERN = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
-_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 log = logging.getLogger("krill")
 
 
@@ -109,9 +107,9 @@ def _is_disk_full(error: BaseException) -> bool:
     (inline_container) reports an unexpected position, or in the last bytes of the archive a bad stream.
     """
     if isinstance(error, OSError):
-        return error.errno in _DISK_FULL_ERRNOS
+        return error.errno in DISK_FULL_ERRNOS
     text = str(error)
-    signs = (*(f"(os error {number})" for number in _DISK_FULL_ERRNOS), "inline_container", "iostream error")
+    signs = (*(f"(os error {number})" for number in DISK_FULL_ERRNOS), "inline_container", "iostream error")
     return any(sign in text for sign in signs)
 
 
@@ -188,7 +186,6 @@ def rotate_checkpoints(
         if parse_step(checkpoint) not in keep_steps:
             partial = folder / PARTIAL_FOLDER
             partial.mkdir(exist_ok=True)
-            os.replace(
-                checkpoint, partial / checkpoint.name
-            )  # an interrupted deletion leaves no partial checkpoint
+            # First, so that an interrupted deletion leaves no partial checkpoint.
+            os.replace(checkpoint, partial / checkpoint.name)
             remove_partial(folder)

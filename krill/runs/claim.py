@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from krill.atomic import create_folder, create_timestamped_folder
-from krill.config.paths import relative_path
+from krill.config.paths import quote_path, relative_path
 from krill.errors import UsageError
 from krill.runs import slurm
 from krill.runs.record import find_status_damage, read_status
@@ -26,6 +26,8 @@ from krill.runs.run_state import ACTIVE_STATES, RunState, get_run_state
 
 RESUME_MODES = ("auto", "local", "remote")
 """Values of resume= that are not the folder of a run; true is local."""
+LOCK_SECONDS = 0.1
+"""Seconds to wait for a lock: a command that reads the state of the run holds it for a moment."""
 _LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")
 """The beginning of a line of a run's log.txt (krill.runs.record)."""
 
@@ -93,10 +95,8 @@ def claim(
     return Claim(runs_folder, None, "new") if dry_run else _claim_new(runs_folder, signature)
 
 
-def _build_claim(
-    folder: Path, lock: FileLock | None, state: Literal["new", "resumed"], dry_run: bool
-) -> Claim:
-    if dry_run and lock is not None:
+def _build_claim(folder: Path, lock: FileLock, state: Literal["new", "resumed"], dry_run: bool) -> Claim:
+    if dry_run:
         lock.release()
     return Claim(folder, None if dry_run else lock, state)
 
@@ -125,14 +125,14 @@ def _claim_output(folder: Path, signature: str, resume: bool | str, dry_run: boo
         if dry_run:
             return Claim(folder, None, "new")
         create_folder(folder)
-        return Claim(folder, _lock_or_raise(folder), "new")
+        return _claim_unstarted(folder, None, signature, resume, dry_run)
     if status["signature"] != signature:
         raise UsageError(f"output={folder} holds a run of another configuration; use another folder")
     if status["state"] == "finished":
         return Claim(folder, None, "finished")
     if status["state"] == "queued" and "starts" not in status:  # submitted and not started yet
         _raise_if_queued(folder)
-        return _build_claim(folder, _lock_or_raise(folder), "new", dry_run)
+        return _claim_unstarted(folder, status, signature, resume, dry_run)
     if resume is False:
         raise UsageError(
             f"output={folder} holds an unfinished run and resume=false is set; use another folder"
@@ -140,8 +140,19 @@ def _claim_output(folder: Path, signature: str, resume: bool | str, dry_run: boo
     return _resume_in(folder, dry_run)
 
 
+def _claim_unstarted(
+    folder: Path, status: dict[str, Any] | None, signature: str, resume: bool | str, dry_run: bool
+) -> Claim:
+    """Claims a folder whose run has not started, according to `status`, which was read before the lock was held."""
+    lock = _lock_or_raise(folder)
+    if read_status(folder) == status:
+        return _build_claim(folder, lock, "new", dry_run)
+    lock.release()  # another process has started the run since, and perhaps finished it
+    return _claim_output(folder, signature, resume, dry_run)
+
+
 def _resume_named(folder: Path, signature: str, allow_changed: bool, dry_run: bool) -> Claim:
-    status = read_status(folder)
+    status, path = read_status(folder), quote_path(folder)
     if status is None and find_status_damage(folder):
         if allow_changed:
             return _resume_in(folder.absolute(), dry_run)
@@ -153,13 +164,13 @@ def _resume_named(folder: Path, signature: str, allow_changed: bool, dry_run: bo
     is_other = status["signature"] != signature
     if is_other and status["state"] == "finished":
         raise UsageError(
-            f"resume={folder}: the run has finished, with another configuration; set continue={folder} to train it "
-            f"for longer, or from={folder} to start a new run with its settings"
+            f"resume={folder}: the run has finished, with another configuration; set continue={path} to train it "
+            f"for longer, or from={path} to start a new run with its settings"
         )
     if is_other and not allow_changed:
         raise UsageError(
-            f"resume={folder}: the run has another configuration; set from={folder} to start a new run with its "
-            f"settings, continue={folder} to train it for longer, or resume_changed=true to resume it with this "
+            f"resume={folder}: the run has another configuration; set from={path} to start a new run with its "
+            f"settings, continue={path} to train it for longer, or resume_changed=true to resume it with this "
             "configuration"
         )
     if status["state"] == "finished":
@@ -184,15 +195,18 @@ def _is_named_after(folder: Path, signature: str) -> bool:
 def _raise_if_damaged(folder: Path, alternative: str) -> None:
     """Raises UsageError if status.json is damaged, so that an unfinished run is not started over unnoticed."""
     if damage := find_status_damage(folder):
-        path = relative_path(folder)
         raise UsageError(
-            f"{path}/status.json {damage}; the run may be unfinished. Add resume={path} resume_changed=true, without "
-            f"output=, to resume it with this configuration from its last checkpoint; {alternative}"
+            f"{relative_path(folder)}/status.json {damage}; the run may be unfinished. Add "
+            f"resume={quote_path(folder)} resume_changed=true, without output=, to resume it with this configuration "
+            f"from its last checkpoint; {alternative}"
         )
 
 
 def _is_unfinished(folder: Path, signature: str, from_hub: bool = False) -> bool:
-    """With `from_hub`, the run must also have started from a checkpoint on the Hub (krill.runs.hub)."""
+    """Returns whether the run in `folder` can be resumed by a run with this signature.
+
+    With `from_hub`, it must also have started from a checkpoint on the Hub (krill.runs.hub).
+    """
     status = read_status(folder)
     if status is None or (from_hub and "remote" not in status):
         return False
@@ -215,7 +229,7 @@ def _raise_if_queued(folder: Path) -> None:
     if state := _find_active_job_state(folder):
         raise UsageError(
             f"{folder} belongs to SLURM job {state.job}, which is {state.detail}; to cancel it: "
-            f"krill-runs cancel {folder}"
+            f"krill-runs cancel {quote_path(folder)}"
         )
 
 
@@ -233,7 +247,7 @@ def _is_left_before_status(path: Path) -> bool:
 def _try_lock(folder: Path) -> FileLock | None:
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=LOCK_SECONDS, poll_interval=LOCK_SECONDS / 10)
     except Timeout:
         return None
     return lock
@@ -247,7 +261,7 @@ def _lock_or_raise(folder: Path) -> FileLock:
         is_known = status.get("pid") and status.get("host")
         writer = f"process {status['pid']} on {status['host']}" if is_known else "another process"
         raise UsageError(
-            f"{folder} is being written by {writer}; wait for it, cancel it with krill-runs cancel {folder}, or use "
-            "another folder"
+            f"{folder} is being written by {writer}; wait for it, cancel it with krill-runs cancel "
+            f"{quote_path(folder)}, or use another folder"
         )
     return lock

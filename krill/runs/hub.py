@@ -22,12 +22,11 @@ from krill.checksum import format_checksummed_json
 from krill.config.paths import relative_path
 from krill.config.schema import HubConfig, TrainConfig
 from krill.errors import DONE, KrillError, UsageError
-from krill.manifest import CHECKPOINT_MANIFEST, read_file_manifest
+from krill.manifest import CHECKPOINT_MANIFEST, HUB_CHECKPOINT_FOLDER, read_file_manifest
 from krill.runs import checkpoints
 from krill.runs.line_checksums import get_checksum_file
 from krill.runs.record import Record, load_status, now, read_status
 
-HUB_CHECKPOINT_FOLDER = "last-checkpoint"
 JSONL_FILES = ("metrics.jsonl", "samples.jsonl", "skipped.jsonl")
 RECORD_FILES = (
     "config.yaml", "status.json", *JSONL_FILES, *(get_checksum_file(Path(name)).name for name in JSONL_FILES),

@@ -283,8 +283,8 @@ def now() -> str:
 def compute_run_seconds(folder: Path, status: dict[str, Any], is_running: bool = False) -> float | None:
     """Computes the time in seconds in which the processes of a run worked, without the pauses between them.
 
-    A process that was killed could not record its end: it counts until it last wrote metrics or a log message. None
-    if the run has not started.
+    A process that was killed could not record its end: it counts until it last wrote metrics or a log message. The
+    time in which a process was stopped (Ctrl-Z) counts too. None if the run has not started.
     """
     start, end = (_parse_time(status.get(key)) for key in ("last_start", "end"))
     if start is None:  # a run of an older version

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from krill.config.paths import relative_path
+from krill.config.paths import quote_path, relative_path
 from krill.errors import UsageError
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.find import Run, RunGroup, RunOrGroup, expand_runs, get_time_key, run_at, runs_under
@@ -114,7 +114,9 @@ def resolve_run_folder(
             raise UsageError(f"{label}: status.json of {folder} {damage}; restore it")
         subject = f"none of these {len(runs)} runs has" if len(runs) > 1 else f"{folder} has no"
         what = need.description if len(runs) > 1 else need.description.removeprefix("a ")
-        raise UsageError(f"{label}: {subject} {what}; see its state with krill-runs show {folder}")
+        raise UsageError(
+            f"{label}: {subject} {what}; see its state with krill-runs show {quote_path(folder)}"
+        )
     preferred = [run for run in usable if need.is_preferred(run.status or {})]
     return relative_path((preferred or usable)[0].folder)
 

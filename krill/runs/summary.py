@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from krill.config.paths import relative_path
+from krill.config.paths import get_outputs_root, quote_path, relative_path
 from krill.runs import table
 from krill.runs.find import Run, RunGroup, read_sweep_or_warn
 from krill.runs.table import RunRow
@@ -28,13 +28,13 @@ def summarize_sweep(points: Sequence[RunRow]) -> str:
     return line + (f" ({differing})" if differing else "")
 
 
-def describe_run(run: Run) -> dict[str, Any]:
-    """Returns all known values of a run, as JSON types."""
+def describe_run(run: Run, row: RunRow) -> dict[str, Any]:
+    """Returns all known values of a run and its `row`, as JSON types."""
     status = run.status or {}
     recorded = {key: value for key, value in status.items() if key not in ("metrics", "error")}
     metrics = {key: table.finite_or_none(value) for key, value in (status.get("metrics") or {}).items()}
     return {
-        **table.row_to_dict(table.build_rows([run])[0]),
+        **table.row_to_dict(row),
         **metrics,
         **{key: value for key, value in recorded.items() if key not in ROW_FIELDS},
     }
@@ -56,7 +56,7 @@ def describe_sweep(sweep: RunGroup) -> dict[str, Any]:
 
 def suggest_commands(run: Run, row: RunRow) -> list[str]:
     """Returns the commands that are useful next, the most useful first."""
-    path = shlex.quote(str(relative_path(run.folder)))
+    path = quote_path(run.folder)
     if row.state == "finished":
         return _suggest_after_finish(run, row.command, path)
     if row.state == "running":
@@ -75,8 +75,6 @@ def suggest_commands(run: Run, row: RunRow) -> list[str]:
 
 def build_sweep_command(sweep: Path, record: dict[str, Any]) -> str:
     """Returns the command that runs the missing points of a sweep; empty if its `record` does not have it."""
-    from krill.config.paths import get_outputs_root
-
     if not isinstance(record.get("typed"), list) or not record.get("command"):
         return ""
     arguments = [str(argument) for argument in record["typed"]]
@@ -94,5 +92,5 @@ def _suggest_after_finish(run: Run, command: str, path: str) -> list[str]:
     if command == "train":
         return [f"krill-infer {path}"]
     if command == "preprocess" and result:
-        return [f"krill-inspect {shlex.quote(str(relative_path(Path(result))))}"]
+        return [f"krill-inspect {quote_path(Path(result))}"]
     return []

@@ -1,4 +1,4 @@
-"""The paths of the server, and how requests are read and answered."""
+"""Builds the application of the server: its paths, and how requests are read and answered."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from krill.serving.errors import ApiError
 from krill.serving.guard import Guard
 from krill.serving.metrics import Metrics
 from krill.serving.requests import ChatRequest, CompletionRequest, parse_body
-from krill.serving.worker import GenerationWorker, Job
+from krill.serving.worker import GenerationWorker, RequestStream
 
 log = logging.getLogger("krill")
 
 DISCARD_SECONDS = 2.0
-"""Time in which the rest of a body that is too large is read: a client that is still sending sees no answer."""
+"""Time in which the rest of a body that is too large is read, because a client that is sending reads no answer."""
 CLIENT_CLOSED_REQUEST = 499
 """Status that the metrics show for a client that has hung up."""
 PAGE_HEADERS = {
@@ -130,18 +130,18 @@ class _Paths:
         return await self._generate(request, self._served.build_chat(body), bool(body.stream))
 
     async def _generate(self, request: Request, call: Call, is_stream: bool) -> Response:
-        job = self._worker.submit(call.generations)
+        stream = self._worker.submit(call.generations)
         if is_stream:
-            return _EventStream(self._stream(call, job), lambda: self._end(call, job))
+            return _EventStream(self._stream(call, stream), lambda: self._end(call, stream))
         try:
-            await _run_until_disconnect(_collect(call, job), request)
+            await _run_until_disconnect(_collect(call, stream), request)
             return JSONResponse(call.build_response())
         finally:
-            self._end(call, job)
+            self._end(call, stream)
 
-    async def _stream(self, call: Call, job: Job) -> AsyncIterator[str]:
+    async def _stream(self, call: Call, stream: RequestStream) -> AsyncIterator[str]:
         try:
-            async for piece in job:
+            async for piece in stream:
                 for chunk in call.build_chunks(call.add(piece)):
                     yield _format_event(chunk)
             for chunk in call.end_stream():
@@ -150,10 +150,10 @@ class _Paths:
         except ApiError as error:  # the status has been sent already
             yield _format_event(error.content)
 
-    def _end(self, call: Call, job: Job) -> None:
-        """Ends a job whose client has got everything, or has hung up."""
-        self._metrics.disconnects += not job.is_finished
-        self._worker.cancel(job)
+    def _end(self, call: Call, stream: RequestStream) -> None:
+        """Ends the stream of a client that has received everything, or has hung up."""
+        self._metrics.disconnects += not stream.is_finished
+        self._worker.cancel(stream)
         self._metrics.count_usage(call.usage)
 
 
@@ -187,13 +187,13 @@ async def _read_part(request: Request) -> tuple[bytes, bool]:
     return message.get("body", b""), message.get("more_body", False)
 
 
-async def _collect(call: Call, job: Job) -> None:
-    async for piece in job:
+async def _collect(call: Call, stream: RequestStream) -> None:
+    async for piece in stream:
         call.add(piece)
 
 
 async def _run_until_disconnect(work: Any, request: Request) -> None:
-    """Awaits `work`, and cancels it if the client hangs up. Raises ClientDisconnect then."""
+    """Awaits `work`. Cancels it and raises ClientDisconnect if the client hangs up."""
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
@@ -252,7 +252,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     wrong = "no such path" if error.status_code == 404 else error.detail
     headers = dict(error.headers or {})
     return _build_error(
-        ApiError(error.status_code, f"{request.method} {request.url.path}: {wrong}", headers=headers)
+        ApiError(error.status_code, f"{request.method} {request.scope['path']}: {wrong}", headers=headers)
     )
 
 

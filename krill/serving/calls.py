@@ -1,4 +1,4 @@
-"""What a request asks of the model: its generations, and the answer as it comes, in the shapes of OpenAI's API.
+"""Turns a request into generations, and what they generate into responses in the shapes of OpenAI's API.
 
 A call is made from the validated body of a request. Its pieces are turned into the chunks of a stream, or collected
 into one response.
@@ -22,7 +22,7 @@ from krill.inference.generate import encode_prompt
 from krill.inference.load import LoadedModel
 from krill.serving.errors import ApiError
 from krill.serving.requests import ChatRequest, CompletionRequest, TextOrIds, check_limits
-from krill.serving.token_texts import ShownToken, TokenOffsets, TokenTexts
+from krill.serving.token_texts import TextToken, TokenOffsets, TokenTexts
 from krill.serving.worker import Piece
 
 COMPLETION_TOKENS = 16
@@ -45,7 +45,7 @@ class ServedModel:
         self.context_length: int = loaded.model.config.max_position_embeddings
 
     def describe(self) -> dict[str, Any]:
-        """Returns the entry of /v1/models; `krill` is what OpenAI's has not."""
+        """Returns the entry of /v1/models; its key `krill` is an addition to OpenAI's."""
         defaults = resolve_params({}, self.loaded.defaults, NEUTRAL)
         return {
             "id": self.name,
@@ -125,7 +125,7 @@ class ServedModel:
     ) -> list[Generation]:
         """Returns n generations for each prompt, each with a seed of its own."""
         for ids in prompts:
-            if len(ids) >= self.context_length:
+            if len(ids) + (request.new_tokens != 0) > self.context_length:
                 raise ApiError(
                     400,
                     f"the prompt has {len(ids)} tokens, but the context of the model has {self.context_length}, the "
@@ -133,10 +133,7 @@ class ServedModel:
                     "messages" if isinstance(request, ChatRequest) else "prompt",
                     "context_length_exceeded",
                 )
-        # One token is generated even where none is asked for: the prompt is scored on the way.
-        given = request.sampling | {
-            "max_new_tokens": None if request.new_tokens is None else max(1, request.new_tokens)
-        }
+        given = request.sampling | {"max_new_tokens": request.new_tokens}
         params = resolve_params(given, self.loaded.defaults, replace(NEUTRAL, max_new_tokens=default_tokens))
         if params.max_new_tokens > self.limits.new_tokens:  # by the model's generation_config
             params = replace(params, max_new_tokens=self.limits.new_tokens)
@@ -166,18 +163,20 @@ class _Answer:
     """Whether krill put bos before the prompt."""
     is_begun: bool = False
     text: str = ""
-    tokens: list[ShownToken] = field(default_factory=list)
+    tokens: list[TextToken] = field(default_factory=list)
+    num_echoed: int = 0
+    """Number of tokens of the prompt in `tokens`, which begins with them."""
     finish_reason: str | None = None
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What a piece added to an answer: text that is final, and the tokens that belong to it."""
+    """The text that a piece made final, and the tokens that belong to it."""
 
     index: int
     is_first: bool
     text: str
-    tokens: list[ShownToken]
+    tokens: list[TextToken]
     is_last: bool
 
 
@@ -198,8 +197,6 @@ class Call(ABC):
         self.id = f"{prefix}-{secrets.token_hex(12)}"
         self._served, self._num_prompts = served, num_prompts
         self._created = int(time.time())
-        self._is_discarded = request.new_tokens == 0
-        """Whether the token that is generated is not part of the answer."""
         options = request.stream_options
         self._has_usage_chunk = bool(options and options.include_usage)
         self._answers = [self._begin_answer(request, index) for index in range(len(generations))]
@@ -210,10 +207,9 @@ class Call(ABC):
         is_first, answer.is_begun = not answer.is_begun, True
         if is_first:
             answer.tokens = self._list_echoed(answer)
+            answer.num_echoed = len(answer.tokens)
         if piece.finish_reason:
-            answer.finish_reason = "length" if self._is_discarded else _FINISH_REASONS[piece.finish_reason]
-        if self._is_discarded:
-            return Delta(piece.index, is_first, "", [], piece.finish_reason is not None)
+            answer.finish_reason = _FINISH_REASONS[piece.finish_reason]
         answer.text += piece.text
         for score in piece.scores:
             answer.offsets.push(score.token, score)
@@ -223,7 +219,7 @@ class Call(ABC):
         return Delta(piece.index, is_first, piece.text, tokens, piece.finish_reason is not None)
 
     def build_chunks(self, delta: Delta) -> list[dict[str, Any]]:
-        """Returns the chunks of a stream for what an answer got, often none."""
+        """Returns the chunks of a stream for what was added to an answer, often none."""
         answer = self._answers[delta.index]
         choices = self._build_first_choices(answer) if delta.is_first else []
         if delta.text or delta.tokens or delta.is_last:
@@ -252,7 +248,7 @@ class Call(ABC):
         """The number of tokens of the prompts, each counted once, and of the answers."""
         step = len(self.generations) // self._num_prompts
         prompt = sum(len(generation.prompt_ids) for generation in self.generations[::step])
-        new = 0 if self._is_discarded else sum(len(generation.new_ids) for generation in self.generations)
+        new = sum(len(generation.new_ids) for generation in self.generations)
         return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
     def _envelop(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -263,7 +259,7 @@ class Call(ABC):
     def _begin_answer(self, request: Any, index: int) -> _Answer:
         return _Answer(self.generations[index], TokenOffsets(self._served.texts))
 
-    def _list_echoed(self, answer: _Answer) -> list[ShownToken]:
+    def _list_echoed(self, answer: _Answer) -> list[TextToken]:
         """Returns the tokens of the prompt, if the response repeats it and is scored."""
         return []
 
@@ -272,7 +268,7 @@ class Call(ABC):
         """Returns what a stream sends before the first token of an answer."""
 
     @abstractmethod
-    def _format_delta(self, answer: _Answer, text: str, tokens: list[ShownToken]) -> dict[str, Any]:
+    def _format_delta(self, answer: _Answer, text: str, tokens: list[TextToken]) -> dict[str, Any]:
         """Returns what a stream sends for new text and its tokens."""
 
     @abstractmethod
@@ -293,7 +289,7 @@ class CompletionCall(Call):
         offsets = TokenOffsets(self._served.texts, len(echo))
         return _Answer(self.generations[index], offsets, echo, has_added_bos=isinstance(prompt, str))
 
-    def _list_echoed(self, answer: _Answer) -> list[ShownToken]:
+    def _list_echoed(self, answer: _Answer) -> list[TextToken]:
         """Returns the tokens of the prompt: without the bos that krill added, with one that the client sent."""
         if not answer.generation.score_prompt:
             return []
@@ -305,10 +301,10 @@ class CompletionCall(Call):
         return offsets.take(None)
 
     def _build_first_choices(self, answer: _Answer) -> list[dict[str, Any]]:
-        echoed = answer.tokens[: len(answer.generation.prompt_scores) + (not answer.has_added_bos)]
+        echoed = answer.tokens[: answer.num_echoed]
         return [self._format_delta(answer, answer.echo, echoed)] if answer.echo or echoed else []
 
-    def _format_delta(self, answer: _Answer, text: str, tokens: Iterable[ShownToken]) -> dict[str, Any]:
+    def _format_delta(self, answer: _Answer, text: str, tokens: Iterable[TextToken]) -> dict[str, Any]:
         is_scored = answer.generation.top_logprobs is not None
         return {
             "text": text,
@@ -327,7 +323,7 @@ class ChatCall(Call):
     def _build_first_choices(self, answer: _Answer) -> list[dict[str, Any]]:
         return [{"delta": {"role": "assistant", "content": ""}, "logprobs": None}]
 
-    def _format_delta(self, answer: _Answer, text: str, tokens: list[ShownToken]) -> dict[str, Any]:
+    def _format_delta(self, answer: _Answer, text: str, tokens: list[TextToken]) -> dict[str, Any]:
         return {"delta": {"content": text} if text else {}, "logprobs": self._format_logprobs(answer, tokens)}
 
     def _format_choice(self, answer: _Answer) -> dict[str, Any]:
@@ -336,7 +332,7 @@ class ChatCall(Call):
             "logprobs": self._format_logprobs(answer, answer.tokens),
         }
 
-    def _format_logprobs(self, answer: _Answer, tokens: list[ShownToken]) -> dict[str, Any] | None:
+    def _format_logprobs(self, answer: _Answer, tokens: list[TextToken]) -> dict[str, Any] | None:
         """Returns the scores of tokens; eos, which the answer ends with, is not among them."""
         if answer.generation.top_logprobs is None:
             return None

@@ -1,4 +1,4 @@
-"""Errors that a client gets as the JSON object of OpenAI's API."""
+"""Defines the error that a client gets as the JSON object of OpenAI's API."""
 
 from __future__ import annotations
 

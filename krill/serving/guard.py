@@ -1,16 +1,16 @@
-"""Who may use the server: the key of the API, and web pages of other sites, which may not."""
+"""Checks who uses the server: a client with the API key, and never a web page of another site."""
 
 from __future__ import annotations
 
 import hmac
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 
 from krill.serving.errors import ApiError
 
 OPEN_PATHS = frozenset({"/", "/health"})
-"""Paths that need no key: the page, which asks for it, and the sign of life."""
+"""Paths that need no key: the page, which asks for it, and the health check."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -34,9 +34,9 @@ class Guard:
             self._check_key(headers, self._api_key)
 
     def _check_key(self, headers: Headers, api_key: bytes) -> None:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), api_key):
-            reason = "wrong API key" if given else "this server needs an API key"
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), api_key):
+            reason = "wrong API key" if key else "this server needs an API key"
             raise ApiError(
                 401,
                 f"{reason}; send the header Authorization: Bearer KEY",
@@ -46,7 +46,7 @@ class Guard:
 
     def _check_site(self, headers: Headers) -> None:
         host = headers.get("host", "")
-        if _get_name(f"//{host}") not in self._names:
+        if (name := _split_url(f"//{host}")) is None or name.hostname not in self._names:
             raise ApiError(
                 403,
                 f"Host {host!r} is not a name of this server; to use it under another name, set an API key "
@@ -54,14 +54,17 @@ class Guard:
                 code="host_not_allowed",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is None:
+            return
+        if (site := _split_url(origin)) is None or site.netloc.lower() != host.lower():
             raise ApiError(
                 403, f"a page of another site, {origin!r}, may not use this server", code="origin_not_allowed"
             )
 
 
-def _get_name(url: str) -> str | None:
+def _split_url(url: str) -> SplitResult | None:
+    """Returns the parts of a URL, or None if it is not one."""
     try:
-        return urlsplit(url).hostname
+        return urlsplit(url)
     except ValueError:
         return None

@@ -1,4 +1,4 @@
-"""The bodies of requests: their fields, their limits, and what of OpenAI's API is not supported."""
+"""Validates the bodies of requests: their fields, their limits, and the parameters that are not supported."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from krill.config.schema.base import MAX_INT
 from krill.serving.errors import ApiError
 
 MAX_STOP_CHARS = 500
-"""Characters of a stop text: text is held back while it could be the beginning of one."""
+"""Maximum length of a stop text: text is held back while it could be the beginning of one."""
 MIN_TEMPERATURE = 1e-3
-"""By a smaller one, but 0, logits could be divided to infinity."""
+"""Dividing by a smaller one, apart from 0, could make logits infinite."""
 
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
@@ -37,7 +37,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "web_search_options": (),
 }
-"""Parameters of OpenAI's API that krill does not have → the values, besides null, that ask for nothing."""
+"""Parameters of OpenAI's API that krill does not have → the values, besides null, that have no effect."""
 
 _IGNORED = ("user", "safety_identifier", "prompt_cache_key")
 """Parameters that name the user of a client; they change no answer."""
@@ -69,7 +69,7 @@ def _check_temperature(value: float) -> float:
 
 
 class _GenerationRequest(_Body):
-    """What completions and chats share. Sampling parameters that are null are those of the model."""
+    """The fields that completions and chats share. The model's defaults replace sampling parameters that are null."""
 
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
@@ -129,7 +129,7 @@ class CompletionRequest(_GenerationRequest):
 
     @property
     def new_tokens(self) -> int | None:
-        """Length of an answer; None: the default."""
+        """Maximum number of tokens of an answer; None: the default."""
         return self.max_tokens
 
 
@@ -164,7 +164,7 @@ class ChatRequest(_GenerationRequest):
 
     @property
     def new_tokens(self) -> int | None:
-        """Length of an answer; None: the default."""
+        """Maximum number of tokens of an answer; None: the default."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
@@ -190,7 +190,7 @@ def parse_body(schema: type[RequestT], body: bytes) -> RequestT:
 
 
 def _drop_neutral(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the values without parameters that ask for nothing. Raises ApiError for one that asks for something."""
+    """Returns the values without the NEUTRAL_VALUES. Raises ApiError for another value of such a parameter."""
     for key, neutral in NEUTRAL_VALUES.items():
         value = values.get(key)
         if (
@@ -258,5 +258,5 @@ def _raise_if_exceeded(values: Sequence[tuple[str, float | None, float]]) -> Non
         if value is not None and value > limit:
             param = name if " " not in name else None
             raise ApiError(
-                400, f"{name} is {value:g}; at most {limit:g} are allowed", param, "limit_exceeded"
+                400, f"{name} is {value:.10g}; at most {limit:.10g} are allowed", param, "limit_exceeded"
             )

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from krill.errors import UsageError
 from krill.serving.worker import GenerationWorker
 
 KEEP_ALIVE_SECONDS = 30
+HEADERS_SECONDS = 30
+"""Time in which the headers of a request must arrive. uvicorn waits forever once a connection is open."""
 STOP_SECONDS = 10
 """Time in which clients get the end of their answers before connections are cut."""
 _ADDRESS_ERRORS = {
@@ -81,11 +84,44 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Protocol(H11Protocol):
+    """A connection that is closed if no request begins on it within HEADERS_SECONDS."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the time limit of the first request."""
+        super().connection_made(transport)
+        self._limit_idle_time()
+
+    def data_received(self, data: bytes) -> None:
+        """Reads from the connection, which ends uvicorn's own limit between two requests."""
+        super().data_received(data)
+        self._limit_idle_time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the time limit."""
+        super().connection_lost(exc)
+        self._cancel_timer()
+
+    def _limit_idle_time(self) -> None:
+        """Keeps the time limit running while no request is answered: its headers, or a body nobody reads, arrive."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._cancel_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEADERS_SECONDS, self.transport.close)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 def build_server(app: ASGIApp) -> uvicorn.Server:
     """Returns the HTTP server of an application; its requests are not logged."""
     return _Server(
         uvicorn.Config(
-            app, http="h11", ws="none", lifespan="off", loop="asyncio", log_config=None, log_level="error",
+            app, http=_Protocol, ws="none", lifespan="off", loop="asyncio", log_config=None, log_level="error",
             access_log=False, server_header=False, proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=STOP_SECONDS,
         )

@@ -1,4 +1,4 @@
-"""Scored tokens as OpenAI's API shows them, with their texts, bytes and offsets."""
+"""Formats scored tokens as OpenAI's API does, with their texts, bytes and offsets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from krill.tokenizer.artifact import TokenizerFolder
 
 
 @dataclass(frozen=True)
-class ShownToken:
+class TextToken:
     """A token of a text."""
 
     token: int
@@ -30,7 +30,7 @@ class TokenTexts:
         self._renderer, self._backend = TokenRenderer(tokenizer), tokenizer.backend
 
     def get_bytes(self, token: int) -> bytes:
-        """Returns the bytes of a token; those of its name for a special token."""
+        """Returns the bytes of a token, or of the name of a special token."""
         content = self._renderer.get_text_bytes(token)
         return self._get_name(token).encode() if content is None else content
 
@@ -43,20 +43,20 @@ class TokenTexts:
 
     # --- the shapes of OpenAI's API ---------------------------------------------------------------------------
 
-    def format_completion(self, tokens: Iterable[ShownToken]) -> dict[str, Any]:
+    def format_completion(self, tokens: Iterable[TextToken]) -> dict[str, Any]:
         """Returns the field logprobs of /v1/completions.
 
         A token that is part of a character is written as its bytes, `bytes:\\xed\\x95`.
         """
-        shown = list(tokens)
+        items = list(tokens)
         return {
-            "tokens": [self._format_legacy(item.token) for item in shown],
-            "token_logprobs": [item.score.logprob if item.score else None for item in shown],
-            "top_logprobs": [self._format_legacy_top(item.score) if item.score else None for item in shown],
-            "text_offset": [item.offset for item in shown],
+            "tokens": [self._format_legacy(item.token) for item in items],
+            "token_logprobs": [item.score.logprob if item.score else None for item in items],
+            "top_logprobs": [self._format_legacy_top(item.score) if item.score else None for item in items],
+            "text_offset": [item.offset for item in items],
         }
 
-    def format_chat(self, tokens: Iterable[ShownToken]) -> dict[str, Any]:
+    def format_chat(self, tokens: Iterable[TextToken]) -> dict[str, Any]:
         """Returns the field logprobs of /v1/chat/completions."""
         content = [
             {
@@ -98,21 +98,21 @@ def _escape(content: bytes) -> str:
 
 
 class TokenOffsets:
-    """Assigns offsets to the tokens of one text, and holds back those whose text is not final yet."""
+    """Assigns offsets to the tokens of a text, and holds back the tokens whose text is not final yet."""
 
     def __init__(self, texts: TokenTexts, offset: int = 0):
-        """`offset`: of the first token."""
+        """`offset`: the offset of the first token."""
         self._texts, self._offset = texts, offset
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held: list[ShownToken] = []
+        self._held: list[TextToken] = []
 
     def push(self, token: int, score: TokenScore | None) -> None:
         """Adds a token."""
-        self._held.append(ShownToken(token, score, self._offset))
+        self._held.append(TextToken(token, score, self._offset))
         self._offset += len(self._decoder.decode(self._texts.get_text_bytes(token)))
 
-    def take(self, end: int | None) -> list[ShownToken]:
+    def take(self, end: int | None) -> list[TextToken]:
         """Returns the tokens that begin before `end`, the length of the text so far; all that are left for None."""
-        taken = [item for item in self._held if end is None or item.offset < end]
-        self._held = self._held[len(taken) :]
-        return taken
+        final = [item for item in self._held if end is None or item.offset < end]
+        self._held = self._held[len(final) :]
+        return final

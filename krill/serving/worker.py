@@ -1,7 +1,7 @@
-"""One thread that generates for all requests: it takes them from a queue, and posts what each step adds.
+"""Generates for all requests in one thread: it takes them from a queue, and posts what each step adds.
 
-The event loop of the server submits a `Job` and iterates over its pieces; the thread calls nothing of the loop but
-`call_soon_threadsafe`.
+The event loop of the server submits generations and iterates over the `RequestStream` of their pieces; the thread
+calls nothing of the loop but `call_soon_threadsafe`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ log = logging.getLogger("krill")
 
 @dataclass(frozen=True)
 class Piece:
-    """What was added to one answer of a job."""
+    """The text and scores that a step added to one answer to a request."""
 
     index: int
     text: str
     scores: list[TokenScore]
-    """Of the tokens since the last piece, if the generation is scored; that of eos included."""
+    """The scores of the tokens since the last piece, eos included, if the generation is scored."""
     finish_reason: FinishReason | None
     """Set in the last piece of an answer."""
 
 
-class Job:
+class RequestStream:
     """The generations of one request; iterate over it for their pieces, in the order in which they are generated."""
 
     def __init__(self, generations: Sequence[Generation], loop: asyncio.AbstractEventLoop):
         self.generations = list(generations)
         self.is_started = False
         """Whether its first token has been generated."""
+        self._has_failed = False
         self._loop = loop
         self._pieces: asyncio.Queue[Piece | ApiError] = asyncio.Queue()
         self._index = {id(generation): index for index, generation in enumerate(self.generations)}
@@ -46,8 +47,8 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all its generations have ended."""
-        return all(generation.finish_reason for generation in self.generations)
+        """Whether all its generations have ended, or an error has ended it."""
+        return self._has_failed or all(generation.finish_reason for generation in self.generations)
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         remaining = len(self.generations)
@@ -59,7 +60,8 @@ class Job:
             yield piece
 
     def post(self, piece: Piece | ApiError) -> None:
-        """Hands a piece, or the error that ends the job, to the event loop; called by the worker's thread."""
+        """Hands a piece, or the error that ends the stream, to the event loop; called by the worker's thread."""
+        self._has_failed |= isinstance(piece, ApiError)
         try:
             self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
         except RuntimeError:  # the loop is closed, so nobody waits for the piece
@@ -80,20 +82,20 @@ class GenerationWorker:
     """Drives an engine in a thread of its own between `start` and `stop`."""
 
     def __init__(self, build_engine: Callable[[], GenerationEngine], max_queue: int):
-        """`build_engine`: called again when an engine has failed."""
+        """`build_engine`: called again after an engine has failed."""
         self._build_engine, self._max_queue = build_engine, max_queue
         self._engine = build_engine()
         self._condition = threading.Condition()
-        self._new: list[Job] = []
-        self._cancelled: list[Job] = []
-        self._owners: dict[int, Job] = {}
-        self._jobs: set[Job] = set()
+        self._new: list[RequestStream] = []
+        self._cancelled: list[RequestStream] = []
+        self._owners: dict[int, RequestStream] = {}
+        self._streams: set[RequestStream] = set()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="krill-generation", daemon=True)
 
     @property
     def is_alive(self) -> bool:
-        """Whether it accepts jobs."""
+        """Whether it accepts requests."""
         return self._thread.is_alive() and not self._is_stopping
 
     @property
@@ -104,33 +106,34 @@ class GenerationWorker:
     @property
     def waiting(self) -> int:
         """Number of requests that wait for their first token."""
-        return sum(not job.is_started for job in tuple(self._jobs))
+        return sum(not stream.is_started for stream in tuple(self._streams))
 
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Ends all jobs at the next token with status 503, and the thread; `timeout` 0 does not wait for it."""
+        """Ends all streams at the next token with status 503, and the thread; `timeout` 0 does not wait for it."""
         with self._condition:
             self._is_stopping = True
             self._condition.notify()
         if timeout != 0 and self._thread.is_alive():
             self._thread.join(timeout)
 
-    def submit(self, generations: Sequence[Generation]) -> Job:
-        """Returns the job of `generations`; called in the event loop.
+    def submit(self, generations: Sequence[Generation]) -> RequestStream:
+        """Returns the stream of `generations`; called in the event loop.
 
         Raises ApiError if the queue is full or the server stops.
         """
-        job = Job(generations, asyncio.get_running_loop())
+        stream = RequestStream(generations, asyncio.get_running_loop())
         with self._condition:
             if not self.is_alive:
                 raise _stopping_error()
             unfinished = sum(
-                not generation.finish_reason for other in self._jobs for generation in other.generations
+                not generation.finish_reason for other in self._streams for generation in other.generations
             )
-            has_room = unfinished + len(generations) <= self._engine.max_batch_size
+            # Alone, a request may have more answers than the batch has room for.
+            has_room = not unfinished or unfinished + len(generations) <= self._engine.max_batch_size
             if not has_room and self.waiting >= self._max_queue:
                 raise ApiError(
                     429,
@@ -138,16 +141,16 @@ class GenerationWorker:
                     code="rate_limit_exceeded",
                     headers={"Retry-After": "1"},
                 )
-            self._jobs.add(job)
-            self._new.append(job)
+            self._streams.add(stream)
+            self._new.append(stream)
             self._condition.notify()
-        return job
+        return stream
 
-    def cancel(self, job: Job) -> None:
-        """Ends a job at the next token; does nothing if it has ended."""
+    def cancel(self, stream: RequestStream) -> None:
+        """Ends a stream at the next token; does nothing if it has ended."""
         with self._condition:
-            if job in self._jobs:
-                self._cancelled.append(job)
+            if stream in self._streams:
+                self._cancelled.append(stream)
                 self._condition.notify()
 
     # --- the thread --------------------------------------------------------------------------------------------
@@ -170,39 +173,39 @@ class GenerationWorker:
             return not self._is_stopping
 
     def _apply_changes(self) -> None:
-        """Hands new jobs to the engine, and takes cancelled ones from it."""
+        """Hands new generations to the engine, and takes cancelled ones from it."""
         with self._condition:
             new, cancelled = self._new, self._cancelled
             self._new, self._cancelled = [], []
-        for job in new:
-            for generation in job.generations:
-                self._owners[id(generation)] = job
+        for stream in new:
+            for generation in stream.generations:
+                self._owners[id(generation)] = stream
                 self._engine.add(generation)
-        for job in cancelled:
-            for generation in job.generations:
+        for stream in cancelled:
+            for generation in stream.generations:
                 self._engine.cancel(generation)
-            self._forget(job)
+            self._forget(stream)
 
     def _post(self, progress: Sequence[Progress]) -> None:
-        changed: set[Job] = set()
+        changed: set[RequestStream] = set()
         for item in progress:
-            job = self._owners.get(id(item.generation))
-            if job is not None:
-                job.is_started = True
-                job.post(job.build_piece(item))
-                changed.add(job)
-        for job in changed:
-            if job.is_finished:
-                self._forget(job)
+            stream = self._owners.get(id(item.generation))
+            if stream is not None:
+                stream.is_started = True
+                stream.post(stream.build_piece(item))
+                changed.add(stream)
+        for stream in changed:
+            if stream.is_finished:
+                self._forget(stream)
 
-    def _forget(self, job: Job) -> None:
-        for generation in job.generations:
+    def _forget(self, stream: RequestStream) -> None:
+        for generation in stream.generations:
             self._owners.pop(id(generation), None)
         with self._condition:
-            self._jobs.discard(job)
+            self._streams.discard(stream)
 
     def _fail(self, error: Exception) -> None:
-        """Ends all jobs with an error, and continues with a new engine."""
+        """Ends all streams with an error, and continues with a new engine."""
         if isinstance(error, KrillError):
             log.error("generation  %s", error)
             self._end_all(ApiError(503, str(error)))
@@ -213,11 +216,11 @@ class GenerationWorker:
 
     def _end_all(self, error: ApiError) -> None:
         with self._condition:
-            jobs, self._jobs = self._jobs, set()
+            streams, self._streams = self._streams, set()
             self._new, self._cancelled = [], []
         self._owners.clear()
-        for job in jobs:
-            job.post(error)
+        for stream in streams:
+            stream.post(error)
 
 
 def _stopping_error() -> ApiError:

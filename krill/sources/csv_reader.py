@@ -67,13 +67,11 @@ def read_csv_texts(
 
 
 def find_csv_problem(path: Path, column: str) -> str | None:
-    """Returns what is wrong with the header, or None; reads only the beginning of the file."""
+    """Returns what is wrong with the header, or None; reads only the beginning of the file. Raises OSError."""
     try:
         columns = _read_header(_read_rows(path, READ_BLOCK_BYTES), path)
     except UsageError as error:
         return str(error)
-    except OSError as error:
-        return f"{path}: cannot be read ({error}); recreate it or remove it from data.paths"
     return find_column_name_problem(str(path), column, columns)
 
 
@@ -86,9 +84,11 @@ def _validate_utf8(text: str) -> str | UnreadableRecord:
 
 
 def _read_header(rows: Iterator[tuple[int, list[str] | UnreadableRecord]], path: Path) -> list[str]:
-    _, header = next(rows, (1, UnreadableRecord("")))
+    number, header = next(rows, (1, UnreadableRecord("")))
     if isinstance(header, UnreadableRecord) or any(_TOO_LONG_LINE[0] in field for field in header):
-        raise UsageError(f"{path}:1: the header row, which names the columns, is not valid CSV; fix it")
+        raise UsageError(
+            f"{path}:{number}: the header row, which names the columns, is not valid CSV; fix it"
+        )
     return header
 
 
@@ -97,9 +97,8 @@ def _read_rows(path: Path, max_bytes: int) -> Iterator[tuple[int, list[str] | Un
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     tabs = parse_file_kind(path)[0] == ".tsv"
     reader = partial(csv.reader, delimiter="\t" if tabs else ",", strict=True)
-    row_lines, parser_lines = tee(
-        _decode_lines(path, max_bytes)
-    )  # row_lines stays where the current row begins
+    # row_lines stays where the current row begins
+    row_lines, parser_lines = tee(_decode_lines(path, max_bytes))
     rows, lines_before, number, columns = reader(parser_lines), 0, 1, 0
     while True:
         row: list[str] | UnreadableRecord

@@ -79,8 +79,7 @@ def format_conversion(path: Path, encoding: str) -> str:
     old, new = shlex.quote(str(path)), shlex.quote(str(converted))
     if compression is None:
         return f"iconv -f {encoding} -t UTF-8 {old} > {new}"
-    tool = {"gzip": "gzip", "zstd": "zstd"}[compression]
-    return f"{tool} -dc {old} | iconv -f {encoding} -t UTF-8 | {tool} > {new}"
+    return f"{compression} -dc {old} | iconv -f {encoding} -t UTF-8 | {compression} > {new}"
 
 
 def _measure_ascii_bytes(sample: bytes) -> float:
@@ -110,4 +109,4 @@ def _is_east_asian_or_english(character: str) -> bool:
 
 def _is_common_hangul(character: str) -> bool:
     """Returns whether a character is one of the 2,350 syllables of KS X 1001, nearly all of Korean text."""
-    return "가" <= character <= "힣" and character.encode("cp949")[0] >= 0xB0
+    return "가" <= character <= "힣" and len(character.encode("euc-kr", "ignore")) == 2

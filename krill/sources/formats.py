@@ -14,7 +14,7 @@ import pyarrow
 
 FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-"""Suffix after the suffix of the kind → name in pyarrow. Parquet has its own compression."""
+"""Suffix after the suffix of the kind → name of the codec in pyarrow and of the command. Parquet has its own."""
 SUPPORTED_FORMATS = f"{' '.join(FILE_KINDS)}; all except .parquet also with {' or '.join(COMPRESSIONS)}"
 
 BOM = b"\xef\xbb\xbf"

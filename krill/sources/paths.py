@@ -76,14 +76,13 @@ def _expand_entry(entry: str, problems: list[str]) -> list[Path]:
         problems.append(f"{entry}: no such file or folder (relative to {Path.cwd()}); check data.paths")
         return []
     matches = [Path(match) for match in sorted({str(Path(match)) for match in _glob(str(path), problems)})]
+    if "**" in path.parts:  # which matches the files in the folders, too
+        matches = [match for match in matches if not match.is_dir()]
     if not matches:
         problems.append(f"{entry}: matches no file (relative to {Path.cwd()}); check data.paths")
     files: list[Path] = []
     for match in matches:
-        if not match.is_dir():
-            files.append(match)
-        elif "**" not in entry:
-            files += _list_supported_files(match, problems)
+        files += _list_supported_files(match, problems) if match.is_dir() else [match]
     return files
 
 
@@ -132,12 +131,13 @@ def _list_supported_files(folder: Path, problems: list[str]) -> list[Path]:
 
 def _without_empty_parquet(entry: PathEntry, problems: list[str]) -> PathEntry:
     """Returns the entry without the Parquet files without rows that writers such as Spark leave in a folder."""
-    empty = [path for path in entry.files if path.suffix.lower() == ".parquet" and not has_rows(path)]
-    if empty == entry.files:
+    empty = {path for path in entry.files if path.suffix.lower() == ".parquet" and not has_rows(path)}
+    files = [path for path in entry.files if path not in empty]
+    if not files:
         problems.append(f"{entry.path}: has no rows; remove it from data.paths")
     elif empty:
         _warn_of_empty_parquet(entry.path, len(empty))
-    return entry._replace(files=[path for path in entry.files if path not in set(empty)])
+    return entry._replace(files=files)
 
 
 @functools.cache

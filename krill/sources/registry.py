@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from krill.config import custom_code
@@ -14,6 +14,7 @@ from krill.config.schema import (
     HubDataConfig,
     PythonDocsDataConfig,
 )
+from krill.errors import UsageError
 from krill.sources import python_docs
 from krill.sources.files import FileSource
 from krill.sources.formats import TOO_LONG, is_longer
@@ -81,6 +82,12 @@ class CustomSource(Source):
 
     def read(self, part: Part, skipped: SkippedRecords) -> Iterator[Document]:
         texts = custom_code.import_custom_function(self._config.read)(**self._config.options)
+        if isinstance(texts, (str, bytes)) or not isinstance(
+            texts, Iterable
+        ):  # each letter would be a document
+            raise UsageError(
+                f"data.read={self._config.read}: returned {type(texts).__name__}; yield each text, or return a list"
+            )
         for number, text in enumerate(texts, 1):
             if isinstance(text, str) and not is_longer(text, self._config.max_record_bytes):
                 yield Document(text, (0, number))

@@ -50,9 +50,10 @@ class _Base:
 
     @classmethod
     def from_config(cls, composed: DictConfig) -> _Base:
+        """Splits what Hydra composed; `composed` loses the node hydra."""
         complete = pickle.dumps(composed)
-        of_hydra = Composition(None, composed.hydra)
-        choices, launcher = of_hydra.choices, of_hydra.launcher
+        composition = Composition(None, composed.hydra)
+        choices, launcher = composition.choices, composition.launcher
         with open_dict(composed):
             del composed["hydra"]
         return cls(pickle.dumps(composed), complete, choices, launcher)

@@ -33,10 +33,10 @@ class SweepLauncher(Launcher):
     """A launcher that gets the validated points of krill's sweeper, not their overrides."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Required by Hydra; the points hold all of it."""
+        """Does nothing: Hydra requires the method, and the points hold all of it."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Called by other sweepers. Raises UsageError."""
+        """Raises UsageError: only other sweepers call it."""
         raise UsageError("this hydra/launcher needs the sweeper of krill: leave hydra.sweeper out")
 
     @abstractmethod

@@ -81,7 +81,7 @@ class Session:
         self.run_task = run_task
         self.sweep: Sweep | None = None
         self.error: Exception | None = None
-        """The error of a single run; if it were raised, Hydra would print a line of its own."""
+        """The error of a single run, which Hydra would print if it were raised; or one that Hydra raised."""
 
     def __call__(self, composed: Any) -> Any:
         """Runs what Hydra composed: a single run, or a point of another sweeper than krill's."""

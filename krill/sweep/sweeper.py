@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import shutil
 import socket
 import sys
@@ -22,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from krill import atomic
 from krill.checksum import write_checksummed_json
-from krill.config.overrides import expand_float_range, quote_override, to_unresolved_list
-from krill.config.paths import relative_path
+from krill.config.overrides import expand_float_range, format_text_override, to_unresolved_list
+from krill.config.paths import quote_path, relative_path
 from krill.config.resolvers import get_dry_run_folder, get_sweep_folder
 from krill.config.secrets import mask_config, mask_secrets
 from krill.errors import DONE, SWEEP_FAILED, UsageError
@@ -54,7 +53,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra. `task_function`: the Session of this command line."""
+        """Stores what Hydra passes. `task_function`: the Session of this command line."""
         assert isinstance(task_function, Session)
         self.config: DictConfig = config
         self.hydra_context: HydraContext = hydra_context
@@ -72,7 +71,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
         search = build_search(self.config.sweep, self.config.get("seed"), overrides)
         with read_write(self.config), open_dict(self.config):
             # A swept name must not move single points to another folder.
-            self.config.hydra.overrides.hydra.append(quote_override(f"hydra.sweep.dir={folder}"))
+            self.config.hydra.overrides.hydra.append(format_text_override("hydra.sweep.dir", str(folder)))
         if self.config.dry_run:  # Hydra's folder is a temporary one
             folder = Path(get_sweep_folder(self.config.output, self.config.name))
         composer = Composer(loader, self.config, folder)
@@ -246,7 +245,7 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
     rows = sweep.build_rows()
     table.print_table(rows, sys.stderr)
     if sweep.command == "train" and any(row.eval_loss is not None for row in rows):
-        log.info("next        krill-infer %s%s", shlex.quote(str(relative_path(sweep.folder))), BEST)
+        log.info("next        krill-infer %s%s", quote_path(sweep.folder), BEST)
     with atomic.name_folder_in_errors(sweep.folder):
         table.write_csv(rows, sweep.folder)
     print(sweep.folder)

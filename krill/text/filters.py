@@ -72,6 +72,8 @@ class Filters:
 
     def find_dropping_rule(self, text: str) -> str | None:
         """Returns the first rule that drops `text` as "rule: reason", or None if every rule keeps it."""
+        if not self._checks:
+            return None
         features = TextFeatures(text)
         for name, check in self._checks:
             for reason, is_failed in check(features):

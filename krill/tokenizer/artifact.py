@@ -8,6 +8,7 @@ of itself, so that a changed folder is not mistaken for the one that its signatu
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +24,9 @@ from krill.errors import KrillError, UsageError, get_first_line
 
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """Files with the names of the special tokens, the chat template, and settings of transformers."""
+CONTENT_FILES = ("tokenizer.json", *SETTINGS_FILES)
 RECORD = "record.json"
-TOKENIZER_FILES = ("tokenizer.json", *SETTINGS_FILES, RECORD)
+TOKENIZER_FILES = (*CONTENT_FILES, RECORD)
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 _SAVE_AGAIN = "save it again with AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
@@ -197,11 +199,7 @@ def _get_role_id(folder: Path, backend: tokenizers.Tokenizer, role: str) -> int 
 
 def write_record(folder: Path, signature: str, facts: dict[str, Any]) -> None:
     """Writes record.json: `facts` (JSON values), the signature of the tokenizer, and the hashes of its files."""
-    files = {
-        name: hash_file(folder / name)
-        for name in TOKENIZER_FILES
-        if name != RECORD and (folder / name).is_file()
-    }
+    files = _hash_existing(folder, CONTENT_FILES)
     write_checksummed_json(folder / RECORD, {**facts, "signature": signature, "files": files})
 
 
@@ -227,9 +225,9 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
         if _is_other_record(path):
             return None
         raise _build_changed_error(path) from error
-    for name in TOKENIZER_FILES:
-        digest = hash_file(folder / name) if name != RECORD and (folder / name).is_file() else None
-        if digest != record["files"].get(name):
+    files = _hash_existing(folder, CONTENT_FILES)
+    for name in CONTENT_FILES:
+        if files.get(name) != record["files"].get(name):
             raise _build_changed_error(folder / name)
     return record
 
@@ -253,7 +251,11 @@ def _build_changed_error(path: Path) -> KrillError:
 
 def hash_settings(folder: Path) -> dict[str, str]:
     """Returns the hash of each file with settings that do not change ids, such as the chat template."""
-    return {name: hash_file(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
+    return _hash_existing(folder, SETTINGS_FILES)
+
+
+def _hash_existing(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    return {name: hash_file(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:

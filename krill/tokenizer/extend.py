@@ -21,7 +21,7 @@ from krill.errors import UsageError
 from krill.text.batching import batch_by_size
 from krill.tokenizer import recipe
 from krill.tokenizer.artifact import (
-    TOKENIZER_FILES,
+    SETTINGS_FILES,
     TokenizerFolder,
     load_tokenizer,
     resolve_tokenizer_folder,
@@ -196,8 +196,8 @@ def _save_extension(
     tokenizer: tokenizers.Tokenizer, config: TokenizerConfig, extension: TokenizerExtension, folder: Path
 ) -> None:
     base = extension.base.folder
-    for name in TOKENIZER_FILES:
-        if (base / name).is_file() and name != "record.json":
+    for name in SETTINGS_FILES:
+        if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     path = folder / "tokenizer_config.json"

@@ -10,7 +10,7 @@ from krill.terminal import start_progress_bar
 class TokenizerProgress:
     """Context manager that displays the progress; without a terminal it does nothing.
 
-    How far the learning is, the trainers do not report: the bar pulses until they end.
+    The trainers do not report how much they have learned: the bar pulses until they end.
     """
 
     def __init__(self, vocab_size: int) -> None:

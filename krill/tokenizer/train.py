@@ -17,6 +17,7 @@ import xxhash
 from tokenizers import trainers
 
 from krill.config.schema import TokenizerConfig
+from krill.config.schema.tokenizer import MIN_VOCAB_SIZE
 from krill.config.signature import compute_signature
 from krill.errors import KrillError, UsageError
 from krill.tokenizer import recipe, rustbpe
@@ -59,10 +60,10 @@ def train_tokenizer(
             size = extend_tokenizer(config, sample, folder)
         else:
             recipe.check_recipe(config)
-            trained = rustbpe.train_with_rustbpe(config, sample) if config.trainer == "rustbpe" else None
-            trained = trained or _train_with_hf(config, sample)
-            size = trained.get_vocab_size(with_added_tokens=True)
-            recipe.save_tokenizer(trained, config, folder)
+            tokenizer = rustbpe.train_with_rustbpe(config, sample) if config.trainer == "rustbpe" else None
+            tokenizer = tokenizer or _train_with_hf(config, sample)
+            size = tokenizer.get_vocab_size(with_added_tokens=True)
+            recipe.save_tokenizer(tokenizer, config, folder)
     if sample.is_read and not sample.num_documents:
         raise UsageError(
             "no document is left to train the tokenizer on; lower data.min_chars, or use other data"
@@ -86,10 +87,10 @@ def train_tokenizer(
 
 
 def _suggest_vocab_size(size: int, multiple: int) -> str:
-    """Returns the override to suggest if the text yields `size` entries; the schema allows no fewer than 300."""
-    if size // multiple * multiple >= 300:
+    """Returns the override to suggest if the text yields `size` entries; empty if the schema allows none."""
+    if size // multiple * multiple >= MIN_VOCAB_SIZE:
         return f"set tokenizer.vocab_size={size // multiple * multiple} or less, or "
-    return f"set tokenizer.vocab_size={size} tokenizer.multiple_of=1, or " if size >= 300 else ""
+    return f"set tokenizer.vocab_size={size} tokenizer.multiple_of=1, or " if size >= MIN_VOCAB_SIZE else ""
 
 
 def _train_with_hf(config: TokenizerConfig, texts: Iterable[str]) -> tokenizers.Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data._utils import signal_handling
 
 from krill.data.order import row_at
 from krill.data.packing import Row, Rows
@@ -154,16 +156,22 @@ def map_tokens_to_sources(rows: Rows, segment_sources: np.ndarray, indices: list
 _LOST_WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\) (?:is killed by signal: (?P<signal>[^.]+)|exited)"
 )
+_LOST_PIN_THREAD = "Pin memory thread exited"
+"""Start of torch's message when the thread that receives rows on CUDA has lost the connection to a worker."""
+WORKER_END_SECONDS = 2.0
+"""Time for a worker to end after the connection to it is lost."""
 
 
 @contextmanager
 def name_lost_workers() -> Iterator[None]:
-    """Raises KrillError, instead of torch's error, when a process that loads rows was killed."""
+    """Raises KrillError, not an error of torch or of a connection, when a process that loads rows was killed."""
     try:
         yield
-    except RuntimeError as error:
-        messages = (str(error), str(error.__cause__), str(error.__context__))
-        lost = [match for match in map(_LOST_WORKER.search, messages) if match]
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        errors: list[BaseException | None] = [error, error.__cause__, error.__context__]
+        if not isinstance(error, RuntimeError) or str(error).startswith(_LOST_PIN_THREAD):
+            errors.append(_wait_for_worker_failure())
+        lost = [match for match in map(_LOST_WORKER.search, map(str, errors)) if match]
         if not lost:
             raise
         signal = next((f"was killed ({match['signal']})" for match in lost if match["signal"]), "ended")
@@ -171,6 +179,18 @@ def name_lost_workers() -> Iterator[None]:
             f"a process that loads rows (process {lost[0]['pids']}) {signal}. If memory is too small, use fewer "
             "hardware.workers, or hardware.workers=0; the same command resumes from the last checkpoint"
         ) from error
+
+
+def _wait_for_worker_failure() -> RuntimeError | None:
+    """Returns torch's error about a killed worker: the connection to it is lost a moment before it has ended."""
+    until = time.monotonic() + WORKER_END_SECONDS
+    try:
+        while time.monotonic() < until:
+            signal_handling._error_if_any_worker_fails()
+            time.sleep(0.01)  # torch's handler of SIGCHLD may raise here as well
+    except RuntimeError as failure:
+        return failure
+    return None
 
 
 def build_dataloader(

@@ -1,4 +1,4 @@
-"""Communication between the ranks of a training run. A single process is rank 0 of 1 and communicates with nobody.
+"""Communication between the ranks of a training run. A single process is rank 0 of 1 and does not communicate.
 
 The launcher (torchrun, accelerate launch, srun, `krill.launch`) sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
 MASTER_PORT. Small host values (a decision, a folder, a sum) use a gloo group on the CPU, so that no call waits for

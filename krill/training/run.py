@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from krill.training.callbacks.samples import SampleWriter
 from krill.training.callbacks.signals import StopOnSignal
 from krill.training.callbacks.skip_report import SkipReport
 from krill.training.callbacks.verify_store import StoreVerifier
-from krill.training.checkpoint.branch import resolve_branch, resolve_restart
+from krill.training.checkpoint.branch import Branch, resolve_branch, resolve_restart
 from krill.training.checkpoint.export import raise_if_model_is_link
 from krill.training.checkpoint.hub_upload import HubUploader
 from krill.training.checkpoint.retention import CheckpointRetention
@@ -123,56 +123,23 @@ def _train_once(
         setup = build_run_setup(config, folder, store, tokenizer, compute)
         apply_precision(setup.precision)
         activate_flash_attention(setup.attention_backend)
-        branch = resolve_branch(config.branch) if config.branch else None
-        restart = resolve_restart(branch, config) if branch else None
-        own_checkpoint, corrupt = ranks.on_rank0(
-            lambda: checkpoints.find_newest_valid(folder / "checkpoints")
-        )
-        checkpoint = own_checkpoint or (branch.verify_checkpoint() if branch else None)
-        if checkpoint:
-            check_checkpoint_sharding(checkpoint, config.hardware.sharding, ranks.get_world_size())
-        started_in = branch.run_folder if branch and not own_checkpoint else folder
-        record.truncate_metrics(checkpoints.parse_step(checkpoint) if checkpoint else 0, started_in)
+        start = _find_starting_point(config, folder)
+        record.truncate_metrics(start.step, start.run_folder)
 
-        if (parts := config.hardware.context_parallel) > 1:
-            register_context_parallel_attention(setup.attention_backend, parts)
-        model = _build_model(setup)
-        loss = build_loss(model, config.hardware.loss, setup.device.type, setup.is_compiled)
-        kernels = apply_kernels(model, config.hardware, setup.device.type, setup.is_compiled)
-        if setup.precision == "fp8":  # before the model is sharded or compiled
-            kernels.append(convert_to_fp8(model))
+        model, loss, kernels = _build_training_model(setup)
         if ranks.is_rank0():
-            log_header(setup, model, checkpoint, restart, [f"loss {loss.name}", *kernels])
+            log_header(setup, model, start.checkpoint, start.restart, [f"loss {loss.name}", *kernels])
             write_param_groups(setup, model)
-        record.update(
-            data={"folder": str(store), "signature": setup.store.signature},
-            tokenizer={"folder": str(tokenizer), "signature": setup.tokenizer.signature},
-            branch=branch
-            and {
-                "run": str(branch.run_folder),
-                "step": branch.step,
-                "restart": restart and asdict(restart),
-            },
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            steps=setup.length.steps,
-            rows_per_step=setup.batch_shape.rows_per_step,
-        )
+        _record_setup(record, setup, model, start)
         progress, uploader = ProgressReporter(record, setup), HubUploader(record, config.hub)
-        trainer = _build_trainer(setup, model, loss, stop, progress, restart)
+        trainer = _build_trainer(setup, model, loss, stop, progress, start.restart)
         trainer.add_callback(heartbeat)
-        trackers = _build_trackers(record, setup, model, checkpoint, restart)
+        trackers = _build_trackers(record, setup, model, start)
         if ranks.is_rank0():
-            retention = CheckpointRetention(record, config, trainer.last_stable_step, corrupt)
-            trainer.add_callback(retention)
-            trainer.add_callback(StoreVerifier(setup.store))
-            # In this order: retention deletes checkpoints, which must be uploaded before.
-            trainer.save_hooks = [
-                trackers.log_checkpoint, uploader.on_checkpoint_saved, retention.on_checkpoint_saved,
-            ]  # fmt: skip
-            trainer.add_callback(trackers)
+            _add_rank0_callbacks(trainer, setup, record, uploader, trackers, start.corrupt)
         with trackers:
             with uploader, trainer.async_saver, progress:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             stop.raise_if_signaled(
                 trainer.state.global_step, setup.length.steps
             )  # later signals interrupt at once
@@ -191,14 +158,89 @@ def _check_equal_nodes(config: TrainConfig) -> None:
         )
 
 
-def _build_trackers(
-    record: Record, setup: RunSetup, model: Any, checkpoint: Path | None, restart: Restart | None
-) -> Trackers:
+@dataclass(frozen=True)
+class _StartingPoint:
+    """Where a training starts: from scratch, from its own checkpoint, or from that of the run it branches from."""
+
+    run_folder: Path
+    """The run whose metrics up to `step` are kept."""
+    checkpoint: Path | None
+    corrupt: list[Path]
+    """Checkpoints of the run that were skipped."""
+    branch: Branch | None
+    restart: Restart | None
+
+    @property
+    def step(self) -> int:
+        """The step after which the training starts."""
+        return checkpoints.parse_step(self.checkpoint) if self.checkpoint else 0
+
+
+def _find_starting_point(config: TrainConfig, folder: Path) -> _StartingPoint:
+    """Returns the newest valid checkpoint in `folder`, else that of branch=, on every rank.
+
+    Raises UsageError if this run cannot read it.
+    """
+    branch = resolve_branch(config.branch) if config.branch else None
+    restart = resolve_restart(branch, config) if branch else None
+    own_checkpoint, corrupt = ranks.on_rank0(lambda: checkpoints.find_newest_valid(folder / "checkpoints"))
+    checkpoint = own_checkpoint or (ranks.on_rank0(branch.verify_checkpoint) if branch else None)
+    if checkpoint:
+        check_checkpoint_sharding(checkpoint, config.hardware.sharding, ranks.get_world_size())
+    run_folder = branch.run_folder if branch and not own_checkpoint else folder
+    return _StartingPoint(run_folder, checkpoint, corrupt, branch, restart)
+
+
+def _build_training_model(setup: RunSetup) -> tuple[Any, Loss, list[str]]:
+    """Returns the model with its initial weights, its loss, and the names of the kernels that it uses."""
+    hardware = setup.config.hardware
+    if hardware.context_parallel > 1:
+        register_context_parallel_attention(setup.attention_backend, hardware.context_parallel)
+    model = _build_model(setup)
+    loss = build_loss(model, hardware.loss, setup.device.type, setup.is_compiled)
+    kernels = apply_kernels(model, hardware, setup.device.type, setup.is_compiled)
+    if setup.precision == "fp8":  # before the model is sharded or compiled
+        kernels.append(convert_to_fp8(model))
+    return model, loss, kernels
+
+
+def _record_setup(record: Record, setup: RunSetup, model: Any, start: _StartingPoint) -> None:
+    """Records in status.json what the run is trained on, where it starts, and how long it is."""
+    branch, restart = start.branch, start.restart
+    record.update(
+        data={"folder": str(setup.store.folder), "signature": setup.store.signature},
+        tokenizer={"folder": str(setup.tokenizer.folder), "signature": setup.tokenizer.signature},
+        branch=branch
+        and {
+            "run": str(branch.run_folder),
+            "step": branch.step,
+            "restart": restart and asdict(restart),
+        },
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        steps=setup.length.steps,
+        rows_per_step=setup.batch_shape.rows_per_step,
+    )
+
+
+def _build_trackers(record: Record, setup: RunSetup, model: Any, start: _StartingPoint) -> Trackers:
     """Returns the trackers of the run, which only rank 0 has."""
-    tracked_config = collect_tracked_config(setup, model, record.status.get("signature"), restart)
-    first_step = checkpoints.parse_step(checkpoint) if checkpoint else 0
+    tracked_config = collect_tracked_config(setup, model, record.status.get("signature"), start.restart)
     names = setup.config.trackers if ranks.is_rank0() else []
-    return Trackers(names, TrackedRun(record, setup, tracked_config, first_step))
+    return Trackers(names, TrackedRun(record, setup, tracked_config, start.step))
+
+
+def _add_rank0_callbacks(
+    trainer: KrillTrainer, setup: RunSetup, record: Record, uploader: HubUploader, trackers: Trackers,
+    corrupt: list[Path],
+) -> None:  # fmt: skip
+    """Adds what one rank does for all: it deletes checkpoints, uploads and tracks them, and verifies the tokens."""
+    retention = CheckpointRetention(record, setup.config, trainer.last_stable_step, corrupt)
+    for callback in (retention, StoreVerifier(setup.store), trackers):
+        trainer.add_callback(callback)
+    # In this order: retention deletes checkpoints, which must be uploaded before.
+    trainer.save_hooks = [
+        trackers.log_checkpoint, uploader.on_checkpoint_saved, retention.on_checkpoint_saved,
+    ]  # fmt: skip
 
 
 def _finish_run(

@@ -166,7 +166,7 @@ class KrillTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         # Only this pass is compiled: names in checkpoints stay plain, validation and generation run eagerly.
         if self.is_compiled and not self.is_fsdp_enabled:
-            if self.compiled_model is None:  # whose truth is its length, which a model does not have
+            if self.compiled_model is None:  # bool() of it would ask for the length of the model
                 self.compiled_model = compile_callable(model)
             model = self.compiled_model
         with self.loss.training_context():

@@ -73,6 +73,20 @@ def test_help_is_printed_by_the_script_also_for_a_persons_own_options(tmp_path: 
     assert any(line.split() == ["mine", "내", "모델"] for line in done.stdout.splitlines())
 
 
+@pytest.mark.parametrize("arguments", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd=mine"]])
+def test_the_help_has_the_options_of_a_folder_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "wide.yaml").write_text("# A wide model\n")
+    (tmp_path / "mine" / "model" / ".#wide.yaml").symlink_to("user@host.1")  # Emacs has the file open
+    monkeypatch.chdir(tmp_path)
+    assert app.main("train", train.run_task, [*arguments, "--help"]) == 0
+    assert any(
+        line.split() == ["wide", "A", "wide", "model"] for line in capsys.readouterr().out.splitlines()
+    )
+
+
 def test_the_help_of_a_key_is_its_sentence(capsys: pytest.CaptureFixture[str]):
     assert app.main("train", train.run_task, ["--help", "optimizer.muon_lr"]) == 0
     assert capsys.readouterr().out.startswith("optimizer.muon_lr  Learning rate of the matrices")

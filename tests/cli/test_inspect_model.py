@@ -76,6 +76,16 @@ def test_an_answer_is_shown_and_written(run: Run, here: Path) -> None:
     assert (here / "답" / "tokens.html").is_file()
 
 
+def test_the_scores_of_many_answers_are_written_to_their_lines(run: Run, here: Path) -> None:
+    (here / "prompts.txt").write_text("가\nb\n")
+    code, out, err = run(
+        "krill-infer", MODEL, "prompts=prompts.txt", "max_new_tokens=3", "inspect=true", "output=답"
+    )
+    assert (code, out) == (0, "답\n"), err
+    records = [json.loads(line) for line in (here / "답" / "answers.jsonl").read_text().splitlines()]
+    assert [len(record["scores"]) == record["answer_tokens"] for record in records] == [True, True]
+
+
 def test_an_answer_without_scores_is_scored_when_it_is_shown(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from console import error_messages, run_command
+from console import error_messages, get_clean_environment, run_command, run_words
 
 from krill.cli import main
 from krill.cli.main import COMMAND_ALIASES, COMMANDS
@@ -41,6 +41,13 @@ def test_arguments_go_to_the_command(tmp_path: Path):
     ]
 
 
+def test_the_package_runs_as_a_module(tmp_path: Path):
+    words = [sys.executable, "-m", "krill", "train", "lrr=1"]
+    assert error_messages(run_words(tmp_path, words, get_clean_environment())) == [
+        "no such key 'lrr'. Did you mean lr?"
+    ]
+
+
 def test_the_first_bare_word_of_inference_is_the_model(tmp_path: Path):
     (told,) = error_messages(run_command(tmp_path, "krill", "inference", "outputs/없는 모델", "prompt=가"))
     assert told.startswith("model=outputs/없는 모델: ")
@@ -58,6 +65,15 @@ def test_control_characters_of_an_unknown_command_are_escaped(
     monkeypatch.setattr(sys, "argv", ["krill", "\x1b[31mred"])
     assert main.main() == 2
     assert "no command '\\x1b[31mred'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("redirection", [">&-", "| true"])
+def test_a_help_that_nobody_reads_is_no_error(tmp_path: Path, redirection: str):
+    script = Path(sys.executable).with_name("krill")
+    done = subprocess.run(
+        ["bash", "-c", f"'{script}' --help {redirection}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stderr == ""
 
 
 def test_a_command_of_no_likeness_gets_the_list(tmp_path: Path):

@@ -24,6 +24,7 @@ import yaml
 from console import get_clean_environment, get_server, run_words
 
 from krill.cli import runs
+from krill.runs import cancel as cancelling
 from krill.runs.table import RunRow
 
 SCRIPT = Path(sys.executable).with_name("krill-runs")
@@ -176,10 +177,13 @@ def test_ambiguous_names_and_invalid_arguments_are_usage_errors(
     for arguments, message in (
         (["show", "zzz"], "zzz: not the name of a run or sweep, nor a folder"), (["lsit"], "Did you mean list?"),
         (["aaaa1111"], "for the run use krill-runs show aaaa1111"), (["last"], "use krill-runs show last"),
+        (["outputs/runs/a"], "for the run use krill-runs show outputs/runs/a"),
+        (["outputs/my runs"], "use krill-runs show 'outputs/my runs'"),
         (["show"], "krill-runs --help"), (["list", "--jsn"], "krill-runs --help"), (["--"], "krill-runs --help"),
         (["list", "--json", "--csv"], "not allowed with argument --json"),
         (["list", "--state", "runing"], "no state 'runing'. Did you mean running?"),
         (["watch", "--every", "-1"], "'-1' should be a number of at least 0.01"),
+        (["watch", "--every", "inf"], "'inf' should be a number of at least 0.01, at most 1,000,000,000"),
         (["tail", "-n", "few", "aaaa1"], "'few' should be a number of at least 0"),
         (["tail", "outputs/sweeps/s"], "is not a single run; use outputs/sweeps/s/best, or one of"),
         (["tail", "cccc3333"], "see the state of the run with krill-runs show outputs/sweeps/s/cccc3333"),
@@ -345,6 +349,7 @@ def test_an_interrupt_ends_only_krill_runs_watch(outputs: Path, terminal: bool) 
 
 def test_cancel_sends_sigterm_to_a_run(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with running_process(outputs / "runs/c/1-eeee1111") as process:
+        process.send_signal(signal.SIGSTOP)  # as Ctrl-Z does: it handles no signal before it continues
         sys.argv = ["krill-runs", "cancel", "eeee1", "aaaa1"]
         assert runs.main() == 0
         captured = capsys.readouterr()
@@ -353,6 +358,18 @@ def test_cancel_sends_sigterm_to_a_run(outputs: Path, capsys: pytest.CaptureFixt
         assert "1-aaaa1111: nothing to cancel, it is finished" in captured.err
         assert process.wait(timeout=20) == -signal.SIGTERM
     assert [row["state"] for row in list_rows(capsys, "outputs/runs/c")] == ["killed"]
+
+
+def test_a_sweep_that_ends_before_the_signal_is_not_an_error(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = outputs / "sweeps/s/sweep.json"
+    record = {"pid": 2**22 + 1, "host": socket.gethostname(), "start": "2030-01-01T00:00:00+00:00"}
+    sweep.write_text(json.dumps(json.loads(sweep.read_text()) | record))
+    monkeypatch.setattr(cancelling, "_is_sweep_process_alive", lambda record: True)
+    sys.argv = ["krill-runs", "cancel", "outputs/sweeps/s"]
+    assert runs.main() == 0
+    assert f"outputs/sweeps/s: process {2**22 + 1} has ended" in capsys.readouterr().err
 
 
 def test_runs_that_cannot_be_cancelled_from_this_machine_are_reported(

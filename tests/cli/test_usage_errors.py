@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -62,6 +63,7 @@ CASES = {
     "batch=[1]": "batch is a section; set its keys, as in batch.KEY=…",
     "skip_step={nann:1}": "no such key 'skip_step.nann'. Did you mean skip_step.nan?",
     "hydra/sweeper=optuna": "use sweep.search=tpe",
+    "batch.size=8": "no such key 'batch.size'. Use batch.micro_batch_size=…, or batch.tokens=…",
     "learning_rate=1e-3": "no such key 'learning_rate'. Use lr=…",
     "trainer.per_device_train_batch_size=8": "Use batch.micro_batch_size=…",
     "hydra.run.dir=mine": "the folder of a run is output=…",
@@ -143,6 +145,17 @@ def test_a_sweep_is_checked_before_its_first_point(here: Path, words: str, fix: 
     assert is_empty(here)
 
 
+def test_a_sweep_runs_in_a_folder_with_a_comma_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "a,b").mkdir()
+    monkeypatch.chdir(tmp_path / "a,b")
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert app.main("train", train.run_task, ["-m", "seed=0,soon"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "seed=soon: input should be a valid integer" in line
+
+
 def test_a_sweep_names_the_points_that_are_wrong(here: Path):
     told = error_messages(run_command(here, "krill-train", "-m", "lr=1e-3,fast", "seed=0,soon"))
     assert [line.partition(":")[0] for line in told] == ["seed=soon", "lr=fast"]
@@ -217,6 +230,42 @@ def test_standard_output_on_a_full_disk_is_an_error(
     assert "standard output or the folder of the result: No space left" in capsys.readouterr().err
     monkeypatch.undo()
     full.close()
+
+
+@pytest.mark.parametrize(
+    ("file", "number", "message"),
+    [
+        (
+            "outputs/data/x",
+            errno.ENOSPC,
+            "free some space and run the same command again, or set KRILL_OUTPUTS to",
+        ),
+        (
+            "mine",
+            errno.ENOSPC,
+            "free some space and run the same command again, or set output= to another folder",
+        ),
+        ("mine", errno.EROFS, "make it writable, or set output= to another folder"),
+        ("text.jsonl", errno.EACCES, "Permission denied; change its permissions\n"),
+    ],
+)
+def test_an_error_of_the_file_system_names_what_to_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    number: int,
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KRILL_OUTPUTS", raising=False)
+    (tmp_path / "text.jsonl").touch()
+
+    def fail() -> int:
+        raise OSError(number, os.strerror(number), file)
+
+    assert app.run_and_report("train", fail) == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

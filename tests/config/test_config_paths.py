@@ -14,6 +14,7 @@ from krill.config.paths import (
     get_outputs_root,
     list_config_groups,
     list_config_options,
+    quote_path,
     read_config_description,
 )
 from krill.errors import UsageError
@@ -31,6 +32,11 @@ def test_krills_configurations_are_found():
     assert (CONF_DIR / "train.yaml").is_file()
     expected = ["data", "experiment", "filters", "hardware", "model", "optimizer", "scheduler", "tokenizer"]
     assert list_config_groups() == expected
+
+
+def test_a_path_in_a_suggested_command_is_relative_and_quoted(working_dir: Path):
+    assert quote_path(working_dir / "outputs" / "runs") == "outputs/runs"
+    assert quote_path(working_dir / "한국 어") == "'한국 어'"
 
 
 def test_the_outputs_root(working_dir: Path, monkeypatch: pytest.MonkeyPatch):
@@ -97,6 +103,7 @@ def test_the_first_folder_with_a_name_has_precedence(working_dir: Path):
         (folder / "model" / "both.yaml").touch()
         (folder / "model" / f"{folder.name}.yaml").touch()
         (folder / "model" / "_part.yaml").touch()
+        (folder / "model" / ".#both.yaml").symlink_to("user@host.1")
     assert list_config_options("model", [first, second]) == {
         "both": first / "model" / "both.yaml",
         "first": first / "model" / "first.yaml",

@@ -14,6 +14,8 @@ from krill.config.overrides import (
     clear_exclusive_keys,
     exclude_cleared_keys,
     expand_float_range,
+    format_text_override,
+    is_section_overridden,
     quote_override,
 )
 from krill.errors import UsageError
@@ -44,6 +46,26 @@ def sweep_names(values: str) -> list[str]:
     (override,) = OverridesParser.create().parse_overrides([quote_override(f"name={values}")])
     points = BasicSweeper.split_arguments([override], None)[0]
     return [compose("train", *point).name for point in points]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/x/run-1", "한국 어/실행", "a,b", "12", "1e3", "null", "true", "it's {x}", "a=${b}", "???", "[a]"],
+)
+def test_a_path_of_krill_is_one_value_character_for_character(text: str) -> None:
+    override = quote_override(format_text_override("model.path", text))
+    assert not OverridesParser.create().parse_override(override).is_sweep_override()
+    assert compose("infer", override).model.path == text
+
+
+def test_a_path_that_needs_no_quotes_has_none() -> None:
+    assert format_text_override("branch", "runs/ko/1-aa/checkpoint-2") == "branch=runs/ko/1-aa/checkpoint-2"
+
+
+def test_a_section_is_overridden_by_its_option_or_a_key() -> None:
+    for override in ("tokenizer=bpe_4k", "tokenizer.path=x", "++tokenizer.path=x", "~tokenizer"):
+        assert is_section_overridden("tokenizer", ["lr=1", override])
+    assert not is_section_overridden("tokenizer", ["tokenizers=[a]", "data=files"])
 
 
 @settings(max_examples=60, deadline=None)

@@ -41,8 +41,8 @@ def test_no_change_is_taken_for_what_was_saved(
     wrong = [line for files in results.values() for result in files.values() for line in result["wrong"]]
     assert wrong == []
     for kind in ("manifest", "shards", "tokenizer", "checkpoint", "sweep", "submission"):
-        assert {name: result["told"] for name, result in results[kind].items()} == dict.fromkeys(
+        assert {name: result["reported"] for name, result in results[kind].items()} == dict.fromkeys(
             results[kind], 2 if kind in slow else 5
         )
     read = {"config.yaml", "status.json", "metrics.jsonl", "samples.jsonl", ".hydra/overrides.yaml"}
-    assert read <= {name for name, result in results["run"].items() if result["told"]}
+    assert read <= {name for name, result in results["run"].items() if result["reported"]}

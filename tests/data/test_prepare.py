@@ -460,7 +460,7 @@ def test_unusable_input_leaves_no_files(tmp_path: Path, tokenizer: TokenizerFold
     config = make_config(
         make_data_config(write_texts(tmp_path / "a.jsonl", TEXTS), min_chars=10**6), tokenizer
     )
-    advice = r"no document is left .*: lower data\.min_chars \(it is 1000000\), or use other data$"
+    advice = r"no document is left .*: change data\.min_chars \(it is 1000000\), or use other data$"
     with pytest.raises(UsageError, match=advice):
         get_or_prepare_store(config, tokenizer, tmp_path / "outputs")
     assert not [path for path in (tmp_path / "outputs/data").iterdir() if not path.name.endswith(".lock")]
@@ -473,6 +473,17 @@ def test_advice_for_skipped_records_names_no_limit(tmp_path: Path, tokenizer: To
         UsageError, match=r"'text' is null 1\): mend the records named above, or use other data$"
     ):
         get_or_prepare_store(config, tokenizer, tmp_path / "outputs")
+
+
+def test_advice_names_the_rules_that_drop_every_document(tmp_path: Path, tokenizer: TokenizerFolder) -> None:
+    path = write_texts(tmp_path / "a.jsonl", ["one of ten letters", "1 2 3 4 5 6 7 8 9"])
+    data = make_data_config(path, max_tokens=1, filters=[{"name": "symbols"}], validation_fraction=0.0)
+    with pytest.raises(UsageError) as error:
+        prepare_and_open(tmp_path / "store", data, tokenizer)
+    change = (
+        "change data.max_tokens (it is 1), change data.filters.0.min_letters (it is 0.4), or use other data"
+    )
+    assert str(error.value).endswith(f": {change}")
 
 
 def test_folder_with_other_tokens_raises(tmp_path: Path, tokenizer: TokenizerFolder) -> None:

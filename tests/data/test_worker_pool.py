@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from krill.data import worker_pool
 from krill.data.worker_pool import ProgressCallback, WorkerPool
 from krill.errors import KrillError, UsageError
 from krill.resources import count_cpu_cores
@@ -34,6 +35,7 @@ def raise_usage_error(context: None, items: Iterable[int], on_progress: Progress
 
 
 def kill_self(context: None, items: Iterable[int], on_progress: ProgressCallback) -> WorkResults:
+    worker_pool._worker_state[2].get_lock().acquire()
     os.kill(os.getpid(), signal.SIGKILL)
     yield from ()
 
@@ -72,9 +74,9 @@ def test_exceptions_of_the_work_function_are_raised() -> None:
         list(WorkerPool(2, 1, lambda *_: None).map_unordered(raise_usage_error, None, [0]))
 
 
-def test_killed_worker_raises_instead_of_blocking() -> None:
+def test_worker_killed_with_the_lock_raises_instead_of_blocking() -> None:
     with pytest.raises(KrillError, match=r"data\.workers=1"):
-        list(WorkerPool(2, 1, lambda *_: None).map_unordered(kill_self, None, [0, 1]))
+        list(WorkerPool(2, 1, lambda *_: None).map_unordered(kill_self, None, [0]))
 
 
 def test_workers_get_their_number_of_threads() -> None:

@@ -72,6 +72,16 @@ def test_the_default_output_is_named_by_its_content(
     assert list_files(tmp_path / "outputs" / "exports") == sorted(Path(path).name for path in (first, gguf))
 
 
+def test_another_generation_config_is_another_export(make_run: MakeRun, run_export: RunExport) -> None:
+    run = make_run()
+    paths = set()
+    for temperature in (0.5, 0.7):
+        settings = {"do_sample": True, "temperature": temperature}
+        (run / "model" / "generation_config.json").write_text(json.dumps(settings))
+        paths.add(run_export(str(run), "dry_run=true")[1][-1])
+    assert len(paths) == 2
+
+
 def test_without_a_model_it_is_the_newest_finished_run(
     make_run: MakeRun, run_export: RunExport, tmp_path: Path
 ) -> None:

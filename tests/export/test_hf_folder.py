@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,21 @@ def test_dtypes(make_run: MakeRun, dtype: str, name: str) -> None:
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert (config["dtype"], config["torch_dtype"], config["rope_theta"]) == (name, name, 5e4)
+
+
+@pytest.mark.parametrize("eos", [None, [1, 5]])
+def test_the_settings_of_generation_are_kept(make_run: MakeRun, eos: list[int] | None) -> None:
+    run = make_run()
+    settings: dict[str, Any] = {
+        "temperature": 0.7,
+        "top_k": 20,
+    }  # without do_sample, transformers loads but does not save them
+    if eos:
+        settings["eos_token_id"] = eos
+    (run / "model" / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    written = json.loads((export(run) / "generation_config.json").read_text(encoding="utf-8"))
+    assert {key: written[key] for key in settings} == settings
+    assert (written["bos_token_id"], written["eos_token_id"], written["pad_token_id"]) == (0, eos or 1, 2)
 
 
 def test_transformers_4_reads_the_settings_of_the_tokenizer(

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import make_small_model
 from stores import make_byte_tokenizer
 
-from krill.config.schema import TransformerConfig
-from krill.models.build import build_model
 from krill.tokenizer.artifact import TokenizerFolder
 
 
@@ -27,14 +26,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerFolder:
 
 @pytest.fixture(scope="session")
 def model(tokenizer: TokenizerFolder) -> Any:
-    """Has random weights that are large enough to make one token clearly the most likely."""
-    torch.manual_seed(3)
-    config = TransformerConfig(
-        name="tiny", family="llama", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64, rope_theta=1e4,
-        rms_norm_eps=1e-6, tie_word_embeddings=False, initializer_range=0.3,
-    )  # fmt: skip
-    return build_model(config, tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
+    return make_small_model(tokenizer)
 
 
 @pytest.fixture(scope="session")

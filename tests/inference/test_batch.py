@@ -17,11 +17,12 @@ from pyarrow import parquet
 from krill.config.schema import InferConfig
 from krill.config.validation import validate_config
 from krill.errors import UsageError
-from krill.inference.batch import AnswerFiles
+from krill.inference.batch import AnswerFiles, write_answers
 from krill.inference.engine import GenerationEngine
-from krill.inference.generate import generate
+from krill.inference.generate import encode_prompt, generate
 from krill.inference.prompts import read_prompts
 from krill.inference.sampling import SamplingParams
+from krill.inference.token_scores import score_tokens
 from krill.launch import answers
 from krill.launch.answers import answer_batch
 from krill.tokenizer.artifact import TokenizerFolder
@@ -80,6 +81,22 @@ def test_several_answers_have_seeds_of_their_own(
     assert records[3]["answer"] == generate(model, tokenizer, PROMPTS[1], params)
 
 
+def test_scored_answers_have_the_scores_of_their_tokens(
+    config: InferConfig, model: Any, tokenizer: TokenizerFolder, tmp_path: Path
+) -> None:
+    plain = read_answers(answer_batch(config, None, tmp_path / "plain"))
+    records = read_answers(answer_batch(config.model_copy(update={"inspect": True}), None, tmp_path / "out"))
+    assert [{key: record[key] for key in plain[0]} for record in records] == plain
+    for record in records:
+        ids = encode_prompt(tokenizer, record["prompt"])
+        expected = score_tokens(model, [*ids, *(score["id"] for score in record["scores"])])[len(ids) - 1 :]
+        assert len(record["scores"]) == record["answer_tokens"]
+        assert [score["logprob"] for score in record["scores"]] == pytest.approx(
+            [score.logprob for score in expected], abs=1e-5
+        )
+        assert all(len(score["top"]) == 5 for score in record["scores"])
+
+
 def test_a_killed_batch_is_resumed_without_repeating_an_answer(
     config: InferConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +139,9 @@ def test_finished_answers_are_kept_and_other_settings_replace_them(
         answer_batch(config, None, folder)
     answer_batch(config.model_copy(update={"max_new_tokens": 2}), None, folder)
     assert {record["answer_tokens"] for record in read_answers(folder)} == {2}
+    write_answers(folder, [{"answer": "of another command"}])
+    answer_batch(config, None, folder)
+    assert len(read_answers(folder)) == len(PROMPTS)
     prompts_file.write_text(json.dumps({"prompt": "new"}))
     answer_batch(config, None, folder)
     assert [record["prompt"] for record in read_answers(folder)] == ["new"]

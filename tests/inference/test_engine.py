@@ -183,11 +183,19 @@ def test_a_prompt_that_fills_the_context_is_refused_before_the_queue(
     assert not engine.is_busy
 
 
-def test_scores_are_the_log_softmax_of_the_logits(model: Any, tokenizer: TokenizerFolder) -> None:
+@pytest.mark.parametrize("max_logits", [2**26, 4 * len(PROMPTS) * 259])
+def test_scores_are_the_log_softmax_of_the_logits(
+    model: Any, tokenizer: TokenizerFolder, max_logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts are scored by slices whose logits fit in memory."""
+    monkeypatch.setattr("krill.inference.engine.MAX_PROMPT_LOGITS", max_logits)
     generations = make_generations(tokenizer, SAMPLED)
     for item in generations:
         item.top_logprobs, item.score_prompt = 3, True
-    GenerationEngine(model, tokenizer).run(generations)
+    sizes: list[int] = []
+    with model.lm_head.register_forward_hook(lambda *args: sizes.append(args[-1].numel())):
+        GenerationEngine(model, tokenizer).run(generations)
+    assert max(sizes) <= max_logits
     for item in generations:
         ids = item.prompt_ids + item.new_ids
         with torch.no_grad():
@@ -202,6 +210,21 @@ def test_scores_are_the_log_softmax_of_the_logits(model: Any, tokenizer: Tokeniz
             assert score.entropy == pytest.approx(
                 -(expected.exp() * expected).sum().item() / 0.6931471805599453, abs=1e-4
             )
+
+
+def test_a_prompt_that_fills_the_context_is_scored_without_an_answer(
+    model: Any, tokenizer: TokenizerFolder
+) -> None:
+    params = dataclasses.replace(GREEDY, max_new_tokens=0)
+    full, short = (
+        Generation([0, *[70] * length], params, top_logprobs=1, score_prompt=True) for length in (63, 3)
+    )
+    GenerationEngine(model, tokenizer).run([full, short])
+    for item in (full, short):
+        assert (item.finish_reason, item.text, item.new_ids, item.scores) == ("length", "", [], [])
+        assert len(item.prompt_scores) == len(item.prompt_ids) - 1
+    with pytest.raises(UsageError, match="the prompt has 65 tokens"):
+        GenerationEngine(model, tokenizer).add(Generation([0] * 65, params))
 
 
 def test_every_eos_of_the_model_ends_an_answer(

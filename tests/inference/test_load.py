@@ -232,7 +232,7 @@ def test_code_in_a_model_folder_never_runs(
     (tmp_path / "m" / "model.safetensors").unlink()
     payload = pickle.dumps(subprocess.Popen) + bytes(10**6)
     (tmp_path / "m" / "pytorch_model.bin").write_bytes(payload)
-    with pytest.raises(UsageError, match="transformers cannot load"):
+    with pytest.raises(UsageError, match=r"pytorch_model\.bin is not safetensors; save the model again"):
         load_model(str(tmp_path / "m"), torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
 
@@ -240,15 +240,13 @@ def test_code_in_a_model_folder_never_runs(
 def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        KrillError, match="model=me/mine: not a folder, and the Hub cannot be reached"
-    ) as error:
+    with pytest.raises(KrillError, match="model=me/mine: not a folder, not in the Hub's cache, and") as error:
         locate_model("me/mine")
     assert error.value.exit_code == 1
 
 
 def test_an_invalid_hub_id_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="neither a folder nor a model on the Hub"):
+    with pytest.raises(UsageError, match="neither a folder nor a model on the Hugging Face Hub"):
         locate_model("not ok/at all!")
 
 

@@ -17,7 +17,7 @@ from krill.errors import UsageError
 from krill.inference.answerer import Answerer
 from krill.inference.conversation import Conversation
 from krill.inference.defaults import MODEL_KEYS
-from krill.inference.engine import GenerationEngine
+from krill.inference.engine import Generation, GenerationEngine
 from krill.inference.generate import generate
 from krill.inference.load import LoadedModel
 from krill.inference.prompts import read_line_prompts
@@ -179,6 +179,30 @@ def test_a_chat_keeps_its_turns_and_drops_the_oldest(answerer: Answerer, message
     assert messages == ["the context is full: oldest turns dropped: 1"]
     execute_command(answerer, "/system")
     assert (conversation.system, conversation.turns) == (None, [])
+
+
+def test_a_message_that_is_too_long_keeps_the_conversation(answerer: Answerer, messages: list[str]) -> None:
+    template: Any = EchoTemplate()
+    conversation = answerer.conversation = Conversation(template, 64)
+    answerer.answer("a")
+    turns = list(conversation.turns)
+    with pytest.raises(
+        UsageError, match=r"the message has 72 tokens in the chat template, .* 64; shorten it"
+    ):
+        answerer.answer("b" * 70)
+    assert (conversation.turns, messages) == (turns, [])
+
+
+def test_ctrl_c_ends_a_command_and_not_the_session(
+    type_keys: Callable[[str], None], answerer: Answerer, messages: list[str]
+) -> None:
+    def interrupt(prompt: str, generation: Generation) -> None:
+        raise KeyboardInterrupt
+
+    answerer.inspect = interrupt
+    type_keys(f"ab{ENTER}/inspect{ENTER}ab{ENTER}")
+    assert "interrupted" in messages
+    assert len(answerer.answers) == 2
 
 
 # --- a pipe -------------------------------------------------------------------------------------------------------

@@ -182,6 +182,13 @@ def test_a_custom_model_receives_vocabulary_ids_and_options(tmp_path: Path) -> N
     assert count_parameters(make_custom_config(f"{file}:make", width=12), 300) == expected
 
 
+def test_a_custom_function_must_build_a_transformers_model(tmp_path: Path) -> None:
+    file = tmp_path / "own_model.py"
+    file.write_text("import torch\n\ndef make(**_):\n    return torch.nn.Linear(2, 2)\n")
+    with pytest.raises(UsageError, match=r"own_model\.py:make: returned Linear; return a PreTrainedModel"):
+        build_model(make_custom_config(f"{file}:make"), 300, 5, 6, 7)
+
+
 def test_the_error_names_a_missing_function(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.py"):
         build_model(make_custom_config(f"{tmp_path}/none.py:make"), 300, 5, 6, 7)

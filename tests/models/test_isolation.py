@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from compositions import compose
 
 import krill.training.compute.attention  # noqa: F401  (registers varlen)
-from krill.config.schema import AutoModelConfig, ModelConfig, TrainConfig
+from krill.config.schema import AutoModelConfig, CustomModelConfig, ModelConfig, TrainConfig
 from krill.config.validation import validate_config
 from krill.errors import UsageError
 from krill.models.build import build_model
@@ -204,3 +205,13 @@ def test_auto_falls_back_to_torch_where_other_kernels_are_not_exact(backend: str
 def test_architectures_that_cannot_isolate_are_rejected(model_type: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         select_isolating_backend(make_auto_config(model_type, num_hidden_layers=4), "auto", "varlen", "cpu")
+
+
+def test_the_error_names_the_key_that_chooses_the_architecture(tmp_path: Path) -> None:
+    build = "def build(vocab_size, **_):\n    return BloomForCausalLM(BloomConfig(vocab_size, 16, 1, 2))\n"
+    (tmp_path / "own.py").write_text(f"from transformers import BloomConfig, BloomForCausalLM\n\n{build}")
+    config = CustomModelConfig(
+        name="own", family="custom", max_position_embeddings=32, build=f"{tmp_path}/own.py:build", options={}
+    )
+    with pytest.raises(UsageError, match=r"AttentionInterface\. Use another model\.build$"):
+        select_isolating_backend(config, "auto", "varlen", "cpu")

@@ -226,6 +226,14 @@ def test_half_precision_weights_are_rejected(config):
         build_optimizer(model, config)
 
 
+def test_a_custom_function_must_build_an_optimizer(tmp_path):
+    (tmp_path / "own.py").write_text("def build(model, **keys):\n    return keys\n")
+    keys = {"name": "custom", "build": f"{tmp_path}/own.py:build", "options": {}}
+    config = schema.CustomOptimizerConfig(**ADAMW.model_dump() | keys)
+    with pytest.raises(KrillError, match=r"own\.py:build: returned dict; return a torch\.optim\.Optimizer"):
+        build_optimizer(_build_model("llama_tied"), config)
+
+
 def test_a_model_without_trainable_parameters_is_an_error():
     model = _build_model("llama_tied").requires_grad_(False)
     with pytest.raises(KrillError, match="no trainable parameter"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,31 @@ def _claim_and_die(runs: Path) -> None:
 
     claim(SIGNATURE, runs)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_folder_whose_run_finishes_meanwhile_is_not_claimed_as_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has the same output= and is faster."""
+    original = claiming._lock_or_raise
+
+    def finish_and_lock(folder: Path) -> Any:
+        make_past_run(folder, "finished")
+        return original(folder)
+
+    monkeypatch.setattr(claiming, "_lock_or_raise", finish_and_lock)
+    claimed = claim(SIGNATURE, tmp_path / "runs", tmp_path / "out")
+    assert (claimed.state, claimed.lock) == ("finished", None)
+
+
+def test_a_command_that_reads_the_state_of_a_run_does_not_keep_it_from_resuming(tmp_path: Path) -> None:
+    run = make_past_run(tmp_path / "2030-01-01_00-00-00-aaaaaaaa")
+    with open(run / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        reader = threading.Timer(claiming.LOCK_SECONDS / 4, fcntl.flock, (file, fcntl.LOCK_UN))
+        reader.start()
+        assert release_claim(claim(SIGNATURE, tmp_path)) == (run, "resumed")
+        reader.join()
 
 
 def test_the_lock_of_a_killed_writer_is_released(tmp_path: Path) -> None:

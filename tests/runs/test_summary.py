@@ -72,7 +72,7 @@ def test_the_description_of_a_sweep_has_the_best_point_first(sweep: RunGroup) ->
 
 def test_the_description_of_a_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", ["lr=1"], metrics={"eval_loss": 2.0, "perplexity": 7.4})
-    described = describe_run(run)
+    described = describe_run(run, *table.build_rows([run]))
     assert (described["state"], described["starts"], described["eval_loss"], described["perplexity"]) == (
         "finished",
         1,
@@ -88,7 +88,7 @@ def test_the_description_has_the_actual_state(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", [], state="running")
     Record(tmp_path / "a").update(state="running", pid=2**22 + 1, end=None)
     run = Run(run.folder, Record(run.folder).status)
-    assert describe_run(run)["state"] == "killed"
+    assert describe_run(run, *table.build_rows([run]))["state"] == "killed"
 
 
 def test_suggestions_for_a_finished_run(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_suggestions_for_a_finished_run(tmp_path: Path) -> None:
 def test_a_failed_run_is_resumed_by_the_same_command(tmp_path: Path) -> None:
     failed = make_run(tmp_path / "a", ["lr=1", "data.paths=[a b.txt]"], ValueError("no luck"))
     assert suggest_for(failed) == ["krill-runs tail a", "krill-train lr=1 'data.paths=[a b.txt]'"]
-    assert describe_run(failed)["error"] == "ValueError: no luck"
+    assert describe_run(failed, *table.build_rows([failed]))["error"] == "ValueError: no luck"
 
 
 def test_a_missing_point_is_run_by_the_command_of_its_sweep(sweep: RunGroup, tmp_path: Path) -> None:

@@ -80,6 +80,20 @@ class Browser:
         }
         self._send("POST", "/actions", {"actions": [pointer]})
 
+    def answer_dialog(self, text: str) -> str:
+        """Types `text` into a prompt() of the page, once there is one; returns its message."""
+        until = time.monotonic() + 30
+        while True:
+            try:
+                message = str(self._send("GET", "/alert/text"))
+                break
+            except OSError:  # HTTP 404: no dialog
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        self._send("POST", "/alert/text", {"text": text})
+        self._send("POST", "/alert/accept", {})
+        return message
+
     def resize(self, width: int, height: int) -> None:
         """Sets the size of the page."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}

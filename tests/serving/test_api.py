@@ -147,6 +147,33 @@ def test_echoed_tokens_are_scored(server: RunningServer, client: openai.OpenAI) 
         )
 
 
+def test_a_prompt_as_long_as_the_context_is_scored(server: RunningServer) -> None:
+    """No token is generated, so that none needs room."""
+    body = {"prompt": "a" * 255, "echo": True, "logprobs": 0, "max_tokens": 0}
+    status, content, _ = server.request("/v1/completions", body)
+    assert status == 200, content
+    (choice,) = content["choices"]
+    scores = score_tokens(server.loaded.model, encode_prompt(server.loaded.tokenizer, body["prompt"]))
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx(
+        [score.logprob for score in scores], abs=1e-5
+    )
+    assert (choice["text"], choice["finish_reason"]) == (body["prompt"], "length")
+    assert content["usage"] == {"prompt_tokens": 256, "completion_tokens": 0, "total_tokens": 256}
+    assert server.request("/v1/completions", body | {"max_tokens": 1})[0] == 400
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_stream_has_each_scored_token_once(
+    server: RunningServer, client: openai.OpenAI, echo: bool
+) -> None:
+    keys: dict[str, Any] = {"model": "tiny", "prompt": [0, 70, 71], "seed": 1, "max_tokens": 5, "logprobs": 0}
+    (whole,) = client.completions.create(**keys, echo=echo).choices
+    assert whole.logprobs is not None
+    chunks = [*client.completions.create(**keys, echo=echo, stream=True)]
+    tokens = [token for chunk in chunks for token in (chunk.choices[0].logprobs.tokens or [])]  # type: ignore[union-attr]
+    assert tokens == whole.logprobs.tokens
+
+
 def test_lm_eval_grades_over_http(server: RunningServer) -> None:
     """The request of lm-eval's local-completions, and what its parse_logprobs reads from the answer."""
     pairs = [("Return", " the"), ("나는", " 간다"), ("a" * 100, "b")]
@@ -279,7 +306,7 @@ def test_an_empty_prompt_starts_a_document(server: RunningServer) -> None:
     assert content["choices"][0]["text"] == expected(server, "", temperature=0, max_new_tokens=8)
 
 
-def test_parameters_that_ask_for_nothing_are_accepted(server: RunningServer) -> None:
+def test_parameters_without_an_effect_are_accepted(server: RunningServer) -> None:
     body = {
         "prompt": "a", "max_tokens": 1, "presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {},
         "user": "me", "best_of": 1, "suffix": None, "temperature": None, "stop": None,

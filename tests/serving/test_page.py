@@ -131,3 +131,15 @@ def test_a_session_in_the_browser(paced: RunningServer, browser: Browser) -> Non
     click(browser, ".again")
     browser.wait("document.getElementById('error').textContent.includes('shutting down')")
     save(browser, "phone-error")
+
+
+def test_the_page_asks_for_the_key(tiny: LoadedModel, browser: Browser) -> None:
+    with run_server(tiny, api_key="sesame-1") as server:
+        browser.open(server.url)
+        for key in ("wrong", "비밀", " sesame-1 "):  # no header carries the second one
+            assert browser.answer_dialog(key) == "This server needs an API key:"
+        browser.wait("!document.getElementById('send').disabled")
+        browser.type("#input", "a\ue007")
+        browser.wait(f"{IDLE} && {LAST}.length > 0")
+        browser.open(server.url)  # it is kept for this tab
+        browser.wait("!document.getElementById('send').disabled")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
+import signal
 import socket
 import threading
 import time
@@ -14,10 +16,19 @@ from typing import Any
 
 import psutil
 import pytest
+from compositions import compose
 from serving_fixtures import RunningServer, run_server
 
+from krill.config.schema import ServeConfig
+from krill.config.validation import validate_config
 from krill.inference.engine import GenerationEngine, Progress
 from krill.inference.load import LoadedModel
+from krill.serving import server as serving_server
+from krill.serving.app import build_app
+from krill.serving.calls import ServedModel
+from krill.serving.guard import Guard
+from krill.serving.server import listen, serve
+from krill.serving.worker import GenerationWorker
 
 LONG = {"prompt": "a", "max_tokens": 250, "min_tokens": 250, "stream": True}
 
@@ -146,6 +157,74 @@ def test_many_requests_leave_nothing_behind(tiny: LoadedModel) -> None:
         assert psutil.Process().memory_info().rss - memory < 20e6
 
 
+def test_a_request_larger_than_the_batch_needs_no_queue(tiny: LoadedModel) -> None:
+    with run_server(tiny, "serve.max_batch_size=1", "serve.max_queue=0") as server:
+        body = {"prompt": "a", "max_tokens": 1, "n": 3}
+        assert len(server.request("/v1/completions", body)[1]["choices"]) == 3
+
+
+def test_a_connection_without_a_request_is_closed(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_server, "HEADERS_SECONDS", 0.3)
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    beginnings = (
+        b"",
+        request,
+        request + b"\r\n" + request,  # the second one is incomplete
+        request + b"Content-Length: 5\r\n\r\n{",  # a body that nobody reads
+    )
+    connections = [socket.create_connection(("127.0.0.1", server.connect().port)) for _ in beginnings]
+    for connection, beginning in zip(connections, beginnings, strict=True):
+        connection.settimeout(10)
+        connection.sendall(beginning[:-1])
+        time.sleep(0.05)  # in two parts, so that uvicorn's own limit has ended
+        connection.sendall(beginning[-1:])
+    for connection in connections:
+        with connection:
+            while connection.recv(1000):
+                pass
+
+
+def test_a_request_may_take_longer_than_its_headers(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_server, "HEADERS_SECONDS", 0.1)
+    with run_server(tiny, build_engine=SlowEngine) as server:
+        connection = server.connect()
+        for _ in range(2):  # on one connection
+            connection.request(
+                "POST", "/v1/completions", json.dumps(LONG | {"max_tokens": 20, "min_tokens": 20})
+            )
+            assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
+        connection.close()
+
+
+def test_a_second_signal_ends_the_server_at_once(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one waits for a client that is still sending its body."""
+    limits = validate_config(ServeConfig, compose("serve", "model.path=x")).serve.limits
+    exit_codes: list[int] = []
+    monkeypatch.setattr("os._exit", exit_codes.append)
+    worker = GenerationWorker(lambda: GenerationEngine(tiny.model, tiny.tokenizer), 1)
+    app = build_app(ServedModel(tiny, "tiny", limits), worker, Guard(None, "127.0.0.1"))
+    listener = listen("127.0.0.1", 0)
+
+    def interrupt_twice() -> None:
+        with socket.create_connection(listener.getsockname()) as client:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+            client.sendall(head + b"Content-Length: 9\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 100")  # the server waits for the body
+            for number in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                wait_until(lambda count=number: worker._is_stopping and len(exit_codes) == count)
+
+    with ThreadPoolExecutor(1) as pool:
+        interruption = pool.submit(interrupt_twice)
+        assert serve(app, worker, listener, {signal.SIGINT: 130}) == signal.SIGINT
+        interruption.result()
+    assert exit_codes == [130]
+
+
 def test_an_error_of_the_model_ends_the_requests_and_not_the_server(
     tiny: LoadedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,6 +242,7 @@ def test_an_error_of_the_model_ends_the_requests_and_not_the_server(
         status, content, _ = server.request("/v1/completions", {"prompt": "a"})
         assert (status, content["error"]["type"]) == (500, "server_error")
         assert "broken" in caplog.text
+        assert "krill_disconnects_total 0" in server.request("/metrics")[1]
         assert server.request("/v1/completions", {"prompt": "a", "max_tokens": 1})[0] == 200
 
 
@@ -194,6 +274,7 @@ def test_a_key_is_needed_for_all_but_the_page(tiny: LoadedModel) -> None:
         assert server.request("/v1/models", headers=key)[0] == 200
         assert server.request("/v1/models", headers=key | {"Host": "krill.example"})[0] == 200
         assert server.request("/")[0] == server.request("/health")[0] == 200
+        assert server.request("/v2", headers=key | {"Host": "["})[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -207,6 +288,7 @@ def test_a_key_is_needed_for_all_but_the_page(tiny: LoadedModel) -> None:
         ({"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
         ({"Host": "localhost:8000", "Origin": "https://evil.example"}, 403),
         ({"Host": "localhost:8000", "Origin": "null"}, 403),
+        ({"Host": "localhost:8000", "Origin": "http://["}, 403),
     ],
 )
 def test_pages_of_other_sites_may_not_use_the_server(

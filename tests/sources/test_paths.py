@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import tarfile
@@ -103,11 +104,12 @@ PROBLEMS: dict[str, tuple[MakePath, str]] = {
     "empty folder": (lambda p: p, "has no file of a supported kind"),
     "folder named as a file": (lambda p: make_folder(p / "x.jsonl"), "x.jsonl: has no file"),
     "no match": (lambda p: p / "*.jsonl", "matches no file"),
+    "only folders below **": (lambda p: make_folder(p / "x").parent / "**", "**: matches no file"),
     "parquet column": (lambda p: write_parquet(p / "a.parquet", body=TEXTS), "no column 'text'; it has body"),
     "numbers": (lambda p: write_parquet(p / "a.parquet", text=[1, 2]), "column text holds int64, not text"),
     "csv column": (lambda p: write_bytes(p / "a.csv", b"id,body\n1,x\n"), "no column 'text'; it has id, body"),
     "csv of no rows": (lambda p: write_bytes(p / "a.csv", b"\n\n"), "a.csv:1: the header row"),
-    "csv header": (lambda p: write_bytes(p / "a.csv", b'id,"text\n1,x\n'), "a.csv:1: the header row"),
+    "csv header": (lambda p: write_bytes(p / "a.csv", b'\nid,"text\n1,x\n'), "a.csv:2: the header row"),
     "tsv.gz column": (
         lambda p: write_bytes(p / "a.tsv.gz", gzip.compress(b"id\tbody\n")), "no column 'text'; it has id, body"
     ),
@@ -313,6 +315,12 @@ def test_warnings_come_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.records) == 1
 
 
+def test_syllables_that_korean_is_not_written_in_are_no_sign_of_cp949() -> None:
+    sample = b"\xb0A\xb5C\xc0B " * 100
+    assert re.fullmatch("[가-힣 ]+", sample.decode("cp949"))
+    assert detect_encoding(sample) is None
+
+
 KOREAN = "오늘은 비가 와서 집에서 책을 읽었다. 「가나다」 3·1 운동(三一運動)\n" * 20
 ENGLISH = "It rained, so we read at home.\n" * 20
 
@@ -392,6 +400,12 @@ def test_error_of_an_entry_with_settings_names_its_key() -> None:
     with pytest.raises(UsageError) as error:
         validate_config(TrainConfig, composed)
     assert str(error.value) == "data.paths.1.weight=0: input should be greater than 0"
+
+
+def test_two_stars_within_a_name_are_one(tmp_path: Path) -> None:
+    path = write_json_lines(make_folder(tmp_path / "ko") / "a.jsonl", *RECORDS)
+    (entry,) = resolve_paths(make_files(tmp_path / "k**"))
+    assert entry.files == [path]
 
 
 @pytest.mark.parametrize(

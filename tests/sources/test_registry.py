@@ -44,6 +44,14 @@ def test_long_text_of_a_custom_function_is_skipped(tmp_path: Path) -> None:
     assert source.compute_fingerprint() != open_source(config).compute_fingerprint()
 
 
+@pytest.mark.parametrize(("result", "kind"), [("'one text'", "str"), ("b'x'", "bytes"), ("None", "NoneType")])
+def test_a_custom_function_returns_several_texts(tmp_path: Path, result: str, kind: str) -> None:
+    code = tmp_path / "custom.py"
+    code.write_text(f"def read(count):\n    return {result}\n")
+    with pytest.raises(UsageError, match=rf"custom\.py:read: returned {kind}; yield each text"):
+        read_locations_and_texts(open_source(make_custom(f"{code}:read")))
+
+
 def test_missing_custom_function_raises_when_opened(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         open_source(make_custom(f"{tmp_path}/custom.py:read"))

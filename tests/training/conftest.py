@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +144,21 @@ class TrainCommand:
     outputs: Path
     overrides: list[str]
     monkeypatch: pytest.MonkeyPatch
+    seen: dict[Path, int] = field(default_factory=dict)
+    """Run folder → number of runs before it; the names of two runs that start in the same second do not say that."""
 
     def __call__(self, *more: str) -> int:
         self.monkeypatch.setattr(sys, "argv", ["krill-train"])
-        return app.main("train", run_task, [*self.overrides, *more])
+        try:
+            return app.main("train", run_task, [*self.overrides, *more])
+        finally:
+            for folder in self.outputs.glob("runs/*/*"):
+                self.seen.setdefault(folder, len(self.seen))
 
     def runs(self, name: str = "llama_pico") -> list[Path]:
-        return sorted((self.outputs / "runs" / name).glob("*"))
+        """Returns the folders of the runs of a name, the oldest first."""
+        folders = (self.outputs / "runs" / name).glob("*")
+        return sorted(folders, key=lambda folder: self.seen.get(folder, len(self.seen)))
 
     def states(self, name: str = "llama_pico") -> list[str]:
         return [(read_status(run) or {}).get("state", "none") for run in self.runs(name)]

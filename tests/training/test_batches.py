@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from krill.data.packing import IGNORE_INDEX, Rows
 from krill.errors import KrillError
+from krill.training import batches as batches_module
 from krill.training.batch_shape import BatchShape
 from krill.training.batches import (
     EMPTY_ROW,
@@ -140,3 +142,31 @@ def test_a_killed_worker_is_named_with_what_to_set(message: str, what: str) -> N
     assert what in str(error.value)
     with pytest.raises(RuntimeError, match="another"), name_lost_workers():
         raise RuntimeError("another")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(104), EOFError(), RuntimeError("Pin memory thread exited unexpectedly")],
+    ids=repr,
+)
+def test_a_worker_whose_connection_is_lost_before_it_has_ended_is_named(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[None] = []
+
+    def fail_at_the_second_check() -> None:
+        checks.append(None)
+        if len(checks) == 2:
+            raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(signal_handling, "_error_if_any_worker_fails", fail_at_the_second_check)
+    with pytest.raises(KrillError, match=r"process 17\) was killed \(Killed\)"), name_lost_workers():
+        raise error
+
+
+def test_a_connection_that_is_lost_without_a_killed_worker_remains_the_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batches_module, "WORKER_END_SECONDS", 0.0)
+    with pytest.raises(ConnectionResetError), name_lost_workers():
+        raise ConnectionResetError

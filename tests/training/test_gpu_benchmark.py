@@ -117,8 +117,12 @@ def test_waits_are_counted_by_the_line_that_waits(
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
             warnings.warn("something else", stacklevel=1)
     assert modes == ["warn", "default"]
-    assert list(counter.places.values()) == [gpu_smoke.WAIT_STEPS]
-    assert next(iter(counter.places)).startswith("training/test_gpu_benchmark.py:")
+    assert list(counter.lines.values()) == [gpu_smoke.WAIT_STEPS]
+    assert next(iter(counter.lines)).startswith("training/test_gpu_benchmark.py:")
+
+
+def test_every_line_that_is_mutated_exists(load: Callable[[str], Any]) -> None:
+    assert len(load("mutate_gpu").list_mutations()) > 40
 
 
 def test_what_a_child_reports_before_it_fails_or_hangs_is_kept(load: Callable[[str], Any]) -> None:

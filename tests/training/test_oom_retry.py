@@ -229,6 +229,8 @@ def test_only_memory_errors_are_out_of_memory() -> None:
         with pytest.raises((RuntimeError, MemoryError)) as oom:
             fail()
         assert is_out_of_memory(oom.value)
+    for message in ("CUDA error: out of memory\nCUDA kernel errors", "Triton Error [CUDA]: out of memory"):
+        assert is_out_of_memory(RuntimeError(message))
     for error in (RuntimeError("no such luck"), KrillError("diverged"), ValueError("can't allocate memory")):
         assert not is_out_of_memory(error)
 

@@ -65,6 +65,9 @@ CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Processes = Annotated[int, Field(gt=0, le=MAX_PROCESSES)]
 """A positive number of processes, threads or machines."""
 
+ProcessesOrZero = Annotated[int, Field(ge=0, le=MAX_PROCESSES)]
+"""A number of processes or devices."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed that every library accepts; NumPy's are the smallest."""
 
@@ -79,6 +82,9 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 """A number in [0, 1]: unlike a Fraction it may be 1."""
+
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+"""A number in (0, 1]: unlike a Share it is never 0."""
 
 
 def _validate_folder_name(value: str) -> str:
@@ -107,8 +113,8 @@ def _read_run_name(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
-READS_RUN_NAME = BeforeValidator(_read_run_name)
+RunNameValidator = BeforeValidator(_read_run_name)
 """Takes digits as the text of a name or signature, and refuses other numbers, such as 1e10 in YAML."""
 
-RunName = Annotated[str, READS_RUN_NAME]
+RunName = Annotated[str, RunNameValidator]
 """What names a run, whose signature may have only digits."""

@@ -55,7 +55,8 @@ class _BaseDataConfig(Section):
     ftfy: bool
     """Repair mojibake with ftfy (needs the filter extra)."""
     pii: Literal["keep", "mask"]
-    """mask: replace e-mail and IP addresses, phone numbers and Korean resident numbers with placeholders."""
+    """mask: replace e-mail and IP addresses and the numbers of phones, cards and Korean residents with
+    placeholders."""
     min_chars: CountOrZero
     """Drops documents with fewer characters after cleaning; they are counted."""
     filters: list[Filter]
@@ -121,7 +122,7 @@ _PathOrEntry = Annotated[
 
 
 class FilesDataConfig(_BaseDataConfig):
-    """Local files: .jsonl, .json, .parquet, .csv, .tsv, .txt, each also .gz or .zst."""
+    """Local files: .parquet, and .jsonl, .json, .csv, .tsv, .txt, each also .gz or .zst."""
 
     source: Literal["files"]
     """Kind of source."""

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from krill.config.schema.base import (
-    MAX_PROCESSES,
     CountOrZero,
     FolderName,
     Processes,
+    ProcessesOrZero,
     Section,
     Size,
     Unsigned,
@@ -43,7 +43,7 @@ class SlurmConfig(Section):
     nodes: Processes
     """Number of nodes of a job. A training run starts hardware.processes tasks on each, which are its
     ranks."""
-    gpus: Annotated[int, Field(ge=0, le=MAX_PROCESSES)]
+    gpus: ProcessesOrZero
     """Number of GPUs per process; 0: none are requested."""
     gpu_type: str | None
     """Type of GPU by the cluster's name, such as a100."""
@@ -121,7 +121,7 @@ class HardwareConfig(Section):
     context_parallel: Unsigned[Processes]
     """Number of ranks that share the tokens of each row, for rows whose activations do not fit on one device;
     1: every rank computes whole rows. Must divide the ranks, sequence_len and the attention heads."""
-    workers: Unsigned[Annotated[int, Field(ge=0, le=MAX_PROCESSES)]]
+    workers: Unsigned[ProcessesOrZero]
     """Number of processes per rank that load rows; 0: the training process loads them."""
     threads: Unsigned[Processes | None]
     """Number of CPU threads per rank; null: OMP_NUM_THREADS if it is set, otherwise torch's default for one rank

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from krill.config.schema.base import (
     CountOrZero,
     FolderName,
+    PositiveShare,
     Rate,
     RateOrZero,
     RunName,
@@ -95,11 +96,11 @@ class InferConfig(ModelCommandConfig):
     """Sampling temperature; 0: always the most likely token. krill's default: 0.6."""
     top_k: CountOrZero | None
     """Sample from this number of most likely tokens; 0: from all. krill's default: 0."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None
+    top_p: PositiveShare | None
     """Sample from the most likely tokens with this total probability. krill's default: 0.95."""
     min_p: Share | None
     """Sample from tokens with at least this share of the highest probability. krill's default: 0."""
-    typical_p: Annotated[float, Field(gt=0.0, le=1.0)] | None
+    typical_p: PositiveShare | None
     """Sample from the most typical tokens with this total probability (Meister et al. 2023). krill's default: 1."""
     repetition_penalty: Rate | None
     """Factor that makes tokens that have occurred already less likely; 1: no penalty. krill's default: 1.5."""
@@ -111,7 +112,8 @@ class InferConfig(ModelCommandConfig):
     """Seed of the sampling."""
     inspect: bool
     """Show what the model expected at each token of an answer: its probability, before temperature and the other
-    sampling parameters, and its alternatives; in output=, tokens.html and tokens.json."""
+    sampling parameters, and its alternatives; in output=, tokens.html and tokens.json. With prompts= or -m the scores
+    are in answers.jsonl."""
     max_batch_size: Unsigned[Size]
     """Number of prompts that are answered at once with prompts=; halved when the device is out of memory."""
     history: Unsigned[bool]

@@ -40,7 +40,7 @@ class InspectConfig(TrainConfig):
     """Text, taken literally, to show as tokens of tokenizer=, or with its probabilities by trained_model, instead
     of a store; null: none."""
     trained_model: str | None
-    """Model by which text= is judged token by token: a run (its folder, its name, a glob, last, SWEEP/best), the
+    """Model that scores text= token by token: a run (its folder, its name, a glob, last, SWEEP/best), the
     folder of a model, or a Hub id; beside text=, model=X is short for it. null: none, only the tokens."""
     lens: bool
     """Show what trained_model would predict after each of its layers (logit lens)."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from krill.config.schema.base import Fraction, Rate, RateOrZero, Section
+from krill.config.schema.base import Fraction, PositiveShare, Rate, RateOrZero, Section, Share
 
 
 class _BaseOptimizerConfig(Section):
@@ -66,9 +66,8 @@ class MuonConfig(_BaseOptimizerConfig):
     def _check_ns_steps(self) -> MuonConfig:
         if self.ns_coefficients == "polar_express" and self.ns_steps < 5:
             raise ValueError(
-                f"optimizer.ns_coefficients=polar_express needs at least 5 steps to bring singular values near 1; "
-                f"set optimizer.ns_steps=5 (it is {self.ns_steps}) or "
-                f"optimizer.ns_coefficients=keller"
+                "optimizer.ns_coefficients=polar_express needs at least 5 steps to bring singular values near 1; "
+                f"set optimizer.ns_steps=5 (it is {self.ns_steps}) or optimizer.ns_coefficients=keller"
             )
         return self
 
@@ -105,7 +104,7 @@ class CosineSchedulerConfig(_BaseSchedulerConfig):
 
     name: Literal["cosine"]
     """Name of the schedule."""
-    min_ratio: Annotated[float, Field(ge=0.0, le=1.0)]
+    min_ratio: Share
     """Final learning rate as a fraction of its peak."""
 
 
@@ -114,11 +113,11 @@ class WSDSchedulerConfig(_BaseSchedulerConfig):
 
     name: Literal["wsd"]
     """Name of the schedule."""
-    decay: Annotated[float, Field(gt=0.0, le=1.0)]
+    decay: PositiveShare
     """Fraction of the steps, at the end, in which the learning rate decays."""
     decay_shape: Literal["linear", "sqrt"]
     """Shape of the decay: linear, or 1 − √progress (sqrt)."""
-    min_ratio: Annotated[float, Field(ge=0.0, le=1.0)]
+    min_ratio: Share
     """Final learning rate as a fraction of its peak."""
 
     @model_validator(mode="after")

@@ -9,12 +9,12 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from krill.config.schema.base import (
     MAX_COUNT,
     MAX_INT,
-    READS_RUN_NAME,
     Count,
     FolderName,
     Processes,
     Rate,
     RunName,
+    RunNameValidator,
     Section,
     Seed,
     Size,
@@ -125,7 +125,7 @@ class TrainConfig(Section):
     packing: Literal["wrapped", "best_fit"]
     """How documents fill rows: wrapped splits them wherever a row ends, best_fit only if they are longer than
     a row."""
-    resume: Unsigned[Annotated[bool | str, READS_RUN_NAME]]
+    resume: Unsigned[Annotated[bool | str, RunNameValidator]]
     """auto: resume the newest unfinished run of this configuration (with hub.checkpoints, from the Hub if
     that checkpoint is newer), otherwise start a run. local, true: resume or fail. remote: resume from hub.id
     or fail. false: always start a run. Or an unfinished run: its folder, its name, last."""

@@ -66,7 +66,7 @@ class ServerConfig(Section):
     """Key that clients send as `Authorization: Bearer KEY`. null: the environment variable KRILL_API_KEY, which is
     safer because it is in no list of processes, or else no key."""
     max_queue: CountOrZero
-    """Number of requests that wait for a place in the batch; further ones are answered with status 429."""
+    """Number of requests that wait until the batch has room for them; further ones are answered with status 429."""
     max_batch_size: Size
     """Number of answers that are generated at once."""
     limits: LimitsConfig

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from krill.config.schema.base import MAX_INT, Count, FolderName, Section, Size, Unsigned
 
+MIN_VOCAB_SIZE = 300
+"""256 bytes, special tokens, and a few merges."""
+
 
 class TokenizerConfig(Section):
     """A tokenizer to train on the run's own data, to load (`path`), or to extend with more entries
@@ -21,7 +24,7 @@ class TokenizerConfig(Section):
     base: Unsigned[str | None]
     """Folder or Hub id of an existing byte-level BPE tokenizer to extend with further entries. Its ids,
     pattern, normalizer and bos, eos and pad tokens do not change."""
-    vocab_size: Annotated[int, Field(ge=300, le=MAX_INT)]
+    vocab_size: Annotated[int, Field(ge=MIN_VOCAB_SIZE, le=MAX_INT)]
     """Total number of entries: 256 bytes, merges and special tokens. Training fails unless it is met
     exactly."""
     multiple_of: Annotated[int, Field(gt=0, le=2**20)]

@@ -41,7 +41,7 @@ class Phenomenon:
 def draw_pairs(phenomenon: Phenomenon, count: int = PAIRS, seed: int = SEED) -> list[Pair]:
     """Returns `count` different pairs, in which the sides take turns; always the same ones for a seed.
 
-    Raises ValueError if the word lists do not give so many.
+    Raises ValueError if the word lists do not give this number.
     """
     random = Random(f"{phenomenon.name} {seed}")
     pairs: dict[Pair, None] = {}

@@ -61,7 +61,7 @@ class ProgressReporter(TrainerCallback):
         if rows is None or not (bar := self._open_bar()):
             return
         if self.validation_task is None:
-            rows_per_batch = self.setup.batch_shape.micro_batch_size * ranks.get_world_size()
+            rows_per_batch = self.setup.config.batch.micro_batch_size * ranks.get_world_size()
             batches = -(-len(rows) // rows_per_batch)
             self.validation_task = bar.add_task("validation", total=batches, metrics="")
         bar.advance(self.validation_task)

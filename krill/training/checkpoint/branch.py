@@ -5,7 +5,7 @@ on different text (Hu et al. 2024, "MiniCPM", section 4). The branch is a run wi
 are bitwise identical to those of a run that had its schedule from the beginning.
 
 The other is a longer training of a run whose learning rate has decayed (continue=): weights, optimizer state and the
-position in the text are those of the checkpoint, and branch_schedule says how the schedule starts again.
+position in the text are those of the checkpoint, and branch_schedule sets how the schedule starts again.
 """
 
 from __future__ import annotations

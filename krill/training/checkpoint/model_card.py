@@ -80,7 +80,7 @@ def build_front_matter(data: DataConfig) -> dict[str, Any]:
 
 
 def describe_origin(model: ModelConfig) -> str:
-    """Returns the sentence that says where the weights come from."""
+    """Returns the sentence that names the origin of the weights."""
     if isinstance(model, PretrainedModelConfig):
         return f"A language model, trained with krill from the weights of {_escape(_strip_folders(model.from_))}."
     return "A language model, pretrained from scratch with krill."
@@ -90,9 +90,7 @@ def _describe_model(setup: RunSetup, parameters: int) -> dict[str, Any]:
     model = setup.config.model
     rows: dict[str, Any] = {"family": model.family, "parameters": f"{parameters:,}"}
     if not isinstance(model, CustomModelConfig):
-        rows |= _strip_folders(
-            model.model_dump(by_alias=True, exclude=set(setup.config.get_unsigned_keys()) - {"batch"})
-        )
+        rows |= _strip_folders(model.model_dump(by_alias=True, exclude={"name"}))
     tokenizer = _strip_folders(setup.config.tokenizer.path) or setup.config.tokenizer.name
     return rows | {
         "tokenizer": f"{tokenizer}, signature {setup.tokenizer.signature[:16]}",

@@ -21,6 +21,7 @@ from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
 from krill.errors import KrillError, UsageError
+from krill.resources import is_out_of_memory
 from krill.training.compute.device import get_compute_capability
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
@@ -98,12 +99,15 @@ def _compile_in_training(block: nn.Module) -> Callable[..., Any]:
 
 @contextmanager
 def explain_compile_errors(is_compiled: bool) -> Iterator[None]:
-    """Raises KrillError with the remedy when torch.compile fails in this context."""
+    """Raises KrillError with the remedy when torch.compile fails in this context; a lack of memory as it is."""
     if not is_compiled:
         yield
         return
     try:
         yield
     except TorchDynamoException as error:
+        inner = getattr(error, "inner_exception", None)
+        if inner is not None and is_out_of_memory(inner):
+            raise inner from None  # less memory may be enough: krill.training.oom_retry
         message = " ".join(str(error).split("\n\n")[0].split())  # advice on debugging follows
         raise KrillError(f"torch.compile failed ({message}); use hardware.compile=false") from error

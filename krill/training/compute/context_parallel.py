@@ -34,7 +34,7 @@ from krill.training.compute.attention_kernels import cast_to_autocast_dtype
 from krill.training.compute.head_loss import shift_labels
 
 IS_CUT = "is_row_cut"
-"""The keyword argument of a model that says that it receives parts of rows."""
+"""The keyword argument of a model that marks its inputs as parts of rows."""
 UNTESTED = {"liger": True, "compile": True, "loss": "liger"}
 """Values of keys of `hardware` that have not been tested together with context parallelism."""
 

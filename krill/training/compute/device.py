@@ -119,9 +119,9 @@ def resolve_precision(requested: str, device: str) -> str:
 def _check_fp8_support(device: str) -> None:
     """Raises UsageError if `device` does not multiply fp8, or torchao is not installed."""
     if device == "cpu":
-        found = "this run is on the CPU"
+        actual = "this run is on the CPU"
     elif (capability := get_compute_capability()) < (8, 9):
-        found = f"this one has {capability[0]}.{capability[1]}"
+        actual = f"this one has {capability[0]}.{capability[1]}"
     elif find_spec("torchao") is None:
         raise UsageError(
             f"hardware.precision=fp8 needs the package torchao ({format_install_command('fp8')}); use "
@@ -131,7 +131,7 @@ def _check_fp8_support(device: str) -> None:
         return
     raise UsageError(
         "hardware.precision=fp8 needs a CUDA device of compute capability 8.9 or newer (Ada, Hopper, Blackwell), "
-        f"{found}; use hardware.precision=auto"
+        f"{actual}; use hardware.precision=auto"
     )
 
 

@@ -46,10 +46,10 @@ FLASH_PACKAGES = {
 
 def check_flash_package(backend: str, device: str) -> None:
     """Raises UsageError if the kernels of `backend` cannot run on `device`; names everything that is missing."""
-    needed = _list_missing(FLASH_PACKAGES[backend], device)
-    if needed:
+    missing = _list_missing(FLASH_PACKAGES[backend], device)
+    if missing:
         raise UsageError(
-            f"hardware.attention={backend} needs {' and '.join(needed)}; or use hardware.attention=auto"
+            f"hardware.attention={backend} needs {' and '.join(missing)}; or use hardware.attention=auto"
         )
 
 

@@ -26,18 +26,18 @@ def apply_kernels(
     Raises UsageError if something requested by name is not supported by the model.
     """
     check_kernels(hardware, device)
-    used = []
+    names = []
     if (
         (hardware.liger is True or (hardware.liger == "auto" and not is_compiled))
         and device == "cuda"
         and has_liger()
         and _apply_liger(model, hardware.liger)
     ):
-        used.append("liger")
+        names.append("liger")
     if hardware.gradient_checkpointing:
         _enable_gradient_checkpointing(model)
-        used.append("gradient checkpointing")
-    return used
+        names.append("gradient checkpointing")
+    return names
 
 
 def _apply_liger(model: PreTrainedModel, requested: bool | str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ from krill.training.compute.device import (
     resolve_precision,
     resolve_shard_size,
 )
+
+CGROUP_FILE, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""The control group of this process, and the folder that has a folder for each group."""
 
 
 def estimate_step_memory(config: TrainConfig, vocab_size: int, rows: int) -> MemoryEstimate:
@@ -81,14 +86,25 @@ def _build_param_groups(config: TrainConfig, model: PreTrainedModel) -> list[dic
 
 
 def get_device_memory(device: str) -> int:
-    """Returns the memory in bytes: of the CUDA device; for the CPU, of the machine or its cgroup (container, job)."""
+    """Returns the memory in bytes: of the CUDA device; for the CPU, of the machine or of a container or SLURM job."""
     if device == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_read_cgroup_limits()])
+
+
+def _read_cgroup_limits() -> Iterator[int]:
+    """Yields the memory limits of the control group (version 2) of this process and of those above it."""
     try:
-        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # there is no cgroup, or its limit is "max"
-        return machine
+        group = CGROUP_FILE.read_text().partition("0::")[2].splitlines()[0]
+    except (OSError, IndexError):  # not Linux, or version 1
+        return
+    folder = CGROUP_ROOT / group.lstrip("/")
+    for path in (folder, *folder.parents):
+        with suppress(
+            OSError, ValueError
+        ):  # the group has no limit ("max"), or is not visible in this container
+            yield int((path / "memory.max").read_text())
 
 
 def format_memory_lines(config: TrainConfig, vocab_size: int, available: int) -> list[str]:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from krill.training.compute.device import BF16_PRECISIONS
+from krill.training.compute.device import BF16_PRECISIONS, apply_precision
 
 BF16_TFLOPS = {
     "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A10G": 70,
@@ -33,10 +33,19 @@ def get_peak_flops(device: str, precision: str, threads: int) -> float:
         tflops = next((value for part, value in BF16_TFLOPS.items() if part in name), None)
         if tflops:
             return tflops * 1e12 * (0.5 if precision == "tf32" else 1)  # half in every data sheet
+    return _measure_flops(device, precision)
+
+
+def _measure_flops(device: str, precision: str) -> float:
     size = MATRIX_SIZE[device]
     dtype = torch.bfloat16 if precision in BF16_PRECISIONS else torch.float32
     a = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / min(_time_matmul(a) for _ in range(MATMUL_REPEATS))
+    previous = torch.get_float32_matmul_precision()
+    apply_precision(precision)  # a dry run has not
+    try:
+        return 2 * size**3 / min(_time_matmul(a) for _ in range(MATMUL_REPEATS))
+    finally:
+        torch.set_float32_matmul_precision(previous)
 
 
 def _time_matmul(a: torch.Tensor) -> float:

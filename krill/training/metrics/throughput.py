@@ -4,7 +4,7 @@ tokens_per_second   tokens of the rows of all ranks, padding not counted, divide
 mfu                 model FLOPs utilization: the FLOPs that the model needs for these tokens, forward and backward,
                     divided by the peak FLOPs of the device in that time (Chowdhery et al. 2022, "PaLM", appendix B),
                     for fp8 by those of bf16; recomputation of activations does not count. Not on a CPU, whose peak
-                    nobody knows: a measurement is too low while other processes compute
+                    is unknown: a measurement is too low while other processes compute
 data_wait           share of the time that the loop waited for the next rows
 memory_gb           peak memory so far in 10⁹ bytes, maximum over ranks: of the CUDA allocator, or of the process
                     when training on the CPU
@@ -54,7 +54,9 @@ class ThroughputMeter:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Stops the clock during the context, for work that is not training."""
+        """Stops the clock during the context, for work that is not training and that waits for the device anyway."""
+        if self.device.type == "cuda":  # steps that the device has not finished yet are training
+            torch.cuda.synchronize(self.device)
         self._update_elapsed()
         yield
         self.started_at = time.perf_counter()
@@ -95,7 +97,7 @@ def build_throughput_meter(setup: RunSetup) -> ThroughputMeter:
     config = setup.config
     flops = peak = None
     if not isinstance(config.model, CustomModelConfig):
-        mean_span = compute_mean_attention_span(setup.train_rows.lengths.tolist())
+        mean_span = compute_mean_attention_span(setup.train_rows.lengths)
         flops = compute_training_flops(
             build_meta_model(config.model, setup.tokenizer.vocab_size), config.sequence_len, mean_span
         )

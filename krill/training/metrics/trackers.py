@@ -56,7 +56,7 @@ def check_trackers(config: TrainConfig) -> None:
 
 
 class TrackedRun:
-    """What a tracker gets to know of a run before its first step."""
+    """The facts of a run that a tracker receives before its first step."""
 
     def __init__(self, record: Record, setup: RunSetup, config: dict[str, Any], first_step: int):
         """`config`: the result of `collect_tracked_config`. `first_step`: the step that the run resumes from."""
@@ -165,7 +165,7 @@ class TensorBoardTracker:
 
 
 class TrackioTracker:
-    """Writes to trackio's database on this machine, or to where its environment variables say."""
+    """Writes to trackio's database on this machine, or to the one that its environment variables name."""
 
     def __init__(self, run: TrackedRun):
         import trackio
@@ -193,7 +193,7 @@ class TrackioTracker:
 
 
 class WandbTracker:
-    """Sends to W&B as its environment variables say; without an API key or a network it writes to the run folder."""
+    """Sends to W&B, configured by its environment variables; without an API key or a network to the run folder."""
 
     def __init__(self, run: TrackedRun):
         import wandb
@@ -315,7 +315,7 @@ def _mask_command_line() -> Iterator[None]:
 
 
 def _choose_wandb_mode(wandb: Any) -> str | None:
-    """Returns offline without an API key, which W&B would ask for; None: as W&B's own settings say."""
+    """Returns offline without an API key, which W&B would ask for; None: W&B's own settings."""
     settings = wandb.setup().settings
     if settings.mode != "online" or settings.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return None

@@ -19,9 +19,11 @@ from krill.data.packing import Rows, pack
 from krill.errors import KrillError
 from krill.runs.json_lines import read_metrics
 from krill.runs.record import Record
-from krill.training.batches import TokenCounter
+from krill.training import run
+from krill.training.batches import RowCollator, TokenCounter
 from krill.training.callbacks import progress
 from krill.training.callbacks.progress import ProgressReporter
+from krill.training.callbacks.signals import StopOnSignal
 
 UNUSED: Any = None
 
@@ -141,6 +143,27 @@ def test_a_terminal_has_a_bar_for_the_validation(
         assert [task.description for task in reporter.bar.tasks] == ["validation"]
         reporter.on_evaluate(UNUSED, UNUSED, UNUSED)
         assert reporter.bar is None
+
+
+def test_the_bar_of_a_validation_counts_its_batches(
+    make_config: Callable[..., TrainConfig],
+    prepared_data: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Training splits 3 rows per step into passes of 1 row; a validation has batches of 2."""
+    setup = build_setup(
+        make_config("batch.tokens=192"), tmp_path, prepared_data.store, prepared_data.tokenizer.folder
+    )
+    assert setup.batch_shape.micro_batch_size == 1
+    collator = RowCollator(setup.attention_backend, setup.device)
+    validation_set = run._build_validation_set(setup, collator, StopOnSignal())
+    assert validation_set is not None
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
+    with ProgressReporter(Record(tmp_path), setup) as reporter:
+        reporter.on_prediction_step(UNUSED, UNUSED, UNUSED)
+        assert reporter.bar is not None
+        assert reporter.bar.tasks[0].total == len(list(validation_set.load_batches()))
 
 
 def test_first_last_and_every_log_everyth_step_are_logged(reporter: ProgressReporter) -> None:

@@ -108,7 +108,7 @@ def test_what_cannot_be_continued_is_refused(
             f"continue={cosine_run}",
             "steps=null",
         ): "it is at step 6; set steps= to the number of steps of the whole run",
-        (f"continue={cosine_run}", "steps=6"): "use steps= with more than 6",
+        (f"continue={cosine_run}", "steps=6"): "of the whole run, more than 6, such as steps=12",
         (f"continue={cosine_run}", "steps=8", f"from={cosine_run}"): "leave from= out",
         ("continue=nowhere", "steps=8"): "continue=nowhere: ",
     }.items():

@@ -175,6 +175,14 @@ def test_failed_compilation_names_the_remedy() -> None:
         raise ZeroDivisionError
 
 
+def test_lack_of_memory_while_compiling_is_retried_like_any_other() -> None:
+    def allocate(graph: Any, inputs: list[Any]) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(torch.OutOfMemoryError, match="2 GiB"), explain_compile_errors(True):
+        torch.compile(lambda x: x - 1, backend=allocate)(torch.ones(2))
+
+
 def test_smaller_micro_batch_is_compiled_for_its_own_size() -> None:
     sizes: list[Any] = []
 

@@ -179,6 +179,22 @@ def test_device_memory_is_at_most_the_memory_of_the_machine() -> None:
         assert 10**8 < get_device_memory("cpu") <= 1024 * int(file.readline().split()[1]) + 2**20
 
 
+def test_device_memory_is_at_most_the_limit_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM limits the group of a job, above that of the process."""
+    group = tmp_path / "slurm" / "job_1" / "task_0"
+    group.mkdir(parents=True)
+    for folder, limit in ((group, "max"), (group.parent, "300000000"), (group.parents[1], "400000000")):
+        (folder / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "cgroup").write_text("1:name=systemd:/other\n0::/slurm/job_1/task_0\n")
+    monkeypatch.setattr(memory, "CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(memory, "CGROUP_FILE", tmp_path / "cgroup")
+    assert get_device_memory("cpu") == 300_000_000
+    (tmp_path / "cgroup").unlink()  # not Linux
+    assert get_device_memory("cpu") > 400_000_000
+
+
 def test_mean_attended_tokens_of_documents_cut_into_rows() -> None:
     lengths = [3, 64, 65, 200, 1]
     pieces = [3, 64, 64, 1, 64, 64, 64, 8, 1]

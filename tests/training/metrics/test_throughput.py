@@ -12,8 +12,9 @@ import torch
 
 from krill.data.store import Store
 from krill.runs.json_lines import read_metrics
+from krill.training.metrics import peak_flops
 from krill.training.metrics import throughput as throughput_module
-from krill.training.metrics.peak_flops import get_peak_flops
+from krill.training.metrics.peak_flops import MATMUL_REPEATS, get_peak_flops
 from krill.training.metrics.throughput import ThroughputMeter
 
 CPU = torch.device("cpu")
@@ -53,6 +54,18 @@ def test_a_pause_is_not_counted(clock: dict[str, float]) -> None:
     assert meter.collect_metrics(2, 4)["tokens_per_second"] == 10.0
 
 
+def test_steps_that_a_gpu_has_not_finished_when_a_pause_begins_are_counted(
+    clock: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: clock.update(s=2.0))
+    meter = ThroughputMeter(torch.device("cuda"))
+    meter.add_batch(0, 10, 0.0)
+    clock["s"] = 1.0
+    with meter.pause():
+        clock["s"] = 62.0
+    assert meter.elapsed_seconds == 2.0
+
+
 def test_a_resumed_run_counts_its_own_steps(clock: dict[str, float]) -> None:
     meter = ThroughputMeter(CPU)
     meter.add_batch(500, 10, 0.0)
@@ -84,6 +97,21 @@ def test_a_known_device_has_the_peak_of_its_data_sheet(
 
 def test_an_unknown_device_is_measured() -> None:
     assert 1e8 < get_peak_flops("cpu", "fp32", 1) < 1e14
+
+
+def test_an_unknown_device_is_measured_in_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a dry run, in which nothing has applied the precision before."""
+    precisions: list[str] = []
+
+    def time_matmul(a: torch.Tensor) -> float:
+        precisions.append(torch.get_float32_matmul_precision())
+        return 1.0
+
+    monkeypatch.setattr(peak_flops, "_time_matmul", time_matmul)
+    for precision in ("tf32", "fp32"):
+        get_peak_flops.__wrapped__("cpu", precision, 1)
+    assert precisions == ["high"] * MATMUL_REPEATS + ["highest"] * MATMUL_REPEATS
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_padding_is_not_counted(

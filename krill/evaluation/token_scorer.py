@@ -1,0 +1,246 @@
+"""Scores token sequences with a model in batches: the log-probability of each token, given those before it.
+
+Sequences of one question, such as the choices after a context, are computed from one cache of the tokens with which
+all of them begin. No attention mask is needed: questions of a batch have prefixes of equal length, and what follows
+is padded on the right, where causal attention does not see it. So it works with every attention backend, those of
+training included.
+
+Shapes: B questions, R sequences (all of the batch), P tokens of a prefix, S tokens after it, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from krill.errors import KrillError
+from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_nan
+from krill.resources import is_out_of_memory, release_memory
+
+log = logging.getLogger("krill")
+MAX_BATCH_TOKENS = 2**14
+CUDA_LOGITS = 2**28
+"""Number of logits of a batch on CUDA: 512 MB in bf16."""
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """A sequence of which the last tokens are scored."""
+
+    ids: tuple[int, ...]
+    """At least two; the first, which is never scored, is usually bos."""
+    num_scored: int
+    """At least 1, less than the number of ids."""
+
+
+@dataclass(frozen=True)
+class SequenceScore:
+    """The scores of a sequence's last tokens."""
+
+    logprobs: np.ndarray
+    """Natural logarithms, float64 (num_scored,)."""
+    is_greedy: bool
+    """Whether each of the tokens is the most likely one."""
+
+    @property
+    def logprob(self) -> float:
+        """Logarithm of the probability of all scored tokens."""
+        return float(self.logprobs.sum())
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Sequences with a common prefix."""
+
+    index: int
+    sequences: tuple[TokenSequence, ...]
+    prefix: tuple[int, ...]
+
+    @property
+    def longest_suffix(self) -> int:
+        return max(len(sequence.ids) for sequence in self.sequences) - len(self.prefix)
+
+    @property
+    def num_kept(self) -> int:
+        """The number of positions at the end of the prefix from which a scored token is predicted."""
+        return 1 + max(0, *(item.num_scored - len(item.ids) + len(self.prefix) for item in self.sequences))
+
+    def count_tokens(self) -> int:
+        return len(self.prefix) + len(self.sequences) * self.longest_suffix
+
+
+class TokenScorer:
+    """Scores sequences with `model`, a causal language model on its device, in evaluation mode."""
+
+    def __init__(self, model: Any, vocab_size: int, max_batch_tokens: int | None = None):
+        self.model, self.device = model, model.device
+        limit = CUDA_LOGITS if self.device.type == "cuda" else CHUNK_ELEMENTS
+        self.max_batch_tokens = max_batch_tokens or min(MAX_BATCH_TOKENS, max(256, limit // vocab_size))
+        self._has_cache = not getattr(model, "_is_stateful", False)
+
+    def score(
+        self,
+        questions: Sequence[Sequence[TokenSequence]],
+        rank: int = 0,
+        world_size: int = 1,
+        report: Callable[[int], None] = lambda count: None,
+    ) -> dict[int, list[SequenceScore]]:
+        """Returns the scores of this rank's share of the questions, by index; `report` gets numbers of questions.
+
+        All ranks run the same number of forward passes, as sharded models require.
+        """
+        prepared = [self._prepare(index, tuple(item)) for index, item in enumerate(questions)]
+        batches = list(self._make_batches(prepared))
+        scores: dict[int, list[SequenceScore]] = {}
+        for start in range(0, len(batches), world_size):
+            position = start + rank
+            batch = batches[min(position, len(batches) - 1)]  # the last ones may be too few for all ranks
+            results = self._score_within_memory(batch, world_size > 1)
+            if position < len(batches):
+                scores |= results
+                report(len(results))
+        return scores
+
+    def _prepare(self, index: int, sequences: tuple[TokenSequence, ...]) -> _Question:
+        shortest = min(sequences, key=lambda item: len(item.ids)).ids
+        length = len(shortest) - 1  # the last token is never an input
+        if len(sequences) > 1:
+            others = [item.ids for item in sequences]
+            length = next((i for i in range(length) if any(ids[i] != shortest[i] for ids in others)), length)
+        return _Question(index, sequences, shortest[:length])
+
+    def _make_batches(self, questions: list[_Question]) -> Iterator[list[_Question]]:
+        """Yields questions of which each batch is computed together, the longest first.
+
+        Questions whose sequences go on after their prefix are together only if their prefixes are of one length.
+        """
+        groups: dict[int, list[_Question]] = defaultdict(list)
+        for question in questions:
+            groups[len(question.prefix) if question.longest_suffix > 1 else 0].append(question)
+        for _, group in sorted(groups.items(), reverse=True):
+            batch: list[_Question] = []
+            for question in sorted(group, key=lambda item: (-item.count_tokens(), item.index)):
+                if batch and (len(batch) + 1) * batch[0].count_tokens() > self.max_batch_tokens:
+                    yield batch
+                    batch = []
+                batch.append(question)
+            yield batch
+
+    def _score_within_memory(
+        self, batch: list[_Question], is_in_step: bool
+    ) -> dict[int, list[SequenceScore]]:
+        """Scores a batch, in halves if it does not fit into memory; ranks that run in step cannot halve theirs."""
+        try:
+            return self._score_batch(batch, is_in_step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or is_in_step:
+                raise
+            if len(batch) == 1:
+                raise KrillError(
+                    f"out of memory with {batch[0].count_tokens():,} tokens; use hardware.precision=bf16, or a "
+                    "device with more memory"
+                ) from error
+            self.max_batch_tokens = max(256, self.max_batch_tokens // 2)
+        release_memory()
+        half = len(batch) // 2
+        log.warning("batch       out of memory with %d questions; trying %d", len(batch), half)
+        return self._score_within_memory(batch[:half], False) | self._score_within_memory(batch[half:], False)
+
+    @torch.no_grad()
+    def _score_batch(self, batch: list[_Question], is_in_step: bool) -> dict[int, list[SequenceScore]]:
+        width = max(question.longest_suffix for question in batch) - 1
+        has_suffixes = width > 0 or is_in_step
+        longest = max(len(question.prefix) for question in batch)
+        out = self.model(
+            input_ids=self._pad([question.prefix for question in batch], longest),
+            use_cache=has_suffixes,
+            logits_to_keep=max(longest - len(item.prefix) + item.num_kept for item in batch),
+        )
+        first = longest - out.logits.shape[1]  # the position of the first logits that were computed
+        prefixes, suffixes = _Predictions(), _Predictions()
+        parts: list[tuple[slice, slice]] = []
+        rows = [(index, item, sequence) for index, item in enumerate(batch) for sequence in item.sequences]
+        for row, (index, item, sequence) in enumerate(rows):
+            length, count = len(item.prefix), sequence.num_scored
+            begin = len(sequence.ids) - 1 - count  # the position from which the first one is predicted
+            before = min(max(length - begin, 0), count)
+            targets = sequence.ids[-count:]
+            parts.append(
+                (
+                    prefixes.add(index, begin - first, targets[:before]),
+                    suffixes.add(row, begin + before - length, targets[before:]),
+                )
+            )
+        prefix_scores = prefixes.score(out.logits)
+        suffix_scores = suffixes.empty_scores()
+        if has_suffixes:
+            indices = torch.tensor([index for index, _, _ in rows], device=self.device)
+            out.past_key_values.batch_select_indices(indices)
+            inputs = [sequence.ids[len(item.prefix) : -1] for _, item, sequence in rows]
+            logits_RSV = self.model(
+                input_ids=self._pad(inputs, max(width, 1)),
+                past_key_values=out.past_key_values,
+                use_cache=True,
+            ).logits
+            suffix_scores = suffixes.score(logits_RSV)
+        scores: dict[int, list[SequenceScore]] = {item.index: [] for item in batch}
+        for (_, item, _), (prefix_part, suffix_part) in zip(rows, parts, strict=True):
+            logprobs, is_best = (
+                np.concatenate((one[prefix_part], other[suffix_part]))
+                for one, other in zip(prefix_scores, suffix_scores, strict=True)
+            )
+            scores[item.index].append(SequenceScore(logprobs, bool(is_best.all())))
+        return scores
+
+    def _pad(self, rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
+        """Returns the rows, int64 (rows, width), filled up on the right with a token that is never looked at."""
+        ids = torch.zeros(len(rows), width, dtype=torch.int64)
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+        return ids.to(self.device)
+
+
+class _Predictions:
+    """Tokens to score, by the row and the position of the logits from which each is predicted."""
+
+    def __init__(self) -> None:
+        self._rows: list[int] = []
+        self._positions: list[int] = []
+        self._targets: list[int] = []
+
+    def add(self, row: int, position: int, targets: Sequence[int]) -> slice:
+        """Adds tokens predicted from successive positions; returns where `score` has them."""
+        self._rows += [row] * len(targets)
+        self._positions += range(position, position + len(targets))
+        self._targets += targets
+        return slice(len(self._targets) - len(targets), len(self._targets))
+
+    def score(self, logits_BTV: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the logprobs, float64, and whether each token is the most likely, bool; (tokens,) each."""
+        logits_NV = logits_BTV.flatten(0, 1)
+        norms, best = [], []
+        for chunk in logits_NV.split(max(1, CHUNK_ELEMENTS // logits_NV.shape[1])):
+            norms.append(chunk.float().logsumexp(dim=-1))
+            best.append(chunk.amax(dim=-1))
+        norms_N, best_N = torch.cat(norms), torch.cat(best)
+        raise_if_nan(norms_N)
+        rows, positions, targets = (
+            torch.tensor(values, dtype=torch.int64, device=logits_BTV.device)
+            for values in (self._rows, self._positions, self._targets)
+        )
+        positions += rows * logits_BTV.shape[1]
+        chosen = logits_NV[positions, targets]
+        logprobs = chosen.float() - norms_N[positions]
+        return logprobs.double().cpu().numpy(), (chosen >= best_N[positions]).cpu().numpy()
+
+    @staticmethod
+    def empty_scores() -> tuple[np.ndarray, np.ndarray]:
+        """Returns what `score` returns for no tokens."""
+        return np.zeros(0), np.zeros(0, bool)

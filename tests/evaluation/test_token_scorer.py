@@ -1,0 +1,106 @@
+"""Batched scores are those of each sequence alone."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from krill.errors import KrillError
+from krill.evaluation.token_scorer import TokenScorer, TokenSequence
+
+RANDOM = Random(1)
+
+
+def draw_ids(length: int) -> tuple[int, ...]:
+    return (0, *(RANDOM.randrange(3, 250) for _ in range(length - 1)))
+
+
+def make_questions() -> list[list[TokenSequence]]:
+    """Questions of every shape: pairs that differ in the middle, one-token choices, one sequence, whole contexts."""
+    questions = []
+    for length in (2, 3, 9, 17, 30, 50, 9, 9):
+        context = draw_ids(length)
+        choices = [draw_ids(RANDOM.randrange(2, 9))[1:] for _ in range(3)]
+        questions.append([TokenSequence(context + choice, len(choice)) for choice in choices])
+        questions.append([TokenSequence(context + choice, length + len(choice) - 1) for choice in choices])
+        questions.append([TokenSequence((*context, token), 1) for token in (5, 6)])
+        questions.append([TokenSequence(context, length - 1)])
+    return questions
+
+
+QUESTIONS = make_questions()
+
+
+@torch.no_grad()
+def score_alone(model: Any, sequence: TokenSequence) -> np.ndarray:
+    logits_NV = model(input_ids=torch.tensor([sequence.ids]), use_cache=False).logits[0, :-1]
+    targets = torch.tensor(sequence.ids[1:])
+    logprobs_N = logits_NV.double().log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    return logprobs_N[-sequence.num_scored :].numpy()
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 100, 10_000])
+def test_scores_are_those_of_each_sequence_alone_at_any_batch_size(model: Any, max_batch_tokens: int) -> None:
+    scores = TokenScorer(model, 259, max_batch_tokens).score(QUESTIONS)
+    assert sorted(scores) == list(range(len(QUESTIONS)))
+    for index, question in enumerate(QUESTIONS):
+        for sequence, score in zip(question, scores[index], strict=True):
+            np.testing.assert_allclose(score.logprobs, score_alone(model, sequence), atol=2e-5)
+
+
+def test_greedy_sequences_are_those_that_the_model_would_generate(model: Any) -> None:
+    context = draw_ids(9)
+    ids = list(context)
+    for _ in range(4):
+        ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    other = [*ids[:-1], ids[-1] ^ 1]
+    scores = TokenScorer(model, 259).score([[TokenSequence(tuple(ids), 4), TokenSequence(tuple(other), 4)]])
+    assert [score.is_greedy for score in scores[0]] == [True, False]
+
+
+def test_ranks_share_the_questions_out_and_run_the_same_number_of_passes(model: Any) -> None:
+    calls: list[int] = []
+    shares = []
+    for rank in range(3):
+        count = 0
+
+        class Counting:
+            device = model.device
+
+            def __call__(self, **inputs: Any) -> Any:
+                nonlocal count
+                count += 1
+                return model(**inputs)
+
+        shares.append(TokenScorer(Counting(), 259, 200).score(QUESTIONS, rank, 3))
+        calls.append(count)
+    assert len(set(calls)) == 1
+    assert sorted(index for share in shares for index in share) == list(range(len(QUESTIONS)))
+    whole = TokenScorer(model, 259, 200).score(QUESTIONS)
+    for share in shares:
+        for index, scores in share.items():
+            for one, other in zip(scores, whole[index], strict=True):
+                np.testing.assert_allclose(one.logprobs, other.logprobs, atol=2e-5)
+
+
+def test_out_of_memory_halves_the_batch(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Limited:
+        device = model.device
+
+        def __call__(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
+            if input_ids.numel() > self.limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return model(input_ids=input_ids, **inputs)
+
+    limited = Limited()
+    limited.limit = 120  # type: ignore[attr-defined]
+    scores = TokenScorer(limited, 259, 10_000).score(QUESTIONS)
+    assert len(scores) == len(QUESTIONS)
+    assert "out of memory" in caplog.text
+    limited.limit = 10  # type: ignore[attr-defined]
+    with pytest.raises(KrillError, match=r"out of memory with \d+ tokens"):
+        TokenScorer(limited, 259).score(QUESTIONS)
