@@ -50,7 +50,6 @@ _AFTER_NATIVE = read_lines("""
     {who} 장미를 {} 송이 샀다.
     {who} 마당에 나무를 {} 그루 심었다.
     {who} 국수를 {} 그릇 먹었다.
-    {who} 영화를 {} 편 보았다.
     {who} 노래를 {} 곡 불렀다.
     {who} 질문을 {} 가지 준비했다.
     {who} {} 달 동안 여행했다.
@@ -61,9 +60,8 @@ _AFTER_SINO = read_lines("""
     {who} {} 년 동안 영어를 배웠다.
     {who} {} 년 동안 이 회사에서 일했다.
     {who} {} 년 만에 고향에 돌아왔다.
-    {who} 그 건물의 {} 층에서 일한다.
+    {who} 승강기에서 {} 층 단추를 눌렀다.
     {who} 아파트 {} 층에 산다.
-    {who} 병원 {} 층에서 기다렸다.
     {who} 시장에서 {}천 원을 썼다.
     {who} 지갑에서 {}만 원을 꺼냈다.
     {who} {}백 원짜리 연필을 샀다.
@@ -75,8 +73,6 @@ _AFTER_SINO = read_lines("""
     {who} 달리기에서 {} 등을 했다.
     {who} 대회에서 {} 위를 차지했다.
     {who} {} 교시에 영어 수업을 듣는다.
-    {who} {} 월에 여행을 떠난다.
-    {who} {} 월에 새 학기를 시작한다.
     {who} {} 초 뒤에 대답했다.
     {who} 값을 {} 퍼센트 올렸다.
     {who} 가격을 {} 퍼센트 내렸다.
@@ -102,8 +98,8 @@ _COUNTED: tuple[tuple[str, Sequence[str], tuple[str, ...]], ...] = (
         _split("고양이 강아지 토끼 닭 오리 새 소 말 돼지 물고기 거북이 염소 양 나비"),
         read_lines("""
             {who} 어제 {noun|을/를} {} 보았다.
-            그 집 마당에 {noun|이/가} {} 있다.
-            {who} 사진 속에서 {noun|을/를} {} 찾았다.
+            그림 속에 {noun|이/가} {} 있다.
+            {who} 숲에서 {noun|을/를} {} 찾았다.
         """),
     ),
     (
@@ -180,7 +176,7 @@ _COUNTED: tuple[tuple[str, Sequence[str], tuple[str, ...]], ...] = (
     ),
     (
         "장",
-        _split("종이 사진 표 엽서 수건 우표 손수건 색종이 영화표"),
+        _split("사진 표 엽서 수건 우표 손수건 색종이 영화표"),
         read_lines("""
             {who} 어제 {noun|을/를} {} 받았다.
             책상 위에 {noun|이/가} {} 있다.
@@ -188,12 +184,16 @@ _COUNTED: tuple[tuple[str, Sequence[str], tuple[str, ...]], ...] = (
         """),
     ),
 )
-"""Counters with nouns that go with no other of them."""
+"""Counters with nouns that go with no other of them, but for the exchangeable ones."""
+
+_EXCHANGEABLE = ({"권", "장"}, {"권", "벌"}, {"장", "벌"}, {"켤레", "벌"}, {"송이", "그루"})
+"""Counters that some speakers use for the nouns of each other: 장미 세 그루, 사진 두 벌."""
 
 _COUNTER_PAIRS = tuple(
     pair
     for first in range(len(_COUNTED))
     for second in range(first)
+    if {_COUNTED[first][0], _COUNTED[second][0]} not in _EXCHANGEABLE
     for pair in ((first, second), (second, first))
 )
 
@@ -219,7 +219,7 @@ COUNTERS = (
     Phenomenon(
         "numeral_system",
         "ko",
-        "Counters such as 개, 명, 마리 and 시간 take native numerals, others such as 년, 층, 원 and 월 Sino-Korean ones.",
+        "Counters such as 개, 명, 마리 and 시간 take native numerals, others such as 년, 층, 원 and 초 Sino-Korean ones.",
         Pair("지민은 고양이를 세 마리 키운다.", "지민은 고양이를 삼 마리 키운다."),
         2,
         _draw_numeral_system,
@@ -228,7 +228,7 @@ COUNTERS = (
         "counter",
         "ko",
         "The counter depends on what is counted: 명 for people, 마리 for animals, 권 for books and so on.",
-        Pair("그 집 마당에 강아지가 세 마리 있다.", "그 집 마당에 강아지가 세 권 있다."),
+        Pair("그림 속에 강아지가 세 마리 있다.", "그림 속에 강아지가 세 권 있다."),
         len(_COUNTER_PAIRS),
         _draw_counter,
     ),

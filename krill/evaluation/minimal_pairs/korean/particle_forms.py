@@ -17,6 +17,7 @@ from krill.evaluation.minimal_pairs.korean.words import (
     INGREDIENT_NOUNS,
     NEWS_NOUNS,
     PLACE_NOUNS,
+    PROFESSION_NOUNS,
     ROLE_NOUNS,
     SMALL_THING_NOUNS,
     WORK_NOUNS,
@@ -79,7 +80,7 @@ SUBJECTS = (
             이 식당은 {} 아주 유명하다.
             오늘은 {} 먹고 싶다.
             식탁 위에 {} 놓여 있다.
-            {} 다 식어 버렸다.
+            {} 방금 나왔다.
             {} 생각보다 비싸다.
         """),
     ),
@@ -101,7 +102,7 @@ SUBJECTS = (
             {} 바닥에 떨어졌다.
             선물로 받은 {} 마음에 든다.
             {} 어디에 있는지 모르겠다.
-            새로 산 {} 벌써 망가졌다.
+            새로 산 {} 벌써 더러워졌다.
             상자 안에 {} 들어 있다.
         """),
     ),
@@ -110,7 +111,7 @@ SUBJECTS = (
         read_lines("""
             이 영화는 {} 정말 좋다.
             이 드라마는 {} 아쉽다.
-            {} 너무 뻔해서 지루했다.
+            {} 마음에 들지 않았다.
             {} 훌륭한 작품이다.
             {} 오래 기억에 남는다.
         """),
@@ -128,7 +129,7 @@ SUBJECTS = (
     SentenceGroup(
         NEWS_NOUNS,
         read_lines("""
-            정부의 {} 오늘 공개되었다.
+            그 {} 오늘 공개되었다.
             새로운 {} 나왔다.
             이 {} 시민들의 관심을 끌었다.
         """),
@@ -208,14 +209,14 @@ TOPICS = (
             이 {} 더 이상 사용하지 않는다.
             다음 {} 이해하기 쉽다.
             이 {} 자주 사용된다.
-            새로운 {} 이전과 다르게 동작한다.
+            새로운 {} 이전과 많이 다르다.
         """),
     ),
     SentenceGroup(
         NEWS_NOUNS,
         read_lines("""
             이번 {} 많은 비판을 받았다.
-            정부의 {} 다음 주에 공개된다.
+            그 {} 다음 주에 공개된다.
             그 {} 시민들에게 중요하다.
         """),
     ),
@@ -255,7 +256,7 @@ OBJECTS = (
             {who} 버스에서 {} 잃어버렸다.
             {who} 책상 위에 {} 올려놓았다.
             {who} 생일 선물로 {} 받았다.
-            {who} 서랍에서 {} 찾았다.
+            {who} 방에서 {} 찾았다.
         """),
     ),
     SentenceGroup(
@@ -286,8 +287,8 @@ OBJECTS = (
     SentenceGroup(
         NEWS_NOUNS,
         read_lines("""
-            {who} 신문에서 정부의 {} 읽었다.
-            {who} 새로운 {} 검토했다.
+            {who} 신문에서 그 {} 보았다.
+            {who} 새로운 {} 소개했다.
         """),
     ),
 )
@@ -363,7 +364,7 @@ ALTERNATIVES = (
         DRINK_NOUNS,
         read_lines("""
             {who} 아침마다 {} {other|을/를} 마신다.
-            {who} 손님에게 {} {other|을/를} 드린다.
+            {who} 손님들께 {} {other|을/를} 드린다.
         """),
     ),
     SentenceGroup(
@@ -390,7 +391,7 @@ ALTERNATIVES = (
 )
 DIRECTIONS = (
     SentenceGroup(
-        (*PLACE_NOUNS, *"교실 사무실 미용실 시골 호텔 서울 화장실 거실 연구실 회의실 터미널 마을 건물".split()),
+        (*PLACE_NOUNS, *"사무실 미용실 호텔 연구실 실험실 독서실 응급실 터미널 마을".split()),
         read_lines("""
             {who} 급하게 {} 뛰어갔다.
             {who} 택시를 타고 {} 갔다.
@@ -407,7 +408,7 @@ DIRECTIONS = (
         """),
     ),
     SentenceGroup(
-        "나무 돌 금 은 유리 흙 종이 쇠 철 플라스틱 구리 상아".split(),
+        "나무 돌 금 은 유리 흙 종이 쇠 철 비닐 플라스틱 구리".split(),
         read_lines("""
             {who} {} 만든 그릇을 샀다.
             {who} {} 작은 인형을 만들었다.
@@ -432,9 +433,9 @@ DIRECTIONS = (
         """),
     ),
     SentenceGroup(
-        "지하철 전철 버스 기차 비행기 자전거 택시 트럭 승용차 여객선 고속버스".split(),
+        "지하철 전철 버스 기차 자전거 택시 트럭 승용차 고속버스".split(),
         read_lines("""
-            {who} 집에서 {} 한 시간이 걸린다고 말했다.
+            {who} 회사까지 {} 한 시간이 걸린다고 말했다.
             {who} {} 짐을 날랐다.
         """),
     ),
@@ -472,12 +473,12 @@ NAMED = (
         """),
     ),
     SentenceGroup(
-        ROLE_NOUNS,
+        PROFESSION_NOUNS,
         read_lines("""
             그 사람은 자신을 {} 소개했다.
-            그는 나에게 자기가 {} 말했다.
+            그 사람은 나에게 자기가 {} 말했다.
             나는 그 사람이 {} 들었다.
-            사람들은 그가 {} 생각했다.
+            사람들은 그 사람이 {} 생각했다.
             그 사람은 자기가 {} 거짓말을 했다.
         """),
     ),
@@ -519,12 +520,14 @@ def _draw_direction(random: Random, side: int) -> Pair:
 def _fill(random: Random, group: SentenceGroup, noun: str, right: str, wrong: str) -> Pair:
     sentence = random.choice(group.sentences)
     others = [other for other in group.nouns if other != noun]
-    sentence = sentence.replace("{who}", choose_topic(random)).replace("{other}", random.choice(others))
+    sentence = sentence.replace("{who}", choose_topic(random, noun)).replace("{other}", random.choice(others))
     if "{other|" in sentence:
         before, _, rest = sentence.partition("{other|")
         particle, _, after = rest.partition("}")
         other = random.choice(others)
-        sentence = before + (attach_particle(other, particle) if "/" in particle else other + particle) + after
+        sentence = (
+            before + (attach_particle(other, particle) if "/" in particle else other + particle) + after
+        )
     return Pair(sentence.format(noun + right), sentence.format(noun + wrong))
 
 
