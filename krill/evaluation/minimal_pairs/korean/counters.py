@@ -99,7 +99,7 @@ _COUNTED: tuple[tuple[str, Sequence[str], tuple[str, ...]], ...] = (
         read_lines("""
             {who} 어제 {noun|을/를} {} 보았다.
             그림 속에 {noun|이/가} {} 있다.
-            {who} 숲에서 {noun|을/를} {} 찾았다.
+            {who} 그림책에서 {noun|을/를} {} 찾았다.
         """),
     ),
     (
@@ -219,7 +219,7 @@ COUNTERS = (
     Phenomenon(
         "numeral_system",
         "ko",
-        "Counters such as 개, 명, 마리 and 시간 take native numerals, others such as 년, 층, 원 and 초 Sino-Korean ones.",
+        "Counters such as 개, 명 and 마리 take native numerals, others such as 년, 층 and 원 Sino-Korean ones.",
         Pair("지민은 고양이를 세 마리 키운다.", "지민은 고양이를 삼 마리 키운다."),
         2,
         _draw_numeral_system,

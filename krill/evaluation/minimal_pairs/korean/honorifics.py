@@ -73,7 +73,7 @@ HONORIFICS = (
     Phenomenon(
         "subject_honorific",
         "ko",
-        "A verb whose subject has the honorific particle 께서 takes -시-, and one whose subject is the speaker never does.",
+        "A verb takes -시- if its subject has the honorific particle 께서, and never if it is the speaker.",
         Pair("할머니께서 신문을 읽으셨다.", "할머니께서 신문을 읽었다."),
         2,
         _draw_subject_honorific,

@@ -9,14 +9,30 @@ from krill.evaluation.minimal_pairs.korean.words import GIVEN_NAMES, choose_topi
 from krill.evaluation.minimal_pairs.phenomenon import Pair, Phenomenon
 
 _DESCRIBED = (
-    ("새 빨간 예쁜 비싼 작은 멋진 검은 낡은", "모자를 구두를 가방을 치마를 시계를 장갑을 우산을", "샀다 골랐다 빌렸다 찾았다 받았다"),
-    ("새 긴 어려운 재미있는 유명한 두꺼운 짧은", "책을 소설을 보고서를 기사를 논문을 시를", "읽었다 썼다 소개했다 찾았다 번역했다"),
-    ("새 간단한 복잡한 유용한 중요한 큰", "프로그램을 함수를 클래스를 모델을 모듈을 파일을", "만들었다 지웠다 고쳤다 시험했다 설명했다"),
-    ("따뜻한 맛있는 매운 특별한 값싼", "국수를 음식을 찌개를 떡볶이를 요리를 국을", "먹었다 만들었다 주문했다 준비했다"),
-)  # fmt: skip
-"""Adjectives, objects and verbs of one meaning each, as words."""
+    (
+        "새 빨간 예쁜 비싼 작은 멋진 검은 낡은",
+        "모자를 구두를 가방을 치마를 시계를 장갑을 우산을",
+        "샀다 골랐다 빌렸다 찾았다 받았다",
+    ),
+    (
+        "새 긴 어려운 재미있는 유명한 짧은",
+        "책을 소설을 보고서를 기사를 논문을 시를",
+        "읽었다 썼다 소개했다 찾았다 번역했다",
+    ),
+    (
+        "새 간단한 복잡한 유용한 중요한 큰",
+        "프로그램을 함수를 클래스를 모델을 모듈을 파일을",
+        "만들었다 지웠다 고쳤다 시험했다 설명했다",
+    ),
+    (
+        "따뜻한 맛있는 매운 특별한 값싼",
+        "국수를 음식을 찌개를 떡볶이를 요리를 국을",
+        "먹었다 만들었다 주문했다 준비했다",
+    ),
+)
+"""Adjectives, objects and verbs of one meaning each."""
 _MADE = (
-    ("음식은 국수는 떡은 김치는", "만든 준비한 산", "맛있다 맵다 짜다 유명하다"),
+    ("음식은 국수는 떡은 김치는", "만든 준비한 산", "맛있다 맵다 짜다 특별하다"),
     ("프로그램은 코드는 보고서는 기사는", "쓴 만든 고친", "길다 간단하다 훌륭하다 유용하다"),
     ("책은 영화는 노래는 음악은", "좋아하는 추천한 고른", "좋다 길다 지루하다 유명하다"),
 )
@@ -56,7 +72,7 @@ MODIFIER_ORDER = (
     Phenomenon(
         "modifier_order",
         "ko",
-        "An adjective or a clause that modifies a noun stands before it, and an adverb of degree before the adjective.",
+        "Adjectives and clauses stand before the noun that they modify, adverbs of degree before the adjective.",
         Pair("민수는 빨간 모자를 샀다.", "민수는 모자를 빨간 샀다."),
         3,
         _draw_order,

@@ -10,11 +10,12 @@ from krill.evaluation.minimal_pairs.korean.words import choose_topic, read_lines
 from krill.evaluation.minimal_pairs.phenomenon import Pair, Phenomenon
 
 _COMMAND_TIMES = ("", "지금은 ", "오늘은 ", "아직 ", "절대로 ", "당분간 ")
-_COMMAND_ENDINGS = ("자.", "아라.", "아 주세요.", "아 주십시오.", "아요.")
+_COMMAND_ENDINGS = ("자.", "아라.", "아 주세요.", "아 주십시오.")
 _STATEMENT_TIMES = ("", "어제 ", "지난주에 ", "그날 ", "끝내 ")
 _STATEMENT_ENDINGS = ("았다.", "았습니다.", "았어요.", "았다고 한다.")
 
 _NOBODY_TIMES = ("", "어제 ", "지난주에 ", "그날 ", "처음에는 ", "우리 중에서 ", "회사에서 ", "그때는 ")
+_EVERYBODY_TIMES = ("", "어제 ", "지난주에 ", "그날 ", "그때는 ", "회사에서 ", "우리는 ")
 _PAST_ENDINGS = ("다.", "습니다.", "어요.")
 
 _QUALITIES = (
@@ -40,6 +41,7 @@ _QUALITIES = (
     (
         read_lines("""
             이 식당은
+            이 섬은
             그 호텔은
             이 가게는
             그 카페는
@@ -51,9 +53,7 @@ _QUALITIES = (
             크다/커
             멀다/멀어
             조용하다/조용해
-            깨끗하다/깨끗해
             유명하다/유명해
-            좋다/좋아
         """),
     ),
     (
@@ -92,18 +92,6 @@ _QUALITIES = (
             뜨겁다/뜨거워
         """),
     ),
-    (
-        read_lines("""
-            오늘은 날씨가
-            어제는 바람이
-            그 시험은 문제가
-            이 가방은 값이
-        """),
-        parse_predicates("""
-            괜찮다/괜찮아
-            이상하다/이상해
-        """),
-    ),
 )
 _POLARITY_ADVERBS = (("전혀", "꽤"), ("별로", "꽤"), ("그다지", "제법"), ("조금도", "제법"), ("전혀", "제법"))
 """Those of negated predicates, and those of others."""
@@ -131,7 +119,7 @@ def _draw_negated_verb(random: Random, side: int) -> Pair:
     action, ending = random.choice(TRANSITIVE_ACTIONS), random.choice(_PAST_ENDINGS)
     if random.random() < 0.5:
         subject = "아무도" if side == 0 else f"{random.choice(('벌써', '이미'))} 모두"
-        beginning = f"{random.choice(_NOBODY_TIMES)}{subject} "
+        beginning = f"{random.choice((_NOBODY_TIMES, _EVERYBODY_TIMES)[side])}{subject} "
     else:
         beginning = f"{choose_topic(random)} {'결코' if side == 0 else random.choice(('벌써', '이미'))} "
     negated, affirmed = beginning + _negate(action) + ending, beginning + action.past + ending

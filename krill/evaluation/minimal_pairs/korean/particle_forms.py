@@ -23,6 +23,7 @@ from krill.evaluation.minimal_pairs.korean.words import (
     WORK_NOUNS,
     choose_topic,
     read_lines,
+    read_words,
 )
 from krill.evaluation.minimal_pairs.phenomenon import Pair, Phenomenon
 
@@ -391,7 +392,7 @@ ALTERNATIVES = (
 )
 DIRECTIONS = (
     SentenceGroup(
-        (*PLACE_NOUNS, *"사무실 미용실 호텔 연구실 실험실 독서실 응급실 터미널 마을".split()),
+        (*PLACE_NOUNS, *read_words("사무실 미용실 호텔 연구실 실험실 독서실 응급실 터미널 마을")),
         read_lines("""
             {who} 급하게 {} 뛰어갔다.
             {who} 택시를 타고 {} 갔다.
@@ -400,7 +401,7 @@ DIRECTIONS = (
         """),
     ),
     SentenceGroup(
-        "연필 볼펜 붓 분필 펜 만년필 사인펜 색연필 크레파스 왼손 오른손".split(),
+        read_words("연필 볼펜 붓 분필 펜 만년필 사인펜 색연필 크레파스 왼손 오른손"),
         read_lines("""
             {who} {} 글씨를 썼다.
             {who} {} 그림을 그렸다.
@@ -408,7 +409,7 @@ DIRECTIONS = (
         """),
     ),
     SentenceGroup(
-        "나무 돌 금 은 유리 흙 종이 쇠 철 비닐 플라스틱 구리".split(),
+        read_words("나무 돌 금 은 유리 흙 종이 쇠 철 비닐 플라스틱 구리"),
         read_lines("""
             {who} {} 만든 그릇을 샀다.
             {who} {} 작은 인형을 만들었다.
@@ -416,7 +417,7 @@ DIRECTIONS = (
         """),
     ),
     SentenceGroup(
-        "영어 한국어 일본어 프랑스어 독일어 한국말 우리말 중국말 일본말 영문 한글".split(),
+        read_words("영어 한국어 일본어 프랑스어 독일어 한국말 우리말 중국말 일본말 영문 한글"),
         read_lines("""
             {who} 그 글을 {} 번역했다.
             {who} {} 편지를 썼다.
@@ -424,7 +425,9 @@ DIRECTIONS = (
         """),
     ),
     SentenceGroup(
-        "배열 문자열 파일 행렬 정수 숫자 벡터 텐서 그래프 객체 목록 텍스트 문장 사전 이미지 테이블".split(),
+        read_words(
+            "배열 문자열 파일 행렬 정수 숫자 벡터 텐서 그래프 객체 목록 텍스트 문장 사전 이미지 테이블"
+        ),
         read_lines("""
             {who} 데이터를 {} 변환했다.
             {who} 입력값을 {} 바꾸었다.
@@ -433,7 +436,7 @@ DIRECTIONS = (
         """),
     ),
     SentenceGroup(
-        "지하철 전철 버스 기차 자전거 택시 트럭 승용차 고속버스".split(),
+        read_words("지하철 전철 버스 기차 자전거 택시 트럭 승용차 고속버스"),
         read_lines("""
             {who} 회사까지 {} 한 시간이 걸린다고 말했다.
             {who} {} 짐을 날랐다.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from random import Random
 
 from krill.evaluation.minimal_pairs.korean.actions import DAILY_ACTIONS, TRANSITIVE_ACTIONS
-from krill.evaluation.minimal_pairs.korean.hangul import attach_particle
 from krill.evaluation.minimal_pairs.korean.words import (
     CODE_NOUNS,
     GIVEN_NAMES,
@@ -57,11 +56,40 @@ _AFTER_NOUN = read_lines("""
 
 _POSSIBILITIES = ("수 있다.", "수 있습니다.", "수 없다.", "수 없었다.")
 _JOINED = (
-    (PLACE_NOUNS, ("{who} {}_에서 친구를 기다렸다.", "{who} {}_까지 걸어갔다.", "{who} {}_에서 나왔다.", "그 사고는 {}_에서 일어났다.")),
-    (SMALL_THING_NOUNS, ("{who} {}_도 샀다.", "{who} {}_만 골랐다.", "{who} 그것을 {}_처럼 썼다.")),
-    (CODE_NOUNS, ("{who} {}_부터 확인했다.", "{who} {}_도 고쳤다.", "{who} {}_만 지웠다.")),
-    ((*GIVEN_NAMES, *KNOWN_PEOPLE), ("{who} {}_보다 키가 크다.", "{who} {}_에게 책을 빌려주었다.", "{who} {}_처럼 말한다.")),
-)  # fmt: skip
+    (
+        PLACE_NOUNS,
+        read_lines("""
+            {who} {}_에서 친구를 기다렸다.
+            {who} {}_까지 걸어갔다.
+            {who} {}_에서 나왔다.
+            그 사고는 {}_에서 일어났다.
+        """),
+    ),
+    (
+        SMALL_THING_NOUNS,
+        read_lines("""
+            {who} {}_도 샀다.
+            {who} {}_만 골랐다.
+            {who} {}_까지 챙겼다.
+        """),
+    ),
+    (
+        CODE_NOUNS,
+        read_lines("""
+            {who} {}_부터 확인했다.
+            {who} {}_도 고쳤다.
+            {who} {}_만 지웠다.
+        """),
+    ),
+    (
+        (*GIVEN_NAMES, *KNOWN_PEOPLE),
+        read_lines("""
+            {who} {}_보다 키가 크다.
+            {who} {}_에게 책을 빌려주었다.
+            {who} {}_처럼 말한다.
+        """),
+    ),
+)
 
 
 def _join(sentence: str, is_joined: bool) -> str:
@@ -85,8 +113,8 @@ def _draw_particle(random: Random, side: int) -> Pair:
     if random.random() < 0.5:
         sentence = f"{choose_topic(random)} {action.future}_{random.choice(_POSSIBILITIES)}"
     else:
-        person = attach_particle(random.choice(GIVEN_NAMES), "은/는")
-        sentence = f"{person} {action.past_adnominal}_적이 {random.choice(('있다.', '없다.', '있습니다.', '없습니다.'))}"
+        ending = random.choice(("있다.", "없다.", "있습니다.", "없습니다."))
+        sentence = f"{choose_topic(random)} {action.past_adnominal}_적이 {ending}"
     return Pair(_join(sentence, False), _join(sentence, True))
 
 
