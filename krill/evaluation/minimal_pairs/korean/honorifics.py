@@ -24,7 +24,6 @@ _RESPECTED_PEOPLE = (
     "큰아버지",
     "작은어머니",
     "목사님",
-    "스님",
     "과장님",
     "부장님",
 )
@@ -41,7 +40,7 @@ _GIFTS = (
 _FAVORS = (
     "책을 읽어", "길을 가르쳐", "사진을 보여", "점심을 사", "노래를 불러", "우산을 빌려", "편지를 써", "소식을 알려",
     "컴퓨터를 고쳐", "짐을 들어", "문을 열어", "신문을 읽어", "그림을 그려", "저녁을 만들어", "사진을 찍어",
-    "프로그램을 설치해", "휴대폰을 고쳐", "결과를 설명해", "과일을 깎아", "기사를 보내",
+    "프로그램을 설치해", "휴대폰을 고쳐", "결과를 설명해", "과일을 깎아", "꽃을 사",
 )  # fmt: skip
 
 
@@ -59,12 +58,10 @@ def _draw_subject_honorific(random: Random, side: int) -> Pair:
 
 def _draw_recipient_honorific(random: Random, side: int) -> Pair:
     ending = random.choice(_HONORIFIC_ENDINGS)
-    recipient = (
-        random.choice(_RESPECTED_PEOPLE) + "께" if side == 0 else random.choice(_OTHER_PEOPLE) + "에게"
-    )
-    giver = choose_topic(random) if ending == "다." or random.random() < 0.5 else "저는"
+    recipient = random.choice((_RESPECTED_PEOPLE, _OTHER_PEOPLE)[side])
+    giver = choose_topic(random, recipient) if ending == "다." or random.random() < 0.5 else "저는"
     given = random.choice(random.choice((_GIFTS, _FAVORS)))
-    beginning = f"{giver} {recipient} {given} "
+    beginning = f"{giver} {recipient}{('께', '에게')[side]} {given} "
     honorific, plain = f"{beginning}드렸{ending}", f"{beginning}주었{ending}"
     return Pair(honorific, plain) if side == 0 else Pair(plain, honorific)
 

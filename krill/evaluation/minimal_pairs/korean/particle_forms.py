@@ -89,7 +89,7 @@ SUBJECTS = (
         INGREDIENT_NOUNS,
         read_lines("""
             냉장고에 {} 조금 남아 있다.
-            이 요리에는 {} 들어간다.
+            장바구니에 {} 들어 있다.
             올해는 {} 작년보다 비싸다.
             시장에 {} 많이 나왔다.
             {} 다 떨어져서 시장에 갔다.
@@ -237,7 +237,7 @@ OBJECTS = (
         DISH_NOUNS,
         read_lines("""
             {who} 점심에 {} 먹었다.
-            {who} 저녁으로 {} 만들었다.
+            {who} 저녁으로 {} 먹었다.
             {who} 식당에서 {} 주문했다.
             {who} 친구와 함께 {} 나누어 먹었다.
         """),
@@ -254,7 +254,7 @@ OBJECTS = (
         SMALL_THING_NOUNS,
         read_lines("""
             {who} 백화점에서 {} 샀다.
-            {who} 버스에서 {} 잃어버렸다.
+            {who} 집에서 {} 가져왔다.
             {who} 책상 위에 {} 올려놓았다.
             {who} 생일 선물로 {} 받았다.
             {who} 방에서 {} 찾았다.
@@ -317,7 +317,7 @@ COMPANIONS = (
         read_lines("""
             {who} 시장에서 {} {other|을/를} 샀다.
             냉장고에 {} {other|이/가} 있다.
-            이 요리에는 {} {other|이/가} 들어간다.
+            장바구니에 {} {other|이/가} 들어 있다.
         """),
     ),
     SentenceGroup(
@@ -349,7 +349,7 @@ ALTERNATIVES = (
         INGREDIENT_NOUNS,
         read_lines("""
             {who} 시장에서 {} {other|을/를} 살 것이다.
-            이 요리에는 {} {other|을/를} 넣는다.
+            장바구니에 {} {other|이/가} 있을 것이다.
             냉장고에 {} {other|이/가} 있을 것이다.
         """),
     ),
@@ -357,7 +357,7 @@ ALTERNATIVES = (
         DISH_NOUNS,
         read_lines("""
             {who} 점심에 {} {other|을/를} 먹는다.
-            {who} 저녁으로 {} {other|을/를} 만들 것이다.
+            {who} 저녁으로 {} {other|을/를} 먹을 것이다.
             {who} 식당에 가면 {} {other|을/를} 주문한다.
         """),
     ),
@@ -454,6 +454,7 @@ NAMED = (
             사람들은 그 배우를 {} 불렀다.
             그 작가는 주인공의 이름을 {} 지었다.
             어머니는 아기의 이름을 {} 지었다.
+            {who} 그 아이를 {} 불렀다.
         """),
     ),
     SentenceGroup(
@@ -464,6 +465,7 @@ NAMED = (
             프로그래밍에서는 이것을 {} 한다.
             많은 개발자가 이것을 {} 부른다.
             이 책에서는 그것을 {} 불렀다.
+            {who} 이것을 {} 불렀다.
         """),
     ),
     SentenceGroup(
@@ -473,6 +475,8 @@ NAMED = (
             사람들은 이 음식을 {} 부른다.
             우리 가족은 이 음식을 {} 불렀다.
             이 음식의 이름은 {} 한다.
+            {who} 이 음식을 {} 불렀다.
+            {who} 그 음식의 이름이 {} 말했다.
         """),
     ),
     SentenceGroup(
@@ -483,11 +487,12 @@ NAMED = (
             나는 그 사람이 {} 들었다.
             사람들은 그 사람이 {} 생각했다.
             그 사람은 자기가 {} 거짓말을 했다.
+            {who} 그 사람이 {} 말했다.
+            {who} 자기 꿈이 {} 말했다.
         """),
     ),
 )
 
-_KINDS_OF_FINAL = ("consonant", "vowel")
 _KINDS_BEFORE_RO = ("consonant", "vowel", "consonant", "ㄹ")
 
 
@@ -512,12 +517,11 @@ def _build_draw(
 
 def _draw_direction(random: Random, side: int) -> Pair:
     kind = _KINDS_BEFORE_RO[side]
-    nouns: list[str] = []
-    while not nouns:
-        group = random.choice(DIRECTIONS)
-        nouns = [noun for noun in group.nouns if _is_of_kind(noun, kind)]
+    group, noun = random.choice(
+        [(group, noun) for group in DIRECTIONS for noun in group.nouns if _is_of_kind(noun, kind)]
+    )
     right, wrong = ("으로", "로") if kind == "consonant" else ("로", "으로")
-    return _fill(random, group, random.choice(nouns), right, wrong)
+    return _fill(random, group, noun, right, wrong)
 
 
 def _fill(random: Random, group: SentenceGroup, noun: str, right: str, wrong: str) -> Pair:
