@@ -45,7 +45,7 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
     ],
     "evaluate": [
         "krill-evaluate",
-        "krill-evaluate llama_nano tasks=[text,english_pairs]",
+        "krill-evaluate llama_nano tasks=[text,korean_pairs]",
         "krill-evaluate -m model=rates/best,last tasks=text",
     ],
     "export": [
@@ -130,7 +130,10 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
     ],
     "evaluate": [
         ("model=FOLDER", "a run, a model folder, a glob or a Hub id; an argument without = means it as well"),
-        ("tasks=[NAME,…]", "text, english_pairs, cloze; auto: all that fit the text of the run"),
+        (
+            "tasks=[NAME,…]",
+            "text, korean_pairs, english_pairs, cloze; auto: those in the languages of the text",
+        ),
         ("limit=N", "items of each phenomenon"),
         ("again=true", "evaluate again what has been evaluated"),
         ("format=json", "all scores, for scripts"),

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from functools import cache
 
 from krill.evaluation.minimal_pairs.english.phenomena import PHENOMENA as ENGLISH
+from krill.evaluation.minimal_pairs.korean.phenomena import PHENOMENA as KOREAN
 from krill.evaluation.minimal_pairs.phenomenon import Phenomenon, draw_pairs
 from krill.evaluation.task import Item, Task
 
-ENGLISH_PAIRS = "english_pairs"
-PAIR_TASKS: dict[str, Sequence[Phenomenon]] = {ENGLISH_PAIRS: ENGLISH}
+PAIR_TASKS: dict[str, Sequence[Phenomenon]] = {"korean_pairs": KOREAN, "english_pairs": ENGLISH}
 """Task → its phenomena."""
+TASK_LANGUAGES = {name: phenomena[0].language for name, phenomena in PAIR_TASKS.items()}
+"""Task → the code of its language."""
 
 
 @cache
@@ -25,5 +27,4 @@ def build_pair_task(name: str, limit: int | None = None) -> Task:
         for index, pair in enumerate(draw_pairs(phenomenon)[:limit]):
             choices = (pair.good, pair.bad) if index % 2 == 0 else (pair.bad, pair.good)
             items.append(Item("", choices, index % 2, phenomenon.name))
-    language = PAIR_TASKS[name][0].language
-    return Task(name, language, "Which of two sentences is grammatical.", tuple(items))
+    return Task(name, TASK_LANGUAGES[name], "Which of two sentences is grammatical.", tuple(items))

@@ -18,6 +18,9 @@ from krill.evaluation.token_scorer import TokenScorer
 from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder
 
+SAMPLE_PIECES, SAMPLE_TOKENS = 64, 2**15
+"""Number of pieces of a text, and of their tokens, that show its languages."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -69,6 +72,16 @@ class Subject:
         return [
             self.tokenizer.backend.decode(list(text.ids[1:]), skip_special_tokens=False) for text in texts
         ]
+
+
+def sample_text(store: Store, tokenizer: TokenizerFolder) -> list[str]:
+    """Returns pieces of the training text, spread evenly over it, which show its languages."""
+    split = store.train
+    pieces = [
+        split.copy(start, min(start + SAMPLE_TOKENS // SAMPLE_PIECES, split.tokens)).tolist()
+        for start in np.linspace(0, split.tokens, SAMPLE_PIECES, endpoint=False).astype(int).tolist()
+    ]
+    return [tokenizer.backend.decode(piece) for piece in pieces]
 
 
 def find_run_folder(model_folder: Path) -> Path | None:

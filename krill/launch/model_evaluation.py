@@ -16,10 +16,11 @@ from krill.config.signature import compute_signature
 from krill.config.suggestions import suggest
 from krill.data.store import Store
 from krill.errors import UsageError
-from krill.evaluation.bundled import ENGLISH_PAIRS, PAIR_TASKS, build_pair_task
+from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES, build_pair_task
 from krill.evaluation.evaluate import CLOZE, TASKS, TEXT, EvaluationSettings, evaluate_task
+from krill.evaluation.languages import list_languages
 from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
-from krill.evaluation.subject import Subject, find_run_folder, find_training_store
+from krill.evaluation.subject import Subject, find_run_folder, find_training_store, sample_text
 from krill.inference.load import ModelFiles, load_model
 from krill.training.compute.device import resolve_device
 
@@ -63,7 +64,11 @@ class ModelEvaluation:
         tasks = self.config.evaluation.tasks
         if tasks != "auto":
             return list(dict.fromkeys(tasks))
-        return [TEXT, ENGLISH_PAIRS, CLOZE] if self.store is not None else [ENGLISH_PAIRS]
+        if self.store is None:
+            return list(PAIR_TASKS)
+        languages = list_languages(sample_text(self.store, self.files.tokenizer))
+        pairs = [task for task, language in TASK_LANGUAGES.items() if language in languages]
+        return [TEXT, *pairs, CLOZE] if self.store.validation.tokens else pairs
 
     @cached_property
     def settings(self) -> EvaluationSettings:

@@ -71,17 +71,17 @@ def test_a_run_is_evaluated_once(run: Path, run_evaluate: RunEvaluate) -> None:
     code, out, err = run_evaluate(str(run), "limit=2")
     assert code == 0
     assert out[0].split()[:3] == ["task", "part", "metric"]
-    assert {line.split()[0] for line in out[1:-1]} == {"text", "english_pairs", "cloze"}
+    assert {line.split()[0] for line in out[1:-1]} == {"text", "korean_pairs", "english_pairs", "cloze"}
     assert out[-1].endswith("run/evaluations")
     assert not any("found" in line for line in err)
     results = read_results(run)
-    assert [result.task for result in results] == ["cloze", "english_pairs", "text"]
+    assert [result.task for result in results] == ["cloze", "english_pairs", "korean_pairs", "text"]
     pairs = results[1].main_score
     assert (pairs.items, pairs.chance) == (52, 0.5)
     assert pairs.unigram is not None
     code, again, err = run_evaluate(str(run), "limit=2")
     assert again == out
-    assert sum("found" in line for line in err) == 3
+    assert sum("found" in line for line in err) == 4
     code, out, err = run_evaluate(str(run), "limit=2", "tasks=text", "again=true", "format=json")
     assert not any("found" in line for line in err)
     assert json.loads("\n".join(out[:-1]))[0]["scores"][0]["metric"] == "bits_per_byte"
@@ -98,7 +98,10 @@ def test_an_edited_result_is_not_believed(run: Path, run_evaluate: RunEvaluate) 
     ("arguments", "message"),
     [
         (["tasks=english_pair"], "tasks=english_pair: no such task; Did you mean english_pairs?"),
-        (["tasks=[text,glue]"], "tasks=glue: no such task; Available: text, english_pairs, cloze"),
+        (
+            ["tasks=[text,glue]"],
+            "tasks=glue: no such task; Available: text, korean_pairs, english_pairs, cloze",
+        ),
         (["limit=0"], "evaluation.limit"),
         (["model=nothing_here"], "nothing_here"),
     ],
@@ -119,7 +122,7 @@ def test_without_its_tokens_a_model_is_evaluated_on_what_krill_brings(
     try:
         code, out, err = run_evaluate(f"model={model}", "limit=1")
         assert (code, out[-1]) == (0, "outputs/evaluations")
-        assert {line.split()[0] for line in out[1:-1]} == {"english_pairs"}
+        assert {line.split()[0] for line in out[1:-1]} == {"korean_pairs", "english_pairs"}
         assert "tokens      not here" in "\n".join(err)
         code, _, err = run_evaluate(f"model={model}", "tasks=text")
         assert code == 2
