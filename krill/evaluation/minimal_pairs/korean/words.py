@@ -87,7 +87,7 @@ NEWS_NOUNS = read_words("""
 
 
 def choose_topic(random: Random, companion: str = "") -> str:
-    """Returns a person other than a companion as the topic of a sentence: 민수는, 내 동생은."""
+    """Returns the topic of a sentence, who is not the companion: 민수는, 내 동생은."""
     people = GIVEN_NAMES if random.random() < 0.6 else KNOWN_PEOPLE
     person = random.choice([person for person in people if not companion or companion not in person])
     return attach_particle(person, "은/는")
