@@ -145,7 +145,7 @@ MUTATIONS = {
     "training/run.py": [
         ("bf16=setup.precision in BF16_PRECISIONS,", "bf16=False,"),
         ("        activate_flash_attention(setup.attention_backend)\n", ""),
-        ("            kernels.append(convert_to_fp8(model))\n", "            pass\n"),
+        ("        kernels.append(convert_to_fp8(model))\n", "        pass\n"),
     ],
     "training/compute/backends.py": [
         ('precision not in BF16_PRECISIONS:\n            return "sdpa"',

@@ -129,10 +129,12 @@ def build_page() -> str:
     ]
     inspect, train_keys = compose_config("inspect", []), set(schema.TrainConfig.model_fields)
     lines += [*_format_keys(schema.InspectConfig, "", inspect, train_keys), ""]
-    for command in ("infer", "export"):
+    for command in ("infer", "evaluate", "export"):
         kind, values = COMMAND_SCHEMAS[command], compose_config(command, [])
         lines += [f"## krill-{command}\n", _get_description(kind)]
-        lines += _format_keys(kind, "", values, {"model", "tokenizer"})
+        lines += _format_keys(kind, "", values, {"model", "tokenizer", "evaluation"})
+        if command == "evaluate":
+            lines += _format_keys(schema.EvaluationConfig, "evaluation.", values.evaluation)[2:]
         lines += _format_keys(schema.ModelPathConfig, "model.", values.model)[2:]
         lines += [*_format_keys(schema.TokenizerPathConfig, "tokenizer.", values.tokenizer)[2:], ""]
     served = compose_config("serve", [])

@@ -35,6 +35,8 @@ keys = {{word.lstrip("+").partition("=")[0]: word for word in words if "=" in wo
 small = {{}}
 if command == "krill-infer":
     small = {{"max_new_tokens": "8"}}
+elif command == "krill-evaluate":
+    small = {{"limit": "4", "evaluation.text_tokens": "2000"}}
 elif command not in ("krill-runs", "krill-export", "krill-serve") and not (
     {{"--help", "--cfg", "-sc"}} & {{*words, *program}}
 ):

@@ -43,6 +43,11 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-infer prompts=prompts.jsonl n=4 temperature=1 output=answers",
         'krill-infer -m model=rates/best temperature=0.2,0.8 prompt="Once upon a time"',
     ],
+    "evaluate": [
+        "krill-evaluate",
+        "krill-evaluate llama_nano tasks=[text,english_pairs]",
+        "krill-evaluate -m model=rates/best,last tasks=text",
+    ],
     "export": [
         "krill-export",
         "krill-export llama_nano dtype=f16 output=my_model",
@@ -123,6 +128,15 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("experiment=NAME", "the newest finished run of that experiment"),
         ("output=FOLDER", "folder of answers.jsonl, and of tokens.html and tokens.json"),
     ],
+    "evaluate": [
+        ("model=FOLDER", "a run, a model folder, a glob or a Hub id; an argument without = means it as well"),
+        ("tasks=[NAME,…]", "text, english_pairs, cloze; auto: all that fit the text of the run"),
+        ("limit=N", "items of each phenomenon"),
+        ("again=true", "evaluate again what has been evaluated"),
+        ("format=json", "all scores, for scripts"),
+        ("output=FOLDER", "folder in which evaluations/ is written"),
+        ("dry_run=true", "write nothing, print what would be done"),
+    ],
     "export": [
         ("model=FOLDER", "a run, a model folder, a glob or a Hub id; an argument without = means it as well"),
         ("format=hf|gguf", "a folder for transformers, vLLM and lm-eval, or a file for llama.cpp and Ollama"),
@@ -148,6 +162,7 @@ _COMMAND_GROUPS = {
     "tokenizer": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "inspect": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "infer": ["hardware"],
+    "evaluate": ["hardware"],
     "export": ["hardware"],
     "serve": [],
 }

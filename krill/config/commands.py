@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from krill.config.schema import (
+    EvaluateConfig,
     ExportConfig,
     InferConfig,
     InspectConfig,
@@ -17,6 +18,7 @@ COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[ModelCommandConfig]] = {
     "tokenizer": TrainConfig,
     "inspect": InspectConfig,
     "infer": InferConfig,
+    "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "serve": ServeConfig,
 }

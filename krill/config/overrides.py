@@ -26,7 +26,7 @@ TEXT_KEYS = ("name", "output", "branch", "data.name", "data.text_column", "model
 TEXT_OR_BOOLEAN_KEYS = ("resume",)
 """Keys whose value is true, false, or text even if it looks like a number: a signature may have only digits."""
 
-MODEL_COMMANDS = frozenset({"infer", "serve", "export"})
+MODEL_COMMANDS = frozenset({"infer", "evaluate", "serve", "export"})
 """Commands on a trained model, which have no overrides of training."""
 
 EXCLUSIVE_KEYS = (("steps", "epochs"), ("batch.tokens", "batch.gradient_accumulation_steps"))

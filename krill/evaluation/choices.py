@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +10,10 @@ import numpy as np
 
 from krill.data.encoding import Encoder
 from krill.evaluation.task import Item, Task
-from krill.evaluation.token_scorer import SequenceScore, TokenScorer, TokenSequence
+from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer, TokenSequence
+
+TIE_TOLERANCE = 1e-9
+"""Relative difference of logprobs below which two choices are equally probable."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,17 @@ class ChoiceScores:
     bytes: tuple[int, ...]
     """UTF-8 bytes of each choice."""
 
-    def choose(self, per_byte: bool = False) -> int:
-        """Returns the index of the most probable choice, or of the one with the most probability per byte."""
-        scores = [
-            logprob / max(1, size) if per_byte else logprob
-            for logprob, size in zip(self.logprobs, self.bytes, strict=True)
-        ]
-        return int(np.argmax(scores))
+    def grade(self, answer: int, per_byte: bool = False) -> float:
+        """Returns 1 if the choice `answer` is the most probable, or has the most probability per byte, else 0.
+
+        Where several choices are equally probable it is the chance of guessing among them: an n-gram model cannot
+        tell sentences apart that have the same n-grams.
+        """
+        scores = np.array(self.logprobs)
+        if per_byte:
+            scores = scores / np.maximum(1, self.bytes)
+        is_best = scores >= scores.max() - TIE_TOLERANCE * max(1.0, abs(float(scores.max())))
+        return float(is_best[answer] / is_best.sum())
 
 
 @dataclass(frozen=True)
@@ -42,17 +49,17 @@ class TaskScores:
 
     @cached_property
     def correct(self) -> np.ndarray:
-        """Whether the most probable choice is right; bool (items,)."""
-        return self._compare(per_byte=False)
+        """Whether the most probable choice is right, 0 or 1, between them for a tie; float64 (items,)."""
+        return self._grade(per_byte=False)
 
     @cached_property
     def correct_per_byte(self) -> np.ndarray:
-        """Whether the choice with the most probability per byte is right; bool (items,)."""
-        return self._compare(per_byte=True)
+        """The same for the choice with the most probability per byte."""
+        return self._grade(per_byte=True)
 
-    def _compare(self, per_byte: bool) -> np.ndarray:
+    def _grade(self, per_byte: bool) -> np.ndarray:
         pairs = zip(self.items, self.task.items, strict=True)
-        return np.array([scores.choose(per_byte) == item.answer for scores, item in pairs], bool)
+        return np.array([scores.grade(item.answer, per_byte) for scores, item in pairs])
 
 
 @dataclass(frozen=True)
@@ -98,16 +105,16 @@ def encode_choices(
     return sequences, max(map(len, parts[1:])) > longest
 
 
-def combine_scores(encoded: EncodedTask, scores: Sequence[Sequence[SequenceScore]]) -> TaskScores:
-    """Returns the scores of a task from those of its sequences, in the order of its questions."""
+def combine_scores(encoded: EncodedTask, scores: Mapping[SequenceKey, SequenceScore]) -> TaskScores:
+    """Returns the scores of a task from those of its sequences."""
     return TaskScores(
         encoded.task,
         tuple(
             ChoiceScores(
-                tuple(score.logprob for score in question),
+                tuple(scores[index, position].logprob for position in range(len(item.choices))),
                 tuple(len(choice.encode()) for choice in item.choices),
             )
-            for question, item in zip(scores, encoded.task.items, strict=True)
+            for index, item in enumerate(encoded.task.items)
         ),
         encoded.truncated,
     )
@@ -117,5 +124,4 @@ def score_task(
     scorer: TokenScorer, encoded: EncodedTask, report: Callable[[int], None] = lambda count: None
 ) -> TaskScores:
     """Scores a task in this process."""
-    scores = scorer.score(encoded.questions, report=report)
-    return combine_scores(encoded, [scores[index] for index in range(len(encoded.questions))])
+    return combine_scores(encoded, scorer.score(encoded.questions, report=report))

@@ -80,14 +80,14 @@ def score_texts(
     windows: list[list[TokenSequence]] = []
     owners: list[int] = []
     for index, text in enumerate(texts):
-        for window in make_windows(text.ids, context_length, overlap):
-            windows.append([window])
-            owners.append(index)
+        parts = make_windows(text.ids, context_length, overlap)
+        windows += [[part] for part in parts]
+        owners += [index] * len(parts)
     nats: dict[int, float] = {}
     scores = scorer.score(windows, rank, world_size, report)
-    for index in sorted(scores):
-        owner = owners[index]
-        nats[owner] = nats.get(owner, 0.0) - scores[index][0].logprob
+    for window, _ in sorted(scores):
+        owner = owners[window]
+        nats[owner] = nats.get(owner, 0.0) - scores[window, 0].logprob
     return nats
 
 

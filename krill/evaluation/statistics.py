@@ -9,7 +9,7 @@ from math import exp, lgamma, log
 import numpy as np
 
 RESAMPLES = 10_000
-SEED = 20
+_SEED = 20
 LEVEL = 0.95
 _CHUNK_ELEMENTS = 2**22
 
@@ -37,7 +37,7 @@ def bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray | None = No
 
 def _resample(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
     """Returns the ratios of RESAMPLES resamples of the items; (RESAMPLES,)."""
-    random = np.random.default_rng(SEED)
+    random = np.random.default_rng(_SEED)
     items = len(numerators)
     ratios = []
     for chunk in np.array_split(np.arange(RESAMPLES), max(1, RESAMPLES * items // _CHUNK_ELEMENTS)):
@@ -49,10 +49,10 @@ def _resample(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
 def compare_accuracies(one: np.ndarray, other: np.ndarray) -> float:
     """Returns the p-value of McNemar's exact test for two models that answered the same items.
 
-    `one`, `other`: whether each item was answered correctly, bool (items,). Only items that one model alone answers
-    correctly count; by chance each model has half of them.
+    `one`, `other`: how well each item was answered, 0 to 1, (items,). Only items that the models answered differently
+    count; by chance each model is better in half of them.
     """
-    wins, losses = int((one & ~other).sum()), int((~one & other).sum())
+    wins, losses = int((one > other).sum()), int((one < other).sum())
     return binomial_p_value(wins, wins + losses)
 
 

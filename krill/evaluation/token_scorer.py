@@ -55,13 +55,18 @@ class SequenceScore:
         return float(self.logprobs.sum())
 
 
+SequenceKey = tuple[int, int]
+"""Index of a question, and of a sequence in it."""
+
+
 @dataclass(frozen=True)
 class _Question:
     """Sequences with a common prefix."""
 
-    index: int
+    keys: tuple[SequenceKey, ...]
     sequences: tuple[TokenSequence, ...]
     prefix: tuple[int, ...]
+    """At least one token."""
 
     @property
     def longest_suffix(self) -> int:
@@ -91,14 +96,14 @@ class TokenScorer:
         rank: int = 0,
         world_size: int = 1,
         report: Callable[[int], None] = lambda count: None,
-    ) -> dict[int, list[SequenceScore]]:
-        """Returns the scores of this rank's share of the questions, by index; `report` gets numbers of questions.
+    ) -> dict[SequenceKey, SequenceScore]:
+        """Returns the scores of this rank's share of the sequences; `report` gets numbers of sequences.
 
         All ranks run the same number of forward passes, as sharded models require.
         """
-        prepared = [self._prepare(index, tuple(item)) for index, item in enumerate(questions)]
+        prepared = [part for index, item in enumerate(questions) for part in _find_prefix(index, tuple(item))]
         batches = list(self._make_batches(prepared))
-        scores: dict[int, list[SequenceScore]] = {}
+        scores: dict[SequenceKey, SequenceScore] = {}
         for start in range(0, len(batches), world_size):
             position = start + rank
             batch = batches[min(position, len(batches) - 1)]  # the last ones may be too few for all ranks
@@ -108,25 +113,17 @@ class TokenScorer:
                 report(len(results))
         return scores
 
-    def _prepare(self, index: int, sequences: tuple[TokenSequence, ...]) -> _Question:
-        shortest = min(sequences, key=lambda item: len(item.ids)).ids
-        length = len(shortest) - 1  # the last token is never an input
-        if len(sequences) > 1:
-            others = [item.ids for item in sequences]
-            length = next((i for i in range(length) if any(ids[i] != shortest[i] for ids in others)), length)
-        return _Question(index, sequences, shortest[:length])
-
     def _make_batches(self, questions: list[_Question]) -> Iterator[list[_Question]]:
         """Yields questions of which each batch is computed together, the longest first.
 
-        Questions whose sequences go on after their prefix are together only if their prefixes are of one length.
+        Questions whose sequences continue after their prefix are together only if their prefixes are of one length.
         """
         groups: dict[int, list[_Question]] = defaultdict(list)
         for question in questions:
             groups[len(question.prefix) if question.longest_suffix > 1 else 0].append(question)
         for _, group in sorted(groups.items(), reverse=True):
             batch: list[_Question] = []
-            for question in sorted(group, key=lambda item: (-item.count_tokens(), item.index)):
+            for question in sorted(group, key=lambda item: (-item.count_tokens(), item.keys)):
                 if batch and (len(batch) + 1) * batch[0].count_tokens() > self.max_batch_tokens:
                     yield batch
                     batch = []
@@ -135,7 +132,7 @@ class TokenScorer:
 
     def _score_within_memory(
         self, batch: list[_Question], is_in_step: bool
-    ) -> dict[int, list[SequenceScore]]:
+    ) -> dict[SequenceKey, SequenceScore]:
         """Scores a batch, in halves if it does not fit into memory; ranks that run in step cannot halve theirs."""
         try:
             return self._score_batch(batch, is_in_step)
@@ -154,7 +151,7 @@ class TokenScorer:
         return self._score_within_memory(batch[:half], False) | self._score_within_memory(batch[half:], False)
 
     @torch.no_grad()
-    def _score_batch(self, batch: list[_Question], is_in_step: bool) -> dict[int, list[SequenceScore]]:
+    def _score_batch(self, batch: list[_Question], is_in_step: bool) -> dict[SequenceKey, SequenceScore]:
         width = max(question.longest_suffix for question in batch) - 1
         has_suffixes = width > 0 or is_in_step
         longest = max(len(question.prefix) for question in batch)
@@ -190,13 +187,14 @@ class TokenScorer:
                 use_cache=True,
             ).logits
             suffix_scores = suffixes.score(logits_RSV)
-        scores: dict[int, list[SequenceScore]] = {item.index: [] for item in batch}
-        for (_, item, _), (prefix_part, suffix_part) in zip(rows, parts, strict=True):
+        scores: dict[SequenceKey, SequenceScore] = {}
+        keys = [key for item in batch for key in item.keys]
+        for key, (prefix_part, suffix_part) in zip(keys, parts, strict=True):
             logprobs, is_best = (
                 np.concatenate((one[prefix_part], other[suffix_part]))
                 for one, other in zip(prefix_scores, suffix_scores, strict=True)
             )
-            scores[item.index].append(SequenceScore(logprobs, bool(is_best.all())))
+            scores[key] = SequenceScore(logprobs, bool(is_best.all()))
         return scores
 
     def _pad(self, rows: Sequence[tuple[int, ...]], width: int) -> Tensor:
@@ -205,6 +203,20 @@ class TokenScorer:
         for row, tokens in enumerate(rows):
             ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
         return ids.to(self.device)
+
+
+def _find_prefix(index: int, sequences: tuple[TokenSequence, ...]) -> list[_Question]:
+    """Returns the sequences of a question with their common prefix, or each alone if they have none."""
+    shortest = min((item.ids for item in sequences), key=len)
+    length = len(shortest) - 1  # the last token is never an input
+    length = next(
+        (place for place in range(length) if any(item.ids[place] != shortest[place] for item in sequences)),
+        length,
+    )
+    keys = tuple((index, position) for position in range(len(sequences)))
+    if length:
+        return [_Question(keys, sequences, shortest[:length])]
+    return [_Question((key,), (item,), item.ids[:-1]) for key, item in zip(keys, sequences, strict=True)]
 
 
 class _Predictions:

@@ -255,14 +255,16 @@ def _limit_layers(model: PreTrainedModel, count: int) -> Iterator[int]:
 
 def _run_and_measure_saved_tensors(model: PreTrainedModel, rows: int, tokens: int) -> int:
     weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
-    saved: dict[int, Tensor] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def record(tensor: Tensor) -> Tensor:
-        saved.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
+    def record(tensor: Tensor) -> None:
+        """Keeps the storage alone: a tensor that the graph holds, and that holds the graph, is never freed."""
+        storage = tensor.untyped_storage()
+        saved.setdefault(storage._cdata, storage)
 
-    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+    def restore(_: None) -> Tensor:
+        raise AssertionError("a probe has no backward pass")
+
+    with torch.autograd.graph.saved_tensors_hooks(record, restore):
         probe_attention(model, rows, tokens)
-    return sum(
-        tensor.untyped_storage().nbytes() for storage, tensor in saved.items() if storage not in weights
-    )
+    return sum(storage.nbytes() for pointer, storage in saved.items() if pointer not in weights)

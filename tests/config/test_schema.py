@@ -73,7 +73,7 @@ def test_every_key_of_the_yaml_is_a_field_and_every_field_a_key():
         assert keys == fields, section.__name__
 
 
-@pytest.mark.parametrize("command", ["infer", "inspect", "serve", "export"])
+@pytest.mark.parametrize("command", ["infer", "inspect", "serve", "export", "evaluate"])
 def test_the_keys_of_other_commands_are_their_fields(command: str):
     values = OmegaConf.to_container(compose(command))
     assert isinstance(values, dict)
@@ -84,6 +84,8 @@ def test_every_section_is_filled_by_some_option():
     filled = {section for section, _ in list_sections()} | {
         schema.InferConfig,
         schema.ExportConfig,
+        schema.EvaluateConfig,
+        schema.EvaluationConfig,
         schema.HubDatasetConfig,
         schema.FileEntryConfig,
     }

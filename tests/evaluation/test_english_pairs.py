@@ -351,10 +351,12 @@ def check_preposition(sentence: str, pair: Pair) -> bool:
 
 
 def check_polarity(sentence: str, pair: Pair) -> bool:
-    """Finds the negation in the clause of ever: at the start, or after the comma."""
-    del pair
+    """Finds the negation in the clause of ever, at its beginning: after an opening, or after the comma."""
     assert sentence.count("ever ") == 1
-    return re.match(r"No \w+ (ever|that) |When .*, no ", sentence) is not None
+    assert Counter(split_words(pair.good)) == Counter(split_words(pair.bad)), (
+        "a unigram model cannot tell them apart"
+    )
+    return re.match(r"[A-Z][a-z ]+ that no \w+ (ever|that) |When .*, no ", sentence) is not None
 
 
 def check_echo(sentence: str, pair: Pair) -> bool:

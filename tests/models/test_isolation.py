@@ -208,8 +208,11 @@ def test_architectures_that_cannot_isolate_are_rejected(model_type: str, reason:
 
 
 def test_the_error_names_the_key_that_chooses_the_architecture(tmp_path: Path) -> None:
-    build = "def build(vocab_size, **_):\n    return BloomForCausalLM(BloomConfig(vocab_size, 16, 1, 2))\n"
-    (tmp_path / "own.py").write_text(f"from transformers import BloomConfig, BloomForCausalLM\n\n{build}")
+    model = "BloomForCausalLM(BloomConfig(vocab_size=vocab_size, hidden_size=16, n_head=2))"
+    (tmp_path / "own.py").write_text(
+        "from transformers import BloomConfig, BloomForCausalLM\n\n"
+        f"def build(vocab_size, **_):\n    return {model}\n"
+    )
     config = CustomModelConfig(
         name="own", family="custom", max_position_embeddings=32, build=f"{tmp_path}/own.py:build", options={}
     )

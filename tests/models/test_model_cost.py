@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from functools import cache
 from itertools import accumulate
@@ -263,6 +264,17 @@ def test_bf16_saves_smaller_activations_and_a_copy_of_the_weights() -> None:
     }
     assert 0.45 < memories["bf16"].activations / memories["fp32"].activations < 0.8
     assert memories["bf16"].fixed == memories["fp32"].fixed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_estimate_frees_the_tensors_that_it_measured(precision: str) -> None:
+    def count_graphs() -> int:
+        gc.collect()
+        return sum(type(item).__name__ == "FlashAttentionStubBackward" for item in gc.get_objects())
+
+    before = count_graphs()
+    estimate_training_memory(build_meta_model(MODELS["llama"], VOCABULARY), [], ROWS, TOKENS, precision)
+    assert count_graphs() == before
 
 
 PUBLISHED = {

@@ -87,8 +87,9 @@ def observe_arguments(config: TrainConfig, workspace: Workspace) -> Any:
 
 def observe_trackers(config: TrainConfig, workspace: Workspace) -> Any:
     setup = workspace.build_setup(config)
+    start = run_module._find_starting_point(config, workspace.folder)
     return run_module._build_trackers(
-        Record(workspace.folder), setup, run_module._build_model(setup), None, None
+        Record(workspace.folder), setup, run_module._build_model(setup), start
     ).names
 
 

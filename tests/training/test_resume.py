@@ -14,6 +14,7 @@ from faults import train_and_kill, train_and_signal
 from filelock import FileLock
 from trainings import assert_same_result
 
+from krill.config.paths import quote_path
 from krill.runs import checkpoints
 from krill.runs.json_lines import read_jsonl, read_metrics
 from krill.runs.record import read_status
@@ -217,7 +218,7 @@ def test_resume_takes_the_folder_of_a_run(krill_train: Any, capsys: pytest.Captu
     assert krill_train(f"resume={older}") == 0
     assert [(read_status(run) or {})["state"] for run in (older, newer)] == ["finished", "stopped"]
     assert krill_train(f"resume={newer}", "seed=3") == 2
-    assert f"from={newer}" in capsys.readouterr().err
+    assert f"from={quote_path(newer)} to start a new run" in capsys.readouterr().err
     assert krill_train(f"resume={newer}/none") == 2
 
 

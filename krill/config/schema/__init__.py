@@ -16,6 +16,7 @@ from krill.config.schema.data import (
     MinHashConfig,
     PythonDocsDataConfig,
 )
+from krill.config.schema.evaluate import EvaluateConfig, EvaluationConfig
 from krill.config.schema.export import ExportConfig
 from krill.config.schema.filters import (
     CustomFilter,
@@ -76,6 +77,8 @@ __all__ = [
     "CustomOptimizerConfig",
     "DataConfig",
     "EarlyStoppingConfig",
+    "EvaluateConfig",
+    "EvaluationConfig",
     "ExportConfig",
     "FileEntryConfig",
     "FilesDataConfig",

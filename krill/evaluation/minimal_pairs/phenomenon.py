@@ -8,7 +8,7 @@ from random import Random
 
 PAIRS = 300
 """Number of pairs of each phenomenon: an accuracy near 50 % is then known to within 6 percentage points."""
-SEED = 20
+_SEED = 20
 MAX_DRAWS_PER_PAIR = 50
 
 
@@ -38,7 +38,7 @@ class Phenomenon:
     """Draws a pair whose right form is that of a side, 0 to sides - 1."""
 
 
-def draw_pairs(phenomenon: Phenomenon, count: int = PAIRS, seed: int = SEED) -> list[Pair]:
+def draw_pairs(phenomenon: Phenomenon, count: int = PAIRS, seed: int = _SEED) -> list[Pair]:
     """Returns `count` different pairs, in which the sides take turns; always the same ones for a seed.
 
     Raises ValueError if the word lists do not give this number.

@@ -57,6 +57,8 @@ _CONDITIONS = {
         (parse_words("tests scripts threads processes"), ("were running", "were waiting", "had failed")),
     ),
 }
+_OPENINGS = ("it seems that", "we know that", "they say that", "everyone knows that", "people believe that")
+"""What precedes a negation at the beginning, so that both sentences have it in the same letters."""
 
 
 def _draw_condition(random: Random, is_first: bool) -> Pair:
@@ -67,8 +69,10 @@ def _draw_condition(random: Random, is_first: bool) -> Pair:
     noun, other = random.choice(nouns), random.choice(others)
     event, state = f"ever {random.choice(events)}", random.choice(states)
     if is_first:
+        opening = random.choice(_OPENINGS)
         good, bad = (
-            f"{one} {noun} {event} when {two} {other} {state}" for one, two in (("no", "the"), ("the", "no"))
+            f"{opening} {one} {noun} {event} when {two} {other} {state}"
+            for one, two in (("no", "the"), ("the", "no"))
         )
     else:
         good, bad = (
@@ -85,9 +89,9 @@ def _draw_ever(random: Random, side: int) -> Pair:
     noun = random.choice(theme.nouns)
     clause = random.choice(theme.object_clauses)
     inner = choose_other(random, clause.nouns, noun).plural
-    rest = f"has ever {random.choice(theme.experiences)}"
+    opening, rest = random.choice(_OPENINGS), f"has ever {random.choice(theme.experiences)}"
     good, bad = (
-        write_sentence(f"{one} {noun.singular} that {two} {inner} {clause.plural} {rest}")
+        write_sentence(f"{opening} {one} {noun.singular} that {two} {inner} {clause.plural} {rest}")
         for one, two in (("no", "the"), ("the", "no"))
     )
     return Pair(good, bad)
@@ -127,8 +131,8 @@ POLARITY = (
         "Ever needs a negation that precedes it in its own clause or a higher one; a negation inside a relative "
         "clause or a clause with when is not enough. Both sentences have the same words.",
         Pair(
-            "No function that the tests call has ever failed.",
-            "The function that no tests call has ever failed.",
+            "We know that no function that the tests call has ever failed.",
+            "We know that the function that no tests call has ever failed.",
         ),
         2,
         _draw_ever,

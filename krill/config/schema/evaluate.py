@@ -1,0 +1,45 @@
+"""The configuration of krill-evaluate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from krill.config.schema.base import Count, Fraction, Section, Size, Unsigned, to_list
+from krill.config.schema.infer import ModelCommandConfig
+
+
+def _read_tasks(value: object) -> object:
+    return value if value == "auto" else to_list(value)
+
+
+class EvaluationConfig(Section):
+    """What a model is evaluated on."""
+
+    tasks: Annotated[Literal["auto"] | list[str], BeforeValidator(_read_tasks)]
+    """Tasks: text (bits per byte of the run's held-out text), english_pairs (minimal pairs), cloze (the last word of
+    sentences of the held-out text). auto: all of them that fit the text of the run; tasks=X is short for
+    evaluation.tasks=X."""
+    limit: Size | None
+    """Number of items of each phenomenon, or of a task without phenomena; null: all."""
+    text_tokens: Count
+    """Tokens of held-out text that are scored, spread evenly over its documents."""
+    overlap: Fraction
+    """Share of the model's context that is repeated from one window of a long text to the next; every token is scored
+    once."""
+    max_batch_tokens: Unsigned[Size | None]
+    """Tokens that are computed at once; null: as many as suit the vocabulary. Halved when the device is out of
+    memory."""
+
+
+class EvaluateConfig(ModelCommandConfig):
+    """Evaluation of a trained model."""
+
+    evaluation: EvaluationConfig
+    again: Unsigned[bool]
+    """Evaluate again what has been evaluated with the same weights, items and settings."""
+    format: Unsigned[Literal["text", "json"]]
+    """text: a table for reading. json: all scores, for scripts."""
+    output: Unsigned[str | None]
+    """Folder in which evaluations/ is written; null: that of the run, or outputs/ for other models."""

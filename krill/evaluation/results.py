@@ -1,0 +1,110 @@
+"""The result of one task for one model: its scores, and the outcome of each item for comparisons of models.
+
+    <run>/evaluations/<task>-<signature>.json
+
+The signature covers the weights, the items and every setting that changes a score, so that a result is found again
+and never mistaken for another. krill/evaluation/compare.py compares results.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from krill import atomic
+from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
+
+FOLDER = "evaluations"
+VERSION = 1
+"""Part of every signature: changes when scores are computed in another way."""
+
+
+class Score(BaseModel, frozen=True):
+    """One number of a task."""
+
+    name: str
+    """The part of the task, such as a phenomenon or a source; empty: all of it."""
+    metric: str
+    """accuracy, accuracy_per_byte, bits_per_byte, or the name that lm-eval gives it."""
+    value: float
+    low: float | None = None
+    """Bounds of the 95 % interval; null: unknown."""
+    high: float | None = None
+    items: int
+    higher_is_better: bool = True
+    chance: float | None = None
+    """The score of a model that knows nothing."""
+    unigram: float | None = None
+    """The score of a unigram model of the training text."""
+    trigram: float | None = None
+    nats_per_token: float | None = None
+
+
+class TaskResult(BaseModel, frozen=True):
+    """The scores of a model on a task."""
+
+    task: str
+    kind: Literal["choices", "text", "lm_eval"]
+    language: str | None
+    version: int
+    items_hash: str
+    """Results with the same hash have the same items in the same order."""
+    scores: tuple[Score, ...]
+    outcomes: dict[str, list[float]] = Field(default_factory=dict)
+    """Values per item: correct and correct_per_byte (0 or 1) of choices; nats and bytes of documents; the metric of
+    each document of lm-eval's tasks."""
+    notes: dict[str, int | float | str] = Field(default_factory=dict)
+    """What else a reader has to know, such as the number of truncated items."""
+    model: str = ""
+    signature: str = ""
+    """Identifies the model, the items and the settings; of a result that was written."""
+    seconds: float = 0.0
+
+    @property
+    def main_score(self) -> Score:
+        """The score that the table of several models shows."""
+        return self.scores[0]
+
+    def get_outcomes(self, name: str) -> np.ndarray:
+        """Returns the values of every item; float64 (items,)."""
+        return np.array(self.outcomes[name], np.float64)
+
+
+def get_result_file(folder: Path, task: str, signature: str) -> Path:
+    """Returns the file of a result in the folder of a run or model."""
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in task)
+    return folder / FOLDER / f"{name}-{signature[:8]}.json"
+
+
+def write_result(file: Path, result: TaskResult) -> None:
+    """Writes a result, at once."""
+    atomic.create_folder(file.parent)
+    write_checksummed_json(file, result.model_dump(mode="json"))
+
+
+def read_result(file: Path, signature: str | None = None) -> TaskResult | None:
+    """Reads a result; None if it is missing, damaged, or has another signature."""
+    try:
+        result = TaskResult.model_validate(_read(file))
+    except (OSError, ChecksumError, ValidationError):
+        return None
+    return result if signature in (None, result.signature) else None
+
+
+def read_results(folder: Path) -> list[TaskResult]:
+    """Returns the results in the folder of a run, the newest of each task, in the order of their names."""
+    newest: dict[str, tuple[float, TaskResult]] = {}
+    for file in sorted((folder / FOLDER).glob("*.json")):
+        result = read_result(file)
+        if result is not None:
+            time = file.stat().st_mtime
+            if result.task not in newest or newest[result.task][0] < time:
+                newest[result.task] = (time, result)
+    return [result for _, (_, result) in sorted(newest.items())]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return read_checksummed_json(file)

@@ -1,0 +1,34 @@
+"""The scores of a model as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from krill.evaluation.results import Score, TaskResult
+from krill.tables import fit_table
+
+_HEADER = ("task", "part", "metric", "score", "95 %", "items", "chance", "unigram", "trigram")
+
+
+def format_scores(results: Sequence[TaskResult], width: int | None) -> list[str]:
+    """Returns the lines of a table with a row for each score by all of the probability, at most `width` columns."""
+    rows = [
+        _format_row(result, score)
+        for result in results
+        for score in result.scores
+        if score.metric != "accuracy_per_byte" or not score.name
+    ]
+    return fit_table(_HEADER, rows, width, left=(0, 1, 2), drop=(2, 7, 5, 6, 8), fold=(1,))
+
+
+def _format_row(result: TaskResult, score: Score) -> tuple[str, ...]:
+    def format_value(value: float | None) -> str:
+        if value is None:
+            return ""
+        return f"{100 * value:.1f} %" if score.metric.startswith("accuracy") else f"{value:.3f}"
+
+    bounds = "" if score.low is None else f"{format_value(score.low)} to {format_value(score.high)}"
+    return (
+        result.task, score.name, score.metric.replace("_", " "), format_value(score.value), bounds,
+        f"{score.items:,}", *map(format_value, (score.chance, score.unigram, score.trigram)),
+    )  # fmt: skip

@@ -1,0 +1,94 @@
+"""What is evaluated: a model, its tokenizer, and the tokens of the run that trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from krill.data.encoding import Encoder
+from krill.data.store import Store
+from krill.errors import KrillError
+from krill.evaluation.rolling import EncodedText
+from krill.evaluation.token_scorer import TokenScorer
+from krill.runs.record import read_status
+from krill.tokenizer.artifact import TokenizerFolder
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate."""
+
+    name: str
+    model: Any
+    tokenizer: TokenizerFolder
+    store: Store | None
+    """The tokens that it was trained on; None: unknown, or encoded by another tokenizer."""
+    max_batch_tokens: int | None = None
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.tokenizer)
+
+    @cached_property
+    def scorer(self) -> TokenScorer:
+        return TokenScorer(self.model, self.tokenizer.vocab_size, self.max_batch_tokens)
+
+    @property
+    def context_length(self) -> int:
+        """The number of tokens that the model reads at most."""
+        length: int = self.model.config.max_position_embeddings
+        return length
+
+    def read_held_out_texts(self, max_tokens: int) -> list[EncodedText]:
+        """Returns documents of the validation split with about `max_tokens` tokens, spread evenly; none without it.
+
+        Documents without text tokens are left out.
+        """
+        if self.store is None:
+            return []
+        split = self.store.validation
+        ends = split.ends.astype(np.int64)
+        starts = np.append(0, ends)[:-1]
+        step = max(1, -(-split.tokens // max_tokens))
+        texts = []
+        for document in range(0, len(ends), step):
+            ids = split.read(int(starts[document]), int(ends[document]) - 1).tolist()  # without eos
+            if len(ids) > 1:
+                text = self.tokenizer.backend.decode(ids[1:], skip_special_tokens=False)
+                source = self.store.sources[int(split.sources[document])]
+                texts.append(EncodedText(tuple(ids), len(text.encode()), source))
+        return texts
+
+    def decode(self, texts: Sequence[EncodedText]) -> list[str]:
+        """Returns the documents as strings."""
+        return [
+            self.tokenizer.backend.decode(list(text.ids[1:]), skip_special_tokens=False) for text in texts
+        ]
+
+
+def find_run_folder(model_folder: Path) -> Path | None:
+    """Returns the folder of the run to which the weights in `model_folder` belong: a model or a checkpoint of it."""
+    for folder in (model_folder, *model_folder.resolve().parents[:2]):
+        if read_status(folder):
+            return folder
+    return None
+
+
+def find_training_store(model_folder: Path, tokenizer: TokenizerFolder) -> Store | None:
+    """Returns the tokens that the model in `model_folder` was trained on; None if they are not there any more."""
+    run = find_run_folder(model_folder)
+    status = read_status(run) if run else None
+    data = (status or {}).get("data")
+    if not isinstance(data, dict) or not Path(str(data.get("folder"))).is_dir():
+        return None
+    try:
+        store = Store.open(Path(data["folder"]))
+    except KrillError:
+        return None
+    is_same = store.tokenizer_signature == tokenizer.signature and store.signature == data.get("signature")
+    return store if is_same else None
