@@ -73,8 +73,6 @@ _STATES = parse_predicates("""
     가게 문이 닫히다/닫혀
     집 앞에 차가 서다/서
     길가에 트럭이 서다/서
-    소파에 강아지가 눕다/누워
-    의자에 고양이가 앉다/앉아
 """)
 _POSTURES = parse_predicates("""
     의자에 앉다/앉아
