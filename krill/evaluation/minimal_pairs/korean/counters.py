@@ -38,8 +38,8 @@ _AFTER_NATIVE = read_lines("""
     {who} 물고기를 {} 마리 잡았다.
     {who} 닭을 {} 마리 키운다.
     {who} 친구를 {} 명 초대했다.
-    {who} 학생을 {} 명 가르친다.
-    {who} 직원을 {} 명 뽑았다.
+    {who} 아이를 {} 명 가르친다.
+    {who} 새 사원을 {} 명 뽑았다.
     {who} 그 영화를 {} 번 보았다.
     {who} 그 노래를 {} 번 들었다.
     {who} 같은 코드를 {} 번 실행했다.
@@ -209,7 +209,7 @@ def _draw_counter(random: Random, side: int) -> Pair:
     right, wrong = _COUNTER_PAIRS[side]
     counter, nouns, sentences = _COUNTED[right]
     noun, numeral = random.choice(nouns), random.choice(("두", "세", "네", "다섯", "여섯", "일곱"))
-    sentence = random.choice(sentences).replace("{who}", choose_topic(random))
+    sentence = random.choice(sentences).replace("{who}", choose_topic(random, noun))
     for particle in ("을/를", "이/가"):
         sentence = sentence.replace(f"{{noun|{particle}}}", attach_particle(noun, particle))
     return Pair(sentence.format(f"{numeral} {counter}"), sentence.format(f"{numeral} {_COUNTED[wrong][0]}"))

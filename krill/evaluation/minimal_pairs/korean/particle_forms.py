@@ -34,7 +34,7 @@ class SentenceGroup:
 
     nouns: Sequence[str]
     sentences: tuple[str, ...]
-    """{} is the noun with its particle, {who} a person as the topic, {other} another noun of the group."""
+    """{} is the noun with its particle, {who} who the topic is, {other} another noun of the group."""
 
 
 SUBJECTS = (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from random import Random
+from unicodedata import normalize
 
 from krill.evaluation.minimal_pairs.korean.actions import DAILY_ACTIONS, LIFE_EVENTS
-from krill.evaluation.minimal_pairs.korean.conjugation import parse_predicates
+from krill.evaluation.minimal_pairs.korean.conjugation import Predicate, parse_predicates
 from krill.evaluation.minimal_pairs.korean.words import choose_topic, read_lines
 from krill.evaluation.minimal_pairs.phenomenon import Pair, Phenomenon
 
@@ -29,23 +30,26 @@ _ACTIVITIES = parse_predicates("""
     식당에서 점심을 먹다/먹어
     부엌에서 그릇을 씻다/씻어
     공원에서 사진을 찍다/찍어
-    회의실에서 발표를 듣다/들어
     도서관에서 자료를 찾다/찾아
     교실에서 책상을 닦다/닦아
     방에서 옷을 입다/입어
     카페에서 커피를 마시다/마셔
-    정류장에서 버스를 기다리다/기다려
     교실에서 그림을 그리다/그려
-    운동장에서 공을 던지다/던져
-    사무실에서 편지를 쓰다/써
-    부엌에서 국을 끓이다/끓여
     방에서 음악을 틀다/틀어
     회사에서 프로그램을 고치다/고쳐
-    학교에서 영어를 가르치다/가르쳐
-    거실에서 영화를 보다/봐
-    사무실에서 자료를 모으다/모아
-    교실에서 시를 외우다/외워
     마당에서 빨래를 널다/널어
+    마당에서 나무를 심다/심어
+    공원에서 도시락을 먹다/먹어
+    정류장에서 버스를 기다리다/기다려
+    학교에서 영어를 가르치다/가르쳐
+    방에서 낮잠을 자다/자
+    옥상에서 연을 날리다/날려
+    시장에서 과일을 사다/사
+    카페에서 친구를 만나다/만나
+    강에서 물고기를 잡다/잡아
+    부엌에서 감자를 깎다/깎아
+    부엌에서 고기를 굽다/구워
+    마당에서 생선을 굽다/구워
 """)
 _STATES = parse_predicates("""
     책상 위에 책이 놓이다/놓여
@@ -69,8 +73,6 @@ _STATES = parse_predicates("""
     가게 문이 닫히다/닫혀
     집 앞에 차가 서다/서
     길가에 트럭이 서다/서
-    소파에 강아지가 눕다/누워
-    의자에 고양이가 앉다/앉아
 """)
 _POSTURES = parse_predicates("""
     의자에 앉다/앉아
@@ -104,19 +106,30 @@ def _draw_tense(random: Random, side: int) -> Pair:
     return Pair(past, future) if side == 0 else Pair(future, past)
 
 
+def _describe_change(predicate: Predicate) -> tuple[str, str]:
+    """Returns what the infinitive replaces at the end of the stem, and by what: ㅣ and ㅕ for 놓이, 놓여."""
+    stem, infinitive = (normalize("NFD", form) for form in (predicate.stem, predicate.infinitive))
+    while stem and infinitive and stem[0] == infinitive[0]:
+        stem, infinitive = stem[1:], infinitive[1:]
+    return stem, infinitive
+
+
 def _draw_aspect(random: Random, side: int) -> Pair:
+    """Draws a state (side 1), or an activity whose forms differ in the same letters as those of a state (side 0)."""
     ending = random.choice(_IS)
-    if side == 0:
-        activity = random.choice(_ACTIVITIES)
-        beginning = f"{choose_topic(random)} "
-        return Pair(f"{beginning}{activity.bare}고 {ending}", f"{beginning}{activity.connected} {ending}")
-    if random.random() < 0.5:
-        state = random.choice(_STATES)
-        beginning = f"{random.choice(_STATE_TIMES)} "
+    if random.random() < 0.6:
+        event = random.choice(_STATES)
+        beginning = random.choice(_STATE_TIMES)
     else:
-        state = random.choice(_POSTURES)
-        beginning = f"{choose_topic(random)} {random.choice(_DURATIONS)} "
-    return Pair(f"{beginning}{state.connected} {ending}", f"{beginning}{state.bare}고 {ending}")
+        event = random.choice(_POSTURES)
+        beginning = f"{choose_topic(random)} {random.choice(_DURATIONS)}"
+    if side == 0:
+        change = _describe_change(event)
+        event = random.choice([action for action in _ACTIVITIES if _describe_change(action) == change])
+        beginning = choose_topic(random)
+    activity = f"{beginning} {event.bare}고 {ending}"
+    state = f"{beginning} {event.connected} {ending}"
+    return Pair(activity, state) if side == 0 else Pair(state, activity)
 
 
 TENSE_AND_ASPECT = (
@@ -132,7 +145,7 @@ TENSE_AND_ASPECT = (
         "aspect",
         "ko",
         "An activity in progress takes -고 있다, the state that an intransitive event leaves -아/어 있다.",
-        Pair("벽에 그림이 걸려 있다.", "벽에 그림이 걸고 있다."),
+        Pair("며칠째 가방에 책이 들어 있다.", "며칠째 가방에 책이 들고 있다."),
         2,
         _draw_aspect,
     ),

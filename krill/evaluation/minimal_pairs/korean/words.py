@@ -48,7 +48,7 @@ ROLE_NOUNS = read_words("""
 """)
 PROFESSION_NOUNS = read_words("""
     의사 간호사 기자 변호사 요리사 화가 작가 가수 배우 교수 농부 어부 운전사 비서 개발자 과학자
-    경찰관 소방관 감독 점원 직원 외국인 군인 상인 시인 상담원 연구원 공무원 회사원 대학생
+    경찰관 소방관 감독 점원 직원 군인 상인 시인 상담원 연구원 공무원 회사원 대학생
 """)
 DISH_NOUNS = read_words("""
     불고기 국수 김치찌개 만두 피자 햄버거 샌드위치 파스타 떡볶이 돈가스 칼국수 스테이크 갈비 김치전 생선구이 잡채
@@ -87,7 +87,7 @@ NEWS_NOUNS = read_words("""
 
 
 def choose_topic(random: Random, companion: str = "") -> str:
-    """Returns a person other than a companion as the topic of a sentence: 민수는, 내 동생은."""
+    """Returns the topic of a sentence, who is not the companion: 민수는, 내 동생은."""
     people = GIVEN_NAMES if random.random() < 0.6 else KNOWN_PEOPLE
     person = random.choice([person for person in people if not companion or companion not in person])
     return attach_particle(person, "은/는")
