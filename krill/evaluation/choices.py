@@ -123,5 +123,5 @@ def combine_scores(encoded: EncodedTask, scores: Mapping[SequenceKey, SequenceSc
 def score_task(
     scorer: TokenScorer, encoded: EncodedTask, report: Callable[[int], None] = lambda count: None
 ) -> TaskScores:
-    """Scores a task in this process."""
-    return combine_scores(encoded, scorer.score(encoded.questions, report=report))
+    """Returns the scores of all items; `report` gets numbers of sequences."""
+    return combine_scores(encoded, scorer.score(encoded.questions, report))

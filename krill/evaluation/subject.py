@@ -13,6 +13,7 @@ import numpy as np
 from krill.data.encoding import Encoder
 from krill.data.store import Store
 from krill.errors import KrillError
+from krill.evaluation.rank_share import ONLY_RANK, RankShare
 from krill.evaluation.rolling import EncodedText
 from krill.evaluation.token_scorer import TokenScorer
 from krill.runs.record import read_status
@@ -32,6 +33,7 @@ class Subject:
     store: Store | None
     """The tokens that it was trained on; None: unknown, or encoded by another tokenizer."""
     max_batch_tokens: int | None = None
+    share: RankShare = ONLY_RANK
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -39,7 +41,7 @@ class Subject:
 
     @cached_property
     def scorer(self) -> TokenScorer:
-        return TokenScorer(self.model, self.tokenizer.vocab_size, self.max_batch_tokens)
+        return TokenScorer(self.model, self.tokenizer.vocab_size, self.max_batch_tokens, self.share)
 
     @property
     def context_length(self) -> int:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from krill.errors import KrillError
+from krill.evaluation.rank_share import ONLY_RANK, RankShare
 from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_nan
 from krill.resources import is_out_of_memory, release_memory
 
@@ -82,10 +83,19 @@ class _Question:
 
 
 class TokenScorer:
-    """Scores sequences with `model`, a causal language model on its device, in evaluation mode."""
+    """Scores sequences with `model`, a causal language model on its device, in evaluation mode.
 
-    def __init__(self, model: Any, vocab_size: int, max_batch_tokens: int | None = None):
-        self.model, self.device = model, model.device
+    Each rank computes its share of the batches and gets the scores of all.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        vocab_size: int,
+        max_batch_tokens: int | None = None,
+        share: RankShare = ONLY_RANK,
+    ):
+        self.model, self.device, self.share = model, model.device, share
         limit = CUDA_LOGITS if self.device.type == "cuda" else CHUNK_ELEMENTS
         self.max_batch_tokens = max_batch_tokens or min(MAX_BATCH_TOKENS, max(256, limit // vocab_size))
         self._has_cache = not getattr(model, "_is_stateful", False)
@@ -93,14 +103,13 @@ class TokenScorer:
     def score(
         self,
         questions: Sequence[Sequence[TokenSequence]],
-        rank: int = 0,
-        world_size: int = 1,
         report: Callable[[int], None] = lambda count: None,
     ) -> dict[SequenceKey, SequenceScore]:
-        """Returns the scores of this rank's share of the sequences; `report` gets numbers of sequences.
+        """Returns the scores of all sequences; `report` gets the numbers that this rank has scored.
 
         All ranks run the same number of forward passes, as sharded models require.
         """
+        rank, world_size = self.share.rank, self.share.world_size
         prepared = [part for index, item in enumerate(questions) for part in _find_prefix(index, tuple(item))]
         batches = list(self._make_batches(prepared))
         scores: dict[SequenceKey, SequenceScore] = {}
@@ -111,7 +120,7 @@ class TokenScorer:
             if position < len(batches):
                 scores |= results
                 report(len(results))
-        return scores
+        return {key: score for part in self.share.gather(scores) for key, score in part.items()}
 
     def _make_batches(self, questions: list[_Question]) -> Iterator[list[_Question]]:
         """Yields questions of which each batch is computed together, the longest first.

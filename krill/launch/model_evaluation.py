@@ -13,11 +13,10 @@ from krill import atomic
 from krill.config.paths import get_outputs_root, relative_path
 from krill.config.schema import EvaluateConfig
 from krill.config.signature import compute_signature
-from krill.config.suggestions import suggest
 from krill.data.store import Store
-from krill.errors import UsageError
-from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES, build_pair_task
-from krill.evaluation.evaluate import CLOZE, TASKS, TEXT, EvaluationSettings, evaluate_task
+from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
+from krill.evaluation.evaluate import CLOZE, TEXT, evaluate_task, find_evaluator
+from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
 from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
 from krill.evaluation.subject import Subject, find_run_folder, find_training_store, sample_text
@@ -48,9 +47,8 @@ class ModelEvaluation:
         evaluation = cls(
             config, files, find_training_store(files.folder, files.tokenizer), root or get_outputs_root()
         )
-        for task in evaluation.tasks:
-            if task not in TASKS:
-                raise UsageError(f"tasks={task}: no such task; {suggest(task, TASKS)}")
+        for evaluator in evaluation.evaluators:
+            evaluator.identify(evaluation.settings)
         return evaluation
 
     @property
@@ -69,6 +67,11 @@ class ModelEvaluation:
         languages = list_languages(sample_text(self.store, self.files.tokenizer))
         pairs = [task for task, language in TASK_LANGUAGES.items() if language in languages]
         return [TEXT, *pairs, CLOZE] if self.store.validation.tokens else pairs
+
+    @cached_property
+    def evaluators(self) -> list[Evaluator]:
+        """The evaluators of the tasks."""
+        return [find_evaluator(task) for task in self.tasks]
 
     @cached_property
     def settings(self) -> EvaluationSettings:
@@ -93,28 +96,26 @@ class ModelEvaluation:
         atomic.create_folder(self.folder)  # before work that could not be kept
         results = []
         subject: Subject | None = None
-        for task in self.tasks:
-            signature = self._compute_signature(task)
-            file = get_result_file(self.root, task, signature)
+        for evaluator in self.evaluators:
+            signature = self._compute_signature(evaluator)
+            file = get_result_file(self.root, evaluator.name, signature)
             result = None if self.config.again else read_result(file, signature)
             if result is not None:
-                log.info("%-14s found %s", task, relative_path(file))
+                log.info("%-14s found %s", evaluator.name, relative_path(file))
             else:
                 subject = subject or self._load()
-                result = evaluate_task(task, subject, self.settings)
+                result = evaluate_task(evaluator, subject, self.settings)
                 result = result.model_copy(update={"signature": signature})
                 write_result(file, result)
-                log.info("%-14s %.1f s, %s", task, result.seconds, relative_path(file))
+                log.info("%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
             results.append(result)
         return results
 
-    def _compute_signature(self, task: str) -> str:
-        settings = self.config.evaluation
-        items = build_pair_task(task, settings.limit).item_hash if task in PAIR_TASKS else None
+    def _compute_signature(self, evaluator: Evaluator) -> str:
         store = self.store.signature if self.store is not None else None
         return compute_signature(
-            "evaluation", VERSION, task, items, store, settings.limit, settings.text_tokens, settings.overlap,
-            self._model_hash, self._resolve_precision(),
+            "evaluation", VERSION, evaluator.name, evaluator.identify(self.settings), store, self._model_hash,
+            self._resolve_precision(),
         )  # fmt: skip
 
     def _resolve_precision(self) -> str:

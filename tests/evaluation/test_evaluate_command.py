@@ -14,7 +14,8 @@ from stores import write_store
 
 from krill.cli import app, evaluate
 from krill.data.store import Store
-from krill.evaluation.evaluate import EvaluationSettings, evaluate_task
+from krill.evaluation.evaluate import evaluate_task, find_evaluator
+from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.results import read_results
 from krill.evaluation.subject import Subject
 from krill.inference.token_scores import score_tokens
@@ -135,7 +136,7 @@ def test_bits_per_byte_are_those_of_each_document(
     model: Any, tokenizer: TokenizerFolder, store: Store
 ) -> None:
     subject = Subject("tiny", model, tokenizer, store)
-    result = evaluate_task("text", subject, EvaluationSettings(None, 10**6, 0.5))
+    result = evaluate_task(find_evaluator("text"), subject, EvaluationSettings(None, 10**6, 0.5))
     assert [(score.name, score.items) for score in result.scores] == [
         ("", 3), ("books", 1), ("notes", 2), ("en", 2), ("ko", 1),
     ]  # fmt: skip
@@ -151,7 +152,8 @@ def test_bits_per_byte_are_those_of_each_document(
 def test_a_model_without_knowledge_solves_half_of_the_pairs(tokenizer: TokenizerFolder) -> None:
     untrained = make_small_model(tokenizer).eval()
     settings = EvaluationSettings(20, 1, 0)
-    result = evaluate_task("english_pairs", Subject("tiny", untrained, tokenizer, None), settings)
+    subject = Subject("tiny", untrained, tokenizer, None)
+    result = evaluate_task(find_evaluator("english_pairs"), subject, settings)
     score = result.main_score
     assert score.items == 520
     assert score.low is not None
