@@ -165,7 +165,7 @@ _COMMAND_GROUPS = {
     "tokenizer": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "inspect": ["data", "filters", "tokenizer", "hardware", "experiment"],
     "infer": ["hardware"],
-    "evaluate": ["hardware"],
+    "evaluate": ["evaluation", "hardware"],
     "export": ["hardware"],
     "serve": [],
 }
