@@ -8,10 +8,10 @@ from typing import Any
 
 from krill.config.schema import TrainConfig
 from krill.data.inputs import RunInputs
+from krill.plan.dry_run import plan_run
 from krill.runs import checkpoints
 from krill.runs.json_lines import read_metrics
 from krill.training.compute.setup import resolve_compute_setup
-from krill.training.estimate.dry_run import plan_run
 from krill.training.setup import RunSetup, build_run_setup
 
 CLOCK_METRICS = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")

@@ -73,7 +73,7 @@ def test_every_key_of_the_yaml_is_a_field_and_every_field_a_key():
         assert keys == fields, section.__name__
 
 
-@pytest.mark.parametrize("command", ["infer", "inspect", "serve", "export", "evaluate"])
+@pytest.mark.parametrize("command", ["infer", "inspect", "plan", "serve", "export", "evaluate"])
 def test_the_keys_of_other_commands_are_their_fields(command: str):
     values = OmegaConf.to_container(compose(command))
     assert isinstance(values, dict)
