@@ -19,8 +19,8 @@ class EvaluationConfig(Section):
 
     tasks: Annotated[Literal["auto"] | list[str], BeforeValidator(_read_tasks)]
     """Tasks: text (bits per byte of the run's held-out text), korean_pairs and english_pairs (minimal pairs), cloze
-    (the last word of sentences of the held-out text). auto: those in the languages of the run's text. tasks=X is
-    short for evaluation.tasks=X."""
+    (the last word of sentences of the held-out text). auto: those in the languages of the run's text. With
+    krill-evaluate, tasks=X is short for evaluation.tasks=X."""
     limit: Size | None
     """Number of items of each phenomenon, or of a task without phenomena; null: all."""
     text_tokens: Count
