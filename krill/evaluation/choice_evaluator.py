@@ -86,7 +86,9 @@ class ChoiceEvaluator:
 def _build_result(encoded: EncodedTask, scores: TaskScores, baselines: dict[str, TaskScores]) -> TaskResult:
     """Returns the accuracy of the whole task, then of each phenomenon, by all and by probability per byte."""
     task = encoded.task
-    notes: dict[str, int | float | str] = {"truncated": encoded.truncated} if encoded.truncated else {}
+    notes: dict[str, int | float | str] = {**task.notes}
+    if encoded.truncated:
+        notes["truncated"] = encoded.truncated
     return TaskResult(
         task=task.name,
         kind="choices",

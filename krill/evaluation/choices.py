@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from krill.data.encoding import Encoder
+from krill.errors import UsageError
 from krill.evaluation.task import Item, Task
 from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer, TokenSequence
 
@@ -75,7 +76,9 @@ def encode_task(task: Task, encoder: Encoder, context_length: int) -> EncodedTas
     """Encodes every choice with the context before it; only the choice is scored.
 
     As in lm-eval, spaces at the end of a context belong to the choices, a choice is what remains of the encoded whole
-    after the length of the encoded context, and what exceeds the context of the model is cut at the beginning.
+    after the length of the encoded context, and what exceeds the context of the model is cut at the beginning. At
+    least the last token is scored, also where a tokenizer merges the choice with the context. Raises UsageError for a
+    choice of which the tokenizer encodes nothing.
     """
     questions, truncated = [], 0
     for item in task.items:
@@ -98,8 +101,11 @@ def encode_choices(
         encoded.tokens[end - length : end - 1] for end, length in zip(ends, encoded.lengths, strict=True)
     ]
     start, longest = len(parts[0]), context_length + 1  # the last token is not an input
+    for choice, part in zip(item.choices, parts[1:], strict=True):
+        if len(part) < 2:
+            raise UsageError(f"the tokenizer encodes nothing of the choice {choice!r}; leave its task out of tasks=")
     sequences = tuple(
-        TokenSequence(tuple(part[-longest:].tolist()), min(len(part) - start, longest - 1))
+        TokenSequence(tuple(part[-longest:].tolist()), max(1, min(len(part) - start, longest - 1)))
         for part in parts[1:]
     )
     return sequences, max(map(len, parts[1:])) > longest

@@ -8,6 +8,7 @@ from krill.config.suggestions import suggest
 from krill.errors import UsageError
 from krill.evaluation.bundled import PAIR_TASKS
 from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, PairSource
+from krill.evaluation.custom_tasks import CustomTaskSource, is_custom_task
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator, Report, ignore_progress
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
@@ -19,14 +20,30 @@ TASKS = (TEXT, *PAIR_TASKS, CLOZE)
 
 
 def find_evaluator(name: str) -> Evaluator:
-    """Returns the evaluator of the task `name`; raises UsageError for an unknown one."""
+    """Returns the evaluator of the task `name`, or of a file or function of the user.
+
+    Raises UsageError for an unknown task, and for what is wrong in the user's files.
+    """
     if name == TEXT:
         return TextEvaluator()
     if name == CLOZE:
         return ChoiceEvaluator(ClozeSource())
     if name in PAIR_TASKS:
         return ChoiceEvaluator(PairSource(name))
-    raise UsageError(f"tasks={name}: no such task; {suggest(name, TASKS)}")
+    if is_custom_task(name):
+        return ChoiceEvaluator(_open_custom_source(name))
+    raise UsageError(
+        f"tasks={name}: no such task; {suggest(name, TASKS)}; a task of your own is a file .yaml or .py"
+    )
+
+
+def _open_custom_source(name: str) -> CustomTaskSource:
+    source = CustomTaskSource(name)
+    if source.name in TASKS:
+        raise UsageError(
+            f"tasks={name}: its name is {source.name}, which krill has a task of; use another name"
+        )
+    return source
 
 
 def evaluate_task(
