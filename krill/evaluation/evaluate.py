@@ -22,7 +22,7 @@ TASKS = (TEXT, *PAIR_TASKS, CLOZE)
 
 
 def expand_tasks(names: Iterable[str]) -> list[str]:
-    """Returns the names of tasks, each once; a name of lm-eval that has only tasks and no score is replaced by them."""
+    """Returns the names of tasks, each once; a collection of lm-eval that has no score becomes its tasks."""
     tasks: dict[str, None] = {}
     for name in names:
         tasks |= dict.fromkeys([name] if name in TASKS else lm_eval_tasks.expand(name))

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
@@ -18,7 +17,7 @@ import numpy as np
 
 from krill.config.signature import compute_signature
 from krill.evaluation.evaluator import EvaluationSettings, Report
-from krill.evaluation.lm_eval_tasks import FEW_SHOT_SEED, load_tasks
+from krill.evaluation.lm_eval_tasks import FEW_SHOT_SEED, fixed_seeds, load_tasks
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.statistics import Interval, bootstrap_ratio
 from krill.evaluation.subject import Subject
@@ -39,6 +38,7 @@ class LmEvalEvaluator:
     def identify(self, settings: EvaluationSettings) -> Any:
         return _identify(self.name, settings.few_shot, settings.limit)
 
+    @fixed_seeds()
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
         from lm_eval.evaluator import evaluate
 
@@ -46,7 +46,7 @@ class LmEvalEvaluator:
 
         loaded = load_tasks(self.name, settings.few_shot)
         model = SubjectLM(subject, report)
-        with _fixed_seeds(), _silence():
+        with _silence():
             for task in loaded["tasks"].values():
                 task.set_fewshot_seed(FEW_SHOT_SEED)
             found = evaluate(model, loaded, limit=settings.limit, bootstrap_iters=RESAMPLES)
@@ -215,19 +215,6 @@ def _build_score(
         chance=chance,
         **bounds,
     )
-
-
-@contextmanager
-def _fixed_seeds() -> Iterator[None]:
-    """Seeds what tasks may draw from as lm-eval does, and restores the state, which a training depends on."""
-    states = random.getstate(), np.random.get_state()
-    random.seed(0)
-    np.random.seed(FEW_SHOT_SEED)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Writes items and texts as tasks of lm-eval, which then evaluates any model on them.
 
-    lm_eval --model hf --model_args pretrained=MODEL --include_path FOLDER --tasks krill_english_pairs
+lm_eval --model hf --model_args pretrained=MODEL --include_path FOLDER --tasks krill_english_pairs
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ PREFIX = "krill_"
 def export_task(task: Task, folder: Path) -> str:
     """Writes the items of `task` as a task of choices of lm-eval to `folder`; returns its name."""
     rows = (
-        {"context": item.context, "choices": item.choices, "answer": item.answer, "phenomenon": item.phenomenon}
+        {
+            "context": item.context,
+            "choices": item.choices,
+            "answer": item.answer,
+            "phenomenon": item.phenomenon,
+        }
         for item in task.items
     )
     settings = {
@@ -32,7 +37,8 @@ def export_task(task: Task, folder: Path) -> str:
         "doc_to_target": "answer",
         "target_delimiter": "",
         "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_bytes")
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in ("acc", "acc_bytes")
         ],
     }
     return _write_task(task.name, task.version, rows, settings, folder)

@@ -9,16 +9,33 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import logging
+import random
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+import numpy as np
 
 from krill.errors import UsageError, get_first_line
 from krill.extras import format_install_command
 
 FEW_SHOT_SEED = 1234
 """lm-eval's default seed of the choice of examples."""
+
+
+@contextmanager
+def fixed_seeds() -> Iterator[None]:
+    """Seeds what tasks may draw from as lm-eval does, and restores the state, which a training depends on."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(FEW_SHOT_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def is_installed() -> bool:
@@ -61,6 +78,7 @@ def expand(name: str) -> list[str]:
 
 
 @cache
+@fixed_seeds()
 def load_tasks(name: str, few_shot: int | None) -> Any:
     """Returns the task, group or tag `name` with its data: lm-eval's `TaskDict`.
 
