@@ -25,7 +25,7 @@ def _format_row(result: TaskResult, score: Score) -> tuple[str, ...]:
     def format_value(value: float | None) -> str:
         if value is None:
             return ""
-        return f"{100 * value:.1f} %" if score.metric.startswith("accuracy") else f"{value:.3f}"
+        return f"{100 * value:.1f} %" if score.metric.startswith("acc") else f"{value:.3f}"
 
     bounds = "" if score.low is None else f"{format_value(score.low)} to {format_value(score.high)}"
     return (
