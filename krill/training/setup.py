@@ -17,6 +17,7 @@ from krill.data.packing import IGNORE_INDEX, Rows, pack, pack_windows
 from krill.data.store import Split, Store
 from krill.errors import UsageError
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
+from krill.tokenizer.canary import check_canary
 from krill.training import ranks
 from krill.training.batch_shape import (
     BatchShape,
@@ -108,6 +109,9 @@ def build_run_setup(
             f"{store} was encoded with another tokenizer than {tokenizer}: its ids mean other text. Remove the "
             "folder of the tokens, and the same command prepares them again"
         )
+    if canary := token_store.manifest["tokenizer"].get("canary"):
+        remedy = "Install the earlier version, or remove that folder, and the same command prepares the tokens again"
+        check_canary(canary, loaded_tokenizer.backend, str(store), remedy)
     _check_sample_prompt(config, loaded_tokenizer)
     length = compute_training_length(config, len(rows), batch_shape.rows_per_step)
     is_compiled, compile_reason = select_compile(
