@@ -328,6 +328,7 @@ def _build_manifest(
             # Without the version of tokenizers, as the same ids are the same store.
             "canary": {key: tokenizer.canary[key] for key in ("text", "ids")},
         },
+        validation_set=layout.validation_set,
         read=layout.read_counts,
         unknown_tokens=layout.unknown_tokens,
         repeated=layout.repeated_counts,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from krill.config.schema import TrainConfig
+from krill.config.signature import compute_signature
 from krill.data.encoding import Encoder
 from krill.data.order import row_at
 from krill.data.packing import IGNORE_INDEX, Rows, pack, pack_windows
@@ -56,6 +57,13 @@ class RunSetup:
     validation_rows: Rows | None
     validation_documents: np.ndarray | None
     """The documents of a validation, as indices within the split, where eval_tokens limits them; int64."""
+
+    @property
+    def validation_set(self) -> str | None:
+        """Identity of the texts of a validation: those held out, or the sample of them; None without any."""
+        if self.validation_documents is None:
+            return self.store.validation_set
+        return compute_signature("sample", self.store.validation_set, self.validation_documents.tolist())
 
     @property
     def tokens_per_step(self) -> int:
