@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from krill.cli.argv import ParsedArguments
     from krill.config.schema import EvaluateConfig
 
-SHORT_KEYS = {"tasks": "evaluation.tasks", "limit": "evaluation.limit"}
+SHORT_KEYS = {
+    "tasks": "evaluation.tasks",
+    "limit": "evaluation.limit",
+    "contamination": "evaluation.contamination",
+}
 """Short key → the whole key."""
 
 

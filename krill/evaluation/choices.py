@@ -103,7 +103,9 @@ def encode_choices(
     start, longest = len(parts[0]), context_length + 1  # the last token is not an input
     for choice, part in zip(item.choices, parts[1:], strict=True):
         if len(part) < 2:
-            raise UsageError(f"the tokenizer encodes nothing of the choice {choice!r}; leave its task out of tasks=")
+            raise UsageError(
+                f"the tokenizer encodes nothing of the choice {choice!r}; leave its task out of tasks="
+            )
     sequences = tuple(
         TokenSequence(tuple(part[-longest:].tolist()), max(1, min(len(part) - start, longest - 1)))
         for part in parts[1:]

@@ -20,6 +20,8 @@ class EvaluationSettings:
     """Tokens of held-out text that are scored, approximately."""
     overlap: float
     """Share of the context of the model that a window of a long text repeats."""
+    contamination: bool = False
+    """Whether the items are looked for in the text that the model was trained on."""
 
 
 Report = Callable[[int], None]

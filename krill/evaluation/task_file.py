@@ -27,9 +27,9 @@ from krill.config.yaml_files import ConfigFile, read_config_file
 from krill.errors import UsageError, get_first_line
 from krill.evaluation.item_records import RecordReader
 from krill.evaluation.task import Task
+from krill.sources.formats import BOM
 
 TASK_SUFFIXES = (".yaml", ".yml")
-BOM = b"\xef\xbb\xbf"
 
 
 ItemField = Literal["context", "choices", "answer", "phenomenon"]

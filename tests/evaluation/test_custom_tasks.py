@@ -47,8 +47,18 @@ def test_items_have_an_index_or_a_text_as_answer_and_any_keys(write_task: WriteT
     task = read(
         write_task(
             [
-                {"question": "프랑스의 수도는", "choices": [" 파리", " 로마"], "answer": 1, "continent": "유럽"},
-                {"question": "Peru:", "choices": [" Lima", " Quito"], "answer": " Lima", "continent": "America"},
+                {
+                    "question": "프랑스의 수도는",
+                    "choices": [" 파리", " 로마"],
+                    "answer": 1,
+                    "continent": "유럽",
+                },
+                {
+                    "question": "Peru:",
+                    "choices": [" Lima", " Quito"],
+                    "answer": " Lima",
+                    "continent": "America",
+                },
             ],
             header,
         )
@@ -107,7 +117,7 @@ def test_files_that_cannot_be_read(write_task: WriteTask) -> None:
         with pytest.raises(UsageError) as error:
             read(write_task(records))
         assert message in str(error.value)
-    with pytest.raises(UsageError, match="items.jsonl:1: no 'question'"):
+    with pytest.raises(UsageError, match=r"items\.jsonl:1: no 'question'"):
         read(write_task([ITEM], HEADER + "fields: {context: question}\n"))
 
 

@@ -19,8 +19,8 @@ class EvaluationConfig(Section):
 
     tasks: Annotated[Literal["auto"] | list[str], BeforeValidator(_read_tasks)]
     """Tasks: text (bits per byte of the run's held-out text), korean_pairs and english_pairs (minimal pairs), cloze
-    (the last word of sentences of the held-out text). auto: those in the languages of the run's text. tasks=X is
-    short for evaluation.tasks=X."""
+    (the last word of sentences of the held-out text), a task of your own (FILE.yaml, FILE.py, FILE.py:function).
+    auto: those in the languages of the run's text. tasks=X is short for evaluation.tasks=X."""
     limit: Size | None
     """Number of items of each phenomenon, or of a task without phenomena; null: all."""
     text_tokens: Count
@@ -28,6 +28,9 @@ class EvaluationConfig(Section):
     overlap: Fraction
     """Share of the model's context that is repeated from one window of a long text to the next; every token is scored
     once."""
+    contamination: bool
+    """Count the items that are in the text that the model was trained on: the context with the right choice, or the
+    document. contamination=X is short for evaluation.contamination=X."""
     max_batch_tokens: Unsigned[Size | None]
     """Tokens that are computed at once; null: as many as suit the vocabulary. Halved when the device is out of
     memory."""
