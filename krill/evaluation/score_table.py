@@ -23,7 +23,7 @@ def format_scores(results: Sequence[TaskResult], width: int | None) -> list[str]
 
 def format_score_value(value: float, metric: str) -> str:
     """Returns an accuracy in percent, and another score as a number."""
-    return f"{100 * value:.1f} %" if metric.startswith("accuracy") else f"{value:.3f}"
+    return f"{100 * value:.1f} %" if metric.startswith("acc") else f"{value:.3f}"
 
 
 def _format_row(result: TaskResult, score: Score) -> tuple[str, ...]:

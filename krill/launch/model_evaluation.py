@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from krill.config.signature import compute_signature
 from krill.data.store import Store
 from krill.errors import UsageError
 from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
-from krill.evaluation.evaluate import CLOZE, TEXT, evaluate_task, find_evaluator
+from krill.evaluation.evaluate import CLOZE, TEXT, evaluate_task, expand_tasks, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
 from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
@@ -67,7 +67,7 @@ class ModelEvaluation:
         """The names of the tasks."""
         tasks = self.config.evaluation.tasks
         if tasks != "auto":
-            return list(dict.fromkeys(tasks))
+            return expand_tasks(tasks)
         if self.store is None:
             return list(PAIR_TASKS)
         languages = list_languages(sample_text(self.store, self.files.tokenizer))
@@ -82,7 +82,8 @@ class ModelEvaluation:
     @cached_property
     def settings(self) -> EvaluationSettings:
         section = self.config.evaluation
-        return EvaluationSettings(section.limit, section.text_tokens, section.overlap, section.contamination)
+        names = [field.name for field in fields(EvaluationSettings)]
+        return EvaluationSettings(**{name: getattr(section, name) for name in names})
 
     @cached_property
     def _model_hash(self) -> list[str]:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_models import make_small_model
 from stores import KOREAN, make_tokenizer, write_store
 
 from krill.data.store import Store
 from krill.evaluation.bundled import PAIR_TASKS, build_pair_task
+from krill.evaluation.contaminated_items import find_contaminated_items
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.notes import format_notes
 from krill.evaluation.subject import Subject
 from krill.tokenizer.artifact import TokenizerFolder
 
-LIMIT = 10
-SETTINGS = EvaluationSettings(LIMIT, 10**6, 0.5, contamination=True)
+LIMIT = 20
+SETTINGS = EvaluationSettings(8, 10**6, 0.5, contamination=True)
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +52,25 @@ def test_a_store_with_a_twentieth_of_the_items_is_reported_at_five_percent(
     task: str, tmp_path: Path, bpe: TokenizerFolder
 ) -> None:
     store, chosen = make_store(tmp_path / "store", bpe, task)
+    subject = Subject("tiny", None, bpe, store)
+    items = build_pair_task(task, LIMIT).items
+    is_found = find_contaminated_items([item.choices[item.answer] for item in items], subject)
+    assert set(is_found.nonzero()[0].tolist()) == chosen
+    assert is_found.mean() == 0.05
+
+
+def test_items_in_the_training_text_are_scored_apart(tmp_path: Path, bpe: TokenizerFolder) -> None:
+    store, chosen = make_store(tmp_path / "store", bpe, "english_pairs")
+    chosen = {index for index in chosen if index % LIMIT < 8}  # of each phenomenon, the first 8 are evaluated
     subject = Subject("tiny", make_small_model(bpe).eval(), bpe, store)
-    result = evaluate_task(find_evaluator(task), subject, SETTINGS)
-    items = len(result.outcomes["correct"])
-    assert (result.notes["contaminated"], result.notes["contaminated_share"]) == (len(chosen), 0.05)
+    result = evaluate_task(find_evaluator("english_pairs"), subject, SETTINGS)
     scores = result.get_outcomes("correct")
-    assert result.notes["score_on_contaminated"] == pytest.approx(scores[sorted(chosen)].mean())
-    parts = (result.notes[f"score_{which}_contaminated"] for which in ("on", "without"))
-    on, without = map(float, parts)
-    assert 0.05 * on + 0.95 * without == pytest.approx(result.main_score.value)
-    line = format_notes([result])[-1]
-    assert line.startswith(
-        f"{task}: {len(chosen)} of {items} items (5.0 %) are in the training text; accuracy "
+    assert result.notes["contaminated"] == len(chosen) == len(scores) / 8
+    is_chosen = np.arange(len(scores)) % 8 == 7
+    assert result.notes["score_on_contaminated"] == pytest.approx(scores[is_chosen].mean())
+    assert result.notes["score_without_contaminated"] == pytest.approx(scores[~is_chosen].mean())
+    assert format_notes([result])[-1].startswith(
+        f"english_pairs: {len(chosen)} of {len(scores)} items (12.5 %) are in the training text; accuracy "
     )
 
 
