@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from krill.cli.argv import ParsedArguments
     from krill.config.schema import EvaluateConfig
 
-SHORT_KEYS = {"tasks": "evaluation.tasks", "limit": "evaluation.limit", "few_shot": "evaluation.few_shot"}
+SHORT_KEYS = {name: f"evaluation.{name}" for name in ("tasks", "limit", "few_shot", "contamination")}
 """Short key → the whole key."""
 
 

@@ -19,9 +19,10 @@ class EvaluationConfig(Section):
 
     tasks: Annotated[Literal["auto"] | list[str], BeforeValidator(_read_tasks)]
     """Tasks: text (bits per byte of the run's held-out text), korean_pairs and english_pairs (minimal pairs), cloze
-    (the last word of sentences of the held-out text), and the names of lm-eval (extra eval), such as kobest. auto:
-    krill's own in the languages of the run's text. With krill-evaluate, tasks=X is short for evaluation.tasks=X;
-    tasks=NAME also for evaluation=NAME, an option of this group."""
+    (the last word of sentences of the held-out text), the names of lm-eval (extra eval), such as kobest, and tasks of
+    your own: FILE.yaml, FILE.py, FILE.py:function. auto: krill's own in the languages of the run's text. With
+    krill-evaluate, tasks=X is short for evaluation.tasks=X; tasks=NAME also for evaluation=NAME, an option of this
+    group."""
     limit: Size | None
     """Number of items of each phenomenon, or of a task without phenomena; null: all."""
     few_shot: CountOrZero | None
@@ -32,6 +33,9 @@ class EvaluationConfig(Section):
     overlap: Fraction
     """Share of the model's context that is repeated from one window of a long text to the next; every token is scored
     once."""
+    contamination: bool
+    """Count the items that are in the text that the model was trained on: the context with the right choice, or the
+    document. contamination=X is short for evaluation.contamination=X."""
     max_batch_tokens: Unsigned[Size | None]
     """Tokens that are computed at once; null: as many as suit the vocabulary. Halved when the device is out of
     memory."""
