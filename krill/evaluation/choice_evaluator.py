@@ -66,6 +66,8 @@ class ClozeSource:
 class ChoiceEvaluator:
     """Evaluates which choices of the items of `source` a model prefers."""
 
+    metrics = ("accuracy", "accuracy_per_byte")
+
     def __init__(self, source: ChoiceSource):
         self.source, self.name = source, source.name
 
@@ -108,7 +110,7 @@ def _list_accuracies(task: Task, scores: TaskScores, baselines: dict[str, TaskSc
     names = list(dict.fromkeys(phenomena.tolist()))
     for name in ("", *names) if len(names) > 1 else ("",):
         chosen = (phenomena == name) if name else np.ones(len(phenomena), bool)
-        for metric in ("accuracy", "accuracy_per_byte"):
+        for metric in ChoiceEvaluator.metrics:
             is_per_byte = metric == "accuracy_per_byte"
 
             def select(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from krill.config.schema import EvaluationConfig
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
 
@@ -21,6 +22,11 @@ class EvaluationSettings:
     overlap: float
     """Share of the context of the model that a window of a long text repeats."""
 
+    @classmethod
+    def from_config(cls, config: EvaluationConfig) -> EvaluationSettings:
+        """Returns the settings in a configuration."""
+        return cls(config.limit, config.text_tokens, config.overlap)
+
 
 Report = Callable[[int], None]
 """Gets numbers of sequences that have been scored."""
@@ -34,6 +40,8 @@ class Evaluator(Protocol):
     """Evaluates a model on the task `name`."""
 
     name: str
+    metrics: tuple[str, ...] | None
+    """The metrics of its scores; None: not known before the evaluation."""
 
     def identify(self, settings: EvaluationSettings) -> Any:
         """Returns what the scores depend on, besides the model and the tokens of its run; can be JSON.

@@ -21,6 +21,7 @@ class TextEvaluator:
     """Scores the documents of the validation split of a run."""
 
     name = "text"
+    metrics = ("bits_per_byte",)
 
     def identify(self, settings: EvaluationSettings) -> Any:
         return [settings.text_tokens, settings.overlap]
