@@ -31,7 +31,7 @@ def collect_final_metrics(
     """Returns the metrics of the last step, the best validation loss, and the baselines."""
     losses = [line["loss"] for line in read_metrics(setup.folder) if line.get("loss") is not None]
     metrics: dict[str, Any] = {"step": trainer.state.global_step, "loss": losses[-1] if losses else None}
-    if reason := read_stop_reason(setup.config.stop, setup.folder, trainer.state.global_step):
+    if reason := read_stop_reason(setup.config, setup.folder, trainer.state.global_step):
         metrics["stopped_by"] = reason
     validations = read_validations(setup.folder)
     if validations and baselines is not None:

@@ -43,6 +43,7 @@ from krill.training.callbacks.progress import ProgressReporter
 from krill.training.callbacks.samples import SampleWriter
 from krill.training.callbacks.signals import StopOnSignal
 from krill.training.callbacks.skip_report import SkipReport
+from krill.training.callbacks.task_evaluation import TaskEvaluation
 from krill.training.callbacks.verify_store import StoreVerifier
 from krill.training.checkpoint.branch import Branch, resolve_branch, resolve_restart
 from krill.training.checkpoint.export import raise_if_model_is_link
@@ -314,8 +315,12 @@ def _build_trainer(
         restart=restart,
         epochs_at=setup.epochs_at,
         skip_report=SkipReport(setup, build_sampler(lambda: 0).get_step_rows),
-        callbacks=[stop, progress, EarlyStopping(config.stop, setup.folder), SampleWriter(setup, throughput)],
+        callbacks=[stop, progress],
     )
+    for callback in (
+        TaskEvaluation(setup, trainer, stop), EarlyStopping(config, setup.folder), SampleWriter(setup, throughput),
+    ):  # fmt: skip
+        trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
     set_seed(config.seed + ranks.get_rank())  # weights are equal on all ranks, dropout masks are not
     return trainer
