@@ -70,19 +70,28 @@ class ChoiceEvaluator:
 
     def __init__(self, source: ChoiceSource):
         self.source, self.name = source, source.name
+        self._prepared: tuple[Any, EncodedTask, dict[str, TaskScores]] | None = None
 
     def identify(self, settings: EvaluationSettings) -> Any:
         return self.source.identify(settings)
 
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
-        encoded = encode_task(self.source.build(subject, settings), subject.encoder, subject.context_length)
-        scores = score_task(subject.scorer, encoded, report)
-        baselines = (
-            score_with_ngrams(encoded, subject.store.train, subject.tokenizer.vocab_size)
-            if subject.store
-            else {}
-        )
-        return _build_result(encoded, scores, baselines)
+        encoded, baselines = self._prepare(subject, settings)
+        return _build_result(encoded, score_task(subject.scorer, encoded, report), baselines)
+
+    def _prepare(
+        self, subject: Subject, settings: EvaluationSettings
+    ) -> tuple[EncodedTask, dict[str, TaskScores]]:
+        """Returns the items and the scores of the n-gram models, made once for all evaluations of a training."""
+        store, tokenizer = subject.store, subject.tokenizer
+        key = (settings, tokenizer.signature, subject.context_length, store and store.signature)
+        if self._prepared is None or self._prepared[0] != key:
+            encoded = encode_task(
+                self.source.build(subject, settings), subject.encoder, subject.context_length
+            )
+            baselines = score_with_ngrams(encoded, store.train, tokenizer.vocab_size) if store else {}
+            self._prepared = key, encoded, baselines
+        return self._prepared[1:]
 
 
 def _build_result(encoded: EncodedTask, scores: TaskScores, baselines: dict[str, TaskScores]) -> TaskResult:

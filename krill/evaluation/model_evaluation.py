@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,23 +89,25 @@ class ModelEvaluation:
             f"tasks       {', '.join(self.tasks)}",
         ]
 
-    def run(self) -> list[TaskResult]:
-        """Returns the results of all tasks, and writes those that are new."""
+    def run(self, known_results: Sequence[TaskResult] = (), level: int = logging.INFO) -> list[TaskResult]:
+        """Returns the results of all tasks, and writes those that are new.
+
+        `known_results`: those of the same weights that were computed already. `level`: of the messages.
+        """
+        known = {result.task: result for result in known_results}
         atomic.create_folder(self.folder)  # before work that could not be kept
         results = []
-        subject: Subject | None = None
         for evaluator in self.evaluators:
             signature = self._compute_signature(evaluator)
             file = get_result_file(self.root, evaluator.name, signature)
             result = None if self.again else read_result(file, signature)
             if result is not None:
-                log.info("%-14s found %s", evaluator.name, relative_path(file))
+                log.log(level, "%-14s found %s", evaluator.name, relative_path(file))
             else:
-                subject = subject or self._load()
-                result = evaluate_task(evaluator, subject, self.settings)
+                result = known.get(evaluator.name) or evaluate_task(evaluator, self.subject, self.settings)
                 result = result.model_copy(update={"signature": signature})
                 write_result(file, result)
-                log.info("%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
+                log.log(level, "%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
             results.append(result)
         return results
 
@@ -119,6 +122,8 @@ class ModelEvaluation:
         """Returns the precision that changes the scores; auto is fp32 on a CPU, and that of the weights on CUDA."""
         return "fp32" if self.precision == "auto" and self.device.type == "cpu" else self.precision
 
-    def _load(self) -> Subject:
+    @cached_property
+    def subject(self) -> Subject:
+        """The model, loaded, with its tokens."""
         model = self.files.load(self.device, self.precision)
         return Subject(self.files.name, model, self.files.tokenizer, self.store, self.config.max_batch_tokens)

@@ -1,4 +1,4 @@
-"""Scores as metrics of a training, each under a name: english_pairs/accuracy, english_pairs/accuracy/irregular_verb."""
+"""Scores as metrics of a training, each under a name: english_pairs/accuracy, english_pairs/accuracy/many_much."""
 
 from __future__ import annotations
 
@@ -53,6 +53,24 @@ def check_best_metric(name: str, evaluators: Sequence[Evaluator]) -> None:
 def format_metric(name: str, value: float) -> str:
     """Returns a metric for reading: english_pairs 51.3 %, text 2.607 bits per byte."""
     task, metric = name.split("/")[:2]
-    if metric == "accuracy":
-        return f"{task} {100 * value:.1f} %"
-    return f"{task} {value:.3f} {metric.replace('_', ' ')}"
+    unit = "" if metric == "accuracy" else f" {metric.replace('_', ' ')}"
+    return f"{task} {_format_value(metric, value)}{unit}"
+
+
+def describe_result(result: TaskResult) -> str:
+    """Returns the score of a whole task, with its interval and the scores that need no model."""
+    score = result.scores[0]
+    text = format_metric(f"{result.task}/{score.metric}", score.value)
+    values = {"chance": score.chance, "unigram": score.unigram, "trigram": score.trigram}
+    others = [
+        f"{name} {_format_value(score.metric, value)}" for name, value in values.items() if value is not None
+    ]
+    if score.low is not None and score.high is not None:
+        others.insert(
+            0, f"{_format_value(score.metric, score.low)} to {_format_value(score.metric, score.high)}"
+        )
+    return f"{text} ({', '.join(others)})" if others else text
+
+
+def _format_value(metric: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f}"

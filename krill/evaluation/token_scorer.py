@@ -107,8 +107,8 @@ class TokenScorer:
     ) -> dict[SequenceKey, SequenceScore]:
         """Returns the scores of all sequences; `report` gets the numbers that this rank has scored.
 
-        All ranks run the same number of forward passes, as sharded models require. Raises EvaluationError on all ranks
-        when one of several fails.
+        All ranks run the same number of forward passes, as sharded models require. Raises EvaluationError on all
+        ranks when one of several fails.
         """
         rank, world_size = self.share.rank, self.share.world_size
         prepared = [part for index, item in enumerate(questions) for part in _find_prefix(index, tuple(item))]

@@ -165,8 +165,8 @@ class TrainConfig(Section):
     """Also keep the checkpoint with the best value of best_metric among checkpoints saved at a step that has
     one."""
     best_metric: Unsigned[str]
-    """Metric that keep_best, stop.patience and stop.target follow. eval_loss: the validation loss. Or a score of a task
-    of evaluation.tasks, TASK/METRIC or TASK/METRIC/PART, such as english_pairs/accuracy; needs evaluation.every."""
+    """Metric that keep_best, stop.patience and stop.target follow. eval_loss: the validation loss. Or a score of
+    evaluation.tasks, TASK/METRIC or TASK/METRIC/PART, such as english_pairs/accuracy; needs evaluation.every."""
     save_in_background: Unsigned[bool]
     """Write checkpoints while training continues, from a copy of weights and optimizer state in host
     memory."""
@@ -219,7 +219,9 @@ class TrainConfig(Section):
     @property
     def stops_early(self) -> bool:
         """Whether the run may end before its last step."""
-        return any(value is not None for value in (self.stop.target_loss, self.stop.target, self.stop.patience))
+        return any(
+            value is not None for value in (self.stop.target_loss, self.stop.target, self.stop.patience)
+        )
 
     @property
     def stops_by_score(self) -> bool:

@@ -10,8 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.config.paths import relative_path
 from krill.errors import UsageError, get_first_line
-from krill.evaluation.evaluate import choose_tasks, evaluate_task, find_evaluator
-from krill.evaluation.evaluator import EvaluationSettings
+from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.rank_share import EvaluationError, RankShare
 from krill.evaluation.results import TaskResult
 from krill.evaluation.score_metrics import check_best_metric, list_metrics
@@ -20,6 +19,7 @@ from krill.resources import release_memory
 from krill.runs.json_lines import EVALUATION_SECONDS, read_evaluations
 from krill.training import ranks
 from krill.training.callbacks.signals import EvaluationInterrupted, StopOnSignal
+from krill.training.compute.device import BF16_PRECISIONS
 from krill.training.compute.evaluation_mode import evaluation_mode
 from krill.training.setup import RunSetup
 from krill.training.trainer import KrillTrainer
@@ -39,21 +39,31 @@ class TaskEvaluation(TrainerCallback):
     def __init__(self, setup: RunSetup, trainer: KrillTrainer, stop: StopOnSignal):
         self.setup, self.trainer, self.stop = setup, trainer, stop
         self.config = setup.config.evaluation
-        tasks = choose_tasks(self.config.tasks, setup.store, setup.tokenizer) if self.config.every else []
-        self.evaluators = [find_evaluator(name) for name in tasks]
-        check_best_metric(setup.config.best_metric, self.evaluators)
+        self.evaluators = _find_evaluators(setup) if self.config.every else []
         self.subject: Subject | None = None
         self.seconds = 0.0
+        self.last_results: tuple[int, list[TaskResult]] = (0, [])
+        """The step of the last evaluation of this process, and its results."""
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **_: Any,
     ) -> None:
         self.started_at = time.perf_counter()
         if state.global_step and self._is_due(state) and not self._is_evaluated(state.global_step):
             self._evaluate(model, state, control)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **_: Any,
     ) -> None:
         if self._is_due(state):
             self._evaluate(model, state, control)
@@ -63,7 +73,17 @@ class TaskEvaluation(TrainerCallback):
     ) -> None:
         if self.seconds:
             share = self.seconds / (time.perf_counter() - self.started_at)
-            log.info("evaluation  took %.0f s, %.1f %% of the time of the training", self.seconds, 100 * share)
+            log.info(
+                "evaluation  took %.0f s, %.1f %% of the time of the training", self.seconds, 100 * share
+            )
+
+    def get_final_results(self, step: int) -> list[TaskResult]:
+        """Returns the results of `step`, the last one, if the exported model has the weights that were evaluated."""
+        is_rounded = self.setup.precision in BF16_PRECISIONS and self.trainer.is_fsdp_enabled
+        is_same = (
+            not is_rounded and self.setup.precision != "fp8" and self.setup.config.export_dtype == "fp32"
+        )
+        return self.last_results[1] if is_same and self.last_results[0] == step else []
 
     def _is_due(self, state: TrainerState) -> bool:
         step = state.global_step
@@ -89,6 +109,7 @@ class TaskEvaluation(TrainerCallback):
             self.subject = None
             release_memory()
             return
+        self.last_results = (state.global_step, results)
         seconds = time.perf_counter() - started_at
         self.seconds += seconds
         should_log = control.should_log
@@ -105,5 +126,16 @@ class TaskEvaluation(TrainerCallback):
             self.subject = Subject(
                 name, model, self.setup.tokenizer, self.setup.store, self.config.max_batch_tokens, share
             )
+        from krill.evaluation.evaluate import evaluate_task
+
         settings = EvaluationSettings.from_config(self.config)
         return [evaluate_task(evaluator, self.subject, settings) for evaluator in self.evaluators]
+
+
+def _find_evaluators(setup: RunSetup) -> list[Evaluator]:
+    from krill.evaluation.evaluate import choose_tasks, find_evaluator  # with the word lists of the tasks
+
+    tasks = choose_tasks(setup.config.evaluation.tasks, setup.store, setup.tokenizer)
+    evaluators = [find_evaluator(name) for name in tasks]
+    check_best_metric(setup.config.best_metric, evaluators)
+    return evaluators

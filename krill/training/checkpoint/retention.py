@@ -37,9 +37,7 @@ class CheckpointRetention(TrainerCallback):
         self.protected_step, self.corrupt_checkpoints = protected_step, corrupt_checkpoints
         self.folder = record.folder / "checkpoints"
         lines = read_metrics(record.folder)
-        self.values = {
-            line["step"]: line[config.best_metric] for line in lines if config.best_metric in line
-        }
+        self.values = {line["step"]: line[config.best_metric] for line in lines if config.best_metric in line}
 
     def on_log(
         self,

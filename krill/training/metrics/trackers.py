@@ -1,8 +1,9 @@
 """Sends the configuration and the metrics of a run to experiment trackers: TensorBoard, trackio, W&B.
 
 All of them get krill's resolved configuration with what was derived from it (`collect_tracked_config`), and the
-metrics under the names that transformers gives them: train/loss, eval/bits_per_byte; scores of tasks under their own: english_pairs/accuracy. A run that resumes remains one
-run: its ids are in status.json. The points of a sweep are a group.
+metrics under the names that transformers gives them: train/loss, eval/bits_per_byte. Scores of tasks have their own:
+english_pairs/accuracy. A run that resumes remains one run: its ids are in status.json. The points of a sweep are a
+group.
 
 TensorBoard and trackio write to this machine, and so does W&B without an API key or without a network.
 """
@@ -120,6 +121,11 @@ class Trackers(TrainerCallback):
         metrics = logs if EVALUATION_SECONDS in logs else rewrite_logs(logs)
         for tracker in self.open_trackers:
             tracker.log(state.global_step, metrics)
+
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Sends the scores of the final model, of `step`."""
+        for tracker in self.open_trackers:
+            tracker.log(step, scores)
 
     def log_checkpoint(self, step: int) -> None:
         """Offers the complete checkpoint of `step` for upload."""

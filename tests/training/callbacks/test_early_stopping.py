@@ -58,7 +58,9 @@ def test_reason_to_stop_by_a_score(metric: str, values: list[float], message: st
     reason = get_stop_reason(stop, metric, lines)
     assert (message is None) == (reason is None)
     assert (message or "") in (reason or "")
-    assert get_stop_reason(stop, metric, [*lines, {"step": 9, "loss": 1.0}]) is None  # not measured at this step
+    assert (
+        get_stop_reason(stop, metric, [*lines, {"step": 9, "loss": 1.0}]) is None
+    )  # not measured at this step
 
 
 def _find_target(krill_train: Any) -> tuple[str, int]:

@@ -11,10 +11,11 @@ from trainings import read_metrics_without_clock
 from krill.cli import app, evaluate
 from krill.evaluation.results import read_results
 from krill.evaluation.score_metrics import list_metrics
-from krill.runs.json_lines import read_evaluations, read_metrics
+from krill.runs.json_lines import read_evaluations
 
 EVALUATED = (
-    "evaluation.tasks=[text,english_pairs]", "evaluation.limit=2", "evaluation.text_tokens=2000", "evaluation.every=2",
+    "evaluation.tasks=[text,english_pairs]", "evaluation.limit=2", "evaluation.text_tokens=2000",
+    "evaluation.every=2",
 )  # fmt: skip
 
 
@@ -34,10 +35,16 @@ def test_the_scores_are_those_of_the_command_and_the_training_does_not_notice(
     lines = read_evaluations(run)
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:
-        expected = evaluate_checkpoint(run / f"checkpoints/checkpoint-{line['step']}", tmp_path / str(line["step"]))
-        assert {"english_pairs/accuracy", "english_pairs/accuracy_per_byte", "text/bits_per_byte"} <= set(expected)
+        expected = evaluate_checkpoint(
+            run / f"checkpoints/checkpoint-{line['step']}", tmp_path / str(line["step"])
+        )
+        assert {"english_pairs/accuracy", "english_pairs/accuracy_per_byte", "text/bits_per_byte"} <= set(
+            expected
+        )
         assert {key: value for key, value in line.items() if "/" in key} == pytest.approx(expected, abs=1e-6)
     for file in ("model/model.safetensors", "checkpoints/checkpoint-4/optimizer.pt"):
         assert (run / file).read_bytes() == (plain / file).read_bytes()
-    without = [line for line in read_metrics_without_clock(run) if line not in read_metrics_without_clock(plain)]
+    without = [
+        line for line in read_metrics_without_clock(run) if line not in read_metrics_without_clock(plain)
+    ]
     assert [line["step"] for line in without] == [2, 4]
