@@ -67,7 +67,7 @@ def raise_if_task(config: TrainConfig) -> None:
 
 
 def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
-    stops_early = bool(config.stop.target_loss or config.stop.patience)
+    stops_early = config.stops_early
     return compute_signature(
         "train",
         2,
@@ -79,6 +79,7 @@ def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
         *_get_branch_identity(config),
         *([config.eval_every] if stops_early else []),
         *([config.eval_tokens] if stops_early and config.eval_tokens else []),
+        *([config.best_metric, config.stop.target, config.evaluation] if config.stops_by_score else []),
     )
 
 
