@@ -41,6 +41,8 @@ def print_run(run: Run) -> None:
     """Prints all known values of a run, one per line, and the end of its log if it has an error."""
     (row,) = table.build_rows([run])
     for key, value in describe_run(run, row).items():
+        if key == "verdict":
+            value = (value or {}).get("text")
         if value not in (None, "", [], {}):
             print_wrapped(f"{key:<20}{_format_value(value)}")
     if row.error and row.log and Path(row.log).is_file():

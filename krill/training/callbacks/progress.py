@@ -11,11 +11,14 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from krill.errors import KrillError
 from krill.runs.record import Record
 from krill.terminal import start_progress_bar
 from krill.training import ranks
-from krill.training.callbacks.skip_step import DIVERGED_MESSAGE, suggest_divergence_remedy
+from krill.training.callbacks.skip_step import (
+    DIVERGED_MESSAGE,
+    DivergenceError,
+    suggest_divergence_remedy,
+)
 from krill.training.setup import RunSetup
 
 log = logging.getLogger("krill")
@@ -130,7 +133,7 @@ class ProgressReporter(TrainerCallback):
 
     def _raise_if_not_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            raise KrillError(
+            raise DivergenceError(
                 f"the validation loss is {loss} at step {step}: {DIVERGED_MESSAGE}; "
                 f"{suggest_divergence_remedy(self.setup.config.lr)}"
             )
