@@ -29,6 +29,8 @@ class RunFacts:
     """Passes over the distinct training text."""
     skipped: int
     lr: float
+    final_lr: float | None
+    """The learning rate of the last logged step, as a part of the highest one of this run."""
     num_layers: int | None
     """Layers of a model whose number is a key; None: another model."""
     train_documents: int
@@ -72,6 +74,7 @@ def collect_facts(
         losses = [LoggedLoss(line["step"], line[key]) for line in lines if line.get(key) is not None]
         return LossCurve(start, step, [one for one in losses if start < one.step <= step])
 
+    rates = [line["lr"] for line in lines if start < line["step"] <= step and line.get("lr") is not None]
     has_same_text = origin.get("signature") == setup.store.signature
     epochs = setup.epochs_at(step) - (0 if not branch or has_same_text else setup.epochs_at(start))
     repeated = setup.store.manifest.get("repeated", {}).get("tokens", 0)
@@ -84,6 +87,7 @@ def collect_facts(
         epochs=epochs * train.tokens / (train.tokens - repeated),
         skipped=sum(line["step"] > start for line in read_jsonl(setup.folder / "skipped.jsonl")),
         lr=config.lr,
+        final_lr=rates[-1] / max(rates) if max(rates, default=0.0) > 0 else None,
         num_layers=config.model.num_hidden_layers if isinstance(config.model, TransformerConfig) else None,
         train_documents=train.documents,
         is_pretrained=isinstance(config.model, PretrainedModelConfig),

@@ -31,9 +31,11 @@ MIN_STEPS = 50
 """Number of steps from which a run is judged."""
 FALLING = 0.002
 """A loss that falls by this share over the last tenth of the steps is still falling."""
+MAX_DECAYED_LR = 0.5
+"""Part of the peak learning rate below which a loss may have stopped falling because the rate had decayed."""
 MAX_SKIPPED = 0.01
 """Share of skipped steps from which the learning rate is too high."""
-Outcome = Literal["diverged", "short", "unvalidated", "overfit", "falling", "converged", "unknown"]
+Outcome = Literal["diverged", "short", "unvalidated", "overfit", "rising", "falling", "converged", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -119,24 +121,25 @@ def _classify(facts: RunFacts) -> Outcome:
         return "diverged"
     if facts.steps < MIN_STEPS:
         return "short"
-    rise = facts.validation.find_rise()
-    is_memorizing = rise is not None and _has_train_loss_fallen(facts, rise.step)
-    is_worse_than_uniform = None not in (facts.eval_loss, facts.uniform) and facts.eval_loss >= facts.uniform
-    if is_worse_than_uniform or facts.train.has_diverged() or (rise and not is_memorizing):
+    if _is_worse_than_uniform(facts) or facts.train.has_diverged():
         return "diverged"
     if facts.eval_loss is None:
         return "unvalidated"
-    if is_memorizing:
-        return "overfit"
+    if (rise := facts.validation.find_rise()) is not None:
+        return "overfit" if facts.epochs > 1 and _has_train_loss_fallen(facts, rise.step) else "rising"
     change = facts.validation.compute_final_change()
     if change is None:
         return "unknown"
     return "falling" if change < -FALLING * facts.eval_loss else "converged"
 
 
+def _is_worse_than_uniform(facts: RunFacts) -> bool:
+    return facts.eval_loss is not None and facts.uniform is not None and facts.eval_loss >= facts.uniform
+
+
 def _has_train_loss_fallen(facts: RunFacts, step: int) -> bool:
-    before, last = facts.train.compute_mean_before(step), facts.train.compute_mean(9)
-    return before is not None and last is not None and last < before
+    earlier, last = facts.train.compute_mean_after(step), facts.train.compute_mean(9)
+    return earlier is not None and last is not None and last < earlier
 
 
 def _describe_loss(facts: RunFacts) -> str:
@@ -182,19 +185,21 @@ def _format_ratio(value: float) -> str:
 
 
 def _describe_trend(facts: RunFacts, outcome: Outcome) -> str:
-    rise, loss = facts.validation.find_rise(), facts.eval_loss
-    if outcome in ("short", "unvalidated") or facts.has_failed:
+    if facts.has_failed or outcome in ("short", "unvalidated"):
         return ""
-    if rise is not None and loss is not None:
-        train = (
-            "while the training loss fell" if outcome == "overfit" else "as the training loss did not fall"
-        )
-        return f"The validation loss rose from {rise.loss:.3f} at step {rise.step} to {loss:.3f}, {train}."
     if outcome == "diverged":
         return (
             "The loss is not below that of uniform predictions."
-            if loss is not None and facts.uniform is not None and loss >= facts.uniform
+            if _is_worse_than_uniform(facts)
             else "The training loss ended above what it had been before."
+        )
+    rise, loss = facts.validation.find_rise(), facts.eval_loss
+    if rise is not None and loss is not None:
+        text = f"The validation loss rose from {rise.loss:.3f} at step {rise.step} to {loss:.3f}"
+        return (
+            f"{text}, while the training loss fell: it learns its text by heart."
+            if outcome == "overfit"
+            else f"{text}."
         )
     change = facts.validation.compute_final_change()
     if change is None or loss is None:
@@ -202,7 +207,10 @@ def _describe_trend(facts: RunFacts, outcome: Outcome) -> str:
     amount = f"by {abs(change):.4f} nats ({100 * abs(change) / loss:.2f} %) over the last 10 % of the steps"
     if outcome == "falling":
         return f"The validation loss was still falling, {amount}."
-    return f"The validation loss was no longer falling: it {'fell' if change < 0 else 'rose'} {amount}."
+    text = f"The validation loss was no longer falling: it {'fell' if change < 0 else 'rose'} {amount}"
+    if facts.final_lr is not None and facts.final_lr < MAX_DECAYED_LR:
+        text += f", with the learning rate at {facts.final_lr:.2f} of its peak"
+    return f"{text}."
 
 
 def _describe_start(facts: RunFacts) -> str:
@@ -225,7 +233,7 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
     end = facts.train.end
     lower_lr = f"krill-train from={RUN} lr={facts.lr / 3:.2g}"
     longer = f"krill-train continue={RUN} steps={2 * end}"
-    if outcome == "diverged":
+    if outcome in ("diverged", "rising"):
         return "Lower the learning rate.", lower_lr
     if outcome == "short":
         steps = max(10 * MIN_STEPS, 10 * end)
@@ -255,5 +263,7 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
         more_text = " and more text (data=)" if facts.epochs > MAX_EPOCHS else ""
         layers = 2 * facts.num_layers
         return f"Use a larger model{more_text}.", f"krill-train from={RUN} model.num_hidden_layers={layers}"
+    if facts.tokens_per_parameter < OPTIMAL_TOKENS_PER_PARAMETER and 2 * facts.epochs <= MAX_EPOCHS:
+        return "Use a longer schedule, which decays later.", f"krill-train from={RUN} steps={2 * end}"
     rates = f"{facts.lr / 3:.2g},{facts.lr * 3:.2g}"
     return "Try other learning rates.", f"krill-train -m from={RUN} lr={rates}"

@@ -41,9 +41,9 @@ class LossCurve:
         losses = self._select(tenth)
         return fmean(losses) if losses else None
 
-    def compute_mean_before(self, step: int) -> float | None:
-        """Returns the mean loss of the tenth of the steps that ends with `step`; None without a line there."""
-        losses = [loss for at, loss in self.losses if step - self.tenth < at <= step]
+    def compute_mean_after(self, step: int) -> float | None:
+        """Returns the mean loss of the tenth of the steps that follows `step`; None without a line there."""
+        losses = [loss for at, loss in self.losses if step < at <= step + self.tenth]
         return fmean(losses) if losses else None
 
     def compute_final_change(self) -> float | None:
