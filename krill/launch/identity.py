@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.config import custom_code
-from krill.config.schema import InferConfig, PretrainedModelConfig, Section, TrainConfig
+from krill.config.schema import EvaluateConfig, InferConfig, PretrainedModelConfig, Section, TrainConfig
 from krill.config.signature import compute_signature, hash_file
 from krill.errors import UsageError
+from krill.evaluation.custom_tasks import CustomTaskSource, list_custom_tasks
 from krill.inference.prompts import check_prompts_path
 from krill.training.batch_shape import resolve_batch_shape
 
@@ -23,6 +24,9 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
     """
     if isinstance(config, InferConfig):
         return _compute_answers_identity(config)
+    if isinstance(config, EvaluateConfig):
+        tasks = map(CustomTaskSource, list_custom_tasks(config.evaluation.tasks))
+        return compute_signature(command, 1, config, *(task.content_hash for task in tasks))
     if not isinstance(config, TrainConfig):
         return compute_signature(command, 1, config)
     assert inputs is not None
