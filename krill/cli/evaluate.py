@@ -12,13 +12,13 @@ from krill.cli import app
 from krill.cli.model_arguments import resolve_model_arguments
 from krill.launch.invocation import Invocation
 from krill.resources import paused_garbage_collection
-from krill.tables import get_terminal_width
+from krill.tables import get_terminal_width, print_wrapped
 
 if TYPE_CHECKING:
     from krill.cli.argv import ParsedArguments
     from krill.config.schema import EvaluateConfig
 
-SHORT_KEYS = {"tasks": "evaluation.tasks", "limit": "evaluation.limit"}
+SHORT_KEYS = {name: f"evaluation.{name}" for name in ("tasks", "limit", "few_shot", "contamination")}
 """Short key → the whole key."""
 
 
@@ -54,11 +54,16 @@ def _run_evaluation(config: EvaluateConfig, invocation: Invocation) -> None:
 def _evaluate(config: EvaluateConfig, folder: Path | None) -> Path:
     """Evaluates the model and returns the folder of the results, which is `folder` for a point of a sweep."""
     with paused_garbage_collection():
-        from krill.launch.model_evaluation import ModelEvaluation
+        import torch
+
+        from krill.evaluation.model_evaluation import ModelEvaluation
         from krill.models.model_folder import silence_transformers
+        from krill.training.compute.device import resolve_device
 
     silence_transformers()
-    evaluation = ModelEvaluation.open(config, folder)
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    evaluation = ModelEvaluation.open(config, torch.device(resolve_device(config.device)), folder)
     if config.dry_run:
         print("\n".join(evaluation.describe()))
         return evaluation.folder
@@ -68,7 +73,11 @@ def _evaluate(config: EvaluateConfig, folder: Path | None) -> Path:
         content: list[Any] = [result.model_dump(mode="json", exclude={"outcomes"}) for result in results]
         print(json.dumps(content, ensure_ascii=False, indent=2))
     else:
+        from krill.evaluation.notes import format_notes
         from krill.evaluation.score_table import format_scores
 
-        print("\n".join(format_scores(results, get_terminal_width(sys.stdout))))
+        width = get_terminal_width(sys.stdout)
+        print("\n".join(format_scores(results, width)))
+        for line in format_notes(results):
+            print_wrapped(line)
     return evaluation.folder

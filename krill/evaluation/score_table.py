@@ -21,11 +21,14 @@ def format_scores(results: Sequence[TaskResult], width: int | None) -> list[str]
     return fit_table(_HEADER, rows, width, left=(0, 1, 2), drop=(2, 7, 5, 6, 8), fold=(1,))
 
 
+def format_score_value(value: float, metric: str) -> str:
+    """Returns an accuracy in percent, and another score as a number."""
+    return f"{100 * value:.1f} %" if metric.startswith("acc") else f"{value:.3f}"
+
+
 def _format_row(result: TaskResult, score: Score) -> tuple[str, ...]:
     def format_value(value: float | None) -> str:
-        if value is None:
-            return ""
-        return f"{100 * value:.1f} %" if score.metric.startswith("accuracy") else f"{value:.3f}"
+        return "" if value is None else format_score_value(value, score.metric)
 
     bounds = "" if score.low is None else f"{format_value(score.low)} to {format_value(score.high)}"
     return (

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.config import custom_code
-from krill.config.schema import InferConfig, PretrainedModelConfig, Section, TrainConfig
+from krill.config.schema import EvaluateConfig, InferConfig, PretrainedModelConfig, Section, TrainConfig
 from krill.config.signature import compute_signature, hash_file
 from krill.errors import UsageError
+from krill.evaluation.custom_tasks import CustomTaskSource, list_custom_tasks
 from krill.inference.prompts import check_prompts_path
 from krill.training.batch_shape import resolve_batch_shape
 
@@ -23,6 +24,9 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
     """
     if isinstance(config, InferConfig):
         return _compute_answers_identity(config)
+    if isinstance(config, EvaluateConfig):
+        tasks = map(CustomTaskSource, list_custom_tasks(config.evaluation.tasks))
+        return compute_signature(command, 1, config, *(task.content_hash for task in tasks))
     if not isinstance(config, TrainConfig):
         return compute_signature(command, 1, config)
     if command == "plan":
@@ -65,7 +69,7 @@ def raise_if_task(config: TrainConfig) -> None:
 
 
 def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
-    stops_early = bool(config.stop.target_loss or config.stop.patience)
+    stops_early = config.stops_early
     return compute_signature(
         "train",
         2,
@@ -77,6 +81,7 @@ def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
         *_get_branch_identity(config),
         *([config.eval_every] if stops_early else []),
         *([config.eval_tokens] if stops_early and config.eval_tokens else []),
+        *([config.best_metric, config.stop.target, config.evaluation] if config.stops_by_score else []),
     )
 
 
