@@ -90,6 +90,7 @@ def test_every_section_is_filled_by_some_option():
         schema.FileEntryConfig,
     }
     filled |= {schema.ModelPathConfig, schema.TokenizerPathConfig, schema.InspectConfig}
+    filled |= {schema.PlanConfig, schema.PlanOptionsConfig}
     filled |= {schema.ServeConfig, schema.ServerConfig, schema.LimitsConfig}
     bases = {schema.Section, schema.ModelCommandConfig}
     concrete = {section for section in SECTIONS if not section.__name__.startswith("_")} - bases
