@@ -33,8 +33,15 @@ PARTS = (
 )  # fmt: skip
 """The parts of the memory, in the order in which they are listed."""
 
-CPU_PROCESS_BYTES = 480_000_000
-"""Resident memory of a training process before it has a model: Python, torch, transformers (measured)."""
+CPU_PROCESS_BYTES = 520_000_000
+"""Resident memory of a training process without its tensors: Python, torch, transformers (measured)."""
+
+CPU_HEAP_SHARE = 0.2
+"""The share of its tensors that glibc's heap keeps beside them: freed blocks between others (measured:
+benchmarks/plan_memory.py). Only of tensors below `MMAP_BYTES`."""
+
+MMAP_BYTES = 2**25
+"""glibc returns larger blocks to the system at once (M_MMAP_THRESHOLD, at most 32 MiB)."""
 
 CUDA_CONTEXT_BYTES = 700_000_000
 """CUDA context, loaded kernels and the workspace of cuBLAS (assumed; not measured)."""
@@ -80,7 +87,7 @@ def plan_memory(
     moments: dict[str, dict[str, int]] = {}
     for name, parts in step.list_moments():
         total = sum(parts.values())
-        parts["context"] = _compute_context(setting.device.kind, total)
+        parts["context"] = step.compute_context(total)
         kept = {part: parts[part] for part in PARTS if parts.get(part)}
         if name not in moments or sum(kept.values()) > sum(moments[name].values()):
             moments[name] = kept
@@ -136,12 +143,6 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def _compute_context(device: str, tensors: int) -> int:
-    if device == "cpu":
-        return CPU_PROCESS_BYTES
-    return CUDA_CONTEXT_BYTES + round(CUDA_ALLOCATOR_SHARE * tensors)
-
-
 class _Step:
     """The sizes of a step on one rank. N tokens of a micro batch, H width, V vocabulary."""
 
@@ -168,6 +169,28 @@ class _Step:
             rows, self.row_tokens, setting.activation_precision, self.device
         )
         self.layer = self.saved.layer + self._count_attention_bytes()
+
+    def compute_context(self, tensors: int) -> int:
+        """Returns what the process needs besides `tensors` bytes of tensors."""
+        if self.device == "cuda":
+            return CUDA_CONTEXT_BYTES + round(CUDA_ALLOCATOR_SHARE * tensors)
+        return CPU_PROCESS_BYTES + round(CPU_HEAP_SHARE * max(0, tensors - self._count_large_tensor_bytes()))
+
+    def _count_large_tensor_bytes(self) -> int:
+        """Returns the bytes of the weights, moments and activations that are too large for glibc's heap."""
+        large = sum(
+            kind.count * kind.entries
+            for kind in self.architecture.weights
+            if FP32_BYTES * kind.entries > MMAP_BYTES
+        )
+        state = self.state / max(1, self.weights)
+        total = round(large * FP32_BYTES * (1 + state) / self.setting.shard_size)
+        layers = 1 if self.setting.gradient_checkpointing else self.architecture.layers
+        if self.size * self.tokens * self.architecture.mlp_width > MMAP_BYTES:
+            total += layers * 4 * self.size * self.tokens * self.architecture.mlp_width
+        if self.hidden > MMAP_BYTES:
+            total += layers * 6 * self.hidden
+        return total
 
     def list_moments(self) -> Iterator[tuple[str, dict[str, int]]]:
         """Yields the moments; one name may have several, of which the largest counts."""
