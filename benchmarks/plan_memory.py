@@ -1,10 +1,10 @@
 """Question: how far is the memory that krill-plan computes from what a training takes?
 
 Trains 24 configurations on the CPU (model × optimizer × loss × gradient checkpointing × batch), each in a fresh
-process, for two steps with a validation, a checkpoint and the final model, and compares the peak of its resident memory
-(VmHWM) with the plan that the run recorded in status.json. `--ranks` adds DDP and FSDP2 with 2 and 4 ranks (gloo). On a
-machine with a GPU, `--device cuda` compares the peak of torch's allocator (max_memory_allocated) with the plan without
-its context. Prints a table and writes results/plan_memory.json, each row as it comes.
+process, for two steps with a validation, a checkpoint and the final model, and compares the peak of its resident
+memory (VmHWM) with the plan that the run recorded in status.json. `--ranks` measures DDP and FSDP2 with 2 and 4 ranks
+(gloo) instead. On a machine with a GPU, `--device cuda` compares the peak of torch's allocator (max_memory_allocated)
+with the plan without its context. Prints a table and writes results/plan_memory.json, each row as it comes.
 
     python benchmarks/plan_memory.py            (8 minutes on one core; Linux)
     python benchmarks/plan_memory.py --ranks
@@ -113,7 +113,9 @@ def measure(row: dict[str, Any], outputs: Path, device: str) -> dict[str, Any]:
     ]  # fmt: skip
     environment = os.environ | {"KRILL_OUTPUTS": str(outputs), "HF_HUB_OFFLINE": "1"}
     environment.setdefault("OMP_NUM_THREADS", "1")
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     out, errors = process.communicate()
     if process.returncode:
         raise SystemExit(f"{shlex.join(command)}\n{errors}")
@@ -158,8 +160,9 @@ def read_rank_peak(folder: Path) -> int:
 def format_row(row: dict[str, Any]) -> str:
     ranks = f" {row['sharding']} × {row['ranks']}" if "ranks" in row else ""
     return (
-        f"{row['model']:6} {row['optimizer']:15} {row['loss']:8} {'checkpointing' if row['checkpointing'] else '':14}"
-        f"{row['batch']:6}{ranks:10} plan {row['plan_mb']:8,.1f} MB  peak {row['peak_mb']:8,.1f} MB  {row['ratio']:.3f}"
+        f"{row['model']:6} {row['optimizer']:15} {row['loss']:8} "
+        f"{'checkpointing' if row['checkpointing'] else '':14}{row['batch']:6}{ranks:10} "
+        f"plan {row['plan_mb']:8,.1f} MB  peak {row['peak_mb']:8,.1f} MB  {row['ratio']:.3f}"
     )
 
 
@@ -171,7 +174,9 @@ def main() -> None:
     parser.add_argument("--only", help="a model of MODELS")
     parser.add_argument("--outputs", type=Path, help="a folder with prepared tokens to reuse")
     parser.add_argument("--result", type=Path)
-    parser.add_argument("--replan", action="store_true", help="plan the measured rows again, without training")
+    parser.add_argument(
+        "--replan", action="store_true", help="plan the measured rows again, without training"
+    )
     arguments = parser.parse_args()
     rows = [row for row in list_configurations() if arguments.only in (None, row["model"])]
     if arguments.ranks:
@@ -188,9 +193,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         outputs = arguments.outputs or Path(temporary)
         for row in rows:
-            measured.append(
-                plan_again(row) if arguments.replan else measure(row, outputs, arguments.device)
-            )
+            measured.append(plan_again(row) if arguments.replan else measure(row, outputs, arguments.device))
             print(format_row(measured[-1]), flush=True)
             ratios = sorted(each["ratio"] for each in measured)
             result = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from krill.cli import app
@@ -32,7 +33,10 @@ def run_task(invocation: Invocation) -> RunPlan:
 
 def _print_plan(plan: RunPlan, format: str) -> None:
     if format == "json":
-        print(json.dumps(plan.to_json(), ensure_ascii=False, indent=2, allow_nan=False))
+        from krill.plan.advice import list_advice
+
+        values = plan.to_json() | {"advice": [asdict(advice) for advice in list_advice(plan)]}
+        print(json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False))
         return
     from krill.plan.report import format_plan
 

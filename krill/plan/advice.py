@@ -34,7 +34,8 @@ BATCH_FIT_FLOPS = 1e17
 MIN_RATIO = COMPUTE_OPTIMAL_RATIO / 4
 """Tokens per parameter below which a smaller model would be better for the same FLOPs."""
 
-CARD_COUNTS = (2, 4, 8, 16, 32, 64)
+DEVICE_COUNTS = (2, 4, 8, 16, 32, 64)
+"""The numbers of devices that are tried."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Advice:
 
 
 def list_advice(plan: RunPlan) -> list[Advice]:
-    """Returns the advice on `plan`: first what makes it fit, least lost speed first; then the rules in their order."""
+    """Returns the advice on `plan`: what makes it fit, least lost speed first, then the rules in their order."""
     fits = [] if plan.fits else find_fitting_changes(plan)
     return [*fits, *(advice for rule in RULES for advice in rule(plan))]
 
@@ -70,13 +71,15 @@ def find_fitting_changes(plan: RunPlan) -> list[Advice]:
     Changes of the computation come before those of the result: shorter rows, and an optimizer with less state.
     """
     found: list[tuple[int, float, Advice]] = []
+    reasons: set[str] = set()
     for rank, overrides, reason in _list_candidates(plan):
-        if any(set(known.overrides) <= set(overrides) for _, _, known in found):
+        if reason in reasons or any(set(known.overrides) <= set(overrides) for _, _, known in found):
             continue  # less is enough
         changed = change_plan(plan, overrides)
         if changed is None or not changed.fits:
             continue
         ratio = _get_time_ratio(plan, changed)
+        reasons.add(reason)
         share = 100 * changed.memory.total / changed.setting.memory_per_rank
         text = f"{reason}; {share:.0f} % of the memory"
         if ratio is not None and ratio > 1.005:
@@ -115,12 +118,17 @@ def _list_candidates(plan: RunPlan) -> Iterator[tuple[int, tuple[str, ...], str]
             for overrides in ((), least, (*least, *checkpointing)):
                 yield 0, (*fsdp2, *overrides), shards
         if hardware.slurm is None and setting.context_parallel == 1:
-            for count in CARD_COUNTS:
+            for count in DEVICE_COUNTS:
                 if count > setting.world_size:
                     yield 1, (*fsdp2, f"plan.count={count}", *checkpointing), shards
                     break
-            for count in CARD_COUNTS:
-                overrides = (*fsdp2, f"plan.count={count}", *_divide_accumulation(plan, count), *checkpointing)
+            for count in DEVICE_COUNTS:
+                overrides = (
+                    *fsdp2,
+                    f"plan.count={count}",
+                    *_divide_accumulation(plan, count),
+                    *checkpointing,
+                )
                 if count > setting.world_size and (changed := change_plan(plan, overrides)) and changed.fits:
                     yield 1, overrides, shards
                     break
@@ -128,7 +136,11 @@ def _list_candidates(plan: RunPlan) -> Iterator[tuple[int, tuple[str, ...], str]
     for overrides in ((halved,), (halved, *checkpointing)):
         yield 2, overrides, "rows of half the tokens, which changes the result"
     if plan.config.optimizer.name == "adamw" and "bf16" in setting.device.peak_flops:
-        yield 2, ("optimizer=muon_moonlight",), "one moment per matrix instead of two, which changes the result"
+        yield (
+            2,
+            ("optimizer=muon_moonlight",),
+            "one moment per matrix instead of two, which changes the result",
+        )
 
 
 def _list_smaller_batches(plan: RunPlan) -> Iterator[tuple[str, ...]]:

@@ -14,7 +14,14 @@ from krill.data.dry_run_sample import format_mix
 from krill.data.inputs import RunInputs
 from krill.errors import KrillError
 from krill.models.build import build_meta_model
-from krill.plan.report import format_batch, format_bytes, format_cost_lines, format_duration, format_model
+from krill.plan.report import (
+    format_batch,
+    format_bytes,
+    format_cost_lines,
+    format_duration,
+    format_memory_warning,
+    format_model,
+)
 from krill.plan.run_plan import RunPlan, build_run_plan
 from krill.plan.text import find_vocab_size, read_store
 from krill.plan.torch_device import describe_torch_device
@@ -51,6 +58,7 @@ def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None)
         f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
         f"steps       {_format_steps(plan)}",
         *format_cost_lines(plan),
+        *format_memory_warning(plan),
     ]
     if config.branch is not None:
         from krill.training.checkpoint.branch import resolve_branch, resolve_restart

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from krill.config.schema import CustomOptimizerConfig
+from krill.plan.advice import find_fitting_changes, list_advice
 from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
 from krill.tables import fit_table
 
@@ -29,7 +30,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_plan(plan: RunPlan) -> list[str]:
-    """Returns the lines that krill-plan prints, but for its advice."""
+    """Returns the lines that krill-plan prints."""
     config = plan.config
     lines = [
         f"name        {config.name}",
@@ -39,7 +40,32 @@ def format_plan(plan: RunPlan) -> list[str]:
         f"batch       {format_batch(plan)}",
         f"tokens      {_format_tokens(plan)}",
     ]
-    return lines + format_cost_lines(plan)
+    return [*lines, *format_cost_lines(plan), *format_advice(plan)]
+
+
+def format_advice(plan: RunPlan) -> list[str]:
+    """Returns whether the run fits, and the advice on it."""
+    share = f"{100 * plan.memory.total / plan.setting.memory_per_rank:.0f} % of the memory"
+    lines = [f"fits        {'yes' if plan.fits else 'no'}: {share}"]
+    advice = list_advice(plan)
+    if not plan.fits and not any(each.kind == "fit" for each in advice):
+        lines.append(f"warning     {NOTHING_FITS}")
+    return lines + [f"{'advice' if index == 0 else '':12}{each.text}" for index, each in enumerate(advice)]
+
+
+NOTHING_FITS = (
+    "not enough memory, and no change that krill knows makes it fit; use a smaller model= or plan.device="
+)
+
+
+def format_memory_warning(plan: RunPlan) -> list[str]:
+    """Returns a warning with the nearest change that fits, if the run does not; a dry run of krill-train has it."""
+    if plan.fits:
+        return []
+    fits = find_fitting_changes(plan)
+    if not fits:
+        return [f"warning     {NOTHING_FITS}"]
+    return [f"warning     not enough memory; use {' '.join(fits[0].overrides)}: {fits[0].reason}"]
 
 
 def format_model(plan: RunPlan) -> str:

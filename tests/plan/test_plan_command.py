@@ -69,10 +69,10 @@ def test_the_report_of_a_plan(planned: Planned) -> None:
         "model=llama_350m", "tokenizer=bpe_32k", "plan.device=h100", "plan.price_per_hour=2.5"
     )
     assert code == 0
-    lines = [line.split()[0] for line in out.splitlines()]
+    lines = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
     assert lines == [
         "name", "model", "parameters", "device", "batch", "tokens", "flops", "data", "time", "price", "energy",
-        "memory", "moments", "disk",
+        "memory", "moments", "disk", "fits", "advice",
     ]  # fmt: skip
 
 
