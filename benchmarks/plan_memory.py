@@ -31,14 +31,14 @@ from typing import Any
 from krill.runs.record import read_status, read_versions
 
 COMMON = [
-    "sequence_len=512", "steps=2", "tokenizer=bpe_4k", "eval_tokens=2000", "eval_every=2", "save_every=2",
+    "sequence_len=512", "steps=2", "tokenizer=bpe_4k", "eval_tokens=500", "eval_every=2", "save_every=2",
     "log_every=1", "keep_best=false", "keep_checkpoints=1", "resume=false",
 ]  # fmt: skip
 
 MODELS = {
     "llama": [
-        "model=llama_nano", "model.hidden_size=512", "model.intermediate_size=1408", "model.num_hidden_layers=8",
-        "model.num_attention_heads=8", "model.num_key_value_heads=4",
+        "model=llama_nano", "model.hidden_size=384", "model.intermediate_size=1024", "model.num_hidden_layers=6",
+        "model.num_attention_heads=6", "model.num_key_value_heads=3",
     ],
     "qwen3": [
         "model=qwen3_pico", "model.hidden_size=384", "model.intermediate_size=1024", "model.num_hidden_layers=6",
@@ -55,7 +55,7 @@ OPTIMIZERS = ("adamw", "muon_moonlight", "muon_keller", "muon_pto")
 LOSSES = ("chunked", "full")
 BATCHES = {
     "2": ["batch.micro_batch_size=2"],
-    "6": ["batch.micro_batch_size=6"],
+    "4": ["batch.micro_batch_size=4"],
     "2 × 2": ["batch.micro_batch_size=2", "batch.gradient_accumulation_steps=2"],
 }
 RANKS = list(product(("none", "fsdp2"), (2, 4)))
