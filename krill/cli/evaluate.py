@@ -17,6 +17,7 @@ from krill.tables import get_terminal_width, print_wrapped
 if TYPE_CHECKING:
     from krill.cli.argv import ParsedArguments
     from krill.config.schema import EvaluateConfig
+    from krill.evaluation.results import TaskResult
 
 SHORT_KEYS = {name: f"evaluation.{name}" for name in ("tasks", "limit", "few_shot", "contamination")}
 """Short key → the whole key."""
@@ -56,14 +57,23 @@ def _evaluate(config: EvaluateConfig, folder: Path | None) -> Path:
     with paused_garbage_collection():
         from krill.launch.model_evaluation import ModelEvaluation
         from krill.models.model_folder import silence_transformers
+        from krill.training.compute.device import resolve_device
+        from krill.training.ranks import is_rank0, process_group
 
     silence_transformers()
-    evaluation = ModelEvaluation.open(config, folder)
-    if config.dry_run:
-        print("\n".join(evaluation.describe()))
-        return evaluation.folder
-    app.log.info("\n".join(evaluation.describe()))
-    results = evaluation.run()
+    with process_group(resolve_device(config.device)):
+        evaluation = ModelEvaluation.open(config, folder)
+        if config.dry_run:
+            print("\n".join(evaluation.describe()))
+            return evaluation.folder
+        app.log.info("\n".join(evaluation.describe()))
+        results = evaluation.run()
+        if is_rank0():
+            _print_results(config, results)
+    return evaluation.folder
+
+
+def _print_results(config: EvaluateConfig, results: Sequence[TaskResult]) -> None:
     if config.format == "json":
         content: list[Any] = [result.model_dump(mode="json", exclude={"outcomes"}) for result in results]
         print(json.dumps(content, ensure_ascii=False, indent=2))
@@ -75,4 +85,3 @@ def _evaluate(config: EvaluateConfig, folder: Path | None) -> Path:
         print("\n".join(format_scores(results, width)))
         for line in format_notes(results):
             print_wrapped(line)
-    return evaluation.folder

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +21,13 @@ from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
 from krill.evaluation.evaluate import CLOZE, TEXT, evaluate_task, expand_tasks, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
+from krill.evaluation.rank_share import RankShare
 from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
 from krill.evaluation.subject import Subject, find_run_folder, find_training_store, sample_text
 from krill.inference.load import ModelFiles, load_model
+from krill.launch.evaluation_ranks import count_evaluation_ranks, evaluate_on_ranks
 from krill.training.compute.device import resolve_device
+from krill.training.ranks import all_gather_object, get_rank, get_world_size, is_rank0, on_rank0
 
 log = logging.getLogger("krill")
 
@@ -53,7 +58,7 @@ class ModelEvaluation:
                 f"contamination=true: the tokens that {files.name} was trained on are not here, and nothing can be "
                 "looked up in them; leave it out"
             )
-        for evaluator in evaluation.evaluators:
+        for evaluator in evaluation.evaluators.values():
             evaluator.identify(evaluation.settings)
         return evaluation
 
@@ -75,9 +80,9 @@ class ModelEvaluation:
         return [TEXT, *pairs, CLOZE] if self.store.validation.tokens else pairs
 
     @cached_property
-    def evaluators(self) -> list[Evaluator]:
-        """The evaluators of the tasks."""
-        return [find_evaluator(task) for task in self.tasks]
+    def evaluators(self) -> dict[str, Evaluator]:
+        """Task → its evaluator."""
+        return {task: find_evaluator(task) for task in self.tasks}
 
     @cached_property
     def settings(self) -> EvaluationSettings:
@@ -99,24 +104,53 @@ class ModelEvaluation:
         ]
 
     def run(self) -> list[TaskResult]:
-        """Returns the results of all tasks, and writes those that are new."""
+        """Returns the results of all tasks, the same on every rank, and writes those that are new.
+
+        A single process starts hardware.processes ranks for those that are new.
+        """
         atomic.create_folder(self.folder)  # before work that could not be kept
-        results = []
-        subject: Subject | None = None
-        for evaluator in self.evaluators:
-            signature = self._compute_signature(evaluator)
-            file = get_result_file(self.root, evaluator.name, signature)
-            result = None if self.config.again else read_result(file, signature)
-            if result is not None:
-                log.info("%-14s found %s", evaluator.name, relative_path(file))
-            else:
-                subject = subject or self._load()
-                result = evaluate_task(evaluator, subject, self.settings)
-                result = result.model_copy(update={"signature": signature})
-                write_result(file, result)
-                log.info("%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
-            results.append(result)
+        found = {} if self.config.again else on_rank0(self._read_results)
+        for task in found:
+            log.info("%-14s found %s", self.evaluators[task].name, relative_path(self._get_file(task)))
+        missing = [task for task in self.tasks if task not in found]
+        if missing and get_world_size() == 1 and count_evaluation_ranks(self.config) > 1:
+            evaluate_on_ranks(self._select_tasks(missing), self.root)
+            found |= self._read_results()
+        else:
+            found |= self._evaluate(missing)
+        return [found[task] for task in self.tasks]
+
+    def _evaluate(self, tasks: Sequence[str]) -> dict[str, TaskResult]:
+        """Evaluates tasks, together with the other ranks, and writes the result of each as soon as it is there."""
+        subject = self._load() if tasks else None
+        results: dict[str, TaskResult] = {}
+        for task in tasks:
+            assert subject is not None
+            evaluator = self.evaluators[task]
+            result = evaluate_task(evaluator, subject, self.settings)
+            results[task] = result.model_copy(update={"signature": self._signatures[task]})
+            if is_rank0():
+                write_result(self._get_file(task), results[task])
+                file = relative_path(self._get_file(task))
+                log.info("%-14s %.1f s, %s", evaluator.name, result.seconds, file)
         return results
+
+    def _read_results(self) -> dict[str, TaskResult]:
+        """Returns the results that are there, by their tasks."""
+        results = {task: read_result(self._get_file(task), self._signatures[task]) for task in self.tasks}
+        return {task: result for task, result in results.items() if result is not None}
+
+    def _select_tasks(self, tasks: list[str]) -> EvaluateConfig:
+        """Returns the configuration that evaluates `tasks`, whether or not there are results."""
+        evaluation = self.config.evaluation.model_copy(update={"tasks": tasks})
+        return self.config.model_copy(update={"evaluation": evaluation, "again": True})
+
+    def _get_file(self, task: str) -> Path:
+        return get_result_file(self.root, self.evaluators[task].name, self._signatures[task])
+
+    @cached_property
+    def _signatures(self) -> dict[str, str]:
+        return {task: self._compute_signature(evaluator) for task, evaluator in self.evaluators.items()}
 
     def _compute_signature(self, evaluator: Evaluator) -> str:
         store = self.store.signature if self.store is not None else None
@@ -132,7 +166,12 @@ class ModelEvaluation:
 
     @cached_property
     def _device(self) -> torch.device:
-        return torch.device(resolve_device(self.config.device))
+        device = resolve_device(self.config.device)
+        return (
+            torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
+            if device == "cuda"
+            else torch.device(device)
+        )
 
     def _load(self) -> Subject:
         if self.config.hardware.threads is not None:
@@ -141,4 +180,7 @@ class ModelEvaluation:
             self.config.model.path, self._device, self.config.tokenizer.path, self.config.hardware.precision
         )
         max_batch_tokens = self.config.evaluation.max_batch_tokens
-        return Subject(self.config.model.path, loaded.model, loaded.tokenizer, self.store, max_batch_tokens)
+        share = RankShare(get_rank(), get_world_size(), all_gather_object)
+        return Subject(
+            self.config.model.path, loaded.model, loaded.tokenizer, self.store, max_batch_tokens, share
+        )

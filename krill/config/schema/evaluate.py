@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from krill.config.schema.base import Count, CountOrZero, Fraction, Section, Size, Unsigned, to_list
+from krill.config.schema.hardware import HardwareConfig
 from krill.config.schema.infer import ModelCommandConfig
 
 
@@ -51,3 +52,7 @@ class EvaluateConfig(ModelCommandConfig):
     """text: a table for reading. json: all scores, for scripts."""
     output: Unsigned[str | None]
     """Folder in which evaluations/ is written; null: that of the run, or outputs/ for other models."""
+    hardware: Unsigned[HardwareConfig]
+    """Where the command runs: on this machine, or in the SLURM job in hardware.slurm. precision is the type that the
+    model computes in (auto: fp32 on the CPU, on CUDA that of the saved weights), and processes share out the items of
+    each task. The other keys have no effect."""
