@@ -40,6 +40,8 @@ def _prepare_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -> None
 
     for key, full_key in SHORT_KEYS.items():
         parsed.overrides = [replace_key(text, key, full_key) for text in parsed.overrides]
+    if parsed.get_value("data") and "data.min_chars" not in parsed.get_keys():
+        parsed.overrides.append("data.min_chars=0")  # the text is not chosen for training
     resolve_model_arguments(parsed, folders)
 
 

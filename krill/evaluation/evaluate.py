@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from krill.config.schema import DataConfig
 from krill.config.suggestions import suggest
 from krill.errors import UsageError
 from krill.evaluation import lm_eval_tasks
@@ -16,8 +17,9 @@ from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
 from krill.evaluation.text_evaluator import TextEvaluator
+from krill.evaluation.text_sources import HeldOutText, SourceText
 
-TEXT, CLOZE = TextEvaluator.name, ClozeSource.name
+TEXT, CLOZE = HeldOutText.name, ClozeSource.name
 TASKS = (TEXT, *PAIR_TASKS, CLOZE)
 """The names of all tasks that need nothing but krill."""
 
@@ -32,13 +34,14 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
     return list(tasks)
 
 
-def find_evaluator(name: str) -> Evaluator:
+def find_evaluator(name: str, data: DataConfig | None = None) -> Evaluator:
     """Returns the evaluator of the task `name`, or of a file or function of the user.
 
+    `data`: the documents of the task text; None: those that the run held out.
     Raises UsageError for an unknown task, and for what is wrong in the user's files.
     """
     if name == TEXT:
-        return TextEvaluator()
+        return TextEvaluator(HeldOutText() if data is None else SourceText(data))
     if name == CLOZE:
         return ChoiceEvaluator(ClozeSource())
     if name in PAIR_TASKS:

@@ -11,6 +11,8 @@ from krill.config.signature import compute_signature, hash_file
 from krill.errors import UsageError
 from krill.evaluation.custom_tasks import CustomTaskSource, list_custom_tasks
 from krill.inference.prompts import check_prompts_path
+from krill.sources.registry import open_source
+from krill.text.documents import compute_data_signature
 from krill.training.batch_shape import resolve_batch_shape
 
 if TYPE_CHECKING:
@@ -25,8 +27,7 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
     if isinstance(config, InferConfig):
         return _compute_answers_identity(config)
     if isinstance(config, EvaluateConfig):
-        tasks = map(CustomTaskSource, list_custom_tasks(config.evaluation.tasks))
-        return compute_signature(command, 1, config, *(task.content_hash for task in tasks))
+        return compute_signature(command, 1, config, *_hash_own_content(config))
     if not isinstance(config, TrainConfig):
         return compute_signature(command, 1, config)
     assert inputs is not None
@@ -89,6 +90,16 @@ def _compute_answers_identity(config: InferConfig) -> str:
         check_prompts_path(config.prompts)
         content = hash_file(Path(config.prompts).expanduser())
     return compute_signature("infer", 2, config, content, config.hardware.precision)
+
+
+def _hash_own_content(config: EvaluateConfig) -> list[Any]:
+    """Returns hashes of the user's tasks and text."""
+    hashes: list[Any] = [
+        CustomTaskSource(task).content_hash for task in list_custom_tasks(config.evaluation.tasks)
+    ]
+    if config.data is not None:
+        hashes.append(compute_data_signature(config.data, open_source(config.data).fingerprint))
+    return hashes
 
 
 def _hash_custom_code(config: TrainConfig) -> list[str]:

@@ -46,7 +46,8 @@ class ModelEvaluation:
     def open(cls, config: EvaluateConfig, folder: Path | None = None) -> ModelEvaluation:
         """Finds the model and the tokens that it was trained on; `folder`: that of the results, in place of output=.
 
-        Raises UsageError if there is no model, for an unknown task, or if contamination=true has no training text.
+        Raises UsageError if there is no model, for an unknown task, if contamination=true has no training text, or if
+        no task uses data=.
         """
         files = ModelFiles.locate(config.model.path, config.tokenizer.path)
         root = folder or (Path(config.output).absolute() if config.output else find_run_folder(files.folder))
@@ -58,6 +59,8 @@ class ModelEvaluation:
                 f"contamination=true: the tokens that {files.name} was trained on are not here, and nothing can be "
                 "looked up in them; leave it out"
             )
+        if config.data is not None and TEXT not in evaluation.tasks:
+            raise UsageError("data= is the text of the task text, which is not in tasks=; use tasks=text")
         for evaluator in evaluation.evaluators.values():
             evaluator.identify(evaluation.settings)
         return evaluation
@@ -73,16 +76,18 @@ class ModelEvaluation:
         tasks = self.config.evaluation.tasks
         if tasks != "auto":
             return expand_tasks(tasks)
-        if self.store is None:
-            return list(PAIR_TASKS)
-        languages = list_languages(sample_text(self.store, self.files.tokenizer))
-        pairs = [task for task, language in TASK_LANGUAGES.items() if language in languages]
-        return [TEXT, *pairs, CLOZE] if self.store.validation.tokens else pairs
+        pairs = list(PAIR_TASKS)
+        if self.store is not None:
+            languages = list_languages(sample_text(self.store, self.files.tokenizer))
+            pairs = [task for task, language in TASK_LANGUAGES.items() if language in languages]
+        has_held_out = self.store is not None and self.store.validation.tokens > 0
+        text = [TEXT] if has_held_out or self.config.data is not None else []
+        return [*text, *pairs, *([CLOZE] if has_held_out else [])]
 
     @cached_property
     def evaluators(self) -> dict[str, Evaluator]:
         """Task → its evaluator."""
-        return {task: find_evaluator(task) for task in self.tasks}
+        return {task: find_evaluator(task, self.config.data) for task in self.tasks}
 
     @cached_property
     def settings(self) -> EvaluationSettings:

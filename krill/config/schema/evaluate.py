@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from krill.config.schema.base import Count, CountOrZero, Fraction, Section, Size, Unsigned, to_list
+from krill.config.schema.data import DataConfig
 from krill.config.schema.hardware import HardwareConfig
 from krill.config.schema.infer import ModelCommandConfig
 
@@ -46,6 +47,9 @@ class EvaluateConfig(ModelCommandConfig):
     """Evaluation of a trained model."""
 
     evaluation: EvaluationConfig
+    data: Unsigned[DataConfig | None]
+    """Documents of the task text, from any source; null: those that the run held out. min_chars is 0 unless the
+    command line sets it; copies are kept, and keys about the preparation of tokens have no effect."""
     again: Unsigned[bool]
     """Evaluate again what has been evaluated with the same weights, items and settings."""
     format: Unsigned[Literal["text", "json"]]
