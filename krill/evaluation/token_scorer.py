@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from krill.errors import KrillError
-from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_nan
+from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_not_finite
 from krill.resources import is_out_of_memory, release_memory
 
 log = logging.getLogger("krill")
@@ -242,7 +242,7 @@ class _Predictions:
             norms.append(chunk.float().logsumexp(dim=-1))
             best.append(chunk.amax(dim=-1))
         norms_N, best_N = torch.cat(norms), torch.cat(best)
-        raise_if_nan(norms_N)
+        raise_if_not_finite(norms_N[:, None])
         rows, positions, targets = (
             torch.tensor(values, dtype=torch.int64, device=logits_BTV.device)
             for values in (self._rows, self._positions, self._targets)
