@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.config import custom_code
+from krill.config.paths import expand_home
 from krill.config.schema import EvaluateConfig, InferConfig, PretrainedModelConfig, Section, TrainConfig
 from krill.config.signature import compute_signature, hash_file
 from krill.errors import UsageError
@@ -88,7 +88,7 @@ def _compute_answers_identity(config: InferConfig) -> str:
     content = None
     if config.prompts is not None:
         check_prompts_path(config.prompts)
-        content = hash_file(Path(config.prompts).expanduser())
+        content = hash_file(expand_home(config.prompts))
     return compute_signature("infer", 2, config, content, config.hardware.precision)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from krill.errors import KrillError
 from krill.evaluation.score_metrics import format_metric, list_main_metrics
 from krill.runs.json_lines import EVALUATION_SECONDS
 from krill.runs.record import Record
