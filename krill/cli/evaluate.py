@@ -57,20 +57,18 @@ def _run_evaluation(config: EvaluateConfig, invocation: Invocation) -> None:
 def _evaluate(config: EvaluateConfig, folder: Path | None) -> Path:
     """Evaluates the model and returns the folder of the results, which is `folder` for a point of a sweep."""
     with paused_garbage_collection():
-        from krill.launch.model_evaluation import ModelEvaluation
-        from krill.models.model_folder import silence_transformers
+        from krill.launch.evaluation_ranks import open_evaluation, run_evaluation
         from krill.training.compute.device import resolve_device
-        from krill.training.ranks import is_rank0, process_group
+        from krill.training.ranks import process_group
 
-    silence_transformers()
     with process_group(resolve_device(config.device)):
-        evaluation = ModelEvaluation.open(config, folder)
+        evaluation = open_evaluation(config, folder)
         if config.dry_run:
             print("\n".join(evaluation.describe()))
             return evaluation.folder
         app.log.info("\n".join(evaluation.describe()))
-        results = evaluation.run()
-        if is_rank0():
+        results = run_evaluation(config, evaluation)
+        if evaluation.share.rank == 0:
             _print_results(config, results)
     return evaluation.folder
 

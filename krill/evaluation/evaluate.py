@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Literal
 
 from krill.config.schema import DataConfig
 from krill.config.suggestions import suggest
+from krill.data.store import Store
 from krill.errors import UsageError
 from krill.evaluation import lm_eval_tasks
-from krill.evaluation.bundled import PAIR_TASKS
+from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
 from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, PairSource
 from krill.evaluation.custom_tasks import CustomTaskSource, is_custom_task
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator, Report, ignore_progress
+from krill.evaluation.languages import list_languages
 from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.results import TaskResult
-from krill.evaluation.subject import Subject
+from krill.evaluation.subject import Subject, sample_text
 from krill.evaluation.text_evaluator import TextEvaluator
 from krill.evaluation.text_sources import HeldOutText, SourceText
+from krill.tokenizer.artifact import TokenizerFolder
 
 TEXT, CLOZE = HeldOutText.name, ClozeSource.name
 TASKS = (TEXT, *PAIR_TASKS, CLOZE)
 """The names of all tasks that need nothing but krill."""
+
+
+def choose_tasks(
+    tasks: Literal["auto"] | list[str],
+    store: Store | None,
+    tokenizer: TokenizerFolder,
+    has_other_text: bool = False,
+) -> list[str]:
+    """Returns the names of the tasks, each once; for auto those in the languages of the text in `store`.
+
+    `has_other_text`: whether the task text has documents from another source than the held-out text of the run.
+    """
+    if tasks != "auto":
+        return expand_tasks(tasks)
+    pairs = list(PAIR_TASKS)
+    if store is not None:
+        languages = list_languages(sample_text(store, tokenizer))
+        pairs = [task for task, language in TASK_LANGUAGES.items() if language in languages]
+    has_held_out = store is not None and store.validation.tokens > 0
+    text = [TEXT] if has_held_out or has_other_text else []
+    return [*text, *pairs, *([CLOZE] if has_held_out else [])]
 
 
 def expand_tasks(names: Iterable[str]) -> list[str]:

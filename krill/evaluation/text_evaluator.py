@@ -21,6 +21,8 @@ from krill.evaluation.text_sources import TextSource
 class TextEvaluator:
     """Scores documents: those of the validation split of a run, or of another source."""
 
+    metrics = ("bits_per_byte",)
+
     def __init__(self, source: TextSource):
         self.source, self.name = source, source.name
 

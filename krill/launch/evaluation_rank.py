@@ -10,10 +10,8 @@ from pathlib import Path
 
 from krill.config.schema import EvaluateConfig
 from krill.errors import DONE, FAILED, INTERRUPTED, KrillError, SignalInterrupt
-from krill.launch.evaluation_ranks import EVALUATION_CONFIG
-from krill.launch.model_evaluation import ModelEvaluation
+from krill.launch.evaluation_ranks import EVALUATION_CONFIG, open_evaluation
 from krill.launch.rank_errors import is_connection_error, write_rank_error
-from krill.models.model_folder import silence_transformers
 from krill.signals import die_with_parent, raise_on_signal
 from krill.terminal import TerminalFormatter
 from krill.training.compute.device import resolve_device
@@ -30,14 +28,13 @@ def main(folder: Path) -> int:
     log.addHandler(terminal)
     log.setLevel(logging.WARNING if rank else logging.INFO)
     log.propagate = False
-    silence_transformers()
     try:
         with raise_on_signal():
             die_with_parent()
             content = json.loads((folder / EVALUATION_CONFIG).read_bytes())
             config = EvaluateConfig.model_validate(content["config"])
             with process_group(resolve_device(config.device)):
-                ModelEvaluation.open(config, Path(content["root"])).run()
+                open_evaluation(config, Path(content["root"])).run()
     except (KrillError, SignalInterrupt) as error:
         if isinstance(error, KrillError):
             write_rank_error(folder, rank, str(error))

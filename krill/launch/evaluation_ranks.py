@@ -6,9 +6,12 @@ writes the results and logs to the terminal.
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,18 +20,54 @@ import torch.distributed as dist
 from krill import atomic
 from krill.config.schema import EvaluateConfig
 from krill.errors import UsageError
+from krill.evaluation.model_evaluation import ModelEvaluation
+from krill.evaluation.rank_share import RankShare
+from krill.evaluation.results import TaskResult
 from krill.launch.local import RANK_GRACE_SECONDS, build_rank_environment
 from krill.launch.preload import PreloadedServer
 from krill.launch.rank_errors import build_rank_failure, pop_first_rank_error
 from krill.launch.supervise import ProcessGroup
+from krill.models.model_folder import silence_transformers
 from krill.training.compute.device import resolve_device
+from krill.training.ranks import all_gather_object, get_rank, get_world_size
 
 EVALUATION_CONFIG = "config.json"
 """The configuration of the ranks, and the folder of the results."""
 
 
-def count_evaluation_ranks(config: EvaluateConfig) -> int:
-    """Returns the number of ranks on this machine. Raises UsageError if they need more GPUs than there are."""
+def open_evaluation(config: EvaluateConfig, folder: Path | None = None) -> ModelEvaluation:
+    """Opens the evaluation of `config` on the device of this rank; raises as `ModelEvaluation.open` does."""
+    silence_transformers()
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    device = resolve_device(config.device)
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device == "cuda" else None
+    share = RankShare(get_rank(), get_world_size(), all_gather_object)
+    return ModelEvaluation.open(
+        config, torch.device(device) if index is None else torch.device(device, index), folder, share
+    )
+
+
+def run_evaluation(config: EvaluateConfig, evaluation: ModelEvaluation) -> list[TaskResult]:
+    """Returns the results of `evaluation`, the same on every rank.
+
+    A single process starts hardware.processes ranks for those that are not there yet. Raises KrillError if one fails,
+    SignalInterrupt if a signal ended them.
+    """
+    world_size = _count_ranks(config)
+    if evaluation.share.world_size > 1 or world_size == 1:
+        return evaluation.run()
+    found = evaluation.find_results()
+    missing = [task for task in evaluation.tasks if task not in found]
+    if not missing:
+        return evaluation.run()
+    section = config.evaluation.model_copy(update={"tasks": missing})
+    rank_config = config.model_copy(update={"evaluation": section, "again": True})
+    _evaluate_on_ranks(rank_config, evaluation.root, world_size)
+    return replace(evaluation, again=False).run(level=logging.DEBUG)
+
+
+def _count_ranks(config: EvaluateConfig) -> int:
     processes = config.hardware.processes
     assert processes != "auto"  # resolved by krill.launch.auto_processes
     if processes > 1 and resolve_device(config.device) == "cuda" and processes > torch.cuda.device_count():
@@ -39,12 +78,8 @@ def count_evaluation_ranks(config: EvaluateConfig) -> int:
     return processes
 
 
-def evaluate_on_ranks(config: EvaluateConfig, root: Path) -> None:
-    """Evaluates the tasks of `config` on hardware.processes ranks, of which rank 0 writes the results below `root`.
-
-    Raises KrillError if one fails, SignalInterrupt if a signal ended them.
-    """
-    world_size = count_evaluation_ranks(config)
+def _evaluate_on_ranks(config: EvaluateConfig, root: Path, world_size: int) -> None:
+    """Evaluates the tasks of `config` on ranks, of which rank 0 writes the results below `root`."""
     store_server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = ProcessGroup(PreloadedServer.get_running().spawn)
     failed: dict[int, int] = {}

@@ -51,7 +51,7 @@ PRELOADED_MODULES = {
         "krill.tokenizer.train", "hydra.core.hydra_config",
     ),
     "evaluate": (
-        "krill.cli.evaluate", "krill.launch.model_evaluation", "transformers.models.llama.modeling_llama",
+        "krill.cli.evaluate", "krill.launch.evaluation_ranks", "transformers.models.llama.modeling_llama",
     ),
     "infer": (
         "krill.cli.infer", "krill.inference.answerer", "krill.launch.answers",

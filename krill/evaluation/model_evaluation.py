@@ -1,0 +1,163 @@
+"""Evaluates the model of a configuration: what has been evaluated is read, the rest is computed and kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from krill import atomic
+from krill.config.paths import get_outputs_root, relative_path
+from krill.config.schema import DataConfig, EvaluateConfig, EvaluationConfig
+from krill.config.signature import compute_signature
+from krill.data.store import Store
+from krill.errors import UsageError
+from krill.evaluation.evaluate import TEXT, choose_tasks, evaluate_task, find_evaluator
+from krill.evaluation.evaluator import EvaluationSettings, Evaluator
+from krill.evaluation.rank_share import ONLY_RANK, RankShare
+from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
+from krill.evaluation.subject import Subject, find_run_folder, find_training_store
+from krill.inference.load import ModelFiles
+
+log = logging.getLogger("krill")
+
+
+@dataclass(frozen=True)
+class ModelEvaluation:
+    """The evaluation of one model."""
+
+    config: EvaluationConfig
+    files: ModelFiles
+    store: Store | None
+    root: Path
+    """The folder that contains, or will contain, evaluations/."""
+    device: torch.device
+    precision: str
+    """A value of hardware.precision."""
+    again: bool = False
+    """Whether to evaluate again what has been evaluated."""
+    data: DataConfig | None = None
+    """The documents of the task text; None: those that the run held out."""
+    share: RankShare = ONLY_RANK
+
+    @classmethod
+    def open(
+        cls,
+        config: EvaluateConfig,
+        device: torch.device,
+        folder: Path | None = None,
+        share: RankShare = ONLY_RANK,
+    ) -> ModelEvaluation:
+        """Finds the model and the tokens that it was trained on; `folder`: that of the results, in place of output=.
+
+        Raises UsageError if there is no model, for an unknown task, if contamination=true has no training text, or if
+        no task uses data=.
+        """
+        files = ModelFiles.locate(config.model.path, config.tokenizer.path)
+        root = folder or (Path(config.output).absolute() if config.output else find_run_folder(files.folder))
+        evaluation = cls(
+            config.evaluation, files, find_training_store(files.folder, files.tokenizer),
+            root or get_outputs_root(), device, config.hardware.precision, config.again, config.data, share,
+        )  # fmt: skip
+        if evaluation.settings.contamination and evaluation.store is None:
+            raise UsageError(
+                f"contamination=true: the tokens that {files.name} was trained on are not here, and nothing can be "
+                "looked up in them; leave it out"
+            )
+        if config.data is not None and TEXT not in evaluation.tasks:
+            raise UsageError("data= is the text of the task text, which is not in tasks=; use tasks=text")
+        for evaluator in evaluation.evaluators.values():
+            evaluator.identify(evaluation.settings)
+        return evaluation
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the results."""
+        return self.root / FOLDER
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The names of the tasks."""
+        return choose_tasks(self.config.tasks, self.store, self.files.tokenizer, self.data is not None)
+
+    @cached_property
+    def evaluators(self) -> dict[str, Evaluator]:
+        """Task → its evaluator."""
+        return {task: find_evaluator(task, self.data) for task in self.tasks}
+
+    @cached_property
+    def settings(self) -> EvaluationSettings:
+        return EvaluationSettings.from_config(self.config)
+
+    @cached_property
+    def _model_hash(self) -> list[str]:
+        return self.files.hash()
+
+    def describe(self) -> list[str]:
+        """Returns lines for the terminal: the model, the text, the tasks."""
+        store = relative_path(self.store.folder) if self.store is not None else "not here; no n-gram models"
+        return [
+            f"weights     {relative_path(self.files.folder.absolute())}",
+            f"tokens      {store}",
+            f"tasks       {', '.join(self.tasks)}",
+        ]
+
+    def run(self, known_results: Sequence[TaskResult] = (), level: int = logging.INFO) -> list[TaskResult]:
+        """Returns the results of all tasks, the same on every rank, and writes those that are new.
+
+        `known_results`: those of the same weights that were computed already. `level`: of the messages.
+        """
+        known = {result.task: result for result in known_results}
+        atomic.create_folder(self.folder)  # before work that could not be kept
+        results = self.find_results()
+        for task in results:
+            log.log(level, "%-14s found %s", self.evaluators[task].name, relative_path(self._get_file(task)))
+        for task, evaluator in self.evaluators.items():
+            if task in results:
+                continue
+            result = known.get(evaluator.name) or evaluate_task(evaluator, self.subject, self.settings)
+            results[task] = result = result.model_copy(update={"signature": self._signatures[task]})
+            if self.share.rank == 0:
+                file = self._get_file(task)
+                write_result(file, result)
+                log.log(level, "%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
+        return [results[task] for task in self.tasks]
+
+    def find_results(self) -> dict[str, TaskResult]:
+        """Returns the results that are there and need not be computed again, by their tasks."""
+        return {} if self.again else self.share.run_on_rank0(self._read_results)
+
+    def _read_results(self) -> dict[str, TaskResult]:
+        """Returns the results that are there, by their tasks."""
+        results = {task: read_result(self._get_file(task), self._signatures[task]) for task in self.tasks}
+        return {task: result for task, result in results.items() if result is not None}
+
+    def _get_file(self, task: str) -> Path:
+        return get_result_file(self.root, self.evaluators[task].name, self._signatures[task])
+
+    @cached_property
+    def _signatures(self) -> dict[str, str]:
+        return {task: self._compute_signature(evaluator) for task, evaluator in self.evaluators.items()}
+
+    def _compute_signature(self, evaluator: Evaluator) -> str:
+        store = self.store.signature if self.store is not None else None
+        return compute_signature(
+            "evaluation", VERSION, evaluator.name, evaluator.identify(self.settings), store, self._model_hash,
+            self._resolve_precision(),
+        )  # fmt: skip
+
+    def _resolve_precision(self) -> str:
+        """Returns the precision that changes the scores; auto is fp32 on a CPU, and that of the weights on CUDA."""
+        return "fp32" if self.precision == "auto" and self.device.type == "cpu" else self.precision
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The model, loaded, with its tokens."""
+        model = self.files.load(self.device, self.precision)
+        return Subject(
+            self.files.name, model, self.files.tokenizer, self.store, self.config.max_batch_tokens, self.share
+        )
