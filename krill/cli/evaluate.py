@@ -17,6 +17,7 @@ from krill.tables import get_terminal_width, print_wrapped
 if TYPE_CHECKING:
     from krill.cli.argv import ParsedArguments
     from krill.config.schema import EvaluateConfig
+    from krill.evaluation.prompt_samples import PromptSamples
     from krill.evaluation.results import TaskResult
 
 SHORT_KEYS = {name: f"evaluation.{name}" for name in ("tasks", "limit", "few_shot", "contamination")}
@@ -57,6 +58,7 @@ def _run_evaluation(config: EvaluateConfig, invocation: Invocation) -> None:
 def _evaluate(config: EvaluateConfig, folder: Path | None) -> Path:
     """Evaluates the model and returns the folder of the results, which is `folder` for a point of a sweep."""
     with paused_garbage_collection():
+        from krill.evaluation.prompt_samples import PromptSampler
         from krill.launch.evaluation_ranks import open_evaluation, run_evaluation
         from krill.training.compute.device import resolve_device
         from krill.training.ranks import process_group
@@ -67,21 +69,27 @@ def _evaluate(config: EvaluateConfig, folder: Path | None) -> Path:
             print("\n".join(evaluation.describe()))
             return evaluation.folder
         app.log.info("\n".join(evaluation.describe()))
+        prompts = config.evaluation.prompts
+        sampler = PromptSampler(evaluation, prompts) if prompts else None
         results = run_evaluation(config, evaluation)
         if evaluation.share.rank == 0:
-            _print_results(config, results)
+            _print_results(config, results, sampler.run() if sampler else None)
     return evaluation.folder
 
 
-def _print_results(config: EvaluateConfig, results: Sequence[TaskResult]) -> None:
+def _print_results(
+    config: EvaluateConfig, results: Sequence[TaskResult], samples: PromptSamples | None
+) -> None:
     if config.format == "json":
         content: list[Any] = [result.model_dump(mode="json", exclude={"outcomes"}) for result in results]
+        content += [samples.model_dump(mode="json")] if samples else []
         print(json.dumps(content, ensure_ascii=False, indent=2))
     else:
         from krill.evaluation.notes import format_notes
+        from krill.evaluation.prompt_samples import format_samples
         from krill.evaluation.score_table import format_scores
 
         width = get_terminal_width(sys.stdout)
         print("\n".join(format_scores(results, width)))
-        for line in format_notes(results):
+        for line in [*format_notes(results), *(format_samples(samples) if samples else [])]:
             print_wrapped(line)

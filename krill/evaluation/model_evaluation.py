@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -145,10 +146,13 @@ class ModelEvaluation:
 
     def _compute_signature(self, evaluator: Evaluator) -> str:
         store = self.store.signature if self.store is not None else None
-        return compute_signature(
-            "evaluation", VERSION, evaluator.name, evaluator.identify(self.settings), store, self._model_hash,
-            self._resolve_precision(),
-        )  # fmt: skip
+        return self.compute_model_signature(
+            "evaluation", VERSION, evaluator.name, evaluator.identify(self.settings), store
+        )
+
+    def compute_model_signature(self, *content: Any) -> str:
+        """Returns the signature of what the model makes of `content`, values for JSON."""
+        return compute_signature(*content, self._model_hash, self._resolve_precision())
 
     def _resolve_precision(self) -> str:
         """Returns the precision that changes the scores; auto is fp32 on a CPU, and that of the weights on CUDA."""

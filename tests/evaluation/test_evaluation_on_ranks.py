@@ -101,4 +101,4 @@ def test_a_killed_rank_ends_the_command_with_one_line(
         "evaluate the rest"
     ]
     assert "Traceback" not in "".join(err)
-    assert list((run / "evaluations").iterdir()) == []
+    assert list(run.rglob("text-*.json")) == []

@@ -52,10 +52,18 @@ class EvaluationConfig(Section):
     memory."""
 
 
+class CommandEvaluationConfig(EvaluationConfig):
+    """What krill-evaluate evaluates a model on, and which texts it samples."""
+
+    prompts: list[str] | str
+    """Prompts for which the model samples a text, printed below the scores: a list, or a file of prompts as for
+    krill-infer. Always with the same seed."""
+
+
 class EvaluateConfig(ModelCommandConfig):
     """Evaluation of a trained model."""
 
-    evaluation: EvaluationConfig
+    evaluation: CommandEvaluationConfig
     data: Unsigned[DataConfig | None]
     """Documents of the task text, from any source; null: those that the run held out. min_chars is 0 unless the
     command line sets it; copies are kept, and keys about the preparation of tokens have no effect."""
