@@ -12,13 +12,14 @@ from krill.evaluation.bundled import build_pair_task
 from krill.evaluation.choices import EncodedTask, TaskScores, encode_task, score_task
 from krill.evaluation.cloze import build_cloze
 from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
-from krill.evaluation.evaluator import EvaluationSettings, Report, describe_missing_text
+from krill.evaluation.evaluator import EvaluationSettings, describe_missing_text
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.ngram_scores import score_with_ngrams
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.statistics import bootstrap_ratio
 from krill.evaluation.subject import Subject
 from krill.evaluation.task import Task
+from krill.evaluation.token_scorer import Report
 
 
 class ChoiceSource(Protocol):

@@ -14,13 +14,14 @@ from krill.evaluation import lm_eval_tasks
 from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
 from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, PairSource
 from krill.evaluation.custom_tasks import CustomTaskSource, is_custom_task
-from krill.evaluation.evaluator import EvaluationSettings, Evaluator, Report, ignore_progress
+from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
 from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject, sample_text
 from krill.evaluation.text_evaluator import TextEvaluator
 from krill.evaluation.text_sources import HeldOutText, SourceText
+from krill.evaluation.token_scorer import Report, ignore_progress
 from krill.tokenizer.artifact import TokenizerFolder
 
 TEXT, CLOZE = HeldOutText.name, ClozeSource.name
@@ -96,7 +97,7 @@ def evaluate_task(
     settings: EvaluationSettings,
     report: Report = ignore_progress,
 ) -> TaskResult:
-    """Returns the scores of `subject`, the same on every rank; `report` gets numbers of sequences.
+    """Returns the scores of `subject`, the same on every rank; `report` gets the progress.
 
     Raises UsageError for a task that needs the text of the run, without it.
     """

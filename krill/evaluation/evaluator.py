@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from krill.config.schema import EvaluationConfig
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
+from krill.evaluation.token_scorer import Report
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,6 @@ class EvaluationSettings:
     def from_config(cls, config: EvaluationConfig) -> EvaluationSettings:
         """Returns the settings in a configuration."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
-
-
-Report = Callable[[int], None]
-"""Gets numbers of sequences that have been scored."""
-
-
-def ignore_progress(count: int) -> None:
-    """Reports nothing."""
 
 
 class Evaluator(Protocol):

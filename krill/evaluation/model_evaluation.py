@@ -19,6 +19,7 @@ from krill.data.store import Store
 from krill.errors import UsageError
 from krill.evaluation.evaluate import TEXT, choose_tasks, evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
+from krill.evaluation.progress import EvaluationProgress
 from krill.evaluation.rank_share import ONLY_RANK, RankShare
 from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
 from krill.evaluation.subject import Subject, find_run_folder, find_training_store
@@ -120,13 +121,21 @@ class ModelEvaluation:
         for task, evaluator in self.evaluators.items():
             if task in results:
                 continue
-            result = known.get(evaluator.name) or evaluate_task(evaluator, self.subject, self.settings)
+            is_shown = self.share.rank == 0 and level >= logging.INFO
+            result = known.get(evaluator.name) or self._evaluate(evaluator, is_shown)
             results[task] = result = result.model_copy(update={"signature": self._signatures[task]})
             if self.share.rank == 0:
                 file = self._get_file(task)
                 write_result(file, result)
                 log.log(level, "%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
         return [results[task] for task in self.tasks]
+
+    def _evaluate(self, evaluator: Evaluator, has_progress: bool) -> TaskResult:
+        if not has_progress:
+            return evaluate_task(evaluator, self.subject, self.settings)
+        subject = self.subject  # loading has messages of its own
+        with EvaluationProgress(evaluator.name) as progress:
+            return evaluate_task(evaluator, subject, self.settings, progress.report)
 
     def find_results(self) -> dict[str, TaskResult]:
         """Returns the results that are there and need not be computed again, by their tasks."""

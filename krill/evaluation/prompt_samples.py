@@ -23,7 +23,6 @@ from krill.inference.batch import encode_prompts
 from krill.inference.conversation import select_template
 from krill.inference.defaults import MODEL_KEYS, read_model_defaults, resolve_params
 from krill.inference.engine import Generation, GenerationEngine
-from krill.inference.generate import stream_answers
 from krill.inference.prompts import Prompt, build_prompt, read_prompts
 
 SEED = 0
@@ -87,8 +86,7 @@ class PromptSampler:
     def _generate(self) -> list[PromptSample]:
         subject = self.evaluation.subject
         generations = [Generation(ids, self.params, self._end_ids) for ids in self._encoded]
-        for _ in stream_answers(GenerationEngine(subject.model, subject.tokenizer), generations):
-            pass
+        GenerationEngine(subject.model, subject.tokenizer).run(generations)
         return [
             PromptSample(
                 id=prompt.id, prompt=str(prompt.text), answer=generation.text,

@@ -43,7 +43,8 @@ class RankShare:
         """
         if self.world_size == 1:
             return work()
-        result, error = None, None
+        result: T | None = None
+        error: KrillError | None = None
         if self.rank == 0:
             try:
                 result = work()
@@ -51,10 +52,10 @@ class RankShare:
                 error = UsageError(str(raised))
             except Exception as raised:
                 error = EvaluationError(f"{type(raised).__name__}: {raised}")
-        result, error = self.gather((result, error))[0]
-        if error is not None:
-            raise error
-        return result
+        shared: tuple[T, KrillError | None] = self.gather((result, error))[0]
+        if shared[1] is not None:
+            raise shared[1]
+        return shared[0]
 
 
 ONLY_RANK = RankShare()

@@ -9,13 +9,14 @@ import numpy as np
 
 from krill.config.signature import compute_signature
 from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
-from krill.evaluation.evaluator import EvaluationSettings, Report
+from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.rolling import EncodedText, TextScores, score_texts
 from krill.evaluation.statistics import Interval
 from krill.evaluation.subject import Subject
 from krill.evaluation.text_sources import TextSource
+from krill.evaluation.token_scorer import Report
 
 
 class TextEvaluator:

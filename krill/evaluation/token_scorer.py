@@ -31,6 +31,14 @@ CUDA_LOGITS = 2**28
 """Number of logits of a batch on CUDA: 512 MB in bf16."""
 
 
+Report = Callable[[int, int], None]
+"""Gets how many sequences of how many have been scored."""
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """Reports nothing."""
+
+
 @dataclass(frozen=True)
 class TokenSequence:
     """A sequence of which the last tokens are scored."""
@@ -103,9 +111,9 @@ class TokenScorer:
     def score(
         self,
         questions: Sequence[Sequence[TokenSequence]],
-        report: Callable[[int], None] = lambda count: None,
+        report: Report = ignore_progress,
     ) -> dict[SequenceKey, SequenceScore]:
-        """Returns the scores of all sequences; `report` gets the numbers that this rank has scored.
+        """Returns the scores of all sequences; `report` gets how many the ranks have scored, about, and of how many.
 
         All ranks run the same number of forward passes, as sharded models require. Raises EvaluationError on all
         ranks when one of several fails.
@@ -113,6 +121,7 @@ class TokenScorer:
         rank, world_size = self.share.rank, self.share.world_size
         prepared = [part for index, item in enumerate(questions) for part in _find_prefix(index, tuple(item))]
         batches = list(self._make_batches(prepared))
+        total = sum(map(len, questions))
         scores: dict[SequenceKey, SequenceScore] = {}
         failure: str | None = None
         for start in range(0, len(batches), world_size):
@@ -130,7 +139,7 @@ class TokenScorer:
                 continue
             if position < len(batches):
                 scores |= results
-                report(len(results))
+                report(min(world_size * len(scores), total), total)
         parts = self.share.gather((scores, failure))
         for _, failed in parts:
             if failed is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from stores import write_store
 
 from krill.cli import app, evaluate
 from krill.data.store import Store
+from krill.evaluation import progress
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.results import read_results
@@ -99,6 +101,20 @@ def test_what_is_in_the_training_text_is_named_below_the_table(run: Path, run_ev
     code, out, _ = run_evaluate(str(run), "tasks=text", "contamination=true")
     assert code == 0
     assert "text: 3 of 3 documents (100.0 %) are in the training text" in out
+
+
+def test_a_long_evaluation_logs_its_progress(
+    run: Path, run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (str(run), "tasks=english_pairs", "limit=1", "again=true", "evaluation.max_batch_tokens=256")
+    _, _, err = run_evaluate(*arguments)
+    assert not any("sequences" in line for line in err)
+    monkeypatch.setattr(progress, "EVALUATION_LOG_SECONDS", 0.0)
+    _, _, err = run_evaluate(*arguments)
+    lines = [line for line in err if "sequences" in line]
+    assert re.fullmatch(r"english_pairs  \d+ of 52 sequences, [\d,]+/s, 0:0\d:\d\d left", lines[0])
+    assert lines[-1].startswith("english_pairs  52 of 52 sequences")
+    assert len(lines) > 5
 
 
 def test_texts_are_sampled_beside_the_scores(run: Path, run_evaluate: RunEvaluate) -> None:
