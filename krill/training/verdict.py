@@ -236,10 +236,10 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
     if outcome in ("diverged", "rising"):
         return "Lower the learning rate.", lower_lr
     if outcome == "short":
-        steps = max(10 * MIN_STEPS, 10 * end)
+        longer_run = f"krill-train from={RUN} steps={10 * max(MIN_STEPS, end)}"
         return (
             f"{facts.steps} steps are too few to judge these settings by.",
-            f"krill-train from={RUN} steps={steps}",
+            longer if facts.train.start else longer_run,
         )
     if outcome == "unvalidated":
         fraction = min(0.2, max(0.01, math.ceil(1000 / max(1, facts.train_documents)) / 100))
