@@ -249,7 +249,7 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
         assert best is not None
         return "Use more text (data=), or fewer steps.", f"krill-train from={RUN} steps={best.step}"
     if facts.skipped > MAX_SKIPPED * facts.steps:
-        return "Lower the learning rate, as so many steps were skipped.", lower_lr
+        return "Lower the learning rate: many steps were skipped.", lower_lr
     if outcome == "falling":
         more_text = facts.epochs * 2 > MAX_EPOCHS
         return f"More steps lower it further{', more text (data=) would more' if more_text else ''}.", longer
