@@ -92,8 +92,8 @@ def collect_facts(
         train_documents=train.documents,
         is_pretrained=isinstance(config.model, PretrainedModelConfig),
         has_failed=has_failed,
-        uniform=baselines and baselines.uniform,
-        unigram=baselines and baselines.unigram,
+        uniform=None if baselines is None else baselines.uniform,
+        unigram=None if baselines is None else baselines.unigram,
         ngram=None if baselines is None else _compute_ngram_baseline(setup, step, status),
         loss_at_start=_get_loss_at(lines, start) if has_same_validation else None,
     )

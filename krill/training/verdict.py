@@ -109,7 +109,7 @@ def judge_run(facts: RunFacts) -> Verdict:
         tokens_per_parameter=round(facts.tokens_per_parameter, 4),
         epochs=round(facts.epochs, 4),
         below_unigram=None if loss is None or facts.unigram is None else round(facts.unigram - loss, 4),
-        ngram=ngram and asdict(ngram),
+        ngram=None if ngram is None else asdict(ngram),
         below_ngram=None if loss is None or ngram is None else round(ngram.loss - loss, 4),
         change_per_tenth=None if change is None else round(change, 6),
         skipped_steps=facts.skipped,
@@ -251,8 +251,8 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
     if facts.skipped > MAX_SKIPPED * facts.steps:
         return "Lower the learning rate: many steps were skipped.", lower_lr
     if outcome == "falling":
-        more_text = facts.epochs * 2 > MAX_EPOCHS
-        return f"More steps lower it further{', more text (data=) would more' if more_text else ''}.", longer
+        more_text = ", more text (data=) would more" if facts.epochs * 2 > MAX_EPOCHS else ""
+        return f"More steps lower it further{more_text}.", longer
     if outcome == "unknown":
         every = max(1, facts.steps // 20)
         return (
