@@ -54,11 +54,16 @@ def _run_evaluation(config: EvaluateConfig, invocation: Invocation) -> None:
 def _evaluate(config: EvaluateConfig, folder: Path | None) -> Path:
     """Evaluates the model and returns the folder of the results, which is `folder` for a point of a sweep."""
     with paused_garbage_collection():
-        from krill.launch.model_evaluation import ModelEvaluation
+        import torch
+
+        from krill.evaluation.model_evaluation import ModelEvaluation
         from krill.models.model_folder import silence_transformers
+        from krill.training.compute.device import resolve_device
 
     silence_transformers()
-    evaluation = ModelEvaluation.open(config, folder)
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    evaluation = ModelEvaluation.open(config, torch.device(resolve_device(config.device)), folder)
     if config.dry_run:
         print("\n".join(evaluation.describe()))
         return evaluation.folder

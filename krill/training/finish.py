@@ -9,7 +9,8 @@ from typing import Any
 
 from krill import atomic
 from krill.config.paths import relative_path
-from krill.runs.json_lines import read_metrics, read_validations
+from krill.evaluation.score_metrics import list_main_metrics
+from krill.runs.json_lines import read_evaluations, read_metrics, read_validations
 from krill.runs.summary import format_next_command
 from krill.training.callbacks.early_stopping import read_stop_reason
 from krill.training.checkpoint.export import (
@@ -33,7 +34,7 @@ def collect_final_metrics(
     """Returns the metrics of the last step, the best validation loss, and the baselines."""
     losses = [line["loss"] for line in read_metrics(setup.folder) if line.get("loss") is not None]
     metrics: dict[str, Any] = {"step": trainer.state.global_step, "loss": losses[-1] if losses else None}
-    if reason := read_stop_reason(setup.config.stop, setup.folder, trainer.state.global_step):
+    if reason := read_stop_reason(setup.config, setup.folder, trainer.state.global_step):
         metrics["stopped_by"] = reason
     validations = read_validations(setup.folder)
     if validations and baselines is not None:
@@ -71,7 +72,7 @@ def log_summary(
     setup: RunSetup, metrics: dict[str, Any], baselines: Baselines | None, verdict: Verdict
 ) -> None:
     """Logs the validation loss beside the baselines, the verdict, a sample, and what to run next; writes the plot."""
-    from krill.runs.plots import plot_losses
+    from krill.runs.plots import plot_losses, plot_scores
 
     plot = plot_losses(
         setup.folder, baselines.uniform if baselines else None, baselines.unigram if baselines else None
@@ -93,5 +94,9 @@ def log_summary(
     )
     folder = shlex.quote(str(relative_path(setup.folder)))
     log.info("plot        %s", relative_path(plot))
+    if evaluations := read_evaluations(setup.folder):
+        scores = {name: value for line in evaluations for name, value in line.items() if "/" in name}
+        plot = plot_scores(setup.folder, evaluations, list(list_main_metrics(scores)))
+        log.info("            %s", relative_path(plot))
     log.info("next        krill-infer %s", folder)
     log.info("            %s", format_next_command(verdict.to_dict(), relative_path(setup.folder)))

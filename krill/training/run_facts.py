@@ -60,10 +60,12 @@ class RunFacts:
 
 
 def collect_facts(
-    setup: RunSetup, step: int, baselines: Baselines | None, has_failed: bool = False
+    setup: RunSetup, status: dict[str, Any], step: int, baselines: Baselines | None, has_failed: bool = False
 ) -> RunFacts:
-    """Returns the facts of the run that ended at `step`; counts n-grams if that takes a small part of its time."""
-    status = read_status(setup.folder) or {}
+    """Returns the facts of the run that ended at `step`; counts n-grams if that takes a small part of its time.
+
+    `status`: that of the run's record.
+    """
     branch = status.get("branch") or {}
     start = branch.get("step", 0)
     origin = (read_status(Path(branch["run"])) or {}).get("data") or {} if branch else {}

@@ -67,7 +67,7 @@ def record_verdict(
     setup: RunSetup, record: Record, step: int, baselines: Baselines | None, stopped_by: str | None = None
 ) -> Verdict:
     """Judges the run that ended at `step`, records the verdict in status.json and returns it."""
-    verdict = judge_run(replace(collect_facts(setup, step, baselines), stopped_by=stopped_by))
+    verdict = judge_run(replace(collect_facts(setup, record.status, step, baselines), stopped_by=stopped_by))
     record.update(verdict=verdict.to_dict())
     return verdict
 
@@ -79,7 +79,7 @@ def record_divergence(trainer: KrillTrainer, setup: RunSetup, record: Record) ->
         yield
     except DivergenceError:
         if ranks.is_rank0():
-            facts = collect_facts(setup, trainer.state.global_step, None, has_failed=True)
+            facts = collect_facts(setup, record.status, trainer.state.global_step, None, has_failed=True)
             verdict = judge_run(facts)
             record.update(verdict=verdict.to_dict())
             log.info("verdict     %s", verdict.text)

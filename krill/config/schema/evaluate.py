@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from krill.config.schema.base import Count, CountOrZero, Fraction, Section, Size, Unsigned, to_list
+from krill.config.schema.base import (
+    Count,
+    CountOrZero,
+    Fraction,
+    OutputPath,
+    Section,
+    Size,
+    Unsigned,
+    to_list,
+)
 from krill.config.schema.infer import ModelCommandConfig
 
 
@@ -49,5 +58,5 @@ class EvaluateConfig(ModelCommandConfig):
     """Evaluate again what has been evaluated with the same weights, items and settings."""
     format: Unsigned[Literal["text", "json"]]
     """text: a table for reading. json: all scores, for scripts."""
-    output: Unsigned[str | None]
+    output: Unsigned[OutputPath | None]
     """Folder in which evaluations/ is written; null: that of the run, or outputs/ for other models."""
