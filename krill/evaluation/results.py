@@ -8,6 +8,7 @@ and never mistaken for another. krill/evaluation/compare.py compares results.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +60,10 @@ class TaskResult(BaseModel, frozen=True):
     notes: dict[str, int | float | str] = Field(default_factory=dict)
     """What else a reader has to know, such as the number of truncated items."""
     model: str = ""
+    weights: str = ""
+    """Identifies the weights, the configuration and the tokenizer of the model."""
+    weights_folder: str = ""
+    """The folder of the weights in the folder of the run, such as model; empty: they are not of a run."""
     signature: str = ""
     """Identifies the model, the items and the settings; of a result that was written."""
     seconds: float = 0.0
@@ -72,6 +77,13 @@ class TaskResult(BaseModel, frozen=True):
         """Returns the values of every item; float64 (items,)."""
         return np.array(self.outcomes[name], np.float64)
 
+    def compute_item_scores(self) -> np.ndarray | None:
+        """Returns a value of each item, whose mean is the main score; float64 (items,). None: they are not known."""
+        if self.kind == "text":
+            return self.get_outcomes("nats") / np.log(2) / self.get_outcomes("bytes").mean()
+        name = "correct" if self.kind == "choices" else self.main_score.metric
+        return self.get_outcomes(name) if name in self.outcomes else None
+
 
 def get_result_file(folder: Path, task: str, signature: str) -> Path:
     """Returns the file of a result in the folder of a run or model."""
@@ -83,6 +95,13 @@ def write_result(file: Path, result: TaskResult) -> None:
     """Writes a result, at once."""
     atomic.create_folder(file.parent)
     write_checksummed_json(file, result.model_dump(mode="json"))
+
+
+def write_results(folder: Path, results: Sequence[TaskResult]) -> Path:
+    """Writes results to the folder evaluations/ in `folder`, and returns that folder."""
+    for result in results:
+        write_result(get_result_file(folder, result.task, result.signature), result)
+    return folder / FOLDER
 
 
 def read_result(file: Path, signature: str | None = None) -> TaskResult | None:

@@ -19,8 +19,9 @@ from krill.evaluation.evaluate import CLOZE, TEXT, evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
 from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
-from krill.evaluation.subject import Subject, find_run_folder, find_training_store, sample_text
+from krill.evaluation.subject import Subject, find_training_store, sample_text
 from krill.inference.load import ModelFiles, load_model
+from krill.runs.find import find_run_folder
 from krill.training.compute.device import resolve_device
 
 log = logging.getLogger("krill")
@@ -35,18 +36,19 @@ class ModelEvaluation:
     store: Store | None
     root: Path
     """The folder that contains, or will contain, evaluations/."""
+    run_folder: Path | None
+    """The folder of the run that trained the model; None: it is not there."""
 
     @classmethod
-    def open(cls, config: EvaluateConfig, folder: Path | None = None) -> ModelEvaluation:
-        """Finds the model and the tokens that it was trained on; `folder`: that of the results, in place of output=.
+    def open(cls, config: EvaluateConfig) -> ModelEvaluation:
+        """Finds the model and the tokens that it was trained on.
 
         Raises UsageError if there is no model, or for an unknown task.
         """
         files = ModelFiles.locate(config.model.path, config.tokenizer.path)
-        root = folder or (Path(config.output).absolute() if config.output else find_run_folder(files.folder))
-        evaluation = cls(
-            config, files, find_training_store(files.folder, files.tokenizer), root or get_outputs_root()
-        )
+        run = find_run_folder(files.folder)
+        root = Path(config.output).absolute() if config.output else run or get_outputs_root()
+        evaluation = cls(config, files, find_training_store(files.folder, files.tokenizer), root, run)
         for evaluator in evaluation.evaluators:
             evaluator.identify(evaluation.settings)
         return evaluation
@@ -82,6 +84,13 @@ class ModelEvaluation:
     def _model_hash(self) -> list[str]:
         return self.files.hash()
 
+    @property
+    def _weights_folder(self) -> str:
+        """The folder of the weights, in that of the run; empty: there is no run."""
+        if self.run_folder is None:
+            return ""
+        return self.files.folder.resolve().relative_to(self.run_folder.resolve()).as_posix()
+
     def describe(self) -> list[str]:
         """Returns lines for the terminal: the model, the text, the tasks."""
         store = relative_path(self.store.folder) if self.store is not None else "not here; no n-gram models"
@@ -105,7 +114,13 @@ class ModelEvaluation:
             else:
                 subject = subject or self._load()
                 result = evaluate_task(evaluator, subject, self.settings)
-                result = result.model_copy(update={"signature": signature})
+                result = result.model_copy(
+                    update={
+                        "signature": signature,
+                        "weights": compute_signature(self._model_hash),
+                        "weights_folder": self._weights_folder,
+                    }
+                )
                 write_result(file, result)
                 log.info("%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
             results.append(result)

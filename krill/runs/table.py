@@ -162,6 +162,16 @@ def print_table(rows: Sequence[RunRow], file: TextIO, full_paths: bool = False) 
             print_wrapped(f"{Path(row.folder).name}: {row.why}", file)
 
 
+def print_unfinished(rows: Sequence[RunRow], file: TextIO) -> None:
+    """Prints the overrides of each run that has not finished, its state, and its error."""
+    for row, differing in zip(rows, find_differing_overrides([row.overrides for row in rows]), strict=True):
+        log = f"  ({row.log})" if row.log and row.error else ""
+        overrides = " ".join(row.overrides) if len(rows) == 1 else differing
+        print_wrapped(
+            f"{row.state}: {overrides or row.folder}{': ' + row.error if row.error else ''}{log}", file
+        )
+
+
 def find_differing_overrides(overrides: Sequence[Sequence[str]]) -> list[str]:
     """Returns the overrides of each run that are not shared by all runs, as one text."""
     return list(map(" ".join, exclude_shared_overrides(overrides)))

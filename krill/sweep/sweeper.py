@@ -36,6 +36,7 @@ from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.summary import summarize_sweep
 from krill.sweep.composer import Composer, PointErrors, format_point_errors
 from krill.sweep.dry_run import print_total_cost
+from krill.sweep.evaluation_report import prints_json, report_comparison
 from krill.sweep.launchers import SweepLauncher
 from krill.sweep.search import SampledSearch, Search, build_search
 from krill.sweep.session import Session, Sweep, run_composed_point, run_point
@@ -243,12 +244,16 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
         print_total_cost(sweep)
         return SWEEP_FAILED if has_error else DONE
     rows = sweep.build_rows()
-    table.print_table(rows, sys.stderr)
+    if sweep.command == "evaluate":
+        report_comparison(sweep, rows)
+    else:
+        table.print_table(rows, sys.stderr)
     if sweep.command == "train" and any(row.eval_loss is not None for row in rows):
         log.info("next        krill-infer %s%s", quote_path(sweep.folder), BEST)
     with atomic.name_folder_in_errors(sweep.folder):
         table.write_csv(rows, sweep.folder)
-    print(sweep.folder)
+    if not prints_json(sweep):
+        print(sweep.folder)
     good = {"finished", *(ACTIVE_STATES if sweep.points[0].config.detach else ())}
     is_good = not sweep.has_invalid_points and all(row.state in good for row in rows)
     return DONE if is_good else SWEEP_FAILED

@@ -61,7 +61,7 @@ def run_evaluate(
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, list[str], list[str]]:
-        code = app.main("evaluate", evaluate.run_task, arguments, "model", evaluate._prepare_arguments)
+        code = app.main("evaluate", evaluate.run_task, arguments, "model", evaluate.prepare_arguments, True)
         output = capsys.readouterr()
         return code, output.out.splitlines(), output.err.splitlines()
 
@@ -85,7 +85,7 @@ def test_a_run_is_evaluated_once(run: Path, run_evaluate: RunEvaluate) -> None:
     assert sum("found" in line for line in err) == 4
     code, out, err = run_evaluate(str(run), "limit=2", "tasks=text", "again=true", "format=json")
     assert not any("found" in line for line in err)
-    assert json.loads("\n".join(out[:-1]))[0]["scores"][0]["metric"] == "bits_per_byte"
+    assert json.loads("\n".join(out))[0]["scores"][0]["metric"] == "bits_per_byte"
 
 
 def test_an_edited_result_is_not_believed(run: Path, run_evaluate: RunEvaluate) -> None:
