@@ -145,14 +145,15 @@ def _label(rows: Sequence[Configuration]) -> list[str]:
     """Returns a label for each row: the parts in which it differs from the others, else the folder of its run."""
     models = [row.first for row in rows]
     overrides = find_differing_overrides([model.overrides for model in models])
-    has_one_name = len({model.name for model in models}) == 1
+    names = [_get_common_name(row) for row in rows]
+    has_one_name = len(set(names)) == 1
     labels = []
-    for row, model, differing in zip(rows, models, overrides, strict=True):
+    for row, model, common_name, differing in zip(rows, models, names, overrides, strict=True):
         if model.run is None:
             parts = [str(relative_path(Path(model.path))) if Path(model.path).exists() else model.path]
         else:
-            name = "" if has_one_name and differing else model.name or model.run.name
-            parts = [name, differing, model.checkpoint]
+            name = "" if has_one_name and differing else common_name
+            parts = [name or ("" if differing else model.run.name), differing, model.checkpoint]
         if len(row.models) == 1 and model.seed is not None and _has_siblings(row, rows):
             parts.append(f"seed={model.seed}")
         labels.append(" ".join(filter(None, [*parts, *model.settings])))
@@ -160,6 +161,12 @@ def _label(rows: Sequence[Configuration]) -> list[str]:
         f"{label} {row.first.run.name}" if labels.count(label) > 1 and row.first.run else label
         for row, label in zip(rows, labels, strict=True)
     ]
+
+
+def _get_common_name(row: Configuration) -> str:
+    """Returns the name of the runs of a row; empty: they have several."""
+    names = {model.name for model in row.models}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _has_siblings(row: Configuration, rows: Sequence[Configuration]) -> bool:
