@@ -12,13 +12,13 @@ from krill.cli import app
 from krill.cli.model_arguments import resolve_model_arguments
 from krill.launch.invocation import Invocation
 from krill.resources import paused_garbage_collection
-from krill.tables import get_terminal_width
+from krill.tables import get_terminal_width, print_wrapped
 
 if TYPE_CHECKING:
     from krill.cli.argv import ParsedArguments
     from krill.config.schema import EvaluateConfig
 
-SHORT_KEYS = {"tasks": "evaluation.tasks", "limit": "evaluation.limit"}
+SHORT_KEYS = {name: f"evaluation.{name}" for name in ("tasks", "limit", "few_shot", "contamination")}
 """Short key → the whole key."""
 
 
@@ -100,7 +100,11 @@ def _evaluate(config: EvaluateConfig, point: Path | None) -> Path:
         content: list[Any] = [result.model_dump(mode="json", exclude={"outcomes"}) for result in results]
         print(json.dumps(content, ensure_ascii=False, indent=2))
     else:
+        from krill.evaluation.notes import format_notes
         from krill.evaluation.score_table import format_scores
 
-        print("\n".join(format_scores(results, get_terminal_width(sys.stdout))))
+        width = get_terminal_width(sys.stdout)
+        print("\n".join(format_scores(results, width)))
+        for line in format_notes(results):
+            print_wrapped(line)
     return evaluation.folder

@@ -11,6 +11,7 @@ from krill.errors import UsageError
 from krill.evaluation.bundled import build_pair_task
 from krill.evaluation.choices import EncodedTask, TaskScores, encode_task, score_task
 from krill.evaluation.cloze import build_cloze
+from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
 from krill.evaluation.evaluator import EvaluationSettings, Report, describe_missing_text
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.ngram_scores import score_with_ngrams
@@ -70,7 +71,7 @@ class ChoiceEvaluator:
         self.source, self.name = source, source.name
 
     def identify(self, settings: EvaluationSettings) -> Any:
-        return self.source.identify(settings)
+        return [self.source.identify(settings), settings.contamination]
 
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
         encoded = encode_task(self.source.build(subject, settings), subject.encoder, subject.context_length)
@@ -80,13 +81,26 @@ class ChoiceEvaluator:
             if subject.store
             else {}
         )
-        return _build_result(encoded, scores, baselines)
+        is_contaminated = None
+        if settings.contamination:
+            texts = [item.context + item.choices[item.answer] for item in encoded.task.items]
+            is_contaminated = find_contaminated_items(texts, subject)
+        return _build_result(encoded, scores, baselines, is_contaminated)
 
 
-def _build_result(encoded: EncodedTask, scores: TaskScores, baselines: dict[str, TaskScores]) -> TaskResult:
+def _build_result(
+    encoded: EncodedTask,
+    scores: TaskScores,
+    baselines: dict[str, TaskScores],
+    is_contaminated: np.ndarray | None,
+) -> TaskResult:
     """Returns the accuracy of the whole task, then of each phenomenon, by all and by probability per byte."""
     task = encoded.task
-    notes: dict[str, int | float | str] = {"truncated": encoded.truncated} if encoded.truncated else {}
+    notes: dict[str, int | float | str] = {**task.notes}
+    if encoded.truncated:
+        notes["truncated"] = encoded.truncated
+    if is_contaminated is not None:
+        notes |= describe_contamination(is_contaminated, lambda chosen: float(scores.correct[chosen].mean()))
     return TaskResult(
         task=task.name,
         kind="choices",

@@ -11,7 +11,7 @@ from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS, stack_item_score
 from krill.evaluation.evaluated_model import Configuration, EvaluatedModel
 from krill.evaluation.ranking import SIGNIFICANT, RankedSet, Ranking, group_by_items
 from krill.evaluation.results import TaskResult
-from krill.evaluation.score_table import format_metric, format_value
+from krill.evaluation.score_table import format_metric, format_score_value
 from krill.evaluation.statistics import SeedSpread, measure_spread
 from krill.tables import fit_table, measure_width, wrap_text
 
@@ -70,10 +70,10 @@ def _format_cell(ranking: Ranking, index: int, row: Configuration, task: str) ->
     if value is None:
         return ""
     score = row.get_results(task)[0].main_score
-    text = format_value(score, value)
+    text = format_score_value(value, score.metric)
     if len(row.models) > 1:
         deviation = _measure_deviation(row.get_results(task))
-        text = f"{text.removesuffix(' %')} ± {format_value(score, deviation)}"
+        text = f"{text.removesuffix(' %')} ± {format_score_value(deviation, score.metric)}"
     compared = ranking.comparisons.get((index, task))
     return text + (f" {MARK}" if compared and compared.is_significant else "  ")
 
@@ -82,7 +82,7 @@ def _format_chance(ranked: RankedSet, task: str) -> str:
     """Returns what a model without knowledge scores, in the column of `task`."""
     scores = [row.get_results(task)[0].main_score for row in ranked.rows if row.get_results(task)]
     chance = next((score.chance for score in scores if score.chance is not None), None)
-    return "" if chance is None else format_value(scores[0], chance) + "  "
+    return "" if chance is None else format_score_value(chance, scores[0].metric) + "  "
 
 
 def _split_tasks(ranking: Ranking, ranked: RankedSet, first: int, width: int | None) -> Iterator[list[str]]:
@@ -122,7 +122,7 @@ def _explain(ranking: Ranking) -> Iterator[str]:
     for task in ranking.tasks:
         score = next(row.get_results(task)[0].main_score for row in ranking.rows if task in row.tasks)
         direction = "" if score.higher_is_better else ", lower is better"
-        by_metric.setdefault(f"{format_metric(score)}{direction}", []).append(task)
+        by_metric.setdefault(f"{format_metric(score.metric)}{direction}", []).append(task)
     yield "; ".join(f"{', '.join(tasks)}: {metric}" for metric, tasks in by_metric.items())
     if any(len(row.models) > 1 for row in ranking.rows):
         yield "±: standard deviation over seeds"
@@ -154,8 +154,8 @@ def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:
                 score, spread = results[0].main_score, _measure_spread(results)
                 values = [result.main_score.value for result in results]
                 cells.append((
-                    row.label, task, str(len(results)), format_value(score, min(values)),
-                    format_value(score, max(values)), format_value(score, _measure_deviation(results), 4),
+                    row.label, task, str(len(results)), format_score_value(min(values), score.metric),
+                    format_score_value(max(values), score.metric), format_score_value(_measure_deviation(results), score.metric, 4),
                     "" if spread is None else f"{100 * spread.item_share:.0f} %",
                 ))  # fmt: skip
     header = ("model", "task", "seeds", "lowest", "highest", "std. dev.", "items")

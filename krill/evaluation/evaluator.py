@@ -20,6 +20,10 @@ class EvaluationSettings:
     """Tokens of held-out text that are scored, approximately."""
     overlap: float
     """Share of the context of the model that a window of a long text repeats."""
+    few_shot: int | None = None
+    """Number of solved examples before each question of a task of lm-eval; None: that of the task."""
+    contamination: bool = False
+    """Whether the items are looked for in the text that the model was trained on."""
 
 
 Report = Callable[[int], None]

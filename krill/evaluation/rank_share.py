@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def _gather_own(value: Any) -> list[Any]:
@@ -19,6 +21,11 @@ class RankShare:
     world_size: int = 1
     gather: Callable[[Any], list[Any]] = _gather_own
     """Returns the values of all ranks, ordered by rank, on every rank."""
+
+    def run_on_rank0(self, work: Callable[[], T]) -> T:
+        """Runs `work` on rank 0 alone and returns its result on every rank."""
+        result: T = self.gather(work() if self.rank == 0 else None)[0]
+        return result
 
 
 ONLY_RANK = RankShare()

@@ -21,23 +21,22 @@ def format_scores(results: Sequence[TaskResult], width: int | None) -> list[str]
     return fit_table(_HEADER, rows, width, left=(0, 1, 2), drop=(2, 7, 5, 6, 8), fold=(1,))
 
 
-def format_value(score: Score, value: float | None, digits: int = 3) -> str:
-    """Returns a value of the metric of `score`: an accuracy in percent, anything else with `digits` decimals."""
-    if value is None:
-        return ""
-    is_percentage = score.metric.startswith("accuracy")
-    return f"{100 * value:.{digits - 2}f} %" if is_percentage else f"{value:.{digits}f}"
+def format_score_value(value: float, metric: str, digits: int = 3) -> str:
+    """Returns an accuracy in percent, and another score as a number with `digits` decimals."""
+    return f"{100 * value:.{digits - 2}f} %" if metric.startswith("acc") else f"{value:.{digits}f}"
 
 
-def format_metric(score: Score) -> str:
-    """Returns the name of the metric of `score` for reading."""
-    return score.metric.replace("_", " ")
+def format_metric(metric: str) -> str:
+    """Returns the name of a metric for reading."""
+    return metric.replace("_", " ")
 
 
 def _format_row(result: TaskResult, score: Score) -> tuple[str, ...]:
-    low, high = format_value(score, score.low), format_value(score, score.high)
+    def format_value(value: float | None) -> str:
+        return "" if value is None else format_score_value(value, score.metric)
+
+    bounds = "" if score.low is None else f"{format_value(score.low)} to {format_value(score.high)}"
     return (
-        result.task, score.name, format_metric(score), format_value(score, score.value),
-        f"{low} to {high}" if low else "", f"{score.items:,}",
-        *(format_value(score, value) for value in (score.chance, score.unigram, score.trigram)),
+        result.task, score.name, format_metric(score.metric), format_value(score.value), bounds,
+        f"{score.items:,}", *map(format_value, (score.chance, score.unigram, score.trigram)),
     )  # fmt: skip

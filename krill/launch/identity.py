@@ -9,6 +9,7 @@ from krill.config import custom_code
 from krill.config.schema import EvaluateConfig, InferConfig, PretrainedModelConfig, Section, TrainConfig
 from krill.config.signature import compute_signature, hash_file
 from krill.errors import UsageError
+from krill.evaluation.custom_tasks import CustomTaskSource, list_custom_tasks
 from krill.inference.prompts import check_prompts_path
 from krill.runs.checkpoints import list_checkpoints
 from krill.training.batch_shape import resolve_batch_shape
@@ -105,7 +106,8 @@ def _compute_evaluation_identity(config: EvaluateConfig) -> str:
     folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
     files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) if folder else []
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return compute_signature("evaluate", 2, config, states, config.hardware.precision)
+    tasks = [CustomTaskSource(name).content_hash for name in list_custom_tasks(config.evaluation.tasks)]
+    return compute_signature("evaluate", 2, config, states, config.hardware.precision, tasks)
 
 
 def _hash_custom_code(config: TrainConfig) -> list[str]:

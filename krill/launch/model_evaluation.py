@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from krill.config.paths import get_outputs_root, relative_path
 from krill.config.schema import EvaluateConfig
 from krill.config.signature import compute_signature
 from krill.data.store import Store
+from krill.errors import UsageError
 from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
-from krill.evaluation.evaluate import CLOZE, TEXT, evaluate_task, find_evaluator
+from krill.evaluation.evaluate import CLOZE, TEXT, evaluate_task, expand_tasks, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
 from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
@@ -43,12 +44,17 @@ class ModelEvaluation:
     def open(cls, config: EvaluateConfig) -> ModelEvaluation:
         """Finds the model and the tokens that it was trained on.
 
-        Raises UsageError if there is no model, or for an unknown task.
+        Raises UsageError if there is no model, for an unknown task, or if contamination=true has no training text.
         """
         files = ModelFiles.locate(config.model.path, config.tokenizer.path)
         run = find_run_folder(files.folder)
         root = Path(config.output).absolute() if config.output else run or get_outputs_root()
         evaluation = cls(config, files, find_training_store(files.folder, files.tokenizer), root, run)
+        if evaluation.settings.contamination and evaluation.store is None:
+            raise UsageError(
+                f"contamination=true: the tokens that {files.name} was trained on are not here, and nothing can be "
+                "looked up in them; leave it out"
+            )
         for evaluator in evaluation.evaluators:
             evaluator.identify(evaluation.settings)
         return evaluation
@@ -63,7 +69,7 @@ class ModelEvaluation:
         """The names of the tasks."""
         tasks = self.config.evaluation.tasks
         if tasks != "auto":
-            return list(dict.fromkeys(tasks))
+            return expand_tasks(tasks)
         if self.store is None:
             return list(PAIR_TASKS)
         languages = list_languages(sample_text(self.store, self.files.tokenizer))
@@ -78,7 +84,8 @@ class ModelEvaluation:
     @cached_property
     def settings(self) -> EvaluationSettings:
         section = self.config.evaluation
-        return EvaluationSettings(section.limit, section.text_tokens, section.overlap)
+        names = [field.name for field in fields(EvaluationSettings)]
+        return EvaluationSettings(**{name: getattr(section, name) for name in names})
 
     @cached_property
     def _model_hash(self) -> list[str]:

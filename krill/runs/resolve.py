@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from krill.config.paths import quote_path, relative_path
 from krill.errors import UsageError
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.find import Run, RunGroup, RunOrGroup, expand_runs, get_time_key, run_at, runs_under
+from krill.runs.ranking import get_tokenizer_signature, get_validation_set, rank_by_validation_set
 from krill.runs.record import OVERRIDES_FILE, find_status_damage, get_validation_loss, read_status
 
 LAST, BEST = "last", "/best"
@@ -222,17 +222,31 @@ def _get_name(item: RunOrGroup) -> str:
 def _select_best(matches: list[RunOrGroup], label: str) -> Run:
     """Returns the run with the lowest validation loss in the newest sweep, or of all runs if there is no sweep."""
     sweeps = [item for item in matches if isinstance(item, RunGroup) and item.sweep_record]
-    losses = {
-        run.folder: loss
-        for item in (sweeps[:1] or matches)
-        for run in expand_runs(item)
-        if (loss := get_validation_loss(run.status or {})) is not None and not math.isnan(loss)
-    }
-    if not losses:
+    runs = [run for item in (sweeps[:1] or matches) for run in expand_runs(item)]
+    ranked, _ = rank_by_validation_set([_RankedRun(run.folder, run.status or {}) for run in runs])
+    if not ranked:
         raise UsageError(f"{label}: no run in {relative_path(matches[0].folder)} has a validation loss")
-    best = run_at(min(losses, key=lambda folder: losses[folder]))
+    if len(ranked) > 1:
+        best_of_sets = ", ".join(str(relative_path(group[0].folder)) for group in ranked[:MAX_CANDIDATES])
+        raise UsageError(
+            f"{label}: these runs have {len(ranked)} held-out sets, whose losses are not comparable; the best run of "
+            f"each: {best_of_sets}"
+        )
+    best = run_at(ranked[0][0].folder)
     assert isinstance(best, Run)
     return best
+
+
+class _RankedRun:
+    """The values of a run by which it is ranked."""
+
+    def __init__(self, folder: Path, status: dict[str, Any]):
+        metrics = status.get("metrics") or {}
+        self.folder = folder
+        self.loss = metrics.get("loss")
+        self.eval_loss = get_validation_loss(status)
+        self.eval_bits_per_byte = metrics.get("eval_bits_per_byte")
+        self.validation_set, self.tokenizer = get_validation_set(status), get_tokenizer_signature(status)
 
 
 def _sort_newest_first(items: Iterable[ItemT]) -> list[ItemT]:

@@ -15,6 +15,7 @@ from krill import atomic
 from krill.runs import slurm
 from krill.runs.find import Run, read_runs
 from krill.runs.json_lines import read_last_metrics
+from krill.runs.ranking import get_tokenizer_signature, get_validation_set, rank_by_validation_set
 from krill.runs.record import compute_run_seconds, get_validation_loss
 from krill.runs.run_state import ACTIVE_STATES, RunState, determine_run_states, find_log_file
 from krill.tables import fit_table, get_terminal_width, print_wrapped
@@ -39,6 +40,9 @@ class RunRow:
     loss: float | None
     eval_loss: float | None
     eval_bits_per_byte: float | None
+    validation_set: str | None
+    """Identity of the held-out texts: losses of different ones are not comparable."""
+    tokenizer: str | None
     tokens_per_second: float | None
     seconds: float | None
     start: str | None
@@ -64,12 +68,14 @@ def build_rows(runs: Sequence[Run], errors: Mapping[Path, str] | None = None) ->
 
 
 def sort_best_first(rows: Sequence[RunRow]) -> list[RunRow]:
-    """Sorts by validation loss, the lowest first and runs without one last; ties by training loss."""
-    return sorted(rows, key=lambda row: (_sort_key(row.eval_loss), _sort_key(row.loss)))
+    """Sorts by validation loss, the lowest first, apart for each held-out set; runs without one are last."""
+    ranked, others = rank_by_validation_set(rows)
+    return [*(row for group in ranked for row in group), *others]
 
 
-def _sort_key(value: float | None) -> float:
-    return math.inf if value is None or math.isnan(value) else value
+def count_validation_sets(rows: Sequence[RunRow]) -> int:
+    """Returns the number of held-out sets on which these runs were validated."""
+    return len(rank_by_validation_set(rows)[0])
 
 
 def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
@@ -93,6 +99,8 @@ def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
         loss=get_number("loss", final, last),
         eval_loss=get_validation_loss(status),
         eval_bits_per_byte=get_number("eval_bits_per_byte", final),
+        validation_set=get_validation_set(status),
+        tokenizer=get_tokenizer_signature(status),
         tokens_per_second=get_number("tokens_per_second", last),
         seconds=compute_run_seconds(run.folder, status, is_running=state.state == "running"),
         start=status.get("start"),
@@ -154,6 +162,10 @@ def print_table(rows: Sequence[RunRow], file: TextIO, full_paths: bool = False) 
     With `full_paths`, folders are shown as paths instead of names.
     """
     print("\n".join(format_runs(rows, get_terminal_width(file), full_paths)), file=file)
+    if (number := count_validation_sets(rows)) > 1:
+        print_wrapped(
+            f"{number} held-out sets: losses of different ones are not comparable (column held-out)", file
+        )
     for row in rows:
         if row.error:
             log = f"  ({row.log})" if row.log else ""
@@ -183,14 +195,19 @@ def exclude_shared_overrides(overrides: Sequence[Sequence[str]]) -> list[list[st
     return [[item for item in own if item not in shared] for own in overrides]
 
 
-HEADER = ("#", "state", "overrides", "step", "train loss", "val. loss", "bits/byte", "seconds", "folder")
+HEADER = (
+    "#", "state", "overrides", "step", "train loss", "val. loss", "bits/byte", "held-out", "seconds", "folder"
+)  # fmt: skip
 
-_DROPPED_FIRST = tuple(map(HEADER.index, ("train loss", "seconds", "bits/byte", "step")))
+_DROPPED_FIRST = ("train loss", "seconds", "bits/byte", "step", "held-out")
 """Columns that a narrow terminal does not show, the least important first."""
 
 
 def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = False) -> list[str]:
-    """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal."""
+    """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal.
+
+    The column of the held-out sets is left out if there is only one.
+    """
     from krill.config.paths import relative_path
 
     differing = find_differing_overrides([row.overrides for row in rows])
@@ -203,6 +220,7 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
             _format_number(row.loss),
             _format_number(row.eval_loss),
             _format_number(row.eval_bits_per_byte),
+            (row.validation_set or "")[:8] if row.eval_loss is not None else "",
             _format_number(row.seconds, 0),
             escape_control_characters(
                 str(relative_path(Path(row.folder))) if full_paths else Path(row.folder).name
@@ -210,10 +228,15 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
         )
         for index, row in enumerate(rows)
     ]
-    folder = HEADER.index("folder")
-    left = (HEADER.index("state"), HEADER.index("overrides"), folder)
+    header = [name for name in HEADER if name != "held-out" or count_validation_sets(rows) > 1]
     return fit_table(
-        HEADER, cells, width, left, fold=(HEADER.index("overrides"),), drop=_DROPPED_FIRST, own_line=folder
+        header,
+        [[cell for name, cell in zip(HEADER, line, strict=True) if name in header] for line in cells],
+        width,
+        left=[header.index(name) for name in ("state", "overrides", "folder")],
+        fold=(header.index("overrides"),),
+        drop=[header.index(name) for name in _DROPPED_FIRST if name in header],
+        own_line=header.index("folder"),
     )
 
 

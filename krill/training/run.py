@@ -208,7 +208,11 @@ def _record_setup(record: Record, setup: RunSetup, model: Any, start: _StartingP
     """Records in status.json what the run is trained on, where it starts, and how long it is."""
     branch, restart = start.branch, start.restart
     record.update(
-        data={"folder": str(setup.store.folder), "signature": setup.store.signature},
+        data={
+            "folder": str(setup.store.folder),
+            "signature": setup.store.signature,
+            "validation_set": setup.validation_set,
+        },
         tokenizer={"folder": str(setup.tokenizer.folder), "signature": setup.tokenizer.signature},
         branch=branch
         and {

@@ -73,7 +73,8 @@ UNSIGNED = [
     "trackers=[wandb]", "sample_every=5", "hardware.processes=2", "hardware.sharding=fsdp2",
     "hardware.context_parallel=2",
     "resume_changed=true", "batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
-    "skip_step.max_skips=3", "sweep.max_parallel=3", "sweep.search=random",
+    "skip_step.max_skips=3", "evaluation.every=5",
+    "evaluation.tasks=text", "evaluation.limit=3", "sweep.max_parallel=3", "sweep.search=random",
 ]  # fmt: skip
 """Overrides that do not change the signature of the configuration; the identity of a run adds the signature of its
 data and tokenizer and the rows of a step."""

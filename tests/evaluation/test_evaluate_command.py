@@ -69,12 +69,19 @@ def run_evaluate(
     return call
 
 
+def list_tasks(out: list[str]) -> set[str]:
+    """The tasks in the table on standard output, which ends at an empty line or at the folder."""
+    rows = out[1 : out.index("") if "" in out else -1]
+    return {row.split()[0] for row in rows}
+
+
 def test_a_run_is_evaluated_once(run: Path, run_evaluate: RunEvaluate) -> None:
     code, out, err = run_evaluate(str(run), "limit=2")
     assert code == 0
     assert out[0].split()[:3] == ["task", "part", "metric"]
-    assert {line.split()[0] for line in out[1:-1]} == {"text", "korean_pairs", "english_pairs", "cloze"}
+    assert list_tasks(out) == {"text", "korean_pairs", "english_pairs", "cloze"}
     assert out[-1].endswith("run/evaluations")
+    assert any(line.startswith("english_pairs: ") and "longer than the context" in line for line in out)
     assert not any("found" in line for line in err)
     results = read_results(run)
     assert [result.task for result in results] == ["cloze", "english_pairs", "korean_pairs", "text"]
@@ -87,6 +94,12 @@ def test_a_run_is_evaluated_once(run: Path, run_evaluate: RunEvaluate) -> None:
     code, out, err = run_evaluate(str(run), "limit=2", "tasks=text", "again=true", "format=json")
     assert not any("found" in line for line in err)
     assert json.loads("\n".join(out))[0]["scores"][0]["metric"] == "bits_per_byte"
+
+
+def test_what_is_in_the_training_text_is_named_below_the_table(run: Path, run_evaluate: RunEvaluate) -> None:
+    code, out, _ = run_evaluate(str(run), "tasks=text", "contamination=true")
+    assert code == 0
+    assert "text: 3 of 3 documents (100.0 %) are in the training text" in out
 
 
 def test_an_edited_result_is_not_believed(run: Path, run_evaluate: RunEvaluate) -> None:
@@ -203,11 +216,14 @@ def test_without_its_tokens_a_model_is_evaluated_on_what_krill_brings(
     try:
         code, out, err = run_evaluate(f"model={model}", "limit=1")
         assert (code, out[-1]) == (0, "outputs/evaluations")
-        assert {line.split()[0] for line in out[1:-1]} == {"korean_pairs", "english_pairs"}
+        assert list_tasks(out) == {"korean_pairs", "english_pairs"}
         assert "tokens      not here" in "\n".join(err)
         code, _, err = run_evaluate(f"model={model}", "tasks=text")
         assert code == 2
         assert "leave this task out of tasks=" in err[-1]
+        code, _, err = run_evaluate(f"model={model}", "contamination=true")
+        assert code == 2
+        assert "contamination=true: the tokens that" in err[-1]
     finally:
         model.rename(run / "model")
 

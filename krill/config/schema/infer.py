@@ -21,7 +21,7 @@ from krill.config.schema.base import (
     to_list,
 )
 from krill.config.schema.hardware import HardwareConfig
-from krill.config.schema.run import SweepConfig
+from krill.config.schema.sweep import SweepConfig
 
 
 class ModelPathConfig(Section):

@@ -11,7 +11,6 @@ from krill.config.schema.base import (
     MAX_INT,
     Count,
     FolderName,
-    Processes,
     Rate,
     RunName,
     RunNameValidator,
@@ -22,25 +21,12 @@ from krill.config.schema.base import (
     to_list,
 )
 from krill.config.schema.data import DataConfig
+from krill.config.schema.evaluate import EvaluationConfig
 from krill.config.schema.hardware import HardwareConfig
 from krill.config.schema.model import ModelConfig
 from krill.config.schema.optim import OptimizerConfig, SchedulerConfig
+from krill.config.schema.sweep import SweepConfig
 from krill.config.schema.tokenizer import TokenizerConfig
-
-
-class SweepConfig(Section):
-    """How a sweep (-m) chooses and runs its points."""
-
-    max_parallel: Literal["auto"] | Processes
-    """Maximum number of points that run at once. auto: on this machine one per GPU, or on a CPU one
-    per core and 4 GiB of free memory (one preparation at a time); on SLURM no limit."""
-    on_failure: Literal["continue", "stop"]
-    """Whether points that have not started still run after one has failed."""
-    search: Literal["grid", "random", "tpe"]
-    """How points are chosen: grid, every combination; random, trials points sampled at random from the same
-    space; tpe, trials points sampled where earlier points had a low validation loss."""
-    trials: Annotated[int, Field(gt=0, le=10**6)] | None
-    """Number of points of a random or tpe search; null for a grid."""
 
 
 class BatchConfig(Section):
@@ -71,6 +57,17 @@ class EarlyStoppingConfig(Section):
     """End when the validation loss (nats per token) is at most this value; null: never."""
     patience: Size | None
     """End after this number of consecutive validations without a new lowest loss; null: never."""
+
+
+class TrainEvaluationConfig(EvaluationConfig):
+    """Evaluation of the model in training, and of the final model."""
+
+    every: Size | None
+    """Steps between two evaluations of the model in training, after the last step too; null: none during the
+    training."""
+    at_end: Literal["auto"] | bool
+    """Evaluate the final model. auto: if tasks or every are set, or else if it takes less than 5 % of the time of the
+    run."""
 
 
 class SkipStepConfig(Section):
@@ -180,6 +177,7 @@ class TrainConfig(Section):
     scheduler: SchedulerConfig
     hardware: HardwareConfig
     batch: Unsigned[BatchConfig]
+    evaluation: Unsigned[TrainEvaluationConfig]
     stop: EarlyStoppingConfig
     skip_step: SkipStepConfig
     hub: Unsigned[HubConfig]
