@@ -11,8 +11,8 @@ from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS, stack_item_score
 from krill.evaluation.evaluated_model import Configuration, EvaluatedModel
 from krill.evaluation.ranking import SIGNIFICANT, RankedSet, Ranking, group_by_items
 from krill.evaluation.results import TaskResult
-from krill.evaluation.score_table import format_metric, format_score_value
 from krill.evaluation.statistics import SeedSpread, measure_spread
+from krill.runs.scores import format_metric, format_score_value
 from krill.tables import fit_table, measure_width, wrap_text
 
 MARK = "*"
@@ -151,11 +151,12 @@ def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:
     for row in ranking.rows:
         for task in ranking.tasks if len(row.models) > 1 else ():
             if results := row.get_results(task):
-                score, spread = results[0].main_score, _measure_spread(results)
+                metric, spread = results[0].main_score.metric, _measure_spread(results)
                 values = [result.main_score.value for result in results]
                 cells.append((
-                    row.label, task, str(len(results)), format_score_value(min(values), score.metric),
-                    format_score_value(max(values), score.metric), format_score_value(_measure_deviation(results), score.metric, 4),
+                    row.label, task, str(len(results)),
+                    *(format_score_value(value, metric) for value in (min(values), max(values))),
+                    format_score_value(_measure_deviation(results), metric, 4),
                     "" if spread is None else f"{100 * spread.item_share:.0f} %",
                 ))  # fmt: skip
     header = ("model", "task", "seeds", "lowest", "highest", "std. dev.", "items")
@@ -166,7 +167,7 @@ def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:
             [
                 "items: the share of the variance between seeds that comes from the choice of items, and would be "
                 "smaller with more of them; the rest is what seeds change",
-                "pool_seeds=false lists each seed",
+                "krill-evaluate pool_seeds=false lists each seed",
             ],
             width,
         ),

@@ -11,13 +11,15 @@ from typing import Any
 from krill.config.paths import relative_path
 from krill.config.schema import HardwareConfig, TrainConfig
 from krill.config.signature import compute_signature
-from krill.evaluation.results import TaskResult
+from krill.evaluation.results import TaskResult, read_results
 from krill.runs.find import find_run_folder
 from krill.runs.record import read_config, read_overrides, read_status
-from krill.runs.table import find_differing_overrides
+from krill.runs.table import exclude_shared_overrides, find_differing_overrides
 
 _NAME_KEYS = ("seed", "name", "output")
 """Keys in which the runs of one configuration may differ."""
+_POINT_KEYS = ("model.path", "evaluation.tasks")
+"""Keys of points that are joined to one row of a model."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,20 @@ def _identify_configuration(config: dict[str, Any], status: dict[str, Any]) -> s
         values["hardware"] = {key: value for key, value in values["hardware"].items() if key not in unsigned}
     data = status.get("data")
     return compute_signature(values, data.get("signature") if isinstance(data, dict) else None)
+
+
+def read_points(points: Sequence[tuple[Path, Sequence[str]]]) -> list[EvaluatedModel]:
+    """Returns the models of those points of a sweep of krill-evaluate that have results.
+
+    `points`: the folder and the overrides of each. The overrides in which points of one model differ are settings.
+    """
+    overrides = [[text for text in own if text.partition("=")[0] not in _POINT_KEYS] for _, own in points]
+    models = []
+    for (folder, _), settings in zip(points, exclude_shared_overrides(overrides), strict=True):
+        section = read_config(folder).get("model")
+        if isinstance(section, dict) and (results := read_results(folder)):
+            models.append(EvaluatedModel.read(str(section.get("path")), results, settings))
+    return models
 
 
 @dataclass(frozen=True)

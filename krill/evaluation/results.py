@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from krill import atomic
 from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
+from krill.runs.scores import EVALUATIONS_FOLDER
 
-FOLDER = "evaluations"
 VERSION = 1
 """Part of every signature: changes when scores are computed in another way."""
 
@@ -88,7 +88,7 @@ class TaskResult(BaseModel, frozen=True):
 def get_result_file(folder: Path, task: str, signature: str) -> Path:
     """Returns the file of a result in the folder of a run or model."""
     name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in task)
-    return folder / FOLDER / f"{name}-{signature[:8]}.json"
+    return folder / EVALUATIONS_FOLDER / f"{name}-{signature[:8]}.json"
 
 
 def write_result(file: Path, result: TaskResult) -> None:
@@ -101,7 +101,7 @@ def write_results(folder: Path, results: Sequence[TaskResult]) -> Path:
     """Writes results to the folder evaluations/ in `folder`, and returns that folder."""
     for result in results:
         write_result(get_result_file(folder, result.task, result.signature), result)
-    return folder / FOLDER
+    return folder / EVALUATIONS_FOLDER
 
 
 def read_result(file: Path, signature: str | None = None) -> TaskResult | None:
@@ -116,7 +116,7 @@ def read_result(file: Path, signature: str | None = None) -> TaskResult | None:
 def read_results(folder: Path) -> list[TaskResult]:
     """Returns the results in the folder of a run, the newest of each task, in the order of their names."""
     newest: dict[str, tuple[float, TaskResult]] = {}
-    for file in sorted((folder / FOLDER).glob("*.json")):
+    for file in sorted((folder / EVALUATIONS_FOLDER).glob("*.json")):
         result = read_result(file)
         if result is not None:
             time = file.stat().st_mtime

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from krill.evaluation.results import Score, TaskResult
+from krill.runs.scores import format_metric, format_score_value
 from krill.tables import fit_table
 
 _HEADER = ("task", "part", "metric", "score", "95 %", "items", "chance", "unigram", "trigram")
@@ -19,16 +20,6 @@ def format_scores(results: Sequence[TaskResult], width: int | None) -> list[str]
         if score.metric != "accuracy_per_byte" or not score.name
     ]
     return fit_table(_HEADER, rows, width, left=(0, 1, 2), drop=(2, 7, 5, 6, 8), fold=(1,))
-
-
-def format_score_value(value: float, metric: str, digits: int = 3) -> str:
-    """Returns an accuracy in percent, and another score as a number with `digits` decimals."""
-    return f"{100 * value:.{digits - 2}f} %" if metric.startswith("acc") else f"{value:.{digits}f}"
-
-
-def format_metric(metric: str) -> str:
-    """Returns the name of a metric for reading."""
-    return metric.replace("_", " ")
 
 
 def _format_row(result: TaskResult, score: Score) -> tuple[str, ...]:

@@ -19,10 +19,11 @@ from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
 from krill.evaluation.evaluate import CLOZE, TEXT, evaluate_task, expand_tasks, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
-from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
+from krill.evaluation.results import VERSION, TaskResult, get_result_file, read_result, write_result
 from krill.evaluation.subject import Subject, find_training_store, sample_text
 from krill.inference.load import ModelFiles, load_model
 from krill.runs.find import find_run_folder
+from krill.runs.scores import EVALUATIONS_FOLDER
 from krill.training.compute.device import resolve_device
 
 log = logging.getLogger("krill")
@@ -62,7 +63,7 @@ class ModelEvaluation:
     @property
     def folder(self) -> Path:
         """The folder of the results."""
-        return self.root / FOLDER
+        return self.root / EVALUATIONS_FOLDER
 
     @cached_property
     def tasks(self) -> list[str]:
