@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from krill import atomic
 from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
-from krill.runs.scores import EVALUATIONS_FOLDER
+from krill.runs.scores import EVALUATIONS_FOLDER, FINAL_WEIGHTS
 
 VERSION = 1
 """Part of every signature: changes when scores are computed in another way."""
@@ -113,15 +113,20 @@ def read_result(file: Path, signature: str | None = None) -> TaskResult | None:
     return result if signature in (None, result.signature) else None
 
 
-def read_results(folder: Path) -> list[TaskResult]:
-    """Returns the results in the folder of a run, the newest of each task, in the order of their names."""
-    newest: dict[str, tuple[float, TaskResult]] = {}
+def read_results(folder: Path, weights: str | None = None) -> list[TaskResult]:
+    """Returns the results in the folder of a run, the newest of each task, in the order of their names.
+
+    Those of the final model have precedence over those of checkpoints. `weights`: only results of these weights, and
+    of each task the newest of those with the most items.
+    """
+    newest: dict[str, tuple[tuple[int, int], TaskResult]] = {}
     for file in sorted((folder / EVALUATIONS_FOLDER).glob("*.json")):
         result = read_result(file)
-        if result is not None:
-            time = file.stat().st_mtime
-            if result.task not in newest or newest[result.task][0] < time:
-                newest[result.task] = (time, result)
+        if result is not None and weights in (None, result.weights):
+            is_final = result.weights_folder in FINAL_WEIGHTS
+            priority = (is_final if weights is None else result.main_score.items, file.stat().st_mtime_ns)
+            if result.task not in newest or newest[result.task][0] < priority:
+                newest[result.task] = (priority, result)
     return [result for _, (_, result) in sorted(newest.items())]
 
 

@@ -19,13 +19,24 @@ from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
 from krill.evaluation.evaluate import CLOZE, TEXT, evaluate_task, expand_tasks, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
-from krill.evaluation.results import VERSION, TaskResult, get_result_file, read_result, write_result
+from krill.evaluation.results import (
+    VERSION,
+    TaskResult,
+    get_result_file,
+    read_result,
+    read_results,
+    write_result,
+)
 from krill.evaluation.subject import Subject, find_training_store, sample_text
 from krill.inference.load import ModelFiles, load_model
 from krill.runs.find import find_run_folder
+from krill.runs.record import read_config
 from krill.runs.scores import EVALUATIONS_FOLDER
+from krill.training.checkpoint.model_index import update_model_index
 from krill.training.compute.device import resolve_device
 
+MODEL_FOLDER = "model"
+"""The folder of the final model in that of a run."""
 log = logging.getLogger("krill")
 
 
@@ -93,11 +104,16 @@ class ModelEvaluation:
         return self.files.hash()
 
     @property
+    def _weights(self) -> str:
+        return compute_signature(self._model_hash)
+
+    @property
     def _weights_folder(self) -> str:
         """The folder of the weights, in that of the run; empty: there is no run."""
         if self.run_folder is None:
             return ""
-        return self.files.folder.resolve().relative_to(self.run_folder.resolve()).as_posix()
+        folder = self.files.folder.resolve().relative_to(self.run_folder.resolve()).as_posix()
+        return "" if folder == "." else folder
 
     def describe(self) -> list[str]:
         """Returns lines for the terminal: the model, the text, the tasks."""
@@ -125,14 +141,28 @@ class ModelEvaluation:
                 result = result.model_copy(
                     update={
                         "signature": signature,
-                        "weights": compute_signature(self._model_hash),
+                        "weights": self._weights,
                         "weights_folder": self._weights_folder,
                     }
                 )
                 write_result(file, result)
                 log.info("%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
             results.append(result)
+        self._update_model_card()
         return results
+
+    def _update_model_card(self) -> None:
+        """Adds the results of the final model of a run to its model card."""
+        if self.run_folder is None or self.root != self.run_folder or self._weights_folder != MODEL_FOLDER:
+            return
+        config = read_config(self.run_folder)
+        data = config.get("data")
+        update_model_index(
+            self.files.folder,
+            str(config.get("name") or self.run_folder.name),
+            str(data.get("name")) if isinstance(data, dict) else "text",
+            read_results(self.run_folder, self._weights),
+        )
 
     def _compute_signature(self, evaluator: Evaluator) -> str:
         store = self.store.signature if self.store is not None else None

@@ -14,7 +14,8 @@ from typing import Any
 from krill.checksum import ChecksumError, read_checksummed_json
 
 EVALUATIONS_FOLDER = "evaluations"
-_FINAL_WEIGHTS = ("", "model")
+FINAL_WEIGHTS = ("", "model")
+"""Values of weights_folder that are not of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def read_scores(run: Path) -> tuple[TaskScore, ...]:
             continue
         score = _read_main_score(file, written_ns)
         if score is not None:
-            priority = (score.weights_folder in _FINAL_WEIGHTS, written_ns)
+            priority = (score.weights_folder in FINAL_WEIGHTS, written_ns)
             if score.task not in newest or newest[score.task][0] < priority:
                 newest[score.task] = (priority, score)
     return tuple(score for _, (_, score) in sorted(newest.items(), key=lambda entry: entry[0]))
@@ -87,5 +88,5 @@ def describe_score(score: TaskScore) -> str:
         for bound in (score.value, score.low, score.high)
     )
     interval = f", {low} to {high}" if low and high else ""
-    checkpoint = "" if score.weights_folder in _FINAL_WEIGHTS else f", {score.weights_folder}"
+    checkpoint = "" if score.weights_folder in FINAL_WEIGHTS else f", {score.weights_folder}"
     return f"{format_metric(score.metric)} {value}{interval}, {score.items:,} items{checkpoint}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from small_models import make_small_model
 from stores import write_store
 
@@ -20,6 +21,7 @@ from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.results import read_results
 from krill.evaluation.subject import Subject
 from krill.inference.token_scores import score_tokens
+from krill.manifest import MODEL_MANIFEST, write_file_manifest
 from krill.runs.record import write_status
 from krill.tokenizer.artifact import TokenizerFolder
 
@@ -162,6 +164,23 @@ def test_new_weights_in_the_same_folder_are_evaluated(
     after = json.loads("\n".join(run_evaluate(*settings)[1]))
     models = [value["sets"][0]["rows"][0]["models"][0]["weights"] for value in (before, after)]
     assert models[0] != models[1]
+
+
+def test_the_model_card_has_the_results_of_its_weights(
+    other_run: Path, run_evaluate: RunEvaluate, tokenizer: TokenizerFolder
+) -> None:
+    card = other_run / "model" / "README.md"
+    card.write_text("---\nlicense: mit\n---\n# a model\n")
+    write_file_manifest(other_run / MODEL_MANIFEST, other_run / "model", list(other_run.glob("model/*.*s*")))
+    run_evaluate(str(other_run), "tasks=english_pairs", "limit=2")
+    run_evaluate(str(other_run), "tasks=english_pairs", "limit=1")  # fewer items say less
+    results = ModelCard.load(card).data.eval_results or []
+    assert [(one.dataset_name, one.metric_type) for one in results] == [
+        ("english_pairs", "accuracy"), ("english_pairs", "accuracy_per_byte"),
+    ]  # fmt: skip
+    assert results[0].metric_args["items"] == 52
+    assert run_evaluate(str(other_run), "tasks=english_pairs", "limit=2")[0] == 0  # the model is still intact
+    (other_run / MODEL_MANIFEST).unlink()
 
 
 def test_models_that_cannot_be_evaluated_are_named(

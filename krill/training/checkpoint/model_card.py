@@ -28,6 +28,7 @@ from krill.runs.json_lines import read_metrics, read_validations
 from krill.runs.record import collect_versions, read_git_state
 from krill.tables import format_markdown_table
 from krill.terminal import escape_control_characters
+from krill.training.checkpoint.model_index import build_validation_results, format_front_matter
 from krill.training.metrics.evaluate import Baselines
 from krill.training.setup import RunSetup
 
@@ -59,8 +60,12 @@ def build_model_card(
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
         'generate = pipeline("text-generation", "<this folder or repository>")\n```',
     ]
-    head = yaml.safe_dump(build_front_matter(setup.config.data), sort_keys=False)
-    return f"---\n{head}---\n" + "\n\n".join(part for part in parts if part) + "\n"
+    head = format_front_matter(
+        build_front_matter(setup.config.data),
+        setup.config.name,
+        build_validation_results(setup.config.data, metrics) if baselines is not None else [],
+    )
+    return head + "\n\n".join(part for part in parts if part) + "\n"
 
 
 def build_front_matter(data: DataConfig) -> dict[str, Any]:
