@@ -14,7 +14,7 @@ from krill.training.compute.setup import resolve_compute_setup
 from krill.training.estimate.dry_run import plan_run
 from krill.training.setup import RunSetup, build_run_setup
 
-CLOCK_METRICS = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left")
+CLOCK_METRICS = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left", "evaluation_seconds")
 
 TWO_RANKS = ("hardware.processes=2", "batch.micro_batch_size=4")
 

@@ -82,13 +82,19 @@ def _evaluate(config: EvaluateConfig, point: Path | None) -> Path:
     `point`: the folder of a point of a sweep, which gets a copy of the results; the sweep prints them.
     """
     with paused_garbage_collection():
+        import torch
+
+        from krill.evaluation.model_evaluation import ModelEvaluation
         from krill.evaluation.results import write_results
-        from krill.launch.model_evaluation import ModelEvaluation
         from krill.models.model_folder import silence_transformers
+        from krill.training.compute.device import resolve_device
 
     silence_transformers()
-    # the output of a sweep is the folder of its points
-    evaluation = ModelEvaluation.open(config.model_copy(update={"output": None}) if point else config)
+    if config.hardware.threads is not None:
+        torch.set_num_threads(config.hardware.threads)
+    if point is not None:
+        config = config.model_copy(update={"output": None})  # of a sweep it is the folder of the points
+    evaluation = ModelEvaluation.open(config, torch.device(resolve_device(config.device)))
     if config.dry_run:
         print("\n".join(evaluation.describe()))
         return evaluation.folder

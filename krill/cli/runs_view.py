@@ -20,6 +20,7 @@ from krill.runs.log_tail import read_last_lines
 from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.scores import describe_score
 from krill.runs.summary import build_sweep_command, describe_run, suggest_commands, summarize_sweep
+from krill.runs.swept_edge import find_swept_edge
 from krill.runs.table import RunRow
 from krill.tables import format_table, get_terminal_width, measure_width, print_wrapped
 from krill.terminal import escape_control_characters
@@ -45,6 +46,8 @@ def print_run(run: Run) -> None:
     """Prints all known values of a run, one per line, and the end of its log if it has an error."""
     (row,) = table.build_rows([run])
     for key, value in describe_run(run, row).items():
+        if key == "verdict":
+            value = (value or {}).get("text")
         if value not in (None, "", [], {}) and key != "scores":
             print_wrapped(f"{key:<20}{_format_value(value)}")
     for score in row.scores:
@@ -58,15 +61,20 @@ def print_sweep(sweep: RunGroup) -> None:
     """Prints a summary line, a table, and the command to run next for a sweep or another folder with runs."""
     rows = table.sort_best_first(table.build_rows(sweep.runs))
     print_wrapped(f"{relative_path(sweep.folder)}: {summarize_sweep(rows)}")
+    edge = find_swept_edge(rows, sweep.folder, sweep.sweep_record)
     if sweep.sweep_record.get("command") == "evaluate":
         _print_evaluations(rows)
     else:
         table.print_table(rows, sys.stdout, full_paths=not sweep.sweep_record)
+    if edge is not None:
+        print_wrapped(f"{'edge':<20}{edge.describe()}")
     command = build_sweep_command(sweep.folder, sweep.sweep_record)
     if command and any(row.state not in (*ACTIVE_STATES, "finished") for row in rows):
         _print_next_commands([command])
     elif command:
         print_wrapped(f"{'command':<20}{command}")
+        if edge is not None and edge.next:
+            _print_next_commands([edge.next])
 
 
 def _print_evaluations(rows: Sequence[RunRow]) -> None:

@@ -64,28 +64,42 @@ class ClozeSource:
         return Task(task.name, task.language, task.description, task.items[: settings.limit], task.version)
 
 
+_PreparedTask = tuple[EncodedTask, dict[str, TaskScores], np.ndarray | None]
+"""The items, the scores of the n-gram models, and which items are in the training text."""
+
+
 class ChoiceEvaluator:
     """Evaluates which choices of the items of `source` a model prefers."""
 
+    metrics = ("accuracy", "accuracy_per_byte")
+
     def __init__(self, source: ChoiceSource):
         self.source, self.name = source, source.name
+        self._prepared: tuple[Any, _PreparedTask] | None = None
 
     def identify(self, settings: EvaluationSettings) -> Any:
         return [self.source.identify(settings), settings.contamination]
 
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
-        encoded = encode_task(self.source.build(subject, settings), subject.encoder, subject.context_length)
+        encoded, baselines, is_contaminated = self._prepare(subject, settings)
         scores = score_task(subject.scorer, encoded, report)
-        baselines = (
-            score_with_ngrams(encoded, subject.store.train, subject.tokenizer.vocab_size)
-            if subject.store
-            else {}
-        )
-        is_contaminated = None
-        if settings.contamination:
-            texts = [item.context + item.choices[item.answer] for item in encoded.task.items]
-            is_contaminated = find_contaminated_items(texts, subject)
         return _build_result(encoded, scores, baselines, is_contaminated)
+
+    def _prepare(self, subject: Subject, settings: EvaluationSettings) -> _PreparedTask:
+        """Returns what does not depend on the weights, made once for all evaluations of a training."""
+        store, tokenizer = subject.store, subject.tokenizer
+        key = (settings, tokenizer.signature, subject.context_length, store and store.signature)
+        if self._prepared is None or self._prepared[0] != key:
+            encoded = encode_task(
+                self.source.build(subject, settings), subject.encoder, subject.context_length
+            )
+            baselines = score_with_ngrams(encoded, store.train, tokenizer.vocab_size) if store else {}
+            is_contaminated = None
+            if settings.contamination:
+                texts = [item.context + item.choices[item.answer] for item in encoded.task.items]
+                is_contaminated = find_contaminated_items(texts, subject)
+            self._prepared = key, (encoded, baselines, is_contaminated)
+        return self._prepared[1]
 
 
 def _build_result(
@@ -122,7 +136,7 @@ def _list_accuracies(task: Task, scores: TaskScores, baselines: dict[str, TaskSc
     names = list(dict.fromkeys(phenomena.tolist()))
     for name in ("", *names) if len(names) > 1 else ("",):
         chosen = (phenomena == name) if name else np.ones(len(phenomena), bool)
-        for metric in ("accuracy", "accuracy_per_byte"):
+        for metric in ChoiceEvaluator.metrics:
             is_per_byte = metric == "accuracy_per_byte"
 
             def select(

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Literal
 
 from krill.config.suggestions import suggest
+from krill.data.store import Store
 from krill.errors import UsageError
 from krill.evaluation import lm_eval_tasks
-from krill.evaluation.bundled import PAIR_TASKS
+from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
 from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, PairSource
 from krill.evaluation.custom_tasks import CustomTaskSource, is_custom_task
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator, Report, ignore_progress
+from krill.evaluation.languages import list_languages
 from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.results import TaskResult
-from krill.evaluation.subject import Subject
+from krill.evaluation.subject import Subject, sample_text
 from krill.evaluation.text_evaluator import TextEvaluator
+from krill.tokenizer.artifact import TokenizerFolder
 
 TEXT, CLOZE = TextEvaluator.name, ClozeSource.name
 TASKS = (TEXT, *PAIR_TASKS, CLOZE)
 """The names of all tasks that need nothing but krill."""
+
+
+def choose_tasks(
+    tasks: Literal["auto"] | list[str], store: Store | None, tokenizer: TokenizerFolder
+) -> list[str]:
+    """Returns the names of the tasks, each once; for auto those in the languages of the text in `store`."""
+    if tasks != "auto":
+        return expand_tasks(tasks)
+    if store is None:
+        return list(PAIR_TASKS)
+    languages = list_languages(sample_text(store, tokenizer))
+    pairs = [task for task, language in TASK_LANGUAGES.items() if language in languages]
+    return [TEXT, *pairs, CLOZE] if store.validation.tokens else pairs
 
 
 def expand_tasks(names: Iterable[str]) -> list[str]:

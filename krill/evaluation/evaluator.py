@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+from krill.config.schema import EvaluationConfig
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
 
@@ -25,6 +26,11 @@ class EvaluationSettings:
     contamination: bool = False
     """Whether the items are looked for in the text that the model was trained on."""
 
+    @classmethod
+    def from_config(cls, config: EvaluationConfig) -> EvaluationSettings:
+        """Returns the settings in a configuration."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+
 
 Report = Callable[[int], None]
 """Gets numbers of sequences that have been scored."""
@@ -38,6 +44,11 @@ class Evaluator(Protocol):
     """Evaluates a model on the task `name`."""
 
     name: str
+
+    @property
+    def metrics(self) -> tuple[str, ...] | None:
+        """The metrics of its scores; None: not known before the evaluation."""
+        ...
 
     def identify(self, settings: EvaluationSettings) -> Any:
         """Returns what the scores depend on, besides the model and the tokens of its run; can be JSON.

@@ -32,6 +32,8 @@ _NO_FILTER = ",none"
 class LmEvalEvaluator:
     """Evaluates on the task, group or tag `name` of lm-eval."""
 
+    metrics = None
+
     def __init__(self, name: str):
         self.name = name
 

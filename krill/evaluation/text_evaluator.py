@@ -22,6 +22,7 @@ class TextEvaluator:
     """Scores the documents of the validation split of a run."""
 
     name = "text"
+    metrics = ("bits_per_byte",)
 
     def identify(self, settings: EvaluationSettings) -> Any:
         return [settings.text_tokens, settings.overlap, settings.contamination]

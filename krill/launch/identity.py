@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.config import custom_code
+from krill.config.paths import expand_home
 from krill.config.schema import EvaluateConfig, InferConfig, PretrainedModelConfig, Section, TrainConfig
 from krill.config.signature import compute_signature, hash_file
 from krill.errors import UsageError
@@ -72,7 +73,7 @@ def raise_if_task(config: TrainConfig) -> None:
 
 
 def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
-    stops_early = bool(config.stop.target_loss or config.stop.patience)
+    stops_early = config.stops_early
     return compute_signature(
         "train",
         2,
@@ -84,6 +85,7 @@ def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
         *_get_branch_identity(config),
         *([config.eval_every] if stops_early else []),
         *([config.eval_tokens] if stops_early and config.eval_tokens else []),
+        *([config.best_metric, config.stop.target, config.evaluation] if config.stops_by_score else []),
     )
 
 
@@ -92,7 +94,7 @@ def _compute_answers_identity(config: InferConfig) -> str:
     content = None
     if config.prompts is not None:
         check_prompts_path(config.prompts)
-        content = hash_file(Path(config.prompts).expanduser())
+        content = hash_file(expand_home(config.prompts))
     return compute_signature("infer", 2, config, content, config.hardware.precision)
 
 

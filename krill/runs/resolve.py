@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from krill.config.paths import quote_path, relative_path
+from krill.config.paths import expand_home, quote_path, relative_path
 from krill.errors import UsageError
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.find import Run, RunGroup, RunOrGroup, expand_runs, get_time_key, run_at, runs_under
@@ -94,7 +94,7 @@ def resolve_run_folder(
     `excluded_sweep`: a sweep of which no point is meant. Raises UsageError if there is no match, or none that has
     what is needed.
     """
-    label, path = f"{key}={text}", Path(text).expanduser()
+    label, path = f"{key}={text}", expand_home(text)
     if text and path.is_dir() and need.is_met(path):
         return path
     matches = _find_matches(text, root, label, need)
@@ -162,7 +162,7 @@ def _find_matches(text: str, root: Path, label: str, need: Need | None = None) -
 
     `need`: other folders that meet it match a glob as well. Raises UsageError if there is none.
     """
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if text and (item := run_at(path.absolute())):
         return [item]
     if glob.has_magic(text):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,14 @@ from krill.runs import table
 from krill.runs.find import Run, RunGroup, read_sweep_or_warn
 from krill.runs.ranking import rank_by_validation_set
 from krill.runs.table import RunRow
+
+RUN = "RUN"
+"""Stands for the run in the command of its verdict."""
+
+
+def format_next_command(verdict: Mapping[str, Any], folder: Path) -> str:
+    """Returns the command that the verdict of the run in `folder` suggests; empty if it has none."""
+    return str(verdict.get("next") or "").replace(f"={RUN}", f"={quote_path(folder)}")
 
 
 def summarize_sweep(points: Sequence[RunRow]) -> str:
@@ -98,7 +106,8 @@ def build_sweep_command(sweep: Path, record: dict[str, Any]) -> str:
 def _suggest_after_finish(run: Run, command: str, path: str) -> list[str]:
     result = (run.status or {}).get("result")
     if command == "train":
-        return [f"krill-infer {path}"]
+        verdict = (run.status or {}).get("verdict") or {}
+        return [f"krill-infer {path}", *filter(None, [format_next_command(verdict, run.folder)])]
     if command == "preprocess" and result:
         return [f"krill-inspect {quote_path(Path(result))}"]
     return []

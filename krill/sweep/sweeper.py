@@ -34,6 +34,7 @@ from krill.runs.record import now
 from krill.runs.resolve import BEST
 from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.summary import summarize_sweep
+from krill.runs.swept_edge import find_swept_edge
 from krill.runs.table import RunRow
 from krill.sweep.composer import Composer, PointErrors, format_point_errors
 from krill.sweep.dry_run import print_total_cost
@@ -263,7 +264,12 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
         table.print_table(rows, sys.stderr)
     if sweep.command == "train" and any(row.eval_loss is not None for row in rows):
         is_one = table.count_validation_sets(rows) == 1
+        edge = find_swept_edge(rows, sweep.folder, read_sweep(sweep.folder))
+        if edge is not None:
+            log.info("edge        %s", edge.describe())
         log.info("next        krill-infer %s", quote_path(sweep.folder) + BEST if is_one else rows[0].folder)
+        if edge is not None and edge.next:
+            log.info("            %s", edge.next)
     with atomic.name_folder_in_errors(sweep.folder):
         table.write_csv(rows, sweep.folder)
     if not prints_json(sweep):

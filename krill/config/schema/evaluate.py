@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from krill.config.schema.base import Count, CountOrZero, Fraction, Section, Size, Unsigned, to_list
+from krill.config.schema.base import (
+    Count,
+    CountOrZero,
+    Fraction,
+    OutputPath,
+    Section,
+    Size,
+    Unsigned,
+    to_list,
+)
 from krill.config.schema.infer import ModelCommandConfig
 
 
@@ -52,5 +61,5 @@ class EvaluateConfig(ModelCommandConfig):
     pool_seeds: Unsigned[bool]
     """Of several models, those whose runs differ only in seed, name and output are one row, with the spread of their
     scores; false: each is a row."""
-    output: Unsigned[str | None]
+    output: Unsigned[OutputPath | None]
     """Folder in which evaluations/ is written; null: that of the run, or outputs/ for other models."""

@@ -24,11 +24,11 @@ from krill.config.schema import (
     PythonDocsDataConfig,
 )
 from krill.config.secrets import mask_secrets
+from krill.evaluation.model_index import build_validation_results, format_front_matter
 from krill.runs.json_lines import read_metrics, read_validations
 from krill.runs.record import collect_versions, read_git_state
 from krill.tables import format_markdown_table
 from krill.terminal import escape_control_characters
-from krill.training.checkpoint.model_index import build_validation_results, format_front_matter
 from krill.training.metrics.evaluate import Baselines
 from krill.training.setup import RunSetup
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,14 +12,13 @@ import torch
 
 from krill import atomic
 from krill.config.paths import get_outputs_root, relative_path
-from krill.config.schema import EvaluateConfig
+from krill.config.schema import EvaluateConfig, EvaluationConfig
 from krill.config.signature import compute_signature
 from krill.data.store import Store
 from krill.errors import UsageError
-from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
-from krill.evaluation.evaluate import CLOZE, TEXT, evaluate_task, expand_tasks, find_evaluator
+from krill.evaluation.evaluate import choose_tasks, evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
-from krill.evaluation.languages import list_languages
+from krill.evaluation.model_index import update_model_index
 from krill.evaluation.results import (
     VERSION,
     TaskResult,
@@ -27,13 +27,11 @@ from krill.evaluation.results import (
     read_results,
     write_result,
 )
-from krill.evaluation.subject import Subject, find_training_store, sample_text
-from krill.inference.load import ModelFiles, load_model
+from krill.evaluation.subject import Subject, find_training_store
+from krill.inference.load import ModelFiles
 from krill.runs.find import find_run_folder
 from krill.runs.record import read_config
 from krill.runs.scores import EVALUATIONS_FOLDER
-from krill.training.checkpoint.model_index import update_model_index
-from krill.training.compute.device import resolve_device
 
 MODEL_FOLDER = "model"
 """The folder of the final model in that of a run."""
@@ -44,24 +42,29 @@ log = logging.getLogger("krill")
 class ModelEvaluation:
     """The evaluation of one model."""
 
-    config: EvaluateConfig
+    config: EvaluationConfig
     files: ModelFiles
     store: Store | None
     root: Path
     """The folder that contains, or will contain, evaluations/."""
-    run_folder: Path | None
-    """The folder of the run that trained the model; None: it is not there."""
+    device: torch.device
+    precision: str
+    """A value of hardware.precision."""
+    again: bool = False
+    """Whether to evaluate again what has been evaluated."""
 
     @classmethod
-    def open(cls, config: EvaluateConfig) -> ModelEvaluation:
+    def open(cls, config: EvaluateConfig, device: torch.device) -> ModelEvaluation:
         """Finds the model and the tokens that it was trained on.
 
         Raises UsageError if there is no model, for an unknown task, or if contamination=true has no training text.
         """
         files = ModelFiles.locate(config.model.path, config.tokenizer.path)
-        run = find_run_folder(files.folder)
-        root = Path(config.output).absolute() if config.output else run or get_outputs_root()
-        evaluation = cls(config, files, find_training_store(files.folder, files.tokenizer), root, run)
+        root = Path(config.output).absolute() if config.output else find_run_folder(files.folder)
+        evaluation = cls(
+            config.evaluation, files, find_training_store(files.folder, files.tokenizer),
+            root or get_outputs_root(), device, config.hardware.precision, config.again,
+        )  # fmt: skip
         if evaluation.settings.contamination and evaluation.store is None:
             raise UsageError(
                 f"contamination=true: the tokens that {files.name} was trained on are not here, and nothing can be "
@@ -79,14 +82,7 @@ class ModelEvaluation:
     @cached_property
     def tasks(self) -> list[str]:
         """The names of the tasks."""
-        tasks = self.config.evaluation.tasks
-        if tasks != "auto":
-            return expand_tasks(tasks)
-        if self.store is None:
-            return list(PAIR_TASKS)
-        languages = list_languages(sample_text(self.store, self.files.tokenizer))
-        pairs = [task for task, language in TASK_LANGUAGES.items() if language in languages]
-        return [TEXT, *pairs, CLOZE] if self.store.validation.tokens else pairs
+        return choose_tasks(self.config.tasks, self.store, self.files.tokenizer)
 
     @cached_property
     def evaluators(self) -> list[Evaluator]:
@@ -95,9 +91,7 @@ class ModelEvaluation:
 
     @cached_property
     def settings(self) -> EvaluationSettings:
-        section = self.config.evaluation
-        names = [field.name for field in fields(EvaluationSettings)]
-        return EvaluationSettings(**{name: getattr(section, name) for name in names})
+        return EvaluationSettings.from_config(self.config)
 
     @cached_property
     def _model_hash(self) -> list[str]:
@@ -107,12 +101,13 @@ class ModelEvaluation:
     def _weights(self) -> str:
         return compute_signature(self._model_hash)
 
-    @property
+    @cached_property
     def _weights_folder(self) -> str:
-        """The folder of the weights, in that of the run; empty: there is no run."""
-        if self.run_folder is None:
+        """The folder of the weights in that of their run; empty: there is no run."""
+        run = find_run_folder(self.files.folder)
+        if run is None:
             return ""
-        folder = self.files.folder.resolve().relative_to(self.run_folder.resolve()).as_posix()
+        folder = self.files.folder.resolve().relative_to(run.resolve()).as_posix()
         return "" if folder == "." else folder
 
     def describe(self) -> list[str]:
@@ -124,44 +119,46 @@ class ModelEvaluation:
             f"tasks       {', '.join(self.tasks)}",
         ]
 
-    def run(self) -> list[TaskResult]:
-        """Returns the results of all tasks, and writes those that are new."""
+    def run(self, known_results: Sequence[TaskResult] = (), level: int = logging.INFO) -> list[TaskResult]:
+        """Returns the results of all tasks, and writes those that are new.
+
+        `known_results`: those of the same weights that were computed already. `level`: of the messages.
+        """
+        known = {result.task: result for result in known_results}
         atomic.create_folder(self.folder)  # before work that could not be kept
         results = []
-        subject: Subject | None = None
         for evaluator in self.evaluators:
             signature = self._compute_signature(evaluator)
             file = get_result_file(self.root, evaluator.name, signature)
-            result = None if self.config.again else read_result(file, signature)
+            result = None if self.again else read_result(file, signature)
             if result is not None:
-                log.info("%-14s found %s", evaluator.name, relative_path(file))
+                log.log(level, "%-14s found %s", evaluator.name, relative_path(file))
             else:
-                subject = subject or self._load()
-                result = evaluate_task(evaluator, subject, self.settings)
-                result = result.model_copy(
-                    update={
-                        "signature": signature,
-                        "weights": self._weights,
-                        "weights_folder": self._weights_folder,
-                    }
-                )
+                result = known.get(evaluator.name) or evaluate_task(evaluator, self.subject, self.settings)
+                update = {
+                    "signature": signature,
+                    "weights": self._weights,
+                    "weights_folder": self._weights_folder,
+                }
+                result = result.model_copy(update=update)
                 write_result(file, result)
-                log.info("%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
+                log.log(level, "%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
             results.append(result)
         self._update_model_card()
         return results
 
     def _update_model_card(self) -> None:
         """Adds the results of the final model of a run to its model card."""
-        if self.run_folder is None or self.root != self.run_folder or self._weights_folder != MODEL_FOLDER:
+        run = find_run_folder(self.files.folder)
+        if run is None or self.root.resolve() != run.resolve() or self._weights_folder != MODEL_FOLDER:
             return
-        config = read_config(self.run_folder)
+        config = read_config(run)
         data = config.get("data")
         update_model_index(
             self.files.folder,
-            str(config.get("name") or self.run_folder.name),
+            str(config.get("name") or run.name),
             str(data.get("name")) if isinstance(data, dict) else "text",
-            read_results(self.run_folder, self._weights),
+            read_results(run, self._weights),
         )
 
     def _compute_signature(self, evaluator: Evaluator) -> str:
@@ -173,18 +170,10 @@ class ModelEvaluation:
 
     def _resolve_precision(self) -> str:
         """Returns the precision that changes the scores; auto is fp32 on a CPU, and that of the weights on CUDA."""
-        precision: str = self.config.hardware.precision
-        return "fp32" if precision == "auto" and self._device.type == "cpu" else precision
+        return "fp32" if self.precision == "auto" and self.device.type == "cpu" else self.precision
 
     @cached_property
-    def _device(self) -> torch.device:
-        return torch.device(resolve_device(self.config.device))
-
-    def _load(self) -> Subject:
-        if self.config.hardware.threads is not None:
-            torch.set_num_threads(self.config.hardware.threads)
-        loaded = load_model(
-            self.config.model.path, self._device, self.config.tokenizer.path, self.config.hardware.precision
-        )
-        max_batch_tokens = self.config.evaluation.max_batch_tokens
-        return Subject(self.config.model.path, loaded.model, loaded.tokenizer, self.store, max_batch_tokens)
+    def subject(self) -> Subject:
+        """The model, loaded, with its tokens."""
+        model = self.files.load(self.device, self.precision)
+        return Subject(self.files.name, model, self.files.tokenizer, self.store, self.config.max_batch_tokens)

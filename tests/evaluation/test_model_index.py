@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 from task_results import make_choices_result, make_text_result
 
-from krill.training.checkpoint.model_index import format_front_matter, update_model_index
+from krill.evaluation.model_index import format_front_matter, update_model_index
 
 BODY = "# 이름\n\nWritten by a user: --- {x}\n"
 
