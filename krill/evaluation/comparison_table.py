@@ -12,7 +12,7 @@ from krill.evaluation.evaluated_model import Configuration, EvaluatedModel
 from krill.evaluation.ranking import SIGNIFICANT, RankedSet, Ranking, group_by_items
 from krill.evaluation.results import TaskResult
 from krill.evaluation.statistics import SeedSpread, measure_spread
-from krill.runs.scores import format_metric, format_score_value
+from krill.runs.scores import describe_metric, format_score_value
 from krill.tables import fit_table, measure_width, wrap_text
 
 MARK = "*"
@@ -122,7 +122,7 @@ def _explain(ranking: Ranking) -> Iterator[str]:
     for task in ranking.tasks:
         score = next(row.get_results(task)[0].main_score for row in ranking.rows if task in row.tasks)
         direction = "" if score.higher_is_better else ", lower is better"
-        by_metric.setdefault(f"{format_metric(score.metric)}{direction}", []).append(task)
+        by_metric.setdefault(f"{describe_metric(score.metric)}{direction}", []).append(task)
     yield "; ".join(f"{', '.join(tasks)}: {metric}" for metric, tasks in by_metric.items())
     if any(len(row.models) > 1 for row in ranking.rows):
         yield "±: standard deviation over seeds"

@@ -20,7 +20,7 @@ from krill import atomic
 from krill.config.paths import relative_path
 from krill.evaluation.evaluate import CLOZE, TEXT
 from krill.evaluation.results import TaskResult
-from krill.runs.scores import format_metric
+from krill.runs.scores import describe_metric
 
 if TYPE_CHECKING:
     from krill.config.schema import DataConfig
@@ -39,7 +39,7 @@ def build_validation_results(data: DataConfig, metrics: dict[str, Any]) -> list[
             **_describe_dataset(data.name, VALIDATION),
             dataset_split=VALIDATION,
             metric_type=metric,
-            metric_name=f"validation {format_metric(metric)}",
+            metric_name=f"validation {describe_metric(metric)}",
             metric_value=round(metrics[key], 5),
         )
         for key, metric in names.items()
@@ -60,7 +60,7 @@ def build_task_results(results: Sequence[TaskResult], data_name: str) -> Iterato
                     **dataset,
                     dataset_split=VALIDATION if is_own_text else None,
                     metric_type=score.metric,
-                    metric_name=f"{result.task} {format_metric(score.metric)}",
+                    metric_name=f"{result.task} {describe_metric(score.metric)}",
                     metric_value=round(score.value, 5),
                     metric_args={key: value for key, value in details.items() if value is not None},
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from krill.evaluation.results import Score, TaskResult
-from krill.runs.scores import format_metric, format_score_value
+from krill.runs.scores import describe_metric, format_score_value
 from krill.tables import fit_table
 
 _HEADER = ("task", "part", "metric", "score", "95 %", "items", "chance", "unigram", "trigram")
@@ -28,6 +28,6 @@ def _format_row(result: TaskResult, score: Score) -> tuple[str, ...]:
 
     bounds = "" if score.low is None else f"{format_value(score.low)} to {format_value(score.high)}"
     return (
-        result.task, score.name, format_metric(score.metric), format_value(score.value), bounds,
+        result.task, score.name, describe_metric(score.metric), format_value(score.value), bounds,
         f"{score.items:,}", *map(format_value, (score.chance, score.unigram, score.trigram)),
     )  # fmt: skip

@@ -71,7 +71,7 @@ def format_score_value(value: float, metric: str, digits: int = 3) -> str:
     return f"{100 * value:.{digits - 2}f} %" if metric.startswith("acc") else f"{value:.{digits}f}"
 
 
-def format_metric(metric: str) -> str:
+def describe_metric(metric: str) -> str:
     """Returns the name of a metric for reading."""
     return metric.replace("_", " ")
 
@@ -89,4 +89,4 @@ def describe_score(score: TaskScore) -> str:
     )
     interval = f", {low} to {high}" if low and high else ""
     checkpoint = "" if score.weights_folder in FINAL_WEIGHTS else f", {score.weights_folder}"
-    return f"{format_metric(score.metric)} {value}{interval}, {score.items:,} items{checkpoint}"
+    return f"{describe_metric(score.metric)} {value}{interval}, {score.items:,} items{checkpoint}"
