@@ -22,7 +22,7 @@ EVALUATED = (
 def evaluate_checkpoint(checkpoint: Path, output: Path) -> dict[str, float]:
     """Returns the scores that krill-evaluate gives a checkpoint of a run with EVALUATED."""
     arguments = [str(checkpoint), f"output={output}", *EVALUATED[:3]]
-    assert app.main("evaluate", evaluate.run_task, arguments, "model", evaluate._prepare_arguments) == 0
+    assert app.main("evaluate", evaluate.run_task, arguments, "model", evaluate.prepare_arguments) == 0
     return list_metrics(read_results(output))
 
 
