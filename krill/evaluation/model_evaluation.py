@@ -16,7 +16,7 @@ from krill.config.schema import EvaluateConfig, EvaluationConfig
 from krill.config.signature import compute_signature
 from krill.data.store import Store
 from krill.evaluation.evaluate import choose_tasks, evaluate_task, find_evaluator
-from krill.evaluation.evaluator import EvaluationSettings, Evaluator
+from krill.evaluation.evaluator import EvaluationSettings, Evaluator, MissingTextError
 from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
 from krill.evaluation.subject import Subject, find_run_folder, find_training_store
 from krill.inference.load import ModelFiles
@@ -90,7 +90,7 @@ class ModelEvaluation:
         ]
 
     def run(self, known_results: Sequence[TaskResult] = (), level: int = logging.INFO) -> list[TaskResult]:
-        """Returns the results of all tasks, and writes those that are new.
+        """Returns the results of all tasks, and writes those that are new; tasks=auto needs no held-out text.
 
         `known_results`: those of the same weights that were computed already. `level`: of the messages.
         """
@@ -104,7 +104,15 @@ class ModelEvaluation:
             if result is not None:
                 log.log(level, "%-14s found %s", evaluator.name, relative_path(file))
             else:
-                result = known.get(evaluator.name) or evaluate_task(evaluator, self.subject, self.settings)
+                try:
+                    result = known.get(evaluator.name) or evaluate_task(
+                        evaluator, self.subject, self.settings
+                    )
+                except MissingTextError as error:
+                    if self.config.tasks != "auto":
+                        raise
+                    log.log(level, "skipped     %s", error)
+                    continue
                 result = result.model_copy(update={"signature": signature})
                 write_result(file, result)
                 log.log(level, "%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))

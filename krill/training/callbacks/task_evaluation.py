@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.config.paths import relative_path
 from krill.errors import UsageError, get_first_line
-from krill.evaluation.evaluator import EvaluationSettings, Evaluator
+from krill.evaluation.evaluator import EvaluationSettings, Evaluator, MissingTextError
 from krill.evaluation.rank_share import EvaluationError, RankShare
 from krill.evaluation.results import TaskResult
 from krill.evaluation.score_metrics import check_best_metric, list_metrics
@@ -123,8 +123,16 @@ class TaskEvaluation(TrainerCallback):
             )
         from krill.evaluation.evaluate import evaluate_task
 
-        settings = EvaluationSettings.from_config(self.config)
-        return [evaluate_task(evaluator, self.subject, settings) for evaluator in self.evaluators]
+        settings, results = EvaluationSettings.from_config(self.config), []
+        for evaluator in list(self.evaluators):
+            try:
+                results.append(evaluate_task(evaluator, self.subject, settings))
+            except MissingTextError as error:
+                if self.config.tasks != "auto":
+                    raise
+                log.info("skipped     %s", error)
+                self.evaluators.remove(evaluator)
+        return results
 
 
 def _find_evaluators(setup: RunSetup) -> list[Evaluator]:

@@ -226,7 +226,7 @@ def test_a_run_ends_by_a_score(
             ["best_metric=english_pairs/acuracy", "evaluation.every=1"],
             "best_metric=english_pairs/acuracy: no such score; Did you mean english_pairs/accuracy? Available: ",
         ),
-        (["best_metric=cloze/accuracy", *EVALUATED], "no such score; Did you mean"),
+        (["best_metric=cloze/accuracy", *EVALUATED], "no such score; Available: eval_loss, text/bits_per_byte"),
         (["evaluation.tasks=english_pair"], "no such task; Did you mean english_pairs?"),
     ],
 )  # fmt: skip
