@@ -45,8 +45,11 @@ class Evaluator(Protocol):
     """Evaluates a model on the task `name`."""
 
     name: str
-    metrics: tuple[str, ...] | None
-    """The metrics of its scores; None: not known before the evaluation."""
+
+    @property
+    def metrics(self) -> tuple[str, ...] | None:
+        """The metrics of its scores; None: not known before the evaluation."""
+        ...
 
     def identify(self, settings: EvaluationSettings) -> Any:
         """Returns what the scores depend on, besides the model and the tokens of its run; can be JSON.
