@@ -6,9 +6,14 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from krill.config.schema import EvaluationConfig
+from krill.errors import UsageError
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
 from krill.evaluation.token_scorer import Report
+
+
+class MissingTextError(UsageError):
+    """A task is made of held-out text, and there is too little of it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Evaluator(Protocol):
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
         """Returns the scores of `subject`; the same on every rank.
 
-        Raises UsageError for a task that needs the text of the run, without it.
+        Raises MissingTextError for a task that needs the text of the run, without it.
         """
         ...
 

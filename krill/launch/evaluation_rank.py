@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -31,10 +30,9 @@ def main(folder: Path) -> int:
     try:
         with raise_on_signal():
             die_with_parent()
-            content = json.loads((folder / EVALUATION_CONFIG).read_bytes())
-            config = EvaluateConfig.model_validate(content["config"])
+            config = EvaluateConfig.model_validate_json((folder / EVALUATION_CONFIG).read_bytes())
             with process_group(resolve_device(config.device)):
-                open_evaluation(config, Path(content["root"])).run()
+                open_evaluation(config).run()
     except (KrillError, SignalInterrupt) as error:
         if isinstance(error, KrillError):
             write_rank_error(folder, rank, str(error))

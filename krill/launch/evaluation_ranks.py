@@ -32,38 +32,32 @@ from krill.training.compute.device import resolve_device
 from krill.training.ranks import all_gather_object, get_rank, get_world_size
 
 EVALUATION_CONFIG = "config.json"
-"""The configuration of the ranks, and the folder of the results."""
+"""The configuration of the ranks, in their temporary folder."""
 
 
-def open_evaluation(config: EvaluateConfig, folder: Path | None = None) -> ModelEvaluation:
+def open_evaluation(config: EvaluateConfig) -> ModelEvaluation:
     """Opens the evaluation of `config` on the device of this rank; raises as `ModelEvaluation.open` does."""
     silence_transformers()
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
-    device = resolve_device(config.device)
-    index = int(os.environ.get("LOCAL_RANK", "0")) if device == "cuda" else None
-    share = RankShare(get_rank(), get_world_size(), all_gather_object)
-    return ModelEvaluation.open(
-        config, torch.device(device) if index is None else torch.device(device, index), folder, share
+    kind = resolve_device(config.device)
+    device = (
+        torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
     )
+    return ModelEvaluation.open(config, device, RankShare(get_rank(), get_world_size(), all_gather_object))
 
 
 def run_evaluation(config: EvaluateConfig, evaluation: ModelEvaluation) -> list[TaskResult]:
     """Returns the results of `evaluation`, the same on every rank.
 
-    A single process starts hardware.processes ranks for those that are not there yet. Raises KrillError if one fails,
+    A single process starts hardware.processes ranks if there are new ones. Raises KrillError if one fails,
     SignalInterrupt if a signal ended them.
     """
     world_size = _count_ranks(config)
-    if evaluation.share.world_size > 1 or world_size == 1:
+    is_complete = len(evaluation.find_results()) == len(evaluation.tasks)
+    if evaluation.share.world_size > 1 or world_size == 1 or is_complete:
         return evaluation.run()
-    found = evaluation.find_results()
-    missing = [task for task in evaluation.tasks if task not in found]
-    if not missing:
-        return evaluation.run()
-    section = config.evaluation.model_copy(update={"tasks": missing})
-    rank_config = config.model_copy(update={"evaluation": section, "again": True})
-    _evaluate_on_ranks(rank_config, evaluation.root, world_size)
+    _evaluate_on_ranks(config.model_copy(update={"output": str(evaluation.root)}), world_size)
     return replace(evaluation, again=False).run(level=logging.DEBUG)
 
 
@@ -78,14 +72,14 @@ def _count_ranks(config: EvaluateConfig) -> int:
     return processes
 
 
-def _evaluate_on_ranks(config: EvaluateConfig, root: Path, world_size: int) -> None:
-    """Evaluates the tasks of `config` on ranks, of which rank 0 writes the results below `root`."""
+def _evaluate_on_ranks(config: EvaluateConfig, world_size: int) -> None:
+    """Evaluates the tasks of `config` on ranks, of which rank 0 writes the results below config.output."""
     store_server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks = ProcessGroup(PreloadedServer.get_running().spawn)
     failed: dict[int, int] = {}
     with tempfile.TemporaryDirectory(prefix="krill-evaluate-") as name:
         folder = Path(name)
-        content = {"config": config.model_dump(mode="json", by_alias=True), "root": str(root)}
+        content = config.model_dump(mode="json", by_alias=True)
         atomic.write_json(folder / EVALUATION_CONFIG, content, 0o600)
         command = [sys.executable, "-m", "krill.launch.evaluation_rank", name]
         try:

@@ -50,12 +50,12 @@ PRELOADED_MODULES = {
         "krill.cli.tokenizer", "krill.data.cache", "krill.data.inputs", "krill.launch.identity", "krill.runs.claim",
         "krill.tokenizer.train", "hydra.core.hydra_config",
     ),
-    "evaluate": (
-        "krill.cli.evaluate", "krill.launch.evaluation_ranks", "transformers.models.llama.modeling_llama",
-    ),
     "infer": (
         "krill.cli.infer", "krill.inference.answerer", "krill.launch.answers",
         "transformers.models.llama.modeling_llama",
+    ),
+    "evaluate": (
+        "krill.cli.evaluate", "krill.launch.evaluation_ranks", "transformers.models.llama.modeling_llama",
     ),
 }  # fmt: skip
 """Command → modules that each of its points would import."""

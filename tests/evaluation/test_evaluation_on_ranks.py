@@ -55,7 +55,7 @@ def run_evaluate(
 
     def call(*arguments: str) -> tuple[int, list[str], list[str]]:
         words = [str(run), *arguments]
-        code = app.main("evaluate", evaluate.run_task, words, "model", evaluate._prepare_arguments)
+        code = app.main("evaluate", evaluate.run_task, words, "model", evaluate.prepare_arguments, True)
         output = capfd.readouterr()
         return code, output.out.splitlines(), output.err.splitlines()
 

@@ -116,7 +116,7 @@ def test_the_command_evaluates_text_of_a_source(
 
     def run(*arguments: str) -> tuple[int, list[str], list[str]]:
         words = ["model=model", *arguments]
-        code = app.main("evaluate", evaluate.run_task, words, "model", evaluate._prepare_arguments)
+        code = app.main("evaluate", evaluate.run_task, words, "model", evaluate.prepare_arguments, True)
         output = capsys.readouterr()
         return code, output.out.splitlines(), output.err.splitlines()
 
