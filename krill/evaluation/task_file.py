@@ -63,7 +63,7 @@ def read_task_file(path: Path) -> Task:
         raise UsageError(
             f"{relative_path(path)}: items: no such file {items_file}; it is relative to the YAML"
         )
-    reader = RecordReader({**config.fields})
+    reader = RecordReader({str(name): key for name, key in config.fields.items()})
     for number, line in _read_lines(file):
         location = f"{items_file}:{number}"
         try:
