@@ -244,8 +244,11 @@ class Invocation(ABC):
             write_checksummed_text(folder / ".hydra" / f"{name}.yaml", text)
 
     def print_result_folder(self, folder: Path) -> None:
-        """Prints the last line of standard output, the folder of the result; a sweep prints its own instead."""
-        if not self.is_sweep_point:
+        """Prints the last line of standard output, the folder of the result; a sweep prints its own instead.
+
+        Of the ranks that another launcher started, the first one prints it.
+        """
+        if not self.is_sweep_point and os.environ.get("RANK", "0") == "0":
             from krill.config.paths import relative_path
 
             print(relative_path(folder))
