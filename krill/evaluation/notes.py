@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from krill.evaluation.results import TaskResult
-from krill.evaluation.score_table import format_score_value
+from krill.runs.scores import format_score_value
 
 _DESCRIPTIONS = {
     "truncated": "{count:,} items are longer than the context of the model, and were cut at their beginnings",

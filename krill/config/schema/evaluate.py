@@ -58,5 +58,8 @@ class EvaluateConfig(ModelCommandConfig):
     """Evaluate again what has been evaluated with the same weights, items and settings."""
     format: Unsigned[Literal["text", "json"]]
     """text: a table for reading. json: all scores, for scripts."""
+    pool_seeds: Unsigned[bool]
+    """Of several models, those whose runs differ only in seed, name and output are one row, with the spread of their
+    scores; false: each is a row."""
     output: Unsigned[OutputPath | None]
     """Folder in which evaluations/ is written; null: that of the run, or outputs/ for other models."""
