@@ -374,7 +374,7 @@ class ConfigOrigins:
 
 _BASE_OPTIONS = {
     "data": "_rules", "model": "llama_nano", "tokenizer": "bpe_4k", "optimizer": "adamw", "scheduler": "cosine",
-    "hardware": "auto",
+    "hardware": "auto", "evaluation": "auto",
 }  # fmt: skip
 """Config group → the option that a file of the user can begin with."""
 

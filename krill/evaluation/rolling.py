@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,31 +72,19 @@ def score_texts(
     texts: Sequence[EncodedText],
     context_length: int,
     overlap: int,
-    rank: int = 0,
-    world_size: int = 1,
     report: Callable[[int], None] = lambda count: None,
-) -> dict[int, float]:
-    """Returns the nats of this rank's share of windows, by text; the sums over all ranks are those of the texts."""
+) -> TextScores:
+    """Returns the scores of the texts in windows that repeat `overlap` tokens, at least 1."""
     windows: list[list[TokenSequence]] = []
     owners: list[int] = []
     for index, text in enumerate(texts):
         parts = make_windows(text.ids, context_length, overlap)
         windows += [[part] for part in parts]
         owners += [index] * len(parts)
-    nats: dict[int, float] = {}
-    scores = scorer.score(windows, rank, world_size, report)
-    for window, _ in sorted(scores):
-        owner = owners[window]
-        nats[owner] = nats.get(owner, 0.0) - scores[window, 0].logprob
-    return nats
-
-
-def combine_texts(texts: Sequence[EncodedText], shares: Iterable[dict[int, float]]) -> TextScores:
-    """Returns the scores of all texts from the shares of all ranks."""
     nats = np.zeros(len(texts))
-    for share in shares:
-        for index, value in share.items():
-            nats[index] += value
+    scores = scorer.score(windows, report)
+    for window, owner in enumerate(owners):
+        nats[owner] -= scores[window, 0].logprob
     return TextScores(
         nats,
         np.array([len(text.ids) - 1 for text in texts], np.int64),

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krill.errors import KrillError
+from krill.errors import KrillError, get_first_line
+from krill.evaluation.rank_share import ONLY_RANK, EvaluationError, RankShare
 from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_not_finite
 from krill.resources import is_out_of_memory, release_memory
 
@@ -82,10 +83,19 @@ class _Question:
 
 
 class TokenScorer:
-    """Scores sequences with `model`, a causal language model on its device, in evaluation mode."""
+    """Scores sequences with `model`, a causal language model on its device, in evaluation mode.
 
-    def __init__(self, model: Any, vocab_size: int, max_batch_tokens: int | None = None):
-        self.model, self.device = model, model.device
+    Each rank computes its share of the batches and gets the scores of all.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        vocab_size: int,
+        max_batch_tokens: int | None = None,
+        share: RankShare = ONLY_RANK,
+    ):
+        self.model, self.device, self.share = model, model.device, share
         limit = CUDA_LOGITS if self.device.type == "cuda" else CHUNK_ELEMENTS
         self.max_batch_tokens = max_batch_tokens or min(MAX_BATCH_TOKENS, max(256, limit // vocab_size))
         self._has_cache = not getattr(model, "_is_stateful", False)
@@ -93,25 +103,39 @@ class TokenScorer:
     def score(
         self,
         questions: Sequence[Sequence[TokenSequence]],
-        rank: int = 0,
-        world_size: int = 1,
         report: Callable[[int], None] = lambda count: None,
     ) -> dict[SequenceKey, SequenceScore]:
-        """Returns the scores of this rank's share of the sequences; `report` gets numbers of sequences.
+        """Returns the scores of all sequences; `report` gets the numbers that this rank has scored.
 
-        All ranks run the same number of forward passes, as sharded models require.
+        All ranks run the same number of forward passes, as sharded models require. Raises EvaluationError on all
+        ranks when one of several fails.
         """
+        rank, world_size = self.share.rank, self.share.world_size
         prepared = [part for index, item in enumerate(questions) for part in _find_prefix(index, tuple(item))]
         batches = list(self._make_batches(prepared))
         scores: dict[SequenceKey, SequenceScore] = {}
+        failure: str | None = None
         for start in range(0, len(batches), world_size):
+            self.share.begin_batch()
             position = start + rank
             batch = batches[min(position, len(batches) - 1)]  # the last ones may be too few for all ranks
-            results = self._score_within_memory(batch, world_size > 1)
+            if failure is not None:
+                continue
+            try:
+                results = self._score_within_memory(batch, world_size > 1)
+            except (RuntimeError, MemoryError, KrillError) as error:
+                if world_size == 1 or self.share.has_sharded_model:
+                    raise
+                failure = f"rank {rank}: {get_first_line(error)}"  # the other ranks wait in the next batch
+                continue
             if position < len(batches):
                 scores |= results
                 report(len(results))
-        return scores
+        parts = self.share.gather((scores, failure))
+        for _, failed in parts:
+            if failed is not None:
+                raise EvaluationError(failed)
+        return {key: score for part, _ in parts for key, score in part.items()}
 
     def _make_batches(self, questions: list[_Question]) -> Iterator[list[_Question]]:
         """Yields questions of which each batch is computed together, the longest first.

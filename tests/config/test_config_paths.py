@@ -31,7 +31,17 @@ def working_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_krills_configurations_are_found():
     assert (CONF_DIR / "train.yaml").is_file()
-    expected = ["data", "experiment", "filters", "hardware", "model", "optimizer", "scheduler", "tokenizer"]
+    expected = [
+        "data",
+        "evaluation",
+        "experiment",
+        "filters",
+        "hardware",
+        "model",
+        "optimizer",
+        "scheduler",
+        "tokenizer",
+    ]
     assert list_config_groups() == expected
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rank_threads import run_ranks
 
-from krill.evaluation.rolling import EncodedText, combine_texts, make_windows, score_texts
+from krill.evaluation.rolling import EncodedText, make_windows, score_texts
 from krill.evaluation.token_scorer import TokenScorer
 
 
@@ -41,11 +42,11 @@ def test_scores_do_not_depend_on_batches_and_ranks(model: Any) -> None:
         EncodedText((0, *random.integers(3, 250, size).tolist()), int(size))
         for size in (1, 5, 200, 64, 65, 131, 7)
     ]
-    whole = combine_texts(texts, [score_texts(TokenScorer(model, 259), texts, 64, 32)])
+    whole = score_texts(TokenScorer(model, 259), texts, 64, 32)
     assert whole.tokens.tolist() == whole.bytes.tolist() == [1, 5, 200, 64, 65, 131, 7]
-    shares = [score_texts(TokenScorer(model, 259, 150), texts, 64, 32, rank, 3) for rank in range(3)]
-    parts = combine_texts(texts, shares)
-    np.testing.assert_allclose(parts.nats, whole.nats, rtol=1e-6)
-    assert parts.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-6)
+    parts = run_ranks(3, lambda share: score_texts(TokenScorer(model, 259, 150, share), texts, 64, 32))
+    for part in parts:
+        np.testing.assert_allclose(part.nats, whole.nats, rtol=1e-6)
+        assert part.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-6)
     interval = whole.estimate_bits_per_byte()
     assert interval.low < interval.value < interval.high

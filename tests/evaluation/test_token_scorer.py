@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rank_threads import run_ranks
 
 from krill.errors import KrillError
-from krill.evaluation.token_scorer import TokenScorer, TokenSequence
+from krill.evaluation.rank_share import EvaluationError, RankShare
+from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer, TokenSequence
 
 RANDOM = Random(1)
 
@@ -68,27 +70,48 @@ def test_greedy_sequences_are_those_that_the_model_would_generate(model: Any) ->
 
 
 def test_ranks_share_the_questions_out_and_run_the_same_number_of_passes(model: Any) -> None:
-    calls: list[int] = []
-    shares = []
-    for rank in range(3):
-        count = 0
+    calls = [0, 0, 0]
+    reported = [0, 0, 0]
 
+    def score(share: RankShare) -> dict[SequenceKey, SequenceScore]:
         class Counting:
             device = model.device
 
             def __call__(self, **inputs: Any) -> Any:
-                nonlocal count
-                count += 1
+                calls[share.rank] += 1
                 return model(**inputs)
 
-        shares.append(TokenScorer(Counting(), 259, 200).score(QUESTIONS, rank, 3))
-        calls.append(count)
+        def report(count: int) -> None:
+            reported[share.rank] += count
+
+        return TokenScorer(Counting(), 259, 200, share).score(QUESTIONS, report)
+
+    all_scores = run_ranks(3, score)
     assert len(set(calls)) == 1
-    assert sorted(key for share in shares for key in share) == KEYS
+    assert sum(reported) == len(KEYS)
+    assert 0 < max(reported) < len(KEYS)
     whole = TokenScorer(model, 259, 200).score(QUESTIONS)
-    for share in shares:
-        for key, score in share.items():
-            np.testing.assert_allclose(score.logprobs, whole[key].logprobs, atol=2e-5)
+    for scores in all_scores:
+        assert sorted(scores) == KEYS
+        for key, found in scores.items():
+            np.testing.assert_allclose(found.logprobs, whole[key].logprobs, atol=2e-5)
+
+
+def test_ranks_fail_together_when_one_runs_out_of_memory(model: Any) -> None:
+    def score(share: RankShare) -> str:
+        class Limited:
+            device = model.device
+
+            def __call__(self, **inputs: Any) -> Any:
+                if share.rank == 1:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return model(**inputs)
+
+        with pytest.raises(EvaluationError) as error:
+            TokenScorer(Limited(), 259, 200, share).score(QUESTIONS)
+        return str(error.value)
+
+    assert run_ranks(3, score) == ["rank 1: CUDA out of memory"] * 3
 
 
 def test_out_of_memory_halves_the_batch(model: Any, caplog: pytest.LogCaptureFixture) -> None:

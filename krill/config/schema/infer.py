@@ -22,7 +22,7 @@ from krill.config.schema.base import (
     validate_unicode,
 )
 from krill.config.schema.hardware import HardwareConfig
-from krill.config.schema.run import SweepConfig
+from krill.config.schema.sweep import SweepConfig
 
 MIN_TEMPERATURE = 1e-6
 """The smallest temperature besides 0: logits that are divided by a smaller one may become infinite."""
