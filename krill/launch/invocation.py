@@ -8,6 +8,7 @@ SubmittedJob    one of these in a process of its own: a SLURM job, or a point th
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
