@@ -472,14 +472,9 @@ def evaluated(outputs: Path) -> Path:
         if name == "cccc1111":
             write_results(sweep / name, [old])
             os.utime(next((sweep / name / "evaluations").iterdir()), (0, 0))
+        update = {"signature": name * 8, "weights": name, "weights_folder": "model"}
         results = [make_choices_result(values), make_text_result([1.0, 2.0])]
-        write_results(
-            sweep / name,
-            [
-                one.model_copy(update={"signature": name * 8, "weights": name, "weights_folder": "model"})
-                for one in results
-            ],
-        )
+        write_results(sweep / name, [one.model_copy(update=update) for one in results])
         write_results(sweep / name, [checkpoint])
         (sweep / name / "evaluations" / "damaged.json").write_text("{")
     return outputs
@@ -510,5 +505,5 @@ def test_scores_are_compared_item_by_item(evaluated: Path, capsys: pytest.Captur
     assert "McNemar's test" in text
     value = json.loads(run_krill_runs(capsys, "compare", "cccc1111", "cccc2222", "--json"))
     rows = value["scores"]["sets"][0]["rows"]
-    assert [row["scores"]["english_pairs"]["value"] for row in rows] == [0.5, 1.0]
-    assert rows[0]["scores"]["english_pairs"]["against_best"]["is_significant"]
+    assert [row["scores"]["english_pairs"]["value"] for row in rows] == [1.0, 0.5]
+    assert rows[1]["scores"]["english_pairs"]["against_best"]["is_significant"]

@@ -200,7 +200,7 @@ def test_any_other_name_is_one_model(root: Path, text: str) -> None:
 
 
 def test_a_glob_without_a_model_is_an_error(root: Path) -> None:
-    with pytest.raises(UsageError, match="model=nothing.*: no run matches"):
+    with pytest.raises(UsageError, match=r"model=nothing\*: no run matches"):
         resolve_all_models("model", "nothing*", root)
     with pytest.raises(UsageError, match="none of these 1 runs has a model"):
         resolve_all_models("model", f"outputs/{QUEUED[:-1]}*", root)
