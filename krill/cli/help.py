@@ -70,6 +70,7 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("batch.micro_batch_size=N", "rows per device and forward pass"),
         ("device=auto|cpu|cuda", "where the model is computed"),
         ("eval_every=N save_every=N", "steps between validations, and between checkpoints"),
+        ("evaluation.tasks=[…] evaluation.every=N", "tasks to evaluate the model on, and how often"),
         ("trackers=[…]", "wandb, tensorboard, trackio"),
         ("hub.push=true hub.id=user/name", "upload the final model to the Hugging Face Hub"),
         ("sweep.search=tpe sweep.trials=N", "with -m: points that a search chooses, not all combinations"),

@@ -7,12 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from krill.errors import UsageError
 from krill.evaluation.bundled import build_pair_task
 from krill.evaluation.choices import EncodedTask, TaskScores, encode_task, score_task
 from krill.evaluation.cloze import build_cloze
 from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
-from krill.evaluation.evaluator import EvaluationSettings, Report, describe_missing_text
+from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, Report, describe_missing_text
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.ngram_scores import score_with_ngrams
 from krill.evaluation.results import VERSION, Score, TaskResult
@@ -31,7 +30,7 @@ class ChoiceSource(Protocol):
         ...
 
     def build(self, subject: Subject, settings: EvaluationSettings) -> Task:
-        """Returns the task for `subject`; raises UsageError if there is no text to make it of."""
+        """Returns the task for `subject`; raises MissingTextError if there is no text to make it of."""
         ...
 
 
@@ -60,7 +59,7 @@ class ClozeSource:
         texts = subject.decode(subject.read_held_out_texts(settings.text_tokens))
         task = build_cloze(self.name, find_main_language(texts), texts)
         if task is None:
-            raise UsageError(f"{self.name}: {describe_missing_text(subject)}")
+            raise MissingTextError(f"{self.name}: {describe_missing_text(subject)}")
         return Task(task.name, task.language, task.description, task.items[: settings.limit], task.version)
 
 

@@ -7,8 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from krill.config.schema import EvaluationConfig
+from krill.errors import UsageError
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
+
+
+class MissingTextError(UsageError):
+    """A task is made of held-out text, and there is too little of it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Evaluator(Protocol):
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
         """Returns the scores of `subject`; the same on every rank.
 
-        Raises UsageError for a task that needs the text of the run, without it.
+        Raises MissingTextError for a task that needs the text of the run, without it.
         """
         ...
 

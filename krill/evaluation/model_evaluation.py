@@ -17,7 +17,7 @@ from krill.config.signature import compute_signature
 from krill.data.store import Store
 from krill.errors import UsageError
 from krill.evaluation.evaluate import choose_tasks, evaluate_task, find_evaluator
-from krill.evaluation.evaluator import EvaluationSettings, Evaluator
+from krill.evaluation.evaluator import EvaluationSettings, Evaluator, MissingTextError
 from krill.evaluation.model_index import update_model_index
 from krill.evaluation.results import (
     VERSION,
@@ -120,7 +120,7 @@ class ModelEvaluation:
         ]
 
     def run(self, known_results: Sequence[TaskResult] = (), level: int = logging.INFO) -> list[TaskResult]:
-        """Returns the results of all tasks, and writes those that are new.
+        """Returns the results of all tasks, and writes those that are new; tasks=auto needs no held-out text.
 
         `known_results`: those of the same weights that were computed already. `level`: of the messages.
         """
@@ -134,7 +134,15 @@ class ModelEvaluation:
             if result is not None:
                 log.log(level, "%-14s found %s", evaluator.name, relative_path(file))
             else:
-                result = known.get(evaluator.name) or evaluate_task(evaluator, self.subject, self.settings)
+                try:
+                    result = known.get(evaluator.name) or evaluate_task(
+                        evaluator, self.subject, self.settings
+                    )
+                except MissingTextError as error:
+                    if self.config.tasks != "auto":
+                        raise
+                    log.log(level, "skipped     %s", error)
+                    continue
                 update = {
                     "signature": signature,
                     "weights": self._weights,

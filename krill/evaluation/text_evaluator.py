@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from krill.config.signature import compute_signature
-from krill.errors import UsageError
 from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
-from krill.evaluation.evaluator import EvaluationSettings, Report, describe_missing_text
+from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, Report, describe_missing_text
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.rolling import EncodedText, TextScores, score_texts
@@ -30,7 +29,7 @@ class TextEvaluator:
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
         texts = subject.read_held_out_texts(settings.text_tokens)
         if not texts:
-            raise UsageError(f"{self.name}: {describe_missing_text(subject)}")
+            raise MissingTextError(f"{self.name}: {describe_missing_text(subject)}")
         overlap = max(1, int(settings.overlap * subject.context_length))
         scores = score_texts(subject.scorer, texts, subject.context_length, overlap, report)
         strings = subject.decode(texts)
