@@ -70,7 +70,7 @@ class EvaluateConfig(ModelCommandConfig):
     again: Unsigned[bool]
     """Evaluate again what has been evaluated with the same weights, items and settings."""
     format: Unsigned[Literal["text", "json"]]
-    """text: a table for reading. json: all scores, for scripts."""
+    """text: a table for reading. json: all scores, for scripts, and nothing else on standard output."""
     pool_seeds: Unsigned[bool]
     """Of several models, those whose runs differ only in seed, name and output are one row, with the spread of their
     scores; false: each is a row."""
