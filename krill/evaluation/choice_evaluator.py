@@ -10,6 +10,7 @@ import numpy as np
 from krill.evaluation.bundled import build_pair_task
 from krill.evaluation.choices import EncodedTask, TaskScores, encode_task, score_task
 from krill.evaluation.cloze import build_cloze
+from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
 from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, Report, describe_missing_text
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.ngram_scores import score_with_ngrams
@@ -62,6 +63,10 @@ class ClozeSource:
         return Task(task.name, task.language, task.description, task.items[: settings.limit], task.version)
 
 
+_PreparedTask = tuple[EncodedTask, dict[str, TaskScores], np.ndarray | None]
+"""The items, the scores of the n-gram models, and which items are in the training text."""
+
+
 class ChoiceEvaluator:
     """Evaluates which choices of the items of `source` a model prefers."""
 
@@ -69,19 +74,18 @@ class ChoiceEvaluator:
 
     def __init__(self, source: ChoiceSource):
         self.source, self.name = source, source.name
-        self._prepared: tuple[Any, EncodedTask, dict[str, TaskScores]] | None = None
+        self._prepared: tuple[Any, _PreparedTask] | None = None
 
     def identify(self, settings: EvaluationSettings) -> Any:
-        return self.source.identify(settings)
+        return [self.source.identify(settings), settings.contamination]
 
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
-        encoded, baselines = self._prepare(subject, settings)
-        return _build_result(encoded, score_task(subject.scorer, encoded, report), baselines)
+        encoded, baselines, is_contaminated = self._prepare(subject, settings)
+        scores = score_task(subject.scorer, encoded, report)
+        return _build_result(encoded, scores, baselines, is_contaminated)
 
-    def _prepare(
-        self, subject: Subject, settings: EvaluationSettings
-    ) -> tuple[EncodedTask, dict[str, TaskScores]]:
-        """Returns the items and the scores of the n-gram models, made once for all evaluations of a training."""
+    def _prepare(self, subject: Subject, settings: EvaluationSettings) -> _PreparedTask:
+        """Returns what does not depend on the weights, made once for all evaluations of a training."""
         store, tokenizer = subject.store, subject.tokenizer
         key = (settings, tokenizer.signature, subject.context_length, store and store.signature)
         if self._prepared is None or self._prepared[0] != key:
@@ -89,14 +93,27 @@ class ChoiceEvaluator:
                 self.source.build(subject, settings), subject.encoder, subject.context_length
             )
             baselines = score_with_ngrams(encoded, store.train, tokenizer.vocab_size) if store else {}
-            self._prepared = key, encoded, baselines
-        return self._prepared[1:]
+            is_contaminated = None
+            if settings.contamination:
+                texts = [item.context + item.choices[item.answer] for item in encoded.task.items]
+                is_contaminated = find_contaminated_items(texts, subject)
+            self._prepared = key, (encoded, baselines, is_contaminated)
+        return self._prepared[1]
 
 
-def _build_result(encoded: EncodedTask, scores: TaskScores, baselines: dict[str, TaskScores]) -> TaskResult:
+def _build_result(
+    encoded: EncodedTask,
+    scores: TaskScores,
+    baselines: dict[str, TaskScores],
+    is_contaminated: np.ndarray | None,
+) -> TaskResult:
     """Returns the accuracy of the whole task, then of each phenomenon, by all and by probability per byte."""
     task = encoded.task
-    notes: dict[str, int | float | str] = {"truncated": encoded.truncated} if encoded.truncated else {}
+    notes: dict[str, int | float | str] = {**task.notes}
+    if encoded.truncated:
+        notes["truncated"] = encoded.truncated
+    if is_contaminated is not None:
+        notes |= describe_contamination(is_contaminated, lambda chosen: float(scores.correct[chosen].mean()))
     return TaskResult(
         task=task.name,
         kind="choices",

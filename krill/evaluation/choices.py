@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from krill.data.encoding import Encoder
-from krill.evaluation.task import Item, Task
+from krill.errors import UsageError
+from krill.evaluation.task import Task
 from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer, TokenSequence
 
 TIE_TOLERANCE = 1e-9
@@ -74,35 +75,43 @@ class EncodedTask:
 def encode_task(task: Task, encoder: Encoder, context_length: int) -> EncodedTask:
     """Encodes every choice with the context before it; only the choice is scored.
 
-    As in lm-eval, spaces at the end of a context belong to the choices, a choice is what remains of the encoded whole
-    after the length of the encoded context, and what exceeds the context of the model is cut at the beginning.
+    At least the last token is scored, also where a tokenizer merges the choice with the context. Raises UsageError
+    for a choice of which the tokenizer encodes nothing.
     """
+    pairs = [(item.context, choice) for item in task.items for choice in item.choices]
+    encoded = iter(encode_continuations(pairs, encoder, context_length))
     questions, truncated = [], 0
     for item in task.items:
-        sequences, is_cut = encode_choices(item, encoder, context_length)
-        questions.append(sequences)
-        truncated += is_cut
+        sequences, are_cut = zip(*(next(encoded) for _ in item.choices), strict=True)
+        for choice, sequence in zip(item.choices, sequences, strict=True):
+            if len(sequence.ids) < 2:
+                raise UsageError(
+                    f"the tokenizer encodes nothing of the choice {choice!r}; leave its task out of tasks="
+                )
+        questions.append(tuple(TokenSequence(one.ids, max(1, one.num_scored)) for one in sequences))
+        truncated += any(are_cut)
     return EncodedTask(task, tuple(questions), truncated)
 
 
-def encode_choices(
-    item: Item, encoder: Encoder, context_length: int
-) -> tuple[tuple[TokenSequence, ...], bool]:
-    """Returns bos, context and choice for each choice of `item`, and whether the context was cut."""
-    context = item.context.rstrip()
-    spaces = item.context[len(context) :]
-    texts = [context, *(context + spaces + choice for choice in item.choices)]
-    encoded = encoder.encode(texts)
-    ends = np.cumsum(encoded.lengths)
-    parts = [
-        encoded.tokens[end - length : end - 1] for end, length in zip(ends, encoded.lengths, strict=True)
-    ]
-    start, longest = len(parts[0]), context_length + 1  # the last token is not an input
-    sequences = tuple(
-        TokenSequence(tuple(part[-longest:].tolist()), min(len(part) - start, longest - 1))
-        for part in parts[1:]
-    )
-    return sequences, max(map(len, parts[1:])) > longest
+def encode_continuations(
+    pairs: Sequence[tuple[str, str]], encoder: Encoder, context_length: int
+) -> list[tuple[TokenSequence, bool]]:
+    """Returns bos, context and continuation of each pair, and whether they were cut; the continuation is scored.
+
+    As in lm-eval, spaces at the end of a context belong to the continuation, a continuation is what remains of the
+    encoded whole after the length of the encoded context, and what exceeds the context of the model is cut at the
+    beginning. `num_scored` is 0 for a continuation that adds no token.
+    """
+    contexts = list(dict.fromkeys(context.rstrip() for context, _ in pairs))
+    lengths = dict(zip(contexts, encoder.encode(contexts).lengths - 1, strict=True))  # without eos
+    whole = encoder.encode([context + continuation for context, continuation in pairs])
+    longest = context_length + 1  # the last token is not an input
+    sequences = []
+    for (context, _), end, length in zip(pairs, np.cumsum(whole.lengths), whole.lengths, strict=True):
+        ids = whole.tokens[end - length : end - 1][-longest:].tolist()
+        scored = int(length) - 1 - int(lengths[context.rstrip()])
+        sequences.append((TokenSequence(tuple(ids), max(0, min(scored, longest - 1))), length - 1 > longest))
+    return sequences
 
 
 def combine_scores(encoded: EncodedTask, scores: Mapping[SequenceKey, SequenceScore]) -> TaskScores:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from krill.config.schema import EvaluationConfig
@@ -26,11 +26,15 @@ class EvaluationSettings:
     """Tokens of held-out text that are scored, approximately."""
     overlap: float
     """Share of the context of the model that a window of a long text repeats."""
+    few_shot: int | None = None
+    """Number of solved examples before each question of a task of lm-eval; None: that of the task."""
+    contamination: bool = False
+    """Whether the items are looked for in the text that the model was trained on."""
 
     @classmethod
     def from_config(cls, config: EvaluationConfig) -> EvaluationSettings:
         """Returns the settings in a configuration."""
-        return cls(config.limit, config.text_tokens, config.overlap)
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 Report = Callable[[int], None]

@@ -15,12 +15,26 @@ from krill.config.paths import get_outputs_root, relative_path
 from krill.config.schema import EvaluateConfig, EvaluationConfig
 from krill.config.signature import compute_signature
 from krill.data.store import Store
+from krill.errors import UsageError
 from krill.evaluation.evaluate import choose_tasks, evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator, MissingTextError
-from krill.evaluation.results import FOLDER, VERSION, TaskResult, get_result_file, read_result, write_result
-from krill.evaluation.subject import Subject, find_run_folder, find_training_store
+from krill.evaluation.model_index import update_model_index
+from krill.evaluation.results import (
+    VERSION,
+    TaskResult,
+    get_result_file,
+    read_result,
+    read_results,
+    write_result,
+)
+from krill.evaluation.subject import Subject, find_training_store
 from krill.inference.load import ModelFiles
+from krill.runs.find import find_run_folder
+from krill.runs.record import read_config
+from krill.runs.scores import EVALUATIONS_FOLDER
 
+MODEL_FOLDER = "model"
+"""The folder of the final model in that of a run."""
 log = logging.getLogger("krill")
 
 
@@ -40,19 +54,22 @@ class ModelEvaluation:
     """Whether to evaluate again what has been evaluated."""
 
     @classmethod
-    def open(
-        cls, config: EvaluateConfig, device: torch.device, folder: Path | None = None
-    ) -> ModelEvaluation:
-        """Finds the model and the tokens that it was trained on; `folder`: that of the results, in place of output=.
+    def open(cls, config: EvaluateConfig, device: torch.device) -> ModelEvaluation:
+        """Finds the model and the tokens that it was trained on.
 
-        Raises UsageError if there is no model, or for an unknown task.
+        Raises UsageError if there is no model, for an unknown task, or if contamination=true has no training text.
         """
         files = ModelFiles.locate(config.model.path, config.tokenizer.path)
-        root = folder or (Path(config.output).absolute() if config.output else find_run_folder(files.folder))
+        root = Path(config.output).absolute() if config.output else find_run_folder(files.folder)
         evaluation = cls(
             config.evaluation, files, find_training_store(files.folder, files.tokenizer),
             root or get_outputs_root(), device, config.hardware.precision, config.again,
         )  # fmt: skip
+        if evaluation.settings.contamination and evaluation.store is None:
+            raise UsageError(
+                f"contamination=true: the tokens that {files.name} was trained on are not here, and nothing can be "
+                "looked up in them; leave it out"
+            )
         for evaluator in evaluation.evaluators:
             evaluator.identify(evaluation.settings)
         return evaluation
@@ -60,7 +77,7 @@ class ModelEvaluation:
     @property
     def folder(self) -> Path:
         """The folder of the results."""
-        return self.root / FOLDER
+        return self.root / EVALUATIONS_FOLDER
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -79,6 +96,19 @@ class ModelEvaluation:
     @cached_property
     def _model_hash(self) -> list[str]:
         return self.files.hash()
+
+    @property
+    def _weights(self) -> str:
+        return compute_signature(self._model_hash)
+
+    @cached_property
+    def _weights_folder(self) -> str:
+        """The folder of the weights in that of their run; empty: there is no run."""
+        run = find_run_folder(self.files.folder)
+        if run is None:
+            return ""
+        folder = self.files.folder.resolve().relative_to(run.resolve()).as_posix()
+        return "" if folder == "." else folder
 
     def describe(self) -> list[str]:
         """Returns lines for the terminal: the model, the text, the tasks."""
@@ -113,11 +143,31 @@ class ModelEvaluation:
                         raise
                     log.log(level, "skipped     %s", error)
                     continue
-                result = result.model_copy(update={"signature": signature})
+                update = {
+                    "signature": signature,
+                    "weights": self._weights,
+                    "weights_folder": self._weights_folder,
+                }
+                result = result.model_copy(update=update)
                 write_result(file, result)
                 log.log(level, "%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
             results.append(result)
+        self._update_model_card()
         return results
+
+    def _update_model_card(self) -> None:
+        """Adds the results of the final model of a run to its model card."""
+        run = find_run_folder(self.files.folder)
+        if run is None or self.root.resolve() != run.resolve() or self._weights_folder != MODEL_FOLDER:
+            return
+        config = read_config(run)
+        data = config.get("data")
+        update_model_index(
+            self.files.folder,
+            str(config.get("name") or run.name),
+            str(data.get("name")) if isinstance(data, dict) else "text",
+            read_results(run, self._weights),
+        )
 
     def _compute_signature(self, evaluator: Evaluator) -> str:
         store = self.store.signature if self.store is not None else None

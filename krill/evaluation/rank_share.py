@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from krill.errors import KrillError
+
+T = TypeVar("T")
 
 
 class EvaluationError(KrillError):
@@ -33,6 +35,11 @@ class RankShare:
     """Called on all ranks before each batch; what it raises, it raises on all ranks."""
     has_sharded_model: bool = False
     """Whether a forward pass needs all ranks, so that none can continue when one has failed."""
+
+    def run_on_rank0(self, work: Callable[[], T]) -> T:
+        """Runs `work` on rank 0 alone and returns its result on every rank."""
+        result: T = self.gather(work() if self.rank == 0 else None)[0]
+        return result
 
 
 ONLY_RANK = RankShare()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from krill.errors import KrillError, get_first_line
 from krill.evaluation.rank_share import ONLY_RANK, EvaluationError, RankShare
-from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_nan
+from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_not_finite
 from krill.resources import is_out_of_memory, release_memory
 
 log = logging.getLogger("krill")
@@ -266,7 +266,7 @@ class _Predictions:
             norms.append(chunk.float().logsumexp(dim=-1))
             best.append(chunk.amax(dim=-1))
         norms_N, best_N = torch.cat(norms), torch.cat(best)
-        raise_if_nan(norms_N)
+        raise_if_not_finite(norms_N[:, None])
         rows, positions, targets = (
             torch.tensor(values, dtype=torch.int64, device=logits_BTV.device)
             for values in (self._rows, self._positions, self._targets)

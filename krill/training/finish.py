@@ -11,6 +11,7 @@ from krill import atomic
 from krill.config.paths import relative_path
 from krill.evaluation.score_metrics import list_main_metrics
 from krill.runs.json_lines import read_evaluations, read_metrics, read_validations
+from krill.runs.summary import format_next_command
 from krill.training.callbacks.early_stopping import read_stop_reason
 from krill.training.checkpoint.export import (
     EXPORT_DTYPES,
@@ -22,6 +23,7 @@ from krill.training.checkpoint.model_card import build_model_card
 from krill.training.metrics.evaluate import Baselines
 from krill.training.setup import RunSetup
 from krill.training.trainer import KrillTrainer
+from krill.training.verdict import Verdict
 
 log = logging.getLogger("krill")
 
@@ -66,8 +68,10 @@ def save_final_model(
     atomic.write_text(setup.folder / "sample.txt", text + "\n")
 
 
-def log_summary(setup: RunSetup, metrics: dict[str, Any], baselines: Baselines | None) -> None:
-    """Logs the validation loss beside the baselines, a sample, and what to run next; writes the plot."""
+def log_summary(
+    setup: RunSetup, metrics: dict[str, Any], baselines: Baselines | None, verdict: Verdict
+) -> None:
+    """Logs the validation loss beside the baselines, the verdict, a sample, and what to run next; writes the plot."""
     from krill.runs.plots import plot_losses, plot_scores
 
     plot = plot_losses(
@@ -83,6 +87,7 @@ def log_summary(setup: RunSetup, metrics: dict[str, Any], baselines: Baselines |
             "baseline    uniform %.3f, unigram %.3f; the model is %.3f nats %s unigram",
             baselines.uniform, baselines.unigram, abs(margin), "below" if margin >= 0 else "above",
         )  # fmt: skip
+    log.info("verdict     %s", verdict.text)
     text = (setup.folder / "sample.txt").read_text(encoding="utf-8").strip()
     log.info(
         "sample      %s", "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
@@ -94,4 +99,4 @@ def log_summary(setup: RunSetup, metrics: dict[str, Any], baselines: Baselines |
         plot = plot_scores(setup.folder, evaluations, list(list_main_metrics(scores)))
         log.info("            %s", relative_path(plot))
     log.info("next        krill-infer %s", folder)
-    log.info("            krill-train continue=%s steps=%d", folder, 2 * setup.length.steps)
+    log.info("            %s", format_next_command(verdict.to_dict(), relative_path(setup.folder)))

@@ -83,6 +83,7 @@ from krill.training.setup import (
     count_text_bytes,
 )
 from krill.training.trainer import KrillTrainer, ValidationSet
+from krill.training.verdict import record_divergence, record_verdict
 
 
 def run_training(
@@ -145,7 +146,7 @@ def _train_once(
         trackers = _build_trackers(record, setup, model, start)
         if ranks.is_rank0():
             _add_rank0_callbacks(trainer, setup, record, uploader, trackers, start.corrupt)
-        with trackers:
+        with trackers, record_divergence(trainer, setup, record):
             with uploader, trainer.async_saver, progress:
                 started_at = time.perf_counter()
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
@@ -222,7 +223,11 @@ def _record_setup(record: Record, setup: RunSetup, model: Any, start: _StartingP
     """Records in status.json what the run is trained on, where it starts, and how long it is."""
     branch, restart = start.branch, start.restart
     record.update(
-        data={"folder": str(setup.store.folder), "signature": setup.store.signature},
+        data={
+            "folder": str(setup.store.folder),
+            "signature": setup.store.signature,
+            "validation_set": setup.validation_set,
+        },
         tokenizer={"folder": str(setup.tokenizer.folder), "signature": setup.tokenizer.signature},
         branch=branch
         and {
@@ -231,6 +236,7 @@ def _record_setup(record: Record, setup: RunSetup, model: Any, start: _StartingP
             "restart": restart and asdict(restart),
         },
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        verdict=None,  # of an earlier start
         steps=setup.length.steps,
         rows_per_step=setup.batch_shape.rows_per_step,
     )
@@ -282,9 +288,10 @@ def _finish_run(
         results = evaluate_final_model(setup, step, seconds, evaluation.get_final_results(step))
         if not evaluation.config.every:
             trackers.log_scores(step, list_metrics(results))
+        verdict = record_verdict(setup, record, metrics["step"], baselines, metrics.get("stopped_by"))
         trackers.log_model()
         uploader.finish()
-        log_summary(setup, metrics, baselines)
+        log_summary(setup, metrics, baselines, verdict)
         return metrics
 
     return ranks.on_rank0(write_results)

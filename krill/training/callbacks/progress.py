@@ -11,13 +11,16 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from krill.errors import KrillError
 from krill.evaluation.score_metrics import format_metric, list_main_metrics
 from krill.runs.json_lines import EVALUATION_SECONDS
 from krill.runs.record import Record
 from krill.terminal import start_progress_bar
 from krill.training import ranks
-from krill.training.callbacks.skip_step import DIVERGED_MESSAGE, suggest_divergence_remedy
+from krill.training.callbacks.skip_step import (
+    DIVERGED_MESSAGE,
+    DivergenceError,
+    suggest_divergence_remedy,
+)
 from krill.training.setup import RunSetup
 
 log = logging.getLogger("krill")
@@ -137,7 +140,7 @@ class ProgressReporter(TrainerCallback):
 
     def _raise_if_not_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            raise KrillError(
+            raise DivergenceError(
                 f"the validation loss is {loss} at step {step}: {DIVERGED_MESSAGE}; "
                 f"{suggest_divergence_remedy(self.setup.config.lr)}"
             )
