@@ -27,6 +27,10 @@ from krill.resources import is_out_of_memory, release_memory
 
 log = logging.getLogger("krill")
 MAX_BATCH_TOKENS = 2**14
+MIN_BATCH_TOKENS = 256
+"""A batch of at least this many tokens ends before questions that would need much padding."""
+MIN_FILL = 0.8
+"""Length of a suffix, as a share of the longest of its batch, below which it needs much padding."""
 CUDA_LOGITS = 2**28
 """Number of logits of a batch on CUDA: 512 MB in bf16."""
 
@@ -133,7 +137,10 @@ class TokenScorer:
         for _, group in sorted(groups.items(), reverse=True):
             batch: list[_Question] = []
             for question in sorted(group, key=lambda item: (-item.count_tokens(), item.keys)):
-                if batch and (len(batch) + 1) * batch[0].count_tokens() > self.max_batch_tokens:
+                count = len(batch) * batch[0].count_tokens() if batch else 0
+                is_padded = batch and question.longest_suffix < MIN_FILL * batch[0].longest_suffix
+                is_full = batch and count + batch[0].count_tokens() > self.max_batch_tokens
+                if is_full or (is_padded and count >= MIN_BATCH_TOKENS):
                     yield batch
                     batch = []
                 batch.append(question)
