@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from krill.config.suggestions import suggest
 from krill.errors import UsageError
-from krill.evaluation import lm_eval_tasks
+from krill.evaluation import lm_eval_tasks, olmo_items
 from krill.evaluation.bundled import PAIR_TASKS
-from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, PairSource
+from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, OlmoSource, PairSource
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator, Report, ignore_progress
+from krill.evaluation.last_word_evaluator import LastWordEvaluator
 from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
@@ -25,7 +26,9 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
     """Returns the names of tasks, each once; a collection of lm-eval that has no score becomes its tasks."""
     tasks: dict[str, None] = {}
     for name in names:
-        tasks |= dict.fromkeys([name] if name in TASKS else lm_eval_tasks.expand(name))
+        tasks |= dict.fromkeys(
+            [name] if name in TASKS or name.startswith(olmo_items.PREFIX) else lm_eval_tasks.expand(name)
+        )
     return list(tasks)
 
 
@@ -37,6 +40,10 @@ def find_evaluator(name: str) -> Evaluator:
         return ChoiceEvaluator(ClozeSource())
     if name in PAIR_TASKS:
         return ChoiceEvaluator(PairSource(name))
+    if name == f"{olmo_items.PREFIX}lambada":
+        return LastWordEvaluator(name)
+    if name.startswith(olmo_items.PREFIX):
+        return ChoiceEvaluator(OlmoSource(name))
     if lm_eval_tasks.is_task(name):
         return LmEvalEvaluator(name)
     raise UsageError(

@@ -76,7 +76,9 @@ class ModelEvaluation:
     @cached_property
     def settings(self) -> EvaluationSettings:
         section = self.config.evaluation
-        return EvaluationSettings(section.limit, section.text_tokens, section.overlap, section.few_shot)
+        return EvaluationSettings(
+            section.limit, section.text_tokens, section.overlap, section.few_shot, section.olmo_items
+        )
 
     @cached_property
     def _model_hash(self) -> list[str]:
