@@ -26,9 +26,8 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
     """Returns the names of tasks, each once; a collection of lm-eval that has no score becomes its tasks."""
     tasks: dict[str, None] = {}
     for name in names:
-        tasks |= dict.fromkeys(
-            [name] if name in TASKS or name.startswith(olmo_items.PREFIX) else lm_eval_tasks.expand(name)
-        )
+        is_own = name in TASKS or name.startswith(olmo_items.PREFIX)
+        tasks |= dict.fromkeys([name] if is_own else lm_eval_tasks.expand(name))
     return list(tasks)
 
 
