@@ -293,7 +293,7 @@ def make_resume(run: Path) -> Read:
         content = [
             claimed.folder, claimed.state, read_status(run), diff_from_last_start(config, run), checkpoint, corrupt,
             read_metrics(run), read_validations(run), read_jsonl(run / "samples.jsonl"),
-            read_stop_reason(config.stop, run, 2),
+            read_stop_reason(config, run, 2),
         ]  # fmt: skip
         return "", content
 

@@ -69,6 +69,7 @@ SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
     ("hardware.slurm", [(schema.SlurmConfig, "hardware=slurm_gpu")]),
     ("sweep", [(schema.SweepConfig, "hardware=auto")]),
     ("batch", [(schema.BatchConfig, "hardware=auto")]),
+    ("evaluation", [(schema.TrainEvaluationConfig, "evaluation=auto")]),
     ("stop", [(schema.EarlyStoppingConfig, "hardware=auto")]),
     ("skip_step", [(schema.SkipStepConfig, "hardware=auto")]),
     ("hub", [(schema.HubConfig, "hardware=auto")]),

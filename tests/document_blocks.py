@@ -16,7 +16,7 @@ BLOCK = re.compile(
     r"^(?P<before>[^\n]*)\n(?:\s*\n)?```(?P<language>\w+)\n(?P<content>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 NOT_RUN = re.compile(r"^<!-- (not run: .+|runs on a cluster) -->$")
-NAMED = re.compile(r"`(?P<name>[\w./]+\.(?:py|yaml))`:$")
+NAMED = re.compile(r"`(?P<name>[\w./]+\.(?:py|yaml|jsonl))`:$")
 
 SHIM = """#!{python}
 import os, re, sys

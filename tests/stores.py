@@ -29,7 +29,9 @@ DATA_DEFAULTS: dict[str, Any] = RULES | {
 }  # fmt: skip
 
 
-def make_tokenizer(folder: Path, signature: str = "t" * 64, **keys: Any) -> TokenizerFolder:
+def make_tokenizer(
+    folder: Path, signature: str = "t" * 64, texts: Sequence[str] = (ENGLISH, KOREAN) * 20, **keys: Any
+) -> TokenizerFolder:
     """Trains a byte-level BPE of 330 entries in `folder`, with the files that `get_or_train_tokenizer` writes."""
     recipe = {
         "name": "test", "path": None, "vocab_size": 330, "min_frequency": 2, "max_token_length": 30,
@@ -38,7 +40,6 @@ def make_tokenizer(folder: Path, signature: str = "t" * 64, **keys: Any) -> Toke
         "base": None, "multiple_of": 1, "trainer": "hf", "chat_template": None, "push_to": None, "private": True,
     }  # fmt: skip
     folder.mkdir(parents=True)
-    texts = [ENGLISH, KOREAN] * 20
     record = train_tokenizer(TokenizerConfig.model_validate({**recipe, **keys}), lambda: iter(texts), folder)
     write_record(folder, signature, record)
     return load_tokenizer(folder)

@@ -91,11 +91,14 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from krill.runs.find import Run
     from krill.runs.summary import describe_run, describe_sweep
+    from krill.runs.swept_edge import describe_swept_edge
 
     items = _resolve_arguments(arguments)
     if arguments.json:
         values = [
-            describe_run(item, _build_rows([item])[0]) if isinstance(item, Run) else describe_sweep(item)
+            describe_run(item, _build_rows([item])[0])
+            if isinstance(item, Run)
+            else describe_sweep(item) | describe_swept_edge(item)
             for item in items
         ]
         print(json.dumps(values, indent=2, ensure_ascii=False))
@@ -125,6 +128,11 @@ def _compare(arguments: argparse.Namespace) -> int:
             for key, values in differing.items()
         }
         comparison = {"differences": differences, "runs": [table.row_to_dict(row) for row in rows]}
+        if any(row.scores for row in rows):
+            from krill.cli.runs_view import rank_runs
+            from krill.evaluation.comparison_table import comparison_to_json
+
+            comparison["scores"] = comparison_to_json(rank_runs(rows))
         print(json.dumps(comparison, indent=2, ensure_ascii=False, default=str))
     else:
         from krill.cli import runs_view

@@ -56,6 +56,28 @@ def hash_custom_function(reference: str) -> str:
     return hashlib.sha256(Path(source).read_bytes()).hexdigest()
 
 
+def build_custom_code_error(
+    code: str, error: Exception | SystemExit, problem: str = "cannot be imported"
+) -> UsageError:
+    """Returns the error for code of the user that fails, with the file and the line.
+
+    `code`: the file or the module.
+    """
+    file, line, message = code, None, get_first_line(error)
+    if isinstance(error, SyntaxError):
+        file, line, message = error.filename or code, error.lineno, error.msg
+    else:
+        frames = [
+            (frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)
+        ]
+        for name, number in frames:
+            if _is_custom(name):  # the innermost, which the user can change
+                file, line = name, number
+    path = relative_path(Path(file)) if Path(file).is_file() else file
+    where = path if line is None else f"{path}:{line}"
+    return UsageError(f"{where}: {problem}: {type(error).__name__}: {message}")
+
+
 def get_snapshot_path(file: Path, snapshot: Path) -> Path:
     """Returns the path of a copy of the user's `file` in `snapshot`, a folder with all code that a job runs."""
     return (
@@ -82,7 +104,7 @@ def _import_file(file: Path) -> ModuleType:
         except BaseException as error:
             del sys.modules[name]
             if isinstance(error, (Exception, SystemExit)):
-                raise _build_import_error(str(file), error) from error
+                raise build_custom_code_error(str(file), error) from error
             raise
     return sys.modules[name]
 
@@ -92,32 +114,14 @@ def _import_module(name: str, reference: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name != name and not name.startswith(f"{error.name}."):
-            raise _build_import_error(name, error) from error  # it exists but imports a module that does not
+            raise build_custom_code_error(
+                name, error
+            ) from error  # it exists but imports a module that does not
         raise UsageError(
             f"{reference}: no module '{name}'; use file.py:function or package.module:function"
         ) from error
     except (Exception, SystemExit) as error:
-        raise _build_import_error(name, error) from error
-
-
-def _build_import_error(imported: str, error: Exception | SystemExit) -> UsageError:
-    """Returns the error for code of the user that fails while it is imported, with the file and the line.
-
-    `imported`: the file or the module that is imported.
-    """
-    file, line, message = imported, None, get_first_line(error)
-    if isinstance(error, SyntaxError):
-        file, line, message = error.filename or imported, error.lineno, error.msg
-    else:
-        frames = [
-            (frame.f_code.co_filename, number) for frame, number in traceback.walk_tb(error.__traceback__)
-        ]
-        for name, number in frames:
-            if _is_custom(name):  # the innermost, which the user can change
-                file, line = name, number
-    path = relative_path(Path(file)) if Path(file).is_file() else file
-    where = path if line is None else f"{path}:{line}"
-    return UsageError(f"{where}: cannot be imported: {type(error).__name__}: {message}")
+        raise build_custom_code_error(name, error) from error
 
 
 def _is_custom(file: str) -> bool:

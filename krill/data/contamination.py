@@ -17,6 +17,7 @@ probability of one false match is 10^-4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from krill.text.shingles import sort_unique
 CONTAMINATION_NGRAM = 13
 MAX_SAMPLE_TOKENS = 2**18
 """Approximate maximum number of validation tokens that are examined."""
+WHOLE_TEXT_TOKENS = 128
+"""Texts of at most this length, such as a sentence, are contaminated only if they occur as a whole."""
 
 _ANCHOR_TOKENS = 8
 """Tokens per anchor; long enough that hardly any two are equal by chance."""
@@ -65,6 +68,34 @@ def measure_contamination(
         "documents": len(ends),
         "leaked_documents": int(np.count_nonzero((documents > 0) & (2 * documents >= lengths))),
     }
+
+
+def find_contaminated_texts(
+    train: Split, texts: Sequence[np.ndarray], ngram: int = CONTAMINATION_NGRAM
+) -> np.ndarray:
+    """Returns which texts occur in the training split; bool (texts,).
+
+    `texts`: the tokens of each, with bos and eos. A text of at most WHOLE_TEXT_TOKENS tokens is contaminated if it
+    occurs as a whole, a longer one if at least half of its n-grams of `ngram` tokens do. Each length of such short
+    texts takes a pass over the split; those for the shortest ones hash the most.
+    """
+    lengths = np.array([len(text) - 2 for text in texts], np.int64)
+    sizes = np.where(lengths <= WHOLE_TEXT_TOKENS, lengths, ngram)
+    is_contaminated = np.zeros(len(texts), bool)
+    for size in np.unique(sizes[sizes > 0]).tolist():
+        chosen = np.flatnonzero(sizes == size)
+        ends = np.cumsum(lengths[chosen] + 2)
+        stream = np.concatenate([texts[index] for index in chosen]).astype(train.dtype)
+        counts = lengths[chosen] - size + 1
+        begins = ends - lengths[chosen] - 1  # of the text, after bos
+        first = np.cumsum(counts) - counts
+        starts = np.arange(counts.sum()) + np.repeat(begins - first, counts)
+        is_leaked = _find_leaked_ngrams(
+            _SampledDocuments(stream, ends.astype(np.uint64)), starts, train, size
+        )
+        leaked = np.add.reduceat(is_leaked, first, dtype=np.int64)
+        is_contaminated[chosen] = 2 * leaked >= counts
+    return is_contaminated
 
 
 @dataclass(frozen=True)

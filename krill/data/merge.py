@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
 from krill.data import store
@@ -71,6 +72,8 @@ class StoreLayout:
     """Repeated documents and tokens and their text bytes, for source weights above 1."""
     dropped: DropStats
     skipped: SkippedRecords
+    validation_set: str | None
+    """Identity of the held-out texts: a hash of their digests, whatever their order; None if there are none."""
 
 
 def compute_store_layout(
@@ -113,7 +116,16 @@ def compute_store_layout(
         },
         dropped=dropped,
         skipped=skipped,
+        validation_set=_hash_texts(documents.digest[order["validation"]]),
     )
+
+
+def _hash_texts(digests: np.ndarray) -> str | None:
+    """Returns the hash of a set of texts by their digests, uint64 (documents, 2); None for an empty set."""
+    if not len(digests):
+        return None
+    ordered = digests[np.lexsort(digests.T[::-1])].astype(">u8")
+    return xxhash.xxh3_128_hexdigest(ordered.tobytes())
 
 
 def write_shards(

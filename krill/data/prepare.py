@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from krill.atomic import create_folder, write_json
+from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
 from krill.config.schema import DataConfig
 from krill.config.signature import compute_signature
 from krill.data import contamination, engines, store
@@ -40,6 +41,7 @@ from krill.sources.source import Part, SkippedRecords, Source, sample_evenly
 from krill.text import minhash
 from krill.text.documents import VERSION, collect_data_rules, compute_data_signature
 from krill.tokenizer.artifact import TokenizerFolder
+from krill.tokenizer.canary import check_canary
 
 log = logging.getLogger("krill")
 
@@ -49,6 +51,8 @@ duplicates, ftfy) or slow work (Hugging Face tokenizers)."""
 
 SAMPLE_PARTS, SAMPLE_CHARACTERS = 8, 20_000
 """Number of parts, and characters per part, on which the engines are compared and the tokenizer is checked."""
+CANARY_FILE = "canary.json"
+"""File in the folder of the parts: the canary of the tokenizer that encodes them, maybe on several machines."""
 MAX_SUGGESTED_CHANGES = 3
 """Number of rules whose keys are named if no document is left."""
 EXCERPT_CHARACTERS = 24
@@ -148,7 +152,20 @@ def _build_context(
     signature = compute_store_signature(data, tokenizer.signature, source.fingerprint)
     context = PreparationContext(source, data, tokenizer, folder / "parts", signature)
     create_folder(context.folder)
+    _check_ids_of_parts(context)
     return context, source.list_parts()
+
+
+def _check_ids_of_parts(context: PreparationContext) -> None:
+    """Raises KrillError if finished parts may have other ids than the tokenizer gives here and now."""
+    path = context.folder / CANARY_FILE
+    with suppress(FileNotFoundError, ChecksumError):
+        canary = read_checksummed_json(path)
+        if canary["identity"] == context.store_signature:
+            remedy = "Install one version of tokenizers everywhere, or remove that folder and run the command again"
+            check_canary(canary, context.tokenizer.backend, str(context.folder), remedy)
+            return
+    write_checksummed_json(path, {**context.tokenizer.canary, "identity": context.store_signature})
 
 
 def _is_complete(folder: Path, signature: str) -> bool:
@@ -304,8 +321,14 @@ def _build_manifest(
         signature=context.store_signature,
         data=collect_data_rules(context.data),
         tokenizer={
-            key: getattr(tokenizer, key) for key in ("signature", "vocab_size", "bos_id", "eos_id", "pad_id")
+            **{
+                key: getattr(tokenizer, key)
+                for key in ("signature", "vocab_size", "bos_id", "eos_id", "pad_id")
+            },
+            # Without the version of tokenizers, as the same ids are the same store.
+            "canary": {key: tokenizer.canary[key] for key in ("text", "ids")},
         },
+        validation_set=layout.validation_set,
         read=layout.read_counts,
         unknown_tokens=layout.unknown_tokens,
         repeated=layout.repeated_counts,

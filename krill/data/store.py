@@ -29,7 +29,7 @@ import xxhash
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
-from krill.config.signature import hash_file
+from krill.config.signature import compute_signature, hash_file
 from krill.errors import KrillError, UsageError
 
 FORMAT = "krill-tokens"
@@ -174,6 +174,17 @@ class Store:
         self.sources: list[str] = manifest["sources"]
         self.train = self.get_split("train")
         self.validation = self.get_split("validation")
+
+    @property
+    def validation_set(self) -> str | None:
+        """Identity of the held-out texts, by which losses are comparable; None if there are none."""
+        if not self.validation.documents:
+            return None
+        if identity := self.manifest.get("validation_set"):
+            return str(identity)
+        # A store of an earlier version: its files identify the texts as well, but only for this tokenizer.
+        shards = self.manifest["splits"]["validation"]["shards"]
+        return compute_signature("validation", self.tokenizer_signature, shards)
 
     @classmethod
     def open(cls, folder: Path) -> Store:

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from krill.errors import UsageError
 from krill.evaluation.bundled import build_pair_task
 from krill.evaluation.choices import EncodedTask, TaskScores, encode_task, score_task
 from krill.evaluation.cloze import build_cloze
-from krill.evaluation.evaluator import EvaluationSettings, Report, describe_missing_text
+from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
+from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, Report, describe_missing_text
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.ngram_scores import score_with_ngrams
 from krill.evaluation.olmo_items import read_items
@@ -31,7 +31,7 @@ class ChoiceSource(Protocol):
         ...
 
     def build(self, subject: Subject, settings: EvaluationSettings) -> Task:
-        """Returns the task for `subject`; raises UsageError if there is no text to make it of."""
+        """Returns the task for `subject`; raises MissingTextError if there is no text to make it of."""
         ...
 
 
@@ -60,7 +60,7 @@ class ClozeSource:
         texts = subject.decode(subject.read_held_out_texts(settings.text_tokens))
         task = build_cloze(self.name, find_main_language(texts), texts)
         if task is None:
-            raise UsageError(f"{self.name}: {describe_missing_text(subject)}")
+            raise MissingTextError(f"{self.name}: {describe_missing_text(subject)}")
         return Task(task.name, task.language, task.description, task.items[: settings.limit], task.version)
 
 
@@ -81,30 +81,57 @@ class OlmoSource:
         return Task(self.name, "en", "Which continuation answers a question.", items)
 
 
+_PreparedTask = tuple[EncodedTask, dict[str, TaskScores], np.ndarray | None]
+"""The items, the scores of the n-gram models, and which items are in the training text."""
+
+
 class ChoiceEvaluator:
     """Evaluates which choices of the items of `source` a model prefers."""
 
+    metrics = ("accuracy", "accuracy_per_byte")
+
     def __init__(self, source: ChoiceSource):
         self.source, self.name = source, source.name
+        self._prepared: tuple[Any, _PreparedTask] | None = None
 
     def identify(self, settings: EvaluationSettings) -> Any:
-        return self.source.identify(settings)
+        return [self.source.identify(settings), settings.contamination]
 
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
-        encoded = encode_task(self.source.build(subject, settings), subject.encoder, subject.context_length)
+        encoded, baselines, is_contaminated = self._prepare(subject, settings)
         scores = score_task(subject.scorer, encoded, report)
-        baselines = (
-            score_with_ngrams(encoded, subject.store.train, subject.tokenizer.vocab_size)
-            if subject.store
-            else {}
-        )
-        return _build_result(encoded, scores, baselines)
+        return _build_result(encoded, scores, baselines, is_contaminated)
+
+    def _prepare(self, subject: Subject, settings: EvaluationSettings) -> _PreparedTask:
+        """Returns what does not depend on the weights, made once for all evaluations of a training."""
+        store, tokenizer = subject.store, subject.tokenizer
+        key = (settings, tokenizer.signature, subject.context_length, store and store.signature)
+        if self._prepared is None or self._prepared[0] != key:
+            encoded = encode_task(
+                self.source.build(subject, settings), subject.encoder, subject.context_length
+            )
+            baselines = score_with_ngrams(encoded, store.train, tokenizer.vocab_size) if store else {}
+            is_contaminated = None
+            if settings.contamination:
+                texts = [item.context + item.choices[item.answer] for item in encoded.task.items]
+                is_contaminated = find_contaminated_items(texts, subject)
+            self._prepared = key, (encoded, baselines, is_contaminated)
+        return self._prepared[1]
 
 
-def _build_result(encoded: EncodedTask, scores: TaskScores, baselines: dict[str, TaskScores]) -> TaskResult:
+def _build_result(
+    encoded: EncodedTask,
+    scores: TaskScores,
+    baselines: dict[str, TaskScores],
+    is_contaminated: np.ndarray | None,
+) -> TaskResult:
     """Returns the accuracy of the whole task, then of each phenomenon, by all and by probability per byte."""
     task = encoded.task
-    notes: dict[str, int | float | str] = {"truncated": encoded.truncated} if encoded.truncated else {}
+    notes: dict[str, int | float | str] = {**task.notes}
+    if encoded.truncated:
+        notes["truncated"] = encoded.truncated
+    if is_contaminated is not None:
+        notes |= describe_contamination(is_contaminated, lambda chosen: float(scores.correct[chosen].mean()))
     return TaskResult(
         task=task.name,
         kind="choices",
@@ -126,7 +153,7 @@ def _list_accuracies(task: Task, scores: TaskScores, baselines: dict[str, TaskSc
     names = list(dict.fromkeys(phenomena.tolist()))
     for name in ("", *names) if len(names) > 1 else ("",):
         chosen = (phenomena == name) if name else np.ones(len(phenomena), bool)
-        for metric in ("accuracy", "accuracy_per_byte"):
+        for metric in ChoiceEvaluator.metrics:
             is_per_byte = metric == "accuracy_per_byte"
 
             def select(

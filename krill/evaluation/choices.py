@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from krill.data.encoding import Encoder
+from krill.errors import UsageError
 from krill.evaluation.task import Task
 from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer, TokenSequence
 
@@ -72,13 +73,22 @@ class EncodedTask:
 
 
 def encode_task(task: Task, encoder: Encoder, context_length: int) -> EncodedTask:
-    """Encodes every choice with the context before it; only the choice is scored."""
+    """Encodes every choice with the context before it; only the choice is scored.
+
+    At least the last token is scored, also where a tokenizer merges the choice with the context. Raises UsageError
+    for a choice of which the tokenizer encodes nothing.
+    """
     pairs = [(item.context, choice) for item in task.items for choice in item.choices]
     encoded = iter(encode_continuations(pairs, encoder, context_length))
     questions, truncated = [], 0
     for item in task.items:
         sequences, are_cut = zip(*(next(encoded) for _ in item.choices), strict=True)
-        questions.append(sequences)
+        for choice, sequence in zip(item.choices, sequences, strict=True):
+            if len(sequence.ids) < 2:
+                raise UsageError(
+                    f"the tokenizer encodes nothing of the choice {choice!r}; leave its task out of tasks="
+                )
+        questions.append(tuple(TokenSequence(one.ids, max(1, one.num_scored)) for one in sequences))
         truncated += any(are_cut)
     return EncodedTask(task, tuple(questions), truncated)
 

@@ -4,35 +4,56 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Literal
 
 from krill.config.suggestions import suggest
+from krill.data.store import Store
 from krill.errors import UsageError
 from krill.evaluation import lm_eval_tasks, olmo_items
-from krill.evaluation.bundled import PAIR_TASKS
+from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
 from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, OlmoSource, PairSource
+from krill.evaluation.custom_tasks import CustomTaskSource, is_custom_task
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator, Report, ignore_progress
+from krill.evaluation.languages import list_languages
 from krill.evaluation.last_word_evaluator import LastWordEvaluator
 from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.results import TaskResult
-from krill.evaluation.subject import Subject
+from krill.evaluation.subject import Subject, sample_text
 from krill.evaluation.text_evaluator import TextEvaluator
+from krill.tokenizer.artifact import TokenizerFolder
 
 TEXT, CLOZE = TextEvaluator.name, ClozeSource.name
 TASKS = (TEXT, *PAIR_TASKS, CLOZE)
 """The names of all tasks that need nothing but krill."""
 
 
+def choose_tasks(
+    tasks: Literal["auto"] | list[str], store: Store | None, tokenizer: TokenizerFolder
+) -> list[str]:
+    """Returns the names of the tasks, each once; for auto those in the languages of the text in `store`."""
+    if tasks != "auto":
+        return expand_tasks(tasks)
+    if store is None:
+        return list(PAIR_TASKS)
+    languages = list_languages(sample_text(store, tokenizer))
+    pairs = [task for task, language in TASK_LANGUAGES.items() if language in languages]
+    return [TEXT, *pairs, CLOZE] if store.validation.tokens else pairs
+
+
 def expand_tasks(names: Iterable[str]) -> list[str]:
     """Returns the names of tasks, each once; a collection of lm-eval that has no score becomes its tasks."""
     tasks: dict[str, None] = {}
     for name in names:
-        is_own = name in TASKS or name.startswith(olmo_items.PREFIX)
+        is_own = name in TASKS or name.startswith(olmo_items.PREFIX) or is_custom_task(name)
         tasks |= dict.fromkeys([name] if is_own else lm_eval_tasks.expand(name))
     return list(tasks)
 
 
 def find_evaluator(name: str) -> Evaluator:
-    """Returns the evaluator of the task `name`; raises UsageError for an unknown one."""
+    """Returns the evaluator of the task `name`, or of a file or function of the user.
+
+    Raises UsageError for an unknown task, and for what is wrong in the user's files.
+    """
     if name == TEXT:
         return TextEvaluator()
     if name == CLOZE:
@@ -43,11 +64,23 @@ def find_evaluator(name: str) -> Evaluator:
         return LastWordEvaluator(name)
     if name.startswith(olmo_items.PREFIX):
         return ChoiceEvaluator(OlmoSource(name))
+    if is_custom_task(name):
+        return ChoiceEvaluator(_open_custom_source(name))
     if lm_eval_tasks.is_task(name):
         return LmEvalEvaluator(name)
     raise UsageError(
-        f"tasks={name}: no such task; {suggest(name, TASKS)}; {lm_eval_tasks.suggest_tasks(name)}"
+        f"tasks={name}: no such task; {suggest(name, TASKS)}; {lm_eval_tasks.suggest_tasks(name)}; "
+        "a task of your own is a file .yaml or .py"
     )
+
+
+def _open_custom_source(name: str) -> CustomTaskSource:
+    source = CustomTaskSource(name)
+    if source.name in TASKS:
+        raise UsageError(
+            f"tasks={name}: its name is {source.name}, which krill has a task of; use another name"
+        )
+    return source
 
 
 def evaluate_task(

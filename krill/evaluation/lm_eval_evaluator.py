@@ -22,8 +22,8 @@ from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.statistics import Interval, bootstrap_ratio
 from krill.evaluation.subject import Subject
 
-RESAMPLES = 1000
-"""Of lm-eval's standard errors of what is not a mean."""
+STDERR_RESAMPLES = 1000
+"""Number of resamples from which lm-eval estimates the standard error of what is not a mean."""
 NORMAL_95 = 1.96
 """Standard errors on each side of a 95 % interval."""
 _NO_FILTER = ",none"
@@ -31,6 +31,8 @@ _NO_FILTER = ",none"
 
 class LmEvalEvaluator:
     """Evaluates on the task, group or tag `name` of lm-eval."""
+
+    metrics = None
 
     def __init__(self, name: str):
         self.name = name
@@ -49,7 +51,7 @@ class LmEvalEvaluator:
         with _silence():
             for task in loaded["tasks"].values():
                 task.set_fewshot_seed(FEW_SHOT_SEED)
-            found = evaluate(model, loaded, limit=settings.limit, bootstrap_iters=RESAMPLES)
+            found = evaluate(model, loaded, limit=settings.limit, bootstrap_iters=STDERR_RESAMPLES)
         parts = [_TaskScores(self.name, task, found) for task in loaded["tasks"].values()]
         outcomes = _join_outcomes(parts)
         notes: dict[str, int | float | str] = {"lm_eval": version("lm_eval")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from krill.data.store import Split
 from krill.evaluation.choices import ChoiceScores, EncodedTask, TaskScores
 from krill.evaluation.ngrams import NgramCounts
@@ -11,9 +13,8 @@ ORDERS = {"unigram": 1, "trigram": 3}
 
 def score_with_ngrams(encoded: EncodedTask, train: Split, vocab_size: int) -> dict[str, TaskScores]:
     """Returns the scores of each n-gram model of `train`, by its name."""
-    counts = NgramCounts(
-        train, vocab_size, [sequence for question in encoded.questions for sequence in question]
-    )
+    streams = [np.array(sequence.ids, np.int64) for question in encoded.questions for sequence in question]
+    counts = NgramCounts(train, vocab_size, streams)
     return {
         name: TaskScores(
             encoded.task,

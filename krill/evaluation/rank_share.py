@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from krill.errors import KrillError
+
+T = TypeVar("T")
+
+
+class EvaluationError(KrillError):
+    """An evaluation that failed on a rank; all ranks raise it at the same point."""
 
 
 def _gather_own(value: Any) -> list[Any]:
     return [value]
+
+
+def _continue() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,15 @@ class RankShare:
     world_size: int = 1
     gather: Callable[[Any], list[Any]] = _gather_own
     """Returns the values of all ranks, ordered by rank, on every rank."""
+    begin_batch: Callable[[], None] = _continue
+    """Called on all ranks before each batch; what it raises, it raises on all ranks."""
+    has_sharded_model: bool = False
+    """Whether a forward pass needs all ranks, so that none can continue when one has failed."""
+
+    def run_on_rank0(self, work: Callable[[], T]) -> T:
+        """Runs `work` on rank 0 alone and returns its result on every rank."""
+        result: T = self.gather(work() if self.rank == 0 else None)[0]
+        return result
 
 
 ONLY_RANK = RankShare()

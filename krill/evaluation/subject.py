@@ -16,6 +16,7 @@ from krill.errors import KrillError
 from krill.evaluation.rank_share import ONLY_RANK, RankShare
 from krill.evaluation.rolling import EncodedText
 from krill.evaluation.token_scorer import TokenScorer
+from krill.runs.find import find_run_folder
 from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder
 
@@ -84,14 +85,6 @@ def sample_text(store: Store, tokenizer: TokenizerFolder) -> list[str]:
         for start in np.linspace(0, split.tokens, SAMPLE_PIECES, endpoint=False).astype(int).tolist()
     ]
     return [tokenizer.backend.decode(piece) for piece in pieces]
-
-
-def find_run_folder(model_folder: Path) -> Path | None:
-    """Returns the folder of the run to which the weights in `model_folder` belong: a model or a checkpoint of it."""
-    for folder in (model_folder, *model_folder.resolve().parents[:2]):
-        if read_status(folder):
-            return folder
-    return None
 
 
 def find_training_store(model_folder: Path, tokenizer: TokenizerFolder) -> Store | None:

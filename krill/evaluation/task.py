@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from krill.config.signature import compute_signature
@@ -32,6 +34,18 @@ class Task:
     description: str
     items: tuple[Item, ...]
     version: int = 1
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What a reader of the scores has to know about the items, such as the number of duplicates left out."""
+
+    def select(self, limit: int | None) -> Task:
+        """Returns the task with the first `limit` items of each phenomenon; None: all."""
+        seen: Counter[str] = Counter()
+        items = []
+        for item in self.items:
+            seen[item.phenomenon] += 1
+            if limit is None or seen[item.phenomenon] <= limit:
+                items.append(item)
+        return replace(self, items=tuple(items))
 
     @cached_property
     def item_hash(self) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from krill.config.signature import compute_signature
-from krill.errors import UsageError
-from krill.evaluation.evaluator import EvaluationSettings, Report, describe_missing_text
+from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
+from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, Report, describe_missing_text
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.rolling import EncodedText, TextScores, score_texts
@@ -21,20 +21,32 @@ class TextEvaluator:
     """Scores the documents of the validation split of a run."""
 
     name = "text"
+    metrics = ("bits_per_byte",)
 
     def identify(self, settings: EvaluationSettings) -> Any:
-        return [settings.text_tokens, settings.overlap]
+        return [settings.text_tokens, settings.overlap, settings.contamination]
 
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
         texts = subject.read_held_out_texts(settings.text_tokens)
         if not texts:
-            raise UsageError(f"{self.name}: {describe_missing_text(subject)}")
+            raise MissingTextError(f"{self.name}: {describe_missing_text(subject)}")
         overlap = max(1, int(settings.overlap * subject.context_length))
         scores = score_texts(subject.scorer, texts, subject.context_length, overlap, report)
-        return self._build_result(texts, subject.decode(texts), scores, overlap)
+        strings = subject.decode(texts)
+        notes: dict[str, int | float | str] = {"overlap": overlap}
+        if settings.contamination:
+            is_contaminated = find_contaminated_items(strings, subject)
+            notes |= describe_contamination(
+                is_contaminated, lambda chosen: scores.select(chosen).bits_per_byte
+            )
+        return self._build_result(texts, strings, scores, notes)
 
     def _build_result(
-        self, texts: Sequence[EncodedText], strings: Sequence[str], scores: TextScores, overlap: int
+        self,
+        texts: Sequence[EncodedText],
+        strings: Sequence[str],
+        scores: TextScores,
+        notes: dict[str, int | float | str],
     ) -> TaskResult:
         languages = [find_main_language([string]) for string in strings]
         groups = {"": np.ones(len(texts), bool)}
@@ -50,7 +62,7 @@ class TextEvaluator:
             items_hash=compute_signature("evaluation text", strings),
             scores=tuple(_build_score(name, scores.select(chosen)) for name, chosen in groups.items()),
             outcomes={"nats": scores.nats.tolist(), "bytes": scores.bytes.astype(float).tolist()},
-            notes={"overlap": overlap},
+            notes=notes,
         )
 
 

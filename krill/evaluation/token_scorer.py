@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krill.errors import KrillError
-from krill.evaluation.rank_share import ONLY_RANK, RankShare
-from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_nan
+from krill.errors import KrillError, get_first_line
+from krill.evaluation.rank_share import ONLY_RANK, EvaluationError, RankShare
+from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_not_finite
 from krill.resources import is_out_of_memory, release_memory
 
 log = logging.getLogger("krill")
@@ -111,20 +111,35 @@ class TokenScorer:
     ) -> dict[SequenceKey, SequenceScore]:
         """Returns the scores of all sequences; `report` gets the numbers that this rank has scored.
 
-        All ranks run the same number of forward passes, as sharded models require.
+        All ranks run the same number of forward passes, as sharded models require. Raises EvaluationError on all
+        ranks when one of several fails.
         """
         rank, world_size = self.share.rank, self.share.world_size
         prepared = [part for index, item in enumerate(questions) for part in _find_prefix(index, tuple(item))]
         batches = list(self._make_batches(prepared))
         scores: dict[SequenceKey, SequenceScore] = {}
+        failure: str | None = None
         for start in range(0, len(batches), world_size):
+            self.share.begin_batch()
             position = start + rank
             batch = batches[min(position, len(batches) - 1)]  # the last ones may be too few for all ranks
-            results = self._score_within_memory(batch, world_size > 1)
+            if failure is not None:
+                continue
+            try:
+                results = self._score_within_memory(batch, world_size > 1)
+            except (RuntimeError, MemoryError, KrillError) as error:
+                if world_size == 1 or self.share.has_sharded_model:
+                    raise
+                failure = f"rank {rank}: {get_first_line(error)}"  # the other ranks wait in the next batch
+                continue
             if position < len(batches):
                 scores |= results
                 report(len(results))
-        return {key: score for part in self.share.gather(scores) for key, score in part.items()}
+        parts = self.share.gather((scores, failure))
+        for _, failed in parts:
+            if failed is not None:
+                raise EvaluationError(failed)
+        return {key: score for part, _ in parts for key, score in part.items()}
 
     def _make_batches(self, questions: list[_Question]) -> Iterator[list[_Question]]:
         """Yields questions of which each batch is computed together, the longest first.
@@ -258,7 +273,7 @@ class _Predictions:
             norms.append(chunk.float().logsumexp(dim=-1))
             best.append(chunk.amax(dim=-1))
         norms_N, best_N = torch.cat(norms), torch.cat(best)
-        raise_if_nan(norms_N)
+        raise_if_not_finite(norms_N[:, None])
         rows, positions, targets = (
             torch.tensor(values, dtype=torch.int64, device=logits_BTV.device)
             for values in (self._rows, self._positions, self._targets)

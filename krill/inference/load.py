@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from krill.config.paths import expand_home
 from krill.errors import UsageError
 from krill.inference.defaults import read_model_defaults
 from krill.manifest import MODEL_MANIFEST
@@ -85,6 +86,14 @@ class ModelFiles:
         settings = hash_settings(self.tokenizer.folder)
         return [*map(hash_file_once, files), self.tokenizer.signature, *map(str, sorted(settings.items()))]
 
+    def load(self, device: torch.device, precision: str = "auto") -> PreTrainedModel:
+        """Returns the model on `device` in evaluation mode; see `load_model`."""
+        raise_if_pickled(self.folder, self.label)
+        model: Any = load_weights(self.folder, self.label, _resolve_dtype(precision, device))
+        raise_if_tokenizer_is_larger(self.tokenizer, model.config.vocab_size)
+        loaded: PreTrainedModel = model.to(device).eval()
+        return loaded
+
 
 def load_model(
     name_or_path: str, device: torch.device, tokenizer_path: str | None = None, precision: str = "auto"
@@ -97,11 +106,8 @@ def load_model(
     has more entries than the model.
     """
     files = ModelFiles.locate(name_or_path, tokenizer_path)
-    folder, tokenizer = files.folder, files.tokenizer
-    raise_if_pickled(folder, files.label)
-    model: Any = load_weights(folder, files.label, _resolve_dtype(precision, device))
-    raise_if_tokenizer_is_larger(tokenizer, model.config.vocab_size)
-    return LoadedModel(folder, model.to(device).eval(), tokenizer, read_model_defaults(folder))
+    model = files.load(device, precision)
+    return LoadedModel(files.folder, model, files.tokenizer, read_model_defaults(files.folder))
 
 
 def raise_if_pickled(folder: Path, label: str) -> None:
@@ -136,7 +142,7 @@ def locate_model(name_or_path: str) -> tuple[Path, Path | None]:
     For an unfinished run, returns the newest checkpoint. Raises UsageError if there is no model, KrillError if the
     Hub cannot be reached.
     """
-    path = Path(name_or_path).expanduser()
+    path = expand_home(name_or_path)
     if not path.exists():
         return _download_hub_model(name_or_path)
     if (path / "config.json").is_file():

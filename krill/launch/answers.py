@@ -145,7 +145,7 @@ def _plan_batch(
         assert config.prompts is not None
         prompts = read_prompts(config.prompts)
     model = ModelFiles.locate(config.model.path, config.tokenizer.path)
-    template = select_template(config.chat, model.folder, model.tokenizer)
+    template = select_template(config.chat, model.folder, model.tokenizer, config.system)
     encoded = encode_prompts(prompts, model.tokenizer, template, config.system, model.read_context_length())
     defaults = read_model_defaults(model.folder)
     settings = get_settings(config)

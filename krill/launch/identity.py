@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.config import custom_code
-from krill.config.schema import InferConfig, PretrainedModelConfig, Section, TrainConfig
+from krill.config.paths import expand_home
+from krill.config.schema import EvaluateConfig, InferConfig, PretrainedModelConfig, Section, TrainConfig
 from krill.config.signature import compute_signature, hash_file
 from krill.errors import UsageError
+from krill.evaluation.custom_tasks import CustomTaskSource, list_custom_tasks
 from krill.inference.prompts import check_prompts_path
+from krill.runs.checkpoints import list_checkpoints
 from krill.training.batch_shape import resolve_batch_shape
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
     """
     if isinstance(config, InferConfig):
         return _compute_answers_identity(config)
+    if isinstance(config, EvaluateConfig):
+        return _compute_evaluation_identity(config)
     if not isinstance(config, TrainConfig):
         return compute_signature(command, 1, config)
     assert inputs is not None
@@ -34,6 +39,11 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
     if task is None:
         return inputs.store_signature
     return compute_signature(command, 1, inputs.store_signature, config.data.num_tasks, task)
+
+
+def should_repeat(config: Section) -> bool:
+    """Returns whether what is finished is to be done again, again=true of krill-evaluate."""
+    return isinstance(config, EvaluateConfig) and config.again
 
 
 class InputsCache:
@@ -63,7 +73,7 @@ def raise_if_task(config: TrainConfig) -> None:
 
 
 def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
-    stops_early = bool(config.stop.target_loss or config.stop.patience)
+    stops_early = config.stops_early
     return compute_signature(
         "train",
         2,
@@ -75,6 +85,7 @@ def _compute_run_identity(config: TrainConfig, inputs: RunInputs) -> str:
         *_get_branch_identity(config),
         *([config.eval_every] if stops_early else []),
         *([config.eval_tokens] if stops_early and config.eval_tokens else []),
+        *([config.best_metric, config.stop.target, config.evaluation] if config.stops_by_score else []),
     )
 
 
@@ -83,8 +94,22 @@ def _compute_answers_identity(config: InferConfig) -> str:
     content = None
     if config.prompts is not None:
         check_prompts_path(config.prompts)
-        content = hash_file(Path(config.prompts).expanduser())
+        content = hash_file(expand_home(config.prompts))
     return compute_signature("infer", 2, config, content, config.hardware.precision)
+
+
+def _compute_evaluation_identity(config: EvaluateConfig) -> str:
+    """Returns the signature of the evaluation of a model, whose files count by their names, sizes and times.
+
+    The weights may be large, and are hashed by the evaluation itself: it finds the results of the same weights.
+    """
+    path = Path(config.model.path).expanduser()
+    folders = [path, path / "model", *list_checkpoints(path / "checkpoints")[-1:]]
+    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) if folder else []
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    tasks = [CustomTaskSource(name).content_hash for name in list_custom_tasks(config.evaluation.tasks)]
+    return compute_signature("evaluate", 2, config, states, config.hardware.precision, tasks)
 
 
 def _hash_custom_code(config: TrainConfig) -> list[str]:

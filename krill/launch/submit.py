@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from krill.config.paths import get_outputs_root, quote_path, relative_path
 from krill.config.schema import InferConfig, ModelCommandConfig, TrainConfig
 from krill.errors import KrillError, SignalInterrupt, UsageError
+from krill.evaluation.custom_tasks import get_task_function, list_custom_tasks
 from krill.launch import job_files, snapshot
 from krill.launch.invocation import SingleRun, SubmittedJob
 from krill.launch.job_files import Point
@@ -206,7 +207,9 @@ def _remove_empty_folder(folder: Path) -> None:
 
 def _list_custom_code(config: TrainConfig | ModelCommandConfig) -> list[str]:
     """Returns the functions of custom code that a configuration names."""
-    names: list[str] = []
+    section = getattr(config, "evaluation", None)
+    functions = map(get_task_function, list_custom_tasks(section.tasks if section else ()))
+    names = [name for name in functions if name is not None]
     pending: list[Any] = [config.model_dump()]
     while pending:
         value = pending.pop()

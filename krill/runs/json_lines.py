@@ -16,6 +16,8 @@ from krill.config.paths import relative_path
 from krill.errors import UsageError
 from krill.runs.line_checksums import LineChecksums, append_checksum, get_checksum_file, write_checksums
 
+EVALUATION_SECONDS = "evaluation_seconds"
+"""The metric that every line with the scores of tasks has, and no other line."""
 METRICS_TAIL_BYTES = 2**14
 """Bytes at the end of metrics.jsonl that are read to determine the progress of a run."""
 
@@ -63,6 +65,11 @@ def read_validations(folder: Path) -> list[dict[str, Any]]:
                 folder / "metrics.jsonl", f"the validation of step {line['step']} has no eval_bits_per_byte"
             )
     return lines
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Reads the lines of metrics.jsonl with the scores of tasks."""
+    return [line for line in read_metrics(folder) if EVALUATION_SECONDS in line]
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
-"""Plots the losses of a run."""
+"""Plots the losses of a run, and the scores of its model in training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from krill.figure import drawn_figure
 from krill.runs.json_lines import read_metrics
@@ -31,4 +33,18 @@ def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> P
         axes.set_ylabel("loss, nats per token")
         axes.grid(alpha=0.3)
         axes.legend()
+    return path
+
+
+def plot_scores(folder: Path, lines: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Path:
+    """Plots each of `metrics` over the steps of `lines` to `folder`/scores.png, side by side; returns the path."""
+    path = folder / "scores.png"
+    with drawn_figure(path, columns=len(metrics), width=5 * len(metrics), height=4) as plots:
+        for axes, metric in zip(plots, metrics, strict=True):
+            points = [(line["step"], line[metric]) for line in lines if metric in line]
+            axes.plot(*zip(*points, strict=True), "o-", markersize=4)
+            axes.locator_params(axis="x", integer=True)
+            axes.set_title(metric.replace("_", " ").replace("/", ": "))
+            axes.set_xlabel("step")
+            axes.grid(alpha=0.3)
     return path

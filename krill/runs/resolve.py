@@ -12,19 +12,21 @@ Of several matches, the newest one that has what is needed is meant.
 from __future__ import annotations
 
 import glob
-import math
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from krill.config.paths import quote_path, relative_path
+from krill.config.paths import expand_home, quote_path, relative_path
 from krill.errors import UsageError
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.find import Run, RunGroup, RunOrGroup, expand_runs, get_time_key, run_at, runs_under
+from krill.runs.ranking import get_tokenizer_signature, get_validation_set, rank_by_validation_set
 from krill.runs.record import OVERRIDES_FILE, find_status_damage, get_validation_loss, read_status
 
 LAST, BEST = "last", "/best"
+log = logging.getLogger("krill")
 
 MAX_CANDIDATES = 10
 """Maximum number of runs or points that an error lists."""
@@ -92,7 +94,7 @@ def resolve_run_folder(
     `excluded_sweep`: a sweep of which no point is meant. Raises UsageError if there is no match, or none that has
     what is needed.
     """
-    label, path = f"{key}={text}", Path(text).expanduser()
+    label, path = f"{key}={text}", expand_home(text)
     if text and path.is_dir() and need.is_met(path):
         return path
     matches = _find_matches(text, root, label, need)
@@ -121,6 +123,33 @@ def resolve_run_folder(
     return relative_path((preferred or usable)[0].folder)
 
 
+def resolve_all_models(key: str, text: str, root: Path) -> list[str]:
+    """Returns all models that `key`=`text` names: those of every run of a sweep or of a glob, else `text` itself.
+
+    Runs without a model are logged. Raises UsageError for a glob or a sweep without any model.
+    """
+    path = Path(text).expanduser()
+    if MODEL.is_met(path):
+        return [text]
+    label = f"{key}={text}"
+    try:
+        matches = _find_matches(text, root, label, MODEL)
+    except UsageError:
+        if glob.has_magic(text):
+            raise
+        return [text]  # the id of a model on the Hub, or an error of the command that loads it
+    is_sweep_name = len(matches) == 1 and isinstance(matches[0], RunGroup) and matches[0].sweep_record
+    if not glob.has_magic(text) and not is_sweep_name:
+        return [text]
+    runs = {run.folder: run for item in matches for run in expand_runs(item)}
+    usable = [str(relative_path(folder)) for folder in runs if MODEL.is_met(folder)]
+    if not usable:
+        raise UsageError(f"{label}: none of these {len(runs)} runs has {MODEL.description}")
+    if missing := [str(relative_path(folder)) for folder in runs if not MODEL.is_met(folder)]:
+        log.warning("no model    %s", ", ".join(missing[:MAX_CANDIDATES]))
+    return usable
+
+
 def find_newest_run(root: Path, need: Need, name: str | None = None) -> Path | None:
     """Returns the folder of the newest run, or of the newest run of this name, that has what is needed, or None."""
     runs = _sort_newest_first(run for item in runs_under(root) for run in expand_runs(item))
@@ -133,7 +162,7 @@ def _find_matches(text: str, root: Path, label: str, need: Need | None = None) -
 
     `need`: other folders that meet it match a glob as well. Raises UsageError if there is none.
     """
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if text and (item := run_at(path.absolute())):
         return [item]
     if glob.has_magic(text):
@@ -193,17 +222,31 @@ def _get_name(item: RunOrGroup) -> str:
 def _select_best(matches: list[RunOrGroup], label: str) -> Run:
     """Returns the run with the lowest validation loss in the newest sweep, or of all runs if there is no sweep."""
     sweeps = [item for item in matches if isinstance(item, RunGroup) and item.sweep_record]
-    losses = {
-        run.folder: loss
-        for item in (sweeps[:1] or matches)
-        for run in expand_runs(item)
-        if (loss := get_validation_loss(run.status or {})) is not None and not math.isnan(loss)
-    }
-    if not losses:
+    runs = [run for item in (sweeps[:1] or matches) for run in expand_runs(item)]
+    ranked, _ = rank_by_validation_set([_RankedRun(run.folder, run.status or {}) for run in runs])
+    if not ranked:
         raise UsageError(f"{label}: no run in {relative_path(matches[0].folder)} has a validation loss")
-    best = run_at(min(losses, key=lambda folder: losses[folder]))
+    if len(ranked) > 1:
+        best_of_sets = ", ".join(str(relative_path(group[0].folder)) for group in ranked[:MAX_CANDIDATES])
+        raise UsageError(
+            f"{label}: these runs have {len(ranked)} held-out sets, whose losses are not comparable; the best run of "
+            f"each: {best_of_sets}"
+        )
+    best = run_at(ranked[0][0].folder)
     assert isinstance(best, Run)
     return best
+
+
+class _RankedRun:
+    """The values of a run by which it is ranked."""
+
+    def __init__(self, folder: Path, status: dict[str, Any]):
+        metrics = status.get("metrics") or {}
+        self.folder = folder
+        self.loss = metrics.get("loss")
+        self.eval_loss = get_validation_loss(status)
+        self.eval_bits_per_byte = metrics.get("eval_bits_per_byte")
+        self.validation_set, self.tokenizer = get_validation_set(status), get_tokenizer_signature(status)
 
 
 def _sort_newest_first(items: Iterable[ItemT]) -> list[ItemT]:

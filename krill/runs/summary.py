@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from krill.config.paths import get_outputs_root, quote_path, relative_path
 from krill.runs import table
 from krill.runs.find import Run, RunGroup, read_sweep_or_warn
+from krill.runs.ranking import rank_by_validation_set
 from krill.runs.table import RunRow
+
+RUN = "RUN"
+"""The run in the command of its verdict."""
+
+
+def format_next_command(verdict: Mapping[str, Any], folder: Path) -> str:
+    """Returns the command that the verdict of the run in `folder` suggests; empty if it has none."""
+    return str(verdict.get("next") or "").replace(f"={RUN}", f"={quote_path(folder)}")
 
 
 def summarize_sweep(points: Sequence[RunRow]) -> str:
-    """Returns one line with the states of the points of a sweep and its best point."""
+    """Returns one line with the states of the points of a sweep and its best point, of each held-out set."""
     states = ", ".join(
         f"{count} {state}" for state, count in Counter(row.state for row in points).most_common()
     )
-    ordered = table.sort_best_first(points)
-    best = next((row for row in ordered if row.eval_loss is not None), None)
-    if best is None:
-        return f"{len(points)} points: {states}"
-    differing = table.find_differing_overrides([row.overrides for row in ordered])[ordered.index(best)]
-    line = f"{len(points)} points: {states}; best {best.eval_loss:.4f}, {Path(best.folder).name}"
-    return line + (f" ({differing})" if differing else "")
+    line = f"{len(points)} points: {states}"
+    ranked, _ = rank_by_validation_set(points)
+    differing = dict(
+        zip(
+            (row.folder for row in points),
+            table.find_differing_overrides([row.overrides for row in points]),
+            strict=True,
+        )
+    )
+    for best in (group[0] for group in ranked):
+        of_set = f" of held-out set {str(best.validation_set)[:8]}" if len(ranked) > 1 else ""
+        line += f"; best{of_set} {best.eval_loss:.4f}, {Path(best.folder).name}"
+        line += f" ({differing[best.folder]})" if differing[best.folder] else ""
+    return line
 
 
 def describe_run(run: Run, row: RunRow) -> dict[str, Any]:
@@ -90,7 +106,8 @@ def build_sweep_command(sweep: Path, record: dict[str, Any]) -> str:
 def _suggest_after_finish(run: Run, command: str, path: str) -> list[str]:
     result = (run.status or {}).get("result")
     if command == "train":
-        return [f"krill-infer {path}"]
+        verdict = (run.status or {}).get("verdict") or {}
+        return [f"krill-infer {path}", *filter(None, [format_next_command(verdict, run.folder)])]
     if command == "preprocess" and result:
         return [f"krill-inspect {quote_path(Path(result))}"]
     return []

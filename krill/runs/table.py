@@ -15,8 +15,10 @@ from krill import atomic
 from krill.runs import slurm
 from krill.runs.find import Run, read_runs
 from krill.runs.json_lines import read_last_metrics
+from krill.runs.ranking import get_tokenizer_signature, get_validation_set, rank_by_validation_set
 from krill.runs.record import compute_run_seconds, get_validation_loss
 from krill.runs.run_state import ACTIVE_STATES, RunState, determine_run_states, find_log_file
+from krill.runs.scores import TaskScore, read_scores, summarize_scores
 from krill.tables import fit_table, get_terminal_width, print_wrapped
 from krill.terminal import escape_control_characters
 
@@ -39,6 +41,9 @@ class RunRow:
     loss: float | None
     eval_loss: float | None
     eval_bits_per_byte: float | None
+    validation_set: str | None
+    """Identity of the held-out texts: losses of different ones are not comparable."""
+    tokenizer: str | None
     tokens_per_second: float | None
     seconds: float | None
     start: str | None
@@ -49,6 +54,8 @@ class RunRow:
     error: str
     log: str
     sweep: str | None
+    scores: tuple[TaskScore, ...]
+    """Of the newest evaluation of each task."""
 
 
 def read_rows(folders: Sequence[Path], errors: Mapping[Path, str] | None = None) -> list[RunRow]:
@@ -64,12 +71,14 @@ def build_rows(runs: Sequence[Run], errors: Mapping[Path, str] | None = None) ->
 
 
 def sort_best_first(rows: Sequence[RunRow]) -> list[RunRow]:
-    """Sorts by validation loss, the lowest first and runs without one last; ties by training loss."""
-    return sorted(rows, key=lambda row: (_sort_key(row.eval_loss), _sort_key(row.loss)))
+    """Sorts by validation loss, the lowest first, apart for each held-out set; runs without one are last."""
+    ranked, others = rank_by_validation_set(rows)
+    return [*(row for group in ranked for row in group), *others]
 
 
-def _sort_key(value: float | None) -> float:
-    return math.inf if value is None or math.isnan(value) else value
+def count_validation_sets(rows: Sequence[RunRow]) -> int:
+    """Returns the number of held-out sets on which these runs were validated."""
+    return len(rank_by_validation_set(rows)[0])
 
 
 def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
@@ -93,6 +102,8 @@ def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
         loss=get_number("loss", final, last),
         eval_loss=get_validation_loss(status),
         eval_bits_per_byte=get_number("eval_bits_per_byte", final),
+        validation_set=get_validation_set(status),
+        tokenizer=get_tokenizer_signature(status),
         tokens_per_second=get_number("tokens_per_second", last),
         seconds=compute_run_seconds(run.folder, status, is_running=state.state == "running"),
         start=status.get("start"),
@@ -103,6 +114,7 @@ def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
         error=external_error or (state.detail if state.state not in ACTIVE_STATES else "") or damage or "",
         log=str(find_log_file(run.folder, status)) if run.status else "",
         sweep=None if run.sweep is None else str(run.sweep),
+        scores=read_scores(run.folder),
     )
 
 
@@ -122,7 +134,8 @@ def to_csv(rows: Sequence[RunRow]) -> str:
     writer = csv.writer(text)
     writer.writerow([field.name for field in fields(RunRow)])
     for row in rows:
-        writer.writerow((asdict(row) | {"overrides": " ".join(row.overrides)}).values())
+        scores = " ".join(f"{score.task}={score.value:.5g}" for score in row.scores)
+        writer.writerow((asdict(row) | {"overrides": " ".join(row.overrides), "scores": scores}).values())
     return text.getvalue()
 
 
@@ -154,12 +167,26 @@ def print_table(rows: Sequence[RunRow], file: TextIO, full_paths: bool = False) 
     With `full_paths`, folders are shown as paths instead of names.
     """
     print("\n".join(format_runs(rows, get_terminal_width(file), full_paths)), file=file)
+    if (number := count_validation_sets(rows)) > 1:
+        print_wrapped(
+            f"{number} held-out sets: losses of different ones are not comparable (column held-out)", file
+        )
     for row in rows:
         if row.error:
             log = f"  ({row.log})" if row.log else ""
             print_wrapped(f"{Path(row.folder).name}: {row.error}{log}", file)
         elif row.state in ACTIVE_STATES and row.why.upper() not in slurm.ACTIVE_JOB_STATES | {""}:
             print_wrapped(f"{Path(row.folder).name}: {row.why}", file)
+
+
+def print_unfinished(rows: Sequence[RunRow], file: TextIO) -> None:
+    """Prints the overrides of each run that has not finished, its state, and its error."""
+    for row, differing in zip(rows, find_differing_overrides([row.overrides for row in rows]), strict=True):
+        log = f"  ({row.log})" if row.log and row.error else ""
+        overrides = " ".join(row.overrides) if len(rows) == 1 else differing
+        print_wrapped(
+            f"{row.state}: {overrides or row.folder}{': ' + row.error if row.error else ''}{log}", file
+        )
 
 
 def find_differing_overrides(overrides: Sequence[Sequence[str]]) -> list[str]:
@@ -173,14 +200,20 @@ def exclude_shared_overrides(overrides: Sequence[Sequence[str]]) -> list[list[st
     return [[item for item in own if item not in shared] for own in overrides]
 
 
-HEADER = ("#", "state", "overrides", "step", "train loss", "val. loss", "bits/byte", "seconds", "folder")
+HEADER = (
+    "#", "state", "overrides", "step", "train loss", "val. loss", "bits/byte", "held-out", "scores", "seconds",
+    "folder",
+)  # fmt: skip
 
-_DROPPED_FIRST = tuple(map(HEADER.index, ("train loss", "seconds", "bits/byte", "step")))
+_DROPPED_FIRST = ("train loss", "scores", "seconds", "bits/byte", "step", "held-out")
 """Columns that a narrow terminal does not show, the least important first."""
 
 
 def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = False) -> list[str]:
-    """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal."""
+    """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal.
+
+    The column of the held-out sets is left out if there is only one, that of scores if there are none.
+    """
     from krill.config.paths import relative_path
 
     differing = find_differing_overrides([row.overrides for row in rows])
@@ -193,6 +226,8 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
             _format_number(row.loss),
             _format_number(row.eval_loss),
             _format_number(row.eval_bits_per_byte),
+            (row.validation_set or "")[:8] if row.eval_loss is not None else "",
+            escape_control_characters(summarize_scores(row.scores)),
             _format_number(row.seconds, 0),
             escape_control_characters(
                 str(relative_path(Path(row.folder))) if full_paths else Path(row.folder).name
@@ -200,10 +235,19 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
         )
         for index, row in enumerate(rows)
     ]
-    folder = HEADER.index("folder")
-    left = (HEADER.index("state"), HEADER.index("overrides"), folder)
+    left_out = {
+        *(["held-out"] if count_validation_sets(rows) <= 1 else []),
+        *(["scores"] if not any(row.scores for row in rows) else []),
+    }
+    header = [name for name in HEADER if name not in left_out]
     return fit_table(
-        HEADER, cells, width, left, fold=(HEADER.index("overrides"),), drop=_DROPPED_FIRST, own_line=folder
+        header,
+        [[cell for name, cell in zip(HEADER, line, strict=True) if name in header] for line in cells],
+        width,
+        left=[header.index(name) for name in ("state", "overrides", "scores", "folder") if name in header],
+        fold=(header.index("overrides"),),
+        drop=[header.index(name) for name in _DROPPED_FIRST if name in header],
+        own_line=header.index("folder"),
     )
 
 

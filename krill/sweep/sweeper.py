@@ -34,8 +34,11 @@ from krill.runs.record import now
 from krill.runs.resolve import BEST
 from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.summary import summarize_sweep
+from krill.runs.swept_edge import find_swept_edge
+from krill.runs.table import RunRow
 from krill.sweep.composer import Composer, PointErrors, format_point_errors
 from krill.sweep.dry_run import print_total_cost
+from krill.sweep.evaluation_report import prints_json, report_comparison
 from krill.sweep.launchers import SweepLauncher
 from krill.sweep.search import SampledSearch, Search, build_search
 from krill.sweep.session import Session, Sweep, run_composed_point, run_point
@@ -206,6 +209,12 @@ def _ask_next_batch(search: Search, sweep: Sweep, points: Sequence[Point | None]
     rows = sweep.build_rows()
     by_folder = {Path(row.folder): row for row in rows}
     results = [by_folder[point.folder] if point else None for point in points]
+    if search.is_adaptive and not _is_comparable(rows):
+        sweep.record_invalid_points(
+            "the points have different held-out sets or tokenizers, so their validation losses are not comparable "
+            "and there is nothing to learn from: use sweep.search=random, or sweep keys that do not change the data"
+        )
+        return []
     search.tell([row.eval_loss if row and row.state == "finished" else None for row in results])
     settings = sweep.points[0].config.sweep
     if settings.on_failure == "stop" and any(row is None or row.state != "finished" for row in results):
@@ -214,6 +223,12 @@ def _ask_next_batch(search: Search, sweep: Sweep, points: Sequence[Point | None]
     if proposed:
         log.info("sweep       %s", summarize_sweep(rows))
     return proposed
+
+
+def _is_comparable(rows: Sequence[RunRow]) -> bool:
+    """Returns whether all validation losses are of the same text and the same tokenizer."""
+    tokenizers = {row.tokenizer for row in rows if row.eval_loss is not None}
+    return table.count_validation_sets(rows) <= 1 and len(tokenizers) <= 1
 
 
 def _write_sweep_json(config: DictConfig, sweep: Sweep, search: Search, arguments: Sequence[str]) -> None:
@@ -243,12 +258,22 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
         print_total_cost(sweep)
         return SWEEP_FAILED if has_error else DONE
     rows = sweep.build_rows()
-    table.print_table(rows, sys.stderr)
+    if sweep.command == "evaluate":
+        report_comparison(sweep, rows)
+    else:
+        table.print_table(rows, sys.stderr)
     if sweep.command == "train" and any(row.eval_loss is not None for row in rows):
-        log.info("next        krill-infer %s%s", quote_path(sweep.folder), BEST)
+        is_one = table.count_validation_sets(rows) == 1
+        edge = find_swept_edge(rows, sweep.folder, read_sweep(sweep.folder))
+        if edge is not None:
+            log.info("edge        %s", edge.describe())
+        log.info("next        krill-infer %s", quote_path(sweep.folder) + BEST if is_one else rows[0].folder)
+        if edge is not None and edge.next:
+            log.info("            %s", edge.next)
     with atomic.name_folder_in_errors(sweep.folder):
         table.write_csv(rows, sweep.folder)
-    print(sweep.folder)
+    if not prints_json(sweep):
+        print(sweep.folder)
     good = {"finished", *(ACTIVE_STATES if sweep.points[0].config.detach else ())}
     is_good = not sweep.has_invalid_points and all(row.state in good for row in rows)
     return DONE if is_good else SWEEP_FAILED

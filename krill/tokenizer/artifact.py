@@ -1,8 +1,9 @@
 """Loads tokenizers from a folder or the Hugging Face Hub, whether krill trained them or not.
 
 A tokenizer folder can be loaded by `AutoTokenizer.from_pretrained`; krill reads it without transformers. A folder
-that krill wrote has a record.json with the signature of the tokenizer, the hashes of the other files and a checksum
-of itself, so that a changed folder is not mistaken for the one that its signature names.
+that krill wrote has a record.json with the signature of the tokenizer, the hashes of the other files, a canary
+(krill.tokenizer.canary) and a checksum of itself, so that a folder that has changed, or is read differently, is not
+mistaken for the one that its signature names.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from tokenizers import processors
 
 from krill.atomic import write_json
 from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
+from krill.config.paths import expand_home
 from krill.config.signature import compute_signature, hash_file
 from krill.errors import KrillError, UsageError, get_first_line
+from krill.tokenizer.canary import build_canary, check_canary
 
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """Files with the names of the special tokens, the chat template, and settings of transformers."""
@@ -68,7 +71,13 @@ class TokenizerFolder:
             (folder / name).write_bytes(content)
         settings = _read_settings(folder / "tokenizer_config.json")
         write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": max_length})
-        write_record(folder, self.signature, self._facts)
+        write_record(folder, self.signature, {**self._facts, "canary": self.canary})
+
+    @cached_property
+    def canary(self) -> dict[str, Any]:
+        """The canary of the tokenizer: that of its record.json, else one of its ids now."""
+        canary: dict[str, Any] = self._facts.get("canary") or build_canary(self.backend)
+        return canary
 
     @cached_property
     def _model_files(self) -> dict[str, bytes]:
@@ -102,7 +111,8 @@ class TokenizerFolder:
 def load_tokenizer(folder: Path) -> TokenizerFolder:
     """Loads a tokenizer folder without transformers.
 
-    Raises UsageError if it cannot be used for training, KrillError if it has changed since krill wrote it.
+    Raises UsageError if it cannot be used for training, KrillError if it has changed since krill wrote it, or gives
+    other ids than then.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -117,6 +127,8 @@ def load_tokenizer(folder: Path) -> TokenizerFolder:
         raise UsageError(
             f"{path}: not a tokenizer that this version of tokenizers can read ({error}); {_SAVE_AGAIN}"
         ) from error
+    if record and "canary" in record:
+        check_canary(record["canary"], backend, str(path), _suggest_version(folder, record))
     roles = {role: _get_role_id(folder, backend, role) for role in ROLES}
     eos = roles["eos_token"]
     if eos is None:
@@ -142,7 +154,7 @@ def resolve_tokenizer_folder(path: str, key: str = "tokenizer.path") -> Path:
 
     Raises UsageError, with the config key `key`, if there is neither, KrillError if the Hub cannot be reached.
     """
-    local = Path(path).expanduser()
+    local = expand_home(path)
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         if not local.is_dir():
             raise UsageError(
@@ -198,9 +210,13 @@ def _get_role_id(folder: Path, backend: tokenizers.Tokenizer, role: str) -> int 
 
 
 def write_record(folder: Path, signature: str, facts: dict[str, Any]) -> None:
-    """Writes record.json: `facts` (JSON values), the signature of the tokenizer, and the hashes of its files."""
+    """Writes record.json: `facts` (JSON values), the signature of the tokenizer, its canary, unless `facts` has it,
+    and the hashes of its files."""
+    canary = facts.get("canary") or build_canary(_load_backend(folder / "tokenizer.json"))
     files = _hash_existing(folder, CONTENT_FILES)
-    write_checksummed_json(folder / RECORD, {**facts, "signature": signature, "files": files})
+    write_checksummed_json(
+        folder / RECORD, {**facts, "canary": canary, "signature": signature, "files": files}
+    )
 
 
 def refresh_record(folder: Path) -> None:
@@ -246,6 +262,13 @@ def _build_changed_error(path: Path) -> KrillError:
         f"{path} has changed since krill wrote it. Restore it; if krill trained this tokenizer, remove {path.parent} "
         f"and run the same command again; or remove {path.parent / RECORD} to use the files as they are, as another "
         "tokenizer"
+    )
+
+
+def _suggest_version(folder: Path, record: dict[str, Any]) -> str:
+    return (
+        f"Install tokenizers=={record['canary']['tokenizers']}; or, if krill trained this tokenizer and no model "
+        f"uses it yet, remove {folder} and run the same command again"
     )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from krill import atomic
 from krill.config.paths import relative_path
-from krill.runs.json_lines import read_metrics, read_validations
+from krill.evaluation.score_metrics import list_main_metrics
+from krill.runs.json_lines import read_evaluations, read_metrics, read_validations
+from krill.runs.summary import format_next_command
 from krill.training.callbacks.early_stopping import read_stop_reason
 from krill.training.checkpoint.export import (
     EXPORT_DTYPES,
@@ -21,6 +23,7 @@ from krill.training.checkpoint.model_card import build_model_card
 from krill.training.metrics.evaluate import Baselines
 from krill.training.setup import RunSetup
 from krill.training.trainer import KrillTrainer
+from krill.training.verdict import Verdict
 
 log = logging.getLogger("krill")
 
@@ -31,7 +34,7 @@ def collect_final_metrics(
     """Returns the metrics of the last step, the best validation loss, and the baselines."""
     losses = [line["loss"] for line in read_metrics(setup.folder) if line.get("loss") is not None]
     metrics: dict[str, Any] = {"step": trainer.state.global_step, "loss": losses[-1] if losses else None}
-    if reason := read_stop_reason(setup.config.stop, setup.folder, trainer.state.global_step):
+    if reason := read_stop_reason(setup.config, setup.folder, trainer.state.global_step):
         metrics["stopped_by"] = reason
     validations = read_validations(setup.folder)
     if validations and baselines is not None:
@@ -65,9 +68,11 @@ def save_final_model(
     atomic.write_text(setup.folder / "sample.txt", text + "\n")
 
 
-def log_summary(setup: RunSetup, metrics: dict[str, Any], baselines: Baselines | None) -> None:
-    """Logs the validation loss beside the baselines, a sample, and what to run next; writes the plot."""
-    from krill.runs.plots import plot_losses
+def log_summary(
+    setup: RunSetup, metrics: dict[str, Any], baselines: Baselines | None, verdict: Verdict
+) -> None:
+    """Logs the validation loss beside the baselines, the verdict, a sample, and what to run next; writes the plot."""
+    from krill.runs.plots import plot_losses, plot_scores
 
     plot = plot_losses(
         setup.folder, baselines.uniform if baselines else None, baselines.unigram if baselines else None
@@ -82,11 +87,16 @@ def log_summary(setup: RunSetup, metrics: dict[str, Any], baselines: Baselines |
             "baseline    uniform %.3f, unigram %.3f; the model is %.3f nats %s unigram",
             baselines.uniform, baselines.unigram, abs(margin), "below" if margin >= 0 else "above",
         )  # fmt: skip
+    log.info("verdict     %s", verdict.text)
     text = (setup.folder / "sample.txt").read_text(encoding="utf-8").strip()
     log.info(
         "sample      %s", "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
     )
     folder = shlex.quote(str(relative_path(setup.folder)))
     log.info("plot        %s", relative_path(plot))
+    if evaluations := read_evaluations(setup.folder):
+        scores = {name: value for line in evaluations for name, value in line.items() if "/" in name}
+        plot = plot_scores(setup.folder, evaluations, list(list_main_metrics(scores)))
+        log.info("            %s", relative_path(plot))
     log.info("next        krill-infer %s", folder)
-    log.info("            krill-train continue=%s steps=%d", folder, 2 * setup.length.steps)
+    log.info("            %s", format_next_command(verdict.to_dict(), relative_path(setup.folder)))

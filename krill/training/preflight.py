@@ -17,6 +17,8 @@ from krill.config.schema import (
 )
 from krill.data.inputs import RunInputs
 from krill.errors import UsageError
+from krill.evaluation.evaluator import EvaluationSettings
+from krill.evaluation.score_metrics import check_best_metric
 from krill.models.pretrained import load_pretrained_config, resolve_model_folder
 from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
@@ -39,6 +41,7 @@ def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup
     check_trackers(config)
     check_kernels(config.hardware, resolve_device(config.device))
     _check_pretrained(config, inputs)
+    _check_evaluation(config)
     compute = resolve_compute_setup(config)
     _check_ranks(config, compute.device)
     check_context_parallel(config, compute.attention_backend)
@@ -60,6 +63,22 @@ def _check_custom_code(config: TrainConfig) -> None:
             import_custom_function(section.read)
         elif isinstance(section, CustomFilter):
             import_custom_function(section.keep)
+
+
+def _check_evaluation(config: TrainConfig) -> None:
+    """Raises UsageError for tasks that do not exist or are not available here, and for a best_metric of none of them.
+
+    tasks=auto is checked again when the languages of the text are known (`TaskEvaluation`).
+    """
+    section = config.evaluation
+    if section.tasks == "auto" and config.best_metric == "eval_loss":
+        return
+    from krill.evaluation.evaluate import TASKS, find_evaluator
+
+    evaluators = [find_evaluator(name) for name in (TASKS if section.tasks == "auto" else section.tasks)]
+    for evaluator in evaluators:
+        evaluator.identify(EvaluationSettings.from_config(section))
+    check_best_metric(config.best_metric, evaluators)
 
 
 def _check_ranks(config: TrainConfig, device: str) -> None:

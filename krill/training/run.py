@@ -4,12 +4,14 @@ checkpoints/    the checkpoints that an interrupted run resumes from
 model/          the trained model and its tokenizer; loads with AutoModelForCausalLM.from_pretrained
 model-manifest.json     the digests of the files in model/, which krill verifies before it loads them
 config.yaml     .hydra/  status.json  log.txt
-metrics.jsonl   samples.jsonl  skipped.jsonl  optimizer.json  loss.png  sample.txt
+metrics.jsonl   samples.jsonl  skipped.jsonl  optimizer.json  loss.png  scores.png  sample.txt
+evaluations/    the scores of the trained model
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,6 +22,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from krill.config.schema import TrainConfig
 from krill.errors import UsageError
+from krill.evaluation.score_metrics import list_metrics
 from krill.models.build import build_model
 from krill.models.model_folder import silence_transformers
 from krill.optim.schedules import Restart
@@ -43,6 +46,7 @@ from krill.training.callbacks.progress import ProgressReporter
 from krill.training.callbacks.samples import SampleWriter
 from krill.training.callbacks.signals import StopOnSignal
 from krill.training.callbacks.skip_report import SkipReport
+from krill.training.callbacks.task_evaluation import TaskEvaluation
 from krill.training.callbacks.verify_store import StoreVerifier
 from krill.training.checkpoint.branch import Branch, resolve_branch, resolve_restart
 from krill.training.checkpoint.export import raise_if_model_is_link
@@ -66,6 +70,7 @@ from krill.training.compute.fsdp import (
 from krill.training.compute.head_loss import Loss, build_loss
 from krill.training.compute.liger import apply_kernels
 from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
+from krill.training.final_evaluation import evaluate_final_model
 from krill.training.finish import collect_final_metrics, log_summary, save_final_model
 from krill.training.metrics.throughput import build_throughput_meter
 from krill.training.metrics.trackers import TrackedRun, Trackers, collect_tracked_config
@@ -78,6 +83,7 @@ from krill.training.setup import (
     count_text_bytes,
 )
 from krill.training.trainer import KrillTrainer, ValidationSet
+from krill.training.verdict import record_divergence, record_verdict
 
 
 def run_training(
@@ -133,17 +139,26 @@ def _train_once(
         _record_setup(record, setup, model, start)
         progress, uploader = ProgressReporter(record, setup), HubUploader(record, config.hub)
         trainer = _build_trainer(setup, model, loss, stop, progress, start.restart)
-        trainer.add_callback(heartbeat)
+        evaluation = TaskEvaluation(setup, trainer, stop)
+        trainer.evaluate_tasks = evaluation.evaluate_if_due
+        for callback in (evaluation, EarlyStopping(config, folder), heartbeat):
+            trainer.add_callback(callback)
         trackers = _build_trackers(record, setup, model, start)
         if ranks.is_rank0():
             _add_rank0_callbacks(trainer, setup, record, uploader, trackers, start.corrupt)
-        with trackers:
+        with trackers, record_divergence(trainer, setup, record):
             with uploader, trainer.async_saver, progress:
+                started_at = time.perf_counter()
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+                seconds = time.perf_counter() - started_at
             stop.raise_if_signaled(
                 trainer.state.global_step, setup.length.steps
             )  # later signals interrupt at once
-            return _finish_run(trainer, setup, record, uploader, trackers)
+            if steps := trainer.state.global_step - start.step:
+                seconds *= trainer.state.global_step / steps
+            else:  # it was trained by a process that was interrupted afterwards
+                seconds = record.status.get("seconds", 0.0)
+            return _finish_run(trainer, setup, record, uploader, trackers, evaluation, seconds)
 
 
 def _check_equal_nodes(config: TrainConfig) -> None:
@@ -208,7 +223,11 @@ def _record_setup(record: Record, setup: RunSetup, model: Any, start: _StartingP
     """Records in status.json what the run is trained on, where it starts, and how long it is."""
     branch, restart = start.branch, start.restart
     record.update(
-        data={"folder": str(setup.store.folder), "signature": setup.store.signature},
+        data={
+            "folder": str(setup.store.folder),
+            "signature": setup.store.signature,
+            "validation_set": setup.validation_set,
+        },
         tokenizer={"folder": str(setup.tokenizer.folder), "signature": setup.tokenizer.signature},
         branch=branch
         and {
@@ -217,6 +236,7 @@ def _record_setup(record: Record, setup: RunSetup, model: Any, start: _StartingP
             "restart": restart and asdict(restart),
         },
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        verdict=None,  # of an earlier start
         steps=setup.length.steps,
         rows_per_step=setup.batch_shape.rows_per_step,
     )
@@ -244,9 +264,13 @@ def _add_rank0_callbacks(
 
 
 def _finish_run(
-    trainer: KrillTrainer, setup: RunSetup, record: Record, uploader: HubUploader, trackers: Trackers
-) -> dict[str, Any]:
-    """Validates, exports and reports the trained model; returns the final metrics."""
+    trainer: KrillTrainer, setup: RunSetup, record: Record, uploader: HubUploader, trackers: Trackers,
+    evaluation: TaskEvaluation, seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Validates, exports, evaluates and reports the trained model; returns the final metrics.
+
+    `seconds`: how long its training took.
+    """
     baselines = compute_validation_baselines(setup)
     if baselines is not None and not trainer.already_validated():
         trainer.evaluate()
@@ -260,9 +284,14 @@ def _finish_run(
         metrics = collect_final_metrics(trainer, setup, baselines)
         record.update(metrics=metrics)
         save_final_model(model, setup, metrics, baselines)
+        step = trainer.state.global_step
+        results = evaluate_final_model(setup, step, seconds, evaluation.get_final_results(step))
+        if not evaluation.config.every:
+            trackers.log_scores(step, list_metrics(results))
+        verdict = record_verdict(setup, record, metrics["step"], baselines, metrics.get("stopped_by"))
         trackers.log_model()
         uploader.finish()
-        log_summary(setup, metrics, baselines)
+        log_summary(setup, metrics, baselines, verdict)
         return metrics
 
     return ranks.on_rank0(write_results)
@@ -314,7 +343,7 @@ def _build_trainer(
         restart=restart,
         epochs_at=setup.epochs_at,
         skip_report=SkipReport(setup, build_sampler(lambda: 0).get_step_rows),
-        callbacks=[stop, progress, EarlyStopping(config.stop, setup.folder), SampleWriter(setup, throughput)],
+        callbacks=[stop, progress, SampleWriter(setup, throughput)],
     )
     trainer.remove_callback(PrinterCallback)
     set_seed(config.seed + ranks.get_rank())  # weights are equal on all ranks, dropout masks are not

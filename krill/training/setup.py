@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from krill.config.schema import TrainConfig
+from krill.config.signature import compute_signature
 from krill.data.encoding import Encoder
 from krill.data.order import row_at
 from krill.data.packing import IGNORE_INDEX, Rows, pack, pack_windows
 from krill.data.store import Split, Store
 from krill.errors import UsageError
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer
+from krill.tokenizer.canary import check_canary
 from krill.training import ranks
 from krill.training.batch_shape import (
     BatchShape,
@@ -55,6 +57,13 @@ class RunSetup:
     validation_rows: Rows | None
     validation_documents: np.ndarray | None
     """The documents of a validation, as indices within the split, where eval_tokens limits them; int64."""
+
+    @property
+    def validation_set(self) -> str | None:
+        """Identity of the texts of a validation: those held out, or the sample of them; None without any."""
+        if self.validation_documents is None:
+            return self.store.validation_set
+        return compute_signature("sample", self.store.validation_set, self.validation_documents.tolist())
 
     @property
     def tokens_per_step(self) -> int:
@@ -108,6 +117,9 @@ def build_run_setup(
             f"{store} was encoded with another tokenizer than {tokenizer}: its ids mean other text. Remove the "
             "folder of the tokens, and the same command prepares them again"
         )
+    if canary := token_store.manifest["tokenizer"].get("canary"):
+        remedy = "Install the earlier version, or remove that folder, and the same command prepares the tokens again"
+        check_canary(canary, loaded_tokenizer.backend, str(store), remedy)
     _check_sample_prompt(config, loaded_tokenizer)
     length = compute_training_length(config, len(rows), batch_shape.rows_per_step)
     is_compiled, compile_reason = select_compile(

@@ -45,6 +45,9 @@ def test_every_option_composes(row: tuple[str, ...]):
         group, _, name = option.partition("=")
         if group == "filters":
             assert [rule.name for rule in config.data.filters] == FILTER_RULES[name]
+        elif group == "evaluation":
+            chosen = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())
+            assert config.evaluation.tasks == chosen["tasks"]
         else:
             assert getattr(config, group).name == DIFFERING_NAMES.get(option, name)
 

@@ -73,7 +73,8 @@ UNSIGNED = [
     "trackers=[wandb]", "sample_every=5", "hardware.processes=2", "hardware.sharding=fsdp2",
     "hardware.context_parallel=2",
     "resume_changed=true", "batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2", "batch.tokens=2048",
-    "skip_step.max_skips=3", "sweep.max_parallel=3", "sweep.search=random",
+    "skip_step.max_skips=3", "evaluation.every=5",
+    "evaluation.tasks=text", "evaluation.limit=3", "sweep.max_parallel=3", "sweep.search=random",
 ]  # fmt: skip
 """Overrides that do not change the signature of the configuration; the identity of a run adds the signature of its
 data and tokenizer and the rows of a step."""
@@ -103,7 +104,7 @@ def test_keys_that_determine_the_model_count(override: str):
 def test_every_field_is_on_one_of_the_lists():
     """For a new field, decide whether it changes the result."""
     listed = {override.partition("=")[0].partition(".")[0] for override in (*UNSIGNED, *SIGNED)}
-    assert listed | {"epochs", "detach"} == set(TrainConfig.model_fields)
+    assert listed | {"epochs", "detach", "best_metric"} == set(TrainConfig.model_fields)
 
 
 def test_the_spelling_of_a_number_does_not_count():

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krill.data import contamination as module
-from krill.data.contamination import measure_contamination
+from krill.data.contamination import find_contaminated_texts, measure_contamination
 from krill.data.store import Split
 
 BOS, EOS = 0, 1
@@ -142,3 +142,34 @@ def test_every_kth_document_of_a_large_split_is_examined(monkeypatch: pytest.Mon
         "documents": 3,
         "leaked_documents": 2,
     }
+
+
+def is_contaminated_naively(train: list[list[int]], text: list[int], ngram: int) -> bool:
+    def ngrams(tokens: list[int], size: int) -> list[tuple[int, ...]]:
+        return [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+
+    if not text:
+        return False
+    size = len(text) if len(text) <= module.WHOLE_TEXT_TOKENS else ngram
+    known = {gram for document in train for gram in ngrams(document, size)}
+    leaked = [gram in known for gram in ngrams(text, size)]
+    return 2 * sum(leaked) >= len(leaked)
+
+
+@settings(deadline=None)
+@given(
+    TEXTS,
+    st.lists(st.lists(st.integers(2, 3), max_size=30), max_size=6),
+    st.integers(1, 13),
+    st.integers(13, 30),
+)
+def test_contaminated_texts_equal_a_naive_implementation(
+    train: list[list[int]], texts: list[list[int]], ngram: int, whole_tokens: int
+) -> None:
+    texts += [text[1:] for text in train]
+    split = cast(Split, InMemorySplit(train))
+    encoded = [np.array([BOS, *text, EOS], "<u2") for text in texts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WHOLE_TEXT_TOKENS", whole_tokens)
+        expected = [is_contaminated_naively(train, text, ngram) for text in texts]
+        assert find_contaminated_texts(split, encoded, ngram).tolist() == expected

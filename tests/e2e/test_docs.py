@@ -140,11 +140,12 @@ def test_the_two_commands_of_the_readme() -> None:
     ]
 
 
-def test_the_reference_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("make_reference", HOUSE / "docs" / "make_reference.py")
+@pytest.mark.parametrize("page", ["reference", "minimal_pairs"])
+def test_generated_pages_are_up_to_date(page: str) -> None:
+    spec = importlib.util.spec_from_file_location(f"make_{page}", HOUSE / "docs" / f"make_{page}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     generated, committed = module.build_page(), module.PAGE.read_text(encoding="utf-8")
-    assert generated == committed, "docs/reference.md is out of date; run: python docs/make_reference.py"
+    assert generated == committed, f"{module.PAGE.name} is out of date; run: python docs/make_{page}.py"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from small_models import make_small_model
 from stores import write_store
 
@@ -20,6 +22,7 @@ from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.results import read_results
 from krill.evaluation.subject import Subject
 from krill.inference.token_scores import score_tokens
+from krill.manifest import MODEL_MANIFEST, write_file_manifest
 from krill.runs.record import write_status
 from krill.tokenizer.artifact import TokenizerFolder
 
@@ -68,19 +71,26 @@ def run_evaluate(
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, list[str], list[str]]:
-        code = app.main("evaluate", evaluate.run_task, arguments, "model", evaluate._prepare_arguments)
+        code = app.main("evaluate", evaluate.run_task, arguments, "model", evaluate.prepare_arguments, True)
         output = capsys.readouterr()
         return code, output.out.splitlines(), output.err.splitlines()
 
     return call
 
 
+def list_tasks(out: list[str]) -> set[str]:
+    """The tasks in the table on standard output, which ends at an empty line or at the folder."""
+    rows = out[1 : out.index("") if "" in out else -1]
+    return {row.split()[0] for row in rows}
+
+
 def test_a_run_is_evaluated_once(run: Path, run_evaluate: RunEvaluate) -> None:
     code, out, err = run_evaluate(str(run), "limit=2")
     assert code == 0
     assert out[0].split()[:3] == ["task", "part", "metric"]
-    assert {line.split()[0] for line in out[1:-1]} == {"text", "korean_pairs", "english_pairs", "cloze"}
+    assert list_tasks(out) == {"text", "korean_pairs", "english_pairs", "cloze"}
     assert out[-1].endswith("run/evaluations")
+    assert any(line.startswith("english_pairs: ") and "longer than the context" in line for line in out)
     assert not any("found" in line for line in err)
     results = read_results(run)
     assert [result.task for result in results] == ["cloze", "english_pairs", "korean_pairs", "text"]
@@ -92,7 +102,13 @@ def test_a_run_is_evaluated_once(run: Path, run_evaluate: RunEvaluate) -> None:
     assert sum("found" in line for line in err) == 4
     code, out, err = run_evaluate(str(run), "limit=2", "tasks=text", "again=true", "format=json")
     assert not any("found" in line for line in err)
-    assert json.loads("\n".join(out[:-1]))[0]["scores"][0]["metric"] == "bits_per_byte"
+    assert json.loads("\n".join(out))[0]["scores"][0]["metric"] == "bits_per_byte"
+
+
+def test_what_is_in_the_training_text_is_named_below_the_table(run: Path, run_evaluate: RunEvaluate) -> None:
+    code, out, _ = run_evaluate(str(run), "tasks=text", "contamination=true")
+    assert code == 0
+    assert "text: 3 of 3 documents (100.0 %) are in the training text" in out
 
 
 def test_an_edited_result_is_not_believed(run: Path, run_evaluate: RunEvaluate) -> None:
@@ -100,6 +116,102 @@ def test_an_edited_result_is_not_believed(run: Path, run_evaluate: RunEvaluate) 
     for file in (run / "evaluations").glob("text-*.json"):
         file.write_text(file.read_text().replace('"value": ', '"value": 1'))
     assert run_evaluate(str(run), "tasks=text", "evaluation.overlap=0.25")[1] == out
+
+
+@pytest.fixture(scope="module")
+def other_run(run: Path, tokenizer: TokenizerFolder) -> Path:
+    """The folder of a run with other weights, beside the first one."""
+    folder = run.parent / "other"
+    (folder / "model").mkdir(parents=True)
+    shutil.copy(run / "status.json", folder)
+    make_small_model(tokenizer, seed=7).save_pretrained(folder / "model")
+    tokenizer.copy_to(folder / "model", 64)
+    return folder
+
+
+SMALL = ("limit=2", "tasks=[text,english_pairs]", "hydra/launcher=basic")
+
+
+def test_several_models_are_one_table_and_their_results_stay_with_their_runs(
+    run: Path, other_run: Path, run_evaluate: RunEvaluate
+) -> None:
+    code, out, err = run_evaluate(str(run), str(other_run), *SMALL)
+    assert code == 0
+    assert out[0].split() == ["#", "model", "text", "english_pairs"]
+    assert {out[1].split()[1], out[2].split()[1]} == {"run", "other"}
+    assert Path(out[-1]) == Path("outputs/sweeps/evaluate").absolute()
+    assert len(list((run / "evaluations").glob("*.json"))) >= 2
+    assert {result.weights_folder for result in read_results(other_run)} == {"model"}
+    assert not any("val. loss" in line for line in (*out, *err))
+
+    code, again, err = run_evaluate("-m", f"model={run.parent}/*", "limit=2", *SMALL[1:])
+    assert again == out
+    assert sum("already finished" in line for line in err) == 2
+    code, out, err = run_evaluate("-m", f"model={run},{other_run}", "again=true", "format=json", *SMALL)
+    assert not any("already finished" in line or "found" in line for line in err)
+    value = json.loads("\n".join(out))
+    assert [len(ranked["rows"]) for ranked in value["sets"]] == [2]
+    assert value["ranked_by"] == "text"
+    assert json.loads(Path("outputs/sweeps/evaluate/comparison.json").read_text()) == value
+
+
+def test_new_weights_in_the_same_folder_are_evaluated(
+    other_run: Path, run_evaluate: RunEvaluate, tokenizer: TokenizerFolder
+) -> None:
+    settings = (
+        "-m",
+        f"model={other_run}",
+        "tasks=english_pairs",
+        "limit=1",
+        "hydra/launcher=basic",
+        "format=json",
+    )
+    before = json.loads("\n".join(run_evaluate(*settings)[1]))
+    make_small_model(tokenizer, seed=8).save_pretrained(other_run / "model")
+    after = json.loads("\n".join(run_evaluate(*settings)[1]))
+    models = [value["sets"][0]["rows"][0]["models"][0]["weights"] for value in (before, after)]
+    assert models[0] != models[1]
+
+
+def test_the_model_card_has_the_results_of_its_weights(
+    other_run: Path, run_evaluate: RunEvaluate, tokenizer: TokenizerFolder
+) -> None:
+    card = other_run / "model" / "README.md"
+    card.write_text("---\nlicense: mit\n---\n# a model\n")
+    write_file_manifest(other_run / MODEL_MANIFEST, other_run / "model", list(other_run.glob("model/*.*s*")))
+    run_evaluate(str(other_run), "tasks=english_pairs", "limit=2")
+    run_evaluate(str(other_run), "tasks=english_pairs", "limit=1")  # fewer items say less
+    results = ModelCard.load(card).data.eval_results or []
+    assert [(one.dataset_name, one.metric_type) for one in results] == [
+        ("english_pairs", "accuracy"), ("english_pairs", "accuracy_per_byte"),
+    ]  # fmt: skip
+    assert results[0].metric_args["items"] == 52
+    assert run_evaluate(str(other_run), "tasks=english_pairs", "limit=2")[0] == 0  # the model is still intact
+    (other_run / MODEL_MANIFEST).unlink()
+
+
+def test_models_that_cannot_be_evaluated_are_named(
+    run: Path, run_evaluate: RunEvaluate, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "model", tmp_path / "alone")
+    code, out, err = run_evaluate(str(run), "alone", "tasks=text", "hydra/launcher=basic")
+    assert code == 3
+    assert out[1].split()[:2] == ["1", "run"]
+    assert "failed: evaluation.tasks=text model.path=alone" in err[-1]
+    assert "leave this task out of tasks=" in err[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=nothing*"], "model=nothing*: no run matches"),
+        (["a", "b", "--cfg", "job"], "-m runs every point, --cfg and --info print one configuration"),
+    ],
+)
+def test_mistakes_with_several_models(run_evaluate: RunEvaluate, arguments: list[str], message: str) -> None:
+    code, out, err = run_evaluate(*arguments)
+    assert (code, out) == (2, [])
+    assert message in err[-1]
 
 
 @pytest.mark.parametrize(
@@ -148,11 +260,14 @@ def test_without_its_tokens_a_model_is_evaluated_on_what_krill_brings(
     try:
         code, out, err = run_evaluate(f"model={model}", "limit=1")
         assert (code, out[-1]) == (0, "outputs/evaluations")
-        assert {line.split()[0] for line in out[1:-1]} == {"korean_pairs", "english_pairs"}
+        assert list_tasks(out) == {"korean_pairs", "english_pairs"}
         assert "tokens      not here" in "\n".join(err)
         code, _, err = run_evaluate(f"model={model}", "tasks=text")
         assert code == 2
         assert "leave this task out of tasks=" in err[-1]
+        code, _, err = run_evaluate(f"model={model}", "contamination=true")
+        assert code == 2
+        assert "contamination=true: the tokens that" in err[-1]
     finally:
         model.rename(run / "model")
 

@@ -267,6 +267,15 @@ def check_not_yet(sentence: str, pair: Pair) -> bool:
     return is_negated(sentence) == (" 아직 " in sentence)
 
 
+def check_negation_spelling(sentence: str, pair: Pair) -> bool:
+    del pair
+    words = sentence.split()
+    position = next(index for index, word in enumerate(words) if word[0] in "안않" and index > 0)
+    follows_ji, is_auxiliary = words[position - 1].endswith("지"), words[position].startswith("않")
+    assert (len(words[position]) == 1) != follows_ji
+    return follows_ji == is_auxiliary
+
+
 DEGREES = parse_words("아주 매우 꽤 무척")
 MODIFIERS = parse_words(
     "새 빨간 예쁜 비싼 작은 멋진 검은 낡은 긴 어려운 재미있는 유명한 짧은 간단한 복잡한 유용한 중요한 큰 따뜻한 "
@@ -333,6 +342,7 @@ CHECKS: dict[str, Callable[[str, Pair], bool]] = {
     "negated_verb": check_negated_verb,
     "polarity_adverb": check_polarity,
     "not_yet": check_not_yet,
+    "negation_spelling": check_negation_spelling,
     "modifier_order": check_order,
     "spacing_bound_noun": check_spacing_bound_noun,
     "spacing_particle": check_spacing_particle,

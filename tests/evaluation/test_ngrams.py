@@ -23,7 +23,8 @@ def test_probabilities_are_those_of_the_text(
     store = write_store(tmp_path / "store", tokenizer, [("a", "나나 banana an"), ("a", "abab")], [("a", "x")])
     stream = store.train.copy(0, store.train.tokens).tolist()
     scored = TokenSequence((0, *(tokenizer.backend.encode("bana zx").ids[1:])), 6)
-    counts = NgramCounts(store.train, tokenizer.vocab_size, [scored, TokenSequence((0, 5), 1)])
+    streams = [np.array(ids) for ids in (scored.ids, (0, 5))]
+    counts = NgramCounts(store.train, tokenizer.vocab_size, streams)
     grams = [Counter(zip(*(stream[i:] for i in range(n)), strict=False)) for n in (1, 2, 3)]
 
     def get_probability(ids: tuple[int, ...], order: int) -> float:

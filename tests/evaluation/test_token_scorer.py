@@ -11,7 +11,7 @@ import torch
 from rank_threads import run_ranks
 
 from krill.errors import KrillError
-from krill.evaluation.rank_share import RankShare
+from krill.evaluation.rank_share import EvaluationError, RankShare
 from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer, TokenSequence
 
 RANDOM = Random(1)
@@ -95,6 +95,23 @@ def test_ranks_share_the_questions_out_and_run_the_same_number_of_passes(model: 
         assert sorted(scores) == KEYS
         for key, found in scores.items():
             np.testing.assert_allclose(found.logprobs, whole[key].logprobs, atol=2e-5)
+
+
+def test_ranks_fail_together_when_one_runs_out_of_memory(model: Any) -> None:
+    def score(share: RankShare) -> str:
+        class Limited:
+            device = model.device
+
+            def __call__(self, **inputs: Any) -> Any:
+                if share.rank == 1:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return model(**inputs)
+
+        with pytest.raises(EvaluationError) as error:
+            TokenScorer(Limited(), 259, 200, share).score(QUESTIONS)
+        return str(error.value)
+
+    assert run_ranks(3, score) == ["rank 1: CUDA out of memory"] * 3
 
 
 def test_out_of_memory_halves_the_batch(model: Any, caplog: pytest.LogCaptureFixture) -> None:

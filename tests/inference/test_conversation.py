@@ -76,6 +76,23 @@ def test_a_chat_without_a_template_is_refused(tokenizer: TokenizerFolder) -> Non
         select_template(True, tokenizer.folder, tokenizer)
 
 
+def test_a_system_message_without_a_chat_is_refused(chat_tokenizer: TokenizerFolder, tmp_path: Path) -> None:
+    for chat in ("auto", False):
+        with pytest.raises(
+            UsageError, match=rf"system= is for chats, and with chat={str(chat).lower()} this"
+        ):
+            select_template(chat, tmp_path, chat_tokenizer, "Be brief.")  # type: ignore[arg-type]
+    assert select_template(True, tmp_path, chat_tokenizer, "Be brief.") is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [("\udcff", "not valid UTF-8"), ("\ud83d", "not valid Unicode")]
+)
+def test_a_message_that_is_not_unicode_is_refused(content: str, problem: str, template: ChatTemplate) -> None:
+    with pytest.raises(UsageError, match=f"the message of role user is {problem}"):
+        template.encode([{"role": "user", "content": content}])
+
+
 def test_a_role_cannot_become_a_special_token(template: ChatTemplate) -> None:
     with pytest.raises(UsageError, match=r"role '\|eos': use one of system, "):
         template.encode([{"role": "|eos", "content": "a"}])

@@ -59,10 +59,11 @@ from krill.config.schema.run import (
     EarlyStoppingConfig,
     HubConfig,
     SkipStepConfig,
-    SweepConfig,
     TrainConfig,
+    TrainEvaluationConfig,
 )
 from krill.config.schema.serve import LimitsConfig, ServeConfig, ServerConfig
+from krill.config.schema.sweep import SweepConfig
 from krill.config.schema.tokenizer import TokenizerConfig
 
 __all__ = [
@@ -117,6 +118,7 @@ __all__ = [
     "TokenizerConfig",
     "TokenizerPathConfig",
     "TrainConfig",
+    "TrainEvaluationConfig",
     "TransformerConfig",
     "WSDSchedulerConfig",
     "WordFilter",

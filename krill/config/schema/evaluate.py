@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from krill.config.schema.base import Count, CountOrZero, Fraction, Section, Size, Unsigned, to_list
+from krill.config.schema.base import (
+    Count,
+    CountOrZero,
+    Fraction,
+    OutputPath,
+    Section,
+    Size,
+    Unsigned,
+    to_list,
+)
 from krill.config.schema.infer import ModelCommandConfig
 
 
@@ -19,9 +28,10 @@ class EvaluationConfig(Section):
 
     tasks: Annotated[Literal["auto"] | list[str], BeforeValidator(_read_tasks)]
     """Tasks: text (bits per byte of the run's held-out text), korean_pairs and english_pairs (minimal pairs), cloze
-    (the last word of sentences of the held-out text), and the names of lm-eval (extra eval), such as kobest. auto:
-    krill's own in the languages of the run's text. tasks=X is short for evaluation.tasks=X; tasks=NAME also for
-    evaluation=NAME, an option of this group."""
+    (the last word of sentences of the held-out text), the names of lm-eval (extra eval), such as kobest, and tasks of
+    your own: FILE.yaml, FILE.py, FILE.py:function. auto: krill's own in the languages of the run's text. With
+    krill-evaluate, tasks=X is short for evaluation.tasks=X; tasks=NAME also for evaluation=NAME, an option of this
+    group."""
     limit: Size | None
     """Number of items of each phenomenon, or of a task without phenomena; null: all."""
     few_shot: CountOrZero | None
@@ -35,6 +45,9 @@ class EvaluationConfig(Section):
     overlap: Fraction
     """Share of the model's context that is repeated from one window of a long text to the next; every token is scored
     once."""
+    contamination: bool
+    """Count the items that are in the text that the model was trained on: the context with the right choice, or the
+    document. contamination=X is short for evaluation.contamination=X."""
     max_batch_tokens: Unsigned[Size | None]
     """Tokens that are computed at once; null: as many as suit the vocabulary. Halved when the device is out of
     memory."""
@@ -48,5 +61,8 @@ class EvaluateConfig(ModelCommandConfig):
     """Evaluate again what has been evaluated with the same weights, items and settings."""
     format: Unsigned[Literal["text", "json"]]
     """text: a table for reading. json: all scores, for scripts."""
-    output: Unsigned[str | None]
+    pool_seeds: Unsigned[bool]
+    """Of several models, those whose runs differ only in seed, name and output are one row, with the spread of their
+    scores; false: each is a row."""
+    output: Unsigned[OutputPath | None]
     """Folder in which evaluations/ is written; null: that of the run, or outputs/ for other models."""

@@ -11,7 +11,7 @@ from krill.config.schema.base import (
     MAX_INT,
     Count,
     FolderName,
-    Processes,
+    OutputPath,
     Rate,
     RunName,
     RunNameValidator,
@@ -22,25 +22,12 @@ from krill.config.schema.base import (
     to_list,
 )
 from krill.config.schema.data import DataConfig
+from krill.config.schema.evaluate import EvaluationConfig
 from krill.config.schema.hardware import HardwareConfig
 from krill.config.schema.model import ModelConfig
 from krill.config.schema.optim import OptimizerConfig, SchedulerConfig
+from krill.config.schema.sweep import SweepConfig
 from krill.config.schema.tokenizer import TokenizerConfig
-
-
-class SweepConfig(Section):
-    """How a sweep (-m) chooses and runs its points."""
-
-    max_parallel: Literal["auto"] | Processes
-    """Maximum number of points that run at once. auto: on this machine one per GPU, or on a CPU one
-    per core and 4 GiB of free memory (one preparation at a time); on SLURM no limit."""
-    on_failure: Literal["continue", "stop"]
-    """Whether points that have not started still run after one has failed."""
-    search: Literal["grid", "random", "tpe"]
-    """How points are chosen: grid, every combination; random, trials points sampled at random from the same
-    space; tpe, trials points sampled where earlier points had a low validation loss."""
-    trials: Annotated[int, Field(gt=0, le=10**6)] | None
-    """Number of points of a random or tpe search; null for a grid."""
 
 
 class BatchConfig(Section):
@@ -65,12 +52,26 @@ class BatchConfig(Section):
 
 
 class EarlyStoppingConfig(Section):
-    """Conditions that end training before its last step; checked after each validation (eval_every)."""
+    """Conditions that end training before its last step; checked after each validation (eval_every) and each
+    evaluation (evaluation.every)."""
 
     target_loss: Rate | None
     """End when the validation loss (nats per token) is at most this value; null: never."""
+    target: Unsigned[float | None]
+    """End when best_metric, a score of a task, has reached this value; null: never."""
     patience: Size | None
-    """End after this number of consecutive validations without a new lowest loss; null: never."""
+    """End after this number of consecutive values of best_metric without a new best one; null: never."""
+
+
+class TrainEvaluationConfig(EvaluationConfig):
+    """Evaluation of the model in training, and of the final model."""
+
+    every: Size | None
+    """Steps between two evaluations of the model in training, after the last step too; null: none during the
+    training."""
+    at_end: Unsigned[Literal["auto"] | bool]
+    """Evaluate the final model. auto: if tasks or every are set, or else if it takes less than 5 % of the time of the
+    run."""
 
 
 class SkipStepConfig(Section):
@@ -139,7 +140,7 @@ class TrainConfig(Section):
     """Learning rate of a branch. exact: as if it had always had this schedule, from a checkpoint at the peak rate.
     Otherwise the schedule starts again over the new steps: rewarm, from the earlier rate up to the peak; decay,
     at the peak at once; constant, at the earlier rate. auto (continue=): exact where possible, else rewarm."""
-    output: Unsigned[str | None]
+    output: Unsigned[OutputPath | None]
     """Folder of the result; null: a new folder in outputs/."""
     device: Unsigned[Literal["auto", "cpu", "cuda"]]
     """Device that the model runs on. auto: a CUDA device if there is one, otherwise the CPU; cuda: an error if
@@ -162,8 +163,11 @@ class TrainConfig(Section):
     keep_checkpoints: Unsigned[Size]
     """Number of checkpoints to keep, newest first."""
     keep_best: Unsigned[bool]
-    """Also keep the checkpoint with the lowest validation loss among checkpoints saved at a step with a
-    validation."""
+    """Also keep the checkpoint with the best value of best_metric among checkpoints saved at a step that has
+    one."""
+    best_metric: Unsigned[str]
+    """Metric that keep_best, stop.patience and stop.target follow. eval_loss: the validation loss. Or a score of
+    evaluation.tasks, TASK/METRIC or TASK/METRIC/PART, such as english_pairs/accuracy; needs evaluation.every."""
     save_in_background: Unsigned[bool]
     """Write checkpoints while training continues, from a copy of weights and optimizer state in host
     memory."""
@@ -180,6 +184,7 @@ class TrainConfig(Section):
     scheduler: SchedulerConfig
     hardware: HardwareConfig
     batch: Unsigned[BatchConfig]
+    evaluation: Unsigned[TrainEvaluationConfig]
     stop: EarlyStoppingConfig
     skip_step: SkipStepConfig
     hub: Unsigned[HubConfig]
@@ -197,6 +202,33 @@ class TrainConfig(Section):
         if self.resume == "remote" and self.hub.id is None:
             raise ValueError("resume=remote needs a repository; set hub.id=user/name")
         return self
+
+    @model_validator(mode="after")
+    def _check_best_metric(self) -> TrainConfig:
+        follows_loss = self.best_metric == "eval_loss"
+        if not follows_loss and self.evaluation.every is None:
+            raise ValueError(
+                f"best_metric={self.best_metric} is measured during the training; set evaluation.every, a number of "
+                "steps"
+            )
+        if follows_loss and self.stop.target is not None:
+            raise ValueError(
+                "stop.target is a value of best_metric=TASK/METRIC; for the validation loss set stop.target_loss"
+            )
+        return self
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the run may end before its last step."""
+        return any(
+            value is not None for value in (self.stop.target_loss, self.stop.target, self.stop.patience)
+        )
+
+    @property
+    def stops_by_score(self) -> bool:
+        """Whether the run may end before its last step because of the score of a task."""
+        follows_score = self.best_metric != "eval_loss"
+        return follows_score and (self.stop.target is not None or self.stop.patience is not None)
 
     @model_validator(mode="after")
     def _check_derived_keys(self) -> TrainConfig:

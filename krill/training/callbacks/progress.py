@@ -11,11 +11,16 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from krill.errors import KrillError
+from krill.evaluation.score_metrics import format_metric, list_main_metrics
+from krill.runs.json_lines import EVALUATION_SECONDS
 from krill.runs.record import Record
 from krill.terminal import start_progress_bar
 from krill.training import ranks
-from krill.training.callbacks.skip_step import DIVERGED_MESSAGE, suggest_divergence_remedy
+from krill.training.callbacks.skip_step import (
+    DIVERGED_MESSAGE,
+    DivergenceError,
+    suggest_divergence_remedy,
+)
 from krill.training.setup import RunSetup
 
 log = logging.getLogger("krill")
@@ -30,7 +35,7 @@ def is_logging_step(step: int, state: TrainerState) -> bool:
 
 
 class ProgressReporter(TrainerCallback):
-    """Writes logged steps and validations to metrics.jsonl and displays them."""
+    """Writes logged steps, validations and evaluations to metrics.jsonl and displays them."""
 
     def __init__(self, record: Record, setup: RunSetup):
         self.record, self.setup = record, setup
@@ -110,6 +115,11 @@ class ProgressReporter(TrainerCallback):
                 f"step {step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f} nats/token  "
                 f"{logs['eval_bits_per_byte']:.4f} bits/byte"
             )
+        elif EVALUATION_SECONDS in logs:
+            scores = {key: value for key, value in logs.items() if "/" in key}
+            self.record.append_metrics(position | scores | {EVALUATION_SECONDS: logs[EVALUATION_SECONDS]})
+            texts = [format_metric(name, value) for name, value in list_main_metrics(scores).items()]
+            self._print_line(f"step {step}/{state.max_steps}  {'  '.join(texts)}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -130,7 +140,7 @@ class ProgressReporter(TrainerCallback):
 
     def _raise_if_not_finite(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):
-            raise KrillError(
+            raise DivergenceError(
                 f"the validation loss is {loss} at step {step}: {DIVERGED_MESSAGE}; "
                 f"{suggest_divergence_remedy(self.setup.config.lr)}"
             )

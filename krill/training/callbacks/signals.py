@@ -1,7 +1,7 @@
 """Saves a checkpoint and stops at the end of the step on SIGINT, SIGTERM, SIGUSR1 and SIGUSR2.
 
-Before and after training, these signals stop the process at once. A validation is interrupted at its next batch and
-repeated when the run resumes. A signal to one rank stops all ranks at the same step.
+Before and after training, these signals stop the process at once. A validation or an evaluation is interrupted at its
+next batch and repeated when the run resumes. A signal to one rank stops all ranks at the same step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class EvaluationInterrupted(Exception):
-    """A signal was received during a validation."""
+    """A signal was received during a validation or an evaluation."""
 
 
 class StopOnSignal(TrainerCallback):
@@ -65,9 +65,13 @@ class StopOnSignal(TrainerCallback):
     def iterate_until_signal(self, batches: Iterable[T]) -> Iterator[T]:
         """Yields `batches`; raises EvaluationInterrupted once a signal is received."""
         for batch in batches:
-            if self.pending_signal():
-                raise EvaluationInterrupted
+            self.interrupt_evaluation()
             yield batch
+
+    def interrupt_evaluation(self) -> None:
+        """Raises EvaluationInterrupted on all ranks if one has received a signal."""
+        if self.pending_signal():
+            raise EvaluationInterrupted
 
     def raise_if_signaled(self, step: int, steps: int) -> None:
         """Raises SignalInterrupt if a signal was received during training, its last step and validation included."""

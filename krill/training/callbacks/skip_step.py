@@ -24,6 +24,10 @@ SPIKE_WINDOW = 128
 MIN_GOOD_STEPS = SPIKE_WINDOW // 2
 
 
+class DivergenceError(KrillError):
+    """The training has diverged."""
+
+
 class BadStep(NamedTuple):
     """A step that was skipped."""
 
@@ -101,12 +105,12 @@ class BadStepDetector:
         return bad_steps, len(rows)
 
     def raise_if_diverged(self, bad_steps: list[BadStep], remedy: str) -> None:
-        """Raises KrillError, with `remedy` in its message, if one of the bad steps must end the run."""
+        """Raises DivergenceError, with `remedy` in its message, if one of the bad steps must end the run."""
         for step in bad_steps:
             is_finite = math.isfinite(step.loss) and math.isfinite(step.grad_norm)
             if step.consecutive >= self.config.max_skips or (self.config.nan == "stop" and not is_finite):
                 streak = f", bad step {step.consecutive} in a row" if step.consecutive > 1 else ""
-                raise KrillError(
+                raise DivergenceError(
                     f"{step.reason} at step {step.step}{streak}: {DIVERGED_MESSAGE}; {remedy}. No bad step has "
                     "changed the weights: the checkpoints hold the last good ones"
                 )

@@ -25,6 +25,7 @@ from krill.errors import UsageError
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
 from krill.runs.record import find_status_damage, read_config, read_status
+from krill.tokenizer.artifact import load_tokenizer
 from krill.training.batch_shape import resolve_batch_shape
 
 CHANGEABLE_KEYS = {"steps", "epochs", "scheduler", "branch", "stop", "export_dtype"}
@@ -180,6 +181,8 @@ def check_branch(branch: Branch, config: TrainConfig, tokenizer_signature: str) 
             f"{prefix}: that run used another tokenizer; use tokenizer=pretrained "
             f"tokenizer.path={relative_path(Path(branch.status['tokenizer']['folder']))}"
         )
+    if (branch.checkpoint / "tokenizer.json").is_file():
+        load_tokenizer(branch.checkpoint)  # raises KrillError if it gives other ids than at that time
     assert config.steps is not None
     if config.steps <= branch.step:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Checkpoint retention: keeps the newest, the best by validation loss and the last one before the decay of wsd."""
+"""Checkpoint retention: keeps the newest, the best by best_metric and the last one before the decay of wsd."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from krill.config.schema import TrainConfig
+from krill.evaluation.score_metrics import is_lower_better
 from krill.runs import checkpoints
-from krill.runs.json_lines import read_validations
+from krill.runs.json_lines import read_metrics
 from krill.runs.record import Record
 
 
@@ -18,11 +19,11 @@ class CheckpointRetention(TrainerCallback):
 
     Args:
         record: the run's record.
-        config: keep_checkpoints and keep_best apply.
+        config: keep_checkpoints, keep_best and best_metric apply.
         protected_step: the step whose checkpoint is never deleted; None: none.
         corrupt_checkpoints: checkpoints that failed verification when the run resumed.
 
-    The loss of a checkpoint is the validation loss of its own step, measured before or after the save.
+    The value of a checkpoint is that of its own step, measured before or after the save.
     """
 
     def __init__(
@@ -35,18 +36,20 @@ class CheckpointRetention(TrainerCallback):
         self.record, self.config = record, config
         self.protected_step, self.corrupt_checkpoints = protected_step, corrupt_checkpoints
         self.folder = record.folder / "checkpoints"
-        self.eval_losses = {line["step"]: line["eval_loss"] for line in read_validations(record.folder)}
+        lines = read_metrics(record.folder)
+        self.values = {line["step"]: line[config.best_metric] for line in lines if config.best_metric in line}
 
-    def on_evaluate(
+    def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        metrics: dict[str, float] | None = None,
+        logs: dict[str, float] | None = None,
         **_: object,
     ) -> None:
-        self.eval_losses[state.global_step] = (metrics or {})["eval_loss"]
-        self._update_best()
+        if logs and self.config.best_metric in logs:
+            self.values[state.global_step] = logs[self.config.best_metric]
+            self._update_best()
 
     def on_checkpoint_saved(self, step: int) -> None:
         """Deletes old checkpoints; called when the checkpoint of `step` is complete."""
@@ -58,19 +61,21 @@ class CheckpointRetention(TrainerCallback):
         )
 
     def _update_best(self) -> int | None:
-        """Records the checkpoint with the lowest validation loss and returns its step; the first of equal ones."""
+        """Records the checkpoint with the best value and returns its step; the first of equal ones."""
         if not self.config.keep_best:
             return None
+        metric = self.config.best_metric
+        sign = 1 if is_lower_better(metric) else -1
         candidates: list[dict[str, Any]] = [
             {
                 "step": step,
-                "eval_loss": self.eval_losses[step],
+                metric: self.values[step],
                 "checkpoint": f"{self.folder.name}/{path.name}",
             }
             for path in checkpoints.complete_checkpoints(self.folder, self.corrupt_checkpoints)
-            if (step := checkpoints.parse_step(path)) in self.eval_losses
+            if (step := checkpoints.parse_step(path)) in self.values
         ]
-        best = min(candidates, key=lambda entry: entry["eval_loss"], default={})
+        best = min(candidates, key=lambda entry: sign * entry[metric], default={})
         if best != self.record.status.get("best", {}):
             self.record.update(best=best)
         return best.get("step")

@@ -1,8 +1,9 @@
 """Sends the configuration and the metrics of a run to experiment trackers: TensorBoard, trackio, W&B.
 
 All of them get krill's resolved configuration with what was derived from it (`collect_tracked_config`), and the
-metrics under the names that transformers gives them: train/loss, eval/bits_per_byte. A run that resumes remains one
-run: its ids are in status.json. The points of a sweep are a group.
+metrics under the names that transformers gives them: train/loss, eval/bits_per_byte. Scores of tasks have their own:
+english_pairs/accuracy. A run that resumes remains one run: its ids are in status.json. The points of a sweep are a
+group.
 
 TensorBoard and trackio write to this machine, and so does W&B without an API key or without a network.
 """
@@ -36,6 +37,7 @@ from krill.optim.groups import build_param_groups, summarize_groups
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs.compare import flatten_config
 from krill.runs.find import RunGroup, is_sweep, run_at
+from krill.runs.json_lines import EVALUATION_SECONDS
 from krill.runs.record import Record
 from krill.runs.table import exclude_shared_overrides
 from krill.training import ranks
@@ -114,9 +116,16 @@ class Trackers(TrainerCallback):
         **_: Any,
     ) -> None:
         # Not Trainer's summary of this process.
-        if logs and not logs.keys().isdisjoint(("loss", "eval_loss")):
-            for tracker in self.open_trackers:
-                tracker.log(state.global_step, rewrite_logs(logs))
+        if not logs or logs.keys().isdisjoint(("loss", "eval_loss", EVALUATION_SECONDS)):
+            return
+        metrics = logs if EVALUATION_SECONDS in logs else rewrite_logs(logs)
+        for tracker in self.open_trackers:
+            tracker.log(state.global_step, metrics)
+
+    def log_scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Sends the scores of the final model, of `step`."""
+        for tracker in self.open_trackers:
+            tracker.log(step, scores)
 
     def log_checkpoint(self, step: int) -> None:
         """Offers the complete checkpoint of `step` for upload."""

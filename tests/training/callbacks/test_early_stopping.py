@@ -32,10 +32,35 @@ TO_REACH = ("steps=12", "eval_every=2", "save_every=100")
     ],
 )
 def test_reason_to_stop(losses: list[float], message: str | None) -> None:
-    reason = get_stop_reason(EarlyStoppingConfig(target_loss=3.0, patience=2), losses)
+    lines = [{"step": step, "eval_loss": loss} for step, loss in enumerate(losses)]
+    stop = EarlyStoppingConfig(target_loss=3.0, target=None, patience=2)
+    reason = get_stop_reason(stop, "eval_loss", lines)
     assert (message is None) == (reason is None)
     assert (message or "") in (reason or "")
-    assert get_stop_reason(EarlyStoppingConfig(target_loss=None, patience=None), losses) is None
+    never = EarlyStoppingConfig(target_loss=None, target=None, patience=None)
+    assert get_stop_reason(never, "eval_loss", lines) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "message"),
+    [
+        ("english_pairs/accuracy", [0.5, 0.6], None),
+        ("english_pairs/accuracy", [0.5, 0.7], "english_pairs/accuracy 0.7000 has reached stop.target=0.7"),
+        ("english_pairs/accuracy", [0.6, 0.6, 0.5], "the last 2 values of english_pairs/accuracy were not above 0.6"),
+        ("text/bits_per_byte", [3.0, 2.5, 2.0], None),
+        ("text/bits_per_byte", [2.0, 0.6], "reached stop.target=0.7"),
+        ("text/bits_per_byte", [2.0, 2.5, 2.1], "were not below 2.0"),
+    ],
+)  # fmt: skip
+def test_reason_to_stop_by_a_score(metric: str, values: list[float], message: str | None) -> None:
+    lines = [{"step": step, metric: value} for step, value in enumerate(values)]
+    stop = EarlyStoppingConfig(target_loss=9.0, target=0.7, patience=2)
+    reason = get_stop_reason(stop, metric, lines)
+    assert (message is None) == (reason is None)
+    assert (message or "") in (reason or "")
+    assert (
+        get_stop_reason(stop, metric, [*lines, {"step": 9, "loss": 1.0}]) is None
+    )  # not measured at this step
 
 
 def _find_target(krill_train: Any) -> tuple[str, int]:

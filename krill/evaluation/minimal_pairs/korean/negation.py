@@ -96,6 +96,10 @@ _QUALITIES = (
 _POLARITY_ADVERBS = (("전혀", "꽤"), ("별로", "꽤"), ("그다지", "제법"), ("조금도", "제법"), ("전혀", "제법"))
 """Those of negated predicates, and those of others."""
 
+_SIMPLE_ACTIONS = tuple(action for action in TRANSITIVE_ACTIONS if not action.stem.endswith("하"))
+"""Those whose verb is not a noun with 하다, which 안 would divide."""
+_NEGATION_TIMES = ("", "어제 ", "지난주에 ", "그날 ", "결국 ", "그때 ")
+
 _NOT_YET_ENDINGS = ("다.", "습니다.", "어요.", "다고 한다.", "다고 말했다.")
 
 
@@ -143,6 +147,16 @@ def _draw_not_yet(random: Random, side: int) -> Pair:
     return Pair(yet, already) if side == 0 else Pair(already, yet)
 
 
+def _draw_negation_spelling(random: Random, side: int) -> Pair:
+    action, ending = random.choice(_SIMPLE_ACTIONS), random.choice(_NOT_YET_ENDINGS)
+    beginning = f"{choose_topic(random)} {random.choice(_NEGATION_TIMES)}{action.phrase}"
+    if side == 0:
+        good, bad = (f"{beginning}{negation} {action.past_stem}{ending}" for negation in ("안", "않"))
+    else:
+        good, bad = (f"{beginning}{action.stem}지 {negation}았{ending}" for negation in ("않", "안"))
+    return Pair(good, bad)
+
+
 NEGATION = (
     Phenomenon(
         "negative_command",
@@ -175,5 +189,13 @@ NEGATION = (
         Pair("민수는 아직 그 책을 읽지 않았다.", "민수는 벌써 그 책을 읽지 않았다."),
         2,
         _draw_not_yet,
+    ),
+    Phenomenon(
+        "negation_spelling",
+        "ko",
+        "The adverb before a negated verb is written 안, the auxiliary verb after -지 is 않다.",
+        Pair("민수는 어제 그 책을 안 읽었다.", "민수는 어제 그 책을 않 읽었다."),
+        2,
+        _draw_negation_spelling,
     ),
 )

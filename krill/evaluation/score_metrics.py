@@ -1,0 +1,76 @@
+"""Scores as metrics of a training, each under a name: english_pairs/accuracy, english_pairs/accuracy/many_much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from krill.config.suggestions import suggest
+from krill.errors import UsageError
+from krill.evaluation.evaluator import Evaluator
+from krill.evaluation.results import TaskResult
+
+LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss", "brier_score")
+"""Ends of the names of metrics of which the lowest value is the best."""
+
+
+def list_metrics(results: Iterable[TaskResult]) -> dict[str, float]:
+    """Returns the values of the scores by name; of phenomena not those per byte."""
+    return {
+        "/".join(filter(None, (result.task, score.metric, score.name))): score.value
+        for result in results
+        for score in result.scores
+        if score.metric != "accuracy_per_byte" or not score.name
+    }
+
+
+def list_main_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns one of `metrics` for each task: the first, which is of the whole task."""
+    main: dict[str, str] = {}
+    for name in metrics:
+        main.setdefault(name.partition("/")[0], name)
+    return {name: metrics[name] for name in main.values()}
+
+
+def is_lower_better(metric: str) -> bool:
+    """Returns whether the lowest value of the metric with this name is the best."""
+    name = metric.split("/")[1] if "/" in metric else metric
+    return name.endswith(LOWER_IS_BETTER)
+
+
+def check_best_metric(name: str, evaluators: Sequence[Evaluator]) -> None:
+    """Raises UsageError for a score of a task that none of the evaluators measures, as far as it is known."""
+    if name == "eval_loss":
+        return
+    task, _, metric = name.partition("/")
+    known = {evaluator.name: evaluator.metrics for evaluator in evaluators}
+    metrics = known.get(task)
+    if task in known and (metrics is None or metric.partition("/")[0] in metrics):
+        return
+    names = [f"{other}/{metric}" for other in known for metric in known[other] or ()]
+    raise UsageError(f"best_metric={name}: no such score; {suggest(name, ['eval_loss', *names])}")
+
+
+def format_metric(name: str, value: float) -> str:
+    """Returns a metric for reading: english_pairs 51.3 %, text 2.607 bits per byte."""
+    task, metric = name.split("/")[:2]
+    unit = "" if metric == "accuracy" else f" {metric.replace('_', ' ')}"
+    return f"{task} {_format_value(metric, value)}{unit}"
+
+
+def describe_result(result: TaskResult) -> str:
+    """Returns the score of a whole task, with its interval and the scores that need no model."""
+    score = result.scores[0]
+    text = format_metric(f"{result.task}/{score.metric}", score.value)
+    values = {"chance": score.chance, "unigram": score.unigram, "trigram": score.trigram}
+    others = [
+        f"{name} {_format_value(score.metric, value)}" for name, value in values.items() if value is not None
+    ]
+    if score.low is not None and score.high is not None:
+        others.insert(
+            0, f"{_format_value(score.metric, score.low)} to {_format_value(score.metric, score.high)}"
+        )
+    return f"{text} ({', '.join(others)})" if others else text
+
+
+def _format_value(metric: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f}"
