@@ -11,7 +11,8 @@ import numpy as np
 from krill.data.encoding import Encoder
 from krill.errors import UsageError
 from krill.evaluation.task import Task
-from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer, TokenSequence
+from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer
+from krill.evaluation.token_sequence import TokenSequence
 
 TIE_TOLERANCE = 1e-9
 """Relative difference of logprobs below which two choices are equally probable."""

@@ -12,7 +12,7 @@ from krill.evaluation.choices import encode_continuations
 from krill.evaluation.evaluator import Report
 from krill.evaluation.rolling import EncodedText, score_texts
 from krill.evaluation.subject import Subject
-from krill.evaluation.token_scorer import TokenSequence
+from krill.evaluation.token_sequence import TokenSequence
 from krill.inference.engine import Generation, GenerationEngine
 from krill.inference.generate import encode_prompt
 from krill.inference.sampling import SamplingParams
