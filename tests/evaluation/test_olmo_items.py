@@ -15,7 +15,7 @@ from krill.errors import UsageError
 from krill.evaluation import last_word_evaluator
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
-from krill.evaluation.olmo_items import FILES, PREFIX, LastWord, read_items
+from krill.evaluation.olmo_items import FILES, OLMO_PREFIX, LastWord, read_items
 from krill.evaluation.subject import Subject
 from krill.tokenizer.artifact import TokenizerFolder
 
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     ]
     words = [make_line(index, "the end of the", word, [word]) for index, word in enumerate((" end", " road"))]
     for name, file in FILES.items():
-        lines = words if name == f"{PREFIX}lambada" else questions
+        lines = words if name == f"{OLMO_PREFIX}lambada" else questions
         (tmp_path / "content" / file).parent.mkdir(parents=True)
         content = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
         (tmp_path / "content" / file).write_bytes(gzip.compress(content))
