@@ -11,6 +11,7 @@ import numpy as np
 
 from krill.config.signature import compute_signature
 from krill.evaluation.choices import encode_continuations
+from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
 from krill.evaluation.evaluator import EvaluationSettings, Report
 from krill.evaluation.olmo_items import LastWord, read_last_words
 from krill.evaluation.results import VERSION, Score, TaskResult
@@ -27,7 +28,7 @@ class LastWordEvaluator:
         self.name = name
 
     def identify(self, settings: EvaluationSettings) -> Any:
-        return self._hash(self._read(settings))
+        return [self._hash(self._read(settings)), settings.contamination]
 
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
         items = self._read(settings)
@@ -41,6 +42,10 @@ class LastWordEvaluator:
         accuracy = bootstrap_ratio(correct)
         bits = bootstrap_ratio(nats / np.log(2), sizes)
         count, truncated = len(items), sum(is_cut for _, is_cut in encoded)
+        notes: dict[str, int | float | str] = {"truncated": truncated} if truncated else {}
+        if settings.contamination:
+            is_contaminated = find_contaminated_items([context + word for context, word in pairs], subject)
+            notes |= describe_contamination(is_contaminated, lambda chosen: float(correct[chosen].mean()))
         return TaskResult(
             task=self.name,
             kind="choices",
@@ -58,7 +63,7 @@ class LastWordEvaluator:
                 ),
             ),
             outcomes={"correct": correct.tolist(), "nats": nats.tolist(), "bytes": sizes.tolist()},
-            notes={"truncated": truncated} if truncated else {},
+            notes=notes,
         )  # fmt: skip
 
     def _read(self, settings: EvaluationSettings) -> tuple[LastWord, ...]:
