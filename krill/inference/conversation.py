@@ -18,6 +18,7 @@ from krill.tokenizer.artifact import TokenizerFolder
 CHAT_ROLES = ("system", "developer", "user", "assistant", "tool")
 _ANSWER = "krill-answer"
 """An answer that no template writes."""
+_REPAIR = "correct the template, or remove it from the folder (krill-infer also has chat=false)"
 
 
 class ChatTemplate:
@@ -28,7 +29,10 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
-        """Returns the chat template in the folder of a tokenizer, or None. Raises UsageError if it is damaged."""
+        """Returns the chat template in the folder of a tokenizer, or None.
+
+        Raises UsageError if it is damaged, or cannot render a question.
+        """
         if not _has_template(folder):
             return None
         try:
@@ -37,9 +41,12 @@ class ChatTemplate:
             template._tokenizer.get_chat_template()
         except Exception as error:
             raise UsageError(
-                f"{folder}: its chat template cannot be read ({get_first_line(error)})"
+                f"{folder}: its chat template cannot be read ({get_first_line(error)}); {_REPAIR}"
             ) from error
-        template.encode([{"role": "user", "content": "a"}])
+        try:
+            template.encode([{"role": "user", "content": "a"}])
+        except UsageError as error:
+            raise UsageError(f"{error}; {_REPAIR}") from error
         return template
 
     @cached_property

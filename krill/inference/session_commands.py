@@ -121,6 +121,8 @@ def _save(answerer: Answerer, argument: str) -> None:
     if not answerer.answers:
         raise UsageError("/save: there is no answer yet")
     path = expand_home(argument)
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise UsageError(f"/save {argument}: not a file; use another path")
     lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answerer.answers]
     try:
         atomic.write_text(path, "".join(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,23 @@ def test_a_system_message_without_a_chat_is_refused(chat_tokenizer: TokenizerFol
 def test_a_message_that_is_not_unicode_is_refused(content: str, problem: str, template: ChatTemplate) -> None:
     with pytest.raises(UsageError, match=f"the message of role user is {problem}"):
         template.encode([{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff", "its chat template cannot be read"),
+        (b"{% for", "the chat template cannot render this conversation"),
+    ],
+)
+def test_a_damaged_template_is_one_line_that_says_what_to_do(
+    content: bytes, reason: str, chat_tokenizer: TokenizerFolder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(chat_tokenizer.folder, folder)
+    (folder / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(UsageError, match=rf"{reason}.*; correct the template, or remove it .*chat=false"):
+        ChatTemplate.load(folder)
 
 
 def test_a_role_cannot_become_a_special_token(template: ChatTemplate) -> None:
