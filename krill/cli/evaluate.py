@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.cli.model_arguments import resolve_model_arguments
+from krill.config import paths
 from krill.launch.invocation import Invocation
 from krill.resources import paused_garbage_collection
 from krill.tables import get_terminal_width, print_wrapped
@@ -46,7 +47,19 @@ def prepare_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -> None:
         parsed.overrides = [replace_key(text, key, full_key) for text in parsed.overrides]
     if parsed.get_value("data") and "data.min_chars" not in parsed.get_keys():
         parsed.overrides.append("data.min_chars=0")  # the text is not chosen for training
+    presets = paths.list_config_options("evaluation", [*folders, paths.CONF_DIR])
+    parsed.overrides = [_choose_preset(text, presets) for text in parsed.overrides]
     resolve_model_arguments(parsed, folders)
+
+
+def _choose_preset(override: str, presets: Container[str]) -> str:
+    """Returns tasks=korean, or tasks=korean,english of a sweep, as the choice of options of the group evaluation."""
+    from krill.config.overrides import get_override_key, get_override_value
+
+    if get_override_key(override) != "evaluation.tasks":
+        return override
+    value = get_override_value(override)
+    return f"evaluation={value}" if all(name in presets for name in value.split(",")) else override
 
 
 def _expand_models(parsed: ParsedArguments) -> None:

@@ -16,9 +16,9 @@ from krill.evaluation.token_scorer import (
     SequenceKey,
     SequenceScore,
     TokenScorer,
-    TokenSequence,
     ignore_progress,
 )
+from krill.evaluation.token_sequence import TokenSequence
 
 TIE_TOLERANCE = 1e-9
 """Relative difference of logprobs below which two choices are equally probable."""

