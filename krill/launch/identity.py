@@ -32,6 +32,8 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
         return _compute_evaluation_identity(config)
     if not isinstance(config, TrainConfig):
         return compute_signature(command, 1, config)
+    if command == "plan":
+        return compute_signature(command, 1, config.model_dump(mode="json"))
     assert inputs is not None
     if command == "tokenizer":
         return inputs.tokenizer_signature

@@ -153,7 +153,7 @@ class Invocation(ABC):
             config: Any = resolve_auto_processes(
                 validate_config(schema, self.composition.config, self._find_origins)
             )  # type: ignore[type-var]
-            if self.command in {"train", *MODEL_COMMANDS}:
+            if self.command in {"train", "plan", *MODEL_COMMANDS}:
                 config = resolve_run_names(config, self.sweep_folder)
             if config.detach and not self.is_for_slurm:
                 raise UsageError(
