@@ -69,12 +69,15 @@ def make_once(folder: Path, build: Callable[[Path], None], resume: bool = False)
     Returns False if `folder` exists and is not empty. Other processes that need the same folder wait (for a file
     lock, which the kernel releases when its holder dies). The partial folder of a killed process is removed first,
     unless `resume` is set: then `build` continues in it, and it is also kept after an error (other than UsageError,
-    after which it would be of no use). Raises NotADirectoryError if `folder` is a file.
+    after which it would be of no use). Raises NotADirectoryError if `folder` is a file, UsageError if it is a mount
+    point.
     """
     if is_nonempty_folder(folder):
         return False
     if folder.exists() and not folder.is_dir():  # raised now, not after `build`
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if os.path.ismount(folder):
+        raise _build_mount_error(folder)
     create_folder(folder.parent)
     with _acquire_lock(FileLock(folder.with_name(f".{folder.name}.lock")), folder):
         if is_nonempty_folder(folder):
@@ -86,12 +89,28 @@ def make_once(folder: Path, build: Callable[[Path], None], resume: bool = False)
         try:
             with name_folder_in_errors(partial):
                 build(partial)
+            _rename_folder(partial, folder)
         except BaseException as error:
             if not resume or isinstance(error, UsageError):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        os.replace(partial, folder)
     return True
+
+
+def _rename_folder(partial: Path, folder: Path) -> None:
+    try:
+        os.replace(partial, folder)
+    except OSError as error:
+        if error.errno == errno.EBUSY:  # a mount point of the same disk
+            raise _build_mount_error(folder) from error
+        raise
+
+
+def _build_mount_error(folder: Path) -> UsageError:
+    return UsageError(
+        f"{folder} is a mount point, which no complete folder can replace; use a folder in it, such as "
+        f"{folder / 'result'}"
+    )
 
 
 def make_file_once(path: Path, write: Callable[[Path], None]) -> bool:

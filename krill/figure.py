@@ -51,8 +51,11 @@ def drawn_figure(path: Path, columns: int, width: float, height: float) -> Itera
 def _save_figure(figure: Any, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     create_folder(path.parent)
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    try:
+        figure.savefig(partial, format="png")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _list_families() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -113,6 +114,23 @@ def test_a_file_in_place_of_the_folder_is_reported_before_the_build(tmp_path: Pa
     (tmp_path / "file").write_text("a file")
     with pytest.raises(NotADirectoryError):
         atomic.make_once(tmp_path / "file", fail_if_called)
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "x")
+    with pytest.raises(UsageError, match=r"x is a mount point, .*; use a folder in it, such as .*/x/result"):
+        atomic.make_once(tmp_path / "x", fail_if_called)
+
+
+def test_a_mount_point_of_the_same_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(source), None, str(target))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UsageError, match="x is a mount point"):
+        atomic.make_once(tmp_path / "x", lambda partial: None)
+    assert [path.name for path in tmp_path.iterdir()] == [".x.lock"]
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")

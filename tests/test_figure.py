@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import warnings
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontManager
 
 from krill.figure import drawn_figure
@@ -78,3 +81,16 @@ def test_a_font_that_was_installed_since_is_used(
     assert "NanumGothic" in {known.name for known in fonts.ttflist}
     assert draw(tmp_path / "again.png", LABEL) == drawn
     assert not caplog.messages
+
+
+def test_a_plot_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_disk(figure: Figure, path: Path, format: str) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Figure, "savefig", fill_disk)
+    with pytest.raises(OSError, match="No space left"), drawn_figure(tmp_path / "a.png", 1, 2, 2):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -53,6 +53,9 @@ CALLABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "transformers:Trainer.evaluate": (
         ("self", "eval_dataset", "ignore_keys", "metric_key_prefix"), "krill/training/trainer.py",
     ),
+    "transformers:Trainer._evaluate": (
+        ("self", "trial", "ignore_keys_for_eval", "skip_scheduler"), "krill/training/trainer.py",
+    ),
     "transformers:Trainer.floating_point_ops": (("self", "inputs"), "krill/training/trainer.py"),
     "transformers:Trainer._load_optimizer_and_scheduler": (("self", "checkpoint"), "krill/training/trainer.py"),
     "transformers:Trainer._init_training_state": (

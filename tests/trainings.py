@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from krill.config.schema import TrainConfig
+import torch
+from compositions import compose
+
+from krill.config.schema import EvaluateConfig, TrainConfig
+from krill.config.validation import validate_config
 from krill.data.inputs import RunInputs
+from krill.data.store import Store
+from krill.evaluation.model_evaluation import ModelEvaluation
+from krill.evaluation.score_metrics import list_metrics
+from krill.inference.load import ModelFiles
 from krill.plan.dry_run import plan_run
 from krill.runs import checkpoints
 from krill.runs.json_lines import read_metrics
@@ -65,3 +74,15 @@ def plan_lines(config: TrainConfig, outputs: Path) -> list[str]:
 def build_setup(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> RunSetup:
     """Returns the setup of a run as krill-train resolves it in this process."""
     return build_run_setup(config, folder, store, tokenizer, resolve_compute_setup(config))
+
+
+def score_model(run: Path, folder: Path, *overrides: str) -> dict[str, float]:
+    """Returns the scores that krill-evaluate gives the model in `folder`, which a run has trained on the CPU."""
+    status = json.loads((run / "status.json").read_text())
+    config = validate_config(EvaluateConfig, compose("evaluate", "model.path=unused", *overrides)).evaluation
+    with tempfile.TemporaryDirectory() as output:
+        evaluation = ModelEvaluation(
+            config, ModelFiles.locate(str(folder)), Store.open(Path(status["data"]["folder"])), Path(output),
+            torch.device("cpu"), "auto",
+        )  # fmt: skip
+        return list_metrics(evaluation.run())

@@ -56,16 +56,21 @@ def main(
     argv: Sequence[str] | None = None,
     positional_key: str | None = None,
     prepare_arguments: ArgumentHook | None = None,
+    has_several_positionals: bool = False,
 ) -> int:
     """Runs one command and returns its exit code.
 
     `positional_key`: the key of which an argument without "=" is the value. `prepare_arguments`: called with the
-    parsed arguments and the user's configuration folders before Hydra sees them.
+    parsed arguments and the user's configuration folders before Hydra sees them. `has_several_positionals`: whether
+    it gets the arguments without "=" as they are, any number of them.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     configure_logging()
     return run_and_report(
-        command, lambda: _dispatch(command, run_task, arguments, positional_key, prepare_arguments)
+        command,
+        lambda: _dispatch(
+            command, run_task, arguments, positional_key, prepare_arguments, has_several_positionals
+        ),
     )
 
 
@@ -75,6 +80,7 @@ def _dispatch(
     arguments: list[str],
     positional_key: str | None,
     prepare_arguments: ArgumentHook | None,
+    has_several_positionals: bool,
 ) -> int:
     if {"--help", "-h"} & set(arguments):
         return _print_help(command, arguments)
@@ -84,7 +90,9 @@ def _dispatch(
         print(f"krill {__version__}")
         return errors.DONE
     with _signal_scope(command):
-        return _run_with_hydra(command, run_task, arguments, positional_key, prepare_arguments)
+        return _run_with_hydra(
+            command, run_task, arguments, positional_key, prepare_arguments, has_several_positionals
+        )
 
 
 def run_and_report(command: str, work: Callable[[], int]) -> int:
@@ -261,17 +269,18 @@ def _run_with_hydra(
     arguments: list[str],
     positional_key: str | None,
     prepare_arguments: ArgumentHook | None,
+    has_several_positionals: bool,
 ) -> int:
     from krill.cli import argv, completion, compose
     from krill.sweep.session import Session
 
-    parsed = argv.parse_arguments(arguments, positional_key)
+    parsed = argv.parse_arguments(arguments, positional_key, has_several_positionals)
     if parsed.is_completion and completion.parse_request(parsed.overrides)[0] == "query":
         completion.prepare_query(positional_key)
     folders = paths.find_user_config_dirs(parsed.config_dirs)
-    _check_multirun(parsed)
     if prepare_arguments is not None:
         prepare_arguments(parsed, folders)
+    _check_multirun(parsed)
     overrides = compose.normalize_overrides(command, parsed)
     for used, hidden in paths.find_shadowed_configs([*folders, paths.CONF_DIR]):
         log.warning("conf        %s hides %s", used, hidden)

@@ -35,6 +35,8 @@ class ParsedArguments:
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     config_dirs: list[str] = field(default_factory=list)
+    positionals: list[str] = field(default_factory=list)
+    """The arguments without "=" of a command that takes several."""
 
     @property
     def is_multirun(self) -> bool:
@@ -76,11 +78,13 @@ class ParsedArguments:
         return [text for text in self.overrides if get_override_key(text) not in keys]
 
 
-def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> ParsedArguments:
+def parse_arguments(
+    argv: Sequence[str], positional_key: str | None = None, has_several: bool = False
+) -> ParsedArguments:
     """Returns the flags and the overrides in `argv`, in any order.
 
-    `positional_key`: the key of which one argument without "=" is the value. Raises UsageError that lists every
-    argument that is neither a flag nor an override.
+    `positional_key`: the key of which one argument without "=" is the value, or with `has_several` any number of
+    them. Raises UsageError that lists every argument that is neither a flag nor an override.
     """
     parsed, errors = ParsedArguments(), []
     arguments, previous = list(argv), ""
@@ -113,7 +117,9 @@ def parse_arguments(argv: Sequence[str], positional_key: str | None = None) -> P
             errors += [f"{argument}: {HYDRA_KEYS[key]}" for key in unsupported]
         elif OVERRIDE_PATTERN.match(argument) or argument.startswith("~"):
             parsed.overrides.append(argument)
-        elif positional_key is not None:
+        elif has_several and not (argument.startswith(("=", ",")) or previous.endswith(("=", ","))):
+            parsed.positionals.append(argument)
+        elif positional_key is not None and not has_several:
             parsed.overrides.append(f"{positional_key}={argument}")
             positional_key = None
         else:

@@ -52,7 +52,7 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
     "evaluate": [
         "krill-evaluate",
         "krill-evaluate llama_nano tasks=[text,korean_pairs]",
-        "krill-evaluate -m model=rates/best,last tasks=text",
+        "krill-evaluate rates/best last tasks=text",
     ],
     "export": [
         "krill-export",
@@ -76,6 +76,7 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("batch.micro_batch_size=N", "rows per device and forward pass"),
         ("device=auto|cpu|cuda", "where the model is computed"),
         ("eval_every=N save_every=N", "steps between validations, and between checkpoints"),
+        ("evaluation.tasks=[…] evaluation.every=N", "tasks to evaluate the model on, and how often"),
         ("trackers=[…]", "wandb, tensorboard, trackio"),
         ("hub.push=true hub.id=user/name", "upload the final model to the Hugging Face Hub"),
         ("sweep.search=tpe sweep.trials=N", "with -m: points that a search chooses, not all combinations"),
@@ -148,13 +149,17 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("output=FOLDER", "folder of answers.jsonl, and of tokens.html and tokens.json"),
     ],
     "evaluate": [
-        ("model=FOLDER", "a run, a model folder, a glob or a Hub id; an argument without = means it as well"),
+        (
+            "model=FOLDER",
+            "a run, a model folder or a Hub id; all runs of a sweep or a glob; arguments without = mean it as well",
+        ),
         (
             "tasks=[NAME,…]",
             "text, korean_pairs, english_pairs, cloze; auto: those in the languages of the text",
         ),
         ("limit=N", "items of each phenomenon"),
         ("again=true", "evaluate again what has been evaluated"),
+        ("pool_seeds=false", "each run is a row, also those that differ only in seed"),
         ("format=json", "all scores, for scripts"),
         ("output=FOLDER", "folder in which evaluations/ is written"),
         ("dry_run=true", "write nothing, print what would be done"),

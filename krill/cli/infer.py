@@ -82,7 +82,7 @@ def _answer_here(config: InferConfig, folder: Path | None, is_interactive: bool)
     if folder is not None:
         atomic.create_folder(folder)
     loaded = load_configured_model(config)
-    template = select_template(config.chat, loaded.folder, loaded.tokenizer)
+    template = select_template(config.chat, loaded.folder, loaded.tokenizer, config.system)
     log_settings(config, loaded.defaults, template is not None)
     context_length = loaded.model.config.max_position_embeddings
     conversation = None if template is None else Conversation(template, context_length, config.system)

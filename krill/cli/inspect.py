@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.config import paths
-from krill.config.paths import get_outputs_root
+from krill.config.paths import expand_home, get_outputs_root
 from krill.errors import KrillError, UsageError
 from krill.launch.invocation import Invocation
 from krill.tables import get_terminal_width
@@ -136,7 +136,7 @@ def _choose_rows(config: InspectConfig, rows: int) -> list[int]:
 def _resolve_store_folder(config: InspectConfig) -> Path:
     """Returns the folder of the token store to inspect."""
     if config.store is not None:
-        return Path(config.store).expanduser()
+        return expand_home(config.store)
     from krill.data.inputs import RunInputs
 
     return RunInputs.open(config).store_folder
@@ -267,7 +267,7 @@ def _resolve_folder_override(override: str, folders: Sequence[Path], has_text: b
             "/" in value or Path(value).is_dir() or (has_text and find_closest_name(value, known) is None)
         )
         return f"tokenizer.path={value}" if is_path else override
-    path = Path(value).expanduser()
+    path = expand_home(value)
     if path.is_dir() and run_at(path.absolute()) is None:
         return f"store={value}"
     try:

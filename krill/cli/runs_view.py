@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -18,11 +18,15 @@ from krill.runs import table
 from krill.runs.find import Run, RunGroup, RunOrGroup
 from krill.runs.log_tail import read_last_lines
 from krill.runs.run_state import ACTIVE_STATES
+from krill.runs.scores import describe_score
 from krill.runs.summary import build_sweep_command, describe_run, suggest_commands, summarize_sweep
 from krill.runs.swept_edge import find_swept_edge
 from krill.runs.table import RunRow
 from krill.tables import format_table, get_terminal_width, measure_width, print_wrapped
 from krill.terminal import escape_control_characters
+
+if TYPE_CHECKING:
+    from krill.evaluation.ranking import Ranking
 
 
 def print_newest(items: Sequence[RunOrGroup], rows: Sequence[RunRow]) -> None:
@@ -44,8 +48,10 @@ def print_run(run: Run) -> None:
     for key, value in describe_run(run, row).items():
         if key == "verdict":
             value = (value or {}).get("text")
-        if value not in (None, "", [], {}):
+        if value not in (None, "", [], {}) and key != "scores":
             print_wrapped(f"{key:<20}{_format_value(value)}")
+    for score in row.scores:
+        print_wrapped(f"{score.task:<18}  {describe_score(score)}")
     if row.error and row.log and Path(row.log).is_file():
         print_wrapped("\n".join(f"  {line}" for line in read_last_lines(Path(row.log), 10)))
     _print_next_commands(suggest_commands(run, row))
@@ -55,8 +61,11 @@ def print_sweep(sweep: RunGroup) -> None:
     """Prints a summary line, a table, and the command to run next for a sweep or another folder with runs."""
     rows = table.sort_best_first(table.build_rows(sweep.runs))
     print_wrapped(f"{relative_path(sweep.folder)}: {summarize_sweep(rows)}")
-    table.print_table(rows, sys.stdout, full_paths=not sweep.sweep_record)
     edge = find_swept_edge(rows, sweep.folder, sweep.sweep_record)
+    if sweep.sweep_record.get("command") == "evaluate":
+        _print_evaluations(rows)
+    else:
+        table.print_table(rows, sys.stdout, full_paths=not sweep.sweep_record)
     if edge is not None:
         print_wrapped(f"{'edge':<20}{edge.describe()}")
     command = build_sweep_command(sweep.folder, sweep.sweep_record)
@@ -66,6 +75,19 @@ def print_sweep(sweep: RunGroup) -> None:
         print_wrapped(f"{'command':<20}{command}")
         if edge is not None and edge.next:
             _print_next_commands([edge.next])
+
+
+def _print_evaluations(rows: Sequence[RunRow]) -> None:
+    """Prints the table of a sweep of krill-evaluate, and its points without results."""
+    from krill.evaluation.comparison_table import format_comparison
+    from krill.evaluation.evaluated_model import build_configurations, read_points
+    from krill.evaluation.ranking import rank_configurations
+
+    models = read_points([(Path(row.folder), row.overrides) for row in rows])
+    if models:
+        ranking = rank_configurations(build_configurations(models))
+        print("\n".join(format_comparison(ranking, get_terminal_width(sys.stdout))))
+    table.print_unfinished([row for row in rows if row.state != "finished"], sys.stdout)
 
 
 def _print_next_commands(commands: Sequence[str]) -> None:
@@ -84,7 +106,13 @@ def print_differences(rows: Sequence[RunRow], differing: Mapping[str, Sequence[A
     table.print_table(rows, sys.stdout)
     if not differing:
         print_wrapped("the configurations are identical")
-        return
+    else:
+        _print_differing_keys(rows, differing)
+    if any(row.scores for row in rows):
+        print("\n".join(["", *_format_scores(rows)]))
+
+
+def _print_differing_keys(rows: Sequence[RunRow], differing: Mapping[str, Sequence[Any]]) -> None:
     width = get_terminal_width(sys.stdout)
     header = ("key", *(f"#{number}" for number in range(1, len(rows) + 1)))
     cells = [
@@ -98,6 +126,23 @@ def print_differences(rows: Sequence[RunRow], differing: Mapping[str, Sequence[A
     for key, *values in cells:
         pairs = zip(header[1:], values, strict=True)
         print_wrapped("\n".join([key, *(f"  {number:<4}  {value}" for number, value in pairs)]))
+
+
+def _format_scores(rows: Sequence[RunRow]) -> list[str]:
+    """Returns the table of the newest scores, with what differs by more than chance."""
+    from krill.evaluation.comparison_table import format_comparison
+
+    return format_comparison(rank_runs(rows), get_terminal_width(sys.stdout))
+
+
+def rank_runs(rows: Sequence[RunRow]) -> Ranking:
+    """Returns the ranking of the runs by their newest evaluations."""
+    from krill.evaluation.evaluated_model import EvaluatedModel, build_configurations
+    from krill.evaluation.ranking import rank_configurations
+    from krill.evaluation.results import read_results
+
+    models = [EvaluatedModel.read(row.folder, read_results(Path(row.folder))) for row in rows]
+    return rank_configurations(build_configurations(models))
 
 
 def watch_table(read_rows: Callable[[], Sequence[RunRow]], interval: float) -> int:

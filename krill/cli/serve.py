@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from krill import errors
 from krill.cli import app
 from krill.cli.model_arguments import resolve_model_arguments
+from krill.config.paths import expand_home
 from krill.errors import SignalInterrupt, UsageError
 from krill.extras import format_install_command
 from krill.launch.invocation import Invocation
@@ -123,7 +124,7 @@ def _get_model_name(path: str) -> str:
     """Returns the name under which clients ask for a model: NAME/RUN for a run, otherwise its folder or Hub id."""
     from krill.runs.record import read_status
 
-    folder = Path(path).expanduser()
+    folder = expand_home(path)
     if not folder.exists():
         return path
     folder = folder.resolve()

@@ -84,6 +84,19 @@ def format_text_override(key: str, text: str) -> str:
     return f"{key}={_quote_literal(text)}"
 
 
+def split_choices(override: str) -> list[str]:
+    """Returns the values of a sweep as text, without quotes: a and b of key=a,b and key=choice(a,b)."""
+    value = get_override_value(override)
+    choice = _CHOICE.match(value)
+    texts = []
+    for element in _split_at_commas(choice[1] if choice else value):
+        parsed = (
+            OverridesParser.create().parse_override(f"k={element}").value() if _is_parsable(element) else None
+        )
+        texts.append(parsed if isinstance(parsed, str) else element.strip())
+    return texts
+
+
 def is_section_overridden(section: str, overrides: Iterable[str]) -> bool:
     """Returns whether one of `overrides` sets a section, chooses its option, or sets a key in it."""
     return any(get_override_key(override).partition(".")[0] == section for override in overrides)

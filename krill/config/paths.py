@@ -30,6 +30,11 @@ def get_outputs_root() -> Path:
     return Path(os.environ.get("KRILL_OUTPUTS") or "outputs").absolute()
 
 
+def expand_home(path: str | Path) -> Path:
+    """Returns `path` with ~ as a home folder; unchanged if there is no such user, whose folder is not found then."""
+    return Path(os.path.expanduser(path))
+
+
 def relative_path(path: Path) -> Path:
     """Returns `path` relative to the working directory if it is inside it, else unchanged."""
     try:

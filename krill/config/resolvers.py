@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from krill.config.paths import get_outputs_root
+from krill.config.paths import expand_home, get_outputs_root
 
 
 def null_if_set(value: Any, default: Any) -> Any:
@@ -79,7 +79,7 @@ def get_dry_run_folder() -> Path:
 
 def get_sweep_folder(output: str | None, name: str) -> Path:
     """Returns the folder of a sweep that is not a dry run."""
-    return Path(output).absolute() if output else get_outputs_root() / "sweeps" / name
+    return expand_home(output).absolute() if output else get_outputs_root() / "sweeps" / name
 
 
 for _resolver in (null_if_set, size_label, inverse_sqrt, muon_lr, muon_decay, sweep_folder):

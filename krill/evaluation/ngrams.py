@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from krill.data.store import Split
-from krill.evaluation.token_scorer import TokenSequence
+from krill.evaluation.token_sequence import TokenSequence
 
 WEIGHTS = (0.1, 0.3, 0.6)
 """Of the unigram, the bigram and the trigram."""
@@ -46,9 +46,9 @@ class NgramCounts:
         self.unigrams = np.zeros(vocab_size, np.int64)
         wanted: list[list[np.ndarray]] = [[] for _ in range(2, order + 1)]
         for stream in streams:
-            for hashes, keys in zip(_hash_all(stream, order), wanted, strict=True):
-                keys.append(hashes)
-        self._keys = [np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes])) for hashes in wanted]
+            for hashes, parts in zip(_hash_all(stream, order), wanted, strict=True):
+                parts.append(hashes)
+        self._keys = [np.unique(np.concatenate([np.zeros(0, np.uint64), *parts])) for parts in wanted]
         self._counts = [np.zeros(len(keys), np.int64) for keys in self._keys]
         tables = [_build_table(keys) for keys in self._keys]
         for start, stop in _choose_pieces(split.tokens, max_tokens):

@@ -8,6 +8,7 @@ and never mistaken for another. krill/evaluation/compare.py compares results.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from krill import atomic
 from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
+from krill.runs.scores import EVALUATIONS_FOLDER, FINAL_WEIGHTS
 
-FOLDER = "evaluations"
 VERSION = 1
 """Part of every signature: changes when scores are computed in another way."""
 
@@ -59,6 +60,10 @@ class TaskResult(BaseModel, frozen=True):
     notes: dict[str, int | float | str] = Field(default_factory=dict)
     """What else a reader has to know, such as the number of truncated items."""
     model: str = ""
+    weights: str = ""
+    """Identifies the weights, the configuration and the tokenizer of the model."""
+    weights_folder: str = ""
+    """The folder of the weights in the folder of the run, such as model; empty: they are not of a run."""
     signature: str = ""
     """Identifies the model, the items and the settings; of a result that was written."""
     seconds: float = 0.0
@@ -72,17 +77,31 @@ class TaskResult(BaseModel, frozen=True):
         """Returns the values of every item; float64 (items,)."""
         return np.array(self.outcomes[name], np.float64)
 
+    def compute_item_scores(self) -> np.ndarray | None:
+        """Returns a value of each item, whose mean is the main score; float64 (items,). None: they are not known."""
+        if self.kind == "text":
+            return self.get_outcomes("nats") / np.log(2) / self.get_outcomes("bytes").mean()
+        name = "correct" if self.kind == "choices" else self.main_score.metric
+        return self.get_outcomes(name) if name in self.outcomes else None
+
 
 def get_result_file(folder: Path, task: str, signature: str) -> Path:
     """Returns the file of a result in the folder of a run or model."""
     name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in task)
-    return folder / FOLDER / f"{name}-{signature[:8]}.json"
+    return folder / EVALUATIONS_FOLDER / f"{name}-{signature[:8]}.json"
 
 
 def write_result(file: Path, result: TaskResult) -> None:
     """Writes a result, at once."""
     atomic.create_folder(file.parent)
     write_checksummed_json(file, result.model_dump(mode="json"))
+
+
+def write_results(folder: Path, results: Sequence[TaskResult]) -> Path:
+    """Writes results to the folder evaluations/ in `folder`, and returns that folder."""
+    for result in results:
+        write_result(get_result_file(folder, result.task, result.signature), result)
+    return folder / EVALUATIONS_FOLDER
 
 
 def read_result(file: Path, signature: str | None = None) -> TaskResult | None:
@@ -94,15 +113,20 @@ def read_result(file: Path, signature: str | None = None) -> TaskResult | None:
     return result if signature in (None, result.signature) else None
 
 
-def read_results(folder: Path) -> list[TaskResult]:
-    """Returns the results in the folder of a run, the newest of each task, in the order of their names."""
-    newest: dict[str, tuple[float, TaskResult]] = {}
-    for file in sorted((folder / FOLDER).glob("*.json")):
+def read_results(folder: Path, weights: str | None = None) -> list[TaskResult]:
+    """Returns the results in the folder of a run, the newest of each task, in the order of their names.
+
+    Those of the final model have precedence over those of checkpoints. `weights`: only results of these weights, and
+    of each task the newest of those with the most items.
+    """
+    newest: dict[str, tuple[tuple[int, int], TaskResult]] = {}
+    for file in sorted((folder / EVALUATIONS_FOLDER).glob("*.json")):
         result = read_result(file)
-        if result is not None:
-            time = file.stat().st_mtime
-            if result.task not in newest or newest[result.task][0] < time:
-                newest[result.task] = (time, result)
+        if result is not None and weights in (None, result.weights):
+            is_final = result.weights_folder in FINAL_WEIGHTS
+            priority = (is_final if weights is None else result.main_score.items, file.stat().st_mtime_ns)
+            if result.task not in newest or newest[result.task][0] < priority:
+                newest[result.task] = (priority, result)
     return [result for _, (_, result) in sorted(newest.items())]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from krill.evaluation.results import Score, TaskResult
+from krill.runs.scores import describe_metric, format_score_value
 from krill.tables import fit_table
 
 _HEADER = ("task", "part", "metric", "score", "95 %", "items", "chance", "unigram", "trigram")
@@ -21,17 +22,12 @@ def format_scores(results: Sequence[TaskResult], width: int | None) -> list[str]
     return fit_table(_HEADER, rows, width, left=(0, 1, 2), drop=(2, 7, 5, 6, 8), fold=(1,))
 
 
-def format_score_value(value: float, metric: str) -> str:
-    """Returns an accuracy in percent, and another score as a number."""
-    return f"{100 * value:.1f} %" if metric.startswith("acc") else f"{value:.3f}"
-
-
 def _format_row(result: TaskResult, score: Score) -> tuple[str, ...]:
     def format_value(value: float | None) -> str:
         return "" if value is None else format_score_value(value, score.metric)
 
     bounds = "" if score.low is None else f"{format_value(score.low)} to {format_value(score.high)}"
     return (
-        result.task, score.name, score.metric.replace("_", " "), format_value(score.value), bounds,
+        result.task, score.name, describe_metric(score.metric), format_value(score.value), bounds,
         f"{score.items:,}", *map(format_value, (score.chance, score.unigram, score.trigram)),
     )  # fmt: skip

@@ -16,9 +16,12 @@ from krill.errors import KrillError
 from krill.evaluation.rank_share import ONLY_RANK, RankShare
 from krill.evaluation.rolling import EncodedText
 from krill.evaluation.token_scorer import TokenScorer
+from krill.runs.find import find_run_folder
 from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder
 
+BYTES_PER_TOKEN = 4
+"""Bytes of text that count as a token where documents are chosen, so that every tokenizer gets the same ones."""
 SAMPLE_PIECES, SAMPLE_TOKENS = 64, 2**15
 """Number of pieces of a text, and of their tokens, that show its languages."""
 
@@ -52,14 +55,14 @@ class Subject:
     def read_held_out_texts(self, max_tokens: int) -> list[EncodedText]:
         """Returns documents of the validation split with about `max_tokens` tokens, spread evenly; none without it.
 
-        Documents without text tokens are left out.
+        A token counts as BYTES_PER_TOKEN bytes. Documents without text tokens are left out.
         """
         if self.store is None:
             return []
         split = self.store.validation
         ends = split.ends.astype(np.int64)
         starts = np.append(0, ends)[:-1]
-        step = max(1, -(-split.tokens // max_tokens))
+        step = max(1, -(-split.text_bytes // (BYTES_PER_TOKEN * max_tokens)))
         texts = []
         for document in range(0, len(ends), step):
             ids = split.read(int(starts[document]), int(ends[document]) - 1).tolist()  # without eos
@@ -84,14 +87,6 @@ def sample_text(store: Store, tokenizer: TokenizerFolder) -> list[str]:
         for start in np.linspace(0, split.tokens, SAMPLE_PIECES, endpoint=False).astype(int).tolist()
     ]
     return [tokenizer.backend.decode(piece) for piece in pieces]
-
-
-def find_run_folder(model_folder: Path) -> Path | None:
-    """Returns the folder of the run to which the weights in `model_folder` belong: a model or a checkpoint of it."""
-    for folder in (model_folder, *model_folder.resolve().parents[:2]):
-        if read_status(folder):
-            return folder
-    return None
 
 
 def find_training_store(model_folder: Path, tokenizer: TokenizerFolder) -> Store | None:

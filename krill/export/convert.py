@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from krill import atomic
-from krill.config.paths import get_outputs_root
+from krill.config.paths import expand_home, get_outputs_root
 from krill.errors import UsageError
 from krill.export.gguf_file import convert_tokenizer, write_gguf_file
 from krill.export.hf_folder import write_hf_folder
@@ -28,7 +28,7 @@ def resolve_output(source: ExportSource, form: Format, dtype: str, output: str |
     if output is None:
         name = f"{source.name}-{dtype}-{source.compute_signature(VERSION, form, dtype)[:8]}"
         return get_outputs_root() / "exports" / (f"{name}.gguf" if form == "gguf" else name)
-    path = Path(output).expanduser().absolute()
+    path = expand_home(output).absolute()
     if form == "gguf" and path.suffix != ".gguf":
         raise UsageError(
             f"output={output}: format=gguf writes a file, whose name ends with .gguf; set output={output}.gguf"

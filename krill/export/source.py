@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from krill.config.signature import compute_signature
 from krill.errors import UsageError
+from krill.inference.conversation import ChatTemplate
 from krill.inference.defaults import read_model_defaults
 from krill.inference.load import ModelFiles, raise_if_pickled, raise_if_tokenizer_is_larger
 from krill.models.model_folder import find_weight_files, load_config, load_weights, verify_model
@@ -38,6 +39,7 @@ class ExportSource:
         if tokenizer_path is not None and (files.folder / "tokenizer.json").is_file():
             _require_same_tokenizer(tokenizer_path, files.tokenizer, load_tokenizer(files.folder))
         read_model_defaults(files.folder)  # raises UsageError if generation_config.json is damaged
+        ChatTemplate.load(files.tokenizer.folder)  # raises UsageError if it is damaged
         config = load_config(files.folder, files.label)
         raise_if_tokenizer_is_larger(files.tokenizer, config.vocab_size)
         return cls(files, config)

@@ -242,7 +242,10 @@ def answer_prompts(
     engine = GenerationEngine(loaded.model, loaded.tokenizer, batch_size)
     pending = deque(sorted(keys, key=lambda key: (-len(encoded[key[0]]), key)))
     active: dict[Generation, Key] = {}
-    with open(files.get_rank_file(rank), "a", encoding="utf-8") as lines:
+    with (
+        atomic.name_folder_in_errors(files.folder),
+        open(files.get_rank_file(rank), "a", encoding="utf-8") as lines,
+    ):
         while pending or engine.is_busy:
             while pending and engine.waiting < batch_size:  # not all: each has a random generator
                 key = pending.popleft()

@@ -12,11 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from krill.errors import UsageError, get_first_line
 from krill.inference.defaults import read_eos_ids
+from krill.terminal import encode_input
 from krill.tokenizer.artifact import TokenizerFolder
 
 CHAT_ROLES = ("system", "developer", "user", "assistant", "tool")
 _ANSWER = "krill-answer"
 """An answer that no template writes."""
+_REPAIR = "correct the template, or remove it from the folder (krill-infer also has chat=false)"
 
 
 class ChatTemplate:
@@ -27,7 +29,10 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: Path) -> ChatTemplate | None:
-        """Returns the chat template in the folder of a tokenizer, or None. Raises UsageError if it is damaged."""
+        """Returns the chat template in the folder of a tokenizer, or None.
+
+        Raises UsageError if it is damaged, or cannot render a question.
+        """
         if not _has_template(folder):
             return None
         try:
@@ -36,9 +41,12 @@ class ChatTemplate:
             template._tokenizer.get_chat_template()
         except Exception as error:
             raise UsageError(
-                f"{folder}: its chat template cannot be read ({get_first_line(error)})"
+                f"{folder}: its chat template cannot be read ({get_first_line(error)}); {_REPAIR}"
             ) from error
-        template.encode([{"role": "user", "content": "a"}])
+        try:
+            template.encode([{"role": "user", "content": "a"}])
+        except UsageError as error:
+            raise UsageError(f"{error}; {_REPAIR}") from error
         return template
 
     @cached_property
@@ -59,12 +67,14 @@ class ChatTemplate:
         """Returns the tokens of a conversation up to where the assistant answers.
 
         `messages`: as in OpenAI's API, each with a role and content. Special tokens written in them are ordinary
-        text. Raises UsageError for a role that does not exist and for a conversation that the template refuses.
+        text. Raises UsageError for a role that does not exist, for content that is not Unicode, and for a
+        conversation that the template refuses.
         """
         for message in messages:
             # A template may write the role as part of a special token.
             if message.get("role") not in CHAT_ROLES:
                 raise UsageError(f"role {message.get('role')!r}: use one of {', '.join(CHAT_ROLES)}")
+            encode_input(str(message.get("content", "")), f"the message of role {message['role']}")
         try:
             ids: list[int] = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages], add_generation_prompt=True, return_dict=False,
@@ -83,21 +93,28 @@ class ChatTemplate:
 
 
 def select_template(
-    chat: bool | Literal["auto"], folder: Path, tokenizer: TokenizerFolder
+    chat: bool | Literal["auto"], folder: Path, tokenizer: TokenizerFolder, system: str | None = None
 ) -> ChatTemplate | None:
     """Returns the chat template with which a model answers, for a value of the key chat; None: it continues texts.
 
     `folder`: of the model. auto: the template, if the model ends its answers as the template does. A tokenizer may
-    have a template before any model was trained with it. Raises UsageError for true without a template.
+    have a template before any model was trained with it. Raises UsageError for true without a template, and for the
+    message `system` without a chat.
     """
     template = ChatTemplate.load(tokenizer.folder) if chat else None
     if chat is True and template is None:
         raise UsageError(
             f"chat=true: the tokenizer in {tokenizer.folder} has no chat template; use chat=false"
         )
-    if template is None or chat is True:
-        return template
-    return template if template.end_ids & {tokenizer.eos_id, *read_eos_ids(folder)} else None
+    if chat == "auto" and template is not None:
+        is_trained = template.end_ids & {tokenizer.eos_id, *read_eos_ids(folder)}
+        template = template if is_trained else None
+    if template is None and system is not None:
+        raise UsageError(
+            f"system= is for chats, and with chat={str(chat).lower()} this model continues texts; use chat=true, or "
+            "leave out system="
+        )
+    return template
 
 
 class Conversation:

@@ -6,8 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from krill.config.schema import InferConfig
 from krill.errors import UsageError
 from krill.inference.sampling import SamplingParams
 
@@ -17,10 +20,24 @@ NEUTRAL = SamplingParams(temperature=1, top_p=1, repetition_penalty=1)
 """Parameters that leave the distribution of the model as it is: transformers' and OpenAI's defaults."""
 
 
+def parse_param(key: str, value: Any) -> Any:
+    """Returns a value as the key of krill-infer of that name reads it. Raises ValueError if it is not valid."""
+    info = InferConfig.model_fields[key]
+    adapter: TypeAdapter[Any] = TypeAdapter(
+        Annotated[info.annotation, info],  # type: ignore[arg-type]
+        config=ConfigDict(allow_inf_nan=False),
+    )
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(message[0].lower() + message[1:]) from error
+
+
 def read_model_defaults(folder: Path) -> dict[str, Any]:
     """Returns the parameters that generation_config.json in a model's folder sets; none for a file without any.
 
-    `do_sample: false` is temperature 0. Raises UsageError if the file is damaged.
+    `do_sample: false` is temperature 0. Raises UsageError if the file is damaged, or a value is not valid.
     """
     path = folder / "generation_config.json"
     if not path.is_file():
@@ -38,7 +55,14 @@ def read_model_defaults(folder: Path) -> dict[str, Any]:
         ) from error
     if content.get("do_sample") is False:
         set_values["temperature"] = 0
-    return set_values
+    return {key: _parse_default(path, key, value) for key, value in set_values.items()}
+
+
+def _parse_default(path: Path, key: str, value: Any) -> Any:
+    try:
+        return parse_param(key, value)
+    except ValueError as error:
+        raise UsageError(f"{path}: {key} {value}: {error}; correct it there, or remove it") from error
 
 
 def read_eos_ids(folder: Path) -> frozenset[int]:
@@ -54,8 +78,16 @@ def read_eos_ids(folder: Path) -> frozenset[int]:
 
 
 def to_eos_ids(configured: Any) -> frozenset[int]:
-    """Returns the ids in an eos_token_id of transformers: a list, a single id, or None."""
+    """Returns the ids in an eos_token_id of transformers: a list, a single id, or None.
+
+    Raises UsageError for anything else.
+    """
     ids = configured if isinstance(configured, list) else [configured]
+    if not all(token is None or type(token) is int for token in ids):
+        raise UsageError(
+            f"eos_token_id {configured!r} of the model is neither a token id nor a list of them; correct it in "
+            "generation_config.json or config.json"
+        )
     return frozenset(token for token in ids if token is not None)
 
 

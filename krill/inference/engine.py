@@ -24,7 +24,7 @@ from krill.errors import KrillError, UsageError
 from krill.inference.defaults import to_eos_ids
 from krill.inference.sampling import SamplingParams, TokenSampler, choose_tokens
 from krill.inference.text_stream import TextStream
-from krill.inference.token_scores import TokenScore, raise_if_nan, score_logits
+from krill.inference.token_scores import TokenScore, raise_if_not_finite, score_logits
 from krill.resources import is_out_of_memory, release_memory
 from krill.tokenizer.artifact import TokenizerFolder
 
@@ -237,7 +237,7 @@ class GenerationEngine:
 
     def _choose(self, group: list[Generation], logits_BV: Tensor) -> list[Progress]:
         """Chooses the next token of each generation of `group`, and ends those that are complete."""
-        raise_if_nan(logits_BV)
+        raise_if_not_finite(logits_BV)
         histories = [(item.prompt_ids + item.new_ids, len(item.new_ids)) for item in group]
         tokens = choose_tokens(logits_BV, [item.sampler for item in group], histories)
         progress = []

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from krill.config.paths import expand_home
 from krill.errors import UsageError
 from krill.inference.defaults import read_model_defaults
 from krill.manifest import MODEL_MANIFEST
@@ -141,7 +142,7 @@ def locate_model(name_or_path: str) -> tuple[Path, Path | None]:
     For an unfinished run, returns the newest checkpoint. Raises UsageError if there is no model, KrillError if the
     Hub cannot be reached.
     """
-    path = Path(name_or_path).expanduser()
+    path = expand_home(name_or_path)
     if not path.exists():
         return _download_hub_model(name_or_path)
     if (path / "config.json").is_file():

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from krill.config.paths import expand_home
 from krill.errors import UsageError, get_first_line
+from krill.terminal import encode_input
 
 STDIN = "-"
 """The value of prompts= that means standard input."""
@@ -49,7 +51,7 @@ def check_prompts_path(path: str) -> None:
     """Raises UsageError if there is no file of prompts at `path`, or it has another format."""
     if path == STDIN:
         raise UsageError("prompts=-: standard input is for a single command on this machine; use a file")
-    file = Path(path).expanduser()
+    file = expand_home(path)
     if not file.is_file():
         raise UsageError(f"prompts={path}: no such file (relative to {Path.cwd()})")
     if file.suffix not in (".jsonl", ".txt", ".parquet"):
@@ -75,7 +77,7 @@ def _read_stdin_prompts() -> list[Prompt]:
 
 def _read_file_prompts(path: str) -> list[Prompt]:
     check_prompts_path(path)
-    file = Path(path).expanduser()
+    file = expand_home(path)
     if file.suffix == ".parquet":
         return [build_prompt(f"{path}, row", number, row) for number, row in _read_parquet(file, path)]
     lines = _read_file_lines(file, path)
@@ -108,10 +110,18 @@ def _number_lines(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def _parse_json(path: str, number: int, line: str) -> Any:
+    location = f"{path}, line {number}"
     try:
-        return json.loads(line)
+        value = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}, line {number}: not JSON ({get_first_line(error)})") from error
+        raise UsageError(f"{location}: not JSON ({get_first_line(error)})") from error
+    if "\\u" in line:  # an escape may be half of a surrogate pair, which no file can contain
+        encode_input(json.dumps(value, ensure_ascii=False), location)
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _read_parquet(file: Path, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -125,7 +135,7 @@ def _read_parquet(file: Path, path: str) -> Iterator[tuple[int, dict[str, Any]]]
             raise UsageError(f"{path}: no column prompt (it has {', '.join(table.schema_arrow.names)})")
         rows = (row for batch in table.iter_batches(columns=columns) for row in batch.to_pylist())
         yield from enumerate(rows, 1)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also of to_pylist
         raise UsageError(f"{path}: not a Parquet file that can be read ({get_first_line(error)})") from error
 
 
@@ -137,7 +147,8 @@ def build_prompt(source: str, number: int, value: Any) -> Prompt:
         raise UsageError(f"{location}: neither a text nor an object with the key prompt")
     text, messages = record.get("prompt"), record.get("messages")
     if text is None and messages is None:
-        raise UsageError(f"{location}: no key prompt (it has {', '.join(map(str, record)) or 'no keys'})")
+        keys = [str(key) for key, item in record.items() if item is not None]
+        raise UsageError(f"{location}: no prompt (it has {', '.join(keys) or 'no value'})")
     if text is not None and messages is not None:
         raise UsageError(f"{location}: both prompt and messages; leave one of them out")
     if messages is None and not isinstance(text, str):

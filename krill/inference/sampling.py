@@ -91,7 +91,8 @@ class TokenSampler:
             logits_V = rule(torch.tensor([ids], device=self.device), logits_V[None])[0]
         if new_tokens < self.params.min_new_tokens:
             logits_V = logits_V.clone()
-            logits_V[list(self.eos_ids)] = -torch.inf
+            # generation_config.json may name tokens that the model does not have
+            logits_V[[token for token in self.eos_ids if 0 <= token < len(logits_V)]] = -torch.inf
         return logits_V
 
 

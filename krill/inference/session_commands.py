@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from krill import atomic
-from krill.config.schema import InferConfig
+from krill.config.paths import expand_home
 from krill.config.suggestions import suggest
 from krill.errors import UsageError
 from krill.inference.answerer import Answerer
 from krill.inference.conversation import Conversation
-from krill.inference.defaults import MODEL_KEYS, describe_params
+from krill.inference.defaults import MODEL_KEYS, describe_params, parse_param
 
 SETTABLE_KEYS = (*sorted(MODEL_KEYS), "stop", "seed", "n")
 
@@ -80,14 +77,12 @@ def _parse_value(key: str, text: str) -> Any:
             value = json.loads(text)
         except ValueError as error:
             raise UsageError(f'/set stop {text}: not a list; use ["text", "text"]') from error
-    info = InferConfig.model_fields[key]
     if value is None and key in ("stop", "seed", "n"):
         value = {"stop": [], "seed": 0, "n": 1}[key]
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(Annotated[info.annotation, info])  # type: ignore[arg-type]
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        raise UsageError(f"/set {key} {text}: {error.errors()[0]['msg'].lower()}") from error
+        return parse_param(key, value)
+    except ValueError as error:
+        raise UsageError(f"/set {key} {text}: {error}") from error
 
 
 def _set_seed(answerer: Answerer, argument: str) -> None:
@@ -125,7 +120,9 @@ def _save(answerer: Answerer, argument: str) -> None:
         raise UsageError("/save: add the name of a file, such as /save answers.jsonl")
     if not answerer.answers:
         raise UsageError("/save: there is no answer yet")
-    path = Path(argument).expanduser()
+    path = expand_home(argument)
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise UsageError(f"/save {argument}: not a file; use another path")
     lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in answerer.answers]
     try:
         atomic.write_text(path, "".join(lines))

@@ -49,12 +49,12 @@ class TokenScore:
         return math.exp(self.logprob)
 
 
-def raise_if_nan(logits: Tensor) -> None:
-    """Raises KrillError for logits, of any shape, that give no probabilities."""
-    if logits.isnan().any():
+def raise_if_not_finite(logits_NV: Tensor) -> None:
+    """Raises KrillError for logits that give no probabilities: the largest of a row is NaN or infinite."""
+    if not logits_NV.amax(dim=-1).isfinite().all():
         raise KrillError(
-            "the model computes NaN: its weights are damaged, have diverged, or are too large for their type; try "
-            "hardware.precision=fp32, or another checkpoint"
+            "the model computes NaN or infinity: its weights are damaged, have diverged, or are too large for their "
+            "type; try hardware.precision=fp32, or another checkpoint"
         )
 
 
@@ -68,7 +68,7 @@ def score_logits(logits_NV: Tensor, tokens_N: list[int], top: int) -> list[Token
 
 
 def _score_chunk(logits_NV: Tensor, tokens: list[int], top: int) -> list[TokenScore]:
-    raise_if_nan(logits_NV)
+    raise_if_not_finite(logits_NV)
     logprobs_NV = logits_NV.float().log_softmax(dim=-1)
     targets_N = torch.tensor(tokens, device=logits_NV.device)
     chosen_N1 = logprobs_NV.gather(1, targets_N[:, None])

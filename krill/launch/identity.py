@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.config import custom_code
+from krill.config.paths import expand_home
 from krill.config.schema import EvaluateConfig, InferConfig, PretrainedModelConfig, Section, TrainConfig
 from krill.config.signature import compute_signature, hash_file
 from krill.errors import UsageError
 from krill.evaluation.custom_tasks import CustomTaskSource, list_custom_tasks
 from krill.inference.prompts import check_prompts_path
+from krill.runs.checkpoints import list_checkpoints
+from krill.sources.registry import open_source
+from krill.text.documents import compute_data_signature
 from krill.training.batch_shape import resolve_batch_shape
 
 if TYPE_CHECKING:
@@ -25,8 +29,7 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
     if isinstance(config, InferConfig):
         return _compute_answers_identity(config)
     if isinstance(config, EvaluateConfig):
-        tasks = map(CustomTaskSource, list_custom_tasks(config.evaluation.tasks))
-        return compute_signature(command, 1, config, *(task.content_hash for task in tasks))
+        return _compute_evaluation_identity(config)
     if not isinstance(config, TrainConfig):
         return compute_signature(command, 1, config)
     if command == "plan":
@@ -40,6 +43,11 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
     if task is None:
         return inputs.store_signature
     return compute_signature(command, 1, inputs.store_signature, config.data.num_tasks, task)
+
+
+def should_repeat(config: Section) -> bool:
+    """Returns whether what is finished is to be done again, again=true of krill-evaluate."""
+    return isinstance(config, EvaluateConfig) and config.again
 
 
 class InputsCache:
@@ -90,8 +98,33 @@ def _compute_answers_identity(config: InferConfig) -> str:
     content = None
     if config.prompts is not None:
         check_prompts_path(config.prompts)
-        content = hash_file(Path(config.prompts).expanduser())
+        content = hash_file(expand_home(config.prompts))
     return compute_signature("infer", 2, config, content, config.hardware.precision)
+
+
+def _compute_evaluation_identity(config: EvaluateConfig) -> str:
+    """Returns the signature of the evaluation of a model, whose files count by their names, sizes and times.
+
+    The weights may be large, and are hashed by the evaluation itself: it finds the results of the same weights.
+    """
+    path = Path(config.model.path).expanduser()
+    folders = [path, path / "model", *list_checkpoints(path / "checkpoints")[-1:]]
+    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) if folder else []
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return compute_signature(
+        "evaluate", 2, config, states, config.hardware.precision, *_hash_own_content(config)
+    )
+
+
+def _hash_own_content(config: EvaluateConfig) -> list[Any]:
+    """Returns hashes of the user's tasks and text."""
+    hashes: list[Any] = [
+        CustomTaskSource(task).content_hash for task in list_custom_tasks(config.evaluation.tasks)
+    ]
+    if config.data is not None:
+        hashes.append(compute_data_signature(config.data, open_source(config.data).fingerprint))
+    return hashes
 
 
 def _hash_custom_code(config: TrainConfig) -> list[str]:

@@ -8,6 +8,8 @@ SubmittedJob    one of these in a process of its own: a SLURM job, or a point th
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -205,7 +207,7 @@ class Invocation(ABC):
         those of `config`, if the command has any.
         """
         from krill.config.paths import relative_path
-        from krill.launch.identity import compute_identity
+        from krill.launch.identity import compute_identity, should_repeat
         from krill.runs.claim import claim
         from krill.runs.record import Record, is_done
 
@@ -215,6 +217,8 @@ class Invocation(ABC):
         identity = compute_identity(self.command, config, inputs)
         folder = self.resolve_folder(None, identity)
         assert folder is not None
+        if should_repeat(config) and is_done(folder):
+            shutil.rmtree(folder)
         claimed = claim(identity, folder.parent, folder)
         record = Record(claimed.folder)
         if claimed.state == "finished" and is_done(claimed.folder):
@@ -241,8 +245,11 @@ class Invocation(ABC):
             write_checksummed_text(folder / ".hydra" / f"{name}.yaml", text)
 
     def print_result_folder(self, folder: Path) -> None:
-        """Prints the last line of standard output, the folder of the result; a sweep prints its own instead."""
-        if not self.is_sweep_point:
+        """Prints the last line of standard output, the folder of the result; a sweep prints its own instead.
+
+        Of the ranks that another launcher started, the first one prints it.
+        """
+        if not self.is_sweep_point and os.environ.get("RANK", "0") == "0":
             from krill.config.paths import relative_path
 
             print(relative_path(folder))

@@ -55,11 +55,12 @@ def label_points(points: Sequence[Point]) -> list[str]:
 def skip_finished(points: Sequence[Point]) -> list[Point]:
     """Returns the points that are not finished; logs the others."""
     from krill.config.paths import relative_path
+    from krill.launch.identity import should_repeat
     from krill.runs.record import is_done
 
     unfinished = []
     for point in points:
-        if is_done(point.folder):
+        if is_done(point.folder) and not should_repeat(point.config):
             log.info("already finished, skipping: %s", relative_path(point.folder))
         else:
             unfinished.append(point)

@@ -54,6 +54,9 @@ PRELOADED_MODULES = {
         "krill.cli.infer", "krill.inference.answerer", "krill.launch.answers",
         "transformers.models.llama.modeling_llama",
     ),
+    "evaluate": (
+        "krill.cli.evaluate", "krill.launch.evaluation_ranks", "transformers.models.llama.modeling_llama",
+    ),
 }  # fmt: skip
 """Command → modules that each of its points would import."""
 RUNNING_SERVER_VARIABLE = "KRILL_PRELOADED"

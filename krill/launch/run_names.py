@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from krill.config.paths import get_outputs_root
+from krill.config.paths import expand_home, get_outputs_root
 from krill.config.schema import ModelCommandConfig, PretrainedModelConfig, TrainConfig
 from krill.errors import UsageError
 from krill.runs.claim import RESUME_MODES
@@ -43,7 +43,7 @@ def resolve_run_names(config: TrainOrModelConfig, sweep: Path | None = None) -> 
 def resolve_named_run(key: str, text: str, need: Need, sweep: Path | None = None) -> str:
     """Returns the folder that `key`=`text` names, and logs it if it is not written there."""
     folder = str(resolve_run_folder(key, text, get_outputs_root(), need, sweep))
-    if folder != str(Path(text).expanduser()):
+    if folder != str(expand_home(text)):
         log_choice(key, folder)
     return folder
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from krill.config.paths import expand_home
 from krill.config.schema import PretrainedModelConfig
 from krill.errors import UsageError
 from krill.models.hub import download_model
@@ -32,7 +33,7 @@ def resolve_model_folder(model_from: str) -> Path:
         UsageError: there is no model.
         KrillError: the Hub cannot be reached and the model is not in its cache.
     """
-    path = Path(model_from).expanduser()
+    path = expand_home(model_from)
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
             return folder

@@ -115,6 +115,14 @@ def run_at(folder: Path) -> RunOrGroup | None:
     return RunGroup(folder, {}, runs) if runs else None
 
 
+def find_run_folder(model_folder: Path) -> Path | None:
+    """Returns the folder of the run to which the weights in `model_folder` belong: a model or a checkpoint of it."""
+    for folder in (model_folder, *model_folder.resolve().parents[:2]):
+        if read_status(folder):
+            return folder
+    return None
+
+
 def expand_runs(item: RunOrGroup) -> list[Run]:
     """Returns the run itself, or the runs of the group."""
     return [item] if isinstance(item, Run) else item.runs

@@ -12,12 +12,13 @@ Of several matches, the newest one that has what is needed is meant.
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from krill.config.paths import quote_path, relative_path
+from krill.config.paths import expand_home, quote_path, relative_path
 from krill.errors import UsageError
 from krill.runs.checkpoints import list_checkpoints
 from krill.runs.find import Run, RunGroup, RunOrGroup, expand_runs, get_time_key, run_at, runs_under
@@ -25,6 +26,7 @@ from krill.runs.ranking import get_tokenizer_signature, get_validation_set, rank
 from krill.runs.record import OVERRIDES_FILE, find_status_damage, get_validation_loss, read_status
 
 LAST, BEST = "last", "/best"
+log = logging.getLogger("krill")
 
 MAX_CANDIDATES = 10
 """Maximum number of runs or points that an error lists."""
@@ -92,7 +94,7 @@ def resolve_run_folder(
     `excluded_sweep`: a sweep of which no point is meant. Raises UsageError if there is no match, or none that has
     what is needed.
     """
-    label, path = f"{key}={text}", Path(text).expanduser()
+    label, path = f"{key}={text}", expand_home(text)
     if text and path.is_dir() and need.is_met(path):
         return path
     matches = _find_matches(text, root, label, need)
@@ -121,6 +123,33 @@ def resolve_run_folder(
     return relative_path((preferred or usable)[0].folder)
 
 
+def resolve_all_models(key: str, text: str, root: Path) -> list[str]:
+    """Returns all models that `key`=`text` names: those of every run of a sweep or of a glob, else `text` itself.
+
+    Runs without a model are logged. Raises UsageError for a glob or a sweep without any model.
+    """
+    path = Path(text).expanduser()
+    if MODEL.is_met(path):
+        return [text]
+    label = f"{key}={text}"
+    try:
+        matches = _find_matches(text, root, label, MODEL)
+    except UsageError:
+        if glob.has_magic(text):
+            raise
+        return [text]  # the id of a model on the Hub, or an error of the command that loads it
+    is_sweep = len(matches) == 1 and isinstance(matches[0], RunGroup) and matches[0].sweep_record
+    if not glob.has_magic(text) and (text == LAST or not is_sweep):
+        return [text]
+    runs = {run.folder: run for item in matches for run in expand_runs(item)}
+    usable = [str(relative_path(folder)) for folder in runs if MODEL.is_met(folder)]
+    if not usable:
+        raise UsageError(f"{label}: none of these {len(runs)} runs has {MODEL.description}")
+    if missing := [str(relative_path(folder)) for folder in runs if not MODEL.is_met(folder)]:
+        log.warning("no model    %s", ", ".join(missing[:MAX_CANDIDATES]))
+    return usable
+
+
 def find_newest_run(root: Path, need: Need, name: str | None = None) -> Path | None:
     """Returns the folder of the newest run, or of the newest run of this name, that has what is needed, or None."""
     runs = _sort_newest_first(run for item in runs_under(root) for run in expand_runs(item))
@@ -133,7 +162,7 @@ def _find_matches(text: str, root: Path, label: str, need: Need | None = None) -
 
     `need`: other folders that meet it match a glob as well. Raises UsageError if there is none.
     """
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if text and (item := run_at(path.absolute())):
         return [item]
     if glob.has_magic(text):

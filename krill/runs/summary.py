@@ -15,7 +15,7 @@ from krill.runs.ranking import rank_by_validation_set
 from krill.runs.table import RunRow
 
 RUN = "RUN"
-"""Stands for the run in the command of its verdict."""
+"""The run in the command of its verdict."""
 
 
 def format_next_command(verdict: Mapping[str, Any], folder: Path) -> str:

@@ -18,6 +18,7 @@ from krill.runs.json_lines import read_last_metrics
 from krill.runs.ranking import get_tokenizer_signature, get_validation_set, rank_by_validation_set
 from krill.runs.record import compute_run_seconds, get_validation_loss
 from krill.runs.run_state import ACTIVE_STATES, RunState, determine_run_states, find_log_file
+from krill.runs.scores import TaskScore, read_scores, summarize_scores
 from krill.tables import fit_table, get_terminal_width, print_wrapped
 from krill.terminal import escape_control_characters
 
@@ -53,6 +54,8 @@ class RunRow:
     error: str
     log: str
     sweep: str | None
+    scores: tuple[TaskScore, ...]
+    """Of the newest evaluation of each task."""
 
 
 def read_rows(folders: Sequence[Path], errors: Mapping[Path, str] | None = None) -> list[RunRow]:
@@ -111,6 +114,7 @@ def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
         error=external_error or (state.detail if state.state not in ACTIVE_STATES else "") or damage or "",
         log=str(find_log_file(run.folder, status)) if run.status else "",
         sweep=None if run.sweep is None else str(run.sweep),
+        scores=read_scores(run.folder),
     )
 
 
@@ -130,7 +134,8 @@ def to_csv(rows: Sequence[RunRow]) -> str:
     writer = csv.writer(text)
     writer.writerow([field.name for field in fields(RunRow)])
     for row in rows:
-        writer.writerow((asdict(row) | {"overrides": " ".join(row.overrides)}).values())
+        scores = " ".join(f"{score.task}={score.value:.5g}" for score in row.scores)
+        writer.writerow((asdict(row) | {"overrides": " ".join(row.overrides), "scores": scores}).values())
     return text.getvalue()
 
 
@@ -174,6 +179,16 @@ def print_table(rows: Sequence[RunRow], file: TextIO, full_paths: bool = False) 
             print_wrapped(f"{Path(row.folder).name}: {row.why}", file)
 
 
+def print_unfinished(rows: Sequence[RunRow], file: TextIO) -> None:
+    """Prints the overrides of each run that has not finished, its state, and its error."""
+    for row, differing in zip(rows, find_differing_overrides([row.overrides for row in rows]), strict=True):
+        log = f"  ({row.log})" if row.log and row.error else ""
+        overrides = " ".join(row.overrides) if len(rows) == 1 else differing
+        print_wrapped(
+            f"{row.state}: {overrides or row.folder}{': ' + row.error if row.error else ''}{log}", file
+        )
+
+
 def find_differing_overrides(overrides: Sequence[Sequence[str]]) -> list[str]:
     """Returns the overrides of each run that are not shared by all runs, as one text."""
     return list(map(" ".join, exclude_shared_overrides(overrides)))
@@ -186,17 +201,18 @@ def exclude_shared_overrides(overrides: Sequence[Sequence[str]]) -> list[list[st
 
 
 HEADER = (
-    "#", "state", "overrides", "step", "train loss", "val. loss", "bits/byte", "held-out", "seconds", "folder"
+    "#", "state", "overrides", "step", "train loss", "val. loss", "bits/byte", "held-out", "scores", "seconds",
+    "folder",
 )  # fmt: skip
 
-_DROPPED_FIRST = ("train loss", "seconds", "bits/byte", "step", "held-out")
+_DROPPED_FIRST = ("train loss", "scores", "seconds", "bits/byte", "step", "held-out")
 """Columns that a narrow terminal does not show, the least important first."""
 
 
 def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = False) -> list[str]:
     """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal.
 
-    The column of the held-out sets is left out if there is only one.
+    The column of the held-out sets is left out if there is only one, that of scores if there are none.
     """
     from krill.config.paths import relative_path
 
@@ -211,6 +227,7 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
             _format_number(row.eval_loss),
             _format_number(row.eval_bits_per_byte),
             (row.validation_set or "")[:8] if row.eval_loss is not None else "",
+            escape_control_characters(summarize_scores(row.scores)),
             _format_number(row.seconds, 0),
             escape_control_characters(
                 str(relative_path(Path(row.folder))) if full_paths else Path(row.folder).name
@@ -218,12 +235,16 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
         )
         for index, row in enumerate(rows)
     ]
-    header = [name for name in HEADER if name != "held-out" or count_validation_sets(rows) > 1]
+    left_out = {
+        *(["held-out"] if count_validation_sets(rows) <= 1 else []),
+        *(["scores"] if not any(row.scores for row in rows) else []),
+    }
+    header = [name for name in HEADER if name not in left_out]
     return fit_table(
         header,
         [[cell for name, cell in zip(HEADER, line, strict=True) if name in header] for line in cells],
         width,
-        left=[header.index(name) for name in ("state", "overrides", "folder")],
+        left=[header.index(name) for name in ("state", "overrides", "scores", "folder") if name in header],
         fold=(header.index("overrides"),),
         drop=[header.index(name) for name in _DROPPED_FIRST if name in header],
         own_line=header.index("folder"),

@@ -6,16 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from krill.config.schema import LimitsConfig
 from krill.config.schema.base import MAX_INT
+from krill.config.schema.infer import RepetitionPenalty, Temperature
 from krill.serving.errors import ApiError
 
 MAX_STOP_CHARS = 500
 """Maximum length of a stop text: text is held back while it could be the beginning of one."""
-MIN_TEMPERATURE = 1e-3
-"""Dividing by a smaller one, apart from 0, could make logits infinite."""
 
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
@@ -62,24 +61,18 @@ def _to_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check_temperature(value: float) -> float:
-    if value != 0 and value < MIN_TEMPERATURE:
-        raise ValueError(f"use 0, or at least {MIN_TEMPERATURE}")
-    return value
-
-
 class _GenerationRequest(_Body):
     """The fields that completions and chats share. The model's defaults replace sampling parameters that are null."""
 
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
-    temperature: Annotated[float, AfterValidator(_check_temperature)] | None = None
+    temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     best_of: int | None = None
@@ -125,7 +118,7 @@ class CompletionRequest(_GenerationRequest):
 
     prompt: Annotated[list[TextOrIds], BeforeValidator(_read_prompts)]
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
 
     @property
     def new_tokens(self) -> int | None:
@@ -160,7 +153,7 @@ class ChatRequest(_GenerationRequest):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
 
     @property
     def new_tokens(self) -> int | None:

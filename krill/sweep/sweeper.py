@@ -38,6 +38,7 @@ from krill.runs.swept_edge import find_swept_edge
 from krill.runs.table import RunRow
 from krill.sweep.composer import Composer, PointErrors, format_point_errors
 from krill.sweep.dry_run import print_total_cost
+from krill.sweep.evaluation_report import prints_json, report_comparison
 from krill.sweep.launchers import SweepLauncher
 from krill.sweep.search import SampledSearch, Search, build_search
 from krill.sweep.session import Session, Sweep, run_composed_point, run_point
@@ -258,7 +259,10 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
         print_total_cost(sweep)
         return SWEEP_FAILED if has_error else DONE
     rows = sweep.build_rows()
-    table.print_table(rows, sys.stderr)
+    if sweep.command == "evaluate":
+        report_comparison(sweep, rows)
+    else:
+        table.print_table(rows, sys.stderr)
     if sweep.command == "train" and any(row.eval_loss is not None for row in rows):
         is_one = table.count_validation_sets(rows) == 1
         edge = find_swept_edge(rows, sweep.folder, read_sweep(sweep.folder))
@@ -269,7 +273,8 @@ def finish_sweep(sweep: Sweep, has_error: bool) -> int:
             log.info("            %s", edge.next)
     with atomic.name_folder_in_errors(sweep.folder):
         table.write_csv(rows, sweep.folder)
-    print(sweep.folder)
+    if not prints_json(sweep):
+        print(sweep.folder)
     good = {"finished", *(ACTIVE_STATES if sweep.points[0].config.detach else ())}
     is_good = not sweep.has_invalid_points and all(row.state in good for row in rows)
     return DONE if is_good else SWEEP_FAILED

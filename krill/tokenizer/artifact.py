@@ -20,6 +20,7 @@ from tokenizers import processors
 
 from krill.atomic import write_json
 from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
+from krill.config.paths import expand_home
 from krill.config.signature import compute_signature, hash_file
 from krill.errors import KrillError, UsageError, get_first_line
 from krill.tokenizer.canary import build_canary, check_canary
@@ -153,7 +154,7 @@ def resolve_tokenizer_folder(path: str, key: str = "tokenizer.path") -> Path:
 
     Raises UsageError, with the config key `key`, if there is neither, KrillError if the Hub cannot be reached.
     """
-    local = Path(path).expanduser()
+    local = expand_home(path)
     if local.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         if not local.is_dir():
             raise UsageError(

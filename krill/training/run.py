@@ -140,6 +140,7 @@ def _train_once(
         progress, uploader = ProgressReporter(record, setup), HubUploader(record, config.hub)
         trainer = _build_trainer(setup, model, loss, stop, progress, start.restart)
         evaluation = TaskEvaluation(setup, trainer, stop)
+        trainer.evaluate_tasks = evaluation.evaluate_if_due
         for callback in (evaluation, EarlyStopping(config, folder), heartbeat):
             trainer.add_callback(callback)
         trackers = _build_trackers(record, setup, model, start)

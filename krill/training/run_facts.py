@@ -60,10 +60,12 @@ class RunFacts:
 
 
 def collect_facts(
-    setup: RunSetup, step: int, baselines: Baselines | None, has_failed: bool = False
+    setup: RunSetup, status: dict[str, Any], step: int, baselines: Baselines | None, has_failed: bool = False
 ) -> RunFacts:
-    """Returns the facts of the run that ended at `step`; counts n-grams if that takes a small part of its time."""
-    status = read_status(setup.folder) or {}
+    """Returns the facts of the run that ended at `step`; counts n-grams if that takes a small part of its time.
+
+    `status`: that of the run's record.
+    """
     branch = status.get("branch") or {}
     start = branch.get("step", 0)
     origin = (read_status(Path(branch["run"])) or {}).get("data") or {} if branch else {}
@@ -92,8 +94,8 @@ def collect_facts(
         train_documents=train.documents,
         is_pretrained=isinstance(config.model, PretrainedModelConfig),
         has_failed=has_failed,
-        uniform=baselines and baselines.uniform,
-        unigram=baselines and baselines.unigram,
+        uniform=None if baselines is None else baselines.uniform,
+        unigram=None if baselines is None else baselines.unigram,
         ngram=None if baselines is None else _compute_ngram_baseline(setup, step, status),
         loss_at_start=_get_loss_at(lines, start) if has_same_validation else None,
     )

@@ -15,6 +15,7 @@ Overridden methods, and why:
     _clip_grad_norm, log    statistics of the optimizer and throughput in logged steps; bad steps are masked out
                             and reported with the next line of metrics
     evaluate                loss per token and bits per byte over all validation rows
+    _evaluate               the validation, the evaluation on tasks, or both, as due
     _get_output_dir         the staging folder while a checkpoint is saved
     _save_checkpoint        writes to a staging folder, hashes, then renames; stores the epoch of metrics.jsonl, and
                             whether a validation that a signal interrupted is pending
@@ -122,6 +123,8 @@ class KrillTrainer(Trainer):
         self.control: Any
         self.staging_folder: Path | None = None
         self.is_validation_pending = False
+        self.evaluate_tasks: Callable[[], None] = lambda: None
+        """Evaluates on tasks if that is due at the current step."""
         self.save_hooks: list[Callable[[int], None]] = []
         """Called in this order with the step of each checkpoint that is complete."""
         self.async_saver = AsyncCheckpointSaver(self.run_save_hooks)
@@ -254,6 +257,13 @@ class KrillTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        is_due = self.args.eval_strategy != "no" and self.state.global_step % self.state.eval_steps == 0
+        metrics = super()._evaluate(*args, **kwargs) if is_due else {}
+        self.evaluate_tasks()
+        self.control.should_evaluate = False
+        return metrics
+
     def _iterate_validation_batches(self) -> Iterator[dict[str, Any]]:
         """Yields the batches of this rank on its device, and reports each one to the callbacks."""
         assert self.validation_set is not None
@@ -295,6 +305,7 @@ class KrillTrainer(Trainer):
             self._globalstep_last_logged = pending["since"]
             if pending["validation"] and not self.already_validated():
                 self.evaluate()
+            self.evaluate_tasks()
             if self.control.should_training_stop:  # interrupted again, or early stopping
                 return
         if ranks.is_rank0():

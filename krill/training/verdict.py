@@ -67,7 +67,7 @@ def record_verdict(
     setup: RunSetup, record: Record, step: int, baselines: Baselines | None, stopped_by: str | None = None
 ) -> Verdict:
     """Judges the run that ended at `step`, records the verdict in status.json and returns it."""
-    verdict = judge_run(replace(collect_facts(setup, step, baselines), stopped_by=stopped_by))
+    verdict = judge_run(replace(collect_facts(setup, record.status, step, baselines), stopped_by=stopped_by))
     record.update(verdict=verdict.to_dict())
     return verdict
 
@@ -79,7 +79,7 @@ def record_divergence(trainer: KrillTrainer, setup: RunSetup, record: Record) ->
         yield
     except DivergenceError:
         if ranks.is_rank0():
-            facts = collect_facts(setup, trainer.state.global_step, None, has_failed=True)
+            facts = collect_facts(setup, record.status, trainer.state.global_step, None, has_failed=True)
             verdict = judge_run(facts)
             record.update(verdict=verdict.to_dict())
             log.info("verdict     %s", verdict.text)
@@ -109,7 +109,7 @@ def judge_run(facts: RunFacts) -> Verdict:
         tokens_per_parameter=round(facts.tokens_per_parameter, 4),
         epochs=round(facts.epochs, 4),
         below_unigram=None if loss is None or facts.unigram is None else round(facts.unigram - loss, 4),
-        ngram=ngram and asdict(ngram),
+        ngram=None if ngram is None else asdict(ngram),
         below_ngram=None if loss is None or ngram is None else round(ngram.loss - loss, 4),
         change_per_tenth=None if change is None else round(change, 6),
         skipped_steps=facts.skipped,
@@ -236,10 +236,10 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
     if outcome in ("diverged", "rising"):
         return "Lower the learning rate.", lower_lr
     if outcome == "short":
-        steps = max(10 * MIN_STEPS, 10 * end)
+        longer_run = f"krill-train from={RUN} steps={10 * max(MIN_STEPS, end)}"
         return (
             f"{facts.steps} steps are too few to judge these settings by.",
-            f"krill-train from={RUN} steps={steps}",
+            longer if facts.train.start else longer_run,
         )
     if outcome == "unvalidated":
         fraction = min(0.2, max(0.01, math.ceil(1000 / max(1, facts.train_documents)) / 100))
@@ -249,10 +249,10 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
         assert best is not None
         return "Use more text (data=), or fewer steps.", f"krill-train from={RUN} steps={best.step}"
     if facts.skipped > MAX_SKIPPED * facts.steps:
-        return "Lower the learning rate, as so many steps were skipped.", lower_lr
+        return "Lower the learning rate: many steps were skipped.", lower_lr
     if outcome == "falling":
-        more_text = facts.epochs * 2 > MAX_EPOCHS
-        return f"More steps lower it further{', more text (data=) would more' if more_text else ''}.", longer
+        more_text = ", more text (data=) would more" if facts.epochs * 2 > MAX_EPOCHS else ""
+        return f"More steps lower it further{more_text}.", longer
     if outcome == "unknown":
         every = max(1, facts.steps // 20)
         return (

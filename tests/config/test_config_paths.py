@@ -9,6 +9,7 @@ import pytest
 
 from krill.config.paths import (
     CONF_DIR,
+    expand_home,
     find_shadowed_configs,
     find_user_config_dirs,
     get_outputs_root,
@@ -136,3 +137,11 @@ def test_the_first_folder_with_a_name_has_precedence(working_dir: Path):
 def test_the_description_is_the_first_comment(working_dir: Path, text: str, description: str):
     (working_dir / "file.yaml").write_text(text, encoding="utf-8")
     assert read_config_description(working_dir / "file.yaml") == description
+
+
+def test_the_home_of_a_user_who_does_not_exist_is_a_folder_like_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/a")
+    assert expand_home("~/b") == Path("/home/a/b")
+    assert expand_home("~nosuchuser/b") == Path("~nosuchuser/b")

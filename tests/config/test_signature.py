@@ -104,7 +104,7 @@ def test_keys_that_determine_the_model_count(override: str):
 def test_every_field_is_on_one_of_the_lists():
     """For a new field, decide whether it changes the result."""
     listed = {override.partition("=")[0].partition(".")[0] for override in (*UNSIGNED, *SIGNED)}
-    assert listed | {"epochs", "detach"} == set(TrainConfig.model_fields)
+    assert listed | {"epochs", "detach", "best_metric"} == set(TrainConfig.model_fields)
 
 
 def test_the_spelling_of_a_number_does_not_count():

@@ -75,6 +75,24 @@ def test_all_errors_are_reported_at_once():
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("temperature", 1e-300, "temperature: use 0, or at least 1e-06"),
+        (
+            "repetition_penalty",
+            1e-38,
+            "repetition_penalty=1e-38: input should be greater than or equal to 0.1",
+        ),
+        ("stop", [""], "stop.0=: string should have at least 1 character"),
+        ("stop", ["\udcff"], "stop.0=\udcff: input should be a valid string"),
+    ],
+)
+def test_a_sampling_key_that_would_do_something_else(key: str, value: object, reason: str):
+    (line,) = get_error_lines(**{key: value})
+    assert line.startswith(reason)
+
+
 def test_the_error_for_a_value_of_several_types_names_the_key():
     for key, value in (("resume", ["a"]), ("hardware.processes", "x"), ("hardware.compile", "x")):
         composed = compose("train")

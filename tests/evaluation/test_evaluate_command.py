@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from small_models import make_small_model
 from stores import write_store
 
 from krill.cli import app, evaluate
 from krill.data.store import Store
+from krill.evaluation import lm_eval_tasks, progress
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.results import read_results
 from krill.evaluation.subject import Subject
 from krill.inference.token_scores import score_tokens
+from krill.manifest import MODEL_MANIFEST, write_file_manifest
 from krill.runs.record import write_status
 from krill.tokenizer.artifact import TokenizerFolder
 
@@ -53,6 +58,12 @@ def run(
     return folder
 
 
+@pytest.fixture(autouse=True)
+def without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides lm-eval, whose index of tasks takes seconds to read."""
+    monkeypatch.setattr(lm_eval_tasks, "is_installed", lambda: False)
+
+
 @pytest.fixture
 def run_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -61,7 +72,7 @@ def run_evaluate(
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, list[str], list[str]]:
-        code = app.main("evaluate", evaluate.run_task, arguments, "model", evaluate._prepare_arguments)
+        code = app.main("evaluate", evaluate.run_task, arguments, "model", evaluate.prepare_arguments, True)
         output = capsys.readouterr()
         return code, output.out.splitlines(), output.err.splitlines()
 
@@ -92,7 +103,7 @@ def test_a_run_is_evaluated_once(run: Path, run_evaluate: RunEvaluate) -> None:
     assert sum("found" in line for line in err) == 4
     code, out, err = run_evaluate(str(run), "limit=2", "tasks=text", "again=true", "format=json")
     assert not any("found" in line for line in err)
-    assert json.loads("\n".join(out[:-1]))[0]["scores"][0]["metric"] == "bits_per_byte"
+    assert json.loads("\n".join(out))[0]["scores"][0]["metric"] == "bits_per_byte"
 
 
 def test_what_is_in_the_training_text_is_named_below_the_table(run: Path, run_evaluate: RunEvaluate) -> None:
@@ -101,11 +112,155 @@ def test_what_is_in_the_training_text_is_named_below_the_table(run: Path, run_ev
     assert "text: 3 of 3 documents (100.0 %) are in the training text" in out
 
 
+def test_a_long_evaluation_logs_its_progress(
+    run: Path, run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (str(run), "tasks=english_pairs", "limit=1", "again=true", "evaluation.max_batch_tokens=256")
+    _, _, err = run_evaluate(*arguments)
+    assert not any("sequences" in line for line in err)
+    monkeypatch.setattr(progress, "EVALUATION_LOG_SECONDS", 0.0)
+    _, _, err = run_evaluate(*arguments)
+    lines = [line for line in err if "sequences" in line]
+    assert re.fullmatch(r"english_pairs  \d+ of 52 sequences, [\d,]+/s, 0:0\d:\d\d left", lines[0])
+    assert lines[-1].startswith("english_pairs  52 of 52 sequences")
+    assert len(lines) > 5
+
+
+def test_texts_are_sampled_beside_the_scores(run: Path, run_evaluate: RunEvaluate) -> None:
+    arguments = (str(run), "tasks=text", "evaluation.prompts=[The garden,조용한]")
+    code, out, err = run_evaluate(*arguments)
+    assert code == 0, err
+    below = out[out.index("") :]
+    assert (below[1], below[3]) == ("prompt      The garden", "prompt      조용한")
+    assert all(line.startswith(" " * 12) for line in (below[2], below[4]))
+    (file,) = (run / "evaluations").glob("samples-*.json")
+    written = json.loads(file.read_text())
+    assert [sample["prompt"] for sample in written["samples"]] == ["The garden", "조용한"]
+    changed = file.stat().st_mtime_ns
+    assert run_evaluate(*arguments)[1] == out
+    assert file.stat().st_mtime_ns == changed
+    _, out, _ = run_evaluate(*arguments, "format=json", "again=true")
+    samples = json.loads("\n".join(out))[-1]
+    assert (samples["kind"], samples["samples"]) == ("samples", written["samples"])
+    assert [result.task for result in read_results(run) if result.task == "samples"] == []
+
+
+def test_prompts_may_be_in_a_file(run: Path, run_evaluate: RunEvaluate) -> None:
+    Path("prompts.txt").write_text("One\nTwo\n")
+    _, out, _ = run_evaluate(str(run), "tasks=text", "evaluation.prompts=prompts.txt")
+    assert [line for line in out if line.startswith("prompt ")] == ["prompt      One", "prompt      Two"]
+    for prompts, message in (
+        ("nothing.txt", "prompts=nothing.txt: no such file"),
+        ("chat.jsonl", "chat.jsonl, line 1: evaluation.prompts are texts"),
+        (f"[{'x' * 70}]", "evaluation.prompts, entry 1: the prompt has 71 tokens"),
+    ):
+        Path("chat.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}')
+        code, out, err = run_evaluate(str(run), "tasks=text", f"evaluation.prompts={prompts}")
+        assert (code, out) == (2, [])
+        assert message in err[-1]
+
+
 def test_an_edited_result_is_not_believed(run: Path, run_evaluate: RunEvaluate) -> None:
     _, out, _ = run_evaluate(str(run), "tasks=text", "evaluation.overlap=0.25")
     for file in (run / "evaluations").glob("text-*.json"):
         file.write_text(file.read_text().replace('"value": ', '"value": 1'))
     assert run_evaluate(str(run), "tasks=text", "evaluation.overlap=0.25")[1] == out
+
+
+@pytest.fixture(scope="module")
+def other_run(run: Path, tokenizer: TokenizerFolder) -> Path:
+    """The folder of a run with other weights, beside the first one."""
+    folder = run.parent / "other"
+    (folder / "model").mkdir(parents=True)
+    shutil.copy(run / "status.json", folder)
+    make_small_model(tokenizer, seed=7).save_pretrained(folder / "model")
+    tokenizer.copy_to(folder / "model", 64)
+    return folder
+
+
+SMALL = ("limit=2", "tasks=[text,english_pairs]", "hydra/launcher=basic")
+
+
+def test_several_models_are_one_table_and_their_results_stay_with_their_runs(
+    run: Path, other_run: Path, run_evaluate: RunEvaluate
+) -> None:
+    code, out, err = run_evaluate(str(run), str(other_run), *SMALL)
+    assert code == 0
+    assert out[0].split() == ["#", "model", "text", "english_pairs"]
+    assert {out[1].split()[1], out[2].split()[1]} == {"run", "other"}
+    assert Path(out[-1]) == Path("outputs/sweeps/evaluate").absolute()
+    assert len(list((run / "evaluations").glob("*.json"))) >= 2
+    assert {result.weights_folder for result in read_results(other_run)} == {"model"}
+    assert not any("val. loss" in line for line in (*out, *err))
+
+    code, again, err = run_evaluate("-m", f"model={run.parent}/*", "limit=2", *SMALL[1:])
+    assert again == out
+    assert sum("already finished" in line for line in err) == 2
+    code, out, err = run_evaluate("-m", f"model={run},{other_run}", "again=true", "format=json", *SMALL)
+    assert not any("already finished" in line or "found" in line for line in err)
+    value = json.loads("\n".join(out))
+    assert [len(ranked["rows"]) for ranked in value["sets"]] == [2]
+    assert value["ranked_by"] == "text"
+    assert json.loads(Path("outputs/sweeps/evaluate/comparison.json").read_text()) == value
+
+
+def test_new_weights_in_the_same_folder_are_evaluated(
+    other_run: Path, run_evaluate: RunEvaluate, tokenizer: TokenizerFolder
+) -> None:
+    settings = (
+        "-m",
+        f"model={other_run}",
+        "tasks=english_pairs",
+        "limit=1",
+        "hydra/launcher=basic",
+        "format=json",
+    )
+    before = json.loads("\n".join(run_evaluate(*settings)[1]))
+    make_small_model(tokenizer, seed=8).save_pretrained(other_run / "model")
+    after = json.loads("\n".join(run_evaluate(*settings)[1]))
+    models = [value["sets"][0]["rows"][0]["models"][0]["weights"] for value in (before, after)]
+    assert models[0] != models[1]
+
+
+def test_the_model_card_has_the_results_of_its_weights(
+    other_run: Path, run_evaluate: RunEvaluate, tokenizer: TokenizerFolder
+) -> None:
+    card = other_run / "model" / "README.md"
+    card.write_text("---\nlicense: mit\n---\n# a model\n")
+    write_file_manifest(other_run / MODEL_MANIFEST, other_run / "model", list(other_run.glob("model/*.*s*")))
+    run_evaluate(str(other_run), "tasks=english_pairs", "limit=2")
+    run_evaluate(str(other_run), "tasks=english_pairs", "limit=1")  # fewer items say less
+    results = ModelCard.load(card).data.eval_results or []
+    assert [(one.dataset_name, one.metric_type) for one in results] == [
+        ("english_pairs", "accuracy"), ("english_pairs", "accuracy_per_byte"),
+    ]  # fmt: skip
+    assert results[0].metric_args["items"] == 52
+    assert run_evaluate(str(other_run), "tasks=english_pairs", "limit=2")[0] == 0  # the model is still intact
+    (other_run / MODEL_MANIFEST).unlink()
+
+
+def test_models_that_cannot_be_evaluated_are_named(
+    run: Path, run_evaluate: RunEvaluate, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "model", tmp_path / "alone")
+    code, out, err = run_evaluate(str(run), "alone", "tasks=text", "hydra/launcher=basic")
+    assert code == 3
+    assert out[1].split()[:2] == ["1", "run"]
+    assert "failed: evaluation.tasks=text model.path=alone" in err[-1]
+    assert "leave this task out of tasks=" in err[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=nothing*"], "model=nothing*: no run matches"),
+        (["a", "b", "--cfg", "job"], "-m runs every point, --cfg and --info print one configuration"),
+    ],
+)
+def test_mistakes_with_several_models(run_evaluate: RunEvaluate, arguments: list[str], message: str) -> None:
+    code, out, err = run_evaluate(*arguments)
+    assert (code, out) == (2, [])
+    assert message in err[-1]
 
 
 @pytest.mark.parametrize(
@@ -126,6 +281,24 @@ def test_mistakes(run: Path, run_evaluate: RunEvaluate, arguments: list[str], me
     assert (code, out) == (2, [])
     assert message in "\n".join(err)
     assert "Traceback" not in "\n".join(err)
+
+
+@pytest.mark.parametrize("argument", ["tasks=korean", "evaluation=korean"])
+def test_a_preset_is_an_option_of_the_group_and_needs_the_extra(
+    run: Path, run_evaluate: RunEvaluate, argument: str
+) -> None:
+    code, out, err = run_evaluate(f"model={run}", argument)
+    assert (code, out) == (2, [])
+    assert "tasks=kobest: no such task" in err[-1]
+    assert "pip install" in err[-1]
+    assert "[eval]" in err[-1]
+
+
+def test_presets_can_be_swept_and_lists_are_tasks() -> None:
+    presets = {"korean", "english"}
+    assert evaluate._choose_preset("evaluation.tasks=korean,english", presets) == "evaluation=korean,english"
+    for override in ("evaluation.tasks=[korean]", "evaluation.tasks=text", "evaluation.limit=korean"):
+        assert evaluate._choose_preset(override, presets) == override
 
 
 def test_without_its_tokens_a_model_is_evaluated_on_what_krill_brings(

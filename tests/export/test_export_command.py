@@ -176,6 +176,11 @@ def replace_tokenizer(model: Path) -> None:
     (model / "record.json").unlink()
 
 
+def break_template(model: Path) -> None:
+    (model / "chat_template.jinja").write_bytes(b"{% for")
+    (model / "record.json").unlink()
+
+
 def require_code(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
@@ -191,6 +196,7 @@ def require_code(model: Path) -> None:
         (cut_weights, "transformers cannot load"),
         (remove_tokenizer, "no tokenizer.json in this folder"),
         (replace_tokenizer, "the tokenizer has 340 entries, but the model only 330"),
+        (break_template, "the chat template cannot render this conversation"),
         (require_code, "it needs Python code from that folder, which krill does not run"),
     ],
 )

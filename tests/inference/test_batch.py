@@ -198,7 +198,14 @@ def test_prompts_of_each_kind_of_file(suffix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '"a"\n{"text": "b"}', r"a\.jsonl, line 2: no key prompt \(it has text\)"),
+        ("a.jsonl", '"a"\n{"text": "b"}', r"a\.jsonl, line 2: no prompt \(it has text\)"),
+        ("a.jsonl", '{"prompt": null, "id": 1}', r"line 1: no prompt \(it has id\)"),
+        ("a.jsonl", r'{"id": "\ud83d", "prompt": "a"}', r"line 1 is not valid Unicode: '\\ud83d'"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": "a", "x": NaN}]}',
+            "not JSON .NaN is not a number",
+        ),
         ("a.jsonl", "{", r"a\.jsonl, line 1: not JSON"),
         ("a.jsonl", "3", r"line 1: neither a text nor an object"),
         ("a.jsonl", '{"prompt": 3}', r"line 1: the prompt is not a text"),
@@ -219,10 +226,20 @@ def test_a_file_without_prompts_is_one_line(name: str, content: str, message: st
     assert "\n" not in str(error.value)
 
 
-def test_half_a_surrogate_pair_is_named(config: InferConfig, prompts_file: Path, tmp_path: Path) -> None:
-    prompts_file.write_text(r'"\ud800"')
-    with pytest.raises(UsageError, match=r"line 1: the prompt is not valid Unicode: '\\ud800'"):
-        answer_batch(config, None, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("prompt", pyarrow.array([b"\xff"]).cast(pyarrow.string(), safe=False)),
+        ("id", pyarrow.array([2**62], pyarrow.timestamp("us"))),
+    ],
+)
+def test_a_parquet_file_with_values_that_python_cannot_represent(
+    column: str, values: Any, tmp_path: Path
+) -> None:
+    columns = {"prompt": pyarrow.array(["a"]), column: values}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match=r"a\.parquet: not a Parquet file that can be read"):
+        read_prompts(str(tmp_path / "a.parquet"))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,40 @@ def test_a_chat_without_a_template_is_refused(tokenizer: TokenizerFolder) -> Non
         UsageError, match=r"chat=true: the tokenizer in .* has no chat template; use chat=false"
     ):
         select_template(True, tokenizer.folder, tokenizer)
+
+
+def test_a_system_message_without_a_chat_is_refused(chat_tokenizer: TokenizerFolder, tmp_path: Path) -> None:
+    for chat in ("auto", False):
+        with pytest.raises(
+            UsageError, match=rf"system= is for chats, and with chat={str(chat).lower()} this"
+        ):
+            select_template(chat, tmp_path, chat_tokenizer, "Be brief.")  # type: ignore[arg-type]
+    assert select_template(True, tmp_path, chat_tokenizer, "Be brief.") is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [("\udcff", "not valid UTF-8"), ("\ud83d", "not valid Unicode")]
+)
+def test_a_message_that_is_not_unicode_is_refused(content: str, problem: str, template: ChatTemplate) -> None:
+    with pytest.raises(UsageError, match=f"the message of role user is {problem}"):
+        template.encode([{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff", "its chat template cannot be read"),
+        (b"{% for", "the chat template cannot render this conversation"),
+    ],
+)
+def test_a_damaged_template_is_one_line_that_says_what_to_do(
+    content: bytes, reason: str, chat_tokenizer: TokenizerFolder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(chat_tokenizer.folder, folder)
+    (folder / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(UsageError, match=rf"{reason}.*; correct the template, or remove it .*chat=false"):
+        ChatTemplate.load(folder)
 
 
 def test_a_role_cannot_become_a_special_token(template: ChatTemplate) -> None:

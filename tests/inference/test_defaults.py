@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from krill.errors import UsageError
-from krill.inference.defaults import NEUTRAL, describe_params, read_model_defaults, resolve_params
+from krill.inference.defaults import (
+    NEUTRAL,
+    describe_params,
+    read_model_defaults,
+    resolve_params,
+    to_eos_ids,
+)
 from krill.inference.sampling import SamplingParams
 
 
@@ -33,6 +39,30 @@ def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(UsageError, match=r"generation_config\.json: not a generation_config\.json"):
         read_model_defaults(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("temperature", -1, "input should be greater than or equal to 0"),
+        ("temperature", 1e-46, "use 0, or at least 1e-06"),
+        ("temperature", float("nan"), "input should be a finite number"),
+        ("top_k", 50.5, "input should be a valid integer"),
+        ("min_p", 2, "input should be less than or equal to 1"),
+        ("repetition_penalty", 0, "input should be greater than or equal to 0.1"),
+        ("no_repeat_ngram_size", -1, "input should be greater than or equal to 0"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(key: str, value: float, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(UsageError, match=rf"generation_config\.json: {key} {value}: {reason}.*; correct it"):
+        read_model_defaults(tmp_path)
+
+
+@pytest.mark.parametrize("configured", ["</s>", [[1]], [1, "a"], 1.5, True])
+def test_an_eos_that_is_not_an_id_is_an_error(configured: Any) -> None:
+    with pytest.raises(UsageError, match="neither a token id nor a list of them"):
+        to_eos_ids(configured)
 
 
 def test_the_origin_of_each_parameter_is_said() -> None:

@@ -112,6 +112,14 @@ def test_the_end_of_a_turn_ends_an_answer(model: Any, tokenizer: TokenizerFolder
     assert len(longer.new_ids) >= 8
 
 
+def test_an_eos_that_the_model_does_not_have_ends_nothing(model: Any, tokenizer: TokenizerFolder) -> None:
+    params = dataclasses.replace(GREEDY, min_new_tokens=3)
+    ids = encode_prompt(tokenizer, "x")
+    generations = [Generation(ids, params), Generation(ids, params, frozenset({-1, 10**6}))]
+    GenerationEngine(model, tokenizer).run(generations)
+    assert generations[0].new_ids == generations[1].new_ids
+
+
 def test_a_cancelled_generation_frees_its_place(model: Any, tokenizer: TokenizerFolder) -> None:
     generations = make_generations(tokenizer, GREEDY)[:4]
     engine = GenerationEngine(model, tokenizer, max_batch_size=2)
@@ -167,10 +175,14 @@ def test_other_errors_are_raised(
         GenerationEngine(model, tokenizer).run(make_generations(tokenizer, GREEDY))
 
 
-def test_a_model_that_computes_nan_is_an_error(model: Any, tokenizer: TokenizerFolder) -> None:
+@pytest.mark.parametrize("weight", [torch.nan, 3e38])
+def test_a_model_that_computes_nan_or_infinity_is_an_error(
+    weight: float, model: Any, tokenizer: TokenizerFolder
+) -> None:
     damaged = copy.deepcopy(model)
-    torch.nn.init.constant_(damaged.lm_head.weight, torch.nan)
-    with pytest.raises(KrillError, match=r"computes NaN: .*try hardware\.precision=fp32"):
+    torch.nn.init.constant_(damaged.model.norm.weight, 10.0)
+    damaged.lm_head.weight.data = damaged.lm_head.weight.data.sign() * weight
+    with pytest.raises(KrillError, match=r"computes NaN or infinity: .*try hardware\.precision=fp32"):
         GenerationEngine(damaged, tokenizer).run(make_generations(tokenizer, GREEDY))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,15 @@ def test_a_mistake_in_a_command_is_one_line(line: str, message: str, answerer: A
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert answerer.settings == SETTINGS
+
+
+def test_a_device_is_not_replaced_by_the_saved_answers(answerer: Answerer, tmp_path: Path) -> None:
+    answerer.answers = [{"id": 1}]
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", ""):
+        with pytest.raises(UsageError, match="not a file; use another path"):
+            execute_command(answerer, f"/save {tmp_path / name}")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_mistake_does_not_end_the_session(

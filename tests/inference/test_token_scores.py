@@ -75,10 +75,13 @@ def test_a_text_fills_the_context_at_most(model: Any, tokenizer: TokenizerFolder
         encode_document(model, tokenizer, "a\udcff")
 
 
-def test_a_model_that_computes_nan_is_reported(model: Any, tokenizer: TokenizerFolder) -> None:
+@pytest.mark.parametrize("factor", [torch.nan, torch.inf])
+def test_a_model_that_computes_nan_or_infinity_is_reported(
+    factor: float, model: Any, tokenizer: TokenizerFolder
+) -> None:
     ids = encode_document(model, tokenizer, "a")
     with (
-        model.lm_head.register_forward_hook(lambda module, inputs, output: output * torch.nan),
-        pytest.raises(KrillError, match="the model computes NaN"),
+        model.lm_head.register_forward_hook(lambda module, inputs, output: output.exp() * factor),
+        pytest.raises(KrillError, match="the model computes NaN or infinity"),
     ):
         score_tokens(model, ids)

@@ -387,6 +387,8 @@ def test_auto_tokenizer_adds_bos_and_no_eos(tokenizer: TokenizerFolder, tmp_path
     for each in (loaded, AutoTokenizer.from_pretrained(tmp_path)):
         assert (each.bos_token_id, each.eos_token_id, each.pad_token_id) == (0, 1, 2)
         assert len(each) == 330
+        canary = tokenizer.canary
+        assert each(canary["text"], add_special_tokens=False).input_ids == canary["ids"]
         ids = each("한국어 text").input_ids
         (expected,) = Encoder(tokenizer).encode_documents(["한국어 text"])
         assert ids == expected.tolist()[:-1]

@@ -14,6 +14,7 @@ from trainings import build_setup, plan_lines
 from krill.config import schema
 from krill.config.schema import TrainConfig
 from krill.errors import UsageError
+from krill.evaluation.evaluator import EvaluationSettings
 from krill.models.build import build_meta_model
 from krill.optim.build import build_optimizer
 from krill.optim.groups import build_param_groups
@@ -23,6 +24,7 @@ from krill.training import run as run_module
 from krill.training.callbacks.early_stopping import get_stop_reason
 from krill.training.callbacks.progress import ProgressReporter
 from krill.training.callbacks.signals import StopOnSignal
+from krill.training.callbacks.task_evaluation import TaskEvaluation
 from krill.training.compute.head_loss import build_loss
 from krill.training.compute.liger import apply_kernels
 from krill.training.setup import RunSetup
@@ -121,7 +123,7 @@ def observe_lr_factors(config: TrainConfig, workspace: Workspace) -> Any:
 
 def observe_stop_reason(config: TrainConfig, workspace: Workspace) -> Any:
     lines = [
-        {"step": step, "eval_loss": loss, "text/bits_per_byte": 9.0}
+        {"step": step, "eval_loss": loss, "text/bits_per_byte": loss}
         for step, loss in enumerate([4.0, 3.0, 3.0])
     ]
     return get_stop_reason(config.stop, config.best_metric, lines)
@@ -142,6 +144,17 @@ def _build_trainer(config: TrainConfig, workspace: Workspace) -> Any:
     )
 
 
+def observe_evaluation(config: TrainConfig, workspace: Workspace) -> Any:
+    """Returns the tasks and the settings of an evaluation in the training."""
+    evaluation = TaskEvaluation(
+        workspace.build_setup(config), _build_trainer(config, workspace), StopOnSignal()
+    )
+    return [evaluator.name for evaluator in evaluation.evaluators], EvaluationSettings.from_config(
+        config.evaluation
+    )
+
+
+FOLLOWED = ("evaluation.tasks=text", "evaluation.every=1", "best_metric=text/bits_per_byte")
 WSD, MUON, CONSTANT = ("scheduler=wsd",), ("optimizer=muon_moonlight",), ("scheduler=constant",)
 
 OBSERVED_KEYS: dict[str, tuple[Observe, tuple[str, ...], str]] = {
@@ -169,6 +182,16 @@ OBSERVED_KEYS: dict[str, tuple[Observe, tuple[str, ...], str]] = {
     "batch.tokens": (observe_rows, (), "batch.tokens=64"),
     "save_in_background": (observe_memory, (), "save_in_background=true"),
     "stop.target_loss": (observe_stop_reason, (), "stop.target_loss=3.5"),
+    "stop.target": (observe_stop_reason, FOLLOWED, "stop.target=3.5"),
+    "best_metric": (
+        observe_stop_reason,
+        (*FOLLOWED, "stop.target=3.5"),
+        "best_metric=english_pairs/accuracy",
+    ),
+    "evaluation.tasks": (observe_evaluation, FOLLOWED, "evaluation.tasks=[text,cloze]"),
+    "evaluation.limit": (observe_evaluation, FOLLOWED, "evaluation.limit=3"),
+    "evaluation.text_tokens": (observe_evaluation, FOLLOWED, "evaluation.text_tokens=3"),
+    "evaluation.overlap": (observe_evaluation, FOLLOWED, "evaluation.overlap=0.25"),
     "stop.patience": (observe_stop_reason, (), "stop.patience=1"),
     "scheduler.name": (observe_lr_factors, (), "scheduler=wsd"),
     "scheduler.warmup": (observe_lr_factors, (), "scheduler.warmup=0.5"),
@@ -242,6 +265,11 @@ TESTED_KEYS = {
     "hub.push": f"{HUB}test_model_is_pushed_to_a_private_repository_by_default",
     "hub.private": f"{HUB}test_model_is_pushed_to_a_private_repository_by_default",
     "hub.checkpoints": f"{HUB}test_run_resumed_on_another_machine_has_the_same_bytes",
+    "evaluation.every": "training/callbacks/test_task_evaluation.py::"
+    "test_the_scores_are_those_of_the_checkpoints",
+    "evaluation.max_batch_tokens": "training/callbacks/test_task_evaluation.py::"
+    "test_an_interrupted_evaluation_is_repeated_once",
+    "evaluation.at_end": "training/test_final_evaluation.py::test_it_can_be_turned_off",
     "export_dtype": "training/checkpoint/test_export.py::"
     "test_export_dtype_applies_to_the_model_and_not_to_checkpoints",
     "skip_step.nan": f"{SKIP_STEP}test_nan_stop_ends_the_run_at_the_first_bad_step",

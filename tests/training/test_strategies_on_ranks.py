@@ -18,10 +18,10 @@ from process_group import run_on_ranks
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from trainings import read_metrics_without_clock
+from trainings import read_metrics_without_clock, score_model
 
 from krill.config.schema import TrainConfig
-from krill.runs.json_lines import read_metrics
+from krill.runs.json_lines import read_evaluations, read_metrics
 from krill.training import ranks
 from krill.training.run import run_training
 from krill.training.trainer import KrillTrainer
@@ -116,6 +116,7 @@ BF16 = (
     *SIXTEEN_ROWS, "hardware.processes=2", "batch.micro_batch_size=1", "batch.gradient_accumulation_steps=8",
     "hardware.precision=bf16",
 )  # fmt: skip
+EVALUATED = ("evaluation.tasks=[text,english_pairs]", "evaluation.limit=1", "evaluation.text_tokens=300")
 RESUMABLE = (
     "model.num_key_value_heads=2",
     "steps=2",
@@ -125,17 +126,25 @@ RESUMABLE = (
 )
 
 
+def assert_scores_of_the_command(run: Path, tolerance: float = 1e-6) -> None:
+    """Asserts that the scores after the last step are those that one process computes from the saved model."""
+    scores = {key: value for key, value in read_evaluations(run)[-1].items() if "/" in key}
+    assert scores == pytest.approx(score_model(run, run / "model", *EVALUATED), abs=tolerance), run.name
+
+
 def test_two_ranks(make_config: Any, train: Any, tmp_path: Path) -> None:
     """FSDP2 in bf16 has the policy of CUDA: its gradients are those of 16 micro batches, summed and reduced."""
     expected = train({"one": make_config(*SIXTEEN_ROWS)})["one"]
+    evaluated = (*EVALUATED, "evaluation.every=2", "evaluation.at_end=false")
     fsdp2 = (*BF16, "hardware.sharding=fsdp2")
     gradients = train(
         {
-            "ddp": make_config(*BF16),
+            "ddp": make_config(*BF16, *evaluated),
             "fsdp2": make_config(*fsdp2),
             "cut": make_config(
                 *SIXTEEN_ROWS, "batch.micro_batch_size=8", "batch.gradient_accumulation_steps=2",
                 "hardware.processes=2", "hardware.context_parallel=2", "hardware.gradient_checkpointing=true",
+                *evaluated,
             ),
         },
         world_size=2,
@@ -146,6 +155,8 @@ def test_two_ranks(make_config: Any, train: Any, tmp_path: Path) -> None:
         errors = {run: compute_gradient_error(gradients[run], expected, name) for run in gradients}
         assert errors["fsdp2"] <= 1.001 * errors["ddp"], name
         assert errors["cut"] <= 1e-5, name
+    for name in ("ddp", "cut"):
+        assert_scores_of_the_command(tmp_path / name)
     assert losses["cut"] == pytest.approx(losses["one"], rel=1e-5)
 
 
@@ -153,7 +164,8 @@ def test_four_ranks(make_config: Any, train: Any, tmp_path: Path, monkeypatch: p
     """Two nodes of two ranks: hybrid sharding; rows cut in four (two heads of keys) with FSDP2, in two with DDP."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     train({"one": make_config(*RESUMABLE, "batch.micro_batch_size=4")})
-    hsdp = make_config(*RESUMABLE, "batch.micro_batch_size=1", "hardware.sharding=hsdp")
+    evaluated = (*EVALUATED, "evaluation.every=1", "evaluation.at_end=false")
+    hsdp = make_config(*RESUMABLE, *evaluated, "batch.micro_batch_size=1", "hardware.sharding=hsdp")
     train(
         {
             "hsdp": hsdp,
@@ -171,6 +183,7 @@ def test_four_ranks(make_config: Any, train: Any, tmp_path: Path, monkeypatch: p
     expected = read_losses(tmp_path / "one")
     for name in ("hsdp", "four", "two"):
         assert read_losses(tmp_path / name) == pytest.approx(expected, rel=1e-5), name
+    assert_scores_of_the_command(tmp_path / "hsdp")
     runs = [tmp_path / name for name in ("hsdp", "hsdp-resumed")]
     assert read_metrics_without_clock(runs[0]) == read_metrics_without_clock(runs[1])
     model, resumed = ((run / "model" / "model.safetensors").read_bytes() for run in runs)

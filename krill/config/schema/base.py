@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -100,6 +101,19 @@ def _validate_folder_name(value: str) -> str:
 
 FolderName = Annotated[str, AfterValidator(_validate_folder_name)]
 """A string that is a valid name of a folder, of at most 200 bytes in UTF-8."""
+
+
+def validate_unicode(value: str) -> str:
+    """Returns `value`. Raises ValueError if it has a byte that is not UTF-8, or half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"is not valid UTF-8 (character {error.start + 1})") from error
+    return value
+
+
+OutputPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path that is written to. Not every shell replaces ~ in output=~/X."""
 
 
 def to_list(value: object) -> object:

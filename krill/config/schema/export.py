@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from krill.config.schema.base import Unsigned
+from krill.config.schema.base import OutputPath, Unsigned
 from krill.config.schema.infer import ModelCommandConfig
 
 
@@ -18,5 +18,5 @@ class ExportConfig(ModelCommandConfig):
     families llama and qwen3 with byte-level BPE; needs the extra gguf."""
     dtype: Literal["bf16", "f16", "f32"]
     """Data type of the weights; in a GGUF file vectors, such as those of norms, are f32."""
-    output: Unsigned[str | None]
+    output: Unsigned[OutputPath | None]
     """Folder (hf) or file (gguf) to create; null: outputs/exports/<name>-<dtype>-<signature>."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from krill.config.schema.base import (
+    MAX_FLOAT,
     CountOrZero,
     FolderName,
+    OutputPath,
     PositiveShare,
-    Rate,
-    RateOrZero,
     RunName,
     Section,
     Seed,
@@ -19,9 +19,29 @@ from krill.config.schema.base import (
     Size,
     Unsigned,
     to_list,
+    validate_unicode,
 )
 from krill.config.schema.hardware import HardwareConfig
 from krill.config.schema.sweep import SweepConfig
+
+MIN_TEMPERATURE = 1e-6
+"""The smallest temperature besides 0: logits that are divided by a smaller one may become infinite."""
+
+
+def _check_temperature(value: float) -> float:
+    if 0 < value < MIN_TEMPERATURE:
+        raise ValueError(f"use 0, or at least {MIN_TEMPERATURE}")
+    return value
+
+
+Temperature = Annotated[float, Field(ge=0.0, le=MAX_FLOAT), AfterValidator(_check_temperature)]
+"""A sampling temperature; 0: greedy decoding."""
+
+RepetitionPenalty = Annotated[float, Field(ge=0.1, le=10.0)]
+"""A factor of logits; outside of this range they may become infinite."""
+
+StopText = Annotated[str, Field(min_length=1), AfterValidator(validate_unicode)]
+"""A text at which an answer ends."""
 
 
 class ModelPathConfig(Section):
@@ -92,7 +112,7 @@ class InferConfig(ModelCommandConfig):
     """Maximum number of generated tokens. krill's default: 128."""
     min_new_tokens: CountOrZero | None
     """Number of tokens before which an answer does not end. krill's default: 0."""
-    temperature: RateOrZero | None
+    temperature: Temperature | None
     """Sampling temperature; 0: always the most likely token. krill's default: 0.6."""
     top_k: CountOrZero | None
     """Sample from this number of most likely tokens; 0: from all. krill's default: 0."""
@@ -102,11 +122,11 @@ class InferConfig(ModelCommandConfig):
     """Sample from tokens with at least this share of the highest probability. krill's default: 0."""
     typical_p: PositiveShare | None
     """Sample from the most typical tokens with this total probability (Meister et al. 2023). krill's default: 1."""
-    repetition_penalty: Rate | None
+    repetition_penalty: RepetitionPenalty | None
     """Factor that makes tokens that have occurred already less likely; 1: no penalty. krill's default: 1.5."""
     no_repeat_ngram_size: CountOrZero | None
     """Length of sequences of tokens that may occur only once; 0: any may be repeated. krill's default: 0."""
-    stop: Annotated[list[str], BeforeValidator(_read_escapes)]
+    stop: Annotated[list[StopText], BeforeValidator(_read_escapes)]
     r"""Texts at which an answer ends, without being part of it; \n in one is a line break."""
     seed: Seed
     """Seed of the sampling."""
@@ -118,7 +138,7 @@ class InferConfig(ModelCommandConfig):
     """Number of prompts that are answered at once with prompts=; halved when the device is out of memory."""
     history: Unsigned[bool]
     """Keep what is typed in a session for the next one, in $XDG_STATE_HOME/krill/history (~/.local/state)."""
-    output: Unsigned[str | None]
+    output: Unsigned[OutputPath | None]
     """Folder that answers.jsonl is written to; null: a folder in outputs/answers for prompts=, otherwise it is not
     written."""
     hardware: Unsigned[HardwareConfig]

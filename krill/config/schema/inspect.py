@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from krill.config.schema.base import MAX_INT, Count, CountOrZero, to_list
+from krill.config.schema.base import MAX_INT, Count, CountOrZero, OutputPath, to_list
 from krill.config.schema.run import TrainConfig
 
 
@@ -63,7 +63,7 @@ class InspectConfig(TrainConfig):
     """Maximum number of training tokens to count for vocabulary usage, spread evenly; null: all."""
     format: Literal["text", "json"]
     """text: a report for reading. json: all statistics without rows, or all scores of text=, for scripts."""
-    plot: Annotated[str, AfterValidator(_validate_png_path)] | None
+    plot: Annotated[OutputPath, AfterValidator(_validate_png_path)] | None
     """PNG file to plot to: document lengths and shares of sources, the statistics of tokenizers, or attention=;
     null: no plot."""
     verify: bool

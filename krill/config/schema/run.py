@@ -11,6 +11,7 @@ from krill.config.schema.base import (
     MAX_INT,
     Count,
     FolderName,
+    OutputPath,
     Rate,
     RunName,
     RunNameValidator,
@@ -139,7 +140,7 @@ class TrainConfig(Section):
     """Learning rate of a branch. exact: as if it had always had this schedule, from a checkpoint at the peak rate.
     Otherwise the schedule starts again over the new steps: rewarm, from the earlier rate up to the peak; decay,
     at the peak at once; constant, at the earlier rate. auto (continue=): exact where possible, else rewarm."""
-    output: Unsigned[str | None]
+    output: Unsigned[OutputPath | None]
     """Folder of the result; null: a new folder in outputs/."""
     device: Unsigned[Literal["auto", "cpu", "cuda"]]
     """Device that the model runs on. auto: a CUDA device if there is one, otherwise the CPU; cuda: an error if

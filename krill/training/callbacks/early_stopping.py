@@ -79,6 +79,8 @@ class EarlyStopping(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
+        if control.should_training_stop:  # decided already
+            return
         if not logs or logs.keys().isdisjoint(("eval_loss", self.config.best_metric)):
             return
         reason = self._read_stop_reason(state)

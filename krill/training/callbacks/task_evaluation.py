@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from krill.config.paths import relative_path
 from krill.errors import UsageError, get_first_line
-from krill.evaluation.evaluator import EvaluationSettings, Evaluator
+from krill.evaluation.evaluator import EvaluationSettings, Evaluator, MissingTextError
 from krill.evaluation.rank_share import EvaluationError, RankShare
 from krill.evaluation.results import TaskResult
 from krill.evaluation.score_metrics import check_best_metric, list_metrics
@@ -30,8 +30,7 @@ log = logging.getLogger("krill")
 class TaskEvaluation(TrainerCallback):
     """Evaluates on all ranks and logs the scores; training continues with the same bytes.
 
-    A signal interrupts an evaluation; the resumed run starts with it. So does a run whose process was killed after a
-    checkpoint and before the evaluation of the same step: what metrics.jsonl does not have is evaluated.
+    A signal interrupts an evaluation; the resumed run starts with what is due and not in metrics.jsonl.
 
     Raises UsageError for a best_metric that the tasks do not measure.
     """
@@ -46,27 +45,14 @@ class TaskEvaluation(TrainerCallback):
         """The step of the last evaluation of this process, and its results."""
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.started_at = time.perf_counter()
-        if state.global_step and self._is_due(state) and not self._is_evaluated(state.global_step):
-            self._evaluate(model, state, control)
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self._is_due(state):
-            self._evaluate(model, state, control)
+        control.should_evaluate |= self._is_due(state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -85,20 +71,18 @@ class TaskEvaluation(TrainerCallback):
         )
         return self.last_results[1] if is_same and self.last_results[0] == step else []
 
-    def _is_due(self, state: TrainerState) -> bool:
-        step = state.global_step
-        return self.config.every is not None and (step % self.config.every == 0 or step == state.max_steps)
+    def evaluate_if_due(self) -> None:
+        """Evaluates at the current step if that is due and has not been done, also by a process that was killed.
 
-    def _is_evaluated(self, step: int) -> bool:
-        evaluations = ranks.on_rank0(lambda: read_evaluations(self.setup.folder))
-        return any(line["step"] == step for line in evaluations)
-
-    def _evaluate(self, model: Any, state: TrainerState, control: TrainerControl) -> None:
-        """Logs the scores of the tasks, or why there are none; a signal makes the training save and stop."""
+        Logs the scores, or why there are none. A signal makes the training save and stop.
+        """
+        state, control = self.trainer.state, self.trainer.control
+        if not self._is_due(state) or self._is_evaluated(state.global_step):
+            return
         started_at = time.perf_counter()
         try:
-            with self.trainer.throughput.pause(), evaluation_mode(model):
-                results = self._score_tasks(model)
+            with self.trainer.throughput.pause(), evaluation_mode(self.trainer.model):
+                results = self._score_tasks()
         except EvaluationInterrupted:
             control.should_save = control.should_training_stop = True
             return
@@ -112,11 +96,17 @@ class TaskEvaluation(TrainerCallback):
         self.last_results = (state.global_step, results)
         seconds = time.perf_counter() - started_at
         self.seconds += seconds
-        should_log = control.should_log
         self.trainer.log({**list_metrics(results), EVALUATION_SECONDS: round(seconds, 2)})
-        control.should_log = should_log  # Trainer clears it, but the line of the step is still to come
 
-    def _score_tasks(self, model: Any) -> list[TaskResult]:
+    def _is_due(self, state: TrainerState) -> bool:
+        step = state.global_step
+        return self.config.every is not None and (step % self.config.every == 0 or step == state.max_steps)
+
+    def _is_evaluated(self, step: int) -> bool:
+        evaluations = ranks.on_rank0(lambda: read_evaluations(self.setup.folder))
+        return any(line["step"] == step for line in evaluations)
+
+    def _score_tasks(self) -> list[TaskResult]:
         if self.subject is None:
             share = RankShare(
                 ranks.get_rank(), ranks.get_world_size(), ranks.all_gather_object, self.stop.interrupt_evaluation,
@@ -124,12 +114,25 @@ class TaskEvaluation(TrainerCallback):
             )  # fmt: skip
             name = str(relative_path(self.setup.folder))
             self.subject = Subject(
-                name, model, self.setup.tokenizer, self.setup.store, self.config.max_batch_tokens, share
+                name,
+                self.trainer.model,
+                self.setup.tokenizer,
+                self.setup.store,
+                self.config.max_batch_tokens,
+                share,
             )
         from krill.evaluation.evaluate import evaluate_task
 
-        settings = EvaluationSettings.from_config(self.config)
-        return [evaluate_task(evaluator, self.subject, settings) for evaluator in self.evaluators]
+        settings, results = EvaluationSettings.from_config(self.config), []
+        for evaluator in list(self.evaluators):
+            try:
+                results.append(evaluate_task(evaluator, self.subject, settings))
+            except MissingTextError as error:
+                if self.config.tasks != "auto":
+                    raise
+                log.info("skipped     %s", error)
+                self.evaluators.remove(evaluator)
+        return results
 
 
 def _find_evaluators(setup: RunSetup) -> list[Evaluator]:

@@ -24,6 +24,7 @@ from krill.config.schema import (
     PythonDocsDataConfig,
 )
 from krill.config.secrets import mask_secrets
+from krill.evaluation.model_index import build_validation_results, format_front_matter
 from krill.runs.json_lines import read_metrics, read_validations
 from krill.runs.record import collect_versions, read_git_state
 from krill.tables import format_markdown_table
@@ -59,8 +60,12 @@ def build_model_card(
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
         'generate = pipeline("text-generation", "<this folder or repository>")\n```',
     ]
-    head = yaml.safe_dump(build_front_matter(setup.config.data), sort_keys=False)
-    return f"---\n{head}---\n" + "\n\n".join(part for part in parts if part) + "\n"
+    head = format_front_matter(
+        build_front_matter(setup.config.data),
+        setup.config.name,
+        build_validation_results(setup.config.data, metrics) if baselines is not None else [],
+    )
+    return head + "\n\n".join(part for part in parts if part) + "\n"
 
 
 def build_front_matter(data: DataConfig) -> dict[str, Any]:

@@ -96,6 +96,9 @@ def test_decay_on_other_text_keeps_the_tokenizer_of_the_base_run(
     assert krill_train(*overrides, "tokenizer=pretrained", f"tokenizer.path={tokenizer}") == 0
     status = read_status(krill_train.runs()[-1]) or {}
     assert status["data"]["signature"] != (read_status(base_run) or {})["data"]["signature"]
+    assert status["data"]["validation_set"] != (read_status(base_run) or {})["data"]["validation_set"]
+    epochs = read_metrics(krill_train.runs()[-1])[-1]["epoch"]
+    assert status["verdict"]["epochs"] == pytest.approx(epochs * 4 / 12, rel=1e-3), "of the new text"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,12 @@ from krill.runs.record import read_status
 RUN = ("steps=6", "eval_every=3", "save_every=100")
 
 
+def read_verdict(run: Path) -> dict[str, Any]:
+    """Returns the verdict without what depends on the time of the run."""
+    verdict = (read_status(run) or {})["verdict"]
+    return {key: value for key, value in verdict.items() if key not in ("text", "ngram", "below_ngram")}
+
+
 def read_rates(run: Path) -> list[float]:
     return [line["lr"] for line in read_metrics(run) if "lr" in line]
 
@@ -93,9 +99,12 @@ def test_an_interrupted_continuation_resumes_and_can_be_continued(krill_train: A
     overrides = (f"continue={cosine_run}", "steps=10", "save_every=2")
     assert krill_train(*overrides, "output=undisturbed") == 0
     assert train_and_signal(krill_train, signal.SIGTERM, 8, *overrides) == 75
+    assert (read_status(*krill_train.runs()) or {})["verdict"] is None
     assert krill_train(*overrides) == 0
     (resumed,) = krill_train.runs()
     assert_same_result(resumed, Path("undisturbed"))
+    assert read_verdict(resumed) == read_verdict(Path("undisturbed"))
+    assert "4 steps are too few" in (read_status(resumed) or {})["verdict"]["text"], "those of this run count"
     assert krill_train(f"continue={resumed}", "steps=12", "output=third") == 0
     assert len(read_rates(Path("third"))) == 12
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from compositions import load_config
+from huggingface_hub import ModelCard
 
 from krill.config.schema import HubDataConfig
 from krill.runs.json_lines import read_metrics
@@ -29,7 +30,12 @@ def test_card_agrees_with_the_record(card: tuple[str, Path]) -> None:
     status = read_status(run) or {}
     assert text.startswith("---\n")
     head = yaml.safe_load(text.split("---\n")[1])
+    assert head.pop("model-index")[0]["name"] == "한국어"
     assert head == {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["krill"]}
+    results = {result.metric_type: result for result in ModelCard(text).data.eval_results or []}
+    assert results.keys() == {"bits_per_byte", "loss"}
+    assert results["loss"].metric_value == pytest.approx(status["metrics"]["eval_loss"], abs=1e-5)
+    assert results["loss"].dataset_split == "validation"
     assert "# 한국어\n" in text
     assert f"| parameters | {status['parameters']:,} |" in text
     assert "| steps | 30 of 128 tokens:" in text
