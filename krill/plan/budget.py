@@ -23,10 +23,10 @@ from krill.tables import fit_table
 LARGEST_MICRO_BATCH = 64
 """Rows of a pass to begin with; halved until the run fits."""
 
-MIN_STEPS = 10
+MIN_BUDGET_STEPS = 10
 """Fewer steps than this are not a training."""
 
-HEADER = (
+PROPOSAL_HEADER = (
     "model",
     "parameters",
     "tokens",
@@ -82,12 +82,12 @@ def propose_runs(
         arguments: The other arguments of the command line, for the command that is proposed.
 
     Raises:
-        UsageError: the budget does not reach for `MIN_STEPS` steps of any preset.
+        UsageError: the budget does not reach for `MIN_BUDGET_STEPS` steps of any preset.
     """
     proposals = [proposal for name, plan in presets if (proposal := _propose(name, plan, budget))]
     if not proposals:
         raise UsageError(
-            f"budget={budget}: less than {MIN_STEPS} steps of the smallest preset; use a larger budget, such as "
+            f"budget={budget}: less than {MIN_BUDGET_STEPS} steps of the smallest preset; use a larger budget, such as "
             "budget=1e15 or budget=1h"
         )
     proposals = [replace(proposal, arguments=tuple(arguments)) for proposal in proposals]
@@ -105,13 +105,13 @@ def _propose(name: str, plan: RunPlan, budget: str) -> Proposal | None:
         startup = changed.time.parts["startup"]
         flops = changed.flops * (amount - startup) / (changed.time.total - startup)
     unit_tokens = plan.config.sequence_len * plan.setting.batch.world_size
-    if flops < MIN_STEPS * unit_tokens * plan.token_flops.total:
+    if flops < MIN_BUDGET_STEPS * unit_tokens * plan.token_flops.total:
         return None
     tokens = flops / plan.token_flops.total
-    most_rows = round(tokens / unit_tokens / MIN_STEPS)
+    most_rows = round(tokens / unit_tokens / MIN_BUDGET_STEPS)
     rows = max(1, min(round(compute_near_optimal_batch(flops) / unit_tokens), most_rows))
     overrides = (
-        f"steps={max(MIN_STEPS, round(tokens / (rows * unit_tokens)))}",
+        f"steps={max(MIN_BUDGET_STEPS, round(tokens / (rows * unit_tokens)))}",
         f"batch.tokens={rows * unit_tokens}",
         f"lr={compute_near_optimal_lr(flops):.2g}",
     )
@@ -125,7 +125,7 @@ def _keep_time(plan: RunPlan, proposal: Proposal, seconds: float) -> Proposal:
     assert time is not None
     assert steps is not None
     startup = time.parts["startup"]
-    steps = max(MIN_STEPS, int(steps * (seconds - startup) / (time.total - startup)))
+    steps = max(MIN_BUDGET_STEPS, int(steps * (seconds - startup) / (time.total - startup)))
     overrides = (f"steps={steps}", *proposal.overrides[1:])
     changed = change_plan(plan, overrides)
     return proposal if changed is None else replace(proposal, overrides=overrides, plan=changed)
@@ -167,7 +167,7 @@ def format_proposals(proposals: list[Proposal], budget: str, width: int | None) 
     fitted = "" if (plan.flops or 0) >= BATCH_FIT_FLOPS else "; these FLOPs are outside of that fit"
     return [
         f"budget      {text}",
-        *fit_table(HEADER, [_format_row(one) for one in proposals], width, drop=(7, 3, 5)),
+        *fit_table(PROPOSAL_HEADER, [_format_row(one) for one in proposals], width, drop=(7, 3, 5)),
         f"rules       {COMPUTE_OPTIMAL_RATIO} tokens per parameter (Hoffmann et al. 2022); batch and lr by the FLOPs "
         f"(Bi et al. 2024, fitted from 1e17 to 2e19){fitted}",
         f"propose     {best.command}",
