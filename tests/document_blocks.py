@@ -37,7 +37,7 @@ if command == "krill-infer":
     small = {{"max_new_tokens": "8"}}
 elif command == "krill-evaluate":
     small = {{"limit": "4", "evaluation.text_tokens": "2000"}}
-elif command not in ("krill-runs", "krill-export", "krill-serve") and not (
+elif command not in ("krill-runs", "krill-export", "krill-plan", "krill-serve") and not (
     {{"--help", "--cfg", "-sc"}} & {{*words, *program}}
 ):
     model = keys.get("model", "")
