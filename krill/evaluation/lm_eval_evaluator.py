@@ -16,11 +16,12 @@ from unittest.mock import patch
 import numpy as np
 
 from krill.config.signature import compute_signature
-from krill.evaluation.evaluator import EvaluationSettings, Report
+from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.lm_eval_tasks import FEW_SHOT_SEED, fixed_seeds, load_tasks
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.statistics import Interval, bootstrap_ratio
 from krill.evaluation.subject import Subject
+from krill.evaluation.token_scorer import Report
 
 STDERR_RESAMPLES = 1000
 """Number of resamples from which lm-eval estimates the standard error of what is not a mean."""
@@ -130,7 +131,7 @@ class _TaskScores:
         for key in _list_metrics(self._values):
             label, metric = _get_label(key), _get_metric(key)
             if label in outcomes:
-                interval = bootstrap_ratio(np.array(outcomes[label]))
+                interval: Interval | float = bootstrap_ratio(np.array(outcomes[label]))
             elif metric == "bits_per_byte":
                 logprobs, sizes = np.array(self._get_values(key), np.float64).T
                 interval = bootstrap_ratio(-logprobs / math.log(2), sizes)

@@ -9,10 +9,10 @@ from typing import Any
 from lm_eval.api.model import LM
 
 from krill.evaluation.choices import encode_continuations
-from krill.evaluation.evaluator import Report
 from krill.evaluation.rolling import EncodedText, score_texts
 from krill.evaluation.subject import Subject
-from krill.evaluation.token_scorer import TokenSequence
+from krill.evaluation.token_scorer import Report
+from krill.evaluation.token_sequence import TokenSequence
 from krill.inference.engine import Generation, GenerationEngine
 from krill.inference.generate import encode_prompt
 from krill.inference.sampling import SamplingParams
@@ -27,8 +27,12 @@ class SubjectLM(LM):
     def __init__(self, subject: Subject, report: Report) -> None:
         super().__init__()
         self._subject, self._report = subject, report
-        self.truncated = 0
-        """The number of requests whose context was cut at its beginning."""
+        self._truncated: set[tuple[str, int]] = set()
+
+    @property
+    def truncated(self) -> int:
+        """The number of documents with a request whose context was cut at its beginning."""
+        return len(self._truncated)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns the logprob of each request's continuation after its context, and whether it is the greedy one.
@@ -39,11 +43,13 @@ class SubjectLM(LM):
         encoded = encode_continuations(
             [request.args for request in requests], subject.encoder, subject.context_length
         )
-        self.truncated += sum(is_cut for _, is_cut in encoded)
         documents: dict[Any, list[int]] = defaultdict(list)
-        for index, (request, (sequence, _)) in enumerate(zip(requests, encoded, strict=True)):
+        for index, (request, (sequence, is_cut)) in enumerate(zip(requests, encoded, strict=True)):
+            document = (request.task_name, request.doc_id)
+            if is_cut:
+                self._truncated.add(document)
             if sequence.num_scored:
-                documents[request.task_name, request.doc_id].append(index)
+                documents[document].append(index)
         questions: list[list[TokenSequence]] = [
             [encoded[index][0] for index in indices] for indices in documents.values()
         ]
@@ -81,7 +87,7 @@ class SubjectLM(LM):
         engine = GenerationEngine(self._subject.model, self._subject.tokenizer)
         generations = [self._build_generation(seed, request) for seed, request in enumerate(requests)]
         engine.run(generations)
-        self._report(len(generations))
+        self._report(len(generations), len(generations))
         return [generation.text for generation in generations]
 
     def _build_generation(self, seed: int, request: Any) -> Generation:
@@ -92,7 +98,8 @@ class SubjectLM(LM):
         context_length = self._subject.context_length
         length = min(length, context_length // 2)
         ids = encode_prompt(self._subject.tokenizer, prompt)
-        self.truncated += len(ids) + length > context_length
+        if len(ids) + length > context_length:
+            self._truncated.add((request.task_name, request.doc_id))
         params = SamplingParams(
             max_new_tokens=length,
             temperature=float(settings.get("temperature", 1.0)) if samples else 0.0,

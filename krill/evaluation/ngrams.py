@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from krill.data.store import Split
-from krill.evaluation.token_scorer import TokenSequence
+from krill.evaluation.token_sequence import TokenSequence
 
 WEIGHTS = (0.1, 0.3, 0.6)
 """Of the unigram, the bigram and the trigram."""

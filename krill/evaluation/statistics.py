@@ -12,6 +12,8 @@ RESAMPLES = 10_000
 _SEED = 20
 LEVEL = 0.95
 _CHUNK_ELEMENTS = 2**22
+_FEW_VALUES = 8
+"""The number of different values up to which resamples are counts of each, as of right and wrong answers."""
 _QUADRATURE = np.polynomial.legendre.leggauss(64)
 _MAX_DEGREES = 10_000
 """Degrees of freedom with which Student's t is as good as normal."""
@@ -31,11 +33,26 @@ def bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray | None = No
 
     `numerators`, `denominators`: (items,), at least one; None: ones, so that the ratio is a mean. Efron 1979.
     """
-    if denominators is None:
-        denominators = np.ones(len(numerators))
-    value = float(numerators.sum() / denominators.sum())
-    low, high = np.quantile(_resample(numerators, denominators), ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    values, counts = np.unique(numerators, return_counts=True)
+    if denominators is None and len(values) <= _FEW_VALUES:
+        value, ratios = float(numerators.mean()), _resample_few_values(values, counts)
+    else:
+        denominators = np.ones(len(numerators)) if denominators is None else denominators
+        value = float(numerators.sum() / denominators.sum())
+        ratios = _resample(numerators, denominators)
+    low, high = np.quantile(ratios, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return Interval(value, float(low), float(high))
+
+
+def _resample_few_values(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Returns the means of RESAMPLES resamples of items of which `counts` have each of `values`; (RESAMPLES,).
+
+    How often a value is drawn is all that a mean depends on, such as the number of right answers.
+    """
+    items = int(counts.sum())
+    drawn = np.random.default_rng(_SEED).multinomial(items, counts / items, size=RESAMPLES)
+    means: np.ndarray = drawn @ values / items
+    return means
 
 
 def _resample(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Scores token sequences with a model in batches: the log-probability of each token, given those before it.
 
-Sequences of one question, such as the choices after a context, are computed from one cache of the tokens with which
-all of them begin. No attention mask is needed: questions of a batch have prefixes of equal length, and what follows
-is padded on the right, where causal attention does not see it. So it works with every attention backend, those of
-training included.
+Sequences that begin alike, such as the choices after a context, share what they have in common: in a tree
+(krill/evaluation/prefix_tree.py) where the attention of the model takes a mask. Otherwise the sequences of one
+question are computed from one cache of the tokens with which all of them begin. No attention mask is needed then:
+questions of a batch have prefixes of equal length, and what follows is padded on the right, where causal attention
+does not see it. So it works with every attention backend, those of training included.
 
 Shapes: B questions, R sequences (all of the batch), P tokens of a prefix, S tokens after it, V vocabulary size.
 """
@@ -21,24 +22,28 @@ import torch
 from torch import Tensor
 
 from krill.errors import KrillError, get_first_line
+from krill.evaluation.prefix_tree import build_inputs, pack_trees, supports_trees
 from krill.evaluation.rank_share import ONLY_RANK, EvaluationError, RankShare
+from krill.evaluation.token_sequence import TokenSequence
 from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_not_finite
 from krill.resources import is_out_of_memory, release_memory
 
 log = logging.getLogger("krill")
 MAX_BATCH_TOKENS = 2**14
+MIN_BATCH_TOKENS = 256
+"""A batch of at least this many tokens ends before questions that would need much padding."""
+MIN_FILL = 0.8
+"""Length of a suffix, as a share of the longest of its batch, below which it needs much padding."""
 CUDA_LOGITS = 2**28
 """Number of logits of a batch on CUDA: 512 MB in bf16."""
 
 
-@dataclass(frozen=True)
-class TokenSequence:
-    """A sequence of which the last tokens are scored."""
+Report = Callable[[int, int], None]
+"""Gets how many sequences of how many have been scored."""
 
-    ids: tuple[int, ...]
-    """At least two; the first, which is never scored, is usually bos."""
-    num_scored: int
-    """At least 1, less than the number of ids."""
+
+def ignore_progress(done: int, total: int) -> None:
+    """Reports nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class _Question:
     sequences: tuple[TokenSequence, ...]
     prefix: tuple[int, ...]
     """At least one token."""
+    is_branch: bool = False
+    """Whether it is one of the sequences of a tree."""
 
     @property
     def longest_suffix(self) -> int:
@@ -77,6 +84,17 @@ class _Question:
     def num_kept(self) -> int:
         """The number of positions at the end of the prefix from which a scored token is predicted."""
         return 1 + max(0, *(item.num_scored - len(item.ids) + len(self.prefix) for item in self.sequences))
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The tokens of the only sequence."""
+        (sequence,) = self.sequences
+        return sequence.ids
+
+    def split(self) -> list[_Question]:
+        """Returns each sequence as one of a tree."""
+        pairs = zip(self.keys, self.sequences, strict=True)
+        return [_Question((key,), (item,), item.ids[:-1], is_branch=True) for key, item in pairs]
 
     def count_tokens(self) -> int:
         return len(self.prefix) + len(self.sequences) * self.longest_suffix
@@ -98,21 +116,24 @@ class TokenScorer:
         self.model, self.device, self.share = model, model.device, share
         limit = CUDA_LOGITS if self.device.type == "cuda" else CHUNK_ELEMENTS
         self.max_batch_tokens = max_batch_tokens or min(MAX_BATCH_TOKENS, max(256, limit // vocab_size))
-        self._has_cache = not getattr(model, "_is_stateful", False)
+        self._has_trees = supports_trees(model) and not share.has_sharded_model
 
     def score(
         self,
         questions: Sequence[Sequence[TokenSequence]],
-        report: Callable[[int], None] = lambda count: None,
+        report: Report = ignore_progress,
     ) -> dict[SequenceKey, SequenceScore]:
-        """Returns the scores of all sequences; `report` gets the numbers that this rank has scored.
+        """Returns the scores of all sequences; `report` gets how many the ranks have scored, about, and of how many.
 
         All ranks run the same number of forward passes, as sharded models require. Raises EvaluationError on all
         ranks when one of several fails.
         """
         rank, world_size = self.share.rank, self.share.world_size
         prepared = [part for index, item in enumerate(questions) for part in _find_prefix(index, tuple(item))]
-        batches = list(self._make_batches(prepared))
+        branching = [item for item in prepared if self._has_trees and item.longest_suffix > 1]
+        others = [item for item in prepared if not (self._has_trees and item.longest_suffix > 1)]
+        batches = [*self._make_tree_batches(branching), *self._make_batches(others)]
+        total = sum(map(len, questions))
         scores: dict[SequenceKey, SequenceScore] = {}
         failure: str | None = None
         for start in range(0, len(batches), world_size):
@@ -130,12 +151,26 @@ class TokenScorer:
                 continue
             if position < len(batches):
                 scores |= results
-                report(len(results))
+                report(min(world_size * len(scores), total), total)
         parts = self.share.gather((scores, failure))
         for _, failed in parts:
             if failed is not None:
                 raise EvaluationError(failed)
         return {key: score for part, _ in parts for key, score in part.items()}
+
+    def _make_tree_batches(self, questions: list[_Question]) -> Iterator[list[_Question]]:
+        """Yields the sequences of all questions, each as a question, of which each batch is computed in trees."""
+        alone = sorted((part for item in questions for part in item.split()), key=lambda part: part.ids)
+        start = rows = width = 0
+        stop = 0
+        for tree in pack_trees(part.sequences[0] for part in alone):
+            width = max(width, len(tree.ids))
+            if rows and (rows + 1) * width > self.max_batch_tokens:
+                yield alone[start:stop]
+                start, rows, width = stop, 0, len(tree.ids)
+            rows, stop = rows + 1, stop + len(tree.sequences)
+        if rows:
+            yield alone[start:]
 
     def _make_batches(self, questions: list[_Question]) -> Iterator[list[_Question]]:
         """Yields questions of which each batch is computed together, the longest first.
@@ -148,7 +183,10 @@ class TokenScorer:
         for _, group in sorted(groups.items(), reverse=True):
             batch: list[_Question] = []
             for question in sorted(group, key=lambda item: (-item.count_tokens(), item.keys)):
-                if batch and (len(batch) + 1) * batch[0].count_tokens() > self.max_batch_tokens:
+                count = len(batch) * batch[0].count_tokens() if batch else 0
+                is_padded = batch and question.longest_suffix < MIN_FILL * batch[0].longest_suffix
+                is_full = batch and count + batch[0].count_tokens() > self.max_batch_tokens
+                if is_full or (is_padded and count >= MIN_BATCH_TOKENS):
                     yield batch
                     batch = []
                 batch.append(question)
@@ -159,7 +197,7 @@ class TokenScorer:
     ) -> dict[SequenceKey, SequenceScore]:
         """Scores a batch, in halves if it does not fit into memory; ranks that run in step cannot halve theirs."""
         try:
-            return self._score_batch(batch, is_in_step)
+            return self._score_trees(batch) if batch[0].is_branch else self._score_batch(batch, is_in_step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or is_in_step:
                 raise
@@ -173,6 +211,33 @@ class TokenScorer:
         half = len(batch) // 2
         log.warning("batch       out of memory with %d questions; trying %d", len(batch), half)
         return self._score_within_memory(batch[:half], False) | self._score_within_memory(batch[half:], False)
+
+    @torch.no_grad()
+    def _score_trees(self, batch: list[_Question]) -> dict[SequenceKey, SequenceScore]:
+        trees = pack_trees(part.sequences[0] for part in batch)
+        paths = [path[-item.num_scored :] for tree in trees for item, path in tree.items]
+        needed = np.unique(
+            np.concatenate(paths)
+        )  # the tokens from which a scored one is predicted, in any row
+        inputs = {
+            name: value.to(self.device) for name, value in build_inputs(trees, self.model.dtype).items()
+        }
+        logits_RNV = self.model(
+            **inputs, use_cache=False, logits_to_keep=torch.from_numpy(needed).to(self.device)
+        ).logits
+        predictions = _Predictions()
+        items = [(row, item, path) for row, tree in enumerate(trees) for item, path in tree.items]
+        parts = [
+            predictions.add(
+                row, np.searchsorted(needed, path[-item.num_scored :]).tolist(), item.ids[-item.num_scored :]
+            )
+            for row, item, path in items
+        ]
+        logprobs, is_best = predictions.score(logits_RNV)
+        return {
+            question.keys[0]: SequenceScore(logprobs[part], bool(is_best[part].all()))
+            for question, part in zip(batch, parts, strict=True)
+        }
 
     @torch.no_grad()
     def _score_batch(self, batch: list[_Question], is_in_step: bool) -> dict[SequenceKey, SequenceScore]:
@@ -195,8 +260,10 @@ class TokenScorer:
             targets = sequence.ids[-count:]
             parts.append(
                 (
-                    prefixes.add(index, begin - first, targets[:before]),
-                    suffixes.add(row, begin + before - length, targets[before:]),
+                    prefixes.add(index, range(begin - first, begin - first + before), targets[:before]),
+                    suffixes.add(
+                        row, range(begin + before - length, begin + count - length), targets[before:]
+                    ),
                 )
             )
         prefix_scores = prefixes.score(out.logits)
@@ -251,10 +318,10 @@ class _Predictions:
         self._positions: list[int] = []
         self._targets: list[int] = []
 
-    def add(self, row: int, position: int, targets: Sequence[int]) -> slice:
-        """Adds tokens predicted from successive positions; returns where `score` has them."""
+    def add(self, row: int, positions: Sequence[int], targets: Sequence[int]) -> slice:
+        """Adds tokens, each predicted from a position; returns where `score` has them."""
         self._rows += [row] * len(targets)
-        self._positions += range(position, position + len(targets))
+        self._positions += positions
         self._targets += targets
         return slice(len(self._targets) - len(targets), len(self._targets))
 

@@ -11,7 +11,7 @@ import pytest
 from stores import write_store
 
 from krill.evaluation.ngrams import WEIGHTS, NgramCounts
-from krill.evaluation.token_scorer import TokenSequence
+from krill.evaluation.token_sequence import TokenSequence
 from krill.tokenizer.artifact import TokenizerFolder
 
 

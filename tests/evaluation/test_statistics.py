@@ -102,3 +102,14 @@ def test_configurations_that_are_the_same_seldom_differ(seeds: int, other_seeds:
         rejected += compare_seeds(draw(seeds), draw(other_seeds)) < 0.05
     assert rejected <= 20
     assert compare_seeds(draw(seeds) + 1, draw(other_seeds)) < 0.05
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0, 0.5, 1]])
+def test_intervals_of_few_values_are_those_of_resampled_items(values: list[float]) -> None:
+    numerators = np.random.default_rng(0).choice(
+        values, 300, p=[0.2] * (len(values) - 1) + [1.2 - 0.2 * len(values)]
+    )
+    fast, slow = bootstrap_ratio(numerators), bootstrap_ratio(numerators, np.ones(300))
+    assert fast.value == pytest.approx(slow.value)
+    assert fast.low == pytest.approx(slow.low, abs=0.005)
+    assert fast.high == pytest.approx(slow.high, abs=0.005)

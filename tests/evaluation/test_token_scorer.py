@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ import torch
 from rank_threads import run_ranks
 
 from krill.errors import KrillError
+from krill.evaluation.prefix_tree import supports_trees
 from krill.evaluation.rank_share import EvaluationError, RankShare
-from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer, TokenSequence
+from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer
+from krill.evaluation.token_sequence import TokenSequence
 
 RANDOM = Random(1)
 
@@ -59,6 +63,65 @@ def test_scores_are_those_of_each_sequence_alone_at_any_batch_size(model: Any, m
         np.testing.assert_allclose(scores[index, position].logprobs, expected, atol=2e-5)
 
 
+class WithoutTrees:
+    """A model of which nothing is known but what it computes."""
+
+    def __init__(self, model: Any):
+        self.model, self.device = model, model.device
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_trees_compute_fewer_tokens_and_the_same_scores(model: Any, attention: str) -> None:
+    counts = {}
+
+    class Counting(WithoutTrees):
+        def __call__(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
+            counts[type(self).__name__] = counts.get(type(self).__name__, 0) + input_ids.numel()
+            return self.model(input_ids=input_ids, **inputs)
+
+    class CountingTrees(Counting):
+        dtype, config = model.dtype, model.config
+
+    model.set_attn_implementation(attention)
+    try:
+        alike = [draw_ids(20) for _ in range(8)]
+        questions = [
+            [TokenSequence((*ids[:cut], *draw_ids(6)[1:]), cut + 4) for _ in range(2)]
+            for ids in alike
+            for cut in (4, 9, 17)
+        ]
+        questions += QUESTIONS
+        expected = TokenScorer(Counting(model), 259).score(questions)
+        scores = TokenScorer(CountingTrees(model), 259).score(questions)
+    finally:
+        model.set_attn_implementation("sdpa")
+    assert counts["CountingTrees"] < 0.9 * counts["Counting"]
+    assert scores.keys() == expected.keys()
+    for key, score in scores.items():
+        np.testing.assert_allclose(score.logprobs, expected[key].logprobs, atol=2e-5)
+        assert score.is_greedy == expected[key].is_greedy
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 100, 10_000])
+def test_scores_from_a_cache_are_those_of_each_sequence_alone(model: Any, max_batch_tokens: int) -> None:
+    scores = TokenScorer(WithoutTrees(model), 259, max_batch_tokens).score(QUESTIONS)
+    assert sorted(scores) == KEYS
+    for index, position in KEYS:
+        expected = score_alone(model, QUESTIONS[index][position])
+        np.testing.assert_allclose(scores[index, position].logprobs, expected, atol=2e-5)
+
+
+def test_a_model_with_a_sliding_window_has_no_trees(model: Any) -> None:
+    assert supports_trees(model)
+    config = copy.copy(model.config)
+    config.sliding_window = 8
+    assert not supports_trees(SimpleNamespace(config=config))
+    assert not supports_trees(WithoutTrees(model))
+
+
 def test_greedy_sequences_are_those_that_the_model_would_generate(model: Any) -> None:
     context = draw_ids(9)
     ids = list(context)
@@ -81,15 +144,15 @@ def test_ranks_share_the_questions_out_and_run_the_same_number_of_passes(model: 
                 calls[share.rank] += 1
                 return model(**inputs)
 
-        def report(count: int) -> None:
-            reported[share.rank] += count
+        def report(done: int, total: int) -> None:
+            assert reported[share.rank] < done <= total == len(KEYS)
+            reported[share.rank] = done
 
         return TokenScorer(Counting(), 259, 200, share).score(QUESTIONS, report)
 
     all_scores = run_ranks(3, score)
     assert len(set(calls)) == 1
-    assert sum(reported) == len(KEYS)
-    assert 0 < max(reported) < len(KEYS)
+    assert len(KEYS) in reported
     whole = TokenScorer(model, 259, 200).score(QUESTIONS)
     for scores in all_scores:
         assert sorted(scores) == KEYS
