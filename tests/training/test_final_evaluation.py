@@ -25,7 +25,7 @@ FEW_ITEMS = ("evaluation.limit=1", "evaluation.text_tokens=300")
 
 def evaluate_run(run: Path, *arguments: str) -> int:
     return app.main(
-        "evaluate", evaluate.run_task, [str(run), *arguments], "model", evaluate._prepare_arguments
+        "evaluate", evaluate.run_task, [str(run), *arguments], "model", evaluate.prepare_arguments, True
     )
 
 
