@@ -46,11 +46,12 @@ from krill.evaluation.bundled import build_pair_task
 from krill.evaluation.choice_evaluator import ChoiceEvaluator
 from krill.evaluation.choices import encode_task
 from krill.evaluation.cloze import build_cloze
-from krill.evaluation.evaluator import EvaluationSettings, ignore_progress
+from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.lm_eval_export import export_task
 from krill.evaluation.prefix_tree import pack_trees
 from krill.evaluation.subject import Subject
 from krill.evaluation.task import Task
+from krill.evaluation.token_scorer import ignore_progress
 from krill.models.build import build_model
 from krill.runs.record import read_versions
 from krill.sources.python_docs import read_python_docs

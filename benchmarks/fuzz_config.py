@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import krill.training.estimate.dry_run  # noqa: F401  (what a dry run imports is not part of the first case)
+    import krill.plan.dry_run  # noqa: F401  (what a dry run imports is not part of the first case)
 
     start = time.perf_counter()
     codes, failures = fuzz(arguments.cases, arguments.seed)

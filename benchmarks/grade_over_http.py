@@ -59,7 +59,7 @@ def main() -> None:
 def make_grader(url: str, folder: Path, context_length: int) -> Any:
     """Returns the model of lm-eval that asks the server; it sends bos and token ids."""
     try:
-        from lm_eval.models.openai_completions import LocalCompletionsAPI  # type: ignore[import-not-found]
+        from lm_eval.models.openai_completions import LocalCompletionsAPI
     except ModuleNotFoundError as error:
         raise SystemExit(f"{error}: pip install 'lm_eval[api]'") from error
     return LocalCompletionsAPI(

@@ -103,6 +103,8 @@ MUTATIONS = {
     "training/compute/cross_entropy.py": [
         ("torch.addmm(total, a, b, out_dtype=total.dtype, out=total)", "torch.addmm(total, a, b, out=total)"),
         ("torch.zeros_like(cast_PH, dtype=torch.float32)", "torch.zeros_like(cast_PH)"),
+    ],
+    "training/compute/thresholds.py": [
         ('VOCABULARY_MULTIPLE = {"cuda": 128}', "VOCABULARY_MULTIPLE = {}"),
     ],
     "training/compute/device.py": [
@@ -122,7 +124,7 @@ MUTATIONS = {
     "training/metrics/throughput.py": [
         ("return torch.cuda.max_memory_allocated(device)", "pass"),
     ],
-    "training/estimate/memory.py": [
+    "plan/torch_device.py": [
         ("return torch.cuda.get_device_properties(0).total_memory",
          "return torch.cuda.get_device_properties().memory"),
     ],

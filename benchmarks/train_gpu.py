@@ -71,12 +71,14 @@ from krill.data.inputs import RunInputs
 from krill.data.order import row_at
 from krill.errors import UsageError
 from krill.models.build import build_model
+from krill.plan.memory import plan_memory
+from krill.plan.run_plan import build_run_plan
+from krill.plan.torch_device import describe_torch_device
 from krill.runs.record import Record, read_json_object, read_status, read_versions
 from krill.tokenizer.artifact import load_tokenizer
 from krill.training import run as training
 from krill.training.compute.device import resolve_precision
 from krill.training.compute.setup import resolve_compute_setup
-from krill.training.estimate.memory import estimate_step_memory, get_device_memory
 from krill.training.metrics.peak_flops import get_peak_flops
 from krill.training.metrics.throughput import build_throughput_meter, get_peak_memory
 from krill.training.oom_retry import MICRO_BATCH_KEY
@@ -85,7 +87,7 @@ from krill.training.setup import RunSetup, build_run_setup
 WARMUP_STEPS = 3
 """Steps before the clock starts: compilation, allocation."""
 MEMORY_SHARE = 0.8
-"""Share of the device's memory that the estimate may fill: it omits the CUDA context and what a layer needs."""
+"""Share of the device's memory that the plan may fill: its CUDA context and allocator are assumed."""
 LEARNING_RATE = 1e-4
 PACKAGES = ("krill", "torch", "transformers", "accelerate", "triton", "liger-kernel", "flash-attn-4")
 RATIO_BARS = {"trainer": 1.5, "plain": 0.95}
@@ -266,9 +268,10 @@ def run_contestant(
 def estimate_micro_batch_size(config: TrainConfig, vocab_size: int) -> int:
     """Returns the largest power of two, at most the rows of a step, that should fit."""
     assert config.batch.tokens
-    available = MEMORY_SHARE * get_device_memory("cpu" if config.device == "cpu" else "cuda")
+    plan = build_run_plan(config, vocab_size, describe_torch_device(config))
+    available = MEMORY_SHARE * plan.setting.memory_per_rank
     size = 2 ** ((config.batch.tokens // config.sequence_len).bit_length() - 1)
-    while size > 1 and estimate_step_memory(config, vocab_size, size).total > available:
+    while size > 1 and plan_memory(config, plan.architecture, plan.setting, size).total > available:
         size //= 2
     return int(size)
 

@@ -130,6 +130,14 @@ def build_page() -> str:
     ]
     inspect, train_keys = compose_config("inspect", []), set(schema.TrainConfig.model_fields)
     lines += [*_format_keys(schema.InspectConfig, "", inspect, train_keys), ""]
+    planned = compose_config("plan", [])
+    lines += [
+        "## krill-plan\n",
+        f"{_get_description(schema.PlanConfig)[:-1]} Its keys in addition to those of krill-train:\n",
+        *_format_keys(schema.PlanConfig, "", planned, (train_keys - {"dry_run"}) | {"plan"}),
+        *_format_keys(schema.PlanOptionsConfig, "plan.", planned.plan)[2:],
+        "",
+    ]
     for command in ("infer", "evaluate", "export"):
         kind, values = COMMAND_SCHEMAS[command], compose_config(command, [])
         lines += [f"## krill-{command}\n", _get_description(kind)]

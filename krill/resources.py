@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # torch is imported inside the functions that need it: the launchers import this module and stay light.
@@ -23,6 +23,30 @@ what CUDA allocates itself, such as pinned memory and the code of kernels."""
 def count_cpu_cores() -> int:
     """Returns the number of CPU cores that this process may use (SLURM and taskset restrict them)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+CGROUP_FILE, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""The control group of this process, and the folder that has a folder for each group."""
+
+
+def read_memory_limit() -> int:
+    """Returns the memory in bytes that this process may use: of the machine, or of a container or SLURM job."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_read_cgroup_limits()])
+
+
+def _read_cgroup_limits() -> Iterator[int]:
+    """Yields the memory limits of the control group (version 2) of this process and of those above it."""
+    try:
+        group = CGROUP_FILE.read_text().partition("0::")[2].splitlines()[0]
+    except (OSError, IndexError):  # not Linux, or version 1
+        return
+    folder = CGROUP_ROOT / group.lstrip("/")
+    for path in (folder, *folder.parents):
+        with suppress(
+            OSError, ValueError
+        ):  # the group has no limit ("max"), or is not visible in this container
+            yield int((path / "memory.max").read_text())
 
 
 def read_peak_rss() -> int:

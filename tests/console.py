@@ -52,7 +52,7 @@ MODULES = (
     "krill.sweep.composer",
     "krill.sweep.plugins",
     "krill.sweep.sweeper",
-    "krill.training.estimate.dry_run",
+    "krill.plan.dry_run",
 )
 
 CompletedCommand = subprocess.CompletedProcess[str]

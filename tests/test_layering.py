@@ -10,8 +10,8 @@ from pathlib import Path
 KRILL = Path(__file__).parents[1] / "krill"
 ROOMS = (
     "errors", "extras", "atomic", "checksum", "signals", "resources", "terminal", "tables", "figure", "config",
-    "manifest", "sources", "text", "tokenizer", "data", "models", "optim", "runs", "inference", "evaluation",
-    "inspection", "serving", "training", "export", "launch", "sweep", "cli",
+    "device_table", "manifest", "sources", "text", "tokenizer", "data", "models", "optim", "runs", "inference",
+    "evaluation", "inspection", "serving", "training", "plan", "export", "launch", "sweep", "cli",
 )  # fmt: skip
 """From the lowest room to the highest."""
 

@@ -17,10 +17,10 @@ from krill.data.store import Store
 from krill.evaluation.model_evaluation import ModelEvaluation
 from krill.evaluation.score_metrics import list_metrics
 from krill.inference.load import ModelFiles
+from krill.plan.dry_run import plan_run
 from krill.runs import checkpoints
 from krill.runs.json_lines import read_metrics
 from krill.training.compute.setup import resolve_compute_setup
-from krill.training.estimate.dry_run import plan_run
 from krill.training.setup import RunSetup, build_run_setup
 
 CLOCK_METRICS = ("tokens_per_second", "mfu", "data_wait", "memory_gb", "seconds_left", "evaluation_seconds")

@@ -117,12 +117,11 @@ def parse_arguments(
             errors += [f"{argument}: {HYDRA_KEYS[key]}" for key in unsupported]
         elif OVERRIDE_PATTERN.match(argument) or argument.startswith("~"):
             parsed.overrides.append(argument)
-        elif positional_key is not None:
-            if has_several:
-                parsed.positionals.append(argument)
-            else:
-                parsed.overrides.append(f"{positional_key}={argument}")
-                positional_key = None
+        elif has_several and not (argument.startswith(("=", ",")) or previous.endswith(("=", ","))):
+            parsed.positionals.append(argument)
+        elif positional_key is not None and not has_several:
+            parsed.overrides.append(f"{positional_key}={argument}")
+            positional_key = None
         else:
             problem = f"'{argument}' is not key=value"
             errors.append(_describe_bare_argument(previous, argument, arguments) or f"{problem}; {example}")

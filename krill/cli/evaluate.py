@@ -18,6 +18,8 @@ from krill.tables import get_terminal_width, print_wrapped
 if TYPE_CHECKING:
     from krill.cli.argv import ParsedArguments
     from krill.config.schema import EvaluateConfig
+    from krill.evaluation.prompt_samples import PromptSamples
+    from krill.evaluation.results import TaskResult
 
 SHORT_KEYS = {name: f"evaluation.{name}" for name in ("tasks", "limit", "few_shot", "contamination")}
 """Short key → the whole key."""
@@ -43,6 +45,8 @@ def prepare_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -> None:
         _expand_models(parsed)
     for key, full_key in SHORT_KEYS.items():
         parsed.overrides = [replace_key(text, key, full_key) for text in parsed.overrides]
+    if parsed.get_value("data") and "data.min_chars" not in parsed.get_keys():
+        parsed.overrides.append("data.min_chars=0")  # the text is not chosen for training
     presets = paths.list_config_options("evaluation", [*folders, paths.CONF_DIR])
     parsed.overrides = [_choose_preset(text, presets) for text in parsed.overrides]
     resolve_model_arguments(parsed, folders)
@@ -95,35 +99,44 @@ def _evaluate(config: EvaluateConfig, point: Path | None) -> Path:
     `point`: the folder of a point of a sweep, which gets a copy of the results; the sweep prints them.
     """
     with paused_garbage_collection():
-        import torch
-
-        from krill.evaluation.model_evaluation import ModelEvaluation
+        from krill.evaluation.prompt_samples import PromptSampler
         from krill.evaluation.results import write_results
-        from krill.models.model_folder import silence_transformers
+        from krill.launch.evaluation_ranks import open_evaluation, run_evaluation
         from krill.training.compute.device import resolve_device
+        from krill.training.ranks import process_group
 
-    silence_transformers()
-    if config.hardware.threads is not None:
-        torch.set_num_threads(config.hardware.threads)
     if point is not None:
         config = config.model_copy(update={"output": None})  # of a sweep it is the folder of the points
-    evaluation = ModelEvaluation.open(config, torch.device(resolve_device(config.device)))
-    if config.dry_run:
-        print("\n".join(evaluation.describe()))
-        return evaluation.folder
-    app.log.info("\n".join(evaluation.describe()))
-    results = evaluation.run()
-    if point is not None:
-        return write_results(point, results)
+    with process_group(resolve_device(config.device)):
+        evaluation = open_evaluation(config)
+        if config.dry_run:
+            print("\n".join(evaluation.describe()))
+            return evaluation.folder
+        app.log.info("\n".join(evaluation.describe()))
+        prompts = config.evaluation.prompts
+        sampler = PromptSampler(evaluation, prompts) if prompts else None
+        results = run_evaluation(config, evaluation)
+        if evaluation.share.rank == 0:
+            samples = sampler.run() if sampler else None
+            if point is not None:
+                return write_results(point, results)
+            _print_results(config, results, samples)
+    return evaluation.folder
+
+
+def _print_results(
+    config: EvaluateConfig, results: Sequence[TaskResult], samples: PromptSamples | None
+) -> None:
     if config.format == "json":
         content: list[Any] = [result.model_dump(mode="json", exclude={"outcomes"}) for result in results]
+        content += [samples.model_dump(mode="json")] if samples else []
         print(json.dumps(content, ensure_ascii=False, indent=2))
     else:
         from krill.evaluation.notes import format_notes
+        from krill.evaluation.prompt_samples import format_samples
         from krill.evaluation.score_table import format_scores
 
         width = get_terminal_width(sys.stdout)
         print("\n".join(format_scores(results, width)))
-        for line in format_notes(results):
+        for line in [*format_notes(results), *(format_samples(samples) if samples else [])]:
             print_wrapped(line)
-    return evaluation.folder

@@ -18,6 +18,11 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-train from=last lr=1e-3",
         "krill-train continue=last steps=2000",
     ],
+    "plan": [
+        "krill-plan model=llama_350m tokenizer=bpe_32k plan.device=h100 plan.price_per_hour=2.5",
+        "krill-plan experiment=tiny_ko hardware=gpus plan.device=a100 plan.count=8",
+        "krill-plan -m model=llama_125m,llama_350m plan.device=h100,l4",
+    ],
     "preprocess": [
         "krill-preprocess",
         "krill-preprocess data=files data.paths=[a.parquet,b.jsonl] tokenizer=bpe_32k",
@@ -79,6 +84,18 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ("detach=true", "with hardware=slurm_…: submit and return"),
         ("output=FOLDER", "folder of the result"),
         ("dry_run=true", "write nothing, print what would be done"),
+    ],
+    "plan": [
+        ("plan.device=NAME", "device to plan for, such as h100, a100 or l4; by default that of this machine"),
+        ("plan.count=N", "number of devices, each with one rank"),
+        ("plan.price_per_hour=X", "price of one device for an hour"),
+        ("plan.mfu=X", "model FLOPs utilization, instead of the calibration's"),
+        ("plan.devices=FILE", "a YAML file with devices of your own"),
+        ("steps=N or epochs=N", "how long; setting one clears the other"),
+        ("sequence_len=N", "tokens per row"),
+        ("batch.micro_batch_size=N", "rows per device and forward pass"),
+        ("batch.tokens=N", "tokens per optimizer step"),
+        ("format=json", "all figures, for scripts"),
     ],
     "preprocess": [
         ("data.paths=[…]", "files, folders or globs, with data=files"),
@@ -195,7 +212,7 @@ def format_help(command: str, folders: Sequence[Path], width: int | None = None)
         "",
         f"usage: krill-{command} [key=value …]",
     ]
-    groups = paths.list_config_groups() if command == "train" else _COMMAND_GROUPS.get(command, [])
+    groups = paths.list_config_groups() if command in ("train", "plan") else _COMMAND_GROUPS.get(command, [])
     for group in groups:
         lines += ["", f"{group}="]
         options = _list_options(group, folders)

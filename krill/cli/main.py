@@ -12,7 +12,9 @@ from krill.config.paths import CONF_DIR, read_config_description
 from krill.errors import DONE, UsageError
 from krill.tables import fit_table, get_terminal_width, print_wrapped
 
-COMMANDS = ("train", "preprocess", "tokenizer", "inspect", "infer", "evaluate", "serve", "export", "runs")
+COMMANDS = (
+    "train", "plan", "preprocess", "tokenizer", "inspect", "infer", "evaluate", "serve", "export", "runs",
+)  # fmt: skip
 COMMAND_ALIASES = {"train-tokenizer": "tokenizer", "inspect-dataset": "inspect", "inference": "infer"}
 
 

@@ -41,7 +41,7 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
     inputs = invocation.open_inputs(config)  # an unusable file is reported before torch is imported
     if config.dry_run:
         from krill.cli.config_diff import diff_from_experiment
-        from krill.training.estimate.dry_run import plan_run
+        from krill.plan.dry_run import plan_run
 
         folder, state = _plan_folder(config, invocation, inputs)
         lines = [*plan_run(config, inputs, folder), *state, *diff_from_experiment(config, invocation.choices)]
@@ -98,6 +98,7 @@ def _run_on_rank0(
     from krill.cli.config_diff import diff_from_experiment, diff_from_last_start
     from krill.config.paths import relative_path
     from krill.launch.identity import compute_identity
+    from krill.plan.dry_run import record_plan
     from krill.runs.hub import check_hub_access, download_checkpoint, find_remote_checkpoint
     from krill.runs.record import Record
     from krill.training import ranks
@@ -131,6 +132,7 @@ def _run_on_rank0(
                     tokenizer, store = prepared or prepare_inputs(config, inputs)
                     for line in diff_from_experiment(config, invocation.choices):
                         log.info(line)
+                    record.update(plan=record_plan(config, inputs))
                     download_checkpoint(remote, claimed.folder)
                     _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
         invocation.print_result_folder(claimed.folder)

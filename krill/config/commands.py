@@ -8,6 +8,7 @@ from krill.config.schema import (
     InferConfig,
     InspectConfig,
     ModelCommandConfig,
+    PlanConfig,
     ServeConfig,
     TrainConfig,
 )
@@ -16,6 +17,7 @@ COMMAND_SCHEMAS: dict[str, type[TrainConfig] | type[ModelCommandConfig]] = {
     "train": TrainConfig,
     "preprocess": TrainConfig,
     "tokenizer": TrainConfig,
+    "plan": PlanConfig,
     "inspect": InspectConfig,
     "infer": InferConfig,
     "evaluate": EvaluateConfig,

@@ -85,7 +85,7 @@ def find_contaminated_texts(
     for size in np.unique(sizes[sizes > 0]).tolist():
         chosen = np.flatnonzero(sizes == size)
         ends = np.cumsum(lengths[chosen] + 2)
-        stream = np.concatenate([texts[index] for index in chosen]).astype(train.dtype)
+        stream = np.concatenate([texts[index] for index in chosen.tolist()]).astype(train.dtype)
         counts = lengths[chosen] - size + 1
         begins = ends - lengths[chosen] - 1  # of the text, after bos
         first = np.cumsum(counts) - counts

@@ -11,7 +11,7 @@ from krill.evaluation.bundled import build_pair_task
 from krill.evaluation.choices import EncodedTask, TaskScores, encode_task, score_task
 from krill.evaluation.cloze import build_cloze
 from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
-from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, Report, describe_missing_text
+from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, describe_missing_text
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.ngram_scores import score_with_ngrams
 from krill.evaluation.olmo_items import read_items
@@ -19,6 +19,7 @@ from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.statistics import bootstrap_ratio
 from krill.evaluation.subject import Subject
 from krill.evaluation.task import Task
+from krill.evaluation.token_scorer import Report
 
 
 class ChoiceSource(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,13 @@ import numpy as np
 from krill.data.encoding import Encoder
 from krill.errors import UsageError
 from krill.evaluation.task import Task
-from krill.evaluation.token_scorer import SequenceKey, SequenceScore, TokenScorer
+from krill.evaluation.token_scorer import (
+    Report,
+    SequenceKey,
+    SequenceScore,
+    TokenScorer,
+    ignore_progress,
+)
 from krill.evaluation.token_sequence import TokenSequence
 
 TIE_TOLERANCE = 1e-9
@@ -130,8 +136,6 @@ def combine_scores(encoded: EncodedTask, scores: Mapping[SequenceKey, SequenceSc
     )
 
 
-def score_task(
-    scorer: TokenScorer, encoded: EncodedTask, report: Callable[[int], None] = lambda count: None
-) -> TaskScores:
-    """Returns the scores of all items; `report` gets numbers of sequences."""
+def score_task(scorer: TokenScorer, encoded: EncodedTask, report: Report = ignore_progress) -> TaskScores:
+    """Returns the scores of all items; `report` gets how many sequences of how many are scored."""
     return combine_scores(encoded, scorer.score(encoded.questions, report))

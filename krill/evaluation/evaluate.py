@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Literal
 
+from krill.config.schema import DataConfig
 from krill.config.suggestions import suggest
 from krill.data.store import Store
 from krill.errors import UsageError
@@ -13,31 +14,41 @@ from krill.evaluation import lm_eval_tasks, olmo_items
 from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
 from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, OlmoSource, PairSource
 from krill.evaluation.custom_tasks import CustomTaskSource, is_custom_task
-from krill.evaluation.evaluator import EvaluationSettings, Evaluator, Report, ignore_progress
+from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
 from krill.evaluation.last_word_evaluator import LastWordEvaluator
 from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject, sample_text
 from krill.evaluation.text_evaluator import TextEvaluator
+from krill.evaluation.text_sources import HeldOutText, SourceText
+from krill.evaluation.token_scorer import Report, ignore_progress
 from krill.tokenizer.artifact import TokenizerFolder
 
-TEXT, CLOZE = TextEvaluator.name, ClozeSource.name
+TEXT, CLOZE = HeldOutText.name, ClozeSource.name
 TASKS = (TEXT, *PAIR_TASKS, CLOZE)
 """The names of all tasks that need nothing but krill."""
 
 
 def choose_tasks(
-    tasks: Literal["auto"] | list[str], store: Store | None, tokenizer: TokenizerFolder
+    tasks: Literal["auto"] | list[str],
+    store: Store | None,
+    tokenizer: TokenizerFolder,
+    has_other_text: bool = False,
 ) -> list[str]:
-    """Returns the names of the tasks, each once; for auto those in the languages of the text in `store`."""
+    """Returns the names of the tasks, each once; for auto those in the languages of the text in `store`.
+
+    `has_other_text`: whether the task text has documents from another source than the held-out text of the run.
+    """
     if tasks != "auto":
         return expand_tasks(tasks)
-    if store is None:
-        return list(PAIR_TASKS)
-    languages = list_languages(sample_text(store, tokenizer))
-    pairs = [task for task, language in TASK_LANGUAGES.items() if language in languages]
-    return [TEXT, *pairs, CLOZE] if store.validation.tokens else pairs
+    pairs = list(PAIR_TASKS)
+    if store is not None:
+        languages = list_languages(sample_text(store, tokenizer))
+        pairs = [task for task, language in TASK_LANGUAGES.items() if language in languages]
+    has_held_out = store is not None and store.validation.tokens > 0
+    text = [TEXT] if has_held_out or has_other_text else []
+    return [*text, *pairs, *([CLOZE] if has_held_out else [])]
 
 
 def expand_tasks(names: Iterable[str]) -> list[str]:
@@ -49,13 +60,14 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
     return list(tasks)
 
 
-def find_evaluator(name: str) -> Evaluator:
+def find_evaluator(name: str, data: DataConfig | None = None) -> Evaluator:
     """Returns the evaluator of the task `name`, or of a file or function of the user.
 
+    `data`: the documents of the task text; None: those that the run held out.
     Raises UsageError for an unknown task, and for what is wrong in the user's files.
     """
     if name == TEXT:
-        return TextEvaluator()
+        return TextEvaluator(HeldOutText() if data is None else SourceText(data))
     if name == CLOZE:
         return ChoiceEvaluator(ClozeSource())
     if name in PAIR_TASKS:
@@ -89,7 +101,7 @@ def evaluate_task(
     settings: EvaluationSettings,
     report: Report = ignore_progress,
 ) -> TaskResult:
-    """Returns the scores of `subject`, the same on every rank; `report` gets numbers of sequences.
+    """Returns the scores of `subject`, the same on every rank; `report` gets the progress.
 
     Raises UsageError for a task that needs the text of the run, without it.
     """

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from krill.config.paths import relative_path
-from krill.config.schema import HardwareConfig, TrainConfig
+from krill.config.schema import EvaluateConfig, HardwareConfig, TrainConfig
 from krill.config.signature import compute_signature
 from krill.evaluation.results import TaskResult, read_results
 from krill.runs.find import find_run_folder
-from krill.runs.record import read_config, read_overrides, read_status
+from krill.runs.record import read_config, read_status
 from krill.runs.table import exclude_shared_overrides, find_differing_overrides
 
 _NAME_KEYS = ("seed", "name", "output")
-"""Keys in which the runs of one configuration may differ."""
-_POINT_KEYS = ("model.path", "evaluation.tasks")
-"""Keys of points that are joined to one row of a model."""
+"""Keys in which the runs of one configuration may differ, besides those that do not change the weights."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class EvaluatedModel:
     """The name of that run."""
     seed: int | None = None
     overrides: tuple[str, ...] = ()
-    """The overrides of that run without seed=, name= and output=."""
+    """The overrides of that run that change its weights, without seed=."""
     configuration: str = ""
     """Identifies the configuration and the text of that run, without the seed; empty: unknown."""
 
@@ -55,7 +53,7 @@ class EvaluatedModel:
         return cls(
             path, by_task, tuple(settings), run, str(status.get("name") or ""),
             seed if isinstance(seed, int) else None,
-            tuple(text for text in read_overrides(run) if text.partition("=")[0] not in _NAME_KEYS),
+            _list_overrides(status),
             _identify_configuration(config, status) if config else "",
         )  # fmt: skip
 
@@ -76,6 +74,16 @@ class EvaluatedModel:
         return tuple(sorted((task, result.items_hash) for task, result in self.results.items()))
 
 
+def _list_overrides(status: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the overrides of a run that change its weights, without the seed."""
+    ignored = {*TrainConfig.get_unsigned_keys(), *_NAME_KEYS} - {"data", "tokenizer", "batch", "branch"}
+    return tuple(
+        text
+        for text in map(str, status.get("overrides") or ())
+        if text.lstrip("+~").partition("=")[0].partition(".")[0] not in ignored
+    )
+
+
 def _identify_configuration(config: dict[str, Any], status: dict[str, Any]) -> str:
     """Returns the signature of what determines the weights of a run, but for its seed."""
     ignored = (TrainConfig.get_unsigned_keys() - {"batch", "branch", "branch_schedule"}) | {"seed"}
@@ -92,13 +100,27 @@ def read_points(points: Sequence[tuple[Path, Sequence[str]]]) -> list[EvaluatedM
 
     `points`: the folder and the overrides of each. The overrides in which points of one model differ are settings.
     """
-    overrides = [[text for text in own if text.partition("=")[0] not in _POINT_KEYS] for _, own in points]
+    ignored = {*EvaluateConfig.get_unsigned_keys(), "model"} - {"hardware"}
+    overrides = [
+        [
+            text
+            for text in own
+            if text.partition("=")[0].partition(".")[0] not in ignored and not _is_of_tasks(text)
+        ]
+        for _, own in points
+    ]
+    differing = exclude_shared_overrides(overrides) if len(points) > 1 else [[] for _ in points]
     models = []
-    for (folder, _), settings in zip(points, exclude_shared_overrides(overrides), strict=True):
+    for (folder, _), settings in zip(points, differing, strict=True):
         section = read_config(folder).get("model")
         if isinstance(section, dict) and (results := read_results(folder)):
             models.append(EvaluatedModel.read(str(section.get("path")), results, settings))
     return models
+
+
+def _is_of_tasks(override: str) -> bool:
+    """Returns whether an override chooses tasks: points of one model with different tasks are one row."""
+    return override.partition("=")[0] == "evaluation.tasks"
 
 
 @dataclass(frozen=True)
@@ -160,7 +182,7 @@ def _join_same_weights(models: Sequence[EvaluatedModel]) -> list[EvaluatedModel]
 def _label(rows: Sequence[Configuration]) -> list[str]:
     """Returns a label for each row: the parts in which it differs from the others, else the folder of its run."""
     models = [row.first for row in rows]
-    overrides = find_differing_overrides([model.overrides for model in models])
+    overrides = find_differing_overrides([model.overrides for model in models]) if len(rows) > 1 else [""]
     names = [_get_common_name(row) for row in rows]
     has_one_name = len(set(names)) == 1
     labels = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ from krill.config.schema import EvaluationConfig
 from krill.errors import UsageError
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
+from krill.evaluation.token_scorer import Report
 
 
 class MissingTextError(UsageError):
@@ -37,14 +37,6 @@ class EvaluationSettings:
     def from_config(cls, config: EvaluationConfig) -> EvaluationSettings:
         """Returns the settings in a configuration."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
-
-
-Report = Callable[[int], None]
-"""Gets numbers of sequences that have been scored."""
-
-
-def ignore_progress(count: int) -> None:
-    """Reports nothing."""
 
 
 class Evaluator(Protocol):

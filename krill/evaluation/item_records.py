@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
-from typing import Any
+from typing import Any, SupportsIndex
 
 from krill.errors import UsageError
 from krill.evaluation.task import Item
@@ -114,15 +114,16 @@ class RecordReader:
                     "its index, from 0"
                 )
             return choices.index(value)
-        if not isinstance(value, Integral) or isinstance(value, bool):
+        if not isinstance(value, SupportsIndex) or isinstance(value, bool):
             raise _RecordError(
                 f"{key!r} is {_describe_type(value)}; write the index of the right choice, from 0, or its text"
             )
-        if not 0 <= value < len(choices):
+        index = operator.index(value)
+        if not 0 <= index < len(choices):
             raise _RecordError(
                 f"{key!r} is {value}, but there are {len(choices)} choices; write 0 to {len(choices) - 1}"
             )
-        return int(value)
+        return index
 
 
 def _joins_words(item: Item) -> bool:

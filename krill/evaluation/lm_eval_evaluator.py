@@ -16,11 +16,12 @@ from unittest.mock import patch
 import numpy as np
 
 from krill.config.signature import compute_signature
-from krill.evaluation.evaluator import EvaluationSettings, Report
+from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.lm_eval_tasks import FEW_SHOT_SEED, fixed_seeds, load_tasks
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.statistics import Interval, bootstrap_ratio
 from krill.evaluation.subject import Subject
+from krill.evaluation.token_scorer import Report
 
 STDERR_RESAMPLES = 1000
 """Number of resamples from which lm-eval estimates the standard error of what is not a mean."""

@@ -9,9 +9,9 @@ from typing import Any
 from lm_eval.api.model import LM
 
 from krill.evaluation.choices import encode_continuations
-from krill.evaluation.evaluator import Report
 from krill.evaluation.rolling import EncodedText, score_texts
 from krill.evaluation.subject import Subject
+from krill.evaluation.token_scorer import Report
 from krill.evaluation.token_sequence import TokenSequence
 from krill.inference.engine import Generation, GenerationEngine
 from krill.inference.generate import encode_prompt
@@ -87,7 +87,7 @@ class SubjectLM(LM):
         engine = GenerationEngine(self._subject.model, self._subject.tokenizer)
         generations = [self._build_generation(seed, request) for seed, request in enumerate(requests)]
         engine.run(generations)
-        self._report(len(generations))
+        self._report(len(generations), len(generations))
         return [generation.text for generation in generations]
 
     def _build_generation(self, seed: int, request: Any) -> Generation:

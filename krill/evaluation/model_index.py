@@ -93,9 +93,10 @@ def update_model_index(model_folder: Path, name: str, data_name: str, results: S
         return
     try:
         card = ModelCard(file.read_text(encoding="utf-8"))
-        earlier = [result for result in card.data.eval_results or [] if not _is_any_of(result, new)]
-        card.data.eval_results = [*earlier, *new]
-        card.data.model_name = card.data.model_name or name
+        data: Any = card.data
+        earlier = [result for result in data.eval_results or [] if not _is_any_of(result, new)]
+        data.eval_results = [*earlier, *new]
+        data.model_name = data.model_name or name
         text = str(card)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())

@@ -11,8 +11,12 @@ _DESCRIPTIONS = {
     "truncated": "{count:,} items are longer than the context of the model, and were cut at their beginnings",
     "duplicates": "{count:,} items occur twice, and are scored once",
     "joined": "in {count:,} items the choices continue a word of the context; write the space that separates them",
+    "dropped": "{count:,} documents were dropped by data.filters or data.min_chars",
+    "unreadable": "{count:,} records could not be read",
+    "not_encoded": "{count:,} documents are left out: the tokenizer encodes nothing of them",
+    "unknown": "the tokenizer loses a part of {count:,} documents, which have too few bits per byte",
 }
-"""Note of a result that counts items → the line below the table."""
+"""Note of a result that counts items or documents → the line below the table."""
 
 
 def format_notes(results: Sequence[TaskResult]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from krill.errors import KrillError
+from krill.errors import KrillError, UsageError
 
 T = TypeVar("T")
 
@@ -37,9 +37,25 @@ class RankShare:
     """Whether a forward pass needs all ranks, so that none can continue when one has failed."""
 
     def run_on_rank0(self, work: Callable[[], T]) -> T:
-        """Runs `work` on rank 0 alone and returns its result on every rank."""
-        result: T = self.gather(work() if self.rank == 0 else None)[0]
-        return result
+        """Runs `work` on rank 0 alone and returns its result on every rank.
+
+        If it fails, every rank raises UsageError if it did, and otherwise EvaluationError.
+        """
+        if self.world_size == 1:
+            return work()
+        result: T | None = None
+        error: KrillError | None = None
+        if self.rank == 0:
+            try:
+                result = work()
+            except UsageError as raised:
+                error = UsageError(str(raised))
+            except Exception as raised:
+                error = EvaluationError(f"{type(raised).__name__}: {raised}")
+        shared: tuple[T, KrillError | None] = self.gather((result, error))[0]
+        if shared[1] is not None:
+            raise shared[1]
+        return shared[0]
 
 
 ONLY_RANK = RankShare()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from krill.evaluation.statistics import Interval, bootstrap_ratio
-from krill.evaluation.token_scorer import TokenScorer
+from krill.evaluation.token_scorer import Report, TokenScorer, ignore_progress
 from krill.evaluation.token_sequence import TokenSequence
 
 
@@ -73,7 +73,7 @@ def score_texts(
     texts: Sequence[EncodedText],
     context_length: int,
     overlap: int,
-    report: Callable[[int], None] = lambda count: None,
+    report: Report = ignore_progress,
 ) -> TextScores:
     """Returns the scores of the texts in windows that repeat `overlap` tokens, at least 1."""
     windows: list[list[TokenSequence]] = []

@@ -20,6 +20,8 @@ from krill.runs.find import find_run_folder
 from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder
 
+BYTES_PER_TOKEN = 4
+"""Bytes of text that count as a token where documents are chosen, so that every tokenizer gets the same ones."""
 SAMPLE_PIECES, SAMPLE_TOKENS = 64, 2**15
 """Number of pieces of a text, and of their tokens, that show its languages."""
 
@@ -53,14 +55,14 @@ class Subject:
     def read_held_out_texts(self, max_tokens: int) -> list[EncodedText]:
         """Returns documents of the validation split with about `max_tokens` tokens, spread evenly; none without it.
 
-        Documents without text tokens are left out.
+        A token counts as BYTES_PER_TOKEN bytes. Documents without text tokens are left out.
         """
         if self.store is None:
             return []
         split = self.store.validation
         ends = split.ends.astype(np.int64)
         starts = np.append(0, ends)[:-1]
-        step = max(1, -(-split.tokens // max_tokens))
+        step = max(1, -(-split.text_bytes // (BYTES_PER_TOKEN * max_tokens)))
         texts = []
         for document in range(0, len(ends), step):
             ids = split.read(int(starts[document]), int(ends[document]) - 1).tolist()  # without eos

@@ -58,12 +58,12 @@ def read_task_file(path: Path) -> Task:
         raise UsageError(f"tasks={path}: no such file (relative to {Path.cwd()})")
     config = _read_config(path)
     file = path.parent / Path(config.items).expanduser()
-    items_file = relative_path(file)
+    items_file = str(relative_path(file))
     if not file.is_file():
         raise UsageError(
             f"{relative_path(path)}: items: no such file {items_file}; it is relative to the YAML"
         )
-    reader = RecordReader(config.fields)
+    reader = RecordReader({str(name): key for name, key in config.fields.items()})
     for number, line in _read_lines(file):
         location = f"{items_file}:{number}"
         try:

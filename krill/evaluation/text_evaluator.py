@@ -1,4 +1,4 @@
-"""Bits per byte of the held-out text of a run: in all, of each source and of each language."""
+"""Bits per byte of documents: in all, of each source and of each language."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ import numpy as np
 
 from krill.config.signature import compute_signature
 from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
-from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, Report, describe_missing_text
+from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.rolling import EncodedText, TextScores, score_texts
 from krill.evaluation.statistics import Interval
 from krill.evaluation.subject import Subject
+from krill.evaluation.text_sources import TextSource
+from krill.evaluation.token_scorer import Report
 
 
 class TextEvaluator:
-    """Scores the documents of the validation split of a run."""
+    """Scores documents: those of the validation split of a run, or of another source."""
 
-    name = "text"
     metrics = ("bits_per_byte",)
 
+    def __init__(self, source: TextSource):
+        self.source, self.name = source, source.name
+
     def identify(self, settings: EvaluationSettings) -> Any:
-        return [settings.text_tokens, settings.overlap, settings.contamination]
+        return [self.source.identify(), settings.text_tokens, settings.overlap, settings.contamination]
 
     def evaluate(self, subject: Subject, settings: EvaluationSettings, report: Report) -> TaskResult:
-        texts = subject.read_held_out_texts(settings.text_tokens)
-        if not texts:
-            raise MissingTextError(f"{self.name}: {describe_missing_text(subject)}")
+        sample = self.source.read(subject, settings)
         overlap = max(1, int(settings.overlap * subject.context_length))
-        scores = score_texts(subject.scorer, texts, subject.context_length, overlap, report)
-        strings = subject.decode(texts)
-        notes: dict[str, int | float | str] = {"overlap": overlap}
+        scores = score_texts(subject.scorer, sample.texts, subject.context_length, overlap, report)
+        notes: dict[str, int | float | str] = {"overlap": overlap, **sample.notes}
         if settings.contamination:
-            is_contaminated = find_contaminated_items(strings, subject)
+            is_contaminated = find_contaminated_items(sample.strings, subject)
             notes |= describe_contamination(
                 is_contaminated, lambda chosen: scores.select(chosen).bits_per_byte
             )
-        return self._build_result(texts, strings, scores, notes)
+        return self._build_result(sample.texts, sample.strings, scores, notes)
 
     def _build_result(
         self,

@@ -38,6 +38,14 @@ CUDA_LOGITS = 2**28
 """Number of logits of a batch on CUDA: 512 MB in bf16."""
 
 
+Report = Callable[[int, int], None]
+"""Gets how many sequences of how many have been scored."""
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """Reports nothing."""
+
+
 @dataclass(frozen=True)
 class SequenceScore:
     """The scores of a sequence's last tokens."""
@@ -113,9 +121,9 @@ class TokenScorer:
     def score(
         self,
         questions: Sequence[Sequence[TokenSequence]],
-        report: Callable[[int], None] = lambda count: None,
+        report: Report = ignore_progress,
     ) -> dict[SequenceKey, SequenceScore]:
-        """Returns the scores of all sequences; `report` gets the numbers that this rank has scored.
+        """Returns the scores of all sequences; `report` gets how many the ranks have scored, about, and of how many.
 
         All ranks run the same number of forward passes, as sharded models require. Raises EvaluationError on all
         ranks when one of several fails.
@@ -125,6 +133,7 @@ class TokenScorer:
         branching = [item for item in prepared if self._has_trees and item.longest_suffix > 1]
         others = [item for item in prepared if not (self._has_trees and item.longest_suffix > 1)]
         batches = [*self._make_tree_batches(branching), *self._make_batches(others)]
+        total = sum(map(len, questions))
         scores: dict[SequenceKey, SequenceScore] = {}
         failure: str | None = None
         for start in range(0, len(batches), world_size):
@@ -142,7 +151,7 @@ class TokenScorer:
                 continue
             if position < len(batches):
                 scores |= results
-                report(len(results))
+                report(min(world_size * len(scores), total), total)
         parts = self.share.gather((scores, failure))
         for _, failed in parts:
             if failed is not None:

@@ -37,10 +37,10 @@ from krill.inspection.scored_text import score_to_json
 from krill.inspection.token_display import TokenRenderer
 from krill.launch.local import RANK_GRACE_SECONDS, get_rank_threads
 from krill.launch.preload import PreloadedServer
-from krill.launch.rank_errors import pop_first_rank_error, write_rank_error
+from krill.launch.rank_errors import build_rank_failure, pop_first_rank_error, write_rank_error
 from krill.launch.supervise import ProcessGroup
 from krill.models.model_folder import silence_transformers
-from krill.signals import EXIT_CODES, describe_exit, die_with_parent, raise_on_signal
+from krill.signals import die_with_parent, raise_on_signal
 from krill.terminal import TerminalFormatter
 from krill.training.compute.compilation import explain_compile_errors, find_compile_obstacle
 from krill.training.compute.device import (
@@ -241,7 +241,11 @@ def _answer_on_ranks(
         ranks.kill()
         (files.folder / RANK_PLAN).unlink(missing_ok=True)
     if failed:
-        raise _build_error(failed, pop_first_rank_error(files.folder, world_size))
+        raise build_rank_failure(
+            failed,
+            pop_first_rank_error(files.folder, world_size),
+            "the answers so far are kept, run the same command to resume",
+        )
 
 
 class _Tail:
@@ -261,18 +265,6 @@ class _Tail:
                     return
                 self._offset += len(line)
                 self._report(Answer(**json.loads(line)))
-
-
-def _build_error(failed: dict[int, int], reported: tuple[int, str] | None) -> KrillError | SignalInterrupt:
-    """Returns the error of the rank that failed first: what it reported, else how it ended."""
-    rank, code = next(iter(failed.items()))
-    interrupted = next((code for code in failed.values() if code in EXIT_CODES.values()), None)
-    if reported is None and interrupted is not None:
-        return SignalInterrupt("interrupted; progress saved. Run the same command to resume.", interrupted)
-    message = f"rank {reported[0]}: {reported[1]}" if reported else f"rank {rank} {describe_exit(code)}"
-    error = KrillError(f"{message}; the answers so far are kept, run the same command to resume")
-    error.exit_code = code if code in (FAILED, UsageError.exit_code) else FAILED
-    return error
 
 
 def main(folder: Path, signature: str) -> int:

@@ -13,6 +13,8 @@ from krill.errors import UsageError
 from krill.evaluation.custom_tasks import CustomTaskSource, list_custom_tasks
 from krill.inference.prompts import check_prompts_path
 from krill.runs.checkpoints import list_checkpoints
+from krill.sources.registry import open_source
+from krill.text.documents import compute_data_signature
 from krill.training.batch_shape import resolve_batch_shape
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ def compute_identity(command: str, config: Section, inputs: RunInputs | None = N
         return _compute_evaluation_identity(config)
     if not isinstance(config, TrainConfig):
         return compute_signature(command, 1, config)
+    if command == "plan":
+        return compute_signature(command, 1, config.model_dump(mode="json"))
     assert inputs is not None
     if command == "tokenizer":
         return inputs.tokenizer_signature
@@ -108,8 +112,19 @@ def _compute_evaluation_identity(config: EvaluateConfig) -> str:
     folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
     files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) if folder else []
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    tasks = [CustomTaskSource(name).content_hash for name in list_custom_tasks(config.evaluation.tasks)]
-    return compute_signature("evaluate", 2, config, states, config.hardware.precision, tasks)
+    return compute_signature(
+        "evaluate", 2, config, states, config.hardware.precision, *_hash_own_content(config)
+    )
+
+
+def _hash_own_content(config: EvaluateConfig) -> list[Any]:
+    """Returns hashes of the user's tasks and text."""
+    hashes: list[Any] = [
+        CustomTaskSource(task).content_hash for task in list_custom_tasks(config.evaluation.tasks)
+    ]
+    if config.data is not None:
+        hashes.append(compute_data_signature(config.data, open_source(config.data).fingerprint))
+    return hashes
 
 
 def _hash_custom_code(config: TrainConfig) -> list[str]:

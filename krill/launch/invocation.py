@@ -8,6 +8,7 @@ SubmittedJob    one of these in a process of its own: a SLURM job, or a point th
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -152,7 +153,7 @@ class Invocation(ABC):
             config: Any = resolve_auto_processes(
                 validate_config(schema, self.composition.config, self._find_origins)
             )  # type: ignore[type-var]
-            if self.command in {"train", *MODEL_COMMANDS}:
+            if self.command in {"train", "plan", *MODEL_COMMANDS}:
                 config = resolve_run_names(config, self.sweep_folder)
             if config.detach and not self.is_for_slurm:
                 raise UsageError(
@@ -244,8 +245,11 @@ class Invocation(ABC):
             write_checksummed_text(folder / ".hydra" / f"{name}.yaml", text)
 
     def print_result_folder(self, folder: Path) -> None:
-        """Prints the last line of standard output, the folder of the result; a sweep prints its own instead."""
-        if not self.is_sweep_point:
+        """Prints the last line of standard output, the folder of the result; a sweep prints its own instead.
+
+        Of the ranks that another launcher started, the first one prints it.
+        """
+        if not self.is_sweep_point and os.environ.get("RANK", "0") == "0":
             from krill.config.paths import relative_path
 
             print(relative_path(folder))

@@ -56,7 +56,7 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
     try:
         atomic.write_json(rank_config, config.model_dump(mode="json", by_alias=True), 0o600)
         for rank in range(world_size):
-            environment = _build_environment(rank, config, store_server.port)
+            environment = build_rank_environment(rank, world_size, config.hardware, store_server.port)
             ranks.start(rank, command, environment | {HEARTBEAT_VARIABLE: str(watch.files[rank])})
         with ranks.forward_signals():
             failed = _wait_for_failures(ranks, watch)
@@ -68,11 +68,10 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
         raise _build_rank_error(failed, pop_first_rank_error(folder, world_size), world_size)
 
 
-def _build_environment(rank: int, config: TrainConfig, port: int) -> dict[str, str]:
-    """Returns torchrun's variables for `rank`, and its share of the CPU."""
-    world_size = resolve_world_size(config)
+def build_rank_environment(rank: int, world_size: int, hardware: HardwareConfig, port: int) -> dict[str, str]:
+    """Returns torchrun's variables for `rank`, and its share of the CPU; `port`: that of a TCPStore of the parent."""
     variables = {
-        "OMP_NUM_THREADS": get_rank_threads(config.hardware, world_size),
+        "OMP_NUM_THREADS": get_rank_threads(hardware, world_size),
         "RANK": rank,
         "LOCAL_RANK": rank,
         "WORLD_SIZE": world_size,

@@ -55,7 +55,7 @@ PRELOADED_MODULES = {
         "transformers.models.llama.modeling_llama",
     ),
     "evaluate": (
-        "krill.cli.evaluate", "krill.evaluation.model_evaluation", "transformers.models.llama.modeling_llama",
+        "krill.cli.evaluate", "krill.launch.evaluation_ranks", "transformers.models.llama.modeling_llama",
     ),
 }  # fmt: skip
 """Command → modules that each of its points would import."""

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from krill import atomic
-from krill.errors import FAILED, KrillError, get_first_line
+from krill.errors import FAILED, KrillError, SignalInterrupt, UsageError, get_first_line
 from krill.runs.slurm import get_node_name
+from krill.signals import EXIT_CODES, describe_exit
 
 ERROR_FILE_TIMEOUT = 5.0
 """Seconds until a file written on another machine is visible."""
@@ -82,6 +83,32 @@ def pop_first_rank_error(folder: Path, world_size: int) -> tuple[int, str] | Non
             errors.append((value["time"], rank, value["error"]))
             file.unlink()
     return min(errors)[1:] if errors else None
+
+
+def build_rank_failure(
+    failed: dict[int, int], reported: tuple[int, str] | None, advice: str
+) -> KrillError | SignalInterrupt:
+    """Returns the error of a command whose ranks failed: how one was killed, or what the first one reported.
+
+    Args:
+        failed: the return codes of the ranks that failed, the first one first.
+        reported: the rank that reported an error first, and the error.
+        advice: what to do.
+    """
+    rank, code = next(iter(failed.items()))
+    killed = next((rank for rank, code in failed.items() if code < 0 and -code not in EXIT_CODES), None)
+    interrupted = next((code for code in failed.values() if code in EXIT_CODES.values()), None)
+    if killed is not None and (reported is None or is_connection_error(reported[1])):
+        message = f"rank {killed} {describe_exit(failed[killed])}"
+    elif reported is not None:
+        message = f"rank {reported[0]}: {reported[1]}"
+    elif interrupted is not None:
+        return SignalInterrupt("interrupted; progress saved. Run the same command to resume.", interrupted)
+    else:
+        message = f"rank {rank} {describe_exit(code)}"
+    error = KrillError(f"{message}; {advice}")
+    error.exit_code = code if code in (FAILED, UsageError.exit_code) else FAILED
+    return error
 
 
 def _get_error_file(folder: Path, rank: int) -> Path:

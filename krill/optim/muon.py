@@ -29,6 +29,7 @@ from torch.optim.adamw import adamw
 from krill.optim import normuon
 from krill.optim.distributed import lerp_shards, orthogonalize_distributed
 from krill.optim.layout import Layout
+from krill.optim.limits import MAX_BATCH_ELEMENTS
 from krill.optim.newton_schulz import get_step_coefficients, orthogonalize, resolve_ns_dtype
 from krill.optim.skip_mask import SkipMask, async_to_host
 
@@ -48,9 +49,6 @@ GROUP_DEFAULTS: dict[str, dict[str, Any]] = {
     "adamw": {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "eps_before_correction": False},
 }
 COMMON_GROUP_KEYS = {"params", "kind", "lr", "name", "param_names", "initial_lr"}
-
-MAX_BATCH_ELEMENTS = 1 << 26
-"""256 MiB in fp32; a step holds up to four copies of a batch, two of them in ns_dtype."""
 
 
 def compute_update_scale(scale: str, rows: int, columns: int) -> float:

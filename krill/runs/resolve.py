@@ -138,8 +138,8 @@ def resolve_all_models(key: str, text: str, root: Path) -> list[str]:
         if glob.has_magic(text):
             raise
         return [text]  # the id of a model on the Hub, or an error of the command that loads it
-    is_sweep_name = len(matches) == 1 and isinstance(matches[0], RunGroup) and matches[0].sweep_record
-    if not glob.has_magic(text) and not is_sweep_name:
+    is_sweep = len(matches) == 1 and isinstance(matches[0], RunGroup) and matches[0].sweep_record
+    if not glob.has_magic(text) and (text == LAST or not is_sweep):
         return [text]
     runs = {run.folder: run for item in matches for run in expand_runs(item)}
     usable = [str(relative_path(folder)) for folder in runs if MODEL.is_met(folder)]

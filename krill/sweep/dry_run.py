@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -11,7 +13,7 @@ from typing import Any
 from krill.config.schema import TrainConfig
 from krill.launch.job_files import Point, label_points
 from krill.sweep.session import Sweep
-from krill.tables import print_wrapped
+from krill.tables import get_terminal_width, print_wrapped
 
 LISTED_POINTS = 10
 """The number of points up to which all are printed."""
@@ -42,6 +44,19 @@ def print_points(points: Sequence[Point], run_point: Callable[[Any], Any]) -> No
         run_point(point.invocation)
 
 
+def print_plans(points: Sequence[Point], run_point: Callable[[Any], Any]) -> None:
+    """Prints the plans of `points` as one table, or as a list of JSON. `run_point`: returns the plan of a point."""
+    from krill.plan.report import format_plan_table
+
+    labels = label_points(points)
+    plans = [run_point(point.invocation) for point in points]
+    if getattr(points[0].config, "format", "text") == "json":
+        values = [{"point": label, **plan.to_json()} for label, plan in zip(labels, plans, strict=True)]
+        print(json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False))
+        return
+    print("\n".join(format_plan_table(labels, plans, get_terminal_width(sys.stdout))))
+
+
 def _find_warnings(point: Point, run_point: Callable[[Any], Any]) -> list[str]:
     """Returns the warnings in what the dry run of `point` prints."""
     with redirect_stdout(io.StringIO()) as printed:
@@ -60,6 +75,6 @@ def print_total_cost(sweep: Sweep) -> None:
         and not point.invocation.is_for_slurm
     ]
     if sweep.command == "train" and runs:
-        from krill.training.estimate.dry_run import summarize_sweep_cost
+        from krill.plan.dry_run import summarize_sweep_cost
 
         print(summarize_sweep_cost(runs))

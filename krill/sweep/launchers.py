@@ -21,7 +21,7 @@ from krill.launch import job_files
 from krill.launch.job_files import Point
 from krill.launch.preload import PRELOADED_MODULES, PreloadedServer
 from krill.signals import describe_exit
-from krill.sweep.dry_run import print_points
+from krill.sweep.dry_run import print_plans, print_points
 from krill.sweep.session import Sweep
 
 MIN_FREE_BYTES = 2**20
@@ -52,7 +52,9 @@ class PoolLauncher(SweepLauncher):
 
     def launch_batch(self, sweep: Sweep, run_point: Callable[[Any], Any]) -> None:
         """Runs the batch; a dry run prints the points in this process."""
-        if sweep.dry_run:
+        if sweep.command == "plan":
+            print_plans(sweep.batch, run_point)
+        elif sweep.dry_run:
             print_points(sweep.batch, run_point)
         elif points := job_files.skip_finished(sweep.batch):
             _run_in_pool(sweep, points)
@@ -66,6 +68,9 @@ class SlurmLauncher(SweepLauncher):
 
     def launch_batch(self, sweep: Sweep, run_point: Callable[[Any], Any]) -> None:
         """Submits the batch; skips points that are queued too, and does not wait with detach=true."""
+        if sweep.command == "plan":
+            print_plans(sweep.batch, run_point)
+            return
         from krill.launch import submit
 
         submit.submit_points(sweep.folder, sweep.batch, sweep.dry_run)

@@ -174,7 +174,8 @@ def _compose_first_batch(
     if boundary_errors or (errors and not is_restored):
         raise UsageError(format_point_errors(boundary_errors | errors, len(points)))
     valid = [point for point in points if point]
-    if len({point.invocation.composition.launcher for point in valid}) > 1:
+    has_one_launcher = len({point.invocation.composition.launcher for point in valid}) <= 1
+    if not has_one_launcher and composer.command != "plan":
         raise UsageError("some points are for SLURM and some for this machine: run a command for each")
     if search.is_adaptive:
         _check_adaptive(valid[0])

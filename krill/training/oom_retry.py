@@ -23,7 +23,6 @@ from krill.training.batch_shape import (
     shrink_micro_batch,
     with_micro_batch_size,
 )
-from krill.training.estimate.memory import suggest_oom_remedies
 
 ResultT = TypeVar("ResultT")
 log = logging.getLogger("krill")
@@ -76,6 +75,19 @@ def retry_on_oom(attempt: Callable[[TrainConfig], ResultT], config: TrainConfig,
         )  # fmt: skip
         size = smaller
         Record(folder).update(**{MICRO_BATCH_KEY: size})
+
+
+def suggest_oom_remedies(config: TrainConfig) -> str:
+    """Returns the overrides to try if not even one row fits, as text."""
+    hardware = config.hardware
+    remedies = [
+        *([] if hardware.gradient_checkpointing else ["hardware.gradient_checkpointing=true"]),
+        *(["hardware.loss=chunked"] if hardware.loss == "full" else []),
+        *(["save_in_background=false"] if config.save_in_background else []),
+        f"sequence_len={config.sequence_len // 2}",
+        "or a smaller model=",
+    ]
+    return ", ".join(remedies)
 
 
 def _suggest_for_ranks(config: TrainConfig) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 
 from krill import atomic
 from krill.config.paths import relative_path
-from krill.config.schema import CustomModelConfig, CustomOptimizerConfig, OptimizerConfig, TrainConfig
+from krill.config.schema import CustomOptimizerConfig, OptimizerConfig, TrainConfig
 from krill.optim.groups import build_param_groups, list_parameter_assignments, summarize_groups
 from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
+from krill.runs.record import read_status
 from krill.training import ranks
 from krill.training.compute.device import resolve_shard_size
-from krill.training.estimate import memory
 from krill.training.setup import RunSetup
 
 log = logging.getLogger("krill")
@@ -59,8 +59,13 @@ def log_header(
     if (world_size := ranks.get_world_size()) > 1:
         parts.insert(1, f"{world_size} ranks{_format_parallelism(config, world_size)}")
     log.info("device      %s", ", ".join(parts))
-    if not isinstance(config.model, CustomModelConfig):
-        log.info("memory      %s", memory.summarize_memory(config, setup.tokenizer.vocab_size))
+    plan = (read_status(setup.folder) or {}).get("plan")
+    if plan is not None:  # krill-train records it before its ranks start
+        log.info("memory      %s", _format_planned_memory(plan["memory"]))
+
+
+def _format_planned_memory(memory: dict[str, Any]) -> str:
+    return f"about {memory['total'] / 1e9:.3g} GB of {memory['available'] / 1e9:.3g} GB"
 
 
 def _format_compile(setup: RunSetup) -> str:

@@ -49,7 +49,7 @@ def test_the_keys_of_the_help_exist(command: str):
             assert all(name in known for name in key.split(".")) or key == "experiment", key
 
 
-@pytest.mark.parametrize("command", ["train", "preprocess", "tokenizer", "inspect"])
+@pytest.mark.parametrize("command", ["train", "plan", "preprocess", "tokenizer", "inspect"])
 def test_the_examples_of_the_help_compose(command: str):
     for line in help.COMMAND_EXAMPLES[command]:
         words = [
@@ -57,6 +57,8 @@ def test_the_examples_of_the_help_compose(command: str):
         ]
         first = {
             "lr=1e-3,3e-3": "lr=1e-3",
+            "model=llama_125m,llama_350m": "model=llama_125m",
+            "plan.device=h100,l4": "plan.device=h100",
             "'data.task=range(0,64)'": "data.task=0",
             "model=last": "trained_model=last",
         }  # of the points of a sweep, and as the command rewrites it beside text=

@@ -34,7 +34,8 @@ def loaded(cwd: Path, command: str, *words: str, **environment: str) -> set[str]
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "preprocess", "tokenizer", "inspect", "infer", "evaluate", "serve", "export", "runs"]
+    "command",
+    ["train", "plan", "preprocess", "tokenizer", "inspect", "infer", "evaluate", "serve", "export", "runs"],
 )
 def test_help_loads_neither_torch_nor_hydra(tmp_path: Path, command: str):
     unneeded = (*HEAVY, "ctypes", "hydra", "omegaconf", "pydantic", *(["yaml"] if command != "runs" else []))

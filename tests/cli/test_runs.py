@@ -22,8 +22,10 @@ from typing import Any
 import pytest
 import yaml
 from console import get_clean_environment, get_server, run_words
+from task_results import make_choices_result, make_text_result
 
 from krill.cli import runs
+from krill.evaluation.results import write_results
 from krill.runs import cancel as cancelling
 from krill.runs.table import RunRow
 
@@ -456,3 +458,52 @@ def test_a_cancelled_sweep_saves_its_run_and_starts_no_further_point(tmp_path: P
     listing = run_words(tmp_path, [str(SCRIPT), "list", "outputs/sweeps/s", "--json"], environment)
     states = sorted(row["state"] for row in json.loads(listing.stdout))
     assert states == ["not started", "not started", "stopped"]
+
+
+@pytest.fixture
+def evaluated(outputs: Path) -> Path:
+    """Creates two runs of one sweep with results, one of which has older ones and some of a checkpoint."""
+    sweep = outputs / "sweeps/s"
+    old = make_choices_result([0.0] * 40).model_copy(
+        update={"signature": "a" * 64, "weights_folder": "model"}
+    )
+    checkpoint = old.model_copy(update={"signature": "b" * 64, "weights_folder": "checkpoints/checkpoint-2"})
+    for name, values in (("cccc1111", [1.0, 0.0] * 20), ("cccc2222", [1.0] * 40)):
+        if name == "cccc1111":
+            write_results(sweep / name, [old])
+            os.utime(next((sweep / name / "evaluations").iterdir()), (0, 0))
+        update = {"signature": name * 8, "weights": name, "weights_folder": "model"}
+        results = [make_choices_result(values), make_text_result([1.0, 2.0])]
+        write_results(sweep / name, [one.model_copy(update=update) for one in results])
+        write_results(sweep / name, [checkpoint])
+        (sweep / name / "evaluations" / "damaged.json").write_text("{")
+    return outputs
+
+
+def test_the_newest_scores_of_final_models_are_listed(
+    evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table_text = run_krill_runs(capsys, "list", "s")
+    assert "scores" in table_text.splitlines()[0]
+    assert "english_pairs 50.0 %, text 1.500" in table_text
+    assert "scores" not in run_krill_runs(capsys, "list", "a").splitlines()[0]
+    shown = run_krill_runs(capsys, "show", "cccc1111")
+    assert re.search(r"^english_pairs +accuracy 50.0 %, 0.0 % to 100.0 %, 40 items$", shown, re.MULTILINE)
+    (value,) = json.loads(run_krill_runs(capsys, "show", "cccc1111", "--json"))
+    assert [(score["task"], score["value"], score["items"]) for score in value["scores"]] == [
+        ("english_pairs", 0.5, 40), ("text", 1.5, 2),
+    ]  # fmt: skip
+    rows = csv.DictReader(io.StringIO(run_krill_runs(capsys, "list", "s", "--csv")))
+    assert [row["scores"] for row in rows] == [
+        "english_pairs=0.5 text=1.5", "english_pairs=1 text=1.5", "",
+    ]  # fmt: skip
+
+
+def test_scores_are_compared_item_by_item(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = run_krill_runs(capsys, "compare", "cccc1111", "cccc2222")
+    assert "50.0 % *" in text
+    assert "McNemar's test" in text
+    value = json.loads(run_krill_runs(capsys, "compare", "cccc1111", "cccc2222", "--json"))
+    rows = value["scores"]["sets"][0]["rows"]
+    assert [row["scores"]["english_pairs"]["value"] for row in rows] == [1.0, 0.5]
+    assert rows[1]["scores"]["english_pairs"]["against_best"]["is_significant"]

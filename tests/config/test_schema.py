@@ -73,7 +73,7 @@ def test_every_key_of_the_yaml_is_a_field_and_every_field_a_key():
         assert keys == fields, section.__name__
 
 
-@pytest.mark.parametrize("command", ["infer", "inspect", "serve", "export", "evaluate"])
+@pytest.mark.parametrize("command", ["infer", "inspect", "plan", "serve", "export", "evaluate"])
 def test_the_keys_of_other_commands_are_their_fields(command: str):
     values = OmegaConf.to_container(compose(command))
     assert isinstance(values, dict)
@@ -90,6 +90,7 @@ def test_every_section_is_filled_by_some_option():
         schema.FileEntryConfig,
     }
     filled |= {schema.ModelPathConfig, schema.TokenizerPathConfig, schema.InspectConfig}
+    filled |= {schema.PlanConfig, schema.PlanOptionsConfig}
     filled |= {schema.ServeConfig, schema.ServerConfig, schema.LimitsConfig}
     bases = {schema.Section, schema.ModelCommandConfig}
     concrete = {section for section in SECTIONS if not section.__name__.startswith("_")} - bases

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from stores import write_store
 
 from krill.cli import app, evaluate
 from krill.data.store import Store
-from krill.evaluation import lm_eval_tasks
+from krill.evaluation import lm_eval_tasks, progress
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.results import read_results
@@ -109,6 +110,54 @@ def test_what_is_in_the_training_text_is_named_below_the_table(run: Path, run_ev
     code, out, _ = run_evaluate(str(run), "tasks=text", "contamination=true")
     assert code == 0
     assert "text: 3 of 3 documents (100.0 %) are in the training text" in out
+
+
+def test_a_long_evaluation_logs_its_progress(
+    run: Path, run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (str(run), "tasks=english_pairs", "limit=1", "again=true", "evaluation.max_batch_tokens=256")
+    _, _, err = run_evaluate(*arguments)
+    assert not any("sequences" in line for line in err)
+    monkeypatch.setattr(progress, "EVALUATION_LOG_SECONDS", 0.0)
+    _, _, err = run_evaluate(*arguments)
+    lines = [line for line in err if "sequences" in line]
+    assert re.fullmatch(r"english_pairs  \d+ of 52 sequences, [\d,]+/s, 0:0\d:\d\d left", lines[0])
+    assert lines[-1].startswith("english_pairs  52 of 52 sequences")
+    assert len(lines) > 5
+
+
+def test_texts_are_sampled_beside_the_scores(run: Path, run_evaluate: RunEvaluate) -> None:
+    arguments = (str(run), "tasks=text", "evaluation.prompts=[The garden,조용한]")
+    code, out, err = run_evaluate(*arguments)
+    assert code == 0, err
+    below = out[out.index("") :]
+    assert (below[1], below[3]) == ("prompt      The garden", "prompt      조용한")
+    assert all(line.startswith(" " * 12) for line in (below[2], below[4]))
+    (file,) = (run / "evaluations").glob("samples-*.json")
+    written = json.loads(file.read_text())
+    assert [sample["prompt"] for sample in written["samples"]] == ["The garden", "조용한"]
+    changed = file.stat().st_mtime_ns
+    assert run_evaluate(*arguments)[1] == out
+    assert file.stat().st_mtime_ns == changed
+    _, out, _ = run_evaluate(*arguments, "format=json", "again=true")
+    samples = json.loads("\n".join(out))[-1]
+    assert (samples["kind"], samples["samples"]) == ("samples", written["samples"])
+    assert [result.task for result in read_results(run) if result.task == "samples"] == []
+
+
+def test_prompts_may_be_in_a_file(run: Path, run_evaluate: RunEvaluate) -> None:
+    Path("prompts.txt").write_text("One\nTwo\n")
+    _, out, _ = run_evaluate(str(run), "tasks=text", "evaluation.prompts=prompts.txt")
+    assert [line for line in out if line.startswith("prompt ")] == ["prompt      One", "prompt      Two"]
+    for prompts, message in (
+        ("nothing.txt", "prompts=nothing.txt: no such file"),
+        ("chat.jsonl", "chat.jsonl, line 1: evaluation.prompts are texts"),
+        (f"[{'x' * 70}]", "evaluation.prompts, entry 1: the prompt has 71 tokens"),
+    ):
+        Path("chat.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}')
+        code, out, err = run_evaluate(str(run), "tasks=text", f"evaluation.prompts={prompts}")
+        assert (code, out) == (2, [])
+        assert message in err[-1]
 
 
 def test_an_edited_result_is_not_believed(run: Path, run_evaluate: RunEvaluate) -> None:

@@ -165,11 +165,11 @@ def test_a_model_is_read_with_what_its_run_recorded(tmp_path: Path) -> None:
     for seed, lr in ((0, 1.0), (1, 1.0), (0, 2.0)):
         run = tmp_path / f"{seed}-{lr}"
         (run / "model").mkdir(parents=True)
-        (run / ".hydra").mkdir()
-        write_status(run, {"state": "finished", "signature": "s", "name": f"run {seed}"})
+        overrides = [f"seed={seed}", f"lr={lr}", "eval_every=5", "sweep.max_parallel=1"][: 3 + seed]
+        status = {"state": "finished", "signature": "s", "name": f"run {seed}", "overrides": overrides}
+        write_status(run, status)
         config = {"seed": seed, "lr": lr, "name": f"run {seed}", "output": str(run), "log_every": seed + 1}
         (run / "config.yaml").write_text(json.dumps(config))
-        (run / ".hydra" / "overrides.yaml").write_text(json.dumps([f"seed={seed}", f"lr={lr}"]))
         runs.append(run / "model")
     models = [
         EvaluatedModel.read(str(run), [make_choices_result([seed, 1])]) for seed, run in enumerate(runs)

@@ -19,6 +19,7 @@ from krill.runs.resolve import (
     RESUMABLE,
     Need,
     find_newest_run,
+    resolve_all_models,
     resolve_run,
     resolve_run_folder,
 )
@@ -173,3 +174,33 @@ def test_the_beginning_of_several_names_is_ambiguous(root: Path) -> None:
 def test_an_empty_outputs_folder_is_no_dead_end(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"There are no runs in .*; train one with krill-train"):
         resolve_run("last", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s", [POINT, BETTER]),
+        ("outputs/sweeps/s", [POINT, BETTER]),
+        ("outputs/runs/*", [FINISHED, STOPPED, OLD]),
+        ("outputs/runs/a/*", [FINISHED, STOPPED]),
+    ],
+)
+def test_a_glob_and_a_sweep_name_all_models(
+    root: Path, text: str, expected: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert sorted(resolve_all_models("model", text, root)) == sorted(f"outputs/{name}" for name in expected)
+    assert "no model" in caplog.text  # of a point that has not started, and of a queued run
+
+
+@pytest.mark.parametrize(
+    "text", ["last", "a", "s/best", f"outputs/{FINISHED}", "outputs/runs/a", "user/model"]
+)
+def test_any_other_name_is_one_model(root: Path, text: str) -> None:
+    assert resolve_all_models("model", text, root) == [text]
+
+
+def test_a_glob_without_a_model_is_an_error(root: Path) -> None:
+    with pytest.raises(UsageError, match=r"model=nothing\*: no run matches"):
+        resolve_all_models("model", "nothing*", root)
+    with pytest.raises(UsageError, match="none of these 1 runs has a model"):
+        resolve_all_models("model", f"outputs/{QUEUED[:-1]}*", root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -69,6 +70,9 @@ def test_every_command_can_be_submitted(cluster: Cluster, krill: Krill) -> None:
     answers = list((krill.folder / "outputs/sweeps/infer").glob("*/answers.jsonl"))
     assert len(answers) == 2
     assert all(file.read_text() for file in answers)
+    krill("evaluate", "-m", "limit=1,2", "tasks=english_pairs", "hardware=slurm_gpu", "model=run")
+    comparison = json.loads((krill.folder / "outputs/sweeps/evaluate/comparison.json").read_text())
+    assert [len(ranked["rows"]) for ranked in comparison["sets"]] == [1, 1]
     output = krill(
         "infer", "hardware=slurm_gpu", "model=run", "max_new_tokens=4", "prompt=Return", "temperature=0"
     )

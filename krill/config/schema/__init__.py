@@ -54,6 +54,7 @@ from krill.config.schema.optim import (
     SchedulerConfig,
     WSDSchedulerConfig,
 )
+from krill.config.schema.plan import PlanConfig, PlanOptionsConfig
 from krill.config.schema.run import (
     BatchConfig,
     EarlyStoppingConfig,
@@ -103,6 +104,8 @@ __all__ = [
     "ModelPathConfig",
     "MuonConfig",
     "OptimizerConfig",
+    "PlanConfig",
+    "PlanOptionsConfig",
     "PretrainedModelConfig",
     "PythonDocsDataConfig",
     "RepetitionFilter",

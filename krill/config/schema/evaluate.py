@@ -16,6 +16,8 @@ from krill.config.schema.base import (
     Unsigned,
     to_list,
 )
+from krill.config.schema.data import DataConfig
+from krill.config.schema.hardware import HardwareConfig
 from krill.config.schema.infer import ModelCommandConfig
 
 
@@ -53,16 +55,31 @@ class EvaluationConfig(Section):
     memory."""
 
 
+class CommandEvaluationConfig(EvaluationConfig):
+    """What krill-evaluate evaluates a model on, and which texts it samples."""
+
+    prompts: list[str] | str
+    """Prompts for which the model samples a text, printed below the scores: a list, or a file of prompts as for
+    krill-infer. Always with the same seed."""
+
+
 class EvaluateConfig(ModelCommandConfig):
     """Evaluation of a trained model."""
 
-    evaluation: EvaluationConfig
+    evaluation: CommandEvaluationConfig
+    data: Unsigned[DataConfig | None]
+    """Documents of the task text, from any source; null: those that the run held out. min_chars is 0 unless the
+    command line sets it; copies are kept, and keys about the preparation of tokens have no effect."""
     again: Unsigned[bool]
     """Evaluate again what has been evaluated with the same weights, items and settings."""
     format: Unsigned[Literal["text", "json"]]
-    """text: a table for reading. json: all scores, for scripts."""
+    """text: a table for reading. json: all scores, for scripts, and nothing else on standard output."""
     pool_seeds: Unsigned[bool]
     """Of several models, those whose runs differ only in seed, name and output are one row, with the spread of their
     scores; false: each is a row."""
     output: Unsigned[OutputPath | None]
     """Folder in which evaluations/ is written; null: that of the run, or outputs/ for other models."""
+    hardware: Unsigned[HardwareConfig]
+    """Where the command runs: on this machine, or in the SLURM job in hardware.slurm. precision is the type that the
+    model computes in (auto: fp32 on the CPU, on CUDA that of the saved weights), and processes share out the items of
+    each task. The other keys have no effect."""

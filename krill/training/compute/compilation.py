@@ -23,16 +23,12 @@ from transformers import PreTrainedModel
 from krill.errors import KrillError, UsageError
 from krill.resources import is_out_of_memory
 from krill.training.compute.device import get_compute_capability
+from krill.training.compute.thresholds import MIN_PASSES
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
 BACKEND = "inductor"
 """The backend of torch.compile that generates the kernels."""
-
-MIN_PASSES = 2000
-"""The number of training passes that repay the compilation, for hardware.compile=auto. Estimated, not measured: on an
-H100 a compiled pass of 16,384 tokens saves 56 ms with 187M parameters and 90 ms with 1B, compiling takes one to two
-minutes."""
 
 
 def select_compile(requested: bool | str, device: str, passes: int) -> tuple[bool, str | None]:

@@ -18,14 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from krill.data.packing import IGNORE_INDEX
-
-CHUNK = {"cpu": 512, "cuda": 4096}
-"""Tokens per chunk. Measured on the CPU: 512 is as fast as 1024 and takes half the memory. Larger on CUDA, where each
-chunk reads and writes the whole weight gradient (not measured)."""
-
-VOCABULARY_MULTIPLE = {"cuda": 128}
-"""The head is padded to a multiple of this within the loss: matrix products of other sizes are slow on CUDA. The
-vocabularies of krill's tokenizer presets are multiples already."""
+from krill.training.compute.thresholds import CHUNK, VOCABULARY_MULTIPLE
 
 ErrorFunction = Callable[[Tensor, Tensor, int, bool], tuple[Tensor, Tensor, Tensor | None]]
 """The signature of `compute_errors`."""

@@ -1,4 +1,4 @@
-"""Looks up the peak FLOP/s of a device in NVIDIA's data sheets, or measures it for other devices."""
+"""Looks up the peak FLOP/s of a device in the table of devices, or measures it for other devices."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ from functools import lru_cache
 
 import torch
 
+from krill.device_table import find_device
 from krill.training.compute.device import BF16_PRECISIONS, apply_precision
-
-BF16_TFLOPS = {
-    "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "A10G": 70,
-    "A6000": 155, "L40S": 362, "L40": 181, "L4": 121, "5090": 210, "4090": 165, "3090": 71,
-}  # fmt: skip
-"""Dense bf16 with fp32 accumulation (NVIDIA's data sheets): part of the device name → 10¹² FLOP/s, first match."""
 
 MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
 MATMUL_REPEATS = 5
@@ -30,9 +25,9 @@ def get_peak_flops(device: str, precision: str, threads: int) -> float:
     """
     if device == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name()
-        tflops = next((value for part, value in BF16_TFLOPS.items() if part in name), None)
-        if tflops:
-            return tflops * 1e12 * (0.5 if precision == "tf32" else 1)  # half in every data sheet
+        device, counted = find_device(name), "bf16" if precision == "fp8" else precision
+        if device is not None and counted in device.peak_flops:
+            return device.peak_flops[counted]
     return _measure_flops(device, precision)
 
 

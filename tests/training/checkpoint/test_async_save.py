@@ -24,7 +24,6 @@ from krill.training.checkpoint import async_save
 from krill.training.checkpoint.async_save import AsyncCheckpointSaver, copy_to_host
 from krill.training.checkpoint.hub_upload import HubUploader
 from krill.training.checkpoint.retention import CheckpointRetention
-from krill.training.estimate import memory
 from krill.training.trainer import KrillTrainer
 
 BACKGROUND = "save_in_background=true"
@@ -313,20 +312,10 @@ def test_rank0_writes_for_both_ranks(
     assert "not enough space" in (read_status(tmp_path / "full") or {})["error"]
 
 
-# --- limits and cost ---------------------------------------------------------------------------------------
+# --- limits ----------------------------------------------------------------------------------------
 
 
 def test_sharded_checkpoints_are_rejected(krill_train: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert krill_train(BACKGROUND, "hardware.sharding=fsdp2") == 2
     assert "set save_in_background=false or hardware.sharding=none" in capsys.readouterr().err
     assert krill_train.runs() == []
-
-
-def test_cpu_memory_estimate_includes_the_copy(make_config: Any) -> None:
-    synchronous, background = (
-        memory.estimate_step_memory(make_config(*overrides), 320, 2) for overrides in ((), (BACKGROUND,))
-    )
-    assert background.total - synchronous.total == synchronous.weights + synchronous.optimizer
-    line = memory.format_memory_lines(make_config(BACKGROUND), 320, 10**10)[0]
-    assert f"saving {memory.format_bytes(background.saving)}" in line
-    assert "saving" not in memory.format_memory_lines(make_config(), 320, 10**10)[0]

@@ -39,7 +39,7 @@ CUDA_CALLS = {
     "torch.cuda.empty_cache": "krill/resources.py",
     "torch.cuda.get_device_capability": "krill/training/compute/device.py",
     "torch.cuda.get_device_name": "krill/training/metrics/peak_flops.py",
-    "torch.cuda.get_device_properties": "krill/training/estimate/memory.py",
+    "torch.cuda.get_device_properties": "krill/plan/torch_device.py",
     "torch.cuda.is_available": "krill/training/compute/device.py",
     "torch.cuda.is_bf16_supported": "krill/training/compute/device.py",
     "torch.cuda.max_memory_allocated": "krill/training/metrics/throughput.py",

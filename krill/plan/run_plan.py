@@ -1,0 +1,309 @@
+"""The plan of one run: everything that its configuration says about what it will need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from krill.config.schema import MuonConfig, PlanOptionsConfig, TrainConfig, WSDSchedulerConfig
+from krill.device_table import Device
+from krill.plan.architecture import FP32_BYTES, Architecture, describe_architecture
+from krill.plan.calibration import Utilization, estimate_utilization
+from krill.plan.flops import TokenFlops, compute_token_flops, compute_update_flops
+from krill.plan.memory import MemoryPlan, compute_checkpoint_bytes, plan_memory
+from krill.plan.setting import ComputeSetting, build_compute_setting
+from krill.plan.text import TrainingText
+from krill.training.batch_shape import compute_training_length
+
+COMPUTE_OPTIMAL_RATIO = 20
+"""Tokens per parameter of a compute-optimal run (Hoffmann et al. 2022, "Chinchilla")."""
+
+MAX_USEFUL_EPOCHS = 4
+"""Epochs up to which repeated tokens are worth about as much as new ones (Muennighoff et al. 2023)."""
+
+REPEAT_HALF_LIFE = 15.4
+"""R*_D of Muennighoff et al. 2023: the repetitions after which a repeated token is worth 1/e of a new one."""
+
+UPDATE_MFU_SHARE = 0.8
+"""Newton–Schulz iterations, in the share of the MFU of the model's own matrix products (assumed)."""
+
+WRITE_BYTES_PER_SECOND = 1.0e9
+"""The speed at which checkpoints are written, hashed and synced (assumed; benchmarks/results/saving.json)."""
+
+STARTUP_SECONDS = {"cpu": 10.0, "cuda": 20.0}
+"""Imports, reading the tokens and building the model (assumed)."""
+
+COMPILE_SECONDS = 90.0
+"""The first step of a compiled run (assumed; one to two minutes)."""
+
+TOKENIZER_BYTES_PER_ENTRY = 60
+"""Bytes of a tokenizer's files for each entry of its vocabulary."""
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    """Seconds by part: steps, optimizer, validation, saving, startup."""
+
+    parts: dict[str, float]
+    utilization: Utilization
+
+    @property
+    def total(self) -> float:
+        """The expected time."""
+        return sum(self.parts.values())
+
+    @property
+    def shortest(self) -> float:
+        """The shortest time that is expected."""
+        return self.total * self.utilization.fastest
+
+    @property
+    def longest(self) -> float:
+        """The longest time that is expected."""
+        return self.total * self.utilization.slowest
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of `config` on `setting.device`."""
+
+    config: TrainConfig
+    vocab_size: int
+    architecture: Architecture
+    setting: ComputeSetting
+    text: TrainingText | None
+    options: PlanOptionsConfig
+    first_step: int = 0
+    """The step after which the run starts, for a branch."""
+
+    @cached_property
+    def steps(self) -> int | None:
+        """The optimizer steps; None: known once the tokens are prepared."""
+        if self.config.steps is None and self.text is None:
+            return None
+        rows = math.ceil(self.text.tokens / self.config.sequence_len) if self.text else 0
+        steps = compute_training_length(self.config, rows, self.setting.batch.rows_per_step).steps
+        return max(0, steps - self.first_step)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step over all ranks, padding included."""
+        return self.setting.batch.rows_per_step * self.config.sequence_len
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens that the run trains on."""
+        return None if self.steps is None else self.steps * self.tokens_per_step
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the training tokens."""
+        if self.config.epochs is not None:
+            return self.config.epochs
+        return self.tokens / self.text.tokens if self.tokens is not None and self.text else None
+
+    @property
+    def tokens_per_parameter(self) -> float | None:
+        """Tokens trained on for each parameter."""
+        return None if self.tokens is None else self.tokens / self.architecture.parameters
+
+    @property
+    def useful_tokens(self) -> float | None:
+        """New tokens that would be worth as much as the repeated ones (Muennighoff et al. 2023, equation 5)."""
+        if self.epochs is None or self.text is None or self.tokens is None or self.epochs <= 1:
+            return self.tokens
+        repetitions = self.epochs - 1
+        worth = REPEAT_HALF_LIFE * (1 - math.exp(-repetitions / REPEAT_HALF_LIFE))
+        return self.text.tokens * (1 + worth)
+
+    @cached_property
+    def token_flops(self) -> TokenFlops:
+        """FLOPs of one token."""
+        attended = self.text.attended if self.text else None
+        return compute_token_flops(self.architecture, self.config.sequence_len, attended)
+
+    @property
+    def flops(self) -> float | None:
+        """FLOPs of the model over the whole run."""
+        return None if self.tokens is None else self.tokens * self.token_flops.total
+
+    @cached_property
+    def memory(self) -> MemoryPlan:
+        """Bytes on one rank."""
+        return plan_memory(self.config, self.architecture, self.setting)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a rank has the memory."""
+        return self.memory.total <= self.setting.memory_per_rank
+
+    @cached_property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of one checkpoint, over all ranks."""
+        return sum(compute_checkpoint_bytes(self.config.optimizer, self.architecture))
+
+    @property
+    def checkpoints(self) -> int:
+        """The most checkpoints that exist at once: those kept, and the one that is being written."""
+        config = self.config
+        count = (
+            config.keep_checkpoints + config.keep_best + isinstance(config.scheduler, WSDSchedulerConfig) + 1
+        )
+        return count if self.steps is None else min(count, -(-self.steps // config.save_every))
+
+    @cached_property
+    def disk(self) -> dict[str, int]:
+        """Bytes on disk at most: checkpoints, the model, its tokenizer, and the tokens if they are known."""
+        size = 2 if self.config.export_dtype == "bf16" else FP32_BYTES
+        parts = {
+            "checkpoints": self.checkpoints * self.checkpoint_bytes,
+            "model": size * self.architecture.parameters,
+            "tokenizer": TOKENIZER_BYTES_PER_ENTRY * self.vocab_size,
+        }
+        if self.text is not None:
+            parts["tokens"] = self.text.tokens * (2 if self.vocab_size <= 2**16 else 4)
+        return parts
+
+    @cached_property
+    def time(self) -> TimePlan | None:
+        """Seconds of the run; None: the number of steps is not known."""
+        if self.steps is None:
+            return None
+        config, setting = self.config, self.setting
+        is_compiled = setting.is_compiled(self.steps)
+        used = estimate_utilization(
+            setting.device.kind, is_compiled, self.architecture.parameters, self.options.mfu
+        )
+        speed = used.mfu * setting.peak_flops
+        tokens = self.steps * setting.batch.rows_per_rank * config.sequence_len / setting.context_parallel
+        recomputed = 4 / 3 if setting.gradient_checkpointing else 1.0
+        parts = {"steps": tokens * self.token_flops.total * recomputed / speed}
+        parts["optimizer"] = self.steps * self._estimate_update_seconds(speed)
+        parts["validation"] = self._estimate_validation_seconds(speed)
+        saves = -(-self.steps // config.save_every)
+        written = self.checkpoint_bytes / WRITE_BYTES_PER_SECOND
+        parts["saving"] = (0 if config.save_in_background else saves) * written
+        parts["startup"] = STARTUP_SECONDS[setting.device.kind] + (COMPILE_SECONDS if is_compiled else 0.0)
+        return TimePlan(parts, used)
+
+    def _estimate_update_seconds(self, speed: float) -> float:
+        """Returns the seconds of an optimizer step: Muon's matrix products, and the bytes that are moved."""
+        ranks = self.setting.world_size if isinstance(self.config.optimizer, MuonConfig) else 1
+        products = compute_update_flops(self.config.optimizer, self.architecture) / ranks
+        state = compute_checkpoint_bytes(self.config.optimizer, self.architecture)[1]
+        moved = 3 * FP32_BYTES * self.architecture.parameters + 2 * state
+        share = self.setting.shard_size * (
+            1 if self.setting.device.kind == "cuda" else 1 / self.setting.ranks_per_node
+        )
+        return products / (UPDATE_MFU_SHARE * speed) + moved / share / self.setting.device.bandwidth
+
+    def _estimate_validation_seconds(self, speed: float) -> float:
+        """Returns the seconds of all validations, a forward pass of a third of the FLOPs each; 0: size unknown."""
+        assert self.steps is not None
+        if self.text is None:
+            return 0.0
+        fraction = self.config.data.validation_fraction
+        held_out = self.text.tokens * fraction / max(1e-9, 1 - fraction)
+        if self.config.eval_tokens is not None:
+            held_out = min(held_out, self.config.eval_tokens)
+        validations = -(-self.steps // self.config.eval_every)
+        ranks = self.setting.batch.world_size
+        return validations * held_out * self.token_flops.total / 3 / speed / ranks
+
+    @property
+    def price(self) -> float | None:
+        """What all devices cost for the expected time."""
+        if self.options.price_per_hour is None or self.time is None:
+            return None
+        return self.time.total / 3600 * self.num_devices * self.options.price_per_hour
+
+    @property
+    def energy(self) -> float | None:
+        """Kilowatt-hours of all devices at the limit of their boards."""
+        if self.setting.device.power is None or self.time is None:
+            return None
+        return self.time.total / 3600 * self.num_devices * self.setting.device.power / 1000
+
+    @property
+    def num_devices(self) -> int:
+        """The devices of the run: one per rank, or the machines of a run on CPUs."""
+        is_cpu = self.setting.device.kind == "cpu"
+        return self.setting.world_size // (self.setting.ranks_per_node if is_cpu else 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all figures as JSON values."""
+        time = self.time
+        return {
+            "name": self.config.name,
+            "model": self.config.model.name,
+            "device": self.setting.device.name,
+            "devices": self.num_devices,
+            "ranks": self.setting.world_size,
+            "precision": self.setting.precision,
+            "loss": self.setting.loss,
+            "compiled": self.setting.is_compiled(self.steps),
+            "vocabulary": self.vocab_size,
+            "parameters": self.architecture.count_parameters(),
+            "steps": self.steps,
+            "tokens_per_step": self.tokens_per_step,
+            "tokens": self.tokens,
+            "epochs": self.epochs,
+            "tokens_per_parameter": self.tokens_per_parameter,
+            "flops": self.flops,
+            "flops_per_token": {
+                "dense": self.token_flops.dense,
+                "attention": self.token_flops.attention,
+                "head": self.token_flops.head,
+            },
+            "memory": {
+                "total": self.memory.total,
+                "available": self.setting.memory_per_rank,
+                "fits": self.fits,
+                "peak": self.memory.peak_moment,
+                "moments": self.memory.moments,
+            },
+            "disk": self.disk | {"total": sum(self.disk.values())},
+            "seconds": time
+            and {
+                **time.parts,
+                "total": time.total,
+                "shortest": time.shortest,
+                "longest": time.longest,
+                "mfu": time.utilization.mfu,
+                "status": time.utilization.status,
+            },
+            "price": self.price,
+            "kilowatt_hours": self.energy,
+        }
+
+
+NO_OPTIONS = PlanOptionsConfig(device=None, count=None, devices=None, price_per_hour=None, mfu=None)
+"""The options of the plan that krill-train makes of itself."""
+
+
+def build_run_plan(
+    config: TrainConfig,
+    vocab_size: int,
+    device: Device,
+    text: TrainingText | None = None,
+    options: PlanOptionsConfig = NO_OPTIONS,
+    first_step: int = 0,
+) -> RunPlan:
+    """Returns the plan of `config`; figures are computed when they are read.
+
+    Args:
+        config: The run; hardware.processes is a number.
+        vocab_size: Entries of the tokenizer.
+        device: What each rank computes on.
+        text: The training tokens, if they are known.
+        options: Section plan of krill-plan.
+        first_step: The step at which a branch starts.
+
+    Raises:
+        UsageError: the device lacks the precision, the batch does not divide, or the model cannot be described.
+    """
+    setting = build_compute_setting(config, device)
+    architecture = describe_architecture(config.model, vocab_size)
+    return RunPlan(config, architecture.vocab_size, architecture, setting, text, options, first_step)
