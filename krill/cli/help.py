@@ -22,6 +22,7 @@ COMMAND_EXAMPLES: dict[str, list[str]] = {
         "krill-plan model=llama_350m tokenizer=bpe_32k plan.device=h100 plan.price_per_hour=2.5",
         "krill-plan experiment=tiny_ko hardware=gpus plan.device=a100 plan.count=8",
         "krill-plan -m model=llama_125m,llama_350m plan.device=h100,l4",
+        "krill-plan budget=8h plan.device=h100 plan.count=8 tokenizer=bpe_32k",
     ],
     "preprocess": [
         "krill-preprocess",
@@ -88,6 +89,7 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
     "plan": [
         ("plan.device=NAME", "device to plan for, such as h100, a100 or l4; by default that of this machine"),
         ("plan.count=N", "number of devices, each with one rank"),
+        ("budget=1e19 or budget=8h", "propose a model and its length for FLOPs or for hours"),
         ("plan.price_per_hour=X", "price of one device for an hour"),
         ("plan.mfu=X", "model FLOPs utilization, instead of the calibration's"),
         ("plan.devices=FILE", "a YAML file with devices of your own"),

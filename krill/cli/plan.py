@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from krill.cli import app
-from krill.tables import print_wrapped
+from krill.errors import UsageError
+from krill.tables import get_terminal_width, print_wrapped
 
 if TYPE_CHECKING:
     from krill.config.schema import PlanConfig
     from krill.launch.invocation import Invocation
     from krill.plan.run_plan import RunPlan
+
+
+PLAN_KEYS = ("plan", "budget", "format")
+"""Keys that krill-train does not have."""
 
 
 def main() -> int:
@@ -25,6 +32,8 @@ def run_task(invocation: Invocation) -> RunPlan:
     from krill.config.schema import PlanConfig
 
     config = invocation.validate(PlanConfig)
+    if config.budget is not None:
+        return _print_proposals(config, invocation, config.budget)
     plan = make_plan(config, invocation)
     if not invocation.is_sweep_point:
         _print_plan(plan, config.format)
@@ -41,6 +50,57 @@ def _print_plan(plan: RunPlan, format: str) -> None:
     from krill.plan.report import format_plan
 
     print_wrapped("\n".join(format_plan(plan)))
+
+
+def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) -> RunPlan:
+    """Prints what the budget buys with each preset of model=; returns the plan that is proposed."""
+    from krill.config.overrides import get_override_key
+    from krill.plan.budget import format_proposals, propose_runs
+
+    if invocation.is_sweep_point:
+        raise UsageError("budget= compares the presets itself: leave -m out")
+    arguments = [
+        override
+        for override in _drop_chosen_keys(invocation.overrides)
+        if get_override_key(override).partition(".")[0] not in PLAN_KEYS
+    ]
+    proposals = propose_runs(_iterate_presets(invocation), budget, arguments)
+    if config.format == "json":
+        values = [proposal.to_json() for proposal in proposals]
+        print(json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False))
+    else:
+        print("\n".join(format_proposals(proposals, budget, get_terminal_width(sys.stdout))))
+    return proposals[0].plan
+
+
+def _drop_chosen_keys(overrides: Sequence[str]) -> list[str]:
+    """Returns `overrides` without what a proposal chooses: the model, the length and the learning rate."""
+    from krill.config.overrides import get_override_key
+
+    chosen = ("model", "steps", "epochs", "lr")
+    return [override for override in overrides if get_override_key(override).partition(".")[0] not in chosen]
+
+
+def _iterate_presets(invocation: Invocation) -> Iterator[tuple[str, RunPlan]]:
+    """Yields each Llama and Qwen3 option of model= and its plan, with the other arguments of the command line."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from krill.cli.compose import compose_config
+    from krill.config.paths import CONF_DIR, list_config_options
+    from krill.config.schema import PlanConfig, TransformerConfig
+    from krill.config.validation import validate_config
+    from krill.launch.auto_processes import resolve_auto_processes
+
+    folders = invocation.composition.user_folders
+    others = _drop_chosen_keys(invocation.overrides)
+    for name in sorted(list_config_options("model", [*folders, CONF_DIR])):
+        try:
+            composed = compose_config("plan", [*others, f"model={name}"], folders)
+            preset = resolve_auto_processes(validate_config(PlanConfig, composed))
+        except (UsageError, OmegaConfBaseException):  # model=auto needs model.model_type
+            continue
+        if isinstance(preset.model, TransformerConfig):
+            yield name, make_plan(preset, invocation)
 
 
 def make_plan(config: PlanConfig, invocation: Invocation) -> RunPlan:

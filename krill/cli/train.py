@@ -100,6 +100,7 @@ def _run_on_rank0(
     from krill.launch.identity import compute_identity
     from krill.plan.dry_run import record_plan
     from krill.runs.hub import check_hub_access, download_checkpoint, find_remote_checkpoint
+    from krill.runs.plan_record import read_plan_record
     from krill.runs.record import Record
     from krill.training import ranks
     from krill.training.checkpoint.hub_upload import push_finished_run
@@ -135,6 +136,8 @@ def _run_on_rank0(
                     record.update(plan=record_plan(config, inputs))
                     download_checkpoint(remote, claimed.folder)
                     _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
+                if (planned := read_plan_record(claimed.folder)) is not None:
+                    log.info("%s", planned)
         invocation.print_result_folder(claimed.folder)
     return record.status.get("metrics", {}).get("eval_loss")
 

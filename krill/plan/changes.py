@@ -42,6 +42,8 @@ def _apply_overrides(config: TrainConfig, overrides: tuple[str, ...]) -> TrainCo
         _set_value(values, key, yaml.safe_load(text))
         for other in _get_excluded_keys(key):
             _set_value(values, other, None)
+        if key == "lr":
+            _set_value(values, "optimizer.lr", yaml.safe_load(text))
         if key == "sequence_len":
             _set_value(values, "model.max_position_embeddings", yaml.safe_load(text))
     return type(config).model_validate(values)

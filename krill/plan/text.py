@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PYTHON_DOCS_BYTES = 2_774_000
 """Bytes of the built-in text (Python 3.11), which takes seconds to read."""
 
-BYTES_PER_TOKEN = {4096: 3.7, 32_768: 4.3, 131_072: 4.6}
+ASSUMED_BYTES_PER_TOKEN = {4096: 3.7, 32_768: 4.3, 131_072: 4.6}
 """Entries of a vocabulary and bytes per token of English text: the first measured on the built-in text, the others
 assumed. Korean text has about as many, as a syllable is three bytes."""
 
@@ -70,7 +70,7 @@ def find_training_text(
     size = _find_text_bytes(config, open_inputs)
     if size is None:
         return None
-    share = interpolate_log(BYTES_PER_TOKEN, vocab_size)
+    share = interpolate_log(ASSUMED_BYTES_PER_TOKEN, vocab_size)
     tokens = round(size * (1 - config.data.validation_fraction) / share)
     source = f"about, from {size / 1e6:,.1f} MB of text and {share:.1f} bytes per token (assumed)"
     return TrainingText(tokens, None, source, is_exact=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from krill.models.cost import compute_mean_attention_span, compute_training_flop
 from krill.plan.run_plan import build_run_plan
 from krill.plan.torch_device import describe_torch_device, get_device_memory
 from krill.runs import checkpoints
+from krill.runs.plan_record import read_plan_record
 from krill.runs.record import read_status
 
 Configure = Callable[..., TrainConfig]
@@ -88,7 +90,22 @@ def test_a_run_records_its_plan_and_logs_the_memory(
         recorded["memory"]["moments"][recorded["memory"]["peak"]].values()
     )
     total, available = (recorded["memory"][key] / 1e9 for key in ("total", "available"))
-    assert f"memory      about {total:.3g} GB of {available:.3g} GB" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert f"memory      about {total:.3g} GB of {available:.3g} GB" in err
+    record = read_plan_record(Path("planned"))
+    assert record is not None
+    assert str(record) in err.splitlines()
+    assert (record.planned_seconds, record.planned_memory) == (
+        recorded["seconds"]["total"], recorded["memory"]["total"],
+    )  # fmt: skip
+    assert record.memory > 10**8
+    assert str(replace(record, planned_seconds=6742, seconds=107)).startswith(
+        "planned     1:52 h, took 1:47 min; memory "
+    )
+
+
+def test_a_run_without_a_plan_has_no_record_of_it(train_in: Any, make_config: Configure) -> None:
+    assert read_plan_record(train_in(make_config("steps=1"))) is None
 
 
 def test_device_memory_is_at_most_the_memory_of_the_machine() -> None:
