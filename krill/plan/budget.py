@@ -87,8 +87,8 @@ def propose_runs(
     proposals = [proposal for name, plan in presets if (proposal := _propose(name, plan, budget))]
     if not proposals:
         raise UsageError(
-            f"budget={budget}: less than {MIN_BUDGET_STEPS} steps of the smallest preset; use a larger budget, such as "
-            "budget=1e15 or budget=1h"
+            f"budget={budget}: less than {MIN_BUDGET_STEPS} steps of the smallest preset; use a larger budget, such "
+            "as budget=1e15 or budget=1h"
         )
     proposals = [replace(proposal, arguments=tuple(arguments)) for proposal in proposals]
     return sorted(proposals, key=lambda one: (not one.plan.fits, one.distance))

@@ -40,6 +40,10 @@ CPU_HEAP_SHARE = 0.2
 """The share of its tensors that glibc's heap keeps beside them: freed blocks between others (measured:
 benchmarks/plan_memory.py). Only of tensors below `MMAP_BYTES`."""
 
+CPU_KEPT_SHARE = 1.0
+"""The share of the memory that the backward pass has freed which the matrices of Muon's step do not reuse in glibc's
+heap, at most as much as they take (measured: benchmarks/plan_memory.py)."""
+
 MMAP_BYTES = 2**25
 """glibc returns larger blocks to the system at once (M_MMAP_THRESHOLD, at most 32 MiB)."""
 
@@ -88,9 +92,13 @@ def plan_memory(
     for name, parts in step.list_moments():
         total = sum(parts.values())
         parts["context"] = step.compute_context(total)
-        kept = {part: parts[part] for part in PARTS if parts.get(part)}
-        if name not in moments or sum(kept.values()) > sum(moments[name].values()):
-            moments[name] = kept
+        present = {part: parts[part] for part in PARTS if parts.get(part) or part == "context"}
+        if name not in moments or sum(present.values()) > sum(moments[name].values()):
+            moments[name] = present
+    if setting.device.kind == "cpu":
+        freed = sum(moments["backward"].get(part, 0) for part in ("activations", "logits", "buffers"))
+        kept = min(freed, moments["optimizer"].get("buffers", 0))
+        moments["optimizer"]["context"] += round(CPU_KEPT_SHARE * kept)
     return MemoryPlan(moments)
 
 

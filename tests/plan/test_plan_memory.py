@@ -109,6 +109,7 @@ def test_peak_is_that_of_a_real_step(index: int, monkeypatch: pytest.MonkeyPatch
     """Tensors alone: the process is measured by benchmarks/plan_memory.py."""
     monkeypatch.setattr(plan_memory_module, "CPU_PROCESS_BYTES", 0)
     monkeypatch.setattr(plan_memory_module, "CPU_HEAP_SHARE", 0.0)
+    monkeypatch.setattr(plan_memory_module, "CPU_KEPT_SHARE", 0.0)
     (config, options), sequence_len = MEASURED[index], 128
     measured, fixed = measure_step(config, options, sequence_len)
     setting = make_setting(
