@@ -136,8 +136,8 @@ def _run_on_rank0(
                     record.update(plan=record_plan(config, inputs))
                     download_checkpoint(remote, claimed.folder)
                     _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
-                if (planned := read_plan_record(claimed.folder)) is not None:
-                    log.info("%s", planned)
+                if (plan_record := read_plan_record(claimed.folder)) is not None:
+                    log.info("%s", plan_record)
         invocation.print_result_folder(claimed.folder)
     return record.status.get("metrics", {}).get("eval_loss")
 

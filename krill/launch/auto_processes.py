@@ -10,7 +10,7 @@ from krill.launch.devices import list_visible_gpus
 from krill.runs.slurm import get_node_name
 from krill.training.compute.device import world_size_from_env
 
-TrainOrModelConfig = TypeVar("TrainOrModelConfig", TrainConfig, ModelCommandConfig)
+TrainOrModelConfig = TypeVar("TrainOrModelConfig", PlanConfig, TrainConfig, ModelCommandConfig)
 
 
 def resolve_auto_processes(config: TrainOrModelConfig) -> TrainOrModelConfig:

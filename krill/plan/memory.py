@@ -359,7 +359,7 @@ class _Step:
             entry[0] += count
             entry[1] = max(entry[1], max(min(matrix) for matrix in kind.matrices))
         peak = previous = 0
-        for (rows, columns), (count, side) in by_shape.items():  # type: ignore[misc]
+        for (rows, columns), (count, side) in by_shape.items():
             entries = rows * columns
             batch = min(-(-count // ranks), max(1, MAX_BATCH_ELEMENTS // entries))
             stacked = batch * entries
@@ -372,7 +372,7 @@ class _Step:
             return peak, 0
         entries = sum(count * kind.entries for kind, count in matrices)
         whole = entries if not self.is_sharded else -(-entries // ranks)
-        largest = max(rows * columns * count for (rows, columns), (count, _) in by_shape.items())  # type: ignore[misc]
+        largest = max(rows * columns * count for (rows, columns), (count, _) in by_shape.items())
         return peak, 2 * FP32_BYTES * whole + (FP32_BYTES + ns_size) * (
             largest if not self.is_sharded else -(-largest // ranks)
         )

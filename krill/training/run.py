@@ -286,7 +286,7 @@ def _finish_run(
         save_final_model(model, setup, metrics, baselines)
         step = trainer.state.global_step
         results = evaluate_final_model(setup, step, seconds, evaluation.get_final_results(step))
-        if not evaluation.config.every:
+        if results and not evaluation.config.every:
             trackers.log_scores(step, list_metrics(results))
         verdict = record_verdict(setup, record, metrics["step"], baselines, metrics.get("stopped_by"))
         trackers.log_model()

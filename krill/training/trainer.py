@@ -258,8 +258,9 @@ class KrillTrainer(Trainer):
         return metrics
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        is_due = self.args.eval_strategy != "no" and self.state.global_step % self.state.eval_steps == 0
-        metrics = super()._evaluate(*args, **kwargs) if is_due else {}
+        step, state = self.state.global_step, self.state
+        is_validation_due = step % state.eval_steps == 0 or step == state.max_steps
+        metrics = super()._evaluate(*args, **kwargs) if is_validation_due else {}
         self.evaluate_tasks()
         self.control.should_evaluate = False
         return metrics

@@ -25,7 +25,7 @@ from krill.evaluation.rank_share import RankShare
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
 from krill.evaluation.task import Item, Task
-from krill.evaluation.token_scorer import TokenScorer
+from krill.evaluation.token_scorer import TokenScorer, ignore_progress
 from krill.tokenizer.artifact import TokenizerFolder
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra eval is not installed")
@@ -122,7 +122,7 @@ def test_logprobs_are_those_of_hflm(name: str, subject: Subject, tasks: Path) ->
     from krill.evaluation.lm_eval_model import SubjectLM
 
     loaded = lm_eval_tasks.load_tasks(name, None)["tasks"][name]
-    answers = SubjectLM(subject, lambda count: None).loglikelihood(loaded.instances)
+    answers = SubjectLM(subject, ignore_progress).loglikelihood(loaded.instances)
     np.testing.assert_allclose([answer[0] for answer in answers], expected, atol=1e-4, rtol=0)
     result = evaluate(name, subject)
     for score in result.scores:
@@ -186,7 +186,7 @@ def test_answers_are_generated_greedily(subject: Subject, tasks: Path) -> None:
     from krill.evaluation.lm_eval_model import SubjectLM
 
     requests = lm_eval_tasks.load_tasks("krill_open", None)["tasks"]["krill_open"].instances
-    answers = SubjectLM(subject, lambda count: None).generate_until(requests)
+    answers = SubjectLM(subject, ignore_progress).generate_until(requests)
     assert answers == expected
     assert evaluate("krill_open", subject).main_score.metric == "exact_match"
 
@@ -201,7 +201,7 @@ def test_every_rank_has_the_scores_of_all(model: Any, tokenizer: TokenizerFolder
     def answer(share: RankShare) -> list[tuple[float, bool]]:
         subject = Subject("tiny", model, tokenizer, None, 100, share)
         assert isinstance(subject.scorer, TokenScorer)
-        return SubjectLM(subject, lambda count: None).loglikelihood(loaded.instances)
+        return SubjectLM(subject, ignore_progress).loglikelihood(loaded.instances)
 
     alone, (first, second) = answer(RankShare()), run_ranks(2, answer)
     assert first == second

@@ -24,10 +24,10 @@ def get_peak_flops(device: str, precision: str, threads: int) -> float:
     low on a device that is busy otherwise. `threads`, the number of CPU threads, is part of the cache key.
     """
     if device == "cuda" and precision != "fp32":
-        name = torch.cuda.get_device_name()
-        device, counted = find_device(name), "bf16" if precision == "fp8" else precision
-        if device is not None and counted in device.peak_flops:
-            return device.peak_flops[counted]
+        sheet = find_device(torch.cuda.get_device_name())
+        counted = "bf16" if precision == "fp8" else precision
+        if sheet is not None and counted in sheet.peak_flops:
+            return sheet.peak_flops[counted]
     return _measure_flops(device, precision)
 
 

@@ -124,7 +124,7 @@ def test_an_interrupted_evaluation_is_repeated_once(
 
     with monkeypatch.context() as patch:
         before_each_batch(patch, interrupt)
-        assert krill_train(*EVALUATED, "evaluation.max_batch_tokens=256") == 75
+        assert krill_train(*EVALUATED, "evaluation.max_batch_tokens=128") == 75
     (run,) = krill_train.runs()
     assert list_checkpoint_steps(run) == [2]
     assert read_scores(run) == {}

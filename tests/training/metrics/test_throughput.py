@@ -99,6 +99,12 @@ def test_an_unknown_device_is_measured() -> None:
     assert 1e8 < get_peak_flops("cpu", "fp32", 1) < 1e14
 
 
+def test_a_card_that_is_not_in_the_table_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Unheard-of 1")
+    monkeypatch.setattr(peak_flops, "_measure_flops", lambda device, precision: {"cuda": 7.0}[device])
+    assert get_peak_flops.__wrapped__("cuda", "bf16", 1) == 7.0
+
+
 def test_an_unknown_device_is_measured_in_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a dry run, in which nothing has applied the precision before."""
     precisions: list[str] = []
