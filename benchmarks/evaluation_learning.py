@@ -124,7 +124,11 @@ def main() -> None:
     arguments = parser.parse_args()
     languages = {"english": ["data=python_docs"]}
     if arguments.korean:
-        languages["korean"] = ["data=files", f"data.paths=[{arguments.korean.absolute()}]", "sequence_len=128"]
+        languages["korean"] = [
+            "data=files",
+            f"data.paths=[{arguments.korean.absolute()}]",
+            "sequence_len=128",
+        ]
     report: dict[str, Any] = {
         "date": date.today().isoformat(), "processor": platform.processor() or platform.machine(),
         "versions": read_versions("krill", "torch", "transformers"),
