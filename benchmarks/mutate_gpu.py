@@ -118,7 +118,7 @@ MUTATIONS = {
         ("torch.cuda.empty_cache()", "torch.cuda.empty_caches()"),
     ],
     "training/metrics/peak_flops.py": [
-        ("name = torch.cuda.get_device_name()", "name = torch.cuda.get_name()"),
+        ("find_device(torch.cuda.get_device_name())", "find_device(torch.cuda.get_name())"),
         ("torch.cuda.synchronize()", "pass"),
     ],
     "training/metrics/throughput.py": [

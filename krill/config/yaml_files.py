@@ -193,7 +193,8 @@ def _find_key_errors(file: ConfigFile) -> Errors:
     """Yields options that are set as values, and interpolations that do not parse."""
     if not file.prefix:
         for key, value in file.items:
-            if key.value in list_config_groups() and not isinstance(value, yaml.MappingNode):
+            is_section = isinstance(value, yaml.MappingNode) or _is_optional_section(file, key.value, value)
+            if key.value in list_config_groups() and not is_section:
                 yield _get_line(key), _describe_value_of_group(file, key.value, value)
     unsupported = HYDRA_KEYS if file.path.name != "_hydra.yaml" else {}  # a copy of krill's
     for key_name, message in unsupported.items():
@@ -205,6 +206,14 @@ def _find_key_errors(file: ConfigFile) -> Errors:
                 parse(node.value)
             except OmegaConfBaseException as error:
                 yield _get_line(node), f"{node.value}: {get_first_line(error)}"
+
+
+def _is_optional_section(file: ConfigFile, group: str, value: yaml.Node) -> bool:
+    """Returns whether a section is null because the defaults list of the file chooses no option of its group."""
+    defaults = file.get("defaults")
+    entries = defaults.value if isinstance(defaults, yaml.SequenceNode) else []
+    pairs = [pair for entry in entries if isinstance(entry, yaml.MappingNode) for pair in entry.value]
+    return _is_null(value) and any(key.value == group and _is_null(option) for key, option in pairs)
 
 
 def _describe_value_of_group(file: ConfigFile, group: str, value: yaml.Node) -> str:

@@ -11,6 +11,7 @@ fields:                     # only what has another key in the items
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -27,7 +28,6 @@ from krill.config.yaml_files import ConfigFile, read_config_file
 from krill.errors import UsageError, get_first_line
 from krill.evaluation.item_records import RecordReader
 from krill.evaluation.task import Task
-from krill.sources.formats import BOM
 
 TASK_SUFFIXES = (".yaml", ".yml")
 
@@ -108,7 +108,7 @@ def _describe_error(file: ConfigFile, error: ErrorDetails) -> str:
 
 def _read_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Yields the numbers and texts of the lines that are not empty; a BOM at the beginning is skipped."""
-    for number, line in enumerate(file.read_bytes().removeprefix(BOM).split(b"\n"), 1):
+    for number, line in enumerate(file.read_bytes().removeprefix(BOM_UTF8).split(b"\n"), 1):
         if line.strip():
             try:
                 yield number, line.decode()

@@ -13,7 +13,6 @@ from krill.errors import UsageError
 from krill.evaluation.custom_tasks import CustomTaskSource, list_custom_tasks
 from krill.inference.prompts import check_prompts_path
 from krill.runs.checkpoints import list_checkpoints
-from krill.sources.registry import open_source
 from krill.text.documents import compute_data_signature
 from krill.training.batch_shape import resolve_batch_shape
 
@@ -123,6 +122,8 @@ def _hash_own_content(config: EvaluateConfig) -> list[Any]:
         CustomTaskSource(task).content_hash for task in list_custom_tasks(config.evaluation.tasks)
     ]
     if config.data is not None:
+        from krill.sources.registry import open_source  # with pyarrow
+
         hashes.append(compute_data_signature(config.data, open_source(config.data).fingerprint))
     return hashes
 

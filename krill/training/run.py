@@ -288,7 +288,7 @@ def _finish_run(
         results = evaluate_final_model(setup, step, seconds, evaluation.get_final_results(step))
         if results and not evaluation.config.every:
             trackers.log_scores(step, list_metrics(results))
-        verdict = record_verdict(setup, record, metrics["step"], baselines, metrics.get("stopped_by"))
+        verdict = record_verdict(setup, record, step, baselines, metrics.get("stopped_by"))
         trackers.log_model()
         uploader.finish()
         log_summary(setup, metrics, baselines, verdict)

@@ -172,7 +172,7 @@ def test_a_dry_run_loads_custom_code_and_does_not_know_its_memory(
     assert app.main("train", train.run_task, arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("optimizer unknown" in line for line in lines if line.startswith("memory"))
-    assert any("without the state of the optimizer" in line for line in lines if line.startswith("disk"))
+    assert any("with the state of AdamW" in line for line in lines if line.startswith("disk"))
 
 
 def test_a_preset_that_needs_a_hidden_size_reports_it(working_dir: Path):

@@ -316,7 +316,7 @@ def test_text_that_changes_during_the_preparation_raises(
     (tmp_path / "grown").unlink()
     done = krill("preprocess", *arguments, "data.num_tasks=1", "data.task=0", "data.min_chars=2", code=2)
     assert "changed" in done.stderr
-    assert not list(tmp_path.glob("outputs/data/.*/parts/*"))
+    assert not list(tmp_path.glob("outputs/data/.*/parts/*.npz"))
 
     (tmp_path / "grown").unlink()
     arguments = ("data=files", *arguments[1:2], *arguments[-2:], "tokenizer.vocab_size=300")

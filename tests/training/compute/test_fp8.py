@@ -102,7 +102,7 @@ def test_dry_run_shows_the_layers_and_no_copies_of_weights(
         lines[precision] = dict(line.split(maxsplit=1) for line in plan_lines(config, tmp_path))
     assert lines["fp8"]["device"] == "cuda, fp8 tensorwise in 14 of 15 linear layers"
     assert lines["bf16"]["device"] == "cuda"
-    assert "40 % of 989 TFLOP/s" in lines["fp8"]["time"]  # the peak of bf16
+    assert lines["fp8"]["time"] == lines["bf16"]["time"]  # by the peak of bf16
     saved = [re.search(r"activations ([\d.]+ \w+)", lines[precision]["memory"]) for precision in lines]
     assert all(saved)
     assert len({match[1] for match in saved if match}) == 2
