@@ -44,13 +44,13 @@ def test_killed_rank_is_named_and_not_the_one_that_lost_it(
 
 def test_stopped_rank_is_named_with_its_step_and_all_are_killed(tmp_path: Path) -> None:
     beat = (
-        "import sys, time\nfor n in range(10**6):\n"
-        "    open(sys.argv[1], 'w').write(f'17 {n}'); print('ready', flush=True); time.sleep(0.01)"
+        "import os, sys, time\nfile = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\nfor n in range(10**6):\n"
+        "    os.pwrite(file, f'17 {n}'.encode(), 0); print('ready', flush=True); time.sleep(0.01)"
     )
     watch, group = RankWatch(tmp_path, 2, 3), ProcessGroup()
     for rank in range(2):
         group.start(rank, [sys.executable, "-c", beat, str(watch.files[rank])], {}, tmp_path / str(rank))
-        while not watch.files[rank].exists():
+        while not watch.files[rank].exists() or not watch.files[rank].stat().st_size:
             time.sleep(0.01)
     watch.changed_at = [time.monotonic()] * 2
     stopped = group._running[1]
