@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
+from krill.config.paths import expand_home
 from krill.config.schema.base import Section
 from krill.config.suggestions import suggest
 from krill.errors import UsageError
@@ -64,7 +65,7 @@ def list_devices(file: str | None = None) -> dict[str, Device]:
     known = _read_table(TABLE_FILE)
     if file is None:
         return {name: device for name, (device, _) in known.items()}
-    own = _read_table(Path(file).expanduser())
+    own = _read_table(expand_home(file))
     return {
         name: device for name, (device, _) in (own | {k: v for k, v in known.items() if k not in own}).items()
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.config.custom_code import build_custom_code_error, hash_custom_function, import_custom_function
+from krill.config.paths import expand_home
 from krill.errors import KrillError, UsageError
 from krill.evaluation.item_records import RecordReader
 from krill.evaluation.languages import find_main_language
@@ -74,7 +75,7 @@ class CustomTaskSource:
     @cached_property
     def _task(self) -> Task:
         if self._function is None:
-            return read_task_file(Path(self.reference).expanduser())
+            return read_task_file(expand_home(self.reference))
         return _call_function(self._function)
 
 

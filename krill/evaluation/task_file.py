@@ -21,7 +21,7 @@ from omegaconf._utils import get_yaml_loader
 from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from krill.config.paths import relative_path
+from krill.config.paths import expand_home, relative_path
 from krill.config.schema.base import Section
 from krill.config.suggestions import suggest
 from krill.config.yaml_files import ConfigFile, read_config_file
@@ -57,7 +57,7 @@ def read_task_file(path: Path) -> Task:
     if not path.is_file():
         raise UsageError(f"tasks={path}: no such file (relative to {Path.cwd()})")
     config = _read_config(path)
-    file = path.parent / Path(config.items).expanduser()
+    file = path.parent / expand_home(config.items)
     items_file = str(relative_path(file))
     if not file.is_file():
         raise UsageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.config import custom_code
@@ -106,7 +105,7 @@ def _compute_evaluation_identity(config: EvaluateConfig) -> str:
 
     The weights may be large, and are hashed by the evaluation itself: it finds the results of the same weights.
     """
-    path = Path(config.model.path).expanduser()
+    path = expand_home(config.model.path)
     folders = [path, path / "model", *list_checkpoints(path / "checkpoints")[-1:]]
     folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
     files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) if folder else []

@@ -128,7 +128,7 @@ def resolve_all_models(key: str, text: str, root: Path) -> list[str]:
 
     Runs without a model are logged. Raises UsageError for a glob or a sweep without any model.
     """
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if MODEL.is_met(path):
         return [text]
     label = f"{key}={text}"
