@@ -25,7 +25,7 @@ from krill import atomic
 from krill.config.paths import get_outputs_root, relative_path
 from krill.config.schema import InferConfig
 from krill.config.signature import compute_signature
-from krill.errors import DONE, FAILED, INTERRUPTED, KrillError, SignalInterrupt, UsageError
+from krill.errors import UsageError
 from krill.inference.batch import Answer, AnswerFiles, BatchPlan, answer_prompts, encode_prompts
 from krill.inference.batch_progress import BatchProgress
 from krill.inference.conversation import select_template
@@ -35,13 +35,13 @@ from krill.inference.prompts import STDIN, Prompt, read_prompts
 from krill.inference.token_scores import TOP_ALTERNATIVES
 from krill.inspection.scored_text import score_to_json
 from krill.inspection.token_display import TokenRenderer
-from krill.launch.local import RANK_GRACE_SECONDS, get_rank_threads
+from krill.launch.local import RANK_GRACE_SECONDS, count_local_ranks, get_rank_threads
 from krill.launch.preload import PreloadedServer
-from krill.launch.rank_errors import build_rank_failure, pop_first_rank_error, write_rank_error
+from krill.launch.rank_errors import build_rank_failure, pop_first_rank_error
+from krill.launch.rank_process import run_rank
 from krill.launch.supervise import ProcessGroup
 from krill.models.model_folder import silence_transformers
-from krill.signals import die_with_parent, raise_on_signal
-from krill.terminal import TerminalFormatter
+from krill.signals import raise_on_signal
 from krill.training.compute.compilation import explain_compile_errors, find_compile_obstacle
 from krill.training.compute.device import (
     apply_precision,
@@ -118,7 +118,7 @@ def answer_batch(config: InferConfig, prompts: list[Prompt] | None, folder: Path
                 log.info("resuming    %s of %s answers are there", f"{done:,}", f"{len(plan.keys):,}")
             with BatchProgress(len(plan.keys), done) if is_rank0() else nullcontext() as progress:
                 report = progress.report if progress else _ignore
-                if get_world_size() == 1 and _count_ranks(config) > 1:
+                if get_world_size() == 1 and config.hardware.processes != 1:
                     _answer_on_ranks(config, plan, files, report)
                 else:
                     with raise_on_any_rank():
@@ -129,12 +129,6 @@ def answer_batch(config: InferConfig, prompts: list[Prompt] | None, folder: Path
 
 def _ignore(answer: Answer) -> None:
     """Reports nothing: rank 0 alone shows progress."""
-
-
-def _count_ranks(config: InferConfig) -> int:
-    processes = config.hardware.processes
-    assert processes != "auto"  # resolved by krill.launch.auto_processes
-    return processes
 
 
 def _plan_batch(
@@ -207,12 +201,7 @@ def _answer_on_ranks(
     config: InferConfig, plan: BatchPlan, files: AnswerFiles, report: Callable[[Answer], None]
 ) -> None:
     """Answers the prompts on hardware.processes ranks. Raises KrillError if one fails."""
-    world_size = _count_ranks(config)
-    if resolve_device(config.device) == "cuda" and world_size > torch.cuda.device_count():
-        raise UsageError(
-            f"hardware.processes={world_size}: there are {torch.cuda.device_count()} CUDA devices; use "
-            "hardware.processes=auto"
-        )
+    world_size = count_local_ranks(config)
     pop_first_rank_error(files.folder, world_size)  # of a parent that was killed
     content = {"config": config.model_dump(mode="json", by_alias=True), "plan": asdict(plan)}
     command = [sys.executable, "-m", "krill.launch.answers", str(files.folder), files.signature]
@@ -269,29 +258,13 @@ class _Tail:
 
 def main(folder: Path, signature: str) -> int:
     """Answers as the rank in the environment; records an error for the parent. Returns the exit code."""
-    rank, world_size = int(os.environ["RANK"]), world_size_from_env()
-    terminal = logging.StreamHandler()
-    terminal.setFormatter(TerminalFormatter("%(message)s"))
-    log.addHandler(terminal)
-    log.setLevel(logging.WARNING if rank else logging.INFO)
-    log.propagate = False
-    try:
-        with raise_on_signal():
-            die_with_parent()
-            content = json.loads((folder / RANK_PLAN).read_bytes())
-            config, plan = InferConfig.model_validate(content["config"]), BatchPlan(**content["plan"])
-            _answer_share(config, plan, AnswerFiles(folder, signature), rank, world_size, _ignore)
-    except (KrillError, SignalInterrupt) as error:
-        if isinstance(error, KrillError):
-            write_rank_error(folder, rank, str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except Exception as error:
-        log.error("failed", exc_info=True)
-        write_rank_error(folder, rank, f"{type(error).__name__}: {error}")
-        return FAILED
-    return DONE
+
+    def answer(rank: int) -> None:
+        content = json.loads((folder / RANK_PLAN).read_bytes())
+        config, plan = InferConfig.model_validate(content["config"]), BatchPlan(**content["plan"])
+        _answer_share(config, plan, AnswerFiles(folder, signature), rank, world_size_from_env(), _ignore)
+
+    return run_rank(folder, answer)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ import torch.distributed as dist
 
 from krill import atomic
 from krill.config.schema import EvaluateConfig
-from krill.errors import UsageError
 from krill.evaluation.model_evaluation import ModelEvaluation
 from krill.evaluation.rank_share import RankShare
 from krill.evaluation.results import TaskResult
-from krill.launch.local import RANK_GRACE_SECONDS, build_rank_environment
+from krill.launch.local import RANK_GRACE_SECONDS, build_rank_environment, count_local_ranks
 from krill.launch.preload import PreloadedServer
 from krill.launch.rank_errors import build_rank_failure, pop_first_rank_error
 from krill.launch.supervise import ProcessGroup
@@ -53,23 +52,12 @@ def run_evaluation(config: EvaluateConfig, evaluation: ModelEvaluation) -> list[
     A single process starts hardware.processes ranks if there are new ones. Raises KrillError if one fails,
     SignalInterrupt if a signal ended them.
     """
-    world_size = _count_ranks(config)
+    world_size = count_local_ranks(config)
     is_complete = len(evaluation.find_results()) == len(evaluation.tasks)
     if evaluation.share.world_size > 1 or world_size == 1 or is_complete:
         return evaluation.run()
     _evaluate_on_ranks(config.model_copy(update={"output": str(evaluation.root)}), world_size)
     return replace(evaluation, again=False).run(level=logging.DEBUG)
-
-
-def _count_ranks(config: EvaluateConfig) -> int:
-    processes = config.hardware.processes
-    assert processes != "auto"  # resolved by krill.launch.auto_processes
-    if processes > 1 and resolve_device(config.device) == "cuda" and processes > torch.cuda.device_count():
-        raise UsageError(
-            f"hardware.processes={processes}: there are {torch.cuda.device_count()} CUDA devices; use "
-            "hardware.processes=auto"
-        )
-    return processes
 
 
 def _evaluate_on_ranks(config: EvaluateConfig, world_size: int) -> None:

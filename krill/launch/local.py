@@ -13,11 +13,12 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from krill import atomic
-from krill.config.schema import HardwareConfig, TrainConfig
-from krill.errors import KrillError, SignalInterrupt
+from krill.config.schema import HardwareConfig, ModelCommandConfig, TrainConfig
+from krill.errors import KrillError, SignalInterrupt, UsageError
 from krill.launch.preload import PreloadedServer
 from krill.launch.rank import RANK_CONFIG
 from krill.launch.rank_errors import get_rank_log_name, is_connection_error, pop_first_rank_error
@@ -27,7 +28,7 @@ from krill.resources import count_cpu_cores
 from krill.runs.slurm import get_node_name
 from krill.signals import EXIT_CODES, describe_exit
 from krill.training.callbacks.heartbeat import HEARTBEAT_VARIABLE
-from krill.training.compute.device import resolve_world_size
+from krill.training.compute.device import resolve_device, resolve_world_size
 
 RANK_GRACE_SECONDS = 10.0
 """Seconds in which the other ranks may end on their own after one has failed."""
@@ -66,6 +67,18 @@ def run_on_ranks(config: TrainConfig, folder: Path, store: Path, tokenizer: Path
         rank_config.unlink(missing_ok=True)
     if failed:
         raise _build_rank_error(failed, pop_first_rank_error(folder, world_size), world_size)
+
+
+def count_local_ranks(config: ModelCommandConfig) -> int:
+    """Returns hardware.processes, resolved. Raises UsageError if there are fewer CUDA devices than ranks."""
+    processes = config.hardware.processes
+    assert processes != "auto"  # resolved by krill.launch.auto_processes
+    if processes > 1 and resolve_device(config.device) == "cuda" and processes > torch.cuda.device_count():
+        raise UsageError(
+            f"hardware.processes={processes}: there are {torch.cuda.device_count()} CUDA devices; use "
+            "hardware.processes=auto"
+        )
+    return processes
 
 
 def build_rank_environment(rank: int, world_size: int, hardware: HardwareConfig, port: int) -> dict[str, str]:

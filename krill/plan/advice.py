@@ -196,25 +196,23 @@ def _advise_compile(plan: RunPlan) -> Iterator[Advice]:
 
 
 def _advise_fewer_validations(plan: RunPlan) -> Iterator[Advice]:
-    time = plan.time
-    if time is None or not time.parts["steps"]:
-        return
-    share = time.parts["validation"] / time.parts["steps"]
-    if share > MAX_OVERHEAD:
-        every = round(plan.config.eval_every * share / MAX_OVERHEAD)
-        reason = f"validations take {100 * share:.0f} % of the time of the steps"
-        yield from _advise_faster(plan, (f"eval_every={every}",), reason)
+    return _advise_longer_interval(plan, "validation", "eval_every", "validations")
 
 
 def _advise_fewer_saves(plan: RunPlan) -> Iterator[Advice]:
+    return _advise_longer_interval(plan, "saving", "save_every", "saves")
+
+
+def _advise_longer_interval(plan: RunPlan, part: str, key: str, name: str) -> Iterator[Advice]:
+    """Advises a larger value of `key` where the part of the time that it sets is more than MAX_OVERHEAD."""
     time = plan.time
     if time is None or not time.parts["steps"]:
         return
-    share = time.parts["saving"] / time.parts["steps"]
+    share = time.parts[part] / time.parts["steps"]
     if share > MAX_OVERHEAD:
-        every = round(plan.config.save_every * share / MAX_OVERHEAD)
-        reason = f"saves take {100 * share:.0f} % of the time of the steps"
-        yield from _advise_faster(plan, (f"save_every={every}",), reason)
+        every = round(getattr(plan.config, key) * share / MAX_OVERHEAD)
+        reason = f"{name} take {100 * share:.0f} % of the time of the steps"
+        yield from _advise_faster(plan, (f"{key}={every}",), reason)
 
 
 def _advise_vocabulary(plan: RunPlan) -> Iterator[Advice]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from krill.config.schema import CustomOptimizerConfig
 from krill.plan.advice import find_fitting_changes, list_advice
+from krill.plan.memory import is_state_known
 from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
 from krill.tables import fit_table
 
@@ -176,7 +176,7 @@ def _format_time(plan: RunPlan) -> Iterator[str]:
 
 def _format_memory(plan: RunPlan) -> Iterator[str]:
     memory, available = plan.memory, plan.setting.memory_per_rank
-    is_known = not isinstance(plan.config.optimizer, CustomOptimizerConfig)
+    is_known = is_state_known(plan.config.optimizer)
     parts = ", ".join(
         f"{part} {'unknown, as of AdamW' if part == 'optimizer' and not is_known else format_bytes(size)}"
         for part, size in memory.peak.items()
@@ -193,7 +193,7 @@ def _format_memory(plan: RunPlan) -> Iterator[str]:
 
 
 def _format_disk(plan: RunPlan) -> str:
-    is_known = not isinstance(plan.config.optimizer, CustomOptimizerConfig)
+    is_known = is_state_known(plan.config.optimizer)
     bound = "at most" if is_known else "with the state of AdamW"
     parts = ", ".join(
         f"checkpoints {plan.checkpoints} × {format_bytes(plan.checkpoint_bytes)}"

@@ -17,11 +17,12 @@ from stores import write_store
 
 from krill.cli import app, evaluate
 from krill.data.store import Store
-from krill.evaluation import lm_eval_tasks, progress
+from krill.evaluation import lm_eval_tasks
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.results import read_results
 from krill.evaluation.subject import Subject
+from krill.inference import count_progress
 from krill.inference.token_scores import score_tokens
 from krill.manifest import MODEL_MANIFEST, write_file_manifest
 from krill.runs.record import write_status
@@ -118,7 +119,7 @@ def test_a_long_evaluation_logs_its_progress(
     arguments = (str(run), "tasks=english_pairs", "limit=1", "again=true", "evaluation.max_batch_tokens=256")
     _, _, err = run_evaluate(*arguments)
     assert not any("sequences" in line for line in err)
-    monkeypatch.setattr(progress, "EVALUATION_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(count_progress, "LOG_SECONDS", 0.0)
     _, _, err = run_evaluate(*arguments)
     lines = [line for line in err if "sequences" in line]
     assert re.fullmatch(r"english_pairs  \d+ of 52 sequences, [\d,]+/s, 0:0\d:\d\d left", lines[0])
@@ -273,6 +274,8 @@ def test_mistakes_with_several_models(run_evaluate: RunEvaluate, arguments: list
         ),
         (["limit=0"], "evaluation.limit"),
         (["model=nothing_here"], "nothing_here"),
+        (["model=~nosuchuser"], "~nosuchuser"),
+        (["tasks=[~nosuchuser/mine.yaml]"], "~nosuchuser"),
     ],
 )
 def test_mistakes(run: Path, run_evaluate: RunEvaluate, arguments: list[str], message: str) -> None:
