@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krill.evaluation.token_sequence import TokenSequence
+from krill.evaluation.token_sequence import TokenSequence, count_common_tokens
 
 ROW_TOKENS = 128
 """Number of tokens of a row, unless a sequence has more: a longer one shares more and attends to more."""
@@ -67,9 +67,7 @@ class PrefixTree:
     def _count_shared_tokens(self, sequence: TokenSequence) -> int:
         if not self.sequences:
             return 0
-        last = self.sequences[-1].ids
-        limit = min(len(last), len(sequence.ids)) - 1
-        return next((place for place in range(limit) if last[place] != sequence.ids[place]), limit)
+        return count_common_tokens((self.sequences[-1], sequence))
 
 
 def pack_trees(sequences: Iterable[TokenSequence]) -> list[PrefixTree]:

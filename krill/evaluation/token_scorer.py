@@ -25,7 +25,7 @@ from torch import Tensor
 from krill.errors import KrillError, get_first_line
 from krill.evaluation.prefix_tree import build_inputs, pack_trees, supports_trees
 from krill.evaluation.rank_share import ONLY_RANK, EvaluationError, RankShare
-from krill.evaluation.token_sequence import TokenSequence
+from krill.evaluation.token_sequence import TokenSequence, count_common_tokens
 from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_not_finite
 from krill.resources import is_out_of_memory, release_memory
 
@@ -308,15 +308,10 @@ class TokenScorer:
 
 def _find_prefix(index: int, sequences: tuple[TokenSequence, ...]) -> list[_Question]:
     """Returns the sequences of a question with their common prefix, or each alone if they have none."""
-    shortest = min((item.ids for item in sequences), key=len)
-    length = len(shortest) - 1  # the last token is never an input
-    length = next(
-        (place for place in range(length) if any(item.ids[place] != shortest[place] for item in sequences)),
-        length,
-    )
+    length = count_common_tokens(sequences)
     keys = tuple((index, position) for position in range(len(sequences)))
     if length:
-        return [_Question(keys, sequences, shortest[:length])]
+        return [_Question(keys, sequences, sequences[0].ids[:length])]
     return [_Question((key,), (item,), item.ids[:-1]) for key, item in zip(keys, sequences, strict=True)]
 
 
