@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tokenize
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_no_words_run_together_where_a_string_continues_on_the_next_line(folder:
             tokens = [token for token in tokenize.tokenize(content.readline) if token.type != tokenize.NL]
         found += [
             f"{file.relative_to(HOUSE)}:{following.start[0]}: {first.string} {following.string}"
-            for first, following in zip(tokens, tokens[1:], strict=False)
+            for first, following in pairwise(tokens)
             if first.type == following.type == tokenize.STRING
             and re.search(r"(?<!\\)[\w,.;:]$", first.string.strip("'\""))
             and re.match(r"\w", following.string.lstrip("rfbRFB").strip("'\""))

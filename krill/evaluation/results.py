@@ -73,6 +73,11 @@ class TaskResult(BaseModel, frozen=True):
         """The score that the table of several models shows."""
         return self.scores[0]
 
+    @property
+    def displayed_scores(self) -> list[Score]:
+        """All scores but the accuracies per byte of single phenomena."""
+        return [score for score in self.scores if score.metric != "accuracy_per_byte" or not score.name]
+
     def get_outcomes(self, name: str) -> np.ndarray:
         """Returns the values of every item; float64 (items,)."""
         return np.array(self.outcomes[name], np.float64)
