@@ -99,16 +99,18 @@ def _compare_with_best(
 
     The data chose which row is the best, so the p-values are corrected for all pairs.
     """
-    found: dict[tuple[int, str], Comparison] = {}
+    comparisons: dict[tuple[int, str], Comparison] = {}
     num_pairs = 0
     for task in tasks:
         for group in group_by_items(rows, task):
             num_pairs += len(group) * (len(group) - 1) // 2
             best = _sort_best_first([rows[index] for index in group], task)[0]
             for index in group:
+                if rows[index] is best:
+                    continue
                 comparison = compare_results(rows[index].get_results(task), best.get_results(task))
-                if rows[index] is not best and comparison is not None:
-                    found[index, task] = comparison
-    corrected = correct_p_values([comparison.p_value for comparison in found.values()], num_pairs)
-    pairs = zip(found.items(), corrected, strict=True)
+                if comparison is not None:
+                    comparisons[index, task] = comparison
+    corrected = correct_p_values([comparison.p_value for comparison in comparisons.values()], num_pairs)
+    pairs = zip(comparisons.items(), corrected, strict=True)
     return {key: CorrectedComparison(one, p_value) for (key, one), p_value in pairs}, num_pairs

@@ -83,11 +83,18 @@ class TaskResult(BaseModel, frozen=True):
         return np.array(self.outcomes[name], np.float64)
 
     def compute_item_scores(self) -> np.ndarray | None:
-        """Returns a value of each item, whose mean is the main score; float64 (items,). None: they are not known."""
+        """Returns a value of each item, whose mean is the main score; float64 (items,).
+
+        None: they are not known, or the score is another mean, such as that of the tasks of a group of lm-eval that
+        have different numbers of items.
+        """
         if self.kind == "text":
             return self.get_outcomes("nats") / np.log(2) / self.get_outcomes("bytes").mean()
         name = "correct" if self.kind == "choices" else self.main_score.metric
-        return self.get_outcomes(name) if name in self.outcomes else None
+        if name not in self.outcomes:
+            return None
+        values = self.get_outcomes(name)
+        return values if np.isclose(values.mean(), self.main_score.value, atol=1e-9) else None
 
 
 def get_result_file(folder: Path, task: str, signature: str) -> Path:

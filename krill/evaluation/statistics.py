@@ -91,15 +91,17 @@ def compare_ratios(one: np.ndarray, other: np.ndarray, denominators: np.ndarray)
     """Returns the p-value of a paired bootstrap for two models' ratios, such as bits per byte, of the same items.
 
     `one`, `other`: the numerators of each item, (items,). Koehn 2004. Where all resamples have the same sign, the
-    p-value is that of a normal distribution with their standard deviation.
+    p-value is that of a normal distribution with their standard deviation. It is at least that of as many items which
+    all favor one model (the sign test): resamples of few items say too little about others.
     """
+    smallest = min(1.0, 2.0 ** (1 - len(one)))
     differences = _resample(one - other, denominators)
     share = float(min((differences <= 0).mean(), (differences >= 0).mean()))
     if share:
-        return min(1.0, 2 * share)
+        return max(smallest, min(1.0, 2 * share))
     deviation = float(differences.std())
     tail = erfc(abs(float(differences.mean())) / deviation / sqrt(2)) if deviation else 0.0
-    return min(1 / RESAMPLES, tail)
+    return max(smallest, min(1 / RESAMPLES, tail))
 
 
 def compare_seeds(one: np.ndarray, other: np.ndarray) -> float:

@@ -141,6 +141,21 @@ def test_other_items_or_unknown_ones_are_not_compared() -> None:
     assert compare_results([one], [one.model_copy(update={"outcomes": {}})]) is None
 
 
+def test_a_mean_of_tasks_is_not_compared_by_items_that_have_another_mean() -> None:
+    """Of a group of two tasks with 2 and 8 items, the first model is better by item, the second one by task."""
+    results = []
+    for name, correct in (("one", [0, 0, *[1] * 6, 0, 0]), ("other", [1, 1, 0, 0, *[0.5] * 6])):
+        values = np.array(correct, float)
+        value = (values[:2].mean() + values[2:].mean()) / 2
+        score = make_choices_result([1]).main_score.model_copy(update={"metric": "acc", "value": value})
+        update = {"kind": "lm_eval", "scores": (score,), "outcomes": {"acc": values.tolist()}}
+        results.append(make_choices_result(values, "group").model_copy(update=update))
+        assert results[-1].compute_item_scores() is None, name
+    assert compare_results(results[:1], results[1:]) is None
+    score = results[0].main_score.model_copy(update={"value": 0.6})
+    assert results[0].model_copy(update={"scores": (score,)}).compute_item_scores() is not None
+
+
 def test_the_same_weights_count_once_and_parts_of_an_evaluation_are_joined() -> None:
     text, pairs = make_text_result([1.0, 2.0]), make_choices_result([1, 0])
     parts = [result.model_copy(update={"weights": "w"}) for result in (text, pairs)]
