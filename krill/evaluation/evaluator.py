@@ -21,7 +21,7 @@ class EvaluationSettings:
     """What changes a score, besides the model and the task."""
 
     limit: int | None
-    """Number of items of each phenomenon, or of a task without phenomena; None: all."""
+    """Number of items of each phenomenon, of a task without phenomena, or of each task of lm-eval; None: all."""
     text_tokens: int
     """Tokens of held-out text that are scored, approximately."""
     overlap: float

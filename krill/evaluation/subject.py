@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Subject:
     """The tokens that it was trained on; None: unknown, or encoded by another tokenizer."""
     max_batch_tokens: int | None = None
     share: RankShare = ONLY_RANK
+    contaminated_items: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+    """Signature of texts → which of them occur in the tokens, bool (texts,)."""
 
     @cached_property
     def encoder(self) -> Encoder:
