@@ -9,6 +9,7 @@ from typing import Any
 from krill.config.paths import relative_path
 from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS, stack_item_scores
 from krill.evaluation.evaluated_model import Configuration, EvaluatedModel
+from krill.evaluation.notes import describe_notes
 from krill.evaluation.ranking import SIGNIFICANT, RankedSet, Ranking, group_by_items
 from krill.evaluation.results import TaskResult
 from krill.evaluation.statistics import SeedSpread, measure_spread
@@ -25,7 +26,7 @@ _TEST_NAMES = {
 
 
 def format_comparison(ranking: Ranking, width: int | None) -> list[str]:
-    """Returns the lines of the table, what its marks mean, and how the seeds of a configuration differ.
+    """Returns the lines of the table, what its marks mean, what was left out, and how the seeds of a row differ.
 
     `width`: the columns of a terminal; None: not a terminal.
     """
@@ -37,7 +38,7 @@ def format_comparison(ranking: Ranking, width: int | None) -> list[str]:
         for tasks in _split_tasks(ranking, ranked, number, width):
             lines += _format_rows(ranking, ranked, number, tasks, width)
         number += len(ranked.rows)
-    lines += ["", *_wrap(list(_explain(ranking)), width)]
+    lines += ["", *_wrap([*_explain(ranking), *_list_notes(ranking)], width)]
     if any(len(row.models) > 1 for row in ranking.rows):
         lines += ["", *_format_seeds(ranking, width)]
     return lines
@@ -143,6 +144,18 @@ def _explain(ranking: Ranking) -> Iterator[str]:
         if len(groups) > 1 and (len(ranking.sets) == 1 or task != ranking.tasks[0]):
             rows = " | ".join(", ".join(ranking.rows[index].label for index in group) for group in groups)
             yield f"{task}: other items, which are not compared: {rows}"
+
+
+def _list_notes(ranking: Ranking) -> Iterator[str]:
+    """Yields what was left out, cut or changed in each task, with the models if it does not hold for all of them."""
+    for task in ranking.tasks:
+        rows = [row for row in ranking.rows if row.get_results(task)]
+        labels: dict[str, list[str]] = {}
+        for row in rows:
+            for line in describe_notes(row.get_results(task)):
+                labels.setdefault(line, []).append(row.label)
+        for line, models in labels.items():
+            yield f"{', '.join([task] if len(models) == len(rows) else [task, *models])}: {line}"
 
 
 def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:

@@ -76,6 +76,29 @@ def test_the_best_model_is_first_and_others_are_compared_with_it_item_by_item() 
     assert lines[4].split() == ["chance", "50.0", "%"]
 
 
+def test_what_was_cut_or_is_contaminated_is_named_below_the_table_with_the_models() -> None:
+    shares = {"contaminated": 1, "contaminated_share": 0.25}
+
+    def build(name: str, seed: int | None, lr: str, on: float, **notes: int) -> EvaluatedModel:
+        scores = {"score_on_contaminated": on, "score_without_contaminated": 0.5}
+        pairs = make_choices_result([1, 0, 1, 1]).model_copy(update={"notes": shares | scores | notes})
+        cloze = make_choices_result([1, 0], "cloze", "words").model_copy(update={"notes": {"truncated": 2}})
+        return make_model(name, seed, [pairs, cloze], lr)
+
+    models = [build("a", 0, "1", 1.0), build("b", 1, "1", 0.8), build("c", 0, "2", 0.5, truncated=3)]
+    lines = format_comparison(rank(models), None)
+    cut = "items are longer than the context of the model, and were cut at their beginnings"
+    line = "english_pairs, lr={}: 1 of 4 items (25.0 %) are in the training text; accuracy 50.0 % without them, {} on"
+    assert [line for line in lines if "items are" in line or "in the training" in line] == [
+        f"{line.format(1, '90.0 %')} them",
+        f"english_pairs, lr=2: 3 {cut}",
+        f"{line.format(2, '50.0 %')} them",
+        f"cloze: 2 {cut}",
+    ]
+    single = rank(models, pool_seeds=False)
+    assert sum("on them" in line for line in format_comparison(single, None)) == 3
+
+
 def test_runs_with_other_held_out_text_are_ranked_apart_and_the_table_names_what_it_does_not_compare() -> (
     None
 ):
