@@ -41,10 +41,12 @@ def check_best_metric(name: str, evaluators: Sequence[Evaluator]) -> None:
     """Raises UsageError for a score of a task that none of the evaluators measures, as far as it is known."""
     if name == "eval_loss":
         return
-    task, _, metric = name.partition("/")
+    task, _, rest = name.partition("/")
+    metric, _, part = rest.partition("/")
     known = {evaluator.name: evaluator.metrics for evaluator in evaluators}
     metrics = known.get(task)
-    if task in known and (metrics is None or metric.partition("/")[0] in metrics):
+    is_displayed = metric != "accuracy_per_byte" or not part
+    if task in known and (metrics is None or (metric in metrics and is_displayed)):
         return
     names = [f"{other}/{metric}" for other in known for metric in known[other] or ()]
     raise UsageError(f"best_metric={name}: no such score; {suggest(name, ['eval_loss', *names])}")

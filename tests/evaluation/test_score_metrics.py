@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 from task_results import make_choices_result
 
+from krill.errors import UsageError
+from krill.evaluation.evaluate import find_evaluators
 from krill.evaluation.results import Score
-from krill.evaluation.score_metrics import describe_result, format_metric, list_main_metrics, list_metrics
+from krill.evaluation.score_metrics import (
+    check_best_metric,
+    describe_result,
+    format_metric,
+    list_main_metrics,
+    list_metrics,
+)
 from krill.evaluation.score_table import format_scores
 
 
@@ -46,3 +54,12 @@ def test_accuracies_per_byte_of_phenomena_are_not_displayed() -> None:
     ]  # fmt: skip
     assert list(list_main_metrics(metrics)) == ["english_pairs/accuracy"]
     assert len(format_scores([result], None)) == 1 + len(metrics)
+
+
+def test_a_metric_that_is_not_recorded_cannot_be_the_best_one() -> None:
+    evaluators = list(find_evaluators(["text", "english_pairs"]).values())
+    for name in ("eval_loss", "text/bits_per_byte/books", "english_pairs/accuracy/many_much"):
+        check_best_metric(name, evaluators)
+    for name in ("cloze/accuracy", "english_pairs/accuracy_per_byte/many_much"):
+        with pytest.raises(UsageError, match=f"best_metric={name}: no such score"):
+            check_best_metric(name, evaluators)
