@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -82,22 +82,27 @@ class EncodedTask:
 def encode_task(task: Task, encoder: Encoder, context_length: int) -> EncodedTask:
     """Encodes every choice with the context before it; only the choice is scored.
 
-    At least the last token is scored, also where a tokenizer merges the choice with the context. Raises UsageError
-    for a choice of which the tokenizer encodes nothing.
+    Raises UsageError for a choice of which the tokenizer encodes nothing.
     """
     pairs = [(item.context, choice) for item in task.items for choice in item.choices]
     encoded = iter(encode_continuations(pairs, encoder, context_length))
     questions, truncated = [], 0
     for item in task.items:
         sequences, are_cut = zip(*(next(encoded) for _ in item.choices), strict=True)
-        for choice, sequence in zip(item.choices, sequences, strict=True):
-            if len(sequence.ids) < 2:
-                raise UsageError(
-                    f"the tokenizer encodes nothing of the choice {choice!r}; leave its task out of tasks="
-                )
-        questions.append(tuple(TokenSequence(one.ids, max(1, one.num_scored)) for one in sequences))
+        pairs_of_item = zip(sequences, item.choices, strict=True)
+        questions.append(tuple(require_scored_token(sequence, choice) for sequence, choice in pairs_of_item))
         truncated += any(are_cut)
     return EncodedTask(task, tuple(questions), truncated)
+
+
+def require_scored_token(sequence: TokenSequence, text: str) -> TokenSequence:
+    """Returns a sequence that ends with `text`, with at least its last token scored.
+
+    No token is scored where a tokenizer merges the text with its context. Raises UsageError if it encodes nothing.
+    """
+    if len(sequence.ids) < 2:
+        raise UsageError(f"the tokenizer encodes nothing of {text!r}; leave its task out of tasks=")
+    return replace(sequence, num_scored=max(1, sequence.num_scored))
 
 
 def encode_continuations(
