@@ -98,29 +98,38 @@ def _identify_configuration(config: dict[str, Any], status: dict[str, Any]) -> s
 def read_points(points: Sequence[tuple[Path, Sequence[str]]]) -> list[EvaluatedModel]:
     """Returns the models of those points of a sweep of krill-evaluate that have results.
 
-    `points`: the folder and the overrides of each. The overrides in which points of one model differ are settings.
+    `points`: the folder and the overrides of each. The overrides in which points of one model differ are settings,
+    but for those that choose tasks: points of one model with different tasks are one row.
     """
     ignored = {*EvaluateConfig.get_unsigned_keys(), "model"} - {"hardware"}
+    configs = [read_config(folder) for folder, _ in points]
+    task_keys = {"evaluation.tasks", *(["evaluation"] if _differ_in_tasks_alone(configs) else [])}
     overrides = [
         [
             text
             for text in own
-            if text.partition("=")[0].partition(".")[0] not in ignored and not _is_of_tasks(text)
+            if (key := text.partition("=")[0]) not in task_keys and key.partition(".")[0] not in ignored
         ]
         for _, own in points
     ]
     differing = exclude_shared_overrides(overrides) if len(points) > 1 else [[] for _ in points]
     models = []
-    for (folder, _), settings in zip(points, differing, strict=True):
-        section = read_config(folder).get("model")
+    for (folder, _), config, settings in zip(points, configs, differing, strict=True):
+        section = config.get("model")
         if isinstance(section, dict) and (results := read_results(folder)):
             models.append(EvaluatedModel.read(str(section.get("path")), results, settings))
     return models
 
 
-def _is_of_tasks(override: str) -> bool:
-    """Returns whether an override chooses tasks: points of one model with different tasks are one row."""
-    return override.partition("=")[0] == "evaluation.tasks"
+def _differ_in_tasks_alone(configs: Sequence[dict[str, Any]]) -> bool:
+    """Returns whether the sections evaluation differ in nothing but their tasks, as the presets of krill do."""
+    sections = [config.get("evaluation") for config in configs]
+    settings = [
+        {key: value for key, value in section.items() if key != "tasks"}
+        for section in sections
+        if isinstance(section, dict)
+    ]
+    return all(one == settings[0] for one in settings)
 
 
 @dataclass(frozen=True)

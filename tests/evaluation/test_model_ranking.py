@@ -12,9 +12,9 @@ from task_results import make_choices_result, make_text_result
 
 from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS, compare_results
 from krill.evaluation.comparison_table import comparison_to_json, format_comparison
-from krill.evaluation.evaluated_model import EvaluatedModel, build_configurations
+from krill.evaluation.evaluated_model import EvaluatedModel, build_configurations, read_points
 from krill.evaluation.ranking import Ranking, rank_configurations
-from krill.evaluation.results import TaskResult
+from krill.evaluation.results import TaskResult, write_results
 from krill.runs.record import write_status
 from krill.tables import measure_width
 
@@ -218,3 +218,21 @@ def test_a_model_is_read_with_what_its_run_recorded(tmp_path: Path) -> None:
     assert [(len(row.models), row.first.seed) for row in rows] == [(2, 0), (1, 0), (1, None)]
     assert [row.label.split()[-1] for row in rows[:2]] == ["lr=1.0", "lr=2.0"]
     assert rows[2].label.endswith("plain")
+
+
+@pytest.mark.parametrize(("limits", "rows"), [((None, None), 1), ((None, 5), 2)])
+def test_presets_that_differ_in_tasks_alone_are_one_row(
+    tmp_path: Path, limits: tuple[int | None, int | None], rows: int
+) -> None:
+    points = []
+    for task, limit in zip(("korean_pairs", "english_pairs"), limits, strict=True):
+        folder = tmp_path / task
+        update = {"weights": "w", "signature": task}
+        write_results(folder, [make_choices_result([1, 0], task, task).model_copy(update=update)])
+        config = {"model": {"path": "nowhere"}, "evaluation": {"tasks": [task], "limit": limit}}
+        (folder / "config.yaml").write_text(json.dumps(config))
+        points.append((folder, [f"evaluation={task.partition('_')[0]}", "model.path=nowhere"]))
+    table = build_configurations(read_points(points))
+    assert len(table) == rows
+    if rows == 1:
+        assert (set(table[0].tasks), table[0].label) == ({"korean_pairs", "english_pairs"}, "nowhere")
