@@ -341,6 +341,17 @@ def test_bits_per_byte_are_those_of_each_document(
     )
 
 
+def test_a_source_that_is_named_as_a_language_has_the_documents_of_the_source(
+    model: Any, tokenizer: TokenizerFolder, tmp_path: Path
+) -> None:
+    text = [("ko", "조용한 정원이었다."), ("ko", "a b"), ("web", "The garden was quiet.")]
+    subject = Subject("tiny", model, tokenizer, write_store(tmp_path / "store", tokenizer, text, text))
+    result = evaluate_task(find_evaluator("text"), subject, EvaluationSettings(None, 10**6, 0.5))
+    assert [(score.name, score.items) for score in result.scores] == [
+        ("", 3), ("ko", 2), ("web", 1), ("en", 2),
+    ]  # fmt: skip
+
+
 def test_a_model_without_knowledge_solves_half_of_the_pairs(tokenizer: TokenizerFolder) -> None:
     untrained = make_small_model(tokenizer).eval()
     settings = EvaluationSettings(20, 1, 0)
