@@ -62,7 +62,7 @@ class ClozeSource:
         task = build_cloze(self.name, find_main_language(texts), texts)
         if task is None:
             raise MissingTextError(f"{self.name}: {describe_missing_text(subject)}")
-        return Task(task.name, task.language, task.description, task.items[: settings.limit], task.version)
+        return task.select(settings.limit)
 
 
 class OlmoSource:

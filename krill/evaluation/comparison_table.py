@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from krill.config.paths import relative_path
@@ -194,9 +195,7 @@ def _measure_spread(results: Sequence[TaskResult]) -> SeedSpread | None:
 
 def _measure_deviation(results: Sequence[TaskResult]) -> float:
     """Returns the standard deviation of the main scores of several results."""
-    values = [result.main_score.value for result in results]
-    mean = sum(values) / len(values)
-    return float((sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5)
+    return stdev(result.main_score.value for result in results)
 
 
 def _wrap(lines: Sequence[str], width: int | None) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -119,7 +119,7 @@ def write_results(folder: Path, results: Sequence[TaskResult]) -> Path:
 def read_result(file: Path, signature: str | None = None) -> TaskResult | None:
     """Reads a result; None if it is missing, damaged, or has another signature."""
     try:
-        result = TaskResult.model_validate(_read(file))
+        result = TaskResult.model_validate(read_checksummed_json(file))
     except (OSError, ChecksumError, ValidationError):
         return None
     return result if signature in (None, result.signature) else None
@@ -140,7 +140,3 @@ def read_results(folder: Path, weights: str | None = None) -> list[TaskResult]:
             if result.task not in newest or newest[result.task][0] < priority:
                 newest[result.task] = (priority, result)
     return [result for _, (_, result) in sorted(newest.items())]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return read_checksummed_json(file)
