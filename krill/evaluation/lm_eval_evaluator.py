@@ -144,7 +144,7 @@ class _TaskScores:
                 interval = bootstrap_ratio(-logprobs / math.log(2), sizes)
             else:
                 interval = _build_interval(self._values, key)
-            is_accuracy = metric in ("acc", "acc_norm", "acc_bytes")
+            is_accuracy = metric in ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
             yield _build_score(
                 self.label, key, interval, len(self._get_values(key)),
                 self._higher_is_better.get(metric) is not False,

@@ -78,6 +78,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         + "output_type: multiple_choice\ndoc_to_text: answer\ndoc_to_choice: choices\ndoc_to_target: is long\n"
         "metric_list:\n- {metric: acc, aggregation: mean, higher_is_better: true}\n"
     )
+    mutual = (folder / "ends.yaml").read_text().replace("krill_ends", "krill_mutual")
+    (folder / "mutual.yaml").write_text(mutual.replace("acc_bytes", "acc_mutual_info"))
     (folder / "absent.yaml").write_text("task: krill_absent\ndataset_path: krill/absent\ndataset_name: ko\n")
     lm_eval_tasks.load_tasks.cache_clear()
     manager = TaskManager(include_defaults=False, include_path=str(folder))
@@ -173,6 +175,13 @@ def test_a_group_has_its_own_score_and_a_row_for_each_task(subject: Subject, tas
     assert expand_tasks(["text", "krill_all", "krill_both", "krill_ends"]) == [
         "text", "krill_ends", "krill_english_pairs", "krill_both",
     ]  # fmt: skip
+
+
+def test_chance_is_that_of_the_choices_where_each_is_scored_twice(subject: Subject, tasks: Path) -> None:
+    """For mutual information lm-eval asks for the probability of each choice also without its context."""
+    scores = evaluate("krill_mutual", subject).scores
+    assert [score.metric for score in scores] == ["acc", "acc_mutual_info"]
+    assert scores[0].chance == pytest.approx(1 / 3)
 
 
 def test_limit_and_examples_change_the_identity_and_the_items(subject: Subject, tasks: Path) -> None:
