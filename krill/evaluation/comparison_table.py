@@ -18,6 +18,8 @@ from krill.runs.scores import describe_metric, format_score_value
 from krill.tables import fit_table, measure_width, wrap_text
 
 MARK = "*"
+MAX_LISTED_MODELS = 5
+"""Number of models that a line below the table names."""
 _MIN_LABEL_WIDTH = 24
 _TEST_NAMES = {
     MCNEMAR: "McNemar's test",
@@ -156,7 +158,15 @@ def _list_notes(ranking: Ranking) -> Iterator[str]:
             for line in describe_notes(row.get_results(task)):
                 labels.setdefault(line, []).append(row.label)
         for line, models in labels.items():
-            yield f"{', '.join([task] if len(models) == len(rows) else [task, *models])}: {line}"
+            yield f"{task}: {line}" if len(models) == len(rows) else f"{task}, {_shorten(models)}: {line}"
+        if missing := [row.label for row in ranking.rows if row not in rows]:
+            yield f"{task}, {_shorten(missing)}: no result"
+
+
+def _shorten(labels: Sequence[str]) -> str:
+    """Returns the first labels of a list, and how many others there are."""
+    others = len(labels) - MAX_LISTED_MODELS
+    return ", ".join(labels[:MAX_LISTED_MODELS]) + (f" and {others:,} more" if others > 0 else "")
 
 
 def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:

