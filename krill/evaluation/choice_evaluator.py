@@ -11,7 +11,7 @@ from krill.evaluation.bundled import build_pair_task
 from krill.evaluation.choices import EncodedTask, TaskScores, encode_task, score_task
 from krill.evaluation.cloze import build_cloze
 from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
-from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, describe_missing_text
+from krill.evaluation.evaluator import EvaluationSettings, MissingTextError
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.ngram_scores import score_with_ngrams
 from krill.evaluation.olmo_items import read_items
@@ -61,7 +61,7 @@ class ClozeSource:
         texts = subject.decode(subject.read_held_out_texts(settings.text_tokens))
         task = build_cloze(self.name, find_main_language(texts), texts)
         if task is None:
-            raise MissingTextError(f"{self.name}: {describe_missing_text(subject)}")
+            raise MissingTextError(self.name, subject)
         return task.select(settings.limit)
 
 

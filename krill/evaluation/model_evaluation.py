@@ -150,7 +150,7 @@ class ModelEvaluation:
             except MissingTextError as error:
                 if self.config.tasks != "auto":
                     raise
-                log.log(level, "skipped     %s", error)
+                log.log(level, "skipped     %s", error.reason)
                 continue
             update = {
                 "signature": self._signatures[task],

@@ -130,7 +130,7 @@ class TaskEvaluation(TrainerCallback):
             except MissingTextError as error:
                 if self.config.tasks != "auto":
                     raise
-                log.info("skipped     %s", error)
+                log.info("skipped     %s", error.reason)
                 self.evaluators.remove(evaluator)
         return results
 
