@@ -1,19 +1,13 @@
-"""Several models in one table, best first, with what differs by more than chance; and the same as JSON."""
+"""Several models in one table, best first, with what differs by more than chance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from statistics import stdev
-from typing import Any
 
-from krill.config.paths import relative_path
-from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS, stack_item_scores
-from krill.evaluation.evaluated_model import Configuration, EvaluatedModel
+from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS
+from krill.evaluation.configurations import Configuration
 from krill.evaluation.notes import describe_notes
 from krill.evaluation.ranking import SIGNIFICANT, RankedSet, Ranking, group_by_items
-from krill.evaluation.results import TaskResult
-from krill.evaluation.statistics import SeedSpread, measure_spread
 from krill.runs.scores import describe_metric, format_score_value
 from krill.tables import fit_table, measure_width, wrap_text
 
@@ -76,7 +70,7 @@ def _format_cell(ranking: Ranking, index: int, row: Configuration, task: str) ->
     score = row.get_results(task)[0].main_score
     text = format_score_value(value, score.metric)
     if len(row.models) > 1:
-        deviation = _measure_deviation(row.get_results(task))
+        deviation = row.compute_deviation(task)
         text = f"{text.removesuffix(' %')} ± {format_score_value(deviation, score.metric)}"
     compared = ranking.comparisons.get((index, task))
     return text + (f" {MARK}" if compared and compared.is_significant else "  ")
@@ -175,12 +169,12 @@ def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:
     for row in ranking.rows:
         for task in ranking.tasks if len(row.models) > 1 else ():
             if results := row.get_results(task):
-                metric, spread = results[0].main_score.metric, _measure_spread(results)
+                metric, spread = results[0].main_score.metric, row.compute_spread(task)
                 values = [result.main_score.value for result in results]
                 cells.append((
                     row.label, task, str(len(results)),
                     *(format_score_value(value, metric) for value in (min(values), max(values))),
-                    format_score_value(_measure_deviation(results), metric, 4),
+                    format_score_value(row.compute_deviation(task), metric, 4),
                     "" if spread is None else f"{100 * spread.item_share:.0f} %",
                 ))  # fmt: skip
     header = ("model", "task", "seeds", "lowest", "highest", "std. dev.", "items")
@@ -198,74 +192,5 @@ def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:
     ]
 
 
-def _measure_spread(results: Sequence[TaskResult]) -> SeedSpread | None:
-    values = stack_item_scores(results)
-    return None if values is None else measure_spread(values)
-
-
-def _measure_deviation(results: Sequence[TaskResult]) -> float:
-    """Returns the standard deviation of the main scores of several results."""
-    return stdev(result.main_score.value for result in results)
-
-
 def _wrap(lines: Sequence[str], width: int | None) -> list[str]:
     return [part for line in lines for part in wrap_text(line, width).split("\n")]
-
-
-def comparison_to_json(ranking: Ranking) -> dict[str, Any]:
-    """Returns the ranking as JSON types: the rows of each set, best first, with every model and p-value."""
-    sets, number = [], 0
-    for ranked in ranking.sets:
-        rows = []
-        for row in ranked.rows:
-            scores = {task: _score_to_json(ranking, number, row, task) for task in row.tasks}
-            models = [_model_to_json(model) for model in row.models]
-            rows.append({"label": row.label, "scores": scores, "models": models})
-            number += 1
-        sets.append({"items_hash": ranked.items_hash, "rows": rows})
-    return {
-        "ranked_by": ranking.tasks[0] if ranking.tasks else None,
-        "pairs": ranking.num_pairs,
-        "sets": sets,
-    }
-
-
-def _score_to_json(ranking: Ranking, index: int, row: Configuration, task: str) -> dict[str, Any]:
-    results = row.get_results(task)
-    score = results[0].main_score
-    value: dict[str, Any] = {
-        "metric": score.metric,
-        "value": row.compute_score(task),
-        "higher_is_better": score.higher_is_better,
-        "chance": score.chance,
-        "items": score.items,
-        "items_hash": results[0].items_hash,
-    }
-    if len(results) > 1:
-        spread = _measure_spread(results)
-        value["seeds"] = {
-            "count": len(results),
-            "standard_deviation": _measure_deviation(results),
-            "item_share": None if spread is None else spread.item_share,
-        }
-    if compared := ranking.comparisons.get((index, task)):
-        value["against_best"] = {
-            "test": compared.comparison.test,
-            "p_value": compared.comparison.p_value,
-            "corrected_p_value": compared.p_value,
-            "is_significant": compared.is_significant,
-        }
-    return value
-
-
-def _model_to_json(model: EvaluatedModel) -> dict[str, Any]:
-    return {
-        "model": model.path,
-        "run": None if model.run is None else str(relative_path(Path(model.run))),
-        "seed": model.seed,
-        "settings": list(model.settings),
-        "weights": model.weights,
-        "results": [
-            result.model_dump(mode="json", exclude={"outcomes"}) for result in model.results.values()
-        ],
-    }

@@ -12,7 +12,8 @@ from krill.data.store import Store
 from krill.errors import UsageError
 from krill.evaluation import lm_eval_tasks, olmo_items
 from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
-from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, OlmoSource, PairSource
+from krill.evaluation.choice_evaluator import ChoiceEvaluator
+from krill.evaluation.choice_sources import ClozeSource, OlmoSource, PairSource
 from krill.evaluation.custom_tasks import CustomTaskSource, is_custom_task
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from krill.evaluation.compare import Comparison, compare_results
-from krill.evaluation.evaluated_model import Configuration
+from krill.evaluation.configurations import Configuration
 from krill.evaluation.statistics import correct_p_values
 
 SIGNIFICANT = 0.05

@@ -11,8 +11,10 @@ import pytest
 from task_results import make_choices_result, make_text_result
 
 from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS, compare_results
-from krill.evaluation.comparison_table import comparison_to_json, format_comparison
-from krill.evaluation.evaluated_model import EvaluatedModel, build_configurations, read_points
+from krill.evaluation.comparison_json import comparison_to_json
+from krill.evaluation.comparison_table import format_comparison
+from krill.evaluation.configurations import build_configurations
+from krill.evaluation.evaluated_model import EvaluatedModel, read_points
 from krill.evaluation.ranking import Ranking, rank_configurations
 from krill.evaluation.results import TaskResult, write_results
 from krill.runs.record import write_status
