@@ -21,10 +21,13 @@ class Configuration:
     """Models that differ in the seed of their runs only: one row of a table."""
 
     models: tuple[EvaluatedModel, ...]
+    """At least one, sorted by seed."""
     label: str = field(default="", compare=False)
+    """Names the row in a table."""
 
     @property
     def first(self) -> EvaluatedModel:
+        """The model with the lowest seed."""
         return self.models[0]
 
     @cached_property

@@ -34,6 +34,7 @@ class EvaluatedModel:
     name: str = ""
     """The name of that run."""
     seed: int | None = None
+    """The seed of that run; None: unknown."""
     overrides: tuple[str, ...] = ()
     """The overrides of that run that change its weights, without seed=."""
     configuration: str = ""

@@ -16,6 +16,7 @@ from krill.data.store import Split, Store
 from krill.evaluation.ngrams import MAX_TOKENS, NgramCounts
 
 ORDER = 5
+"""Number of tokens of the longest n-grams."""
 MAX_SCORED_TOKENS = 2**20
 """Number of tokens of the validation text that are scored: 100 MB of memory."""
 MIN_COUNTED_TOKENS = 2**20

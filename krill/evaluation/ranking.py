@@ -11,6 +11,7 @@ from krill.evaluation.configurations import Configuration
 from krill.evaluation.statistics import correct_p_values
 
 SIGNIFICANT = 0.05
+"""p-value below which two models differ by more than chance."""
 RANKING_TASK = "text"
 """The task by which models are ranked if all have it: bits per byte."""
 

@@ -35,6 +35,7 @@ class Score(BaseModel, frozen=True):
     """Bounds of the 95 % interval; null: unknown."""
     high: float | None = None
     items: int
+    """Number of items that it was computed from."""
     higher_is_better: bool = True
     chance: float | None = None
     """The score of a model that knows nothing."""
@@ -42,6 +43,7 @@ class Score(BaseModel, frozen=True):
     """The score of a unigram model of the training text."""
     trigram: float | None = None
     nats_per_token: float | None = None
+    """The loss on the tokens of a text, eos not counted; null: no text."""
 
 
 class TaskResult(BaseModel, frozen=True):
@@ -50,10 +52,13 @@ class TaskResult(BaseModel, frozen=True):
     task: str
     kind: Literal["choices", "text", "lm_eval"]
     language: str | None
+    """ISO 639-1 code; null: several languages, or unknown."""
     version: int
+    """VERSION of this file when the scores were computed."""
     items_hash: str
     """Results with the same hash have the same items in the same order."""
     scores: tuple[Score, ...]
+    """The first one is of the whole task, if it has such a score."""
     outcomes: dict[str, list[float]] = Field(default_factory=dict)
     """Values per item: correct and correct_per_byte (0 or 1) of choices; nats and bytes of documents; the metric of
     each document of lm-eval's tasks."""
@@ -67,6 +72,7 @@ class TaskResult(BaseModel, frozen=True):
     signature: str = ""
     """Identifies the model, the items and the settings; of a result that was written."""
     seconds: float = 0.0
+    """How long the evaluation took."""
 
     @property
     def main_score(self) -> Score:
