@@ -141,6 +141,9 @@ def _explain(ranking: Ranking) -> Iterator[str]:
         if len(groups) > 1 and (len(ranking.sets) == 1 or task != ranking.tasks[0]):
             rows = " | ".join(", ".join(ranking.rows[index].label for index in group) for group in groups)
             yield f"{task}: other items, which are not compared: {rows}"
+        is_compared = any(compared == task for _, compared in ranking.comparisons)
+        if not is_compared and any(len(group) > 1 for group in groups):
+            yield f"{task}: the models are not compared, its score is not a mean over items"
 
 
 def _list_notes(ranking: Ranking) -> Iterator[str]:

@@ -185,6 +185,10 @@ def test_a_mean_of_tasks_is_not_compared_by_items_that_have_another_mean() -> No
         results.append(make_choices_result(values, "group").model_copy(update=update))
         assert results[-1].compute_item_scores() is None, name
     assert compare_results(results[:1], results[1:]) is None
+    lines = format_comparison(
+        rank([make_model(str(index), None, [one]) for index, one in enumerate(results)]), None
+    )
+    assert "group: the models are not compared, its score is not a mean over items" in lines
     score = results[0].main_score.model_copy(update={"value": 0.6})
     assert results[0].model_copy(update={"scores": (score,)}).compute_item_scores() is not None
 
