@@ -1,6 +1,6 @@
 """The tasks of EleutherAI's lm-evaluation-harness (lm-eval), by their names.
 
-lm-eval is imported when the first of its tasks is asked for. It knows three kinds of names: a task; a group, which
+lm-eval is imported when the first of its tasks is requested. It knows three kinds of names: a task; a group, which
 has tasks and may have a score of its own; a tag, which only has tasks.
 """
 

@@ -74,7 +74,7 @@ def _read_documents(split: Split, documents: np.ndarray | None) -> list[np.ndarr
 def _predict(counts: NgramCounts, stream: np.ndarray, position: np.ndarray, store: Store) -> np.ndarray:
     """Returns the probability of each token but bos; float64. `position`: of each token within its document."""
     unigrams = counts.unigrams.copy()
-    # bos is never predicted. A token that is both bos and eos is one of them in every other place.
+    # bos is never predicted. Where one token is both bos and eos, half of its occurrences are bos.
     unigrams[store.bos_id] = unigrams[store.bos_id] // 2 if store.bos_id == store.eos_id else 0
     probabilities = (unigrams[stream] + 1) / (unigrams.sum() + counts.vocab_size)
     block = np.arange(len(stream)) // max(1, len(stream) // 16)

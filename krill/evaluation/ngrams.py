@@ -59,9 +59,9 @@ class NgramCounts:
                 keys, (table, shift) = self._keys[index], tables[index]
                 hashes = hashes[:count]
                 hashes = hashes[table[(hashes * _MULTIPLIER) >> shift]]
-                places = np.searchsorted(keys, hashes)
-                known = keys[np.minimum(places, len(keys) - 1)] == hashes if len(keys) else places < 0
-                self._counts[index] += np.bincount(places[known], minlength=len(keys))
+                indices = np.searchsorted(keys, hashes)
+                known = keys[np.minimum(indices, len(keys) - 1)] == hashes if len(keys) else indices < 0
+                self._counts[index] += np.bincount(indices[known], minlength=len(keys))
         self.tokens = int(self.unigrams.sum())
 
     def count(self, ids: np.ndarray, length: int) -> np.ndarray:

@@ -69,7 +69,7 @@ class PrefixTree:
             return 0
         last = self.sequences[-1].ids
         limit = min(len(last), len(sequence.ids)) - 1
-        return next((place for place in range(limit) if last[place] != sequence.ids[place]), limit)
+        return next((index for index in range(limit) if last[index] != sequence.ids[index]), limit)
 
 
 def pack_trees(sequences: Iterable[TokenSequence]) -> list[PrefixTree]:
