@@ -32,7 +32,7 @@ class PrefixTree:
         self.positions: list[int] = []
         self.sequences: list[TokenSequence] = []
         self.paths: list[list[int]] = []
-        """Of each sequence the indices of its tokens in the row, without the last, which is never an input."""
+        """The indices in the row of the tokens of each sequence, without its last one, which is never an input."""
         self._parents: list[int] = []
 
     @property
