@@ -45,6 +45,8 @@ class ComputeSetting:
     batch: BatchShape
     can_compile: bool | None
     """The value of hardware.compile; None: auto."""
+    threads: int = 1
+    """CPU threads of a rank."""
 
     @property
     def activation_precision(self) -> str:
@@ -98,7 +100,16 @@ def build_compute_setting(config: TrainConfig, device: Device) -> ComputeSetting
         context_parallel=hardware.context_parallel,
         batch=compute_batch_shape(config.batch, config.sequence_len, resolve_data_ranks(config, world_size)),
         can_compile=None if hardware.compile == "auto" else bool(hardware.compile),
+        threads=_resolve_threads(hardware.threads, max(1, world_size // nodes)),
     )
+
+
+def _resolve_threads(requested: int | None, ranks_per_node: int) -> int:
+    """Returns the CPU threads of a rank, as `krill.launch.local` sets them."""
+    environment = os.environ.get("OMP_NUM_THREADS", "")
+    if requested is None and environment.isdecimal():
+        requested = int(environment)
+    return requested or max(1, count_cpu_cores() // ranks_per_node)
 
 
 def _resolve_precision(requested: str, device: Device) -> str:
@@ -135,7 +146,7 @@ def describe_local_device(requested: str, gpu_names: list[str], threads: int | N
         )
     if requested == "cpu" or not gpu_names:
         return _describe_cpu(threads)
-    name, memory = _query_gpu()
+    name, memory = query_gpu()
     device = find_device(name)
     if device is None:
         raise UsageError(
@@ -146,7 +157,7 @@ def describe_local_device(requested: str, gpu_names: list[str], threads: int | N
 
 
 @lru_cache(maxsize=1)
-def _query_gpu() -> tuple[str, int]:
+def query_gpu() -> tuple[str, int]:
     """Returns name and memory in bytes of the first visible GPU, from its driver."""
     index = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
     try:

@@ -27,6 +27,9 @@ class PlanOptionsConfig(Section):
     """Price of one device for an hour, in any currency; null: no costs are computed."""
     mfu: Annotated[float, Field(gt=0.0, le=1.0)] | None
     """Model FLOPs utilization to plan with, such as 0.4; null: that of the calibration."""
+    measure: bool
+    """Run a few steps here at two micro batch sizes, correct the plan by them, and keep their figures for later plans
+    on this machine."""
 
 
 class PlanConfig(TrainConfig):
