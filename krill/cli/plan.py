@@ -150,7 +150,7 @@ def make_plan(config: PlanConfig, invocation: Invocation) -> RunPlan:
         device = get_device(config.plan.device, config.plan.devices)
     else:
         gpus = [] if config.device == "cpu" else list_visible_gpus()
-        device = describe_local_device(config.device, gpus, config.hardware.threads)
+        device = describe_local_device(config, gpus)
         machine = identify_machine(query_gpu()[0], len(gpus)) if gpus else identify_machine()
     text = find_training_text(config, vocab_size, lambda: invocation.open_inputs(config))
     return build_run_plan(config, vocab_size, device, text, config.plan, machine=machine)

@@ -16,7 +16,9 @@ SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>")
 _SIGNATURE = "synthetic"
 
 
-def write_synthetic_inputs(folder: Path, vocab_size: int, document_tokens: int, documents: int) -> tuple[Path, Path]:
+def write_synthetic_inputs(
+    folder: Path, vocab_size: int, document_tokens: int, documents: int
+) -> tuple[Path, Path]:
     """Writes a tokenizer of `vocab_size` entries and a store of random tokens; returns their folders.
 
     Args:

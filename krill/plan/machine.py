@@ -111,7 +111,7 @@ def get_calibration_folder() -> Path | None:
 def select_newest(measurements: Sequence[Measurement]) -> list[Measurement]:
     """Returns the measurements that are kept, in their order: the newest of each configuration, and of all."""
     counts: Counter[tuple[str, str]] = Counter()
-    kept = []
+    kept: list[Measurement] = []
     for one in reversed(measurements):
         key = (one.configuration, one.kind)
         counts[key] += 1

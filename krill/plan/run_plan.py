@@ -237,7 +237,16 @@ class RunPlan:
     @cached_property
     def configuration(self) -> str:
         """Identity of what determines the time of a step, without the batch."""
-        numbers = {"lr", "weight_decay", "betas", "eps", "max_grad_norm", "muon_lr", "muon_weight_decay", "momentum"}
+        numbers = {
+            "lr",
+            "weight_decay",
+            "betas",
+            "eps",
+            "max_grad_norm",
+            "muon_lr",
+            "muon_weight_decay",
+            "momentum",
+        }
         return compute_signature(
             self.group, self.config.model, self.vocab_size, self.config.sequence_len, self.config.packing,
             self.config.optimizer.model_dump(mode="json", exclude=numbers), self.setting.loss,
@@ -407,7 +416,8 @@ def _correct_memory(memory: MemoryPlan, difference: int) -> MemoryPlan:
     if not difference:
         return memory
     moments = {
-        name: parts | {"context": max(0, parts["context"] + max(difference, 0 if name == "saving" else difference))}
+        name: parts
+        | {"context": max(0, parts["context"] + max(difference, 0 if name == "saving" else difference))}
         for name, parts in memory.moments.items()
     }
     return MemoryPlan(moments)
@@ -444,6 +454,4 @@ def build_run_plan(
     """
     setting = build_compute_setting(config, device)
     architecture = describe_architecture(config.model, vocab_size)
-    return RunPlan(
-        config, architecture.vocab_size, architecture, setting, text, options, first_step, machine
-    )
+    return RunPlan(config, architecture.vocab_size, architecture, setting, text, options, first_step, machine)

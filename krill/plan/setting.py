@@ -129,23 +129,24 @@ def _resolve_precision(requested: str, device: Device) -> str:
     return requested
 
 
-def describe_local_device(requested: str, gpu_names: list[str], threads: int | None) -> Device:
-    """Returns the device of this machine for the key device.
+def describe_local_device(config: TrainConfig, gpu_names: list[str]) -> Device:
+    """Returns the device of this machine on which `config` runs.
 
     Args:
-        requested: auto, cpu or cuda.
+        config: The run; hardware.processes is a number.
         gpu_names: The visible CUDA devices; without any, it is the CPU.
-        threads: CPU threads of a rank; None: all cores.
 
     Raises:
         UsageError: the GPU is not in the table of devices, or cuda is requested and there is none.
     """
-    if requested == "cuda" and not gpu_names:
+    if config.device == "cuda" and not gpu_names:
         raise UsageError(
             "device=cuda: this machine has no CUDA device; name one to plan for: plan.device=h100"
         )
-    if requested == "cpu" or not gpu_names:
-        return _describe_cpu(threads)
+    if config.device == "cpu" or not gpu_names:
+        nodes = config.hardware.slurm.nodes if config.hardware.slurm else 1
+        ranks = max(1, resolve_world_size(config) // nodes)
+        return _describe_cpu(ranks * _resolve_threads(config.hardware.threads, ranks))
     name, memory = query_gpu()
     device = find_device(name)
     if device is None:
@@ -173,9 +174,10 @@ def query_gpu() -> tuple[str, int]:
         ) from error
 
 
-def _describe_cpu(threads: int | None) -> Device:
+def _describe_cpu(threads: int) -> Device:
+    """Returns the CPU; `threads`: those of all ranks on this machine."""
     cores = count_cpu_cores()
-    share = min(1.0, (threads or cores) / cores)
+    share = min(1.0, threads / cores)
     return Device(
         name="cpu",
         kind="cpu",
@@ -183,7 +185,7 @@ def _describe_cpu(threads: int | None) -> Device:
         memory=read_memory_limit(),
         bandwidth=1e10 * min(cores, 8),
         power=None,
-        source=f"matrix products on {cores} cores of this machine, measured now",
+        source=f"matrix products on {min(threads, cores)} of {cores} cores of this machine, measured now",
     )
 
 

@@ -13,9 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
-from krill.plan.calibration import NEAR, interpolate_log
+from krill.plan.calibration import interpolate_log
 
 PRICES = {"cpu": (1.0, 10.0, 4.0), "cuda": (1.0, 100.0, 100.0)}
 """FLOPs of a dense layer that take as long as a FLOP of attention, as a byte of the saved activations, and as a byte
@@ -28,7 +36,7 @@ UPDATE_SPEED_SHARE = 0.8
 """The speed of Muon's matrix products, in the speed of the model's (assumed)."""
 
 MIN_TOKENS_SHARE = 0.3
-"""The share of a run's step that its tokens take at least."""
+"""The share of a measured time that tokens, or the optimizer's matrix products, take at least."""
 
 FAR = 4.0
 """A model that is smaller or larger than all measured ones by more than this factor is extrapolated."""
@@ -50,7 +58,7 @@ class StepWork(_Figures):
     """Tokens of a forward pass."""
     passes: PositiveInt
     """Forward passes of a step."""
-    per_token: NonNegativeFloat
+    per_token: PositiveFloat
     """FLOPs of a token, forward and backward, with recomputed ones and the price of all other operations."""
     update_flops: NonNegativeFloat
     """FLOPs of the optimizer's matrix products."""
@@ -61,7 +69,7 @@ class StepWork(_Figures):
 class StepSeconds(_Figures):
     """The time of a step in seconds."""
 
-    per_token: NonNegativeFloat
+    per_token: PositiveFloat
     per_pass: NonNegativeFloat
     per_step: NonNegativeFloat
     optimizer: NonNegativeFloat
@@ -89,7 +97,7 @@ class Measurement(_Figures):
     work: StepWork
     seconds: StepSeconds | None
     """None: of a run, of which the whole step alone is known."""
-    step: NonNegativeFloat
+    step: PositiveFloat
     """Seconds of a step."""
     fastest: FiniteFloat
     """The fastest step in units of `step`."""
@@ -129,8 +137,9 @@ def fit_step_seconds(sizes: Sequence[tuple[int, float]], per_step: float, optimi
     """
     (first_tokens, first_seconds), (tokens, seconds) = sizes[0], sizes[-1]
     slope = seconds / tokens
-    if first_tokens != tokens:  # noise may bend the line: neither part is negative
-        slope = min(slope, max(0.0, (seconds - first_seconds) / (tokens - first_tokens)))
+    if first_tokens != tokens:  # noise may bend the line
+        rise = (seconds - first_seconds) / (tokens - first_tokens)
+        slope = min(slope, max(MIN_TOKENS_SHARE * slope, rise))
     per_pass = max(0.0, seconds - slope * tokens)
     return StepSeconds(per_token=slope, per_pass=per_pass, per_step=per_step, optimizer=optimizer)
 
@@ -153,7 +162,7 @@ def estimate_step(
     speed = fit.interpolate(size, fit.compute_speed)
     assert speed is not None
     per_layer = fit.interpolate(size, _get_layer_seconds, prefer=min)
-    per_step = fit.interpolate(size, lambda one: one.seconds and one.seconds.per_step, prefer=min)
+    per_step = fit.interpolate(size, _get_step_seconds, prefer=min)
     seconds = StepSeconds(
         per_token=work.per_token / speed,
         per_pass=work.layers * (PASS_LAYER_SECONDS if per_layer is None else per_layer),
@@ -161,7 +170,7 @@ def estimate_step(
         optimizer=fit.estimate_update(work, speed),
     )
     status, used = fit.find_status(size)
-    speeds = [value for one in used if (value := fit.compute_speed(one))]
+    speeds = [fit.compute_speed(one) for one in used]
     shortest, longest = MARGINS[status]
     return StepEstimate(
         seconds=seconds,
@@ -214,11 +223,11 @@ class _Fit:
                 return interpolate_log(best, size)
         return None
 
-    def compute_speed(self, one: Measurement) -> float | None:
-        """Returns the work per second of the passes of a measurement; None if its time is not that of its work."""
+    def compute_speed(self, one: Measurement) -> float:
+        """Returns the work per second of the passes of a measurement."""
         work = one.work
         if one.seconds is not None:
-            return work.per_token / one.seconds.per_token if one.seconds.per_token else None
+            return work.per_token / one.seconds.per_token
         layer = self.interpolate(work.parameters, _get_layer_seconds, prefer=min)
         fixed = work.passes * work.layers * (PASS_LAYER_SECONDS if layer is None else layer)
         moved = work.update_bytes / self._find_bandwidth(work.parameters)
@@ -243,14 +252,17 @@ class _Fit:
         """Returns the speed of the optimizer's matrix products in that of the model's."""
         if one.seconds is None or not one.work.update_flops or not one.seconds.optimizer:
             return None
-        speed = self.compute_speed(one)
         moved = one.work.update_bytes / self._find_bandwidth(one.work.parameters)
         products = max(one.seconds.optimizer - moved, MIN_TOKENS_SHARE * one.seconds.optimizer)
-        return one.work.update_flops / products / speed if speed else None
+        return one.work.update_flops / products / self.compute_speed(one)
 
 
 def _get_layer_seconds(one: Measurement) -> float | None:
-    return one.seconds and one.seconds.per_pass / one.work.layers
+    return one.seconds.per_pass / one.work.layers if one.seconds else None
+
+
+def _get_step_seconds(one: Measurement) -> float | None:
+    return one.seconds.per_step if one.seconds else None
 
 
 def _get_update_bandwidth(one: Measurement) -> float | None:

@@ -1,7 +1,8 @@
-"""Turns timed steps, or the record of a finished run, into a measurement that later plans on this machine count with."""
+"""Turns timed steps, or the record of a finished run, into a measurement for later plans on this machine."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -83,11 +84,13 @@ def choose_sizes(plan: RunPlan) -> list[tuple[int, int]]:
         raise UsageError("plan.measure=true measures this machine; leave plan.device out")
     if plan.setting.world_size > 1:
         raise UsageError(
-            "plan.measure=true measures one rank; use hardware.processes=1. Runs on several ranks leave their figures "
-            "when they finish"
+            "plan.measure=true measures one rank; use hardware.processes=1. A run on several ranks leaves its "
+            "figures when it finishes"
         )
     if not plan.fits:
-        raise UsageError("plan.measure=true: the run does not fit; plan it without, and apply what it advises")
+        raise UsageError(
+            "plan.measure=true: the run does not fit; plan it without, and apply what it advises"
+        )
     batch = plan.setting.batch
     passes = min(2, batch.accumulation_steps)
     rows = batch.micro_batch_size
@@ -149,7 +152,7 @@ def build_run_measurement(plan: RunPlan, folder: Path, startup: float | None) ->
     lines = [line for line in read_metrics(folder) if "tokens_per_second" in line]
     steps = [
         (after["tokens"] - before["tokens"]) / (after["step"] - before["step"]) / after["tokens_per_second"]
-        for before, after in zip(lines, lines[1:], strict=False)
+        for before, after in itertools.pairwise(lines)
         if after["tokens_per_second"] and after["step"] > before["step"]
     ]
     if len(steps) < MIN_LINES:

@@ -30,7 +30,7 @@ def describe_torch_device(config: TrainConfig) -> Device:
     kind = resolve_device(config.device)
     precision = resolve_precision(config.hardware.precision, kind)
     if kind == "cpu":
-        device = describe_local_device("cpu", [], config.hardware.threads)
+        device = describe_local_device(config, [])
         if precision == "fp32":
             return device
         peak = get_peak_flops(kind, precision, config.hardware.threads or torch.get_num_threads())

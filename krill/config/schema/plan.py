@@ -34,7 +34,7 @@ class PlanOptionsConfig(Section):
 
 class PlanConfig(TrainConfig):
     """What a run of krill-train with the same arguments will need: parameters, FLOPs, memory, disk, time and money,
-    whether it fits, and what to change. Nothing is written."""
+    whether it fits, and what to change. Nothing is written, except for what plan.measure keeps."""
 
     dry_run: Literal[True]
     """Always true: a plan writes nothing."""

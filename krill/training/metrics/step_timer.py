@@ -18,7 +18,7 @@ WARMUP_STEPS = 3
 MIN_STEPS, MAX_STEPS = 5, 100
 """The number of steps that are timed."""
 
-ENOUGH_SECONDS, MAX_SECONDS = 4.0, 30.0
+ENOUGH_SECONDS, MAX_SECONDS = 3.0, 30.0
 """The time after which no more steps than MIN_STEPS are timed, and after which there need be only one."""
 
 THREADS = Path("/proc/self/task")
