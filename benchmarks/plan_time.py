@@ -100,12 +100,11 @@ OTHERS = [
 CHILD = """
 import sys, time
 started = time.perf_counter()
-from krill.training.metrics.step_timer import read_cpu_time
+from krill.training.metrics.step_timer import read_waited_seconds
 from krill.cli.{command} import main
 sys.argv[0] = "krill-{command}"
 code = main()
-ran, waited = read_cpu_time()
-print("cpu", ran, waited, time.perf_counter() - started, file=sys.stderr, flush=True)
+print(read_waited_seconds(), time.perf_counter() - started, file=sys.stderr, flush=True)
 sys.exit(code)
 """
 
@@ -117,9 +116,8 @@ def run(command: str, arguments: list[str], environment: dict[str, str]) -> tupl
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{shlex.join(words[3:])}\n{done.stderr}")
-    _, ran, waited, _ = done.stderr.strip().splitlines()[-1].split()
-    share = float(waited) / (float(ran) + float(waited))
-    return done.stdout, {"seconds": time.perf_counter() - started_at, "waited": share}
+    waited, seconds = map(float, done.stderr.strip().splitlines()[-1].split())
+    return done.stdout, {"seconds": time.perf_counter() - started_at, "waited": waited / seconds}
 
 
 def plan(row: dict[str, Any], environment: dict[str, str], *overrides: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from krill import atomic
 from krill.checksum import ChecksumError, format_checksummed_json, read_checksummed_json
 from krill.config.signature import compute_signature
-from krill.plan.step_time import Measurement
+from krill.plan.step_time import Calibration, Measurement
 from krill.resources import count_cpu_cores
 
 log = logging.getLogger("krill")
@@ -58,19 +58,32 @@ class Machine:
         signature = compute_signature("calibration", FORMAT, self.name, self.torch)
         return folder and folder / f"{signature[:16]}.json"
 
-    @cached_property
+    @property
     def measurements(self) -> tuple[Measurement, ...]:
         """What was measured on it, the oldest first."""
         if self.alone is not None:
             return (self.alone,)
+        state = self._read_state()
+        return _read_file(*state) if state else ()
+
+    def _read_state(self) -> tuple[Path, int, int] | None:
+        """Returns the file of the measurements, and time and size of its content; None if there is none."""
         file = self.file
-        if file is None:
-            return ()
         try:
-            status = file.stat()
+            status = file.stat() if file else None
         except OSError:
-            return ()
-        return _read_file(file, status.st_mtime_ns, status.st_size)
+            return None
+        return (file, status.st_mtime_ns, status.st_size) if file and status else None
+
+    def get_calibration(self, group: str, bandwidth: float) -> Calibration | None:
+        """Returns the measurements of a group, prepared once for all points of a sweep; None: there are none.
+
+        `bandwidth`: bytes per second of the device by its table.
+        """
+        if self.alone is not None:
+            return _build_calibration((self.alone,), group, bandwidth)
+        state = self._read_state()
+        return state and _read_calibration(*state, group, bandwidth)
 
     def keep(self, measurement: Measurement) -> Path | None:
         """Adds a measurement to the file, and removes the oldest; returns the file, None if it cannot be written."""
@@ -96,7 +109,7 @@ class Machine:
 def identify_machine(gpu: str | None = None, count: int = 1) -> Machine:
     """Returns this machine. `gpu`, `count`: name and number of its GPUs; None: its CPU."""
     name = f"{_read_cpu_name()}, {count_cpu_cores()} cores" if gpu is None else f"{gpu}, {count} of them"
-    return Machine(name, metadata.version("torch"))
+    return Machine(name, _read_torch_version())
 
 
 def get_calibration_folder() -> Path | None:
@@ -120,6 +133,20 @@ def select_newest(measurements: Sequence[Measurement]) -> list[Measurement]:
     return kept[::-1]
 
 
+@lru_cache(maxsize=64)
+def _read_calibration(
+    file: Path, mtime_ns: int, size: int, group: str, bandwidth: float
+) -> Calibration | None:
+    return _build_calibration(_read_file(file, mtime_ns, size), group, bandwidth)
+
+
+def _build_calibration(
+    measurements: Sequence[Measurement], group: str, bandwidth: float
+) -> Calibration | None:
+    selected = [one for one in measurements if one.group == group]
+    return Calibration(selected, bandwidth) if selected else None
+
+
 @lru_cache(maxsize=4)
 def _read_file(file: Path, mtime_ns: int, size: int) -> tuple[Measurement, ...]:
     """Reads a file once for all points of a sweep; `mtime_ns` and `size` are those of its content."""
@@ -137,6 +164,12 @@ def _parse_file(file: Path) -> tuple[Measurement, ...]:
         reason = error.problem if isinstance(error, ChecksumError) else " ".join(str(error).split())
         log.warning("calibration %s %s; it is ignored, remove it", file, reason)
         return ()
+
+
+@lru_cache(maxsize=1)
+def _read_torch_version() -> str:
+    """Returns the version of torch, which is not imported."""
+    return metadata.version("torch")
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,6 @@ from krill.plan.setting import ComputeSetting, build_compute_setting
 from krill.plan.step_time import (
     PRICES,
     UPDATE_SPEED_SHARE,
-    Measurement,
     StepEstimate,
     StepSeconds,
     StepWork,
@@ -265,18 +264,12 @@ class RunPlan:
         )
 
     @cached_property
-    def measurements(self) -> list[Measurement]:
-        """What was measured on this machine for runs like this one; none with plan.mfu."""
-        if self.machine is None or self.options.mfu is not None:
-            return []
-        return [one for one in self.machine.measurements if one.group == self.group]
-
-    @cached_property
     def estimate(self) -> StepEstimate | None:
-        """The time of a step by measurements on this machine; None: there are none."""
-        if not self.measurements:
+        """The time of a step by measurements on this machine; None: there are none, or plan.mfu is given."""
+        if self.machine is None or self.options.mfu is not None:
             return None
-        return estimate_step(self.work, self.configuration, self.setting.device.bandwidth, self.measurements)
+        calibration = self.machine.get_calibration(self.group, self.setting.device.bandwidth)
+        return estimate_step(self.work, self.configuration, calibration) if calibration else None
 
     @cached_property
     def step_seconds(self) -> StepSeconds:

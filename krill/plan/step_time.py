@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -43,6 +44,11 @@ FAR = 4.0
 
 MARGINS = {"measured": (0.97, 1.05), "interpolated": (0.85, 1.2), "extrapolated": (0.7, 1.5)}
 """Factors of the shortest and the longest time, besides the spread of the measurements."""
+
+
+DefaultT = TypeVar("DefaultT", float, None)
+_Table = dict[int, float]
+"""Parameters of a model → a positive figure."""
 
 
 class _Figures(BaseModel):
@@ -144,117 +150,139 @@ def fit_step_seconds(sizes: Sequence[tuple[int, float]], per_step: float, optimi
     return StepSeconds(per_token=slope, per_pass=per_pass, per_step=per_step, optimizer=optimizer)
 
 
-def estimate_step(
-    work: StepWork, configuration: str, bandwidth: float, measurements: Sequence[Measurement]
-) -> StepEstimate:
-    """Returns the time of a step of `work` by the `measurements` of its group, of which there is at least one.
+class Calibration:
+    """The measurements of a group, as rates that hold for other sizes.
 
-    Those of the same configuration alone count for what they know.
-
-    Args:
-        work: The step.
-        configuration: Its identity.
-        bandwidth: Bytes per second of the device by its table, where no optimizer was measured.
-        measurements: Those of its group.
+    Of repeated measurements of a size the better quartile counts: others are slow because the machine was busy.
     """
-    fit = _Fit(measurements, configuration, bandwidth)
-    size = work.parameters
-    speed = fit.interpolate(size, fit.compute_speed)
-    assert speed is not None
-    per_layer = fit.interpolate(size, _get_layer_seconds, prefer=min)
-    per_step = fit.interpolate(size, _get_step_seconds, prefer=min)
-    seconds = StepSeconds(
-        per_token=work.per_token / speed,
-        per_pass=work.layers * (PASS_LAYER_SECONDS if per_layer is None else per_layer),
-        per_step=per_step or 0.0,
-        optimizer=fit.estimate_update(work, speed),
-    )
-    status, used = fit.find_status(size)
-    speeds = [fit.compute_speed(one) for one in used]
-    shortest, longest = MARGINS[status]
-    return StepEstimate(
-        seconds=seconds,
-        speed=speed,
-        fastest=min(1.0, shortest * min(speed / max(speeds), *(one.fastest for one in used))),
-        slowest=max(1.0, longest * max(speed / min(speeds), *(one.slowest for one in used))),
-        status=status,
-        runs=len(used),
-        startup=fit.interpolate(size, lambda one: one.startup, prefer=min),
-    )
 
+    def __init__(self, measurements: Sequence[Measurement], bandwidth: float):
+        """`measurements`: at least one; `bandwidth`: bytes per second of the device by its table."""
+        self.measurements, self.table_bandwidth = measurements, bandwidth
+        self.by_configuration: dict[str, list[Measurement]] = {}
+        for one in measurements:
+            self.by_configuration.setdefault(one.configuration, []).append(one)
 
-class _Fit:
-    """The measurements of a group, as rates that hold for other sizes."""
+    @cached_property
+    def layer_seconds(self) -> _Table:
+        """Parameters → seconds of a pass for each layer, however few its tokens."""
+        return _tabulate(self.measurements, _get_layer_seconds, min)
 
-    def __init__(self, measurements: Sequence[Measurement], configuration: str, bandwidth: float):
-        self.all, self.table_bandwidth = measurements, bandwidth
-        self.exact = [one for one in measurements if one.configuration == configuration]
+    @cached_property
+    def step_seconds(self) -> _Table:
+        """Parameters → seconds of a step besides passes and optimizer."""
+        return _tabulate(self.measurements, _get_step_seconds, min)
 
-    def find_status(self, size: int) -> tuple[str, Sequence[Measurement]]:
-        """Returns how sure an estimate for `size` parameters is, and the measurements that it is from."""
-        if self.exact:
-            return "measured", self.exact
-        sizes = [one.work.parameters for one in self.all]
-        is_far = not min(sizes) / FAR < size < max(sizes) * FAR
-        return "extrapolated" if is_far else "interpolated", self.all
+    @cached_property
+    def bandwidths(self) -> _Table:
+        """Parameters → bytes per second of AdamW's update."""
+        return _tabulate(self.measurements, _get_update_bandwidth, max)
 
-    def interpolate(
-        self,
-        size: int,
-        get: Callable[[Measurement], float | None],
-        prefer: Callable[[list[float]], float] = max,
-    ) -> float | None:
-        """Returns what `get` returns at `size` parameters; None if no measurement has it.
+    @cached_property
+    def speeds(self) -> _Table:
+        """Parameters → work per second."""
+        return _tabulate(self.measurements, self.compute_speed, max)
 
-        Of repeated measurements the better half counts: others are slow because the machine was busy.
+    @cached_property
+    def update_shares(self) -> _Table:
+        """Parameters → speed of the optimizer's matrix products, in that of the model's."""
+        return _tabulate(self.measurements, self._compute_update_share, max)
 
-        Args:
-            size: Parameters of the model.
-            get: Returns a positive figure of a measurement, or None.
-            prefer: max or min, whichever is faster.
-        """
-        for measurements in (self.exact, self.all):
-            values: dict[int, list[float]] = {}
-            for one in measurements:
-                if (value := get(one)) is not None:
-                    values.setdefault(one.work.parameters, []).append(value)
-            if values:
-                best = {key: _get_better_quartile(found, prefer) for key, found in values.items()}
-                return interpolate_log(best, size)
-        return None
+    @cached_property
+    def startups(self) -> _Table:
+        """Parameters → seconds before the first step and after the last one."""
+        runs = [one for one in self.measurements if one.kind == "run" and one.startup is not None]
+        return _tabulate(runs or self.measurements, lambda one: one.startup, min)
 
     def compute_speed(self, one: Measurement) -> float:
         """Returns the work per second of the passes of a measurement."""
         work = one.work
         if one.seconds is not None:
             return work.per_token / one.seconds.per_token
-        layer = self.interpolate(work.parameters, _get_layer_seconds, prefer=min)
-        fixed = work.passes * work.layers * (PASS_LAYER_SECONDS if layer is None else layer)
-        moved = work.update_bytes / self._find_bandwidth(work.parameters)
+        layer = _look_up(self.layer_seconds, work.parameters, PASS_LAYER_SECONDS)
+        moved = work.update_bytes / self.get_bandwidth(work.parameters)
         flops = work.passes * work.tokens * work.per_token + work.update_flops / UPDATE_SPEED_SHARE
-        return flops / max(one.step - fixed - moved, MIN_TOKENS_SHARE * one.step)
+        rest = one.step - work.passes * work.layers * layer - moved
+        return flops / max(rest, MIN_TOKENS_SHARE * one.step)
 
-    def estimate_update(self, work: StepWork, speed: float) -> float:
-        """Returns the seconds of an optimizer step."""
-        bandwidth = self._find_bandwidth(work.parameters)
-        moved = work.update_bytes / bandwidth
-        if not work.update_flops:
-            return moved
-        share = self.interpolate(work.parameters, self._compute_update_share)
-        return moved + work.update_flops / ((share or UPDATE_SPEED_SHARE) * speed)
-
-    def _find_bandwidth(self, size: int) -> float:
-        """Returns the bytes per second of AdamW's update."""
-        found = self.interpolate(size, _get_update_bandwidth)
-        return found or self.table_bandwidth
+    def get_bandwidth(self, size: int) -> float:
+        """Returns the bytes per second of AdamW's update of a model of `size` parameters."""
+        return _look_up(self.bandwidths, size, self.table_bandwidth)
 
     def _compute_update_share(self, one: Measurement) -> float | None:
-        """Returns the speed of the optimizer's matrix products in that of the model's."""
         if one.seconds is None or not one.work.update_flops or not one.seconds.optimizer:
             return None
-        moved = one.work.update_bytes / self._find_bandwidth(one.work.parameters)
+        moved = one.work.update_bytes / self.get_bandwidth(one.work.parameters)
         products = max(one.seconds.optimizer - moved, MIN_TOKENS_SHARE * one.seconds.optimizer)
         return one.work.update_flops / products / self.compute_speed(one)
+
+
+def estimate_step(work: StepWork, configuration: str, calibration: Calibration) -> StepEstimate:
+    """Returns the time of a step of `work` by the measurements of its group.
+
+    What was measured of the same configuration counts alone; what was not, comes from the others.
+
+    Args:
+        work: The step.
+        configuration: Its identity.
+        calibration: The measurements of its group.
+    """
+    size, exact = work.parameters, calibration.by_configuration.get(configuration, [])
+    speeds = _tabulate(exact, calibration.compute_speed, max) or calibration.speeds
+    speed = _look_up(speeds, size, 0.0)
+    layer = _tabulate(exact, _get_layer_seconds, min) or calibration.layer_seconds
+    rest = _tabulate(exact, _get_step_seconds, min) or calibration.step_seconds
+    update = work.update_bytes / calibration.get_bandwidth(size)
+    if work.update_flops:
+        share = _look_up(calibration.update_shares, size, UPDATE_SPEED_SHARE)
+        update += work.update_flops / (share * speed)
+    optimizer = _look_up(_tabulate(exact, _get_optimizer_seconds, min), size, update)
+    seconds = StepSeconds(
+        per_token=work.per_token / speed,
+        per_pass=work.layers * _look_up(layer, size, PASS_LAYER_SECONDS),
+        per_step=_look_up(rest, size, 0.0),
+        optimizer=optimizer,
+    )
+    used = exact or calibration.measurements
+    status = "measured" if exact else _find_status(size, used)
+    found = [calibration.compute_speed(one) for one in used] if exact else list(speeds.values())
+    shortest, longest = MARGINS[status]
+    startups = _tabulate(exact, lambda one: one.startup if one.kind == "run" else None, min)
+    return StepEstimate(
+        seconds=seconds,
+        speed=speed,
+        fastest=min(1.0, shortest * min(speed / max(found), *(one.fastest for one in used))),
+        slowest=max(1.0, longest * max(speed / min(found), *(one.slowest for one in used))),
+        status=status,
+        runs=len(used),
+        startup=_look_up(startups or calibration.startups, size, None),
+    )
+
+
+def _tabulate(
+    measurements: Sequence[Measurement],
+    get: Callable[[Measurement], float | None],
+    prefer: Callable[[list[float]], float],
+) -> _Table:
+    """Returns the better quartile of what `get` returns at each size; `prefer`: max or min, whichever is faster."""
+    values: dict[int, list[float]] = {}
+    for one in measurements:
+        if (value := get(one)) is not None:
+            values.setdefault(one.work.parameters, []).append(value)
+    return {
+        size: sorted(found, reverse=prefer is max)[(len(found) - 1) // 4] for size, found in values.items()
+    }
+
+
+def _look_up(table: _Table, size: int, default: DefaultT) -> float | DefaultT:
+    """Returns the figure at `size`, interpolated; `default` if there is none."""
+    return interpolate_log(table, size) if table else default
+
+
+def _find_status(size: int, measurements: Sequence[Measurement]) -> str:
+    sizes = [one.work.parameters for one in measurements]
+    is_far = not min(sizes) / FAR < size < max(sizes) * FAR
+    return "extrapolated" if is_far else "interpolated"
 
 
 def _get_layer_seconds(one: Measurement) -> float | None:
@@ -265,13 +293,11 @@ def _get_step_seconds(one: Measurement) -> float | None:
     return one.seconds.per_step if one.seconds else None
 
 
+def _get_optimizer_seconds(one: Measurement) -> float | None:
+    return one.seconds.optimizer if one.seconds else None
+
+
 def _get_update_bandwidth(one: Measurement) -> float | None:
     if one.seconds is None or one.work.update_flops or not one.seconds.optimizer:
         return None
     return one.work.update_bytes / one.seconds.optimizer
-
-
-def _get_better_quartile(values: list[float], prefer: Callable[[list[float]], float]) -> float:
-    """Returns the value between the best one and the median."""
-    ordered = sorted(values, reverse=prefer is max)
-    return ordered[(len(ordered) - 1) // 4]

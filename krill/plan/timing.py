@@ -36,7 +36,8 @@ class TimedSize:
     passes: int
     """Forward passes of a step."""
     samples: list[dict[str, float]]
-    """Seconds of each step: passes, optimizer, step (all of it), and the share that it waited for a core."""
+    """Seconds of each step without those in which other processes had the core: passes, optimizer, step (all of it);
+    and wall, all of it as it was."""
     peak: int
     """Peak memory in bytes: of the process so far, or of the tensors on a GPU."""
 
@@ -107,19 +108,14 @@ def build_measurement(plan: RunPlan, timed: TimedTraining) -> Measurement:
     tokens = plan.config.sequence_len // plan.setting.context_parallel
     line = []
     for size in timed.sizes:
-        passes = _get_lower_quartile([_correct(sample, "passes") for sample in size.samples])
+        passes = _get_lower_quartile([sample["passes"] for sample in size.samples])
         line.append((size.rows * tokens, passes / size.passes))
     last = timed.sizes[-1]
-    optimizer = _get_lower_quartile(
-        [_correct(sample, "optimizer") for size in timed.sizes for sample in size.samples]
-    )
-    rest = [
-        _correct(sample, "step") - _correct(sample, "passes") - _correct(sample, "optimizer")
-        for size in timed.sizes
-        for sample in size.samples
-    ]
+    samples = [sample for size in timed.sizes for sample in size.samples]
+    optimizer = _get_lower_quartile([sample["optimizer"] for sample in samples])
+    rest = [sample["step"] - sample["passes"] - sample["optimizer"] for sample in samples]
     seconds = fit_step_seconds(line, max(0.0, _get_lower_quartile(rest)), optimizer)
-    whole = [sample["step"] for sample in last.samples]
+    whole = [sample["wall"] for sample in last.samples]
     work = plan.work.model_copy(update={"passes": last.passes})
     step = (
         work.passes * (seconds.per_pass + work.tokens * seconds.per_token)
@@ -199,9 +195,7 @@ def format_measurement(timed: TimedPlan) -> list[str]:
 def compute_waited_share(timed: TimedTraining) -> float:
     """Returns the share of the time in which other processes had the core."""
     samples = [sample for size in timed.sizes for sample in size.samples]
-    return sum(sample["waited"] * sample["step"] for sample in samples) / sum(
-        sample["step"] for sample in samples
-    )
+    return 1 - sum(sample["step"] for sample in samples) / sum(sample["wall"] for sample in samples)
 
 
 def _build_peak(plan: RunPlan, size: TimedSize) -> Peak:
@@ -219,11 +213,6 @@ def _build_peak(plan: RunPlan, size: TimedSize) -> Peak:
         planned=max(moments.values()),
         measured=size.peak,
     )
-
-
-def _correct(sample: dict[str, Any], part: str) -> float:
-    """Returns the seconds of a part of a step without the time in which other processes had the core."""
-    return float(sample[part] * (1 - sample["waited"]))
 
 
 def _get_lower_quartile(values: Sequence[float]) -> float:

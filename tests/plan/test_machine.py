@@ -62,7 +62,7 @@ def test_the_folder_is_that_of_the_variable_or_of_the_cache(monkeypatch: pytest.
 
 
 def test_the_newest_are_kept_of_each_configuration_and_of_all() -> None:
-    many = [make_measurement(step=float(index)) for index in range(MAX_PER_CONFIGURATION + 2)]
+    many = [make_measurement(step=1.0 + index) for index in range(MAX_PER_CONFIGURATION + 2)]
     timed = make_measurement(kind="steps")
     assert select_newest([timed, *many]) == [timed, *many[2:]]
     different = [make_measurement(str(index)) for index in range(MAX_MEASUREMENTS + 1)]

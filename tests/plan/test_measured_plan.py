@@ -1,4 +1,4 @@
-"""krill-plan plan.measure=true runs a few real steps, and krill-train leaves its figures: both count in later plans."""
+"""krill-plan plan.measure=true runs a few real steps in a process of its own; they count now and in later plans."""
 
 from __future__ import annotations
 
@@ -45,12 +45,8 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[Any]:
         calls.append((config, sizes, *others))
         timed = []
         for rows, passes in sizes:
-            sample = {
-                "passes": seconds * rows / 4,
-                "optimizer": 0.0,
-                "step": seconds * rows / 4,
-                "waited": 0.0,
-            }
+            each = seconds * rows / 4
+            sample = {"passes": each, "optimizer": 0.0, "step": each, "wall": each}
             timed.append(TimedSize(rows, passes, [sample], 10**9))
         return TimedTraining(timed, startup=4.0)
 

@@ -6,14 +6,20 @@ import pytest
 
 from krill.plan.step_time import (
     FAR,
+    Calibration,
     Measurement,
+    StepEstimate,
     StepSeconds,
     StepWork,
-    estimate_step,
     fit_step_seconds,
 )
+from krill.plan.step_time import estimate_step as estimate_with
 
 BANDWIDTH = 1e10
+
+
+def estimate_step(work: StepWork, configuration: str, measurements: list[Measurement]) -> StepEstimate:
+    return estimate_with(work, configuration, Calibration(measurements, BANDWIDTH))
 
 
 def make_work(parameters: int = 10**6, tokens: int = 1000, passes: int = 1, **changes: float) -> StepWork:
@@ -67,7 +73,7 @@ def test_the_same_configuration_takes_what_it_took_in_any_batch() -> None:
     known = measure(make_work(), configuration="this")
     others = [measure(make_work(parameters), speed=5e10) for parameters in (10**5, 10**7)]
     work = make_work(tokens=500, passes=3)
-    estimate = estimate_step(work, "this", BANDWIDTH, [*others, known])
+    estimate = estimate_step(work, "this", [*others, known])
     assert (estimate.status, estimate.runs) == ("measured", 1)
     assert known.seconds is not None
     assert compute_total(work, estimate.seconds) == pytest.approx(compute_total(work, known.seconds))
@@ -75,11 +81,11 @@ def test_the_same_configuration_takes_what_it_took_in_any_batch() -> None:
 
 def test_other_sizes_lie_between_the_measured_ones() -> None:
     measurements = [measure(make_work(10**6), speed=1e10), measure(make_work(10**8), speed=4e10)]
-    between = estimate_step(make_work(10**7), "other", BANDWIDTH, measurements)
+    between = estimate_step(make_work(10**7), "other", measurements)
     assert (between.status, between.runs) == ("interpolated", 2)
     assert between.speed == pytest.approx(2.5e10)
     assert between.fastest < 1 < between.slowest
-    beyond = estimate_step(make_work(round(10**8 * FAR * 1.1)), "other", BANDWIDTH, measurements)
+    beyond = estimate_step(make_work(round(10**8 * FAR * 1.1)), "other", measurements)
     assert (beyond.status, beyond.speed) == ("extrapolated", pytest.approx(4e10))
     assert beyond.slowest > between.slowest
 
@@ -87,28 +93,26 @@ def test_other_sizes_lie_between_the_measured_ones() -> None:
 def test_a_finished_run_alone_gives_the_speed_that_explains_its_step() -> None:
     work = make_work(update_flops=1e8)
     run = measure(work, kind="run")
-    alone = estimate_step(work, "other", BANDWIDTH, [run])
+    alone = estimate_step(work, "other", [run])
     assert compute_total(work, alone.seconds) == pytest.approx(run.step, rel=0.02)
-    both = estimate_step(work, "other", BANDWIDTH, [run, measure(make_work(2 * 10**6), speed=1e10)])
+    both = estimate_step(work, "other", [run, measure(make_work(2 * 10**6), speed=1e10)])
     assert both.seconds.per_pass == pytest.approx(4e-3)
     assert both.speed == pytest.approx(1e10, rel=0.15)
 
 
 def test_the_optimizer_is_that_of_its_own_kind_where_it_was_measured() -> None:
     adamw, muon = make_work(), make_work(update_flops=3e8)
-    from_adamw = estimate_step(muon, "other", BANDWIDTH, [measure(adamw)]).seconds.optimizer
+    from_adamw = estimate_step(muon, "other", [measure(adamw)]).seconds.optimizer
     assert from_adamw == pytest.approx(20e6 / 1e9 + 3e8 / (0.8 * 1e10))
-    from_both = estimate_step(muon, "other", BANDWIDTH, [measure(adamw), measure(muon)]).seconds.optimizer
+    from_both = estimate_step(muon, "other", [measure(adamw), measure(muon)]).seconds.optimizer
     assert from_both == pytest.approx(20e6 / 1e9 + 3e8 / (0.5 * 1e10))
 
 
 def test_of_repeated_measurements_the_faster_ones_count_and_the_others_widen_the_range() -> None:
-    quiet = estimate_step(make_work(), "this", BANDWIDTH, [measure(make_work(), configuration="this")])
+    quiet = estimate_step(make_work(), "this", [measure(make_work(), configuration="this")])
     repeated = [measure(make_work(), speed, configuration="this") for speed in (1e10, 1e10, 3e9)]
-    busy = estimate_step(make_work(), "this", BANDWIDTH, repeated)
+    busy = estimate_step(make_work(), "this", repeated)
     assert (busy.speed, busy.runs) == (pytest.approx(1e10), 3)
     assert busy.slowest == pytest.approx(quiet.slowest / 0.3)
-    wide = estimate_step(
-        make_work(), "this", BANDWIDTH, [measure(make_work(), configuration="this", spread=2.0)]
-    )
+    wide = estimate_step(make_work(), "this", [measure(make_work(), configuration="this", spread=2.0)])
     assert (wide.fastest, wide.slowest) == (pytest.approx(0.97 / 2), pytest.approx(1.05 * 2))

@@ -43,16 +43,12 @@ def plan(*overrides: str, device: Any = CPU, machine: Machine | None = MACHINE, 
 
 
 def time_steps(passes: float, rows: int, peak: int = 1, waited: float = 0.0) -> TimedSize:
-    """Returns five steps, of which the last one is three times as slow."""
+    """Returns five steps, of which the last one is three times as slow; `waited`: the share without a core."""
     samples = [
-        {
-            "passes": factor * passes,
-            "optimizer": factor * 0.02,
-            "step": factor * (passes + 0.03),
-            "waited": waited,
-        }
+        {"passes": factor * passes, "optimizer": factor * 0.02, "step": factor * (passes + 0.03),
+         "wall": factor * (passes + 0.03) / (1 - waited)}
         for factor in (1.0, 1.0, 1.0, 1.0, 3.0)
-    ]
+    ]  # fmt: skip
     return TimedSize(rows, 1, samples, peak)
 
 
@@ -96,18 +92,13 @@ def test_another_configuration_is_interpolated_and_a_given_mfu_counts_alone() ->
     assert given.time.utilization.status == "given"
 
 
-def test_steps_count_without_the_time_in_which_others_had_the_core() -> None:
-    busy = [time_steps(0.2, 1, waited=0.5), time_steps(0.68, 4, waited=0.5)]
-    assert TIMED.sizes[0].samples[0]["passes"] == 0.1
-    seconds = build_measurement(plan(), TimedTraining(busy, 5.0)).seconds
-    expected = build_measurement(plan(), TIMED).seconds
-    assert seconds is not None
-    assert expected is not None
-    assert (seconds.per_token, seconds.per_pass) == (
-        pytest.approx(expected.per_token),
-        pytest.approx(expected.per_pass),
-    )
-    assert compute_waited_share(TimedTraining(busy, 5.0)) == pytest.approx(0.5)
+def test_the_time_in_which_others_had_the_core_widens_the_range_alone() -> None:
+    busy = TimedTraining([time_steps(0.1, 1, waited=0.5), time_steps(0.34, 4, waited=0.5)], startup=5.0)
+    alone, shared = build_measurement(plan(), TIMED), build_measurement(plan(), busy)
+    assert (shared.seconds, shared.step) == (alone.seconds, alone.step)
+    assert shared.slowest == pytest.approx(2 * alone.slowest)
+    assert compute_waited_share(TIMED) == pytest.approx(0)
+    assert compute_waited_share(busy) == pytest.approx(0.5)
 
 
 def test_the_memory_is_corrected_by_the_measured_peak() -> None:

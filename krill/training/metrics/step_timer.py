@@ -21,20 +21,23 @@ MIN_STEPS, MAX_STEPS = 5, 100
 ENOUGH_SECONDS, MAX_SECONDS = 3.0, 30.0
 """The time after which no more steps than MIN_STEPS are timed, and after which there need be only one."""
 
+MIN_SHARE = 0.1
+"""The share of a time that is counted at least, whatever was waited."""
+
 THREADS = Path("/proc/self/task")
 
 
 @dataclass
 class StepSample:
-    """The seconds of one step."""
+    """The seconds of one step, without those in which this process was ready to run and had no core."""
 
     passes: float
     """Forward and backward passes, and the gradient norm."""
     optimizer: float
     step: float
     """All of it, with the rows that are loaded for it."""
-    waited: float
-    """The share of the time in which this process was ready to run and other processes had its core."""
+    wall: float
+    """All of it, as it was."""
 
 
 @dataclass
@@ -45,8 +48,8 @@ class StepTimer(TrainerCallback):
     first_step_at: float | None = None
     """When the first step began, by time.time()."""
     samples: list[StepSample] = field(default_factory=list)
-    _marks: list[float] = field(default_factory=list)
-    _runs: tuple[float, float] = (0.0, 0.0)
+    _marks: list[tuple[float, float]] = field(default_factory=list)
+    """The beginning of the step, and before and after its optimizer: the clock, and what was waited for a core."""
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -54,9 +57,17 @@ class StepTimer(TrainerCallback):
         if self.first_step_at is None:
             self.first_step_at = time.time()
         now = self._read_clock()
-        if self._marks:
-            self._add_sample(state.global_step, now)
-        self._marks, self._runs = [now], read_cpu_time()
+        if state.global_step > WARMUP_STEPS:
+            begin, before, after = self._marks
+            self.samples.append(
+                StepSample(
+                    passes=_subtract(before, begin),
+                    optimizer=_subtract(after, before),
+                    step=_subtract(now, begin),
+                    wall=now[0] - begin[0],
+                )
+            )
+        self._marks = [now]
         if self._has_enough():
             control.should_training_stop = True
 
@@ -75,18 +86,8 @@ class StepTimer(TrainerCallback):
     ) -> None:
         control.should_save = control.should_evaluate = control.should_log = False
 
-    def _add_sample(self, step: int, now: float) -> None:
-        """Adds the step that the next one has ended; `step` of them are done."""
-        if step <= WARMUP_STEPS:
-            return
-        begin, before_optimizer, after_optimizer = self._marks
-        ran, waited = (end - start for end, start in zip(read_cpu_time(), self._runs, strict=True))
-        share = waited / max(1e-9, ran + waited)
-        passes, optimizer = before_optimizer - begin, after_optimizer - before_optimizer
-        self.samples.append(StepSample(passes, optimizer, now - begin, share))
-
     def _has_enough(self) -> bool:
-        seconds = sum(sample.step for sample in self.samples)
+        seconds = sum(sample.wall for sample in self.samples)
         count = len(self.samples)
         return (
             count >= MAX_STEPS
@@ -94,23 +95,29 @@ class StepTimer(TrainerCallback):
             or (count > 0 and seconds >= MAX_SECONDS)
         )
 
-    def _read_clock(self) -> float:
+    def _read_clock(self) -> tuple[float, float]:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return time.perf_counter(), read_waited_seconds() / torch.get_num_threads()
 
 
-def read_cpu_time() -> tuple[float, float]:
-    """Returns the seconds that the threads of this process ran, and waited for a core; zeros if it is not Linux."""
-    ran = waited = 0
+def _subtract(end: tuple[float, float], start: tuple[float, float]) -> float:
+    """Returns the seconds between two marks, without those that were waited for a core."""
+    seconds = end[0] - start[0]
+    return max(MIN_SHARE * seconds, seconds - (end[1] - start[1]))
+
+
+def read_waited_seconds() -> float:
+    """Returns the seconds in which threads of this process were ready to run and had no core; 0 if not on Linux."""
+    waited = 0
     for schedule in _read_schedules():
         fields = schedule.split()
-        if len(fields) == 3:
-            ran, waited = ran + int(fields[0]), waited + int(fields[1])
-    return ran / 1e9, waited / 1e9
+        waited += int(fields[1]) if len(fields) == 3 else 0
+    return waited / 1e9
 
 
 def _read_schedules() -> Iterator[str]:
+    """Yields the times of each thread: nanoseconds that it ran and that it waited, and the number of its slices."""
     try:
         threads = os.listdir(THREADS)
     except OSError:
