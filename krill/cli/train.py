@@ -130,7 +130,7 @@ def _run_on_rank0(
         if is_new:
             prepared_at = time.monotonic()
             prepared = prepare_inputs(config, inputs)
-            started_at += time.monotonic() - prepared_at  # the text is no part of the plan's time
+            started_at += time.monotonic() - prepared_at  # a plan has no time for the text
         claimed = invocation.claim_run_folder(config, inputs, identity)
         record = Record(claimed.folder)
         if claimed.state == "finished":

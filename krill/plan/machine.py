@@ -31,13 +31,13 @@ log = logging.getLogger("krill")
 
 FOLDER_VARIABLE = "KRILL_CALIBRATION"
 
-FORMAT = 1
+CALIBRATION_FORMAT = 1
 """Of the file, and of what its figures mean: those of another version are not read."""
 
 MAX_PER_CONFIGURATION, MAX_MEASUREMENTS = 5, 200
 """The newest measurements that are kept: of one configuration, and in total."""
 
-LOCK_SECONDS = 10.0
+KEEP_SECONDS = 10.0
 """How long to wait for another process that is writing; after that nothing is kept."""
 
 
@@ -55,7 +55,7 @@ class Machine:
     def file(self) -> Path | None:
         """The file of its measurements; None: none are kept."""
         folder = get_calibration_folder()
-        signature = compute_signature("calibration", FORMAT, self.name, self.torch)
+        signature = compute_signature("calibration", CALIBRATION_FORMAT, self.name, self.torch)
         return folder and folder / f"{signature[:16]}.json"
 
     @property
@@ -92,7 +92,7 @@ class Machine:
             return None
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(file.with_suffix(".lock"), timeout=LOCK_SECONDS):
+            with FileLock(file.with_suffix(".lock"), timeout=KEEP_SECONDS):
                 kept = select_newest([*_parse_file(file), measurement])
                 content = {
                     "machine": self.name,

@@ -20,7 +20,7 @@ from krill.training.batch_shape import BatchShape
 SMALL_SHARE = 4
 """The smaller of the two sizes has this part of the rows of the planned one."""
 
-MIN_LINES = 3
+MIN_RUN_LINES = 3
 """Lines of metrics after the first one that a run needs to leave its figures."""
 
 
@@ -151,7 +151,7 @@ def build_run_measurement(plan: RunPlan, folder: Path, startup: float | None) ->
         for before, after in itertools.pairwise(lines)
         if after["tokens_per_second"] and after["step"] > before["step"]
     ]
-    if len(steps) < MIN_LINES:
+    if len(steps) < MIN_RUN_LINES:
         return None
     step, peak = median(steps), max(line.get("memory_gb") or 0.0 for line in lines)
     size = TimedSize(plan.setting.batch.micro_batch_size, plan.work.passes, [], round(1e9 * peak))

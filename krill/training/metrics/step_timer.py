@@ -21,7 +21,7 @@ MIN_STEPS, MAX_STEPS = 5, 100
 ENOUGH_SECONDS, MAX_SECONDS = 3.0, 30.0
 """The time after which no more steps than MIN_STEPS are timed, and after which there need be only one."""
 
-MIN_SHARE = 0.1
+MIN_COUNTED_SHARE = 0.1
 """The share of a time that is counted at least, whatever was waited."""
 
 THREADS = Path("/proc/self/task")
@@ -104,7 +104,7 @@ class StepTimer(TrainerCallback):
 def _subtract(end: tuple[float, float], start: tuple[float, float]) -> float:
     """Returns the seconds between two marks, without those that were waited for a core."""
     seconds = end[0] - start[0]
-    return max(MIN_SHARE * seconds, seconds - (end[1] - start[1]))
+    return max(MIN_COUNTED_SHARE * seconds, seconds - (end[1] - start[1]))
 
 
 def read_waited_seconds() -> float:
