@@ -45,7 +45,7 @@ def build_model(family: str, width: int, layers: int) -> list[str]:
     return [
         f"model={'llama_nano' if family == 'llama' else 'qwen3_pico'}", f"model.hidden_size={width}",
         f"model.intermediate_size={round(width * 8 / 3 / 32) * 32}", f"model.num_hidden_layers={layers}",
-        f"model.num_attention_heads={heads}", f"model.num_key_value_heads={max(1, heads // 2)}",
+        f"model.num_attention_heads={heads}", f"model.num_key_value_heads={1 if heads % 2 else heads // 2}",
         f"model.head_dim={width // heads}",
     ]  # fmt: skip
 
@@ -100,7 +100,7 @@ OTHERS = [
 CHILD = """
 import sys, time
 started = time.perf_counter()
-from krill.training.metrics.step_timer import read_waited_seconds
+from krill.resources import read_waited_seconds
 from krill.cli.{command} import main
 sys.argv[0] = "krill-{command}"
 code = main()

@@ -6,6 +6,7 @@ import gc
 import os
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +58,47 @@ def read_peak_rss() -> int:
     except (OSError, IndexError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+class CoreClock:
+    """Measures the seconds since its start, and those in which this process waited for a core."""
+
+    def __init__(self) -> None:
+        self._start = self._read_now()
+
+    def read(self) -> tuple[float, float]:
+        """Returns both since the start, without the pauses."""
+        (now, waited), (start, waited_before) = self._read_now(), self._start
+        return now - start, waited - waited_before
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Stops the clock in this context."""
+        seconds, waited = self.read()
+        yield
+        now, waited_now = self._read_now()
+        self._start = now - seconds, waited_now - waited
+
+    @staticmethod
+    def _read_now() -> tuple[float, float]:
+        return time.monotonic(), read_waited_seconds()
+
+
+THREADS_FOLDER = Path("/proc/self/task")
+"""A folder for each thread of this process, on Linux."""
+
+
+def read_waited_seconds() -> float:
+    """Returns the seconds in which threads of this process were ready to run and had no core; 0 if unknown."""
+    waited = 0
+    try:
+        threads = os.listdir(THREADS_FOLDER)
+    except OSError:  # not Linux
+        return 0.0
+    for thread in threads:
+        with suppress(OSError, ValueError, IndexError):  # the thread has ended, or the kernel counts nothing
+            waited += int((THREADS_FOLDER / thread / "schedstat").read_text(encoding="ascii").split()[1])
+    return waited / 1e9
 
 
 @contextmanager

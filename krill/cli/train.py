@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krill.cli import app
-from krill.resources import paused_garbage_collection
+from krill.resources import CoreClock, paused_garbage_collection
 from krill.tables import print_wrapped
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
     from krill.launch.identity import raise_if_task
     from krill.launch.slurm_env import export_torchrun_env
 
-    started_at = time.monotonic()
+    clock = CoreClock()
     raise_if_task(config)
     inputs = invocation.open_inputs(config)  # an unusable file is reported before torch is imported
     if config.dry_run:
@@ -59,7 +58,7 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
     compute = run_preflight_checks(config, inputs)
     with ranks.process_group(compute.device):
         if ranks.is_rank0():
-            return _run_on_rank0(config, invocation, inputs, compute, started_at)
+            return _run_on_rank0(config, invocation, inputs, compute, clock)
         if folders := ranks.receive_from_rank0():
             _run_training(config, compute, *folders)
         return None
@@ -98,11 +97,11 @@ def _run_on_rank0(
     invocation: Invocation,
     inputs: RunInputs,
     compute: ComputeSetup,
-    started_at: float,
+    clock: CoreClock,
 ) -> float | None:
     """Claims the run folder, prepares tokenizer and tokens, records the run, and trains with the other ranks.
 
-    `started_at`: when the command began, by time.monotonic().
+    `clock`: measures the command.
     """
     from krill.cli.config_diff import diff_from_experiment, diff_from_last_start
     from krill.config.paths import relative_path
@@ -128,9 +127,8 @@ def _run_on_rank0(
         remote = find_remote_checkpoint(config, identity)
         prepared = None
         if is_new:
-            prepared_at = time.monotonic()
-            prepared = prepare_inputs(config, inputs)
-            started_at += time.monotonic() - prepared_at  # a plan has no time for the text
+            with clock.pause():  # a plan has no time for the text
+                prepared = prepare_inputs(config, inputs)
         claimed = invocation.claim_run_folder(config, inputs, identity)
         record = Record(claimed.folder)
         if claimed.state == "finished":
@@ -150,7 +148,7 @@ def _run_on_rank0(
                     record.update(plan=record_plan(config, inputs))
                     download_checkpoint(remote, claimed.folder)
                     _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
-                keep_run_figures(config, inputs, claimed.folder, time.monotonic() - started_at)
+                keep_run_figures(config, inputs, claimed.folder, *clock.read())
                 if (plan_record := read_plan_record(claimed.folder)) is not None:
                     log.info("%s", plan_record)
         invocation.print_result_folder(claimed.folder)

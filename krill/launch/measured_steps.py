@@ -62,7 +62,7 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, Any]:
             ) from error
         if not index:
             assert timer.first_step_at is not None
-            startup = timer.first_step_at - request["started_at"] - preparation
+            startup = timer.first_step_at - request["started_at"] - preparation - timer.waited_before
         samples = [asdict(sample) for sample in timer.samples]
         peak = get_peak_memory(timer.device)
         sizes.append({"rows": rows, "passes": passes, "samples": samples, "peak": peak})

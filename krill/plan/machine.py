@@ -75,15 +75,15 @@ class Machine:
             return None
         return (file, status.st_mtime_ns, status.st_size) if file and status else None
 
-    def get_calibration(self, group: str, bandwidth: float) -> Calibration | None:
+    def get_calibration(self, group: str, kind: str, bandwidth: float) -> Calibration | None:
         """Returns the measurements of a group, prepared once for all points of a sweep; None: there are none.
 
-        `bandwidth`: bytes per second of the device by its table.
+        `kind`: cpu or cuda. `bandwidth`: bytes per second of the device by its table.
         """
         if self.alone is not None:
-            return _build_calibration((self.alone,), group, bandwidth)
+            return _build_calibration((self.alone,), group, kind, bandwidth)
         state = self._read_state()
-        return state and _read_calibration(*state, group, bandwidth)
+        return state and _read_calibration(*state, group, kind, bandwidth)
 
     def keep(self, measurement: Measurement) -> Path | None:
         """Adds a measurement to the file, and removes the oldest; returns the file, None if it cannot be written."""
@@ -135,16 +135,16 @@ def select_newest(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 @lru_cache(maxsize=64)
 def _read_calibration(
-    file: Path, mtime_ns: int, size: int, group: str, bandwidth: float
+    file: Path, mtime_ns: int, size: int, group: str, kind: str, bandwidth: float
 ) -> Calibration | None:
-    return _build_calibration(_read_file(file, mtime_ns, size), group, bandwidth)
+    return _build_calibration(_read_file(file, mtime_ns, size), group, kind, bandwidth)
 
 
 def _build_calibration(
-    measurements: Sequence[Measurement], group: str, bandwidth: float
+    measurements: Sequence[Measurement], group: str, kind: str, bandwidth: float
 ) -> Calibration | None:
     selected = [one for one in measurements if one.group == group]
-    return Calibration(selected, bandwidth) if selected else None
+    return Calibration(selected, kind, bandwidth) if selected else None
 
 
 @lru_cache(maxsize=4)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
+
 from krill.config.schema import TrainConfig
 from krill.data.inputs import RunInputs
 from krill.errors import KrillError
@@ -17,8 +19,13 @@ from krill.training.oom_retry import MICRO_BATCH_KEY
 
 log = logging.getLogger("krill")
 
+MAX_WAITED_SHARE = 0.9
+"""The share of the time that is taken to have been waited for a core at most."""
 
-def keep_run_figures(config: TrainConfig, inputs: RunInputs, folder: Path, seconds: float) -> None:
+
+def keep_run_figures(
+    config: TrainConfig, inputs: RunInputs, folder: Path, seconds: float, waited: float
+) -> None:
     """Keeps the time of a step, the peak memory and the start-up of the finished run in `folder`.
 
     Not those of a run whose micro batch did not fit; of a run that was resumed without its start-up.
@@ -28,17 +35,19 @@ def keep_run_figures(config: TrainConfig, inputs: RunInputs, folder: Path, secon
         inputs: Those of `config`.
         folder: The run folder.
         seconds: Those of the command.
+        waited: Those in which its threads waited for a core.
     """
+    waited = min(waited / torch.get_num_threads(), MAX_WAITED_SHARE * seconds)
     status = read_status(folder) or {}
     if get_calibration_folder() is None or MICRO_BATCH_KEY in status:
         return
     try:
         plan = plan_here(config, inputs)
-        measurement = build_run_measurement(plan, folder, None)
+        measurement = build_run_measurement(plan, folder, waited / seconds)
         if measurement is None or plan.machine is None:
             return
         if status.get("starts") == 1:
-            startup = _compute_startup_seconds(plan, measurement.step, seconds)
+            startup = _compute_startup_seconds(plan, measurement.step, seconds - waited)
             measurement = measurement.model_copy(update={"startup": startup})
         plan.machine.keep(measurement)
     except KrillError as error:

@@ -268,7 +268,9 @@ class RunPlan:
         """The time of a step by measurements on this machine; None: there are none, or plan.mfu is given."""
         if self.machine is None or self.options.mfu is not None:
             return None
-        calibration = self.machine.get_calibration(self.group, self.setting.device.bandwidth)
+        calibration = self.machine.get_calibration(
+            self.group, self.setting.device.kind, self.setting.device.bandwidth
+        )
         return estimate_step(self.work, self.configuration, calibration) if calibration else None
 
     @cached_property
@@ -283,7 +285,8 @@ class RunPlan:
             per_token=flops / speed,
             per_pass=0.0,
             per_step=0.0,
-            optimizer=self.work.update_flops / (UPDATE_SPEED_SHARE * speed) + update,
+            optimizer=self.work.update_flops / (UPDATE_SPEED_SHARE[self.setting.device.kind] * speed)
+            + update,
         )
 
     @cached_property

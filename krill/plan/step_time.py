@@ -26,15 +26,15 @@ from pydantic import (
 
 from krill.plan.calibration import interpolate_log
 
-PRICES = {"cpu": (1.0, 10.0, 4.0), "cuda": (1.0, 100.0, 100.0)}
+PRICES = {"cpu": (1.5, 10.0, 4.0), "cuda": (1.0, 100.0, 100.0)}
 """FLOPs of a dense layer that take as long as a FLOP of attention, as a byte of the saved activations, and as a byte
-of the logits. CPU: fitted to benchmarks/results/plan_time.json; CUDA: assumed."""
+of the logits. CPU: fitted to 16 configurations (benchmarks/plan_time.py); CUDA: assumed."""
 
-PASS_LAYER_SECONDS = 1e-3
-"""Seconds of a forward and backward pass for each layer, however few its tokens (assumed)."""
+PASS_LAYER_SECONDS = 2e-3
+"""Seconds of a forward and backward pass for each layer, however few its tokens (CPU; CUDA: assumed)."""
 
-UPDATE_SPEED_SHARE = 0.8
-"""The speed of Muon's matrix products, in the speed of the model's (assumed)."""
+UPDATE_SPEED_SHARE = {"cpu": 1.1, "cuda": 0.8}
+"""The speed of Muon's matrix products, in the speed of the model's. CPU: measured; CUDA: assumed."""
 
 MIN_TOKENS_SHARE = 0.3
 """The share of a measured time that tokens, or the optimizer's matrix products, take at least."""
@@ -156,9 +156,10 @@ class Calibration:
     Of repeated measurements of a size the better quartile counts: others are slow because the machine was busy.
     """
 
-    def __init__(self, measurements: Sequence[Measurement], bandwidth: float):
-        """`measurements`: at least one; `bandwidth`: bytes per second of the device by its table."""
+    def __init__(self, measurements: Sequence[Measurement], kind: str, bandwidth: float):
+        """`measurements`: at least one; `kind`: cpu or cuda; `bandwidth`: bytes per second of the device."""
         self.measurements, self.table_bandwidth = measurements, bandwidth
+        self.assumed_share = UPDATE_SPEED_SHARE[kind]
         self.by_configuration: dict[str, list[Measurement]] = {}
         for one in measurements:
             self.by_configuration.setdefault(one.configuration, []).append(one)
@@ -201,7 +202,7 @@ class Calibration:
             return work.per_token / one.seconds.per_token
         layer = _look_up(self.layer_seconds, work.parameters, PASS_LAYER_SECONDS)
         moved = work.update_bytes / self.get_bandwidth(work.parameters)
-        flops = work.passes * work.tokens * work.per_token + work.update_flops / UPDATE_SPEED_SHARE
+        flops = work.passes * work.tokens * work.per_token + work.update_flops / self.assumed_share
         rest = one.step - work.passes * work.layers * layer - moved
         return flops / max(rest, MIN_TOKENS_SHARE * one.step)
 
@@ -234,7 +235,7 @@ def estimate_step(work: StepWork, configuration: str, calibration: Calibration) 
     rest = _tabulate(exact, _get_step_seconds, min) or calibration.step_seconds
     update = work.update_bytes / calibration.get_bandwidth(size)
     if work.update_flops:
-        share = _look_up(calibration.update_shares, size, UPDATE_SPEED_SHARE)
+        share = _look_up(calibration.update_shares, size, calibration.assumed_share)
         update += work.update_flops / (share * speed)
     optimizer = _look_up(_tabulate(exact, _get_optimizer_seconds, min), size, update)
     seconds = StepSeconds(

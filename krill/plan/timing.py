@@ -137,13 +137,13 @@ def build_measurement(plan: RunPlan, timed: TimedTraining) -> Measurement:
     )
 
 
-def build_run_measurement(plan: RunPlan, folder: Path, startup: float | None) -> Measurement | None:
-    """Returns what a finished run in `folder` took; None if it was too short.
+def build_run_measurement(plan: RunPlan, folder: Path, waited: float = 0.0) -> Measurement | None:
+    """Returns what a finished run in `folder` took, without its start-up; None if it was too short.
 
     Args:
         plan: Its plan.
         folder: The run folder.
-        startup: Seconds of the command besides its steps; None: unknown.
+        waited: The share of the time in which other processes had its core.
     """
     lines = [line for line in read_metrics(folder) if "tokens_per_second" in line]
     steps = [
@@ -153,7 +153,7 @@ def build_run_measurement(plan: RunPlan, folder: Path, startup: float | None) ->
     ]
     if len(steps) < MIN_RUN_LINES:
         return None
-    step, peak = median(steps), max(line.get("memory_gb") or 0.0 for line in lines)
+    step, peak = (1 - waited) * median(steps), max(line.get("memory_gb") or 0.0 for line in lines)
     size = TimedSize(plan.setting.batch.micro_batch_size, plan.work.passes, [], round(1e9 * peak))
     return Measurement(
         kind="run",
@@ -163,9 +163,9 @@ def build_run_measurement(plan: RunPlan, folder: Path, startup: float | None) ->
         work=plan.work,
         seconds=None,
         step=step,
-        fastest=min(steps) / step,
+        fastest=min(1.0, min(steps) / step),
         slowest=_get_upper_decile(steps) / step,
-        startup=startup,
+        startup=None,
         peaks=(_build_peak(plan, size),) if peak else (),
     )
 

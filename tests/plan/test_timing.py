@@ -154,18 +154,21 @@ def test_a_finished_run_leaves_the_median_of_its_steps(tmp_path: Path) -> None:
         for step, seconds in ((1, 9.0), (11, 0.5), (21, 0.4), (31, 0.5), (41, 2.0))
     ]
     write_jsonl(tmp_path / "metrics.jsonl", lines)
-    found = build_run_measurement(planned, tmp_path, startup=7.0)
+    found = build_run_measurement(planned, tmp_path)
     assert found is not None
-    assert (found.kind, found.seconds, found.startup) == ("run", None, 7.0)
+    assert (found.kind, found.seconds, found.startup) == ("run", None, None)
     assert (found.step, found.fastest, found.slowest) == (
         pytest.approx(0.5),
         pytest.approx(0.8),
         pytest.approx(4.0),
     )
     assert (found.peaks[0].rows, found.peaks[0].measured) == (4, 750_000_000)
-    again = replace(planned, machine=replace(MACHINE, alone=found))
+    busy = build_run_measurement(planned, tmp_path, waited=0.2)
+    assert busy is not None
+    assert (busy.step, busy.fastest, busy.slowest) == (pytest.approx(0.4), 1.0, pytest.approx(5.0))
+    again = replace(planned, machine=replace(MACHINE, alone=found.model_copy(update={"startup": 7.0})))
     assert again.time is not None
     assert again.time.parts["steps"] + again.time.parts["optimizer"] == pytest.approx(500, rel=0.02)
     assert again.time.parts["startup"] == 7.0
     write_jsonl(tmp_path / "metrics.jsonl", lines[:3])
-    assert build_run_measurement(planned, tmp_path, startup=None) is None
+    assert build_run_measurement(planned, tmp_path) is None

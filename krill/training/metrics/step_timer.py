@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from krill.resources import read_waited_seconds
 
 WARMUP_STEPS = 3
 """Steps that are not counted: the first allocations, and the optimizer's state."""
@@ -23,8 +22,6 @@ ENOUGH_SECONDS, MAX_SECONDS = 3.0, 30.0
 
 MIN_COUNTED_SHARE = 0.1
 """The share of a time that is counted at least, whatever was waited."""
-
-THREADS = Path("/proc/self/task")
 
 
 @dataclass
@@ -47,6 +44,8 @@ class StepTimer(TrainerCallback):
     device: torch.device
     first_step_at: float | None = None
     """When the first step began, by time.time()."""
+    waited_before: float = 0.0
+    """The seconds that this process waited for a core until then."""
     samples: list[StepSample] = field(default_factory=list)
     _marks: list[tuple[float, float]] = field(default_factory=list)
     """The beginning of the step, and before and after its optimizer: the clock, and what was waited for a core."""
@@ -56,6 +55,7 @@ class StepTimer(TrainerCallback):
     ) -> None:
         if self.first_step_at is None:
             self.first_step_at = time.time()
+            self.waited_before = read_waited_seconds() / torch.get_num_threads()
         now = self._read_clock()
         if state.global_step > WARMUP_STEPS:
             begin, before, after = self._marks
@@ -105,25 +105,3 @@ def _subtract(end: tuple[float, float], start: tuple[float, float]) -> float:
     """Returns the seconds between two marks, without those that were waited for a core."""
     seconds = end[0] - start[0]
     return max(MIN_COUNTED_SHARE * seconds, seconds - (end[1] - start[1]))
-
-
-def read_waited_seconds() -> float:
-    """Returns the seconds in which threads of this process were ready to run and had no core; 0 if not on Linux."""
-    waited = 0
-    for schedule in _read_schedules():
-        fields = schedule.split()
-        waited += int(fields[1]) if len(fields) == 3 else 0
-    return waited / 1e9
-
-
-def _read_schedules() -> Iterator[str]:
-    """Yields the times of each thread: nanoseconds that it ran and that it waited, and the number of its slices."""
-    try:
-        threads = os.listdir(THREADS)
-    except OSError:
-        return
-    for thread in threads:
-        try:
-            yield (THREADS / thread / "schedstat").read_text(encoding="ascii")
-        except OSError:  # the thread has ended, or the kernel counts nothing
-            continue
