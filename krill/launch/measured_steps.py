@@ -7,7 +7,8 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from krill import atomic
 from krill.config.schema import BatchConfig, TrainConfig
@@ -15,6 +16,9 @@ from krill.errors import DONE, KrillError, get_first_line
 from krill.launch.measurement import REQUEST, RESULT
 from krill.resources import is_out_of_memory, paused_garbage_collection, release_memory
 from krill.signals import die_with_parent
+
+if TYPE_CHECKING:
+    from krill.training.metrics.step_timer import StepTimer
 
 NEVER = 10**9
 """An interval of steps that is longer than the measurement."""
@@ -61,8 +65,7 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, Any]:
                 f"batch.micro_batch_size ({get_first_line(error)})"
             ) from error
         if not index:
-            assert timer.first_step_at is not None
-            startup = timer.first_step_at - request["started_at"] - preparation - timer.waited_before
+            startup = _compute_startup(timer) - request["started_at"] - preparation
         samples = [asdict(sample) for sample in timer.samples]
         peak = get_peak_memory(timer.device)
         sizes.append({"rows": rows, "passes": passes, "samples": samples, "peak": peak})
@@ -71,6 +74,18 @@ def _measure(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
     return {"sizes": sizes, "startup": startup}
+
+
+def _compute_startup(timer: StepTimer) -> float:
+    """Returns when the first step began, by time.time(), later by what the first steps took longer than others.
+
+    The time in which other processes had the core does not count.
+    """
+    from krill.training.metrics.step_timer import WARMUP_STEPS
+
+    assert timer.first_step_at is not None
+    steady = median(sample.step for sample in timer.samples) * WARMUP_STEPS
+    return timer.first_step_at - timer.waited_before + max(0.0, timer.warmup_seconds - steady)
 
 
 def _get_inputs(request: dict[str, Any], config: TrainConfig, folder: Path) -> tuple[Path, Path]:

@@ -46,6 +46,8 @@ class StepTimer(TrainerCallback):
     """When the first step began, by time.time()."""
     waited_before: float = 0.0
     """The seconds that this process waited for a core until then."""
+    warmup_seconds: float = 0.0
+    """The seconds of the first WARMUP_STEPS steps, in which the model is compiled."""
     samples: list[StepSample] = field(default_factory=list)
     _marks: list[tuple[float, float]] = field(default_factory=list)
     """The beginning of the step, and before and after its optimizer: the clock, and what was waited for a core."""
@@ -57,7 +59,9 @@ class StepTimer(TrainerCallback):
             self.first_step_at = time.time()
             self.waited_before = read_waited_seconds() / torch.get_num_threads()
         now = self._read_clock()
-        if state.global_step > WARMUP_STEPS:
+        if 0 < state.global_step <= WARMUP_STEPS:
+            self.warmup_seconds += _subtract(now, self._marks[0])
+        elif self._marks:
             begin, before, after = self._marks
             self.samples.append(
                 StepSample(
