@@ -4,7 +4,7 @@ Measures a few configurations on the CPU with plan.measure=true (CALIBRATIONS), 
 optimizer × sequence_len × batch × gradient checkpointing) by them, and trains each for a few seconds in a fresh
 process. Compares the seconds of a step in steady state (the lower quartile of the logged steps after the first), and
 the seconds of the whole command, with the plan. The time in which other processes had the core is subtracted from
-what was measured (/proc/self/task/*/schedstat); the share is in the result. Prints a table and writes
+each step and from the command (/proc/self/schedstat); its share is in the result. Prints a table and writes
 results/plan_time.json.
 
     OMP_NUM_THREADS=1 python benchmarks/plan_time.py            (7 minutes on one core; Linux)
@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ TINY, SMALL, MEDIUM, LARGE = ("llama", 64, 2), ("llama", 128, 4), ("llama", 256,
 CALIBRATIONS = [
     build_row(TINY, "adamw", 256, 8),
     build_row(SMALL, "muon_moonlight", 256, 8),
-    build_row(MEDIUM, "adamw", 512, 4),
-    build_row(LARGE, "muon_moonlight", 256, 4),
+    build_row(MEDIUM, "muon_moonlight", 512, 4),
+    build_row(LARGE, "adamw", 256, 4),
 ]
 
 OTHERS = [
@@ -94,14 +95,17 @@ OTHERS = [
     build_row(("llama", 320, 6), "adamw", 128, 8),
     build_row(("qwen3", 320, 4), "muon_moonlight", 512, 2, checkpointing=True),
     build_row(LARGE, "adamw", 512, 2),
-    build_row(("llama", 512, 6), "muon_moonlight", 256, 4),
+    build_row(("llama", 448, 4), "muon_moonlight", 256, 4),
 ]
 
 CHILD = """
 import sys, time
 started = time.perf_counter()
-from krill.resources import read_waited_seconds
 from krill.cli.{command} import main
+from krill.resources import read_waited_seconds
+from krill.runs.record import Record
+append_metrics = Record.append_metrics
+Record.append_metrics = lambda self, values: append_metrics(self, values | {{"waited": read_waited_seconds()}})
 sys.argv[0] = "krill-{command}"
 code = main()
 print(read_waited_seconds(), time.perf_counter() - started, file=sys.stderr, flush=True)
@@ -130,14 +134,16 @@ def plan(row: dict[str, Any], environment: dict[str, str], *overrides: str) -> d
 def measure(row: dict[str, Any], environment: dict[str, str], folder: Path) -> dict[str, Any]:
     """Plans and trains a configuration; returns it with the plan, what it took, and their ratios."""
     step = compute_step_seconds(plan(row, environment, "steps=10"), 10)
-    steps = max(12, round(TARGET_SECONDS / step))
+    steps = max(10, round(TARGET_SECONDS / step))
     planned = plan(row, environment, f"steps={steps}")
     _, took = run("train", [*row["overrides"], f"steps={steps}", f"output={folder}"], environment)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if "tokens_per_second" in line][3:]
-    per_step = planned["tokens_per_step"]
-    step_seconds = sorted(per_step / line["tokens_per_second"] for line in lines)[len(lines) // 4]
-    step_seconds *= 1 - took["waited"]
+    lines = [line for line in lines if "tokens_per_second" in line][2:]
+    net = sorted(
+        planned["tokens_per_step"] / after["tokens_per_second"] - (after["waited"] - before["waited"])
+        for before, after in pairwise(lines)
+    )
+    step_seconds = net[len(net) // 4]
     whole = took["seconds"] * (1 - took["waited"])
     planned_step = compute_step_seconds(planned, steps)
     return {key: value for key, value in row.items() if key != "overrides"} | {

@@ -84,21 +84,16 @@ class CoreClock:
         return time.monotonic(), read_waited_seconds()
 
 
-THREADS_FOLDER = Path("/proc/self/task")
-"""A folder for each thread of this process, on Linux."""
+SCHEDULE_FILE = Path("/proc/self/schedstat")
+"""Nanoseconds that the main thread ran and that it waited for a core, and its slices of time, on Linux."""
 
 
 def read_waited_seconds() -> float:
-    """Returns the seconds in which threads of this process were ready to run and had no core; 0 if unknown."""
-    waited = 0
+    """Returns the seconds in which the main thread was ready to run and had no core; 0 if the system counts none."""
     try:
-        threads = os.listdir(THREADS_FOLDER)
-    except OSError:  # not Linux
+        return int(SCHEDULE_FILE.read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
         return 0.0
-    for thread in threads:
-        with suppress(OSError, ValueError, IndexError):  # the thread has ended, or the kernel counts nothing
-            waited += int((THREADS_FOLDER / thread / "schedstat").read_text(encoding="ascii").split()[1])
-    return waited / 1e9
 
 
 @contextmanager

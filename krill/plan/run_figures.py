@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import torch
-
 from krill.config.schema import TrainConfig
 from krill.data.inputs import RunInputs
 from krill.errors import KrillError
@@ -35,9 +33,9 @@ def keep_run_figures(
         inputs: Those of `config`.
         folder: The run folder.
         seconds: Those of the command.
-        waited: Those in which its threads waited for a core.
+        waited: Those in which it waited for a core.
     """
-    waited = min(waited / torch.get_num_threads(), MAX_WAITED_SHARE * seconds)
+    waited = min(waited, MAX_WAITED_SHARE * seconds)
     status = read_status(folder) or {}
     if get_calibration_folder() is None or MICRO_BATCH_KEY in status:
         return

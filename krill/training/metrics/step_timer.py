@@ -57,7 +57,7 @@ class StepTimer(TrainerCallback):
     ) -> None:
         if self.first_step_at is None:
             self.first_step_at = time.time()
-            self.waited_before = read_waited_seconds() / torch.get_num_threads()
+            self.waited_before = read_waited_seconds()
         now = self._read_clock()
         if 0 < state.global_step <= WARMUP_STEPS:
             self.warmup_seconds += _subtract(now, self._marks[0])
@@ -102,7 +102,7 @@ class StepTimer(TrainerCallback):
     def _read_clock(self) -> tuple[float, float]:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter(), read_waited_seconds() / torch.get_num_threads()
+        return time.perf_counter(), read_waited_seconds()
 
 
 def _subtract(end: tuple[float, float], start: tuple[float, float]) -> float:

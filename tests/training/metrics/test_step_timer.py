@@ -26,7 +26,6 @@ def run_steps(monkeypatch: pytest.MonkeyPatch, waited: float = 0.0) -> StepTimer
     now = SimpleNamespace(clock=100.0, waited=0.0)
     monkeypatch.setattr(step_timer.time, "perf_counter", lambda: now.clock)
     monkeypatch.setattr(step_timer, "read_waited_seconds", lambda: now.waited)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     timer, state = StepTimer(torch.device("cpu")), SimpleNamespace(global_step=0)
     control: Any = SimpleNamespace(should_training_stop=False)
     arguments: Any = (None, state, control)
@@ -65,25 +64,22 @@ def test_a_clock_can_be_paused_and_counts_the_time_without_a_core(
 ) -> None:
     now = SimpleNamespace(clock=10.0)
     monkeypatch.setattr(resources.time, "monotonic", lambda: now.clock)
-    monkeypatch.setattr(resources, "THREADS_FOLDER", tmp_path)
+    monkeypatch.setattr(resources, "SCHEDULE_FILE", tmp_path / "schedstat")
 
-    def write_schedules(seconds: int) -> None:
-        for thread in ("1", "2"):
-            (tmp_path / thread).mkdir(exist_ok=True)
-            (tmp_path / thread / "schedstat").write_text(f"7 {seconds * 10**9} 3\n")
+    def write_schedule(seconds: int) -> None:
+        (tmp_path / "schedstat").write_text(f"7 {seconds * 10**9} 3\n")
 
-    write_schedules(1)
-    (tmp_path / "3").mkdir()  # has ended
+    write_schedule(2)
     assert read_waited_seconds() == 2.0
     clock = CoreClock()
     now.clock = 14.0
-    write_schedules(2)
+    write_schedule(4)
     with clock.pause():
         now.clock = 24.0
-        write_schedules(7)
+        write_schedule(9)
     now.clock = 25.0
     assert clock.read() == (5.0, 2.0)
-    monkeypatch.setattr(resources, "THREADS_FOLDER", tmp_path / "none")
+    (tmp_path / "schedstat").unlink()
     assert read_waited_seconds() == 0.0
 
 
