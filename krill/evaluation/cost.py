@@ -20,8 +20,9 @@ SECONDS_PER_ITEM = 6e-4
 """Encoding, n-gram models and bootstrap for one item; measured on a core of an AMD EPYC."""
 SECONDS_PER_COUNTED_TOKEN = 2e-7
 """Counting n-grams of the training text; on the same core."""
-_CHARACTERS_PER_TOKEN = 2
+_CHARACTERS_PER_TOKEN, _TOKENS_PER_WORD = 2, 4
 _SAMPLE_SEQUENCES, _SAMPLE_TOKENS = 64, 32
+"""Number of sequences, and of tokens of each, by which the speed of a model is measured."""
 
 
 def estimate_seconds(
@@ -47,7 +48,7 @@ def _count_tokens_and_items(task: str, store: Store, settings: EvaluationSetting
         texts = [choice for item in items for choice in item.choices]
         return sum(map(len, texts)) // _CHARACTERS_PER_TOKEN, len(items)
     count = min(ITEMS, settings.limit or ITEMS)
-    return count * (CONTEXT_CHARACTERS // _CHARACTERS_PER_TOKEN + 4 * CHOICES), count
+    return count * (CONTEXT_CHARACTERS // _CHARACTERS_PER_TOKEN + _TOKENS_PER_WORD * CHOICES), count
 
 
 def measure_seconds_per_token(scorer: TokenScorer, vocab_size: int) -> float:
