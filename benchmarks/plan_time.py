@@ -158,6 +158,7 @@ def measure(row: dict[str, Any], environment: dict[str, str], folder: Path) -> d
         "range": [round(planned["seconds"][key], 1) for key in ("shortest", "longest")],
         "status": planned["seconds"]["status"],
         "waited": round(took["waited"], 3),
+        "load": round(os.getloadavg()[0], 2),
     }
 
 
@@ -186,49 +187,67 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "plan_time.json")
     parser.add_argument("--outputs", type=Path, help="a folder with prepared tokens to reuse")
+    parser.add_argument("--calibration", type=Path, help="a folder with measurements to reuse")
     arguments = parser.parse_args()
-    load = os.getloadavg()
+    known = (
+        json.loads(arguments.result.read_text())
+        if arguments.calibration and arguments.result.exists()
+        else {}
+    )
     with tempfile.TemporaryDirectory() as temporary:
         outputs = arguments.outputs or Path(temporary) / "outputs"
-        calibration = Path(temporary) / "calibration"
+        calibration = arguments.calibration or Path(temporary) / "calibration"
         environment = os.environ | {"KRILL_OUTPUTS": str(outputs), "HF_HUB_OFFLINE": "1"}
         environment |= {"KRILL_CALIBRATION": str(calibration)}
         environment.setdefault("OMP_NUM_THREADS", "1")
-        warm_up = [*CALIBRATIONS[0]["overrides"], "steps=20", f"output={temporary}/warm-up"]
-        run("train", warm_up, environment)  # prepares the tokens, and leaves the start-up of a run
-        measured = []
-        for row in CALIBRATIONS:
-            found = plan(row, environment, "plan.measure=true", "steps=100")["calibration"]
-            seconds = {key: round(1e6 * value, 2) for key, value in found["seconds"].items()}
-            measured.append({key: value for key, value in row.items() if key != "overrides"} | {
-                "microseconds": seconds, "waited": round(found["waited"], 3),
-            })  # fmt: skip
-            print(
-                f"{row['model']:15} {row['optimizer']:15} {row['sequence_len']:5} {row['batch']:>6} {seconds}"
+        result = {
+            "question": "time of krill-plan after calibration divided by what another configuration takes",
+            "date": date.today().isoformat(),
+            "device": "cpu",
+            "hardware": {
+                "machine": platform.machine(), "cores": os.cpu_count(), "threads": environment["OMP_NUM_THREADS"],
+            },
+            "versions": read_versions("krill", "torch", "transformers"),
+            "calibrations": known.get("calibrations", []),
+            "runs": known.get("runs", []),
+        }  # fmt: skip
+        if not result["calibrations"]:
+            # Prepares the tokens, and leaves the start-up of a run.
+            run(
+                "train",
+                [*CALIBRATIONS[0]["overrides"], "steps=20", f"output={temporary}/warm-up"],
+                environment,
             )
-        rows = []
-        for index, row in enumerate(OTHERS):
+        for row in CALIBRATIONS[len(result["calibrations"]) :]:
+            result["calibrations"].append(calibrate(row, environment))
+            print(json.dumps(result["calibrations"][-1], ensure_ascii=False), flush=True)
+            write(arguments.result, result)
+        for index, row in list(enumerate(OTHERS))[len(result["runs"]) :]:
             isolated = environment | {
                 "KRILL_CALIBRATION": copy_calibration(calibration, Path(temporary), index)
             }
-            rows.append(measure(row, isolated, Path(temporary) / f"run-{index}"))
-            print(format_row(rows[-1]), flush=True)
-    result = {
-        "question": "time of krill-plan after calibration divided by what a training of another configuration takes",
-        "date": date.today().isoformat(),
-        "device": "cpu",
-        "hardware": {
-            "machine": platform.machine(), "cores": os.cpu_count(), "threads": environment["OMP_NUM_THREADS"],
-        },
-        "load": [round(one, 2) for one in (*load, *os.getloadavg())],
-        "versions": read_versions("krill", "torch", "transformers"),
-        "ratio_step": summarize([row["ratio_step"] for row in rows]),
-        "ratio_total": summarize([row["ratio_total"] for row in rows]),
-        "calibrations": measured,
-        "runs": rows,
-    }  # fmt: skip
-    arguments.result.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+            result["runs"].append(measure(row, isolated, Path(temporary) / f"run-{index}"))
+            print(format_row(result["runs"][-1]), flush=True)
+            write(arguments.result, result)
     print("step", result["ratio_step"], "whole", result["ratio_total"])
+
+
+def calibrate(row: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+    """Measures a configuration with plan.measure=true; returns it with its seconds."""
+    found = plan(row, environment, "plan.measure=true", "steps=100")["calibration"]
+    return {key: value for key, value in row.items() if key != "overrides"} | {
+        "microseconds": {key: round(1e6 * value, 2) for key, value in found["seconds"].items()},
+        "waited": round(found["waited"], 3),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def write(file: Path, result: dict[str, Any]) -> None:
+    """Writes the result so far, with the ratios of its rows."""
+    if result["runs"]:
+        for key in ("ratio_step", "ratio_total"):
+            result[key] = summarize([row[key] for row in result["runs"]])
+    file.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
 
 
 def copy_calibration(folder: Path, parent: Path, index: int) -> str:
