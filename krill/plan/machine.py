@@ -101,7 +101,7 @@ class Machine:
                 }
                 atomic.write_text(file, format_checksummed_json(content))
         except (OSError, Timeout) as error:
-            log.warning("calibration not kept in %s: %s", file, error)
+            log.info("calibration not kept in %s: %s", file, error)
             return None
         return file
 
@@ -113,12 +113,15 @@ def identify_machine(gpu: str | None = None, count: int = 1) -> Machine:
 
 
 def get_calibration_folder() -> Path | None:
-    """Returns the folder of the measurements; None: KRILL_CALIBRATION=off."""
+    """Returns the folder of the measurements; None: KRILL_CALIBRATION=off, or there is no cache."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if folder:
         return None if folder == "off" else Path(folder)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "krill" / "calibration"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        return None
+    return cache / "krill" / "calibration"
 
 
 def select_newest(measurements: Sequence[Measurement]) -> list[Measurement]:

@@ -36,6 +36,10 @@ PASS_LAYER_SECONDS = 2e-3
 UPDATE_SPEED_SHARE = {"cpu": 1.1, "cuda": 0.8}
 """The speed of Muon's matrix products, in the speed of the model's. CPU: measured; CUDA: assumed."""
 
+UNSEEN_SECONDS = {"run": 2.0, "steps": 4.5}
+"""Seconds of a command that a measurement of its kind does not see. run: the start of Python and Hydra, and the end of
+the process. steps: Hydra, and all that follows the last step. Measured on a CPU."""
+
 MIN_TOKENS_SHARE = 0.3
 """The share of a measured time that tokens, or the optimizer's matrix products, take at least."""
 
@@ -110,7 +114,7 @@ class Measurement(_Figures):
     slowest: FiniteFloat
     """The slow end of the steps in units of `step`."""
     startup: NonNegativeFloat | None
-    """Seconds before the first step and after the last one; None: unknown."""
+    """Seconds besides the steps, without `UNSEEN_SECONDS`; None: unknown."""
     peaks: tuple[Peak, ...]
 
 
@@ -193,7 +197,7 @@ class Calibration:
     def startups(self) -> _Table:
         """Parameters → seconds before the first step and after the last one."""
         runs = [one for one in self.measurements if one.kind == "run" and one.startup is not None]
-        return _tabulate(runs or self.measurements, lambda one: one.startup, min)
+        return _tabulate(runs or self.measurements, _get_startup_seconds, min)
 
     def compute_speed(self, one: Measurement) -> float:
         """Returns the work per second of the passes of a measurement."""
@@ -248,7 +252,7 @@ def estimate_step(work: StepWork, configuration: str, calibration: Calibration) 
     status = "measured" if exact else _find_status(size, used)
     found = [calibration.compute_speed(one) for one in used] if exact else list(speeds.values())
     shortest, longest = MARGINS[status]
-    startups = _tabulate(exact, lambda one: one.startup if one.kind == "run" else None, min)
+    startups = _tabulate([one for one in exact if one.kind == "run"], _get_startup_seconds, min)
     return StepEstimate(
         seconds=seconds,
         speed=speed,
@@ -292,6 +296,10 @@ def _get_layer_seconds(one: Measurement) -> float | None:
 
 def _get_step_seconds(one: Measurement) -> float | None:
     return one.seconds.per_step if one.seconds else None
+
+
+def _get_startup_seconds(one: Measurement) -> float | None:
+    return None if one.startup is None else one.startup + UNSEEN_SECONDS[one.kind]
 
 
 def _get_optimizer_seconds(one: Measurement) -> float | None:

@@ -49,12 +49,18 @@ def test_what_is_kept_is_read_by_the_next_plan_on_this_machine_alone(folder: Pat
     assert Machine(MACHINE.name, "2.1").measurements == ()
 
 
+def raise_no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
 def test_the_folder_is_that_of_the_variable_or_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KRILL_CALIBRATION")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert get_calibration_folder() == Path("/cache/krill/calibration")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert get_calibration_folder() == Path.home() / ".cache" / "krill" / "calibration"
+    monkeypatch.setattr(Path, "home", raise_no_home)
+    assert get_calibration_folder() is None
     monkeypatch.setenv("KRILL_CALIBRATION", "off")
     assert get_calibration_folder() is None
     assert MACHINE.keep(make_measurement()) is None
@@ -94,7 +100,7 @@ def test_a_folder_that_cannot_be_written_ends_no_run(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("KRILL_CALIBRATION", str(tmp_path / "file"))
-    with caplog.at_level(logging.WARNING, logger="krill"):
+    with caplog.at_level(logging.INFO, logger="krill"):
         assert MACHINE.keep(make_measurement()) is None
     assert "calibration not kept" in caplog.text
 
