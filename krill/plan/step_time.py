@@ -37,8 +37,8 @@ UPDATE_SPEED_SHARE = {"cpu": 1.1, "cuda": 0.8}
 """The speed of Muon's matrix products, in the speed of the model's. CPU: measured; CUDA: assumed."""
 
 UNSEEN_SECONDS = {"run": 2.0, "steps": 4.5}
-"""Seconds of a command that a measurement of its kind does not see. run: the start of Python and Hydra, and the end of
-the process. steps: Hydra, and all that follows the last step. Measured on a CPU."""
+"""Seconds of a command that a measurement of its kind does not see. run: the start of Python and Hydra, and the end
+of the process. steps: Hydra, and all that follows the last step. Measured on a CPU."""
 
 MIN_TOKENS_SHARE = 0.3
 """The share of a measured time that tokens, or the optimizer's matrix products, take at least."""
