@@ -36,7 +36,7 @@ COMMON = [
     "log_every=1", "keep_best=false", "resume=false",
 ]  # fmt: skip
 
-TARGET_SECONDS = 6.0
+TARGET_SECONDS = 5.0
 """The time of the steps of a training."""
 
 

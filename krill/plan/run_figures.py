@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from statistics import median
 
 from krill.config.schema import TrainConfig
 from krill.data.inputs import RunInputs
 from krill.errors import KrillError
 from krill.plan.dry_run import plan_here
 from krill.plan.machine import get_calibration_folder
-from krill.plan.run_plan import RunPlan
-from krill.plan.timing import build_run_measurement
+from krill.plan.timing import build_run_measurement, read_step_seconds
 from krill.runs.record import read_status
 from krill.training.oom_retry import MICRO_BATCH_KEY
 
@@ -35,28 +35,25 @@ def keep_run_figures(
         seconds: Those of the command.
         waited: Those in which it waited for a core.
     """
-    waited = min(waited, MAX_WAITED_SHARE * seconds)
+    share = min(waited / seconds, MAX_WAITED_SHARE)
     status = read_status(folder) or {}
     if get_calibration_folder() is None or MICRO_BATCH_KEY in status:
         return
     try:
         plan = plan_here(config, inputs)
-        measurement = build_run_measurement(plan, folder, waited / seconds)
+        measurement = build_run_measurement(plan, folder, share)
         if measurement is None or plan.machine is None:
             return
-        if status.get("starts") == 1:
-            startup = _compute_startup_seconds(plan, measurement.step, seconds - waited)
-            measurement = measurement.model_copy(update={"startup": startup})
+        if status.get("starts") == 1 and (training := status.get("training_seconds")) is not None:
+            evaluation = plan.time.parts.get("evaluation", 0.0) if plan.time else 0.0
+            startup = (1 - share) * (seconds - training + _measure_first_step(folder)) - evaluation
+            measurement = measurement.model_copy(update={"startup": max(0.0, startup)})
         plan.machine.keep(measurement)
     except KrillError as error:
         log.debug("calibration not kept: %s", error)
 
 
-def _compute_startup_seconds(plan: RunPlan, step: float, seconds: float) -> float:
-    """Returns the seconds of a command besides its steps, and what its plan has for validations and saves."""
-    assert plan.time is not None
-    assert plan.steps is not None
-    others = sum(
-        value for part, value in plan.time.parts.items() if part not in ("steps", "optimizer", "startup")
-    )
-    return max(0.0, seconds - plan.steps * step - others)
+def _measure_first_step(folder: Path) -> float:
+    """Returns the seconds that the first step of a run took more than the median of the others: its compilation."""
+    first, *others = read_step_seconds(folder)
+    return max(0.0, first - median(others))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -145,15 +144,11 @@ def build_run_measurement(plan: RunPlan, folder: Path, waited: float = 0.0) -> M
         folder: The run folder.
         waited: The share of the time in which other processes had its core.
     """
-    lines = [line for line in read_metrics(folder) if "tokens_per_second" in line]
-    steps = [
-        (after["tokens"] - before["tokens"]) / (after["step"] - before["step"]) / after["tokens_per_second"]
-        for before, after in itertools.pairwise(lines)
-        if after["tokens_per_second"] and after["step"] > before["step"]
-    ]
+    steps = read_step_seconds(folder)[1:]
     if len(steps) < MIN_RUN_LINES:
         return None
-    step, peak = (1 - waited) * median(steps), max(line.get("memory_gb") or 0.0 for line in lines)
+    step = (1 - waited) * median(steps)
+    peak = max(line.get("memory_gb") or 0.0 for line in read_metrics(folder))
     size = TimedSize(plan.setting.batch.micro_batch_size, plan.work.passes, [], round(1e9 * peak))
     return Measurement(
         kind="run",
@@ -168,6 +163,17 @@ def build_run_measurement(plan: RunPlan, folder: Path, waited: float = 0.0) -> M
         startup=None,
         peaks=(_build_peak(plan, size),) if peak else (),
     )
+
+
+def read_step_seconds(folder: Path) -> list[float]:
+    """Returns the seconds of a step before each line of metrics of a run, the first step first."""
+    seconds = []
+    tokens = step = 0
+    for line in read_metrics(folder):
+        if line.get("tokens_per_second") and line["step"] > step:
+            seconds.append((line["tokens"] - tokens) / (line["step"] - step) / line["tokens_per_second"])
+            tokens, step = line["tokens"], line["step"]
+    return seconds
 
 
 def format_measurement(timed: TimedPlan) -> list[str]:

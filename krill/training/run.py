@@ -152,6 +152,7 @@ def _train_once(
                 started_at = time.perf_counter()
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
                 seconds = time.perf_counter() - started_at
+            record.update(training_seconds=round(seconds, 2))
             stop.raise_if_signaled(
                 trainer.state.global_step, setup.length.steps
             )  # later signals interrupt at once
