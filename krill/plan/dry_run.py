@@ -23,7 +23,7 @@ from krill.plan.report import (
 )
 from krill.plan.run_plan import RunPlan, build_run_plan
 from krill.plan.text import find_vocab_size, read_store
-from krill.plan.torch_device import describe_torch_device
+from krill.plan.torch_device import describe_torch_device, identify_torch_machine
 from krill.tokenizer.artifact import load_tokenizer
 from krill.training.compute.setup import ComputeSetup
 from krill.training.preflight import run_preflight_checks
@@ -89,6 +89,7 @@ def plan_here(config: TrainConfig, inputs: RunInputs) -> RunPlan:
         describe_torch_device(config),
         text,
         first_step=first_step,
+        machine=identify_torch_machine(config),
     )
 
 
