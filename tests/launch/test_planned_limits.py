@@ -1,4 +1,4 @@
-"""hardware.slurm.time=auto and memory=auto: a training job requests what its plan says, an array the most of its points."""
+"""hardware.slurm.time=auto and memory=auto: a training job requests what its plan says, an array the most of all points."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Submit = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Submit:
-    """submit("steps=5", …): exit code, standard output and standard error of krill-train with time and memory auto."""
+    """submit("steps=5", …): exit code, output and errors of krill-train with time and memory auto."""
     fake_slurm.install(tmp_path, monkeypatch, sinfo=NODES, scontrol="MaxArraySize            = 1001\n")
     cluster.query_nodes.cache_clear()
     monkeypatch.setattr(setting, "_measure_cpu_flops", lambda: 1e11)
