@@ -46,6 +46,7 @@ STATUS_TYPES: dict[str, type] = {
     "name": str, "command": str, "overrides": list, "metrics": dict, "best": dict, "start": str, "end": str,
     "error": str, "host": str, "pid": int, "slurm_job_id": str, "submission": str, "submitted_as": str, "result": str,
     "starts": int, "steps": int, "last_start": str, "seconds": float, "tracker_ids": dict, "plan": dict,
+    "peak_memory": int, "preparation_seconds": float,
     "verdict": dict,
 }  # fmt: skip
 """Type of each entry in status.json, unless it is null."""

@@ -72,7 +72,7 @@ from krill.training.compute.liger import apply_kernels
 from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
 from krill.training.final_evaluation import evaluate_final_model
 from krill.training.finish import collect_final_metrics, log_summary, save_final_model
-from krill.training.metrics.throughput import build_throughput_meter
+from krill.training.metrics.throughput import build_throughput_meter, get_peak_memory
 from krill.training.metrics.trackers import TrackedRun, Trackers, collect_tracked_config
 from krill.training.oom_retry import retry_on_oom
 from krill.training.run_header import log_header, write_param_groups
@@ -288,6 +288,7 @@ def _finish_run(
         results = evaluate_final_model(setup, step, seconds, evaluation.get_final_results(step))
         if results and not evaluation.config.every:
             trackers.log_scores(step, list_metrics(results))
+        record.update(peak_memory=get_peak_memory(setup.device))
         verdict = record_verdict(setup, record, step, baselines, metrics.get("stopped_by"))
         trackers.log_model()
         uploader.finish()

@@ -1,4 +1,4 @@
-"""hardware.slurm.time=auto and memory=auto: a training job requests what its plan says, an array the most of all points."""
+"""hardware.slurm.time=auto and memory=auto: a job requests what its plan says, an array the most of all."""
 
 from __future__ import annotations
 
