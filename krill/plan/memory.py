@@ -4,6 +4,7 @@ forward     the end of the forward pass: activations and the loss
 backward    its beginning (activations, the gradient of the loss), its last layer, or the gradient of the embedding
 optimizer   the optimizer step: gradients, state, and what Muon computes with
 saving      a checkpoint that is written
+evaluation  a batch of an evaluation on tasks: in the training, or of the final model, which is loaded beside it
 
 Assumptions. Weights, gradients and optimizer state are fp32. Activations are those of the eager model: torch.compile
 and Liger's kernels save fewer. Attention saves what Flash Attention saves; eager attention also its weights. The last
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from krill.config.schema import CustomOptimizerConfig, MuonConfig, OptimizerConfig, TrainConfig
+from krill.evaluation.batch_limits import choose_max_batch_tokens
 from krill.optim.limits import MAX_BATCH_ELEMENTS
 from krill.plan.architecture import (
     BF16_BYTES,
@@ -25,6 +27,7 @@ from krill.plan.architecture import (
     Architecture,
     WeightKind,
 )
+from krill.plan.evaluation import has_final_evaluation
 from krill.plan.setting import ComputeSetting
 from krill.training.compute.thresholds import CHUNK
 
@@ -43,6 +46,15 @@ benchmarks/plan_memory.py). Only of tensors below `MMAP_BYTES`."""
 CPU_KEPT_SHARE = 1.0
 """The share of the memory that the backward pass has freed which the matrices of Muon's step do not reuse in glibc's
 heap, at most as much as they take (measured: benchmarks/plan_memory.py)."""
+
+EVALUATION_WIDTHS, EVALUATION_MLP_WIDTHS = 5, 4
+"""Residual widths and MLP widths of a layer in a forward pass without gradients."""
+
+SCORED_LOGITS = 2**25
+"""Logits that are normalized at once (krill.inference.token_scores.CHUNK_ELEMENTS)."""
+
+EVALUATION_DATA_BYTES = 60_000_000
+"""The items of an evaluation, their tokens, and the n-grams that are counted for them (measured)."""
 
 MMAP_BYTES = 2**25
 """glibc returns larger blocks to the system at once (M_MMAP_THRESHOLD, at most 32 MiB)."""
@@ -77,7 +89,11 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: TrainConfig, architecture: Architecture, setting: ComputeSetting, rows: int | None = None
+    config: TrainConfig,
+    architecture: Architecture,
+    setting: ComputeSetting,
+    rows: int | None = None,
+    tokens: int | None = None,
 ) -> MemoryPlan:
     """Returns the memory of a step of `config`.
 
@@ -86,8 +102,9 @@ def plan_memory(
         architecture: Its model.
         setting: Its computation.
         rows: Rows of a micro batch; None: those of `setting`.
+        tokens: Tokens of the whole run, on which the evaluation at its end depends; None: not known.
     """
-    step = _Step(config, architecture, setting, rows or setting.batch.micro_batch_size)
+    step = _Step(config, architecture, setting, rows or setting.batch.micro_batch_size, tokens)
     moments: dict[str, dict[str, int]] = {}
     for name, parts in step.list_moments():
         total = sum(parts.values())
@@ -155,9 +172,15 @@ class _Step:
     """The sizes of a step on one rank. N tokens of a micro batch, H width, V vocabulary."""
 
     def __init__(
-        self, config: TrainConfig, architecture: Architecture, setting: ComputeSetting, rows: int
+        self,
+        config: TrainConfig,
+        architecture: Architecture,
+        setting: ComputeSetting,
+        rows: int,
+        run_tokens: int | None,
     ) -> None:
         self.config, self.architecture, self.setting = config, architecture, setting
+        self.has_final_evaluation = has_final_evaluation(config, run_tokens)
         self.rows, self.row_tokens = rows, config.sequence_len // setting.context_parallel
         self.tokens = rows * self.row_tokens
         self.is_bf16 = setting.activation_precision == "bf16"
@@ -222,14 +245,10 @@ class _Step:
         yield "optimizer", kept | {
             "gradients": self.gradients, "buffers": update, "communication": exchange,
         }  # fmt: skip
-        yield (
-            "saving",
-            kept
-            | {
-                "gradients": resident if self.setting.world_size > 1 and not self.is_sharded else 0,
-                "buffers": self.weights if self.device == "cpu" else 0,
-            },
-        )
+        buckets = resident if self.setting.world_size > 1 and not self.is_sharded else 0
+        between = kept | {"gradients": buckets}  # two steps
+        yield from self._list_evaluation_moments(between)
+        yield "saving", between | {"buffers": self.weights if self.device == "cpu" else 0}
 
     def _list_backward_moments(
         self, kept: dict[str, int], resident: int, gathered: int
@@ -283,6 +302,30 @@ class _Step:
                 "gradients": self.gradients,
                 "buffers": 2 * self.hidden + (self.head if self.architecture.is_tied or resident else 0),
                 "communication": gathered + reduced,
+            },
+        )
+
+    def _list_evaluation_moments(self, kept: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
+        """Yields the two peaks of a batch: in a layer, and when all its logits are normalized in pieces."""
+        section, architecture = self.config.evaluation, self.architecture
+        if section.every is not None:
+            kept = kept | {"communication": self._count_gathered_bytes()}
+        elif self.has_final_evaluation:
+            copy = FP32_BYTES * self.parameters
+            kept = kept | {"weights": kept["weights"] + copy, "optimizer": 0, "saving": 0}
+        else:
+            return
+        tokens = choose_max_batch_tokens(architecture.vocab_size, self.device, section.max_batch_tokens)
+        logits = tokens * architecture.vocab_size
+        widths = EVALUATION_WIDTHS * architecture.width + EVALUATION_MLP_WIDTHS * architecture.mlp_width
+        kept = kept | {"buffers": EVALUATION_DATA_BYTES if self.device == "cpu" else 0}
+        yield "evaluation", kept | {"activations": FP32_BYTES * tokens * widths}
+        yield (
+            "evaluation",
+            kept
+            | {
+                "activations": FP32_BYTES * tokens * architecture.width,
+                "logits": FP32_BYTES * (logits + min(logits, SCORED_LOGITS)),
             },
         )
 

@@ -274,6 +274,7 @@ def _finish_run(
     baselines = compute_validation_baselines(setup)
     if baselines is not None and not trainer.already_validated():
         trainer.evaluate()
+    trainer.optimizer.state.clear()  # it is saved; the evaluation loads the model a second time
     weights = gather_full_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
 
     def write_results() -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from allocations import measure_moments
 from compositions import load_config
 from planned_models import make_gated, make_gpt2, make_setting
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 
 import krill.training.compute.attention  # noqa: F401  (registers varlen)
 from krill.config.schema import ModelConfig
@@ -38,31 +38,6 @@ MEASURED: list[tuple[ModelConfig, dict[str, Any]]] = [
     (make_gated("llama", hidden_size=128, num_hidden_layers=2, head_dim=32), {"rows": 1, "optimizer": "muon_pto"}),
 ]  # fmt: skip
 """Models, and in what their step differs from the default."""
-
-
-def measure_moments(step: Callable[[], None]) -> dict[str, int]:
-    """Returns the peak of the bytes that torch's allocator hands out in each part of `step` named by a mark."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    internals: Any = profiler.profiler
-    events = internals.kineto_results.events()
-    changes = [
-        (
-            event.start_ns(),
-            event.name().removeprefix("mark "),
-            event.nbytes() if event.name() == "[memory]" else 0,
-        )
-        for event in events
-        if event.name() == "[memory]" or event.name().startswith("mark ")
-    ]
-    peaks: dict[str, int] = {}
-    current, moment = 0, ""
-    for _, name, size in sorted(changes):
-        if name != "[memory]":
-            moment = name
-        current += size
-        peaks[moment] = max(peaks.get(moment, 0), current)
-    return peaks
 
 
 def measure_step(
@@ -116,7 +91,8 @@ def test_peak_is_that_of_a_real_step(index: int, monkeypatch: pytest.MonkeyPatch
         batch=BatchShape(options.get("rows", 4), options.get("accumulation", 1)),
         **{key: options[key] for key in ("loss", "precision", "gradient_checkpointing") if key in options},
     )
-    run = load_config(f"optimizer={options.get('optimizer', 'adamw')}", f"sequence_len={sequence_len}")
+    optimizer = f"optimizer={options.get('optimizer', 'adamw')}"
+    run = load_config(optimizer, f"sequence_len={sequence_len}", "evaluation.at_end=false")
     plan = plan_memory(run, describe_architecture(config, options.get("vocabulary", 320)), setting)
     assert plan.peak["weights"] + plan.peak["optimizer"] == fixed
     assert 0.97 < plan.total / (fixed + max(measured.values())) < 1.07
@@ -127,7 +103,8 @@ LLAMA = describe_architecture(make_gated("llama", **WIDE), 4096)
 
 
 def plan(*overrides: str, **setting: Any) -> MemoryPlan:
-    return plan_memory(load_config(*overrides, "sequence_len=128"), LLAMA, make_setting(**setting))
+    config = load_config("evaluation.at_end=false", "sequence_len=128", *overrides)
+    return plan_memory(config, LLAMA, make_setting(**setting))
 
 
 def test_the_peak_is_a_maximum_over_moments() -> None:

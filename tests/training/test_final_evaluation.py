@@ -13,7 +13,6 @@ from compositions import load_config
 
 from krill.cli import app, evaluate
 from krill.data.store import Store
-from krill.evaluation import cost
 from krill.evaluation.model_evaluation import ModelEvaluation
 from krill.evaluation.results import read_results
 from krill.evaluation.token_scorer import TokenScorer
@@ -92,7 +91,7 @@ def test_fewer_items_are_evaluated_where_all_would_take_too_long(
     limits: list[int | None],
 ) -> None:
     """46 phenomena of 300 pairs with about 20 tokens in both sentences, of 10 µs each, and 0.6 ms for each pair."""
-    monkeypatch.setattr(cost, "measure_seconds_per_token", lambda *_: 1e-5)
+    monkeypatch.setattr(final_evaluation, "measure_seconds_per_token", lambda *_: 1e-5)
     monkeypatch.setattr(
         ModelEvaluation, "subject", SimpleNamespace(scorer=None, tokenizer=prepared_data.tokenizer)
     )
