@@ -11,7 +11,7 @@ import numpy as np
 RESAMPLES = 10_000
 _SEED = 20
 LEVEL = 0.95
-_CHUNK_ELEMENTS = 2**22
+_CHUNK_ELEMENTS = 2**20
 _FEW_VALUES = 8
 """The number of different values up to which resamples are counts of each, as of right and wrong answers."""
 _QUADRATURE = np.polynomial.legendre.leggauss(64)

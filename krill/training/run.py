@@ -26,6 +26,7 @@ from krill.evaluation.score_metrics import list_metrics
 from krill.models.build import build_model
 from krill.models.model_folder import silence_transformers
 from krill.optim.schedules import Restart
+from krill.resources import release_heap
 from krill.runs import checkpoints
 from krill.runs.record import Record
 from krill.training import ranks
@@ -275,6 +276,7 @@ def _finish_run(
     if baselines is not None and not trainer.already_validated():
         trainer.evaluate()
     trainer.optimizer.state.clear()  # it is saved; the evaluation loads the model a second time
+    release_heap()
     weights = gather_full_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
 
     def write_results() -> dict[str, Any]:
