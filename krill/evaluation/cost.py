@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from krill.evaluation.bundled import PAIR_TASKS, build_pair_task
+from krill.evaluation.bundled import PAIR_TASKS
 from krill.evaluation.cloze import CHOICES, CONTEXT_CHARACTERS, ITEMS
+from krill.evaluation.minimal_pairs.phenomenon import PAIRS
 from krill.evaluation.ngrams import MAX_TOKENS
 from krill.evaluation.task import TEXT
 from krill.evaluation.token_sequence import TokenSequence
@@ -34,6 +35,8 @@ SECONDS_PER_ITEM = 6e-4
 """Encoding, n-gram models and bootstrap for one item; measured on a core of an AMD EPYC."""
 SECONDS_PER_COUNTED_TOKEN = 2e-7
 """Counting n-grams of the training text; on the same core."""
+CHARACTERS_PER_PAIR = {"korean_pairs": 40, "english_pairs": 88}
+"""Characters of both sentences of a pair, in the mean."""
 _CHARACTERS_PER_TOKEN = 2
 _SAMPLE_SEQUENCES, _SAMPLE_TOKENS = 64, 32
 
@@ -74,9 +77,8 @@ def count_tokens_and_items(
         tokens = min(settings.text_tokens, size.validation)
         return int(tokens / (1 - settings.overlap)), 0
     if task in PAIR_TASKS:
-        items = build_pair_task(task, settings.limit).items
-        texts = [choice for item in items for choice in item.choices]
-        return sum(map(len, texts)) // _CHARACTERS_PER_TOKEN, len(items)
+        items = len(PAIR_TASKS[task]) * min(settings.limit or PAIRS, PAIRS)
+        return items * CHARACTERS_PER_PAIR[task] // _CHARACTERS_PER_TOKEN, items
     count = min(ITEMS, settings.limit or ITEMS)
     return count * (CONTEXT_CHARACTERS // _CHARACTERS_PER_TOKEN + 4 * CHOICES), count
 

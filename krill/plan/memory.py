@@ -14,7 +14,7 @@ context and the rounding of the allocator on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -39,9 +39,13 @@ PARTS = (
 CPU_PROCESS_BYTES = 520_000_000
 """Resident memory of a training process without its tensors: Python, torch, transformers (measured)."""
 
-CPU_HEAP_SHARE = 0.2
-"""The share of its tensors that glibc's heap keeps beside them: freed blocks between others (measured:
-benchmarks/plan_memory.py). Only of tensors below `MMAP_BYTES`."""
+CPU_HEAP_SHARE = 0.47
+"""The share of what a step allocates that glibc's heap keeps beside it: freed blocks between others, most of them after
+a few steps (measured: benchmarks/plan_memory.py). Only of tensors below `MMAP_BYTES`."""
+
+CPU_RECOMPUTED_SHARE = 0.6
+"""The share of what all layers would save that stays in glibc's heap with gradient checkpointing, if the activation
+of the MLP is several operations: what a layer frees lies between the inputs that are kept (measured likewise: GPT-2)."""
 
 CPU_KEPT_SHARE = 1.0
 """The share of the memory that the backward pass has freed which the matrices of Muon's step do not reuse in glibc's
@@ -53,7 +57,7 @@ EVALUATION_WIDTHS, EVALUATION_MLP_WIDTHS = 5, 4
 SCORED_LOGITS = 2**25
 """Logits that are normalized at once (krill.inference.token_scores.CHUNK_ELEMENTS)."""
 
-EVALUATION_DATA_BYTES = 60_000_000
+EVALUATION_DATA_BYTES = 90_000_000
 """The items of an evaluation, their tokens, and the n-grams that are counted for them (measured)."""
 
 MMAP_BYTES = 2**25
@@ -107,8 +111,7 @@ def plan_memory(
     step = _Step(config, architecture, setting, rows or setting.batch.micro_batch_size, tokens)
     moments: dict[str, dict[str, int]] = {}
     for name, parts in step.list_moments():
-        total = sum(parts.values())
-        parts["context"] = step.compute_context(total)
+        parts["context"] = step.compute_context(parts)
         present = {part: parts[part] for part in PARTS if parts.get(part) or part == "context"}
         if name not in moments or sum(present.values()) > sum(moments[name].values()):
             moments[name] = present
@@ -116,6 +119,8 @@ def plan_memory(
         freed = sum(moments["backward"].get(part, 0) for part in ("activations", "logits", "buffers"))
         kept = min(freed, moments["optimizer"].get("buffers", 0))
         moments["optimizer"]["context"] += round(CPU_KEPT_SHARE * kept)
+        for moment in ("forward", "backward", "optimizer"):
+            moments[moment]["context"] += step.count_recomputed_bytes()
     return MemoryPlan(moments)
 
 
@@ -192,6 +197,7 @@ class _Step:
         self.state = -(-state // setting.shard_size)
         self.is_accumulating = setting.batch.rows_per_rank > rows
         self.is_sharded = setting.shard_size > 1
+        self.has_buckets = setting.world_size > 1 and not self.is_sharded
         whole = FP32_BYTES * self.parameters
         self.gradients = whole if self.is_accumulating or not self.is_sharded else self.weights
         self.head = FP32_BYTES * architecture.head_entries
@@ -201,21 +207,35 @@ class _Step:
         )
         self.layer = self.saved.layer + self._count_attention_bytes()
 
-    def compute_context(self, tensors: int) -> int:
-        """Returns what the process needs besides `tensors` bytes of tensors."""
+    def compute_context(self, parts: Mapping[str, int]) -> int:
+        """Returns what the process needs besides the tensors of a moment."""
         if self.device == "cuda":
-            return CUDA_CONTEXT_BYTES + round(CUDA_ALLOCATOR_SHARE * tensors)
-        return CPU_PROCESS_BYTES + round(CPU_HEAP_SHARE * max(0, tensors - self._count_large_tensor_bytes()))
+            return CUDA_CONTEXT_BYTES + round(CUDA_ALLOCATOR_SHARE * sum(parts.values()))
+        in_step = ("activations", "logits", "buffers", "communication")
+        allocated = max(0, sum(parts.get(part, 0) for part in in_step) - self._count_large_activation_bytes())
+        if not self.has_buckets:
+            allocated += max(0, parts.get("gradients", 0) - self._count_large_gradient_bytes())
+        return CPU_PROCESS_BYTES + round(CPU_HEAP_SHARE * allocated)
 
-    def _count_large_tensor_bytes(self) -> int:
-        """Returns the bytes of the weights, moments and activations that are too large for glibc's heap."""
-        large = sum(
+    def count_recomputed_bytes(self) -> int:
+        """Returns the bytes in the heap of a CPU that layers free and that are not used again."""
+        is_fragmented = self.setting.gradient_checkpointing and self.architecture.has_unfused_mlp
+        if not is_fragmented or self.size * self.tokens * self.architecture.mlp_width > MMAP_BYTES:
+            return 0
+        return round(CPU_RECOMPUTED_SHARE * self.architecture.layers * self.layer)
+
+    def _count_large_gradient_bytes(self) -> int:
+        """Returns the bytes of the gradients that are too large for glibc's heap."""
+        sizes = (
             kind.count * kind.entries
             for kind in self.architecture.weights
             if FP32_BYTES * kind.entries > MMAP_BYTES
         )
-        state = self.state / max(1, self.weights)
-        total = round(large * FP32_BYTES * (1 + state) / self.setting.shard_size)
+        return FP32_BYTES * sum(sizes) // self.setting.shard_size
+
+    def _count_large_activation_bytes(self) -> int:
+        """Returns the bytes of the activations that are too large for glibc's heap."""
+        total = 0
         layers = 1 if self.setting.gradient_checkpointing else self.architecture.layers
         if self.size * self.tokens * self.architecture.mlp_width > MMAP_BYTES:
             total += layers * 4 * self.size * self.tokens * self.architecture.mlp_width
@@ -227,7 +247,7 @@ class _Step:
         """Yields the moments; one name may have several, of which the largest counts."""
         kept = {"weights": self.weights, "optimizer": self.state, "saving": self._count_background_copy()}
         # The gradients of DDP are views of its buckets, which stay; others exist between passes of one step.
-        is_resident = self.is_accumulating or (self.setting.world_size > 1 and not self.is_sharded)
+        is_resident = self.is_accumulating or self.has_buckets
         resident = self.gradients if is_resident else 0
         gathered = self._count_gathered_bytes()
         yield (
@@ -245,8 +265,7 @@ class _Step:
         yield "optimizer", kept | {
             "gradients": self.gradients, "buffers": update, "communication": exchange,
         }  # fmt: skip
-        buckets = resident if self.setting.world_size > 1 and not self.is_sharded else 0
-        between = kept | {"gradients": buckets}  # two steps
+        between = kept | {"gradients": resident if self.has_buckets else 0}  # two steps
         yield from self._list_evaluation_moments(between)
         yield "saving", between | {"buffers": self.weights if self.device == "cpu" else 0}
 
