@@ -40,12 +40,12 @@ CPU_PROCESS_BYTES = 520_000_000
 """Resident memory of a training process without its tensors: Python, torch, transformers (measured)."""
 
 CPU_HEAP_SHARE = 0.47
-"""The share of what a step allocates that glibc's heap keeps beside it: freed blocks between others, most of them after
-a few steps (measured: benchmarks/plan_memory.py). Only of tensors below `MMAP_BYTES`."""
+"""The share of what a step allocates that glibc's heap keeps beside it: freed blocks between others, the most of them
+after a few steps (measured: benchmarks/plan_memory.py). Only of tensors below `MMAP_BYTES`."""
 
 CPU_RECOMPUTED_SHARE = 0.6
 """The share of what all layers would save that stays in glibc's heap with gradient checkpointing, if the activation
-of the MLP is several operations: what a layer frees lies between the inputs that are kept (measured likewise: GPT-2)."""
+of the MLP is several operations: what a layer frees lies between the inputs that are kept (measured: GPT-2)."""
 
 CPU_KEPT_SHARE = 1.0
 """The share of the memory that the backward pass has freed which the matrices of Muon's step do not reuse in glibc's
