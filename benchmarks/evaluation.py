@@ -61,7 +61,7 @@ from krill.tokenizer.train import train_tokenizer
 CONTEXT = 512
 DEFAULT_BATCH_SIZE = 1
 BATCH_SIZES = (1, 4, 16, 64)
-"""Of HFLM; the fastest is used beside the default."""
+"""Batch sizes of HFLM, of which the fastest is used beside the default."""
 DOCUMENTS = 4000
 SETTINGS = EvaluationSettings(None, 1, 0)
 

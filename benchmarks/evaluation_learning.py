@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from krill.evaluation.bundled import build_pair_task
+from krill.evaluation.compare import compare_results
 from krill.evaluation.results import TaskResult, read_results
-from krill.evaluation.statistics import compare_accuracies, compare_ratios, correct_p_values
+from krill.evaluation.statistics import compare_accuracies, correct_p_values
 from krill.runs.record import read_versions
 
 SIGNIFICANT = 0.05
@@ -53,13 +54,9 @@ def evaluate(run: Path, tasks: list[str]) -> dict[str, TaskResult]:
 
 def compare(shorter: TaskResult, longer: TaskResult) -> dict[str, Any]:
     """Returns the scores of two runs on a task, and the p-value of their difference."""
-    assert shorter.items_hash == longer.items_hash
-    if shorter.kind == "text":
-        p = compare_ratios(
-            shorter.get_outcomes("nats"), longer.get_outcomes("nats"), shorter.get_outcomes("bytes")
-        )
-    else:
-        p = compare_accuracies(shorter.get_outcomes("correct"), longer.get_outcomes("correct"))
+    comparison = compare_results([shorter], [longer])
+    assert comparison is not None, "the items are not the same"
+    p = comparison.p_value
     one, other = shorter.main_score, longer.main_score
     return {
         "task": shorter.task, "metric": one.metric, "items": one.items,
@@ -113,7 +110,10 @@ def print_table(language: str, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    """Runs the measurement, prints its tables and writes the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--korean", type=Path, help="a file of Korean text; without it only English")
     parser.add_argument("--folder", type=Path, default=Path("outputs/evaluation_learning"))
     parser.add_argument("--steps", type=int, default=500)
@@ -142,7 +142,7 @@ def main() -> None:
         ]
         report[language] = [compare(results[0][task], results[1][task]) for task in tasks]
         print_table(language, report[language])
-    arguments.result.write_text(json.dumps(report, indent=2) + "\n")
+    arguments.result.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ SWEEP = Path("outputs", "sweeps", "seven_seeds")
 def run_command(folder: Path, command: str, *arguments: str) -> None:
     """Runs a command of krill in `folder`, on one core."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "krill", command, *arguments, "device=cpu", "sweep.max_parallel=1"]
-    subprocess.run(words, cwd=folder, env=environment, check=True)
+    command_line = [sys.executable, "-m", "krill", command, *arguments, "device=cpu", "sweep.max_parallel=1"]
+    subprocess.run(command_line, cwd=folder, env=environment, check=True)
 
 
 def describe_task(results: Sequence[TaskResult]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tokenize
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,4 +33,20 @@ def test_no_word_of_the_old_dialect(folder: str) -> None:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
         if FOREIGN.search(ALLOWED.sub("", line))
     ]
+    assert found == []
+
+
+@pytest.mark.parametrize("folder", ["krill", "docs", "benchmarks"])
+def test_no_words_run_together_where_a_string_continues_on_the_next_line(folder: str) -> None:
+    found = []
+    for file in (HOUSE / folder).rglob("*.py"):
+        with open(file, "rb") as content:
+            tokens = [token for token in tokenize.tokenize(content.readline) if token.type != tokenize.NL]
+        found += [
+            f"{file.relative_to(HOUSE)}:{following.start[0]}: {first.string} {following.string}"
+            for first, following in pairwise(tokens)
+            if first.type == following.type == tokenize.STRING
+            and re.search(r"(?<!\\)[\w,.;:]$", first.string.strip("'\""))
+            and re.match(r"\w", following.string.lstrip("rfbRFB").strip("'\""))
+        ]
     assert found == []

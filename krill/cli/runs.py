@@ -131,7 +131,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         comparison = {"differences": differences, "runs": [table.row_to_dict(row) for row in rows]}
         if any(row.scores for row in rows):
             from krill.cli.runs_view import rank_runs
-            from krill.evaluation.comparison_table import comparison_to_json
+            from krill.evaluation.comparison_json import comparison_to_json
 
             comparison["scores"] = comparison_to_json(rank_runs(rows))
         print(json.dumps(comparison, indent=2, ensure_ascii=False, default=str))

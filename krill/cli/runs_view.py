@@ -83,7 +83,8 @@ def print_sweep(sweep: RunGroup) -> None:
 def _print_evaluations(rows: Sequence[RunRow]) -> None:
     """Prints the table of a sweep of krill-evaluate, and its points without results."""
     from krill.evaluation.comparison_table import format_comparison
-    from krill.evaluation.evaluated_model import build_configurations, read_points
+    from krill.evaluation.configurations import build_configurations
+    from krill.evaluation.evaluated_model import read_points
     from krill.evaluation.ranking import rank_configurations
 
     models = read_points([(Path(row.folder), row.overrides) for row in rows])
@@ -140,7 +141,8 @@ def _format_scores(rows: Sequence[RunRow]) -> list[str]:
 
 def rank_runs(rows: Sequence[RunRow]) -> Ranking:
     """Returns the ranking of the runs by their newest evaluations."""
-    from krill.evaluation.evaluated_model import EvaluatedModel, build_configurations
+    from krill.evaluation.configurations import build_configurations
+    from krill.evaluation.evaluated_model import EvaluatedModel
     from krill.evaluation.ranking import rank_configurations
     from krill.evaluation.results import read_results
 

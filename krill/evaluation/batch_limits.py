@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-MAX_BATCH_TOKENS = 2**14
-MIN_BATCH_TOKENS = 256
-LOGITS = {"cpu": 2**22, "cuda": 2**28}
-"""Logits of a batch: 17 MB in fp32 on a CPU, where larger batches are not faster; 512 MB in bf16 on CUDA."""
+MAX_BATCH_TOKENS, MIN_BATCH_TOKENS = 2**14, 256
+"""The most and the fewest tokens of a batch."""
+CPU_BATCH_TOKENS = 512
+"""Tokens of a batch on a CPU, whose caches hold the activations of no more (benchmarks/evaluation.py)."""
+CUDA_LOGITS = 2**28
+"""Number of logits of a batch on CUDA: 512 MB in bf16."""
 
 
 def choose_max_batch_tokens(vocab_size: int, device: str, configured: int | None) -> int:
     """Returns the tokens of a batch on a `device` cpu or cuda, unless evaluation.max_batch_tokens is `configured`."""
-    return configured or min(MAX_BATCH_TOKENS, max(MIN_BATCH_TOKENS, LOGITS[device] // vocab_size))
+    most = min(MAX_BATCH_TOKENS, CUDA_LOGITS // vocab_size) if device == "cuda" else CPU_BATCH_TOKENS
+    return configured or max(MIN_BATCH_TOKENS, most)

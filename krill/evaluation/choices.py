@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,13 +11,7 @@ import numpy as np
 from krill.data.encoding import Encoder
 from krill.errors import UsageError
 from krill.evaluation.task import Task
-from krill.evaluation.token_scorer import (
-    Report,
-    SequenceKey,
-    SequenceScore,
-    TokenScorer,
-    ignore_progress,
-)
+from krill.evaluation.token_scorer import Report, TokenScorer, ignore_progress
 from krill.evaluation.token_sequence import TokenSequence
 
 TIE_TOLERANCE = 1e-9
@@ -52,8 +46,6 @@ class TaskScores:
 
     task: Task
     items: tuple[ChoiceScores, ...]
-    truncated: int
-    """The number of items whose context was cut at its beginning, for the context of the model."""
 
     @cached_property
     def correct(self) -> np.ndarray:
@@ -76,28 +68,35 @@ class EncodedTask:
 
     task: Task
     questions: tuple[tuple[TokenSequence, ...], ...]
+    """The choices of each item, after its context, in their order."""
     truncated: int
+    """The number of items whose context was cut at its beginning, for the context of the model."""
 
 
 def encode_task(task: Task, encoder: Encoder, context_length: int) -> EncodedTask:
     """Encodes every choice with the context before it; only the choice is scored.
 
-    At least the last token is scored, also where a tokenizer merges the choice with the context. Raises UsageError
-    for a choice of which the tokenizer encodes nothing.
+    Raises UsageError for a choice of which the tokenizer encodes nothing.
     """
     pairs = [(item.context, choice) for item in task.items for choice in item.choices]
     encoded = iter(encode_continuations(pairs, encoder, context_length))
     questions, truncated = [], 0
     for item in task.items:
         sequences, are_cut = zip(*(next(encoded) for _ in item.choices), strict=True)
-        for choice, sequence in zip(item.choices, sequences, strict=True):
-            if len(sequence.ids) < 2:
-                raise UsageError(
-                    f"the tokenizer encodes nothing of the choice {choice!r}; leave its task out of tasks="
-                )
-        questions.append(tuple(TokenSequence(one.ids, max(1, one.num_scored)) for one in sequences))
+        pairs_of_item = zip(sequences, item.choices, strict=True)
+        questions.append(tuple(require_scored_token(sequence, choice) for sequence, choice in pairs_of_item))
         truncated += any(are_cut)
     return EncodedTask(task, tuple(questions), truncated)
+
+
+def require_scored_token(sequence: TokenSequence, text: str) -> TokenSequence:
+    """Returns a sequence that ends with `text`, with at least its last token scored.
+
+    No token is scored where a tokenizer merges the text with its context. Raises UsageError if it encodes nothing.
+    """
+    if len(sequence.ids) < 2:
+        raise UsageError(f"the tokenizer encodes nothing of {text!r}; leave its task out of tasks=")
+    return replace(sequence, num_scored=max(1, sequence.num_scored))
 
 
 def encode_continuations(
@@ -121,21 +120,20 @@ def encode_continuations(
     return sequences
 
 
-def combine_scores(encoded: EncodedTask, scores: Mapping[SequenceKey, SequenceScore]) -> TaskScores:
-    """Returns the scores of a task from those of its sequences."""
-    return TaskScores(
-        encoded.task,
-        tuple(
-            ChoiceScores(
-                tuple(scores[index, position].logprob for position in range(len(item.choices))),
-                tuple(len(choice.encode()) for choice in item.choices),
-            )
-            for index, item in enumerate(encoded.task.items)
-        ),
-        encoded.truncated,
-    )
-
-
 def score_task(scorer: TokenScorer, encoded: EncodedTask, report: Report = ignore_progress) -> TaskScores:
     """Returns the scores of all items; `report` gets how many sequences of how many are scored."""
-    return combine_scores(encoded, scorer.score(encoded.questions, report))
+    scores = scorer.score(encoded.questions, report)
+    logprobs = (
+        tuple(scores[index, position].logprob for position in range(len(question)))
+        for index, question in enumerate(encoded.questions)
+    )
+    return build_task_scores(encoded.task, logprobs)
+
+
+def build_task_scores(task: Task, logprobs: Iterable[tuple[float, ...]]) -> TaskScores:
+    """Returns the scores of a task from the logprobs of the choices of each item."""
+    items = (
+        ChoiceScores(values, tuple(len(choice.encode()) for choice in item.choices))
+        for values, item in zip(logprobs, task.items, strict=True)
+    )
+    return TaskScores(task, tuple(items))

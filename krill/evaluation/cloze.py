@@ -15,11 +15,14 @@ from random import Random
 from krill.evaluation.task import Item, Task
 
 ITEMS = 300
+"""Number of items, if the text has as many."""
 CHOICES = 4
+"""Number of choices of an item."""
 _SEED = 20
 CONTEXT_CHARACTERS = 400
 """The maximum length of a context; it begins at a word."""
 MIN_CONTEXT_CHARACTERS = 40
+"""The minimum length of what precedes a word, so that a model can know it."""
 MIN_COUNT = 3
 """How often a word occurs at least, to be a choice."""
 

@@ -19,7 +19,9 @@ class Comparison:
     """Whether two scores of the same items differ."""
 
     test: str
+    """One of MCNEMAR, BOOTSTRAP, SEEDS."""
     p_value: float
+    """Two-sided, of this comparison alone."""
 
 
 def compare_results(one: Sequence[TaskResult], other: Sequence[TaskResult]) -> Comparison | None:

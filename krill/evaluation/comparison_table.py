@@ -1,21 +1,19 @@
-"""Several models in one table, best first, with what differs by more than chance; and the same as JSON."""
+"""Several models in one table, best first, with what differs by more than chance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
-from krill.config.paths import relative_path
-from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS, stack_item_scores
-from krill.evaluation.evaluated_model import Configuration, EvaluatedModel
+from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS
+from krill.evaluation.configurations import Configuration
+from krill.evaluation.notes import describe_notes
 from krill.evaluation.ranking import SIGNIFICANT, RankedSet, Ranking, group_by_items
-from krill.evaluation.results import TaskResult
-from krill.evaluation.statistics import SeedSpread, measure_spread
 from krill.runs.scores import describe_metric, format_score_value
 from krill.tables import fit_table, measure_width, wrap_text
 
 MARK = "*"
+MAX_LISTED_MODELS = 5
+"""Number of models that a line below the table names."""
 _MIN_LABEL_WIDTH = 24
 _TEST_NAMES = {
     MCNEMAR: "McNemar's test",
@@ -25,7 +23,7 @@ _TEST_NAMES = {
 
 
 def format_comparison(ranking: Ranking, width: int | None) -> list[str]:
-    """Returns the lines of the table, what its marks mean, and how the seeds of a configuration differ.
+    """Returns the lines of the table, what its marks mean, what was left out, and how the seeds of a row differ.
 
     `width`: the columns of a terminal; None: not a terminal.
     """
@@ -37,7 +35,7 @@ def format_comparison(ranking: Ranking, width: int | None) -> list[str]:
         for tasks in _split_tasks(ranking, ranked, number, width):
             lines += _format_rows(ranking, ranked, number, tasks, width)
         number += len(ranked.rows)
-    lines += ["", *_wrap(list(_explain(ranking)), width)]
+    lines += ["", *_wrap([*_explain(ranking), *_list_notes(ranking)], width)]
     if any(len(row.models) > 1 for row in ranking.rows):
         lines += ["", *_format_seeds(ranking, width)]
     return lines
@@ -72,7 +70,7 @@ def _format_cell(ranking: Ranking, index: int, row: Configuration, task: str) ->
     score = row.get_results(task)[0].main_score
     text = format_score_value(value, score.metric)
     if len(row.models) > 1:
-        deviation = _measure_deviation(row.get_results(task))
+        deviation = row.compute_deviation(task)
         text = f"{text.removesuffix(' %')} ± {format_score_value(deviation, score.metric)}"
     compared = ranking.comparisons.get((index, task))
     return text + (f" {MARK}" if compared and compared.is_significant else "  ")
@@ -143,6 +141,29 @@ def _explain(ranking: Ranking) -> Iterator[str]:
         if len(groups) > 1 and (len(ranking.sets) == 1 or task != ranking.tasks[0]):
             rows = " | ".join(", ".join(ranking.rows[index].label for index in group) for group in groups)
             yield f"{task}: other items, which are not compared: {rows}"
+        is_compared = any(compared == task for _, compared in ranking.comparisons)
+        if not is_compared and any(len(group) > 1 for group in groups):
+            yield f"{task}: the models are not compared, its score is not a mean over items"
+
+
+def _list_notes(ranking: Ranking) -> Iterator[str]:
+    """Yields what was left out, cut or changed in each task, with the models if it does not hold for all of them."""
+    for task in ranking.tasks:
+        rows = [row for row in ranking.rows if row.get_results(task)]
+        labels: dict[str, list[str]] = {}
+        for row in rows:
+            for line in describe_notes(row.get_results(task)):
+                labels.setdefault(line, []).append(row.label)
+        for line, models in labels.items():
+            yield f"{task}: {line}" if len(models) == len(rows) else f"{task}, {_shorten(models)}: {line}"
+        if missing := [row.label for row in ranking.rows if row not in rows]:
+            yield f"{task}, {_shorten(missing)}: no result"
+
+
+def _shorten(labels: Sequence[str]) -> str:
+    """Returns the first labels of a list, and how many others there are."""
+    others = len(labels) - MAX_LISTED_MODELS
+    return ", ".join(labels[:MAX_LISTED_MODELS]) + (f" and {others:,} more" if others > 0 else "")
 
 
 def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:
@@ -151,12 +172,12 @@ def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:
     for row in ranking.rows:
         for task in ranking.tasks if len(row.models) > 1 else ():
             if results := row.get_results(task):
-                metric, spread = results[0].main_score.metric, _measure_spread(results)
+                metric, spread = results[0].main_score.metric, row.compute_spread(task)
                 values = [result.main_score.value for result in results]
                 cells.append((
                     row.label, task, str(len(results)),
                     *(format_score_value(value, metric) for value in (min(values), max(values))),
-                    format_score_value(_measure_deviation(results), metric, 4),
+                    format_score_value(row.compute_deviation(task), metric, 4),
                     "" if spread is None else f"{100 * spread.item_share:.0f} %",
                 ))  # fmt: skip
     header = ("model", "task", "seeds", "lowest", "highest", "std. dev.", "items")
@@ -174,76 +195,5 @@ def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:
     ]
 
 
-def _measure_spread(results: Sequence[TaskResult]) -> SeedSpread | None:
-    values = stack_item_scores(results)
-    return None if values is None else measure_spread(values)
-
-
-def _measure_deviation(results: Sequence[TaskResult]) -> float:
-    """Returns the standard deviation of the main scores of several results."""
-    values = [result.main_score.value for result in results]
-    mean = sum(values) / len(values)
-    return float((sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5)
-
-
 def _wrap(lines: Sequence[str], width: int | None) -> list[str]:
     return [part for line in lines for part in wrap_text(line, width).split("\n")]
-
-
-def comparison_to_json(ranking: Ranking) -> dict[str, Any]:
-    """Returns the ranking as JSON types: the rows of each set, best first, with every model and p-value."""
-    sets, number = [], 0
-    for ranked in ranking.sets:
-        rows = []
-        for row in ranked.rows:
-            scores = {task: _score_to_json(ranking, number, row, task) for task in row.tasks}
-            models = [_model_to_json(model) for model in row.models]
-            rows.append({"label": row.label, "scores": scores, "models": models})
-            number += 1
-        sets.append({"items_hash": ranked.items_hash, "rows": rows})
-    return {
-        "ranked_by": ranking.tasks[0] if ranking.tasks else None,
-        "pairs": ranking.num_pairs,
-        "sets": sets,
-    }
-
-
-def _score_to_json(ranking: Ranking, index: int, row: Configuration, task: str) -> dict[str, Any]:
-    results = row.get_results(task)
-    score = results[0].main_score
-    value: dict[str, Any] = {
-        "metric": score.metric,
-        "value": row.compute_score(task),
-        "higher_is_better": score.higher_is_better,
-        "chance": score.chance,
-        "items": score.items,
-        "items_hash": results[0].items_hash,
-    }
-    if len(results) > 1:
-        spread = _measure_spread(results)
-        value["seeds"] = {
-            "count": len(results),
-            "standard_deviation": _measure_deviation(results),
-            "item_share": None if spread is None else spread.item_share,
-        }
-    if compared := ranking.comparisons.get((index, task)):
-        value["against_best"] = {
-            "test": compared.comparison.test,
-            "p_value": compared.comparison.p_value,
-            "corrected_p_value": compared.p_value,
-            "is_significant": compared.is_significant,
-        }
-    return value
-
-
-def _model_to_json(model: EvaluatedModel) -> dict[str, Any]:
-    return {
-        "model": model.path,
-        "run": None if model.run is None else str(relative_path(Path(model.run))),
-        "seed": model.seed,
-        "settings": list(model.settings),
-        "weights": model.weights,
-        "results": [
-            result.model_dump(mode="json", exclude={"outcomes"}) for result in model.results.values()
-        ],
-    }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from krill.config.signature import compute_signature
 from krill.data.contamination import WHOLE_TEXT_TOKENS, find_contaminated_texts
 from krill.evaluation.subject import Subject
 
@@ -16,24 +17,30 @@ EDGES = [(before, after) for before in ("", " ") for after in ("", "\n", "\n\n")
 def find_contaminated_items(texts: Sequence[str], subject: Subject) -> np.ndarray:
     """Returns which of `texts` occur in the training tokens of `subject`; bool (texts,), the same on every rank.
 
-    A short text is looked for at the beginning of a line or after a space, and before a space or a line end.
+    A short text is looked for at the beginning of a line or after a space, and before a space or a line end. Each
+    list of texts is looked for once, however often a training is evaluated.
     """
-    return subject.share.run_on_rank0(lambda: _find_texts(texts, subject))
+    key = compute_signature("contaminated items", list(texts))
+    if key not in subject.contaminated_items:
+        is_contaminated = subject.share.run_on_rank0(lambda: _find_texts(texts, subject))
+        subject.contaminated_items[key] = is_contaminated
+    return subject.contaminated_items[key]
 
 
 def describe_contamination(
-    is_contaminated: np.ndarray, compute_score: Callable[[np.ndarray], float]
+    is_contaminated: np.ndarray, compute_score: Callable[[np.ndarray], float] | None
 ) -> dict[str, int | float | str]:
     """Returns the notes of a result: how many items are contaminated, and the scores of these and of the others.
 
-    `compute_score` gets which items count, bool (items,).
+    `is_contaminated`: bool (items,), at least one. `compute_score` gets which items count, bool (items,); None: the
+    score is not computed from single items.
     """
     count = int(is_contaminated.sum())
     notes: dict[str, int | float | str] = {
         "contaminated": count,
         "contaminated_share": count / len(is_contaminated),
     }
-    if 0 < count < len(is_contaminated):
+    if compute_score is not None and 0 < count < len(is_contaminated):
         notes["score_on_contaminated"] = compute_score(is_contaminated)
         notes["score_without_contaminated"] = compute_score(~is_contaminated)
     return notes

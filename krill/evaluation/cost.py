@@ -37,8 +37,9 @@ SECONDS_PER_COUNTED_TOKEN = 2e-7
 """Counting n-grams of the training text; on the same core."""
 CHARACTERS_PER_PAIR = {"korean_pairs": 40, "english_pairs": 88}
 """Characters of both sentences of a pair, in the mean."""
-_CHARACTERS_PER_TOKEN = 2
+_CHARACTERS_PER_TOKEN, _TOKENS_PER_WORD = 2, 4
 _SAMPLE_SEQUENCES, _SAMPLE_TOKENS = 64, 32
+"""Number of sequences, and of tokens of each, by which the speed of a model is measured."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def count_tokens_and_items(
         items = len(PAIR_TASKS[task]) * min(settings.limit or PAIRS, PAIRS)
         return items * CHARACTERS_PER_PAIR[task] // _CHARACTERS_PER_TOKEN, items
     count = min(ITEMS, settings.limit or ITEMS)
-    return count * (CONTEXT_CHARACTERS // _CHARACTERS_PER_TOKEN + 4 * CHOICES), count
+    return count * (CONTEXT_CHARACTERS // _CHARACTERS_PER_TOKEN + _TOKENS_PER_WORD * CHOICES), count
 
 
 def list_limits(configured: int | None) -> tuple[int | None, ...]:

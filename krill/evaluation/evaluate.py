@@ -12,7 +12,8 @@ from krill.data.store import Store
 from krill.errors import UsageError
 from krill.evaluation import lm_eval_tasks, olmo_items
 from krill.evaluation.bundled import PAIR_TASKS, TASK_LANGUAGES
-from krill.evaluation.choice_evaluator import ChoiceEvaluator, ClozeSource, OlmoSource, PairSource
+from krill.evaluation.choice_evaluator import ChoiceEvaluator
+from krill.evaluation.choice_sources import ClozeSource, OlmoSource, PairSource
 from krill.evaluation.custom_tasks import CustomTaskSource, is_custom_task
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator
 from krill.evaluation.languages import list_languages
@@ -60,6 +61,20 @@ def expand_tasks(names: Iterable[str]) -> list[str]:
     return list(tasks)
 
 
+def find_evaluators(names: Iterable[str], data: DataConfig | None = None) -> dict[str, Evaluator]:
+    """Returns the evaluator of each task; raises UsageError as `find_evaluator`, and for two of one name."""
+    evaluators: dict[str, Evaluator] = {}
+    origins: dict[str, str] = {}
+    for task in names:
+        evaluators[task] = evaluator = find_evaluator(task, data)
+        if other := origins.get(evaluator.name):
+            raise UsageError(
+                f"tasks={task}: its name is {evaluator.name}, as that of {other}; use another name in one of them"
+            )
+        origins[evaluator.name] = task
+    return evaluators
+
+
 def find_evaluator(name: str, data: DataConfig | None = None) -> Evaluator:
     """Returns the evaluator of the task `name`, or of a file or function of the user.
 
@@ -92,6 +107,8 @@ def _open_custom_source(name: str) -> CustomTaskSource:
         raise UsageError(
             f"tasks={name}: its name is {source.name}, which krill has a task of; use another name"
         )
+    if "/" in source.name:  # separates the parts of the name of a metric
+        raise UsageError(f"tasks={name}: its name is {source.name}; use a name without /")
     return source
 
 

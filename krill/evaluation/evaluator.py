@@ -13,7 +13,16 @@ from krill.evaluation.token_scorer import Report
 
 
 class MissingTextError(UsageError):
-    """A task is made of held-out text, and there is too little of it."""
+    """A task is made of held-out text, and there is too little of it; the message says to leave the task out."""
+
+    def __init__(self, task: str, subject: Subject):
+        self.reason = f"{task}: " + (
+            f"the run of {subject.name} has too little held-out text"
+            if subject.store is not None
+            else f"the tokens that {subject.name} was trained on are not here"
+        )
+        """The message of tasks=auto, which leaves the task out."""
+        super().__init__(f"{self.reason}; leave this task out of tasks=")
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,7 @@ class EvaluationSettings:
     """What changes a score, besides the model and the task."""
 
     limit: int | None
-    """Number of items of each phenomenon, or of a task without phenomena; None: all."""
+    """Number of items of each phenomenon, of a task without phenomena, or of each task of lm-eval; None: all."""
     text_tokens: int
     """Tokens of held-out text that are scored, approximately."""
     overlap: float
@@ -62,12 +71,3 @@ class Evaluator(Protocol):
         Raises MissingTextError for a task that needs the text of the run, without it.
         """
         ...
-
-
-def describe_missing_text(subject: Subject) -> str:
-    """Returns why a task that is made of held-out text cannot be evaluated."""
-    return (
-        f"the run of {subject.name} has too little held-out text; leave this task out of tasks="
-        if subject.store is not None
-        else f"the tokens that {subject.name} was trained on are not here; leave this task out of tasks="
-    )

@@ -14,6 +14,7 @@ FIELDS = ("context", "choices", "answer", "phenomenon")
 """What a record has; context and phenomenon may be left out."""
 REQUIRED_FIELDS = ("choices", "answer")
 MAX_LISTED_ERRORS = 5
+"""Number of wrong records that an error lists."""
 
 
 class _RecordError(Exception):

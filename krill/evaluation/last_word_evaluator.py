@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from krill.config.signature import compute_signature
-from krill.evaluation.choices import encode_continuations
+from krill.evaluation.choices import encode_continuations, require_scored_token
 from krill.evaluation.contaminated_items import describe_contamination, find_contaminated_items
-from krill.evaluation.evaluator import EvaluationSettings, Report
+from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.olmo_items import LastWord, read_last_words
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.statistics import bootstrap_ratio
 from krill.evaluation.subject import Subject
+from krill.evaluation.token_scorer import Report
 
 
 class LastWordEvaluator:
@@ -34,7 +35,11 @@ class LastWordEvaluator:
         items = self._read(settings)
         pairs = [(item.context, item.word) for item in items]
         encoded = encode_continuations(pairs, subject.encoder, subject.context_length)
-        answers = subject.scorer.score([[sequence] for sequence, _ in encoded], report)
+        sequences = [
+            require_scored_token(sequence, word)
+            for (sequence, _), (_, word) in zip(encoded, pairs, strict=True)
+        ]
+        answers = subject.scorer.score([[sequence] for sequence in sequences], report)
         scores = [answers[index, 0] for index in range(len(items))]
         correct = np.array([float(score.is_greedy) for score in scores])
         nats = np.array([-score.logprob for score in scores])
@@ -59,7 +64,8 @@ class LastWordEvaluator:
                 ),
                 Score(
                     name="", metric="bits_per_byte", value=bits.value, low=bits.low, high=bits.high,
-                    items=count, higher_is_better=False, nats_per_token=_divide(nats, encoded),
+                    items=count, higher_is_better=False,
+                    nats_per_token=float(nats.sum() / sum(one.num_scored for one in sequences)),
                 ),
             ),
             outcomes={"correct": correct.tolist(), "nats": nats.tolist(), "bytes": sizes.tolist()},
@@ -72,8 +78,3 @@ class LastWordEvaluator:
     @staticmethod
     def _hash(items: tuple[LastWord, ...]) -> str:
         return compute_signature("last words", [[item.context, item.word] for item in items])
-
-
-def _divide(nats: np.ndarray, encoded: list[Any]) -> float:
-    """Returns the nats per token of the words."""
-    return float(nats.sum() / sum(sequence.num_scored for sequence, _ in encoded))

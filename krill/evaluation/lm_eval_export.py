@@ -16,7 +16,7 @@ from krill import atomic
 from krill.evaluation.task import Task
 
 PREFIX = "krill_"
-"""Of the names of exported tasks."""
+"""The beginning of the names of exported tasks."""
 
 
 def export_task(task: Task, folder: Path) -> str:

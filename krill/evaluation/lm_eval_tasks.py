@@ -1,6 +1,6 @@
 """The tasks of EleutherAI's lm-evaluation-harness (lm-eval), by their names.
 
-lm-eval is imported when the first of its tasks is asked for. It knows three kinds of names: a task; a group, which
+lm-eval is imported when the first of its tasks is requested. It knows three kinds of names: a task; a group, which
 has tasks and may have a score of its own; a tag, which only has tasks.
 """
 
@@ -94,7 +94,9 @@ def load_tasks(name: str, few_shot: int | None) -> Any:
             reason = (
                 "runs code of the model" if getattr(task, "UNSAFE_CODE", False) else "is not of text alone"
             )
-            raise UsageError(f"tasks={name}: {task.task_name} {reason}, which krill does not support")
+            raise UsageError(
+                f"tasks={name}: {task.task_name} {reason}, which krill does not support; leave it out of tasks="
+            )
         default = task.get_config("num_fewshot")
         if default is None or (few_shot is not None and default != 0):  # as lm-eval: a task may insist on 0
             task.set_config("num_fewshot", few_shot or 0)

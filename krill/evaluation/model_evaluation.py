@@ -17,7 +17,7 @@ from krill.config.schema import DataConfig, EvaluateConfig, EvaluationConfig
 from krill.config.signature import compute_signature
 from krill.data.store import Store
 from krill.errors import UsageError
-from krill.evaluation.evaluate import TEXT, choose_tasks, evaluate_task, find_evaluator
+from krill.evaluation.evaluate import TEXT, choose_tasks, evaluate_task, find_evaluators
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator, MissingTextError
 from krill.evaluation.model_index import update_model_index
 from krill.evaluation.progress import EvaluationProgress
@@ -98,7 +98,7 @@ class ModelEvaluation:
     @cached_property
     def evaluators(self) -> dict[str, Evaluator]:
         """Task → its evaluator."""
-        return {task: find_evaluator(task, self.data) for task in self.tasks}
+        return find_evaluators(self.tasks, self.data)
 
     @cached_property
     def settings(self) -> EvaluationSettings:
@@ -150,7 +150,7 @@ class ModelEvaluation:
             except MissingTextError as error:
                 if self.config.tasks != "auto":
                     raise
-                log.log(level, "skipped     %s", error)
+                log.log(level, "skipped     %s", error.reason)
                 continue
             update = {
                 "signature": self._signatures[task],

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from krill.config.schema import DataConfig
 
 CARD = "README.md"
+"""The model card, in the folder of a model."""
 VALIDATION = "validation"
 """The split of the run's text that is held out."""
 log = logging.getLogger("krill")

@@ -16,6 +16,7 @@ from krill.data.store import Split, Store
 from krill.evaluation.ngrams import MAX_TOKENS, NgramCounts
 
 ORDER = 5
+"""Number of tokens of the longest n-grams."""
 MAX_SCORED_TOKENS = 2**20
 """Number of tokens of the validation text that are scored: 100 MB of memory."""
 MIN_COUNTED_TOKENS = 2**20
@@ -73,8 +74,8 @@ def _read_documents(split: Split, documents: np.ndarray | None) -> list[np.ndarr
 def _predict(counts: NgramCounts, stream: np.ndarray, position: np.ndarray, store: Store) -> np.ndarray:
     """Returns the probability of each token but bos; float64. `position`: of each token within its document."""
     unigrams = counts.unigrams.copy()
-    # bos is never predicted. A token that is both bos and eos is one of them in every other place.
-    unigrams[store.bos_id] //= 2 if store.bos_id == store.eos_id else max(1, unigrams[store.bos_id] + 1)
+    # bos is never predicted. Where one token is both bos and eos, half of its occurrences are bos.
+    unigrams[store.bos_id] = unigrams[store.bos_id] // 2 if store.bos_id == store.eos_id else 0
     probabilities = (unigrams[stream] + 1) / (unigrams.sum() + counts.vocab_size)
     block = np.arange(len(stream)) // max(1, len(stream) // 16)
     for length in range(2, counts.order + 1):

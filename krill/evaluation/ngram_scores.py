@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from krill.data.store import Split
-from krill.evaluation.choices import ChoiceScores, EncodedTask, TaskScores
+from krill.evaluation.choices import EncodedTask, TaskScores, build_task_scores
 from krill.evaluation.ngrams import NgramCounts
 
 ORDERS = {"unigram": 1, "trigram": 3}
+"""Name of a model, a field of `Score` → the length of its n-grams."""
 
 
 def score_with_ngrams(encoded: EncodedTask, train: Split, vocab_size: int) -> dict[str, TaskScores]:
@@ -16,16 +17,9 @@ def score_with_ngrams(encoded: EncodedTask, train: Split, vocab_size: int) -> di
     streams = [np.array(sequence.ids, np.int64) for question in encoded.questions for sequence in question]
     counts = NgramCounts(train, vocab_size, streams)
     return {
-        name: TaskScores(
+        name: build_task_scores(
             encoded.task,
-            tuple(
-                ChoiceScores(
-                    tuple(counts.score(sequence, order) for sequence in question),
-                    tuple(len(choice.encode()) for choice in item.choices),
-                )
-                for question, item in zip(encoded.questions, encoded.task.items, strict=True)
-            ),
-            encoded.truncated,
+            (tuple(counts.score(sequence, order) for sequence in question) for question in encoded.questions),
         )
         for name, order in ORDERS.items()
     }

@@ -17,16 +17,16 @@ from krill.data.store import Split
 from krill.evaluation.token_sequence import TokenSequence
 
 WEIGHTS = (0.1, 0.3, 0.6)
-"""Of the unigram, the bigram and the trigram."""
+"""The weights of the unigram, the bigram and the trigram."""
 MAX_TOKENS = 2**26
 """Number of tokens that are counted, in equal pieces over the whole text."""
 _CHUNK_TOKENS = 2**20
 _MIN_PIECES = 64
-"""Of a longer text; neighboring documents are often alike."""
+"""Number of pieces that are counted of a longer text, whose neighboring documents are often alike."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """Odd, so that n-grams have hashes of 64 bits; two of 10⁷ n-grams have the same one with a probability of 3e-6."""
 _TABLE_BITS = (16, 24)
-"""The smallest and the largest size of the table that most n-grams of the text are looked up in, log2."""
+"""Log2 of the smallest and the largest size of the table in which most n-grams of the text are looked up."""
 
 
 class NgramCounts:
@@ -59,9 +59,9 @@ class NgramCounts:
                 keys, (table, shift) = self._keys[index], tables[index]
                 hashes = hashes[:count]
                 hashes = hashes[table[(hashes * _MULTIPLIER) >> shift]]
-                places = np.searchsorted(keys, hashes)
-                known = keys[np.minimum(places, len(keys) - 1)] == hashes if len(keys) else places < 0
-                self._counts[index] += np.bincount(places[known], minlength=len(keys))
+                indices = np.searchsorted(keys, hashes)
+                known = keys[np.minimum(indices, len(keys) - 1)] == hashes if len(keys) else indices < 0
+                self._counts[index] += np.bincount(indices[known], minlength=len(keys))
         self.tokens = int(self.unigrams.sum())
 
     def count(self, ids: np.ndarray, length: int) -> np.ndarray:

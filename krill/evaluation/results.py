@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
@@ -35,6 +35,7 @@ class Score(BaseModel, frozen=True):
     """Bounds of the 95 % interval; null: unknown."""
     high: float | None = None
     items: int
+    """Number of items that it was computed from."""
     higher_is_better: bool = True
     chance: float | None = None
     """The score of a model that knows nothing."""
@@ -42,6 +43,7 @@ class Score(BaseModel, frozen=True):
     """The score of a unigram model of the training text."""
     trigram: float | None = None
     nats_per_token: float | None = None
+    """The loss on the tokens of a text, eos not counted; null: no text."""
 
 
 class TaskResult(BaseModel, frozen=True):
@@ -50,10 +52,13 @@ class TaskResult(BaseModel, frozen=True):
     task: str
     kind: Literal["choices", "text", "lm_eval"]
     language: str | None
+    """ISO 639-1 code; null: several languages, or unknown."""
     version: int
+    """VERSION of this file when the scores were computed."""
     items_hash: str
     """Results with the same hash have the same items in the same order."""
     scores: tuple[Score, ...]
+    """The first one is of the whole task, if it has such a score."""
     outcomes: dict[str, list[float]] = Field(default_factory=dict)
     """Values per item: correct and correct_per_byte (0 or 1) of choices; nats and bytes of documents; the metric of
     each document of lm-eval's tasks."""
@@ -67,22 +72,35 @@ class TaskResult(BaseModel, frozen=True):
     signature: str = ""
     """Identifies the model, the items and the settings; of a result that was written."""
     seconds: float = 0.0
+    """How long the evaluation took."""
 
     @property
     def main_score(self) -> Score:
         """The score that the table of several models shows."""
         return self.scores[0]
 
+    @property
+    def displayed_scores(self) -> list[Score]:
+        """All scores but the accuracies per byte of single phenomena."""
+        return [score for score in self.scores if score.metric != "accuracy_per_byte" or not score.name]
+
     def get_outcomes(self, name: str) -> np.ndarray:
         """Returns the values of every item; float64 (items,)."""
         return np.array(self.outcomes[name], np.float64)
 
     def compute_item_scores(self) -> np.ndarray | None:
-        """Returns a value of each item, whose mean is the main score; float64 (items,). None: they are not known."""
+        """Returns a value of each item, whose mean is the main score; float64 (items,).
+
+        None: they are not known, or the score is another mean, such as that of the tasks of a group of lm-eval that
+        have different numbers of items.
+        """
         if self.kind == "text":
             return self.get_outcomes("nats") / np.log(2) / self.get_outcomes("bytes").mean()
         name = "correct" if self.kind == "choices" else self.main_score.metric
-        return self.get_outcomes(name) if name in self.outcomes else None
+        if name not in self.outcomes:
+            return None
+        values = self.get_outcomes(name)
+        return values if np.isclose(values.mean(), self.main_score.value, atol=1e-9) else None
 
 
 def get_result_file(folder: Path, task: str, signature: str) -> Path:
@@ -107,7 +125,7 @@ def write_results(folder: Path, results: Sequence[TaskResult]) -> Path:
 def read_result(file: Path, signature: str | None = None) -> TaskResult | None:
     """Reads a result; None if it is missing, damaged, or has another signature."""
     try:
-        result = TaskResult.model_validate(_read(file))
+        result = TaskResult.model_validate(read_checksummed_json(file))
     except (OSError, ChecksumError, ValidationError):
         return None
     return result if signature in (None, result.signature) else None
@@ -128,7 +146,3 @@ def read_results(folder: Path, weights: str | None = None) -> list[TaskResult]:
             if result.task not in newest or newest[result.task][0] < priority:
                 newest[result.task] = (priority, result)
     return [result for _, (_, result) in sorted(newest.items())]
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return read_checksummed_json(file)

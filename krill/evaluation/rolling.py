@@ -21,6 +21,7 @@ class EncodedText:
     bytes: int
     """UTF-8 bytes of the text."""
     source: str = ""
+    """The name of the source of the document; empty: unknown."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class TextScores:
 
     @property
     def nats_per_token(self) -> float:
+        """The loss, in nats per token of all documents."""
         return float(self.nats.sum() / self.tokens.sum())
 
     @property
     def bits_per_byte(self) -> float:
+        """Bits per UTF-8 byte of all documents."""
         return float(self.nats.sum() / np.log(2) / self.bytes.sum())
 
     def estimate_bits_per_byte(self) -> Interval:

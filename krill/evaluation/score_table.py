@@ -12,13 +12,8 @@ _HEADER = ("task", "part", "metric", "score", "95 %", "items", "chance", "unigra
 
 
 def format_scores(results: Sequence[TaskResult], width: int | None) -> list[str]:
-    """Returns the lines of a table with a row for each score by all of the probability, at most `width` columns."""
-    rows = [
-        _format_row(result, score)
-        for result in results
-        for score in result.scores
-        if score.metric != "accuracy_per_byte" or not score.name
-    ]
+    """Returns the lines of a table with a row for each displayed score, at most `width` columns wide."""
+    rows = [_format_row(result, score) for result in results for score in result.displayed_scores]
     return fit_table(_HEADER, rows, width, left=(0, 1, 2), drop=(2, 7, 5, 6, 8), fold=(1,))
 
 

@@ -9,9 +9,12 @@ from math import atan, erfc, exp, lgamma, log, pi, sqrt
 import numpy as np
 
 RESAMPLES = 10_000
+"""Number of resamples of the items from which an interval or a p-value is estimated."""
 _SEED = 20
 LEVEL = 0.95
+"""Probability with which an interval contains what it estimates."""
 _CHUNK_ELEMENTS = 2**20
+"""Number of resampled items that are in memory at once, about."""
 _FEW_VALUES = 8
 """The number of different values up to which resamples are counts of each, as of right and wrong answers."""
 _QUADRATURE = np.polynomial.legendre.leggauss(64)
@@ -21,7 +24,7 @@ _MAX_DEGREES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, and the bounds of its 95 % interval."""
+    """An estimate, and the bounds of its interval with the confidence LEVEL."""
 
     value: float
     low: float
@@ -91,15 +94,17 @@ def compare_ratios(one: np.ndarray, other: np.ndarray, denominators: np.ndarray)
     """Returns the p-value of a paired bootstrap for two models' ratios, such as bits per byte, of the same items.
 
     `one`, `other`: the numerators of each item, (items,). Koehn 2004. Where all resamples have the same sign, the
-    p-value is that of a normal distribution with their standard deviation.
+    p-value is that of a normal distribution with their standard deviation. It is at least that of as many items which
+    all favor one model (the sign test): resamples of few items say too little about others.
     """
+    smallest = min(1.0, 2.0 ** (1 - len(one)))
     differences = _resample(one - other, denominators)
     share = float(min((differences <= 0).mean(), (differences >= 0).mean()))
     if share:
-        return min(1.0, 2 * share)
+        return max(smallest, min(1.0, 2 * share))
     deviation = float(differences.std())
     tail = erfc(abs(float(differences.mean())) / deviation / sqrt(2)) if deviation else 0.0
-    return min(1 / RESAMPLES, tail)
+    return max(smallest, min(1 / RESAMPLES, tail))
 
 
 def compare_seeds(one: np.ndarray, other: np.ndarray) -> float:
@@ -156,8 +161,9 @@ class SeedSpread:
     """How the scores of a configuration vary over its seeds, on the same items."""
 
     mean: float
+    """The mean of the scores over seeds."""
     variance: float
-    """Of the scores of single seeds."""
+    """The variance of the scores of single seeds."""
     item_variance: float
     """The part of it that is due to the sample of items: with more items it would be smaller."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,17 @@ class Subject:
     """A model to evaluate."""
 
     name: str
+    """Names the model in messages: its folder, or a Hub id."""
     model: Any
+    """A causal language model of transformers, on its device and in evaluation mode."""
     tokenizer: TokenizerFolder
     store: Store | None
     """The tokens that it was trained on; None: unknown, or encoded by another tokenizer."""
     max_batch_tokens: int | None = None
+    """Tokens that are computed at once; None: as many as suit the vocabulary and the device."""
     share: RankShare = ONLY_RANK
+    contaminated_items: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+    """Signature of texts → which of them occur in the tokens, bool (texts,)."""
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -67,16 +72,19 @@ class Subject:
         for document in range(0, len(ends), step):
             ids = split.read(int(starts[document]), int(ends[document]) - 1).tolist()  # without eos
             if len(ids) > 1:
-                text = self.tokenizer.backend.decode(ids[1:], skip_special_tokens=False)
+                text = self._decode(ids)
                 source = self.store.sources[int(split.sources[document])]
                 texts.append(EncodedText(tuple(ids), len(text.encode()), source))
         return texts
 
     def decode(self, texts: Sequence[EncodedText]) -> list[str]:
         """Returns the documents as strings."""
-        return [
-            self.tokenizer.backend.decode(list(text.ids[1:]), skip_special_tokens=False) for text in texts
-        ]
+        return [self._decode(text.ids) for text in texts]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of bos and the tokens of a document."""
+        text: str = self.tokenizer.backend.decode(list(ids[1:]), skip_special_tokens=False)
+        return text
 
 
 def sample_text(store: Store, tokenizer: TokenizerFolder) -> list[str]:

@@ -36,7 +36,9 @@ class Task:
     """ISO 639-1 code: ko, en."""
     description: str
     items: tuple[Item, ...]
+    """At least one."""
     version: int = 1
+    """Changes when the rules that make the items change."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """What a reader of the scores has to know about the items, such as the number of duplicates left out."""
 

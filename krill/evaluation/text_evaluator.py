@@ -13,7 +13,6 @@ from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.languages import find_main_language
 from krill.evaluation.results import VERSION, Score, TaskResult
 from krill.evaluation.rolling import EncodedText, TextScores, score_texts
-from krill.evaluation.statistics import Interval
 from krill.evaluation.subject import Subject
 from krill.evaluation.text_sources import TextSource
 from krill.evaluation.token_scorer import Report
@@ -53,8 +52,10 @@ class TextEvaluator:
         groups = {"": np.ones(len(texts), bool)}
         for labels in ([text.source for text in texts], languages):
             names = list(dict.fromkeys(labels))
-            if len(names) > 1:
-                groups |= {name: np.array([label == name for label in labels]) for name in names}
+            for name in (
+                names if len(names) > 1 else ()
+            ):  # a source may have the name of a language, such as ko
+                groups.setdefault(name, np.array([label == name for label in labels]))
         return TaskResult(
             task=self.name,
             kind="text",
@@ -68,7 +69,7 @@ class TextEvaluator:
 
 
 def _build_score(name: str, scores: TextScores) -> Score:
-    interval: Interval = scores.estimate_bits_per_byte()
+    interval = scores.estimate_bits_per_byte()
     return Score(
         name=name,
         metric="bits_per_byte",

@@ -11,7 +11,7 @@ import numpy as np
 from krill.config.schema import DataConfig
 from krill.data.encoding import Encoder
 from krill.errors import UsageError
-from krill.evaluation.evaluator import EvaluationSettings, MissingTextError, describe_missing_text
+from krill.evaluation.evaluator import EvaluationSettings, MissingTextError
 from krill.evaluation.rolling import EncodedText
 from krill.evaluation.subject import BYTES_PER_TOKEN, Subject
 from krill.evaluation.task import TEXT
@@ -61,7 +61,7 @@ class HeldOutText:
     def read(self, subject: Subject, settings: EvaluationSettings) -> DocumentSample:
         texts = subject.read_held_out_texts(settings.text_tokens)
         if not texts:
-            raise MissingTextError(f"{self.name}: {describe_missing_text(subject)}")
+            raise MissingTextError(self.name, subject)
         return DocumentSample(
             tuple(texts), tuple(subject.decode(texts)), _count_unknown(texts, subject.encoder)
         )

@@ -15,6 +15,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from krill.errors import KrillError, get_first_line
 from krill.evaluation.batch_limits import MIN_BATCH_TOKENS, choose_max_batch_tokens
 from krill.evaluation.prefix_tree import build_inputs, pack_trees, supports_trees
 from krill.evaluation.rank_share import ONLY_RANK, EvaluationError, RankShare
-from krill.evaluation.token_sequence import TokenSequence
+from krill.evaluation.token_sequence import TokenSequence, count_common_tokens
 from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_not_finite
 from krill.resources import is_out_of_memory, release_memory
 
@@ -156,16 +157,22 @@ class TokenScorer:
     def _make_tree_batches(self, questions: list[_Question]) -> Iterator[list[_Question]]:
         """Yields the sequences of all questions, each as a question, of which each batch is computed in trees."""
         alone = sorted((part for item in questions for part in item.split()), key=lambda part: part.ids)
-        start = rows = width = 0
-        stop = 0
-        for tree in pack_trees(part.sequences[0] for part in alone):
-            width = max(width, len(tree.ids))
-            if rows and (rows + 1) * width > self.max_batch_tokens:
-                yield alone[start:stop]
-                start, rows, width = stop, 0, len(tree.ids)
-            rows, stop = rows + 1, stop + len(tree.sequences)
-        if rows:
-            yield alone[start:]
+        parts = iter(alone)
+        rows = [
+            (len(tree.ids), [next(parts) for _ in tree.sequences])
+            for tree in pack_trees(part.sequences[0] for part in alone)
+        ]
+        rows.sort(key=lambda row: -row[0])  # rows of about one width need little padding
+        batch: list[list[_Question]] = []
+        width = 0
+        for size, row in rows:
+            if batch and (len(batch) + 1) * width > self.max_batch_tokens:
+                yield list(chain.from_iterable(batch))
+                batch = []
+            width = width if batch else size
+            batch.append(row)
+        if batch:
+            yield list(chain.from_iterable(batch))
 
     def _make_batches(self, questions: list[_Question]) -> Iterator[list[_Question]]:
         """Yields questions of which each batch is computed together, the longest first.
@@ -293,15 +300,10 @@ class TokenScorer:
 
 def _find_prefix(index: int, sequences: tuple[TokenSequence, ...]) -> list[_Question]:
     """Returns the sequences of a question with their common prefix, or each alone if they have none."""
-    shortest = min((item.ids for item in sequences), key=len)
-    length = len(shortest) - 1  # the last token is never an input
-    length = next(
-        (place for place in range(length) if any(item.ids[place] != shortest[place] for item in sequences)),
-        length,
-    )
+    length = count_common_tokens(sequences)
     keys = tuple((index, position) for position in range(len(sequences)))
     if length:
-        return [_Question(keys, sequences, shortest[:length])]
+        return [_Question(keys, sequences, sequences[0].ids[:length])]
     return [_Question((key,), (item,), item.ids[:-1]) for key, item in zip(keys, sequences, strict=True)]
 
 

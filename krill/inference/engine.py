@@ -32,8 +32,10 @@ log = logging.getLogger("krill")
 
 FinishReason = Literal["eos", "stop", "length", "context", "cancelled"]
 MAX_BATCH_SIZE = 32
-MAX_PREFILL_TOKENS = 8192
-"""Number of prompt tokens, with padding, that are computed in one forward pass, unless one prompt has more."""
+MAX_PREFILL_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Number of prompt tokens, with padding, that are computed in one forward pass, unless one prompt has more.
+
+The caches of a CPU hold the activations of few (benchmarks/inference.py)."""
 MAX_PROMPT_LOGITS = 2**26
 """Number of logits of prompts that are scored, in one forward pass: 256 MB in fp32."""
 
@@ -168,29 +170,35 @@ class GenerationEngine:
     def _admit(self) -> list[Progress]:
         """Computes the prompts of the generations that wait, as far as there is room, and their first tokens."""
         progress: list[Progress] = []
-        while group := self._take_waiting():
-            try:
-                cache, mask_BT, logits_BV = self._prefill(group)
-            except (RuntimeError, MemoryError) as error:
-                self._waiting.extendleft(reversed(group))
-                self._shrink(error)
-                return progress
-            self._merge(cache, mask_BT)
-            self._active += group
-            progress += self._choose(group, logits_BV)
+        while groups := self._take_waiting():
+            while groups:
+                try:
+                    cache, mask_BT, logits_BV = self._prefill(groups[0])
+                except (RuntimeError, MemoryError) as error:
+                    self._waiting.extendleft(reversed([item for group in groups for item in group]))
+                    self._shrink(error)
+                    return progress
+                group = groups.pop(0)
+                self._merge(cache, mask_BT)
+                self._active += group
+                progress += self._choose(group, logits_BV)
             self._keep([not item.finish_reason for item in self._active])
         return progress
 
-    def _take_waiting(self) -> list[Generation]:
-        """Returns the generations at the head of the queue whose prompts are computed together."""
-        group: list[Generation] = []
-        longest = 0
-        while self._waiting and len(self._active) + len(group) < self.max_batch_size:
-            longest = max(longest, len(self._waiting[0].prompt_ids) + len(self._waiting[0].new_ids))
-            if group and longest * (len(group) + 1) > MAX_PREFILL_TOKENS:
-                break
-            group.append(self._waiting.popleft())
-        return group
+    def _take_waiting(self) -> list[list[Generation]]:
+        """Returns as many generations from the head of the queue as there is room for.
+
+        Those of a group are computed together; they are of about one length, the longest first.
+        """
+        size = min(len(self._waiting), self.max_batch_size - len(self._active))
+        taken = sorted((self._waiting.popleft() for _ in range(size)), key=_count_tokens, reverse=True)
+        most = MAX_PREFILL_TOKENS["cuda" if self._model.device.type == "cuda" else "cpu"]
+        groups: list[list[Generation]] = []
+        for item in taken:
+            if not groups or _count_tokens(groups[-1][0]) * (len(groups[-1]) + 1) > most:
+                groups.append([])
+            groups[-1].append(item)
+        return groups
 
     def _prefill(self, group: list[Generation]) -> tuple[Any, Tensor, Tensor]:
         """Returns the cache of `group`, its mask and the logits of the next tokens, float32 (B, V).
@@ -336,6 +344,10 @@ def find_eos_ids(model: PreTrainedModel, tokenizer: TokenizerFolder) -> frozense
     """Returns the tokens that end an answer: the tokenizer's eos and those of the model's generation_config."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return to_eos_ids(configured) | {tokenizer.eos_id}
+
+
+def _count_tokens(item: Generation) -> int:
+    return len(item.prompt_ids) + len(item.new_ids)
 
 
 def _score_columns(item: Generation, logits_TV: Tensor, position: int) -> list[TokenScore]:

@@ -24,8 +24,10 @@ def prints_json(sweep: Sweep) -> bool:
 
 def report_comparison(sweep: Sweep, rows: Sequence[RunRow]) -> None:
     """Prints the table of the points that have results, and the errors of the others; writes comparison.json."""
-    from krill.evaluation.comparison_table import comparison_to_json, format_comparison
-    from krill.evaluation.evaluated_model import build_configurations, read_points
+    from krill.evaluation.comparison_json import comparison_to_json
+    from krill.evaluation.comparison_table import format_comparison
+    from krill.evaluation.configurations import build_configurations
+    from krill.evaluation.evaluated_model import read_points
     from krill.evaluation.ranking import rank_configurations
 
     unfinished = [row for row in rows if row.state != "finished"]

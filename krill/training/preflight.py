@@ -73,10 +73,10 @@ def _check_evaluation(config: TrainConfig) -> None:
     section = config.evaluation
     if section.tasks == "auto" and config.best_metric == "eval_loss":
         return
-    from krill.evaluation.evaluate import TASKS, expand_tasks, find_evaluator
+    from krill.evaluation.evaluate import TASKS, expand_tasks, find_evaluators
 
     tasks = TASKS if section.tasks == "auto" else expand_tasks(section.tasks)
-    evaluators = [find_evaluator(name) for name in tasks]
+    evaluators = list(find_evaluators(tasks).values())
     for evaluator in evaluators:
         evaluator.identify(EvaluationSettings.from_config(section))
     check_best_metric(config.best_metric, evaluators)

@@ -11,6 +11,7 @@ from small_models import make_small_model
 from stores import KOREAN, make_tokenizer, write_store
 
 from krill.data.store import Store
+from krill.evaluation import contaminated_items
 from krill.evaluation.bundled import PAIR_TASKS, build_pair_task
 from krill.evaluation.contaminated_items import find_contaminated_items
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
@@ -84,6 +85,17 @@ def test_documents_of_the_held_out_text_are_looked_for(tmp_path: Path, bpe: Toke
     assert result.notes["score_on_contaminated"] == pytest.approx(bits[0])
     assert result.notes["score_without_contaminated"] == pytest.approx(bits[1])
     assert "documents (50.0 %) are in the training text; bits per byte" in format_notes([result])[-1]
+
+
+def test_the_training_text_is_searched_once_for_all_evaluations_of_a_training(
+    tmp_path: Path, bpe: TokenizerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = make_store(tmp_path / "store", bpe, "english_pairs")
+    subject = Subject("tiny", make_small_model(bpe).eval(), bpe, store)
+    evaluator = find_evaluator("text")
+    notes = evaluate_task(evaluator, subject, SETTINGS).notes
+    monkeypatch.setattr(contaminated_items, "find_contaminated_texts", None)
+    assert evaluate_task(evaluator, subject, SETTINGS).notes == notes
 
 
 def test_without_contamination_nothing_is_looked_for(tmp_path: Path, bpe: TokenizerFolder) -> None:

@@ -12,7 +12,7 @@ from small_models import make_small_model
 
 from krill.errors import UsageError
 from krill.evaluation.custom_tasks import CustomTaskSource
-from krill.evaluation.evaluate import evaluate_task, find_evaluator
+from krill.evaluation.evaluate import evaluate_task, find_evaluator, find_evaluators
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.subject import Subject
 from krill.evaluation.task import Item, Task
@@ -133,6 +133,7 @@ def test_files_that_cannot_be_read(write_task: WriteTask) -> None:
         ("\ufeff" + HEADER, "capitals.yaml:1: is saved with a BOM"),
         ("- a\n", "capitals.yaml: is not a mapping"),
         (HEADER.replace("capitals", "cloze"), "its name is cloze, which krill has a task of"),
+        (HEADER.replace("capitals", "a/b"), "its name is a/b; use a name without /"),
     ],
 )
 def test_a_wrong_description_is_named_by_line_and_key(
@@ -141,6 +142,15 @@ def test_a_wrong_description_is_named_by_line_and_key(
     with pytest.raises(UsageError) as error:
         find_evaluator(write_task([ITEM], header))
     assert message in str(error.value)
+
+
+def test_two_tasks_of_one_name_are_not_evaluated_together(write_task: WriteTask, tmp_path: Path) -> None:
+    name = write_task([ITEM])
+    Path("other.yaml").write_text(HEADER)
+    with pytest.raises(
+        UsageError, match=r"tasks=other\.yaml: its name is capitals, as that of capitals\.yaml"
+    ):
+        find_evaluators([name, "english_pairs", "other.yaml"])
 
 
 def test_names_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

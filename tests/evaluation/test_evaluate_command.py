@@ -324,6 +324,23 @@ def test_without_its_tokens_a_model_is_evaluated_on_what_krill_brings(
         model.rename(run / "model")
 
 
+def test_a_task_that_lacks_text_is_skipped_unless_it_is_named(
+    tokenizer: TokenizerFolder, model: Any, tmp_path: Path, run_evaluate: RunEvaluate
+) -> None:
+    text = [("books", "A short text.")]
+    short = write_store(tmp_path / "store", tokenizer, text, text)
+    model.save_pretrained("short/model")
+    tokenizer.copy_to(Path("short/model"), 64)
+    data = {"folder": str(short.folder), "signature": short.signature}
+    write_status(Path("short"), {"state": "finished", "signature": "r" * 64, "data": data})
+    code, out, err = run_evaluate("short", "limit=1")
+    assert (code, list_tasks(out)) == (0, {"text", "english_pairs"})
+    assert "skipped     cloze: the run of short has too little held-out text" in err
+    code, _, err = run_evaluate("short", "tasks=cloze")
+    assert code == 2
+    assert err[-1].endswith("has too little held-out text; leave this task out of tasks=")
+
+
 def test_bits_per_byte_are_those_of_each_document(
     model: Any, tokenizer: TokenizerFolder, store: Store
 ) -> None:
@@ -339,6 +356,17 @@ def test_bits_per_byte_are_those_of_each_document(
     assert result.main_score.value == pytest.approx(
         result.get_outcomes("nats").sum() / math.log(2) / store.validation.text_bytes
     )
+
+
+def test_a_source_that_is_named_as_a_language_has_the_documents_of_the_source(
+    model: Any, tokenizer: TokenizerFolder, tmp_path: Path
+) -> None:
+    text = [("ko", "조용한 정원이었다."), ("ko", "a b"), ("web", "The garden was quiet.")]
+    subject = Subject("tiny", model, tokenizer, write_store(tmp_path / "store", tokenizer, text, text))
+    result = evaluate_task(find_evaluator("text"), subject, EvaluationSettings(None, 10**6, 0.5))
+    assert [(score.name, score.items) for score in result.scores] == [
+        ("", 3), ("ko", 2), ("web", 1), ("en", 2),
+    ]  # fmt: skip
 
 
 def test_a_model_without_knowledge_solves_half_of_the_pairs(tokenizer: TokenizerFolder) -> None:

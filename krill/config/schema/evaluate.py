@@ -35,7 +35,8 @@ class EvaluationConfig(Section):
     krill-evaluate, tasks=X is short for evaluation.tasks=X; tasks=NAME also for evaluation=NAME, an option of this
     group."""
     limit: Size | None
-    """Number of items of each phenomenon, or of a task without phenomena; null: all."""
+    """Number of items of each phenomenon, of a task without phenomena, or of each task of lm-eval; null: all. limit=N
+    is short for evaluation.limit=N."""
     few_shot: CountOrZero | None
     """Number of solved examples before each question of lm-eval's tasks; null: what each task says, usually 0. Tasks
     that fix it at 0 keep it. few_shot=N is short for evaluation.few_shot=N."""
@@ -48,8 +49,8 @@ class EvaluationConfig(Section):
     """Share of the model's context that is repeated from one window of a long text to the next; every token is scored
     once."""
     contamination: bool
-    """Count the items that are in the text that the model was trained on: the context with the right choice, or the
-    document. contamination=X is short for evaluation.contamination=X."""
+    """Count the items that are in the text that the model was trained on: the context with the right choice, the
+    question of lm-eval with its answer, or the document. contamination=X is short for evaluation.contamination=X."""
     max_batch_tokens: Unsigned[Size | None]
     """Tokens that are computed at once; null: as many as suit the vocabulary. Halved when the device is out of
     memory."""

@@ -131,15 +131,15 @@ class TaskEvaluation(TrainerCallback):
             except MissingTextError as error:
                 if self.config.tasks != "auto":
                     raise
-                log.info("skipped     %s", error)
+                log.info("skipped     %s", error.reason)
                 self.evaluators.remove(evaluator)
         return results
 
 
 def _find_evaluators(setup: RunSetup) -> list[Evaluator]:
-    from krill.evaluation.evaluate import choose_tasks, find_evaluator  # with the word lists of the tasks
+    from krill.evaluation.evaluate import choose_tasks, find_evaluators  # with the word lists of the tasks
 
     tasks = choose_tasks(setup.config.evaluation.tasks, setup.store, setup.tokenizer)
-    evaluators = [find_evaluator(name) for name in tasks]
+    evaluators = list(find_evaluators(tasks).values())
     check_best_metric(setup.config.best_metric, evaluators)
     return evaluators

@@ -113,8 +113,7 @@ AGREEMENT = (
         "agreement_across_clause",
         "en",
         "A verb agrees with its subject, not with the noun of a relative clause between them, which has the "
-        "other"
-        "number.",
+        "other number.",
         Pair(
             "The method that the tests call is deprecated.", "The method that the tests call are deprecated."
         ),

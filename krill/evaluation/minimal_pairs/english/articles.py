@@ -87,8 +87,7 @@ _TECHNICAL = (
             "argument, array, object, index, element, attribute, integer, iterator, operator, event, address, "
             "expression, instance, image, item, XML file, IP address, API key",
             "list, function, string, class, module, value, key, token, dictionary, file, tuple, union, unit, "
-            "UUID,"
-            "user name, header, hash, byte, Unicode string, UTF-8 string, USB port, message",
+            "UUID, user name, header, hash, byte, Unicode string, UTF-8 string, USB port, message",
         ),
         ("", "in this case", "by default", "in this example"),
     ),

@@ -137,8 +137,7 @@ PREPOSITIONS = (
         "governed_preposition",
         "en",
         "A verb or an adjective fixes its preposition: depend on, consist of, refer to, comply with, recover "
-        "from,"
-        "believe in.",
+        "from, believe in.",
         Pair("The module depends on the current settings.", "The module depends of the current settings."),
         len(_SIDES),
         _draw_preposition,

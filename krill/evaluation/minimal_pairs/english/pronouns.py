@@ -112,9 +112,8 @@ PRONOUNS = (
     Phenomenon(
         "pronoun_case",
         "en",
-        "A personal pronoun before its verb has the form of a subject (they), after a verb or a preposition that "
-        "of an"
-        "object (them).",
+        "A personal pronoun before its verb has the form of a subject (they), after a verb or a preposition the "
+        "form of an object (them).",
         Pair("The server asked them for a password.", "The server asked they for a password."),
         2,
         _draw_case,

@@ -196,8 +196,7 @@ REFLEXIVES = (
         "reflexive_person",
         "en",
         "A reflexive pronoun has the person of the subject: I and myself, you and yourself, we and ourselves, "
-        "they"
-        "and themselves.",
+        "they and themselves.",
         Pair("We gave ourselves access to the server.", "We gave myself access to the server."),
         len(_PERSON_SIDES),
         _draw_person,

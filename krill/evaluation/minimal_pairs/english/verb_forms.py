@@ -105,8 +105,7 @@ VERB_FORMS = (
         "auxiliary_verb_form",
         "en",
         "A modal or do is followed by the base form, have by the participle, be by the form in -ing; after an "
-        "adverb"
-        "alone the verb agrees with its subject.",
+        "adverb alone the verb agrees with its subject.",
         Pair("The user has deleted the file.", "The user has deleting the file."),
         len(_FORM_SIDES),
         _draw_form,

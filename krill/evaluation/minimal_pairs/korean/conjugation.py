@@ -67,28 +67,9 @@ class Predicate:
         return self.phrase + add_final_consonant(self.open_stem, "ㄴ")
 
     @property
-    def present_adnominal(self) -> str:
-        """The adnominal form in -는: 책을 읽는"""
-        stem = drop_final_consonant(self.stem) if get_final_consonant(self.stem) == "ㄹ" else self.stem
-        return self.phrase + stem + "는"
-
-    @property
-    def present(self) -> str:
-        """The plain present of a verb, without 다: 책을 읽는, 간"""
-        if get_final_consonant(self.stem) in ("", "ㄹ"):
-            return self.phrase + add_final_consonant(self.open_stem, "ㄴ")
-        return self.phrase + self.stem + "는"
-
-    @property
     def honorific_past(self) -> str:
         """책을 읽으셨"""
         return self.phrase + self.open_stem + "셨"
-
-    @property
-    def if_form(self) -> str:
-        """The form in -(으)면: 책을 읽으면, 만들면"""
-        stem = self.stem if get_final_consonant(self.stem) == "ㄹ" else self.open_stem
-        return self.phrase + stem + "면"
 
 
 def parse_predicates(lines: str) -> tuple[Predicate, ...]:
