@@ -153,7 +153,7 @@ def _plans(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(records.to_json(), indent=2, ensure_ascii=False))
     else:
-        runs_view.print_plans(records)
+        runs_view.print_plan_records(records)
     return errors.DONE
 
 

@@ -150,7 +150,7 @@ def rank_runs(rows: Sequence[RunRow]) -> Ranking:
     return rank_configurations(build_configurations(models))
 
 
-def print_plans(records: PlanStatistics) -> None:
+def print_plan_records(records: PlanStatistics) -> None:
     """Prints a table of plans and what the runs took, then the ratios over all of them, and what was left out."""
     header = ("run", "device", "planned", "took", "ratio", "planned", "took", "ratio")
     rows = [

@@ -43,9 +43,10 @@ CPU_HEAP_SHARE = 0.47
 """The share of what a step allocates that glibc's heap keeps beside it: freed blocks between others, the most of them
 after a few steps (measured: benchmarks/plan_memory.py). Only of tensors below `MMAP_BYTES`."""
 
-CPU_RECOMPUTED_SHARE = 0.6
-"""The share of what all layers would save that stays in glibc's heap with gradient checkpointing, if the activation
-of the MLP is several operations: what a layer frees lies between the inputs that are kept (measured: GPT-2)."""
+CPU_RECOMPUTED_SHARE, CPU_UNFUSED_SHARE = 0.3, 0.6
+"""The share of what all layers would save that stays in glibc's heap with gradient checkpointing: what a layer frees
+lies between the inputs that are kept. The second one is for an MLP whose activation is several operations: the
+optimizer step does not reuse that either (measured likewise)."""
 
 CPU_KEPT_SHARE = 1.0
 """The share of the memory that the backward pass has freed which the matrices of Muon's step do not reuse in glibc's
@@ -120,7 +121,7 @@ def plan_memory(
         kept = min(freed, moments["optimizer"].get("buffers", 0))
         moments["optimizer"]["context"] += round(CPU_KEPT_SHARE * kept)
         for moment in ("forward", "backward", "optimizer"):
-            moments[moment]["context"] += step.count_recomputed_bytes()
+            moments[moment]["context"] += step.count_recomputed_bytes(moment)
     return MemoryPlan(moments)
 
 
@@ -217,12 +218,14 @@ class _Step:
             allocated += max(0, parts.get("gradients", 0) - self._count_large_gradient_bytes())
         return CPU_PROCESS_BYTES + round(CPU_HEAP_SHARE * allocated)
 
-    def count_recomputed_bytes(self) -> int:
-        """Returns the bytes in the heap of a CPU that layers free and that are not used again."""
-        is_fragmented = self.setting.gradient_checkpointing and self.architecture.has_unfused_mlp
-        if not is_fragmented or self.size * self.tokens * self.architecture.mlp_width > MMAP_BYTES:
+    def count_recomputed_bytes(self, moment: str) -> int:
+        """Returns the bytes in the heap of a CPU that layers have freed and that are not used again in `moment`."""
+        is_large = self.size * self.tokens * self.architecture.mlp_width > MMAP_BYTES
+        is_unfused = self.architecture.has_unfused_mlp
+        if not self.setting.gradient_checkpointing or is_large or (moment == "optimizer" and not is_unfused):
             return 0
-        return round(CPU_RECOMPUTED_SHARE * self.architecture.layers * self.layer)
+        share = CPU_UNFUSED_SHARE if is_unfused else CPU_RECOMPUTED_SHARE
+        return round(share * self.architecture.layers * self.layer)
 
     def _count_large_gradient_bytes(self) -> int:
         """Returns the bytes of the gradients that are too large for glibc's heap."""

@@ -17,7 +17,7 @@ from krill.device_table import get_device
 from krill.models.build import build_model
 from krill.optim.build import build_optimizer
 from krill.plan import memory as plan_memory_module
-from krill.plan.architecture import describe_architecture
+from krill.plan.architecture import Architecture, describe_architecture
 from krill.plan.memory import MemoryPlan, compute_state_bytes, plan_memory
 from krill.training.batch_shape import BatchShape
 from krill.training.compute.head_loss import build_loss
@@ -86,6 +86,7 @@ def test_peak_is_that_of_a_real_step(index: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(plan_memory_module, "CPU_HEAP_SHARE", 0.0)
     monkeypatch.setattr(plan_memory_module, "CPU_KEPT_SHARE", 0.0)
     monkeypatch.setattr(plan_memory_module, "CPU_RECOMPUTED_SHARE", 0.0)
+    monkeypatch.setattr(plan_memory_module, "CPU_UNFUSED_SHARE", 0.0)
     (config, options), sequence_len = MEASURED[index], 128
     measured, fixed = measure_step(config, options, sequence_len)
     setting = make_setting(
@@ -181,15 +182,19 @@ def test_the_context_is_a_part_of_its_own() -> None:
     assert on_gpu.peak["context"] == pytest.approx(700e6 + 0.03 * tensors, abs=1)
 
 
-def test_an_unfused_activation_fragments_the_heap_of_a_cpu_with_checkpointing() -> None:
-    gpt2 = describe_architecture(make_gpt2(n_embd=96, n_layer=4), 4096)
-    contexts = [
-        plan_memory(
-            load_config("evaluation.at_end=false", "sequence_len=128"), architecture,
-            make_setting(gradient_checkpointing=True, batch=BatchShape(rows, 1)),
-        ).moments["forward"]
-        for architecture, rows in ((gpt2, 4), (gpt2, 8), (LLAMA, 4))
-    ]  # fmt: skip
-    kept = [parts["context"] - 520e6 - 0.47 * count_allocated(parts) for parts in contexts]
-    saved = 4 * gpt2.compute_saved_bytes(4, 128, "fp32", "cpu").layer
-    assert kept == pytest.approx([0.6 * saved, 1.2 * saved, 0.0], abs=1)
+@pytest.mark.parametrize(
+    ("architecture", "moment", "share"),
+    [
+        (LLAMA, "forward", 0.3), (LLAMA, "backward", 0.3), (LLAMA, "optimizer", 0.0),
+        (describe_architecture(make_gpt2(n_embd=96, n_layer=4), 4096), "optimizer", 0.6),
+    ],
+)  # fmt: skip
+def test_checkpointing_fragments_the_heap_of_a_cpu(
+    architecture: Architecture, moment: str, share: float
+) -> None:
+    config = load_config("evaluation.at_end=false", "sequence_len=128", "optimizer=adamw")
+    setting = make_setting(gradient_checkpointing=True)
+    parts = plan_memory(config, architecture, setting).moments[moment]
+    kept = parts["context"] - 520e6 - 0.47 * count_allocated(parts)
+    saved = 4 * architecture.compute_saved_bytes(4, 128, "fp32", "cpu").layer
+    assert kept == pytest.approx(share * saved, abs=1)
