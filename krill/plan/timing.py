@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from krill.errors import UsageError
@@ -142,12 +142,12 @@ def build_run_measurement(plan: RunPlan, folder: Path, waited: float = 0.0) -> M
     Args:
         plan: Its plan.
         folder: The run folder.
-        waited: The share of the time in which other processes had its core.
+        waited: The share of its training in which other processes had its core.
     """
     steps = read_step_seconds(folder)[1:]
     if len(steps) < MIN_RUN_LINES:
         return None
-    step = (1 - waited) * median(steps)
+    step = min(median(steps), (1 - waited) * mean(steps))
     peak = max(line.get("memory_gb") or 0.0 for line in read_metrics(folder))
     size = TimedSize(plan.setting.batch.micro_batch_size, plan.work.passes, [], round(1e9 * peak))
     return Measurement(
