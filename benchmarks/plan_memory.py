@@ -1,13 +1,13 @@
 """Question: how far is the memory that krill-plan computes from what a training takes?
 
 Trains 24 configurations on the CPU (model × optimizer × loss × gradient checkpointing × batch), each in a fresh
-process, for two steps with a validation, a checkpoint and the final model, and compares the peak of its resident
-memory (VmHWM) with the plan that the run recorded in status.json. `--ranks` measures DDP and FSDP2 with 2 and 4 ranks
-(gloo) instead. On a machine with a GPU, `--device cuda` compares the peak of torch's allocator (max_memory_allocated)
-with the plan without its context. Prints a table and writes results/plan_memory.json, each row as it comes; rows
-that the file has already are kept.
+process, for six steps (the first ones fragment the heap) with a validation, a checkpoint and the final
+model, and compares the peak of its resident memory (VmHWM) with the plan that the run recorded in status.json.
+`--ranks` measures DDP and FSDP2 with 2 and 4 ranks (gloo) instead. On a machine with a GPU, `--device cuda` compares
+the peak of torch's allocator (max_memory_allocated) with the plan without its context. Prints a table and writes
+results/plan_memory.json, each row as it comes; rows that the file has already are kept.
 
-    python benchmarks/plan_memory.py            (8 minutes on one core; Linux)
+    python benchmarks/plan_memory.py            (15 minutes on one core; Linux)
     python benchmarks/plan_memory.py --ranks
 
 Must hold: every ratio of plan to peak is at least 0.9 and at most 1.1.
@@ -32,7 +32,7 @@ from typing import Any
 from krill.runs.record import read_status, read_versions
 
 COMMON = [
-    "sequence_len=512", "steps=2", "tokenizer=bpe_4k", "eval_tokens=500", "eval_every=2", "save_every=2",
+    "sequence_len=512", "steps=6", "tokenizer=bpe_4k", "eval_tokens=500", "eval_every=6", "save_every=6",
     "log_every=1", "keep_best=false", "keep_checkpoints=1", "resume=false",
 ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,15 +143,17 @@ def _run_on_rank0(
                         log.info(line)
                 with record.record_lifecycle(config, identity, invocation.recorded_overrides):
                     invocation.save_hydra_config(claimed.folder)
+                    started_at = time.monotonic()
                     tokenizer, store = prepared or prepare_inputs(config, inputs)
+                    preparation_seconds = round(time.monotonic() - started_at, 1)
                     for line in diff_from_experiment(config, invocation.choices):
                         log.info(line)
-                    record.update(plan=record_plan(config, inputs))
+                    record.update(plan=record_plan(config, inputs), preparation_seconds=preparation_seconds)
                     download_checkpoint(remote, claimed.folder)
                     _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
                 keep_run_figures(config, inputs, claimed.folder, *clock.read())
                 if (plan_record := read_plan_record(claimed.folder)) is not None:
-                    log.info("%s", plan_record)
+                    log.info("planned     %s", plan_record)
         invocation.print_result_folder(claimed.folder)
     return record.status.get("metrics", {}).get("eval_loss")
 

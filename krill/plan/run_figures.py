@@ -46,6 +46,7 @@ def keep_run_figures(
         if status.get("starts") == 1:
             is_this_process = plan.setting.world_size == 1
             outside = seconds - training - (waited - waited_in_training if is_this_process else 0.0)
+            outside -= status.get("preparation_seconds") or 0.0
             evaluation = plan.time.parts.get("evaluation", 0.0) if plan.time else 0.0
             startup = outside + (1 - share) * _measure_first_step(folder) - evaluation
             measurement = measurement.model_copy(update={"startup": max(0.0, startup)})

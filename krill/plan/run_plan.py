@@ -10,14 +10,17 @@ from typing import Any
 from krill.config.schema import MuonConfig, PlanOptionsConfig, TrainConfig, WSDSchedulerConfig
 from krill.config.signature import compute_signature
 from krill.device_table import Device
+from krill.evaluation.cost import TextSize
 from krill.plan.architecture import FP32_BYTES, Architecture, describe_architecture
 from krill.plan.calibration import Utilization, estimate_utilization
+from krill.plan.evaluation import estimate_evaluation_seconds
 from krill.plan.flops import TokenFlops, compute_token_flops, compute_update_flops
 from krill.plan.machine import Machine
 from krill.plan.memory import MemoryPlan, compute_checkpoint_bytes, plan_memory
 from krill.plan.setting import ComputeSetting, build_compute_setting
 from krill.plan.step_time import (
     PRICES,
+    STEP_MOMENTS,
     UPDATE_SPEED_SHARE,
     StepEstimate,
     StepSeconds,
@@ -51,7 +54,7 @@ TOKENIZER_BYTES_PER_ENTRY = 60
 
 @dataclass(frozen=True)
 class TimePlan:
-    """Seconds by part: steps, optimizer, validation, saving, startup."""
+    """Seconds by part: steps, optimizer, validation, evaluation, saving, startup."""
 
     parts: dict[str, float]
     utilization: Utilization
@@ -92,9 +95,17 @@ class RunPlan:
         """The optimizer steps; None: known once the tokens are prepared."""
         if self.config.steps is None and self.text is None:
             return None
-        rows = math.ceil(self.text.tokens / self.config.sequence_len) if self.text else 0
+        rows = 0
+        if self.text is not None:
+            rows = math.ceil(self.text.tokens / self.config.sequence_len / (1 - self.padding))
         steps = compute_training_length(self.config, rows, self.setting.batch.rows_per_step).steps
         return max(0, steps - self.first_step)
+
+    @property
+    def padding(self) -> float:
+        """The share of the positions of all rows that are padding; 0 where it is not known."""
+        is_packed = self.config.packing == "best_fit" and self.text is not None
+        return (self.text.best_fit_padding or 0.0) if is_packed and self.text else 0.0
 
     @property
     def tokens_per_step(self) -> int:
@@ -146,7 +157,7 @@ class RunPlan:
     @cached_property
     def computed_memory(self) -> MemoryPlan:
         """Bytes on one rank by the formulas alone."""
-        return plan_memory(self.config, self.architecture, self.setting)
+        return plan_memory(self.config, self.architecture, self.setting, tokens=self.tokens)
 
     def _find_memory_difference(self) -> int:
         """Returns the bytes by which measured peaks exceed the computed ones; those of other sizes only add some."""
@@ -316,6 +327,10 @@ class RunPlan:
         passes = work.passes * (each.per_pass + work.tokens * each.per_token)
         parts = {"steps": self.steps * (passes + each.per_step), "optimizer": self.steps * each.optimizer}
         parts["validation"] = self._estimate_validation_seconds()
+        parts["evaluation"] = estimate_evaluation_seconds(
+            config, self.steps, self.steps * self.tokens_per_step, parts["steps"], self._forward_seconds,
+            self._text_size,
+        )  # fmt: skip
         saves = -(-self.steps // config.save_every)
         written = self.checkpoint_bytes / WRITE_BYTES_PER_SECOND
         parts["saving"] = (0 if config.save_in_background else saves) * written
@@ -330,14 +345,26 @@ class RunPlan:
         assert self.steps is not None
         if self.text is None:
             return 0.0
-        fraction = self.config.data.validation_fraction
-        held_out = self.text.tokens * fraction / max(1e-9, 1 - fraction)
+        assert self._text_size is not None
+        held_out = self._text_size.validation
         if self.config.eval_tokens is not None:
             held_out = min(held_out, self.config.eval_tokens)
         validations = -(-self.steps // self.config.eval_every)
-        each, forward = self.step_seconds, 1 / (3 * self.recomputation)
-        per_token = forward * (each.per_token + each.per_pass / self.work.tokens)
-        return validations * held_out * per_token / self.setting.batch.world_size
+        return validations * held_out * self._forward_seconds / self.setting.batch.world_size
+
+    @property
+    def _forward_seconds(self) -> float:
+        """Seconds of a token in a forward pass alone."""
+        each = self.step_seconds
+        return (each.per_token + each.per_pass / self.work.tokens) / (3 * self.recomputation)
+
+    @property
+    def _text_size(self) -> TextSize | None:
+        """The tokens of both splits; None: not known."""
+        if self.text is None:
+            return None
+        fraction = self.config.data.validation_fraction
+        return TextSize(self.text.tokens, round(self.text.tokens * fraction / max(1e-9, 1 - fraction)))
 
     @property
     def price(self) -> float | None:
@@ -377,6 +404,7 @@ class RunPlan:
             "tokens_per_step": self.tokens_per_step,
             "tokens": self.tokens,
             "epochs": self.epochs,
+            "padding": self.padding,
             "tokens_per_parameter": self.tokens_per_parameter,
             "flops": self.flops,
             "flops_per_token": {
@@ -408,12 +436,12 @@ class RunPlan:
 
 
 def _correct_memory(memory: MemoryPlan, difference: int) -> MemoryPlan:
-    """Returns `memory` with `difference` in its context. Saving was not measured: it does not get less."""
+    """Returns `memory` with `difference` in its context; moments that were not measured do not get less."""
     if not difference:
         return memory
     moments = {
         name: parts
-        | {"context": max(0, parts["context"] + max(difference, 0 if name == "saving" else difference))}
+        | {"context": max(0, parts["context"] + (difference if name in STEP_MOMENTS else max(0, difference)))}
         for name, parts in memory.moments.items()
     }
     return MemoryPlan(moments)

@@ -146,7 +146,7 @@ def describe_local_device(config: TrainConfig, gpu_names: list[str]) -> Device:
     if config.device == "cpu" or not gpu_names:
         nodes = config.hardware.slurm.nodes if config.hardware.slurm else 1
         ranks = max(1, resolve_world_size(config) // nodes)
-        return _describe_cpu(ranks * _resolve_threads(config.hardware.threads, ranks))
+        return describe_cpu(ranks * _resolve_threads(config.hardware.threads, ranks))
     name, memory = query_gpu()
     device = find_device(name)
     if device is None:
@@ -174,7 +174,7 @@ def query_gpu() -> tuple[str, int]:
         ) from error
 
 
-def _describe_cpu(threads: int) -> Device:
+def describe_cpu(threads: int) -> Device:
     """Returns the CPU; `threads`: those of all ranks on this machine."""
     cores = count_cpu_cores()
     share = min(1.0, threads / cores)

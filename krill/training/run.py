@@ -26,7 +26,7 @@ from krill.evaluation.score_metrics import list_metrics
 from krill.models.build import build_model
 from krill.models.model_folder import silence_transformers
 from krill.optim.schedules import Restart
-from krill.resources import CoreClock
+from krill.resources import CoreClock, release_heap
 from krill.runs import checkpoints
 from krill.runs.record import Record
 from krill.training import ranks
@@ -74,7 +74,7 @@ from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
 from krill.training.final_evaluation import evaluate_final_model
 from krill.training.finish import collect_final_metrics, log_summary, save_final_model
 from krill.training.metrics.step_timer import StepTimer
-from krill.training.metrics.throughput import build_throughput_meter
+from krill.training.metrics.throughput import build_throughput_meter, get_peak_memory
 from krill.training.metrics.trackers import TrackedRun, Trackers, collect_tracked_config
 from krill.training.oom_retry import retry_on_oom
 from krill.training.run_header import log_header, write_param_groups
@@ -301,6 +301,8 @@ def _finish_run(
     baselines = compute_validation_baselines(setup)
     if baselines is not None and not trainer.already_validated():
         trainer.evaluate()
+    trainer.optimizer.state.clear()  # it is saved; the evaluation loads the model a second time
+    release_heap()
     weights = gather_full_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
 
     def write_results() -> dict[str, Any]:
@@ -315,6 +317,7 @@ def _finish_run(
         results = evaluate_final_model(setup, step, seconds, evaluation.get_final_results(step))
         if results and not evaluation.config.every:
             trackers.log_scores(step, list_metrics(results))
+        record.update(peak_memory=get_peak_memory(setup.device))
         verdict = record_verdict(setup, record, step, baselines, metrics.get("stopped_by"))
         trackers.log_model()
         uploader.finish()
