@@ -20,8 +20,8 @@ class PlanRecord:
 
     def __str__(self) -> str:
         return (
-            f"planned     {_format_time(self.planned_seconds)}, took {_format_time(self.seconds)}; memory "
-            f"{self.planned_memory / 1e9:.3g} GB, {self.memory / 1e9:.3g} GB"
+            f"planned     {_format_time(self.planned_seconds)} and {self.planned_memory / 1e9:.3g} GB of memory; "
+            f"took {_format_time(self.seconds)} and {self.memory / 1e9:.3g} GB"
         )
 
 
