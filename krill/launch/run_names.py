@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from krill.config.paths import expand_home, get_outputs_root
-from krill.config.schema import ModelCommandConfig, PretrainedModelConfig, TrainConfig
+from krill.config.schema import InferConfig, ModelCommandConfig, PretrainedModelConfig, TrainConfig
 from krill.errors import UsageError
 from krill.runs.claim import RESUME_MODES
 from krill.runs.resolve import BRANCHING_POINT, FINAL_MODEL, MODEL, RESUMABLE, Need, resolve_run_folder
@@ -27,7 +27,12 @@ def resolve_run_names(config: TrainOrModelConfig, sweep: Path | None = None) -> 
     for a name without a run that has what is needed.
     """
     if isinstance(config, ModelCommandConfig):
-        path = resolve_model_name("model", config.model.path, MODEL, sweep)
+        try:
+            path = resolve_model_name("model", config.model.path, MODEL, sweep)
+        except UsageError as error:
+            if not isinstance(config, InferConfig) or Path(config.model.path).exists():
+                raise
+            raise UsageError(f"{error}. A text to continue is set with prompt=…") from error
         return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     resolved: dict[str, object] = {}
     if config.branch is not None:
@@ -58,11 +63,7 @@ def resolve_model_name(key: str, text: str, need: Need, sweep: Path | None = Non
     """Returns the folder of a model, or the id of one on the Hub unchanged."""
     try:
         return resolve_named_run(key, text, need, sweep)
-    except UsageError as error:
-        if Path(text).exists():
+    except UsageError:
+        if Path(text).exists() or not _HUB_ID.fullmatch(text):
             raise
-        if _HUB_ID.fullmatch(text):
-            return text
-        if key == "model":
-            raise UsageError(f"{error}. A text to continue is set with prompt=…") from error
-        raise
+        return text

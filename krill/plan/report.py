@@ -14,7 +14,7 @@ from krill.tables import fit_table
 _LONGEST_SECONDS = 1000 * 365 * 86400
 
 TABLE_HEADER = (
-    "point", "parameters", "tokens", "tok/param", "FLOP", "memory", "of", "fits", "disk", "time", "to", "price",
+    "point", "parameters", "tokens", "tok/param", "FLOP", "memory", "of", "fits", "disk", "time", "at most", "price",
 )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def _format_flops(plan: RunPlan) -> Iterator[str]:
     )
     is_bound = plan.text is None or plan.text.attended is None
     bound = ", at most: short documents take less" if is_bound else ""
-    yield f"flops       {plan.flops:.3g}: {plan.tokens:,} tokens of {each.total:.3g} ({shares}){bound}"
+    yield f"flops       {plan.flops:.3g}: {plan.tokens:,} tokens × {each.total:.3g} FLOP ({shares}){bound}"
 
 
 def _format_data(plan: RunPlan) -> Iterator[str]:
@@ -170,7 +170,7 @@ def _format_time(plan: RunPlan) -> Iterator[str]:
         hours = time.total / 3600 * plan.num_devices
         yield (
             f"price       about {plan.price:,.2f}, {plan.price * used.fastest:,.2f} to "
-            f"{plan.price * used.slowest:,.2f}: {hours:,.3g} device hours of {plan.options.price_per_hour:g}"
+            f"{plan.price * used.slowest:,.2f}: {hours:,.3g} device hours at {plan.options.price_per_hour:g} each"
         )
     if plan.energy is not None:
         yield f"energy      at most {plan.energy:,.3g} kWh for the devices at the limit of their boards"

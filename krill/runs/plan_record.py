@@ -38,8 +38,8 @@ class PlanRecord:
 
     def __str__(self) -> str:
         return (
-            f"{format_time(self.planned_seconds)}, took {format_time(self.seconds)}; memory "
-            f"{self.planned_memory / 1e9:.3g} GB, {self.memory / 1e9:.3g} GB"
+            f"{format_time(self.planned_seconds)} and {self.planned_memory / 1e9:.3g} GB of memory; "
+            f"took {format_time(self.seconds)} and {self.memory / 1e9:.3g} GB"
         )
 
     def to_json(self) -> dict[str, float]:

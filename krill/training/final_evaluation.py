@@ -85,7 +85,7 @@ def _evaluate(
         log.info("evaluation  %s", describe_result(result))
     if evaluation.config.limit != section.limit:
         log.info(
-            "            of limit=%d, to take less than 5 %% of the time of the training; all items: %s",
+            "            with limit=%d, which takes less than 5 %% of the time of the training; with all items: %s",
             evaluation.config.limit, command,
         )  # fmt: skip
     return results

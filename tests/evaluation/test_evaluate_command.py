@@ -275,7 +275,9 @@ def test_mistakes_with_several_models(run_evaluate: RunEvaluate, arguments: list
             "tasks=glue: no such task; Available: text, korean_pairs, english_pairs, cloze",
         ),
         (["limit=0"], "evaluation.limit"),
-        (["model=nothing_here"], "nothing_here"),
+        (["tasks=[]"], "evaluation.tasks: names no task"),
+        (["tasks=text", "few_shot=2"], "few_shot=2 is for the tasks of lm-eval, and tasks= has none of them"),
+        (["model=nothing_here"], "model=nothing_here: not the name of a run or sweep, nor a folder"),
         (["model=~nosuchuser"], "~nosuchuser"),
         (["tasks=[~nosuchuser/mine.yaml]"], "~nosuchuser"),
     ],
@@ -286,6 +288,7 @@ def test_mistakes(run: Path, run_evaluate: RunEvaluate, arguments: list[str], me
     assert (code, out) == (2, [])
     assert message in "\n".join(err)
     assert "Traceback" not in "\n".join(err)
+    assert "prompt=" not in "\n".join(err)
 
 
 @pytest.mark.parametrize("argument", ["tasks=korean", "evaluation=korean"])
@@ -318,7 +321,7 @@ def test_without_its_tokens_a_model_is_evaluated_on_what_krill_brings(
         assert "tokens      not here" in "\n".join(err)
         code, _, err = run_evaluate(f"model={model}", "tasks=text")
         assert code == 2
-        assert "leave this task out of tasks=" in err[-1]
+        assert "leave this task out of tasks=, or set data= for another text" in err[-1]
         code, _, err = run_evaluate(f"model={model}", "contamination=true")
         assert code == 2
         assert "contamination=true: the tokens that" in err[-1]

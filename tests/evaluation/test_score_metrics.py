@@ -56,6 +56,20 @@ def test_accuracies_per_byte_of_phenomena_are_not_displayed() -> None:
     assert len(format_scores([result], None)) == 1 + len(metrics)
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_table_keeps_the_metrics_apart(width: int) -> None:
+    scores = tuple(
+        Score(name=name, metric=metric, value=0.5, low=0.4, high=0.6, items=300, chance=0.5, trigram=0.7)
+        for name in ("", "agreement_across_clause")
+        for metric in ("accuracy", "accuracy_per_byte")
+    )
+    lines = format_scores([make_choices_result([1, 0]).model_copy(update={"scores": scores})], width)
+    assert max(map(len, lines)) <= width
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["english_pairs"] * 2
+    assert ["per byte" in line for line in lines[1:4]] == [False, True, False]
+    assert lines[3].startswith("  agreement_")
+
+
 def test_a_metric_that_is_not_recorded_cannot_be_the_best_one() -> None:
     evaluators = list(find_evaluators(["text", "english_pairs"]).values())
     for name in ("eval_loss", "text/bits_per_byte/books", "english_pairs/accuracy/many_much"):

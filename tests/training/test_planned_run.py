@@ -59,7 +59,7 @@ def test_dry_run_uses_the_lengths_of_prepared_documents(
     each = compute_training_flops(
         build_meta_model(config.model, VOCAB_SIZE), 64, compute_mean_attention_span(pieces)
     )
-    assert f" tokens of {each:.3g} (" in lines["flops"]
+    assert f" tokens × {each:.3g} FLOP (" in lines["flops"]
     assert "at most" not in lines["flops"]
     assert lines["memory"].startswith("about ")
 
@@ -101,7 +101,7 @@ def test_a_run_records_its_plan_and_logs_the_memory(
     )  # fmt: skip
     assert record.memory > 10**8
     assert str(replace(record, planned_seconds=6742, seconds=107)).startswith(
-        "1:52 h, took 1:47 min; memory "
+        f"1:52 h and {record.planned_memory / 1e9:.3g} GB of memory; took 1:47 min and "
     )
 
 

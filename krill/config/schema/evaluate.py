@@ -22,7 +22,12 @@ from krill.config.schema.infer import ModelCommandConfig
 
 
 def _read_tasks(value: object) -> object:
-    return value if value == "auto" else to_list(value)
+    if value == "auto":
+        return value
+    tasks = to_list(value)
+    if not tasks:
+        raise ValueError("names no task; auto are krill's own in the languages of the text")
+    return tasks
 
 
 class EvaluationConfig(Section):
