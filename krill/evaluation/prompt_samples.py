@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from krill import atomic
 from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
+from krill.config.paths import expand_home
 from krill.errors import UsageError
 from krill.evaluation.model_evaluation import ModelEvaluation
 from krill.evaluation.results import get_result_file
@@ -23,7 +24,7 @@ from krill.inference.batch import encode_prompts
 from krill.inference.conversation import select_template
 from krill.inference.defaults import MODEL_KEYS, read_model_defaults, resolve_params
 from krill.inference.engine import Generation, GenerationEngine
-from krill.inference.prompts import Prompt, build_prompt, read_prompts
+from krill.inference.prompts import STDIN, Prompt, build_prompt, read_prompts
 
 SEED = 0
 """Seed of every sample, so that the texts of two models can be compared."""
@@ -112,6 +113,11 @@ def _indent(text: str) -> str:
 
 def _read_texts(prompts: Sequence[str] | str) -> list[Prompt]:
     if isinstance(prompts, str):
+        if prompts != STDIN and not expand_home(prompts).is_file():
+            raise UsageError(
+                f"evaluation.prompts={prompts}: no such file (relative to {Path.cwd()}); texts are in brackets: "
+                f"'evaluation.prompts=[{prompts}]'"
+            )
         read = read_prompts(prompts)
     else:
         read = [

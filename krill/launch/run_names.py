@@ -27,7 +27,8 @@ def resolve_run_names(config: TrainOrModelConfig, sweep: Path | None = None) -> 
     for a name without a run that has what is needed.
     """
     if isinstance(config, ModelCommandConfig):
-        path = resolve_model_name("model", config.model.path, MODEL, sweep)
+        hint = ". A text to continue is set with prompt=…" if "prompt" in type(config).model_fields else ""
+        path = resolve_model_name("model", config.model.path, MODEL, sweep, hint)
         return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     resolved: dict[str, object] = {}
     if config.branch is not None:
@@ -54,8 +55,11 @@ def log_choice(key: str, folder: str) -> None:
     log.info("%-11s %s", key, folder)
 
 
-def resolve_model_name(key: str, text: str, need: Need, sweep: Path | None = None) -> str:
-    """Returns the folder of a model, or the id of one on the Hub unchanged."""
+def resolve_model_name(key: str, text: str, need: Need, sweep: Path | None = None, hint: str = "") -> str:
+    """Returns the folder of a model, or the id of one on the Hub unchanged.
+
+    `hint`: the end of the message of the error for a name that does not exist.
+    """
     try:
         return resolve_named_run(key, text, need, sweep)
     except UsageError as error:
@@ -63,6 +67,4 @@ def resolve_model_name(key: str, text: str, need: Need, sweep: Path | None = Non
             raise
         if _HUB_ID.fullmatch(text):
             return text
-        if key == "model":
-            raise UsageError(f"{error}. A text to continue is set with prompt=…") from error
-        raise
+        raise UsageError(f"{error}{hint}") from error

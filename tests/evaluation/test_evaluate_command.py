@@ -273,6 +273,11 @@ def test_mistakes_with_several_models(run_evaluate: RunEvaluate, arguments: list
             "tasks=glue: no such task; Available: text, korean_pairs, english_pairs, cloze",
         ),
         (["limit=0"], "evaluation.limit"),
+        (["tasks=[]"], "evaluation.tasks: write the names of tasks, such as [text,english_pairs], or auto"),
+        (["tasks=5"], "evaluation.tasks: write the names of tasks"),
+        (["tasks=[auto,text]"], "evaluation.tasks: auto chooses tasks"),
+        (["evaluation.prompts=null"], "evaluation.prompts: write texts in brackets"),
+        (["tasks=text", "evaluation.prompts=The garden"], "'evaluation.prompts=[The garden]'"),
         (["model=nothing_here"], "nothing_here"),
         (["model=~nosuchuser"], "~nosuchuser"),
         (["tasks=[~nosuchuser/mine.yaml]"], "~nosuchuser"),
@@ -283,6 +288,8 @@ def test_mistakes(run: Path, run_evaluate: RunEvaluate, arguments: list[str], me
     code, out, err = run_evaluate(*model, *arguments)
     assert (code, out) == (2, [])
     assert message in "\n".join(err)
+    assert len([line for line in err if "error:" in line]) == 1
+    assert "prompt=…" not in "\n".join(err)
     assert "Traceback" not in "\n".join(err)
 
 
