@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from stores import write_store
 
 from krill.cli import app, evaluate
 from krill.data.store import Store
-from krill.evaluation import lm_eval_tasks
+from krill.evaluation import lm_eval_tasks, model_evaluation
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.results import read_results
@@ -238,6 +240,28 @@ def test_the_model_card_has_the_results_of_its_weights(
     assert results[0].metric_args["items"] == 52
     assert run_evaluate(str(other_run), "tasks=english_pairs", "limit=2")[0] == 0  # the model is still intact
     (other_run / MODEL_MANIFEST).unlink()
+
+
+def test_a_signal_ends_an_evaluation_whose_results_are_found_again(
+    run: Path, run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate_or_stop(evaluator: Any, *arguments: Any) -> Any:
+        if evaluator.name in stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_task(evaluator, *arguments)
+
+    monkeypatch.setattr(model_evaluation, "evaluate_task", evaluate_or_stop)
+    arguments = (str(run), "tasks=[english_pairs,text]", "limit=3", "output=stopped")
+    for stopping, expected, message in (  # noqa: B020
+        (["english_pairs"], 143, "interrupted by SIGTERM before a task was complete; nothing is saved"),
+        (["text"], 75, "interrupted by SIGTERM; progress saved. Run the same command to resume."),
+    ):
+        code, out, err = run_evaluate(*arguments)
+        assert (code, out, err[-1]) == (expected, [], f"krill-evaluate: {message}")
+    stopping = []
+    code, _, err = run_evaluate(*arguments)
+    assert code == 0
+    assert sum("found" in line for line in err) == 1
 
 
 def test_models_that_cannot_be_evaluated_are_named(
