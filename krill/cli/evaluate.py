@@ -101,7 +101,7 @@ def _evaluate(config: EvaluateConfig, point: Path | None) -> Path:
     `point`: the folder of a point of a sweep, which gets a copy of the results; the sweep prints them.
     """
     with paused_garbage_collection():
-        from krill.evaluation.prompt_samples import PromptSampler
+        from krill.evaluation.prompt_samples import PromptSampler, write_samples
         from krill.evaluation.results import write_results
         from krill.launch.evaluation_ranks import open_evaluation, run_evaluation
         from krill.training.compute.device import resolve_device
@@ -122,6 +122,8 @@ def _evaluate(config: EvaluateConfig, point: Path | None) -> Path:
         if evaluation.share.rank == 0:
             samples = sampler.run() if sampler else None
             if point is not None:
+                if samples is not None:
+                    write_samples(point, samples)
                 return write_results(point, results)
             _print_results(config, results, samples)
     return evaluation.folder

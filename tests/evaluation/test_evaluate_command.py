@@ -245,6 +245,8 @@ def test_the_model_card_has_the_results_of_its_weights(
 def test_a_signal_ends_an_evaluation_whose_results_are_found_again(
     run: Path, run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stopping: list[str] = []
+
     def evaluate_or_stop(evaluator: Any, *arguments: Any) -> Any:
         if evaluator.name in stopping:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -252,13 +254,14 @@ def test_a_signal_ends_an_evaluation_whose_results_are_found_again(
 
     monkeypatch.setattr(model_evaluation, "evaluate_task", evaluate_or_stop)
     arguments = (str(run), "tasks=[english_pairs,text]", "limit=3", "output=stopped")
-    for stopping, expected, message in (  # noqa: B020
-        (["english_pairs"], 143, "interrupted by SIGTERM before a task was complete; nothing is saved"),
-        (["text"], 75, "interrupted by SIGTERM; progress saved. Run the same command to resume."),
+    for name, expected, message in (
+        ("english_pairs", 143, "interrupted by SIGTERM before a task was complete; nothing is saved"),
+        ("text", 75, "interrupted by SIGTERM; progress saved. Run the same command to resume."),
     ):
+        stopping[:] = [name]
         code, out, err = run_evaluate(*arguments)
         assert (code, out, err[-1]) == (expected, [], f"krill-evaluate: {message}")
-    stopping = []
+    stopping.clear()
     code, _, err = run_evaluate(*arguments)
     assert code == 0
     assert sum("found" in line for line in err) == 1
@@ -273,6 +276,24 @@ def test_models_that_cannot_be_evaluated_are_named(
     assert out[1].split()[:2] == ["1", "run"]
     assert "failed: evaluation.tasks=text model.path=alone" in err[-1]
     assert "leave this task out of tasks=" in err[-1]
+    shutil.copytree(run / "model", tmp_path / "other")
+    code, out, err = run_evaluate("alone", "other", "tasks=text", "hydra/launcher=basic", "format=json")
+    assert (code, json.loads("\n".join(out))["sets"]) == (3, [])
+    assert "Traceback" not in "".join(err)
+
+
+def test_several_models_sample_texts_below_the_table(
+    run: Path, run_evaluate: RunEvaluate, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "model", tmp_path / "alone")
+    arguments = (str(run), "alone", "tasks=english_pairs", "limit=1", "evaluation.prompts=[The gar]")
+    code, out, _ = run_evaluate(*arguments, "hydra/launcher=basic", "output=points")
+    assert code == 0
+    assert [line for line in out if line.startswith("model ")] == ["model       run", "model       alone"]
+    assert sum(line.startswith("prompt      The gar") for line in out) == 2
+    _, out, _ = run_evaluate(*arguments, "hydra/launcher=basic", "output=points", "format=json")
+    samples = json.loads("\n".join(out))["samples"]
+    assert [Path(one["model"]).name for one in samples] == ["run", "alone"]
 
 
 @pytest.mark.parametrize(
