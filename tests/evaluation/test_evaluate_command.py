@@ -283,17 +283,16 @@ def test_models_that_cannot_be_evaluated_are_named(
 
 
 def test_several_models_sample_texts_below_the_table(
-    run: Path, run_evaluate: RunEvaluate, tmp_path: Path
+    run: Path, other_run: Path, run_evaluate: RunEvaluate
 ) -> None:
-    shutil.copytree(run / "model", tmp_path / "alone")
-    arguments = (str(run), "alone", "tasks=english_pairs", "limit=1", "evaluation.prompts=[The gar]")
+    models, names = (str(run), str(other_run)), [run.name, other_run.name]
+    arguments = (*models, "tasks=english_pairs", "limit=1", "evaluation.prompts=[The gar]")
     code, out, _ = run_evaluate(*arguments, "hydra/launcher=basic", "output=points")
     assert code == 0
-    assert [line for line in out if line.startswith("model ")] == ["model       run", "model       alone"]
+    assert [Path(line.split()[1]).name for line in out if line.startswith("model  ")] == names
     assert sum(line.startswith("prompt      The gar") for line in out) == 2
     _, out, _ = run_evaluate(*arguments, "hydra/launcher=basic", "output=points", "format=json")
-    samples = json.loads("\n".join(out))["samples"]
-    assert [Path(one["model"]).name for one in samples] == ["run", "alone"]
+    assert [Path(one["model"]).name for one in json.loads("\n".join(out))["samples"]] == names
 
 
 @pytest.mark.parametrize(
