@@ -114,7 +114,11 @@ def measure(row: dict[str, Any], outputs: Path, device: str) -> dict[str, Any]:
     command = [
         sys.executable, "-c", CHILD, *COMMON, *build_overrides(row), f"output={folder}", f"device={device}",
     ]  # fmt: skip
-    environment = os.environ | {"KRILL_OUTPUTS": str(outputs), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "KRILL_OUTPUTS": str(outputs),
+        "HF_HUB_OFFLINE": "1",
+        "KRILL_CALIBRATION": "off",
+    }
     environment.setdefault("OMP_NUM_THREADS", "1")
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -150,7 +154,9 @@ def plan_again(row: dict[str, Any]) -> dict[str, Any]:
         sys.executable, "-c", "from krill.cli.plan import main; import sys; sys.argv[0] = 'krill-plan'; main()",
         *COMMON, *build_overrides(row), "device=cpu", "format=json",
     ]  # fmt: skip
-    memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["memory"]
+    environment = os.environ | {"KRILL_CALIBRATION": "off"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    memory = json.loads(done.stdout)["memory"]
     return row | compare(memory, memory["total"], round(1e6 * row["peak_mb"]))
 
 

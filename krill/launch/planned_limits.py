@@ -212,10 +212,10 @@ def find_device_of_type(gpu_type: str) -> Device | None:
 
 def _describe_cpu_node(cpus: int) -> Device:
     """Returns `cpus` CPUs as fast as those of this machine, which are measured: the nodes are not known."""
-    from krill.plan.setting import describe_local_device
+    from krill.plan.setting import describe_cpu
     from krill.resources import count_cpu_cores
 
-    here = describe_local_device("cpu", [], None)
-    share = cpus / count_cpu_cores()
+    cores = count_cpu_cores()
+    here, share = describe_cpu(cores), cpus / cores
     peaks = {precision: share * peak for precision, peak in here.peak_flops.items()}
     return replace(here, name=f"{cpus} CPUs like those here", peak_flops=peaks)
