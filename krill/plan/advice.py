@@ -95,10 +95,12 @@ def find_fitting_changes(plan: RunPlan) -> list[Advice]:
         reasons.add(reason)
         share = 100 * changed.memory.total / changed.setting.memory_per_rank
         text = f"{reason}; {share:.0f} % of the memory"
-        if ratio is not None and ratio > 1.005:
+        if ratio is not None and abs(ratio - 1) > 0.005:
             text += f", {ratio:.2f} × the time"
-        elif ratio is not None and ratio < 0.995:
-            text += f", {ratio:.2f} × the time on {changed.num_devices} devices"
+            if changed.num_devices != plan.num_devices:
+                text += f" on {changed.num_devices} devices"
+            if changed.setting.is_compiled(changed.steps) and not plan.setting.is_compiled(plan.steps):
+                text += ", as so many passes are compiled"
         found.append((rank, ratio or 1.0, Advice("fit", overrides, text, ratio)))
     found.sort(key=lambda item: (item[0], item[1]))
     return [advice for _, _, advice in found[:MAX_FITS]]
@@ -266,7 +268,7 @@ def _advise_widths(plan: RunPlan) -> Iterator[Advice]:
             f"{intermediate} is not a multiple of {MATRIX_MULTIPLE}; matrix units work on tiles (NVIDIA, "
             '"Matrix multiplication background user\'s guide")',
         )
-    width = plan.architecture.attention[0].key_width
+    width = plan.architecture.attention[0].key_width if plan.architecture.attention else 0
     if width % HEAD_MULTIPLE and hasattr(plan.config.model, "head_dim"):
         size = -(-width // HEAD_MULTIPLE) * HEAD_MULTIPLE
         yield Advice(

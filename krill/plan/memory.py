@@ -363,6 +363,8 @@ class _Step:
 
     def _count_attention_bytes(self) -> int:
         """Returns what a layer saves beyond Flash Attention: the weights of eager attention and of dropout."""
+        if not self.architecture.attention:
+            return 0
         first = self.architecture.attention[0]
         pairs = self.rows * first.heads * self.row_tokens**2
         if self.setting.attention == "eager":

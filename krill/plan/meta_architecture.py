@@ -88,7 +88,7 @@ class MetaArchitecture(Architecture):
 
     def compute_saved_bytes(self, rows: int, tokens: int, precision: str, device: str) -> SavedBytes:
         saved = _compute_saved_bytes(self, rows, tokens, precision)
-        if device == "cpu":  # the documents' outputs, concatenated
+        if device == "cpu" and self.attention:  # the documents' outputs, concatenated
             first = self.attention[0]
             size = BF16_BYTES if precision == "bf16" else FP32_BYTES
             saved = replace(saved, layer=saved.layer + rows * tokens * size * first.heads * first.value_width)

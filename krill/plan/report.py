@@ -118,7 +118,8 @@ def _format_device(plan: RunPlan) -> str:
 
 def _format_tokens(plan: RunPlan) -> str:
     if plan.steps is None or plan.tokens is None:
-        return f"{plan.config.epochs:g} epochs; the number is known once the tokens are prepared"
+        epochs = "1 epoch" if plan.config.epochs == 1 else f"{plan.config.epochs:g} epochs"
+        return f"{epochs}; the number is known once the tokens are prepared"
     about = "" if plan.config.steps is not None or (plan.text and plan.text.is_exact) else "about "
     line = f"{about}{plan.tokens:,} in {plan.steps:,} steps"
     if plan.text and plan.epochs is not None:
