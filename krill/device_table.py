@@ -135,7 +135,9 @@ def _build_device(name: str, value: Any, file: Path) -> tuple[Device, list[str]]
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, (name, *first["loc"])))
-        problem = "not a mapping" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
+        problem = (
+            "not a mapping" if first["type"] == "model_type" else first["msg"].removeprefix("Value error, ")
+        )
         raise UsageError(f"plan.devices={file}: {key}: {problem}; {UNITS}") from error
     peak = {key: 1e12 * tflops for key, tflops in entry.tflops if tflops is not None}
     if entry.tflops.bf16 is not None:

@@ -87,7 +87,9 @@ def propose_runs(
     """
     presets = list(presets)
     proposals = [proposal for name, plan in presets if (proposal := _propose(name, plan, budget))]
-    if not proposals and any(_compute_budget_flops(plan, budget) > _count_least_flops(plan) for _, plan in presets):
+    if not proposals and any(
+        _compute_budget_flops(plan, budget) > _count_least_flops(plan) for _, plan in presets
+    ):
         raise UsageError(
             f"budget={budget}: more than any preset can be trained for; use a smaller budget, such as budget=1e24"
         )
@@ -133,7 +135,9 @@ def _compute_budget_flops(plan: RunPlan, budget: str) -> float:
 
 def _count_least_flops(plan: RunPlan) -> float:
     """Returns the FLOPs of `MIN_BUDGET_STEPS` steps of a row on each rank."""
-    return MIN_BUDGET_STEPS * plan.config.sequence_len * plan.setting.batch.world_size * plan.token_flops.total
+    return (
+        MIN_BUDGET_STEPS * plan.config.sequence_len * plan.setting.batch.world_size * plan.token_flops.total
+    )
 
 
 def _keep_time(plan: RunPlan, proposal: Proposal, seconds: float) -> Proposal:

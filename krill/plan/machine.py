@@ -164,7 +164,9 @@ def _parse_file(file: Path) -> tuple[Measurement, ...]:
     except FileNotFoundError:
         return ()
     except (OSError, ChecksumError, ValidationError, KeyError, TypeError) as error:
-        problem = error.problem if isinstance(error, ChecksumError) else f"cannot be read ({_join_lines(error)})"
+        problem = (
+            error.problem if isinstance(error, ChecksumError) else f"cannot be read ({_join_lines(error)})"
+        )
         log.warning("calibration %s %s; it is ignored, remove it", file, problem)
         return ()
 

@@ -73,13 +73,12 @@ class MetaArchitecture(Architecture):
                 elif head is not None and weight is head.weight:
                     role = "head"
                 is_matrix = weight.ndim == 2 and role not in ("embeddings", "head")
+                projections = _list_projections(name, module, weight, self._model.config) if is_matrix else ()
                 kind = WeightKind(
                     re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")),
                     tuple(weight.shape),
                     role,
-                    projections=_list_projections(name, module, weight, self._model.config)
-                    if is_matrix
-                    else (),
+                    projections=projections,
                     share=get_expert_share(self._model, weight),
                 )
                 counts[kind] += 1

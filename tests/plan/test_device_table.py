@@ -64,8 +64,14 @@ def test_a_gpu_is_found_by_its_name_in_the_file_of_the_user(tmp_path: Path) -> N
     ("text", "message"),
     [
         ("mine: {memory: 1}\n", "mine.tflops: Field required; a device has tflops"),
-        (MINE.replace("memory: 16", "memory: -1"), "mine.memory: Input should be greater than or equal to 0.001"),
-        (MINE.replace("memory: 16", "memory: 16000000000"), "mine.memory: Input should be less than or equal to"),
+        (
+            MINE.replace("memory: 16", "memory: -1"),
+            "mine.memory: Input should be greater than or equal to 0.001",
+        ),
+        (
+            MINE.replace("memory: 16", "memory: 16000000000"),
+            "mine.memory: Input should be less than or equal to",
+        ),
         (MINE.replace("bf16: 100", "bf16: true"), "mine.tflops.bf16: Input should be a valid number"),
         (MINE.replace("memory: 16", "memory: .nan"), "mine.memory: Input should be a finite number"),
         ("mine: 3\n", "mine: not a mapping; a device has tflops in"),
