@@ -82,21 +82,20 @@ def propose_runs(
         arguments: The other arguments of the command line, for the command that is proposed.
 
     Raises:
-        UsageError: the budget does not reach for `MIN_BUDGET_STEPS` steps of any preset, or is for more steps, or
-            larger ones, than any run has.
+        UsageError: the budget does not reach for `MIN_BUDGET_STEPS` steps of any preset, or for none of them can a
+            run be configured that takes so much.
     """
     presets = list(presets)
     proposals = [proposal for name, plan in presets if (proposal := _propose(name, plan, budget))]
-    if not proposals and any(
-        _compute_budget_flops(plan, budget) > _count_least_flops(plan) for _, plan in presets
-    ):
+    if not proposals:
+        is_enough = any(
+            _compute_budget_flops(plan, budget) >= _count_least_flops(plan) for _, plan in presets
+        )
         raise UsageError(
             f"budget={budget}: more than any preset can be trained for; use a smaller budget, such as budget=1e24"
-        )
-    if not proposals:
-        raise UsageError(
-            f"budget={budget}: less than {MIN_BUDGET_STEPS} steps of the smallest preset; use a larger budget, such "
-            "as budget=1e15 or budget=1h"
+            if is_enough
+            else f"budget={budget}: less than {MIN_BUDGET_STEPS} steps of the smallest preset; use a larger budget, "
+            "such as budget=1e15 or budget=1h"
         )
     proposals = [replace(proposal, arguments=tuple(arguments)) for proposal in proposals]
     return sorted(proposals, key=lambda one: (not one.plan.fits, one.distance))
