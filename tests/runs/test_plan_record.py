@@ -103,7 +103,7 @@ def test_show_has_the_plan_of_a_run(planned_runs: list[Run], capsys: pytest.Capt
     folder = str(planned_runs[0].folder)
     assert runs._run_subcommand(["show", folder]) == 0
     out = capsys.readouterr().out
-    assert "planned             1:40 min, took 1:20 min; memory 1 GB, 0.8 GB" in out
+    assert "planned             1:40 min and 1 GB of memory; took 1:20 min and 0.8 GB" in out
     assert "moments" not in out
     assert runs._run_subcommand(["show", folder, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["planned"]["time_ratio"] == 1.25
