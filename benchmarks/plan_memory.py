@@ -166,6 +166,30 @@ def read_rank_peak(folder: Path) -> int:
     return int(1e9 * max(line["memory_gb"] for line in lines if "memory_gb" in line))
 
 
+def is_in(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+    """Returns whether the configuration of a row is that of one of `rows`."""
+    keys = ("model", "optimizer", "loss", "checkpointing", "batch", "sharding", "ranks")
+    return any(all(row.get(key) == one.get(key) for key in keys) for one in rows)
+
+
+def write_result(file: Path, device: str, runs: list[dict[str, Any]]) -> None:
+    """Writes the rows, and the smallest, middle and largest ratio over them."""
+    ratios = sorted(run["ratio"] for run in runs)
+    result = {
+        "question": "memory of krill-plan divided by the peak of a training in a fresh process",
+        "date": date.today().isoformat(),
+        "device": device,
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "versions": read_versions("krill", "torch", "transformers"),
+        "ratio": {
+            "min": ratios[0], "median": round(statistics.median(ratios), 3), "max": ratios[-1],
+            "configurations": len(ratios),
+        },
+        "runs": runs,
+    }  # fmt: skip
+    file.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+
+
 def format_row(row: dict[str, Any]) -> str:
     ranks = f" {row['sharding']} × {row['ranks']}" if "ranks" in row else ""
     return (
@@ -206,24 +230,14 @@ def main() -> None:
             earlier = [one for one in known if row.items() <= one.items()]
             if earlier and not arguments.replan:
                 measured.append(earlier[0])
-                continue
-            measured.append(plan_again(row) if arguments.replan else measure(row, outputs, arguments.device))
-            print(format_row(measured[-1]), flush=True)
-            ratios = sorted(each["ratio"] for each in measured)
-            result = {
-                "question": "memory of krill-plan divided by the peak of a training in a fresh process",
-                "date": date.today().isoformat(),
-                "device": arguments.device,
-                "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-                "versions": read_versions("krill", "torch", "transformers"),
-                "ratio": {
-                    "min": ratios[0], "median": round(statistics.median(ratios), 3), "max": ratios[-1],
-                    "configurations": len(ratios),
-                },
-                "runs": measured,
-            }  # fmt: skip
-            file.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
-    print(result["ratio"])
+            else:
+                again = arguments.replan
+                measured.append(plan_again(row) if again else measure(row, outputs, arguments.device))
+                print(format_row(measured[-1]), flush=True)
+            write_result(
+                file, arguments.device, measured + [one for one in known if not is_in(one, measured)]
+            )
+    print(json.loads(file.read_text())["ratio"])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the seconds of the whole command, with the plan. The time in which other process
 each step and from the command (/proc/self/schedstat); its share is in the result. Prints a table and writes
 results/plan_time.json.
 
-    OMP_NUM_THREADS=1 python benchmarks/plan_time.py            (7 minutes on one core; Linux)
+    OMP_NUM_THREADS=1 python benchmarks/plan_time.py            (6 minutes on an idle core; Linux)
 
 Must hold: every ratio of plan to truth, of a step in steady state and of the whole command, is within 20 %.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from signal import Signals
 
-DONE, FAILED, USAGE, SWEEP_FAILED, REQUEUE, INTERRUPTED = 0, 1, 2, 3, 75, 130
+DONE, FAILED, USAGE, SWEEP_FAILED, REQUEUE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
 
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of a write that exceeds the space of the disk, the quota, or the maximum size of a file."""

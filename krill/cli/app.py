@@ -43,8 +43,10 @@ _FILESYSTEM_REMEDIES = {
 }
 """File system error for which a traceback adds nothing → what to do."""
 
-RESUMABLE_COMMANDS = frozenset({"train", "preprocess", "tokenizer"})
+RESUMABLE_COMMANDS = frozenset({"train", "preprocess", "tokenizer", "evaluate"})
 """Commands that resume when they are run again after a signal."""
+TEXT_COMMANDS = RESUMABLE_COMMANDS - {"evaluate"}
+"""Commands that prepare the text of a training."""
 
 ArgumentHook = Callable[["ParsedArguments", Sequence[Path]], None]
 log = logging.getLogger("krill")
@@ -150,7 +152,7 @@ def _describe_abort(command: str) -> str:
 
 
 def _suggest_less_memory(command: str) -> str:
-    if command in RESUMABLE_COMMANDS:
+    if command in TEXT_COMMANDS:
         return (
             "use fewer data.workers, a smaller batch.micro_batch_size, or split the largest documents of the text; "
             "then the same command resumes"

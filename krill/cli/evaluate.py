@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.cli.model_arguments import resolve_model_arguments
 from krill.config import paths
+from krill.errors import REQUEUE, TERMINATED, SignalInterrupt
 from krill.launch.invocation import Invocation
 from krill.resources import paused_garbage_collection
 from krill.tables import get_terminal_width, print_wrapped
@@ -99,7 +101,7 @@ def _evaluate(config: EvaluateConfig, point: Path | None) -> Path:
     `point`: the folder of a point of a sweep, which gets a copy of the results; the sweep prints them.
     """
     with paused_garbage_collection():
-        from krill.evaluation.prompt_samples import PromptSampler
+        from krill.evaluation.prompt_samples import PromptSampler, write_samples
         from krill.evaluation.results import write_results
         from krill.launch.evaluation_ranks import open_evaluation, run_evaluation
         from krill.training.compute.device import resolve_device
@@ -115,13 +117,38 @@ def _evaluate(config: EvaluateConfig, point: Path | None) -> Path:
         app.log.info("\n".join(evaluation.describe()))
         prompts = config.evaluation.prompts
         sampler = PromptSampler(evaluation, prompts) if prompts else None
-        results = run_evaluation(config, evaluation)
+        with _require_progress(evaluation.folder):
+            results = run_evaluation(config, evaluation)
         if evaluation.share.rank == 0:
             samples = sampler.run() if sampler else None
             if point is not None:
+                if samples is not None:
+                    write_samples(point, samples)
                 return write_results(point, results)
             _print_results(config, results, samples)
     return evaluation.folder
+
+
+@contextmanager
+def _require_progress(folder: Path) -> Iterator[None]:
+    """Makes an interruption final if no result was written to `folder` before it: a SLURM job that was requeued would
+    reach its time limit in the same task again."""
+    started = _list_files(folder)
+    try:
+        yield
+    except SignalInterrupt as interrupt:
+        if interrupt.exit_code != REQUEUE or interrupt.signal is None or _list_files(folder) != started:
+            raise
+        raise SignalInterrupt(
+            f"interrupted by {interrupt.signal.name} before a task was complete; nothing is saved",
+            TERMINATED,
+            interrupt.signal,
+        ) from interrupt
+
+
+def _list_files(folder: Path) -> set[tuple[str, int]]:
+    """Returns the names of the results in `folder`, and when they were written."""
+    return {(file.name, file.stat().st_mtime_ns) for file in folder.glob("*.json")}
 
 
 def _print_results(

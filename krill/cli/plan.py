@@ -101,7 +101,7 @@ def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) ->
         values = [proposal.to_json() for proposal in proposals]
         print(json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        print("\n".join(format_proposals(proposals, budget, get_terminal_width(sys.stdout))))
+        print_wrapped("\n".join(format_proposals(proposals, budget, get_terminal_width(sys.stdout))))
     return proposals[0].plan
 
 

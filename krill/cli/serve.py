@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from krill.config.schema import ServeConfig
 
 API_KEY_VARIABLE = "KRILL_API_KEY"
-TERMINATED = 143
-STOP_CODES = {signal.SIGINT: errors.INTERRUPTED, signal.SIGTERM: TERMINATED}
+STOP_CODES = {signal.SIGINT: errors.INTERRUPTED, signal.SIGTERM: errors.TERMINATED}
 
 
 def main() -> int:

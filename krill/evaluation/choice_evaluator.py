@@ -67,6 +67,8 @@ def _build_result(
     notes: dict[str, int | float | str] = {**task.notes}
     if encoded.truncated:
         notes["truncated"] = encoded.truncated
+    if encoded.unknown:
+        notes["unknown_items"] = encoded.unknown
     if is_contaminated is not None:
         notes |= describe_contamination(is_contaminated, lambda chosen: float(scores.correct[chosen].mean()))
     return TaskResult(
@@ -88,7 +90,7 @@ def _list_accuracies(task: Task, scores: TaskScores, baselines: dict[str, TaskSc
     phenomena = np.array([item.phenomenon for item in task.items])
     chance = np.array([1 / len(item.choices) for item in task.items])
     names = list(dict.fromkeys(phenomena.tolist()))
-    for name in ("", *names) if len(names) > 1 else ("",):
+    for name in ("", *filter(None, names)) if len(names) > 1 else ("",):
         chosen = (phenomena == name) if name else np.ones(len(phenomena), bool)
         for metric in ChoiceEvaluator.metrics:
             is_per_byte = metric == "accuracy_per_byte"

@@ -70,7 +70,9 @@ class EncodedTask:
     questions: tuple[tuple[TokenSequence, ...], ...]
     """The choices of each item, after its context, in their order."""
     truncated: int
-    """The number of items whose context was cut at its beginning, for the context of the model."""
+    """The number of items that were cut at their beginnings, for the context of the model."""
+    unknown: int = 0
+    """The number of items of which the tokenizer does not represent a part."""
 
 
 def encode_task(task: Task, encoder: Encoder, context_length: int) -> EncodedTask:
@@ -80,13 +82,14 @@ def encode_task(task: Task, encoder: Encoder, context_length: int) -> EncodedTas
     """
     pairs = [(item.context, choice) for item in task.items for choice in item.choices]
     encoded = iter(encode_continuations(pairs, encoder, context_length))
-    questions, truncated = [], 0
+    questions, truncated, unknown = [], 0, 0
     for item in task.items:
         sequences, are_cut = zip(*(next(encoded) for _ in item.choices), strict=True)
         pairs_of_item = zip(sequences, item.choices, strict=True)
         questions.append(tuple(require_scored_token(sequence, choice) for sequence, choice in pairs_of_item))
         truncated += any(are_cut)
-    return EncodedTask(task, tuple(questions), truncated)
+        unknown += any(encoder.count_unknown(np.array(sequence.ids)) for sequence in sequences)
+    return EncodedTask(task, tuple(questions), truncated, unknown)
 
 
 def require_scored_token(sequence: TokenSequence, text: str) -> TokenSequence:

@@ -87,7 +87,9 @@ def _join_same_weights(models: Sequence[EvaluatedModel]) -> list[EvaluatedModel]
 def _label(rows: Sequence[Configuration]) -> list[str]:
     """Returns a label for each row: the parts in which it differs from the others, else the folder of its run."""
     models = [row.first for row in rows]
-    overrides = find_differing_overrides([model.overrides for model in models]) if len(rows) > 1 else [""]
+    overrides = (
+        find_differing_overrides([model.overrides for model in models]) if len(rows) > 1 else [""] * len(rows)
+    )
     names = [_get_common_name(row) for row in rows]
     has_one_name = len(set(names)) == 1
     labels = []

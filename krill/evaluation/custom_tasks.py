@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +17,7 @@ from krill.config.paths import expand_home
 from krill.errors import KrillError, UsageError
 from krill.evaluation.item_records import RecordReader
 from krill.evaluation.languages import find_main_language
+from krill.evaluation.lm_eval_tasks import fixed_seeds
 from krill.evaluation.task import Task
 from krill.evaluation.task_file import TASK_SUFFIXES, read_task_file
 
@@ -80,28 +84,57 @@ class CustomTaskSource:
 
 
 def _call_function(reference: str) -> Task:
-    """Returns the task that a function of the user returns, or the items of it, which are checked."""
-    function = import_custom_function(reference)
+    """Returns the task that a function of the user returns, or the items of it, which are checked.
+
+    What it draws from the global generators is always the same, and a training draws from them as without it.
+    """
     code, _, name = reference.rpartition(":")
     reader = RecordReader()
-    try:
-        value = function()
-        records = value.items if isinstance(value, Task) else value
-        if isinstance(records, (str, bytes, dict)) or not isinstance(records, Iterable):
-            raise UsageError(
-                f"{reference}: returned {type(value).__name__}; return a list of items, or a Task"
-            )
-        for number, record in enumerate(records):
-            reader.add(record, f"{reference}: item {number}")
-    except KrillError:
-        raise
-    except Exception as error:
-        raise build_custom_code_error(reference, error, "fails") from error
+    with fixed_seeds(), redirect_stdout(sys.stderr):
+        function = import_custom_function(reference)
+        try:
+            value = function()
+            records = value.items if isinstance(value, Task) else value
+            if isinstance(records, (str, bytes, dict)) or not isinstance(records, Iterable):
+                raise UsageError(
+                    f"{reference}: returned {type(value).__name__}; return a list of items, or a Task"
+                )
+            for number, record in enumerate(records):
+                reader.add(record, f"{reference}: item {number}")
+        except KrillError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise build_custom_code_error(reference, error, "fails") from error
     items = reader.finish(reference)
     if isinstance(value, Task):
+        _check_task(reference, value)
         return replace(value, items=items, notes={**value.notes, **reader.notes})
     title = Path(code).stem if name == DEFAULT_FUNCTION else name
     language = find_main_language([item.context + item.choices[item.answer] for item in items])
     return Task(
         title, language, (inspect.getdoc(function) or "").partition("\n")[0], items, notes=reader.notes
+    )
+
+
+def _check_task(reference: str, task: Task) -> None:
+    """Raises UsageError for a Task that has another type in a field than it declares."""
+    for field, expected, is_valid in (
+        ("name", "a text", isinstance(task.name, str)),
+        ("language", "a code of ISO 639, such as ko or en", _is_language(task.language)),
+        ("description", "a text", isinstance(task.description, str)),
+        ("notes", "a mapping of names to numbers", _are_notes(task.notes)),
+    ):
+        if not is_valid:
+            raise UsageError(
+                f"{reference}: {field} of its Task is {getattr(task, field)!r}; it must be {expected}"
+            )
+
+
+def _is_language(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[a-z]{2,3}", value) is not None
+
+
+def _are_notes(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(count, int) for name, count in value.items()
     )

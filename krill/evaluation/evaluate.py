@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from krill.config.schema import DataConfig
+from krill.config.signature import compute_signature
 from krill.config.suggestions import suggest
 from krill.data.store import Store
 from krill.errors import UsageError
@@ -21,6 +22,7 @@ from krill.evaluation.last_word_evaluator import LastWordEvaluator
 from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.results import TaskResult
 from krill.evaluation.subject import Subject, sample_text
+from krill.evaluation.task_file import MAX_NAME_LENGTH
 from krill.evaluation.text_evaluator import TextEvaluator
 from krill.evaluation.text_sources import HeldOutText, SourceText
 from krill.evaluation.token_scorer import Report, ignore_progress
@@ -109,6 +111,10 @@ def _open_custom_source(name: str) -> CustomTaskSource:
         )
     if "/" in source.name:  # separates the parts of the name of a metric
         raise UsageError(f"tasks={name}: its name is {source.name}; use a name without /")
+    if not source.name.isprintable() or not 0 < len(source.name) <= MAX_NAME_LENGTH:
+        raise UsageError(
+            f"tasks={name}: its name is {source.name!r}; use 1 to {MAX_NAME_LENGTH} characters, on one line"
+        )
     return source
 
 
@@ -123,6 +129,18 @@ def evaluate_task(
     Raises UsageError for a task that needs the text of the run, without it.
     """
     started_at = time.perf_counter()
+    if subject.share.world_size > 1:
+        _require_same_items(evaluator, subject, settings)
     result = evaluator.evaluate(subject, settings, report)
     seconds = round(time.perf_counter() - started_at, 2)
     return result.model_copy(update={"model": subject.name, "seconds": seconds})
+
+
+def _require_same_items(evaluator: Evaluator, subject: Subject, settings: EvaluationSettings) -> None:
+    """Raises UsageError on all ranks if the code of a task made other items on one of them."""
+    signatures = subject.share.gather(compute_signature(evaluator.identify(settings)))
+    if len(set(signatures)) > 1:
+        raise UsageError(
+            f"{evaluator.name}: its items differ between the ranks; make the same ones in every process, as with "
+            "random.Random(0)"
+        )

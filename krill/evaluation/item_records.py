@@ -66,10 +66,13 @@ class RecordReader:
                 f'is not an object but {_describe_type(record)}; write {{"context": …, "choices": […], "answer": 0}}'
             )
         choices = self._read_choices(record)
+        phenomenon = self._read_text(record, "phenomenon")
+        if not phenomenon.isprintable():
+            key, _ = self._get(record, "phenomenon")
+            raise _RecordError(f"{key!r} is {phenomenon!r}; write a name for the table, on one line")
         return Item(
-            self._read_text(record, "context"), choices, self._read_answer(record, choices),
-            self._read_text(record, "phenomenon"),
-        )  # fmt: skip
+            self._read_text(record, "context"), choices, self._read_answer(record, choices), phenomenon
+        )
 
     def _get(self, record: Mapping[str, Any], name: str) -> tuple[str, Any]:
         """Returns the key of a field, and its value; None if the record does not have it."""

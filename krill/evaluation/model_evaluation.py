@@ -149,7 +149,7 @@ class ModelEvaluation:
         atomic.create_folder(self.folder)  # before work that could not be kept
         results = self.find_results()
         for task in results:
-            log.log(level, "%-14s found %s", self.evaluators[task].name, relative_path(self._get_file(task)))
+            log.log(level, "%-14s found %s", self.evaluators[task].name, self._get_file(task).name)
         for task, evaluator in self.evaluators.items():
             if task in results:
                 continue
@@ -170,7 +170,7 @@ class ModelEvaluation:
             if self.share.rank == 0:
                 file = self._get_file(task)
                 write_result(file, result)
-                log.log(level, "%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
+                log.log(level, "%-14s %.1f s, %s", evaluator.name, result.seconds, file.name)
         if self.share.rank == 0:
             self._update_model_card()
         return [results[task] for task in self.tasks if task in results]

@@ -15,6 +15,7 @@ _DESCRIPTIONS = {
     "unreadable": "{count:,} records could not be read",
     "not_encoded": "{count:,} documents are left out: the tokenizer encodes nothing of them",
     "not_looked_for": "{count:,} items are not looked for in the training text: their task has no text of the answer",
+    "unknown_items": "the tokenizer loses a part of {count:,} items, whose choices may be the same for the model",
     "unknown": "the tokenizer loses a part of {count:,} documents, which have too few bits per byte",
 }
 """Note of a result that counts items or documents → the line below the table."""

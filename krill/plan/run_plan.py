@@ -20,6 +20,7 @@ from krill.plan.memory import MemoryPlan, compute_checkpoint_bytes, plan_memory
 from krill.plan.setting import ComputeSetting, build_compute_setting
 from krill.plan.step_time import (
     PRICES,
+    STEP_MOMENTS,
     UPDATE_SPEED_SHARE,
     StepEstimate,
     StepSeconds,
@@ -435,12 +436,12 @@ class RunPlan:
 
 
 def _correct_memory(memory: MemoryPlan, difference: int) -> MemoryPlan:
-    """Returns `memory` with `difference` in its context. Saving was not measured: it does not get less."""
+    """Returns `memory` with `difference` in its context; moments that were not measured do not get less."""
     if not difference:
         return memory
     moments = {
         name: parts
-        | {"context": max(0, parts["context"] + max(difference, 0 if name == "saving" else difference))}
+        | {"context": max(0, parts["context"] + (difference if name in STEP_MOMENTS else max(0, difference)))}
         for name, parts in memory.moments.items()
     }
     return MemoryPlan(moments)

@@ -50,6 +50,9 @@ MARGINS = {"measured": (0.97, 1.05), "interpolated": (0.85, 1.2), "extrapolated"
 """Factors of the shortest and the longest time, besides the spread of the measurements."""
 
 
+STEP_MOMENTS = frozenset({"forward", "backward", "optimizer"})
+"""The moments of `krill.plan.memory` that timed steps have; others only a whole run has."""
+
 DefaultT = TypeVar("DefaultT", float, None)
 _Table = dict[int, float]
 """Parameters of a model → a positive figure."""

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from krill.errors import UsageError
 from krill.plan.memory import plan_memory
 from krill.plan.run_plan import RunPlan
-from krill.plan.step_time import Measurement, Peak, fit_step_seconds
+from krill.plan.step_time import STEP_MOMENTS, Measurement, Peak, fit_step_seconds
 from krill.runs.json_lines import read_metrics
+from krill.runs.record import read_status
 from krill.training.batch_shape import BatchShape
 
 SMALL_SHARE = 4
@@ -142,14 +143,15 @@ def build_run_measurement(plan: RunPlan, folder: Path, waited: float = 0.0) -> M
     Args:
         plan: Its plan.
         folder: The run folder.
-        waited: The share of the time in which other processes had its core.
+        waited: The share of its training in which other processes had its core.
     """
     steps = read_step_seconds(folder)[1:]
     if len(steps) < MIN_RUN_LINES:
         return None
-    step = (1 - waited) * median(steps)
-    peak = max(line.get("memory_gb") or 0.0 for line in read_metrics(folder))
-    size = TimedSize(plan.setting.batch.micro_batch_size, plan.work.passes, [], round(1e9 * peak))
+    step = min(median(steps), (1 - waited) * mean(steps))
+    logged = max(line.get("memory_gb") or 0.0 for line in read_metrics(folder))
+    peak = max(round(1e9 * logged), (read_status(folder) or {}).get("peak_memory") or 0)
+    size = TimedSize(plan.setting.batch.micro_batch_size, plan.work.passes, [], peak)
     return Measurement(
         kind="run",
         time=_now(),
@@ -207,11 +209,12 @@ def compute_waited_share(timed: TimedTraining) -> float:
 def _build_peak(plan: RunPlan, size: TimedSize) -> Peak:
     """Returns a measured peak beside that of the formulas; on a GPU both are without the context."""
     batch = BatchShape(size.rows, size.passes, plan.setting.batch.world_size)
-    memory = plan_memory(plan.config, plan.architecture, replace(plan.setting, batch=batch))
+    setting = replace(plan.setting, batch=batch)
+    memory = plan_memory(plan.config, plan.architecture, setting, tokens=plan.tokens)
     moments = {
         name: sum(parts.values()) - (parts["context"] if plan.setting.device.kind == "cuda" else 0)
         for name, parts in memory.moments.items()
-        if name != "saving" or not size.samples
+        if name in STEP_MOMENTS or not size.samples
     }
     return Peak(
         rows=size.rows,

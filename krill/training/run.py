@@ -26,7 +26,7 @@ from krill.evaluation.score_metrics import list_metrics
 from krill.models.build import build_model
 from krill.models.model_folder import silence_transformers
 from krill.optim.schedules import Restart
-from krill.resources import release_heap
+from krill.resources import CoreClock, release_heap
 from krill.runs import checkpoints
 from krill.runs.record import Record
 from krill.training import ranks
@@ -150,10 +150,10 @@ def _train_once(
             _add_rank0_callbacks(trainer, setup, record, uploader, trackers, start.corrupt)
         with trackers, record_divergence(trainer, setup, record):
             with uploader, trainer.async_saver, progress:
-                started_at = time.perf_counter()
+                started_at, clock = time.perf_counter(), CoreClock()
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
                 seconds = time.perf_counter() - started_at
-            record.update(training_seconds=round(seconds, 2))
+            record.update(training_seconds=round(seconds, 2), training_waited=round(clock.read()[1], 2))
             stop.raise_if_signaled(
                 trainer.state.global_step, setup.length.steps
             )  # later signals interrupt at once

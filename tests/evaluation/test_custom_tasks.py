@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from krill.errors import UsageError
 from krill.evaluation.custom_tasks import CustomTaskSource
 from krill.evaluation.evaluate import evaluate_task, find_evaluator, find_evaluators
 from krill.evaluation.evaluator import EvaluationSettings
+from krill.evaluation.rank_share import RankShare
 from krill.evaluation.subject import Subject
 from krill.evaluation.task import Item, Task
 from krill.tokenizer.artifact import TokenizerFolder
@@ -94,6 +96,7 @@ def test_what_occurs_twice_is_scored_once_and_counted(
         ({"answer": "Paris"}, "'answer' is 'Paris', which is not one of the choices"),
         ({"context": 3}, "'context' is not text"),
         ({"context": "\ud800"}, "'context' has half of a surrogate pair"),
+        ({"phenomenon": "a\nb"}, "'phenomenon' is 'a\\nb'; write a name for the table, on one line"),
     ],
 )
 def test_a_wrong_item_is_named_by_line_and_field(
@@ -113,6 +116,7 @@ def test_files_that_cannot_be_read(write_task: WriteTask) -> None:
         ([ITEM, "옛".encode("cp949")], "items.jsonl:2: is not UTF-8; convert it"),
         ([], "items.jsonl: has no items"),
         ([b"{"] * 9, "items.jsonl: 4 more errors"),
+        ([b'{"answer": 0, "answer": 1}'], "items.jsonl:1: has 'answer' twice; write each key once"),
     ):
         with pytest.raises(UsageError) as error:
             read(write_task(records))
@@ -134,6 +138,7 @@ def test_files_that_cannot_be_read(write_task: WriteTask) -> None:
         ("- a\n", "capitals.yaml: is not a mapping"),
         (HEADER.replace("capitals", "cloze"), "its name is cloze, which krill has a task of"),
         (HEADER.replace("capitals", "a/b"), "its name is a/b; use a name without /"),
+        (HEADER.replace("capitals", r'"a\e[31mb"'), "on one line"),
     ],
 )
 def test_a_wrong_description_is_named_by_line_and_key(
@@ -163,6 +168,13 @@ def test_names_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(UsageError) as error:
             find_evaluator(name)
         assert message in str(error.value)
+
+
+def make_task(arguments: str) -> str:
+    """Returns the code of a function that returns a Task, with other arguments than its items."""
+    name, language, description, *notes = arguments.split(", ")
+    items = "(Item('a', ('b', 'c'), 0),)"
+    return f"def build_items():\n    return Task({', '.join([name, language, description, items, *notes])})\n"
 
 
 def write_code(folder: Path, body: str) -> str:
@@ -200,9 +212,47 @@ def test_a_function_returns_items(tmp_path: Path, tokenizer: TokenizerFolder) ->
         ("def build_items():\n    return []\n", "build_items: has no items"),
         ("def build_items():\n    yield 1 / 0\n", "numbers_task.py:4: fails: ZeroDivisionError"),
         ("def build_items():\n    return [{}]\n", "build_items: item 0: no 'choices' (it has no keys)"),
+        ("def build_items():\n    raise SystemExit(3)\n", "numbers_task.py:4: fails: SystemExit: 3"),
+        (make_task("5, 'en', ''"), "name of its Task is 5; it must be a text"),
+        (make_task("'a', None, ''"), "language of its Task is None; it must be a code of ISO 639"),
+        (make_task("'a', 'en', '', notes={'x': []}"), "notes of its Task is {'x': []}"),
+        (make_task("'z' * 61, 'en', ''"), "use 1 to 60 characters"),
     ],
 )
 def test_a_function_that_returns_something_else(tmp_path: Path, body: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
-        read(write_code(tmp_path, body))
+        find_evaluator(write_code(tmp_path, body))
     assert message in str(error.value)
+
+
+def test_a_function_draws_the_same_items_and_prints_to_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = write_code(
+        tmp_path,
+        "import random\n\ndef build_items():\n    print('drawing')\n"
+        "    yield {'context': str(random.random()), 'choices': ['a', 'b'], 'answer': 0}\n",
+    )
+    random.seed(5)
+    state = random.getstate()
+    assert read(name) == read(name)
+    assert random.getstate() == state
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "drawing\n" * 2)
+
+
+def test_ranks_with_other_items_are_an_error(write_task: WriteTask, tokenizer: TokenizerFolder) -> None:
+    evaluator = find_evaluator(write_task([ITEM]))
+    share = RankShare(0, 2, lambda value: [value, "the signature of rank 1"])
+    subject = Subject("tiny", make_small_model(tokenizer).eval(), tokenizer, None, share=share)
+    with pytest.raises(UsageError, match="capitals: its items differ between the ranks"):
+        evaluate_task(evaluator, subject, SETTINGS)
+
+
+def test_items_without_a_phenomenon_have_no_row_beside_that_of_the_task(
+    write_task: WriteTask, tokenizer: TokenizerFolder
+) -> None:
+    evaluator = find_evaluator(write_task([ITEM, {**ITEM, "context": "It is", "phenomenon": "other"}]))
+    subject = Subject("tiny", make_small_model(tokenizer).eval(), tokenizer, None)
+    scores = evaluate_task(evaluator, subject, SETTINGS).scores
+    assert [(score.name, score.items) for score in scores[::2]] == [("", 2), ("other", 1)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from stores import write_store
 
 from krill.cli import app, evaluate
 from krill.data.store import Store
-from krill.evaluation import lm_eval_tasks
+from krill.evaluation import lm_eval_tasks, model_evaluation
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.results import read_results
@@ -89,7 +91,9 @@ def list_tasks(out: list[str]) -> set[str]:
 def test_a_run_is_evaluated_once(run: Path, run_evaluate: RunEvaluate) -> None:
     code, out, err = run_evaluate(str(run), "limit=2")
     assert code == 0
-    assert out[0].split()[:3] == ["task", "part", "metric"]
+    assert out[0].startswith("task           metric or part")
+    wholes = [line.split("  ") for line in out if line.startswith("english_pairs  accuracy")]
+    assert [cells[1] for cells in wholes] == ["accuracy", "accuracy per byte"]
     assert list_tasks(out) == {"text", "korean_pairs", "english_pairs", "cloze"}
     assert out[-1].endswith("run/evaluations")
     assert any(line.startswith("english_pairs: ") and "longer than the context" in line for line in out)
@@ -240,6 +244,31 @@ def test_the_model_card_has_the_results_of_its_weights(
     (other_run / MODEL_MANIFEST).unlink()
 
 
+def test_a_signal_ends_an_evaluation_whose_results_are_found_again(
+    run: Path, run_evaluate: RunEvaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping: list[str] = []
+
+    def evaluate_or_stop(evaluator: Any, *arguments: Any) -> Any:
+        if evaluator.name in stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_task(evaluator, *arguments)
+
+    monkeypatch.setattr(model_evaluation, "evaluate_task", evaluate_or_stop)
+    arguments = (str(run), "tasks=[english_pairs,text]", "limit=3", "output=stopped")
+    for name, expected, message in (
+        ("english_pairs", 143, "interrupted by SIGTERM before a task was complete; nothing is saved"),
+        ("text", 75, "interrupted by SIGTERM; progress saved. Run the same command to resume."),
+    ):
+        stopping[:] = [name]
+        code, out, err = run_evaluate(*arguments)
+        assert (code, out, err[-1]) == (expected, [], f"krill-evaluate: {message}")
+    stopping.clear()
+    code, _, err = run_evaluate(*arguments)
+    assert code == 0
+    assert sum("found" in line for line in err) == 1
+
+
 def test_models_that_cannot_be_evaluated_are_named(
     run: Path, run_evaluate: RunEvaluate, tmp_path: Path
 ) -> None:
@@ -249,6 +278,23 @@ def test_models_that_cannot_be_evaluated_are_named(
     assert out[1].split()[:2] == ["1", "run"]
     assert "failed: evaluation.tasks=text model.path=alone" in err[-1]
     assert "leave this task out of tasks=" in err[-1]
+    shutil.copytree(run / "model", tmp_path / "other")
+    code, out, err = run_evaluate("alone", "other", "tasks=text", "hydra/launcher=basic", "format=json")
+    assert (code, json.loads("\n".join(out))["sets"]) == (3, [])
+    assert "Traceback" not in "".join(err)
+
+
+def test_several_models_sample_texts_below_the_table(
+    run: Path, other_run: Path, run_evaluate: RunEvaluate
+) -> None:
+    models, names = (str(run), str(other_run)), [run.name, other_run.name]
+    arguments = (*models, "tasks=english_pairs", "limit=1", "evaluation.prompts=[The gar]")
+    code, out, _ = run_evaluate(*arguments, "hydra/launcher=basic", "output=points")
+    assert code == 0
+    assert [Path(line.split()[1]).name for line in out if line.startswith("model  ")] == names
+    assert sum(line.startswith("prompt      The gar") for line in out) == 2
+    _, out, _ = run_evaluate(*arguments, "hydra/launcher=basic", "output=points", "format=json")
+    assert [Path(one["model"]).name for one in json.loads("\n".join(out))["samples"]] == names
 
 
 @pytest.mark.parametrize(
@@ -273,7 +319,11 @@ def test_mistakes_with_several_models(run_evaluate: RunEvaluate, arguments: list
             "tasks=glue: no such task; Available: text, korean_pairs, english_pairs, cloze",
         ),
         (["limit=0"], "evaluation.limit"),
-        (["tasks=[]"], "evaluation.tasks: names no task"),
+        (["tasks=[]"], "evaluation.tasks: write the names of tasks, such as [text,english_pairs], or auto"),
+        (["tasks=5"], "evaluation.tasks: write the names of tasks"),
+        (["tasks=[auto,text]"], "evaluation.tasks: auto chooses tasks"),
+        (["evaluation.prompts=null"], "evaluation.prompts: write texts in brackets"),
+        (["tasks=text", "evaluation.prompts=The garden"], "'evaluation.prompts=[The garden]'"),
         (["tasks=text", "few_shot=2"], "few_shot=2 is for the tasks of lm-eval, and tasks= has none of them"),
         (["model=nothing_here"], "model=nothing_here: not the name of a run or sweep, nor a folder"),
         (["model=~nosuchuser"], "~nosuchuser"),
@@ -285,8 +335,9 @@ def test_mistakes(run: Path, run_evaluate: RunEvaluate, arguments: list[str], me
     code, out, err = run_evaluate(*model, *arguments)
     assert (code, out) == (2, [])
     assert message in "\n".join(err)
+    assert len([line for line in err if "error:" in line]) == 1
+    assert "prompt=…" not in "\n".join(err)
     assert "Traceback" not in "\n".join(err)
-    assert "prompt=" not in "\n".join(err)
 
 
 @pytest.mark.parametrize("argument", ["tasks=korean", "evaluation=korean"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from krill.errors import UsageError
 from krill.evaluation import last_word_evaluator
 from krill.evaluation.evaluate import evaluate_task, find_evaluator
 from krill.evaluation.evaluator import EvaluationSettings
-from krill.evaluation.olmo_items import FILES, OLMO_PREFIX, LastWord, read_items
+from krill.evaluation.olmo_items import FILES, OLMO_PREFIX, LastWord, _read, read_items
 from krill.evaluation.subject import Subject
 from krill.inference.token_scores import score_tokens
 from krill.tokenizer.artifact import TokenizerFolder
@@ -129,6 +130,33 @@ def test_questions_and_last_words_are_looked_for_in_the_training_text(
     for name in ("olmo:sciq", "olmo:lambada"):
         notes = evaluate_task(find_evaluator(name), subject, settings).notes
         assert (notes["contaminated"], notes["contaminated_share"]) == (1, 0.5), name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no items"),
+        (json.dumps([1, 2]).encode(), "cannot be read"),
+        (json.dumps(make_line(0, "a", "b", 1)).encode(), "the label of document 0 is 1, but it has 1"),
+        (json.dumps(make_line(0, "a", "b", "A")).encode(), "the label of document 0 is 'A'"),
+    ],
+)
+def test_other_items_are_an_error(folder: Path, content: bytes, message: str) -> None:
+    (folder / FILES["olmo:arc_easy"]).write_bytes(gzip.compress(content))
+    _read.cache_clear()
+    with pytest.raises(UsageError, match=message):
+        read_items("olmo:arc_easy", str(folder))
+
+
+def test_a_damaged_file_is_an_error(folder: Path) -> None:
+    file = folder / FILES["olmo:arc_easy"]
+    content = bytearray(file.read_bytes())
+    content[10] |= 0b110  # no such type of block
+    file.write_bytes(content)
+    with pytest.raises(zlib.error):
+        gzip.decompress(content)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_items("olmo:arc_easy", str(folder))
 
 
 def test_limit_changes_the_identity(wheel: Path) -> None:

@@ -22,12 +22,20 @@ from krill.config.schema.infer import ModelCommandConfig
 
 
 def _read_tasks(value: object) -> object:
-    if value == "auto":
-        return value
-    tasks = to_list(value)
-    if not tasks:
-        raise ValueError("names no task; auto are krill's own in the languages of the text")
-    return tasks
+    names = to_list(value)
+    if names == ["auto"]:
+        return "auto"
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError("write the names of tasks, such as [text,english_pairs], or auto")
+    if "auto" in names:
+        raise ValueError("auto chooses tasks and is none itself; write auto alone, or the names of tasks")
+    return names
+
+
+def _read_prompts(value: object) -> object:
+    if not isinstance(value, (str, list)):
+        raise ValueError("write texts in brackets, such as [The garden,Use this option to], or a file")
+    return value
 
 
 class EvaluationConfig(Section):
@@ -64,7 +72,7 @@ class EvaluationConfig(Section):
 class CommandEvaluationConfig(EvaluationConfig):
     """What krill-evaluate evaluates a model on, and which texts it samples."""
 
-    prompts: list[str] | str
+    prompts: Annotated[list[str] | str, BeforeValidator(_read_prompts)]
     """Prompts for which the model samples a text, printed below the scores: a list, or a file of prompts as for
     krill-infer. Always with the same seed."""
 
