@@ -63,3 +63,14 @@ def test_a_metric_that_is_not_recorded_cannot_be_the_best_one() -> None:
     for name in ("cloze/accuracy", "english_pairs/accuracy_per_byte/many_much"):
         with pytest.raises(UsageError, match=f"best_metric={name}: no such score"):
             check_best_metric(name, evaluators)
+
+
+def test_a_narrow_table_tells_the_metrics_of_a_task_apart() -> None:
+    result = make_choices_result([1, 0])
+    per_byte = result.main_score.model_copy(update={"metric": "accuracy_per_byte"})
+    result = result.model_copy(update={"scores": (result.main_score, per_byte)})
+    assert format_scores([result], None)[2].split()[:4] == ["english_pairs", "accuracy", "per", "byte"]
+    header, first, second = format_scores([result], 60)
+    assert "metric" not in header
+    assert first.split()[:2] == ["english_pairs", "50.0"]
+    assert second.split()[:4] == ["english_pairs", "accuracy", "per", "byte"]
