@@ -1,13 +1,13 @@
 """Question: how far is the memory that krill-plan computes from what a training takes?
 
 Trains 24 configurations on the CPU (model × optimizer × loss × gradient checkpointing × batch), each in a fresh
-process, for two steps with a validation, a checkpoint and the final model, and compares the peak of its resident
-memory (VmHWM) with the plan that the run recorded in status.json. `--ranks` measures DDP and FSDP2 with 2 and 4 ranks
-(gloo) instead. On a machine with a GPU, `--device cuda` compares the peak of torch's allocator (max_memory_allocated)
-with the plan without its context. Prints a table and writes results/plan_memory.json, each row as it comes; rows
-that the file has already are kept.
+process, for six steps (the first ones fragment the heap) with a validation, a checkpoint and the final
+model, and compares the peak of its resident memory (VmHWM) with the plan that the run recorded in status.json.
+`--ranks` measures DDP and FSDP2 with 2 and 4 ranks (gloo) instead. On a machine with a GPU, `--device cuda` compares
+the peak of torch's allocator (max_memory_allocated) with the plan without its context. Prints a table and writes
+results/plan_memory.json, each row as it comes; rows that the file has already are kept.
 
-    python benchmarks/plan_memory.py            (8 minutes on one core; Linux)
+    python benchmarks/plan_memory.py            (15 minutes on one core; Linux)
     python benchmarks/plan_memory.py --ranks
 
 Must hold: every ratio of plan to peak is at least 0.9 and at most 1.1.
@@ -32,7 +32,7 @@ from typing import Any
 from krill.runs.record import read_status, read_versions
 
 COMMON = [
-    "sequence_len=512", "steps=2", "tokenizer=bpe_4k", "eval_tokens=500", "eval_every=2", "save_every=2",
+    "sequence_len=512", "steps=6", "tokenizer=bpe_4k", "eval_tokens=500", "eval_every=6", "save_every=6",
     "log_every=1", "keep_best=false", "keep_checkpoints=1", "resume=false",
 ]  # fmt: skip
 
@@ -114,7 +114,11 @@ def measure(row: dict[str, Any], outputs: Path, device: str) -> dict[str, Any]:
     command = [
         sys.executable, "-c", CHILD, *COMMON, *build_overrides(row), f"output={folder}", f"device={device}",
     ]  # fmt: skip
-    environment = os.environ | {"KRILL_OUTPUTS": str(outputs), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "KRILL_OUTPUTS": str(outputs),
+        "HF_HUB_OFFLINE": "1",
+        "KRILL_CALIBRATION": "off",
+    }
     environment.setdefault("OMP_NUM_THREADS", "1")
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -150,7 +154,9 @@ def plan_again(row: dict[str, Any]) -> dict[str, Any]:
         sys.executable, "-c", "from krill.cli.plan import main; import sys; sys.argv[0] = 'krill-plan'; main()",
         *COMMON, *build_overrides(row), "device=cpu", "format=json",
     ]  # fmt: skip
-    memory = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["memory"]
+    environment = os.environ | {"KRILL_CALIBRATION": "off"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    memory = json.loads(done.stdout)["memory"]
     return row | compare(memory, memory["total"], round(1e6 * row["peak_mb"]))
 
 
@@ -158,6 +164,30 @@ def read_rank_peak(folder: Path) -> int:
     """Returns the peak resident memory of rank 0, which it logs with the metrics of its last step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return int(1e9 * max(line["memory_gb"] for line in lines if "memory_gb" in line))
+
+
+def is_in(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+    """Returns whether the configuration of a row is that of one of `rows`."""
+    keys = ("model", "optimizer", "loss", "checkpointing", "batch", "sharding", "ranks")
+    return any(all(row.get(key) == one.get(key) for key in keys) for one in rows)
+
+
+def write_result(file: Path, device: str, runs: list[dict[str, Any]]) -> None:
+    """Writes the rows, and the smallest, middle and largest ratio over them."""
+    ratios = sorted(run["ratio"] for run in runs)
+    result = {
+        "question": "memory of krill-plan divided by the peak of a training in a fresh process",
+        "date": date.today().isoformat(),
+        "device": device,
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "versions": read_versions("krill", "torch", "transformers"),
+        "ratio": {
+            "min": ratios[0], "median": round(statistics.median(ratios), 3), "max": ratios[-1],
+            "configurations": len(ratios),
+        },
+        "runs": runs,
+    }  # fmt: skip
+    file.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
 
 
 def format_row(row: dict[str, Any]) -> str:
@@ -200,24 +230,14 @@ def main() -> None:
             earlier = [one for one in known if row.items() <= one.items()]
             if earlier and not arguments.replan:
                 measured.append(earlier[0])
-                continue
-            measured.append(plan_again(row) if arguments.replan else measure(row, outputs, arguments.device))
-            print(format_row(measured[-1]), flush=True)
-            ratios = sorted(each["ratio"] for each in measured)
-            result = {
-                "question": "memory of krill-plan divided by the peak of a training in a fresh process",
-                "date": date.today().isoformat(),
-                "device": arguments.device,
-                "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
-                "versions": read_versions("krill", "torch", "transformers"),
-                "ratio": {
-                    "min": ratios[0], "median": round(statistics.median(ratios), 3), "max": ratios[-1],
-                    "configurations": len(ratios),
-                },
-                "runs": measured,
-            }  # fmt: skip
-            file.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
-    print(result["ratio"])
+            else:
+                again = arguments.replan
+                measured.append(plan_again(row) if again else measure(row, outputs, arguments.device))
+                print(format_row(measured[-1]), flush=True)
+            write_result(
+                file, arguments.device, measured + [one for one in known if not is_in(one, measured)]
+            )
+    print(json.loads(file.read_text())["ratio"])
 
 
 if __name__ == "__main__":

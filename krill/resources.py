@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +61,42 @@ def read_peak_rss() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
+class CoreClock:
+    """Measures the seconds since its start, and those in which this process waited for a core."""
+
+    def __init__(self) -> None:
+        self._start = self._read_now()
+
+    def read(self) -> tuple[float, float]:
+        """Returns both since the start, without the pauses."""
+        (now, waited), (start, waited_before) = self._read_now(), self._start
+        return now - start, waited - waited_before
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Stops the clock in this context."""
+        seconds, waited = self.read()
+        yield
+        now, waited_now = self._read_now()
+        self._start = now - seconds, waited_now - waited
+
+    @staticmethod
+    def _read_now() -> tuple[float, float]:
+        return time.monotonic(), read_waited_seconds()
+
+
+SCHEDULE_FILE = Path("/proc/self/schedstat")
+"""Nanoseconds that the main thread ran and that it waited for a core, and its slices of time, on Linux."""
+
+
+def read_waited_seconds() -> float:
+    """Returns the seconds in which the main thread was ready to run and had no core; 0 if the system counts none."""
+    try:
+        return int(SCHEDULE_FILE.read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 @contextmanager
 def paused_garbage_collection() -> Iterator[None]:
     """Keeps Python from visiting all objects again and again, which takes a sixth of the time of imports."""
@@ -78,6 +116,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in OOM_MESSAGES)
+
+
+def release_heap() -> None:
+    """Returns the freed blocks of glibc's heap to the system, which it keeps; does nothing with another C library."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def release_memory() -> None:

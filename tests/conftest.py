@@ -18,6 +18,7 @@ from krill.signals import EXIT_CODES
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("KRILL_CALIBRATION", "off")  # what was measured on this machine would change the plans
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -60,9 +60,9 @@ Krill = Callable[..., CompletedCommand]
 
 
 def get_clean_environment() -> dict[str, str]:
-    """Returns the environment of a command: offline, one thread, without the KRILL_ variables of this process."""
+    """Returns the environment of a command: offline, one thread, no calibration, no other KRILL_ variable."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("KRILL_", "PYTEST_"))}
-    return clean | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return clean | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KRILL_CALIBRATION": "off"}
 
 
 @cache

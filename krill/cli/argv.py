@@ -177,7 +177,7 @@ def _describe_bare_argument(previous: str, argument: str, arguments: list[str]) 
 
     Takes the other parts of the override from `arguments`, those that follow.
     """
-    from krill.sources.formats import COMPRESSIONS, FILE_KINDS  # it imports pyarrow
+    from krill.sources.formats import COMPRESSIONS, FILE_KINDS
 
     path = Path(argument)
     is_name = re.fullmatch(r"[A-Za-z_][\w.]*", argument) is not None

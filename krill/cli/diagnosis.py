@@ -218,7 +218,7 @@ def _describe_unknown_option(group: str, option: Any, folders: Sequence[Path]) -
         )
     if any((folder / group / f"{name}.yml").is_file() for folder in folders):
         return f"unknown option '{name}' for {group}: rename {name}.yml to {name}.yaml"
-    from krill.sources.formats import COMPRESSIONS, FILE_KINDS  # it imports pyarrow
+    from krill.sources.formats import COMPRESSIONS, FILE_KINDS
 
     path = Path(name)
     if path.stem in known and path.suffix in (".yaml", ".yml"):

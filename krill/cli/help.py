@@ -155,9 +155,13 @@ COMMAND_KEYS: dict[str, list[tuple[str, str]]] = {
         ),
         (
             "tasks=[NAME,…]",
-            "text, korean_pairs, english_pairs, cloze; auto: those in the languages of the text",
+            "text, korean_pairs, english_pairs, cloze; auto: those in the languages of the text; a name of lm-eval, "
+            "olmo:NAME, or your own FILE.yaml, FILE.py",
         ),
-        ("limit=N", "items of each phenomenon"),
+        ("limit=N", "items of each phenomenon; all documents of text are scored"),
+        ("few_shot=N", "solved examples before each question of lm-eval's tasks"),
+        ("contamination=true", "count the items that are in the training text"),
+        ("evaluation.prompts=[TEXT,…]", "print what the model writes after these prompts"),
         ("again=true", "evaluate again what has been evaluated"),
         ("pool_seeds=false", "each run is a row, also those that differ only in seed"),
         ("format=json", "all scores, for scripts"),
@@ -194,6 +198,11 @@ _COMMAND_GROUPS = {
     "serve": [],
 }
 
+_POSITIONALS = {
+    "evaluate": "[MODEL …] ", "export": "[MODEL] ", "infer": "[MODEL] ", "inspect": "[TOKENS] ", "serve": "[MODEL] ",
+}  # fmt: skip
+"""The arguments without "=" of a command, as its usage has them."""
+
 _FLAGS = [
     ("--help KEY", "what a key means, or all keys of a section: --help sequence_len, --help hardware"),
     ("-m", "sweep: every combination of comma-separated values, each in its own folder"),
@@ -212,7 +221,7 @@ def format_help(command: str, folders: Sequence[Path], width: int | None = None)
     lines = [
         f"krill-{command}: {paths.read_config_description(primary)}",
         "",
-        f"usage: krill-{command} [key=value …]",
+        f"usage: krill-{command} {_POSITIONALS.get(command, '')}[key=value …]",
     ]
     groups = paths.list_config_groups() if command in ("train", "plan") else _COMMAND_GROUPS.get(command, [])
     for group in groups:

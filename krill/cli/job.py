@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -41,9 +42,17 @@ def _run_job(job: SubmittedJob) -> int:
     except SignalInterrupt as interrupt:
         should_requeue = job.is_on_slurm and interrupt.exit_code == REQUEUE
         if should_requeue and (message := slurm_env.requeue_job(interrupt.signal, _get_max_requeues(job))):
-            log.info(message)
+            log.info("%s%s", message, _describe_planned_limit(job, interrupt.signal))
         raise
     return DONE
+
+
+def _describe_planned_limit(job: SubmittedJob, received: signal.Signals | None) -> str:
+    """Returns a remark on a job that reached a time limit that was planned, where it may have been too short."""
+    slurm = job.config.hardware.slurm
+    if received != signal.SIGUSR2 or slurm is None or slurm.time != "auto":
+        return ""
+    return "; hardware.slurm.time=auto was less than it needs, and it resumes with the same limit"
 
 
 def _get_max_requeues(job: SubmittedJob) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from krill.cli import app
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from krill.config.schema import PlanConfig
     from krill.launch.invocation import Invocation
     from krill.plan.run_plan import RunPlan
+    from krill.plan.timing import TimedPlan
 
 
 PLAN_KEYS = ("plan", "budget", "format")
@@ -35,21 +36,50 @@ def run_task(invocation: Invocation) -> RunPlan:
     if config.budget is not None:
         return _print_proposals(config, invocation, config.budget)
     plan = make_plan(config, invocation)
+    timed = None
+    if config.plan.measure:
+        plan, timed = _measure(plan, invocation)
     if not invocation.is_sweep_point:
-        _print_plan(plan, config.format)
+        _print_plan(plan, timed, config.format)
     return plan
 
 
-def _print_plan(plan: RunPlan, format: str) -> None:
+def _measure(plan: RunPlan, invocation: Invocation) -> tuple[RunPlan, TimedPlan]:
+    """Times a few steps of `plan` and keeps their figures; returns the plan that counts with them."""
+    from krill.launch.measurement import time_training
+    from krill.plan.timing import TimedPlan, build_measurement, choose_sizes, compute_waited_share
+
+    sizes = choose_sizes(plan)
+    prepared = None
+    if plan.text is not None and plan.text.is_exact:
+        inputs = invocation.open_inputs(plan.config)
+        prepared = (inputs.tokenizer_folder, inputs.store_folder)
+    is_compiled = plan.setting.is_compiled(plan.steps)
+    timed = time_training(plan.config, sizes, is_compiled, plan.vocab_size, prepared)
+    measurement = build_measurement(plan, timed)
+    assert plan.machine is not None
+    file = plan.machine.keep(measurement)
+    return replace(plan, machine=replace(plan.machine, alone=measurement)), TimedPlan(
+        measurement,
+        tuple(rows for rows, _ in sizes),
+        sum(len(size.samples) for size in timed.sizes),
+        compute_waited_share(timed),
+        file,
+    )
+
+
+def _print_plan(plan: RunPlan, timed: TimedPlan | None, format: str) -> None:
     if format == "json":
         from krill.plan.advice import list_advice
 
         values = plan.to_json() | {"advice": [asdict(advice) for advice in list_advice(plan)]}
+        if timed is not None:
+            values["calibration"] = timed.to_json()
         print(json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False))
         return
     from krill.plan.report import format_plan
 
-    print_wrapped("\n".join(format_plan(plan)))
+    print_wrapped("\n".join(format_plan(plan, timed)))
 
 
 def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) -> RunPlan:
@@ -57,6 +87,8 @@ def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) ->
     from krill.config.overrides import get_override_key
     from krill.plan.budget import format_proposals, propose_runs
 
+    if config.plan.measure:
+        raise UsageError("plan.measure=true measures one configuration: leave budget= out")
     if invocation.is_sweep_point:
         raise UsageError("budget= compares the presets itself: leave -m out")
     arguments = [
@@ -69,7 +101,7 @@ def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) ->
         values = [proposal.to_json() for proposal in proposals]
         print(json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        print("\n".join(format_proposals(proposals, budget, get_terminal_width(sys.stdout))))
+        print_wrapped("\n".join(format_proposals(proposals, budget, get_terminal_width(sys.stdout))))
     return proposals[0].plan
 
 
@@ -107,15 +139,18 @@ def make_plan(config: PlanConfig, invocation: Invocation) -> RunPlan:
     """Returns the plan of `config` on the device that it names, or on that of this machine."""
     from krill.device_table import get_device
     from krill.launch.devices import list_visible_gpus
+    from krill.plan.machine import identify_machine
     from krill.plan.run_plan import build_run_plan
-    from krill.plan.setting import describe_local_device
+    from krill.plan.setting import describe_local_device, query_gpu
     from krill.plan.text import find_training_text, find_vocab_size
 
     vocab_size = find_vocab_size(config.tokenizer)
+    machine = None
     if config.plan.device is not None:
         device = get_device(config.plan.device, config.plan.devices)
     else:
         gpus = [] if config.device == "cpu" else list_visible_gpus()
-        device = describe_local_device(config.device, gpus, config.hardware.threads)
+        device = describe_local_device(config, gpus)
+        machine = identify_machine(query_gpu()[0], len(gpus)) if gpus else identify_machine()
     text = find_training_text(config, vocab_size, lambda: invocation.open_inputs(config))
-    return build_run_plan(config, vocab_size, device, text, config.plan)
+    return build_run_plan(config, vocab_size, device, text, config.plan, machine=machine)

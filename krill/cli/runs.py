@@ -1,4 +1,4 @@
-"""krill-runs: list, watch, show, compare, tail and cancel runs and sweeps.
+"""krill-runs: list, watch, show, compare, tail and cancel runs and sweeps, and compare their plans with the truth.
 
 It does not compose a configuration, so its arguments follow the usual form: krill-runs show RUN --json.
 """
@@ -35,7 +35,8 @@ def main() -> int:
 
 def _run_subcommand(command_line: Sequence[str]) -> int:
     subcommands = {
-        "list": _list, "show": _show, "compare": _compare, "watch": _watch, "tail": _tail, "cancel": _cancel
+        "list": _list, "show": _show, "compare": _compare, "plans": _plans, "watch": _watch, "tail": _tail,
+        "cancel": _cancel,
     }  # fmt: skip
     if is_completion(command_line):
         return complete(command_line, partial(list_choices, subcommands))
@@ -138,6 +139,21 @@ def _compare(arguments: argparse.Namespace) -> int:
         from krill.cli import runs_view
 
         runs_view.print_differences(rows, differing)
+    return errors.DONE
+
+
+def _plans(arguments: argparse.Namespace) -> int:
+    from krill.cli import runs_view
+    from krill.runs.find import expand_runs
+    from krill.runs.plan_record import collect_plan_records
+
+    items = _resolve_arguments(arguments) if arguments.runs else _find_all()
+    runs = {run.folder: run for item in items for run in expand_runs(item)}
+    records = collect_plan_records(list(runs.values()))
+    if arguments.json:
+        print(json.dumps(records.to_json(), indent=2, ensure_ascii=False))
+    else:
+        runs_view.print_plan_records(records)
     return errors.DONE
 
 

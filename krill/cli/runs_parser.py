@@ -28,6 +28,7 @@ RUNS_EXAMPLES = """examples
   krill-runs show llama_nano
   krill-runs watch last
   krill-runs compare 5018b806 d531bf1d
+  krill-runs plans
   krill-runs tail -f 5018b806
   krill-runs cancel outputs/sweeps/llama_nano
 
@@ -79,10 +80,11 @@ def build_parser(subcommands: Mapping[str, Subcommand]) -> argparse.ArgumentPars
     list_command.add_argument("--name", help="only runs of this name")
     show_command = add("show", "show all known values of a run or a sweep", "+")
     compare_command = add("compare", "compare the configurations and results of runs, best first", "+")
-    for command in (list_command, show_command, compare_command):
+    plans_command = add("plans", "compare the plans of finished trainings with the time and memory they took")
+    for command in (list_command, show_command, compare_command, plans_command):
         formats = command.add_mutually_exclusive_group()
         formats.add_argument("--json", action="store_true", help="print JSON")
-        if command is not show_command:
+        if command in (list_command, compare_command):
             formats.add_argument("--csv", action="store_true", help="print CSV")
     watch_command = add("watch", "show a live table until nothing is running or queued")
     watch_command.add_argument(

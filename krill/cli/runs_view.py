@@ -17,12 +17,13 @@ from krill.config.paths import relative_path
 from krill.runs import table
 from krill.runs.find import Run, RunGroup, RunOrGroup
 from krill.runs.log_tail import read_last_lines
+from krill.runs.plan_record import PlanStatistics, format_time, read_plan_record
 from krill.runs.run_state import ACTIVE_STATES
 from krill.runs.scores import describe_score
 from krill.runs.summary import build_sweep_command, describe_run, suggest_commands, summarize_sweep
 from krill.runs.swept_edge import find_swept_edge
 from krill.runs.table import RunRow
-from krill.tables import format_table, get_terminal_width, measure_width, print_wrapped
+from krill.tables import fit_table, format_table, get_terminal_width, measure_width, print_wrapped
 from krill.terminal import escape_control_characters
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ def print_run(run: Run) -> None:
     for key, value in describe_run(run, row).items():
         if key == "verdict":
             value = (value or {}).get("text")
-        if value not in (None, "", [], {}) and key != "scores":
+        if value not in (None, "", [], {}) and key not in ("scores", "plan", "planned"):
             print_wrapped(f"{key:<20}{_format_value(value)}")
+    if record := read_plan_record(run.folder):
+        print_wrapped(f"{'planned':<20}{record}")
     for score in row.scores:
         print_wrapped(f"{score.task:<18}  {describe_score(score)}")
     if row.error and row.log and Path(row.log).is_file():
@@ -145,6 +148,36 @@ def rank_runs(rows: Sequence[RunRow]) -> Ranking:
 
     models = [EvaluatedModel.read(row.folder, read_results(Path(row.folder))) for row in rows]
     return rank_configurations(build_configurations(models))
+
+
+def print_plan_records(records: PlanStatistics) -> None:
+    """Prints a table of plans and what the runs took, then the ratios over all of them, and what was left out."""
+    header = ("run", "device", "planned", "took", "ratio", "planned", "took", "ratio")
+    rows = [
+        (
+            str(relative_path(run.folder)), run.device, format_time(run.record.planned_seconds),
+            format_time(run.record.seconds), f"{run.record.time_ratio:.2f}",
+            f"{run.record.planned_memory / 1e9:.3g} GB", f"{run.record.memory / 1e9:.3g} GB",
+            f"{run.record.memory_ratio:.2f}",
+        )
+        for run in records.runs
+    ]  # fmt: skip
+    if rows:
+        print(
+            "\n".join(
+                fit_table(header, rows, get_terminal_width(sys.stdout), left=(0, 1), drop=(1,), own_line=0)
+            )
+        )
+    for name, ratio in records.summarize().items():
+        print_wrapped(
+            f"{name:<20}planned ÷ took: {ratio['min']:g} to {ratio['max']:g}, {ratio['median']:g} in the median of "
+            f"{len(rows)} runs"
+        )
+    if records.left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in records.left_out.items())
+        print_wrapped(f"{'left out':<20}{sum(records.left_out.values())} trainings: {reasons}")
+    if not rows and not records.left_out:
+        print_wrapped("no trainings")
 
 
 def watch_table(read_rows: Callable[[], Sequence[RunRow]], interval: float) -> int:

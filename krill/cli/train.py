@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from krill.cli import app
-from krill.resources import paused_garbage_collection
+from krill.resources import CoreClock, paused_garbage_collection
 from krill.tables import print_wrapped
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
     from krill.launch.identity import raise_if_task
     from krill.launch.slurm_env import export_torchrun_env
 
+    clock = CoreClock()
     raise_if_task(config)
     inputs = invocation.open_inputs(config)  # an unusable file is reported before torch is imported
     if config.dry_run:
@@ -57,7 +59,7 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
     compute = run_preflight_checks(config, inputs)
     with ranks.process_group(compute.device):
         if ranks.is_rank0():
-            return _run_on_rank0(config, invocation, inputs, compute)
+            return _run_on_rank0(config, invocation, inputs, compute, clock)
         if folders := ranks.receive_from_rank0():
             _run_training(config, compute, *folders)
         return None
@@ -92,13 +94,21 @@ def _describe_remote(config: TrainConfig) -> str:
 
 
 def _run_on_rank0(
-    config: TrainConfig, invocation: Invocation, inputs: RunInputs, compute: ComputeSetup
+    config: TrainConfig,
+    invocation: Invocation,
+    inputs: RunInputs,
+    compute: ComputeSetup,
+    clock: CoreClock,
 ) -> float | None:
-    """Claims the run folder, prepares tokenizer and tokens, records the run, and trains with the other ranks."""
+    """Claims the run folder, prepares tokenizer and tokens, records the run, and trains with the other ranks.
+
+    `clock`: measures the command.
+    """
     from krill.cli.config_diff import diff_from_experiment, diff_from_last_start
     from krill.config.paths import relative_path
     from krill.launch.identity import compute_identity
     from krill.plan.dry_run import record_plan
+    from krill.plan.run_figures import keep_run_figures
     from krill.runs.hub import check_hub_access, download_checkpoint, find_remote_checkpoint
     from krill.runs.plan_record import read_plan_record
     from krill.runs.record import Record
@@ -116,7 +126,10 @@ def _run_on_rank0(
             if planned.state == "new":  # an interrupted run resumes without the Hub
                 check_hub_access(config.hub)
         remote = find_remote_checkpoint(config, identity)
-        prepared = prepare_inputs(config, inputs) if is_new else None
+        prepared = None
+        if is_new:
+            with clock.pause():  # a plan has no time for the text
+                prepared = prepare_inputs(config, inputs)
         claimed = invocation.claim_run_folder(config, inputs, identity)
         record = Record(claimed.folder)
         if claimed.state == "finished":
@@ -130,14 +143,17 @@ def _run_on_rank0(
                         log.info(line)
                 with record.record_lifecycle(config, identity, invocation.recorded_overrides):
                     invocation.save_hydra_config(claimed.folder)
+                    started_at = time.monotonic()
                     tokenizer, store = prepared or prepare_inputs(config, inputs)
+                    preparation_seconds = round(time.monotonic() - started_at, 1)
                     for line in diff_from_experiment(config, invocation.choices):
                         log.info(line)
-                    record.update(plan=record_plan(config, inputs))
+                    record.update(plan=record_plan(config, inputs), preparation_seconds=preparation_seconds)
                     download_checkpoint(remote, claimed.folder)
                     _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
+                keep_run_figures(config, inputs, claimed.folder, *clock.read())
                 if (plan_record := read_plan_record(claimed.folder)) is not None:
-                    log.info("%s", plan_record)
+                    log.info("planned     %s", plan_record)
         invocation.print_result_folder(claimed.folder)
     return record.status.get("metrics", {}).get("eval_loss")
 

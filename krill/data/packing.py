@@ -130,6 +130,13 @@ def pack(stream: TokenStream, sequence_len: int, strategy: Literal["wrapped", "b
     return rows
 
 
+def count_best_fit_rows(ends: np.ndarray, sequence_len: int) -> int:
+    """Returns the number of rows into which best_fit packs documents that end at `ends`; unsigned (documents,)."""
+    starts, lengths = _find_documents(ends)
+    lengths = _cut_documents(starts, lengths, sequence_len, sequence_len)[1]
+    return int(_assign_best_fit(-np.sort(-lengths), sequence_len).max(initial=-1)) + 1
+
+
 def pack_windows(stream: TokenStream, sequence_len: int, documents: np.ndarray | None = None) -> Rows:
     """Returns the validation rows of a split, packed best-fit; `targets` is tokens - documents. sequence_len ≥ 2.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from krill.evaluation.compare import BOOTSTRAP, MCNEMAR, SEEDS
 from krill.evaluation.configurations import Configuration
 from krill.evaluation.notes import describe_notes
-from krill.evaluation.ranking import SIGNIFICANT, RankedSet, Ranking, group_by_items
+from krill.evaluation.ranking import RANKING_TASK, SIGNIFICANT, RankedSet, Ranking, group_by_items
 from krill.runs.scores import describe_metric, format_score_value
 from krill.tables import fit_table, measure_width, wrap_text
 
@@ -122,6 +122,8 @@ def _explain(ranking: Ranking) -> Iterator[str]:
         direction = "" if score.higher_is_better else ", lower is better"
         by_metric.setdefault(f"{describe_metric(score.metric)}{direction}", []).append(task)
     yield "; ".join(f"{', '.join(tasks)}: {metric}" for metric, tasks in by_metric.items())
+    if RANKING_TASK in ranking.tasks[1:]:
+        yield f"order: by {ranking.tasks[0]}; not all models have {RANKING_TASK}"
     if any(len(row.models) > 1 for row in ranking.rows):
         yield "±: standard deviation over seeds"
     if ranking.comparisons:
@@ -133,9 +135,10 @@ def _explain(ranking: Ranking) -> Iterator[str]:
             if is_any
             else "no model differs from the best of a column by more than chance"
         )
-        yield (
-            f"{what} (p < {SIGNIFICANT:g}; {names}; Holm's correction for the {ranking.num_pairs:,} pairs of models)"
+        correction = (
+            f"; Holm's correction for {ranking.num_pairs:,} comparisons" if ranking.num_pairs > 1 else ""
         )
+        yield f"{what} (p < {SIGNIFICANT:g}; {names}{correction})"
     for task in ranking.tasks:
         groups = list(group_by_items(ranking.rows, task))
         if len(groups) > 1 and (len(ranking.sets) == 1 or task != ranking.tasks[0]):
@@ -188,7 +191,7 @@ def _format_seeds(ranking: Ranking, width: int | None) -> list[str]:
             [
                 "items: the share of the variance between seeds that comes from the choice of items, and would be "
                 "smaller with more of them; the rest is what seeds change",
-                "krill-evaluate pool_seeds=false lists each seed",
+                "pool_seeds=false: a row for each seed",
             ],
             width,
         ),

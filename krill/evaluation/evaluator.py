@@ -22,7 +22,8 @@ class MissingTextError(UsageError):
             else f"the tokens that {subject.name} was trained on are not here"
         )
         """The message of tasks=auto, which leaves the task out."""
-        super().__init__(f"{self.reason}; leave this task out of tasks=")
+        other = ", or set data= for another text" if task == "text" else ""
+        super().__init__(f"{self.reason}; leave this task out of tasks={other}")
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _describe_fetching(name: str) -> str:
     ]
     command = f'python -c "from datasets import load_dataset; {"; ".join(loads)}"'
     return (
-        "if its data are not in the cache of this machine, fetch them where there is a network, with this command or "
+        "if its data are not in the cache of this machine, run the same command where there is a network, or "
         f"{command}; with HF_HUB_OFFLINE=1 the cache alone is used"
     )
 

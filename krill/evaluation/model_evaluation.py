@@ -19,6 +19,7 @@ from krill.data.store import Store
 from krill.errors import UsageError
 from krill.evaluation.evaluate import TEXT, choose_tasks, evaluate_task, find_evaluators
 from krill.evaluation.evaluator import EvaluationSettings, Evaluator, MissingTextError
+from krill.evaluation.lm_eval_evaluator import LmEvalEvaluator
 from krill.evaluation.model_index import update_model_index
 from krill.evaluation.progress import EvaluationProgress
 from krill.evaluation.rank_share import ONLY_RANK, RankShare
@@ -66,7 +67,7 @@ class ModelEvaluation:
         """Finds the model and the tokens that it was trained on.
 
         Raises UsageError if there is no model, for an unknown task, if contamination=true has no training text, or if
-        no task uses data=.
+        no task uses data= or few_shot=.
         """
         files = ModelFiles.locate(config.model.path, config.tokenizer.path)
         root = Path(config.output).absolute() if config.output else find_run_folder(files.folder)
@@ -81,7 +82,15 @@ class ModelEvaluation:
             )
         if config.data is not None and TEXT not in evaluation.tasks:
             raise UsageError("data= is the text of the task text, which is not in tasks=; use tasks=text")
-        for evaluator in evaluation.evaluators.values():
+        evaluators = evaluation.evaluators.values()
+        if config.evaluation.few_shot is not None and not any(
+            isinstance(evaluator, LmEvalEvaluator) for evaluator in evaluators
+        ):
+            raise UsageError(
+                f"few_shot={config.evaluation.few_shot} is for the tasks of lm-eval, and tasks= has none of them; "
+                "leave it out"
+            )
+        for evaluator in evaluators:
             evaluator.identify(evaluation.settings)
         return evaluation
 
@@ -140,7 +149,7 @@ class ModelEvaluation:
         atomic.create_folder(self.folder)  # before work that could not be kept
         results = self.find_results()
         for task in results:
-            log.log(level, "%-14s found %s", self.evaluators[task].name, relative_path(self._get_file(task)))
+            log.log(level, "%-14s found %s", self.evaluators[task].name, self._get_file(task).name)
         for task, evaluator in self.evaluators.items():
             if task in results:
                 continue
@@ -161,7 +170,7 @@ class ModelEvaluation:
             if self.share.rank == 0:
                 file = self._get_file(task)
                 write_result(file, result)
-                log.log(level, "%-14s %.1f s, %s", evaluator.name, result.seconds, relative_path(file))
+                log.log(level, "%-14s %.1f s, %s", evaluator.name, result.seconds, file.name)
         if self.share.rank == 0:
             self._update_model_card()
         return [results[task] for task in self.tasks if task in results]

@@ -13,7 +13,7 @@ RESAMPLES = 10_000
 _SEED = 20
 LEVEL = 0.95
 """Probability with which an interval contains what it estimates."""
-_CHUNK_ELEMENTS = 2**22
+_CHUNK_ELEMENTS = 2**20
 """Number of resampled items that are in memory at once, about."""
 _FEW_VALUES = 8
 """The number of different values up to which resamples are counts of each, as of right and wrong answers."""

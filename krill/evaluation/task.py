@@ -9,6 +9,9 @@ from functools import cached_property
 
 from krill.config.signature import compute_signature
 
+TEXT = "text"
+"""The name of the task that scores documents instead of items: bits per byte."""
+
 
 @dataclass(frozen=True)
 class Item:

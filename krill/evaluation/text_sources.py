@@ -14,6 +14,7 @@ from krill.errors import UsageError
 from krill.evaluation.evaluator import EvaluationSettings, MissingTextError
 from krill.evaluation.rolling import EncodedText
 from krill.evaluation.subject import BYTES_PER_TOKEN, Subject
+from krill.evaluation.task import TEXT
 from krill.sources.registry import open_source
 from krill.sources.source import SkippedRecords
 from krill.text.cleaning import compose
@@ -52,7 +53,7 @@ class TextSource(Protocol):
 class HeldOutText:
     """Documents of the validation split of the run."""
 
-    name = "text"
+    name = TEXT
 
     def identify(self) -> Any:
         return None

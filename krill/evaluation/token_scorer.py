@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from krill.errors import KrillError, get_first_line
+from krill.evaluation.batch_limits import MIN_BATCH_TOKENS, choose_max_batch_tokens
 from krill.evaluation.prefix_tree import build_inputs, pack_trees, supports_trees
 from krill.evaluation.rank_share import ONLY_RANK, EvaluationError, RankShare
 from krill.evaluation.token_sequence import TokenSequence, count_common_tokens
@@ -30,17 +31,10 @@ from krill.inference.token_scores import CHUNK_ELEMENTS, raise_if_not_finite
 from krill.resources import is_out_of_memory, release_memory
 
 log = logging.getLogger("krill")
-MAX_BATCH_TOKENS = 2**14
-MIN_BATCH_TOKENS = 256
+MIN_PADDED_TOKENS = 256
 """A batch of at least this many tokens ends before questions that would need much padding."""
-CPU_BATCH_TOKENS = 512
-"""Tokens of a batch on a CPU, whose caches hold the activations of no more (benchmarks/evaluation.py)."""
 MIN_FILL = 0.8
 """Length of a suffix, as a share of the longest of its batch, below which it needs much padding."""
-CUDA_LOGITS = 2**28
-"""Number of logits of a batch on CUDA: 512 MB in bf16."""
-
-
 Report = Callable[[int, int], None]
 """Gets how many sequences of how many have been scored."""
 
@@ -117,9 +111,7 @@ class TokenScorer:
         share: RankShare = ONLY_RANK,
     ):
         self.model, self.device, self.share = model, model.device, share
-        is_cuda = self.device.type == "cuda"
-        most = min(MAX_BATCH_TOKENS, CUDA_LOGITS // vocab_size) if is_cuda else CPU_BATCH_TOKENS
-        self.max_batch_tokens = max_batch_tokens or max(MIN_BATCH_TOKENS, most)
+        self.max_batch_tokens = choose_max_batch_tokens(vocab_size, self.device.type, max_batch_tokens)
         self._has_trees = supports_trees(model) and not share.has_sharded_model
 
     def score(
@@ -196,7 +188,7 @@ class TokenScorer:
                 count = len(batch) * batch[0].count_tokens() if batch else 0
                 is_padded = batch and question.longest_suffix < MIN_FILL * batch[0].longest_suffix
                 is_full = batch and count + batch[0].count_tokens() > self.max_batch_tokens
-                if is_full or (is_padded and count >= MIN_BATCH_TOKENS):
+                if is_full or (is_padded and count >= MIN_PADDED_TOKENS):
                     yield batch
                     batch = []
                 batch.append(question)
@@ -216,7 +208,7 @@ class TokenScorer:
                     f"out of memory with {batch[0].count_tokens():,} tokens; use hardware.precision=bf16, or a "
                     "device with more memory"
                 ) from error
-            self.max_batch_tokens = max(256, self.max_batch_tokens // 2)
+            self.max_batch_tokens = max(MIN_BATCH_TOKENS, self.max_batch_tokens // 2)
         release_memory()
         half = len(batch) // 2
         log.warning("batch       out of memory with %d questions; trying %d", len(batch), half)

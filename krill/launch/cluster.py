@@ -23,6 +23,8 @@ class PartitionNodes:
     """CPUs of the smallest node."""
     gpu_counts: frozenset[int]
     """The different numbers of GPUs of the requested type that nodes have."""
+    gpu_types: frozenset[str]
+    """The types of GPUs of all nodes; a type without a name is not in it."""
     time_limit_minutes: int | None
     """Time limit of the partition; None: unlimited."""
 
@@ -68,6 +70,7 @@ def query_nodes(partition: str | None, gpu_type: str | None = None) -> Partition
     return PartitionNodes(
         min_cpus=min(int(line[2].rstrip("+")) for line in nodes),
         gpu_counts=frozenset(_count_gpus(line[1], gpu_type) for line in nodes),
+        gpu_types=frozenset(name for line in nodes for name, _ in _list_gpus(line[1]) if name),
         time_limit_minutes=_parse_time_limit(nodes[0][3]),
     )
 
@@ -86,8 +89,12 @@ def _is_partition(partition: str, name: str | None) -> bool:
 
 def _count_gpus(resources: str, gpu_type: str | None) -> int:
     """Returns the number of GPUs in a list such as gpu:a100:4(S:0-1),license:2."""
-    matches = re.findall(r"gpu(?::([^:,()]+))?:(\d+)", resources)
-    return sum(int(count) for name, count in matches if gpu_type in (None, name))
+    return sum(int(count) for name, count in _list_gpus(resources) if gpu_type in (None, name))
+
+
+def _list_gpus(resources: str) -> list[tuple[str, str]]:
+    """Returns the type, which may be empty, and the number of each kind of GPU in such a list."""
+    return re.findall(r"gpu(?::([^:,()]+))?:(\d+)", resources)
 
 
 def _parse_time_limit(limit: str) -> int | None:

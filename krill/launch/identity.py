@@ -121,7 +121,7 @@ def _hash_own_content(config: EvaluateConfig) -> list[Any]:
         CustomTaskSource(task).content_hash for task in list_custom_tasks(config.evaluation.tasks)
     ]
     if config.data is not None:
-        from krill.sources.registry import open_source  # with pyarrow
+        from krill.sources.registry import open_source
 
         hashes.append(compute_data_signature(config.data, open_source(config.data).fingerprint))
     return hashes

@@ -40,15 +40,16 @@ PRELOADED_MODULES = {
         "krill.cli.train", "krill.data.cache", "krill.data.inputs", "krill.data.prepare", "krill.launch.identity",
         "krill.launch.slurm_env", "krill.runs.claim", "krill.runs.hub", "krill.runs.plots",
         "krill.training.preflight", "krill.training.run", "hydra.core.hydra_config",
-        "matplotlib.backends.backend_agg", "matplotlib.pyplot", "transformers.models.llama.modeling_llama",
+        "matplotlib.backends.backend_agg", "matplotlib.pyplot", "pyarrow.parquet",
+        "transformers.models.llama.modeling_llama",
     ),
     "preprocess": (
         "krill.cli.preprocess", "krill.data.cache", "krill.data.inputs", "krill.data.prepare",
-        "krill.launch.identity", "krill.runs.claim", "hydra.core.hydra_config",
+        "krill.launch.identity", "krill.runs.claim", "hydra.core.hydra_config", "pyarrow.parquet",
     ),
     "tokenizer": (
         "krill.cli.tokenizer", "krill.data.cache", "krill.data.inputs", "krill.launch.identity", "krill.runs.claim",
-        "krill.tokenizer.train", "hydra.core.hydra_config",
+        "krill.tokenizer.train", "hydra.core.hydra_config", "pyarrow.parquet",
     ),
     "infer": (
         "krill.cli.infer", "krill.inference.answerer", "krill.launch.answers",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from krill.config.paths import expand_home, get_outputs_root
-from krill.config.schema import ModelCommandConfig, PretrainedModelConfig, TrainConfig
+from krill.config.schema import InferConfig, ModelCommandConfig, PretrainedModelConfig, TrainConfig
 from krill.errors import UsageError
 from krill.runs.claim import RESUME_MODES
 from krill.runs.resolve import BRANCHING_POINT, FINAL_MODEL, MODEL, RESUMABLE, Need, resolve_run_folder
@@ -27,8 +27,12 @@ def resolve_run_names(config: TrainOrModelConfig, sweep: Path | None = None) -> 
     for a name without a run that has what is needed.
     """
     if isinstance(config, ModelCommandConfig):
-        hint = ". A text to continue is set with prompt=…" if "prompt" in type(config).model_fields else ""
-        path = resolve_model_name("model", config.model.path, MODEL, sweep, hint)
+        try:
+            path = resolve_model_name("model", config.model.path, MODEL, sweep)
+        except UsageError as error:
+            if not isinstance(config, InferConfig) or Path(config.model.path).exists():
+                raise
+            raise UsageError(f"{error}. A text to continue is set with prompt=…") from error
         return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
     resolved: dict[str, object] = {}
     if config.branch is not None:
@@ -55,16 +59,11 @@ def log_choice(key: str, folder: str) -> None:
     log.info("%-11s %s", key, folder)
 
 
-def resolve_model_name(key: str, text: str, need: Need, sweep: Path | None = None, hint: str = "") -> str:
-    """Returns the folder of a model, or the id of one on the Hub unchanged.
-
-    `hint`: the end of the message of the error for a name that does not exist.
-    """
+def resolve_model_name(key: str, text: str, need: Need, sweep: Path | None = None) -> str:
+    """Returns the folder of a model, or the id of one on the Hub unchanged."""
     try:
         return resolve_named_run(key, text, need, sweep)
-    except UsageError as error:
-        if Path(text).exists():
+    except UsageError:
+        if Path(text).exists() or not _HUB_ID.fullmatch(text):
             raise
-        if _HUB_ID.fullmatch(text):
-            return text
-        raise UsageError(f"{error}{hint}") from error
+        return text

@@ -14,6 +14,7 @@ from krill.checksum import write_checksummed_json
 from krill.config.schema import HardwareConfig
 from krill.errors import UsageError
 from krill.launch.cluster import MINUTES_PER_DAY, query_max_array_size, query_nodes, require_slurm
+from krill.launch.planned_limits import NO_LIMITS, PlannedLimits
 from krill.runs.slurm import JOBS_FILE
 
 REFUSAL_HINTS = (
@@ -34,17 +35,15 @@ def build_sbatch_parameters(
     name: str,
     is_training: bool,
     starts_ranks: bool = False,
+    planned: PlannedLimits = NO_LIMITS,
 ) -> dict[str, Any]:
     """Returns the parameters of submitit's SlurmExecutor: hardware.slurm, overridden by hydra.launcher.
 
     `is_training`: each task is a rank. `starts_ranks`: the one task starts hardware.processes ranks itself.
+    `planned`: the values of time=auto and memory=auto; a job does not ask for more time than the partition allows.
     """
     slurm, parameters = hardware.slurm, dict[str, Any](job_name=name, requeue=True)
-    overrides = {
-        _HYDRA_TO_SUBMITIT.get(key, key): value
-        for key, value in launcher_options.items()
-        if value is not None
-    }
+    overrides = rename_launcher_options(launcher_options)
     partition = overrides.get("partition", slurm.partition if slurm else None)
     nodes = query_nodes(partition, slurm.gpu_type if slurm else None)
     default_minutes = min(MINUTES_PER_DAY, nodes.time_limit_minutes or MINUTES_PER_DAY)
@@ -56,14 +55,16 @@ def build_sbatch_parameters(
         ranks_per_task = hardware.processes if starts_ranks else 1
         assert ranks_per_task != "auto"
         gpus = tasks * ranks_per_task * slurm.gpus
-        minutes = default_minutes if slurm.time == "auto" else slurm.time
+        minutes = slurm.time if isinstance(slurm.time, int) else default_minutes
+        if planned.time is not None:
+            minutes = min(planned.time.minutes, nodes.time_limit_minutes or planned.time.minutes)
         parameters |= {
             "nodes": slurm.nodes if is_training else 1,
             "ntasks_per_node": tasks,
             "gpus_per_node": (f"{slurm.gpu_type}:{gpus}" if slurm.gpu_type else gpus) if gpus else None,
             "cpus_per_task": ranks_per_task
             * _resolve_cpus(slurm.cpus, slurm.gpus, nodes.min_cpus, max(nodes.gpu_counts)),
-            "mem": slurm.memory,
+            "mem": _get_memory_option(slurm.memory, planned),
             "time": minutes,
             "signal_delay_s": min(slurm.save_before, minutes * 20),
             "partition": partition,
@@ -74,6 +75,18 @@ def build_sbatch_parameters(
             **slurm.options,
         }
     return {key: value for key, value in (parameters | overrides).items() if value is not None}
+
+
+def _get_memory_option(requested: str | None, planned: PlannedLimits) -> str | None:
+    """Returns the value of --mem; None: the cluster decides, as where auto is not planned."""
+    if requested != "auto":
+        return requested
+    return planned.memory.option if planned.memory is not None else None
+
+
+def rename_launcher_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of hydra.launcher that are set, by their names in submitit."""
+    return {_HYDRA_TO_SUBMITIT.get(key, key): value for key, value in options.items() if value is not None}
 
 
 def _resolve_cpus(requested: str | int, gpus: int, node_cpus: int, node_gpus: int) -> int:

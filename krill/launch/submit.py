@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ from krill.evaluation.custom_tasks import get_task_function, list_custom_tasks
 from krill.launch import job_files, snapshot
 from krill.launch.invocation import SingleRun, SubmittedJob
 from krill.launch.job_files import Point
-from krill.launch.sbatch import Submission, build_job_command, build_sbatch_parameters
+from krill.launch.planned_limits import NO_LIMITS, PlannedLimits, plan_limits
+from krill.launch.sbatch import (
+    Submission,
+    build_job_command,
+    build_sbatch_parameters,
+    rename_launcher_options,
+)
 from krill.launch.slurm_monitor import JobMonitor, monitor_runs
 from krill.runs.slurm import JOBS_FILE
 from krill.training.compute.device import world_size_from_env
@@ -61,11 +68,16 @@ def submit_points(folder: Path, points: Sequence[Point], dry_run: bool) -> None:
 
 
 def _group_by_request(points: Sequence[Point]) -> list[list[SubmittedJob]]:
-    """Returns the jobs of the points, grouped by their sbatch parameters, which one array shares."""
+    """Returns the jobs of the points, grouped by their sbatch parameters, which one array shares.
+
+    What is planned (time=auto, memory=auto) does not separate them: an array takes the most of its points.
+    """
     groups: dict[str, list[SubmittedJob]] = {}
     for point in points:
         job = point.to_job(is_on_slurm=True)
-        groups.setdefault(json.dumps(_build_request(job), sort_keys=True), []).append(job)
+        slurm = job.config.hardware.slurm
+        autos = slurm and [slurm.time == "auto", slurm.memory == "auto"]
+        groups.setdefault(json.dumps([_build_request(job), autos], sort_keys=True), []).append(job)
     return list(groups.values())
 
 
@@ -125,21 +137,43 @@ def _build_submission(folder: Path, jobs: Sequence[SubmittedJob]) -> Submission:
     requested = jobs[0].config.sweep.max_parallel
     max_parallel = None if requested == "auto" else requested
     command = build_job_command(job_files.JOB_MODULE, folder)
-    return Submission(folder, command, _build_request(jobs[0]), len(jobs), max_parallel)
+    return Submission(folder, command, _build_planned_request(jobs), len(jobs), max_parallel)
 
 
-def _build_request(job: SubmittedJob) -> dict[str, Any]:
-    """Returns the sbatch parameters of a job."""
+def _build_planned_request(jobs: Sequence[SubmittedJob]) -> dict[str, Any]:
+    """Returns the sbatch parameters of an array, with what is planned, and logs that."""
+    request = _build_request(jobs[0])
+    cpus = request.get("cpus_per_task", 1) * request.get("ntasks_per_node", 1)
+    planned = plan_limits(jobs, cpus, has_time="time" in _read_launcher_options(jobs[0]))
+    if planned == NO_LIMITS:
+        return request
+    request = _build_request(jobs[0], planned)
+    if planned.time is not None:
+        is_cut = request["time"] < planned.time.minutes
+        cut = "; the partition allows no more, so the run is requeued" if is_cut else ""
+        log.info("time limit  %s: %s%s", timedelta(minutes=request["time"]), planned.time.reason, cut)
+    if planned.memory is not None:
+        log.info("memory      %s: %s", planned.memory.option, planned.memory.reason)
+    return request
+
+
+def _read_launcher_options(job: SubmittedJob) -> dict[str, Any]:
+    """Returns the options of hydra.launcher that are set, by their names in submitit."""
     launcher = OmegaConf.to_container(job.composition.hydra.launcher, resolve=True)
     assert isinstance(launcher, dict)
-    options = {str(key): value for key, value in launcher.items() if key != "_target_"}
+    return rename_launcher_options({str(key): value for key, value in launcher.items() if key != "_target_"})
+
+
+def _build_request(job: SubmittedJob, planned: PlannedLimits = NO_LIMITS) -> dict[str, Any]:
+    """Returns the sbatch parameters of a job."""
     is_batch = isinstance(job.config, InferConfig) and job.config.prompts is not None
     return build_sbatch_parameters(
         job.config.hardware,
-        options,
+        _read_launcher_options(job),
         job.config.name,
         is_training=job.command == "train",
         starts_ranks=is_batch,
+        planned=planned,
     )
 
 

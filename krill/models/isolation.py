@@ -8,14 +8,17 @@ prepared.
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from krill.config.schema import ModelConfig, TransformerConfig
 from krill.errors import UsageError
-from krill.models.attention_probe import AttentionProfile, probe_attention
-from krill.models.build import build_meta_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from krill.models.attention_probe import AttentionProfile
 
 SUPPORTED_LAYER_TYPES = {"full_attention", "sliding_attention"}
 """Layer types that boundaries and a window describe completely; others are described by their masks only."""
@@ -65,6 +68,8 @@ def select_isolating_backend(
     """
     if isinstance(config, TransformerConfig) and preferred != "flash_attention_4":
         return preferred, None  # all others compute it
+    from krill.models.build import build_meta_model  # not needed for most runs, and expensive
+
     model = build_meta_model(config, vocab_size=64).to(torch.bfloat16)  # some kernels support bf16 only
     attention = _probe_or_raise(model, config)
     fallbacks = ("varlen", "sdpa", "eager") if preferred in REPLACEMENTS else ("sdpa", "eager")
@@ -82,6 +87,8 @@ def select_isolating_backend(
 
 def _probe_or_raise(model: PreTrainedModel, config: ModelConfig) -> AttentionProfile:
     """Probes `model`; raises UsageError unless every layer attends through transformers' interface only."""
+    from krill.models.attention_probe import probe_attention
+
     name = f"model.family={config.family} ({_get_model_type(model)})"
     key = ARCHITECTURE_KEYS.get(config.family, "model.family")
     message = f"{name} cannot isolate the documents of a row: {{}}. Use another {key}"

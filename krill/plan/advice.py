@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from krill.plan.changes import change_plan
 from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
@@ -33,6 +34,18 @@ BATCH_FIT_FLOPS = 1e17
 
 MIN_RATIO = COMPUTE_OPTIMAL_RATIO / 4
 """Tokens per parameter below which a smaller model would be better for the same FLOPs."""
+
+MIN_VOCABULARY = 4096
+"""The smallest vocabulary that is advised."""
+
+MAX_PADDING = 0.1
+"""The share of the positions that may be padding before rows without any are advised."""
+
+MAX_WARMUP = 0.25
+"""The share of the steps up to which a warm-up is not remarked on; published runs take a few percent."""
+
+USUAL_WARMUP = 0.05
+"""The share of the steps that is advised instead."""
 
 DEVICE_COUNTS = (2, 4, 8, 16, 32, 64)
 """The numbers of devices that are tried."""
@@ -135,6 +148,10 @@ def _list_candidates(plan: RunPlan) -> Iterator[tuple[int, tuple[str, ...], str]
     halved = f"sequence_len={plan.config.sequence_len // 2}"
     for overrides in ((halved,), (halved, *checkpointing)):
         yield 2, overrides, "rows of half the tokens, which changes the result"
+    vocabulary = plan.config.tokenizer.vocab_size
+    if plan.config.tokenizer.path is None and vocabulary >= 2 * MIN_VOCABULARY:
+        size = vocabulary // 2 // MATRIX_MULTIPLE * MATRIX_MULTIPLE
+        yield 2, (f"tokenizer.vocab_size={size}",), "half of the vocabulary, which changes the result"
     if plan.config.optimizer.name == "adamw" and "bf16" in setting.device.peak_flops:
         yield (
             2,
@@ -199,6 +216,13 @@ def _advise_fewer_validations(plan: RunPlan) -> Iterator[Advice]:
     return _advise_longer_interval(plan, "validation", "eval_every", "validations")
 
 
+def _advise_fewer_evaluations(plan: RunPlan) -> Iterator[Advice]:
+    every = plan.config.evaluation.every
+    if every is None or (plan.steps is not None and every >= plan.steps):  # there is one at the end anyway
+        return iter(())
+    return _advise_longer_interval(plan, "evaluation", "evaluation.every", "evaluations")
+
+
 def _advise_fewer_saves(plan: RunPlan) -> Iterator[Advice]:
     return _advise_longer_interval(plan, "saving", "save_every", "saves")
 
@@ -210,7 +234,8 @@ def _advise_longer_interval(plan: RunPlan, part: str, key: str, name: str) -> It
         return
     share = time.parts[part] / time.parts["steps"]
     if share > MAX_OVERHEAD:
-        every = round(getattr(plan.config, key) * share / MAX_OVERHEAD)
+        interval: int = attrgetter(key)(plan.config)
+        every = round(interval * share / MAX_OVERHEAD)
         reason = f"{name} take {100 * share:.0f} % of the time of the steps"
         yield from _advise_faster(plan, (f"{key}={every}",), reason)
 
@@ -251,6 +276,20 @@ def _advise_widths(plan: RunPlan) -> Iterator[Advice]:
         )
 
 
+def _advise_packing(plan: RunPlan) -> Iterator[Advice]:
+    """Padding is computed like tokens, and nothing is learned from it."""
+    if plan.padding <= MAX_PADDING:
+        return
+    overrides = ("packing=wrapped",)
+    reason = (
+        f"{100 * plan.padding:.0f} % of the positions are padding; wrapped rows have none (Krell et al. 2021)"
+    )
+    if plan.config.steps is None:
+        yield from _advise_faster(plan, overrides, reason)
+    else:
+        yield Advice("data", overrides, f"{reason}, and the same steps train on more tokens")
+
+
 # --- whether it makes sense --------------------------------------------------------------------------------
 
 
@@ -276,6 +315,17 @@ def _advise_batch(plan: RunPlan) -> Iterator[Advice]:
             overrides,
             f"{plan.tokens_per_step:,} tokens per step are {plan.tokens_per_step / best:.0f} × the near-optimal "
             "batch for these FLOPs (Bi et al. 2024, DeepSeek LLM)",
+        )
+
+
+def _advise_warmup(plan: RunPlan) -> Iterator[Advice]:
+    warmup = plan.config.scheduler.warmup
+    if warmup > MAX_WARMUP:
+        yield Advice(
+            "data",
+            (f"scheduler.warmup={USUAL_WARMUP:g}",),
+            f"the warm-up takes {100 * warmup:.0f} % of the steps, which do not train at the full learning rate; "
+            "published runs take a few percent (Touvron et al. 2023, LLaMA)",
         )
 
 
@@ -312,7 +362,8 @@ def _advise_repetition(plan: RunPlan) -> Iterator[Advice]:
 
 
 RULES: tuple[Callable[[RunPlan], Iterator[Advice]], ...] = (
-    _advise_bf16, _advise_compile, _advise_no_checkpointing, _advise_fewer_validations, _advise_fewer_saves,
-    _advise_vocabulary, _advise_widths, _advise_batch, _advise_length, _advise_repetition,
+    _advise_bf16, _advise_compile, _advise_no_checkpointing, _advise_fewer_validations, _advise_fewer_evaluations,
+    _advise_fewer_saves, _advise_packing, _advise_vocabulary, _advise_widths, _advise_batch, _advise_warmup,
+    _advise_length, _advise_repetition,
 )  # fmt: skip
 """The rules after what fits: speed, then sense."""

@@ -86,6 +86,8 @@ class Architecture(ABC):
     attention: tuple[AttentionKind, ...]
     is_tied: bool
     """Whether the head is the embedding of the tokens."""
+    has_unfused_mlp: bool = False
+    """Whether the activation of the MLP is several operations, such as GPT-2's."""
     attention_dropout: float = 0.0
     """The probability of dropping an attention weight; the CPU then stores all weights of the attention."""
 
@@ -218,7 +220,7 @@ class GatedArchitecture(_LayeredArchitecture):
 class GPT2Architecture(_LayeredArchitecture):
     """GPT-2, as model=auto model.model_type=gpt2."""
 
-    family, is_tied = "gpt2", True
+    family, is_tied, has_unfused_mlp = "gpt2", True, True
 
     def __init__(self, keys: Mapping[str, Any], positions: int, vocab_size: int) -> None:
         """`keys`: those of GPT2Config, under either of their names."""

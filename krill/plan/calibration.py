@@ -28,8 +28,15 @@ class Utilization:
     slowest: float
     """The factor of the longest time that is expected, at least 1."""
     status: str
-    """measured, interpolated, assumed or given."""
+    """measured, interpolated, extrapolated, assumed or given."""
     source: str
+    is_local: bool = False
+    """Whether it is from measurements on this machine."""
+
+    @property
+    def text(self) -> str:
+        """How sure it is, for the report."""
+        return f"{self.status} {self.source}" if self.is_local else self.status
 
 
 def estimate_utilization(

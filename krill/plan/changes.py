@@ -27,7 +27,7 @@ def change_plan(plan: RunPlan, overrides: Sequence[str]) -> RunPlan | None:
         if any(override.startswith("tokenizer.") for override in overrides):
             vocab_size = find_vocab_size(config.tokenizer)
         return build_run_plan(
-            config, vocab_size, plan.setting.device, plan.text, plan.options, plan.first_step
+            config, vocab_size, plan.setting.device, plan.text, plan.options, plan.first_step, plan.machine
         )
     except (UsageError, ValidationError):
         return None

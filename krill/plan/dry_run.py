@@ -13,7 +13,6 @@ from krill.config.schema import CustomModelConfig, TrainConfig
 from krill.data.dry_run_sample import format_mix
 from krill.data.inputs import RunInputs
 from krill.errors import KrillError
-from krill.models.build import build_meta_model
 from krill.plan.report import (
     format_batch,
     format_bytes,
@@ -24,9 +23,8 @@ from krill.plan.report import (
 )
 from krill.plan.run_plan import RunPlan, build_run_plan
 from krill.plan.text import find_vocab_size, read_store
-from krill.plan.torch_device import describe_torch_device
+from krill.plan.torch_device import describe_torch_device, identify_torch_machine
 from krill.tokenizer.artifact import load_tokenizer
-from krill.training.compute.fp8 import describe_fp8_layers
 from krill.training.compute.setup import ComputeSetup
 from krill.training.preflight import run_preflight_checks
 
@@ -91,6 +89,7 @@ def plan_here(config: TrainConfig, inputs: RunInputs) -> RunPlan:
         describe_torch_device(config),
         text,
         first_step=first_step,
+        machine=identify_torch_machine(config),
     )
 
 
@@ -132,6 +131,9 @@ def _describe_device(config: TrainConfig, compute: ComputeSetup) -> str:
     """Returns the device, and for fp8 the layers that compute in it."""
     if compute.precision != "fp8" or isinstance(config.model, CustomModelConfig):
         return compute.device
+    from krill.models.build import build_meta_model
+    from krill.training.compute.fp8 import describe_fp8_layers
+
     return f"{compute.device}, {describe_fp8_layers(build_meta_model(config.model, vocab_size=64))}"
 
 

@@ -4,6 +4,7 @@ forward     the end of the forward pass: activations and the loss
 backward    its beginning (activations, the gradient of the loss), its last layer, or the gradient of the embedding
 optimizer   the optimizer step: gradients, state, and what Muon computes with
 saving      a checkpoint that is written
+evaluation  a batch of an evaluation on tasks: in the training, or of the final model, which is loaded beside it
 
 Assumptions. Weights, gradients and optimizer state are fp32. Activations are those of the eager model: torch.compile
 and Liger's kernels save fewer. Attention saves what Flash Attention saves; eager attention also its weights. The last
@@ -13,11 +14,12 @@ context and the rounding of the allocator on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from krill.config.schema import CustomOptimizerConfig, MuonConfig, OptimizerConfig, TrainConfig
+from krill.evaluation.batch_limits import choose_max_batch_tokens
 from krill.optim.limits import MAX_BATCH_ELEMENTS
 from krill.plan.architecture import (
     BF16_BYTES,
@@ -25,6 +27,7 @@ from krill.plan.architecture import (
     Architecture,
     WeightKind,
 )
+from krill.plan.evaluation import has_final_evaluation
 from krill.plan.setting import ComputeSetting
 from krill.training.compute.thresholds import CHUNK
 
@@ -36,13 +39,27 @@ PARTS = (
 CPU_PROCESS_BYTES = 520_000_000
 """Resident memory of a training process without its tensors: Python, torch, transformers (measured)."""
 
-CPU_HEAP_SHARE = 0.2
-"""The share of its tensors that glibc's heap keeps beside them: freed blocks between others (measured:
-benchmarks/plan_memory.py). Only of tensors below `MMAP_BYTES`."""
+CPU_HEAP_SHARE = 0.47
+"""The share of what a step allocates that glibc's heap keeps beside it: freed blocks between others, the most of them
+after a few steps (measured: benchmarks/plan_memory.py). Only of tensors below `MMAP_BYTES`."""
+
+CPU_RECOMPUTED_SHARE, CPU_UNFUSED_SHARE = 0.3, 0.6
+"""The share of what all layers would save that stays in glibc's heap with gradient checkpointing: what a layer frees
+lies between the inputs that are kept. The second one is for an MLP whose activation is several operations: the
+optimizer step does not reuse that either (measured likewise)."""
 
 CPU_KEPT_SHARE = 1.0
 """The share of the memory that the backward pass has freed which the matrices of Muon's step do not reuse in glibc's
 heap, at most as much as they take (measured: benchmarks/plan_memory.py)."""
+
+EVALUATION_WIDTHS, EVALUATION_MLP_WIDTHS = 5, 4
+"""Residual widths and MLP widths of a layer in a forward pass without gradients."""
+
+SCORED_LOGITS = 2**25
+"""Logits that are normalized at once (krill.inference.token_scores.CHUNK_ELEMENTS)."""
+
+EVALUATION_DATA_BYTES = 90_000_000
+"""The items of an evaluation, their tokens, and the n-grams that are counted for them (measured)."""
 
 MMAP_BYTES = 2**25
 """glibc returns larger blocks to the system at once (M_MMAP_THRESHOLD, at most 32 MiB)."""
@@ -77,7 +94,11 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: TrainConfig, architecture: Architecture, setting: ComputeSetting, rows: int | None = None
+    config: TrainConfig,
+    architecture: Architecture,
+    setting: ComputeSetting,
+    rows: int | None = None,
+    tokens: int | None = None,
 ) -> MemoryPlan:
     """Returns the memory of a step of `config`.
 
@@ -86,12 +107,12 @@ def plan_memory(
         architecture: Its model.
         setting: Its computation.
         rows: Rows of a micro batch; None: those of `setting`.
+        tokens: Tokens of the whole run, on which the evaluation at its end depends; None: not known.
     """
-    step = _Step(config, architecture, setting, rows or setting.batch.micro_batch_size)
+    step = _Step(config, architecture, setting, rows or setting.batch.micro_batch_size, tokens)
     moments: dict[str, dict[str, int]] = {}
     for name, parts in step.list_moments():
-        total = sum(parts.values())
-        parts["context"] = step.compute_context(total)
+        parts["context"] = step.compute_context(parts)
         present = {part: parts[part] for part in PARTS if parts.get(part) or part == "context"}
         if name not in moments or sum(present.values()) > sum(moments[name].values()):
             moments[name] = present
@@ -99,6 +120,8 @@ def plan_memory(
         freed = sum(moments["backward"].get(part, 0) for part in ("activations", "logits", "buffers"))
         kept = min(freed, moments["optimizer"].get("buffers", 0))
         moments["optimizer"]["context"] += round(CPU_KEPT_SHARE * kept)
+        for moment in ("forward", "backward", "optimizer"):
+            moments[moment]["context"] += step.count_recomputed_bytes(moment)
     return MemoryPlan(moments)
 
 
@@ -155,9 +178,15 @@ class _Step:
     """The sizes of a step on one rank. N tokens of a micro batch, H width, V vocabulary."""
 
     def __init__(
-        self, config: TrainConfig, architecture: Architecture, setting: ComputeSetting, rows: int
+        self,
+        config: TrainConfig,
+        architecture: Architecture,
+        setting: ComputeSetting,
+        rows: int,
+        run_tokens: int | None,
     ) -> None:
         self.config, self.architecture, self.setting = config, architecture, setting
+        self.has_final_evaluation = has_final_evaluation(config, run_tokens)
         self.rows, self.row_tokens = rows, config.sequence_len // setting.context_parallel
         self.tokens = rows * self.row_tokens
         self.is_bf16 = setting.activation_precision == "bf16"
@@ -169,6 +198,7 @@ class _Step:
         self.state = -(-state // setting.shard_size)
         self.is_accumulating = setting.batch.rows_per_rank > rows
         self.is_sharded = setting.shard_size > 1
+        self.has_buckets = setting.world_size > 1 and not self.is_sharded
         whole = FP32_BYTES * self.parameters
         self.gradients = whole if self.is_accumulating or not self.is_sharded else self.weights
         self.head = FP32_BYTES * architecture.head_entries
@@ -178,21 +208,37 @@ class _Step:
         )
         self.layer = self.saved.layer + self._count_attention_bytes()
 
-    def compute_context(self, tensors: int) -> int:
-        """Returns what the process needs besides `tensors` bytes of tensors."""
+    def compute_context(self, parts: Mapping[str, int]) -> int:
+        """Returns what the process needs besides the tensors of a moment."""
         if self.device == "cuda":
-            return CUDA_CONTEXT_BYTES + round(CUDA_ALLOCATOR_SHARE * tensors)
-        return CPU_PROCESS_BYTES + round(CPU_HEAP_SHARE * max(0, tensors - self._count_large_tensor_bytes()))
+            return CUDA_CONTEXT_BYTES + round(CUDA_ALLOCATOR_SHARE * sum(parts.values()))
+        in_step = ("activations", "logits", "buffers", "communication")
+        allocated = max(0, sum(parts.get(part, 0) for part in in_step) - self._count_large_activation_bytes())
+        if not self.has_buckets:
+            allocated += max(0, parts.get("gradients", 0) - self._count_large_gradient_bytes())
+        return CPU_PROCESS_BYTES + round(CPU_HEAP_SHARE * allocated)
 
-    def _count_large_tensor_bytes(self) -> int:
-        """Returns the bytes of the weights, moments and activations that are too large for glibc's heap."""
-        large = sum(
+    def count_recomputed_bytes(self, moment: str) -> int:
+        """Returns the bytes in the heap of a CPU that layers have freed and that are not used again in `moment`."""
+        is_large = self.size * self.tokens * self.architecture.mlp_width > MMAP_BYTES
+        is_unfused = self.architecture.has_unfused_mlp
+        if not self.setting.gradient_checkpointing or is_large or (moment == "optimizer" and not is_unfused):
+            return 0
+        share = CPU_UNFUSED_SHARE if is_unfused else CPU_RECOMPUTED_SHARE
+        return round(share * self.architecture.layers * self.layer)
+
+    def _count_large_gradient_bytes(self) -> int:
+        """Returns the bytes of the gradients that are too large for glibc's heap."""
+        sizes = (
             kind.count * kind.entries
             for kind in self.architecture.weights
             if FP32_BYTES * kind.entries > MMAP_BYTES
         )
-        state = self.state / max(1, self.weights)
-        total = round(large * FP32_BYTES * (1 + state) / self.setting.shard_size)
+        return FP32_BYTES * sum(sizes) // self.setting.shard_size
+
+    def _count_large_activation_bytes(self) -> int:
+        """Returns the bytes of the activations that are too large for glibc's heap."""
+        total = 0
         layers = 1 if self.setting.gradient_checkpointing else self.architecture.layers
         if self.size * self.tokens * self.architecture.mlp_width > MMAP_BYTES:
             total += layers * 4 * self.size * self.tokens * self.architecture.mlp_width
@@ -204,7 +250,7 @@ class _Step:
         """Yields the moments; one name may have several, of which the largest counts."""
         kept = {"weights": self.weights, "optimizer": self.state, "saving": self._count_background_copy()}
         # The gradients of DDP are views of its buckets, which stay; others exist between passes of one step.
-        is_resident = self.is_accumulating or (self.setting.world_size > 1 and not self.is_sharded)
+        is_resident = self.is_accumulating or self.has_buckets
         resident = self.gradients if is_resident else 0
         gathered = self._count_gathered_bytes()
         yield (
@@ -222,14 +268,9 @@ class _Step:
         yield "optimizer", kept | {
             "gradients": self.gradients, "buffers": update, "communication": exchange,
         }  # fmt: skip
-        yield (
-            "saving",
-            kept
-            | {
-                "gradients": resident if self.setting.world_size > 1 and not self.is_sharded else 0,
-                "buffers": self.weights if self.device == "cpu" else 0,
-            },
-        )
+        between = kept | {"gradients": resident if self.has_buckets else 0}  # two steps
+        yield from self._list_evaluation_moments(between)
+        yield "saving", between | {"buffers": self.weights if self.device == "cpu" else 0}
 
     def _list_backward_moments(
         self, kept: dict[str, int], resident: int, gathered: int
@@ -283,6 +324,30 @@ class _Step:
                 "gradients": self.gradients,
                 "buffers": 2 * self.hidden + (self.head if self.architecture.is_tied or resident else 0),
                 "communication": gathered + reduced,
+            },
+        )
+
+    def _list_evaluation_moments(self, kept: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
+        """Yields the two peaks of a batch: in a layer, and when all its logits are normalized in pieces."""
+        section, architecture = self.config.evaluation, self.architecture
+        if section.every is not None:
+            kept = kept | {"communication": self._count_gathered_bytes()}
+        elif self.has_final_evaluation:
+            copy = FP32_BYTES * self.parameters
+            kept = kept | {"weights": kept["weights"] + copy, "optimizer": 0, "saving": 0}
+        else:
+            return
+        tokens = choose_max_batch_tokens(architecture.vocab_size, self.device, section.max_batch_tokens)
+        logits = tokens * architecture.vocab_size
+        widths = EVALUATION_WIDTHS * architecture.width + EVALUATION_MLP_WIDTHS * architecture.mlp_width
+        kept = kept | {"buffers": EVALUATION_DATA_BYTES if self.device == "cpu" else 0}
+        yield "evaluation", kept | {"activations": FP32_BYTES * tokens * widths}
+        yield (
+            "evaluation",
+            kept
+            | {
+                "activations": FP32_BYTES * tokens * architecture.width,
+                "logits": FP32_BYTES * (logits + min(logits, SCORED_LOGITS)),
             },
         )
 

@@ -34,6 +34,8 @@ MLP_NAME = re.compile(r"mlp|ffn|feed_forward|fc|gate|up_proj|down_proj|dense_h|d
 class MetaArchitecture(Architecture):
     """A model that transformers, or a custom function, builds."""
 
+    has_unfused_mlp = True  # it may be
+
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         model = build_meta_model(config, vocab_size)
         self._model, text_config = model, model.config.get_text_config()

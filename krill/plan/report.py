@@ -8,12 +8,13 @@ from datetime import timedelta
 from krill.plan.advice import find_fitting_changes, list_advice
 from krill.plan.memory import is_state_known
 from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
+from krill.plan.timing import TimedPlan, format_measurement
 from krill.tables import fit_table
 
 _LONGEST_SECONDS = 1000 * 365 * 86400
 
 TABLE_HEADER = (
-    "point", "parameters", "tokens", "tok/param", "FLOP", "memory", "of", "fits", "disk", "time", "to", "price",
+    "point", "parameters", "tokens", "tok/param", "FLOP", "memory", "of", "fits", "disk", "time", "at most", "price",
 )  # fmt: skip
 
 
@@ -29,8 +30,8 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
-def format_plan(plan: RunPlan) -> list[str]:
-    """Returns the lines that krill-plan prints."""
+def format_plan(plan: RunPlan, timed: TimedPlan | None = None) -> list[str]:
+    """Returns the lines that krill-plan prints. `timed`: what plan.measure=true has measured."""
     config = plan.config
     lines = [
         f"name        {config.name}",
@@ -40,7 +41,8 @@ def format_plan(plan: RunPlan) -> list[str]:
         f"batch       {format_batch(plan)}",
         f"tokens      {_format_tokens(plan)}",
     ]
-    return [*lines, *format_cost_lines(plan), *format_advice(plan)]
+    calibration = format_measurement(timed) if timed else []
+    return [*lines, *format_cost_lines(plan), *calibration, *format_advice(plan)]
 
 
 def format_advice(plan: RunPlan) -> list[str]:
@@ -134,7 +136,7 @@ def _format_flops(plan: RunPlan) -> Iterator[str]:
     )
     is_bound = plan.text is None or plan.text.attended is None
     bound = ", at most: short documents take less" if is_bound else ""
-    yield f"flops       {plan.flops:.3g}: {plan.tokens:,} tokens of {each.total:.3g} ({shares}){bound}"
+    yield f"flops       {plan.flops:.3g}: {plan.tokens:,} tokens × {each.total:.3g} FLOP ({shares}){bound}"
 
 
 def _format_data(plan: RunPlan) -> Iterator[str]:
@@ -163,12 +165,12 @@ def _format_time(plan: RunPlan) -> Iterator[str]:
         else ""
     )
     parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in time.parts.items() if seconds)
-    yield f"time        about {expected}{span}: {parts}; MFU {used.mfu:.2g} ({used.status})"
+    yield f"time        about {expected}{span}: {parts}; MFU {used.mfu:.2g} ({used.text})"
     if plan.price is not None:
         hours = time.total / 3600 * plan.num_devices
         yield (
             f"price       about {plan.price:,.2f}, {plan.price * used.fastest:,.2f} to "
-            f"{plan.price * used.slowest:,.2f}: {hours:,.3g} device hours of {plan.options.price_per_hour:g}"
+            f"{plan.price * used.slowest:,.2f}: {hours:,.3g} device hours at {plan.options.price_per_hour:g} each"
         )
     if plan.energy is not None:
         yield f"energy      at most {plan.energy:,.3g} kWh for the devices at the limit of their boards"

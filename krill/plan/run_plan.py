@@ -8,12 +8,25 @@ from functools import cached_property
 from typing import Any
 
 from krill.config.schema import MuonConfig, PlanOptionsConfig, TrainConfig, WSDSchedulerConfig
+from krill.config.signature import compute_signature
 from krill.device_table import Device
+from krill.evaluation.cost import TextSize
 from krill.plan.architecture import FP32_BYTES, Architecture, describe_architecture
 from krill.plan.calibration import Utilization, estimate_utilization
+from krill.plan.evaluation import estimate_evaluation_seconds
 from krill.plan.flops import TokenFlops, compute_token_flops, compute_update_flops
+from krill.plan.machine import Machine
 from krill.plan.memory import MemoryPlan, compute_checkpoint_bytes, plan_memory
 from krill.plan.setting import ComputeSetting, build_compute_setting
+from krill.plan.step_time import (
+    PRICES,
+    STEP_MOMENTS,
+    UPDATE_SPEED_SHARE,
+    StepEstimate,
+    StepSeconds,
+    StepWork,
+    estimate_step,
+)
 from krill.plan.text import TrainingText
 from krill.training.batch_shape import compute_training_length
 
@@ -25,9 +38,6 @@ MAX_USEFUL_EPOCHS = 4
 
 REPEAT_HALF_LIFE = 15.4
 """R*_D of Muennighoff et al. 2023: the repetitions after which a repeated token is worth 1/e of a new one."""
-
-UPDATE_MFU_SHARE = 0.8
-"""Newton–Schulz iterations, in the share of the MFU of the model's own matrix products (assumed)."""
 
 WRITE_BYTES_PER_SECOND = 1.0e9
 """The speed at which checkpoints are written, hashed and synced (assumed; benchmarks/results/saving.json)."""
@@ -44,7 +54,7 @@ TOKENIZER_BYTES_PER_ENTRY = 60
 
 @dataclass(frozen=True)
 class TimePlan:
-    """Seconds by part: steps, optimizer, validation, saving, startup."""
+    """Seconds by part: steps, optimizer, validation, evaluation, saving, startup."""
 
     parts: dict[str, float]
     utilization: Utilization
@@ -77,15 +87,25 @@ class RunPlan:
     options: PlanOptionsConfig
     first_step: int = 0
     """The step after which the run starts, for a branch."""
+    machine: Machine | None = None
+    """The machine whose measurements count; None: the device is not that of this machine."""
 
     @cached_property
     def steps(self) -> int | None:
         """The optimizer steps; None: known once the tokens are prepared."""
         if self.config.steps is None and self.text is None:
             return None
-        rows = math.ceil(self.text.tokens / self.config.sequence_len) if self.text else 0
+        rows = 0
+        if self.text is not None:
+            rows = math.ceil(self.text.tokens / self.config.sequence_len / (1 - self.padding))
         steps = compute_training_length(self.config, rows, self.setting.batch.rows_per_step).steps
         return max(0, steps - self.first_step)
+
+    @property
+    def padding(self) -> float:
+        """The share of the positions of all rows that are padding; 0 where it is not known."""
+        is_packed = self.config.packing == "best_fit" and self.text is not None
+        return (self.text.best_fit_padding or 0.0) if is_packed and self.text else 0.0
 
     @property
     def tokens_per_step(self) -> int:
@@ -131,8 +151,27 @@ class RunPlan:
 
     @cached_property
     def memory(self) -> MemoryPlan:
-        """Bytes on one rank."""
-        return plan_memory(self.config, self.architecture, self.setting)
+        """Bytes on one rank, corrected by what was measured for this configuration."""
+        return _correct_memory(self.computed_memory, self._find_memory_difference())
+
+    @cached_property
+    def computed_memory(self) -> MemoryPlan:
+        """Bytes on one rank by the formulas alone."""
+        return plan_memory(self.config, self.architecture, self.setting, tokens=self.tokens)
+
+    def _find_memory_difference(self) -> int:
+        """Returns the bytes by which measured peaks exceed the computed ones; those of other sizes only add some."""
+        batch = self.setting.batch
+        peaks = [
+            peak
+            for one in (self.machine.measurements if self.machine else ())
+            if one.configuration == self.configuration
+            for peak in one.peaks
+        ]
+        size = (batch.micro_batch_size, batch.accumulation_steps > 1)
+        same = [peak for peak in peaks if (peak.rows, peak.is_accumulating) == size]
+        differences = [peak.measured - peak.planned for peak in same or peaks]
+        return max(differences if same else [0, *differences])
 
     @property
     def fits(self) -> bool:
@@ -167,50 +206,165 @@ class RunPlan:
         return parts
 
     @cached_property
-    def time(self) -> TimePlan | None:
-        """Seconds of the run; None: the number of steps is not known."""
-        if self.steps is None:
-            return None
-        config, setting = self.config, self.setting
-        is_compiled = setting.is_compiled(self.steps)
-        used = estimate_utilization(
-            setting.device.kind, is_compiled, self.architecture.parameters, self.options.mfu
-        )
-        speed = used.mfu * setting.peak_flops
-        tokens = self.steps * setting.batch.rows_per_rank * config.sequence_len / setting.context_parallel
-        recomputed = 4 / 3 if setting.gradient_checkpointing else 1.0
-        parts = {"steps": tokens * self.token_flops.total * recomputed / speed}
-        parts["optimizer"] = self.steps * self._estimate_update_seconds(speed)
-        parts["validation"] = self._estimate_validation_seconds(speed)
-        saves = -(-self.steps // config.save_every)
-        written = self.checkpoint_bytes / WRITE_BYTES_PER_SECOND
-        parts["saving"] = (0 if config.save_in_background else saves) * written
-        parts["startup"] = STARTUP_SECONDS[setting.device.kind] + (COMPILE_SECONDS if is_compiled else 0.0)
-        return TimePlan(parts, used)
+    def recomputation(self) -> float:
+        """The passes through the layers, in units of one forward and backward pass."""
+        return 4 / 3 if self.setting.gradient_checkpointing else 1.0
 
-    def _estimate_update_seconds(self, speed: float) -> float:
-        """Returns the seconds of an optimizer step: Muon's matrix products, and the bytes that are moved."""
+    @cached_property
+    def work(self) -> StepWork:
+        """What a rank computes in a step."""
+        attention, activations, logits = PRICES[self.setting.device.kind]
+        each, again, batch = self.token_flops, self.recomputation, self.setting.batch
+        tokens = batch.micro_batch_size * self.config.sequence_len
+        saved = self.architecture.compute_saved_bytes(
+            batch.micro_batch_size,
+            self.config.sequence_len,
+            self.setting.activation_precision,
+            self.setting.device.kind,
+        )
+        moved = (self.architecture.layers * saved.layer + saved.outside) / tokens
+        layers = each.dense + attention * each.attention + activations * moved
         ranks = self.setting.world_size if isinstance(self.config.optimizer, MuonConfig) else 1
-        products = compute_update_flops(self.config.optimizer, self.architecture) / ranks
+        return StepWork(
+            parameters=self.architecture.parameters,
+            layers=self.architecture.layers,
+            tokens=max(1, tokens // self.setting.context_parallel),
+            passes=batch.accumulation_steps,
+            per_token=again * layers + each.head + logits * FP32_BYTES * self.architecture.vocab_size,
+            update_flops=compute_update_flops(self.config.optimizer, self.architecture) / ranks,
+            update_bytes=self._count_update_bytes(),
+        )
+
+    def _count_update_bytes(self) -> int:
+        """Returns the bytes that a rank's optimizer step moves."""
         state = compute_checkpoint_bytes(self.config.optimizer, self.architecture)[1]
         moved = 3 * FP32_BYTES * self.architecture.parameters + 2 * state
         share = self.setting.shard_size * (
             1 if self.setting.device.kind == "cuda" else 1 / self.setting.ranks_per_node
         )
-        return products / (UPDATE_MFU_SHARE * speed) + moved / share / self.setting.device.bandwidth
+        return round(moved / share)
 
-    def _estimate_validation_seconds(self, speed: float) -> float:
-        """Returns the seconds of all validations, a forward pass of a third of the FLOPs each; 0: size unknown."""
+    @cached_property
+    def configuration(self) -> str:
+        """Identity of what determines the time of a step, without the batch."""
+        numbers = {
+            "lr",
+            "weight_decay",
+            "betas",
+            "eps",
+            "max_grad_norm",
+            "muon_lr",
+            "muon_weight_decay",
+            "momentum",
+        }
+        return compute_signature(
+            self.group, self.config.model, self.vocab_size, self.config.sequence_len, self.config.packing,
+            self.config.optimizer.model_dump(mode="json", exclude=numbers), self.setting.loss,
+            self.setting.gradient_checkpointing,
+        )  # fmt: skip
+
+    @cached_property
+    def group(self) -> str:
+        """Within what measurements of several sizes are interpolated: device, precision, compilation, ranks."""
+        setting = self.setting
+        compiled = "compiled" if setting.is_compiled(self.steps) else "eager"
+        threads = f"{setting.threads} threads, " if setting.device.kind == "cpu" else ""
+        return (
+            f"{setting.device.kind}, {threads}{setting.precision}, {compiled}, {setting.attention}, "
+            f"{setting.world_size} ranks, {self.config.hardware.sharding}, {setting.context_parallel} parts"
+        )
+
+    @cached_property
+    def estimate(self) -> StepEstimate | None:
+        """The time of a step by measurements on this machine; None: there are none, or plan.mfu is given."""
+        if self.machine is None or self.options.mfu is not None:
+            return None
+        calibration = self.machine.get_calibration(
+            self.group, self.setting.device.kind, self.setting.device.bandwidth
+        )
+        return estimate_step(self.work, self.configuration, calibration) if calibration else None
+
+    @cached_property
+    def step_seconds(self) -> StepSeconds:
+        """The time of a step, measured or by the MFU."""
+        if self.estimate is not None:
+            return self.estimate.seconds
+        each, speed = self.token_flops, self._assumed.mfu * self.setting.peak_flops
+        flops = self.recomputation * (each.dense + each.attention) + each.head
+        update = self.work.update_bytes / self.setting.device.bandwidth
+        return StepSeconds(
+            per_token=flops / speed,
+            per_pass=0.0,
+            per_step=0.0,
+            optimizer=self.work.update_flops / (UPDATE_SPEED_SHARE[self.setting.device.kind] * speed)
+            + update,
+        )
+
+    @cached_property
+    def _assumed(self) -> Utilization:
+        """The MFU that is committed, or given."""
+        kind, is_compiled = self.setting.device.kind, self.setting.is_compiled(self.steps)
+        return estimate_utilization(kind, is_compiled, self.architecture.parameters, self.options.mfu)
+
+    @cached_property
+    def utilization(self) -> Utilization:
+        """The MFU of the passes: measured on this machine, or assumed."""
+        if self.estimate is None:
+            return self._assumed
+        passes = self.work.tokens * self.step_seconds.per_token + self.step_seconds.per_pass
+        mfu = self.work.tokens * self.token_flops.total / passes / self.setting.peak_flops
+        one = self.estimate
+        source = f"from {one.runs} {'run' if one.runs == 1 else 'runs'} on this machine"
+        return Utilization(mfu, one.fastest, one.slowest, one.status, source, is_local=True)
+
+    @cached_property
+    def time(self) -> TimePlan | None:
+        """Seconds of the run; None: the number of steps is not known."""
+        if self.steps is None:
+            return None
+        config, setting, each, work = self.config, self.setting, self.step_seconds, self.work
+        is_compiled = setting.is_compiled(self.steps)
+        passes = work.passes * (each.per_pass + work.tokens * each.per_token)
+        parts = {"steps": self.steps * (passes + each.per_step), "optimizer": self.steps * each.optimizer}
+        parts["validation"] = self._estimate_validation_seconds()
+        parts["evaluation"] = estimate_evaluation_seconds(
+            config, self.steps, self.steps * self.tokens_per_step, parts["steps"], self._forward_seconds,
+            self._text_size,
+        )  # fmt: skip
+        saves = -(-self.steps // config.save_every)
+        written = self.checkpoint_bytes / WRITE_BYTES_PER_SECOND
+        parts["saving"] = (0 if config.save_in_background else saves) * written
+        startup = self.estimate.startup if self.estimate else None
+        if startup is None:
+            startup = STARTUP_SECONDS[setting.device.kind] + (COMPILE_SECONDS if is_compiled else 0.0)
+        parts["startup"] = startup
+        return TimePlan(parts, self.utilization)
+
+    def _estimate_validation_seconds(self) -> float:
+        """Returns the seconds of all validations: forward passes, a third of both passes; 0: size unknown."""
         assert self.steps is not None
         if self.text is None:
             return 0.0
-        fraction = self.config.data.validation_fraction
-        held_out = self.text.tokens * fraction / max(1e-9, 1 - fraction)
+        assert self._text_size is not None
+        held_out = self._text_size.validation
         if self.config.eval_tokens is not None:
             held_out = min(held_out, self.config.eval_tokens)
         validations = -(-self.steps // self.config.eval_every)
-        ranks = self.setting.batch.world_size
-        return validations * held_out * self.token_flops.total / 3 / speed / ranks
+        return validations * held_out * self._forward_seconds / self.setting.batch.world_size
+
+    @property
+    def _forward_seconds(self) -> float:
+        """Seconds of a token in a forward pass alone."""
+        each = self.step_seconds
+        return (each.per_token + each.per_pass / self.work.tokens) / (3 * self.recomputation)
+
+    @property
+    def _text_size(self) -> TextSize | None:
+        """The tokens of both splits; None: not known."""
+        if self.text is None:
+            return None
+        fraction = self.config.data.validation_fraction
+        return TextSize(self.text.tokens, round(self.text.tokens * fraction / max(1e-9, 1 - fraction)))
 
     @property
     def price(self) -> float | None:
@@ -250,6 +404,7 @@ class RunPlan:
             "tokens_per_step": self.tokens_per_step,
             "tokens": self.tokens,
             "epochs": self.epochs,
+            "padding": self.padding,
             "tokens_per_parameter": self.tokens_per_parameter,
             "flops": self.flops,
             "flops_per_token": {
@@ -273,13 +428,28 @@ class RunPlan:
                 "longest": time.longest,
                 "mfu": time.utilization.mfu,
                 "status": time.utilization.status,
+                "source": time.utilization.source,
             },
             "price": self.price,
             "kilowatt_hours": self.energy,
         }
 
 
-NO_OPTIONS = PlanOptionsConfig(device=None, count=None, devices=None, price_per_hour=None, mfu=None)
+def _correct_memory(memory: MemoryPlan, difference: int) -> MemoryPlan:
+    """Returns `memory` with `difference` in its context; moments that were not measured do not get less."""
+    if not difference:
+        return memory
+    moments = {
+        name: parts
+        | {"context": max(0, parts["context"] + (difference if name in STEP_MOMENTS else max(0, difference)))}
+        for name, parts in memory.moments.items()
+    }
+    return MemoryPlan(moments)
+
+
+NO_OPTIONS = PlanOptionsConfig(
+    device=None, count=None, devices=None, price_per_hour=None, mfu=None, measure=False
+)
 """The options of the plan that krill-train makes of itself."""
 
 
@@ -290,6 +460,7 @@ def build_run_plan(
     text: TrainingText | None = None,
     options: PlanOptionsConfig = NO_OPTIONS,
     first_step: int = 0,
+    machine: Machine | None = None,
 ) -> RunPlan:
     """Returns the plan of `config`; figures are computed when they are read.
 
@@ -300,10 +471,11 @@ def build_run_plan(
         text: The training tokens, if they are known.
         options: Section plan of krill-plan.
         first_step: The step at which a branch starts.
+        machine: This machine, if `device` is its own.
 
     Raises:
         UsageError: the device lacks the precision, the batch does not divide, or the model cannot be described.
     """
     setting = build_compute_setting(config, device)
     architecture = describe_architecture(config.model, vocab_size)
-    return RunPlan(config, architecture.vocab_size, architecture, setting, text, options, first_step)
+    return RunPlan(config, architecture.vocab_size, architecture, setting, text, options, first_step, machine)

@@ -45,6 +45,8 @@ class ComputeSetting:
     batch: BatchShape
     can_compile: bool | None
     """The value of hardware.compile; None: auto."""
+    threads: int = 1
+    """CPU threads of a rank."""
 
     @property
     def activation_precision(self) -> str:
@@ -98,7 +100,16 @@ def build_compute_setting(config: TrainConfig, device: Device) -> ComputeSetting
         context_parallel=hardware.context_parallel,
         batch=compute_batch_shape(config.batch, config.sequence_len, resolve_data_ranks(config, world_size)),
         can_compile=None if hardware.compile == "auto" else bool(hardware.compile),
+        threads=_resolve_threads(hardware.threads, max(1, world_size // nodes)),
     )
+
+
+def _resolve_threads(requested: int | None, ranks_per_node: int) -> int:
+    """Returns the CPU threads of a rank, as `krill.launch.local` sets them."""
+    environment = os.environ.get("OMP_NUM_THREADS", "")
+    if requested is None and environment.isdecimal():
+        requested = int(environment)
+    return requested or max(1, count_cpu_cores() // ranks_per_node)
 
 
 def _resolve_precision(requested: str, device: Device) -> str:
@@ -118,24 +129,25 @@ def _resolve_precision(requested: str, device: Device) -> str:
     return requested
 
 
-def describe_local_device(requested: str, gpu_names: list[str], threads: int | None) -> Device:
-    """Returns the device of this machine for the key device.
+def describe_local_device(config: TrainConfig, gpu_names: list[str]) -> Device:
+    """Returns the device of this machine on which `config` runs.
 
     Args:
-        requested: auto, cpu or cuda.
+        config: The run; hardware.processes is a number.
         gpu_names: The visible CUDA devices; without any, it is the CPU.
-        threads: CPU threads of a rank; None: all cores.
 
     Raises:
         UsageError: the GPU is not in the table of devices, or cuda is requested and there is none.
     """
-    if requested == "cuda" and not gpu_names:
+    if config.device == "cuda" and not gpu_names:
         raise UsageError(
             "device=cuda: this machine has no CUDA device; name one to plan for: plan.device=h100"
         )
-    if requested == "cpu" or not gpu_names:
-        return _describe_cpu(threads)
-    name, memory = _query_gpu()
+    if config.device == "cpu" or not gpu_names:
+        nodes = config.hardware.slurm.nodes if config.hardware.slurm else 1
+        ranks = max(1, resolve_world_size(config) // nodes)
+        return describe_cpu(ranks * _resolve_threads(config.hardware.threads, ranks))
+    name, memory = query_gpu()
     device = find_device(name)
     if device is None:
         raise UsageError(
@@ -146,7 +158,7 @@ def describe_local_device(requested: str, gpu_names: list[str], threads: int | N
 
 
 @lru_cache(maxsize=1)
-def _query_gpu() -> tuple[str, int]:
+def query_gpu() -> tuple[str, int]:
     """Returns name and memory in bytes of the first visible GPU, from its driver."""
     index = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
     try:
@@ -162,9 +174,10 @@ def _query_gpu() -> tuple[str, int]:
         ) from error
 
 
-def _describe_cpu(threads: int | None) -> Device:
+def describe_cpu(threads: int) -> Device:
+    """Returns the CPU; `threads`: those of all ranks on this machine."""
     cores = count_cpu_cores()
-    share = min(1.0, (threads or cores) / cores)
+    share = min(1.0, threads / cores)
     return Device(
         name="cpu",
         kind="cpu",
@@ -172,7 +185,7 @@ def _describe_cpu(threads: int | None) -> Device:
         memory=read_memory_limit(),
         bandwidth=1e10 * min(cores, 8),
         power=None,
-        source=f"matrix products on {cores} cores of this machine, measured now",
+        source=f"matrix products on {min(threads, cores)} of {cores} cores of this machine, measured now",
     )
 
 

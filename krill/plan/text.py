@@ -26,6 +26,10 @@ ASSUMED_BYTES_PER_TOKEN = {4096: 3.7, 32_768: 4.3, 131_072: 4.6}
 assumed. Korean text has about as many, as a syllable is three bytes."""
 
 
+MAX_PACKED_DOCUMENTS = 50_000
+"""Documents that show how much of the rows is padding."""
+
+
 @dataclass(frozen=True)
 class TrainingText:
     """The size of the training split."""
@@ -36,6 +40,8 @@ class TrainingText:
     source: str
     """Where the number is from, for the report."""
     is_exact: bool
+    best_fit_padding: float | None = None
+    """The share of the positions that are padding in rows that are packed best-fit; None: unknown."""
 
 
 def find_vocab_size(config: TokenizerConfig) -> int:
@@ -85,7 +91,21 @@ def read_store(store: Path, sequence_len: int) -> TrainingText | None:
     if not train.tokens:
         return None
     attended = compute_mean_attended_tokens(train.ends, sequence_len)
-    return TrainingText(train.tokens, attended, f"in {relative_path(store)}", is_exact=True)
+    padding = estimate_best_fit_padding(train.ends, sequence_len)
+    return TrainingText(train.tokens, attended, f"in {relative_path(store)}", True, padding)
+
+
+def estimate_best_fit_padding(ends: np.ndarray, sequence_len: int) -> float:
+    """Returns the share of padding in rows of `sequence_len` tokens that are packed best-fit.
+
+    `ends`: the end of each document in the token stream, uint64 (documents,). Of many documents, the first
+    MAX_PACKED_DOCUMENTS are packed.
+    """
+    from krill.data.packing import count_best_fit_rows
+
+    ends = ends[:MAX_PACKED_DOCUMENTS]
+    rows = count_best_fit_rows(ends, sequence_len)
+    return 1 - float(ends[-1]) / (rows * sequence_len)
 
 
 def compute_mean_attended_tokens(ends: np.ndarray, sequence_len: int) -> float:

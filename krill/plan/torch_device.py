@@ -8,6 +8,7 @@ import torch
 
 from krill.config.schema import TrainConfig
 from krill.device_table import Device, find_device
+from krill.plan.machine import Machine, identify_machine
 from krill.plan.setting import describe_local_device
 from krill.resources import read_memory_limit
 from krill.training.compute.device import resolve_device, resolve_precision
@@ -29,7 +30,7 @@ def describe_torch_device(config: TrainConfig) -> Device:
     kind = resolve_device(config.device)
     precision = resolve_precision(config.hardware.precision, kind)
     if kind == "cpu":
-        device = describe_local_device("cpu", [], config.hardware.threads)
+        device = describe_local_device(config, [])
         if precision == "fp32":
             return device
         peak = get_peak_flops(kind, precision, config.hardware.threads or torch.get_num_threads())
@@ -42,3 +43,10 @@ def describe_torch_device(config: TrainConfig) -> Device:
     if "fp8" in peaks:
         peaks["bf16"] = peaks["fp8"]
     return Device(name, kind, peaks, memory, UNKNOWN_BANDWIDTH, None, "measured now, not in the table")
+
+
+def identify_torch_machine(config: TrainConfig) -> Machine:
+    """Returns this machine, as the measurements of `config` are kept for it."""
+    if resolve_device(config.device) == "cpu":
+        return identify_machine()
+    return identify_machine(torch.cuda.get_device_name(), torch.cuda.device_count())

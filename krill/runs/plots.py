@@ -8,6 +8,7 @@ from typing import Any
 
 from krill.figure import drawn_figure
 from krill.runs.json_lines import read_metrics
+from krill.runs.scores import is_accuracy
 
 
 def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> Path:
@@ -37,12 +38,19 @@ def plot_losses(folder: Path, uniform: float | None, unigram: float | None) -> P
 
 
 def plot_scores(folder: Path, lines: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Path:
-    """Plots each of `metrics` over the steps of `lines` to `folder`/scores.png, side by side; returns the path."""
+    """Plots each of `metrics` over the steps of `lines` to `folder`/scores.png, side by side; returns the path.
+
+    Accuracies are in percent, as in the tables.
+    """
+    from matplotlib.ticker import PercentFormatter
+
     path = folder / "scores.png"
     with drawn_figure(path, columns=len(metrics), width=5 * len(metrics), height=4) as plots:
         for axes, metric in zip(plots, metrics, strict=True):
             points = [(line["step"], line[metric]) for line in lines if metric in line]
             axes.plot(*zip(*points, strict=True), "o-", markersize=4)
+            if is_accuracy(metric.split("/")[1]):
+                axes.yaxis.set_major_formatter(PercentFormatter(1))
             axes.locator_params(axis="x", integer=True)
             axes.set_title(metric.replace("_", " ").replace("/", ": "))
             axes.set_xlabel("step")

@@ -66,9 +66,14 @@ def _read_main_score(file: Path, written_ns: int) -> TaskScore | None:
         return None
 
 
+def is_accuracy(metric: str) -> bool:
+    """Returns whether a metric is a share of right items, which is displayed in percent."""
+    return metric.startswith("acc")
+
+
 def format_score_value(value: float, metric: str, digits: int = 3) -> str:
     """Returns an accuracy in percent, and another score as a number with `digits` decimals."""
-    return f"{100 * value:.{digits - 2}f} %" if metric.startswith("acc") else f"{value:.{digits}f}"
+    return f"{100 * value:.{digits - 2}f} %" if is_accuracy(metric) else f"{value:.{digits}f}"
 
 
 def describe_metric(metric: str) -> str:

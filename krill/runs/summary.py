@@ -11,6 +11,7 @@ from typing import Any
 from krill.config.paths import get_outputs_root, quote_path, relative_path
 from krill.runs import table
 from krill.runs.find import Run, RunGroup, read_sweep_or_warn
+from krill.runs.plan_record import read_plan_record
 from krill.runs.ranking import rank_by_validation_set
 from krill.runs.table import RunRow
 
@@ -49,10 +50,12 @@ def describe_run(run: Run, row: RunRow) -> dict[str, Any]:
     status = run.status or {}
     recorded = {key: value for key, value in status.items() if key not in ("metrics", "error")}
     metrics = {key: table.finite_or_none(value) for key, value in (status.get("metrics") or {}).items()}
+    planned = read_plan_record(run.folder)
     return {
         **table.row_to_dict(row),
         **metrics,
         **{key: value for key, value in recorded.items() if key not in ROW_FIELDS},
+        **({"planned": planned.to_json()} if planned else {}),
     }
 
 

@@ -208,6 +208,9 @@ HEADER = (
 _DROPPED_FIRST = ("train loss", "scores", "seconds", "bits/byte", "step", "held-out")
 """Columns that a narrow terminal does not show, the least important first."""
 
+MIN_WIDTH_OF_SCORES = 100
+"""Columns of a terminal from which on the scores are folded, not left out."""
+
 
 def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = False) -> list[str]:
     """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal.
@@ -240,12 +243,13 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
         *(["scores"] if not any(row.scores for row in rows) else []),
     }
     header = [name for name in HEADER if name not in left_out]
+    folded = ("overrides",) if width is not None and width < MIN_WIDTH_OF_SCORES else ("overrides", "scores")
     return fit_table(
         header,
         [[cell for name, cell in zip(HEADER, line, strict=True) if name in header] for line in cells],
         width,
         left=[header.index(name) for name in ("state", "overrides", "scores", "folder") if name in header],
-        fold=(header.index("overrides"),),
+        fold=[header.index(name) for name in folded if name in header],
         drop=[header.index(name) for name in _DROPPED_FIRST if name in header],
         own_line=header.index("folder"),
     )

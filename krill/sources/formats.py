@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow
-
 FILE_KINDS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Suffix after the suffix of the kind → name of the codec in pyarrow and of the command. Parquet has its own."""
@@ -61,9 +59,11 @@ def read_blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[
 
 def _decompress_blocks(path: Path, compression: str) -> Iterator[bytes]:
     # Python's gzip reads zeros after the data, as the gzip command does; pyarrow's does not.
-    open_stream: Any = (
-        gzip.open if compression == "gzip" else partial(pyarrow.input_stream, compression=compression)
-    )
+    open_stream: Any = gzip.open
+    if compression != "gzip":
+        import pyarrow  # 50 MB that most commands do without
+
+        open_stream = partial(pyarrow.input_stream, compression=compression)
     with open_stream(str(path)) as stream:
         try:
             while block := stream.read(READ_BLOCK_BYTES):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet
+from typing import TYPE_CHECKING
 
 from krill.errors import get_first_line
 from krill.sources.formats import TOO_LONG, UnreadableRecord, is_longer
 from krill.sources.source import MAX_LISTED_CHARACTERS, find_column_name_problem, shorten
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+# pyarrow is imported inside the functions that need it: 50 MB that most commands do without.
 
 BATCH_BYTES = 2**20
 """Approximate bytes of text per batch."""
@@ -23,6 +27,8 @@ def read_parquet_texts(
     path: Path, column: str, start: int, end: int, max_bytes: int = sys.maxsize
 ) -> Iterator[tuple[int, str | UnreadableRecord]]:
     """Yields (row number from 1, text) of the row groups [start, end). Raises OSError where reading fails."""
+    import pyarrow as pa
+
     number = 0
     try:
         with open_parquet(path, _list_dictionary_columns(path, column)) as file:
@@ -41,6 +47,8 @@ def read_parquet_texts(
 
 def extract_texts(array: pa.Array, column: str, max_bytes: int = sys.maxsize) -> list[str | UnreadableRecord]:
     """Returns the values of a column as texts; null, invalid UTF-8 and too long texts become `UnreadableRecord`."""
+    import pyarrow as pa
+
     if pa.types.is_dictionary(array.type):
         array = array.dictionary.take(array.indices)  # dictionary_decode fails at invalid UTF-8
     size = array.nbytes
@@ -74,6 +82,8 @@ def find_column_problem(
     name: str, column: str, schema: pa.Schema, key: str = "data.text_column"
 ) -> str | None:
     """Returns why a column cannot be used as text, or None; `key` is the configuration key named in the message."""
+    import pyarrow as pa
+
     if problem := find_column_name_problem(name, column, schema.names, key):
         return problem
     kind = schema.field(column).type
@@ -89,6 +99,8 @@ def find_column_problem(
 
 def find_parquet_problem(path: Path, column: str) -> str | None:
     """Returns why a Parquet file cannot be used, or None; reads only its footer."""
+    import pyarrow as pa
+
     try:
         with open_parquet(path) as file:
             return find_column_problem(str(path), column, file.schema_arrow)
@@ -123,12 +135,16 @@ def _measure_row_groups(metadata: pyarrow.parquet.FileMetaData, column: str) -> 
 
 def _list_dictionary_columns(path: Path, column: str) -> list[str]:
     """Returns the column if it is dictionary-encoded: as such it is read without a check for invalid UTF-8."""
+    import pyarrow as pa
+
     with open_parquet(path) as file:
         return [column] if pa.types.is_dictionary(file.schema_arrow.field(column).type) else []
 
 
 def open_parquet(path: Path, dictionary_columns: Sequence[str] = ()) -> pyarrow.parquet.ParquetFile:
     """Opens a file so that columns are read in chunks even if its row groups are large."""
+    import pyarrow.parquet
+
     return pyarrow.parquet.ParquetFile(
         path, pre_buffer=False, buffer_size=2**20, read_dictionary=list(dictionary_columns)
     )

@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING
 from krill.config.paths import relative_path
 from krill.config.schema import EvaluationConfig
 from krill.errors import get_first_line
+from krill.evaluation.cost import (
+    MIN_TOKENS,
+    TIME_SHARE,
+    TextSize,
+    estimate_seconds,
+    list_limits,
+    measure_seconds_per_token,
+)
 from krill.evaluation.results import TaskResult
 from krill.evaluation.score_metrics import describe_result
 from krill.inference.load import ModelFiles
@@ -25,13 +33,6 @@ if TYPE_CHECKING:
     from krill.evaluation.model_evaluation import ModelEvaluation
 
 log = logging.getLogger("krill")
-TIME_SHARE = 0.05
-"""Share of the time of the training."""
-LIMITS = (200, 100, 50, 25)
-"""Values of evaluation.limit that are tried if all items take too long."""
-MIN_TOKENS = 20_000
-"""Tokens of the smallest evaluation. A token of training takes at least as long as three forward passes of one, so
-that a training of fewer than MIN_TOKENS / 3 / TIME_SHARE tokens is too short for it."""
 
 
 def evaluate_final_model(
@@ -84,7 +85,7 @@ def _evaluate(
         log.info("evaluation  %s", describe_result(result))
     if evaluation.config.limit != section.limit:
         log.info(
-            "            of limit=%d, to take less than 5 %% of the time of the training; all items: %s",
+            "            with limit=%d, which takes less than 5 %% of the time of the training; with all items: %s",
             evaluation.config.limit, command,
         )  # fmt: skip
     return results
@@ -92,16 +93,13 @@ def _evaluate(
 
 def _find_fitting_limit(evaluation: ModelEvaluation, max_seconds: float) -> ModelEvaluation | None:
     """Returns the evaluation with the largest limit that takes `max_seconds`, by estimate; None: none fits."""
-    from krill.evaluation.cost import estimate_seconds, measure_seconds_per_token
-
     assert evaluation.store is not None
-    configured = evaluation.config.limit
+    size = TextSize(evaluation.store.train.tokens, evaluation.store.validation.tokens)
     subject = evaluation.subject
     seconds_per_token = measure_seconds_per_token(subject.scorer, subject.tokenizer.vocab_size)
-    for limit in (configured, *(limit for limit in LIMITS if configured is None or limit < configured)):
+    for limit in list_limits(evaluation.config.limit):
         limited = replace(evaluation, config=evaluation.config.model_copy(update={"limit": limit}))
-        settings = limited.settings
-        if estimate_seconds(evaluation.tasks, evaluation.store, settings, seconds_per_token) <= max_seconds:
+        if estimate_seconds(evaluation.tasks, size, limited.settings, seconds_per_token) <= max_seconds:
             return limited
     return None
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from krill.config.custom_code import import_custom_function
 from krill.config.schema import (
     CustomDataConfig,
@@ -17,38 +15,41 @@ from krill.config.schema import (
 )
 from krill.data.inputs import RunInputs
 from krill.errors import UsageError
-from krill.evaluation.evaluator import EvaluationSettings
-from krill.evaluation.score_metrics import check_best_metric
-from krill.models.pretrained import load_pretrained_config, resolve_model_folder
 from krill.runs.record import read_status
 from krill.tokenizer.artifact import TokenizerFolder, load_tokenizer, resolve_tokenizer_folder
 from krill.tokenizer.recipe import compute_vocab_size
 from krill.training.accelerate_env import check_accelerate_env
 from krill.training.batch_shape import resolve_batch_shape
-from krill.training.checkpoint.branch import check_branch, resolve_branch
 from krill.training.compute.backends import check_kernels
-from krill.training.compute.context_parallel import check_context_parallel
 from krill.training.compute.device import resolve_device, resolve_shard_size, world_size_from_env
-from krill.training.compute.fp8 import check_fp8
 from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
-from krill.training.metrics.trackers import check_trackers
 
 
 def run_preflight_checks(config: TrainConfig, inputs: RunInputs) -> ComputeSetup:
     """Returns how the run is computed. Raises UsageError for a configuration that cannot train as it is."""
     _check_custom_code(config)
     check_accelerate_env()
-    check_trackers(config)
+    if config.trackers:
+        from krill.training.metrics.trackers import check_trackers
+
+        check_trackers(config)
     check_kernels(config.hardware, resolve_device(config.device))
     _check_pretrained(config, inputs)
     _check_evaluation(config)
     compute = resolve_compute_setup(config)
     _check_ranks(config, compute.device)
-    check_context_parallel(config, compute.attention_backend)
+    if config.hardware.context_parallel > 1:
+        from krill.training.compute.context_parallel import check_context_parallel
+
+        check_context_parallel(config, compute.attention_backend)
     if compute.precision == "fp8":
+        from krill.training.compute.fp8 import check_fp8
+
         check_fp8(config)
     resolve_batch_shape(config)
     if config.branch is not None:
+        from krill.training.checkpoint.branch import check_branch, resolve_branch
+
         check_branch(resolve_branch(config.branch), config, inputs.tokenizer_signature)
     return compute
 
@@ -74,6 +75,8 @@ def _check_evaluation(config: TrainConfig) -> None:
     if section.tasks == "auto" and config.best_metric == "eval_loss":
         return
     from krill.evaluation.evaluate import TASKS, expand_tasks, find_evaluators
+    from krill.evaluation.evaluator import EvaluationSettings
+    from krill.evaluation.score_metrics import check_best_metric
 
     tasks = TASKS if section.tasks == "auto" else expand_tasks(section.tasks)
     evaluators = list(find_evaluators(tasks).values())
@@ -84,6 +87,8 @@ def _check_evaluation(config: TrainConfig) -> None:
 
 def _check_ranks(config: TrainConfig, device: str) -> None:
     """Raises UsageError when the started ranks differ from the config, exceed the CUDA devices, or do not divide."""
+    import torch
+
     requested, started = config.hardware.processes, world_size_from_env()
     assert requested != "auto"
     if started > 1 and requested != 1 and not config.hardware.slurm and requested != started:
@@ -103,6 +108,8 @@ def _check_pretrained(config: TrainConfig, inputs: RunInputs) -> None:
     """Raises UsageError when model.from cannot read the rows: it has another tokenizer, or a shorter context."""
     if not isinstance(config.model, PretrainedModelConfig):
         return
+    from krill.models.pretrained import load_pretrained_config, resolve_model_folder
+
     model_from, model_config = config.model.from_, load_pretrained_config(config.model)
     longest = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and config.model.max_position_embeddings > longest:

@@ -26,6 +26,7 @@ from krill.evaluation.score_metrics import list_metrics
 from krill.models.build import build_model
 from krill.models.model_folder import silence_transformers
 from krill.optim.schedules import Restart
+from krill.resources import CoreClock, release_heap
 from krill.runs import checkpoints
 from krill.runs.record import Record
 from krill.training import ranks
@@ -72,7 +73,8 @@ from krill.training.compute.liger import apply_kernels
 from krill.training.compute.setup import ComputeSetup, resolve_compute_setup
 from krill.training.final_evaluation import evaluate_final_model
 from krill.training.finish import collect_final_metrics, log_summary, save_final_model
-from krill.training.metrics.throughput import build_throughput_meter
+from krill.training.metrics.step_timer import StepTimer
+from krill.training.metrics.throughput import build_throughput_meter, get_peak_memory
 from krill.training.metrics.trackers import TrackedRun, Trackers, collect_tracked_config
 from krill.training.oom_retry import retry_on_oom
 from krill.training.run_header import log_header, write_param_groups
@@ -148,9 +150,10 @@ def _train_once(
             _add_rank0_callbacks(trainer, setup, record, uploader, trackers, start.corrupt)
         with trackers, record_divergence(trainer, setup, record):
             with uploader, trainer.async_saver, progress:
-                started_at = time.perf_counter()
+                started_at, clock = time.perf_counter(), CoreClock()
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
                 seconds = time.perf_counter() - started_at
+            record.update(training_seconds=round(seconds, 2), training_waited=round(clock.read()[1], 2))
             stop.raise_if_signaled(
                 trainer.state.global_step, setup.length.steps
             )  # later signals interrupt at once
@@ -159,6 +162,30 @@ def _train_once(
             else:  # it was trained by a process that was interrupted afterwards
                 seconds = record.status.get("seconds", 0.0)
             return _finish_run(trainer, setup, record, uploader, trackers, evaluation, seconds)
+
+
+def time_training_steps(config: TrainConfig, folder: Path, store: Path, tokenizer: Path) -> StepTimer:
+    """Trains a few steps as `run_training` does, without a validation, a checkpoint or a result; returns their times.
+
+    Args:
+        config: The run, on one rank; it is as long as its steps, or until the timer has enough of them.
+        folder: An empty folder.
+        store: Its tokens.
+        tokenizer: Its tokenizer.
+    """
+    silence_transformers()
+    config = config.model_copy(update={"hardware": select_tested_kernels(config.hardware)})
+    setup = build_run_setup(config, folder, store, tokenizer, resolve_compute_setup(config))
+    apply_precision(setup.precision)
+    activate_flash_attention(setup.attention_backend)
+    model, loss, _ = _build_training_model(setup)
+    progress = ProgressReporter(Record(folder), setup)
+    trainer = _build_trainer(setup, model, loss, StopOnSignal(), progress, restart=None)
+    timer = StepTimer(setup.device)
+    trainer.add_callback(timer)
+    with name_lost_workers():
+        trainer.train()
+    return timer
 
 
 def _check_equal_nodes(config: TrainConfig) -> None:
@@ -275,6 +302,8 @@ def _finish_run(
     if baselines is not None and not trainer.already_validated():
         trainer.evaluate()
     evaluation.evaluate_if_due()  # where the process that trained the last step was interrupted
+    trainer.optimizer.state.clear()  # it is saved; the evaluation loads the model a second time
+    release_heap()
     weights = gather_full_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
 
     def write_results() -> dict[str, Any]:
@@ -289,6 +318,7 @@ def _finish_run(
         results = evaluate_final_model(setup, step, seconds, evaluation.get_final_results(step))
         if results and not evaluation.config.every:
             trackers.log_scores(step, list_metrics(results))
+        record.update(peak_memory=get_peak_memory(setup.device))
         verdict = record_verdict(setup, record, step, baselines, metrics.get("stopped_by"))
         trackers.log_model()
         uploader.finish()

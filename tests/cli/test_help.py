@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from krill import __version__
 from krill.cli import app, help, key_help, train
 from krill.cli.compose import compose_config
+from krill.cli.evaluate import SHORT_KEYS
 from krill.config.commands import COMMAND_SCHEMAS
 from krill.config.overrides import clear_exclusive_keys, iterate_dotted_keys, quote_override
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options, read_config_description
@@ -141,3 +142,13 @@ def test_cfg_job_of_every_command(tmp_path: Path, command: str):
     done = run_command(tmp_path, f"krill-{command}", "--cfg", "job")
     assert done.returncode == 0
     assert set(yaml.safe_load(done.stdout)) == set(COMMAND_SCHEMAS[command].model_fields)
+
+
+def test_short_keys_have_the_help_of_their_keys() -> None:
+    for key, full_key in SHORT_KEYS.items():
+        assert key_help.format_key_help("evaluate", key) == key_help.format_key_help("evaluate", full_key)
+
+
+def test_the_usage_names_what_is_given_without_a_key() -> None:
+    assert "usage: krill-evaluate [MODEL …] [key=value …]" in help.format_help("evaluate", [CONF_DIR])
+    assert "usage: krill-train [key=value …]" in help.format_help("train", [CONF_DIR])

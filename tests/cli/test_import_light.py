@@ -72,6 +72,11 @@ def test_what_only_composes_loads_no_torch(tmp_path: Path, words: str):
     assert not loaded(tmp_path, "train", *words.split()).intersection(HEAVY)
 
 
+def test_a_dry_run_of_a_preset_loads_no_transformers(tmp_path: Path):
+    """A dry run of thousands of points needs little memory."""
+    assert not loaded(tmp_path, "train", "dry_run=true").intersection({*HEAVY, "pyarrow"} - {"torch"})
+
+
 def test_completion_loads_no_torch(tmp_path: Path):
     line = {"COMP_LINE": "krill-train optimizer="}
     assert not loaded(tmp_path, "train", "-sc", "query=bash", **line).intersection(HEAVY)

@@ -91,7 +91,9 @@ def list_tasks(out: list[str]) -> set[str]:
 def test_a_run_is_evaluated_once(run: Path, run_evaluate: RunEvaluate) -> None:
     code, out, err = run_evaluate(str(run), "limit=2")
     assert code == 0
-    assert out[0].split()[:3] == ["task", "part", "metric"]
+    assert out[0].startswith("task           metric or part")
+    wholes = [line.split("  ") for line in out if line.startswith("english_pairs  accuracy")]
+    assert [cells[1] for cells in wholes] == ["accuracy", "accuracy per byte"]
     assert list_tasks(out) == {"text", "korean_pairs", "english_pairs", "cloze"}
     assert out[-1].endswith("run/evaluations")
     assert any(line.startswith("english_pairs: ") and "longer than the context" in line for line in out)
@@ -334,7 +336,8 @@ def test_mistakes_with_several_models(run_evaluate: RunEvaluate, arguments: list
         (["tasks=[auto,text]"], "evaluation.tasks: auto chooses tasks"),
         (["evaluation.prompts=null"], "evaluation.prompts: write texts in brackets"),
         (["tasks=text", "evaluation.prompts=The garden"], "'evaluation.prompts=[The garden]'"),
-        (["model=nothing_here"], "nothing_here"),
+        (["tasks=text", "few_shot=2"], "few_shot=2 is for the tasks of lm-eval, and tasks= has none of them"),
+        (["model=nothing_here"], "model=nothing_here: not the name of a run or sweep, nor a folder"),
         (["model=~nosuchuser"], "~nosuchuser"),
         (["tasks=[~nosuchuser/mine.yaml]"], "~nosuchuser"),
     ],
@@ -379,7 +382,7 @@ def test_without_its_tokens_a_model_is_evaluated_on_what_krill_brings(
         assert "tokens      not here" in "\n".join(err)
         code, _, err = run_evaluate(f"model={model}", "tasks=text")
         assert code == 2
-        assert "leave this task out of tasks=" in err[-1]
+        assert "leave this task out of tasks=, or set data= for another text" in err[-1]
         code, _, err = run_evaluate(f"model={model}", "contamination=true")
         assert code == 2
         assert "contamination=true: the tokens that" in err[-1]

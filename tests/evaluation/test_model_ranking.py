@@ -250,3 +250,18 @@ def test_presets_that_differ_in_tasks_alone_are_one_row(
     assert len(table) == rows
     if rows == 1:
         assert (set(table[0].tasks), table[0].label) == ({"korean_pairs", "english_pairs"}, "nowhere")
+
+
+def test_the_table_names_what_it_is_ordered_by_and_corrects_only_several_comparisons() -> None:
+    pairs = make_choices_result([1, 0, 1, 1])
+    models = [
+        make_model("text and pairs", None, [make_text_result([1.0, 2.0]), pairs]),
+        make_model("pairs", None, [pairs]),
+    ]
+    lines = format_comparison(rank(models), None)
+    assert "order: by english_pairs; not all models have text" in lines
+    assert not any("Holm" in line for line in lines)
+    models = [make_model(name, None, [make_text_result([1.0, 2.0]), pairs]) for name in "ab"]
+    lines = format_comparison(rank(models), None)
+    assert not any(line.startswith("order") for line in lines)
+    assert any("Holm's correction for 2 comparisons" in line for line in lines)

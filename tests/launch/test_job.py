@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,3 +39,15 @@ def test_failure_is_recorded_before_it_is_logged(tmp_path: Path) -> None:
         assert claimed.state == "resumed"
     config: Any = None
     assert diff_from_last_start(config, point.folder) == [], "config.yaml was not written yet"
+
+
+@pytest.mark.parametrize(
+    ("time", "received", "remark"),
+    [("auto", signal.SIGUSR2, True), ("auto", signal.SIGTERM, False), (60, signal.SIGUSR2, False)],
+)
+def test_a_job_that_outlasts_its_planned_limit_says_so(
+    time: Any, received: signal.Signals, remark: bool
+) -> None:
+    hardware = SimpleNamespace(slurm=SimpleNamespace(time=time))
+    job: Any = SimpleNamespace(config=SimpleNamespace(hardware=hardware))
+    assert ("hardware.slurm.time=auto" in jobs._describe_planned_limit(job, received)) is remark

@@ -13,7 +13,7 @@ from compositions import load_config
 from krill.cli import app, plan
 from krill.device_table import get_device
 from krill.plan.advice import compute_near_optimal_batch, list_advice
-from krill.plan.run_plan import build_run_plan
+from krill.plan.run_plan import RunPlan, build_run_plan
 from krill.plan.text import TrainingText
 
 BIG = ["model=llama_1b", "tokenizer=bpe_32k", "plan.device=h100", "steps=1000"]
@@ -80,6 +80,8 @@ def test_what_is_said_to_fit_fits(make_plan: Any, overrides: list[str], expected
          "hardware.gradient_checkpointing=false"),
         ([*BIG, "eval_every=1", "steps=5000", "batch.micro_batch_size=2"], "eval_every="),
         ([*BIG, "save_every=2", "batch.micro_batch_size=2"], "save_every="),
+        ([*BIG, "evaluation.every=10", "evaluation.limit=25", "batch.micro_batch_size=8", "steps=10000"],
+         "evaluation.every="),
     ],
 )  # fmt: skip
 def test_what_is_said_to_be_faster_is_faster(make_plan: Any, overrides: list[str], expected: str) -> None:
@@ -102,6 +104,7 @@ def test_what_is_said_to_be_faster_is_faster(make_plan: Any, overrides: list[str
         (["plan.device=h100", "model.head_dim=12"], "model.head_dim=16"),
         (["plan.device=h100", "steps=100000", "batch.tokens=8388608"], "batch.tokens="),
         (["steps=10", "model=llama_pico", "sequence_len=64"], "steps="),  # few tokens for its parameters
+        (["scheduler.warmup=0.5"], "scheduler.warmup=0.05"),
     ],
 )  # fmt: skip
 def test_what_is_advised_is_not_advised_again(make_plan: Any, overrides: list[str], expected: str) -> None:
@@ -113,6 +116,38 @@ def test_what_is_advised_is_not_advised_again(make_plan: Any, overrides: list[st
     after = make_plan(*overrides, *device, *advice["overrides"])
     assert advice["reason"] not in [one["reason"] for one in after["advice"]]
     assert not [one for one in after["advice"] if one["overrides"] == advice["overrides"]]
+
+
+def plan_padded(*overrides: str) -> RunPlan:
+    """Returns the plan of a run whose documents leave 40 % of rows that are packed best-fit empty."""
+    text = TrainingText(10**6, 100.0, "a test", is_exact=True, best_fit_padding=0.4)
+    return build_run_plan(
+        load_config(*overrides, "data.validation_fraction=0.0"), 4096, get_device("h100"), text
+    )
+
+
+def test_padding_is_advised_against() -> None:
+    by_epochs = plan_padded("epochs=1", "steps=null")
+    (advice,) = (one for one in list_advice(by_epochs) if one.overrides == ("packing=wrapped",))
+    changed = plan_padded("epochs=1", "steps=null", "packing=wrapped")
+    assert changed.steps == pytest.approx(0.6 * by_epochs.steps, rel=0.01)
+    assert changed.time.total / by_epochs.time.total == pytest.approx(advice.time_ratio, rel=0.01)
+    assert "40 % of the positions are padding" in advice.reason
+    by_steps = plan_padded("steps=300")
+    assert ("packing=wrapped",) in [one.overrides for one in list_advice(by_steps)]
+    for plan_after in (changed, plan_padded("steps=300", "packing=wrapped")):
+        assert not [one for one in list_advice(plan_after) if one.overrides == ("packing=wrapped",)]
+
+
+def test_half_of_the_vocabulary_is_advised_where_nothing_else_fits(make_plan: Any) -> None:
+    big = ["tokenizer=bpe_32k", "tokenizer.vocab_size=524288", "plan.device=t4", "batch.micro_batch_size=1",
+           "model.hidden_size=2048", "model.head_dim=64"]  # fmt: skip
+    before = make_plan(*big)
+    assert not before["memory"]["fits"]
+    (advice,) = (one for one in before["advice"] if one["overrides"][0].startswith("tokenizer.vocab_size="))
+    after = make_plan(*big, *advice["overrides"])
+    assert after["memory"]["fits"]
+    assert after["vocabulary"] == pytest.approx(before["vocabulary"] / 2, rel=0.01)
 
 
 def test_a_sensible_run_gets_no_advice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from compositions import load_config
 from planned_models import CPU
 
 from krill.config.schema import PlanOptionsConfig
+from krill.data.packing import pack
 from krill.device_table import get_device
 from krill.errors import UsageError
 from krill.models.build import build_meta_model
@@ -18,7 +20,7 @@ from krill.models.cost import compute_mean_attention_span, compute_training_flop
 from krill.plan.calibration import estimate_utilization
 from krill.plan.report import format_bytes, format_duration, format_plan
 from krill.plan.run_plan import NO_OPTIONS, RunPlan, build_run_plan
-from krill.plan.text import TrainingText, compute_mean_attended_tokens
+from krill.plan.text import TrainingText, compute_mean_attended_tokens, estimate_best_fit_padding
 
 VOCAB_SIZE = 320
 H100 = get_device("h100")
@@ -93,7 +95,9 @@ def test_time_is_that_of_the_flops_at_the_mfu() -> None:
     assert "(assumed)" in parse_lines(format_plan(assumed))["time"]
     checkpointed = plan("steps=1000", "hardware.gradient_checkpointing=true", device=H100, mfu=0.5)
     assert checkpointed.time is not None
-    assert checkpointed.time.parts["steps"] == pytest.approx(given.time.parts["steps"] * 4 / 3)
+    each = given.token_flops  # the head is not computed again
+    recomputed = (4 / 3 * (each.dense + each.attention) + each.head) / each.total
+    assert checkpointed.time.parts["steps"] == pytest.approx(recomputed * given.time.parts["steps"])
 
 
 def test_ranks_share_the_time_of_a_step() -> None:
@@ -195,3 +199,12 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_bytes() -> None:
     assert (format_bytes(12.34e9), format_bytes(5e5)) == ("12.3 GB", "0.5 MB")
+
+
+def test_the_padding_of_a_prepared_text_is_that_of_its_rows() -> None:
+    random = np.random.default_rng(0)
+    ends = np.cumsum(random.integers(1, 300, size=2000)).astype(np.uint64)
+    stream = SimpleNamespace(ends=ends, pad_id=0)
+    for sequence_len in (64, 160, 512):
+        rows = pack(stream, sequence_len, "best_fit")  # type: ignore[arg-type]
+        assert estimate_best_fit_padding(ends, sequence_len) == pytest.approx(rows.padding_fraction)

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from krill.runs.plots import plot_losses
+from krill.runs.plots import plot_losses, plot_scores
 
 LINES = [
     {"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.0}, {"step": 2, "eval_loss": 4.5}, {"step": 3, "loss": 3.0},
@@ -57,3 +57,18 @@ def test_figures_are_closed(tmp_path: Path) -> None:
     before = pyplot.get_fignums()
     plot_losses(tmp_path, None, None)
     assert pyplot.get_fignums() == before
+
+
+def test_accuracies_are_plotted_in_percent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: dict[str, str] = {}
+    set_xlabel = Axes.set_xlabel
+
+    def record_labels(self: Axes, label: str) -> Any:
+        titles[self.get_title()] = self.yaxis.get_major_formatter()(0.5)
+        return set_xlabel(self, label)
+
+    monkeypatch.setattr(Axes, "set_xlabel", record_labels)
+    lines = [{"step": step, "pairs/accuracy": 0.4 + step / 10, "text/bits_per_byte": 2.0} for step in (1, 2)]
+    plot_scores(tmp_path, lines, ["pairs/accuracy", "text/bits_per_byte"])
+    assert titles["pairs: accuracy"].endswith("%")
+    assert not titles["text: bits per byte"].endswith("%")

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from krill.cli import app, runs_view
 from krill.data.progress import format_dropped_table
 from krill.errors import UsageError
 from krill.runs import table
+from krill.runs.scores import TaskScore
 from krill.tables import get_terminal_width
 
 
@@ -131,6 +133,19 @@ def test_a_table_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     monkeypatch.setenv("COLUMNS", "200")
     table.print_table(table.read_rows([make_run(tmp_path / "a", ["lr=7"])]), sys.stderr)
     assert "lr=7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_scores_are_folded_or_left_out(tmp_path: Path, columns: int) -> None:
+    row = table.read_rows([make_run(tmp_path / "a", ["lr=1"])])[0]
+    scores = tuple(
+        TaskScore(task, "accuracy", 0.5, 0.4, 0.6, 300, "model") for task in ("english_pairs", "cloze")
+    )
+    rows = [replace(row, overrides=(f"data.paths=[{name}]" * 3,), scores=scores) for name in ("a", "b")]
+    lines = table.format_runs(rows, columns, full_paths=True)
+    assert max(map(cell_len, lines[:2])) <= columns
+    assert ("scores" in lines[0]) == (columns >= table.MIN_WIDTH_OF_SCORES)
+    assert ("cloze" in "\n".join(lines)) == ("scores" in lines[0]), "folded, not cut"
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

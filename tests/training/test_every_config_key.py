@@ -247,6 +247,7 @@ TESTED_KEYS = {
     "hardware.slurm.cpus": f"{SBATCH}test_each_key_sets_its_parameter",
     "hardware.slurm.memory": f"{SBATCH}test_each_key_sets_its_parameter",
     "hardware.slurm.time": f"{SBATCH}test_a_job_requests_what_its_processes_need",
+    "hardware.slurm.plan_device": "launch/test_planned_limits.py::test_the_device_of_the_plan_can_be_named",
     "hardware.slurm.save_before": f"{SBATCH}test_each_key_sets_its_parameter",
     "hardware.slurm.requeues": "slurm/test_slurm_preemption.py::test_requeues_are_limited_by_the_configuration",
     "hardware.slurm.partition": f"{SBATCH}test_processes_auto_is_the_number_of_gpus_per_node",

@@ -14,6 +14,7 @@ from compositions import load_config
 from krill.cli import app, evaluate
 from krill.data.store import Store
 from krill.evaluation import cost
+from krill.evaluation.bundled import PAIR_TASKS, build_pair_task
 from krill.evaluation.model_evaluation import ModelEvaluation
 from krill.evaluation.results import read_results
 from krill.evaluation.token_scorer import TokenScorer
@@ -92,7 +93,7 @@ def test_fewer_items_are_evaluated_where_all_would_take_too_long(
     limits: list[int | None],
 ) -> None:
     """46 phenomena of 300 pairs with about 20 tokens in both sentences, of 10 µs each, and 0.6 ms for each pair."""
-    monkeypatch.setattr(cost, "measure_seconds_per_token", lambda *_: 1e-5)
+    monkeypatch.setattr(final_evaluation, "measure_seconds_per_token", lambda *_: 1e-5)
     monkeypatch.setattr(
         ModelEvaluation, "subject", SimpleNamespace(scorer=None, tokenizer=prepared_data.tokenizer)
     )
@@ -102,6 +103,15 @@ def test_fewer_items_are_evaluated_where_all_would_take_too_long(
     )  # type: ignore[arg-type]  # fmt: skip
     fitting = final_evaluation._find_fitting_limit(evaluation, seconds)
     assert [fitting.config.limit] == limits if fitting else limits == []
+
+
+@pytest.mark.parametrize("task", PAIR_TASKS)
+def test_the_size_of_the_minimal_pairs_is_known_without_them(task: str) -> None:
+    choices = [item.choices for item in build_pair_task(task).items]
+    characters = sum(len(choice) for both in choices for choice in both)
+    tokens, items = cost.count_tokens_and_items(task, cost.TextSize(0, 0), load_config().evaluation)
+    assert items == len(choices)
+    assert tokens == pytest.approx(characters / 2, rel=0.01)
 
 
 @pytest.mark.usefixtures("any_length")

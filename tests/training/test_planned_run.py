@@ -17,6 +17,7 @@ from krill.config.schema import TrainConfig
 from krill.data.store import Store
 from krill.models.build import build_meta_model
 from krill.models.cost import compute_mean_attention_span, compute_training_flops
+from krill.plan.machine import identify_machine
 from krill.plan.run_plan import build_run_plan
 from krill.plan.torch_device import describe_torch_device, get_device_memory
 from krill.runs import checkpoints
@@ -58,7 +59,7 @@ def test_dry_run_uses_the_lengths_of_prepared_documents(
     each = compute_training_flops(
         build_meta_model(config.model, VOCAB_SIZE), 64, compute_mean_attention_span(pieces)
     )
-    assert f" tokens of {each:.3g} (" in lines["flops"]
+    assert f" tokens × {each:.3g} FLOP (" in lines["flops"]
     assert "at most" not in lines["flops"]
     assert lines["memory"].startswith("about ")
 
@@ -94,14 +95,36 @@ def test_a_run_records_its_plan_and_logs_the_memory(
     assert f"memory      about {total:.3g} GB of {available:.3g} GB" in err
     record = read_plan_record(Path("planned"))
     assert record is not None
-    assert str(record) in err.splitlines()
+    assert f"planned     {record}" in err.splitlines()
     assert (record.planned_seconds, record.planned_memory) == (
         recorded["seconds"]["total"], recorded["memory"]["total"],
     )  # fmt: skip
     assert record.memory > 10**8
     assert str(replace(record, planned_seconds=6742, seconds=107)).startswith(
-        "planned     1:52 h, took 1:47 min; memory "
+        f"1:52 h and {record.planned_memory / 1e9:.3g} GB of memory; took 1:47 min and "
     )
+
+
+def test_a_finished_run_leaves_its_figures_for_later_plans(
+    krill_train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KRILL_CALIBRATION", str(tmp_path / "kept"))
+    arguments = ("steps=6", "log_every=1", "device=cpu")
+    assert krill_train(*arguments, "output=first") == 0
+    (kept,) = identify_machine().measurements
+    assert (kept.kind, kept.seconds) == ("run", None)
+    assert kept.step > 0
+    assert kept.startup is not None
+    assert kept.peaks[0].measured > 10**8
+    capfd.readouterr()
+    assert krill_train(*arguments, "dry_run=true") == 0
+    assert "(measured from 1 run on this machine)" in capfd.readouterr().out
+    assert krill_train("steps=1", "output=short") == 0
+    monkeypatch.setenv("KRILL_CALIBRATION", "off")
+    assert krill_train(*arguments, "output=off") == 0
+    assert len(list((tmp_path / "kept").glob("*.json"))) == 1
+    monkeypatch.setenv("KRILL_CALIBRATION", str(tmp_path / "kept"))
+    assert identify_machine().measurements == (kept,)
 
 
 def test_a_run_without_a_plan_has_no_record_of_it(train_in: Any, make_config: Configure) -> None:

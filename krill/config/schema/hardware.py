@@ -50,15 +50,20 @@ class SlurmConfig(Section):
     cpus: Literal["auto"] | Processes
     """Number of CPUs per process. auto: a GPU's share of the node; without GPUs 8, or as many as a node
     has."""
-    memory: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None
-    """Memory of a job per node, such as 64G."""
+    memory: Literal["auto"] | Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None
+    """Memory of a job per node, such as 64G. auto: what krill-plan computes for a training run, rounded up; with GPUs
+    the host memory, by assumption."""
     time: Annotated[
-        Literal["auto"] | Size,
+        Literal["auto"] | Size | None,
         BeforeValidator(_parse_duration),
-        PlainSerializer(_format_minutes, return_type=str),
+        PlainSerializer(_format_minutes, return_type=str | None),
     ]
-    """Time limit of a job: 90m, 12h, 2d or 1-12:00:00. auto: one day, or the partition's limit if that is
-    shorter. A longer training run saves before the limit and resumes automatically (requeues)."""
+    """Time limit of a job: 90m, 12h, 2d or 1-12:00:00. auto: the longest time that krill-plan expects of a training
+    run, rounded up. null: one day, or the partition's limit if that is shorter. A longer training run saves before
+    the limit and resumes automatically (requeues)."""
+    plan_device: str | None
+    """Device of krill-plan's table for which time=auto and memory=auto plan, such as h100; null: that of gpu_type, or
+    of the partition's GPUs."""
     save_before: Size
     """Seconds before the time limit at which a training run saves and is requeued."""
     requeues: CountOrZero

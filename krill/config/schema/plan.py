@@ -27,11 +27,14 @@ class PlanOptionsConfig(Section):
     """Price of one device for an hour, in any currency; null: no costs are computed."""
     mfu: Annotated[float, Field(gt=0.0, le=1.0)] | None
     """Model FLOPs utilization to plan with, such as 0.4; null: that of the calibration."""
+    measure: bool
+    """Run a few steps here at two micro batch sizes, correct the plan by them, and keep their figures for later plans
+    on this machine."""
 
 
 class PlanConfig(TrainConfig):
     """What a run of krill-train with the same arguments will need: parameters, FLOPs, memory, disk, time and money,
-    whether it fits, and what to change. Nothing is written."""
+    whether it fits, and what to change. Nothing is written, except for what plan.measure keeps."""
 
     dry_run: Literal[True]
     """Always true: a plan writes nothing."""

@@ -15,7 +15,7 @@ from krill.evaluation.rank_share import EvaluationError, RankShare
 from krill.evaluation.results import TaskResult
 from krill.evaluation.score_metrics import check_best_metric, list_metrics
 from krill.evaluation.subject import Subject
-from krill.resources import release_memory
+from krill.resources import release_heap, release_memory
 from krill.runs.json_lines import EVALUATION_SECONDS, read_evaluations
 from krill.training import ranks
 from krill.training.callbacks.signals import EvaluationInterrupted, StopOnSignal
@@ -84,6 +84,7 @@ class TaskEvaluation(TrainerCallback):
             return
         self.last_step = step
         started_at = time.perf_counter()
+        release_heap()
         try:
             with self.trainer.throughput.pause(), evaluation_mode(self.trainer.model):
                 results = self._score_tasks()

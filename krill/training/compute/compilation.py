@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
-from transformers import PreTrainedModel
 
 from krill.errors import KrillError, UsageError
 from krill.resources import is_out_of_memory
 from krill.training.compute.device import get_compute_capability
 from krill.training.compute.thresholds import MIN_PASSES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CallableT = TypeVar("CallableT", bound=Callable[..., Any])
 
@@ -99,6 +100,8 @@ def explain_compile_errors(is_compiled: bool) -> Iterator[None]:
     if not is_compiled:
         yield
         return
+    from torch._dynamo.exc import TorchDynamoException
+
     try:
         yield
     except TorchDynamoException as error:
