@@ -122,6 +122,8 @@ def release_heap() -> None:
     import ctypes  # no help needs it
 
     with suppress(AttributeError, OSError):
+        import ctypes
+
         ctypes.CDLL(None).malloc_trim(0)
 
 
