@@ -13,8 +13,8 @@ between the log-likelihoods of both sides is reported too: at most 1e-4.
 The last line is all bundled tasks with as many items as they have, from the items per second of each.
 
 HFLM computes the tokens before the last one of every choice, once for choices in which these are the same. Its
-number of tokens divided by krill's, `token_ratio`, is about what sharing saves at its best batch size: a minimal pair
-shares a half of one of its sentences, and most choices of a cloze have one token. The more pairs, the more they share.
+number of tokens divided by krill's, `token_ratio`, is about what sharing saves at its best batch size: a minimal
+pair shares a half of one of its sentences, and most choices of a cloze have one token. More pairs share more.
 
 Needs the extra eval. Prints a table and writes results/evaluation.json, or the file of --result.
 
