@@ -38,6 +38,7 @@ _FILESYSTEM_REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions"),
     errno.EROFS: "make it writable",
     errno.ENOTDIR: "move the file that is there",
+    errno.EISDIR: "move the folder that is there",
     errno.EEXIST: "move what is there",
     errno.EIO: "check the disk",
 }
@@ -165,7 +166,9 @@ def _is_filesystem_error(error: Exception) -> TypeGuard[OSError]:
 
 
 def _build_filesystem_error(error: OSError) -> KrillError:
-    path = error.filename or "standard output or the folder of the result"  # an open file has no name
+    is_replaced = error.errno == errno.EISDIR and error.filename2  # the target of a rename
+    path = error.filename2 if is_replaced else error.filename
+    path = path or "standard output or the folder of the result"  # an open file has no name
     if error.errno in _PATH_ERRNOS:
         return UsageError(f"{path}: {error.strerror}; use another path")
     remedy = _FILESYSTEM_REMEDIES.get(error.errno or 0, "use another disk")

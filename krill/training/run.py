@@ -301,6 +301,7 @@ def _finish_run(
     baselines = compute_validation_baselines(setup)
     if baselines is not None and not trainer.already_validated():
         trainer.evaluate()
+    evaluation.evaluate_if_due()  # where the process that trained the last step was interrupted
     trainer.optimizer.state.clear()  # it is saved; the evaluation loads the model a second time
     release_heap()
     weights = gather_full_state_dict(trainer.model) if trainer.is_fsdp_enabled else None

@@ -172,6 +172,18 @@ def test_an_edited_result_is_not_believed(run: Path, run_evaluate: RunEvaluate) 
     assert run_evaluate(str(run), "tasks=text", "evaluation.overlap=0.25")[1] == out
 
 
+def test_a_folder_in_the_place_of_a_result_is_one_line(run: Path, run_evaluate: RunEvaluate) -> None:
+    arguments = (str(run), "tasks=text", "evaluation.overlap=0.25", "output=blocked")
+    run_evaluate(*arguments)
+    (file,) = Path("blocked/evaluations").glob("text-*.json")
+    file.unlink()
+    file.mkdir()
+    code, out, err = run_evaluate(*arguments)
+    assert (code, out) == (1, [])
+    assert f"{file.absolute()}: Is a directory; move the folder that is there" in err[-1]
+    assert "Traceback" not in "".join(err)
+
+
 @pytest.fixture(scope="module")
 def other_run(run: Path, tokenizer: TokenizerFolder) -> Path:
     """The folder of a run with other weights, beside the first one."""

@@ -52,6 +52,14 @@ def test_a_card_of_an_earlier_version_gets_an_index(tmp_path: Path) -> None:
     assert len(read_values(file)) == 1
 
 
+def test_the_front_matter_of_a_card_with_a_bom_is_found(tmp_path: Path) -> None:
+    file = write_card(tmp_path)
+    file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    update_model_index(tmp_path, "run", "books", [make_choices_result([1, 0])])
+    assert ModelCard.load(file).data.license == "mit"
+    assert file.read_text(encoding="utf-8").count("license: mit") == 1
+
+
 @pytest.mark.parametrize("head", ["---\nmodel-index: 3\n---\n", "---\n[a\n---\n", "---\n- a list\n---\n"])
 def test_a_card_that_cannot_be_read_stays_as_it_is(
     tmp_path: Path, head: str, caplog: pytest.LogCaptureFixture

@@ -106,6 +106,16 @@ def test_what_a_tokenizer_cannot_encode_is_counted(files: list[Path], tmp_path: 
         evaluate_text(letters, files[:1])
 
 
+def test_items_with_unknown_characters_are_counted(tmp_path: Path) -> None:
+    tokenizer = make_letter_tokenizer(tmp_path / "letters", "<unk>")
+    subject = Subject("tiny", make_small_model(tokenizer).eval(), tokenizer, None)
+    for name, count in (("korean_pairs", 21), ("english_pairs", None)):
+        result = evaluate_task(find_evaluator(name), subject, EvaluationSettings(1, 1, 0))
+        assert result.notes.get("unknown_items") == count
+    lines = format_notes([result.model_copy(update={"notes": {"unknown_items": 3}})])
+    assert lines[1].startswith("english_pairs: the tokenizer loses a part of 3 items")
+
+
 def test_the_command_evaluates_text_of_a_source(
     files: list[Path], model: Any, tokenizer: TokenizerFolder, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -41,6 +41,8 @@ class TaskEvaluation(TrainerCallback):
         self.evaluators = _find_evaluators(setup) if self.config.every else []
         self.subject: Subject | None = None
         self.seconds = 0.0
+        self.last_step = 0
+        """The step of the last evaluation that this process began; one that failed is not repeated."""
         self.last_results: tuple[int, list[TaskResult]] = (0, [])
         """The step of the last evaluation of this process, and its results."""
 
@@ -77,8 +79,10 @@ class TaskEvaluation(TrainerCallback):
         Logs the scores, or why there are none. A signal makes the training save and stop.
         """
         state, control = self.trainer.state, self.trainer.control
-        if not self._is_due(state) or self._is_evaluated(state.global_step):
+        step = state.global_step
+        if not self._is_due(state) or step == self.last_step or self._is_evaluated(step):
             return
+        self.last_step = step
         started_at = time.perf_counter()
         release_heap()
         try:

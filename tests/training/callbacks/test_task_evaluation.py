@@ -22,6 +22,7 @@ from krill.evaluation.results import Score, TaskResult
 from krill.evaluation.token_scorer import TokenScorer
 from krill.runs.json_lines import read_evaluations
 from krill.runs.record import read_status
+from krill.training.callbacks.task_evaluation import TaskEvaluation
 from krill.training.compute.evaluation_mode import evaluation_mode
 from krill.training.metrics.throughput import ThroughputMeter
 from krill.training.metrics.trackers import Trackers
@@ -128,6 +129,25 @@ def test_an_interrupted_evaluation_is_repeated_once(
     (run,) = krill_train.runs()
     assert list_checkpoint_steps(run) == [2]
     assert read_scores(run) == {}
+    assert krill_train(*EVALUATED) == 0
+    assert read_scores(run) == read_scores(evaluated_run)
+    assert_same_result(run, evaluated_run, has_same_trainer_state=False)
+
+
+def test_an_evaluation_that_is_interrupted_at_the_last_step_is_not_left_out(
+    krill_train: Any, evaluated_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = TaskEvaluation._score_tasks
+
+    def interrupt(self: TaskEvaluation) -> list[TaskResult]:
+        if self.trainer.state.global_step == self.trainer.state.max_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskEvaluation, "_score_tasks", interrupt)
+        assert krill_train(*EVALUATED) == 75
+    (run,) = krill_train.runs()
     assert krill_train(*EVALUATED) == 0
     assert read_scores(run) == read_scores(evaluated_run)
     assert_same_result(run, evaluated_run, has_same_trainer_state=False)
