@@ -12,6 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from compositions import compose
+
+from krill.config.schema import TrainConfig
+from krill.config.validation import validate_config
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "optimizer_track.py"
 
@@ -61,6 +65,13 @@ def measure(
         return list(trained), json.loads(result.read_text(encoding="utf-8"))
 
     return run
+
+
+def test_every_variant_and_size_is_a_configuration(track: ModuleType) -> None:
+    """A typing error in one would be noticed after the rows before it were measured."""
+    size = track.SIZES["4m"].model
+    for overrides in track.VARIANTS.values():
+        validate_config(TrainConfig, compose("train", *size, *track.SETTING, *overrides))
 
 
 @pytest.mark.parametrize(
