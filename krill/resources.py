@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import resource
@@ -120,7 +119,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def release_heap() -> None:
     """Returns the freed blocks of glibc's heap to the system, which it keeps; does nothing with another C library."""
+    import ctypes  # no help needs it
+
     with suppress(AttributeError, OSError):
+        import ctypes
+
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -178,11 +178,10 @@ def _format_time(plan: RunPlan) -> Iterator[str]:
 
 def _format_memory(plan: RunPlan) -> Iterator[str]:
     memory, available = plan.memory, plan.setting.memory_per_rank
-    is_known = is_state_known(plan.config.optimizer)
-    parts = ", ".join(
-        f"{part} {'unknown, as of AdamW' if part == 'optimizer' and not is_known else format_bytes(size)}"
-        for part, size in memory.peak.items()
-    )
+    sizes = {part: format_bytes(size) for part, size in memory.peak.items()}
+    if not is_state_known(plan.config.optimizer):
+        sizes["optimizer"] = "unknown, as of AdamW"
+    parts = ", ".join(f"{part} {size}" for part, size in sizes.items())
     per_rank = " per rank" if plan.setting.world_size > 1 else ""
     yield (
         f"memory      about {format_bytes(memory.total)} of {format_bytes(available)}{per_rank}, at the peak in "
