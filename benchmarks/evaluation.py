@@ -10,12 +10,15 @@ between the log-likelihoods of both sides is reported too: at most 1e-4.
     english_pairs, korean_pairs     minimal pairs, some of each phenomenon
     cloze                           four words after up to 400 characters
 
-HFLM computes every token of every choice, so that the ratio to its best batch size is at most that of the numbers of
-tokens, `token_ratio`: a minimal pair shares a half of one of its sentences. The more pairs, the more they share.
+The last line is all bundled tasks with as many items as they have, from the items per second of each.
+
+HFLM computes the tokens before the last one of every choice, once for choices in which these are the same. Its
+number of tokens divided by krill's, `token_ratio`, is about what sharing saves at its best batch size: a minimal
+pair shares a half of one of its sentences, and most choices of a cloze have one token. More pairs share more.
 
 Needs the extra eval. Prints a table and writes results/evaluation.json, or the file of --result.
 
-    python benchmarks/evaluation.py                          (15 minutes on one core)
+    python benchmarks/evaluation.py                          (10 minutes on one core)
     python benchmarks/evaluation.py --device cuda --model llama_350m --pairs 100
 """
 
@@ -29,7 +32,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from datetime import date
 from pathlib import Path
@@ -45,6 +48,7 @@ from krill.config.validation import validate_config
 from krill.evaluation.bundled import build_pair_task
 from krill.evaluation.choice_evaluator import ChoiceEvaluator
 from krill.evaluation.choices import encode_task
+from krill.evaluation.cloze import ITEMS as CLOZE_ITEMS
 from krill.evaluation.cloze import build_cloze
 from krill.evaluation.evaluator import EvaluationSettings
 from krill.evaluation.lm_eval_export import export_task
@@ -142,7 +146,9 @@ class Bench:
         for index in range(rounds):
             order = list(sides) if index % 2 == 0 else list(reversed(sides))
             rows.append({side: sides[side]() for side in order})
-        result: dict[str, Any] = {"items": len(task.items), "token_ratio": self.count_token_ratio(task)}
+        result: dict[str, Any] = {
+            "items": len(task.items), "token_ratio": self.count_token_ratio(task), "rounds": rows,
+        }  # fmt: skip
         for side in sides:
             result[side] = round(statistics.median(row[side] for row in rows), 2)
         for side in ("hflm_default", "hflm_best"):
@@ -159,7 +165,7 @@ class Bench:
         """Returns how many times as many tokens HFLM computes as there are in the trees of krill."""
         questions = encode_task(task, self.subject.encoder, CONTEXT).questions
         sequences = sorted((item for question in questions for item in question), key=lambda item: item.ids)
-        tokens = sum(len(item.ids) - 1 for item in sequences)
+        tokens = sum(map(len, {item.ids[:-1] for item in sequences}))
         return round(tokens / sum(len(tree.ids) for tree in pack_trees(sequences)), 3)
 
     def find_largest_difference(self, task: Task, name: str) -> float:
@@ -171,6 +177,22 @@ class Bench:
             for index, sample in enumerate(self.found["samples"][name])
             for position, answer in enumerate(sample["resps"])
         )
+
+
+def compare_all_items(results: Mapping[str, Any], items: Mapping[str, int]) -> dict[str, Any]:
+    """Returns the ratios of the time for `items` of each task: of each round, and their medians."""
+    found: dict[str, Any] = {"items": sum(items.values())}
+    for side in ("hflm_default", "hflm_best"):
+        ratios = []
+        for rows in zip(*(results[name]["rounds"] for name in items), strict=True):
+            pairs = list(zip(items.values(), rows, strict=True))
+            ratios.append(
+                sum(count / row[side] for count, row in pairs)
+                / sum(count / row["krill"] for count, row in pairs)
+            )
+        found[f"ratio_to_{side}"] = round(statistics.median(ratios), 3)
+        found[f"ratios_to_{side}"] = [round(ratio, 3) for ratio in sorted(ratios)]
+    return found
 
 
 def make_tasks(pairs: int, clozes: int, texts: list[str]) -> list[Task]:
@@ -202,7 +224,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=10, help="pairs of each phenomenon")
+    parser.add_argument("--pairs", type=int, default=100, help="pairs of each phenomenon")
     parser.add_argument("--clozes", type=int, default=64, help="items of the cloze")
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results/evaluation.json")
     arguments = parser.parse_args()
@@ -230,6 +252,13 @@ def main() -> None:
             )
             content = {"machine": machine, "results": results}
             arguments.result.write_text(json.dumps(content, indent=2) + "\n")
+        items = {task.name: len(build_pair_task(task.name).items) for task in tasks if task.name != "cloze"}
+        total = results["all"] = compare_all_items(results, items | {"cloze": CLOZE_ITEMS})
+        print(
+            f"all {total['items']:,} items: ratios {total['ratio_to_hflm_default']:.2f} and "
+            f"{total['ratio_to_hflm_best']:.2f}"
+        )
+        arguments.result.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def _iterate_presets(invocation: Invocation) -> Iterator[tuple[str, RunPlan]]:
 
 def make_plan(config: PlanConfig, invocation: Invocation) -> RunPlan:
     """Returns the plan of `config` on the device that it names, or on that of this machine."""
-    from krill.device_table import get_device
+    from krill.device_table import get_device, list_devices
     from krill.launch.devices import list_visible_gpus
     from krill.plan.machine import identify_machine
     from krill.plan.run_plan import build_run_plan
@@ -149,8 +149,11 @@ def make_plan(config: PlanConfig, invocation: Invocation) -> RunPlan:
     if config.plan.device is not None:
         device = get_device(config.plan.device, config.plan.devices)
     else:
+        list_devices(
+            config.plan.devices
+        )  # an error in the file is reported also where no GPU is looked up in it
         gpus = [] if config.device == "cpu" else list_visible_gpus()
-        device = describe_local_device(config, gpus)
+        device = describe_local_device(config, gpus, config.plan.devices)
         machine = identify_machine(query_gpu()[0], len(gpus)) if gpus else identify_machine()
     text = find_training_text(config, vocab_size, lambda: invocation.open_inputs(config))
     return build_run_plan(config, vocab_size, device, text, config.plan, machine=machine)

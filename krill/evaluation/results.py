@@ -132,17 +132,17 @@ def read_result(file: Path, signature: str | None = None) -> TaskResult | None:
 
 
 def read_results(folder: Path, weights: str | None = None) -> list[TaskResult]:
-    """Returns the results in the folder of a run, the newest of each task, in the order of their names.
+    """Returns a result of each task in the folder of a run, in the order of their names.
 
-    Those of the final model have precedence over those of checkpoints. `weights`: only results of these weights, and
-    of each task the newest of those with the most items.
+    It is one of the final model rather than of a checkpoint, then the one with the most items, then the newest.
+    `weights`: only results of these weights.
     """
-    newest: dict[str, tuple[tuple[int, int], TaskResult]] = {}
+    preferred: dict[str, tuple[tuple[bool, int, int], TaskResult]] = {}
     for file in sorted((folder / EVALUATIONS_FOLDER).glob("*.json")):
         result = read_result(file)
         if result is not None and weights in (None, result.weights):
             is_final = result.weights_folder in FINAL_WEIGHTS
-            priority = (is_final if weights is None else result.main_score.items, file.stat().st_mtime_ns)
-            if result.task not in newest or newest[result.task][0] < priority:
-                newest[result.task] = (priority, result)
-    return [result for _, (_, result) in sorted(newest.items())]
+            priority = (is_final, result.main_score.items, file.stat().st_mtime_ns)
+            if result.task not in preferred or preferred[result.task][0] < priority:
+                preferred[result.task] = (priority, result)
+    return [result for _, (_, result) in sorted(preferred.items())]

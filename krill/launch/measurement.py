@@ -17,9 +17,9 @@ from typing import Any
 
 from krill import atomic
 from krill.config.schema import TrainConfig
-from krill.errors import KrillError
+from krill.errors import KrillError, SignalInterrupt
 from krill.plan.timing import TimedSize, TimedTraining
-from krill.signals import describe_exit
+from krill.signals import describe_exit, raise_on_signal
 
 REQUEST, RESULT, LOG = "request.json", "result.json", "log.txt"
 
@@ -42,7 +42,24 @@ def time_training(
 
     Raises:
         KrillError: the training failed, or ran out of memory.
+        SignalInterrupt: a signal ended the measurement; its folder is removed.
     """
+    try:
+        with raise_on_signal():
+            return _time_in_temporary_folder(config, sizes, is_compiled, vocab_size, inputs)
+    except SignalInterrupt as interrupt:
+        name = interrupt.signal.name if interrupt.signal else "a signal"
+        message = f"plan.measure=true: interrupted by {name}; nothing was kept"
+        raise SignalInterrupt(message, interrupt.exit_code, interrupt.signal) from None
+
+
+def _time_in_temporary_folder(
+    config: TrainConfig,
+    sizes: Sequence[tuple[int, int]],
+    is_compiled: bool,
+    vocab_size: int,
+    inputs: tuple[Path, Path] | None,
+) -> TimedTraining:
     with tempfile.TemporaryDirectory(prefix="krill-plan-") as name:
         folder = Path(name)
         request = {

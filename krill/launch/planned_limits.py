@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from krill.config.schema import TrainConfig
@@ -204,10 +205,13 @@ def _find_devices(config: TrainConfig, cpus_per_node: int) -> list[Device]:
 
 def find_device_of_type(gpu_type: str) -> Device | None:
     """Returns the device of a GPU type by the cluster's name, such as a100 or nvidia_h100_80gb_hbm3."""
-    devices = list_devices()
-    name = gpu_type.lower()
-    parts = re.split(r"[-_.: ]", name)
-    return devices.get(name) or next((devices[part] for part in parts if part in devices), None)
+    parts = set(re.split(r"[-_.: ]", gpu_type.lower()))
+    found = [
+        (len(words), device)
+        for name, device in list_devices().items()
+        if (words := set(name.split("_"))) <= parts
+    ]
+    return max(found, key=itemgetter(0), default=(0, None))[1]  # h100_pcie before h100
 
 
 def _describe_cpu_node(cpus: int) -> Device:

@@ -82,13 +82,20 @@ def propose_runs(
         arguments: The other arguments of the command line, for the command that is proposed.
 
     Raises:
-        UsageError: the budget does not reach for `MIN_BUDGET_STEPS` steps of any preset.
+        UsageError: the budget does not reach for `MIN_BUDGET_STEPS` steps of any preset, or for none of them can a
+            run be configured that takes so much.
     """
+    presets = list(presets)
     proposals = [proposal for name, plan in presets if (proposal := _propose(name, plan, budget))]
     if not proposals:
+        is_enough = any(
+            _compute_budget_flops(plan, budget) >= _count_least_flops(plan) for _, plan in presets
+        )
         raise UsageError(
-            f"budget={budget}: less than {MIN_BUDGET_STEPS} steps of the smallest preset; use a larger budget, such "
-            "as budget=1e15 or budget=1h"
+            f"budget={budget}: more than any preset can be trained for; use a smaller budget, such as budget=1e24"
+            if is_enough
+            else f"budget={budget}: less than {MIN_BUDGET_STEPS} steps of the smallest preset; use a larger budget, "
+            "such as budget=1e15 or budget=1h"
         )
     proposals = [replace(proposal, arguments=tuple(arguments)) for proposal in proposals]
     return sorted(proposals, key=lambda one: (not one.plan.fits, one.distance))
@@ -96,17 +103,10 @@ def propose_runs(
 
 def _propose(name: str, plan: RunPlan, budget: str) -> Proposal | None:
     amount, unit = parse_budget(budget)
-    flops = amount
-    if unit == "seconds":
-        changed = change_plan(plan, ("steps=1000000",))  # long enough to be compiled
-        assert changed is not None
-        assert changed.time is not None
-        assert changed.flops is not None
-        startup = changed.time.parts["startup"]
-        flops = changed.flops * (amount - startup) / (changed.time.total - startup)
-    unit_tokens = plan.config.sequence_len * plan.setting.batch.world_size
-    if flops < MIN_BUDGET_STEPS * unit_tokens * plan.token_flops.total:
+    flops = _compute_budget_flops(plan, budget)
+    if flops < _count_least_flops(plan):
         return None
+    unit_tokens = plan.config.sequence_len * plan.setting.batch.world_size
     tokens = flops / plan.token_flops.total
     most_rows = round(tokens / unit_tokens / MIN_BUDGET_STEPS)
     rows = max(1, min(round(compute_near_optimal_batch(flops) / unit_tokens), most_rows))
@@ -117,6 +117,26 @@ def _propose(name: str, plan: RunPlan, budget: str) -> Proposal | None:
     )
     proposal = _fit(name, plan, overrides)
     return proposal if proposal is None or unit == "flops" else _keep_time(plan, proposal, amount)
+
+
+def _compute_budget_flops(plan: RunPlan, budget: str) -> float:
+    """Returns the FLOPs of a budget, of a time those on the devices of `plan`."""
+    amount, unit = parse_budget(budget)
+    if unit == "flops":
+        return amount
+    changed = change_plan(plan, ("steps=1000000",))  # long enough to be compiled
+    assert changed is not None
+    assert changed.time is not None
+    assert changed.flops is not None
+    startup = changed.time.parts["startup"]
+    return changed.flops * (amount - startup) / (changed.time.total - startup)
+
+
+def _count_least_flops(plan: RunPlan) -> float:
+    """Returns the FLOPs of `MIN_BUDGET_STEPS` steps of a row on each rank."""
+    return (
+        MIN_BUDGET_STEPS * plan.config.sequence_len * plan.setting.batch.world_size * plan.token_flops.total
+    )
 
 
 def _keep_time(plan: RunPlan, proposal: Proposal, seconds: float) -> Proposal:

@@ -14,6 +14,9 @@ import yaml
 
 CALIBRATION_FILE = Path(__file__).with_name("calibration.yaml")
 
+UNCERTAINTY = {"measured": 1.0, "interpolated": 1.2, "assumed": 1.6}
+"""The factor by which the range of a measured curve is wider between its points, and beyond them."""
+
 NEAR = 1.25
 """A model whose parameters differ by less than this factor from those of a point counts as that point."""
 
@@ -55,8 +58,9 @@ def estimate_utilization(
     status = curve["status"]
     if status == "measured" and not is_near:
         status = "interpolated" if is_inside else "assumed"
+    factor = UNCERTAINTY[status] if curve["status"] == "measured" else 1.0
     fastest, slowest = curve["range"]
-    return Utilization(mfu, fastest, slowest, status, curve["source"])
+    return Utilization(mfu, fastest / factor, slowest * factor, status, curve["source"])
 
 
 def interpolate_log(points: Mapping[int, float], size: float) -> float:

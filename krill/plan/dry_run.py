@@ -18,6 +18,7 @@ from krill.plan.report import (
     format_bytes,
     format_cost_lines,
     format_duration,
+    format_epochs,
     format_memory_warning,
     format_model,
 )
@@ -123,8 +124,8 @@ def _format_steps(plan: RunPlan) -> str:
     if config.steps is not None:
         return f"{config.steps:,}: {config.steps * plan.tokens_per_step:,} tokens"
     if plan.steps is not None:
-        return f"about {total:,} for {config.epochs:g} epochs"
-    return f"{config.epochs:g} epochs; the number is known once the tokens are prepared"
+        return f"about {total:,} for {format_epochs(plan)}"
+    return f"{format_epochs(plan)}; the number is known once the tokens are prepared"
 
 
 def _describe_device(config: TrainConfig, compute: ComputeSetup) -> str:

@@ -164,9 +164,15 @@ def _parse_file(file: Path) -> tuple[Measurement, ...]:
     except FileNotFoundError:
         return ()
     except (OSError, ChecksumError, ValidationError, KeyError, TypeError) as error:
-        reason = error.problem if isinstance(error, ChecksumError) else " ".join(str(error).split())
-        log.warning("calibration %s %s; it is ignored, remove it", file, reason)
+        problem = (
+            error.problem if isinstance(error, ChecksumError) else f"cannot be read ({_join_lines(error)})"
+        )
+        log.warning("calibration %s %s; it is ignored, remove it", file, problem)
         return ()
+
+
+def _join_lines(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 @lru_cache(maxsize=1)

@@ -21,12 +21,7 @@ from fnmatch import fnmatchcase
 from krill.config.schema import CustomOptimizerConfig, MuonConfig, OptimizerConfig, TrainConfig
 from krill.evaluation.batch_limits import choose_max_batch_tokens
 from krill.optim.limits import MAX_BATCH_ELEMENTS
-from krill.plan.architecture import (
-    BF16_BYTES,
-    FP32_BYTES,
-    Architecture,
-    WeightKind,
-)
+from krill.plan.architecture import BF16_BYTES, FP32_BYTES, Architecture, WeightKind
 from krill.plan.evaluation import has_final_evaluation
 from krill.plan.setting import ComputeSetting
 from krill.training.compute.thresholds import CHUNK
@@ -253,17 +248,12 @@ class _Step:
         is_resident = self.is_accumulating or self.has_buckets
         resident = self.gradients if is_resident else 0
         gathered = self._count_gathered_bytes()
-        yield (
-            "forward",
-            kept
-            | {
-                "gradients": resident,
-                "activations": self._count_activations() + self._count_weight_copies(),
-                "logits": self.hidden + self._count_loss_bytes(),
-                "communication": gathered,
-            },
-        )
-        yield from self._list_backward_moments(kept, resident, gathered)
+        yield "forward", kept | {
+            "gradients": resident, "activations": self._count_activations() + self._count_weight_copies(),
+            "logits": self.hidden + self._count_loss_bytes(), "communication": gathered,
+        }  # fmt: skip
+        for parts in self._list_backward_parts(resident, gathered):
+            yield "backward", kept | parts
         update, exchange = self._count_update_bytes()
         yield "optimizer", kept | {
             "gradients": self.gradients, "buffers": update, "communication": exchange,
@@ -272,9 +262,11 @@ class _Step:
         yield from self._list_evaluation_moments(between)
         yield "saving", between | {"buffers": self.weights if self.device == "cpu" else 0}
 
-    def _list_backward_moments(
-        self, kept: dict[str, int], resident: int, gathered: int
-    ) -> Iterator[tuple[str, dict[str, int]]]:
+    def _list_backward_parts(self, resident: int, gathered: int) -> Iterator[dict[str, int]]:
+        """Yields what the beginning of the backward pass has, then the last layer, the first, and the embedding.
+
+        `resident`: bytes of the gradients that exist before it. `gathered`: of the weights that FSDP2 gathers.
+        """
         is_full = self.setting.loss == "full"
         is_checkpointed = self.setting.gradient_checkpointing
         copies = 0 if is_checkpointed else self._count_weight_copies()
@@ -285,47 +277,31 @@ class _Step:
         head_input = self.tokens * self.architecture.width * self.size if is_full else self.hidden
         reduced = self._count_reduced_bytes()
         if is_full:
-            yield (
-                "backward",
-                kept
-                | {
-                    "gradients": resident,
-                    "activations": self._count_activations() + copies,
-                    "logits": head_input + 12 * self.tokens * self.architecture.vocab_size,
-                    "communication": gathered,
-                },
-            )
-        yield (
-            "backward",
-            kept
-            | {  # the last layer
-                "gradients": max(resident, self.head // self.setting.shard_size),
-                "activations": activations,
-                "logits": head_input + (self.head if resident and not is_full else 0),
-                "buffers": in_layer,
-                "communication": gathered + reduced,
-            },
-        )
-        yield (
-            "backward",
-            kept
-            | {  # the first layer
-                "gradients": self.gradients,
-                "activations": self.saved.outside // 2 + (0 if is_checkpointed else recomputed),
-                "logits": self.head if resident and not is_full and self.architecture.is_tied else 0,
-                "buffers": in_layer + self.hidden,
-                "communication": gathered + reduced,
-            },
-        )
-        yield (
-            "backward",
-            kept
-            | {  # the embedding
-                "gradients": self.gradients,
-                "buffers": 2 * self.hidden + (self.head if self.architecture.is_tied or resident else 0),
-                "communication": gathered + reduced,
-            },
-        )
+            yield {
+                "gradients": resident,
+                "activations": self._count_activations() + copies,
+                "logits": head_input + 12 * self.tokens * self.architecture.vocab_size,
+                "communication": gathered,
+            }
+        yield {
+            "gradients": max(resident, self.head // self.setting.shard_size),
+            "activations": activations,
+            "logits": head_input + (self.head if resident and not is_full else 0),
+            "buffers": in_layer,
+            "communication": gathered + reduced,
+        }
+        yield {
+            "gradients": self.gradients,
+            "activations": self.saved.outside // 2 + (0 if is_checkpointed else recomputed),
+            "logits": self.head if resident and not is_full and self.architecture.is_tied else 0,
+            "buffers": in_layer + self.hidden,
+            "communication": gathered + reduced,
+        }
+        yield {
+            "gradients": self.gradients,
+            "buffers": 2 * self.hidden + (self.head if self.architecture.is_tied or resident else 0),
+            "communication": gathered + reduced,
+        }
 
     def _list_evaluation_moments(self, kept: dict[str, int]) -> Iterator[tuple[str, dict[str, int]]]:
         """Yields the two peaks of a batch: in a layer, and when all its logits are normalized in pieces."""
@@ -342,14 +318,10 @@ class _Step:
         widths = EVALUATION_WIDTHS * architecture.width + EVALUATION_MLP_WIDTHS * architecture.mlp_width
         kept = kept | {"buffers": EVALUATION_DATA_BYTES if self.device == "cpu" else 0}
         yield "evaluation", kept | {"activations": FP32_BYTES * tokens * widths}
-        yield (
-            "evaluation",
-            kept
-            | {
-                "activations": FP32_BYTES * tokens * architecture.width,
-                "logits": FP32_BYTES * (logits + min(logits, SCORED_LOGITS)),
-            },
-        )
+        yield "evaluation", kept | {
+            "activations": FP32_BYTES * tokens * architecture.width,
+            "logits": FP32_BYTES * (logits + min(logits, SCORED_LOGITS)),
+        }  # fmt: skip
 
     def _count_activations(self) -> int:
         layers = self.architecture.layers
@@ -363,6 +335,8 @@ class _Step:
 
     def _count_attention_bytes(self) -> int:
         """Returns what a layer saves beyond Flash Attention: the weights of eager attention and of dropout."""
+        if not self.architecture.attention:
+            return 0
         first = self.architecture.attention[0]
         pairs = self.rows * first.heads * self.row_tokens**2
         if self.setting.attention == "eager":

@@ -73,13 +73,12 @@ class MetaArchitecture(Architecture):
                 elif head is not None and weight is head.weight:
                     role = "head"
                 is_matrix = weight.ndim == 2 and role not in ("embeddings", "head")
+                projections = _list_projections(name, module, weight, self._model.config) if is_matrix else ()
                 kind = WeightKind(
                     re.sub(r"\.\d+\.", ".*.", name.removesuffix(".weight")),
                     tuple(weight.shape),
                     role,
-                    projections=_list_projections(name, module, weight, self._model.config)
-                    if is_matrix
-                    else (),
+                    projections=projections,
                     share=get_expert_share(self._model, weight),
                 )
                 counts[kind] += 1
@@ -88,7 +87,7 @@ class MetaArchitecture(Architecture):
 
     def compute_saved_bytes(self, rows: int, tokens: int, precision: str, device: str) -> SavedBytes:
         saved = _compute_saved_bytes(self, rows, tokens, precision)
-        if device == "cpu":  # the documents' outputs, concatenated
+        if device == "cpu" and self.attention:  # the documents' outputs, concatenated
             first = self.attention[0]
             size = BF16_BYTES if precision == "bf16" else FP32_BYTES
             saved = replace(saved, layer=saved.layer + rows * tokens * size * first.heads * first.value_width)

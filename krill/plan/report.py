@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
-from krill.plan.advice import find_fitting_changes, list_advice
+from krill.plan.advice import find_fitting_changes, format_share, list_advice
 from krill.plan.memory import is_state_known
 from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
 from krill.plan.timing import TimedPlan, format_measurement
@@ -47,8 +47,7 @@ def format_plan(plan: RunPlan, timed: TimedPlan | None = None) -> list[str]:
 
 def format_advice(plan: RunPlan) -> list[str]:
     """Returns whether the run fits, and the advice on it."""
-    share = f"{100 * plan.memory.total / plan.setting.memory_per_rank:.0f} % of the memory"
-    lines = [f"fits        {'yes' if plan.fits else 'no'}: {share}"]
+    lines = [f"fits        {'yes' if plan.fits else 'no'}: {format_share(plan)}"]
     advice = list_advice(plan)
     if not plan.fits and not any(each.kind == "fit" for each in advice):
         lines.append(f"warning     {NOTHING_FITS}")
@@ -67,7 +66,10 @@ def format_memory_warning(plan: RunPlan) -> list[str]:
     fits = find_fitting_changes(plan)
     if not fits:
         return [f"warning     {NOTHING_FITS}"]
-    return [f"warning     not enough memory; use {' '.join(fits[0].overrides)}: {fits[0].reason}"]
+    overrides = " ".join(fits[0].overrides).replace(
+        "plan.count=", "hardware.processes="
+    )  # krill-train has no plan.*
+    return [f"warning     not enough memory; use {overrides}: {fits[0].reason}"]
 
 
 def format_model(plan: RunPlan) -> str:
@@ -83,6 +85,11 @@ def format_batch(plan: RunPlan) -> str:
         f"{plan.setting.batch.rows_per_step} rows of {plan.config.sequence_len} = {plan.tokens_per_step:,} tokens "
         "per step"
     )
+
+
+def format_epochs(plan: RunPlan) -> str:
+    """Returns the number of epochs that the configuration sets."""
+    return "1 epoch" if plan.config.epochs == 1 else f"{plan.config.epochs:g} epochs"
 
 
 def format_cost_lines(plan: RunPlan) -> list[str]:
@@ -118,7 +125,7 @@ def _format_device(plan: RunPlan) -> str:
 
 def _format_tokens(plan: RunPlan) -> str:
     if plan.steps is None or plan.tokens is None:
-        return f"{plan.config.epochs:g} epochs; the number is known once the tokens are prepared"
+        return f"{format_epochs(plan)}; the number is known once the tokens are prepared"
     about = "" if plan.config.steps is not None or (plan.text and plan.text.is_exact) else "about "
     line = f"{about}{plan.tokens:,} in {plan.steps:,} steps"
     if plan.text and plan.epochs is not None:

@@ -187,9 +187,8 @@ class RunPlan:
     def checkpoints(self) -> int:
         """The most checkpoints that exist at once: those kept, and the one that is being written."""
         config = self.config
-        count = (
-            config.keep_checkpoints + config.keep_best + isinstance(config.scheduler, WSDSchedulerConfig) + 1
-        )
+        is_wsd = isinstance(config.scheduler, WSDSchedulerConfig)  # it keeps the end of its stable phase
+        count = config.keep_checkpoints + config.keep_best + is_wsd + 1
         return count if self.steps is None else min(count, -(-self.steps // config.save_every))
 
     @cached_property
@@ -239,24 +238,15 @@ class RunPlan:
         """Returns the bytes that a rank's optimizer step moves."""
         state = compute_checkpoint_bytes(self.config.optimizer, self.architecture)[1]
         moved = 3 * FP32_BYTES * self.architecture.parameters + 2 * state
-        share = self.setting.shard_size * (
-            1 if self.setting.device.kind == "cuda" else 1 / self.setting.ranks_per_node
-        )
-        return round(moved / share)
+        sharers = 1 if self.setting.device.kind == "cuda" else self.setting.ranks_per_node
+        return round(moved * sharers / self.setting.shard_size)
 
     @cached_property
     def configuration(self) -> str:
         """Identity of what determines the time of a step, without the batch."""
         numbers = {
-            "lr",
-            "weight_decay",
-            "betas",
-            "eps",
-            "max_grad_norm",
-            "muon_lr",
-            "muon_weight_decay",
-            "momentum",
-        }
+            "lr", "weight_decay", "betas", "eps", "max_grad_norm", "muon_lr", "muon_weight_decay", "momentum",
+        }  # fmt: skip
         return compute_signature(
             self.group, self.config.model, self.vocab_size, self.config.sequence_len, self.config.packing,
             self.config.optimizer.model_dump(mode="json", exclude=numbers), self.setting.loss,
@@ -292,13 +282,8 @@ class RunPlan:
         each, speed = self.token_flops, self._assumed.mfu * self.setting.peak_flops
         flops = self.recomputation * (each.dense + each.attention) + each.head
         update = self.work.update_bytes / self.setting.device.bandwidth
-        return StepSeconds(
-            per_token=flops / speed,
-            per_pass=0.0,
-            per_step=0.0,
-            optimizer=self.work.update_flops / (UPDATE_SPEED_SHARE[self.setting.device.kind] * speed)
-            + update,
-        )
+        update += self.work.update_flops / (UPDATE_SPEED_SHARE[self.setting.device.kind] * speed)
+        return StepSeconds(per_token=flops / speed, per_pass=0.0, per_step=0.0, optimizer=update)
 
     @cached_property
     def _assumed(self) -> Utilization:

@@ -106,10 +106,15 @@ def build_compute_setting(config: TrainConfig, device: Device) -> ComputeSetting
 
 def _resolve_threads(requested: int | None, ranks_per_node: int) -> int:
     """Returns the CPU threads of a rank, as `krill.launch.local` sets them."""
-    environment = os.environ.get("OMP_NUM_THREADS", "")
-    if requested is None and environment.isdecimal():
-        requested = int(environment)
-    return requested or max(1, count_cpu_cores() // ranks_per_node)
+    return requested or _read_omp_threads() or max(1, count_cpu_cores() // ranks_per_node)
+
+
+def _read_omp_threads() -> int | None:
+    """Returns OMP_NUM_THREADS; None if it is not set, or not a number of threads, which OpenMP ignores."""
+    first = (
+        os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    )  # 4,2: the outermost level comes first
+    return int(first) or None if first.isdecimal() and len(first) < 10 else None
 
 
 def _resolve_precision(requested: str, device: Device) -> str:
@@ -129,12 +134,13 @@ def _resolve_precision(requested: str, device: Device) -> str:
     return requested
 
 
-def describe_local_device(config: TrainConfig, gpu_names: list[str]) -> Device:
+def describe_local_device(config: TrainConfig, gpu_names: list[str], table: str | None = None) -> Device:
     """Returns the device of this machine on which `config` runs.
 
     Args:
         config: The run; hardware.processes is a number.
         gpu_names: The visible CUDA devices; without any, it is the CPU.
+        table: The user's own table of devices.
 
     Raises:
         UsageError: the GPU is not in the table of devices, or cuda is requested and there is none.
@@ -148,11 +154,11 @@ def describe_local_device(config: TrainConfig, gpu_names: list[str]) -> Device:
         ranks = max(1, resolve_world_size(config) // nodes)
         return describe_cpu(ranks * _resolve_threads(config.hardware.threads, ranks))
     name, memory = query_gpu()
-    device = find_device(name)
+    device = find_device(name, table)
     if device is None:
         raise UsageError(
             f"the GPU of this machine, {name!r}, is not in krill's table: name a similar one (plan.device=a100), or "
-            "describe it in a YAML file and set plan.device=NAME plan.devices=FILE (docs/plan.md)"
+            f"describe it with match: [{name!r}] in a YAML file and set plan.devices=FILE (docs/plan.md)"
         )
     return replace(device, memory=memory)
 
@@ -200,6 +206,6 @@ def _measure_cpu_flops() -> float:
         started_at = time.perf_counter()
         a @ a
         seconds.append(time.perf_counter() - started_at)
-    wanted = count_cpu_cores()
-    used = min(wanted, int(os.environ.get("OMP_NUM_THREADS") or wanted))
-    return 2 * MATRIX_SIZE**3 / min(seconds) * wanted / used
+    cores = count_cpu_cores()
+    used = min(cores, _read_omp_threads() or cores)
+    return 2 * MATRIX_SIZE**3 / min(seconds) * cores / used

@@ -49,7 +49,6 @@ FAR = 4.0
 MARGINS = {"measured": (0.97, 1.05), "interpolated": (0.85, 1.2), "extrapolated": (0.7, 1.5)}
 """Factors of the shortest and the longest time, besides the spread of the measurements."""
 
-
 STEP_MOMENTS = frozenset({"forward", "backward", "optimizer"})
 """The moments of `krill.plan.memory` that timed steps have; others only a whole run has."""
 

@@ -25,7 +25,6 @@ ASSUMED_BYTES_PER_TOKEN = {4096: 3.7, 32_768: 4.3, 131_072: 4.6}
 """Entries of a vocabulary and bytes per token of English text: the first measured on the built-in text, the others
 assumed. Korean text has about as many, as a syllable is three bytes."""
 
-
 MAX_PACKED_DOCUMENTS = 50_000
 """Documents that show how much of the rows is padding."""
 

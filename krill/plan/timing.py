@@ -23,7 +23,6 @@ SMALL_SHARE = 4
 MIN_RUN_LINES = 3
 """Lines of metrics after the first one that a run needs to leave its figures."""
 
-
 NOTABLE_WAIT = 0.05
 """The share of the time without a core from which on it is printed."""
 
@@ -117,11 +116,8 @@ def build_measurement(plan: RunPlan, timed: TimedTraining) -> Measurement:
     seconds = fit_step_seconds(line, max(0.0, _get_lower_quartile(rest)), optimizer)
     whole = [sample["wall"] for sample in last.samples]
     work = plan.work.model_copy(update={"passes": last.passes})
-    step = (
-        work.passes * (seconds.per_pass + work.tokens * seconds.per_token)
-        + seconds.per_step
-        + seconds.optimizer
-    )
+    passes_seconds = work.passes * (seconds.per_pass + work.tokens * seconds.per_token)
+    step = passes_seconds + seconds.per_step + seconds.optimizer
     return Measurement(
         kind="steps",
         time=_now(),

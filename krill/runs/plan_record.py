@@ -114,9 +114,7 @@ def find_obstacle(status: dict[str, Any]) -> str | None:
         return "not finished"
     if not status.get("plan"):
         return "without a plan"
-    if (
-        status.get("starts") or 1
-    ) > 1:  # in pieces, with some steps done twice, perhaps on different machines
+    if (status.get("starts") or 1) > 1:  # some steps were done twice, perhaps on different machines
         return "resumed"
     if (status.get("metrics") or {}).get("stopped_by"):
         return "stopped early"

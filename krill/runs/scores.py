@@ -34,11 +34,11 @@ class TaskScore:
 
 
 def read_scores(run: Path) -> tuple[TaskScore, ...]:
-    """Returns the newest score of each task, in the order of their names; damaged files are left out.
+    """Returns the score of each task, in the order of their names; damaged files are left out.
 
-    Scores of the final model have precedence over those of checkpoints.
+    It is one of the final model rather than of a checkpoint, then the one with the most items, then the newest.
     """
-    newest: dict[str, tuple[tuple[bool, int], TaskScore]] = {}
+    preferred: dict[str, tuple[tuple[bool, int, int], TaskScore]] = {}
     for file in (run / EVALUATIONS_FOLDER).glob("*.json"):
         try:
             written_ns = file.stat().st_mtime_ns
@@ -46,10 +46,10 @@ def read_scores(run: Path) -> tuple[TaskScore, ...]:
             continue
         score = _read_main_score(file, written_ns)
         if score is not None:
-            priority = (score.weights_folder in FINAL_WEIGHTS, written_ns)
-            if score.task not in newest or newest[score.task][0] < priority:
-                newest[score.task] = (priority, score)
-    return tuple(score for _, (_, score) in sorted(newest.items(), key=lambda entry: entry[0]))
+            priority = (score.weights_folder in FINAL_WEIGHTS, score.items, written_ns)
+            if score.task not in preferred or preferred[score.task][0] < priority:
+                preferred[score.task] = (priority, score)
+    return tuple(score for _, (_, score) in sorted(preferred.items(), key=lambda entry: entry[0]))
 
 
 @lru_cache(maxsize=4096)

@@ -18,6 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import InterpolationToMissingValueError
 
 from krill import atomic
 from krill.checksum import write_checksummed_json
@@ -25,7 +26,7 @@ from krill.config.overrides import expand_float_range, format_text_override, to_
 from krill.config.paths import quote_path, relative_path
 from krill.config.resolvers import get_dry_run_folder, get_sweep_folder
 from krill.config.secrets import mask_config, mask_secrets
-from krill.errors import DONE, SWEEP_FAILED, UsageError
+from krill.errors import DONE, SWEEP_FAILED, UsageError, get_first_line
 from krill.launch import job_files
 from krill.launch.job_files import Point
 from krill.runs import table
@@ -67,7 +68,7 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
 
         Raises UsageError that lists everything wrong in any of the first points.
         """
-        loader, folder = self.hydra_context.config_loader, Path(self.config.hydra.sweep.dir)
+        loader, folder = self.hydra_context.config_loader, _resolve_sweep_folder(self.config)
         parser = OverridesParser.create(loader)
         texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         overrides = parser.parse_overrides(list(map(expand_float_range, parser.parse_overrides(texts))))
@@ -144,6 +145,17 @@ class Sweeper(hydra.plugins.sweeper.Sweeper):
             return []
         overrides = [point.invocation.overrides for point in sweep.batch]
         return list(launcher.launch(overrides, initial_job_idx=len(sweep.points) - len(sweep.batch)))
+
+
+def _resolve_sweep_folder(config: DictConfig) -> Path:
+    """Returns the folder of the sweep. Raises UsageError if its name follows a key that only the points set."""
+    try:
+        return Path(config.hydra.sweep.dir)
+    except InterpolationToMissingValueError as error:
+        key = get_first_line(error).rpartition(": ")[2]
+        raise UsageError(
+            f"the name of the sweep follows {key}, which differs between its points; set name=NAME"
+        ) from error
 
 
 def _restore_search(search: Search, composer: Composer, folder: Path) -> bool:

@@ -136,6 +136,7 @@ def test_a_value_that_others_follow_is_told_once(here: Path):
         ("sweep=null lr=1,2", "sweep"),
         ("sweep.search=random sweep.trials=2 seed=x lr=1,2", "seed=x: input should be a valid integer"),
         ("lr=interval(1,2)", "a grid cannot sweep an interval"),
+        ("model=auto model.model_type=gpt2,qwen2", "the name of the sweep follows model.model_type"),
         ("lr=glob(*)", "lr=glob(*): no option of a config group matches"),
     ],
 )

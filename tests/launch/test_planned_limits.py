@@ -147,9 +147,19 @@ def test_other_commands_get_the_limits_of_the_cluster(
 
 
 def test_the_type_of_a_gpu_is_found_in_the_table() -> None:
-    names = ("h100", "nvidia_h100_80gb_hbm3", "A100-SXM4-40GB", "mi300x", "tesla-v100")
+    names = (
+        "h100",
+        "nvidia_h100_80gb_hbm3",
+        "H100-PCIe",
+        "A100-SXM4-40GB",
+        "a100_40gb",
+        "mi300x",
+        "tesla-v100",
+    )
     found = [find_device_of_type(name) for name in names]
-    assert [device and device.name for device in found] == ["h100", "h100", "a100", None, "v100"]
+    assert [device and device.name for device in found] == [
+        "h100", "h100", "h100_pcie", "a100_40gb", "a100_40gb", None, "v100",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,32 @@ def test_a_file_of_the_user_adds_and_replaces_devices(tmp_path: Path) -> None:
     assert get_device("a100", str(file)) == get_device("a100")
 
 
+def test_a_gpu_is_found_by_its_name_in_the_file_of_the_user(tmp_path: Path) -> None:
+    file = tmp_path / "devices.yaml"
+    file.write_text(MINE.replace("{tflops", "{match: [Voodoo], tflops"))
+    device = find_device("Voodoo 2", str(file))
+    assert device is not None
+    assert device.name == "mine"
+    assert find_device("NVIDIA L4", str(file)) == get_device("l4")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("mine: {memory: 1}\n", "mine.tflops: Field required; a device has tflops"),
-        (MINE.replace("memory: 16", "memory: -1"), "mine.memory: Input should be greater than 0"),
+        (
+            MINE.replace("memory: 16", "memory: -1"),
+            "mine.memory: Input should be greater than or equal to 0.001",
+        ),
+        (
+            MINE.replace("memory: 16", "memory: 16000000000"),
+            "mine.memory: Input should be less than or equal to",
+        ),
+        (MINE.replace("bf16: 100", "bf16: true"), "mine.tflops.bf16: Input should be a valid number"),
+        (MINE.replace("memory: 16", "memory: .nan"), "mine.memory: Input should be a finite number"),
+        ("mine: 3\n", "mine: not a mapping; a device has tflops in"),
+        (MINE.replace("memory: 16", "memory: 16, memory: 80"), "found duplicate key memory"),
+        (MINE + MINE, "found duplicate key mine"),
         ("- 1\n", "not a mapping of names to devices"),
         ("{", "use a YAML file as in docs/plan.md"),
     ],
@@ -74,5 +95,7 @@ def test_an_unknown_device_names_a_similar_one() -> None:
         UsageError, match=r"plan\.device=h10: no such device\. Did you mean plan\.device=h100\?"
     ):
         get_device("h10")
+    with pytest.raises(UsageError, match=r"Did you mean plan\.device=h100\?"):
+        get_device("H100")
     with pytest.raises(UsageError, match=r"plan\.devices=nowhere\.yaml: "):
         get_device("h100", "nowhere.yaml")

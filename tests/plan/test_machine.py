@@ -75,13 +75,19 @@ def test_the_newest_are_kept_of_each_configuration_and_of_all() -> None:
     assert select_newest(different) == different[1:]
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "values"])
+@pytest.mark.parametrize("damage", ["cut", "other", "values", "folder"])
 def test_a_damaged_file_is_reported_and_replaced(
     folder: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     file = MACHINE.keep(make_measurement())
     assert file is not None
     text = file.read_text()
+    if damage == "folder":
+        file.unlink()
+        file.mkdir()
+        assert Machine(MACHINE.name, MACHINE.torch).measurements == ()
+        assert "cannot be read ([Errno" in caplog.text
+        return
     if damage == "values":
         invalid = make_measurement().model_copy(update={"step": -1.0})
         assert MACHINE.keep(invalid) is not None

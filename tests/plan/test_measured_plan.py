@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import pytest
 from console import is_empty
 
 from krill.cli import app, plan
-from krill.errors import KrillError
+from krill.errors import REQUEUE, KrillError
 from krill.launch import measurement
 from krill.plan.timing import TimedSize, TimedTraining
+from krill.signals import EXIT_CODES
 from krill.training.metrics import step_timer
 
 SMALL = (
@@ -88,6 +91,28 @@ def test_a_failed_measurement_is_one_line(
     assert "leave plan.device out" in capsys.readouterr().err
     assert app.main("plan", plan.run_task, (*SMALL, "plan.measure=true", "budget=1h")) == 2
     assert "leave budget= out" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_an_interrupted_measurement_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders: list[Path] = []
+
+    def interrupt(_: Any, log: Path) -> int:
+        folders.append(log.parent)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(measurement, "_run_process", interrupt)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert app.main("plan", plan.run_task, (*SMALL, "plan.measure=true")) == REQUEUE
+    finally:
+        for number in EXIT_CODES:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else handler)
+    assert "plan.measure=true: interrupted by SIGTERM; nothing was kept" in capsys.readouterr().err
+    assert [path.exists() for path in folders] == [False]
     assert not folder.exists()
 
 

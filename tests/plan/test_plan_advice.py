@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from compositions import load_config
 
 from krill.cli import app, plan
 from krill.device_table import get_device
-from krill.plan.advice import compute_near_optimal_batch, list_advice
+from krill.plan.advice import compute_near_optimal_batch, format_share, list_advice
 from krill.plan.run_plan import RunPlan, build_run_plan
 from krill.plan.text import TrainingText
 
@@ -158,6 +159,27 @@ def test_a_sensible_run_gets_no_advice() -> None:
     sensible = build_run_plan(config, 4096, get_device("h100"), text)
     assert sensible.fits
     assert list_advice(sensible) == []
+
+
+def test_a_time_is_on_other_devices_only_where_their_number_changes(make_plan: Any) -> None:
+    plan = make_plan("model=llama_1b", "tokenizer=bpe_32k", "plan.device=l4")
+    (reason,) = (
+        one["reason"] for one in plan["advice"] if one["overrides"][0].startswith("batch.micro_batch_size")
+    )
+    assert reason.endswith(" × the time, as so many passes are compiled")
+    plan = make_plan("model=llama_3b", "tokenizer=bpe_32k", "plan.device=rtx4090", "steps=10000")
+    (reason,) = (one["reason"] for one in plan["advice"] if "plan.count=8" in one["overrides"])
+    assert reason.endswith(" × the time on 8 devices")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.5, "50 % of the memory"), (0.97, "97 % of the memory, narrowly"), (1.5, "150 % of the memory")],
+)
+def test_a_plan_says_when_it_fits_narrowly(share: float, text: str) -> None:
+    config, h100 = load_config("model=llama_nano"), get_device("h100")
+    total = build_run_plan(config, 4096, h100).memory.total
+    assert format_share(build_run_plan(config, 4096, replace(h100, memory=round(total / share)))) == text
 
 
 def test_nothing_fits_is_said_in_one_line(make_plan: Any, capsys: pytest.CaptureFixture[str]) -> None:

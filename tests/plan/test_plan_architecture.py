@@ -7,18 +7,21 @@ from typing import Any
 import pytest
 import torch
 from compositions import load_config
-from planned_models import MODELS, VOCABULARY, make_gated, make_gpt2
+from planned_models import CPU, MODELS, VOCABULARY, make_gated, make_gpt2
 from torch.utils.flop_counter import FlopCounterMode
 
 from krill.config.schema import AutoModelConfig, CustomModelConfig
+from krill.device_table import get_device
 from krill.errors import UsageError
 from krill.models.build import build_meta_model
 from krill.optim.build import build_optimizer
 from krill.optim.groups import build_param_groups
+from krill.plan.advice import list_advice
 from krill.plan.architecture import Architecture, describe_architecture
 from krill.plan.flops import compute_token_flops, compute_update_flops
 from krill.plan.memory import compute_state_bytes, list_muon_matrices
 from krill.plan.meta_architecture import MetaArchitecture
+from krill.plan.run_plan import build_run_plan
 
 ROWS, TOKENS = 2, 24
 
@@ -70,6 +73,21 @@ def test_a_sliding_window_limits_the_attention() -> None:
     flops = compute_token_flops(architecture, TOKENS).attention
     assert flops == pytest.approx(2 * 4 * 6 * 16 * sum(spans) / TOKENS)
     assert compute_token_flops(architecture, TOKENS, 100.0).attention == 2 * 4 * 6 * 16 * 4
+
+
+def test_a_model_without_attention_is_planned() -> None:
+    config = AutoModelConfig(
+        name="m", family="auto", model_type="mamba", max_position_embeddings=64,
+        config={"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    )  # fmt: skip
+    for device in (CPU, get_device("h100")):
+        plan = build_run_plan(
+            load_config("sequence_len=64").model_copy(update={"model": config}), VOCABULARY, device
+        )
+        assert plan.architecture.attention == ()
+        assert plan.token_flops.attention == 0
+        assert plan.memory.total > 0
+        assert all(advice.kind != "fit" for advice in list_advice(plan))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -90,6 +90,13 @@ def test_a_budget_that_is_too_small_is_refused() -> None:
         propose_runs(list_presets(device=CPU), "0.2m")
 
 
+def test_a_budget_that_no_run_can_spend_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"budget=1e30: more than any preset can be trained for; use a smaller"
+    ):
+        propose_runs(list_presets(), "1e30")
+
+
 def test_the_command_keeps_the_other_arguments() -> None:
     best = propose_runs(list_presets(), "1e19", ["tokenizer=bpe_32k", "batch.micro_batch_size=3", "seed=4"])[
         0

@@ -20,7 +20,9 @@ from krill.models.cost import compute_mean_attention_span, compute_training_flop
 from krill.plan.calibration import estimate_utilization
 from krill.plan.report import format_bytes, format_duration, format_plan
 from krill.plan.run_plan import NO_OPTIONS, RunPlan, build_run_plan
+from krill.plan.setting import describe_cpu
 from krill.plan.text import TrainingText, compute_mean_attended_tokens, estimate_best_fit_padding
+from krill.resources import count_cpu_cores
 
 VOCAB_SIZE = 320
 H100 = get_device("h100")
@@ -180,6 +182,19 @@ def test_a_long_run_on_a_gpu_is_compiled() -> None:
     assert plan("batch.gradient_accumulation_steps=2", device=H100).setting.is_compiled(1000)
     assert not plan("hardware.compile=false", device=H100).setting.is_compiled(10**6)
     assert not plan().setting.is_compiled(10**6)
+
+
+@pytest.mark.parametrize(
+    ("variable", "threads"),
+    [("3", 3), ("4,2", 4), ("abc", None), ("0", None), ("-1", None), ("", None), ("9" * 30, None)],
+)
+def test_threads_that_openmp_does_not_take_are_ignored(
+    monkeypatch: pytest.MonkeyPatch, variable: str, threads: int | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    expected = threads or max(1, count_cpu_cores())
+    assert plan("hardware.threads=null").setting.threads == expected
+    assert describe_cpu(expected).peak_flops["fp32"] > 0
 
 
 def test_ranks_on_one_cpu_share_its_memory_and_its_speed() -> None:
