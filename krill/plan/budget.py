@@ -83,7 +83,7 @@ def propose_runs(
 
     Raises:
         UsageError: the budget does not reach for `MIN_BUDGET_STEPS` steps of any preset, or for none of them can a
-            run be configured that takes so much.
+            run be configured that takes as much.
     """
     presets = list(presets)
     proposals = [proposal for name, plan in presets if (proposal := _propose(name, plan, budget))]
