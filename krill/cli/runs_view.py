@@ -171,11 +171,12 @@ def print_plan_records(records: PlanStatistics) -> None:
     for name, ratio in records.summarize().items():
         print_wrapped(
             f"{name:<20}planned ÷ took: {ratio['min']:g} to {ratio['max']:g}, {ratio['median']:g} in the median of "
-            f"{len(rows)} runs"
+            f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}"
         )
     if records.left_out:
         reasons = ", ".join(f"{count} {reason}" for reason, count in records.left_out.items())
-        print_wrapped(f"{'left out':<20}{sum(records.left_out.values())} trainings: {reasons}")
+        count = sum(records.left_out.values())
+        print_wrapped(f"{'left out':<20}{count} {'training' if count == 1 else 'trainings'}: {reasons}")
     if not rows and not records.left_out:
         print_wrapped("no trainings")
 

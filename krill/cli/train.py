@@ -151,7 +151,10 @@ def _run_on_rank0(
                     record.update(plan=record_plan(config, inputs), preparation_seconds=preparation_seconds)
                     download_checkpoint(remote, claimed.folder)
                     _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
-                keep_run_figures(config, inputs, claimed.folder, *clock.read())
+                seconds, waited = clock.read()
+                if record.status.get("starts") == 1:
+                    record.update(command_seconds=round(seconds, 1))
+                keep_run_figures(config, inputs, claimed.folder, seconds, waited)
                 if (plan_record := read_plan_record(claimed.folder)) is not None:
                     log.info("planned     %s", plan_record)
         invocation.print_result_folder(claimed.folder)

@@ -109,7 +109,7 @@ def find_fitting_changes(plan: RunPlan) -> list[Advice]:
             if changed.num_devices != plan.num_devices:
                 text += f" on {changed.num_devices} devices"
             if changed.setting.is_compiled(changed.steps) and not plan.setting.is_compiled(plan.steps):
-                text += ", as that many passes are compiled"
+                text += ", as a run of this many passes is compiled"
         found.append((rank, ratio or 1.0, Advice("fit", overrides, text, ratio)))
     found.sort(key=lambda item: (item[0], item[1]))
     return [advice for _, _, advice in found[:MAX_FITS]]

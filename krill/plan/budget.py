@@ -82,8 +82,8 @@ def propose_runs(
         arguments: The other arguments of the command line, for the command that is proposed.
 
     Raises:
-        UsageError: the budget does not reach for `MIN_BUDGET_STEPS` steps of any preset, or for none of them can a
-            run be configured that takes as much.
+        UsageError: the budget does not reach for `MIN_BUDGET_STEPS` steps of any preset, or is larger than that of
+            any run that can be configured.
     """
     presets = list(presets)
     proposals = [proposal for name, plan in presets if (proposal := _propose(name, plan, budget))]

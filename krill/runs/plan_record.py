@@ -124,17 +124,22 @@ def find_obstacle(status: dict[str, Any]) -> str | None:
 def read_plan_record(folder: Path) -> PlanRecord | None:
     """Returns plan and truth of a run; None without a plan, or before its first logged step."""
     status = read_status(folder) or {}
-    plan, seconds = status.get("plan"), status.get("seconds")
+    plan = status.get("plan")
+    seconds = status.get("command_seconds") or status.get(
+        "seconds"
+    )  # a resumed run has none of a single command
     peaks = [line["memory_gb"] for line in read_metrics(folder) if line.get("memory_gb") is not None]
     if not plan or not plan.get("seconds") or not seconds or not peaks:
         return None
-    memory = plan["memory"]
-    context = 0 if plan["device"] == "cpu" else memory["moments"][memory["peak"]]["context"]
+    try:
+        memory = plan["memory"]
+        context = 0 if plan["device"] == "cpu" else memory["moments"][memory["peak"]]["context"]
+        planned_seconds, planned_memory = plan["seconds"]["total"], memory["total"] - context
+    except (KeyError, TypeError):  # edited, or by another version
+        return None
     taken = max(round(1e9 * max(peaks)), status.get("peak_memory") or 0)
     preparation = status.get("preparation_seconds") or 0.0
-    return PlanRecord(
-        plan["seconds"]["total"], max(0.1, seconds - preparation), memory["total"] - context, taken
-    )
+    return PlanRecord(planned_seconds, max(0.1, seconds - preparation), planned_memory, taken)
 
 
 def format_time(seconds: float) -> str:

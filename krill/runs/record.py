@@ -45,9 +45,9 @@ RECORDED_STATES = get_args(RecordedState)
 STATUS_TYPES: dict[str, type] = {
     "name": str, "command": str, "overrides": list, "metrics": dict, "best": dict, "start": str, "end": str,
     "error": str, "host": str, "pid": int, "slurm_job_id": str, "submission": str, "submitted_as": str, "result": str,
-    "starts": int, "steps": int, "last_start": str, "seconds": float, "preparation_seconds": float,
-    "training_seconds": float, "training_waited": float, "peak_memory": int, "tracker_ids": dict, "plan": dict,
-    "verdict": dict,
+    "starts": int, "steps": int, "last_start": str, "seconds": float, "command_seconds": float,
+    "preparation_seconds": float, "training_seconds": float, "training_waited": float, "peak_memory": int,
+    "tracker_ids": dict, "plan": dict, "verdict": dict,
 }  # fmt: skip
 """Type of each entry in status.json, unless it is null."""
 log = logging.getLogger("krill")

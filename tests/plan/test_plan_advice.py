@@ -166,7 +166,7 @@ def test_a_time_is_on_other_devices_only_where_their_number_changes(make_plan: A
     (reason,) = (
         one["reason"] for one in plan["advice"] if one["overrides"][0].startswith("batch.micro_batch_size")
     )
-    assert reason.endswith(" × the time, as that many passes are compiled")
+    assert reason.endswith(" × the time, as a run of this many passes is compiled")
     plan = make_plan("model=llama_3b", "tokenizer=bpe_32k", "plan.device=rtx4090", "steps=10000")
     (reason,) = (one["reason"] for one in plan["advice"] if "plan.count=8" in one["overrides"])
     assert reason.endswith(" × the time on 8 devices")

@@ -68,6 +68,20 @@ def test_the_preparation_of_the_tokens_does_not_count(tmp_path: Path) -> None:
     assert record.seconds == 50.0
 
 
+def test_the_start_of_the_command_counts(tmp_path: Path) -> None:
+    record = read_plan_record(make_run(tmp_path / "a", 90.0, 1.0, command_seconds=95.0).folder)
+    assert record is not None
+    assert record.seconds == 95.0
+
+
+@pytest.mark.parametrize(
+    "plan", [{"seconds": {"total": 1.0}}, {"device": "h100", "seconds": 3, "memory": {}}]
+)
+def test_a_plan_of_another_form_does_not_count(tmp_path: Path, plan: dict[str, Any]) -> None:
+    run = make_run(tmp_path / "a", 90.0, 1.0, plan=plan)
+    assert read_plan_record(run.folder) is None
+
+
 def test_the_evaluation_at_the_end_counts(tmp_path: Path) -> None:
     record = read_plan_record(make_run(tmp_path / "a", 90.0, 1.0, peak_memory=2 * 10**9).folder)
     assert record is not None
