@@ -149,9 +149,7 @@ def make_plan(config: PlanConfig, invocation: Invocation) -> RunPlan:
     if config.plan.device is not None:
         device = get_device(config.plan.device, config.plan.devices)
     else:
-        list_devices(
-            config.plan.devices
-        )  # an error in the file is reported also where no GPU is looked up in it
+        list_devices(config.plan.devices)  # reports an error in the file, though a CPU is not looked up in it
         gpus = [] if config.device == "cpu" else list_visible_gpus()
         device = describe_local_device(config, gpus, config.plan.devices)
         machine = identify_machine(query_gpu()[0], len(gpus)) if gpus else identify_machine()

@@ -93,9 +93,8 @@ def update_model_index(model_folder: Path, name: str, data_name: str, results: S
     if not new or not file.is_file():
         return
     try:
-        card = ModelCard(
-            file.read_text(encoding="utf-8-sig")
-        )  # the front matter of a file with a BOM is found
+        # With utf-8-sig the front matter of a file with a BOM is found.
+        card = ModelCard(file.read_text(encoding="utf-8-sig"))
         data: Any = card.data
         earlier = [result for result in data.eval_results or [] if not _is_any_of(result, new)]
         data.eval_results = [*earlier, *new]

@@ -218,9 +218,7 @@ class TokenScorer:
     def _score_trees(self, batch: list[_Question]) -> dict[SequenceKey, SequenceScore]:
         trees = pack_trees(part.sequences[0] for part in batch)
         paths = [path[-item.num_scored :] for tree in trees for item, path in tree.items]
-        needed = np.unique(
-            np.concatenate(paths)
-        )  # the tokens from which a scored one is predicted, in any row
+        needed = np.unique(np.concatenate(paths))  # those from which a scored token is predicted, in any row
         inputs = {
             name: value.to(self.device) for name, value in build_inputs(trees, self.model.dtype).items()
         }

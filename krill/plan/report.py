@@ -66,9 +66,8 @@ def format_memory_warning(plan: RunPlan) -> list[str]:
     fits = find_fitting_changes(plan)
     if not fits:
         return [f"warning     {NOTHING_FITS}"]
-    overrides = " ".join(fits[0].overrides).replace(
-        "plan.count=", "hardware.processes="
-    )  # krill-train has no plan.*
+    # krill-train has no plan.*
+    overrides = " ".join(fits[0].overrides).replace("plan.count=", "hardware.processes=")
     return [f"warning     not enough memory; use {overrides}: {fits[0].reason}"]
 
 

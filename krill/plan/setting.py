@@ -111,9 +111,8 @@ def _resolve_threads(requested: int | None, ranks_per_node: int) -> int:
 
 def _read_omp_threads() -> int | None:
     """Returns OMP_NUM_THREADS; None if it is not set, or not a number of threads, which OpenMP ignores."""
-    first = (
-        os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    )  # 4,2: the outermost level comes first
+    outermost, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")  # of 4,2: 4
+    first = outermost.strip()
     return int(first) or None if first.isdecimal() and len(first) < 10 else None
 
 

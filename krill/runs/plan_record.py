@@ -125,9 +125,7 @@ def read_plan_record(folder: Path) -> PlanRecord | None:
     """Returns plan and truth of a run; None without a plan, or before its first logged step."""
     status = read_status(folder) or {}
     plan = status.get("plan")
-    seconds = status.get("command_seconds") or status.get(
-        "seconds"
-    )  # a resumed run has none of a single command
+    seconds = status.get("command_seconds") or status.get("seconds")  # a resumed run is several commands
     peaks = [line["memory_gb"] for line in read_metrics(folder) if line.get("memory_gb") is not None]
     if not plan or not plan.get("seconds") or not seconds or not peaks:
         return None
