@@ -17,7 +17,7 @@ def test_the_blocks_of_the_cluster_page_run(cluster: Cluster, krill: Krill) -> N
     write_shims(shims, ["krill-train", "krill-preprocess", "krill-runs"])
     environment = krill.environment | {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}"}
     blocks = [block for block in list_blocks(PAGE) if block.before == "<!-- runs on a cluster -->"]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block.content], cwd=krill.folder, env=environment, text=True,

@@ -43,6 +43,7 @@ CUDA_CALLS = {
     "torch.cuda.is_available": "krill/training/compute/device.py",
     "torch.cuda.is_bf16_supported": "krill/training/compute/device.py",
     "torch.cuda.max_memory_allocated": "krill/training/metrics/throughput.py",
+    "torch.cuda.reset_peak_memory_stats": "krill/launch/measured_steps.py",
     "torch.cuda.set_device": "krill/training/ranks.py",
     "torch.cuda.synchronize": "krill/training/metrics/peak_flops.py",
     "torch.addmm": "krill/training/compute/cross_entropy.py",
