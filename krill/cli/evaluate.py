@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from krill.cli import app
 from krill.cli.model_arguments import resolve_model_arguments
 from krill.config import paths
+from krill.config.key_aliases import SHORT_EVALUATION_KEYS
 from krill.errors import REQUEUE, TERMINATED, SignalInterrupt
 from krill.launch.invocation import Invocation
 from krill.resources import paused_garbage_collection
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from krill.config.schema import EvaluateConfig
     from krill.evaluation.prompt_samples import PromptSamples
     from krill.evaluation.results import TaskResult
-
-SHORT_KEYS = {name: f"evaluation.{name}" for name in ("tasks", "limit", "few_shot", "contamination")}
-"""Short key → the whole key."""
 
 
 def main() -> int:
@@ -45,7 +43,7 @@ def prepare_arguments(parsed: ParsedArguments, folders: Sequence[Path]) -> None:
 
     if not parsed.is_completion:
         _expand_models(parsed)
-    for key, full_key in SHORT_KEYS.items():
+    for key, full_key in SHORT_EVALUATION_KEYS.items():
         parsed.overrides = [replace_key(text, key, full_key) for text in parsed.overrides]
     if parsed.get_value("data") and "data.min_chars" not in parsed.get_keys():
         parsed.overrides.append("data.min_chars=0")  # the text is not chosen for training

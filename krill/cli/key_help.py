@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from krill.cli.evaluate import SHORT_KEYS
 from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.key_aliases import SHORT_EVALUATION_KEYS
 from krill.config.validation import format_unknown_key_error
 from krill.errors import UsageError
 from krill.tables import fit_table
@@ -24,7 +24,7 @@ def format_key_help(command: str, key: str, width: int | None = None) -> str:
     for name, sentence in _iterate_keys(COMMAND_SCHEMAS[command]):
         sentences.setdefault(name, {})[sentence] = None
     if command == "evaluate":
-        key = SHORT_KEYS.get(key, key)
+        key = SHORT_EVALUATION_KEYS.get(key, key)
     if key not in sentences:
         raise UsageError(format_unknown_key_error(key, sentences))
     rows = [

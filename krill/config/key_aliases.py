@@ -1,8 +1,13 @@
-"""Keys that do not exist, and what to set instead: former names, and the names of other tools."""
+"""Other names of keys: short ones, former ones, and those of other tools, with what to set instead."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+
+SHORT_EVALUATION_KEYS = {
+    name: f"evaluation.{name}" for name in ("tasks", "limit", "few_shot", "contamination")
+}
+"""Short key of krill-evaluate → the key."""
 
 RENAMED_KEYS = {
     "sweep.slots": "sweep.max_parallel",

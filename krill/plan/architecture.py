@@ -9,11 +9,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
-from krill.config.schema import AutoModelConfig, CustomModelConfig, ModelConfig, TransformerConfig
-from krill.errors import UsageError
+from krill.config.schema import TransformerConfig
 
 Role = Literal["embeddings", "head", "attention", "mlp", "other", "vectors"]
 """What a weight is for; `other`: matrices that are neither attention nor MLP, such as experts."""
@@ -280,44 +278,3 @@ GPT2_UNUSED_KEYS = {
     "reorder_and_upcast_attn",
 }  # fmt: skip
 """Keys that no figure of a plan depends on."""
-
-
-def describe_architecture(config: ModelConfig, vocab_size: int) -> Architecture:
-    """Returns the model that `config` builds with `vocab_size` tokens.
-
-    Raises UsageError for a model whose build function fails on the meta device.
-    """
-    if isinstance(config, TransformerConfig):
-        return _describe_gated(config, vocab_size)
-    if isinstance(config, AutoModelConfig) and (keys := _read_gpt2_keys(config)):
-        return GPT2Architecture(keys, config.max_position_embeddings, vocab_size)
-    from krill.plan.meta_architecture import MetaArchitecture  # imports torch
-
-    try:
-        return MetaArchitecture(config, vocab_size)
-    except UsageError:
-        raise
-    except Exception as error:
-        if not isinstance(config, CustomModelConfig):
-            raise
-        raise UsageError(
-            f"model.build={config.build}: cannot be planned, it fails on the meta device ({error}); build every "
-            "tensor with torch functions and read none of their values while building"
-        ) from error
-
-
-@lru_cache(maxsize=256)
-def _describe_gated(config: TransformerConfig, vocab_size: int) -> GatedArchitecture:
-    return GatedArchitecture(config, vocab_size)
-
-
-def _read_gpt2_keys(config: AutoModelConfig) -> dict[str, Any] | None:
-    """Returns the keys of a GPT-2; None for another architecture, or one with keys that are not modelled here."""
-    if config.model_type != "gpt2":
-        return None
-    given = {GPT2_NAMES.get(key, key): value for key, value in config.config.items()}
-    if given.keys() - GPT2_DEFAULTS.keys() - GPT2_UNUSED_KEYS:
-        return None
-    keys = GPT2_DEFAULTS | given
-    is_plain = keys["tie_word_embeddings"] is True and not keys["add_cross_attention"]
-    return keys if is_plain and keys["activation_function"] == "gelu_new" else None

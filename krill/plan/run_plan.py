@@ -11,8 +11,9 @@ from krill.config.schema import MuonConfig, PlanOptionsConfig, TrainConfig, WSDS
 from krill.config.signature import compute_signature
 from krill.device_table import Device
 from krill.evaluation.cost import TextSize
-from krill.plan.architecture import FP32_BYTES, Architecture, describe_architecture
+from krill.plan.architecture import FP32_BYTES, Architecture
 from krill.plan.calibration import Utilization, estimate_utilization
+from krill.plan.describe import describe_architecture
 from krill.plan.evaluation import estimate_evaluation_seconds
 from krill.plan.flops import TokenFlops, compute_token_flops, compute_update_flops
 from krill.plan.machine import Machine

@@ -17,7 +17,8 @@ from krill.models.build import build_meta_model
 from krill.optim.build import build_optimizer
 from krill.optim.groups import build_param_groups
 from krill.plan.advice import list_advice
-from krill.plan.architecture import Architecture, describe_architecture
+from krill.plan.architecture import Architecture
+from krill.plan.describe import describe_architecture
 from krill.plan.flops import compute_token_flops, compute_update_flops
 from krill.plan.memory import compute_state_bytes, list_muon_matrices
 from krill.plan.meta_architecture import MetaArchitecture

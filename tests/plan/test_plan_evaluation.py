@@ -17,7 +17,7 @@ from krill.evaluation.token_scorer import TokenScorer
 from krill.evaluation.token_sequence import TokenSequence
 from krill.models.build import build_model
 from krill.plan import memory as plan_memory_module
-from krill.plan.architecture import describe_architecture
+from krill.plan.describe import describe_architecture
 from krill.plan.memory import plan_memory
 from krill.plan.run_plan import RunPlan, TimePlan, build_run_plan
 from krill.plan.text import TrainingText

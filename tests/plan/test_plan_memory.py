@@ -17,7 +17,8 @@ from krill.device_table import get_device
 from krill.models.build import build_model
 from krill.optim.build import build_optimizer
 from krill.plan import memory as plan_memory_module
-from krill.plan.architecture import Architecture, describe_architecture
+from krill.plan.architecture import Architecture
+from krill.plan.describe import describe_architecture
 from krill.plan.memory import MemoryPlan, compute_state_bytes, plan_memory
 from krill.training.batch_shape import BatchShape
 from krill.training.compute.head_loss import build_loss
