@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from krill import __version__
 from krill.cli import app, help, key_help, train
 from krill.cli.compose import compose_config
-from krill.cli.evaluate import SHORT_KEYS
 from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.key_aliases import SHORT_EVALUATION_KEYS
 from krill.config.overrides import clear_exclusive_keys, iterate_dotted_keys, quote_override
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options, read_config_description
 from krill.config.schema import MinHashConfig, TrainConfig
@@ -145,7 +145,7 @@ def test_cfg_job_of_every_command(tmp_path: Path, command: str):
 
 
 def test_short_keys_have_the_help_of_their_keys() -> None:
-    for key, full_key in SHORT_KEYS.items():
+    for key, full_key in SHORT_EVALUATION_KEYS.items():
         assert key_help.format_key_help("evaluate", key) == key_help.format_key_help("evaluate", full_key)
 
 
