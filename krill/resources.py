@@ -122,8 +122,6 @@ def release_heap() -> None:
     import ctypes  # no help needs it
 
     with suppress(AttributeError, OSError):
-        import ctypes
-
         ctypes.CDLL(None).malloc_trim(0)
 
 

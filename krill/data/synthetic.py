@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from krill.data.encoding import get_token_dtype
 from krill.data.store import SPLITS, build_manifest, write_manifest, write_shard
 from krill.tokenizer.artifact import load_tokenizer, write_record
 
@@ -31,7 +32,7 @@ def write_synthetic_inputs(
     _write_tokenizer(tokenizer, vocab_size)
     loaded = load_tokenizer(tokenizer)
     store.mkdir()
-    dtype = np.dtype("<u2" if loaded.vocab_size <= 2**16 else "<u4")
+    dtype = get_token_dtype(loaded.vocab_size)
     ids = np.random.default_rng(0).integers(3, loaded.vocab_size, (documents, document_tokens))
     ids[:, 0], ids[:, -1] = loaded.bos_id, loaded.eos_id
     lengths, sources = np.full(documents, document_tokens), np.zeros(documents, np.uint16)

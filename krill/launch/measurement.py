@@ -45,34 +45,25 @@ def time_training(
         SignalInterrupt: a signal ended the measurement; its folder is removed.
     """
     try:
-        with raise_on_signal():
-            return _time_in_temporary_folder(config, sizes, is_compiled, vocab_size, inputs)
+        with raise_on_signal(), tempfile.TemporaryDirectory(prefix="krill-plan-") as name:
+            folder = Path(name)
+            request = {
+                "config": config.model_dump(
+                    mode="json", by_alias=True, include=set(TrainConfig.model_fields)
+                ),
+                "sizes": list(sizes),
+                "is_compiled": is_compiled,
+                "vocab_size": vocab_size,
+                "inputs": inputs and [str(path.absolute()) for path in inputs],
+                "started_at": time.time(),
+            }
+            atomic.write_json(folder / REQUEST, request, 0o600)
+            code = _run_process([sys.executable, "-m", "krill.launch.measured_steps", name], folder / LOG)
+            result = _read_result(folder, code)
     except SignalInterrupt as interrupt:
         name = interrupt.signal.name if interrupt.signal else "a signal"
         message = f"plan.measure=true: interrupted by {name}; nothing was kept"
         raise SignalInterrupt(message, interrupt.exit_code, interrupt.signal) from None
-
-
-def _time_in_temporary_folder(
-    config: TrainConfig,
-    sizes: Sequence[tuple[int, int]],
-    is_compiled: bool,
-    vocab_size: int,
-    inputs: tuple[Path, Path] | None,
-) -> TimedTraining:
-    with tempfile.TemporaryDirectory(prefix="krill-plan-") as name:
-        folder = Path(name)
-        request = {
-            "config": config.model_dump(mode="json", by_alias=True, include=set(TrainConfig.model_fields)),
-            "sizes": list(sizes),
-            "is_compiled": is_compiled,
-            "vocab_size": vocab_size,
-            "inputs": inputs and [str(path.absolute()) for path in inputs],
-            "started_at": time.time(),
-        }
-        atomic.write_json(folder / REQUEST, request, 0o600)
-        code = _run_process([sys.executable, "-m", "krill.launch.measured_steps", name], folder / LOG)
-        result = _read_result(folder, code)
     return TimedTraining([TimedSize(**size) for size in result["sizes"]], result["startup"])
 
 

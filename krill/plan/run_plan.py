@@ -105,8 +105,9 @@ class RunPlan:
     @property
     def padding(self) -> float:
         """The share of the positions of all rows that are padding; 0 where it is not known."""
-        is_packed = self.config.packing == "best_fit" and self.text is not None
-        return (self.text.best_fit_padding or 0.0) if is_packed and self.text else 0.0
+        if self.text is None or self.config.packing != "best_fit":
+            return 0.0
+        return self.text.best_fit_padding or 0.0
 
     @property
     def tokens_per_step(self) -> int:
