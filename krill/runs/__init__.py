@@ -1,1 +1,1 @@
-"""The record of a run on disk: status, metrics, checkpoints; and how runs are found, listed and compared."""
+"""Runs and sweeps on disk: folders are named and claimed, checkpoints renamed into place; how runs are listed."""

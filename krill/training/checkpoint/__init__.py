@@ -1,1 +1,1 @@
-"""Checkpoints and the exported model: saving, retention, branching, export, upload."""
+"""What a training saves: checkpoints of all ranks, which of them are kept; branching, export, upload."""
