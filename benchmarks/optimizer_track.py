@@ -50,6 +50,8 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from krill.atomic import write_text
 from krill.evaluation.statistics import t_test_p_value
 from krill.launch.preload import PRELOADED_MODULES, PreloadedServer
@@ -131,10 +133,28 @@ class Results:
 
     def __init__(self, path: Path):
         self.path = path
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        self.targets: list[dict[str, Any]] = content.get("targets", [])
-        self.costs: list[dict[str, Any]] = content.get("costs", [])
-        self.rows: list[dict[str, Any]] = content.get("rows", [])
+        self.targets: list[dict[str, Any]] = []
+        self.costs: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        self._merge_file()
+
+    def _merge_file(self) -> None:
+        """Adds what the file has: other processes write to it as well."""
+        content = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        for target in content.get("targets", []):
+            if not self.get_target(target):
+                get_entry(self.targets, get_key(target, "size", "data"), {}).update(target)
+        for cost in content.get("costs", []):
+            get_entry(self.costs, get_key(cost, "size", "variant", "overrides", "reference"), cost)
+        for row in content.get("rows", []):
+            key = get_key(row, "size", "variant", "overrides", "lr", "steps", "data")
+            seeds = get_entry(self.rows, key, {"seeds": {}})["seeds"]
+            seeds.update(row["seeds"] | seeds)
+
+    def get_target(self, key: Mapping[str, Any]) -> float | None:
+        """Returns the target of the size and the text in `key`; None before it is measured."""
+        entry = get_entry(self.targets, get_key(key, "size", "data"), {"bits_per_byte": None})
+        return None if entry["bits_per_byte"] is None else float(entry["bits_per_byte"])
 
     def get_seeds(self, row: Row) -> dict[str, Any]:
         """Returns the measured runs of a row by seed, to be read and added to."""
@@ -145,7 +165,12 @@ class Results:
         return {row["variant"]: tuple(row["overrides"]) for row in self.rows}
 
     def write(self) -> None:
-        """Writes the file, a line for each row."""
+        """Writes the file, a line for each row, with what other processes have written to it."""
+        with FileLock(self.path.with_suffix(".lock")):
+            self._merge_file()
+            self._write_file()
+
+    def _write_file(self) -> None:
         sections = {"targets": self.targets, "costs": self.costs, "rows": self.rows}
         head = {
             "question": (__doc__ or "").splitlines()[0].removeprefix("Question: "),
@@ -158,6 +183,11 @@ class Results:
             rows = ",\n".join(f"    {json.dumps(entry)}" for entry in entries if entry.get("seeds") != {})
             lines.append(f'"{name}": [\n{rows}\n  ]')
         write_text(self.path, "{\n  " + ",\n  ".join(lines) + "\n}\n")
+
+
+def get_key(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Returns the named items of an entry."""
+    return {name: entry[name] for name in names}
 
 
 def get_entry(entries: list[dict[str, Any]], key: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -344,15 +374,17 @@ def name_data(files: Sequence[Path]) -> str:
 def measure_target(results: Results, reference: Row) -> float:
     """Returns the target of a size, which the first call sets from the seeds of the reference."""
     key = {"size": reference.size, "data": reference.data}
-    entry = get_entry(results.targets, key, {"bits_per_byte": None})
-    if entry["bits_per_byte"] is None:
+    target = results.get_target(key)
+    if target is None:
         step = TARGET_SHARE * reference.steps
         values = [
             min(run["curve"], key=lambda point: abs(point[0] - step))[1]
             for run in results.get_seeds(reference).values()
         ]
-        entry |= {"bits_per_byte": round(statistics.mean(values), 3), "reference": reference.get_key()}
-    return float(entry["bits_per_byte"])
+        target = round(statistics.mean(values), 3)
+        figures = {"bits_per_byte": target, "reference": reference.get_key()}
+        get_entry(results.targets, key, {}).update(figures)
+    return target
 
 
 def measure_cost(results: Results, runner: Runner, row: Row, reference: Row) -> None:
