@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from krill.config.schema import AdamWConfig, MuonConfig
+from krill.config.schema import AdamWConfig, CustomOptimizerConfig, MuonConfig, OptimizerConfig
 from krill.errors import UsageError
 from krill.optim.fused_layouts import infer_layout
 from krill.optim.layout import Layout
 
-# Embeddings first: the Trainer logs the learning rate of group 0, which is then `lr` and not the derived `muon_lr`.
+# Embeddings first: the Trainer logs the learning rate of group 0, whose multiple of `lr` is known.
 GROUP_NAMES = ("embeddings", "head", "vectors", "tensors", "adamw_matrices", "matrices")
 
 
@@ -89,6 +89,14 @@ def build_param_groups(model: PreTrainedModel, config: AdamWConfig | MuonConfig)
         for name, params in members.items()
         if params
     ]
+
+
+def get_lr_multiple(config: OptimizerConfig, group: str) -> float:
+    """Returns the learning rate of a group that AdamW trains, as a multiple of `config.lr`."""
+    if isinstance(config, CustomOptimizerConfig):
+        return 1.0
+    multiples = {"embeddings": config.lr_embeddings, "head": config.lr_head, "vectors": config.lr_vectors}
+    return multiples.get(group, 1.0)
 
 
 def summarize_groups(groups: Iterable[dict[str, Any]]) -> list[GroupSummary]:
@@ -213,7 +221,7 @@ def _build_group_options(
         }
     return {
         "kind": "adamw",
-        "lr": config.lr,
+        "lr": config.lr * get_lr_multiple(config, name),
         "weight_decay": 0.0 if name == "vectors" else config.weight_decay,
         "betas": config.betas,
         "eps": config.eps,
