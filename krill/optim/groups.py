@@ -3,7 +3,7 @@
 Embeddings and head are found through the model's `get_input_embeddings` and `get_output_embeddings`, so that GPT-2's
 `wte` or NeoX's `embed_out` are recognized as well as Llama's, tied or not. Muon trains the hidden matrices; AdamW
 trains embeddings, head, vectors and tensors of more than two dimensions (Jordan et al. 2024, Liu et al. 2025).
-Weight decay applies to matrices and embeddings, not to vectors (norms, biases).
+Weight decay applies to matrices, embeddings and head, not to vectors (norms, biases).
 """
 
 from __future__ import annotations
@@ -201,6 +201,13 @@ def _get_parameter_ids(modules: Iterable[nn.Module | None]) -> set[int]:
     return {id(p) for module in modules if module is not None for p in module.parameters()}
 
 
+def _get_decay_multiple(config: AdamWConfig | MuonConfig, group: str) -> float:
+    """Returns the weight decay of a group that AdamW trains, as a multiple of `config.weight_decay`."""
+    if group == "vectors":
+        return 0.0
+    return config.weight_decay_embeddings if group in ("embeddings", "head") else 1.0
+
+
 def _build_group_options(
     name: str, config: AdamWConfig | MuonConfig, layout: Layout | None
 ) -> dict[str, Any]:
@@ -222,7 +229,7 @@ def _build_group_options(
     return {
         "kind": "adamw",
         "lr": config.lr * get_lr_multiple(config, name),
-        "weight_decay": 0.0 if name == "vectors" else config.weight_decay,
+        "weight_decay": config.weight_decay * _get_decay_multiple(config, name),
         "betas": config.betas,
         "eps": config.eps,
         **({"eps_before_correction": config.eps_before_correction} if isinstance(config, MuonConfig) else {}),

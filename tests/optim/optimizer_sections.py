@@ -15,6 +15,7 @@ ADAMW = {
     "lr_embeddings": 1.0,
     "lr_head": 1.0,
     "lr_vectors": 1.0,
+    "weight_decay_embeddings": 1.0,
 }
 MUON = ADAMW | {
     "eps_before_correction": False,

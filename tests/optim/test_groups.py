@@ -211,6 +211,15 @@ def test_embeddings_head_and_vectors_have_rates_of_their_own(build_config):
     assert rates == {"embeddings": 3e-3, "head": 5e-4, "vectors": 2e-3, "matrices": matrices}
 
 
+@pytest.mark.parametrize("build_config", [adamw, partial(muon, "muon_moonlight")], ids=["adamw", "muon"])
+def test_embeddings_and_head_have_a_decay_of_their_own(build_config):
+    config = build_config(weight_decay_embeddings=0.5)
+    groups = build_param_groups(_build_model("llama_untied"), config)
+    matrices = config.muon_weight_decay if isinstance(config, schema.MuonConfig) else 0.1
+    decays = {group["name"]: group["weight_decay"] for group in groups}
+    assert decays == {"embeddings": 0.05, "head": 0.05, "vectors": 0.0, "matrices": matrices}
+
+
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("name", ["llama_tied", "qwen3", "gpt2", "neox", "phi3"])
 def test_a_model_trains(name, config):

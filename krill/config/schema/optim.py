@@ -29,6 +29,8 @@ class _GroupRates(Section):
     """Learning rate of an output head that is not tied to the embeddings, as a multiple of lr."""
     lr_vectors: Rate
     """Learning rate of the vectors (norms and biases), as a multiple of lr."""
+    weight_decay_embeddings: RateOrZero
+    """Weight decay of the embeddings and the output head, as a multiple of weight_decay."""
 
 
 class AdamWConfig(_BaseOptimizerConfig, _GroupRates):
