@@ -72,7 +72,7 @@ def test_every_point_of_a_sweep_is_printed(tmp_path: Path):
     done = run_command(tmp_path, "krill-train", "-m", "optimizer=glob(*)", "dry_run=true")
     assert done.returncode == 0, done.stderr
     names = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("optimizer")]
-    assert names == ["adamw,", "muon_keller,", "muon_moonlight,", "muon_pto,"]
+    assert names == ["adamw,", "muon_keller,", "muon_krill,", "muon_moonlight,", "muon_pto,"]
     assert is_empty(tmp_path)
 
 

@@ -93,7 +93,7 @@ def test_completion_of_runs_loads_no_hydra(tmp_path: Path):
     [
         (
             "krill-train optimizer=",
-            "optimizer=adamw optimizer=muon_keller optimizer=muon_moonlight optimizer=muon_pto",
+            "optimizer=adamw optimizer=muon_keller optimizer=muon_krill optimizer=muon_moonlight optimizer=muon_pto",
         ),
         ("krill-train hardware=c", "hardware=cpu"),
         ("krill-train model=tiny_ko batch.mic", "batch.micro_batch_size="),

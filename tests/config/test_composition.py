@@ -32,7 +32,13 @@ DIFFERING_NAMES = {"model=auto": "gpt2", "scheduler=cosine_to_zero": "cosine"}
 
 FILTER_RULES = {"none": [], "web": ["language", "symbols", "links", "words", "lines", "repetition"]}
 ACCUMULATION_KEY = "gradient_accumulation_steps"
-DEFAULT_LRS = {"adamw": 1e-3, "muon_keller": 3e-3, "muon_moonlight": 3e-3, "muon_pto": 3e-3}
+DEFAULT_LRS = {
+    "adamw": 1e-3,
+    "muon_keller": 3e-3,
+    "muon_krill": 3e-3,
+    "muon_moonlight": 3e-3,
+    "muon_pto": 3e-3,
+}
 
 
 # --- everything composes -----------------------------------------------------------------------------------
@@ -210,7 +216,8 @@ def test_the_model_follows_the_sequence_length():
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "factor"), [("muon_moonlight", 1.0), ("muon_keller", 5.5426), ("muon_pto", 5.5426)]
+    ("optimizer", "factor"),
+    [("muon_moonlight", 1.0), ("muon_krill", 1.0), ("muon_keller", 5.5426), ("muon_pto", 5.5426)],
 )
 def test_muon_lr_at_width_768(optimizer: str, factor: float):
     muon = load_config("model=tiny_ko", f"optimizer={optimizer}", "lr=1e-3").optimizer
@@ -236,7 +243,7 @@ def test_an_invalid_value_is_reported_by_its_key(override: str, optimizer: str):
     assert "interpolation" not in str(raised.value)
 
 
-@pytest.mark.parametrize("optimizer", ["muon_moonlight", "muon_keller", "muon_pto"])
+@pytest.mark.parametrize("optimizer", ["muon_moonlight", "muon_krill", "muon_keller", "muon_pto"])
 def test_muon_lr_times_decay_equals_adamws(optimizer: str):
     muon = load_config(f"optimizer={optimizer}", "lr=2e-3", "optimizer.weight_decay=0.1").optimizer
     assert isinstance(muon, MuonConfig)
@@ -253,6 +260,7 @@ def test_the_muon_presets():
     assert presets == {
         "muon_moonlight": ("rms", 0.1, 0.95, True, 5, (0.9, 0.95), 1e-8, 1.0),
         "muon_keller": ("spectral", 0.1, 0.95, True, 5, (0.9, 0.95), 1e-10, 1.0),
+        "muon_krill": ("rms", 0.1, 0.9, True, 5, (0.8, 0.99), 1e-8, 1.0),
         "muon_pto": ("spectral", 0.0, 0.95, True, 5, (0.9, 0.95), 1e-10, 1.0),
     }
 

@@ -43,8 +43,8 @@ class AdamWConfig(_BaseOptimizerConfig, _GroupRates):
 class MuonConfig(_BaseOptimizerConfig, _GroupRates):
     """Muon on the hidden matrices, AdamW on embeddings, output head and vectors."""
 
-    name: Literal["muon_moonlight", "muon_keller", "muon_pto"]
-    """Name of the optimizer: one implementation, three conventions."""
+    name: Literal["muon_moonlight", "muon_keller", "muon_pto", "muon_krill"]
+    """Name of the optimizer: one implementation, four conventions."""
     eps_before_correction: bool
     """Add AdamW's eps before the bias correction of the second moment, as Moonlight's script does, not
     after."""
