@@ -175,7 +175,7 @@ def _list_smaller_batches(plan: RunPlan) -> Iterator[tuple[str, ...]]:
 
 def _divide_accumulation(plan: RunPlan, count: int) -> tuple[str, ...]:
     """Returns the overrides of single rows on `count` ranks, with as many rows per step as before where possible."""
-    if plan.config.batch.tokens is not None:
+    if plan.config.batch.fixed_tokens is not None:
         return ("batch.micro_batch_size=1",)
     passes = max(1, plan.setting.batch.rows_per_step // count)
     return ("batch.micro_batch_size=1", f"batch.gradient_accumulation_steps={passes}")
