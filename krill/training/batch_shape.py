@@ -66,6 +66,15 @@ def compute_auto_batch(config: TrainConfig) -> float | None:
     return compute_batch(config.steps, count_hidden_parameters(config.model.model_dump()))
 
 
+def describe_auto_batch(config: TrainConfig) -> str | None:
+    """Returns where the tokens per step come from and what sets them; None: not from the rule."""
+    tokens = compute_auto_batch(config)
+    if tokens is None:
+        return None
+    length = f"{config.steps:,} steps" if config.steps is not None else "epochs="
+    return f"rule: near {tokens:,.0f} for {length}; batch.tokens=… sets it"
+
+
 def resolve_batch_shape(config: TrainConfig) -> BatchShape:
     """Returns `compute_batch_shape` for the ranks that will train."""
     data_ranks = resolve_data_ranks(config, resolve_world_size(config))
