@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from krill.config.paths import expand_home, get_outputs_root
-from krill.config.run_size import is_rule_on, read_run_size
+from krill.config.run_size import is_rule_on, read_run_size, read_steps
 from krill.config.size_rule import compute_lr, compute_warmup, compute_weight_decay, round_to_digits
 
 
@@ -84,7 +84,7 @@ def weight_decay_by_size(fixed: float, _root_: DictConfig) -> float:
     if not is_rule_on(_root_.get("rule")):
         return fixed
     size, lr = read_run_size(_root_), _root_.get("lr")
-    if size.parameters is None or size.steps is None or not (_is_number(lr) and lr > 0):
+    if size.parameters is None or size.steps is None or not _is_number(lr) or lr <= 0:
         return fixed
     return compute_weight_decay(lr, size.steps)
 
@@ -93,7 +93,7 @@ def warmup_by_size(fixed: float, _root_: DictConfig) -> float:
     """Returns the fraction of warm-up of the rule; `fixed`: with rule=off or where the size is not known."""
     if not is_rule_on(_root_.get("rule")):
         return fixed
-    steps = read_run_size(_root_).steps
+    steps = read_steps(_root_)
     return fixed if steps is None else compute_warmup(steps)
 
 

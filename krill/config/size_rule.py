@@ -10,7 +10,7 @@ tokenizer. D are the tokens that the run trains on.
                   (Li et al. 2025, "Step Law", arXiv 2503.04715)
     weight decay  DECAY_COEFFICIENT / (lr · S): the weights forget over a constant part of the run
                   (Wang & Aitchison 2024, arXiv 2405.13698)
-    warm-up       MAX_WARMUP of the steps, at most WARMUP_STEPS
+    warm-up       WARMUP_FRACTION of the steps, at most MAX_WARMUP_STEPS steps
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MAX_BATCH_TOKENS = 2**22
 """The largest batch of the runs to which the rule was fitted."""
 DECAY_COEFFICIENT = 2.0
 MIN_DECAY, MAX_DECAY = 0.01, 0.4
-MAX_WARMUP = 0.05
-WARMUP_STEPS = 2000
+WARMUP_FRACTION = 0.05
+MAX_WARMUP_STEPS = 2000
 TOKENS_PER_PARAMETER = 20
 """D / N of a run whose tokens are not known yet (Hoffmann et al. 2022, "Chinchilla", arXiv 2203.15556)."""
 
@@ -55,7 +55,7 @@ def compute_weight_decay(lr: float, steps: float) -> float:
 
 def compute_warmup(steps: float) -> float:
     """Returns the fraction of the steps in which the learning rate rises."""
-    return min(MAX_WARMUP, WARMUP_STEPS / steps)
+    return min(WARMUP_FRACTION, MAX_WARMUP_STEPS / steps)
 
 
 def round_to_digits(value: float, digits: int) -> float:

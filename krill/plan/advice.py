@@ -6,12 +6,13 @@ advised: what is said to fit fits, and what is said to be faster is faster by th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
 from krill.config.run_size import round_accumulation
-from krill.config.size_rule import compute_batch_of_tokens
+from krill.config.size_rule import compute_batch_of_steps, compute_batch_of_tokens
 from krill.plan.changes import change_plan
 from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
 from krill.training.batch_shape import compute_auto_batch, format_micro_batch_overrides, shrink_micro_batch
@@ -300,13 +301,19 @@ def _advise_packing(plan: RunPlan) -> Iterator[Advice]:
 
 
 def _count_steps(plan: RunPlan, tokens: int) -> int:
-    """Returns the number of steps, rounded up, with which the run trains on `tokens`; batch.tokens=auto follows it."""
-    step_tokens = plan.tokens_per_step
-    if compute_auto_batch(plan.config) is not None:
-        batch = plan.setting.batch
-        unit = batch.micro_batch_size * batch.world_size * plan.config.sequence_len
-        step_tokens = unit * round_accumulation(compute_batch_of_tokens(tokens), unit)
-    return -(-tokens // step_tokens)
+    """Returns the largest number of steps with which the run trains on at most `tokens`, at least one.
+
+    With batch.tokens=auto, more steps have more tokens each.
+    """
+    if compute_auto_batch(plan.config) is None:
+        return max(1, tokens // plan.tokens_per_step)
+    batch = plan.setting.batch
+    unit = batch.micro_batch_size * batch.world_size * plan.config.sequence_len
+
+    def count_tokens(steps: int) -> int:
+        return steps * unit * round_accumulation(compute_batch_of_steps(steps), unit)
+
+    return max(1, bisect_right(range(1, tokens // unit + 1), tokens, key=count_tokens))
 
 
 def _advise_batch(plan: RunPlan) -> Iterator[Advice]:
@@ -346,7 +353,7 @@ def _advise_length(plan: RunPlan) -> Iterator[Advice]:
     if ratio is None or ratio >= MIN_RATIO or plan.config.steps is None:
         return
     tokens = COMPUTE_OPTIMAL_RATIO * plan.architecture.parameters
-    steps = _count_steps(plan, tokens)
+    steps = _count_steps(plan, tokens) + 1
     if plan.text is not None and tokens > MAX_USEFUL_EPOCHS * plan.text.tokens:
         return  # there is not enough text
     yield Advice(
@@ -363,7 +370,7 @@ def _advise_repetition(plan: RunPlan) -> Iterator[Advice]:
     if plan.config.epochs is not None:
         overrides = (f"epochs={MAX_USEFUL_EPOCHS}",)
     else:
-        overrides = (f"steps={max(1, _count_steps(plan, MAX_USEFUL_EPOCHS * plan.text.tokens) - 1)}",)
+        overrides = (f"steps={_count_steps(plan, MAX_USEFUL_EPOCHS * plan.text.tokens)}",)
     yield Advice(
         "data",
         overrides,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from krill.config.run_size import compute_batch, count_hidden_parameters, round_accumulation
+from krill.config.run_size import round_accumulation
 from krill.config.schema import BatchConfig, TrainConfig
+from krill.config.size_rule import compute_batch_of_steps
 from krill.errors import UsageError
 from krill.training.compute.device import resolve_data_ranks, resolve_world_size
 
@@ -39,14 +40,14 @@ def compute_batch_shape(config: TrainConfig, world_size: int = 1) -> BatchShape:
     world_size.
     """
     batch, sequence_len = config.batch, config.sequence_len
-    tokens = batch.fixed_tokens
-    if tokens is None:
+    if batch.fixed_tokens is None:
         passes = batch.gradient_accumulation_steps
         if passes is None:
-            unit = batch.micro_batch_size * world_size * sequence_len
-            passes = round_accumulation(compute_auto_batch(config), unit)
+            auto, unit = compute_auto_batch(config), batch.micro_batch_size * world_size * sequence_len
+            passes = 1 if auto is None else round_accumulation(auto, unit)
         return BatchShape(batch.micro_batch_size, passes, world_size)
     unit = sequence_len * world_size
+    tokens = batch.fixed_tokens
     rows, rest = divmod(tokens, unit)
     if rest or not rows:
         nearest = sorted({max(1, rows) * unit, (rows + 1) * unit})
@@ -59,11 +60,11 @@ def compute_batch_shape(config: TrainConfig, world_size: int = 1) -> BatchShape:
 
 
 def compute_auto_batch(config: TrainConfig) -> float | None:
-    """Returns the tokens per step that the rule gives; None: it does not apply, or the size is not known."""
+    """Returns the tokens per step that the rule gives; None: it does not apply. It does not with epochs."""
     batch = config.batch
     if batch.tokens != "auto" or batch.gradient_accumulation_steps is not None or config.rule == "off":
         return None
-    return compute_batch(config.steps, count_hidden_parameters(config.model.model_dump()))
+    return None if config.steps is None else compute_batch_of_steps(config.steps)
 
 
 def describe_auto_batch(config: TrainConfig) -> str | None:
@@ -71,8 +72,7 @@ def describe_auto_batch(config: TrainConfig) -> str | None:
     tokens = compute_auto_batch(config)
     if tokens is None:
         return None
-    length = f"{config.steps:,} steps" if config.steps is not None else "epochs="
-    return f"rule: near {tokens:,.0f} for {length}; batch.tokens=… sets it"
+    return f"rule: near {tokens:,.0f} for {config.steps:,} steps; batch.tokens=… sets it"
 
 
 def resolve_batch_shape(config: TrainConfig) -> BatchShape:
