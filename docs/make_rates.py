@@ -19,7 +19,7 @@ from krill.tables import format_markdown_table
 from krill.training.batch_shape import compute_batch_shape
 
 PAGE = Path(__file__).with_name("training.md")
-BLOCK = re.compile(r"(<!-- rates: python docs/make_rates.py -->\n\n).*?(\n<!-- end -->\n)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- rates: python docs/make_rates.py -->\n\n).*?(\n\n<!-- end -->\n)", re.DOTALL)
 MODELS_WITHOUT_SIZE = ("auto", "pretrained")
 HEADER = ("`model=`", "hidden parameters", "`steps=`", "tokens per step", "tokens", "lr", "weight decay", "warm-up")
 
