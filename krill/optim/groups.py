@@ -3,7 +3,7 @@
 Embeddings and head are found through the model's `get_input_embeddings` and `get_output_embeddings`, so that GPT-2's
 `wte` or NeoX's `embed_out` are recognized as well as Llama's, tied or not. Muon trains the hidden matrices; AdamW
 trains embeddings, head, vectors and tensors of more than two dimensions (Jordan et al. 2024, Liu et al. 2025).
-Weight decay applies to matrices and embeddings, not to vectors (norms, biases).
+Weight decay applies to matrices, embeddings and head, not to vectors (norms, biases).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from krill.config.schema import AdamWConfig, MuonConfig
+from krill.config.schema import AdamWConfig, CustomOptimizerConfig, MuonConfig, OptimizerConfig
 from krill.errors import UsageError
 from krill.optim.fused_layouts import infer_layout
 from krill.optim.layout import Layout
 
-# Embeddings first: the Trainer logs the learning rate of group 0, which is then `lr` and not the derived `muon_lr`.
+# Embeddings first: the Trainer logs the learning rate of group 0, whose multiple of `lr` is known.
 GROUP_NAMES = ("embeddings", "head", "vectors", "tensors", "adamw_matrices", "matrices")
 
 
@@ -89,6 +89,14 @@ def build_param_groups(model: PreTrainedModel, config: AdamWConfig | MuonConfig)
         for name, params in members.items()
         if params
     ]
+
+
+def get_lr_multiple(config: OptimizerConfig, group: str) -> float:
+    """Returns the learning rate of a group that AdamW trains, as a multiple of `config.lr`."""
+    if isinstance(config, CustomOptimizerConfig):
+        return 1.0
+    multiples = {"embeddings": config.lr_embeddings, "head": config.lr_head, "vectors": config.lr_vectors}
+    return multiples.get(group, 1.0)
 
 
 def summarize_groups(groups: Iterable[dict[str, Any]]) -> list[GroupSummary]:
@@ -193,6 +201,13 @@ def _get_parameter_ids(modules: Iterable[nn.Module | None]) -> set[int]:
     return {id(p) for module in modules if module is not None for p in module.parameters()}
 
 
+def _get_decay_multiple(config: AdamWConfig | MuonConfig, group: str) -> float:
+    """Returns the weight decay of a group that AdamW trains, as a multiple of `config.weight_decay`."""
+    if group == "vectors":
+        return 0.0
+    return config.weight_decay_embeddings if group in ("embeddings", "head") else 1.0
+
+
 def _build_group_options(
     name: str, config: AdamWConfig | MuonConfig, layout: Layout | None
 ) -> dict[str, Any]:
@@ -213,8 +228,8 @@ def _build_group_options(
         }
     return {
         "kind": "adamw",
-        "lr": config.lr,
-        "weight_decay": 0.0 if name == "vectors" else config.weight_decay,
+        "lr": config.lr * get_lr_multiple(config, name),
+        "weight_decay": config.weight_decay * _get_decay_multiple(config, name),
         "betas": config.betas,
         "eps": config.eps,
         **({"eps_before_correction": config.eps_before_correction} if isinstance(config, MuonConfig) else {}),

@@ -47,6 +47,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from krill import atomic
 from krill.config.schema import TrainConfig, WSDSchedulerConfig
 from krill.optim.build import build_optimizer
+from krill.optim.groups import get_lr_multiple
 from krill.optim.schedules import Restart, build_scheduler, set_learning_rates, stable_phase
 from krill.optim.skip_mask import supports_found_inf, wrap_step_skip
 from krill.runs.json_lines import read_validations
@@ -218,6 +219,9 @@ class KrillTrainer(Trainer):
         if bad_steps:
             good = steps - len(bad_steps)
             logs |= {"loss": logs["loss"] * steps / good if good else math.nan, "skipped": len(bad_steps)}
+        if "learning_rate" in logs:  # of group 0
+            group = self.optimizer.param_groups[0].get("name", "")
+            logs["learning_rate"] /= get_lr_multiple(self.config.optimizer, group)
         if "loss" in logs:
             logs |= self.throughput.collect_metrics(self.state.global_step, self.state.max_steps)
         if self.optimizer_stats and "loss" in logs:

@@ -6,7 +6,17 @@ from typing import Any
 
 from krill.config import schema
 
-ADAMW = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "max_grad_norm": 1.0}
+ADAMW = {
+    "lr": 1e-3,
+    "weight_decay": 0.1,
+    "betas": (0.9, 0.95),
+    "eps": 1e-8,
+    "max_grad_norm": 1.0,
+    "lr_embeddings": 1.0,
+    "lr_head": 1.0,
+    "lr_vectors": 1.0,
+    "weight_decay_embeddings": 1.0,
+}
 MUON = ADAMW | {
     "eps_before_correction": False,
     "scale": "spectral",

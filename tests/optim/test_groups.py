@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from optimizer_sections import adamw, muon
@@ -178,7 +180,7 @@ def test_summary_of_groups():
     table = {row.name: tuple(row) for row in summarize_groups(build_param_groups(model, MUON))}
     assert table["embeddings"] == ("embeddings", 1, 96 * 32, 1e-3, 0.1)
     assert table["matrices"][:3] == ("matrices", 14, 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48))
-    assert next(iter(table)) == "embeddings"  # the Trainer logs group 0: it must run at lr, not at muon_lr
+    assert next(iter(table)) == "embeddings"  # the Trainer logs group 0: a multiple of lr, not of muon_lr
     assert sum(row[2] for row in table.values()) == model.num_parameters()
 
 
@@ -199,6 +201,23 @@ def test_the_configuration_reaches_the_optimizer():
     optimizer = build_optimizer(_build_model("qwen3"), ADAMW)
     assert type(optimizer) is torch.optim.AdamW
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
+
+
+@pytest.mark.parametrize("build_config", [adamw, partial(muon, "muon_moonlight")], ids=["adamw", "muon"])
+def test_embeddings_head_and_vectors_have_rates_of_their_own(build_config):
+    config = build_config(lr_embeddings=3.0, lr_head=0.5, lr_vectors=2.0)
+    rates = {group["name"]: group["lr"] for group in build_param_groups(_build_model("llama_untied"), config)}
+    matrices = config.muon_lr if isinstance(config, schema.MuonConfig) else 1e-3
+    assert rates == {"embeddings": 3e-3, "head": 5e-4, "vectors": 2e-3, "matrices": matrices}
+
+
+@pytest.mark.parametrize("build_config", [adamw, partial(muon, "muon_moonlight")], ids=["adamw", "muon"])
+def test_embeddings_and_head_have_a_decay_of_their_own(build_config):
+    config = build_config(weight_decay_embeddings=0.5)
+    groups = build_param_groups(_build_model("llama_untied"), config)
+    matrices = config.muon_weight_decay if isinstance(config, schema.MuonConfig) else 0.1
+    decays = {group["name"]: group["weight_decay"] for group in groups}
+    assert decays == {"embeddings": 0.05, "head": 0.05, "vectors": 0.0, "matrices": matrices}
 
 
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
@@ -229,7 +248,8 @@ def test_half_precision_weights_are_rejected(config):
 def test_a_custom_function_must_build_an_optimizer(tmp_path):
     (tmp_path / "own.py").write_text("def build(model, **keys):\n    return keys\n")
     keys = {"name": "custom", "build": f"{tmp_path}/own.py:build", "options": {}}
-    config = schema.CustomOptimizerConfig(**ADAMW.model_dump() | keys)
+    shared = ADAMW.model_dump(include=set(schema.CustomOptimizerConfig.model_fields))
+    config = schema.CustomOptimizerConfig(**shared | keys)
     with pytest.raises(KrillError, match=r"own\.py:build: returned dict; return a torch\.optim\.Optimizer"):
         build_optimizer(_build_model("llama_tied"), config)
 

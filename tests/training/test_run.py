@@ -237,7 +237,8 @@ def test_bf16_keeps_weights_in_fp32(
 
 
 def test_the_learning_rate_follows_the_schedule(train_in: TrainIn, make_config: MakeConfig) -> None:
-    config = make_config("steps=6", "scheduler.warmup=0.4")
+    """That is `lr`, whatever multiple of it the first parameter group has."""
+    config = make_config("steps=6", "scheduler.warmup=0.4", "optimizer.lr_embeddings=2")
     rates = [line["lr"] for line in read_metrics(train_in(config)) if "lr" in line]
     assert rates == pytest.approx(
         [config.lr * compute_lr_factor(config.scheduler, step, 6) for step in range(6)]

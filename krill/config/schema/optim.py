@@ -22,14 +22,25 @@ class _BaseOptimizerConfig(Section):
     """Global norm that gradients are clipped to; 0: no clipping."""
 
 
-class AdamWConfig(_BaseOptimizerConfig):
+class _GroupRates(Section):
+    lr_embeddings: Rate
+    """Learning rate of the embeddings, and of a head tied to them, as a multiple of lr."""
+    lr_head: Rate
+    """Learning rate of an output head that is not tied to the embeddings, as a multiple of lr."""
+    lr_vectors: Rate
+    """Learning rate of the vectors (norms and biases), as a multiple of lr."""
+    weight_decay_embeddings: RateOrZero
+    """Weight decay of the embeddings and the output head, as a multiple of weight_decay."""
+
+
+class AdamWConfig(_BaseOptimizerConfig, _GroupRates):
     """AdamW on every parameter."""
 
     name: Literal["adamw"]
     """Name of the optimizer."""
 
 
-class MuonConfig(_BaseOptimizerConfig):
+class MuonConfig(_BaseOptimizerConfig, _GroupRates):
     """Muon on the hidden matrices, AdamW on embeddings, output head and vectors."""
 
     name: Literal["muon_moonlight", "muon_keller", "muon_pto"]

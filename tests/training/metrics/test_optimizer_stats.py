@@ -102,7 +102,13 @@ def test_steps_that_are_not_logged_are_not_observed():
 
 def test_a_run_records_optimizer_stats(train_in: Callable[..., Path], make_config: Callable[..., Any]):
     folder = train_in(
-        make_config("steps=5", "log_every=2", "optimizer.max_grad_norm=1e-3", "scheduler=constant")
+        make_config(
+            "steps=5",
+            "log_every=2",
+            "optimizer.max_grad_norm=1e-3",
+            "scheduler=constant",
+            "optimizer.lr_embeddings=2",
+        )
     )
     lines = [line for line in read_metrics(folder) if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2, 4, 5]
@@ -115,7 +121,7 @@ def test_a_run_records_optimizer_stats(train_in: Callable[..., Path], make_confi
         kinds = math.hypot(line["grad_norm/muon"], line["grad_norm/adamw"])
         assert kinds == pytest.approx(line["grad_norm"], rel=1e-4)
         assert line["grad_norm"] > 1e-2  # before clipping
-    assert lines[0]["lr/embeddings"] == lines[0]["lr"]
+    assert lines[0]["lr/embeddings"] == 2 * lines[0]["lr"]
 
 
 def test_a_run_without_clipping_records_optimizer_stats(
