@@ -21,7 +21,16 @@ from krill.training.batch_shape import compute_batch_shape
 PAGE = Path(__file__).with_name("training.md")
 BLOCK = re.compile(r"(<!-- rates: python docs/make_rates.py -->\n\n).*?(\n\n<!-- end -->\n)", re.DOTALL)
 MODELS_WITHOUT_SIZE = ("auto", "pretrained")
-HEADER = ("`model=`", "hidden parameters", "`steps=`", "tokens per step", "tokens", "lr", "weight decay", "warm-up")
+HEADER = (
+    "`model=`",
+    "hidden parameters",
+    "`steps=`",
+    "tokens per step",
+    "tokens",
+    "lr",
+    "weight decay",
+    "warm-up",
+)
 
 
 def format_table() -> str:

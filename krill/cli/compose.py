@@ -229,7 +229,9 @@ def _load_overrides_of_run(run: str, arguments: ParsedArguments) -> list[str]:
     folder = _resolve_run("from", run, OVERRIDES, arguments)
     parsed = OverridesParser.create().parse_overrides(read_overrides(folder))
     overridden = arguments.get_keys()
-    cleared = {key for pair in (*EXCLUSIVE_KEYS, *ALTERNATIVE_KEYS) if overridden.intersection(pair) for key in pair}
+    cleared = {
+        key for pair in (*EXCLUSIVE_KEYS, *ALTERNATIVE_KEYS) if overridden.intersection(pair) for key in pair
+    }
     dropped = {*NOT_INHERITED_KEYS, *overridden, *cleared}
     inherited = [
         item for item in parsed if not dropped & {item.key_or_group, item.key_or_group.partition(".")[0]}

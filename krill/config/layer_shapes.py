@@ -16,7 +16,11 @@ class LayerMatrix(NamedTuple):
 
 
 def list_layer_matrices(
-    hidden_size: int, intermediate_size: int, num_attention_heads: int, num_key_value_heads: int, head_dim: int
+    hidden_size: int,
+    intermediate_size: int,
+    num_attention_heads: int,
+    num_key_value_heads: int,
+    head_dim: int,
 ) -> tuple[LayerMatrix, ...]:
     """Returns the matrices of one layer; arguments are named as in transformers."""
     queries, keys = num_attention_heads * head_dim, num_key_value_heads * head_dim

@@ -43,9 +43,7 @@ def compute_batch_of_tokens(tokens: float) -> float:
 
 def compute_batch_of_steps(steps: float) -> float:
     """Returns the tokens per step of a run of `steps` steps."""
-    return min(
-        MAX_BATCH_TOKENS, (BATCH_COEFFICIENT * steps**BATCH_EXPONENT) ** (1 / (1 - BATCH_EXPONENT))
-    )
+    return min(MAX_BATCH_TOKENS, (BATCH_COEFFICIENT * steps**BATCH_EXPONENT) ** (1 / (1 - BATCH_EXPONENT)))
 
 
 def compute_weight_decay(lr: float, steps: float) -> float:

@@ -160,7 +160,9 @@ def test_the_lr_of_the_command_line_overrides_both_and_sets_all_rates_of_the_opt
             assert isinstance(two.optimizer, MuonConfig)
             assert two.optimizer.muon_lr == pytest.approx(2 * one.optimizer.muon_lr)
             decays = [muon.muon_lr * muon.muon_weight_decay for muon in (one.optimizer, two.optimizer)]
-            assert decays == pytest.approx([config.lr * config.optimizer.weight_decay for config in (one, two)])
+            assert decays == pytest.approx(
+                [config.lr * config.optimizer.weight_decay for config in (one, two)]
+            )
 
 
 def test_a_sweep_over_optimizers_uses_the_lr_of_each():
@@ -222,7 +224,9 @@ def test_muon_lr_at_width_768(optimizer: str, factor: float):
 def test_muon_lr_follows_the_scale_for_every_preset():
     for optimizer in ("muon_moonlight", "muon_keller"):
         words = ("model=tiny_ko", f"optimizer={optimizer}", "lr=1e-3", "rule=off")
-        rms, spectral = (load_config(*words, f"optimizer.scale={scale}").optimizer for scale in ("rms", "spectral"))
+        rms, spectral = (
+            load_config(*words, f"optimizer.scale={scale}").optimizer for scale in ("rms", "spectral")
+        )
         assert (rms.muon_lr, rms.muon_weight_decay) == (1e-3, 0.1)
         assert spectral.muon_lr == pytest.approx(5.5426e-3, rel=1e-4)
 

@@ -40,9 +40,7 @@ def test_the_learning_rate_is_that_of_the_compute(parameters: float, tokens: flo
     assert compute_lr(parameters, tokens, factor=0.5) == pytest.approx(lr / 2, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("parameters", "tokens", "published"), [(0.4e9, 9e9, 9.5e-4), (1.5e9, 30e9, 8.3e-4)]
-)
+@pytest.mark.parametrize(("parameters", "tokens", "published"), [(0.4e9, 9e9, 9.5e-4), (1.5e9, 30e9, 8.3e-4)])
 def test_the_learning_rate_is_near_that_of_moonlights_table(
     parameters: float, tokens: float, published: float
 ) -> None:
@@ -97,7 +95,11 @@ def test_hidden_parameters_are_those_of_the_plan(option: str) -> None:
 @pytest.mark.parametrize("keys", [("n_embd", "n_layer"), ("hidden_size", "num_hidden_layers")])
 def test_another_architecture_counts_by_width_and_depth(keys: tuple[str, str]) -> None:
     width, depth = keys
-    for section in ({"config": {width: 64, depth: 3}}, {"options": {width: 64, depth: 3}}, {width: 64, depth: 3}):
+    for section in (
+        {"config": {width: 64, depth: 3}},
+        {"options": {width: 64, depth: 3}},
+        {width: 64, depth: 3},
+    ):
         assert count_hidden_parameters({"family": "auto", **section}) == 12 * 3 * 64**2
     assert count_hidden_parameters({"family": "auto", "config": {width: 64}}) is None
 
@@ -187,8 +189,8 @@ def test_lr_scale_needs_the_lr_of_the_rule(overrides: list[str]) -> None:
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("rule=on", "rule="), ("lr_scale=0", "lr_scale="), ("lr_scale=big", "lr_scale="), ("steps=abc", "steps="),
-        ("steps=-1", "steps="), ("model.hidden_size=wide", "model.hidden_size="), ("batch.tokens=many", "batch.tokens"),
+        ("rule=on", "rule="), ("lr_scale=0", "lr_scale="), ("lr_scale=big", "lr_scale="), ("steps=abc", "steps"),
+        ("steps=-1", "steps="), ("model.hidden_size=wide", "model.hidden_size="), ("batch.tokens=many", "batch."),
         (f"steps={10**40}", "steps="), ("model.num_attention_heads=0", "model.num_attention_heads="),
         ("optimizer.lr=1e-4", "optimizer.lr follows lr; set lr=0.0001"), ("batch.micro_batch_size=0", "batch.micro"),
     ],
@@ -235,8 +237,8 @@ DECAY = "; optimizer.weight_decay=… sets it)"
             "lr          3.7e-03 (rule: 1.6 M hidden parameters, 1.0 M tokens, × lr_scale=0.5; lr=… sets it)",
         ]),
         (["epochs=1", "steps=null"], [
-            "lr          4.8e-03 (rule: 1.6 M hidden parameters, 31.5 M tokens (assumed with epochs=: 20 per parameter); "
-            "lr=… sets it)",
+            "lr          4.8e-03 (rule: 1.6 M hidden parameters, 31.5 M tokens (assumed with epochs=: 20 per "
+            "parameter); lr=… sets it)",
             f"decay       0.1 (fixed: the rule does not know the steps of epochs={DECAY}",
         ]),
         (["model=auto", "model.model_type=gpt2"], [

@@ -61,7 +61,9 @@ def test_what_is_set_is_not_kept(tmp_path: Path) -> None:
 
 def test_another_lr_scale_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "steps=3000")
-    with pytest.raises(UsageError, match=r"keeps its learning rate; set lr=… for another one \(it was 0\.0047\)"):
+    with pytest.raises(
+        UsageError, match=r"keeps its learning rate; set lr=… for another one \(it was 0\.0047\)"
+    ):
         continue_run(f"branch={run}", "steps=30000", "lr_scale=0.5")
 
 

@@ -192,7 +192,10 @@ def test_a_continued_run_keeps_the_rate_of_the_rule(
     assert "lr          1.9e-02 (as in first; lr=… sets it)" in printed
     (continued,) = krill_train.runs("llama_nano")
     assert max(read_rates(continued)[:4]) == 1.9e-2
-    assert ((read_status(continued) or {})["lr"], (read_status(continued) or {})["rows_per_step"]) == (1.9e-2, 2)
+    assert ((read_status(continued) or {})["lr"], (read_status(continued) or {})["rows_per_step"]) == (
+        1.9e-2,
+        2,
+    )
     assert krill_train("continue=first", "steps=300", "lr_scale=0.5") == 2
     assert "keeps its learning rate; set lr=…" in capsys.readouterr().err
     assert krill_train("dry_run=true", "from=first", "steps=300") == 0
