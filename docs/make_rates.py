@@ -1,5 +1,6 @@
-"""Writes the table in docs/training.md of the values that each preset of model= gets from the rule: python docs/make_rates.py
+"""Writes the table in docs/training.md of the values that each preset of model= gets from the rule.
 
+python docs/make_rates.py
 tests/config/test_size_rule.py checks that the committed page is up to date.
 """
 

@@ -1,4 +1,4 @@
-"""Which keys of a configuration follow the rule of `krill.config.size_rule`, and the lines that explain their values."""
+"""Which keys of a configuration follow `krill.config.size_rule`, and the lines that explain their values."""
 
 from __future__ import annotations
 

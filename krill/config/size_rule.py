@@ -1,7 +1,7 @@
 """The rule by which learning rate, batch, weight decay and warm-up follow from the size of a run.
 
-N are the hidden parameters: the matrices of the layers, without embeddings and head, so that they do not depend on the
-tokenizer. D are the tokens that the run trains on.
+N are the hidden parameters: the matrices of the layers, without embeddings and head, so that the tokenizer does not
+count. D are the tokens that the run trains on.
 
     lr            LR_COEFFICIENT · (6·N·D)^LR_EXPONENT, and the factor of the optimizer
                   (Bi et al. 2024, "DeepSeek LLM", arXiv 2401.02954, equation 1: of the compute budget)

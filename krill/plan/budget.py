@@ -1,7 +1,7 @@
 """Proposes a model, its length, batch and learning rate for a budget of FLOPs or of time, from the presets.
 
-The rules: about 20 tokens per parameter are compute-optimal (Hoffmann et al. 2022, "Chinchilla"). The tokens per step and
-the learning rate are those of `krill.config.size_rule`.
+The rules: about 20 tokens per parameter are compute-optimal (Hoffmann et al. 2022, "Chinchilla"). The tokens per step
+and the learning rate are those of `krill.config.size_rule`.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ def format_proposals(proposals: list[Proposal], budget: str, width: int | None) 
     return [
         f"budget      {text}",
         *fit_table(PROPOSAL_HEADER, [_format_row(one) for one in proposals], width, drop=(7, 3, 5)),
-        f"rules       {COMPUTE_OPTIMAL_RATIO} tokens per parameter (Hoffmann et al. 2022); batch by the tokens (Li et al. "
-        f"2025), lr by rule= (Bi et al. 2024, fitted from 1e17 to 2e19){fitted}",
+        f"rules       {COMPUTE_OPTIMAL_RATIO} tokens per parameter (Hoffmann et al. 2022); batch by the tokens (Li et "
+        f"al. 2025), lr by rule= (Bi et al. 2024, fitted from 1e17 to 2e19){fitted}",
         f"propose     {best.command}",
     ]
 

@@ -218,7 +218,7 @@ MIN_WIDTH_OF_SCORES = 100
 def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = False) -> list[str]:
     """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal.
 
-    The column of the held-out sets is left out if there is only one, that of scores if there are none, and that of the
+    The column of the held-out sets is left out if there is only one, that of scores if there are none, that of the
     learning rate unless it differs where no override sets it.
     """
     from krill.config.paths import relative_path
