@@ -267,10 +267,10 @@ def run_contestant(
 
 def estimate_micro_batch_size(config: TrainConfig, vocab_size: int) -> int:
     """Returns the largest power of two, at most the rows of a step, that should fit."""
-    assert config.batch.tokens
+    assert config.batch.fixed_tokens
     plan = build_run_plan(config, vocab_size, describe_torch_device(config))
     available = MEMORY_SHARE * plan.setting.memory_per_rank
-    size = 2 ** ((config.batch.tokens // config.sequence_len).bit_length() - 1)
+    size = 2 ** ((config.batch.fixed_tokens // config.sequence_len).bit_length() - 1)
     while size > 1 and plan_memory(config, plan.architecture, plan.setting, size).total > available:
         size //= 2
     return int(size)

@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 import krill.config.resolvers  # noqa: F401  (registers ${krill.…})
 from krill.cli.argv import ParsedArguments
 from krill.config.overrides import (
+    ALTERNATIVE_KEYS,
     EXCLUSIVE_KEYS,
     MODEL_COMMANDS,
     clear_exclusive_keys,
@@ -228,7 +229,9 @@ def _load_overrides_of_run(run: str, arguments: ParsedArguments) -> list[str]:
     folder = _resolve_run("from", run, OVERRIDES, arguments)
     parsed = OverridesParser.create().parse_overrides(read_overrides(folder))
     overridden = arguments.get_keys()
-    cleared = {key for pair in EXCLUSIVE_KEYS if overridden.intersection(pair) for key in pair}
+    cleared = {
+        key for pair in (*EXCLUSIVE_KEYS, *ALTERNATIVE_KEYS) if overridden.intersection(pair) for key in pair
+    }
     dropped = {*NOT_INHERITED_KEYS, *overridden, *cleared}
     inherited = [
         item for item in parsed if not dropped & {item.key_or_group, item.key_or_group.partition(".")[0]}

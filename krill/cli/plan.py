@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from krill.cli import app
 from krill.errors import UsageError
@@ -40,7 +41,7 @@ def run_task(invocation: Invocation) -> RunPlan:
     if config.plan.measure:
         plan, timed = _measure(plan, invocation)
     if not invocation.is_sweep_point:
-        _print_plan(plan, timed, config.format)
+        _print_plan(plan, timed, config.format, invocation.explain_rule())
     return plan
 
 
@@ -68,7 +69,7 @@ def _measure(plan: RunPlan, invocation: Invocation) -> tuple[RunPlan, TimedPlan]
     )
 
 
-def _print_plan(plan: RunPlan, timed: TimedPlan | None, format: str) -> None:
+def _print_plan(plan: RunPlan, timed: TimedPlan | None, format: str, rates: Sequence[str]) -> None:
     if format == "json":
         from krill.plan.advice import list_advice
 
@@ -79,11 +80,13 @@ def _print_plan(plan: RunPlan, timed: TimedPlan | None, format: str) -> None:
         return
     from krill.plan.report import format_plan
 
-    print_wrapped("\n".join(format_plan(plan, timed)))
+    print_wrapped("\n".join(format_plan(plan, timed, rates)))
 
 
 def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) -> RunPlan:
     """Prints what the budget buys with each preset of model=; returns the plan that is proposed."""
+    from omegaconf import OmegaConf
+
     from krill.config.overrides import get_override_key
     from krill.plan.budget import format_proposals, propose_runs
 
@@ -96,7 +99,17 @@ def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) ->
         for override in _drop_chosen_keys(invocation.overrides)
         if get_override_key(override).partition(".")[0] not in PLAN_KEYS
     ]
-    proposals = propose_runs(_iterate_presets(invocation), budget, arguments)
+    composed: dict[str, Any] = {}
+
+    def find_lr(name: str, overrides: Sequence[str]) -> float:
+        changed = copy.deepcopy(composed[name])
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if key in ("steps", "batch.tokens"):
+                OmegaConf.update(changed, key, int(value))
+        return float(changed.lr)
+
+    proposals = propose_runs(_iterate_presets(invocation, composed), budget, arguments, find_lr)
     if config.format == "json":
         values = [proposal.to_json() for proposal in proposals]
         print(json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False))
@@ -106,15 +119,18 @@ def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) ->
 
 
 def _drop_chosen_keys(overrides: Sequence[str]) -> list[str]:
-    """Returns `overrides` without what a proposal chooses: the model, the length and the learning rate."""
+    """Returns `overrides` without what a proposal chooses: the model and the length."""
     from krill.config.overrides import get_override_key
 
-    chosen = ("model", "steps", "epochs", "lr")
+    chosen = ("model", "steps", "epochs")
     return [override for override in overrides if get_override_key(override).partition(".")[0] not in chosen]
 
 
-def _iterate_presets(invocation: Invocation) -> Iterator[tuple[str, RunPlan]]:
-    """Yields each Llama and Qwen3 option of model= and its plan, with the other arguments of the command line."""
+def _iterate_presets(invocation: Invocation, found: dict[str, Any]) -> Iterator[tuple[str, RunPlan]]:
+    """Yields each Llama and Qwen3 option of model= and its plan, with the other arguments of the command line.
+
+    `found`: gets what Hydra composed for each option.
+    """
     from omegaconf.errors import OmegaConfBaseException
 
     from krill.cli.compose import compose_config
@@ -132,6 +148,7 @@ def _iterate_presets(invocation: Invocation) -> Iterator[tuple[str, RunPlan]]:
         except (UsageError, OmegaConfBaseException):  # model=auto needs model.model_type
             continue
         if isinstance(preset.model, TransformerConfig):
+            found[name] = composed
             yield name, make_plan(preset, invocation)
 
 

@@ -46,7 +46,10 @@ def train(config: TrainConfig, invocation: Invocation) -> float | None:
         from krill.plan.dry_run import plan_run
 
         folder, state = _plan_folder(config, invocation, inputs)
-        lines = [*plan_run(config, inputs, folder), *state, *diff_from_experiment(config, invocation.choices)]
+        lines = [
+            *plan_run(config, inputs, folder, invocation.explain_rule()), *state,
+            *diff_from_experiment(config, invocation.choices),
+        ]  # fmt: skip
         print_wrapped("\n".join(lines))
         return None
     export_torchrun_env()
@@ -148,7 +151,10 @@ def _run_on_rank0(
                     preparation_seconds = round(time.monotonic() - started_at, 1)
                     for line in diff_from_experiment(config, invocation.choices):
                         log.info(line)
-                    record.update(plan=record_plan(config, inputs), preparation_seconds=preparation_seconds)
+                    record.update(
+                        plan=record_plan(config, inputs), preparation_seconds=preparation_seconds, lr=config.lr,
+                        rule=invocation.explain_rule(),
+                    )  # fmt: skip
                     download_checkpoint(remote, claimed.folder)
                     _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))
                 seconds, waited = clock.read()

@@ -32,6 +32,9 @@ MODEL_COMMANDS = frozenset({"infer", "evaluate", "serve", "export"})
 EXCLUSIVE_KEYS = (("steps", "epochs"), ("batch.tokens", "batch.gradient_accumulation_steps"))
 """Pairs of keys of which setting one clears the other."""
 
+ALTERNATIVE_KEYS = (("lr", "lr_scale"),)
+"""Pairs of keys of which setting one replaces the other one of an earlier run."""
+
 MAX_RANGE_VALUES = 100_000
 """Number of values from which on a range() is a mistake: each is a run."""
 

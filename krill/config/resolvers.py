@@ -8,9 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from krill.config.paths import expand_home, get_outputs_root
+from krill.config.run_size import is_rule_on, read_run_size, read_steps
+from krill.config.size_rule import compute_lr, compute_warmup, compute_weight_decay, round_to_digits
 
 
 def null_if_set(value: Any, default: Any) -> Any:
@@ -64,6 +66,37 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
+def lr_by_size(values: dict[str, float], _root_: DictConfig) -> float:
+    """Returns the learning rate of the rule (`krill.config.size_rule`), times lr_scale.
+
+    `values`: factor, that of the optimizer, and fixed, the rate with rule=off or where the size is not known.
+    """
+    size = read_run_size(_root_) if is_rule_on(_root_.get("rule")) else None
+    lr = values["fixed"]
+    if size is not None and size.parameters is not None and size.tokens is not None:
+        lr = compute_lr(size.parameters, size.tokens, values["factor"])
+    scale = _root_.get("lr_scale")
+    return round_to_digits(lr * scale, 6) if _is_number(scale) and scale != 1 else lr
+
+
+def weight_decay_by_size(fixed: float, _root_: DictConfig) -> float:
+    """Returns the weight decay of the rule; `fixed`: with rule=off or where the size is not known."""
+    if not is_rule_on(_root_.get("rule")):
+        return fixed
+    size, lr = read_run_size(_root_), _root_.get("lr")
+    if size.parameters is None or size.steps is None or not _is_number(lr) or lr <= 0:
+        return fixed
+    return compute_weight_decay(lr, size.steps)
+
+
+def warmup_by_size(fixed: float, _root_: DictConfig) -> float:
+    """Returns the fraction of warm-up of the rule; `fixed`: with rule=off or where the size is not known."""
+    if not is_rule_on(_root_.get("rule")):
+        return fixed
+    steps = read_steps(_root_)
+    return fixed if steps is None else compute_warmup(steps)
+
+
 def sweep_folder(output: str | None, name: str, dry_run: bool = False) -> str:
     """Returns the folder of a sweep's points: `output` if set, otherwise outputs/sweeps/<name>.
 
@@ -82,5 +115,8 @@ def get_sweep_folder(output: str | None, name: str) -> Path:
     return expand_home(output).absolute() if output else get_outputs_root() / "sweeps" / name
 
 
-for _resolver in (null_if_set, size_label, inverse_sqrt, muon_lr, muon_decay, sweep_folder):
+for _resolver in (
+    null_if_set, size_label, inverse_sqrt, muon_lr, muon_decay, lr_by_size, weight_decay_by_size, warmup_by_size,
+    sweep_folder,
+):  # fmt: skip
     OmegaConf.register_new_resolver(f"krill.{_resolver.__name__}", _resolver, replace=True)

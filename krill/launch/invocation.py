@@ -147,14 +147,16 @@ class Invocation(ABC):
         from krill.config.overrides import MODEL_COMMANDS
         from krill.config.validation import validate_config
         from krill.launch.auto_processes import resolve_auto_processes
+        from krill.launch.kept_rates import keep_rates
         from krill.launch.run_names import resolve_run_names
 
         if self.config is None:
-            config: Any = resolve_auto_processes(
-                validate_config(schema, self.composition.config, self._find_origins)
-            )  # type: ignore[type-var]
+            composed = self.composition.config
+            config: Any = resolve_auto_processes(validate_config(schema, composed, self._find_origins))  # type: ignore[type-var]
             if self.command in {"train", "plan", *MODEL_COMMANDS}:
                 config = resolve_run_names(config, self.sweep_folder)
+            if self.command in {"train", "plan"}:
+                config = keep_rates(config, composed)
             if config.detach and not self.is_for_slurm:
                 raise UsageError(
                     "detach=true is for SLURM jobs: add hardware=slurm_gpu or another slurm_ option"
@@ -162,6 +164,18 @@ class Invocation(ABC):
             self.config = config
         assert isinstance(self.config, schema)
         return self.config
+
+    def explain_rule(self) -> list[str]:
+        """Returns lines on the values that follow the size of the run, of a command that trains or plans."""
+        from omegaconf import OmegaConf
+
+        from krill.config.paths import relative_path
+        from krill.config.rule_keys import explain_rule
+        from krill.launch.kept_rates import find_continued_run
+
+        unresolved: Any = OmegaConf.to_container(self.composition.config, resolve=False)
+        run = find_continued_run(self.config)
+        return explain_rule(unresolved, self.config, run and str(relative_path(run)))
 
     def _find_origins(self) -> ConfigOrigins:
         """Returns where the user's files set the keys of the configuration."""

@@ -6,13 +6,16 @@ advised: what is said to fit fits, and what is said to be faster is faster by th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
+from krill.config.run_size import round_accumulation
+from krill.config.size_rule import compute_batch_of_steps, compute_batch_of_tokens
 from krill.plan.changes import change_plan
 from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
-from krill.training.batch_shape import format_micro_batch_overrides, shrink_micro_batch
+from krill.training.batch_shape import compute_auto_batch, format_micro_batch_overrides, shrink_micro_batch
 
 MAX_FITS = 5
 """The number of ways to fit that are listed."""
@@ -175,7 +178,7 @@ def _list_smaller_batches(plan: RunPlan) -> Iterator[tuple[str, ...]]:
 
 def _divide_accumulation(plan: RunPlan, count: int) -> tuple[str, ...]:
     """Returns the overrides of single rows on `count` ranks, with as many rows per step as before where possible."""
-    if plan.config.batch.tokens is not None:
+    if plan.config.batch.fixed_tokens is not None:
         return ("batch.micro_batch_size=1",)
     passes = max(1, plan.setting.batch.rows_per_step // count)
     return ("batch.micro_batch_size=1", f"batch.gradient_accumulation_steps={passes}")
@@ -297,15 +300,26 @@ def _advise_packing(plan: RunPlan) -> Iterator[Advice]:
 # --- whether it makes sense --------------------------------------------------------------------------------
 
 
-def compute_near_optimal_batch(flops: float) -> float:
-    """Returns the near-optimal tokens per step for a compute budget (Bi et al. 2024, "DeepSeek LLM", equation 1)."""
-    return float(0.2920 * flops**0.3271)
+def _count_steps(plan: RunPlan, tokens: int) -> int:
+    """Returns the largest number of steps with which the run trains on at most `tokens`, at least one.
+
+    With batch.tokens=auto, more steps have more tokens each.
+    """
+    if compute_auto_batch(plan.config) is None:
+        return max(1, tokens // plan.tokens_per_step)
+    batch = plan.setting.batch
+    unit = batch.micro_batch_size * batch.world_size * plan.config.sequence_len
+
+    def count_tokens(steps: int) -> int:
+        return steps * unit * round_accumulation(compute_batch_of_steps(steps), unit)
+
+    return max(1, bisect_right(range(1, tokens // unit + 1), tokens, key=count_tokens))
 
 
 def _advise_batch(plan: RunPlan) -> Iterator[Advice]:
     if plan.flops is None or plan.flops < BATCH_FIT_FLOPS or plan.tokens is None:
         return
-    best = compute_near_optimal_batch(plan.flops)
+    best = compute_batch_of_tokens(plan.tokens)
     if plan.tokens_per_step <= LARGE_BATCH * best:
         return
     unit = plan.config.sequence_len * plan.setting.batch.world_size
@@ -318,7 +332,7 @@ def _advise_batch(plan: RunPlan) -> Iterator[Advice]:
             "data",
             overrides,
             f"{plan.tokens_per_step:,} tokens per step are {plan.tokens_per_step / best:.0f} × the near-optimal "
-            "batch for these FLOPs (Bi et al. 2024, DeepSeek LLM)",
+            "batch for these tokens (Li et al. 2025, Step Law)",
         )
 
 
@@ -338,8 +352,9 @@ def _advise_length(plan: RunPlan) -> Iterator[Advice]:
     ratio = plan.tokens_per_parameter
     if ratio is None or ratio >= MIN_RATIO or plan.config.steps is None:
         return
-    steps = -(-COMPUTE_OPTIMAL_RATIO * plan.architecture.parameters // plan.tokens_per_step)
-    if plan.text is not None and steps * plan.tokens_per_step > MAX_USEFUL_EPOCHS * plan.text.tokens:
+    tokens = COMPUTE_OPTIMAL_RATIO * plan.architecture.parameters
+    steps = _count_steps(plan, tokens) + 1
+    if plan.text is not None and tokens > MAX_USEFUL_EPOCHS * plan.text.tokens:
         return  # there is not enough text
     yield Advice(
         "data",
@@ -355,7 +370,7 @@ def _advise_repetition(plan: RunPlan) -> Iterator[Advice]:
     if plan.config.epochs is not None:
         overrides = (f"epochs={MAX_USEFUL_EPOCHS}",)
     else:
-        overrides = (f"steps={MAX_USEFUL_EPOCHS * plan.text.tokens // plan.tokens_per_step or 1}",)
+        overrides = (f"steps={_count_steps(plan, MAX_USEFUL_EPOCHS * plan.text.tokens)}",)
     yield Advice(
         "data",
         overrides,

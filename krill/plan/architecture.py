@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from krill.config.layer_shapes import list_layer_matrices
 from krill.config.schema import TransformerConfig
 
 Role = Literal["embeddings", "head", "attention", "mlp", "other", "vectors"]
@@ -175,23 +176,15 @@ class GatedArchitecture(_LayeredArchitecture):
 
     def _list_weights(self) -> Iterator[WeightKind]:
         width, layers = self.width, self.layers
-        queries, keys = self.heads * self.head_dim, self.key_heads * self.head_dim
         yield WeightKind("model.embed_tokens", (self.vocab_size, width), "embeddings")
         if not self.is_tied:
             yield WeightKind("lm_head", (self.vocab_size, width), "head")
         block = "model.layers.*"
-        for name, rows, columns in (
-            ("q_proj", queries, width), ("k_proj", keys, width), ("v_proj", keys, width), ("o_proj", width, queries)
-        ):  # fmt: skip
-            yield WeightKind(f"{block}.self_attn.{name}", (rows, columns), "attention", layers)
+        for matrix in list_layer_matrices(width, self.mlp_width, self.heads, self.key_heads, self.head_dim):
+            yield WeightKind(f"{block}.{matrix.name}", (matrix.rows, matrix.columns), matrix.role, layers)
         if self.has_head_norms:
             for name in ("q_norm", "k_norm"):
                 yield WeightKind(f"{block}.self_attn.{name}", (self.head_dim,), "vectors", layers)
-        for name, rows, columns in (
-            ("gate_proj", self.mlp_width, width), ("up_proj", self.mlp_width, width),
-            ("down_proj", width, self.mlp_width),
-        ):  # fmt: skip
-            yield WeightKind(f"{block}.mlp.{name}", (rows, columns), "mlp", layers)
         for name in ("input_layernorm", "post_attention_layernorm"):
             yield WeightKind(f"{block}.{name}", (width,), "vectors", layers)
         yield WeightKind("model.norm", (width,), "vectors")

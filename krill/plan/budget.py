@@ -1,20 +1,20 @@
 """Proposes a model, its length, batch and learning rate for a budget of FLOPs or of time, from the presets.
 
-The rules: about 20 tokens per parameter are compute-optimal (Hoffmann et al. 2022, "Chinchilla"). Near-optimal tokens
-per step and learning rate follow from the FLOPs C as 0.2920 · C^0.3271 and 0.3118 · C^-0.1250 (Bi et al. 2024,
-"DeepSeek LLM", equation 1; fitted with AdamW from 1e17 to 2e19 FLOPs). krill's lr is on the AdamW scale.
+The rules: about 20 tokens per parameter are compute-optimal (Hoffmann et al. 2022, "Chinchilla"). The tokens per step
+and the learning rate are those of `krill.config.size_rule`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from krill.config.schema.plan import parse_budget
+from krill.config.size_rule import compute_batch_of_tokens
 from krill.errors import UsageError
-from krill.plan.advice import BATCH_FIT_FLOPS, compute_near_optimal_batch
+from krill.plan.advice import BATCH_FIT_FLOPS
 from krill.plan.changes import change_plan
 from krill.plan.report import format_bytes, format_duration
 from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, RunPlan
@@ -72,7 +72,10 @@ class Proposal:
 
 
 def propose_runs(
-    presets: Iterable[tuple[str, RunPlan]], budget: str, arguments: Sequence[str] = ()
+    presets: Iterable[tuple[str, RunPlan]],
+    budget: str,
+    arguments: Sequence[str] = (),
+    find_lr: Callable[[str, Sequence[str]], float] | None = None,
 ) -> list[Proposal]:
     """Returns a proposal for each preset that the budget can train: those that fit first, nearest to optimal first.
 
@@ -80,6 +83,7 @@ def propose_runs(
         presets: Option of model= and its plan, with the other arguments of the command line.
         budget: FLOPs, or a time on the devices of the plans.
         arguments: The other arguments of the command line, for the command that is proposed.
+        find_lr: Returns the learning rate of a preset, by its option, with more overrides: it follows the length.
 
     Raises:
         UsageError: the budget does not reach for `MIN_BUDGET_STEPS` steps of any preset, or is larger than that of
@@ -98,7 +102,15 @@ def propose_runs(
             "such as budget=1e15 or budget=1h"
         )
     proposals = [replace(proposal, arguments=tuple(arguments)) for proposal in proposals]
+    if find_lr is not None:
+        proposals = [_set_lr(proposal, find_lr(proposal.model, proposal.overrides)) for proposal in proposals]
     return sorted(proposals, key=lambda one: (not one.plan.fits, one.distance))
+
+
+def _set_lr(proposal: Proposal, lr: float) -> Proposal:
+    changed = change_plan(proposal.plan, (f"lr={lr}",))
+    assert changed is not None
+    return replace(proposal, plan=changed)
 
 
 def _propose(name: str, plan: RunPlan, budget: str) -> Proposal | None:
@@ -109,11 +121,10 @@ def _propose(name: str, plan: RunPlan, budget: str) -> Proposal | None:
     unit_tokens = plan.config.sequence_len * plan.setting.batch.world_size
     tokens = flops / plan.token_flops.total
     most_rows = round(tokens / unit_tokens / MIN_BUDGET_STEPS)
-    rows = max(1, min(round(compute_near_optimal_batch(flops) / unit_tokens), most_rows))
+    rows = max(1, min(round(compute_batch_of_tokens(tokens) / unit_tokens), most_rows))
     overrides = (
         f"steps={max(MIN_BUDGET_STEPS, round(tokens / (rows * unit_tokens)))}",
         f"batch.tokens={rows * unit_tokens}",
-        f"lr={compute_near_optimal_lr(flops):.2g}",
     )
     proposal = _fit(name, plan, overrides)
     return proposal if proposal is None or unit == "flops" else _keep_time(plan, proposal, amount)
@@ -151,11 +162,6 @@ def _keep_time(plan: RunPlan, proposal: Proposal, seconds: float) -> Proposal:
     return proposal if changed is None else replace(proposal, overrides=overrides, plan=changed)
 
 
-def compute_near_optimal_lr(flops: float) -> float:
-    """Returns the near-optimal learning rate of AdamW for a compute budget (Bi et al. 2024, equation 1)."""
-    return float(0.3118 * flops**-0.1250)
-
-
 def _fit(name: str, plan: RunPlan, overrides: tuple[str, ...]) -> Proposal | None:
     """Returns the proposal with the largest micro batch that fits, without or with gradient checkpointing."""
     proposal = None
@@ -188,8 +194,8 @@ def format_proposals(proposals: list[Proposal], budget: str, width: int | None) 
     return [
         f"budget      {text}",
         *fit_table(PROPOSAL_HEADER, [_format_row(one) for one in proposals], width, drop=(7, 3, 5)),
-        f"rules       {COMPUTE_OPTIMAL_RATIO} tokens per parameter (Hoffmann et al. 2022); batch and lr by the FLOPs "
-        f"(Bi et al. 2024, fitted from 1e17 to 2e19){fitted}",
+        f"rules       {COMPUTE_OPTIMAL_RATIO} tokens per parameter (Hoffmann et al. 2022); batch by the tokens (Li et "
+        f"al. 2025), lr by rule= (Bi et al. 2024, fitted from 1e17 to 2e19){fitted}",
         f"propose     {best.command}",
     ]
 

@@ -32,13 +32,16 @@ from krill.training.preflight import run_preflight_checks
 log = logging.getLogger("krill")
 
 
-def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None) -> list[str]:
+def plan_run(
+    config: TrainConfig, inputs: RunInputs, folder: Path | None = None, rates: Sequence[str] = ()
+) -> list[str]:
     """Returns lines that describe what `krill-train` would do; writes nothing.
 
     Args:
         config: the run.
         inputs: those of `config`.
         folder: the assigned folder of the result; None: a new one will be made.
+        rates: the lines that explain the learning rate.
 
     Raises:
         UsageError: for everything that the run itself would reject before it starts.
@@ -55,6 +58,7 @@ def plan_run(config: TrainConfig, inputs: RunInputs, folder: Path | None = None)
         f"batch       {format_batch(plan)}",
         f"device      {_describe_device(config, compute)}",
         f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
+        *rates,
         f"steps       {_format_steps(plan)}",
         *format_cost_lines(plan),
         *format_memory_warning(plan),

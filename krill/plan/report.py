@@ -10,6 +10,7 @@ from krill.plan.memory import is_state_known
 from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
 from krill.plan.timing import TimedPlan, format_measurement
 from krill.tables import fit_table
+from krill.training.batch_shape import describe_auto_batch
 
 _LONGEST_SECONDS = 1000 * 365 * 86400
 
@@ -30,8 +31,11 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
-def format_plan(plan: RunPlan, timed: TimedPlan | None = None) -> list[str]:
-    """Returns the lines that krill-plan prints. `timed`: what plan.measure=true has measured."""
+def format_plan(plan: RunPlan, timed: TimedPlan | None = None, rates: Sequence[str] = ()) -> list[str]:
+    """Returns the lines that krill-plan prints.
+
+    `timed`: what plan.measure=true has measured; `rates`: the lines that explain the learning rate.
+    """
     config = plan.config
     lines = [
         f"name        {config.name}",
@@ -40,6 +44,7 @@ def format_plan(plan: RunPlan, timed: TimedPlan | None = None) -> list[str]:
         f"device      {_format_device(plan)}",
         f"batch       {format_batch(plan)}",
         f"tokens      {_format_tokens(plan)}",
+        *rates,
     ]
     calibration = format_measurement(timed) if timed else []
     return [*lines, *format_cost_lines(plan), *calibration, *format_advice(plan)]
@@ -80,9 +85,10 @@ def format_model(plan: RunPlan) -> str:
 
 def format_batch(plan: RunPlan) -> str:
     """Returns rows and tokens of a step."""
+    reason = describe_auto_batch(plan.config)
     return (
         f"{plan.setting.batch.rows_per_step} rows of {plan.config.sequence_len} = {plan.tokens_per_step:,} tokens "
-        "per step"
+        f"per step{f' ({reason})' if reason else ''}"
     )
 
 

@@ -388,6 +388,7 @@ class RunPlan:
             "vocabulary": self.vocab_size,
             "parameters": self.architecture.count_parameters(),
             "steps": self.steps,
+            "lr": self.config.lr,
             "tokens_per_step": self.tokens_per_step,
             "tokens": self.tokens,
             "epochs": self.epochs,

@@ -98,7 +98,7 @@ def build_compute_setting(config: TrainConfig, device: Device) -> ComputeSetting
         shard_size=resolve_shard_size(config),
         ranks_per_node=max(1, world_size // nodes),
         context_parallel=hardware.context_parallel,
-        batch=compute_batch_shape(config.batch, config.sequence_len, resolve_data_ranks(config, world_size)),
+        batch=compute_batch_shape(config, resolve_data_ranks(config, world_size)),
         can_compile=None if hardware.compile == "auto" else bool(hardware.compile),
         threads=_resolve_threads(hardware.threads, max(1, world_size // nodes)),
     )

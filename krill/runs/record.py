@@ -47,7 +47,7 @@ STATUS_TYPES: dict[str, type] = {
     "error": str, "host": str, "pid": int, "slurm_job_id": str, "submission": str, "submitted_as": str, "result": str,
     "starts": int, "steps": int, "last_start": str, "seconds": float, "command_seconds": float,
     "preparation_seconds": float, "training_seconds": float, "training_waited": float, "peak_memory": int,
-    "tracker_ids": dict, "plan": dict, "verdict": dict,
+    "tracker_ids": dict, "plan": dict, "verdict": dict, "lr": float, "rule": list,
 }  # fmt: skip
 """Type of each entry in status.json, unless it is null."""
 log = logging.getLogger("krill")

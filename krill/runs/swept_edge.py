@@ -13,13 +13,16 @@ from krill.runs.ranking import rank_by_validation_set
 from krill.runs.summary import build_sweep_command
 from krill.runs.table import RunRow, build_rows
 
-KEY = "lr"
+KEYS = ("lr", "lr_scale")
+"""The keys that a sweep over learning rates sets."""
 
 
 @dataclass(frozen=True)
 class SweptEdge:
     """The best learning rate of a sweep, at an edge of those that were swept."""
 
+    key: str
+    """lr or lr_scale."""
     best: float
     swept: list[float]
     """In ascending order."""
@@ -30,7 +33,7 @@ class SweptEdge:
         """Returns one line."""
         side, other = ("highest", "higher") if self.best == self.swept[-1] else ("lowest", "lower")
         rates = ", ".join(f"{rate:g}" for rate in self.swept)
-        return f"{KEY}={self.best:g} of the best point is the {side} of {rates}: a {other} one may be better"
+        return f"{self.key}={self.best:g} of the best point is the {side} of {rates}: a {other} one may be better"
 
 
 def find_swept_edge(rows: Sequence[RunRow], folder: Path, record: Mapping[str, Any]) -> SweptEdge | None:
@@ -43,16 +46,17 @@ def find_swept_edge(rows: Sequence[RunRow], folder: Path, record: Mapping[str, A
     if len(ranked) != 1:
         return None
     best = ranked[0][0]
-    best_rate, others = _split_rate(best)
-    alike = {_split_rate(row)[0] for row in rows if _split_rate(row)[1] == others}
-    rates = alike if len(alike) > 1 else {_split_rate(row)[0] for row in rows}
+    keys = {override.partition("=")[0] for override in best.overrides}
+    key = next((key for key in KEYS if key in keys), KEYS[0])
+    best_rate, others = _split_rate(best, key)
+    alike = {_split_rate(row, key)[0] for row in rows if _split_rate(row, key)[1] == others}
+    rates = alike if len(alike) > 1 else {_split_rate(row, key)[0] for row in rows}
     swept = sorted(rate for rate in rates if rate is not None)
     if best_rate is None or len(swept) < 2 or best_rate not in (swept[0], swept[-1]):
         return None
     neighbor = swept[1] if best_rate == swept[0] else swept[-2]
-    return SweptEdge(
-        best_rate, swept, _extend_sweep(folder, dict(record), best_rate**2 / neighbor if neighbor else 0.0)
-    )
+    rate = best_rate**2 / neighbor if neighbor else 0.0
+    return SweptEdge(key, best_rate, swept, _extend_sweep(folder, dict(record), key, rate))
 
 
 def describe_swept_edge(sweep: RunGroup) -> dict[str, Any]:
@@ -61,18 +65,18 @@ def describe_swept_edge(sweep: RunGroup) -> dict[str, Any]:
     return {"edge": edge and asdict(edge)}
 
 
-def _split_rate(row: RunRow) -> tuple[float | None, tuple[str, ...]]:
+def _split_rate(row: RunRow, rate_key: str) -> tuple[float | None, tuple[str, ...]]:
     """Returns the learning rate among the overrides of a point, and its other overrides."""
     rate = None
     for override in row.overrides:
         key, _, value = override.partition("=")
-        if key == KEY:
+        if key == rate_key:
             with suppress(ValueError):
                 rate = float(value)
-    return rate, tuple(override for override in row.overrides if override.partition("=")[0] != KEY)
+    return rate, tuple(override for override in row.overrides if override.partition("=")[0] != rate_key)
 
 
-def _extend_sweep(folder: Path, record: dict[str, Any], rate: float) -> str:
+def _extend_sweep(folder: Path, record: dict[str, Any], rate_key: str, rate: float) -> str:
     """Returns the command of a sweep with one more rate; empty if its rates are not a list of numbers."""
     typed = record.get("typed")
     if not isinstance(typed, list) or rate <= 0:
@@ -80,7 +84,7 @@ def _extend_sweep(folder: Path, record: dict[str, Any], rate: float) -> str:
     extended = []
     for argument in map(str, typed):
         key, _, values = argument.partition("=")
-        if key == KEY:
+        if key == rate_key:
             try:
                 [float(value) for value in values.split(",")]
             except ValueError:

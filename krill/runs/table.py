@@ -38,6 +38,8 @@ class RunRow:
     overrides: tuple[str, ...]
     step: int | None
     steps: int | None
+    lr: float | None
+    """The peak learning rate."""
     loss: float | None
     eval_loss: float | None
     eval_bits_per_byte: float | None
@@ -99,6 +101,7 @@ def _build_row(run: Run, state: RunState, external_error: str | None) -> RunRow:
         overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
         step=get_number("step", final, _read_saved_step(run.folder, state), last),
         steps=status.get("steps"),
+        lr=status.get("lr"),
         loss=get_number("loss", final, last),
         eval_loss=get_validation_loss(status),
         eval_bits_per_byte=get_number("eval_bits_per_byte", final),
@@ -201,7 +204,7 @@ def exclude_shared_overrides(overrides: Sequence[Sequence[str]]) -> list[list[st
 
 
 HEADER = (
-    "#", "state", "overrides", "step", "train loss", "val. loss", "bits/byte", "held-out", "scores", "seconds",
+    "#", "state", "overrides", "lr", "step", "train loss", "val. loss", "bits/byte", "held-out", "scores", "seconds",
     "folder",
 )  # fmt: skip
 
@@ -215,7 +218,8 @@ MIN_WIDTH_OF_SCORES = 100
 def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = False) -> list[str]:
     """Returns the lines of the table, without the overrides that all runs share; `width`: None: not a terminal.
 
-    The column of the held-out sets is left out if there is only one, that of scores if there are none.
+    The column of the held-out sets is left out if there is only one, that of scores if there are none, that of the
+    learning rate unless it differs where no override sets it.
     """
     from krill.config.paths import relative_path
 
@@ -225,6 +229,7 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
             str(index + 1),
             row.state + (f" {row.job}" if row.job and row.state in ("queued", "running") else ""),
             escape_control_characters(differing[index]),
+            "" if row.lr is None else f"{row.lr:.2g}",
             "" if row.step is None else f"{row.step}/{row.steps or '?'}",
             _format_number(row.loss),
             _format_number(row.eval_loss),
@@ -239,6 +244,7 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
         for index, row in enumerate(rows)
     ]
     left_out = {
+        *([] if _has_rates_of_rule(rows) else ["lr"]),
         *(["held-out"] if count_validation_sets(rows) <= 1 else []),
         *(["scores"] if not any(row.scores for row in rows) else []),
     }
@@ -253,6 +259,12 @@ def format_runs(rows: Sequence[RunRow], width: int | None, full_paths: bool = Fa
         drop=[header.index(name) for name in _DROPPED_FIRST if name in header],
         own_line=header.index("folder"),
     )
+
+
+def _has_rates_of_rule(rows: Sequence[RunRow]) -> bool:
+    """Returns whether the runs have different learning rates, and not all of them by their overrides."""
+    is_set = (any(override.startswith("lr=") for override in row.overrides) for row in rows)
+    return len({row.lr for row in rows if row.lr is not None}) > 1 and not all(is_set)
 
 
 def _format_number(value: float | None, digits: int = 4) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from krill.config.run_size import round_accumulation
 from krill.config.schema import BatchConfig, TrainConfig
+from krill.config.size_rule import compute_batch_of_steps
 from krill.errors import UsageError
 from krill.training.compute.device import resolve_data_ranks, resolve_world_size
 
@@ -30,29 +32,53 @@ class BatchShape:
         return self.rows_per_rank * self.world_size
 
 
-def compute_batch_shape(batch: BatchConfig, sequence_len: int, world_size: int = 1) -> BatchShape:
-    """Returns the rows per forward pass and the passes per step, computed from batch.tokens when that is set.
+def compute_batch_shape(config: TrainConfig, world_size: int = 1) -> BatchShape:
+    """Returns the rows per forward pass and the passes per step of `world_size` ranks that read rows of their own.
 
-    Raises UsageError when batch.tokens is not a multiple of sequence_len × world_size.
+    With batch.tokens=auto the passes are those whose tokens are nearest to the batch of the rule
+    (`krill.config.size_rule`). Raises UsageError when a number of tokens is not a multiple of sequence_len ×
+    world_size.
     """
-    if batch.tokens is None:
-        return BatchShape(batch.micro_batch_size, batch.gradient_accumulation_steps or 1, world_size)
+    batch, sequence_len = config.batch, config.sequence_len
+    if batch.fixed_tokens is None:
+        passes = batch.gradient_accumulation_steps
+        if passes is None:
+            auto, unit = compute_auto_batch(config), batch.micro_batch_size * world_size * sequence_len
+            passes = 1 if auto is None else round_accumulation(auto, unit)
+        return BatchShape(batch.micro_batch_size, passes, world_size)
     unit = sequence_len * world_size
-    rows, rest = divmod(batch.tokens, unit)
+    tokens = batch.fixed_tokens
+    rows, rest = divmod(tokens, unit)
     if rest or not rows:
         nearest = sorted({max(1, rows) * unit, (rows + 1) * unit})
         raise UsageError(
-            f"batch.tokens={batch.tokens} is not a multiple of sequence_len × processes = {unit}; "
+            f"batch.tokens={tokens} is not a multiple of sequence_len × processes = {unit}; "
             + " or ".join(f"use batch.tokens={value}" for value in nearest)
         )
     micro = max(size for size in range(1, min(rows, batch.micro_batch_size) + 1) if rows % size == 0)
     return BatchShape(micro, rows // micro, world_size)
 
 
+def compute_auto_batch(config: TrainConfig) -> float | None:
+    """Returns the tokens per step that the rule gives; None: it does not apply. It does not with epochs."""
+    batch = config.batch
+    if batch.tokens != "auto" or batch.gradient_accumulation_steps is not None or config.rule == "off":
+        return None
+    return None if config.steps is None else compute_batch_of_steps(config.steps)
+
+
+def describe_auto_batch(config: TrainConfig) -> str | None:
+    """Returns where the tokens per step come from and what sets them; None: not from the rule."""
+    tokens = compute_auto_batch(config)
+    if tokens is None:
+        return None
+    return f"rule: near {tokens:,.0f} for {config.steps:,} steps; batch.tokens=… sets it"
+
+
 def resolve_batch_shape(config: TrainConfig) -> BatchShape:
     """Returns `compute_batch_shape` for the ranks that will train."""
     data_ranks = resolve_data_ranks(config, resolve_world_size(config))
-    return compute_batch_shape(config.batch, config.sequence_len, data_ranks)
+    return compute_batch_shape(config, data_ranks)
 
 
 def shrink_micro_batch(size: int, batch_shape: BatchShape) -> int:
@@ -63,12 +89,12 @@ def shrink_micro_batch(size: int, batch_shape: BatchShape) -> int:
 def format_micro_batch_overrides(batch: BatchConfig, batch_shape: BatchShape, size: int) -> str:
     """Returns the overrides that train the rows of `batch_shape` in micro batches of `size` rows, as text."""
     accumulation = f" batch.gradient_accumulation_steps={batch_shape.rows_per_rank // size}"
-    return f"batch.micro_batch_size={size}{'' if batch.tokens else accumulation}"
+    return f"batch.micro_batch_size={size}{accumulation if batch.fixed_tokens is None else ''}"
 
 
 def with_micro_batch_size(config: TrainConfig, size: int) -> TrainConfig:
     """Returns `config` with micro batches of `size` rows and the same number of rows per step."""
-    rows = compute_batch_shape(config.batch, config.sequence_len).rows_per_step
+    rows = compute_batch_shape(config).rows_per_step
     batch = BatchConfig(micro_batch_size=size, gradient_accumulation_steps=rows // size, tokens=None)
     return config.model_copy(update={"batch": batch})
 

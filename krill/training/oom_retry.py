@@ -46,7 +46,7 @@ def retry_on_oom(attempt: Callable[[TrainConfig], ResultT], config: TrainConfig,
             raise KrillError(
                 f"out of memory with {_suggest_for_ranks(config)} ({get_first_line(error)})"
             ) from error
-    requested = compute_batch_shape(config.batch, config.sequence_len)
+    requested = compute_batch_shape(config)
     recorded_size = (read_status(folder) or {}).get(MICRO_BATCH_KEY, requested.micro_batch_size)
     size = min(requested.micro_batch_size, recorded_size)
     if size < requested.micro_batch_size:

@@ -14,6 +14,7 @@ from krill.optim.schedules import Restart, stable_phase
 from krill.runs import checkpoints
 from krill.runs.record import read_status
 from krill.training import ranks
+from krill.training.batch_shape import describe_auto_batch
 from krill.training.compute.device import resolve_shard_size
 from krill.training.setup import RunSetup
 
@@ -48,6 +49,11 @@ def log_header(
         setup.epochs_at(setup.length.steps),
         _format_resume(setup, checkpoint) if checkpoint else "",
     )  # fmt: skip
+    if (reason := describe_auto_batch(config)) is not None:
+        log.info("batch       %s tokens per step (%s)", f"{setup.tokens_per_step:,}", reason)
+    status = read_status(setup.folder) or {}  # krill-train writes plan and rule before its ranks start
+    for line in status.get("rule") or ():
+        log.info(line)
     if restart is not None:
         log.info("schedule    %s", format_restart(config, setup.length.steps, restart))
     log.info("optimizer   %s", _format_optimizer(model, config.optimizer))
@@ -59,8 +65,7 @@ def log_header(
     if (world_size := ranks.get_world_size()) > 1:
         parts.insert(1, f"{world_size} ranks{_format_parallelism(config, world_size)}")
     log.info("device      %s", ", ".join(parts))
-    plan = (read_status(setup.folder) or {}).get("plan")
-    if plan is not None:  # krill-train records it before its ranks start
+    if (plan := status.get("plan")) is not None:
         log.info("memory      %s", _format_planned_memory(plan["memory"]))
 
 

@@ -110,7 +110,7 @@ def build_run_setup(
         log.warning("validation  no document is held out; raise data.validation_fraction to measure the loss")
     documents = sample_documents(validation, config.eval_tokens)
     data_ranks = resolve_data_ranks(config, ranks.get_world_size())
-    batch_shape = compute_batch_shape(config.batch, config.sequence_len, data_ranks)
+    batch_shape = compute_batch_shape(config, data_ranks)
     loaded_tokenizer = load_tokenizer(tokenizer)
     if loaded_tokenizer.signature != token_store.tokenizer_signature:
         raise UsageError(

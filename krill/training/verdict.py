@@ -233,6 +233,7 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
     end = facts.train.end
     lower_lr = f"krill-train from={RUN} lr={facts.lr / 3:.2g}"
     longer = f"krill-train continue={RUN} steps={2 * end}"
+    batch = "" if facts.auto_batch is None else f" batch.tokens={facts.auto_batch}"
     if outcome in ("diverged", "rising"):
         return "Lower the learning rate.", lower_lr
     if outcome == "short":
@@ -247,7 +248,7 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
     if outcome == "overfit":
         best = facts.validation.find_rise()
         assert best is not None
-        return "Use more text (data=), or fewer steps.", f"krill-train from={RUN} steps={best.step}"
+        return "Use more text (data=), or fewer steps.", f"krill-train from={RUN} steps={best.step}{batch}"
     if facts.skipped > MAX_SKIPPED * facts.steps:
         return "Lower the learning rate: many steps were skipped.", lower_lr
     if outcome == "falling":
@@ -264,6 +265,6 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
         layers = 2 * facts.num_layers
         return f"Use a larger model{more_text}.", f"krill-train from={RUN} model.num_hidden_layers={layers}"
     if facts.tokens_per_parameter < OPTIMAL_TOKENS_PER_PARAMETER and 2 * facts.epochs <= MAX_EPOCHS:
-        return "Use a longer schedule, which decays later.", f"krill-train from={RUN} steps={2 * end}"
+        return "Use a longer schedule, which decays later.", f"krill-train from={RUN} steps={2 * end}{batch}"
     rates = f"{facts.lr / 3:.2g},{facts.lr * 3:.2g}"
     return "Try other learning rates.", f"krill-train -m from={RUN} lr={rates}"

@@ -171,3 +171,10 @@ def test_masked_secrets_are_asked_for_again(tmp_path: Path):
     arguments = parse_arguments([f"from={run_folder}"])
     with pytest.raises(UsageError, match=r"set again: hydra.job.env_set.HF_TOKEN=…"):
         normalize_overrides("train", arguments)
+
+
+def test_lr_and_lr_scale_replace_each_other(tmp_path: Path):
+    scaled, absolute = earlier(tmp_path / "a", ["lr_scale=0.5"]), earlier(tmp_path / "b", ["lr=0.002"])
+    assert (again(scaled).lr_scale, again(scaled, "lr=1e-3").lr_scale) == (0.5, 1.0)
+    assert again(scaled, "lr=1e-3").lr == 1e-3
+    assert again(absolute, "lr_scale=2").lr == 2 * again(tmp_path / "b", "lr_scale=1").lr != 0.004

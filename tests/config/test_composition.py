@@ -32,7 +32,7 @@ DIFFERING_NAMES = {"model=auto": "gpt2", "scheduler=cosine_to_zero": "cosine"}
 
 FILTER_RULES = {"none": [], "web": ["language", "symbols", "links", "words", "lines", "repetition"]}
 ACCUMULATION_KEY = "gradient_accumulation_steps"
-DEFAULT_LRS = {
+FIXED_LRS = {
     "adamw": 1e-3,
     "muon_keller": 3e-3,
     "muon_krill": 3e-3,
@@ -125,7 +125,7 @@ def test_every_launcher_composes(launcher: str):
     assert load_config(f"hydra/launcher={launcher}") == load_config()
 
 
-@pytest.mark.parametrize("optimizer", DEFAULT_LRS)
+@pytest.mark.parametrize("optimizer", FIXED_LRS)
 def test_every_optimizer_composes_with_other_models(optimizer: str):
     for words in (["model=tiny_ko"], ["model=qwen3_pico"], ["experiment=qwen_micro_1k"]):
         assert load_config(*words, f"optimizer={optimizer}").optimizer.name == optimizer
@@ -146,18 +146,18 @@ def test_the_default_needs_neither_network_nor_gpu():
 # --- which value wins ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", DEFAULT_LRS)
-def test_each_optimizer_sets_the_default_lr(optimizer: str):
-    assert load_config(f"optimizer={optimizer}").lr == DEFAULT_LRS[optimizer]
+@pytest.mark.parametrize("optimizer", FIXED_LRS)
+def test_each_optimizer_sets_the_fixed_lr(optimizer: str):
+    assert load_config(f"optimizer={optimizer}", "rule=off").lr == FIXED_LRS[optimizer]
 
 
-@pytest.mark.parametrize("optimizer", DEFAULT_LRS)
+@pytest.mark.parametrize("optimizer", FIXED_LRS)
 def test_the_lr_of_an_experiment_overrides_that_of_any_optimizer(optimizer: str):
     assert load_config("experiment=tiny_ko", f"optimizer={optimizer}").lr == 1e-3
     assert load_config(f"optimizer={optimizer}", "experiment=tiny_ko").lr == 1e-3
 
 
-@pytest.mark.parametrize("optimizer", DEFAULT_LRS)
+@pytest.mark.parametrize("optimizer", FIXED_LRS)
 def test_the_lr_of_the_command_line_overrides_both_and_sets_all_rates_of_the_optimizer(optimizer: str):
     for words in ([], ["experiment=tiny_ko"]):
         one, two = (load_config(*words, f"optimizer={optimizer}", f"lr={lr}") for lr in (1e-2, 2e-2))
@@ -165,11 +165,14 @@ def test_the_lr_of_the_command_line_overrides_both_and_sets_all_rates_of_the_opt
         if isinstance(one.optimizer, MuonConfig):
             assert isinstance(two.optimizer, MuonConfig)
             assert two.optimizer.muon_lr == pytest.approx(2 * one.optimizer.muon_lr)
-            assert two.optimizer.muon_weight_decay == one.optimizer.muon_weight_decay
+            decays = [muon.muon_lr * muon.muon_weight_decay for muon in (one.optimizer, two.optimizer)]
+            assert decays == pytest.approx(
+                [config.lr * config.optimizer.weight_decay for config in (one, two)]
+            )
 
 
-def test_a_sweep_over_optimizers_uses_the_default_lr_of_each():
-    overrides = OverridesParser.create().parse_overrides(["optimizer=adamw,muon_keller", "seed=1"])
+def test_a_sweep_over_optimizers_uses_the_lr_of_each():
+    overrides = OverridesParser.create().parse_overrides(["optimizer=adamw,muon_keller", "rule=off"])
     points = BasicSweeper.split_arguments(overrides, None)[0]
     assert [load_config(*point).lr for point in points] == [1e-3, 3e-3]
 
@@ -227,8 +230,10 @@ def test_muon_lr_at_width_768(optimizer: str, factor: float):
 
 def test_muon_lr_follows_the_scale_for_every_preset():
     for optimizer in ("muon_moonlight", "muon_keller"):
-        rms, spectral = (load_config("model=tiny_ko", f"optimizer={optimizer}", f"optimizer.scale={scale}", "lr=1e-3")
-                         .optimizer for scale in ("rms", "spectral"))  # fmt: skip
+        words = ("model=tiny_ko", f"optimizer={optimizer}", "lr=1e-3", "rule=off")
+        rms, spectral = (
+            load_config(*words, f"optimizer.scale={scale}").optimizer for scale in ("rms", "spectral")
+        )
         assert (rms.muon_lr, rms.muon_weight_decay) == (1e-3, 0.1)
         assert spectral.muon_lr == pytest.approx(5.5426e-3, rel=1e-4)
 
@@ -253,8 +258,8 @@ def test_muon_lr_times_decay_equals_adamws(optimizer: str):
 def test_the_muon_presets():
     keys = ("scale", "weight_decay", "momentum", "nesterov", "ns_steps", "betas", "eps", "max_grad_norm")
     presets = {
-        name: tuple(getattr(load_config(f"optimizer={name}").optimizer, key) for key in keys)
-        for name in DEFAULT_LRS
+        name: tuple(getattr(load_config(f"optimizer={name}", "rule=off").optimizer, key) for key in keys)
+        for name in FIXED_LRS
         if name != "adamw"
     }
     assert presets == {

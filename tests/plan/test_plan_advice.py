@@ -13,7 +13,7 @@ from compositions import load_config
 
 from krill.cli import app, plan
 from krill.device_table import get_device
-from krill.plan.advice import compute_near_optimal_batch, format_share, list_advice
+from krill.plan.advice import format_share, list_advice
 from krill.plan.run_plan import RunPlan, build_run_plan
 from krill.plan.text import TrainingText
 
@@ -81,7 +81,8 @@ def test_what_is_said_to_fit_fits(make_plan: Any, overrides: list[str], expected
          "hardware.gradient_checkpointing=false"),
         ([*BIG, "eval_every=1", "steps=5000", "batch.micro_batch_size=2"], "eval_every="),
         ([*BIG, "save_every=2", "batch.micro_batch_size=2"], "save_every="),
-        ([*BIG, "evaluation.every=10", "evaluation.limit=25", "batch.micro_batch_size=8", "steps=10000"],
+        ([*BIG, "evaluation.every=10", "evaluation.limit=25", "batch.micro_batch_size=8", "batch.tokens=null",
+          "steps=10000"],
          "evaluation.every="),
     ],
 )  # fmt: skip
@@ -103,7 +104,7 @@ def test_what_is_said_to_be_faster_is_faster(make_plan: Any, overrides: list[str
         (["plan.device=h100", "hardware.loss=full", "tokenizer.vocab_size=5001"], "tokenizer.multiple_of=64"),
         (["plan.device=h100", "model.intermediate_size=1000"], "model.intermediate_size=1024"),
         (["plan.device=h100", "model.head_dim=12"], "model.head_dim=16"),
-        (["plan.device=h100", "steps=100000", "batch.tokens=8388608"], "batch.tokens="),
+        (["plan.device=h100", "steps=1000", "batch.tokens=8388608"], "batch.tokens="),
         (["steps=10", "model=llama_pico", "sequence_len=64"], "steps="),  # few tokens for its parameters
         (["scheduler.warmup=0.5"], "scheduler.warmup=0.05"),
     ],
@@ -191,9 +192,15 @@ def test_nothing_fits_is_said_in_one_line(make_plan: Any, capsys: pytest.Capture
     )
 
 
-def test_near_optimal_batches_are_those_of_the_paper() -> None:
-    """Bi et al. 2024, equation 1: 0.2920 · C^0.3271."""
-    assert compute_near_optimal_batch(1e19) == pytest.approx(480_000, rel=0.05)
-    assert compute_near_optimal_batch(1e22) / compute_near_optimal_batch(1e19) == pytest.approx(
-        10**0.981, rel=0.01
-    )
+@pytest.mark.parametrize("steps", [10, 10_000])
+def test_advised_steps_count_with_a_batch_that_follows_them(steps: int) -> None:
+    """More steps make batch.tokens=auto larger, fewer smaller."""
+    plan_before = build_run_plan(load_config(f"steps={steps}"), 4096, get_device("h100"), TEXT)
+    (advice,) = (one for one in list_advice(plan_before) if one.overrides[0].startswith("steps="))
+    changed = build_run_plan(load_config(*advice.overrides), 4096, get_device("h100"), TEXT)
+    target = 20 * plan_before.architecture.parameters if steps == 10 else 4 * TEXT.tokens
+    assert plan_before.tokens_per_step != changed.tokens_per_step
+    assert changed.tokens == pytest.approx(target, rel=0.15)
+
+
+TEXT = TrainingText(13_000_000, 200.0, "a test", is_exact=True)

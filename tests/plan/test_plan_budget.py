@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from planned_models import CPU
 
 from krill.cli import app, plan
 from krill.config.schema.plan import parse_budget
+from krill.config.size_rule import compute_batch_of_tokens
 from krill.device_table import get_device
 from krill.errors import UsageError
-from krill.plan.advice import compute_near_optimal_batch
-from krill.plan.budget import Proposal, compute_near_optimal_lr, propose_runs
+from krill.plan.budget import Proposal, propose_runs
 from krill.plan.run_plan import RunPlan, build_run_plan
 
 H100 = get_device("h100")
@@ -28,6 +29,10 @@ def list_presets(*overrides: str, device: Any = H100) -> list[tuple[str, RunPlan
         (name, build_run_plan(load_config(f"model={name}", "tokenizer=bpe_32k", *overrides), 32_000, device))
         for name in NAMES
     ]
+
+
+def find_lr(name: str, overrides: Sequence[str]) -> float:
+    return load_config(f"model={name}", *overrides).lr
 
 
 @pytest.mark.parametrize(
@@ -48,14 +53,17 @@ def test_what_is_no_budget_is_refused(text: str) -> None:
 
 
 def test_flops_are_spent_on_the_model_nearest_to_compute_optimal() -> None:
-    proposals = propose_runs(list_presets(), "1e19")
+    proposals = propose_runs(list_presets(), "1e19", find_lr=find_lr)
     assert {proposal.model for proposal in proposals} == set(NAMES)
     for proposal in proposals:
         assert proposal.plan.flops == pytest.approx(1e19, rel=0.01)
-        assert proposal.plan.tokens_per_step == pytest.approx(compute_near_optimal_batch(1e19), rel=0.01)
-        assert proposal.plan.config.lr == pytest.approx(compute_near_optimal_lr(1e19), rel=0.05)
-        assert proposal.plan.config.optimizer.lr == proposal.plan.config.lr
+        assert proposal.plan.tokens_per_step == pytest.approx(
+            compute_batch_of_tokens(proposal.plan.tokens or 0), rel=0.02
+        )
+        trained = load_config(*proposal.command.split()[1:], "tokenizer=bpe_32k")
+        assert proposal.plan.config.lr == trained.lr == trained.optimizer.lr
     assert proposals[0].model == "llama_350m"
+    assert proposals[0].plan.config.lr == pytest.approx(0.3118 * 1e19**-0.125, rel=0.1)
     assert [one.distance for one in proposals] == sorted(one.distance for one in proposals)
 
 
@@ -119,6 +127,7 @@ def test_the_proposal_of_the_command_is_planned_again(
     assert app.main("plan", plan.run_task, [*arguments, "budget=1e18"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "budget      1e+18 FLOP on 1 × a100"
+    assert "lr by rule=" in lines[-2]
     command = lines[-1].removeprefix("propose     ").split()
     assert command[0] == "krill-train"
     assert "optimizer=adamw" in command

@@ -25,7 +25,7 @@ from krill.plan.text import TrainingText
 
 def plan(*overrides: str) -> RunPlan:
     text = TrainingText(10**7, 100.0, "a test", is_exact=True)
-    return build_run_plan(load_config("steps=1000", *overrides), 4096, CPU, text)
+    return build_run_plan(load_config("steps=1000", "batch.tokens=null", *overrides), 4096, CPU, text)
 
 
 def plan_time(*overrides: str) -> TimePlan:

@@ -33,7 +33,7 @@ from krill.runs.json_lines import write_jsonl
 
 VOCAB_SIZE = 320
 MACHINE = Machine("Some CPU, 2 cores", "2.0")
-SMALL = ("steps=1000", "batch.micro_batch_size=4", "optimizer=adamw")
+SMALL = ("steps=1000", "batch.tokens=null", "batch.micro_batch_size=4", "optimizer=adamw")
 TEXT = TrainingText(1_000_000, None, "of a test", is_exact=True)
 
 

@@ -92,7 +92,7 @@ def overrides(texts: Path) -> list[str]:
     return [
         "model=llama_pico", "sequence_len=64", "batch.micro_batch_size=2", "data=files", f"data.paths=[{texts}]",
         "data.min_chars=0", "data.validation_fraction=0.2", "tokenizer.vocab_size=320", "hardware.threads=1",
-        "device=cpu", "log_every=1", "eval_every=100", "save_every=2", "steps=4",
+        "device=cpu", "log_every=1", "eval_every=100", "save_every=2", "steps=4", "rule=off",
     ]  # fmt: skip
 
 

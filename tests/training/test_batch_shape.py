@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from compositions import load_config
 from trainings import plan_lines
 
 from krill.config.schema import BatchConfig, TrainConfig
@@ -17,6 +18,9 @@ from krill.training.batch_shape import (
     TrainingLength,
     compute_batch_shape,
     compute_training_length,
+    describe_auto_batch,
+    format_micro_batch_overrides,
+    with_micro_batch_size,
 )
 from krill.training.compute.device import (
     apply_precision,
@@ -26,9 +30,14 @@ from krill.training.compute.device import (
 
 
 def make_batch_config(
-    micro: int = 8, accumulation: int | None = None, tokens: int | None = None
+    micro: int = 8, accumulation: int | None = None, tokens: int | Literal["auto"] | None = None
 ) -> BatchConfig:
     return BatchConfig(micro_batch_size=micro, gradient_accumulation_steps=accumulation, tokens=tokens)
+
+
+def make_run(batch: BatchConfig, *overrides: str) -> TrainConfig:
+    """Returns the configuration of a run with rows of 64 tokens."""
+    return load_config("sequence_len=64", *overrides).model_copy(update={"batch": batch})
 
 
 @pytest.mark.parametrize(
@@ -45,7 +54,7 @@ def make_batch_config(
     ],
 )
 def test_batch_shape(batch_config: BatchConfig, world_size: int, expected: BatchShape) -> None:
-    shape = compute_batch_shape(batch_config, 64, world_size)
+    shape = compute_batch_shape(make_run(batch_config), world_size)
     assert shape == expected
     if batch_config.tokens:
         assert shape.rows_per_step * 64 == batch_config.tokens
@@ -59,10 +68,48 @@ def test_tokens_that_are_no_multiple_are_refused_with_the_nearest_ones(
     tokens: int, world_size: int, suggestions: tuple[str, ...]
 ) -> None:
     with pytest.raises(UsageError) as raised:
-        compute_batch_shape(make_batch_config(tokens=tokens), 64, world_size)
+        compute_batch_shape(make_run(make_batch_config(tokens=tokens)), world_size)
     for value in suggestions:
         assert f"use batch.tokens={value}" in str(raised.value)
-        compute_batch_shape(make_batch_config(tokens=int(value)), 64, world_size)
+        compute_batch_shape(make_run(make_batch_config(tokens=int(value))), world_size)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+@pytest.mark.parametrize("steps", [4, 500, 20_000])
+def test_the_batch_of_the_rule_is_rounded_to_micro_batches_of_all_ranks(steps: int, world_size: int) -> None:
+    config = make_run(make_batch_config(tokens="auto"), f"steps={steps}")
+    batch = (0.58 * steps**0.571) ** (1 / 0.429)
+    passes = max(1, round(batch / (8 * 64 * world_size)))
+    assert compute_batch_shape(config, world_size) == BatchShape(8, passes, world_size)
+    assert (
+        describe_auto_batch(config) == f"rule: near {batch:,.0f} for {steps:,} steps; batch.tokens=… sets it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch_config", "overrides", "passes"),
+    [
+        (make_batch_config(tokens="auto"), ("rule=off", "steps=20000"), 1),
+        (make_batch_config(tokens="auto"), ("epochs=3", "steps=null"), 1),
+        (make_batch_config(accumulation=3, tokens="auto"), ("steps=20000",), 3),
+        (make_batch_config(tokens=None), ("steps=20000",), 1),
+    ],
+)
+def test_what_is_set_replaces_the_batch_of_the_rule(
+    batch_config: BatchConfig, overrides: tuple[str, ...], passes: int
+) -> None:
+    config = make_run(batch_config, *overrides)
+    assert compute_batch_shape(config) == BatchShape(8, passes)
+    assert describe_auto_batch(config) is None
+
+
+def test_a_smaller_micro_batch_keeps_the_rows_of_the_rule() -> None:
+    config = make_run(make_batch_config(tokens="auto"), "steps=500")
+    shape = compute_batch_shape(config)
+    assert format_micro_batch_overrides(config.batch, shape, 4).endswith("accumulation_steps=4")
+    smaller = with_micro_batch_size(config, 4)
+    assert compute_batch_shape(smaller).rows_per_step == shape.rows_per_step == 16
+    assert smaller.lr == config.lr
 
 
 def test_length_by_steps_has_no_limit_of_rows(make_config: Callable[..., TrainConfig]) -> None:

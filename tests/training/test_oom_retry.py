@@ -254,7 +254,7 @@ def test_smaller_micro_batch_keeps_the_rows_of_a_step(
     make_config: Configure, extra_overrides: tuple[str, ...]
 ) -> None:
     config = make_config(*extra_overrides)
-    requested = compute_batch_shape(config.batch, 64)
-    smaller = compute_batch_shape(with_micro_batch_size(config, 1).batch, 64)
+    requested = compute_batch_shape(config)
+    smaller = compute_batch_shape(with_micro_batch_size(config, 1))
     assert smaller.micro_batch_size == 1 < requested.micro_batch_size
     assert smaller.rows_per_step == requested.rows_per_step == 12

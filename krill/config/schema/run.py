@@ -30,6 +30,10 @@ from krill.config.schema.sweep import SweepConfig
 from krill.config.schema.tokenizer import TokenizerConfig
 
 
+def _read_off(value: object) -> object:
+    return "off" if value is False else value  # as YAML reads it
+
+
 class BatchConfig(Section):
     """The size of an optimizer step."""
 
@@ -37,13 +41,18 @@ class BatchConfig(Section):
     """Rows per rank and forward pass."""
     gradient_accumulation_steps: Size | None
     """Forward passes per optimizer step; null: 1, or derived from batch.tokens."""
-    tokens: Count | None
+    tokens: Literal["auto"] | Count | None
     """Tokens per optimizer step; alternative to gradient_accumulation_steps, with micro_batch_size as an
-    upper bound."""
+    upper bound. auto: by rule, the nearest multiple of one micro batch on each rank; null: one micro batch."""
+
+    @property
+    def fixed_tokens(self) -> int | None:
+        """The tokens per step that are set; None: they follow from the other keys."""
+        return None if self.tokens == "auto" else self.tokens
 
     @model_validator(mode="after")
     def _check_batch_size(self) -> BatchConfig:
-        if self.tokens is not None and self.gradient_accumulation_steps is not None:
+        if self.fixed_tokens is not None and self.gradient_accumulation_steps is not None:
             raise ValueError(
                 "batch.tokens and batch.gradient_accumulation_steps both set the size of a step; "
                 "set one to null: batch.tokens=null or batch.gradient_accumulation_steps=null"
@@ -115,8 +124,13 @@ class TrainConfig(Section):
     """Name of the folder of the runs: outputs/runs/<name>/."""
     seed: Seed
     """Seed of the initial weights and of the order of rows."""
+    rule: Unsigned[Annotated[Literal["size", "off"], BeforeValidator(_read_off)]]
+    """What the defaults of lr, batch.tokens, optimizer.weight_decay and scheduler.warmup follow. size: the parameters
+    and the tokens of the run, by the rule in docs/training.md; off: nothing, they are fixed values."""
     lr: Rate
-    """Learning rate on the AdamW scale, for every optimizer."""
+    """Learning rate on the AdamW scale, for every optimizer; follows rule."""
+    lr_scale: Unsigned[Rate]
+    """Factor of the learning rate that rule gives; not with a learning rate that is set."""
     steps: Size | None
     """Number of optimizer steps. Exactly one of steps and epochs is set; setting one clears the other."""
     epochs: Annotated[float, Field(gt=0.0, le=1e6)] | None
@@ -246,7 +260,7 @@ class TrainConfig(Section):
                 f"batch.micro_batch_size × batch.gradient_accumulation_steps × sequence_len are {tokens:,} tokens "
                 "per step; make one of them smaller"
             )
-        rows, rest = divmod(self.batch.tokens or self.sequence_len, self.sequence_len)
+        rows, rest = divmod(self.batch.fixed_tokens or self.sequence_len, self.sequence_len)
         if rest:
             valid = " or ".join(str(count * self.sequence_len) for count in (rows, rows + 1) if count)
             raise ValueError(

@@ -1,0 +1,67 @@
+"""A run that continues another one keeps its learning rate, weight decay and batch, which the rule would change.
+
+The rule follows the length of a run, and continuing changes the length: branch=, continue=, and resume= with
+resume_changed=true. What the user sets stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from krill.config.paths import relative_path
+from krill.config.rule_keys import follows_rule
+from krill.config.schema import TrainConfig
+from krill.errors import UsageError
+from krill.runs.claim import RESUME_MODES
+from krill.runs.record import read_config, read_status
+
+
+def find_continued_run(config: TrainConfig) -> Path | None:
+    """Returns the folder of the run that a configuration, in which names are folders already, continues; or None."""
+    if config.branch is not None:
+        path = Path(config.branch)
+        return path if read_status(path) is not None else path.parents[1]
+    if config.resume_changed and isinstance(config.resume, str) and config.resume not in RESUME_MODES:
+        return Path(config.resume)
+    return None
+
+
+def keep_rates(config: TrainConfig, composed: DictConfig) -> TrainConfig:
+    """Returns `config` with the values of the run that it continues in place of those that the rule chose.
+
+    `composed`: what `config` was validated from. Raises UsageError if lr_scale differs from that run's.
+    """
+    run = find_continued_run(config)
+    if run is None or config.rule == "off" or not (earlier := read_config(run)):
+        return config
+    unresolved = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(unresolved, dict)
+    kept: dict[str, Any] = {}
+    if follows_rule(unresolved, "lr") and "lr" in earlier:
+        _check_scale(config, run, earlier)
+        kept["lr"] = earlier["lr"]
+    decay = (earlier.get("optimizer") or {}).get("weight_decay")
+    if follows_rule(unresolved, "optimizer.weight_decay") and decay is not None:
+        kept["optimizer.weight_decay"] = decay
+    batch, rows = config.batch, (read_status(run) or {}).get("rows_per_step")
+    if batch.tokens == "auto" and batch.gradient_accumulation_steps is None and rows is not None:
+        kept["batch.tokens"] = rows * config.sequence_len
+    changed = copy.deepcopy(composed)
+    for key, value in kept.items():
+        OmegaConf.update(changed, key, value)
+    # Other rates of the optimizer follow these.
+    resolved = type(config).model_validate(OmegaConf.to_container(changed, resolve=True))
+    return config.model_copy(update={key: getattr(resolved, key) for key in ("lr", "optimizer", "batch")})
+
+
+def _check_scale(config: TrainConfig, run: Path, earlier: dict[str, Any]) -> None:
+    before = earlier.get("lr_scale", 1.0)
+    if config.lr_scale != before:
+        raise UsageError(
+            f"lr_scale={config.lr_scale:g}: a run that continues {relative_path(run)} keeps its learning rate; set "
+            f"lr=… for another one (it was {earlier['lr']:g}) and lr_scale={before:g}"
+        )
