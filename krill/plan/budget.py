@@ -194,8 +194,8 @@ def format_proposals(proposals: list[Proposal], budget: str, width: int | None) 
     return [
         f"budget      {text}",
         *fit_table(PROPOSAL_HEADER, [_format_row(one) for one in proposals], width, drop=(7, 3, 5)),
-        f"rules       {COMPUTE_OPTIMAL_RATIO} tokens per parameter (Hoffmann et al. 2022); batch by the tokens (Li et "
-        f"al. 2025), lr by rule= (Bi et al. 2024, fitted from 1e17 to 2e19){fitted}",
+        f"rules       {COMPUTE_OPTIMAL_RATIO} tokens per parameter (Hoffmann et al. 2022); batch by the tokens (Li "
+        f"et al. 2025), lr by rule= (Bi et al. 2024, fitted from 1e17 to 2e19){fitted}",
         f"propose     {best.command}",
     ]
 
