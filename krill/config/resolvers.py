@@ -84,9 +84,9 @@ def weight_decay_by_size(fixed: float, _root_: DictConfig) -> float:
     if not is_rule_on(_root_.get("rule")):
         return fixed
     size, lr = read_run_size(_root_), _root_.get("lr")
-    if size.parameters is None or size.steps is None or not _is_number(lr) or lr <= 0:
+    if size.parameters is None or size.steps is None or size.tokens is None or not _is_number(lr) or lr <= 0:
         return fixed
-    return compute_weight_decay(lr, size.steps)
+    return compute_weight_decay(lr, size.steps, size.tokens / size.parameters)
 
 
 def warmup_by_size(fixed: float, _root_: DictConfig) -> float:

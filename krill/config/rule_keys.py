@@ -72,9 +72,7 @@ def _list_reasons(config: TrainConfig, continued: str | None) -> Iterator[tuple[
         lr = decay = f"as in {continued}"
     else:
         lr = f"rule: {_describe_size(size)}{scale}" if is_known else f"{fixed}{scale}"
-        decay = (
-            fixed or f"rule: {size_rule.DECAY_COEFFICIENT:g} / (lr × {size.steps:,} steps), {_DECAY_LIMITS}"
-        )
+        decay = fixed or f"rule: of lr, {size.steps:,} steps and their tokens, {_DECAY_LIMITS}"
     yield "lr", "lr", format_rate(config.lr), lr
     yield "optimizer.weight_decay", "decay", f"{config.optimizer.weight_decay:g}", decay
     if warmup < size_rule.WARMUP_FRACTION:

@@ -77,7 +77,7 @@ def _read_run_size(config: Any) -> RunSize:
     if (accumulation := batch.get_count("gradient_accumulation_steps")) is not None:
         step_tokens = accumulation * unit
     elif (tokens := batch.get("tokens")) == AUTO and is_rule_on(_get(config, "rule")):
-        step_tokens = unit * round_accumulation(compute_batch_of_steps(steps), unit)
+        step_tokens = unit * round_accumulation(compute_batch_of_steps(steps, parameters), unit)
     else:
         step_tokens = _as_count(tokens) or unit
     return RunSize(parameters, steps, steps * step_tokens)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
-from krill.config.run_size import round_accumulation
+from krill.config.run_size import count_hidden_parameters, round_accumulation
 from krill.config.size_rule import compute_batch_of_steps, compute_batch_of_tokens
 from krill.plan.changes import change_plan
 from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
@@ -309,9 +309,10 @@ def _count_steps(plan: RunPlan, tokens: int) -> int:
         return max(1, tokens // plan.tokens_per_step)
     batch = plan.setting.batch
     unit = batch.micro_batch_size * batch.world_size * plan.config.sequence_len
+    parameters = count_hidden_parameters(plan.config.model.model_dump())
 
     def count_tokens(steps: int) -> int:
-        return steps * unit * round_accumulation(compute_batch_of_steps(steps), unit)
+        return steps * unit * round_accumulation(compute_batch_of_steps(steps, parameters), unit)
 
     return max(1, bisect_right(range(1, tokens // unit + 1), tokens, key=count_tokens))
 

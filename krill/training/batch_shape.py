@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from krill.config.run_size import round_accumulation
+from krill.config.run_size import count_hidden_parameters, round_accumulation
 from krill.config.schema import BatchConfig, TrainConfig
 from krill.config.size_rule import compute_batch_of_steps
 from krill.errors import UsageError
@@ -64,7 +64,9 @@ def compute_auto_batch(config: TrainConfig) -> float | None:
     batch = config.batch
     if batch.tokens != "auto" or batch.gradient_accumulation_steps is not None or config.rule == "off":
         return None
-    return None if config.steps is None else compute_batch_of_steps(config.steps)
+    if config.steps is None:
+        return None
+    return compute_batch_of_steps(config.steps, count_hidden_parameters(config.model.model_dump()))
 
 
 def describe_auto_batch(config: TrainConfig) -> str | None:
