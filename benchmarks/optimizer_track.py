@@ -6,7 +6,7 @@ text. 1,024 tokens per step, a vocabulary of 2,048, and by default this number o
 
     0.3m    328 thousand parameters, of which 131 thousand are embeddings       400 steps
     1m      1.05 million, of which 262 thousand are embeddings                  800 steps
-    4m      4.2 million, of which 524 thousand are embeddings                  1600 steps
+    4m      4.2 million, of which 524 thousand are embeddings                   800 steps
 
     reached    seeds that reach the target, in bits per byte of held-out text
     steps      mean and standard deviation over seeds of the step at which the loss crosses the target, interpolated
@@ -60,8 +60,9 @@ from krill.runs.record import read_status, read_versions
 
 SETTING = (
     "tokenizer.vocab_size=2048", "sequence_len=256", "batch.micro_batch_size=4", "device=cpu", "eval_tokens=32768",
-    "save_every=1000000", "keep_best=false", "evaluation.at_end=false",
+    "save_every=1000000", "keep_best=false", "evaluation.at_end=false", "rule=off", "scheduler=cosine",
 )  # fmt: skip
+"""Fixed for all rows; the overrides of a variant come after it."""
 FILES = ("data=files", "data.validation_fraction=0.01", "data.minhash.threshold=0.8")
 VALIDATIONS = 20
 """The number of validations of a run."""
@@ -90,7 +91,7 @@ def make_size(steps: int, hidden: int, intermediate: int, layers: int, heads: in
 SIZES = {
     "0.3m": make_size(400, 64, 192, 4, 4),
     "1m": make_size(800, 128, 384, 4, 4),
-    "4m": make_size(1600, 256, 704, 5, 4),
+    "4m": make_size(800, 256, 704, 5, 4),
 }
 DEFAULT_RATE = 3e-3
 MOONLIGHT = "optimizer=muon_moonlight"
@@ -99,6 +100,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "muon_moonlight": (MOONLIGHT,),
     "muon_keller": ("optimizer=muon_keller",),
     "muon_pto": ("optimizer=muon_pto",),
+    "muon_krill": ("optimizer=muon_krill", "scheduler=wsd", "scheduler.decay=0.4", "scheduler.warmup=0.01"),
+    "muon_krill_cosine": ("optimizer=muon_krill", "scheduler.warmup=0.01"),
     "normuon": (MOONLIGHT, "optimizer.normuon=true"),
     "cautious": (MOONLIGHT, "optimizer.cautious=true"),
     "polar_express": (MOONLIGHT, "optimizer.ns_coefficients=polar_express"),
