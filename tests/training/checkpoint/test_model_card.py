@@ -39,7 +39,7 @@ def test_card_agrees_with_the_record(card: tuple[str, Path]) -> None:
     assert "# 한국어\n" in text
     assert f"| parameters | {status['parameters']:,} |" in text
     assert "| steps | 30 of 128 tokens:" in text
-    assert "| optimizer | muon_moonlight |" in text
+    assert "| optimizer | muon_krill |" in text
     assert f"Validation loss {status['metrics']['eval_loss']:.4f}" in text
     assert status["data"]["signature"][:16] in text
 

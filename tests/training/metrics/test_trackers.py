@@ -265,7 +265,7 @@ def test_wandb_reads_back_what_krill_wrote(
     runs = [record.run for records in starts for record in records if record.HasField("run")]
     assert {(run.run_id, run.run_group, *run.tags) for run in runs} == {(runs[0].run_id, "rates", "lr=0.1")}
     config = {update.key: json.loads(update.value_json) for update in runs[0].config.update}
-    assert config["optimizer"]["name"] == "muon_moonlight"
+    assert config["optimizer"]["name"] == "muon_krill"
     assert config["derived"]["steps"] == 4
     history = [
         {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
@@ -313,7 +313,7 @@ def test_trackio_reads_back_what_krill_wrote(
     assert [(line["step"], line["train/loss"]) for line in lines] == [(1, 1.0), (2, 0.5)]
     config = storage.get_run_config("krill", "llama_pico/a")
     assert (config["optimizer.name"], config["_Group"], config["derived.steps"]) == (
-        "muon_moonlight",
+        "muon_krill",
         "rates",
         4,
     )
