@@ -30,9 +30,9 @@ def follows_rule(unresolved: Mapping[str, Any], key: str) -> bool:
 def find_rule_errors(unresolved: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns key and message of an lr_scale without a learning rate that it can multiply."""
     scale, lr = unresolved.get("lr_scale"), unresolved.get("lr")
-    if type(scale) not in (int, float) or scale == 1 or follows_rule(unresolved, "lr"):
+    if not isinstance(scale, int | float) or scale == 1 or follows_rule(unresolved, "lr"):
         return []
-    product = f"={size_rule.round_to_digits(scale * lr, 6):g}" if type(lr) in (int, float) else "=…"
+    product = f"={size_rule.round_to_digits(scale * lr, 6):g}" if isinstance(lr, int | float) else "=…"
     message = (
         f"lr_scale={scale:g} multiplies the learning rate that rule gives, but lr={lr} is set; leave lr_scale out "
         f"and set lr{product}, or leave lr out"

@@ -41,7 +41,7 @@ def validate_config(
         origins = find_origins() if find_origins else ConfigOrigins([], [])
         return UsageError(origins.format_errors(messages))
 
-    unresolved = OmegaConf.to_container(composed, resolve=False)
+    unresolved: Any = OmegaConf.to_container(composed, resolve=False)
     missing = _find_missing_keys(unresolved)
     messages = [(key, _format_not_set(key)) for key in missing]
     messages += find_rule_errors(unresolved)

@@ -175,7 +175,8 @@ class Invocation(ABC):
 
         unresolved: Any = OmegaConf.to_container(self.composition.config, resolve=False)
         run = find_continued_run(self.config)
-        return explain_rule(unresolved, self.config, run and str(relative_path(run)))
+        continued = None if run is None else str(relative_path(run))
+        return explain_rule(unresolved, self.config, continued)
 
     def _find_origins(self) -> ConfigOrigins:
         """Returns where the user's files set the keys of the configuration."""

@@ -38,8 +38,7 @@ def keep_rates(config: TrainConfig, composed: DictConfig) -> TrainConfig:
     run = find_continued_run(config)
     if run is None or config.rule == "off" or not (earlier := read_config(run)):
         return config
-    unresolved = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(unresolved, dict)
+    unresolved: Any = OmegaConf.to_container(composed, resolve=False)
     kept: dict[str, Any] = {}
     if follows_rule(unresolved, "lr") and "lr" in earlier:
         _check_scale(config, run, earlier)

@@ -194,12 +194,13 @@ def test_nothing_fits_is_said_in_one_line(make_plan: Any, capsys: pytest.Capture
 
 @pytest.mark.parametrize("steps", [10, 10_000])
 def test_advised_steps_count_with_a_batch_that_follows_them(steps: int) -> None:
-    """More steps make batch.tokens=auto larger, fewer smaller."""
+    """More steps make batch.tokens=auto larger, up to a bound."""
     plan_before = build_run_plan(load_config(f"steps={steps}"), 4096, get_device("h100"), TEXT)
     (advice,) = (one for one in list_advice(plan_before) if one.overrides[0].startswith("steps="))
     changed = build_run_plan(load_config(*advice.overrides), 4096, get_device("h100"), TEXT)
     target = 20 * plan_before.architecture.parameters if steps == 10 else 4 * TEXT.tokens
-    assert plan_before.tokens_per_step != changed.tokens_per_step
+    is_bounded = steps != 10  # by the batch of compute-optimal tokens
+    assert (plan_before.tokens_per_step == changed.tokens_per_step) == is_bounded
     assert changed.tokens == pytest.approx(target, rel=0.15)
 
 
