@@ -46,6 +46,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from krill import atomic
 from krill.config.schema import TrainConfig, WSDSchedulerConfig
+from krill.config.size_rule import round_to_digits
 from krill.optim.build import build_optimizer
 from krill.optim.groups import get_lr_multiple
 from krill.optim.schedules import Restart, build_scheduler, set_learning_rates, stable_phase
@@ -220,8 +221,8 @@ class KrillTrainer(Trainer):
             good = steps - len(bad_steps)
             logs |= {"loss": logs["loss"] * steps / good if good else math.nan, "skipped": len(bad_steps)}
         if "learning_rate" in logs:  # of group 0
-            group = self.optimizer.param_groups[0].get("name", "")
-            logs["learning_rate"] /= get_lr_multiple(self.config.optimizer, group)
+            multiple = get_lr_multiple(self.config.optimizer, self.optimizer.param_groups[0].get("name", ""))
+            logs["learning_rate"] = round_to_digits(logs["learning_rate"] / multiple, 12)
         if "loss" in logs:
             logs |= self.throughput.collect_metrics(self.state.global_step, self.state.max_steps)
         if self.optimizer_stats and "loss" in logs:

@@ -187,7 +187,7 @@ def test_a_continued_run_keeps_the_rate_of_the_rule(
     assert krill_train("dry_run=true", *SIZED, "steps=300") == 0
     planned = " ".join(capsys.readouterr().out.split())
     assert "lr 6.9e-03 (rule: 1.6 M hidden parameters, 153.6 k tokens; lr=… sets it)" in planned
-    assert krill_train("continue=first", "steps=300", "stop.target_loss=99", "eval_every=1") == 0
+    assert krill_train("continue=first", *SIZED, "steps=300", "stop.target_loss=99", "eval_every=1") == 0
     printed = capsys.readouterr().err
     assert "lr          1.4e-02 (as in first; lr=… sets it)" in printed
     (continued,) = krill_train.runs("llama_nano")
@@ -196,7 +196,7 @@ def test_a_continued_run_keeps_the_rate_of_the_rule(
         1.4e-2,
         2,
     )
-    assert krill_train("continue=first", "steps=300", "lr_scale=0.5") == 2
+    assert krill_train("continue=first", *SIZED, "steps=300", "lr_scale=0.5") == 2
     assert "keeps its learning rate; set lr=…" in capsys.readouterr().err
-    assert krill_train("dry_run=true", "from=first", "steps=300") == 0
+    assert krill_train("dry_run=true", "from=first", *SIZED, "steps=300") == 0
     assert "lr 6.9e-03 (rule:" in " ".join(capsys.readouterr().out.split()), "a new run has its own"
