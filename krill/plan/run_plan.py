@@ -247,7 +247,8 @@ class RunPlan:
     def configuration(self) -> str:
         """Identity of what determines the time of a step, without the batch."""
         numbers = {
-            "lr", "weight_decay", "betas", "eps", "max_grad_norm", "muon_lr", "muon_weight_decay", "momentum",
+            "lr", "lr_embeddings", "lr_head", "lr_vectors", "weight_decay", "weight_decay_embeddings", "betas", "eps",
+            "max_grad_norm", "muon_lr", "muon_weight_decay", "momentum",
         }  # fmt: skip
         return compute_signature(
             self.group, self.config.model, self.vocab_size, self.config.sequence_len, self.config.packing,

@@ -31,7 +31,10 @@ from krill.training.batch_shape import resolve_batch_shape
 CHANGEABLE_KEYS = {"steps", "epochs", "scheduler", "branch", "stop", "export_dtype"}
 """The signed keys that a branch may change; the text may differ as well (it is signed by its content), the tokenizer
 may not."""
-RATE_KEYS = {"lr", "muon_lr", "weight_decay", "muon_weight_decay"}
+RATE_KEYS = {
+    "lr", "muon_lr", "lr_embeddings", "lr_head", "lr_vectors", "weight_decay", "muon_weight_decay",
+    "weight_decay_embeddings",
+}  # fmt: skip
 """The keys of the optimizer that may change too where the schedule restarts."""
 SCHEDULER_FILE = "scheduler.pt"
 
