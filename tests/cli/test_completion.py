@@ -49,7 +49,7 @@ def test_bash_completes_commands_options_and_runs(outputs: Path) -> None:
     done = subprocess.run(["bash", "-c", script], cwd=outputs, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == [
         "krill tr: train train-tokenizer",
-        "krill train optimizer=muon_k: optimizer=muon_keller",
+        "krill train optimizer=muon_k: optimizer=muon_keller optimizer=muon_krill",
         "krill-runs show : grid last llama_nano 나무",
     ], done.stderr
     assert not (outputs / "executed").exists()

@@ -16,6 +16,7 @@ EXACT_RUN = (
     "eval_every=20",
     "log_every=1",
     "hardware.threads=1",
+    "rule=off",
     "optimizer.ns_dtype=fp32",
 )
 

@@ -12,6 +12,7 @@ from compositions import load_config
 from trainings import plan_lines
 
 from krill.config.schema import BatchConfig, TrainConfig
+from krill.config.size_rule import compute_batch_of_tokens
 from krill.errors import UsageError
 from krill.training.batch_shape import (
     BatchShape,
@@ -78,7 +79,8 @@ def test_tokens_that_are_no_multiple_are_refused_with_the_nearest_ones(
 @pytest.mark.parametrize("steps", [4, 500, 20_000])
 def test_the_batch_of_the_rule_is_rounded_to_micro_batches_of_all_ranks(steps: int, world_size: int) -> None:
     config = make_run(make_batch_config(tokens="auto"), f"steps={steps}")
-    batch = (0.58 * steps**0.571) ** (1 / 0.429)
+    most = compute_batch_of_tokens(20 * 1_572_864)  # 20 tokens per hidden parameter
+    batch = min(most, (0.58 * steps**0.571) ** (1 / 0.429))
     passes = max(1, round(batch / (8 * 64 * world_size)))
     assert compute_batch_shape(config, world_size) == BatchShape(8, passes, world_size)
     assert (
