@@ -145,8 +145,7 @@ class Results:
         """Adds what the file has: other processes write to it as well."""
         content = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
         for target in content.get("targets", []):
-            if not self.get_target(target):
-                get_entry(self.targets, get_key(target, "size", "data"), {}).update(target)
+            get_entry(self.targets, get_key(target, "size", "data"), target)
         for cost in content.get("costs", []):
             get_entry(self.costs, get_key(cost, "size", "variant", "overrides", "reference"), cost)
         for row in content.get("rows", []):
@@ -155,9 +154,8 @@ class Results:
             seeds.update(row["seeds"] | seeds)
 
     def get_target(self, key: Mapping[str, Any]) -> float | None:
-        """Returns the target of the size and the text in `key`; None before it is measured."""
-        entry = get_entry(self.targets, get_key(key, "size", "data"), {"bits_per_byte": None})
-        return None if entry["bits_per_byte"] is None else float(entry["bits_per_byte"])
+        """Returns the target, in bits per byte, of the size and the text in `key`; None before it is measured."""
+        return next((entry["bits_per_byte"] for entry in self.targets if key.items() <= entry.items()), None)
 
     def get_seeds(self, row: Row) -> dict[str, Any]:
         """Returns the measured runs of a row by seed, to be read and added to."""
@@ -385,8 +383,7 @@ def measure_target(results: Results, reference: Row) -> float:
             for run in results.get_seeds(reference).values()
         ]
         target = round(statistics.mean(values), 3)
-        figures = {"bits_per_byte": target, "reference": reference.get_key()}
-        get_entry(results.targets, key, {}).update(figures)
+        results.targets.append({**key, "bits_per_byte": target, "reference": reference.get_key()})
     return target
 
 

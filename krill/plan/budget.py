@@ -195,7 +195,7 @@ def format_proposals(proposals: list[Proposal], budget: str, width: int | None) 
         f"budget      {text}",
         *fit_table(PROPOSAL_HEADER, [_format_row(one) for one in proposals], width, drop=(7, 3, 5)),
         f"rules       {COMPUTE_OPTIMAL_RATIO} tokens per parameter (Hoffmann et al. 2022); batch by the tokens (Li "
-        f"et al. 2025), lr by rule= (Bi et al. 2024, fitted from 1e17 to 2e19){fitted}",
+        f"et al. 2025), lr by rule= (exponent of Bi et al. 2024, fitted from 1e17 to 2e19){fitted}",
         f"propose     {best.command}",
     ]
 
