@@ -31,13 +31,14 @@ from krill.evaluation.statistics import compare_accuracies, correct_p_values
 from krill.runs.record import read_versions
 
 SIGNIFICANT = 0.05
+SETTING = ("optimizer=muon_moonlight", "rule=off")
 
 
 def train(folder: Path, name: str, steps: int, arguments: list[str]) -> Path:
     """Trains a run of `steps` steps, unless it is finished, and returns its folder."""
     run = folder / name
     intervals = [f"eval_every={min(steps, 1000)}", f"save_every={min(steps, 500)}"]
-    run_krill("train", f"name={name}", f"steps={steps}", f"output={run}", *intervals, *arguments)
+    run_krill("train", f"name={name}", f"steps={steps}", f"output={run}", *SETTING, *intervals, *arguments)
     return run
 
 

@@ -42,7 +42,7 @@ MODEL = (
     "model=llama_pico", "model.name=llama_2m", "model.hidden_size=192", "model.intermediate_size=512",
     "model.num_hidden_layers=4", "model.num_attention_heads=6", "model.num_key_value_heads=2",
     "model.tie_word_embeddings=false", "tokenizer.vocab_size=1024", "sequence_len=256", "batch.micro_batch_size=4",
-    "scheduler=cosine", "scheduler.warmup=0.08", "device=cpu", "eval_every=100000", "save_every=100000",
+    "scheduler=cosine", "scheduler.warmup=0.08", "rule=off", "device=cpu", "eval_every=100000", "save_every=100000",
 )  # fmt: skip
 PRESETS = ("muon_moonlight", "muon_keller", "muon_pto")
 ADAMW_RATES = (5e-4, 1e-3, 2e-3, 3e-3, 1e-2)

@@ -6,7 +6,7 @@ text. 1,024 tokens per step, a vocabulary of 2,048, and by default this number o
 
     0.3m    328 thousand parameters, of which 131 thousand are embeddings       400 steps
     1m      1.05 million, of which 262 thousand are embeddings                  800 steps
-    4m      4.2 million, of which 524 thousand are embeddings                   800 steps
+    4m      4.2 million, of which 524 thousand are embeddings                   400 steps
 
     reached    seeds that reach the target, in bits per byte of held-out text
     steps      mean and standard deviation over seeds of the step at which the loss crosses the target, interpolated
@@ -21,8 +21,9 @@ which end at the target; `--steps` measures a row with another number of steps.
 
 results/optimizer_track.json, or the file of --result, keeps every row that was ever measured, with the loss curve,
 the load of the machine and the version of each seed. What is there is not measured again: the same command resumes
-after an interruption, and with more --seeds adds those that are missing. --data takes Parquet files or folders of
-them, trained on for at most 4 epochs; without it the built-in text is used. Rows of other text are not compared.
+after an interruption, and with more --seeds adds those that are missing; several processes with the same --folder
+share the runs. --data takes Parquet files or folders of them, trained on for at most 4 epochs; without it the
+built-in text is used. Rows of other text are not compared.
 
     python benchmarks/optimizer_track.py --data texts --rows muon_moonlight adamw --lr 3e-3 6e-3 1.2e-2
     python benchmarks/optimizer_track.py --data texts --rows muon_keller --size 1m                    (repeats a row)
@@ -50,7 +51,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from krill.atomic import write_text
 from krill.evaluation.statistics import t_test_p_value
@@ -91,7 +92,7 @@ def make_size(steps: int, hidden: int, intermediate: int, layers: int, heads: in
 SIZES = {
     "0.3m": make_size(400, 64, 192, 4, 4),
     "1m": make_size(800, 128, 384, 4, 4),
-    "4m": make_size(800, 256, 704, 5, 4),
+    "4m": make_size(400, 256, 704, 5, 4),
 }
 DEFAULT_RATE = 3e-3
 MOONLIGHT = "optimizer=muon_moonlight"
@@ -100,8 +101,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "muon_moonlight": (MOONLIGHT,),
     "muon_keller": ("optimizer=muon_keller",),
     "muon_pto": ("optimizer=muon_pto",),
-    "muon_krill": ("optimizer=muon_krill", "scheduler=wsd", "scheduler.decay=0.4", "scheduler.warmup=0.01"),
-    "muon_krill_cosine": ("optimizer=muon_krill", "scheduler.warmup=0.01"),
+    "muon_krill": ("optimizer=muon_krill", "scheduler.warmup=0.01"),
+    "muon_krill_wsd": (
+        "optimizer=muon_krill",
+        "scheduler=wsd",
+        "scheduler.decay=0.4",
+        "scheduler.warmup=0.01",
+    ),
     "normuon": (MOONLIGHT, "optimizer.normuon=true"),
     "cautious": (MOONLIGHT, "optimizer.cautious=true"),
     "polar_express": (MOONLIGHT, "optimizer.ns_coefficients=polar_express"),
@@ -130,6 +136,10 @@ class Row:
             "steps": self.steps, "data": self.data,
         }  # fmt: skip
 
+    def get_run_name(self, seed: int) -> str:
+        """Returns the name of the folder in which the row is measured with a seed."""
+        return f"{self.size}-{self.variant}-{self.lr:g}-{self.steps}-{seed}"
+
 
 class Results:
     """The rows of the result file, written after every run."""
@@ -139,9 +149,9 @@ class Results:
         self.targets: list[dict[str, Any]] = []
         self.costs: list[dict[str, Any]] = []
         self.rows: list[dict[str, Any]] = []
-        self._merge_file()
+        self.merge_file()
 
-    def _merge_file(self) -> None:
+    def merge_file(self) -> None:
         """Adds what the file has: other processes write to it as well."""
         content = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
         for target in content.get("targets", []):
@@ -168,7 +178,7 @@ class Results:
     def write(self) -> None:
         """Writes the file, a line for each row, with what other processes have written to it."""
         with FileLock(self.path.with_suffix(".lock")):
-            self._merge_file()
+            self.merge_file()
             self._write_file()
 
     def _write_file(self) -> None:
@@ -317,9 +327,7 @@ class Runner:
             *row.overrides, f"lr={row.lr}", f"seed={seed}", f"steps={row.steps}",
             f"eval_every={max(1, row.steps // VALIDATIONS)}",
         ]  # fmt: skip
-        metrics, status = self.train(
-            row.size, overrides, f"{row.size}-{row.variant}-{row.lr:g}-{row.steps}-{seed}"
-        )
+        metrics, status = self.train(row.size, overrides, row.get_run_name(seed))
         epochs = status["plan"]["epochs"]
         if epochs > MAX_EPOCHS:
             sys.exit(
@@ -385,6 +393,23 @@ def measure_target(results: Results, reference: Row) -> float:
         target = round(statistics.mean(values), 3)
         results.targets.append({**key, "bits_per_byte": target, "reference": reference.get_key()})
     return target
+
+
+def measure_once(results: Results, runner: Runner, row: Row, seed: int, waits: bool) -> None:
+    """Measures a row with a seed, unless that is done or, if not `waits`, another process is doing it."""
+    lock = FileLock(runner.folder / f"{row.get_run_name(seed)}.lock", blocking=waits)
+    try:
+        with lock:
+            results.merge_file()
+            seeds = results.get_seeds(row)
+            if str(seed) in seeds:
+                return
+            seeds[str(seed)] = run = runner.measure_seed(row, seed)
+            results.write()
+    except Timeout:
+        return
+    end = "diverged" if run["diverged"] else f"{run['curve'][-1][1]:.4f} bits per byte"
+    print(f"{row.variant:<18} lr {row.lr:<7g} seed {seed}  {end}", flush=True)
 
 
 def measure_cost(results: Results, runner: Runner, row: Row, reference: Row) -> None:
@@ -512,15 +537,10 @@ def main() -> None:
     text = [*FILES, f"data.paths=[{','.join(str(file.absolute()) for file in files)}]"] if files else []
     with PreloadedServer.start(PRELOADED_MODULES["train"]) as server:
         runner = Runner(folder, text, server)
-        for seed in range(arguments.seeds):
-            for row in rows:
-                seeds = results.get_seeds(row)
-                if str(seed) in seeds:
-                    continue
-                seeds[str(seed)] = run = runner.measure_seed(row, seed)
-                results.write()
-                end = "diverged" if run["diverged"] else f"{run['curve'][-1][1]:.4f} bits per byte"
-                print(f"{row.variant:<18} lr {row.lr:<7g} seed {seed}  {end}", flush=True)
+        for waits in (False, True):  # first what no other process is measuring
+            for seed in range(arguments.seeds):
+                for row in rows:
+                    measure_once(results, runner, row, seed, waits)
         for row in () if arguments.no_cost else rows:
             measure_cost(results, runner, row, reference)
     print(*format_table(results, reference), sep="\n")

@@ -7,14 +7,15 @@ tests/config/test_size_rule.py checks that the committed page is up to date.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from krill.cli.compose import compose_config
 from krill.config.paths import CONF_DIR, list_config_options
 from krill.config.rule_keys import format_amount, format_rate
 from krill.config.run_size import count_hidden_parameters
-from krill.config.schema import TrainConfig, TransformerConfig
-from krill.config.size_rule import TOKENS_PER_PARAMETER, compute_batch_of_tokens
+from krill.config.schema import TrainConfig
+from krill.config.size_rule import compute_batch_of_tokens, compute_tokens
 from krill.config.validation import validate_config
 from krill.tables import format_markdown_table
 from krill.training.batch_shape import compute_batch_shape
@@ -39,35 +40,27 @@ def format_table() -> str:
     rows = []
     for name in sorted(list_config_options("model", [CONF_DIR])):
         if name not in MODELS_WITHOUT_SIZE:
-            rows += [_build_row(name, steps) for steps in (500, _count_optimal_steps(name))]
+            rows += _build_rows(name)
     rows.sort(key=lambda row: row[0])
     return "\n".join(format_markdown_table(HEADER, [row[1] for row in rows]))
 
 
-def _count_optimal_steps(name: str) -> int:
-    """Returns the steps in which the model trains on its optimal number of tokens, with two significant digits."""
-    parameters = count_hidden_parameters(_load(name).model.model_dump())
+def _build_rows(name: str) -> Iterator[tuple[tuple[int, str, int], tuple[str, ...]]]:
+    """Yields the key by which rows are sorted, and the cells."""
+    composed = compose_config("train", [f"model={name}"])
+    parameters = count_hidden_parameters(composed.model)
     assert parameters is not None
-    tokens = TOKENS_PER_PARAMETER * parameters
-    return round(float(f"{tokens / compute_batch_of_tokens(tokens):.2g}"))
-
-
-def _build_row(name: str, steps: int) -> tuple[tuple[int, str, int], tuple[str, ...]]:
-    """Returns the key by which rows are sorted, and the cells."""
-    config = _load(name, f"steps={steps}")
-    assert isinstance(config.model, TransformerConfig)
-    parameters = count_hidden_parameters(config.model.model_dump())
-    assert parameters is not None
-    step_tokens = compute_batch_shape(config).rows_per_step * config.sequence_len
-    cells = (
-        f"`{name}`", format_amount(parameters), f"{steps:,}", f"{step_tokens:,}", format_amount(steps * step_tokens),
-        format_rate(config.lr), f"{config.optimizer.weight_decay:g}", f"{config.scheduler.warmup:.2g}",
-    )  # fmt: skip
-    return (parameters, name, steps), cells
-
-
-def _load(name: str, *overrides: str) -> TrainConfig:
-    return validate_config(TrainConfig, compose_config("train", [f"model={name}", *overrides]))
+    tokens = compute_tokens(parameters, steps=None)
+    for steps in (500, round(float(f"{tokens / compute_batch_of_tokens(tokens):.2g}"))):
+        composed.steps = steps
+        config = validate_config(TrainConfig, composed)
+        step_tokens = compute_batch_shape(config).rows_per_step * config.sequence_len
+        cells = (
+            f"`{name}`", format_amount(parameters), f"{steps:,}", f"{step_tokens:,}",
+            format_amount(steps * step_tokens), format_rate(config.lr), f"{config.optimizer.weight_decay:g}",
+            f"{config.scheduler.warmup:.2g}",
+        )  # fmt: skip
+        yield (parameters, name, steps), cells
 
 
 def insert_table(page: str) -> str:

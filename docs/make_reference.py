@@ -52,7 +52,7 @@ SECTIONS: list[tuple[str, list[tuple[type[BaseModel], str | None]]]] = [
     (
         "optimizer",
         [
-            (schema.MuonConfig, "optimizer=muon_moonlight"),
+            (schema.MuonConfig, "optimizer=muon_krill"),
             (schema.AdamWConfig, "optimizer=adamw"),
             (schema.CustomOptimizerConfig, None),
         ],
@@ -211,7 +211,10 @@ def _format_default(field: FieldInfo, key: str, values: DictConfig | None) -> st
         )
     if OmegaConf.is_missing(values, key):
         return "required"
-    raw = OmegaConf.to_container(values, resolve=False)[key]
+    unresolved: Any = OmegaConf.to_container(values, resolve=False)
+    raw = unresolved[key]
+    if isinstance(raw, str) and (computed := re.match(r"\$\{krill\.(?:\w+_by_size|muon_\w+):", raw)):
+        return "derived" if "muon_" in computed[0] else "by `rule`"
     source = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
     return f"= `{source[1]}`" if source else f"`{_format_value(values[key])}`"
 

@@ -7,15 +7,20 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from krill.cli import app
 from krill.errors import UsageError
 from krill.tables import get_terminal_width, print_wrapped
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from krill.config.rule_keys import RuleValue
     from krill.config.schema import PlanConfig
     from krill.launch.invocation import Invocation
+    from krill.plan.budget import Preset
     from krill.plan.run_plan import RunPlan
     from krill.plan.timing import TimedPlan
 
@@ -69,7 +74,9 @@ def _measure(plan: RunPlan, invocation: Invocation) -> tuple[RunPlan, TimedPlan]
     )
 
 
-def _print_plan(plan: RunPlan, timed: TimedPlan | None, format: str, rates: Sequence[str]) -> None:
+def _print_plan(
+    plan: RunPlan, timed: TimedPlan | None, format: str, rule_values: Sequence[RuleValue]
+) -> None:
     if format == "json":
         from krill.plan.advice import list_advice
 
@@ -80,13 +87,11 @@ def _print_plan(plan: RunPlan, timed: TimedPlan | None, format: str, rates: Sequ
         return
     from krill.plan.report import format_plan
 
-    print_wrapped("\n".join(format_plan(plan, timed, rates)))
+    print_wrapped("\n".join(format_plan(plan, timed, rule_values)))
 
 
 def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) -> RunPlan:
     """Prints what the budget buys with each preset of model=; returns the plan that is proposed."""
-    from omegaconf import OmegaConf
-
     from krill.config.overrides import get_override_key
     from krill.plan.budget import format_proposals, propose_runs
 
@@ -99,17 +104,7 @@ def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) ->
         for override in _drop_chosen_keys(invocation.overrides)
         if get_override_key(override).partition(".")[0] not in PLAN_KEYS
     ]
-    composed: dict[str, Any] = {}
-
-    def find_lr(name: str, overrides: Sequence[str]) -> float:
-        changed = copy.deepcopy(composed[name])
-        for override in overrides:
-            key, _, value = override.partition("=")
-            if key in ("steps", "batch.tokens"):
-                OmegaConf.update(changed, key, int(value))
-        return float(changed.lr)
-
-    proposals = propose_runs(_iterate_presets(invocation, composed), budget, arguments, find_lr)
+    proposals = propose_runs(_iterate_presets(invocation), budget, arguments)
     if config.format == "json":
         values = [proposal.to_json() for proposal in proposals]
         print(json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False))
@@ -126,11 +121,8 @@ def _drop_chosen_keys(overrides: Sequence[str]) -> list[str]:
     return [override for override in overrides if get_override_key(override).partition(".")[0] not in chosen]
 
 
-def _iterate_presets(invocation: Invocation, found: dict[str, Any]) -> Iterator[tuple[str, RunPlan]]:
-    """Yields each Llama and Qwen3 option of model= and its plan, with the other arguments of the command line.
-
-    `found`: gets what Hydra composed for each option.
-    """
+def _iterate_presets(invocation: Invocation) -> Iterator[Preset]:
+    """Yields each Llama and Qwen3 option of model=, with the other arguments of the command line."""
     from omegaconf.errors import OmegaConfBaseException
 
     from krill.cli.compose import compose_config
@@ -138,6 +130,7 @@ def _iterate_presets(invocation: Invocation, found: dict[str, Any]) -> Iterator[
     from krill.config.schema import PlanConfig, TransformerConfig
     from krill.config.validation import validate_config
     from krill.launch.auto_processes import resolve_auto_processes
+    from krill.plan.budget import Preset
 
     folders = invocation.composition.user_folders
     others = _drop_chosen_keys(invocation.overrides)
@@ -148,8 +141,14 @@ def _iterate_presets(invocation: Invocation, found: dict[str, Any]) -> Iterator[
         except (UsageError, OmegaConfBaseException):  # model=auto needs model.model_type
             continue
         if isinstance(preset.model, TransformerConfig):
-            found[name] = composed
-            yield name, make_plan(preset, invocation)
+            yield Preset(name, make_plan(preset, invocation), partial(_find_lr, composed))
+
+
+def _find_lr(composed: DictConfig, steps: int) -> float:
+    """Returns the learning rate of a composed configuration with another number of steps."""
+    changed = copy.deepcopy(composed)
+    changed.steps = steps
+    return float(changed.lr)
 
 
 def make_plan(config: PlanConfig, invocation: Invocation) -> RunPlan:

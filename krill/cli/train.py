@@ -153,7 +153,7 @@ def _run_on_rank0(
                         log.info(line)
                     record.update(
                         plan=record_plan(config, inputs), preparation_seconds=preparation_seconds, lr=config.lr,
-                        rule=invocation.explain_rule(),
+                        rule=[value._asdict() for value in invocation.explain_rule()],
                     )  # fmt: skip
                     download_checkpoint(remote, claimed.folder)
                     _run_training(config, compute, *broadcast((claimed.folder, store, tokenizer)))

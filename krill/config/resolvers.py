@@ -12,7 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from krill.config.paths import expand_home, get_outputs_root
 from krill.config.run_size import is_rule_on, read_run_size, read_steps
-from krill.config.size_rule import compute_lr, compute_warmup, compute_weight_decay, round_to_digits
+from krill.config.size_rule import (
+    compute_lr,
+    compute_tokens,
+    compute_warmup,
+    compute_weight_decay,
+    round_to_digits,
+)
 
 
 def null_if_set(value: Any, default: Any) -> Any:
@@ -56,7 +62,7 @@ def _spectral_to_rms_ratio(scale: str, hidden_size: Any) -> float:
     if hidden_size is None and scale == "spectral":
         raise ValueError(
             "the model has no hidden_size to derive it from at optimizer.scale=spectral; set optimizer.muon_lr and "
-            "optimizer.muon_weight_decay, or use optimizer=muon_moonlight"
+            "optimizer.muon_weight_decay, or use optimizer=muon_krill"
         )
     is_known = _is_number(hidden_size) and hidden_size > 0
     return 0.2 * math.sqrt(hidden_size) if scale == "spectral" and is_known else 1.0
@@ -66,35 +72,26 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def lr_by_size(values: dict[str, float], _root_: DictConfig) -> float:
+def lr_by_size(fixed: float, factor: float = 1.0, *, _root_: DictConfig) -> float:
     """Returns the learning rate of the rule (`krill.config.size_rule`), times lr_scale.
 
-    `values`: factor, that of the optimizer, and fixed, the rate with rule=off or where the size is not known.
+    `fixed`: the rate with rule=off or where the size is not known; `factor`: that of the optimizer.
     """
-    size = read_run_size(_root_) if is_rule_on(_root_.get("rule")) else None
-    lr = values["fixed"]
-    if size is not None and size.parameters is not None and size.tokens is not None:
-        lr = compute_lr(size.parameters, size.tokens, values["factor"])
-    scale = _root_.get("lr_scale")
+    size, scale, lr = read_run_size(_root_), _root_.get("lr_scale"), fixed
+    if size is not None:
+        lr = compute_lr(size.parameters, compute_tokens(size.parameters, size.steps), factor)
     return round_to_digits(lr * scale, 6) if _is_number(scale) and scale != 1 else lr
 
 
-def weight_decay_by_size(fixed: float, _root_: DictConfig) -> float:
+def weight_decay_by_size(fixed: float, *, _root_: DictConfig) -> float:
     """Returns the weight decay of the rule; `fixed`: with rule=off or where the size is not known."""
-    if not is_rule_on(_root_.get("rule")):
-        return fixed
-    size, lr = read_run_size(_root_), _root_.get("lr")
-    if size.parameters is None or size.steps is None or size.tokens is None or not _is_number(lr) or lr <= 0:
-        return fixed
-    return compute_weight_decay(lr, size.steps, size.tokens / size.parameters)
+    size = read_run_size(_root_)
+    return fixed if size is None else compute_weight_decay(size.parameters, size.steps)
 
 
-def warmup_by_size(fixed: float, _root_: DictConfig) -> float:
-    """Returns the fraction of warm-up of the rule; `fixed`: with rule=off or where the size is not known."""
-    if not is_rule_on(_root_.get("rule")):
-        return fixed
-    steps = read_steps(_root_)
-    return fixed if steps is None else compute_warmup(steps)
+def warmup_by_size(fixed: float, *, _root_: DictConfig) -> float:
+    """Returns the fraction of warm-up of the rule; `fixed`: with rule=off."""
+    return compute_warmup(read_steps(_root_)) if is_rule_on(_root_.get("rule")) else fixed
 
 
 def sweep_folder(output: str | None, name: str, dry_run: bool = False) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from krill.config import size_rule
-from krill.config.run_size import RunSize, read_run_size
+from krill.config.run_size import RunSize, is_rule_on, read_run_size
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -17,6 +17,29 @@ RESOLVERS = {
     "scheduler.warmup": "krill.warmup_by_size",
 }
 """Key → the resolver of its default. batch.tokens follows the rule where it is auto."""
+
+LINE_NAMES = {
+    "lr": "lr", "optimizer.weight_decay": "decay", "scheduler.warmup": "warmup", "batch.tokens": "batch"
+}  # fmt: skip
+"""Key → the name of the line that explains it."""
+
+
+class RuleValue(NamedTuple):
+    """A value that the user has not set."""
+
+    key: str
+    text: str
+    """The value, formatted."""
+    source: str
+    """Where it comes from."""
+
+
+class InheritedValues(NamedTuple):
+    """The values of another run that a run keeps, because it continues that one."""
+
+    run: str
+    """The folder of the other run."""
+    keys: frozenset[str]
 
 
 def follows_rule(unresolved: Mapping[str, Any], key: str) -> bool:
@@ -34,62 +57,52 @@ def find_rule_errors(unresolved: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     product = f"={size_rule.round_to_digits(scale * lr, 6):g}" if isinstance(lr, int | float) else "=…"
     message = (
-        f"lr_scale={scale:g} multiplies the learning rate that rule gives, but lr={lr} is set; leave lr_scale out "
-        f"and set lr{product}, or leave lr out"
+        f"lr_scale={scale:g} multiplies the learning rate that rule gives, but lr={lr} is set; set lr{product} and "
+        "lr_scale=1, or leave lr out"
     )
     return [("lr_scale", message)]
 
 
 def explain_rule(
-    unresolved: Mapping[str, Any], config: TrainConfig, continued: str | None = None
-) -> list[str]:
-    """Returns a line for each value that the user has not set: where it comes from, and what sets it.
+    unresolved: Mapping[str, Any], config: TrainConfig, inherited: InheritedValues | None = None
+) -> list[RuleValue]:
+    """Returns the values that the user has not set, with their sources; nothing with rule=off.
 
     Args:
         unresolved: the composed configuration as a plain container.
         config: the validated one.
-        continued: the run whose learning rate and weight decay it keeps, if it continues one.
+        inherited: what it has from the run that it continues, if it continues one.
     """
-    if config.rule == "off":
+    if not is_rule_on(config.rule):
         return []
-    keys = [key for key in RESOLVERS if follows_rule(unresolved, key)]
-    return [
-        f"{name:12}{text} ({reason}; {key}=… sets it)"
-        for key, name, text, reason in _list_reasons(config, continued)
-        if key in keys
-    ]
+    values = [
+        value for value in _list_rule_values(config, read_run_size(config.model_dump(by_alias=True)))
+        if follows_rule(unresolved, value.key)
+    ]  # fmt: skip
+    if inherited is None:
+        return values
+    if "batch.tokens" in inherited.keys:
+        values.append(RuleValue("batch.tokens", f"{config.batch.tokens:,} tokens per step", ""))
+    source = f"as in {inherited.run}"
+    return [value._replace(source=source) if value.key in inherited.keys else value for value in values]
 
 
-def _list_reasons(config: TrainConfig, continued: str | None) -> Iterator[tuple[str, str, str, str]]:
-    """Yields the key, the name of its line, its value, and where that comes from."""
-    size, warmup = read_run_size(config.model_dump(by_alias=True)), config.scheduler.warmup
+def _list_rule_values(config: TrainConfig, size: RunSize | None) -> Iterator[RuleValue]:
+    source = f"fixed: the rule does not know the size of model={config.model.name}"
+    if size is not None:
+        assumed = f"assuming {size_rule.COMPUTE_OPTIMAL_RATIO} tokens for each"
+        length = assumed if size.steps is None else f"{size.steps:,} steps"
+        source = f"rule: {format_amount(size.parameters)} hidden parameters, {length}"
     scale = "" if config.lr_scale == 1 else f", × lr_scale={config.lr_scale:g}"
-    is_known = size.parameters is not None and size.tokens is not None
-    fixed = "" if is_known else f"fixed: the rule does not know the size of model={config.model.name}"
-    if is_known and size.steps is None:
-        fixed = "fixed: the rule does not know the steps of epochs="
-    if continued is not None:
-        lr = decay = f"as in {continued}"
-    else:
-        lr = f"rule: {_describe_size(size)}{scale}" if is_known else f"{fixed}{scale}"
-        decay = fixed or f"rule: of lr, {size.steps:,} steps and their tokens, {_DECAY_LIMITS}"
-    yield "lr", "lr", format_rate(config.lr), lr
-    yield "optimizer.weight_decay", "decay", f"{config.optimizer.weight_decay:g}", decay
-    if warmup < size_rule.WARMUP_FRACTION:
-        reason = f"rule: {size_rule.MAX_WARMUP_STEPS:,} steps"
-        yield "scheduler.warmup", "warmup", f"{warmup:.2g} of the steps", reason
+    yield RuleValue("lr", format_rate(config.lr), source + scale)
+    yield RuleValue("optimizer.weight_decay", f"{config.optimizer.weight_decay:g}", source)
+    limit = f"at most {size_rule.MAX_WARMUP_STEPS:,} steps"
+    yield RuleValue("scheduler.warmup", f"{config.scheduler.warmup:.2g} of the steps", f"rule: {limit}")
 
 
-_DECAY_LIMITS = f"{size_rule.MIN_DECAY:g} to {size_rule.MAX_DECAY:g}"
-
-
-def _describe_size(size: RunSize) -> str:
-    assert size.parameters is not None
-    assert size.tokens is not None
-    tokens = f"{format_amount(size.tokens)} tokens"
-    if size.steps is None:
-        tokens += f" (assumed with epochs=: {size_rule.TOKENS_PER_PARAMETER} per parameter)"
-    return f"{format_amount(size.parameters)} hidden parameters, {tokens}"
+def format_rule_lines(values: Iterable[RuleValue]) -> list[str]:
+    """Returns a line for each value: what it is, where it comes from, and what sets it."""
+    return [f"{LINE_NAMES[key]:12}{text} ({source}; {key}=… sets it)" for key, text, source in values]
 
 
 def format_rate(lr: float) -> str:

@@ -1,12 +1,10 @@
-"""The size of a run, read from its configuration before or after validation: hidden parameters, tokens and steps.
+"""The size of a run, read from its configuration before or after validation: hidden parameters and steps.
 
 A value that is missing or not valid counts as not known; the schema reports it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from krill.config.layer_shapes import list_layer_matrices
-from krill.config.size_rule import TOKENS_PER_PARAMETER, compute_batch_of_steps
 
 MAX_VALUE = 2**53
 """Larger values of a key are not valid."""
-
-AUTO = "auto"
-"""The value of batch.tokens that the rule replaces."""
 
 _SHAPE_KEYS = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers"
@@ -31,56 +25,25 @@ _DEPTH_KEYS = ("num_hidden_layers", "n_layer")
 
 @dataclass(frozen=True)
 class RunSize:
-    """The size of a run; None: not known."""
+    """The size of a run."""
 
-    parameters: int | None
+    parameters: int
     """Hidden parameters: the matrices of the layers."""
     steps: int | None
-    """The number of steps; None with epochs."""
-    tokens: int | None
-    """The tokens of the steps on one rank; with epochs as many as are compute-optimal, which is an assumption."""
+    """The number of steps; None: with epochs."""
 
 
-_known_sizes: dict[int, RunSize] | None = None
+def read_run_size(config: Any) -> RunSize | None:
+    """Returns the size of the run that a configuration of krill-train describes, a mapping of its keys.
 
-
-@contextmanager
-def read_sizes_once() -> Iterator[None]:
-    """Reads the size of each configuration once, although several keys follow it; none may change meanwhile."""
-    global _known_sizes
-    _known_sizes = {}
-    try:
-        yield
-    finally:
-        _known_sizes = None
-
-
-def read_run_size(config: Any) -> RunSize:
-    """Returns the size of the run that a configuration of krill-train describes, a mapping of its keys."""
-    if _known_sizes is None:
-        return _read_run_size(config)
-    if id(config) not in _known_sizes:
-        _known_sizes[id(config)] = _read_run_size(config)
-    return _known_sizes[id(config)]
-
-
-def _read_run_size(config: Any) -> RunSize:
+    None: with rule=off, or where the hidden parameters or both steps and epochs are not known.
+    """
+    if not is_rule_on(_get(config, "rule")):
+        return None
     parameters, steps = count_hidden_parameters(_get(config, "model")), read_steps(config)
-    if steps is None:
-        has_epochs = parameters is not None and _get(config, "epochs") is not None
-        return RunSize(parameters, None, TOKENS_PER_PARAMETER * (parameters or 0) if has_epochs else None)
-    batch, sequence_len = _Section(_get(config, "batch")), _as_count(_get(config, "sequence_len"))
-    micro_batch = batch.get_count("micro_batch_size")
-    if micro_batch is None or sequence_len is None:
-        return RunSize(parameters, steps, None)
-    unit = micro_batch * sequence_len
-    if (accumulation := batch.get_count("gradient_accumulation_steps")) is not None:
-        step_tokens = accumulation * unit
-    elif (tokens := batch.get("tokens")) == AUTO and is_rule_on(_get(config, "rule")):
-        step_tokens = unit * round_accumulation(compute_batch_of_steps(steps, parameters), unit)
-    else:
-        step_tokens = _as_count(tokens) or unit
-    return RunSize(parameters, steps, steps * step_tokens)
+    if parameters is None or (steps is None and _get(config, "epochs") is None):
+        return None
+    return RunSize(parameters, steps)
 
 
 def read_steps(config: Any) -> int | None:
@@ -91,11 +54,6 @@ def read_steps(config: Any) -> int | None:
 def is_rule_on(rule: Any) -> bool:
     """Returns whether a value of the key `rule` applies the rule; YAML reads off as False."""
     return rule not in ("off", False)
-
-
-def round_accumulation(batch: float, unit: int) -> int:
-    """Returns the passes of `unit` tokens each whose tokens are nearest to `batch`, at least one."""
-    return max(1, round(batch / unit))
 
 
 def count_hidden_parameters(model: Any) -> int | None:

@@ -14,7 +14,6 @@ from pydantic_core import ErrorDetails
 from krill.config.key_aliases import REMOVED_KEYS, find_foreign_key, find_renamed_key
 from krill.config.overrides import iterate_dotted_keys
 from krill.config.rule_keys import find_rule_errors
-from krill.config.run_size import read_sizes_once
 from krill.config.suggestions import find_closest_name
 from krill.config.yaml_files import ConfigOrigins
 from krill.errors import UsageError, get_first_line
@@ -46,8 +45,7 @@ def validate_config(
     messages = [(key, _format_not_set(key)) for key in missing]
     messages += find_rule_errors(unresolved)
     try:
-        with read_sizes_once():
-            values = resolve_interpolations(unresolved, composed)
+        values = resolve_interpolations(unresolved, composed)
     except InterpolationToMissingValueError as error:
         raise build_error(messages) from error
     except OmegaConfBaseException as error:

@@ -21,6 +21,7 @@ from krill.errors import UsageError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from krill.config.rule_keys import InheritedValues, RuleValue
     from krill.config.schema import ModelCommandConfig, TrainConfig
     from krill.config.yaml_files import ConfigOrigins
     from krill.data.inputs import RunInputs
@@ -99,6 +100,8 @@ class Invocation(ABC):
         """Signature of the result, if it was computed before the command starts."""
         self.config: Any = None
         """The configuration as its schema, once it is validated."""
+        self.inherited: InheritedValues | None = None
+        """What it has from the run that it continues."""
 
     @property
     def command(self) -> str:
@@ -147,7 +150,7 @@ class Invocation(ABC):
         from krill.config.overrides import MODEL_COMMANDS
         from krill.config.validation import validate_config
         from krill.launch.auto_processes import resolve_auto_processes
-        from krill.launch.kept_rates import keep_rates
+        from krill.launch.inherited_rates import inherit_rates
         from krill.launch.run_names import resolve_run_names
 
         if self.config is None:
@@ -156,7 +159,7 @@ class Invocation(ABC):
             if self.command in {"train", "plan", *MODEL_COMMANDS}:
                 config = resolve_run_names(config, self.sweep_folder)
             if self.command in {"train", "plan"}:
-                config = keep_rates(config, composed)
+                config, self.inherited = inherit_rates(config, composed)
             if config.detach and not self.is_for_slurm:
                 raise UsageError(
                     "detach=true is for SLURM jobs: add hardware=slurm_gpu or another slurm_ option"
@@ -165,18 +168,14 @@ class Invocation(ABC):
         assert isinstance(self.config, schema)
         return self.config
 
-    def explain_rule(self) -> list[str]:
-        """Returns lines on the values that follow the size of the run, of a command that trains or plans."""
+    def explain_rule(self) -> list[RuleValue]:
+        """Returns the values that follow the size of the run, of a command that trains or plans."""
         from omegaconf import OmegaConf
 
-        from krill.config.paths import relative_path
         from krill.config.rule_keys import explain_rule
-        from krill.launch.kept_rates import find_continued_run
 
         unresolved: Any = OmegaConf.to_container(self.composition.config, resolve=False)
-        run = find_continued_run(self.config)
-        continued = None if run is None else str(relative_path(run))
-        return explain_rule(unresolved, self.config, continued)
+        return explain_rule(unresolved, self.config, self.inherited)
 
     def _find_origins(self) -> ConfigOrigins:
         """Returns where the user's files set the keys of the configuration."""

@@ -11,11 +11,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
-from krill.config.run_size import count_hidden_parameters, round_accumulation
-from krill.config.size_rule import compute_batch_of_steps, compute_batch_of_tokens
+from krill.config.run_size import count_hidden_parameters
+from krill.config.size_rule import (
+    COMPUTE_OPTIMAL_RATIO,
+    WARMUP_FRACTION,
+    compute_batch,
+    compute_batch_of_tokens,
+)
 from krill.plan.changes import change_plan
-from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
-from krill.training.batch_shape import compute_auto_batch, format_micro_batch_overrides, shrink_micro_batch
+from krill.plan.run_plan import MAX_USEFUL_EPOCHS, RunPlan
+from krill.training.batch_shape import (
+    compute_auto_batch,
+    format_micro_batch_overrides,
+    round_accumulation,
+    shrink_micro_batch,
+)
 
 MAX_FITS = 5
 """The number of ways to fit that are listed."""
@@ -50,9 +60,6 @@ MAX_PADDING = 0.1
 
 MAX_WARMUP = 0.25
 """The share of the steps up to which a warm-up is not remarked on; published runs take a few percent."""
-
-USUAL_WARMUP = 0.05
-"""The share of the steps that is advised instead."""
 
 DEVICE_COUNTS = (2, 4, 8, 16, 32, 64)
 """The numbers of devices that are tried."""
@@ -164,7 +171,7 @@ def _list_candidates(plan: RunPlan) -> Iterator[tuple[int, tuple[str, ...], str]
         yield 2, (f"tokenizer.vocab_size={size}",), "half of the vocabulary, which changes the result"
     if plan.config.optimizer.name == "adamw" and "bf16" in setting.device.peak_flops:
         reason = "one moment per matrix instead of two, which changes the result"
-        yield 2, ("optimizer=muon_moonlight",), reason
+        yield 2, ("optimizer=muon_krill",), reason
 
 
 def _list_smaller_batches(plan: RunPlan) -> Iterator[tuple[str, ...]]:
@@ -310,9 +317,10 @@ def _count_steps(plan: RunPlan, tokens: int) -> int:
     batch = plan.setting.batch
     unit = batch.micro_batch_size * batch.world_size * plan.config.sequence_len
     parameters = count_hidden_parameters(plan.config.model.model_dump())
+    assert parameters is not None
 
     def count_tokens(steps: int) -> int:
-        return steps * unit * round_accumulation(compute_batch_of_steps(steps, parameters), unit)
+        return steps * unit * round_accumulation(compute_batch(parameters, steps), unit)
 
     return max(1, bisect_right(range(1, tokens // unit + 1), tokens, key=count_tokens))
 
@@ -342,7 +350,7 @@ def _advise_warmup(plan: RunPlan) -> Iterator[Advice]:
     if warmup > MAX_WARMUP:
         yield Advice(
             "data",
-            (f"scheduler.warmup={USUAL_WARMUP:g}",),
+            (f"scheduler.warmup={WARMUP_FRACTION:g}",),
             f"the warm-up takes {100 * warmup:.0f} % of the steps, which do not train at the full learning rate; "
             "published runs take a few percent (Touvron et al. 2023, LLaMA)",
         )

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from krill.config.schema.plan import parse_budget
-from krill.config.size_rule import compute_batch_of_tokens
+from krill.config.size_rule import COMPUTE_OPTIMAL_RATIO, compute_batch_of_tokens
 from krill.errors import UsageError
 from krill.plan.advice import BATCH_FIT_FLOPS
 from krill.plan.changes import change_plan
 from krill.plan.report import format_bytes, format_duration
-from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, RunPlan
+from krill.plan.run_plan import RunPlan
 from krill.tables import fit_table
 
 LARGEST_MICRO_BATCH = 64
@@ -39,6 +39,15 @@ PROPOSAL_HEADER = (
     "fits",
     "time",
 )
+
+
+class Preset(NamedTuple):
+    """An option of model=, with the other arguments of the command line."""
+
+    name: str
+    plan: RunPlan
+    find_lr: Callable[[int], float]
+    """Returns the learning rate of a number of steps."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +80,24 @@ class Proposal:
         return {"command": self.command, **self.plan.to_json()}
 
 
-def propose_runs(
-    presets: Iterable[tuple[str, RunPlan]],
-    budget: str,
-    arguments: Sequence[str] = (),
-    find_lr: Callable[[str, Sequence[str]], float] | None = None,
-) -> list[Proposal]:
+def propose_runs(presets: Iterable[Preset], budget: str, arguments: Sequence[str] = ()) -> list[Proposal]:
     """Returns a proposal for each preset that the budget can train: those that fit first, nearest to optimal first.
 
     Args:
-        presets: Option of model= and its plan, with the other arguments of the command line.
+        presets: What may be proposed.
         budget: FLOPs, or a time on the devices of the plans.
         arguments: The other arguments of the command line, for the command that is proposed.
-        find_lr: Returns the learning rate of a preset, by its option, with more overrides: it follows the length.
 
     Raises:
         UsageError: the budget does not reach for `MIN_BUDGET_STEPS` steps of any preset, or is larger than that of
             any run that can be configured.
     """
     presets = list(presets)
-    proposals = [proposal for name, plan in presets if (proposal := _propose(name, plan, budget))]
+    proposals = [proposal for preset in presets if (proposal := _propose(preset, budget))]
     if not proposals:
         is_enough = any(
-            _compute_budget_flops(plan, budget) >= _count_least_flops(plan) for _, plan in presets
+            _compute_budget_flops(preset.plan, budget) >= _count_least_flops(preset.plan)
+            for preset in presets
         )
         raise UsageError(
             f"budget={budget}: more than any preset can be trained for; use a smaller budget, such as budget=1e24"
@@ -102,18 +106,20 @@ def propose_runs(
             "such as budget=1e15 or budget=1h"
         )
     proposals = [replace(proposal, arguments=tuple(arguments)) for proposal in proposals]
-    if find_lr is not None:
-        proposals = [_set_lr(proposal, find_lr(proposal.model, proposal.overrides)) for proposal in proposals]
     return sorted(proposals, key=lambda one: (not one.plan.fits, one.distance))
 
 
-def _set_lr(proposal: Proposal, lr: float) -> Proposal:
-    changed = change_plan(proposal.plan, (f"lr={lr}",))
+def _propose(preset: Preset, budget: str) -> Proposal | None:
+    """Returns what the budget buys with a preset, at the learning rate of that length; None: less than a training."""
+    if (proposal := _choose_length(preset.name, preset.plan, budget)) is None:
+        return None
+    assert proposal.plan.steps is not None
+    changed = change_plan(proposal.plan, (f"lr={preset.find_lr(proposal.plan.steps)}",))
     assert changed is not None
     return replace(proposal, plan=changed)
 
 
-def _propose(name: str, plan: RunPlan, budget: str) -> Proposal | None:
+def _choose_length(name: str, plan: RunPlan, budget: str) -> Proposal | None:
     amount, unit = parse_budget(budget)
     flops = _compute_budget_flops(plan, budget)
     if flops < _count_least_flops(plan):

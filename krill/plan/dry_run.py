@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krill.config.paths import relative_path
+from krill.config.rule_keys import RuleValue, format_rule_lines
 from krill.config.schema import CustomModelConfig, TrainConfig
 from krill.data.dry_run_sample import format_mix
 from krill.data.inputs import RunInputs
@@ -33,7 +34,7 @@ log = logging.getLogger("krill")
 
 
 def plan_run(
-    config: TrainConfig, inputs: RunInputs, folder: Path | None = None, rates: Sequence[str] = ()
+    config: TrainConfig, inputs: RunInputs, folder: Path | None = None, rule_values: Sequence[RuleValue] = ()
 ) -> list[str]:
     """Returns lines that describe what `krill-train` would do; writes nothing.
 
@@ -41,7 +42,7 @@ def plan_run(
         config: the run.
         inputs: those of `config`.
         folder: the assigned folder of the result; None: a new one will be made.
-        rates: the lines that explain the learning rate.
+        rule_values: the values that follow the size of the run.
 
     Raises:
         UsageError: for everything that the run itself would reject before it starts.
@@ -58,7 +59,7 @@ def plan_run(
         f"batch       {format_batch(plan)}",
         f"device      {_describe_device(config, compute)}",
         f"optimizer   {config.optimizer.name}, lr {config.lr:g}, {config.scheduler.name}",
-        *rates,
+        *format_rule_lines(rule_values),
         f"steps       {_format_steps(plan)}",
         *format_cost_lines(plan),
         *format_memory_warning(plan),

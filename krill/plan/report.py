@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
+from krill.config.rule_keys import RuleValue, format_rule_lines
+from krill.config.size_rule import COMPUTE_OPTIMAL_RATIO
 from krill.plan.advice import find_fitting_changes, format_share, list_advice
 from krill.plan.memory import is_state_known
-from krill.plan.run_plan import COMPUTE_OPTIMAL_RATIO, MAX_USEFUL_EPOCHS, RunPlan
+from krill.plan.run_plan import MAX_USEFUL_EPOCHS, RunPlan
 from krill.plan.timing import TimedPlan, format_measurement
 from krill.tables import fit_table
 from krill.training.batch_shape import describe_auto_batch
@@ -31,10 +33,12 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
-def format_plan(plan: RunPlan, timed: TimedPlan | None = None, rates: Sequence[str] = ()) -> list[str]:
+def format_plan(
+    plan: RunPlan, timed: TimedPlan | None = None, rule_values: Sequence[RuleValue] = ()
+) -> list[str]:
     """Returns the lines that krill-plan prints.
 
-    `timed`: what plan.measure=true has measured; `rates`: the lines that explain the learning rate.
+    `timed`: what plan.measure=true has measured; `rule_values`: those that follow the size of the run.
     """
     config = plan.config
     lines = [
@@ -44,7 +48,7 @@ def format_plan(plan: RunPlan, timed: TimedPlan | None = None, rates: Sequence[s
         f"device      {_format_device(plan)}",
         f"batch       {format_batch(plan)}",
         f"tokens      {_format_tokens(plan)}",
-        *rates,
+        *format_rule_lines(rule_values),
     ]
     calibration = format_measurement(timed) if timed else []
     return [*lines, *format_cost_lines(plan), *calibration, *format_advice(plan)]

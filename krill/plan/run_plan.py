@@ -31,9 +31,6 @@ from krill.plan.step_time import (
 from krill.plan.text import TrainingText
 from krill.training.batch_shape import compute_training_length
 
-COMPUTE_OPTIMAL_RATIO = 20
-"""Tokens per parameter of a compute-optimal run (Hoffmann et al. 2022, "Chinchilla")."""
-
 MAX_USEFUL_EPOCHS = 4
 """Epochs up to which repeated tokens are worth about as much as new ones (Muennighoff et al. 2023)."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from krill.config.run_size import count_hidden_parameters, round_accumulation
+from krill.config.run_size import read_run_size
 from krill.config.schema import BatchConfig, TrainConfig
-from krill.config.size_rule import compute_batch_of_steps
+from krill.config.size_rule import AUTO, compute_batch
 from krill.errors import UsageError
 from krill.training.compute.device import resolve_data_ranks, resolve_world_size
 
@@ -60,21 +60,22 @@ def compute_batch_shape(config: TrainConfig, world_size: int = 1) -> BatchShape:
 
 
 def compute_auto_batch(config: TrainConfig) -> float | None:
-    """Returns the tokens per step that the rule gives; None: it does not apply. It does not with epochs."""
-    batch = config.batch
-    if batch.tokens != "auto" or batch.gradient_accumulation_steps is not None or config.rule == "off":
+    """Returns the tokens per step that the rule gives; None: it does not apply, as with epochs."""
+    if config.batch.tokens != AUTO or config.batch.gradient_accumulation_steps is not None:
         return None
-    if config.steps is None:
-        return None
-    return compute_batch_of_steps(config.steps, count_hidden_parameters(config.model.model_dump()))
+    size = read_run_size(vars(config) | {"model": config.model.model_dump()})
+    return None if size is None or size.steps is None else compute_batch(size.parameters, size.steps)
+
+
+def round_accumulation(batch: float, unit: int) -> int:
+    """Returns the passes of `unit` tokens each whose tokens are nearest to `batch`, at least one."""
+    return max(1, round(batch / unit))
 
 
 def describe_auto_batch(config: TrainConfig) -> str | None:
     """Returns where the tokens per step come from and what sets them; None: not from the rule."""
     tokens = compute_auto_batch(config)
-    if tokens is None:
-        return None
-    return f"rule: near {tokens:,.0f} for {config.steps:,} steps; batch.tokens=… sets it"
+    return None if tokens is None else f"rule: near {tokens:,.0f}; batch.tokens=… sets it"
 
 
 def resolve_batch_shape(config: TrainConfig) -> BatchShape:

@@ -8,6 +8,7 @@ from typing import Any
 
 from krill import atomic
 from krill.config.paths import relative_path
+from krill.config.rule_keys import RuleValue, format_rule_lines
 from krill.config.schema import CustomOptimizerConfig, OptimizerConfig, TrainConfig
 from krill.optim.groups import build_param_groups, list_parameter_assignments, summarize_groups
 from krill.optim.schedules import Restart, stable_phase
@@ -52,7 +53,7 @@ def log_header(
     if (reason := describe_auto_batch(config)) is not None:
         log.info("batch       %s tokens per step (%s)", f"{setup.tokens_per_step:,}", reason)
     status = read_status(setup.folder) or {}  # krill-train writes plan and rule before its ranks start
-    for line in status.get("rule") or ():
+    for line in format_rule_lines(RuleValue(**value) for value in status.get("rule") or ()):
         log.info(line)
     if restart is not None:
         log.info("schedule    %s", format_restart(config, setup.length.steps, restart))

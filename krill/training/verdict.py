@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from krill.config.size_rule import COMPUTE_OPTIMAL_RATIO
 from krill.runs.record import Record
 from krill.runs.summary import RUN
 from krill.training import ranks
@@ -25,7 +26,6 @@ from krill.training.trainer import KrillTrainer
 
 log = logging.getLogger("krill")
 
-OPTIMAL_TOKENS_PER_PARAMETER = 20
 MAX_EPOCHS = 4
 MIN_STEPS = 50
 """Number of steps from which a run is judged."""
@@ -173,7 +173,7 @@ def _describe_amount(facts: RunFacts) -> str:
     if facts.is_pretrained:
         text += " in this run, besides those of model.from"
     else:
-        text += f" (about {OPTIMAL_TOKENS_PER_PARAMETER} are compute-optimal)"
+        text += f" (about {COMPUTE_OPTIMAL_RATIO} are compute-optimal)"
     text += f", {_format_ratio(facts.epochs)} epochs"
     if facts.epochs > MAX_EPOCHS:
         text += f", of which those beyond about {MAX_EPOCHS} add little"
@@ -260,11 +260,14 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
             "More validations would show it.",
             f"krill-train continue={RUN} steps={2 * end} eval_every={every}",
         )
-    if facts.tokens_per_parameter > OPTIMAL_TOKENS_PER_PARAMETER and facts.num_layers is not None:
+    if facts.tokens_per_parameter > COMPUTE_OPTIMAL_RATIO and facts.num_layers is not None:
         more_text = " and more text (data=)" if facts.epochs > MAX_EPOCHS else ""
         layers = 2 * facts.num_layers
-        return f"Use a larger model{more_text}.", f"krill-train from={RUN} model.num_hidden_layers={layers}"
-    if facts.tokens_per_parameter < OPTIMAL_TOKENS_PER_PARAMETER and 2 * facts.epochs <= MAX_EPOCHS:
+        return (
+            f"Use a larger model{more_text}.",
+            f"krill-train from={RUN} model.num_hidden_layers={layers}{batch}",
+        )
+    if facts.tokens_per_parameter < COMPUTE_OPTIMAL_RATIO and 2 * facts.epochs <= MAX_EPOCHS:
         return "Use a longer schedule, which decays later.", f"krill-train from={RUN} steps={2 * end}{batch}"
     rates = f"{facts.lr / 3:.2g},{facts.lr * 3:.2g}"
     return "Try other learning rates.", f"krill-train -m from={RUN} lr={rates}"

@@ -91,10 +91,9 @@ SIGNED = [
 
 @pytest.mark.parametrize("override", UNSIGNED)
 def test_unsigned_keys_do_not_count(override: str):
-    """The rule is off, as the size of a step may change what it gives."""
-    other, default = load_config(override, "rule=off"), load_config("rule=off")
-    assert other != default
-    assert compute_signature("train", other) == compute_signature("train", default)
+    other = load_config(override)
+    assert other != load_config()
+    assert compute_signature("train", other) == compute_signature("train", load_config())
 
 
 @pytest.mark.parametrize("override", SIGNED)
@@ -117,7 +116,7 @@ def test_the_rule_counts_by_what_it_gives():
     )
     assert compute_signature(load_config(*rates, "rule=off")) == compute_signature(given)
     scaled = load_config("lr_scale=0.5", "optimizer.weight_decay=0.1")
-    assert compute_signature(load_config("lr=0.0027", "optimizer.weight_decay=0.1")) == compute_signature(
+    assert compute_signature(load_config("lr=0.00295", "optimizer.weight_decay=0.1")) == compute_signature(
         scaled
     )
     assert compute_signature(load_config("rule=off")) != compute_signature(given)

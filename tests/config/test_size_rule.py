@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from compositions import OPTION_ROWS, compose, load_config, load_option
+from compositions import compose, load_config, load_option
 from omegaconf import OmegaConf
 
 from krill.cli.compose import compose_config
 from krill.config.paths import CONF_DIR, list_config_options
-from krill.config.rule_keys import explain_rule
-from krill.config.run_size import count_hidden_parameters, read_run_size
+from krill.config.rule_keys import explain_rule, format_rule_lines
+from krill.config.run_size import RunSize, count_hidden_parameters, read_run_size
 from krill.config.schema import TrainConfig, TransformerConfig
+from krill.config.signature import compute_signature
 from krill.config.size_rule import (
-    compute_batch_of_steps,
+    compute_batch,
     compute_batch_of_tokens,
     compute_lr,
+    compute_tokens,
     compute_warmup,
     compute_weight_decay,
 )
 from krill.config.validation import validate_config
 from krill.errors import UsageError
 from krill.plan.architecture import GatedArchitecture
+from krill.training.batch_shape import compute_batch_shape, format_micro_batch_overrides, shrink_micro_batch
 
 NANO = 1_572_864
 """Hidden parameters of the default model: 4 layers of 2·192² + 2·192·64 + 3·192·512."""
@@ -40,22 +42,21 @@ def test_the_learning_rate_is_that_of_the_compute(parameters: float, tokens: flo
     assert compute_lr(parameters, tokens, factor=0.5) == pytest.approx(lr / 2, rel=0.05)
 
 
-@pytest.mark.parametrize(("parameters", "tokens", "published"), [(0.4e9, 9e9, 9.5e-4), (1.5e9, 30e9, 8.3e-4)])
-def test_the_learning_rate_is_near_that_of_moonlights_table(
+@pytest.mark.parametrize(
+    ("parameters", "tokens", "published"),
+    [(0.4e9, 8.9e9, 9.5e-4), (1.5e9, 38.9e9, 8.3e-4), (6.9e9, 2e12, 4.2e-4)],
+)
+def test_the_learning_rate_is_below_published_ones_by_at_most_26_percent(
     parameters: float, tokens: float, published: float
 ) -> None:
-    """Liu et al. 2025, "Muon is Scalable for LLM Training": the smallest and the largest of its scaling law."""
-    assert compute_lr(parameters, tokens) == pytest.approx(published, rel=0.3)
-
-
-def test_the_learning_rate_is_near_that_of_deepseek_7b() -> None:
-    """Bi et al. 2024, table 2: 4.2e-4 for 2T tokens."""
-    assert compute_lr(6.9e9, 2e12) == pytest.approx(4.2e-4, rel=0.3)
+    """The smallest and the largest model of the scaling law of Liu et al. 2025, "Muon is Scalable for LLM Training",
+    and Bi et al. 2024, table 2."""
+    assert 0.73 < compute_lr(parameters, tokens) / published < 1
 
 
 def test_rates_stay_in_their_range() -> None:
     assert (compute_lr(1, 1), compute_lr(1e15, 1e18)) == (2e-2, 1e-4)
-    assert (compute_weight_decay(1e-3, 1, 1.0), compute_weight_decay(1e-2, 10**9, 20.0)) == (0.1, 0.01)
+    assert (compute_weight_decay(NANO, 500), compute_weight_decay(NANO, 10**9)) == (0.1, 0.01)
     assert compute_lr(NANO, 1.024e6) == 5.4e-3, "two significant digits"
 
 
@@ -63,32 +64,36 @@ def test_the_batch_is_a_fixed_point_of_the_tokens() -> None:
     """Li et al. 2025: 0.58 · D^0.571, of a run of S steps with D = S · batch."""
     assert compute_batch_of_tokens(1e9) == pytest.approx(0.58 * 1e9**0.571)
     for steps in (10, 500, 20_000):
-        batch = compute_batch_of_steps(steps, parameters=None)
+        batch = compute_batch(1e12, steps)
         assert batch == pytest.approx(0.58 * (steps * batch) ** 0.571)
-        assert compute_batch_of_steps(steps, parameters=1e12) == batch
-    assert compute_batch_of_steps(2**31, None) == compute_batch_of_tokens(1e18) == 2**22
+        assert compute_tokens(1e12, steps) == steps * max(1024, batch)
+    assert compute_batch(1e18, 2**31) == compute_batch_of_tokens(1e18) == 2**22
 
 
 def test_the_batch_does_not_grow_beyond_that_of_compute_optimal_tokens() -> None:
-    assert compute_batch_of_steps(20_000, NANO) == compute_batch_of_tokens(20 * NANO)
+    assert compute_batch(NANO, 20_000) == compute_batch_of_tokens(20 * NANO)
 
 
 @pytest.mark.parametrize(
-    ("steps", "tokens_per_parameter"), [(50_000, 20.0), (100_000, 20.0), (200_000, 100.0)]
+    ("parameters", "steps"), [(NANO, 1_000_000), (1e8, 500), (1e9, 17_000), (1e9, 200_000)]
 )
-def test_weights_forget_over_a_part_of_the_run(steps: int, tokens_per_parameter: float) -> None:
+def test_weights_forget_over_a_part_of_the_run(parameters: float, steps: int) -> None:
     """Bergsma et al. 2025: 1 / (lr · weight_decay · steps) = 1.084 · (D / N)^-0.527."""
-    decay = compute_weight_decay(2e-3, steps, tokens_per_parameter)
-    assert 1 / (2e-3 * decay * steps) == pytest.approx(1.084 * tokens_per_parameter**-0.527, rel=0.03)
+    tokens, decay = compute_tokens(parameters, steps), compute_weight_decay(parameters, steps)
+    assert 0.01 < decay < 0.1
+    timescale = 1 / (compute_lr(parameters, tokens) * decay * steps)
+    assert timescale == pytest.approx(1.084 * (tokens / parameters) ** -0.527, rel=0.03)
 
 
 def test_the_weight_decay_is_near_that_of_moonlight() -> None:
-    """Liu et al. 2025: 0.1, here for 1 billion parameters and 20 tokens each in steps of half a million."""
-    assert compute_weight_decay(8.6e-4, 40_000, 20.0) == pytest.approx(0.1, rel=0.2)
+    """Liu et al. 2025: 0.1, for 0.4 to 1.5 billion parameters with about 20 tokens each."""
+    for parameters in (0.4e9, 1.5e9):
+        assert compute_weight_decay(parameters, None) == pytest.approx(0.1, rel=0.1)
 
 
 def test_the_warm_up_has_at_most_2000_steps() -> None:
     assert [compute_warmup(steps) for steps in (1, 500, 40_000, 400_000)] == [0.01, 0.01, 0.01, 0.005]
+    assert compute_warmup(None) == 0.01
 
 
 # --- the size of a run -------------------------------------------------------------------------------------
@@ -118,36 +123,53 @@ def test_another_architecture_counts_by_width_and_depth(keys: tuple[str, str]) -
 
 
 @pytest.mark.parametrize(
-    ("overrides", "tokens"),
+    ("overrides", "size"),
     [
-        ([], 500 * 2048), (["batch.micro_batch_size=1"], 500 * 4 * 256), (["batch.tokens=8192"], 500 * 8192),
-        (["steps=10000"], 10_000 * 5 * 2048), (["steps=10000", "batch.tokens=null"], 10_000 * 2048),
-        (["steps=10000", "rule=off"], 10_000 * 2048), (["epochs=3", "steps=null"], 20 * NANO),
-        (["batch.gradient_accumulation_steps=3", "batch.tokens=null"], 500 * 3 * 2048),
-        (["batch.gradient_accumulation_steps=3", "batch.tokens=auto"], 500 * 3 * 2048),
+        ([], RunSize(NANO, 500)), (["steps=10000"], RunSize(NANO, 10_000)), (["rule=off"], None),
+        (["epochs=3", "steps=null"], RunSize(NANO, None)), (["model=auto", "model.model_type=gpt2"], None),
     ],
 )  # fmt: skip
-def test_the_tokens_of_a_run(overrides: list[str], tokens: int) -> None:
+def test_the_size_is_read_before_and_after_validation(overrides: list[str], size: RunSize | None) -> None:
     for values in (compose("train", *overrides), load_config(*overrides).model_dump()):
-        size = read_run_size(values)
-        assert (size.parameters, size.tokens) == (NANO, tokens)
-        assert size.steps == (None if "epochs=3" in overrides else load_config(*overrides).steps)
+        assert read_run_size(values) == size
+
+
+BATCHES = (
+    "batch.micro_batch_size=1", "batch.tokens=8192", "batch.tokens=null",
+    "batch.gradient_accumulation_steps=3",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("override", BATCHES)
+def test_the_batch_changes_no_rate(override: str) -> None:
+    """So that a smaller micro batch after an out-of-memory error resumes the same run."""
+    default, other = load_config("steps=20000"), load_config("steps=20000", override)
+    assert (other.lr, other.optimizer, other.scheduler) == (default.lr, default.optimizer, default.scheduler)
+    assert compute_signature("train", other) == compute_signature("train", default)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+def test_smaller_micro_batches_of_the_same_rows_are_the_same_run(world_size: int) -> None:
+    base = ["model=llama_125m", "steps=17000", f"hardware.processes={world_size}"]
+    config = load_config(*base)
+    shape = compute_batch_shape(config, world_size)
+    size = shrink_micro_batch(shape.micro_batch_size, shape)
+    smaller = load_config(*base, *format_micro_batch_overrides(config.batch, shape, size).split())
+    assert compute_batch_shape(smaller, world_size).rows_per_step == shape.rows_per_step
+    assert compute_signature("train", smaller) == compute_signature("train", config)
+
+
+def test_a_model_of_unknown_size_has_one_micro_batch_a_step() -> None:
+    config = load_config("model=auto", "model.model_type=gpt2", "steps=100000")
+    assert compute_batch_shape(config).accumulation_steps == 1
 
 
 # --- which value wins --------------------------------------------------------------------------------------
 
 
-def test_every_option_has_rates_in_their_range() -> None:
-    for row in OPTION_ROWS:
-        config = load_config(*row)
-        assert 1e-4 <= config.lr <= 2e-2
-        assert 0.0 <= config.optimizer.weight_decay <= 0.1
-        assert 0.0 < config.scheduler.warmup <= 0.01
-
-
 def test_a_run_has_the_rates_of_its_size() -> None:
     nano, longer, larger = load_config(), load_config("steps=1000000"), load_config("model=llama_125m")
-    assert (nano.lr, nano.optimizer.weight_decay, nano.scheduler.warmup) == (5.4e-3, 0.1, 0.01)
+    assert (nano.lr, nano.optimizer.weight_decay, nano.scheduler.warmup) == (5.9e-3, 0.1, 0.01)
     assert longer.lr < nano.lr
     assert longer.optimizer.weight_decay < nano.optimizer.weight_decay
     assert longer.scheduler.warmup == 0.002
@@ -193,8 +215,8 @@ def test_lr_scale_needs_the_lr_of_the_rule(overrides: list[str]) -> None:
     with pytest.raises(UsageError) as raised:
         load_config(*overrides, "lr_scale=0.5")
     assert str(raised.value) == (
-        "lr_scale=0.5 multiplies the learning rate that rule gives, but lr=0.001 is set; leave lr_scale out and set "
-        "lr=0.0005, or leave lr out"
+        "lr_scale=0.5 multiplies the learning rate that rule gives, but lr=0.001 is set; set lr=0.0005 and "
+        "lr_scale=1, or leave lr out"
     )
     assert load_config(*overrides, "lr_scale=1").lr == 1e-3
 
@@ -222,7 +244,7 @@ def test_the_lr_of_a_custom_optimizer_may_follow_the_rule(tmp_path: Path) -> Non
         "# @package _global_\ndefaults: [_adamw@optimizer, _self_]\n"
         "lr: {}\noptimizer: {{name: custom, build: 'lion.py:build', options: {{}}}}\n"
     )
-    for lr, expected in (("${krill.lr_by_size:{factor:0.1,fixed:1.0e-04}}", 5.4e-4), ("5.0e-04", 5e-4)):
+    for lr, expected in (("${krill.lr_by_size:1.0e-04,0.1}", 5.9e-4), ("5.0e-04", 5e-4)):
         (tmp_path / "optimizer" / "lion.yaml").write_text(text.format(lr))
         config = validate_config(TrainConfig, compose_config("train", ["optimizer=lion"], [tmp_path]))
         assert (config.lr, config.optimizer.lr) == (expected, expected)
@@ -233,36 +255,37 @@ def test_the_lr_of_a_custom_optimizer_may_follow_the_rule(tmp_path: Path) -> Non
 
 def explain(*overrides: str) -> list[str]:
     unresolved: Any = OmegaConf.to_container(compose("train", *overrides), resolve=False)
-    return explain_rule(unresolved, load_config(*overrides))
+    return format_rule_lines(explain_rule(unresolved, load_config(*overrides)))
 
 
+NANO_SIZE = "rule: 1.6 M hidden parameters"
 DECAY = "; optimizer.weight_decay=… sets it)"
+WARMUP = "of the steps (rule: at most 2,000 steps; scheduler.warmup=… sets it)"
 
 
 @pytest.mark.parametrize(
     ("overrides", "lines"),
     [
         ([], [
-            "lr          5.4e-03 (rule: 1.6 M hidden parameters, 1.0 M tokens; lr=… sets it)",
-            f"decay       0.1 (rule: of lr, 500 steps and their tokens, 0.01 to 0.1{DECAY}",
+            f"lr          5.9e-03 ({NANO_SIZE}, 500 steps; lr=… sets it)",
+            f"decay       0.1 ({NANO_SIZE}, 500 steps{DECAY}",
+            f"warmup      0.01 {WARMUP}",
         ]),
-        (["lr_scale=0.5", "optimizer.weight_decay=0.1"], [
-            "lr          2.7e-03 (rule: 1.6 M hidden parameters, 1.0 M tokens, × lr_scale=0.5; lr=… sets it)",
+        (["lr_scale=0.5", "optimizer.weight_decay=0.1", "scheduler.warmup=0.01"], [
+            f"lr          0.00295 ({NANO_SIZE}, 500 steps, × lr_scale=0.5; lr=… sets it)",
         ]),
         (["epochs=1", "steps=null"], [
-            "lr          3.5e-03 (rule: 1.6 M hidden parameters, 31.5 M tokens (assumed with epochs=: 20 per "
-            "parameter); lr=… sets it)",
-            f"decay       0.1 (fixed: the rule does not know the steps of epochs={DECAY}",
+            f"lr          3.5e-03 ({NANO_SIZE}, assuming 20 tokens for each; lr=… sets it)",
+            f"decay       0.1 ({NANO_SIZE}, assuming 20 tokens for each{DECAY}",
+            f"warmup      0.01 {WARMUP}",
         ]),
-        (["model=auto", "model.model_type=gpt2"], [
+        (["model=auto", "model.model_type=gpt2", "scheduler.warmup=0"], [
             "lr          3.0e-03 (fixed: the rule does not know the size of model=gpt2; lr=… sets it)",
             f"decay       0.1 (fixed: the rule does not know the size of model=gpt2{DECAY}",
         ]),
-        (["steps=400000", "lr=1e-3", "optimizer=muon_pto"], [
-            "warmup      0.005 of the steps (rule: 2,000 steps; scheduler.warmup=… sets it)",
-        ]),
+        (["steps=400000", "lr=1e-3", "optimizer=muon_pto"], [f"warmup      0.005 {WARMUP}"]),
         (["rule=off"], []),
-        (["lr=1e-3", "optimizer.weight_decay=0.1"], []),
+        (["lr=1e-3", "optimizer.weight_decay=0.1", "scheduler.warmup=0.01"], []),
     ],
 )  # fmt: skip
 def test_a_line_explains_what_is_not_set(overrides: list[str], lines: list[str]) -> None:
@@ -281,9 +304,3 @@ def test_the_table_of_the_docs_is_up_to_date() -> None:
         sys.path.pop(0)
     page = PAGE.read_text(encoding="utf-8")
     assert insert_table(page) == page, "python docs/make_rates.py"
-
-
-def test_the_rule_imports_no_torch() -> None:
-    program = "import sys, krill.config.resolvers; print('torch' in sys.modules, 'pydantic' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,26 @@ from krill.config.schema.plan import parse_budget
 from krill.config.size_rule import compute_batch_of_tokens
 from krill.device_table import get_device
 from krill.errors import UsageError
-from krill.plan.budget import Proposal, propose_runs
-from krill.plan.run_plan import RunPlan, build_run_plan
+from krill.plan.budget import Preset, Proposal, propose_runs
+from krill.plan.run_plan import build_run_plan
 
 H100 = get_device("h100")
 NAMES = ("llama_nano", "llama_micro", "llama_125m", "llama_350m", "llama_3b")
 
 
-def list_presets(*overrides: str, device: Any = H100) -> list[tuple[str, RunPlan]]:
+def list_presets(*overrides: str, device: Any = H100) -> list[Preset]:
     return [
-        (name, build_run_plan(load_config(f"model={name}", "tokenizer=bpe_32k", *overrides), 32_000, device))
+        Preset(
+            name,
+            build_run_plan(load_config(f"model={name}", "tokenizer=bpe_32k", *overrides), 32_000, device),
+            partial(find_lr, name),
+        )
         for name in NAMES
     ]
 
 
-def find_lr(name: str, overrides: Sequence[str]) -> float:
-    return load_config(f"model={name}", *overrides).lr
+def find_lr(name: str, steps: int) -> float:
+    return load_config(f"model={name}", f"steps={steps}").lr
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_what_is_no_budget_is_refused(text: str) -> None:
 
 
 def test_flops_are_spent_on_the_model_nearest_to_compute_optimal() -> None:
-    proposals = propose_runs(list_presets(), "1e19", find_lr=find_lr)
+    proposals = propose_runs(list_presets(), "1e19")
     assert {proposal.model for proposal in proposals} == set(NAMES)
     for proposal in proposals:
         assert proposal.plan.flops == pytest.approx(1e19, rel=0.01)

@@ -28,6 +28,7 @@ from krill.config.schema.model import ModelConfig
 from krill.config.schema.optim import OptimizerConfig, SchedulerConfig
 from krill.config.schema.sweep import SweepConfig
 from krill.config.schema.tokenizer import TokenizerConfig
+from krill.config.size_rule import AUTO
 
 
 def _read_off(value: object) -> object:
@@ -48,7 +49,7 @@ class BatchConfig(Section):
     @property
     def fixed_tokens(self) -> int | None:
         """The tokens per step that are set; None: they follow from the other keys."""
-        return None if self.tokens == "auto" else self.tokens
+        return None if self.tokens == AUTO else self.tokens
 
     @model_validator(mode="after")
     def _check_batch_size(self) -> BatchConfig:
@@ -125,8 +126,8 @@ class TrainConfig(Section):
     seed: Seed
     """Seed of the initial weights and of the order of rows."""
     rule: Unsigned[Annotated[Literal["size", "off"], BeforeValidator(_read_off)]]
-    """What the defaults of lr, batch.tokens, optimizer.weight_decay and scheduler.warmup follow. size: the parameters
-    and the tokens of the run, by the rule in docs/training.md; off: nothing, they are fixed values."""
+    """What the defaults of lr, batch.tokens, optimizer.weight_decay and scheduler.warmup follow. size: the hidden
+    parameters and the steps of the run, by the rule in docs/training.md; off: nothing, they are fixed values."""
     lr: Rate
     """Learning rate on the AdamW scale, for every optimizer; follows rule."""
     lr_scale: Unsigned[Rate]

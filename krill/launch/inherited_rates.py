@@ -1,7 +1,7 @@
-"""A run that continues another one keeps its learning rate, weight decay and batch, which the rule would change.
+"""A run that continues another one inherits its learning rate, weight decay and batch, which the rule would change.
 
 The rule follows the length of a run, and continuing changes the length: branch=, continue=, and resume= with
-resume_changed=true. What the user sets stays.
+resume_changed=true. A value that the user sets wins.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from krill.config.paths import relative_path
-from krill.config.rule_keys import follows_rule
+from krill.config.rule_keys import InheritedValues, follows_rule
+from krill.config.run_size import is_rule_on
 from krill.config.schema import TrainConfig
+from krill.config.size_rule import AUTO
 from krill.errors import UsageError
 from krill.runs.claim import RESUME_MODES
 from krill.runs.record import read_config, read_status
@@ -30,37 +32,39 @@ def find_continued_run(config: TrainConfig) -> Path | None:
     return None
 
 
-def keep_rates(config: TrainConfig, composed: DictConfig) -> TrainConfig:
-    """Returns `config` with the values of the run that it continues in place of those that the rule chose.
+def inherit_rates(config: TrainConfig, composed: DictConfig) -> tuple[TrainConfig, InheritedValues | None]:
+    """Returns `config` with the values of the run that it continues in place of those that the rule chose, and which.
 
-    `composed`: what `config` was validated from. Raises UsageError if lr_scale differs from that run's.
+    `composed`: what `config` was validated from. Raises UsageError if lr_scale would change the learning rate.
     """
     run = find_continued_run(config)
-    if run is None or config.rule == "off" or not (earlier := read_config(run)):
-        return config
+    if run is None or not is_rule_on(config.rule) or not (earlier := read_config(run)):
+        return config, None
     unresolved: Any = OmegaConf.to_container(composed, resolve=False)
-    kept: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if follows_rule(unresolved, "lr") and "lr" in earlier:
         _check_scale(config, run, earlier)
-        kept["lr"] = earlier["lr"]
+        values["lr"] = earlier["lr"]
     decay = (earlier.get("optimizer") or {}).get("weight_decay")
     if follows_rule(unresolved, "optimizer.weight_decay") and decay is not None:
-        kept["optimizer.weight_decay"] = decay
+        values["optimizer.weight_decay"] = decay
     batch, rows = config.batch, (read_status(run) or {}).get("rows_per_step")
-    if batch.tokens == "auto" and batch.gradient_accumulation_steps is None and rows is not None:
-        kept["batch.tokens"] = rows * config.sequence_len
+    if batch.tokens == AUTO and batch.gradient_accumulation_steps is None and rows is not None:
+        values["batch.tokens"] = rows * config.sequence_len
+    if not values:
+        return config, None
     changed = copy.deepcopy(composed)
-    for key, value in kept.items():
+    for key, value in values.items():
         OmegaConf.update(changed, key, value)
     # Other rates of the optimizer follow these.
     resolved = type(config).model_validate(OmegaConf.to_container(changed, resolve=True))
-    return config.model_copy(update={key: getattr(resolved, key) for key in ("lr", "optimizer", "batch")})
+    config = config.model_copy(update={key: getattr(resolved, key) for key in ("lr", "optimizer", "batch")})
+    return config, InheritedValues(str(relative_path(run)), frozenset(values))
 
 
 def _check_scale(config: TrainConfig, run: Path, earlier: dict[str, Any]) -> None:
-    before = earlier.get("lr_scale", 1.0)
-    if config.lr_scale != before:
+    if config.lr_scale not in (1, earlier.get("lr_scale", 1)):
         raise UsageError(
-            f"lr_scale={config.lr_scale:g}: a run that continues {relative_path(run)} keeps its learning rate; set "
-            f"lr=… for another one (it was {earlier['lr']:g}) and lr_scale={before:g}"
+            f"lr_scale={config.lr_scale:g}: a run that continues {relative_path(run)} keeps its learning rate, "
+            f"{earlier['lr']:g}; set lr_scale=1, or lr=… for another one"
         )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from compositions import compose, load_config
+from omegaconf import OmegaConf
 
+from krill.config.rule_keys import explain_rule, format_rule_lines
 from krill.config.schema import MuonConfig, TrainConfig
 from krill.errors import UsageError
-from krill.launch.kept_rates import find_continued_run, keep_rates
+from krill.launch.inherited_rates import find_continued_run, inherit_rates
 
 EARLIER = ("steps=3000", "lr_scale=0.5", "optimizer=muon_keller")
 
@@ -27,7 +30,7 @@ def write_run(folder: Path, *overrides: str, rows_per_step: int = 24) -> Path:
 
 
 def continue_run(*overrides: str) -> TrainConfig:
-    return keep_rates(load_config(*overrides), compose("train", *overrides))
+    return inherit_rates(load_config(*overrides), compose("train", *overrides))[0]
 
 
 @pytest.mark.parametrize("checkpoint", ["", "checkpoints/checkpoint-7"])
@@ -61,10 +64,46 @@ def test_what_is_set_is_not_kept(tmp_path: Path) -> None:
 
 def test_another_lr_scale_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "steps=3000")
-    with pytest.raises(
-        UsageError, match=r"keeps its learning rate; set lr=… for another one \(it was 0\.0035\)"
-    ):
-        continue_run(f"branch={run}", "steps=30000", "lr_scale=0.5")
+    longer, earlier = (f"branch={run}", "steps=30000"), load_config("steps=3000").lr
+    with pytest.raises(UsageError) as raised:
+        continue_run(*longer, "lr_scale=0.5")
+    assert str(raised.value) == (
+        f"lr_scale=0.5: a run that continues {run} keeps its learning rate, {earlier:g}; set lr_scale=1, or lr=… for "
+        "another one"
+    )
+    assert continue_run(*longer, "lr_scale=1").lr == earlier
+    assert continue_run(*longer, "lr=0.01").lr == 0.01
+
+
+def test_the_scale_of_the_earlier_run_need_not_be_repeated(tmp_path: Path) -> None:
+    run, earlier = write_run(tmp_path / "run", *EARLIER), load_config(*EARLIER)
+    for scale in ([], ["lr_scale=0.5"]):
+        assert continue_run(f"branch={run}", "steps=30000", "optimizer=muon_keller", *scale).lr == earlier.lr
+
+
+def test_inherited_values_name_their_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "steps=3000", rows_per_step=24)
+    overrides = (f"branch={run}", "steps=30000", "optimizer.weight_decay=0.05")
+    composed = compose("train", *overrides)
+    config, inherited = inherit_rates(load_config(*overrides), composed)
+    assert inherited is not None
+    assert inherited.keys == {"lr", "batch.tokens"}
+    unresolved: Any = OmegaConf.to_container(composed, resolve=False)
+    assert format_rule_lines(explain_rule(unresolved, config, inherited)) == [
+        f"lr          3.5e-03 (as in {run}; lr=… sets it)",
+        "warmup      0.01 of the steps (rule: at most 2,000 steps; scheduler.warmup=… sets it)",
+        f"batch       6,144 tokens per step (as in {run}; batch.tokens=… sets it)",
+    ]
+
+
+def test_nothing_is_inherited_without_a_configuration(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "steps=3000")
+    (run / "config.yaml").unlink()
+    overrides = (f"branch={run}", "steps=30000")
+    assert inherit_rates(load_config(*overrides), compose("train", *overrides)) == (
+        load_config(*overrides),
+        None,
+    )
 
 
 def test_only_a_run_that_resumes_with_changes_keeps_them(tmp_path: Path) -> None:
