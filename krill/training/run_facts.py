@@ -45,6 +45,7 @@ class RunFacts:
     loss_at_start: float | None = None
     """The validation loss of the same text at the step from which the run branched."""
     stopped_by: str | None = None
+    lr_scale: float = 1.0
     auto_batch: int | None = None
     """Tokens of a step, which another number of steps, or a retry after running out of memory, would change; None:
     they are set."""
@@ -94,6 +95,7 @@ def collect_facts(
         epochs=epochs * train.tokens / (train.tokens - repeated),
         skipped=sum(line["step"] > start for line in read_jsonl(setup.folder / "skipped.jsonl")),
         lr=config.lr,
+        lr_scale=config.lr_scale,
         final_lr=rates[-1] / max(rates) if max(rates, default=0.0) > 0 else None,
         num_layers=config.model.num_hidden_layers if isinstance(config.model, TransformerConfig) else None,
         train_documents=train.documents,
