@@ -94,7 +94,10 @@ def _list_rule_values(config: TrainConfig, size: RunSize | None) -> Iterator[Rul
         length = assumed if size.steps is None else f"{size.steps:,} steps"
         source = f"rule: {format_amount(size.parameters)} hidden parameters, {length}"
     scale = "" if config.lr_scale == 1 else f", × lr_scale={config.lr_scale:g}"
-    yield RuleValue("lr", format_rate(config.lr), source + scale)
+    lr_source = (
+        source if config.model.family != "pretrained" else "fixed, for weights from scratch: use a lower one"
+    )
+    yield RuleValue("lr", format_rate(config.lr), lr_source + scale)
     yield RuleValue("optimizer.weight_decay", f"{config.optimizer.weight_decay:g}", source)
     limit = f"at most {size_rule.MAX_WARMUP_STEPS:,} steps"
     yield RuleValue("scheduler.warmup", f"{config.scheduler.warmup:.2g} of the steps", f"rule: {limit}")

@@ -26,6 +26,9 @@ from krill.training.compute.device import world_size_from_env
 T = TypeVar("T")
 CONNECT_TIMEOUT = timedelta(minutes=10)
 """Time for the ranks to connect to each other, after all of them have started."""
+NCCL_TIMEOUT = timedelta(hours=1)
+"""Time that a rank may be late to a collective on CUDA; torch's 10 minutes are less than a large sharded checkpoint
+takes on a slow file system, which all ranks write together and one may finish last."""
 CONTROL_TIMEOUT = timedelta(days=30)
 """Long, because other ranks may wait while rank 0 prepares data; a rank that dies is noticed at once anyway."""
 
@@ -61,7 +64,7 @@ def _init_process_group(device: str) -> None:
     if device == "cuda":
         local_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(local_device)
-        dist.init_process_group("nccl", device_id=local_device)
+        dist.init_process_group("nccl", device_id=local_device, timeout=NCCL_TIMEOUT)
         return
     with _explain_connection_error():
         dist.init_process_group("gloo", timeout=CONNECT_TIMEOUT)

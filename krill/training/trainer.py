@@ -65,7 +65,7 @@ from krill.training.checkpoint.commit import staged_checkpoint_on_all_ranks
 from krill.training.compute.compilation import compile_blocks, compile_callable, explain_compile_errors
 from krill.training.compute.ddp import configure_ddp
 from krill.training.compute.device import resolve_shard_size
-from krill.training.compute.fsdp import configure_fsdp, shard_embeddings
+from krill.training.compute.fsdp import configure_fsdp, shard_in_fp32
 from krill.training.compute.head_loss import Loss
 from krill.training.metrics.evaluate import ValidationTotals, evaluate_batches, merge_validation_totals
 from krill.training.metrics.optimizer_stats import OptimizerStats
@@ -155,7 +155,7 @@ class KrillTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            shard_embeddings(self)
+            shard_in_fp32(self)
             self.optimizer = build_optimizer(self.model, self.config.optimizer)
             if not supports_found_inf(self.optimizer):
                 wrap_step_skip(lambda: bool(self.bad_step_detector.is_bad), self.optimizer)

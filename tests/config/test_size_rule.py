@@ -293,6 +293,9 @@ WARMUP = "of the steps (rule: at most 2,000 steps; scheduler.warmup=… sets it)
             "lr          3.0e-03 (fixed: the rule does not know the size of model=gpt2; lr=… sets it)",
             f"decay       0.1 (fixed: the rule does not know the size of model=gpt2{DECAY}",
         ]),
+        (["model=pretrained", "model.from=run", "optimizer.weight_decay=0.1", "scheduler.warmup=0"], [
+            "lr          3.0e-03 (fixed, for weights from scratch: use a lower one; lr=… sets it)",
+        ]),
         (["steps=400000", "lr=1e-3", "optimizer=muon_pto"], [f"warmup      0.005 {WARMUP}"]),
         (["rule=off"], []),
         (["lr=1e-3", "optimizer.weight_decay=0.1", "scheduler.warmup=0.01"], []),

@@ -48,4 +48,4 @@ def test_nccl_is_initialized_with_the_device_of_the_rank(monkeypatch: pytest.Mon
     monkeypatch.setenv("LOCAL_RANK", "3")
     ranks._init_process_group("cuda")
     device = torch.device("cuda", 3)
-    assert calls == {"backend": "nccl", "device_id": device, "current": device}
+    assert calls == {"backend": "nccl", "device_id": device, "current": device, "timeout": ranks.NCCL_TIMEOUT}

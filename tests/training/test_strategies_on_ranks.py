@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from process_group import run_on_ranks
@@ -23,6 +24,8 @@ from trainings import read_metrics_without_clock, score_model
 from krill.config.schema import TrainConfig
 from krill.runs.json_lines import read_evaluations, read_metrics
 from krill.training import ranks
+from krill.training import run as training_run
+from krill.training.compute.fsdp import list_norms
 from krill.training.run import run_training
 from krill.training.trainer import KrillTrainer
 
@@ -53,6 +56,23 @@ def recorded_gradients() -> Iterator[list[dict[str, Tensor]]]:
         yield steps
 
 
+@contextmanager
+def varied_norms() -> Iterator[None]:
+    """Models begin with norm weights that are not 1, which bf16 would round."""
+    original = training_run.build_model
+
+    def build(*arguments: Any, **options: Any) -> Any:
+        model = original(*arguments, **options)
+        generator = torch.Generator().manual_seed(1)
+        for norm in list_norms(model):
+            for weight in norm.parameters():
+                weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+        return model
+
+    with mock.patch.object(training_run, "build_model", build):
+        yield
+
+
 def train_all(configs: dict[str, TrainConfig], folder: Path, store: Path, tokenizer: Path) -> Gradients:
     """Trains each of `configs` in the folder of its name; returns the gradients of their first steps.
 
@@ -63,6 +83,7 @@ def train_all(configs: dict[str, TrainConfig], folder: Path, store: Path, tokeni
         ranks.on_rank0(partial(prepare_folder, folder, name))
         with (
             recorded_gradients() as steps,
+            varied_norms(),
             mock.patch.dict(os.environ),
         ):  # accelerate's FSDP plugin sets variables
             run_training(config, folder / name, store, tokenizer)
@@ -151,7 +172,7 @@ def test_two_ranks(make_config: Any, train: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     losses = {name: read_losses(tmp_path / name) for name in ("one", *gradients)}
     assert losses["fsdp2"] == pytest.approx(losses["ddp"], abs=1e-3)
-    for name in ("proj", "embed_tokens", ""):
+    for name in ("proj", "embed_tokens", "norm", ""):
         errors = {run: compute_gradient_error(gradients[run], expected, name) for run in gradients}
         assert errors["fsdp2"] <= 1.001 * errors["ddp"], name
         assert errors["cut"] <= 1e-5, name

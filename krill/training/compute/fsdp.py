@@ -10,6 +10,7 @@ which any number of ranks can load.
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,11 @@ def configure_fsdp(trainer: Trainer, shard_size: int) -> None:
         trainer.model.forward = torch.autocast(device, torch.bfloat16)(trainer.model.forward)
 
 
-def shard_embeddings(trainer: Trainer) -> None:
-    """Shards embedding and output head in fp32, before accelerate shards the layers with their weights cast to bf16.
+def shard_in_fp32(trainer: Trainer) -> None:
+    """Shards embedding, output head and norm weights in fp32, before accelerate shards the layers in bf16.
 
-    Rounded embeddings, and gradients of many tokens summed in bf16, would make the gradients less exact than DDP's.
+    Rounded embeddings and norm weights, and gradients of many tokens summed in bf16, would make the gradients less
+    exact than DDP's. The norm weights are gathered with the embedding's, until the end of the backward pass.
     """
     if not trainer.is_fsdp_enabled or not trainer.args.bf16:
         return
@@ -76,14 +78,28 @@ def shard_embeddings(trainer: Trainer) -> None:
     accelerator, mesh = trainer.accelerator, None
     if accelerator.parallelism_config:
         mesh = accelerator.torch_device_mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32)}
     # The backward pass begins with the head: its weight stays gathered after the forward pass.
-    if head is not None and head.weight is embedding.weight:
-        fully_shard([embedding, head], reshard_after_forward=False, **options)
-        return
-    fully_shard(embedding, **options)
-    if head is not None:
-        fully_shard(head, reshard_after_forward=False, **options)
+    shard = partial(
+        fully_shard,
+        reshard_after_forward=False,
+        mesh=mesh,
+        mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32),
+    )
+    norms = accelerator.state.fsdp_plugin.ignored_modules = list_norms(trainer.model)
+    # Only while it is sharded the embedding owns them: hooks of their own would break the graphs of compiled layers.
+    embedding.add_module("norms", torch.nn.ModuleList(norms))
+    try:
+        shard([embedding, head] if head is not None and head.weight is embedding.weight else embedding)
+    finally:
+        del embedding.norms
+    if head is not None and head.weight is not embedding.weight:
+        shard(head)
+
+
+def list_norms(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Returns the modules whose own parameters are all vectors: RMSNorm, LayerNorm."""
+    own = {module: list(module.parameters(recurse=False)) for module in model.modules()}
+    return [module for module, params in own.items() if params and all(param.ndim == 1 for param in params)]
 
 
 def check_checkpoint_sharding(checkpoint: Path, sharding: str, world_size: int) -> None:

@@ -14,17 +14,20 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from flash_attention_stubs import install_stubs
 from packed_documents import CUDA, LAYERS, build_packed_batch, build_tiny_model
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from krill.config.schema import TrainConfig
 from krill.data.packing import Rows
 from krill.errors import KrillError, UsageError
 from krill.resources import release_memory
 from krill.runs.json_lines import read_metrics
-from krill.training.compute import attention, backends, compilation, liger
+from krill.training.compute import attention, backends, compilation, fsdp, liger
 from krill.training.compute.compilation import (
     MIN_PASSES,
     compile_blocks,
@@ -107,6 +110,43 @@ def test_compiled_blocks_equal_eager_ones_and_share_a_graph(
         logits = model.eval()(input_ids=inputs["input_ids"][:1, :9]).logits
         torch.testing.assert_close(logits, expected.eval()(input_ids=inputs["input_ids"][:1, :9]).logits)
     assert graphs.frame_count == 1
+
+
+def test_compiled_blocks_with_norms_in_fp32_share_a_graph(
+    make_rows: Callable[..., Rows],
+    graphs: CompileCounterWithBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The norm weights, which FSDP2 gathers with the embedding's, leave the layers without hooks."""
+    install_stubs(monkeypatch)
+    model = build_tiny_model("qwen3", "varlen")
+    assert compile_blocks(model.train()) == LAYERS
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        plugin = SimpleNamespace(ignored_modules=None)
+        accelerator = SimpleNamespace(parallelism_config=None, state=SimpleNamespace(fsdp_plugin=plugin))
+        fsdp.shard_in_fp32(
+            SimpleNamespace(
+                model=model, accelerator=accelerator, args=SimpleNamespace(bf16=True), is_fsdp_enabled=True
+            )
+        )
+        norms = {weight for norm in plugin.ignored_modules for weight in norm.parameters()}
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        for block in (*model.model.layers, model):
+            fully_shard(block, mp_policy=policy, ignored_params=norms)
+        for size in (1, 2):
+            _, inputs = build_packed_batch(make_rows, 2, "varlen", CUDA)
+            inputs["cu_seq_lens_q"][1:3] -= size
+            with torch.autocast("cpu", torch.bfloat16):
+                model(**inputs).loss.backward()
+        assert len(norms) == 4 * LAYERS + 1
+        assert all(
+            isinstance(weight.grad, DTensor) and weight.grad.dtype == torch.float32 for weight in norms
+        )
+        assert graphs.frame_count == 1
+    finally:
+        dist.destroy_process_group()
 
 
 # --- the choice --------------------------------------------------------------------------------------------
