@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from krill.config.paths import expand_home, get_outputs_root
-from krill.config.run_size import is_rule_on, read_run_size, read_steps
+from krill.config.run_size import is_rate, is_rule_on, read_run_size, read_steps
 from krill.config.size_rule import (
     compute_lr,
     compute_tokens,
@@ -75,12 +75,13 @@ def _is_number(value: Any) -> bool:
 def lr_by_size(fixed: float, factor: float = 1.0, *, _root_: DictConfig) -> float:
     """Returns the learning rate of the rule (`krill.config.size_rule`), times lr_scale.
 
-    `fixed`: the rate with rule=off or where the size is not known; `factor`: that of the optimizer.
+    `fixed`: the rate with rule=off or where the size is not known; `factor`: that of the optimizer. An
+    lr_scale that is not valid is ignored; the schema reports it.
     """
     size, scale, lr = read_run_size(_root_), _root_.get("lr_scale"), fixed
     if size is not None:
         lr = compute_lr(size.parameters, compute_tokens(size.parameters, size.steps), factor)
-    return round_to_digits(lr * scale, 6) if _is_number(scale) and scale != 1 else lr
+    return round_to_digits(lr * scale, 6) if is_rate(scale) and scale != 1 else lr
 
 
 def weight_decay_by_size(fixed: float, *, _root_: DictConfig) -> float:

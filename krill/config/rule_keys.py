@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from krill.config import size_rule
-from krill.config.run_size import RunSize, is_rule_on, read_run_size
+from krill.config.run_size import RunSize, is_rate, is_rule_on, read_run_size
 
 if TYPE_CHECKING:
     from krill.config.schema import TrainConfig
@@ -51,11 +51,11 @@ def follows_rule(unresolved: Mapping[str, Any], key: str) -> bool:
 
 
 def find_rule_errors(unresolved: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns key and message of an lr_scale without a learning rate that it can multiply."""
+    """Returns key and message of a valid lr_scale without a learning rate that it can multiply."""
     scale, lr = unresolved.get("lr_scale"), unresolved.get("lr")
-    if not isinstance(scale, int | float) or scale == 1 or follows_rule(unresolved, "lr"):
+    if not is_rate(scale) or scale == 1 or follows_rule(unresolved, "lr"):
         return []
-    product = f"={size_rule.round_to_digits(scale * lr, 6):g}" if isinstance(lr, int | float) else "=…"
+    product = f"={size_rule.round_to_digits(scale * lr, 6):g}" if is_rate(lr) else "=…"
     message = (
         f"lr_scale={scale:g} multiplies the learning rate that rule gives, but lr={lr} is set; set lr{product} and "
         "lr_scale=1, or leave lr out"

@@ -15,6 +15,8 @@ from krill.config.layer_shapes import list_layer_matrices
 
 MAX_VALUE = 2**53
 """Larger values of a key are not valid."""
+MAX_RATE = 3.4e38
+"""Larger rates are not valid: fp32 does not represent them."""
 
 _SHAPE_KEYS = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers"
@@ -103,6 +105,11 @@ def _get(config: Any, key: str) -> Any:
         return config.get(key)
     except OmegaConfBaseException:
         return None
+
+
+def is_rate(value: Any) -> bool:
+    """Returns whether a value of a key is a rate or a factor that the schema accepts."""
+    return isinstance(value, int | float) and 0 < value <= MAX_RATE
 
 
 def _as_count(value: Any) -> int | None:

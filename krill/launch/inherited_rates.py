@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
 
 from krill.config.paths import relative_path
 from krill.config.rule_keys import InheritedValues, follows_rule
@@ -20,6 +21,7 @@ from krill.config.size_rule import AUTO
 from krill.errors import UsageError
 from krill.runs.claim import RESUME_MODES
 from krill.runs.record import read_config, read_status
+from krill.training.compute.device import resolve_data_ranks, resolve_world_size
 
 
 def find_continued_run(config: TrainConfig) -> Path | None:
@@ -35,7 +37,8 @@ def find_continued_run(config: TrainConfig) -> Path | None:
 def inherit_rates(config: TrainConfig, composed: DictConfig) -> tuple[TrainConfig, InheritedValues | None]:
     """Returns `config` with the values of the run that it continues in place of those that the rule chose, and which.
 
-    `composed`: what `config` was validated from. Raises UsageError if lr_scale would change the learning rate.
+    `composed`: what `config` was validated from. Raises UsageError if lr_scale would change the learning rate, if a
+    value of that run is not valid, or if its rows per step do not divide over the ranks.
     """
     run = find_continued_run(config)
     if run is None or not is_rule_on(config.rule) or not (earlier := read_config(run)):
@@ -45,11 +48,13 @@ def inherit_rates(config: TrainConfig, composed: DictConfig) -> tuple[TrainConfi
     if follows_rule(unresolved, "lr") and "lr" in earlier:
         _check_scale(config, run, earlier)
         values["lr"] = earlier["lr"]
-    decay = (earlier.get("optimizer") or {}).get("weight_decay")
+    optimizer = earlier.get("optimizer")
+    decay = optimizer.get("weight_decay") if isinstance(optimizer, dict) else None
     if follows_rule(unresolved, "optimizer.weight_decay") and decay is not None:
         values["optimizer.weight_decay"] = decay
     batch, rows = config.batch, (read_status(run) or {}).get("rows_per_step")
     if batch.tokens == AUTO and batch.gradient_accumulation_steps is None and rows is not None:
+        _check_ranks(config, run, rows)
         values["batch.tokens"] = rows * config.sequence_len
     if not values:
         return config, None
@@ -57,7 +62,14 @@ def inherit_rates(config: TrainConfig, composed: DictConfig) -> tuple[TrainConfi
     for key, value in values.items():
         OmegaConf.update(changed, key, value)
     # Other rates of the optimizer follow these.
-    resolved = type(config).model_validate(OmegaConf.to_container(changed, resolve=True))
+    try:
+        resolved = type(config).model_validate(OmegaConf.to_container(changed, resolve=True))
+    except ValidationError as error:
+        kept = ", ".join(f"{key}={value}" for key, value in values.items())
+        raise UsageError(
+            f"{relative_path(run)}: a run that continues it keeps {kept}, which is not valid; restore that run, or "
+            "set " + " ".join(f"{key}=…" for key in values)
+        ) from error
     config = config.model_copy(update={key: getattr(resolved, key) for key in ("lr", "optimizer", "batch")})
     return config, InheritedValues(str(relative_path(run)), frozenset(values))
 
@@ -66,5 +78,16 @@ def _check_scale(config: TrainConfig, run: Path, earlier: dict[str, Any]) -> Non
     if config.lr_scale not in (1, earlier.get("lr_scale", 1)):
         raise UsageError(
             f"lr_scale={config.lr_scale:g}: a run that continues {relative_path(run)} keeps its learning rate, "
-            f"{earlier['lr']:g}; set lr_scale=1, or lr=… for another one"
+            f"{earlier['lr']}; set lr_scale=1, or lr=… for another one"
+        )
+
+
+def _check_ranks(config: TrainConfig, run: Path, rows: int) -> None:
+    ranks = resolve_data_ranks(config, resolve_world_size(config))
+    if rows % ranks:
+        most = max(count for count in range(1, ranks) if rows % count == 0)
+        processes = most * config.hardware.context_parallel
+        raise UsageError(
+            f"a run that continues {relative_path(run)} keeps its {rows} rows per step, which do not divide over "
+            f"{ranks} ranks; start {processes} (hardware.processes={processes})"
         )

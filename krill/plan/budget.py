@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from krill.config.overrides import EXCLUSIVE_KEYS
 from krill.config.schema.plan import parse_budget
 from krill.config.size_rule import COMPUTE_OPTIMAL_RATIO, compute_batch_of_tokens
 from krill.errors import UsageError
@@ -69,6 +70,7 @@ class Proposal:
     def command(self) -> str:
         """What to type."""
         keys = {override.partition("=")[0] for override in self.overrides}
+        keys.update(key for pair in EXCLUSIVE_KEYS if keys.intersection(pair) for key in pair)
         others = [argument for argument in self.arguments if argument.partition("=")[0] not in keys]
         ranks, hardware = self.plan.setting.world_size, self.plan.config.hardware
         if ranks > 1 and hardware.slurm is None and "hardware=gpus" not in others:

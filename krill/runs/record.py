@@ -45,7 +45,7 @@ RECORDED_STATES = get_args(RecordedState)
 STATUS_TYPES: dict[str, type] = {
     "name": str, "command": str, "overrides": list, "metrics": dict, "best": dict, "start": str, "end": str,
     "error": str, "host": str, "pid": int, "slurm_job_id": str, "submission": str, "submitted_as": str, "result": str,
-    "starts": int, "steps": int, "last_start": str, "seconds": float, "command_seconds": float,
+    "starts": int, "steps": int, "rows_per_step": int, "last_start": str, "seconds": float, "command_seconds": float,
     "preparation_seconds": float, "training_seconds": float, "training_waited": float, "peak_memory": int,
     "tracker_ids": dict, "plan": dict, "verdict": dict, "lr": float, "rule": list,
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from krill.config.run_size import read_run_size
+from krill.config.run_size import RunSize, read_run_size
 from krill.config.schema import BatchConfig, TrainConfig
 from krill.config.size_rule import AUTO, compute_batch
 from krill.errors import UsageError
@@ -59,12 +59,21 @@ def compute_batch_shape(config: TrainConfig, world_size: int = 1) -> BatchShape:
     return BatchShape(micro, rows // micro, world_size)
 
 
+def is_batch_automatic(config: TrainConfig) -> bool:
+    """Returns whether the rule gives the tokens per step of a run over steps like this one."""
+    return _read_size_for_batch(config) is not None
+
+
 def compute_auto_batch(config: TrainConfig) -> float | None:
     """Returns the tokens per step that the rule gives; None: it does not apply, as with epochs."""
+    size = _read_size_for_batch(config)
+    return None if size is None or size.steps is None else compute_batch(size.parameters, size.steps)
+
+
+def _read_size_for_batch(config: TrainConfig) -> RunSize | None:
     if config.batch.tokens != AUTO or config.batch.gradient_accumulation_steps is not None:
         return None
-    size = read_run_size(vars(config) | {"model": config.model.model_dump()})
-    return None if size is None or size.steps is None else compute_batch(size.parameters, size.steps)
+    return read_run_size(vars(config) | {"model": config.model.model_dump()})
 
 
 def round_accumulation(batch: float, unit: int) -> int:

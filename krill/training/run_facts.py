@@ -10,9 +10,10 @@ from krill.config.schema import PretrainedModelConfig, TransformerConfig
 from krill.evaluation.ngram_baseline import NgramBaseline, choose_counted_tokens, compute_ngram_baseline
 from krill.runs.json_lines import read_jsonl, read_metrics
 from krill.runs.record import compute_run_seconds, read_status
-from krill.training.batch_shape import compute_auto_batch
+from krill.training.batch_shape import is_batch_automatic
 from krill.training.metrics.evaluate import Baselines
 from krill.training.metrics.trend import LoggedLoss, LossCurve
+from krill.training.oom_retry import MICRO_BATCH_KEY
 from krill.training.setup import RunSetup
 
 
@@ -44,8 +45,10 @@ class RunFacts:
     loss_at_start: float | None = None
     """The validation loss of the same text at the step from which the run branched."""
     stopped_by: str | None = None
+    lr_scale: float = 1.0
     auto_batch: int | None = None
-    """Tokens of a step that the rule chose for the length of this run; None: they do not follow it."""
+    """Tokens of a step, which another number of steps, or a retry after running out of memory, would change; None:
+    they are set."""
 
     @property
     def steps(self) -> int:
@@ -92,6 +95,7 @@ def collect_facts(
         epochs=epochs * train.tokens / (train.tokens - repeated),
         skipped=sum(line["step"] > start for line in read_jsonl(setup.folder / "skipped.jsonl")),
         lr=config.lr,
+        lr_scale=config.lr_scale,
         final_lr=rates[-1] / max(rates) if max(rates, default=0.0) > 0 else None,
         num_layers=config.model.num_hidden_layers if isinstance(config.model, TransformerConfig) else None,
         train_documents=train.documents,
@@ -101,7 +105,7 @@ def collect_facts(
         unigram=None if baselines is None else baselines.unigram,
         ngram=None if baselines is None else _compute_ngram_baseline(setup, step, status),
         loss_at_start=_get_loss_at(lines, start) if has_same_validation else None,
-        auto_batch=None if compute_auto_batch(config) is None else setup.tokens_per_step,
+        auto_batch=setup.tokens_per_step if is_batch_automatic(config) or MICRO_BATCH_KEY in status else None,
     )
 
 

@@ -231,7 +231,8 @@ def _describe_skips(facts: RunFacts) -> str:
 def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
     """Returns what to change next, as a sentence, and the command for it."""
     end = facts.train.end
-    lower_lr = f"krill-train from={RUN} lr={facts.lr / 3:.2g}"
+    absolute = "" if facts.lr_scale == 1 else " lr_scale=1"  # a file may set it
+    lower_lr = f"krill-train from={RUN} lr={facts.lr / 3:.2g}{absolute}"
     longer = f"krill-train continue={RUN} steps={2 * end}"
     batch = "" if facts.auto_batch is None else f" batch.tokens={facts.auto_batch}"
     if outcome in ("diverged", "rising"):
@@ -270,4 +271,4 @@ def _advise(facts: RunFacts, outcome: Outcome) -> tuple[str, str]:
     if facts.tokens_per_parameter < COMPUTE_OPTIMAL_RATIO and 2 * facts.epochs <= MAX_EPOCHS:
         return "Use a longer schedule, which decays later.", f"krill-train from={RUN} steps={2 * end}{batch}"
     rates = f"{facts.lr / 3:.2g},{facts.lr * 3:.2g}"
-    return "Try other learning rates.", f"krill-train -m from={RUN} lr={rates}"
+    return "Try other learning rates.", f"krill-train -m from={RUN} lr={rates}{absolute}"

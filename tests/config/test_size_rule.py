@@ -238,6 +238,16 @@ def test_an_error_names_the_key_that_is_wrong(override: str, key: str) -> None:
     assert "by_size" not in str(raised.value)
 
 
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "1e39", "1" + 400 * "0"])
+@pytest.mark.parametrize("lr", [[], ["lr=1e-3"]])
+def test_an_lr_scale_that_is_not_valid_is_the_only_error(scale: str, lr: list[str]) -> None:
+    with pytest.raises(UsageError) as raised:
+        load_config(*lr, f"lr_scale={scale}")
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith("lr_scale=")
+    assert "input should be" in line
+
+
 def test_the_lr_of_a_custom_optimizer_may_follow_the_rule(tmp_path: Path) -> None:
     (tmp_path / "optimizer").mkdir()
     text = (

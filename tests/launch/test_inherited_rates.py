@@ -75,6 +75,41 @@ def test_another_lr_scale_is_refused(tmp_path: Path) -> None:
     assert continue_run(*longer, "lr=0.01").lr == 0.01
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", None), ("lr", "abc"), ("lr", -1.0), ("optimizer.weight_decay", "x")]
+)
+def test_a_value_that_is_not_valid_is_reported(tmp_path: Path, key: str, value: object) -> None:
+    run = write_run(tmp_path / "run", "steps=3000")
+    config = OmegaConf.load(run / "config.yaml")
+    OmegaConf.update(config, key, value)
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    with pytest.raises(UsageError, match=rf"keeps .*{key}={value}.*restore that run, or set lr=… "):
+        continue_run(f"branch={run}", "steps=30000")
+    with pytest.raises(UsageError, match=r"set lr_scale=1|restore that run"):
+        continue_run(f"branch={run}", "steps=30000", "lr_scale=2")
+
+
+@pytest.mark.parametrize("rows", [0, "x", [1], 1.5, None])
+def test_rows_per_step_that_are_not_valid_are_not_kept(tmp_path: Path, rows: Any) -> None:
+    run = write_run(tmp_path / "run", "steps=3000", rows_per_step=rows)
+    if rows == 0:
+        with pytest.raises(UsageError, match=r"batch\.tokens=0"):
+            continue_run(f"branch={run}", "steps=30000")
+    else:
+        assert continue_run(f"branch={run}", "steps=30000").batch.tokens == "auto"
+
+
+def test_ranks_that_do_not_divide_the_rows_are_reported(tmp_path: Path) -> None:
+    longer = (f"branch={write_run(tmp_path / 'run', 'steps=3000', rows_per_step=4)}", "steps=30000")
+    with pytest.raises(UsageError) as raised:
+        continue_run(*longer, "hardware.processes=3")
+    assert str(raised.value) == (
+        f"a run that continues {tmp_path / 'run'} keeps its 4 rows per step, which do not divide over 3 ranks; "
+        "start 2 (hardware.processes=2)"
+    )
+    assert continue_run(*longer, "hardware.processes=2").batch.tokens == 4 * 256
+
+
 def test_the_scale_of_the_earlier_run_need_not_be_repeated(tmp_path: Path) -> None:
     run, earlier = write_run(tmp_path / "run", *EARLIER), load_config(*EARLIER)
     for scale in ([], ["lr_scale=0.5"]):

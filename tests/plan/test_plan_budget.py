@@ -118,6 +118,12 @@ def test_the_command_keeps_the_other_arguments() -> None:
     assert sum(word.startswith("batch.micro_batch_size=") for word in words) == 1
     planned = load_config(*words[1:])
     assert planned.steps == best.plan.steps
+    accumulated = Proposal(
+        "llama_3b", ("batch.tokens=256",), best.plan, ("batch.gradient_accumulation_steps=2",)
+    )
+    assert accumulated.command == "krill-train model=llama_3b batch.tokens=256", (
+        "keys that exclude each other"
+    )
     ranks = Proposal("llama_3b", (), list_presets("hardware.processes=8")[-1][1])
     assert ranks.command == "krill-train model=llama_3b hardware.processes=8"
 

@@ -21,6 +21,7 @@ from krill.training.batch_shape import (
     compute_training_length,
     describe_auto_batch,
     format_micro_batch_overrides,
+    is_batch_automatic,
     with_micro_batch_size,
 )
 from krill.training.compute.device import (
@@ -101,6 +102,22 @@ def test_what_is_set_replaces_the_batch_of_the_rule(
     config = make_run(batch_config, *overrides)
     assert compute_batch_shape(config) == BatchShape(8, passes)
     assert describe_auto_batch(config) is None
+
+
+@pytest.mark.parametrize(
+    ("batch_config", "overrides", "automatic"),
+    [
+        (make_batch_config(tokens="auto"), ("steps=500",), True),
+        (make_batch_config(tokens="auto"), ("epochs=3", "steps=null"), True),
+        (make_batch_config(tokens="auto"), ("rule=off",), False),
+        (make_batch_config(accumulation=3, tokens="auto"), (), False),
+        (make_batch_config(tokens=512), (), False),
+    ],
+)
+def test_another_number_of_steps_changes_an_automatic_batch(
+    batch_config: BatchConfig, overrides: tuple[str, ...], automatic: bool
+) -> None:
+    assert is_batch_automatic(make_run(batch_config, *overrides)) == automatic
 
 
 def test_a_smaller_micro_batch_keeps_the_rows_of_the_rule() -> None:

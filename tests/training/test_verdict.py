@@ -71,6 +71,13 @@ def test_a_rise_is_no_memorizing_without_falling_loss_or_repeated_text(train: An
     assert verdict.next == "krill-train from=RUN lr=0.001"
 
 
+def test_a_rate_replaces_the_scale_of_a_file() -> None:
+    facts = make_facts(settle, turn, lr_scale=0.5)
+    assert judge_run(facts).next == "krill-train from=RUN lr=0.001 lr_scale=1"
+    converged = make_facts(settle, settle, lr_scale=0.5, epochs=12.0)
+    assert judge_run(converged).next == "krill-train -m from=RUN lr=0.001,0.009 lr_scale=1"
+
+
 def test_a_run_whose_loss_no_longer_falls_has_converged() -> None:
     undertrained = judge_run(make_facts(settle, settle, final_lr=0.1))
     assert undertrained.outcome == "converged"

@@ -36,6 +36,8 @@ RATE_KEYS = {
     "weight_decay_embeddings",
 }  # fmt: skip
 """The keys of the optimizer that may change too where the schedule restarts."""
+STATUS_KEYS = ("steps", "rows_per_step", "tokenizer")
+"""Keys of status.json that a branch compares with its own."""
 SCHEDULER_FILE = "scheduler.pt"
 
 
@@ -86,6 +88,8 @@ def resolve_branch(branch: str) -> Branch:
             f"branch={branch}: neither a run of krill nor one of its checkpoints; use branch=<run> or "
             "branch=<run>/checkpoints/checkpoint-<step>"
         )
+    if missing := [key for key in STATUS_KEYS if status.get(key) is None]:
+        raise UsageError(f"branch={branch}: status.json of that run has no {missing[0]}; restore it")
     run_config = _load_run_config(run, path)
     if not is_run:
         return Branch(run, path, run_config, status)

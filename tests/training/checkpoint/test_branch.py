@@ -12,8 +12,10 @@ import pytest
 from faults import train_and_signal
 from trainings import assert_same_result, list_checkpoint_steps
 
+from krill.errors import UsageError
 from krill.runs.json_lines import read_metrics
 from krill.runs.record import read_status
+from krill.training.checkpoint.branch import resolve_branch
 
 BASE = ("scheduler=wsd", "steps=10", "save_every=100", "keep_checkpoints=1", "eval_every=5")
 """Overrides of the base run, which decays in the last fifth of its steps, from step 8."""
@@ -146,3 +148,11 @@ def test_dry_run_shows_the_step_of_the_branch(
     capsys.readouterr()
     assert krill_train(*LONGER, f"branch={base_run}", "dry_run=true") == 0
     assert f"branch      from step 8 of {base_run}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["steps", "rows_per_step", "tokenizer"])
+def test_a_status_without_a_key_is_reported(tmp_path: Path, key: str) -> None:
+    status = {"signature": "5" * 8, "state": "finished", "steps": 4, "rows_per_step": 2, "tokenizer": {}}
+    (tmp_path / "status.json").write_text(json.dumps(status | {key: None}))
+    with pytest.raises(UsageError, match=rf"status\.json of that run has no {key}; restore it"):
+        resolve_branch(str(tmp_path))
