@@ -80,7 +80,8 @@ def lr_by_size(fixed: float, factor: float = 1.0, *, _root_: DictConfig) -> floa
     size, scale, lr = read_run_size(_root_), _root_.get("lr_scale"), fixed
     if size is not None:
         lr = compute_lr(size.parameters, compute_tokens(size.parameters, size.steps), factor)
-    return round_to_digits(lr * scale, 6) if _is_number(scale) and scale != 1 else lr
+    is_valid = _is_number(scale) and 0 < scale < math.inf  # the schema reports another one, once
+    return round_to_digits(lr * scale, 6) if is_valid and scale != 1 else lr
 
 
 def weight_decay_by_size(fixed: float, *, _root_: DictConfig) -> float:
