@@ -23,6 +23,8 @@ ranks and after any change of the micro batch.
 
 from __future__ import annotations
 
+from typing import Final
+
 LR_COEFFICIENT = 0.228
 LR_EXPONENT = -0.125
 MIN_LR, MAX_LR = 1e-4, 2e-2
@@ -39,9 +41,7 @@ WARMUP_FRACTION = 0.01
 MAX_WARMUP_STEPS = 2000
 COMPUTE_OPTIMAL_RATIO = 20
 """D / N of a compute-optimal run (Hoffmann et al. 2022, "Chinchilla", arXiv 2203.15556)."""
-
-
-AUTO = "auto"
+AUTO: Final = "auto"
 """The value of batch.tokens that the rule replaces."""
 
 
