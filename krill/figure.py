@@ -38,6 +38,9 @@ def drawn_figure(path: Path, columns: int, width: float, height: float) -> Itera
 
     with pyplot.rc_context({"font.family": _list_families()}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # logged by _choose_fonts
+        warnings.filterwarnings(
+            "ignore", message="Creating legend"
+        )  # when it took a second, as on a busy machine
         figure, axes = pyplot.subplots(1, columns, figsize=(width, height), dpi=120, squeeze=False)
         try:
             yield list(axes[0])

@@ -94,3 +94,9 @@ def test_a_plot_that_cannot_be_written_leaves_nothing(
     with pytest.raises(OSError, match="No space left"), drawn_figure(tmp_path / "a.png", 1, 2, 2):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slow_legend_is_not_a_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught, drawn_figure(tmp_path / "loss.png", 1, 2.0, 2.0):
+        warnings.warn('Creating legend with loc="best" can be slow with large amounts of data.', stacklevel=1)
+    assert not caught

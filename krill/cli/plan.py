@@ -93,6 +93,7 @@ def _print_plan(
 def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) -> RunPlan:
     """Prints what the budget buys with each preset of model=; returns the plan that is proposed."""
     from krill.config.overrides import get_override_key
+    from krill.config.run_size import is_rule_on
     from krill.plan.budget import format_proposals, propose_runs
 
     if config.plan.measure:
@@ -109,7 +110,15 @@ def _print_proposals(config: PlanConfig, invocation: Invocation, budget: str) ->
         values = [proposal.to_json() for proposal in proposals]
         print(json.dumps(values, ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        print_wrapped("\n".join(format_proposals(proposals, budget, get_terminal_width(sys.stdout))))
+        rule_keys = {value.key for value in invocation.explain_rule()}
+        lines = format_proposals(
+            proposals,
+            budget,
+            get_terminal_width(sys.stdout),
+            has_own_lr=is_rule_on(config.rule) and "lr" not in rule_keys,
+            has_own_batch=config.batch.fixed_tokens is not None,
+        )
+        print_wrapped("\n".join(lines))
     return proposals[0].plan
 
 
@@ -141,7 +150,9 @@ def _iterate_presets(invocation: Invocation) -> Iterator[Preset]:
         except (UsageError, OmegaConfBaseException):  # model=auto needs model.model_type
             continue
         if isinstance(preset.model, TransformerConfig):
-            yield Preset(name, make_plan(preset, invocation), partial(_find_lr, composed))
+            yield Preset(
+                name, make_plan(preset, invocation), partial(_find_lr, composed), preset.batch.fixed_tokens
+            )
 
 
 def _find_lr(composed: DictConfig, steps: int) -> float:

@@ -49,6 +49,8 @@ def print_run(run: Run) -> None:
     for key, value in describe_run(run, row).items():
         if key == "verdict":
             value = (value or {}).get("text")
+        if key == "rule":
+            value = ", ".join(f"{one['key']} {one['text']} ({one['source']})" for one in value or ())
         if value not in (None, "", [], {}) and key not in ("scores", "plan", "planned"):
             print_wrapped(f"{key:<20}{_format_value(value)}")
     if record := read_plan_record(run.folder):

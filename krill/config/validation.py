@@ -13,7 +13,8 @@ from pydantic_core import ErrorDetails
 
 from krill.config.key_aliases import REMOVED_KEYS, find_foreign_key, find_renamed_key
 from krill.config.overrides import iterate_dotted_keys
-from krill.config.rule_keys import find_rule_errors
+from krill.config.rule_keys import RESOLVERS, find_rule_errors
+from krill.config.size_rule import AUTO
 from krill.config.suggestions import find_closest_name
 from krill.config.yaml_files import ConfigOrigins
 from krill.errors import UsageError, get_first_line
@@ -157,6 +158,8 @@ def _format_error(item: ErrorDetails, key: str, known: list[str]) -> str:
         return f"{key}: {message}" if key else message
     if item["type"].startswith(("model_", "dict_")):
         return f"{key}={_format_input(item['input'])}: {key} is a section; set its keys, as in {key}.KEY=…"
+    if item["input"] == AUTO and key in RESOLVERS:
+        return f"{key}={AUTO}: rule=size chooses {key} where it is not set: leave it out"
     hint = ""
     if isinstance(item["input"], list):
         values = ",".join(map(_format_input, item["input"]))

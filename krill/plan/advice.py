@@ -95,6 +95,12 @@ def format_share(plan: RunPlan) -> str:
     return f"{100 * share:.0f} % of the memory{', narrowly' if SURE_SHARE < share <= 1 else ''}"
 
 
+def format_fit(plan: RunPlan) -> str:
+    """Returns whether the plan fits, as a word of a table: yes, narrowly, no."""
+    share = plan.memory.total / plan.setting.memory_per_rank
+    return "no" if not plan.fits else "narrowly" if share > SURE_SHARE else "yes"
+
+
 # --- what fits ---------------------------------------------------------------------------------------------
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from krill.config.overrides import EXCLUSIVE_KEYS
+from krill.config.run_size import is_rule_on
 from krill.config.schema.plan import parse_budget
 from krill.config.size_rule import COMPUTE_OPTIMAL_RATIO, compute_batch_of_tokens
 from krill.errors import UsageError
-from krill.plan.advice import BATCH_FIT_FLOPS
+from krill.plan.advice import BATCH_FIT_FLOPS, format_fit
 from krill.plan.changes import change_plan
 from krill.plan.report import format_bytes, format_duration
 from krill.plan.run_plan import RunPlan
@@ -49,6 +50,8 @@ class Preset(NamedTuple):
     plan: RunPlan
     find_lr: Callable[[int], float]
     """Returns the learning rate of a number of steps."""
+    batch_tokens: int | None = None
+    """The tokens per step that the user has set."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,7 @@ def propose_runs(presets: Iterable[Preset], budget: str, arguments: Sequence[str
     proposals = [proposal for preset in presets if (proposal := _propose(preset, budget))]
     if not proposals:
         is_enough = any(
-            _compute_budget_flops(preset.plan, budget) >= _count_least_flops(preset.plan)
-            for preset in presets
+            _compute_budget_flops(preset.plan, budget) >= _count_least_flops(preset) for preset in presets
         )
         raise UsageError(
             f"budget={budget}: more than any preset can be trained for; use a smaller budget, such as budget=1e24"
@@ -113,7 +115,7 @@ def propose_runs(presets: Iterable[Preset], budget: str, arguments: Sequence[str
 
 def _propose(preset: Preset, budget: str) -> Proposal | None:
     """Returns what the budget buys with a preset, at the learning rate of that length; None: less than a training."""
-    if (proposal := _choose_length(preset.name, preset.plan, budget)) is None:
+    if (proposal := _choose_length(preset, budget)) is None:
         return None
     assert proposal.plan.steps is not None
     changed = change_plan(proposal.plan, (f"lr={preset.find_lr(proposal.plan.steps)}",))
@@ -121,20 +123,23 @@ def _propose(preset: Preset, budget: str) -> Proposal | None:
     return replace(proposal, plan=changed)
 
 
-def _choose_length(name: str, plan: RunPlan, budget: str) -> Proposal | None:
+def _choose_length(preset: Preset, budget: str) -> Proposal | None:
+    plan = preset.plan
     amount, unit = parse_budget(budget)
     flops = _compute_budget_flops(plan, budget)
-    if flops < _count_least_flops(plan):
+    if flops < _count_least_flops(preset):
         return None
     unit_tokens = plan.config.sequence_len * plan.setting.batch.world_size
     tokens = flops / plan.token_flops.total
     most_rows = round(tokens / unit_tokens / MIN_BUDGET_STEPS)
     rows = max(1, min(round(compute_batch_of_tokens(tokens) / unit_tokens), most_rows))
+    if preset.batch_tokens is not None:
+        rows = preset.batch_tokens // unit_tokens
     overrides = (
         f"steps={max(MIN_BUDGET_STEPS, round(tokens / (rows * unit_tokens)))}",
         f"batch.tokens={rows * unit_tokens}",
     )
-    proposal = _fit(name, plan, overrides)
+    proposal = _fit(preset.name, plan, overrides)
     return proposal if proposal is None or unit == "flops" else _keep_time(plan, proposal, amount)
 
 
@@ -151,11 +156,11 @@ def _compute_budget_flops(plan: RunPlan, budget: str) -> float:
     return changed.flops * (amount - startup) / (changed.time.total - startup)
 
 
-def _count_least_flops(plan: RunPlan) -> float:
-    """Returns the FLOPs of `MIN_BUDGET_STEPS` steps of a row on each rank."""
-    return (
-        MIN_BUDGET_STEPS * plan.config.sequence_len * plan.setting.batch.world_size * plan.token_flops.total
-    )
+def _count_least_flops(preset: Preset) -> float:
+    """Returns the FLOPs of `MIN_BUDGET_STEPS` steps of the batch that is set, else of a row on each rank."""
+    plan = preset.plan
+    tokens = preset.batch_tokens or plan.config.sequence_len * plan.setting.batch.world_size
+    return MIN_BUDGET_STEPS * tokens * plan.token_flops.total
 
 
 def _keep_time(plan: RunPlan, proposal: Proposal, seconds: float) -> Proposal:
@@ -189,8 +194,14 @@ def _fit(name: str, plan: RunPlan, overrides: tuple[str, ...]) -> Proposal | Non
     return proposal
 
 
-def format_proposals(proposals: list[Proposal], budget: str, width: int | None) -> list[str]:
-    """Returns the lines that krill-plan budget= prints."""
+def format_proposals(
+    proposals: list[Proposal],
+    budget: str,
+    width: int | None,
+    has_own_lr: bool = False,
+    has_own_batch: bool = False,
+) -> list[str]:
+    """Returns the lines that krill-plan budget= prints; `has_own_…`: the user has set it."""
     best = proposals[0]
     plan = best.plan
     amount, unit = parse_budget(budget)
@@ -198,12 +209,17 @@ def format_proposals(proposals: list[Proposal], budget: str, width: int | None) 
     text = (
         f"{format_duration(amount)} of {devices}" if unit == "seconds" else f"{amount:.3g} FLOP on {devices}"
     )
-    fitted = "" if (plan.flops or 0) >= BATCH_FIT_FLOPS else "; these FLOPs are outside of that fit"
+    lr, fitted = "lr as set", ""
+    if not has_own_lr and not is_rule_on(plan.config.rule):
+        lr = "lr without the rule (rule=off)"
+    elif not has_own_lr:
+        lr = "lr by rule=size (exponent of Bi et al. 2024, fitted from 1e17 to 2e19 FLOP)"
+        fitted = "" if (plan.flops or 0) >= BATCH_FIT_FLOPS else "; these FLOPs are outside of that fit"
+    batch = "batch as set" if has_own_batch else "batch by the tokens (Li et al. 2025)"
     return [
         f"budget      {text}",
         *fit_table(PROPOSAL_HEADER, [_format_row(one) for one in proposals], width, drop=(7, 3, 5)),
-        f"rules       {COMPUTE_OPTIMAL_RATIO} tokens per parameter (Hoffmann et al. 2022); batch by the tokens (Li "
-        f"et al. 2025), lr by rule= (exponent of Bi et al. 2024, fitted from 1e17 to 2e19){fitted}",
+        f"rules       {COMPUTE_OPTIMAL_RATIO} tokens per parameter (Hoffmann et al. 2022); {batch}, {lr}{fitted}",
         f"propose     {best.command}",
     ]
 
@@ -220,6 +236,6 @@ def _format_row(proposal: Proposal) -> list[str]:
         f"{plan.config.lr:.2g}",
         f"{plan.flops:.3g}",
         format_bytes(plan.memory.total),
-        "yes" if plan.fits else "no",
+        format_fit(plan),
         format_duration(plan.time.total) if plan.time else "",
     ]

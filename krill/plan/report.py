@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from krill.config.rule_keys import RuleValue, format_rule_lines
 from krill.config.size_rule import COMPUTE_OPTIMAL_RATIO
-from krill.plan.advice import find_fitting_changes, format_share, list_advice
+from krill.plan.advice import find_fitting_changes, format_fit, format_share, list_advice
 from krill.plan.memory import is_state_known
 from krill.plan.run_plan import MAX_USEFUL_EPOCHS, RunPlan
 from krill.plan.timing import TimedPlan, format_measurement
@@ -181,7 +181,8 @@ def _format_time(plan: RunPlan) -> Iterator[str]:
         else ""
     )
     parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in time.parts.items() if seconds)
-    yield f"time        about {expected}{span}: {parts}; MFU {used.mfu:.2g} ({used.text})"
+    mfu = f"{used.mfu:.2g}" if used.mfu <= 1 else "unknown, as the device was measured while it was busy"
+    yield f"time        about {expected}{span}: {parts}; MFU {mfu} ({used.text})"
     if plan.price is not None:
         hours = time.total / 3600 * plan.num_devices
         yield (
@@ -241,7 +242,7 @@ def _format_row(label: str, plan: RunPlan) -> list[str]:
         "" if plan.flops is None else f"{plan.flops:.3g}",
         format_bytes(plan.memory.total),
         format_bytes(plan.setting.memory_per_rank),
-        "yes" if plan.fits else "no",
+        format_fit(plan),
         format_bytes(sum(plan.disk.values())),
         "" if time is None else format_duration(time.total),
         "" if time is None else format_duration(time.longest),

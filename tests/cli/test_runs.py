@@ -210,6 +210,16 @@ def test_show_prints_the_error_and_the_end_of_the_log(
     )
 
 
+def test_show_prints_the_values_of_the_rule_as_text(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = [{"key": "lr", "text": "5.9e-03", "source": "rule: 1.6 M hidden parameters, 500 steps"}]
+    make_run(outputs / "runs/ruled/2026-11-27_10-00-00-eeee5555", "finished", rule=rule)
+    shown = run_krill_runs(capsys, "show", "ruled")
+    assert "lr 5.9e-03 (rule: 1.6 M hidden parameters, 500 steps)" in shown
+    assert "{" not in shown
+
+
 def test_compare_prints_differing_keys_and_results(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     comparison = json.loads(run_krill_runs(capsys, "compare", "cccc1111", "cccc2222", "--json"))
     assert [row["eval_loss"] for row in comparison["runs"]] == [1.5, 3.0]

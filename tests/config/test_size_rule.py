@@ -317,3 +317,18 @@ def test_the_table_of_the_docs_is_up_to_date() -> None:
         sys.path.pop(0)
     page = PAGE.read_text(encoding="utf-8")
     assert insert_table(page) == page, "python docs/make_rates.py"
+
+
+def test_an_lr_scale_that_is_not_valid_is_reported_once() -> None:
+    with pytest.raises(UsageError) as error:
+        load_config("lr_scale=0")
+    assert "lr_scale=0: input should be greater than 0" in str(error.value)
+    assert "lr=0" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["lr", "optimizer.weight_decay", "scheduler.warmup"])
+def test_auto_is_answered_with_how_the_rule_chooses(key: str) -> None:
+    with pytest.raises(
+        UsageError, match=f"{key}=auto: rule=size chooses {key} where it is not set: leave it out"
+    ):
+        load_config(f"{key}=auto")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from krill.config.schema.plan import parse_budget
 from krill.config.size_rule import compute_batch_of_tokens
 from krill.device_table import get_device
 from krill.errors import UsageError
-from krill.plan.budget import Preset, Proposal, propose_runs
+from krill.plan.budget import Preset, Proposal, format_proposals, propose_runs
 from krill.plan.run_plan import build_run_plan
 
 H100 = get_device("h100")
@@ -126,6 +127,28 @@ def test_the_command_keeps_the_other_arguments() -> None:
     )
     ranks = Proposal("llama_3b", (), list_presets("hardware.processes=8")[-1][1])
     assert ranks.command == "krill-train model=llama_3b hardware.processes=8"
+
+
+def test_a_batch_that_is_set_is_kept() -> None:
+    preset = list_presets("batch.tokens=65536")[2]
+    arguments = ["batch.tokens=65536", "batch.gradient_accumulation_steps=null"]
+    (proposal,) = propose_runs([preset._replace(batch_tokens=65_536)], "1e19", arguments)
+    assert proposal.plan.tokens_per_step == 65_536
+    assert proposal.plan.flops == pytest.approx(1e19, rel=0.01)
+    assert "batch.tokens=65536" in proposal.command
+    assert "gradient_accumulation_steps" not in proposal.command
+    with pytest.raises(UsageError, match="less than 10 steps"):
+        propose_runs([preset._replace(batch_tokens=2**22)], "1e15")
+
+
+def test_the_lines_say_what_is_set_and_what_fits_narrowly() -> None:
+    (proposal,) = propose_runs(list_presets()[:1], "1e19")
+    setting = proposal.plan.setting
+    device = replace(setting.device, memory=int(proposal.plan.memory.total / 0.95))
+    narrow = replace(proposal, plan=replace(proposal.plan, setting=replace(setting, device=device)))
+    lines = format_proposals([narrow], "1e19", None, has_own_lr=True, has_own_batch=True)
+    assert "  narrowly  " in lines[2]
+    assert lines[-2].endswith("batch as set, lr as set")
 
 
 def test_the_proposal_of_the_command_is_planned_again(

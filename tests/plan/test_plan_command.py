@@ -71,8 +71,8 @@ def test_the_report_of_a_plan(planned: Planned) -> None:
     assert code == 0
     lines = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
     assert lines == [
-        "name", "model", "parameters", "device", "batch", "tokens", "lr", "decay", "flops", "data", "time", "price",
-        "energy", "memory", "moments", "disk", "fits", "advice",
+        "name", "model", "parameters", "device", "batch", "tokens", "lr", "decay", "warmup", "flops", "data", "time",
+        "price", "energy", "memory", "moments", "disk", "fits", "advice",
     ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -223,3 +224,12 @@ def test_the_padding_of_a_prepared_text_is_that_of_its_rows() -> None:
     for sequence_len in (64, 160, 512):
         rows = pack(stream, sequence_len, "best_fit")  # type: ignore[arg-type]
         assert estimate_best_fit_padding(ends, sequence_len) == pytest.approx(rows.padding_fraction)
+
+
+def test_an_mfu_above_one_is_not_printed() -> None:
+    run = plan("steps=20")
+    assert run.time is not None
+    impossible = replace(run.time, utilization=replace(run.time.utilization, mfu=6.6))
+    vars(run)["time"] = impossible
+    (line,) = [line for line in format_plan(run) if line.startswith("time ")]
+    assert "MFU unknown, as the device was measured while it was busy (" in line

@@ -181,7 +181,8 @@ def check_branch(branch: Branch, config: TrainConfig, tokenizer_signature: str) 
     if differing:
         raise UsageError(
             f"{prefix}: {', '.join(differing)} differ from that run's; use from={relative_path(branch.run_folder)} "
-            "to take them over. Only length, schedule and text may differ"
+            "with branch=, or leave them out with continue=, to take them over. Only length, schedule and text may "
+            "differ"
         )
     if tokenizer_signature != branch.status["tokenizer"]["signature"]:
         raise UsageError(

@@ -92,7 +92,9 @@ def test_a_lower_rate_may_be_chosen_and_nothing_else(
     assert krill_train(f"continue={cosine_run}", "steps=8", "lr=1e-3") == 0
     assert max(read_rates(krill_train.runs()[0])[6:]) <= 1e-3
     assert krill_train(f"continue={cosine_run}", "steps=8", "optimizer.ns_steps=3") == 2
-    assert "optimizer differ from that run's" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "optimizer differ from that run's" in error
+    assert "leave them out with continue=" in error
 
 
 def test_an_interrupted_continuation_resumes_and_can_be_continued(krill_train: Any, cosine_run: Path) -> None:
