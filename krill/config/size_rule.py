@@ -11,7 +11,7 @@ COMPUTE_OPTIMAL_RATIO tokens per hidden parameter.
     lr            LR_COEFFICIENT · (6·N·D)^LR_EXPONENT, with the D of that batch or of MIN_BATCH_TOKENS, if that is
                   more, and the factor of the optimizer
                   (the exponent of Bi et al. 2024, "DeepSeek LLM", arXiv 2401.02954, equation 1, of the compute
-                  budget; the coefficient, 0.73 times theirs, is fitted by benchmarks/optimizer_track.py)
+                  budget; the coefficient, 0.87 times theirs, is fitted by benchmarks/optimizer_track.py)
     weight decay  (D / N)^DECAY_EXPONENT / (DECAY_TIMESCALE · lr · S), with that lr: the weights forget over a part of
                   the run that is shorter with more tokens per parameter (Bergsma et al. 2025, "Power Lines", arXiv
                   2505.13738)
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from typing import Final
 
-LR_COEFFICIENT = 0.228
+LR_COEFFICIENT = 0.27
 LR_EXPONENT = -0.125
 MIN_LR, MAX_LR = 1e-4, 2e-2
 BATCH_COEFFICIENT = 0.58

@@ -44,7 +44,7 @@ def test_a_model_of_an_experiment_names_what_differs_from_it(plan: Plan):
         "data.name=python_docs (tiny_ko)",
         "tokenizer.vocab_size=4096 (32000)",
         "optimizer.name=muon_keller (muon_moonlight)",
-        "lr=0.0033 (0.001)",
+        "lr=0.0039 (0.001)",
         "epochs=None (1.0)",
     ):
         assert part in differs

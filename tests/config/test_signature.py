@@ -116,7 +116,7 @@ def test_the_rule_counts_by_what_it_gives():
     )
     assert compute_signature(load_config(*rates, "rule=off")) == compute_signature(given)
     scaled = load_config("lr_scale=0.5", "optimizer.weight_decay=0.1")
-    assert compute_signature(load_config("lr=0.00295", "optimizer.weight_decay=0.1")) == compute_signature(
+    assert compute_signature(load_config("lr=0.0035", "optimizer.weight_decay=0.1")) == compute_signature(
         scaled
     )
     assert compute_signature(load_config("rule=off")) != compute_signature(given)

@@ -125,7 +125,7 @@ def test_inherited_values_name_their_run(tmp_path: Path) -> None:
     assert inherited.keys == {"lr", "batch.tokens"}
     unresolved: Any = OmegaConf.to_container(composed, resolve=False)
     assert format_rule_lines(explain_rule(unresolved, config, inherited)) == [
-        f"lr          3.5e-03 (as in {run}; lr=… sets it)",
+        f"lr          4.2e-03 (as in {run}; lr=… sets it)",
         "warmup      0.01 of the steps (rule: at most 2,000 steps; scheduler.warmup=… sets it)",
         f"batch       6,144 tokens per step (as in {run}; batch.tokens=… sets it)",
     ]

@@ -180,7 +180,7 @@ def test_a_continued_run_keeps_the_rate_of_the_rule(
     krill_train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krill_train(*SIZED, "steps=4", "output=first") == 0
-    assert "lr          1.1e-02 (rule: 1.6 M hidden parameters, 4 steps; lr=… sets it)" in (
+    assert "lr          1.3e-02 (rule: 1.6 M hidden parameters, 4 steps; lr=… sets it)" in (
         printed := capsys.readouterr().err
     )
     assert "batch       128 tokens per step (rule: near 2; batch.tokens=… sets it)" in printed
@@ -188,17 +188,17 @@ def test_a_continued_run_keeps_the_rate_of_the_rule(
     assert "already finished" in capsys.readouterr().err, "the same command is the same run"
     assert krill_train("dry_run=true", *SIZED, "steps=300") == 0
     planned = " ".join(capsys.readouterr().out.split())
-    assert "lr 6.3e-03 (rule: 1.6 M hidden parameters, 300 steps; lr=… sets it)" in planned
+    assert "lr 7.5e-03 (rule: 1.6 M hidden parameters, 300 steps; lr=… sets it)" in planned
     assert krill_train("continue=first", *SIZED, "steps=300", "stop.target_loss=99", "eval_every=1") == 0
     printed = capsys.readouterr().err
-    assert "lr          1.1e-02 (as in first; lr=… sets it)" in printed
+    assert "lr          1.3e-02 (as in first; lr=… sets it)" in printed
     (continued,) = krill_train.runs("llama_nano")
-    assert max(read_rates(continued)[:4]) == 1.1e-2
+    assert max(read_rates(continued)[:4]) == 1.3e-2
     assert ((read_status(continued) or {})["lr"], (read_status(continued) or {})["rows_per_step"]) == (
-        1.1e-2,
+        1.3e-2,
         2,
     )
     assert krill_train("continue=first", *SIZED, "steps=300", "lr_scale=0.5") == 2
-    assert "keeps its learning rate, 0.011; set lr_scale=1" in capsys.readouterr().err
+    assert "keeps its learning rate, 0.013; set lr_scale=1" in capsys.readouterr().err
     assert krill_train("dry_run=true", "from=first", *SIZED, "steps=300") == 0
-    assert "lr 6.3e-03 (rule:" in " ".join(capsys.readouterr().out.split()), "a new run has its own"
+    assert "lr 7.5e-03 (rule:" in " ".join(capsys.readouterr().out.split()), "a new run has its own"
