@@ -179,7 +179,7 @@ def test_a_preset_that_needs_a_hidden_size_reports_it(working_dir: Path):
     messages = error_messages(run_command(working_dir, "krill-train", "model=mine", "optimizer=muon_keller"))
     assert messages == [
         "optimizer.muon_lr: the model has no hidden_size to derive it from at optimizer.scale=spectral; set "
-        "optimizer.muon_lr and optimizer.muon_weight_decay, or use optimizer=muon_moonlight"
+        "optimizer.muon_lr and optimizer.muon_weight_decay, or use optimizer=muon_krill"
     ]
 
 
