@@ -6,7 +6,7 @@ A value that is missing or not valid counts as not known; the schema reports it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -107,7 +107,7 @@ def _get(config: Any, key: str) -> Any:
         return None
 
 
-def is_rate(value: Any) -> bool:
+def is_rate(value: Any) -> TypeGuard[float]:
     """Returns whether a value of a key is a rate or a factor that the schema accepts."""
     return isinstance(value, int | float) and 0 < value <= MAX_RATE
 
