@@ -18,8 +18,8 @@ from pydantic.fields import FieldInfo
 from krill.cli.compose import compose_config
 from krill.config import schema
 from krill.config.commands import COMMAND_SCHEMAS
+from krill.config.number_limits import MAX_COUNT, MAX_FLOAT, MAX_INT, MAX_PROCESSES
 from krill.config.paths import CONF_DIR, list_config_groups, list_config_options, read_config_description
-from krill.config.schema.base import MAX_COUNT, MAX_FLOAT, MAX_INT, MAX_PROCESSES
 from krill.tables import format_markdown_table
 
 PAGE = Path(__file__).with_name("reference.md")

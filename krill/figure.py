@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krill.atomic import create_folder
+from krill.signals import interruptible_import
 
 log = logging.getLogger("krill")
 
@@ -31,10 +32,11 @@ def drawn_figure(path: Path, columns: int, width: float, height: float) -> Itera
     """
     import warnings
 
-    import matplotlib
+    with interruptible_import():
+        import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
 
     with pyplot.rc_context({"font.family": _list_families()}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # logged by _choose_fonts

@@ -82,6 +82,17 @@ def _raise_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
+def interruptible_import() -> Iterator[None]:
+    """Raises an interrupt as itself: pybind11 makes it the cause of an ImportError, Python that of a RuntimeError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error.__cause__, SignalInterrupt | KeyboardInterrupt):
+            raise error.__cause__ from None
+        raise
+
+
+@contextmanager
 def report_abort(message: str, exit_code: int) -> Iterator[None]:
     """Within the context, abort(3) prints `message` on standard error and exits with `exit_code`.
 

@@ -14,6 +14,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontManager
 
+from krill.errors import REQUEUE, SignalInterrupt
 from krill.figure import drawn_figure
 
 LABEL = "서울 말뭉치"
@@ -100,3 +101,15 @@ def test_a_slow_legend_is_not_a_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught, drawn_figure(tmp_path / "loss.png", 1, 2.0, 2.0):
         warnings.warn('Creating legend with loc="best" can be slow with large amounts of data.', stacklevel=1)
     assert not caught
+
+
+@pytest.mark.parametrize("interrupt", [SignalInterrupt("SIGTERM", REQUEUE), KeyboardInterrupt()])
+def test_an_interrupt_during_the_import_of_matplotlib_is_not_an_error(
+    interrupt: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt_import(backend: str) -> None:
+        raise ImportError("initialization failed") from interrupt
+
+    monkeypatch.setattr("matplotlib.use", interrupt_import)
+    with pytest.raises(type(interrupt)), drawn_figure(tmp_path / "loss.png", 1, 2, 2):
+        pass

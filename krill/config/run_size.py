@@ -12,11 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from krill.config.layer_shapes import list_layer_matrices
-
-MAX_VALUE = 2**53
-"""Larger values of a key are not valid."""
-MAX_RATE = 3.4e38
-"""Larger rates are not valid: fp32 does not represent them."""
+from krill.config.number_limits import MAX_COUNT, MAX_FLOAT
 
 _SHAPE_KEYS = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers"
@@ -109,8 +105,8 @@ def _get(config: Any, key: str) -> Any:
 
 def is_rate(value: Any) -> TypeGuard[float]:
     """Returns whether a value of a key is a rate or a factor that the schema accepts."""
-    return isinstance(value, int | float) and 0 < value <= MAX_RATE
+    return isinstance(value, int | float) and 0 < value <= MAX_FLOAT
 
 
 def _as_count(value: Any) -> int | None:
-    return value if type(value) is int and 0 < value <= MAX_VALUE else None
+    return value if type(value) is int and 0 < value <= MAX_COUNT else None

@@ -91,14 +91,21 @@ def list_advice(plan: RunPlan) -> list[Advice]:
 
 def format_share(plan: RunPlan) -> str:
     """Returns the share of the memory that the plan takes, and whether that is too close to be sure."""
-    share = plan.memory.total / plan.setting.memory_per_rank
-    return f"{100 * share:.0f} % of the memory{', narrowly' if SURE_SHARE < share <= 1 else ''}"
+    narrowly = ", narrowly" if plan.fits and not _fits_surely(plan) else ""
+    return f"{100 * _get_share(plan):.0f} % of the memory{narrowly}"
 
 
 def format_fit(plan: RunPlan) -> str:
     """Returns whether the plan fits, as a word of a table: yes, narrowly, no."""
-    share = plan.memory.total / plan.setting.memory_per_rank
-    return "no" if not plan.fits else "narrowly" if share > SURE_SHARE else "yes"
+    return "no" if not plan.fits else "yes" if _fits_surely(plan) else "narrowly"
+
+
+def _fits_surely(plan: RunPlan) -> bool:
+    return _get_share(plan) <= SURE_SHARE
+
+
+def _get_share(plan: RunPlan) -> float:
+    return plan.memory.total / plan.setting.memory_per_rank
 
 
 # --- what fits ---------------------------------------------------------------------------------------------

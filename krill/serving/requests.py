@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from krill.config.number_limits import MAX_INT
 from krill.config.schema import LimitsConfig
-from krill.config.schema.base import MAX_INT
 from krill.config.schema.infer import RepetitionPenalty, Temperature
 from krill.serving.errors import ApiError
 

@@ -7,6 +7,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from krill.config.number_limits import MAX_COUNT, MAX_FLOAT, MAX_INT, MAX_PROCESSES
+
 
 class UnsignedMarker:
     """Marks a field that `krill.config.signature` leaves out of signatures."""
@@ -41,18 +43,6 @@ class Section(BaseModel):
             if any(isinstance(item, UnsignedMarker) for item in field.metadata)
         )
 
-
-MAX_INT = 2**31 - 1
-"""The largest number of 32 bits, of which kernels, seeds of samplers and indices of rows are made."""
-
-MAX_COUNT = 2**53
-"""The largest number up to which JSON keeps every integer: of bytes, tokens and documents."""
-
-MAX_PROCESSES = 2**16
-"""More processes or threads than any machine runs."""
-
-MAX_FLOAT = 3.4e38
-"""The largest number of fp32, in which weights, gradients and updates are computed."""
 
 Size = Annotated[int, Field(gt=0, le=MAX_INT)]
 """The length of one axis, or a number of steps."""

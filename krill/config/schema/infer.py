@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from krill.config.number_limits import MAX_FLOAT
 from krill.config.schema.base import (
-    MAX_FLOAT,
     CountOrZero,
     FolderName,
     OutputPath,

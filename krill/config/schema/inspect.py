@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from krill.config.schema.base import MAX_INT, Count, CountOrZero, OutputPath, to_list
+from krill.config.number_limits import MAX_INT
+from krill.config.schema.base import Count, CountOrZero, OutputPath, to_list
 from krill.config.schema.run import TrainConfig
 
 

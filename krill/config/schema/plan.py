@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from krill.config.schema.base import MAX_FLOAT, Processes, Section
+from krill.config.number_limits import MAX_FLOAT
+from krill.config.schema.base import Processes, Section
 from krill.config.schema.run import TrainConfig
 
 BUDGET_UNITS = {"m": 60, "h": 3600, "d": 86400}

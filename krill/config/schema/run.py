@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from krill.config.number_limits import MAX_COUNT, MAX_INT
 from krill.config.schema.base import (
-    MAX_COUNT,
-    MAX_INT,
     Count,
     FolderName,
     OutputPath,

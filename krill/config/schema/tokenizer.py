@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from krill.config.schema.base import MAX_INT, Count, FolderName, Section, Size, Unsigned
+from krill.config.number_limits import MAX_INT
+from krill.config.schema.base import Count, FolderName, Section, Size, Unsigned
 
 MIN_VOCAB_SIZE = 300
 """256 bytes, special tokens, and a few merges."""
