@@ -68,7 +68,7 @@ from krill.training.metrics.peak_flops import get_peak_flops
 from krill.training.setup import RunSetup
 from krill.training.trainer import KrillTrainer
 
-MODELS, OPTIMIZERS = ("llama_small", "llama_350m", "llama_1b"), ("adamw", "muon_moonlight")
+MODELS, OPTIMIZERS = ("llama_small", "llama_350m", "llama_1b"), ("adamw", "muon_krill")
 VOCAB_SIZE, ROW, ROWS, ATTENDED, STEP_TOKENS = 32_000, 2048, 8, 512, 131_072
 """The vocabulary, tokens of a row, rows of a pass, tokens that a token attends to on average, and tokens of an
 optimizer step for which the estimate is made."""

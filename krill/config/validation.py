@@ -67,6 +67,8 @@ def _format_interpolation_error(error: OmegaConfBaseException) -> str:
     if isinstance(error, InterpolationKeyError):
         source = message.partition("'")[2].partition("'")[0]
         return f"{error.full_key} follows {source}, which is not set; set one of them"
+    if message.startswith(("Recursive interpolation", "RecursionError")):
+        return f"{error.full_key}: it refers to itself, through ${{…}} of this or another key; set a value instead"
     reason = message.partition(" raised while resolving interpolation: ")[2] or message
     return f"{error.full_key}: {reason}" if error.full_key else reason
 
