@@ -189,6 +189,7 @@ def rehearse(config: TrainConfig, store: Path, tokenizer: Path, vocab_size: int 
         ):
             stack.enter_context(patch.object(owner, name, stub))
         counters.clear()
+        torch.compiler.reset()  # what another model compiled would make sizes dynamic
         run_module.run_training(config, Path(folder), store, tokenizer)
     rehearsal.calls, rehearsal.graphs = cuda.calls, counter.frame_count
     rehearsal.breaks = {reason.partition("\n")[0]: n for reason, n in counters["graph_break"].items()}
