@@ -103,6 +103,8 @@ FOREIGN_KEYS: dict[str, tuple[str, ...]] = {
     "max_grad_norm": ("optimizer.max_grad_norm=…",),
     "gradient_clipping": ("optimizer.max_grad_norm=…",),
     "grad_clip": ("optimizer.max_grad_norm=…",),
+    "z_loss": ("optimizer.z_loss=…",),
+    "z_loss_multiplier": ("optimizer.z_loss=…",),
     "early_stopping_patience": ("stop.patience=…",),
     # the scripts of transformers and TRL
     "model_name_or_path": ("model.path=…", "model=pretrained model.from=…"),

@@ -37,7 +37,7 @@ def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> torch.op
                 "hardware.precision=bf16: the forward pass is then computed in bf16"
             )
     if isinstance(config, CustomOptimizerConfig):
-        keys = config.model_dump(exclude={"name", "build", "options", "max_grad_norm"})
+        keys = config.model_dump(exclude={"name", "build", "options", "max_grad_norm", "z_loss"})
         optimizer = custom_code.import_custom_function(config.build)(model, **keys, **config.options)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UsageError(

@@ -245,7 +245,7 @@ class RunPlan:
         """Identity of what determines the time of a step, without the batch."""
         numbers = {
             "lr", "lr_embeddings", "lr_head", "lr_vectors", "weight_decay", "weight_decay_embeddings", "betas", "eps",
-            "max_grad_norm", "muon_lr", "muon_weight_decay", "momentum",
+            "max_grad_norm", "z_loss", "muon_lr", "muon_weight_decay", "momentum",
         }  # fmt: skip
         return compute_signature(
             self.group, self.config.model, self.vocab_size, self.config.sequence_len, self.config.packing,

@@ -239,7 +239,9 @@ def _build_training_model(setup: RunSetup) -> tuple[Any, Loss, list[str]]:
     if hardware.context_parallel > 1:
         register_context_parallel_attention(setup.attention_backend, hardware.context_parallel)
     model = _build_model(setup)
-    loss = build_loss(model, hardware.loss, setup.device.type, setup.is_compiled)
+    loss = build_loss(
+        model, hardware.loss, setup.device.type, setup.is_compiled, setup.config.optimizer.z_loss
+    )
     kernels = apply_kernels(model, hardware, setup.device.type, setup.is_compiled)
     if setup.precision == "fp8":  # before the model is sharded or compiled
         kernels.append(convert_to_fp8(model))

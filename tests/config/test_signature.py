@@ -84,6 +84,7 @@ SIGNED = [
     "model.num_hidden_layers=3", "model.hidden_size=96", "model.rope_theta=1", "model.tie_word_embeddings=false",
     "optimizer=adamw", "optimizer=muon_keller", "optimizer.weight_decay=0", "optimizer.eps=1e-5",
     "optimizer.momentum=0.8", "optimizer.nesterov=false", "optimizer.ns_steps=6", "optimizer.max_grad_norm=0",
+    "optimizer.z_loss=0.1",
     "optimizer.betas=[0.9,0.99]", "scheduler=wsd", "scheduler.warmup=0.2", "scheduler.min_ratio=0",
     "hardware.precision=bf16", "stop.patience=3", "skip_step.nan=stop", "skip_step.spike=6", "export_dtype=bf16",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ ADAMW = {
     "betas": (0.9, 0.95),
     "eps": 1e-8,
     "max_grad_norm": 1.0,
+    "z_loss": 0.0,
     "lr_embeddings": 1.0,
     "lr_head": 1.0,
     "lr_vectors": 1.0,

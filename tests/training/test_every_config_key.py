@@ -102,7 +102,8 @@ def observe_compute(config: TrainConfig, workspace: Workspace) -> Any:
 
 def observe_kernels(config: TrainConfig, workspace: Workspace) -> Any:
     model = run_module._build_model(workspace.build_setup(config))
-    return build_loss(model, config.hardware.loss, "cpu").name, apply_kernels(model, config.hardware, "cpu")
+    loss = build_loss(model, config.hardware.loss, "cpu", z_loss=config.optimizer.z_loss)
+    return loss.name, apply_kernels(model, config.hardware, "cpu")
 
 
 def observe_param_groups(config: TrainConfig, workspace: Workspace) -> Any:
@@ -208,6 +209,7 @@ OBSERVED_KEYS: dict[str, tuple[Observe, tuple[str, ...], str]] = {
     "hardware.precision": (observe_compute, (), "hardware.precision=bf16"),
     "hardware.attention": (observe_compute, (), "hardware.attention=eager"),
     "hardware.threads": (observe_compute, (), "hardware.threads=2"),
+    "optimizer.z_loss": (observe_kernels, (), "optimizer.z_loss=0.1"),
     "hardware.loss": (observe_kernels, (), "hardware.loss=full"),
     "hardware.liger": (observe_kernels, (), "hardware.liger=true"),
     "hardware.compile": (observe_kernels, (), "hardware.compile=true"),

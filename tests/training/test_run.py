@@ -173,7 +173,13 @@ def with_sgd(config: TrainConfig, file: Path, max_grad_norm: float = 0.0) -> Tra
     values = config.model_dump()
     values["optimizer"] = {
         key: values["optimizer"][key] for key in ("lr", "weight_decay", "betas", "eps")
-    } | {"name": "custom", "build": f"{file}:sgd", "options": {}, "max_grad_norm": max_grad_norm}
+    } | {
+        "name": "custom",
+        "build": f"{file}:sgd",
+        "options": {},
+        "max_grad_norm": max_grad_norm,
+        "z_loss": 0.0,
+    }
     return TrainConfig.model_validate(values)
 
 

@@ -20,6 +20,9 @@ class _BaseOptimizerConfig(Section):
     """AdamW's epsilon."""
     max_grad_norm: RateOrZero
     """Global norm that gradients are clipped to; 0: no clipping."""
+    z_loss: RateOrZero
+    """Weight of the z-loss, the square of log Σ exp logits of each token, which keeps logits from drifting; in the
+    gradient, not in the loss that is shown. Not with hardware.loss=liger."""
 
 
 class _GroupRates(Section):

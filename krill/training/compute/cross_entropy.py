@@ -4,6 +4,10 @@ The full loss holds the logits, their log-probabilities and their gradient, N ·
 gradient is computed together with the loss (the backward pass only scales it), so that logits are computed once:
 Hsu et al. 2024, "Liger Kernel", section 3.2; Wijmans et al. 2024, "Cut Your Losses".
 
+The gradient may include that of the z-loss, z · (log Σ exp logits)² per labeled token, which the value does not:
+Chowdhery et al. 2022, "PaLM", section 5. With p the probabilities and y the labels, that of the logits is
+p · (1 + 2 · z · log Σ exp logits) - y.
+
 Shapes: N tokens, C tokens of a chunk, H hidden size, V vocabulary size, P vocabulary size with padding.
 """
 
@@ -21,23 +25,26 @@ from krill.data.packing import IGNORE_INDEX
 from krill.training.compute.thresholds import CHUNK, VOCABULARY_MULTIPLE
 
 ErrorFunction = Callable[[Tensor, Tensor, int, bool], tuple[Tensor, Tensor, Tensor | None]]
-"""The signature of `compute_errors`."""
+"""The signature of `compute_errors`, without the weight of the z-loss."""
 
 
 def compute_errors(
-    logits_CP: Tensor, labels_C: Tensor, vocab_size: int, needs_bias: bool
+    logits_CP: Tensor, labels_C: Tensor, vocab_size: int, needs_bias: bool, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Computes loss and gradient of a chunk of logits. Written for torch.compile, which makes few kernels of it.
 
     Returns:
-        The summed loss, fp32; its gradient with respect to the logits (probabilities minus one-hot labels), (C, P) in
-        their dtype, 0 in the padding; the gradient summed over tokens, (V,) fp32, if `needs_bias`.
+        The summed loss, fp32; the gradient with respect to the logits (probabilities minus one-hot labels, plus that
+        of the z-loss), (C, P) in their dtype, 0 in the padding; the gradient summed over tokens, (V,) fp32, if
+        `needs_bias`.
     """
     log_probs_CV = F.log_softmax(logits_CP[:, :vocab_size], -1, dtype=torch.float32)
     is_labeled_C = labels_C != IGNORE_INDEX
     targets_C1 = labels_C.clamp(min=0).unsqueeze(1)
     nll_C = -log_probs_CV.gather(1, targets_C1).squeeze(1)
     probs_CV = log_probs_CV.exp()
+    if z_loss:
+        probs_CV = probs_CV * _z_loss_factor(logits_CP, log_probs_CV, z_loss)
     is_target_CV = torch.arange(vocab_size, device=labels_C.device) == targets_C1
     errors_CV = torch.where(is_target_CV, probs_CV - 1, probs_CV) * is_labeled_C.unsqueeze(1)
     loss = torch.where(is_labeled_C, nll_C, 0.0).sum()
@@ -45,12 +52,15 @@ def compute_errors(
 
 
 def compute_errors_in_place(
-    logits_CP: Tensor, labels_C: Tensor, vocab_size: int, needs_bias: bool
+    logits_CP: Tensor, labels_C: Tensor, vocab_size: int, needs_bias: bool, z_loss: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Computes the same as `compute_errors`, with fewer copies where nothing is compiled."""
     log_probs_CV = F.log_softmax(logits_CP[:, :vocab_size], -1, dtype=torch.float32)
     loss = _nll_loss(log_probs_CV, labels_C).sum()
+    factor_C1 = _z_loss_factor(logits_CP, log_probs_CV, z_loss) if z_loss else None
     errors_CV = log_probs_CV.exp_()
+    if factor_C1 is not None:
+        errors_CV.mul_(factor_C1)
     errors_CV[torch.arange(len(labels_C), device=labels_C.device), labels_C.clamp(min=0)] -= 1
     is_labeled_C1 = (labels_C != IGNORE_INDEX).unsqueeze(1)
     errors_CV.mul_(is_labeled_C1)  # selecting rows by the mask would wait for the device
@@ -150,6 +160,12 @@ def _iterate_chunks(hidden_NH: Tensor) -> Iterator[slice]:
 def _compute_log_probs(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
     """Returns log-probabilities, (C, V) fp32."""
     return F.log_softmax(F.linear(hidden_CH, weight_VH, bias_V), -1, dtype=torch.float32)
+
+
+def _z_loss_factor(logits_CP: Tensor, log_probs_CV: Tensor, z_loss: float) -> Tensor:
+    """Returns the factor by which the z-loss multiplies the probabilities in the gradient, (C, 1) fp32."""
+    log_sums_C1 = logits_CP[:, :1].float() - log_probs_CV[:, :1]
+    return 1 + 2 * z_loss * log_sums_C1
 
 
 def _nll_loss(log_probs_CV: Tensor, labels_C: Tensor) -> Tensor:

@@ -42,22 +42,34 @@ PROBE_TOKENS, PROBE_LOGIT, PROBE_TOLERANCE = 8, 100.0, 1e-3
 """The probe's row length, its largest logit (a cap leaves small ones unchanged) and its relative tolerance."""
 
 
-def build_loss(model: PreTrainedModel, requested: str, device: str, is_compiled: bool = False) -> Loss:
+def build_loss(
+    model: PreTrainedModel, requested: str, device: str, is_compiled: bool = False, z_loss: float = 0.0
+) -> Loss:
     """Builds the loss for hardware.loss; auto falls back to full logits for a model that needs them.
 
-    `is_compiled`: the chunked loss compiles what it computes between its matrix products.
+    Args:
+        is_compiled: The chunked loss compiles what it computes between its matrix products.
+        z_loss: Weight of the z-loss, which is in the gradient and not in the value. Not with liger.
 
-    Raises UsageError if chunked or liger is requested by name and would not equal the model's own loss.
+    Raises UsageError if chunked or liger is requested by name and would not equal the model's own loss, and for a
+    z-loss of a model that computes its own loss.
     """
-    kind = select_loss(requested, device)
-    if kind == "full":
-        return Loss()
-    obstacle = probe_head_loss(model)
-    if obstacle is None:
-        return HeadLoss(model, kind, is_compiled)
-    if requested != "auto":
-        raise UsageError(f"hardware.loss={requested}: {obstacle}; use hardware.loss=full or auto")
-    return Loss(f"full: {obstacle}")
+    kind, name = select_loss(requested, device), "full"
+    if kind != "full":
+        obstacle = probe_head_loss(model)
+        if obstacle is None:
+            return HeadLoss(model, kind, is_compiled, z_loss)
+        if requested != "auto":
+            raise UsageError(f"hardware.loss={requested}: {obstacle}; use hardware.loss=full or auto")
+        name = f"full: {obstacle}"
+    if not z_loss:
+        return Loss(name)
+    loss = FullZLoss(model, name, z_loss)
+    if not loss.is_used_by_model():
+        raise UsageError(
+            "optimizer.z_loss: the model computes its own loss, without it; set optimizer.z_loss=0"
+        )
+    return loss
 
 
 class Loss:
@@ -81,18 +93,68 @@ class Loss:
         return torch.cat(losses).view(labels_BT.shape)
 
 
+class FullZLoss(Loss):
+    """The loss of `model` from full logits; its gradient includes that of the z-loss, its value does not."""
+
+    def __init__(self, model: PreTrainedModel, name: str, z_loss: float):
+        super().__init__(_name_loss(name, z_loss))
+        self.model, self.z_loss = model, z_loss
+        self._model_loss = model.loss_function
+
+    def training_context(self) -> AbstractContextManager[None]:
+        return _override_attribute(self.model, "_loss_function", self._compute)
+
+    def is_used_by_model(self) -> bool:
+        """Returns whether the model computes its loss by the function that `training_context` replaces."""
+        calls: list[Tensor] = []
+
+        def record(logits: Tensor, *_: Any, **__: Any) -> Tensor:
+            calls.append(logits)
+            return logits.sum()
+
+        with _probe_row(self.model) as ids, _override_attribute(self.model, "_loss_function", record):
+            self.model(input_ids=ids, labels=ids, use_cache=False)
+        return bool(calls)
+
+    def _compute(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
+    ) -> Tensor:
+        loss: Tensor = self._model_loss(
+            logits=logits,
+            labels=labels,
+            vocab_size=vocab_size,
+            num_items_in_batch=num_items_in_batch,
+            **options,
+        )
+        targets, num_items = _get_targets(labels, options), num_items_in_batch
+        log_sums_BT = logits.float().logsumexp(-1)
+        squares_N = log_sums_BT.square().flatten() * (targets != IGNORE_INDEX)
+        z_loss = self.z_loss * _divide_by_items(squares_N.sum(), targets, num_items)
+        return loss + z_loss - z_loss.detach()
+
+
 class HeadLoss(Loss):
     """The loss of `model`, computed from hidden states and the head's weight."""
 
-    def __init__(self, model: PreTrainedModel, kind: str = "chunked", is_compiled: bool = False):
-        super().__init__(kind)
+    def __init__(
+        self, model: PreTrainedModel, kind: str = "chunked", is_compiled: bool = False, z_loss: float = 0.0
+    ):
+        super().__init__(_name_loss(kind, z_loss))
         self.model, self.head = model, model.get_output_embeddings()
         self.summed_cross_entropy: SummedLossFunction = (
             liger_cross_entropy
             if kind == "liger"
             else partial(
                 chunked_cross_entropy,
-                compute_errors=compile_callable(compute_errors) if is_compiled else compute_errors_in_place,
+                compute_errors=partial(
+                    compile_callable(compute_errors) if is_compiled else compute_errors_in_place,
+                    z_loss=z_loss,
+                ),
             )
         )
         # built once: torch.compile would recompile for another function object
@@ -127,14 +189,9 @@ class HeadLoss(Loss):
         **options: Any,
     ) -> Tensor:
         """Computes what transformers' ForCausalLMLoss does; `logits` are hidden states."""
-        shifted = options.get("shift_labels")
-        targets = (shift_labels(labels) if shifted is None else shifted).flatten()
+        targets = _get_targets(labels, options)
         summed_loss = self.summed_cross_entropy(logits.flatten(0, 1), self.head.weight, targets, self.bias)
-        if num_items_in_batch is None:
-            return summed_loss / (targets != IGNORE_INDEX).sum()
-        if torch.is_tensor(num_items_in_batch):
-            num_items_in_batch = num_items_in_batch.to(summed_loss.device)
-        return summed_loss / num_items_in_batch
+        return _divide_by_items(summed_loss, targets, num_items_in_batch)
 
     def _capture_token_losses(self, logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
         self._captured_losses = per_token_cross_entropy(
@@ -151,6 +208,23 @@ class HeadLoss(Loss):
 def shift_labels(labels_BT: Tensor) -> Tensor:
     """Returns the label of the next token at each position, (B, T); IGNORE_INDEX at the end of a row."""
     return F.pad(labels_BT, (0, 1), value=IGNORE_INDEX)[:, 1:]
+
+
+def _name_loss(name: str, z_loss: float) -> str:
+    return f"{name}, z-loss {z_loss:g}" if z_loss else name
+
+
+def _get_targets(labels_BT: Tensor, options: dict[str, Any]) -> Tensor:
+    """Returns the label of the next token at each position, (N,), from the arguments of a model's loss function."""
+    shifted = options.get("shift_labels")
+    return (shift_labels(labels_BT) if shifted is None else shifted).flatten()
+
+
+def _divide_by_items(summed: Tensor, targets_N: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """Divides by the number of labeled tokens of the step, or of this pass if it is None."""
+    if num_items is None:
+        return summed / (targets_N != IGNORE_INDEX).sum()
+    return summed / (num_items.to(summed.device) if torch.is_tensor(num_items) else num_items)
 
 
 def _pass_through(hidden: Tensor) -> Tensor:
@@ -170,7 +244,21 @@ def _override_attribute(owner: torch.nn.Module, name: str, value: object) -> Ite
         attributes.update(previous)
 
 
-@torch.no_grad()
+@contextmanager
+def _probe_row(model: PreTrainedModel) -> Iterator[Tensor]:
+    """Yields one short row on the model's device, (1, T) int64, with the model prepared for it; no gradient."""
+    mode, attention = model.training, model.config._attn_implementation
+    weight = model.get_input_embeddings().weight
+    try:
+        model.eval()
+        model.set_attn_implementation("eager")  # the others may need another device
+        with torch.no_grad():
+            yield torch.arange(PROBE_TOKENS, device=weight.device).remainder(len(weight))[None]
+    finally:
+        model.train(mode)
+        model.set_attn_implementation(attention)
+
+
 def probe_head_loss(model: PreTrainedModel) -> str | None:
     """Returns why the loss of `model` cannot be computed from hidden states, or None if it can.
 
@@ -180,26 +268,16 @@ def probe_head_loss(model: PreTrainedModel) -> str | None:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if not isinstance(head, torch.nn.Linear):
         return "the model has no linear output head"
-    loss, mode, attention = HeadLoss(model), model.training, model.config._attn_implementation
-    ids = torch.arange(PROBE_TOKENS, device=head.weight.device).remainder(len(head.weight))[None]
-    original_forward, scale = head.forward, 1.0
-
-    def compute_loss() -> Tensor:
-        return model(input_ids=ids, labels=ids, use_cache=False).loss.double()
-
+    loss, original_forward = HeadLoss(model), head.forward
     try:
-        model.eval()
-        model.set_attn_implementation("eager")  # the others may need another device
-        scale = PROBE_LOGIT / float(model(input_ids=ids, use_cache=False).logits.abs().max())
-        with _override_attribute(head, "forward", lambda hidden: original_forward(hidden * scale)):
-            expected = compute_loss()
-        with loss.training_context(), _override_attribute(head, "forward", lambda hidden: hidden * scale):
-            actual = compute_loss()
+        with _probe_row(model) as ids:
+            scale = PROBE_LOGIT / float(model(input_ids=ids, use_cache=False).logits.abs().max())
+            with _override_attribute(head, "forward", lambda hidden: original_forward(hidden * scale)):
+                expected = model(input_ids=ids, labels=ids, use_cache=False).loss.double()
+            with loss.training_context(), _override_attribute(head, "forward", lambda hidden: hidden * scale):
+                actual = model(input_ids=ids, labels=ids, use_cache=False).loss.double()
     except Exception as error:  # a custom model may do anything with its logits
         return f"the model does not accept hidden states in place of logits ({type(error).__name__}: {error})"
-    finally:
-        model.train(mode)
-        model.set_attn_implementation(attention)
     if torch.isclose(actual, expected, rtol=PROBE_TOLERANCE, atol=0.0):
         return None
     return "the model changes its logits between head and loss, or computes its own loss"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,15 @@ from krill.training.compute.cross_entropy import (
     compute_errors_in_place,
     per_token_cross_entropy,
 )
-from krill.training.compute.head_loss import HeadLoss, Loss, _load_liger_loss, build_loss, probe_head_loss
+from krill.training.compute.head_loss import (
+    FullZLoss,
+    HeadLoss,
+    Loss,
+    _load_liger_loss,
+    build_loss,
+    probe_head_loss,
+    shift_labels,
+)
 from krill.training.metrics.evaluate import evaluate_batches
 
 SIZES: dict[str, Any] = {
@@ -113,11 +122,13 @@ def assert_same(
     seed=st.integers(0, 99),
     errors=st.sampled_from([compute_errors, compute_errors_in_place]),
     multiple=st.sampled_from([1, 8]),
+    z_loss=st.sampled_from([0.0, 0.2]),
 )
 def test_value_and_gradients_equal_those_of_full_logits(
-    tokens: int, vocab_size: int, has_bias: bool, ignored: float, seed: int, errors: Any, multiple: int
-) -> None:
-    """With the errors as they are compiled and as they are not, and with a padded vocabulary as on CUDA."""
+    tokens: int, vocab_size: int, has_bias: bool, ignored: float, seed: int, errors: Any, multiple: int,
+    z_loss: float,
+) -> None:  # fmt: skip
+    """With the errors as they are compiled and as they are not, with a padded vocabulary as on CUDA, and z-loss."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -130,15 +141,16 @@ def test_value_and_gradients_equal_those_of_full_logits(
 
     logits = F.linear(*parameters)
     expected = F.cross_entropy(logits, labels, reduction="sum")
-    expected_gradients = torch.autograd.grad(expected / 3, parameters)
+    penalty = z_loss * logits.logsumexp(-1)[labels != -100].square().sum()
+    expected_gradients = torch.autograd.grad((expected + penalty) / 3, parameters)
     bias = parameters[2] if has_bias else None
     with patch.dict(cross_entropy.VOCABULARY_MULTIPLE, {"cpu": multiple}):
-        loss = chunked_cross_entropy(hidden, weight, labels, bias, errors)
+        loss = chunked_cross_entropy(hidden, weight, labels, bias, partial(errors, z_loss=z_loss))
     gradients = torch.autograd.grad(loss / 3, parameters)
 
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-5)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5 if z_loss else 1e-6)
     token_losses = per_token_cross_entropy(hidden, weight, labels, bias)
     expected_losses = F.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(token_losses, expected_losses, rtol=1e-6, atol=1e-5)
@@ -355,6 +367,29 @@ def test_auto_falls_back_to_full_logits_and_reports_it(build: Callable[[], Any])
         build_loss(model, "liger", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("build", "expected"), [(build_llama, HeadLoss), (lambda: build_gemma2(30.0), FullZLoss)]
+)
+def test_z_loss_is_in_the_gradient_alone(build: Callable[[], Any], expected: type[Loss]) -> None:
+    model, inputs = build(), make_batch()
+    model.set_attn_implementation("eager")
+    loss = build_loss(model, "auto", "cpu", z_loss=0.1)
+    assert type(loss) is expected
+    assert loss.name.endswith(", z-loss 0.1")
+
+    logits = model(**inputs).logits
+    targets = shift_labels(inputs["labels"])
+    value = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    (value + 0.1 * logits.logsumexp(-1)[targets != -100].square().mean()).backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    assert_same(run_backward(model, loss, inputs), (value.item(), gradients), rel=1e-5)
+
+
+def test_a_model_that_computes_its_own_loss_has_no_z_loss() -> None:
+    with pytest.raises(UsageError, match=r"set optimizer\.z_loss=0"):
+        build_loss(build_model(CustomLossModel, LlamaConfig(**SIZES)), "auto", "cpu", z_loss=0.1)
+
+
 def test_the_probe_uses_no_random_numbers() -> None:
     model, before = build_llama(), torch.get_rng_state()
     assert probe_head_loss(model) is None
@@ -369,12 +404,12 @@ Train, Configure, Losses = Callable[..., Path], Callable[..., TrainConfig], Call
 def test_runs_with_chunked_and_full_loss_agree(
     train_in: Train, make_config: Configure, read_losses: Losses, caplog: pytest.LogCaptureFixture
 ) -> None:
-    overrides = ("batch.gradient_accumulation_steps=2", "eval_every=2")
+    overrides = ("batch.gradient_accumulation_steps=2", "eval_every=2", "optimizer.z_loss=0.01")
     with caplog.at_level("INFO", "krill"):
         runs = [
             train_in(make_config(*overrides, f"hardware.loss={name}"), name) for name in ("chunked", "full")
         ]
-    assert "loss chunked" in caplog.text
+    assert "loss chunked, z-loss 0.01" in caplog.text
     chunked, full = map(read_losses, runs)
     assert len(chunked) == 6
     assert chunked == pytest.approx(full, rel=1e-5)

@@ -1,4 +1,4 @@
-"""The chunked loss on two ranks, under DDP and FSDP2, has the gradients of one process with the whole batch."""
+"""Chunked loss and z-loss on two ranks, under DDP and FSDP2, have the gradients of one process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from krill.training.compute.head_loss import HeadLoss
+from krill.training.compute.head_loss import FullZLoss, HeadLoss
 
-RANKS, TARGETS = 2, 4 * 19
+RANKS, TARGETS, Z_LOSS = 2, 4 * 19, 0.1
 
 
 def build_llama(tied: bool) -> LlamaForCausalLM:
@@ -47,13 +47,14 @@ def assert_same_gradients(strategy: str, tied: bool) -> None:
     rank = dist.get_rank()
     ids = torch.randint(50, (4, 20), generator=torch.Generator().manual_seed(1))
     reference, model = build_llama(tied), build_llama(tied)
-    reference(input_ids=ids, labels=ids, num_items_in_batch=TARGETS).loss.backward()
+    with FullZLoss(reference, "full", Z_LOSS).training_context():
+        reference(input_ids=ids, labels=ids, num_items_in_batch=TARGETS).loss.backward()
 
     wrapped = DistributedDataParallel(model) if strategy == "ddp" else shard(model, tied)
     rank_ids = ids.chunk(RANKS)[rank]
     for _ in range(2):  # the second pass would show state left by the first
         model.zero_grad()
-        with HeadLoss(model).training_context():
+        with HeadLoss(model, z_loss=Z_LOSS).training_context():
             loss = wrapped(input_ids=rank_ids, labels=rank_ids, num_items_in_batch=TARGETS).loss
         (loss * RANKS).backward()  # gradients are averaged over ranks
     for (name, parameter), reference_parameter in zip(
