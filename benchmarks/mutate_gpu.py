@@ -96,8 +96,8 @@ MUTATIONS = {
         ("model=model, cross_entropy=False", "module=model, cross_entropy=False"),
     ],
     "training/compute/head_loss.py": [
-        ('LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")',
-         'LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduce="sum")'),
+        ('LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum", **options)',
+         'LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduce="sum", **options)'),
         ("_load_liger_loss()(weight_VH, hidden_NH,", "_load_liger_loss()(hidden_NH, weight_VH,"),
     ],
     "training/compute/cross_entropy.py": [

@@ -102,11 +102,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "muon_keller": ("optimizer=muon_keller",),
     "muon_pto": ("optimizer=muon_pto",),
     "muon_krill": ("optimizer=muon_krill", "scheduler.warmup=0.01"),
+    "muon_krill_no_z_loss": ("optimizer=muon_krill", "scheduler.warmup=0.01", "optimizer.z_loss=0"),
     "muon_krill_wsd": (
         "optimizer=muon_krill",
         "scheduler=wsd",
         "scheduler.decay=0.4",
         "scheduler.warmup=0.01",
+        "optimizer.z_loss=0",
     ),
     "normuon": (MOONLIGHT, "optimizer.normuon=true"),
     "cautious": (MOONLIGHT, "optimizer.cautious=true"),

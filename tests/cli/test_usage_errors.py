@@ -38,7 +38,6 @@ CASES = {
     "scheduler.decay=0.1": "it belongs to scheduler=wsd",
     "optimizer.lr=1e-2": "optimizer.lr follows lr; set lr=0.01",
     "~model": "follows model.name, which is not set",
-    "optimizer.z_loss=0.1 hardware.loss=liger": "set optimizer.z_loss=0 or hardware.loss=chunked",
     "lr_scale=${lr}": "optimizer.lr: it refers to itself",
     "~lr": "follows lr, which is not set",
     "steps=1 epochs=1": "exactly one of steps and epochs must be set",

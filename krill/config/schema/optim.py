@@ -22,7 +22,7 @@ class _BaseOptimizerConfig(Section):
     """Global norm that gradients are clipped to; 0: no clipping."""
     z_loss: RateOrZero
     """Weight of the z-loss, the square of log Σ exp logits of each token, which keeps logits from drifting; in the
-    gradient, not in the loss that is shown. Not with hardware.loss=liger."""
+    gradient, not in the loss that is shown."""
 
 
 class _GroupRates(Section):

@@ -269,15 +269,6 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_z_loss(self) -> TrainConfig:
-        if self.optimizer.z_loss and self.hardware.loss == "liger":
-            raise ValueError(
-                "optimizer.z_loss: Liger's loss is computed without it; set optimizer.z_loss=0 or "
-                "hardware.loss=chunked"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _check_async_save(self) -> TrainConfig:
         if self.save_in_background and self.hardware.sharding != "none":
             raise ValueError(

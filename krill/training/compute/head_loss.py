@@ -49,7 +49,7 @@ def build_loss(
 
     Args:
         is_compiled: The chunked loss compiles what it computes between its matrix products.
-        z_loss: Weight of the z-loss, which is in the gradient and not in the value. Not with liger.
+        z_loss: Weight of the z-loss, which is in the gradient and not in the value.
 
     Raises UsageError if chunked or liger is requested by name and would not equal the model's own loss, and for a
     z-loss of a model that computes its own loss.
@@ -100,9 +100,10 @@ class FullZLoss(Loss):
         super().__init__(_name_loss(name, z_loss))
         self.model, self.z_loss = model, z_loss
         self._model_loss = model.loss_function
+        self._loss_function = torch.compiler.disable(self._compute)  # built once, as below
 
     def training_context(self) -> AbstractContextManager[None]:
-        return _override_attribute(self.model, "_loss_function", self._compute)
+        return _override_attribute(self.model, "_loss_function", self._loss_function)
 
     def is_used_by_model(self) -> bool:
         """Returns whether the model computes its loss by the function that `training_context` replaces."""
@@ -147,7 +148,7 @@ class HeadLoss(Loss):
         super().__init__(_name_loss(kind, z_loss))
         self.model, self.head = model, model.get_output_embeddings()
         self.summed_cross_entropy: SummedLossFunction = (
-            liger_cross_entropy
+            partial(liger_cross_entropy, z_loss=z_loss)
             if kind == "liger"
             else partial(
                 chunked_cross_entropy,
@@ -284,14 +285,19 @@ def probe_head_loss(model: PreTrainedModel) -> str | None:
 
 
 def liger_cross_entropy(
-    hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, bias_V: Tensor | None = None
+    hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, bias_V: Tensor | None = None, z_loss: float = 0.0
 ) -> Tensor:
-    """Computes Liger's fused linear cross-entropy, summed over the labeled tokens, in nats. CUDA."""
-    loss: Tensor = _load_liger_loss()(weight_VH, hidden_NH, labels_N, bias_V)
+    """Computes Liger's fused linear cross-entropy, summed over the labeled tokens, in nats. CUDA.
+
+    The gradient includes that of the z-loss, the value does not.
+    """
+    result = _load_liger_loss(z_loss)(weight_VH, hidden_NH, labels_N, bias_V)
+    loss: Tensor = result.loss - result.z_loss.detach() if z_loss else result
     return loss
 
 
 @lru_cache
-def _load_liger_loss() -> Any:
+def _load_liger_loss(z_loss: float) -> Any:
     package = import_module("liger_kernel.transformers")
-    return package.LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
+    options = {"lse_square_scale": z_loss, "return_z_loss": True} if z_loss else {}
+    return package.LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum", **options)

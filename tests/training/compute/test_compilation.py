@@ -76,7 +76,7 @@ def test_compiled_run_equals_an_eager_one_and_compiles_once(
     with caplog.at_level("INFO", "krill"):
         compiled = train_in(make_config(*overrides, "hardware.compile=true"), "compiled")
     assert graphs.frame_count == 2  # the model in training, and the errors of the loss
-    assert "loss chunked, compiled" in caplog.text
+    assert "loss chunked, z-loss 0.03, compiled" in caplog.text
     values = [
         [line[key] for line in read_metrics(run) for key in ("loss", "grad_norm", "eval_loss") if key in line]
         for run in (compiled, eager)
@@ -196,7 +196,7 @@ def test_header_shows_the_choice_and_the_reason(
     monkeypatch.setattr("krill.training.compute.head_loss.compile_callable", lambda function: function)
     with caplog.at_level("INFO", "krill"):
         train_in(make_config("batch.gradient_accumulation_steps=2", "steps=2"))
-    assert "loss chunked, compiled (auto: 4 passes repay it)" in caplog.text
+    assert "loss chunked, z-loss 0.03, compiled (auto: 4 passes repay it)" in caplog.text
 
 
 # --- errors ------------------------------------------------------------------------------------------------

@@ -248,6 +248,7 @@ def test_liger_calls_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.zeros(5, 8)
     loss = head_loss.liger_cross_entropy(torch.zeros(4, 8), weight, torch.zeros(4, dtype=torch.int64))
     assert loss is weight  # the weight comes first
+    head_loss._load_liger_loss(0.1)
     options = {"model": None, "cross_entropy": False, "fused_linear_cross_entropy": False, **LIGER_KERNELS}
     inspect.signature(apply_liger_kernel_to_llama).bind(**options)
 

@@ -466,14 +466,24 @@ def liger_stub(monkeypatch: pytest.MonkeyPatch) -> LigerStub:
     """Simulates an installed Liger: records its kernels, and computes its loss with torch."""
 
     class FusedLoss(torch.nn.Module):
-        def __init__(self, ignore_index: int, reduction: str):
+        def __init__(
+            self,
+            ignore_index: int,
+            reduction: str,
+            lse_square_scale: float = 0.0,
+            return_z_loss: bool = False,
+        ):
             super().__init__()
             self.options: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction}
+            self.z_loss, self.returns_z_loss = lse_square_scale, return_z_loss
 
-        def forward(
-            self, weight: Tensor, hidden: Tensor, target: Tensor, bias: Tensor | None = None
-        ) -> Tensor:
-            return F.cross_entropy(F.linear(hidden, weight, bias), target, **self.options)
+        def forward(self, weight: Tensor, hidden: Tensor, target: Tensor, bias: Tensor | None = None) -> Any:
+            logits = F.linear(hidden, weight, bias)
+            loss = F.cross_entropy(logits, target, **self.options)
+            if not self.returns_z_loss:
+                return loss
+            z_loss = self.z_loss * logits.logsumexp(-1)[target != -100].square().sum()
+            return SimpleNamespace(loss=loss + z_loss, z_loss=z_loss)  # Liger's CrossEntropyOutput
 
     stub = LigerStub()
     package = SimpleNamespace(LigerFusedLinearCrossEntropyLoss=FusedLoss)
@@ -505,6 +515,8 @@ def test_liger_is_used_if_installed(liger_stub: LigerStub, make_config: Configur
     loss = build_loss(model, "liger", "cuda")
     assert loss.name == "liger"
     assert_same(run_backward(model, loss, inputs), run_backward(model, Loss(), inputs), rel=1e-6)
+    losses = [build_loss(model, name, "cuda", z_loss=0.1) for name in ("liger", "full")]
+    assert_same(*[run_backward(model, loss, inputs) for loss in losses], rel=1e-5)
 
 
 def test_model_without_liger_kernels(liger_stub: LigerStub, make_config: Configure) -> None:
