@@ -1,4 +1,4 @@
-"""For every test: no network, one thread per process (tests run in parallel), environment, logger and signals restored.
+"""For every test: no network, one thread per process, since tests run in parallel; what a test changes is restored.
 
 At the end of a session the time of each folder is printed, below pytest's slowest tests.
 """
