@@ -155,7 +155,7 @@ class PhaseSeconds:
 
     def get_max_delay(self, phase: str, kills: int) -> float:
         """Returns the largest delay of a kill; short enough between steps for one run to take most of the kills."""
-        return 1.5 * self.steps / kills if phase == "steps" else getattr(self, phase)
+        return min(0.75, 1.5 / kills) * self.steps if phase == "steps" else getattr(self, phase)
 
 
 class Run:
