@@ -95,6 +95,7 @@ class Cluster:
         """Waits until a job has been requeued, and cancels it: it would start again some seconds later."""
         wait_for(lambda: "Restarts=1" in self.run("scontrol", "show", "job", job).split(), 60)
         self.run("scancel", "--me")
+        self.wait_idle()
 
     def requeue(self, job: str) -> None:
         """Requeues a job, as an administrator does."""
