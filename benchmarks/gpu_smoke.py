@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -84,11 +85,13 @@ CPU_REFERENCE = (
 
 
 def train(report: Report, overrides: list[str]) -> None:
-    """Runs the command krill-train; reports the loss of each step."""
+    """Runs the command krill-train; reports the loss of each step, and the attention backend that the log names."""
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "run"
         _run_krill_train([*overrides, "log_every=1", f"output={output}"])
-        report({"losses": [line["loss"] for line in read_metrics(output) if "loss" in line]})
+        losses = [line["loss"] for line in read_metrics(output) if "loss" in line]
+        attention = re.search(r"attention (\w+)", (output / "log.txt").read_text(encoding="utf-8"))
+        report({"losses": losses, "attention": attention and attention[1]})
 
 
 def count_waits(report: Report, device: str, overrides: list[str]) -> None:

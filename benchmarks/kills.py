@@ -16,8 +16,8 @@ Prints a table and writes results/kills.json, or the file of --result.
     python benchmarks/kills.py                       (half an hour on two cores; with --forked half of that)
     python benchmarks/kills.py --forked --kills 3 --variants adamw workers --result /tmp/kills.json
 
-Each start is a process of its own; with --forked it forks this process, which has imported krill already. That
-is seconds faster, and identical from the command line on.
+Each start is a process of its own; with --forked the command and its ranks are forked from a server that has imported
+krill already (krill.launch.preload). That is seconds faster, and identical from the command line on.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import date
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from krill.errors import REQUEUE
+from krill.launch.preload import PRELOADED_MODULES, RUNNING_SERVER_VARIABLE, PreloadedServer
 from krill.runs import checkpoints
 from krill.runs.json_lines import read_metrics
 from krill.runs.record import read_status, read_versions
@@ -83,40 +83,31 @@ VARIANTS = {
 
 
 class Process:
-    """krill-train in its own session. `forked`: a fork of this process runs it instead of a new one."""
+    """krill-train in its own session, forked from `server` if that can."""
 
-    def __init__(self, overrides: Sequence[str], log: Path, forked: bool = False):
-        self.code: int | None = None
-        self.id = os.fork()
-        if self.id:
-            return
-        code = 1
-        try:
-            os.setsid()
-            written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(written, 1)
-            os.dup2(written, 2)
-            if not forked:
-                os.execv(sys.executable, [sys.executable, "-m", "krill", "train", *overrides])
-            code = _run_krill_train(overrides)
-        finally:
-            os._exit(code)
+    def __init__(self, overrides: Sequence[str], log: Path, server: PreloadedServer):
+        with open(log, "ab") as output:
+            self._process = server.spawn(
+                [sys.executable, "-m", "krill", "train", *overrides], stdout=output, stderr=output
+            )
+        self.id = self._process.pid
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.returncode
 
     def has_ended(self) -> bool:
-        """Returns whether the process has ended; then `code` is its exit code, negative for a signal."""
-        if self.code is None:
-            pid, status = os.waitpid(self.id, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if pid else None
-        return self.code is not None
+        return self._process.poll() is not None
 
     def wait(self, condition: Callable[[], bool] = lambda: False) -> None:
         """Waits until `condition` is true or the process has ended."""
         while not self.has_ended() and not condition():
             time.sleep(0.001)
 
-    def list_tree(self) -> list[int]:
-        """Returns the process and all its descendants."""
-        processes = [self.id]
+    def list_all(self, folder: Path) -> list[int]:
+        """Returns the process, its descendants and the ranks in `folder`, which a server may have forked."""
+        processes = [self.id, *list_ranks(folder)]
         for process in processes:
             for children in Path(f"/proc/{process}/task").glob("*/children"):
                 with suppress(OSError):  # it has just ended
@@ -124,12 +115,15 @@ class Process:
         return processes
 
 
-def _run_krill_train(overrides: Sequence[str]) -> int:
-    from krill.cli import app
-    from krill.cli.train import run_task
-
-    sys.argv = ["krill-train"]
-    return app.main("train", run_task, overrides)
+def list_ranks(folder: Path) -> list[int]:
+    """Returns the processes of krill.launch.rank that train in `folder`."""
+    ranks = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"krill.launch.rank" in words and os.fsencode(folder) in words:
+                ranks.append(int(process.name))
+    return ranks
 
 
 def count_orphans(processes: list[int]) -> int:
@@ -161,14 +155,14 @@ class PhaseSeconds:
 
     def get_max_delay(self, phase: str, kills: int) -> float:
         """Returns the largest delay of a kill; short enough between steps for one run to take most of the kills."""
-        return 1.5 * self.steps / kills if phase == "steps" else getattr(self, phase)
+        return min(0.75, 1.5 / kills) * self.steps if phase == "steps" else getattr(self, phase)
 
 
 class Run:
     """One command, started again and again until its run has finished."""
 
-    def __init__(self, variant: Variant, folder: Path, steps: int, forked: bool):
-        self.variant, self.folder, self.steps, self.forked = variant, folder, steps, forked
+    def __init__(self, variant: Variant, folder: Path, steps: int, server: PreloadedServer):
+        self.variant, self.folder, self.steps, self.server = variant, folder, steps, server
         self.log = folder.with_suffix(".log")
 
     def start(self) -> Process:
@@ -183,7 +177,7 @@ class Run:
             f"steps={self.steps}",
             f"output={self.folder}",
         ]
-        return Process(overrides, self.log, self.forked)
+        return Process(overrides, self.log, self.server)
 
     def is_finished(self) -> bool:
         return (read_status(self.folder) or {}).get("state") == "finished"
@@ -231,7 +225,7 @@ class Run:
         if process.has_ended():
             self._check(process.code == 0, process)
             return None
-        processes = process.list_tree()
+        processes = process.list_all(self.folder)
         os.kill(process.id, self.variant.signal_number)
         killed_phase = self._get_phase()
         process.wait()
@@ -260,13 +254,13 @@ class Run:
         )
 
 
-def measure(name: str, root: Path, kills: int, steps: int, forked: bool) -> dict[str, Any]:
+def measure(name: str, root: Path, kills: int, steps: int, server: PreloadedServer) -> dict[str, Any]:
     """Returns the figures of a variant, as listed in this script's head."""
     variant, rng = VARIANTS[name], random.Random(name)
-    undisturbed = Run(variant, root / f"{name}-whole", steps, forked)
+    undisturbed = Run(variant, root / f"{name}-whole", steps, server)
     seconds, expected = undisturbed.finish(), undisturbed.read_result()
 
-    run = Run(variant, root / f"{name}-killed", steps, forked)
+    run = Run(variant, root / f"{name}-killed", steps, server)
     killed_in: Counter[str] = Counter()
     runs, orphans, same = 1, 0, True
     while killed_in.total() < kills:
@@ -285,14 +279,17 @@ def measure(name: str, root: Path, kills: int, steps: int, forked: bool) -> dict
     }  # fmt: skip
 
 
-def prepare(root: Path) -> None:
+def prepare(root: Path, server: PreloadedServer) -> None:
     """Prepares a small text, and the tokenizer and tokens that all runs share."""
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(2, 20))) + f" {n}" for n in range(300)]
     file = root / "text.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     TEXT.append(f"data.paths=[{file}]")
-    subprocess.run([sys.executable, "-m", "krill", "preprocess", *TEXT], check=True, capture_output=True)
+    command = [sys.executable, "-m", "krill", "preprocess", *TEXT]
+    code = server.spawn(command, stdout=subprocess.DEVNULL).wait()
+    if code:
+        raise SystemExit(f"krill-preprocess ended with {code}")
 
 
 def main() -> None:
@@ -301,7 +298,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240, help="per run")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT")
     parser.add_argument(
-        "--forked", action="store_true", help="fork this process instead of running the command"
+        "--forked", action="store_true", help="fork the command from a server that has imported krill"
     )
     parser.add_argument("--result", type=Path, default=Path(__file__).parent / "results" / "kills.json")
     arguments = parser.parse_args()
@@ -314,14 +311,17 @@ def main() -> None:
         "forked": arguments.forked,
         "variants": {},
     }
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         root = Path(temporary)
         os.environ |= {"KRILL_OUTPUTS": temporary, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        prepare(root)
+        server = PreloadedServer(None, None)
         if arguments.forked:
-            import_module("krill.training.run")
+            server = stack.enter_context(PreloadedServer.start(PRELOADED_MODULES["train"]))
+            if server.address is not None:  # for the ranks
+                os.environ[RUNNING_SERVER_VARIABLE] = str(server.address)
+        prepare(root, server)
         for name in arguments.variants:
-            figures = measure(name, root, arguments.kills, arguments.steps, arguments.forked)
+            figures = measure(name, root, arguments.kills, arguments.steps, server)
             print(f"{name:<16}", *(f"{key} {value}" for key, value in figures.items()), sep="   ", flush=True)
             result["variants"][name] = figures
             arguments.result.write_text(json.dumps(result, indent=2) + "\n")

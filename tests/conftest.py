@@ -1,4 +1,4 @@
-"""For every test: no network, one thread per process (tests run in parallel), logger and signals restored.
+"""For every test: no network, one thread per process, since tests run in parallel; what a test changes is restored.
 
 At the end of a session the time of each folder is printed, below pytest's slowest tests.
 """
@@ -41,6 +41,16 @@ def _no_fsync() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Restore the environment: a compilation leaves variables, and a command that has them cannot be forked."""
+    before = dict(os.environ)
+    yield
+    for key in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[key]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from krill.launch.preload import PRELOADED_MODULES, RUNNING_SERVER_VARIABLE, PreloadedServer
 
 SECONDS = 300
+FORKED_STARTS = Path(__file__).with_name("forked_starts")
 SMALL_RUN = (
     "model=llama_pico",
     "sequence_len=64",
@@ -77,6 +78,18 @@ def get_preloaded_environment() -> dict[str, str]:
     """Returns the variable with which a command forks the points of a sweep, and ranks, from the same server."""
     address = get_server().address
     return {} if address is None else {RUNNING_SERVER_VARIABLE: str(address)}
+
+
+def get_forked_starts(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """Returns the variables with which a program that starts jobs or krill-train has them forked from the server.
+
+    They get `environment`, which is written to `folder`, without what the program adds for the imports.
+    """
+    if not (preloaded := get_preloaded_environment()):
+        return {}
+    file = folder / "server_environment.json"
+    file.write_text(json.dumps(environment))
+    return preloaded | {"KRILL_SERVER_ENVIRONMENT": str(file), "PYTHONPATH": str(FORKED_STARTS)}
 
 
 def run_command(

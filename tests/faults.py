@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from console import run_words
 
 from krill.training.callbacks.progress import ProgressReporter
 
@@ -47,7 +47,7 @@ def train_and_kill(krill_train: Any, step: int, when: str, *overrides: str) -> N
     command = [
         sys.executable, "-c", _TRAIN_AND_KILL, str(step), when, *krill_train.overrides, *overrides,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run_words(Path.cwd(), command, dict(os.environ))
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import shutil
@@ -12,10 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
-from console import SMALL_RUN, Krill
+from console import SMALL_RUN, Krill, get_clean_environment, get_server, run_command
 from stores import make_byte_tokenizer, read_store_content
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,8 @@ def arguments(material: Path) -> list[str]:
 def expected(material: Path) -> dict[str, bytes]:
     """Returns the content of the store that a single uninterrupted process prepares."""
     arguments = [*make_arguments(material / "text.jsonl", material), "data.workers=1", "output=store"]
-    subprocess.run([console_script("preprocess"), *arguments], cwd=material, check=True, capture_output=True)
+    done = run_command(material, "krill-preprocess", *arguments)
+    assert done.returncode == 0, done.stderr
     return read_store_content(material / "store")
 
 
@@ -70,26 +71,39 @@ def console_script(command: str) -> str:
     return str(Path(sys.executable).with_name(f"krill-{command}"))
 
 
-Start = Callable[..., subprocess.Popen[str]]
+class StartedCommand:
+    """A command in its own session, forked from the server of the tests; its messages go to a file."""
+
+    def __init__(self, folder: Path, file: Path, command: str, *arguments: str):
+        self._file = file
+        with open(file, "wb") as messages:
+            self._process = get_server().spawn(
+                [console_script(command), *arguments], env=get_clean_environment(), cwd=folder,
+                stdout=subprocess.DEVNULL, stderr=messages,
+            )  # fmt: skip
+        self.pid = self._process.pid
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Waits until `condition` is true or the command has ended."""
+        while self._process.poll() is None and not condition():
+            time.sleep(0.001)
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float = 120) -> tuple[int, str]:
+        """Returns the exit code and the messages, once the command has ended."""
+        return self._process.wait(seconds), self._file.read_text()
+
+
+Start = Callable[..., StartedCommand]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Start:
-    """start("preprocess", …) starts krill-preprocess in tmp_path as the leader of a new session."""
-
-    def start_command(command: str, *arguments: str) -> subprocess.Popen[str]:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        return subprocess.Popen(
-            [console_script(command), *arguments], cwd=tmp_path, env=environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    return start_command
-
-
-def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    while process.poll() is None and not condition():
-        time.sleep(0.001)
+def start(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """start("preprocess", …) starts krill-preprocess in tmp_path."""
+    folder, numbers = tmp_path_factory.mktemp("messages"), count()
+    return lambda *command: StartedCommand(tmp_path, folder / str(next(numbers)), *command)
 
 
 def list_parts(partial: Path) -> dict[str, int]:
@@ -122,9 +136,9 @@ def test_killed_preparation_resumes_to_the_same_bytes(
     finished: dict[str, int] = {}
     for moment in moments:
         process = start("preprocess", *arguments, "data.workers=2", "output=store")
-        wait_until(process, moment)
-        process.kill()
-        process.communicate()
+        process.wait_until(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         assert list_parts(partial).items() >= finished.items()  # finished parts are not written again
         finished = list_parts(partial)
         for _ in range(100):
@@ -152,12 +166,12 @@ def test_repeated_signals_stop_the_preparation_once(
     krill: Krill, start: Start, arguments: list[str], tmp_path: Path, command: str, number: int, code: int
 ) -> None:
     process = start(command, *arguments, "data.workers=2", *(SMALL_RUN[:3] if command == "train" else ()))
-    wait_until(process, lambda: any(tmp_path.glob("outputs/data/.*.partial/parts/*.npz")))
+    process.wait_until(lambda: any(tmp_path.glob("outputs/data/.*.partial/parts/*.npz")))
     for _ in range(3):
         process.send_signal(number)
         time.sleep(0.02)
-    _, messages = process.communicate(timeout=60)
-    assert process.returncode == code
+    returncode, messages = process.wait(60)
+    assert returncode == code
     assert messages.splitlines()[-1] == (
         f"krill-{command}: interrupted by {signal.Signals(number).name}; {INTERRUPTED}"
     )
@@ -211,8 +225,8 @@ def test_concurrent_commands_prepare_once_and_wait(
 ) -> None:
     training = [*arguments, *TRAINING_ARGUMENTS]
     processes = [start("preprocess", *arguments), start("preprocess", *arguments), start("train", *training)]
-    messages = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], messages
+    codes, messages = zip(*(process.wait() for process in processes), strict=True)
+    assert codes == (0, 0, 0), messages
     assert sum("tokens      prepared" in text for text in messages) == 1
     assert sum("tokens      reused" in text for text in messages) == 2
     assert any("for another process that is creating" in text for text in messages)
@@ -223,8 +237,8 @@ def test_concurrent_tasks_and_a_full_preparation_give_the_same_store(
 ) -> None:
     jobs = [["data.num_tasks=2", "data.task=0"], ["data.num_tasks=2", "data.task=1"], []]
     processes = [start("preprocess", *arguments, *job, "data.workers=1", "output=store") for job in jobs]
-    messages = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], messages
+    codes, messages = zip(*(process.wait() for process in processes), strict=True)
+    assert codes == (0, 0, 0), messages
     assert read_store_content(tmp_path / "store") == expected
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from console import SMALL_RUN, Krill, read_status_file, read_table
+from console import SMALL_RUN, Krill, get_clean_environment, read_status_file, read_table, run_words
 
 pytestmark = pytest.mark.slow
 
@@ -185,7 +184,8 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "sweep_parent.p
 def test_the_benchmark_of_the_parent_of_a_sweep_runs(tmp_path: Path):
     result = tmp_path / "cost.json"
     options = ("--few", "1", "--many", "3", "--rounds", "1", "--result", str(result), "--dry-run")
-    subprocess.run([sys.executable, str(BENCHMARK), *options], check=True, cwd=tmp_path)
+    done = run_words(tmp_path, [sys.executable, str(BENCHMARK), *options], get_clean_environment())
+    assert done.returncode == 0, done.stderr
     seconds = json.loads(result.read_text(encoding="utf-8"))["seconds_per_point"]
     assert seconds.keys() == {"train", "tokenizer"}
     assert all(kinds.keys() == {"compose", "pool"} for kinds in seconds.values())

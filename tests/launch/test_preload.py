@@ -111,12 +111,17 @@ def test_two_hundred_forks_train_and_encode(server: PreloadedServer, tmp_path: P
 
 
 @pytest.mark.slow
-def test_what_a_point_imports_starts_no_thread(tmp_path: Path) -> None:
-    for command, modules in PRELOADED_MODULES.items():
-        with PreloadedServer.start(modules) as server:
-            loaded = output(server, tmp_path / "out", python("import sys; print(*sys.modules)"))
-            heavy = {"tokenizers"} if command in ("preprocess", "tokenizer") else {"torch", "transformers"}
-            assert {*heavy, *modules} <= set(loaded.split())
+@pytest.mark.parametrize("is_light", [False, True])
+def test_what_a_point_imports_starts_no_thread(is_light: bool, tmp_path: Path) -> None:
+    """A server with a thread would not fork; one for several commands shares the seconds of importing torch."""
+    commands = {
+        command for command in PRELOADED_MODULES if (command in ("preprocess", "tokenizer")) == is_light
+    }
+    heavy = {"tokenizers"} if is_light else {"torch", "transformers"}
+    modules = [module for command in commands for module in PRELOADED_MODULES[command]]
+    with PreloadedServer.start(modules) as server:
+        loaded = output(server, tmp_path / "out", python("import sys; print(*sys.modules)"))
+        assert {*heavy, *modules} <= set(loaded.split())
 
 
 def test_a_child_is_as_a_new_process_would_be(light: PreloadedServer, tmp_path: Path) -> None:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from console import get_clean_environment, get_preloaded_environment, get_server
+from console import get_clean_environment, get_forked_starts, get_server
 from filelock import FileLock, Timeout
 
 from krill.launch.supervise import Process
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
-FORKED_JOBS = Path(__file__).with_name("forked_jobs")
 SMALL_VALIDATION = "data.validation_fraction=0.003"
 """Validation on the 3 % of the default takes longer than a small run."""
 SMALL_RUN = (
@@ -88,9 +87,15 @@ class Cluster:
         """Returns the final states of jobs, or of tasks of an array."""
         return [self.wait_state(job, {"COMPLETED", "FAILED", "CANCELLED"})[job] for job in jobs]
 
-    def preempt(self, seconds: float = 2, nodes: int = 2) -> str:
+    def preempt(self, seconds: float = 0.2, nodes: int = 2) -> str:
         """Preempts what runs on whole nodes in the partitions gpu and spot; returns the number of the urgent job."""
         return self.submit(f"sleep {seconds}", "--partition=urgent", f"--nodes={nodes}", "--exclusive")
+
+    def wait_requeued(self, job: str) -> None:
+        """Waits until a job has been requeued, and cancels it: it would start again some seconds later."""
+        wait_for(lambda: "Restarts=1" in self.run("scontrol", "show", "job", job).split(), 60)
+        self.run("scancel", "--me")
+        self.wait_idle()
 
     def requeue(self, job: str) -> None:
         """Requeues a job, as an administrator does."""
@@ -206,13 +211,9 @@ class Krill:
     def write_site_profile(self, forks_jobs: bool) -> None:
         """Writes what holds for all jobs; `forks_jobs`: from the server of the tests."""
         lines = ["# @package _global_", "# The fake GPUs of the test cluster compute nothing", "device: cpu"]
-        if forks_jobs and (preloaded := get_preloaded_environment()):
-            environment = self.folder / "server_environment.json"
-            environment.write_text(json.dumps(self.environment))
-            exports = preloaded | {"KRILL_SERVER_ENVIRONMENT": str(environment)}
+        if forks_jobs and (exports := get_forked_starts(self.folder, self.environment)):
             lines += ["hardware:", "  slurm:", "    setup:"]
             lines += [f"      - export {name}={shlex.quote(value)}" for name, value in exports.items()]
-            lines += [f"      - export PYTHONPATH={shlex.quote(str(FORKED_JOBS))}:$PYTHONPATH"]
         profile = self.folder / "conf" / "hardware" / "_site.yaml"
         profile.parent.mkdir(parents=True)
         profile.write_text("\n".join([*lines, ""]))

@@ -10,13 +10,14 @@ from slurm_cluster import Cluster, wait_for
 
 
 def test_a_task_sees_the_gpus_that_it_requested(cluster: Cluster, tmp_path: Path) -> None:
+    jobs = {}
     for count, visible in ((0, "none"), (1, "0"), (2, "0,1")):
         options = [f"--gres=gpu:{count}"] if count else []
-        job = cluster.submit(
-            "echo ${CUDA_VISIBLE_DEVICES:-none}", f"--output={tmp_path}/{count}", *options, "--wait"
-        )
-        assert (tmp_path / str(count)).read_text() == f"{visible}\n"
+        job = cluster.submit("echo ${CUDA_VISIBLE_DEVICES:-none}", f"--output={tmp_path}/{count}", *options)
+        jobs[job] = (tmp_path / str(count), visible)
+    for job, (file, visible) in jobs.items():
         assert cluster.wait_state(job, {"COMPLETED"}) == {job: "COMPLETED"}
+        assert file.read_text() == f"{visible}\n"
     with pytest.raises(AssertionError, match="Requested node configuration is not available"):
         cluster.submit("true", "--gres=gpu:3")
 
@@ -67,12 +68,14 @@ def test_a_preempted_job_is_requeued(cluster: Cluster, tmp_path: Path, is_sent: 
             PREEMPTIBLE_SCRIPT, f"--output={log}", "--open-mode=append", "--signal=B:USR2@60", "--nodes=2"
         )
         wait_for(lambda: log.exists() and "start" in log.read_text())
-        urgent = cluster.preempt(1)
-        cluster.wait_state(urgent, {"COMPLETED"})
-        cluster.wait_state(job, {"COMPLETED"})
-    messages = [line for line in log.read_text().splitlines() if line.split()[0] in ("start", "USR2", "TERM")]
-    assert (messages[0], messages[-1]) == ("start 0", "start 1")
-    assert sorted(messages[1:-1]) == (["TERM", "USR2"] if is_sent else ["TERM"]), "both at once, in any order"
+        cluster.wait_state(cluster.preempt(), {"COMPLETED"})
+        if is_sent:
+            cluster.wait_state(job, {"COMPLETED"})
+            assert log.read_text().splitlines()[-1] == "start 1"
+        else:
+            cluster.wait_requeued(job)
+    signals = [line for line in log.read_text().splitlines() if line in ("USR2", "TERM")]
+    assert sorted(signals) == (["TERM", "USR2"] if is_sent else ["TERM"]), "both at once, in any order"
 
 
 def test_a_job_can_be_signalled_and_requeued(cluster: Cluster, tmp_path: Path) -> None:
@@ -83,8 +86,7 @@ def test_a_job_can_be_signalled_and_requeued(cluster: Cluster, tmp_path: Path) -
     wait_for(lambda: "USR2" in log.read_text())
     assert cluster.squeue()[job] == "RUNNING"
     cluster.requeue(job)
-    assert cluster.wait_state(job, {"COMPLETED"}) == {job: "COMPLETED"}
-    assert "start 1" in log.read_text()
+    cluster.wait_requeued(job)
 
 
 def test_cluster_sh_ends_only_its_own_daemons(cluster: Cluster, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from console import get_preloaded_environment
 from document_blocks import list_blocks, write_shims
 from slurm_cluster import Cluster, Krill
 
@@ -15,7 +16,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "cluster.md"
 def test_the_blocks_of_the_cluster_page_run(cluster: Cluster, krill: Krill) -> None:
     shims = krill.folder / "bin"
     write_shims(shims, ["krill-train", "krill-preprocess", "krill-runs"])
-    environment = krill.environment | {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{shims}{os.pathsep}{os.environ['PATH']}"
+    environment = krill.environment | {"PATH": path} | get_preloaded_environment()
     blocks = [block for block in list_blocks(PAGE) if block.before == "<!-- runs on a cluster -->"]
     assert len(blocks) == 5
     for block in blocks:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from console import get_forked_starts
 from slurm_cluster import SMALL_RUN, Cluster, Krill
 
 EXACT_RUN = (
@@ -62,7 +63,7 @@ def test_tasks_of_the_users_own_srun_are_the_ranks(cluster: Cluster, krill: Kril
     done = subprocess.run(
         [*srun, *arguments],
         cwd=krill.folder,
-        env=krill.environment,
+        env=krill.environment | get_forked_starts(krill.folder, krill.environment),
         text=True,
         capture_output=True,
         timeout=200,

@@ -90,7 +90,7 @@ def test_only_failed_and_cancelled_points_run_again(cluster: Cluster, krill: Kri
     (failing / "16").touch()
     arguments = (
         "-m", "model=own", "model.options.hidden_size=16,24,32,40", "hardware=slurm_gpu", *SMALL_RUN[1:], "steps=300",
-        "eval_every=50", "name=four", "log_every=1", "optimizer=adamw",
+        "eval_every=300", "name=four", "log_every=1", "optimizer=adamw",
     )  # fmt: skip
     sweep = Path("outputs/sweeps/four")
     sweep_process = krill.start("train", *arguments)

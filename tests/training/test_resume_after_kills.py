@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from console import get_clean_environment, run_words
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kills.py"
 
@@ -31,9 +31,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     arguments = [
         "--forked", f"--kills={kills}", f"--steps={steps}", f"--result={result}", "--variants", *variants,
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=500
-    )
+    done = run_words(tmp_path, [sys.executable, str(SCRIPT), *arguments], get_clean_environment())
     assert done.returncode == 0, done.stderr
     reports = json.loads(result.read_text())["variants"]
     assert tuple(reports) == variants

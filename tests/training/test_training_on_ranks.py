@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from console import get_server
+from console import get_clean_environment, get_forked_starts, get_server
 from torch.distributed import TCPStore
 from trainings import TWO_RANKS, assert_same_result
 
@@ -22,6 +23,12 @@ from krill.runs.record import read_status
 
 COMMAND = Path(sys.executable).with_name("krill-train")
 pytestmark = pytest.mark.slow
+
+
+RESUMED = ("steps=8", "eval_every=4", "save_every=3")
+"""Overrides of a run that is interrupted after step 4."""
+ONE_RANK = "batch.micro_batch_size=8"
+"""The rows of a step of TWO_RANKS, in one process."""
 
 
 def read_losses_and_norms(run: Path) -> dict[tuple[int, str], float]:
@@ -80,10 +87,10 @@ def test_ranks_and_accumulation_do_not_change_the_losses(
     other = tmp_path / "other.jsonl"
     other.write_bytes(b"".join(texts.read_bytes().splitlines(keepends=True)[::3]).replace(b"fox", b"wolf"))
     overrides = (
-        f"data.paths=[{texts},{other}]", f"optimizer={optimizer}", "steps=20", "eval_every=10", "save_every=100",
+        f"data.paths=[{texts},{other}]", f"optimizer={optimizer}", "steps=10", "eval_every=5", "save_every=100",
     )  # fmt: skip
     splits = {
-        "one": ("batch.micro_batch_size=8",),
+        "one": (ONE_RANK,),
         "accumulated": ("batch.micro_batch_size=4", "batch.gradient_accumulation_steps=2"),
         "ranks": TWO_RANKS,
     }
@@ -91,7 +98,7 @@ def test_ranks_and_accumulation_do_not_change_the_losses(
     for name, split in splits.items():
         assert krill_train(*overrides, *split, f"output={name}") == 0
         results[name] = read_losses_and_norms(tmp_path / name)
-    assert len([step for step, key in results["one"] if key == "loss"]) == 20
+    assert len([step for step, key in results["one"] if key == "loss"]) == 10
     assert any("eval_loss/" in key for _, key in results["one"])
     for name in ("accumulated", "ranks"):
         assert results[name] == pytest.approx(results["one"], rel=1e-5), name
@@ -101,7 +108,7 @@ def test_ranks_and_accumulation_do_not_change_the_losses(
 
 
 def test_two_ranks_resume_and_end_with_the_same_bytes(krill_train: Any) -> None:
-    overrides = (*TWO_RANKS, "steps=8", "eval_every=4", "save_every=3")
+    overrides = (*TWO_RANKS, *RESUMED)
     assert krill_train(*overrides, "output=whole") == 0
     uninterrupted, interrupted, killed = (
         krill_train.outputs / name for name in ("whole", "stopped", "killed")
@@ -119,14 +126,11 @@ def test_two_ranks_resume_and_end_with_the_same_bytes(krill_train: Any) -> None:
 
 
 def test_sharding_has_the_same_losses_and_resumes_with_the_same_bytes(
-    krill_train: Any, capsys: pytest.CaptureFixture[str]
+    krill_train: Any, reference_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = ("steps=8", "eval_every=4", "save_every=3")
-    uninterrupted, sharded, interrupted = (
-        krill_train.outputs / name for name in ("whole", "sharded", "stopped")
-    )
-    assert krill_train(*overrides, "batch.micro_batch_size=8", "output=whole") == 0
-    overrides = (*overrides, *TWO_RANKS, "hardware.sharding=fsdp2")
+    sharded, interrupted = (krill_train.outputs / name for name in ("sharded", "stopped"))
+    uninterrupted = reference_run(*RESUMED, ONE_RANK)
+    overrides = (*RESUMED, *TWO_RANKS, "hardware.sharding=fsdp2")
     assert krill_train(*overrides, "output=sharded") == 0
     results = {key: value for key, value in read_losses_and_norms(sharded).items() if key[1] != "grad_norm"}
     expected = read_losses_and_norms(uninterrupted)
@@ -147,11 +151,9 @@ def test_sharding_has_the_same_losses_and_resumes_with_the_same_bytes(
 
 
 def test_a_run_resumes_with_another_number_of_ranks(
-    krill_train: Any, capsys: pytest.CaptureFixture[str]
+    krill_train: Any, reference_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = ("steps=8", "eval_every=4", "save_every=3")
-    assert krill_train(*overrides, "batch.micro_batch_size=8", "output=whole") == 0
-    process = start_command(krill_train, *overrides, *TWO_RANKS, "output=moved")
+    process = start_command(krill_train, *RESUMED, *TWO_RANKS, "output=moved")
     resumed = krill_train.outputs / "moved"
     wait_for_step(resumed, 4, process)
     process.send_signal(signal.SIGINT)
@@ -161,12 +163,12 @@ def test_a_run_resumes_with_another_number_of_ranks(
     assert 4 <= step < 8
 
     capsys.readouterr()
-    assert krill_train(*overrides, "batch.micro_batch_size=8", "output=moved") == 0
+    assert krill_train(*RESUMED, ONE_RANK, "output=moved") == 0
     error = capsys.readouterr().err
     assert "changed     hardware.processes=1 (was 2)" in error
     assert "up to rounding" in error
     assert read_losses_and_norms(resumed) == pytest.approx(
-        read_losses_and_norms(krill_train.outputs / "whole"), rel=1e-5
+        read_losses_and_norms(reference_run(*RESUMED, ONE_RANK)), rel=1e-5
     )
 
 
@@ -220,12 +222,14 @@ def test_torchrun_starts_the_ranks_of_one_run(krill_train: Any, tmp_path: Path) 
         "--no-python",
         str(COMMAND),
     ]
+    environment = get_clean_environment() | {"KRILL_OUTPUTS": str(tmp_path)}
     first = subprocess.run(
-        [*command, *krill_train.overrides, *overrides], capture_output=True, text=True, timeout=200
-    )
+        [*command, *krill_train.overrides, *overrides], capture_output=True, text=True, timeout=200,
+        env=environment | get_forked_starts(tmp_path, environment),
+    )  # fmt: skip
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines() == ["torchrun"], "only rank 0 prints the folder"
-    assert krill_train(*overrides, "batch.micro_batch_size=8", "output=one") == 0
+    assert krill_train(*overrides, ONE_RANK, "output=one") == 0
     assert read_losses_and_norms(tmp_path / "torchrun") == pytest.approx(
         read_losses_and_norms(tmp_path / "one"), rel=1e-5
     )
