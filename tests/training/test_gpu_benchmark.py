@@ -176,6 +176,25 @@ def test_figures_are_written_before_their_contestant_ends(
     }
 
 
+def test_memory_is_the_peak_of_the_timed_steps(
+    load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of an attempt that ran out of memory before."""
+    train_gpu = load("train_gpu")
+    calls: list[str] = []
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: calls.append(name))
+    monkeypatch.setattr(train_gpu.Clock, "collect_figures", lambda *_: calls.append("figures"))
+    setup = SimpleNamespace(device=torch.device("cuda"))
+    arguments = SimpleNamespace(steps=2, profile=False, save=False)
+    clock = train_gpu.Clock(setup, arguments, lambda values: None)
+    for step in range(1, train_gpu.WARMUP_STEPS + 2):
+        clock.on_step_end(step)
+    with pytest.raises(train_gpu.Finished):
+        clock.on_step_end(train_gpu.WARMUP_STEPS + 2)
+    assert calls == ["synchronize", "reset_peak_memory_stats", "synchronize", "figures"]
+
+
 def test_half_of_the_micro_batch_is_tried_when_memory_runs_out(
     load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
