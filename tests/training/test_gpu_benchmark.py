@@ -87,7 +87,8 @@ def test_smoke_compares_the_ways_and_names_what_is_missing(
     checks = result["checks"]
     assert code == 0
     assert all(checks[name]["passed"] for name in ("varlen", "cpu", "eager_chunked", "sdpa", "waits"))
-    assert 0 < checks["sdpa"]["difference_to_cpu"]["largest"] < 1e-4
+    assert checks["sdpa"]["difference_to_cpu"]["largest"] < 1e-4
+    assert checks["sdpa"]["difference_to_eager_chunked"]["largest"] < 1e-4
     assert checks["liger_loss"]["skipped"].startswith("cuda")
     assert checks["compiled_default"]["skipped"].startswith("cuda")
 

@@ -226,8 +226,9 @@ def test_lack_of_memory_while_compiling_is_retried_like_any_other() -> None:
 def test_smaller_micro_batch_is_compiled_for_its_own_size() -> None:
     sizes: list[Any] = []
 
-    def compile_graph(graph: Any, inputs: list[Any]) -> Any:
-        sizes.append([size for tensor in inputs if isinstance(tensor, torch.Tensor) for size in tensor.shape])
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        examples = [node.meta["example_value"] for node in graph.graph.find_nodes(op="placeholder")]
+        sizes.append([size for tensor in examples for size in getattr(tensor, "shape", "symbol")])
         return graph
 
     double = torch.compile(lambda x: x * 2, backend=compile_graph)
