@@ -4,30 +4,33 @@ For each model, built once, these optimizers step on the same gradients, one aft
 not fit on a device), median of several rounds:
 
     adamw             krill's optimizer=adamw (fused)
-    muon_*            krill's presets, and options of muon_moonlight
+    muon_*            krill's presets: its own, which adds NorMuon, and the published conventions
+    polar_express, cautious, normuon    options of muon_moonlight
     torch             torch.optim.Muon on the hidden matrices, fused AdamW on the rest
     upstream          pytorch_optimizer 4.1 on the parameter groups of optimizer=muon_pto; left out if not installed
 
 `share` is the step's part of the step together with the forward and backward passes of 262,144 tokens, which are
-timed in rows of 2048 (bf16 autocast on CUDA). Prints a table and writes results/muon_step.json, or the file of
---result, after each model.
+timed in rows of 2048 (bf16 autocast on CUDA). Prints a line per optimizer as it ends and writes
+results/muon_step.json, or the file of --result, each time. An optimizer or a model that fails is recorded, and the
+next one starts.
 
     python benchmarks/muon_step.py                                  (needs a CUDA device with 48 GB; 10 minutes)
     python benchmarks/muon_step.py --models llama_nano --device cpu --rounds 3 --tokens 4096 --result /tmp/a.json
 
-Must hold on CUDA: every muon_* is the fastest Muon, and < 5 % of the step.
+Must hold on CUDA: muon_moonlight, muon_keller and muon_pto are faster than torch and upstream; every muon_* takes
+less than 5 % of the step.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,9 +39,11 @@ import torch
 from transformers import PreTrainedModel
 from upstream_muon import build_upstream_muon
 
+from krill import atomic
 from krill.cli.compose import compose_config
 from krill.config.schema import MuonConfig, TrainConfig
 from krill.config.validation import validate_config
+from krill.errors import get_first_line
 from krill.models.build import build_model
 from krill.optim.build import build_optimizer
 from krill.optim.groups import build_param_groups
@@ -47,6 +52,7 @@ from krill.runs.record import read_versions
 VOCAB_SIZE, ROW = 32_000, 2048
 VARIANTS = {
     "adamw": ("optimizer=adamw",),
+    "muon_krill": ("optimizer=muon_krill",),
     "muon_moonlight": ("optimizer=muon_moonlight",),
     "muon_keller": ("optimizer=muon_keller",),
     "muon_pto": ("optimizer=muon_pto",),
@@ -92,8 +98,10 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure(preset: str, device: str, rounds: int, tokens: int) -> dict[str, Any]:
-    """Returns the number of parameters and the milliseconds of the passes and of each optimizer's step."""
+def measure(
+    preset: str, device: str, rounds: int, tokens: int, write: Callable[[dict[str, Any]], None]
+) -> None:
+    """Times the passes of a model, then the step of each optimizer; hands all figures so far to `write` each time."""
     configs = {
         name: build_config(f"model={preset}", f"sequence_len={ROW}", *overrides)
         for name, overrides in VARIANTS.items()
@@ -111,20 +119,35 @@ def measure(preset: str, device: str, rounds: int, tokens: int) -> dict[str, Any
     passes_seconds = (
         statistics.median(measure_seconds(run_passes, device) for _ in range(rounds)) * tokens / ROW
     )
-    steps = {
-        name: measure_step_seconds(build_optimizer(model, config.optimizer), device, rounds)
-        for name, config in configs.items()
-    }
-    if find_spec("pytorch_optimizer"):
-        groups = build_optimizer(model, configs["muon_pto"].optimizer).param_groups
-        steps["upstream"] = measure_step_seconds(build_upstream_muon(groups), device, rounds)
-    steps["torch"] = measure_step_seconds(TorchMuon(model, configs["muon_moonlight"]), device, rounds)
-    return {
+    figures: dict[str, Any] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "passes_ms": round(1000 * passes_seconds, 2),
-        "step_ms": {name: round(1000 * value, 3) for name, value in steps.items()},
-        "share": {name: round(value / (value + passes_seconds), 4) for name, value in steps.items()},
+        "step_ms": {}, "share": {}, "failed": {},
+    }  # fmt: skip
+    print(f"{preset}: {figures['parameters']:,} parameters, passes {figures['passes_ms']:,} ms", flush=True)
+    for name, build in list_optimizers(model, configs).items():
+        try:
+            seconds = measure_step_seconds(build(), device, rounds)
+        except Exception as error:
+            figures["failed"][name] = f"{type(error).__name__}: {get_first_line(error)}"
+            print(f"    {name:<16} FAILED: {figures['failed'][name]}", flush=True)
+        else:
+            share = seconds / (seconds + passes_seconds)
+            figures["step_ms"][name], figures["share"][name] = round(1000 * seconds, 3), round(share, 4)
+            print(f"    {name:<16} {1000 * seconds:>10.3f} ms   {100 * share:6.2f} % of the step", flush=True)
+        write(figures)
+
+
+def list_optimizers(model: PreTrainedModel, configs: dict[str, TrainConfig]) -> dict[str, Callable[[], Any]]:
+    """Returns a function that builds it for each optimizer: none is built before the state of the others is freed."""
+    optimizers: dict[str, Callable[[], Any]] = {
+        name: partial(build_optimizer, model, config.optimizer) for name, config in configs.items()
     }
+    if find_spec("pytorch_optimizer"):
+        pto = configs["muon_pto"].optimizer
+        optimizers["upstream"] = lambda: build_upstream_muon(build_optimizer(model, pto).param_groups)
+    optimizers["torch"] = partial(TorchMuon, model, configs["muon_moonlight"])
+    return optimizers
 
 
 def measure_step_seconds(optimizer: Any, device: str, rounds: int) -> float:
@@ -154,13 +177,16 @@ def main() -> None:
         "models": {},
     }
     for name in arguments.models:
-        figures = measure(name, arguments.device, arguments.rounds, arguments.tokens)
-        result["models"][name] = figures
-        arguments.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        print(f"{name}: {figures['parameters']:,} parameters, passes {figures['passes_ms']:,} ms")
-        for optimizer, value in figures["step_ms"].items():
-            share = 100 * figures["share"][optimizer]
-            print(f"    {optimizer:<16} {value:>10.3f} ms   {share:6.2f} % of the step", flush=True)
+
+        def write(figures: dict[str, Any], name: str = name) -> None:
+            result["models"][name] = figures
+            atomic.write_json(arguments.result, result)
+
+        try:
+            measure(name, arguments.device, arguments.rounds, arguments.tokens, write)
+        except Exception as error:  # such as out of memory
+            write({"failed": f"{type(error).__name__}: {get_first_line(error)}"})
+            print(f"{name}: FAILED: {result['models'][name]['failed']}", flush=True)
 
 
 if __name__ == "__main__":

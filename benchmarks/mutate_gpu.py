@@ -135,7 +135,7 @@ MUTATIONS = {
     ],
     "training/ranks.py": [
         ("        torch.cuda.set_device(local_device)\n", ""),
-        ('dist.init_process_group("nccl", device_id=local_device, timeout=NCCL_TIMEOUT)',
+        ('dist.init_process_group("nccl", device_id=local_device, timeout=CONNECT_TIMEOUT)',
          'dist.init_process_group("nccl", device=local_device)'),
     ],
     "training/batches.py": [

@@ -27,8 +27,8 @@ T = TypeVar("T")
 CONNECT_TIMEOUT = timedelta(minutes=10)
 """Time for the ranks to connect to each other, after all of them have started."""
 NCCL_TIMEOUT = timedelta(hours=1)
-"""Time that a rank may be late to a collective on CUDA; torch's 10 minutes are less than a large sharded checkpoint
-takes on a slow file system, which all ranks write together and one may finish last."""
+"""Time that a connected rank may be late to a collective on CUDA; torch's 10 minutes are less than a large sharded
+checkpoint takes on a slow file system, which all ranks write together and one may finish last."""
 CONTROL_TIMEOUT = timedelta(days=30)
 """Long, because other ranks may wait while rank 0 prepares data; a rank that dies is noticed at once anyway."""
 
@@ -64,16 +64,18 @@ def _init_process_group(device: str) -> None:
     if device == "cuda":
         local_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(local_device)
-        dist.init_process_group("nccl", device_id=local_device, timeout=NCCL_TIMEOUT)
+        with _explain_connection_error("NCCL_SOCKET_IFNAME"):
+            dist.init_process_group("nccl", device_id=local_device, timeout=CONNECT_TIMEOUT)
+        distributed_c10d._set_pg_timeout(NCCL_TIMEOUT)
         return
-    with _explain_connection_error():
+    with _explain_connection_error("GLOO_SOCKET_IFNAME"):
         dist.init_process_group("gloo", timeout=CONNECT_TIMEOUT)
         dist.barrier()
     distributed_c10d._set_pg_timeout(distributed_c10d.default_pg_timeout)
 
 
 def _connect_control_group() -> ProcessGroup:
-    with _explain_connection_error():
+    with _explain_connection_error("GLOO_SOCKET_IFNAME"):
         group = dist.new_group(backend="gloo", timeout=CONNECT_TIMEOUT)
         dist.barrier(group)
     distributed_c10d._set_pg_timeout(CONTROL_TIMEOUT, group)
@@ -81,15 +83,18 @@ def _connect_control_group() -> ProcessGroup:
 
 
 @contextmanager
-def _explain_connection_error() -> Iterator[None]:
+def _explain_connection_error(variable: str) -> Iterator[None]:
+    """Raises KrillError for a connection that fails; `variable`: the one that names its network interface."""
     try:
         yield
     except RuntimeError as error:
+        last_error = str(error).partition("Last error:")[2].strip()  # of NCCL, below several lines
+        reason = get_first_line(error) + (f", {last_error}" if last_error else "")
         raise KrillError(
             f"rank {os.environ.get('RANK', '0')} on {get_node_name()} could not connect to the other ranks within "
-            f"{CONNECT_TIMEOUT.total_seconds() / 60:.0f} minutes ({get_first_line(error)}). If all of them run, a "
+            f"{CONNECT_TIMEOUT.total_seconds() / 60:.0f} minutes ({reason}). If all of them run, a "
             "node has announced an address that the others cannot reach: name the network interface between the "
-            "nodes, as `ip address` shows it, in GLOO_SOCKET_IFNAME (export GLOO_SOCKET_IFNAME=eth0; with SLURM in "
+            f"nodes, as `ip address` shows it, in {variable} (export {variable}=eth0; with SLURM in "
             "hardware.slurm.setup)"
         ) from error
 

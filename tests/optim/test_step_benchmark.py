@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "muon_step.py"
 
@@ -59,3 +60,24 @@ def test_the_benchmark_runs_where_krill_and_pytorch_optimizer_are_not_installed(
     result = run_benchmark()
     assert result["models"]["llama_pico"]["step_ms"].keys() == {*kept, "torch"}
     assert result["versions"] == {"krill": "0+unknown"}
+
+
+def test_an_optimizer_that_fails_is_recorded_and_the_next_one_starts(
+    run_benchmark: Callable[[], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import muon_step
+
+    build = muon_step.build_optimizer
+
+    def run_out_of_memory(model: Any, config: Any) -> Any:
+        if config.name == "muon_krill":
+            raise torch.OutOfMemoryError("3 GB\nof 2 GB")
+        return build(model, config)
+
+    monkeypatch.setattr(muon_step, "build_optimizer", run_out_of_memory)
+    monkeypatch.setattr(muon_step, "find_spec", lambda name: None)
+    kept = ("muon_krill", "adamw", "muon_moonlight")
+    monkeypatch.setattr(muon_step, "VARIANTS", {name: muon_step.VARIANTS[name] for name in kept})
+    figures = run_benchmark()["models"]["llama_pico"]
+    assert figures["failed"] == {"muon_krill": "OutOfMemoryError: 3 GB"}
+    assert figures["step_ms"].keys() == {"adamw", "muon_moonlight", "torch"}

@@ -90,6 +90,7 @@ def test_smoke_compares_the_ways_and_names_what_is_missing(
     attention = {name: checks[name]["attention"] for name in ("cpu", "eager_chunked", "sdpa")}
     assert attention == {"cpu": "eager", "eager_chunked": "varlen", "sdpa": "sdpa"}
     assert checks["sdpa"]["difference_to_cpu"]["largest"] < 1e-4
+    assert checks["sdpa"]["difference_to_eager_chunked"]["largest"] < 1e-4
     assert checks["liger_loss"]["skipped"].startswith("cuda")
     assert checks["compiled_default"]["skipped"].startswith("cuda")
 
@@ -176,6 +177,25 @@ def test_figures_are_written_before_their_contestant_ends(
         "krill_compiled / plain": {"bar": 0.95, "measured": 2.0},
         "mfu": {"bar": 0.27, "measured": 0.3},
     }
+
+
+def test_memory_is_the_peak_of_the_timed_steps(
+    load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of an attempt that ran out of memory before."""
+    train_gpu = load("train_gpu")
+    calls: list[str] = []
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: calls.append(name))
+    monkeypatch.setattr(train_gpu.Clock, "collect_figures", lambda *_: calls.append("figures"))
+    setup = SimpleNamespace(device=torch.device("cuda"))
+    arguments = SimpleNamespace(steps=2, profile=False, save=False)
+    clock = train_gpu.Clock(setup, arguments, lambda values: None)
+    for step in range(1, train_gpu.WARMUP_STEPS + 2):
+        clock.on_step_end(step)
+    with pytest.raises(train_gpu.Finished):
+        clock.on_step_end(train_gpu.WARMUP_STEPS + 2)
+    assert calls == ["synchronize", "reset_peak_memory_stats", "synchronize", "figures"]
 
 
 def test_half_of_the_micro_batch_is_tried_when_memory_runs_out(

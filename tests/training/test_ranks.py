@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from process_group import run_on_ranks
+from torch.distributed import distributed_c10d
 
 from krill.errors import KrillError
 from krill.training import ranks
@@ -40,12 +41,27 @@ def test_ranks_connect_within_minutes_and_then_wait_for_each_other(tmp_path: Pat
     assert "export GLOO_SOCKET_IFNAME=eth0" in first[1]
 
 
-def test_nccl_is_initialized_with_the_device_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nccl_connects_within_minutes_with_the_device_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: dict[str, Any] = {}
     record: Callable[..., None] = lambda backend, **options: calls.update(backend=backend, **options)  # noqa: E731
     monkeypatch.setattr(dist, "init_process_group", record)
+    monkeypatch.setattr(distributed_c10d, "_set_pg_timeout", lambda timeout: calls.update(later=timeout))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.update(current=device))
     monkeypatch.setenv("LOCAL_RANK", "3")
     ranks._init_process_group("cuda")
     device = torch.device("cuda", 3)
-    assert calls == {"backend": "nccl", "device_id": device, "current": device, "timeout": ranks.NCCL_TIMEOUT}
+    timeouts = {"timeout": ranks.CONNECT_TIMEOUT, "later": ranks.NCCL_TIMEOUT}
+    assert calls == {"backend": "nccl", "device_id": device, "current": device, **timeouts}
+
+
+def test_error_of_nccl_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(backend: str, **_: Any) -> None:
+        raise dist.DistBackendError(
+            "NCCL error in: NCCLUtils.cpp:94, unhandled system error, NCCL version 2.27.3\nncclSystemError: …\n"
+            "Last error:\nsocketStartConnect: Connect to 127.0.1.1<41000> failed : Connection refused"
+        )
+
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    with pytest.raises(KrillError, match=r"127\.0\.1\.1<41000> failed.*export NCCL_SOCKET_IFNAME=eth0"):
+        ranks._init_process_group("cuda")

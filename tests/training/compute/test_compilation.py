@@ -27,6 +27,7 @@ from krill.data.packing import Rows
 from krill.errors import KrillError, UsageError
 from krill.resources import release_memory
 from krill.runs.json_lines import read_metrics
+from krill.training import trainer as trainer_module
 from krill.training.compute import attention, backends, compilation, fsdp, liger
 from krill.training.compute.compilation import (
     MIN_PASSES,
@@ -149,6 +150,30 @@ def test_compiled_blocks_with_norms_in_fp32_share_a_graph(
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize(("is_sharded", "expected"), [(False, ["model"]), (True, ["blocks"])])
+def test_trainer_compiles_the_model_or_the_blocks_that_fsdp2_shards(
+    is_sharded: bool, expected: list[str], train_in: Train, make_config: Configure, as_on_cuda: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    calls: list[str] = []
+
+    def compute_losses(trainer: trainer_module.KrillTrainer, **_: Any) -> None:
+        for batch in list(trainer.get_train_dataloader())[:2]:
+            trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+        raise StopIteration
+
+    for name, stub in {
+        "configure_fsdp": lambda trainer, _: setattr(trainer, "is_fsdp_enabled", is_sharded),
+        "compile_blocks": lambda model: calls.append("blocks"),
+        "compile_callable": lambda model: calls.append("model") or model,
+    }.items():
+        monkeypatch.setattr(trainer_module, name, stub)
+    monkeypatch.setattr(trainer_module.KrillTrainer, "train", compute_losses)
+    with pytest.raises(StopIteration):
+        train_in(make_config("hardware.compile=true", "hardware.loss=full"))
+    assert calls == expected
+
+
 # --- the choice --------------------------------------------------------------------------------------------
 
 
@@ -226,8 +251,9 @@ def test_lack_of_memory_while_compiling_is_retried_like_any_other() -> None:
 def test_smaller_micro_batch_is_compiled_for_its_own_size() -> None:
     sizes: list[Any] = []
 
-    def compile_graph(graph: Any, inputs: list[Any]) -> Any:
-        sizes.append([size for tensor in inputs if isinstance(tensor, torch.Tensor) for size in tensor.shape])
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        examples = [node.meta["example_value"] for node in graph.graph.find_nodes(op="placeholder")]
+        sizes.append([size for tensor in examples for size in getattr(tensor, "shape", "symbol")])
         return graph
 
     double = torch.compile(lambda x: x * 2, backend=compile_graph)

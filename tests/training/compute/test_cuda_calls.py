@@ -12,7 +12,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +25,12 @@ from torch import Tensor
 from torch.nn.attention import varlen
 
 import krill
+from krill.config.schema import TrainConfig
+from krill.training import run
 from krill.training.compute import attention_kernels, head_loss
 from krill.training.compute.attention_kernels import DocumentBoundaries
 from krill.training.compute.liger import LIGER_KERNELS
+from krill.training.run import run_training, time_training_steps
 
 ROOT = Path(krill.__file__).parents[1]
 PACKAGES = ("torch", "transformers", "accelerate")
@@ -164,6 +167,27 @@ def test_every_call_of_torch_cuda_is_listed() -> None:
 @pytest.mark.parametrize("path", OPTIONS)
 def test_option_exists(path: str) -> None:
     assert set(OPTIONS[path]) <= set(inspect.signature(_load(path.replace(":", "."))).parameters)
+
+
+@pytest.mark.parametrize("train", [run_training, time_training_steps])
+def test_precision_and_kernels_are_set_before_the_model_is_built(
+    train: Callable[..., Any], make_config: Callable[..., TrainConfig], prepared_data: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    calls: list[str] = []
+    on_gpu = {"precision": "tf32", "attention_backend": "flash_attention_3"}
+
+    def build(setup: Any) -> None:
+        raise StopIteration
+
+    for name in ("apply_precision", "activate_flash_attention"):
+        monkeypatch.setattr(run, name, calls.append)
+    monkeypatch.setattr(run, "_build_training_model", build)
+    build_setup = run.build_run_setup
+    monkeypatch.setattr(run, "build_run_setup", lambda *args: replace(build_setup(*args), **on_gpu))
+    with pytest.raises(StopIteration):
+        train(make_config(), tmp_path, prepared_data.store, prepared_data.tokenizer.folder)
+    assert calls == ["tf32", "flash_attention_3"]
 
 
 # --- functions of other versions, and of packages that are not installed ---------------------------------------

@@ -211,6 +211,23 @@ def test_stub_has_the_signatures_of_torchao() -> None:
     assert fp8.RECIPE in [recipe.value for recipe in float8.Float8LinearRecipeName]
 
 
+def test_run_converts_its_model_before_it_is_sharded_or_compiled(
+    make_config: Configure, train_in: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def build_trainer(*_: Any, **__: Any) -> None:
+        calls.append("trainer")
+        raise StopIteration
+
+    monkeypatch.setattr(compute_setup, "resolve_precision", lambda *_: "fp8")
+    monkeypatch.setattr(run_module, "convert_to_fp8", lambda model: calls.append("fp8") or "fp8")
+    monkeypatch.setattr(run_module, "KrillTrainer", build_trainer)
+    with pytest.raises(StopIteration):
+        train_in(make_config())
+    assert calls == ["fp8", "trainer"]
+
+
 # --- a run -------------------------------------------------------------------------------------------------
 
 
