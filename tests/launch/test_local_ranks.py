@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,3 +55,38 @@ def test_ranks_are_killed_when_one_of_them_cannot_be_started(
         run_on_ranks(config, tmp_path, tmp_path, tmp_path)
     assert events == [0, 1, "kill"]
     assert list(tmp_path.iterdir()) == []
+
+
+RANK = """
+import sys, time
+from pathlib import Path
+from types import ModuleType
+
+class Training(ModuleType):
+    def __getattr__(self, name):  # a rank imports it once it ends with its parent
+        if name != "run_training":
+            raise AttributeError(name)
+        print("ready", flush=True)
+        time.sleep(20)
+        print("outlived its parent", flush=True)
+
+sys.modules["krill.training.run"] = Training("krill.training.run")
+from krill.launch import rank
+rank.main(*map(Path, sys.argv[1:]))
+"""
+PARENT = """
+import subprocess, sys
+process = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]])
+process.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
+def test_a_rank_that_is_a_process_of_its_own_ends_with_a_killed_parent(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, RANK, *[str(tmp_path)] * 3]
+    environment = os.environ | {"RANK": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+        assert parent.stdout.read() == "", "read to the end, which the rank's own end makes"
