@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from process_group import run_on_ranks
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 from trainings import read_metrics_without_clock, score_model
 
@@ -44,6 +44,9 @@ def recorded_gradients() -> Iterator[list[dict[str, Tensor]]]:
             assert model.gradient_as_bucket_view
             assert not model.broadcast_buffers
         gradients = {name: parameter.grad for name, parameter in self.model.named_parameters()}
+        if self.config.hardware.sharding == "hsdp":
+            meshes = {(gradient.device_mesh.shape, gradient.placements) for gradient in gradients.values()}
+            assert meshes == {((2, 2), (Replicate(), Shard(0)))}
         steps.append(
             {
                 name: (g.full_tensor() if isinstance(g, DTensor) else g).clone()
