@@ -174,12 +174,14 @@ def test_precision_and_kernels_are_set_before_the_model_is_built(
     train: Callable[..., Any], make_config: Callable[..., TrainConfig], prepared_data: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    calls: list[str] = []
+    calls: list[Any] = []
     on_gpu = {"precision": "tf32", "attention_backend": "flash_attention_3"}
 
     def build(setup: Any) -> None:
+        calls.append(setup.config.hardware.compile)
         raise StopIteration
 
+    monkeypatch.setattr(run, "select_tested_kernels", lambda each: each.model_copy(update={"compile": False}))
     for name in ("apply_precision", "activate_flash_attention"):
         monkeypatch.setattr(run, name, calls.append)
     monkeypatch.setattr(run, "_build_training_model", build)
@@ -187,7 +189,7 @@ def test_precision_and_kernels_are_set_before_the_model_is_built(
     monkeypatch.setattr(run, "build_run_setup", lambda *args: replace(build_setup(*args), **on_gpu))
     with pytest.raises(StopIteration):
         train(make_config(), tmp_path, prepared_data.store, prepared_data.tokenizer.folder)
-    assert calls == ["tf32", "flash_attention_3"]
+    assert calls == ["tf32", "flash_attention_3", False]
 
 
 # --- functions of other versions, and of packages that are not installed ---------------------------------------
