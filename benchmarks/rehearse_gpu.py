@@ -10,7 +10,8 @@ logged, for each model and optimizer:
                  for nothing but Muon's event, and reads nothing before it is copied; fused AdamW masks bad steps; the
                  head is padded
     graphs       graphs, graph breaks and recompilations of torch.compile over the steps, whose documents differ
-    work         FLOPs of matrix products and attention; bytes that the other operations read and write; kernels
+    work         FLOPs of matrix products and attention; bytes that the other operations read and write, by kind
+                 (loss, casts, copies, reductions, elementwise); kernels
     estimate     tokens per second and MFU on one H100, from the work and the rates below
 
 Prints a table, and writes results/rehearse_gpu.json, or the file of --result, after each model and optimizer. Ends
@@ -87,6 +88,16 @@ FUSED_SHARE = 1 / 3
 """Assumed share of the bytes of elementwise operations that remains when torch.compile fuses them."""
 MATMULS = ("mm", "bmm", "addmm", "baddbmm", "_addmm_dtype", "linear", "_scaled_mm")
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+KINDS = {
+    "cast": ("_to_copy",),
+    "copy": (
+        "copy_", "clone", "cat", "stack", "constant_pad_nd", "index", "index_put_", "slice_backward", "fill_",
+        "zero_", "zeros", "zeros_like", "new_zeros", "full", "embedding",
+    ),
+    "reduction": ("sum", "mean", "linalg_vector_norm", "embedding_dense_backward"),
+    "nothing": ("empty_like", "new_empty_strided", "new_empty", "empty_strided", "empty"),
+}  # fmt: skip
+"""Operations by what they read and write; all others are elementwise."""
 HEAD_MULTIPLE = 128
 """Matrix products of the head are fast for multiples of this."""
 ALLOWED_WAITS = {"event": 1}
@@ -293,9 +304,17 @@ def count_work(rehearsal: Rehearsal) -> dict[str, dict[str, float]]:
             tokens, heads, width = operation.inputs[1 if "backward" in operation.name else 0].shape
             passes = 2.5 if "backward" in operation.name else 1
             counts["attention_flops"] += round(4 * passes * tokens * heads * width * ATTENDED)
-        else:
+        elif (kind := get_kind(operation)) != "nothing":
             counts["bytes"] += size
+            counts[f"{kind}_bytes"] += size
     return {part: {name: float(count) for name, count in counts.items()} for part, counts in work.items()}
+
+
+def get_kind(operation: Operation) -> str:
+    """Returns the kind of what `operation` reads and writes: loss, a key of KINDS, or elementwise."""
+    name = operation.name.split(".")[1]
+    kind = next((kind for kind, names in KINDS.items() if name in names), "elementwise")
+    return "loss" if "cross_entropy" in operation.line and kind != "nothing" else kind
 
 
 def estimate_speed(rehearsal: Rehearsal, work: dict[str, dict[str, float]], tokens: int) -> dict[str, Any]:
@@ -424,6 +443,13 @@ def print_result(model: str, optimizer: str, result: dict[str, Any]) -> None:
         f"graphs {result.get('graphs', '-')}",
         flush=True,
     )
+    one_pass = result["work"]["pass"]
+    shares = (
+        f"{key.removesuffix('_bytes')} {count / one_pass['bytes']:.0%}"
+        for key, count in sorted(one_pass.items())
+        if key.endswith("_bytes")
+    )
+    print(f"    bytes of a pass: {', '.join(shares)}", flush=True)
     for problem in result["problems"]:
         print(f"    problem: {problem}")
 

@@ -44,20 +44,25 @@ def rehearse(prepared_data: Any, overrides: list[str], outputs: Path) -> Rehears
 
 @pytest.fixture(scope="module")
 def results(rehearse: Rehearse) -> dict[str, Any]:
-    """The results for AdamW and for Muon."""
-    return rehearse(["adamw", "muon_moonlight"])
+    """The results for AdamW, and for Muon with NorMuon."""
+    return rehearse(["adamw", "muon_krill"])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon_moonlight"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon_krill"])
 def test_step_on_cuda_is_exact_and_does_not_wait(optimizer: str, results: dict[str, Any]) -> None:
     assert results[optimizer]["problems"] == []
-    waits = {"adamw": [], "muon_moonlight": ["event"]}[optimizer]
+    waits = {"adamw": [], "muon_krill": ["event"]}[optimizer]
     assert [wait.partition(":")[0] for wait in results[optimizer]["waits"]] == waits
     assert {"set_device", "is_bf16_supported", "max_memory_allocated"} <= results[optimizer][
         "cuda_calls"
     ].keys()
     work = results[optimizer]["work"]
     assert work["pass"]["attention_flops"] > 0
+    bytes_by_kind = {key: count for key, count in work["pass"].items() if key.endswith("_bytes")}
+    assert sum(bytes_by_kind.values()) == work["pass"]["bytes"]
+    assert bytes_by_kind.keys() == {
+        f"{kind}_bytes" for kind in ("loss", "cast", "copy", "reduction", "elementwise")
+    }
     assert (work["optimizer"].get("matmul_flops", 0) > 0) == (optimizer != "adamw")
 
 
