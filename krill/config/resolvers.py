@@ -95,6 +95,11 @@ def warmup_by_size(fixed: float, *, _root_: DictConfig) -> float:
     return compute_warmup(read_steps(_root_)) if is_rule_on(_root_.get("rule")) else fixed
 
 
+def if_from_scratch(value: float, otherwise: float, *, _root_: DictConfig) -> float:
+    """Returns `value` for a model that is trained from scratch, `otherwise` for pretrained weights."""
+    return otherwise if OmegaConf.select(_root_, "model.family") == "pretrained" else value
+
+
 def sweep_folder(output: str | None, name: str, dry_run: bool = False) -> str:
     """Returns the folder of a sweep's points: `output` if set, otherwise outputs/sweeps/<name>.
 
@@ -115,6 +120,6 @@ def get_sweep_folder(output: str | None, name: str) -> Path:
 
 for _resolver in (
     null_if_set, size_label, inverse_sqrt, muon_lr, muon_decay, lr_by_size, weight_decay_by_size, warmup_by_size,
-    sweep_folder,
+    if_from_scratch, sweep_folder,
 ):  # fmt: skip
     OmegaConf.register_new_resolver(f"krill.{_resolver.__name__}", _resolver, replace=True)
