@@ -31,7 +31,7 @@ from krill.optim.distributed import lerp_shards, orthogonalize_distributed
 from krill.optim.layout import Layout
 from krill.optim.limits import MAX_BATCH_ELEMENTS
 from krill.optim.newton_schulz import get_step_coefficients, orthogonalize, resolve_ns_dtype
-from krill.optim.skip_mask import SkipMask, async_to_host
+from krill.optim.skip_mask import SkipMask, async_to_host, get_shards
 
 GROUP_DEFAULTS: dict[str, dict[str, Any]] = {
     "muon": {
@@ -326,8 +326,12 @@ def _compute_updates(group: dict[str, Any], matrices: list[Tensor]) -> list[Tens
 
 
 def _apply_cautious_decay(params: list[Tensor], updates: list[Tensor], decay: float, mask: SkipMask) -> None:
-    """Sets p ← p − decay·p where update·p ≥ 0, i.e. where subtracting the update shrinks p or does nothing."""
-    decayed = torch._foreach_mul(updates, params)
+    """Sets p ← p − decay·p where update·p ≥ 0, i.e. where subtracting the update shrinks p or does nothing.
+
+    Updates have the placements of their parameters. torch 2.11 cannot do this on DTensors.
+    """
+    params = get_shards(params)
+    decayed = torch._foreach_mul(get_shards(updates), params)
     torch._foreach_sign_(decayed)
     torch._foreach_add_(decayed, 1.0)
     torch._foreach_clamp_max_(decayed, 1.0)  # signs −1, 0, 1 become factors 0, 1, 1

@@ -35,7 +35,7 @@ class SkipMask:
 
         `source` must be finite fp32 with the placements of `tensors`.
         """
-        targets, sources = _to_local(tensors), _to_local(source)
+        targets, sources = get_shards(tensors), get_shards(source)
         if self.is_good is None or not targets:
             return
         if not _is_contiguous([*targets, *sources]):
@@ -49,7 +49,7 @@ class SkipMask:
 
     def zero(self, tensors: Sequence[Tensor]) -> None:
         """Sets `tensors`, which must be finite fp32, to 0 in a bad step."""
-        targets = _to_local(tensors)
+        targets = get_shards(tensors)
         if self.is_good is None or not targets:
             return
         if not _is_contiguous(targets):
@@ -63,7 +63,8 @@ NO_SKIP = SkipMask(None)
 _fused_sgd = partial(torch._fused_sgd_, weight_decay=0.0, dampening=0.0, nesterov=False, maximize=False)
 
 
-def _to_local(tensors: Sequence[Tensor]) -> list[Tensor]:
+def get_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns what this rank has of each tensor: its shard of a DTensor, which shares its memory."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,18 @@ def restore_state(folder: Path, model: nn.Module, optimizer: Any) -> None:
     model_state, optimizer_state = get_state_dict(model, optimizer)
     dcp.load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
+
+
+def reject_as_torch_2_11() -> None:
+    """Makes operations fail on DTensors in this process as those of torch 2.11 do."""
+    for name in ("_foreach_lerp", "_foreach_sign_"):
+        setattr(torch, name, _reject_dtensors(name, getattr(torch, name)))
+
+
+def _reject_dtensors(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+    def run_on_plain_tensors(tensors: list[Tensor], *arguments: Any) -> Any:
+        if any(isinstance(tensor, DTensor) for tensor in tensors):
+            raise NotImplementedError(f"aten.{name} does not have a sharding strategy registered")
+        return operation(tensors, *arguments)
+
+    return run_on_plain_tensors

@@ -16,6 +16,7 @@ from distributed_states import (
     compute_update_error,
     gather_full_tensors,
     is_equal,
+    reject_as_torch_2_11,
     restore_state,
     save_state,
 )
@@ -143,7 +144,7 @@ def train_with_fsdp(
     steps: range = range(STEPS), source: Path | None = None, target: Path | None = None, fused: bool = False
 ) -> dict[str, Any]:
     """Trains `steps` from the checkpoint `source` and saves the checkpoint `target`."""
-    reject_lerp_of_dtensors()
+    reject_as_torch_2_11()
     model, rank, world_size = build_sharded_model(), dist.get_rank(), dist.get_world_size()
     optimizer = build_muon(model, fused)
     if source:
@@ -161,20 +162,6 @@ def train_with_fsdp(
             "restored_params": gather_full_tensors(dict(restored.named_parameters())),
         }
     return result | measure_step_cost(optimizer) if steps == range(STEPS) else result
-
-
-def reject_lerp_of_dtensors() -> None:
-    """Makes `torch._foreach_lerp` fail in this process as torch 2.11 does on DTensors."""
-    lerp = torch._foreach_lerp
-
-    def lerp_plain(starts: list[Tensor], *arguments: Any) -> Any:
-        if any(isinstance(start, DTensor) for start in starts):
-            raise NotImplementedError(
-                "aten._foreach_lerp.Scalar does not have a sharding strategy registered"
-            )
-        return lerp(starts, *arguments)
-
-    torch._foreach_lerp = lerp_plain
 
 
 def build_sharded_model() -> Model:

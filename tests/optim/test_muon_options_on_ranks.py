@@ -11,6 +11,7 @@ from distributed_states import (
     compute_update_error,
     gather_full_tensors,
     is_equal,
+    reject_as_torch_2_11,
     restore_state,
     save_state,
 )
@@ -84,6 +85,7 @@ def _run_two_steps(optimizer: Muon) -> tuple[dict[str, float], int]:
 
 def _train_on_rank(parallelism: str) -> dict[str, Any]:
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    reject_as_torch_2_11()
     model = Model()
     if parallelism == "fsdp2":
         fully_shard(model, mesh=init_device_mesh("cpu", (world_size,)))
