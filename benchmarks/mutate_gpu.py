@@ -98,7 +98,7 @@ MUTATIONS = {
     "training/compute/head_loss.py": [
         ('LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum", **options)',
          'LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduce="sum", **options)'),
-        ("_load_liger_loss()(weight_VH, hidden_NH,", "_load_liger_loss()(hidden_NH, weight_VH,"),
+        ("_load_liger_loss(z_loss)(weight_VH, hidden_NH,", "_load_liger_loss(z_loss)(hidden_NH, weight_VH,"),
     ],
     "training/compute/cross_entropy.py": [
         ("torch.addmm(total, a, b, out_dtype=total.dtype, out=total)", "torch.addmm(total, a, b, out=total)"),
