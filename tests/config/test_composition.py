@@ -256,17 +256,27 @@ def test_muon_lr_times_decay_equals_adamws(optimizer: str):
 
 
 def test_the_muon_presets():
-    keys = ("scale", "weight_decay", "momentum", "nesterov", "ns_steps", "betas", "eps", "z_loss")
+    keys = (
+        "scale",
+        "weight_decay",
+        "momentum",
+        "nesterov",
+        "ns_steps",
+        "betas",
+        "eps",
+        "max_grad_norm",
+        "z_loss",
+    )
     presets = {
         name: tuple(getattr(load_config(f"optimizer={name}", "rule=off").optimizer, key) for key in keys)
         for name in FIXED_LRS
         if name != "adamw"
     }
     assert presets == {
-        "muon_moonlight": ("rms", 0.1, 0.95, True, 5, (0.9, 0.95), 1e-8, 0.0),
-        "muon_keller": ("spectral", 0.1, 0.95, True, 5, (0.9, 0.95), 1e-10, 0.0),
-        "muon_krill": ("rms", 0.1, 0.9, True, 5, (0.8, 0.99), 1e-8, 0.03),
-        "muon_pto": ("spectral", 0.0, 0.95, True, 5, (0.9, 0.95), 1e-10, 0.0),
+        "muon_moonlight": ("rms", 0.1, 0.95, True, 5, (0.9, 0.95), 1e-8, 1.0, 0.0),
+        "muon_keller": ("spectral", 0.1, 0.95, True, 5, (0.9, 0.95), 1e-10, 1.0, 0.0),
+        "muon_krill": ("rms", 0.1, 0.9, True, 5, (0.8, 0.99), 1e-8, 1.0, 0.03),
+        "muon_pto": ("spectral", 0.0, 0.95, True, 5, (0.9, 0.95), 1e-10, 1.0, 0.0),
     }
 
 

@@ -117,22 +117,9 @@ class FullZLoss(Loss):
             self.model(input_ids=ids, labels=ids, use_cache=False)
         return bool(calls)
 
-    def _compute(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        vocab_size: int | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **options: Any,
-    ) -> Tensor:
-        loss: Tensor = self._model_loss(
-            logits=logits,
-            labels=labels,
-            vocab_size=vocab_size,
-            num_items_in_batch=num_items_in_batch,
-            **options,
-        )
-        targets, num_items = _get_targets(labels, options), num_items_in_batch
+    def _compute(self, logits: Tensor, labels: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        loss: Tensor = self._model_loss(logits, labels, *arguments, **options)
+        targets, num_items = _get_targets(labels, options), options.get("num_items_in_batch")
         log_sums_BT = logits.float().logsumexp(-1)
         squares_N = log_sums_BT.square().flatten() * (targets != IGNORE_INDEX)
         z_loss = self.z_loss * _divide_by_items(squares_N.sum(), targets, num_items)
